@@ -1,0 +1,50 @@
+# Each target prepares ./.venv by itself (Python >= 3.10 and pip are all it needs); a second run goes straight to work.
+
+# `make PYTHON=/path/to/python3.11` chooses another one. Its full path, because the venv goes first on PATH below.
+BASE_PYTHON := $(shell for p in $(or $(PYTHON),python3.11 python3 python); do $$p -c \
+	'import sys; sys.version_info < (3, 10) and sys.exit(1); print(sys.executable)' 2>/dev/null && break; done)
+SHELL := /bin/bash
+INSTALLED := .venv/.installed
+
+# The venv first: the `deepspeed` launcher and `ninja` are looked up on PATH.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DS_ACCELERATOR := cpu
+export OMP_NUM_THREADS := 1
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format test-multinode
+
+help:             ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 22
+
+setup: $(INSTALLED) ## Create ./.venv and install the tested versions (the other targets do it themselves).
+
+demo: $(INSTALLED) ## Train, resume and evaluate the tiny model on two CPU processes; prints the path of the report.
+	bash launch/demo.sh
+
+test: lint        ## Lint, then the whole test suite.
+	python -m pytest --durations=15
+
+lint: $(INSTALLED) ## ruff and mypy.
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(INSTALLED) ## Apply ruff's fixes and format.
+	ruff check --fix .
+	ruff format .
+
+test-multinode: $(INSTALLED) ## Train two steps on two network namespaces (root; iproute2, openssh-server, pdsh).
+	bash tests/multi_node/run.sh
+
+# A venv without pip (Debian's python3 without python3-venv) is filled by the pip of the Python that made it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(BASE_PYTHON)" || { echo "No Python >= 3.10 found. Type: make setup PYTHON=/path/to/python3.11"; exit 2; }
+	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv || $(BASE_PYTHON) -m venv --clear --without-pip .venv
+	.venv/bin/python -m pip --version >/dev/null 2>&1 || $(BASE_PYTHON) -m pip --python .venv/bin/python install pip
+	DS_BUILD_OPS=0 .venv/bin/python -m pip install -c constraints.txt -e '.[test]'
+	@touch $@

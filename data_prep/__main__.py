@@ -1,0 +1,40 @@
+"""`python -m data_prep COMMAND`: makes, packs and checks data sets."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from data_prep import pack, statistics, verify
+from data_prep.scenes import command as scenes
+from megaunigame.errors import UserError
+
+EXAMPLES = """examples (COMMAND --help shows more):
+  python -m data_prep scenes --out data/train --count 24000 --seed 1 --split train
+  python -m data_prep pack --format llava-json --json F --image-root D --out data/mine
+  python -m data_prep verify data/train
+  python -m data_prep stats data/train
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 1 (verify found a fault) or 2 (something for the user to mend)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep",
+        description="Makes, packs and checks WebDataset shards.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (scenes, pack, verify, statistics):
+        command.add_parser(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Small rendered 3-D worlds with exact depth, exact segmentation, captions and balanced questions."""

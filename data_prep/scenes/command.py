@@ -1,0 +1,74 @@
+"""`python -m data_prep scenes`: render a split into shards."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+
+from data_prep.scenes.samples import SMALLEST, sample
+from data_prep.scenes.splits import SPLITS
+from data_prep.shard_writer import Job, Shard, write_dataset, write_manifest
+from megaunigame.errors import DataError
+
+EXAMPLES = """examples:
+  python -m data_prep scenes --out data/train --count 24000 --seed 1 --split train --workers 8
+  python -m data_prep scenes --out data/ood --count 1500 --seed 1 --split ood
+"""
+RENDERER = 1
+"""Part of the config hash: raise it when the same (seed, split, index) would give other bytes."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "scenes",
+        help="render small 3-D scenes with depth, segmentation, captions and questions",
+        description="Renders scenes into WebDataset shards. The same arguments give the same bytes; a run that was "
+        "interrupted continues where it stopped.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--count", type=int, required=True, help="number of scenes")
+    parser.add_argument("--seed", type=int, default=1, help="scene i depends on (seed, split, i) only (default 1)")
+    parser.add_argument("--split", choices=SPLITS, required=True)
+    parser.add_argument("--size", type=int, default=SMALLEST, help=f"pixels per side, at least {SMALLEST}, even")
+    parser.add_argument("--shard-size", type=int, default=1000, help="scenes per shard (default 1000)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--overwrite", action="store_true", help="replace shards written with other settings")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the split. Raises DataError for numbers that make no data set."""
+    for name, least in (("count", 1), ("seed", 0), ("size", SMALLEST), ("shard_size", 1), ("workers", 1)):
+        if getattr(arguments, name) < least:
+            option = "--" + name.replace("_", "-")
+            raise DataError(f"{option} {getattr(arguments, name)}: must be at least {least}")
+    if arguments.split == "adversarial" and (arguments.count % 2 or arguments.shard_size % 2):
+        raise DataError(
+            f"--count {arguments.count} --shard-size {arguments.shard_size}: adversarial scenes come in pairs that "
+            "stay in one shard; both numbers must be even"
+        )
+    config = {
+        "command": "scenes",
+        "renderer": RENDERER,
+        **{name: getattr(arguments, name) for name in ("count", "seed", "split", "size", "shard_size")},
+    }
+    job = Job(
+        folder=arguments.out,
+        name=arguments.split,
+        config=config,
+        shards=-(-arguments.count // arguments.shard_size),
+        shard=functools.partial(scenes_of_shard, config),
+    )
+    statistics = write_dataset(job, arguments.workers, arguments.overwrite)
+    print(write_manifest(job, statistics))
+
+
+def scenes_of_shard(config: dict[str, int | str], number: int) -> Shard:
+    """Shard `number` of the data set that `config` describes."""
+    count, seed, size, shard_size = (int(config[name]) for name in ("count", "seed", "size", "shard_size"))
+    first = number * shard_size
+    indices = range(first, min(first + shard_size, count))
+    return Shard(samples=(sample(seed, str(config["split"]), index, size) for index in indices))

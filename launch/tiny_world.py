@@ -1,0 +1,41 @@
+"""Make what the tiny Janus needs before joint training: tokenizers, vision tower, oracle and the starting folder.
+
+    python launch/tiny_world.py --stage all --data scenes --out tiny
+    python launch/tiny_world.py --stage vq --data scenes --out tiny --steps 2400
+
+`--data` holds `train` and `val` folders of `python -m data_prep scenes`. A stage that was interrupted continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from megaunigame.launching import exit_code_of
+from megaunigame.tiny_world.stages import STAGES, Run, run_stage
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", required=True, choices=[*STAGES, "all"])
+    parser.add_argument("--data", type=Path, required=True, help="folder with train and val scenes")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="steps of a trained stage; default: as in tiny_world/stages.py")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    options = parser.parse_args(arguments)
+
+    torch.set_num_threads(options.threads)
+    run = Run(options.data, options.out, options.seed, options.steps)
+    for stage in STAGES if options.stage == "all" else (options.stage,):
+        print(f"{stage}: {json.dumps(run_stage(stage, run))}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main, sys.argv[1:]))

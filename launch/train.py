@@ -1,0 +1,51 @@
+"""Train a unified multimodal model from a recipe.
+
+    deepspeed --num_gpus 8 launch/train.py launch/recipes/tiny_sft.yaml
+    deepspeed --hostfile hosts launch/train.py launch/recipes/tiny_sft.yaml output=runs/a schedule.steps=2000
+    python launch/train.py launch/recipes/tiny_sft.yaml                    (one process, no launcher)
+
+The same command again resumes the run from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megaunigame.config import as_yaml, load_recipe
+from megaunigame.distributed import start_world
+from megaunigame.launching import exit_code_of
+from megaunigame.monitoring.run_record import RunRecord
+from megaunigame.trainer import Trainer
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="YAML file, see launch/recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    options = parser.parse_args(arguments)
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    world = start_world(recipe.engine.timeout_minutes)
+    trainer = Trainer(recipe, world)
+    plan = trainer.describe()
+    if not world.is_main:
+        trainer.fit()
+    else:
+        print(plan, flush=True)
+        command = shlex.join(["launch/train.py", *arguments])
+        record = RunRecord(
+            trainer.folder, name=recipe.name, command=command, world_size=world.size, recipe=as_yaml(recipe), plan=plan
+        )
+        trainer.fit()
+        print(f"report: {record.finish()}")
+    world.close()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main, sys.argv[1:]))

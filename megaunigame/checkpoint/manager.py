@@ -1,0 +1,143 @@
+"""Step folders that are either complete or do not exist.
+
+    <run>/checkpoints/step-00000500/   engine shards of every rank, train_state.json, manifest.json
+    <run>/checkpoints/latest           name of the newest complete folder
+
+A save writes into `saving-step-...`, rank 0 checks and lists the files in manifest.json, renames the folder, and only then
+moves `latest`. DeepSpeed's own `latest` is written before all ranks are done, so it is not used. Resuming trusts a folder
+only if every file of its manifest has its recorded size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaunigame.checkpoint import zero3_io
+from megaunigame.distributed import World
+from megaunigame.engine.zero3 import Learner
+from megaunigame.errors import CheckpointError
+
+MANIFEST, LATEST, TRAIN_STATE = "manifest.json", "latest", "train_state.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    step: int
+    world_size: int
+    model: str
+    """Signature of the trained parameters: names and shapes."""
+    files: dict[str, int]
+    """File name within the folder -> bytes."""
+
+
+class CheckpointManager:
+    """Saves, finds, checks and prunes the step folders of one run."""
+
+    def __init__(self, run_folder: Path, keep: int, world: World):
+        self.folder = run_folder / "checkpoints"
+        self.keep = keep
+        self.world = world
+
+    def save(self, learner: Learner, train_state: dict[str, Any], step: int) -> Path:
+        """Collective: write the folder of `step`; returns its path. A crash at any moment leaves the older ones intact."""
+        name = f"step-{step:08d}"
+        partial, final = self.folder / f"saving-{name}", self.folder / name
+        if self.world.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+        self.world.barrier()
+        zero3_io.save(learner, self.folder, partial.name)
+        self.world.barrier()
+        if self.world.is_main:
+            (partial / TRAIN_STATE).write_text(json.dumps(train_state, indent=1))
+            files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
+            manifest = Manifest(step, self.world.size, zero3_io.signature(learner), files)
+            (partial / MANIFEST).write_text(json.dumps(manifest.__dict__, indent=1))
+            for path in partial.iterdir():
+                _flush(path)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            self._point_to(name)
+            self._prune()
+        self.world.barrier()
+        return final
+
+    def find(self, resume: str) -> Path | None:
+        """The folder to resume from, checked, or None for a fresh start. `resume` as in CheckpointConfig.
+
+        Raises CheckpointError when the folder is truncated, is no checkpoint, or was saved by another number of ranks.
+        """
+        if resume == "never":
+            return None
+        if resume == "auto":
+            pointer = self.folder / LATEST
+            if not pointer.is_file():
+                return None
+            folder = self.folder / pointer.read_text().strip()
+        else:
+            folder = Path(resume)
+        manifest = read_manifest(folder)
+        if manifest.world_size != self.world.size:
+            raise CheckpointError(
+                f"{folder} was saved by {manifest.world_size} ranks, this run has {self.world.size}. "
+                f"Start {manifest.world_size} ranks, or type checkpoint.resume=never to begin anew in another `output`."
+            )
+        return folder
+
+    def train_state(self, folder: Path) -> dict[str, Any]:
+        """What `save` was given, from a folder that `find` has checked."""
+        return json.loads((folder / TRAIN_STATE).read_text())
+
+    def load(self, learner: Learner, folder: Path) -> None:
+        """Collective: weights and optimizer back into the learner.
+
+        Raises CheckpointError when the checkpoint trained other parameters.
+        """
+        if read_manifest(folder).model != zero3_io.signature(learner):
+            raise CheckpointError(
+                f"{folder} belongs to another model or to other trained groups: names or shapes of its parameters differ. "
+                "Use the recipe it was saved with, give another `output`, or type checkpoint.resume=never."
+            )
+        zero3_io.load(learner, folder)
+
+    def _point_to(self, name: str) -> None:
+        temporary = self.folder / f"{LATEST}.tmp"
+        temporary.write_text(name)
+        _flush(temporary)
+        os.replace(temporary, self.folder / LATEST)
+
+    def _prune(self) -> None:
+        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+            shutil.rmtree(old)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a step folder, after checking every file it lists.
+
+    Raises CheckpointError naming the file that is missing or truncated.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is no complete checkpoint (no {MANIFEST}). Give a step-... folder in checkpoint.resume, or `auto`."
+        )
+    manifest = Manifest(**json.loads(path.read_text()))
+    for name, size in manifest.files.items():
+        got = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if got != size:
+            found = "is missing" if got is None else f"has {got} bytes"
+            raise CheckpointError(
+                f"Checkpoint {folder} is damaged: {name} {found}, its manifest says {size}. Delete the folder and resume from "
+                "an older one: checkpoint.resume=PATH/step-..., or checkpoint.resume=never."
+            )
+    return manifest
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())

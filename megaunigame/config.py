@@ -1,0 +1,272 @@
+"""The recipe: one YAML file, dotted overrides, strict dataclasses.
+
+Every number has one owner. Batch, learning rates, clipping and precision live here; ds_configs hold engine knobs only.
+The settings of an objective or an evaluation suite are the dataclass `Config` inside its own file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megaunigame.errors import ConfigError
+from megaunigame.registry import unknown
+
+
+@dataclass
+class LoraConfig:
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass
+class ModelConfig:
+    path: str = MISSING
+    """Folder of a Hugging Face model of the family, or of an official checkpoint."""
+    family: str = "janus"
+    """Module name in megaunigame/models."""
+    train: str = "lora"
+    """`lora`: adapters in the language model; `full`: the groups below."""
+    groups: list[str] = field(default_factory=list)
+    """Groups trained in `full` (for Janus: vision, aligner, lm, generation_embed, generation_head); empty: the family's default."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    attention: str = "sdpa"
+    """`sdpa`, `eager` or `flash_attention_2`."""
+    max_length: int = 2048
+    """Longest sequence of a row, in tokens, image tokens included."""
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class StreamConfig:
+    shards: str = MISSING
+    """Folder of shards that data_prep wrote (any WebDataset tars work; an index is built where none is)."""
+    window: int = 8
+    """Shards shuffled together; only these are live at a time."""
+
+
+@dataclass
+class LoaderConfig:
+    workers: int = 2
+    prefetch: int = 4
+    """Micro-batches that each worker prepares ahead."""
+    max_bad_fraction: float = 0.001
+    """The run stops when more than this share of a stream's samples had to be substituted."""
+
+
+@dataclass
+class BatchConfig:
+    """global_rows = (sum of the objectives' rows) x accumulation x world size; give one of the two, or both if they agree."""
+
+    accumulation: int | None = None
+    """Micro-steps per optimizer step."""
+    global_rows: int | None = None
+    """Rows of all terms and ranks in one optimizer step."""
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW. Matrices decay, vectors (norms, biases) do not."""
+
+    lr: float = 2.0e-5
+    group_lr: dict[str, float] = field(default_factory=dict)
+    """Factor on lr for a group, for example {vision: 0.1}."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1.0e-8
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    """Largest gradient norm over all trained parameters."""
+
+
+@dataclass
+class ScheduleConfig:
+    steps: int = MISSING
+    """Optimizer steps of the whole run."""
+    kind: str = "cosine"
+    """`cosine` down to min_ratio, `constant`, or `flat_linear` (flat for the first half, then linear to min_ratio)."""
+    warmup_steps: int = 0
+    min_ratio: float = 0.0
+
+
+@dataclass
+class EngineConfig:
+    ds_config: str = "ds_configs/zero3.json"
+    precision: str = "bf16"
+    """`bf16` (fp32 master weights) or `fp32`."""
+    timeout_minutes: float = 30.0
+    """How long a collective may wait for the slowest rank."""
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 500
+    """Optimizer steps between checkpoints; one is also written at the end and on SIGTERM."""
+    keep: int = 2
+    resume: str = "auto"
+    """`auto`: the newest complete checkpoint of this run's folder, if any; `never`; or the path of one step folder."""
+
+
+@dataclass
+class MonitorConfig:
+    every: int = 10
+    """Optimizer steps between log lines (metrics.jsonl has every step)."""
+    tensorboard: bool = True
+    progress: bool = True
+
+
+@dataclass
+class EvaluationConfig:
+    before: bool = True
+    """Also evaluate before step 1."""
+    every: int = 0
+    """Optimizer steps between evaluations; 0: only before and after."""
+    suites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Label -> settings of a suite; `suite` names its module in megaunigame/evaluation/suites (default: the label itself)."""
+
+
+@dataclass
+class Recipe:
+    name: str = MISSING
+    output: str = MISSING
+    """Run folder: checkpoints, metrics.jsonl, report.html."""
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: dict[str, StreamConfig] = field(default_factory=dict)
+    """Name of a stream -> where its samples come from; objectives draw their rows from one of them."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Module name in megaunigame/objectives -> its settings."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def load_recipe(path: str, overrides: list[str]) -> Recipe:
+    """Read a recipe and apply `key.sub=value` overrides (YAML values).
+
+    Raises ConfigError naming the key: unknown (with the nearest legal one), missing, of a wrong type, or out of range.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"No recipe at {path}. Give the path of a YAML file, for example launch/recipes/tiny_sft.yaml.")
+    bad = [o for o in overrides if "=" not in o]
+    if bad:
+        raise ConfigError(f"Override {bad[0]!r} has no '='. Write key=value, for example schedule.steps=100.")
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path} is not a legal YAML recipe: {error}") from error
+    if not isinstance(given, DictConfig):
+        raise ConfigError(f"{path} must hold a mapping of settings at its top level.")
+    recipe = fill(Recipe, OmegaConf.to_container(given, resolve=True), "")
+    check_ranges(recipe)
+    return recipe
+
+
+def fill(schema: type, given: Any, path: str) -> Any:
+    """An instance of the dataclass `schema` with the values of the mapping `given`; `path` names it in messages."""
+    check_keys(schema, given, path)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), given)
+        filled = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = ".".join(part for part in (path, error.full_key or "") if part)
+        raise ConfigError(f"Setting {key!r}: {error.msg or error}") from error
+    return filled
+
+
+def check_keys(schema: type, given: Any, path: str) -> None:
+    """Refuse keys the schema does not have, at any depth, naming the nearest legal key."""
+    if not isinstance(given, dict):
+        raise ConfigError(f"Setting {path or 'recipe'!r} must be a mapping of settings; got {given!r}.")
+    types = typing.get_type_hints(schema)
+    fields = [f.name for f in dataclasses.fields(schema)]
+    for key, value in given.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise ConfigError(f"In {path or 'the recipe'}: {unknown('key', str(key), fields)}")
+        kind = types[key]
+        if dataclasses.is_dataclass(kind):
+            check_keys(kind, value, where)
+        elif typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
+            for name, item in (value or {}).items():
+                check_keys(typing.get_args(kind)[1], item, f"{where}.{name}")
+
+
+def check_ranges(recipe: Recipe) -> None:
+    """Rules between and within settings that types cannot say."""
+    legal = {
+        "model.train": (recipe.model.train, ["lora", "full"]),
+        "model.attention": (recipe.model.attention, ["sdpa", "eager", "flash_attention_2"]),
+        "schedule.kind": (recipe.schedule.kind, ["cosine", "constant", "flat_linear"]),
+        "engine.precision": (recipe.engine.precision, ["bf16", "fp32"]),
+    }
+    for key, (got, choices) in legal.items():
+        if got not in choices:
+            raise ConfigError(unknown(f"value of {key}", got, choices))
+    positive = {
+        "schedule.steps": recipe.schedule.steps,
+        "optimizer.lr": recipe.optimizer.lr,
+        "optimizer.clip": recipe.optimizer.clip,
+        "checkpoint.every": recipe.checkpoint.every,
+        "checkpoint.keep": recipe.checkpoint.keep,
+        "monitor.every": recipe.monitor.every,
+        "model.max_length": recipe.model.max_length,
+        "model.lora.rank": recipe.model.lora.rank,
+        "loader.prefetch": recipe.loader.prefetch,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{key} must be greater than 0; got {value}.")
+    if recipe.loader.workers < 0:
+        raise ConfigError(f"loader.workers must be 0 (load in the main process) or more; got {recipe.loader.workers}.")
+    if not 0 <= recipe.schedule.warmup_steps <= recipe.schedule.steps:
+        raise ConfigError(
+            f"schedule.warmup_steps must lie in 0..schedule.steps={recipe.schedule.steps}; got {recipe.schedule.warmup_steps}."
+        )
+    if not recipe.data:
+        raise ConfigError("`data` names no stream. Give one, for example data.scenes.shards=shards/train.")
+    if not recipe.objectives:
+        raise ConfigError("`objectives` is empty. Give at least one, for example objectives.understanding.rows=4.")
+
+
+def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, world_size: int) -> int:
+    """Micro-steps per optimizer step. The triple must multiply: global_rows = rows x accumulation x world size."""
+    unit = rows_per_micro_step * world_size
+    if batch.global_rows is None:
+        accumulation = 1 if batch.accumulation is None else batch.accumulation
+        if accumulation < 1:
+            raise ConfigError(f"batch.accumulation must be at least 1; got {accumulation}.")
+        return accumulation
+    if batch.global_rows < 1 or batch.global_rows % unit:
+        raise ConfigError(
+            f"batch.global_rows={batch.global_rows} is not a multiple of {unit} = {rows_per_micro_step} rows per micro-step "
+            f"x {world_size} ranks. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, "
+            "or change the objectives' rows or the number of ranks."
+        )
+    accumulation = batch.global_rows // unit
+    if batch.accumulation not in (None, accumulation):
+        raise ConfigError(
+            f"The batch does not multiply: {rows_per_micro_step} rows x accumulation {batch.accumulation} x {world_size} ranks "
+            f"= {unit * batch.accumulation}, but batch.global_rows={batch.global_rows}. "
+            f"Type batch.accumulation={accumulation}, or leave one of the two out."
+        )
+    return accumulation
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, as written into the run folder."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))

@@ -1,0 +1,64 @@
+"""In which order samples are visited: a pure function of (shard sizes, seed, window), endless over epochs.
+
+In every epoch the shards are permuted, cut into windows of `window` shards, and the samples inside a window are
+permuted together. Only one window is live at a time, so reads stay local, and any position is found without walking
+to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+
+def permutation(n: int, *seed: int) -> np.ndarray:
+    """(n,) int64. Sorts raw generator output: NumPy keeps it over its versions, unlike `Generator.permutation`."""
+    return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
+
+
+class Order:
+    """Maps a global sample position (counted over all epochs) to a sample.
+
+    Memory is O(shards + samples of a few windows). `sizes` are the samples per shard (empty shards are
+    allowed, an empty data set is not), `window` is in shards.
+    """
+
+    def __init__(self, sizes: Sequence[int] | np.ndarray, seed: int, window: int = 8):
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.samples = int(self.sizes.sum())
+        self.seed = seed
+        self.window = window
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+        self._samples = lru_cache(maxsize=4)(self._make_window)
+
+    def locate(self, position: int) -> tuple[int, int, int]:
+        """(epoch, shard, index in the shard) of a position >= 0."""
+        epoch, offset = divmod(position, self.samples)
+        _, window_ends = self._epoch(epoch)
+        window = int(np.searchsorted(window_ends, offset, side="right"))
+        shards, shard_ends, samples = self._samples(epoch, window)
+        inside = int(samples[offset - (int(window_ends[window - 1]) if window else 0)])
+        at = int(np.searchsorted(shard_ends, inside, side="right"))
+        return epoch, int(shards[at]), inside - (int(shard_ends[at - 1]) if at else 0)
+
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Permuted shards, and the position in the epoch at which each window ends."""
+        shards = permutation(len(self.sizes), self.seed, epoch, 0)
+        ends = np.cumsum(self.sizes[shards])
+        last = np.minimum(np.arange(self.window, len(shards) + self.window, self.window), len(shards)) - 1
+        return shards, ends[last]
+
+    def _make_window(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The window's shards, where each ends in their concatenation, and the permuted samples of it."""
+        shards = self._epoch(epoch)[0][window * self.window : (window + 1) * self.window]
+        ends = np.cumsum(self.sizes[shards])
+        # Window numbers start at 1 in the seed: 0 belongs to the shards' permutation.
+        return shards, ends, permutation(int(ends[-1]), self.seed, epoch, window + 1)
+
+    def __getstate__(self) -> tuple[np.ndarray, int, int]:
+        return self.sizes, self.seed, self.window
+
+    def __setstate__(self, state: tuple[np.ndarray, int, int]) -> None:
+        Order.__init__(self, *state)

@@ -1,0 +1,232 @@
+"""The seekable stream: from a cursor and a micro-step number to the tensors of that micro-step.
+
+Nothing here has a state that moves. A micro-batch is a pure function of (shards, seed, plan, start cursor, micro-step,
+rank, world size), so any number of loader workers gives the same sequence, and resuming means opening the index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from megaunigame.data.bad_samples import BadSample
+from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.order import Order
+from megaunigame.data.shards import ShardIndex
+from megaunigame.data.slots import Slots
+from megaunigame.errors import DataError, UserError
+from megaunigame.passes import PassInputs, Row, RowRequest, StepPlan
+
+SUBSTITUTES = 8
+"""Other samples tried in place of a bad one before giving up."""
+
+
+class RowMaker(Protocol):
+    """What a stream needs of an objective."""
+
+    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
+        """None: the sample has nothing for this term, the slot becomes a dummy row. DataError: the sample is bad."""
+        ...
+
+
+class Collator(Protocol):
+    """What a stream needs of a family's processor."""
+
+    def collate(
+        self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
+    ) -> PassInputs: ...
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a stream is: all that a checkpoint keeps of it. The fields are JSON values (`dataclasses.asdict`)."""
+
+    seed: int
+    position: int
+    """Samples handed out to all ranks since the very first step, over epochs."""
+    index_hash: str
+
+    def validate(self, stream: str, index: ShardIndex, seed: int) -> None:
+        """Raises DataError when the position would mean other samples than it did when the cursor was saved."""
+        for what, saved, got in (("seed", self.seed, seed), ("shards (index hash)", self.index_hash, index.hash)):
+            if saved != got:
+                raise DataError(
+                    f"Stream {stream!r}: the checkpoint was made with {what} {saved}, this run has {got} "
+                    f"({index.location}). Give the same shards and seed to resume exactly, or start anew with "
+                    "checkpoint.resume=never."
+                )
+
+
+class Stream:
+    """A named source of samples, in a fixed order, from where this run starts. Positions are global, over epochs."""
+
+    def __init__(self, name: str, index: ShardIndex, seed: int, window: int, cursor: Cursor):
+        self.name = name
+        self.index = index
+        self.order = Order(index.sizes, seed, window)
+        self.cursor = cursor
+
+    @classmethod
+    def open(cls, name: str, location: str | Path, seed: int, window: int = 8, cursor: Cursor | None = None) -> Stream:
+        """Open the shards, at `cursor` or at the beginning. `window` is in shards. Raises DataError."""
+        index = ShardIndex.open(location, open_shards=max(32, 3 * window))
+        if cursor is None:
+            cursor = Cursor(seed, 0, index.hash)
+        cursor.validate(name, index, seed)
+        return cls(name, index, seed, window, cursor)
+
+    def place(self, position: int, attempt: int) -> tuple[int, int]:
+        """(shard, index) of the sample at `position`; for attempt k >= 1, of its k-th substitute, from the epoch."""
+        if attempt:
+            epoch = position // self.order.samples
+            drawn = np.random.SeedSequence([self.order.seed, position, attempt]).generate_state(1, np.uint64)
+            position = epoch * self.order.samples + int(drawn[0]) % self.order.samples
+        _, shard, i = self.order.locate(position)
+        return shard, i
+
+
+@dataclass
+class MicroBatch:
+    """The inputs of every pass of one micro-step of one rank."""
+
+    inputs: dict[str, PassInputs]
+    """Pass name -> its rows: requests in plan order, `count` rows each."""
+    bad: list[BadSample]
+    """Samples that were replaced."""
+
+    def pin_memory(self) -> MicroBatch:
+        """Called by the DataLoader, which cannot look into our classes."""
+        return MicroBatch({name: _pinned(inputs) for name, inputs in self.inputs.items()}, self.bad)
+
+
+def _pinned(inputs: PassInputs) -> PassInputs:
+    pinned: dict[str, Any] = {n: v.pin_memory() for n, v in vars(inputs).items() if isinstance(v, Tensor)}
+    return dataclasses.replace(inputs, **pinned)
+
+
+class MicroBatches(Dataset[MicroBatch]):
+    """Item n is micro-step n of this run (n = 0 is the first after the cursors) on this rank."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        objective_of: Mapping[str, RowMaker],
+        streams: Mapping[str, Stream],
+        processor: Collator,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+    ):
+        self.plan = plan
+        self.objective_of = objective_of
+        """Loss term -> the objective that makes its rows."""
+        self.streams = streams
+        self.processor = processor
+        self.rank = rank
+        self.slots = Slots(plan, accumulation, world_size)
+
+    def cursors(self, steps: int) -> dict[str, Cursor]:
+        """The streams' cursors after `steps` optimizer steps of this run."""
+        return {
+            name: dataclasses.replace(s.cursor, position=s.cursor.position + steps * self.slots.per_step(name))
+            for name, s in self.streams.items()
+        }
+
+    def __getitem__(self, micro_step: int) -> MicroBatch:
+        """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
+        inputs: dict[str, PassInputs] = {}
+        bad: list[BadSample] = []
+        for pass_name in self.plan.passes:
+            rows: list[Row | None] = []
+            terms: list[int] = []
+            keys: list[str] = []
+            for request in self.plan.of_pass(pass_name):
+                base = self.streams[request.stream].cursor.position
+                for position in self.slots.positions(request, micro_step, self.rank, base):
+                    row, key = self._row(request, position, bad)
+                    rows.append(row)
+                    terms.append(self.plan.terms.index(request.term))
+                    keys.append(key)
+            inputs[pass_name] = self.processor.collate(self.plan, pass_name, rows, terms, keys)
+        return MicroBatch(inputs, bad)
+
+    def _row(self, request: RowRequest, position: int, bad: list[BadSample]) -> tuple[Row | None, str]:
+        """Row and key of the sample at `position` or of its first good substitute; appends the bad ones to `bad`."""
+        stream, objective = self.streams[request.stream], self.objective_of[request.term]
+        for attempt in range(1 + SUBSTITUTES):
+            shard, i = stream.place(position, attempt)
+            key = stream.index.key(shard, i)  # a broken index is not a bad sample: its DataError ends the run
+            rng = np.random.default_rng([stream.order.seed, zlib.crc32(request.term.encode()), position])
+            try:
+                _, fields = stream.index.read(shard, i)
+                return objective.row(request, decode_sample(key, fields), rng), key
+            except (DataError, OSError) as error:
+                bad.append(BadSample(stream.name, key, stream.index.paths[shard].name, str(error)))
+        raise DataError(
+            f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
+            f"last, in {bad[-1].shard}: {bad[-1].reason} Make the shards of {stream.index.location} again."
+        )
+
+
+class MicroBatchLoader:
+    """Micro-steps `first`..`last - 1` in order, prepared ahead by `workers` processes (0: in this one).
+
+    The sequence does not depend on `workers`. Leaves the global random state of torch alone.
+    """
+
+    def __init__(self, dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int):
+        self.steps = range(first, last)
+        self._loader = DataLoader(
+            _Reporting(dataset),
+            sampler=self.steps,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_one_thread if workers else None,
+            pin_memory=torch.accelerator.is_available(),
+            generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
+        )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """Raises UserError as the worker met it."""
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def micro_batch_loader(
+    dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2
+) -> MicroBatchLoader:
+    """Loader over micro-steps [first, last) of this run; `prefetch` micro-batches are kept ready per worker."""
+    return MicroBatchLoader(dataset, first, last, workers, prefetch)
+
+
+class _Reporting(Dataset["MicroBatch | UserError"]):
+    """Returns a UserError instead of raising it: the DataLoader would wrap the worker's traceback into its message."""
+
+    def __init__(self, dataset: MicroBatches):
+        self.dataset = dataset
+
+    def __getitem__(self, micro_step: int) -> MicroBatch | UserError:
+        try:
+            return self.dataset[micro_step]
+        except UserError as error:
+            return error
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,63 @@
+"""The ds_config of a run: engine knobs from a JSON file, numbers from the recipe, no overlap."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megaunigame.config import Recipe
+from megaunigame.errors import ConfigError
+
+RECIPE_OWNS = {
+    "train_batch_size": "batch.global_rows and the objectives' rows",
+    "train_micro_batch_size_per_gpu": "the objectives' rows",
+    "gradient_accumulation_steps": "batch.accumulation",
+    "gradient_clipping": "optimizer.clip",
+    "optimizer": "optimizer.*",
+    "scheduler": "schedule.*",
+    "bf16": "engine.precision",
+    "fp16": "engine.precision",
+    "amp": "engine.precision",
+}
+
+
+def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> dict[str, Any]:
+    """The JSON file of `engine.ds_config`, completed with what the recipe owns.
+
+    How many rows a micro-step holds is the trainer's business: to the engine, a micro-step is a batch of one.
+
+    Raises ConfigError: no file, not JSON, a key the recipe owns, or a ZeRO stage the trainer does not run.
+    """
+    path = Path(recipe.engine.ds_config)
+    if not path.is_file():
+        raise ConfigError(f"engine.ds_config: no file {path}. Legal: any JSON in ds_configs/, for example ds_configs/zero3.json.")
+    try:
+        knobs = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"engine.ds_config: {path} is not JSON: {error}.") from error
+    owned = sorted(set(knobs) & set(RECIPE_OWNS))
+    if owned:
+        raise ConfigError(
+            f"{path} sets {owned[0]!r}, which the recipe owns: delete it there and set {RECIPE_OWNS[owned[0]]} in the recipe."
+        )
+    stage = knobs.get("zero_optimization", {}).get("stage")
+    if stage not in (2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage must be 2 or 3; got {stage!r}.")
+    return {
+        **knobs,
+        "train_batch_size": accumulation * world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": recipe.optimizer.clip,
+        "bf16": {"enabled": recipe.engine.precision == "bf16"},
+        # The optimizer is torch's AdamW, handed over: nothing is compiled at start-up, and its state is plain tensors.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def zero_stage(ds_config: dict[str, Any]) -> int:
+    return ds_config["zero_optimization"]["stage"]

@@ -1,0 +1,75 @@
+"""What a run will hold and do, before it holds or does it: parameters by group, rows, tokens, bytes per rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megaunigame.engine.parameters import element_count, group_label, rank_count
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import PassInputs, StepPlan
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    name: str
+    elements: int
+    trained: int
+
+
+def group_sizes(model: UnifiedModel) -> list[GroupSize]:
+    """Whole-model element counts per group (adapters are a group of their own)."""
+    totals: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        entry = totals.setdefault(group_label(model, name), [0, 0])
+        entry[0] += element_count(parameter)
+        entry[1] += element_count(parameter) * parameter.requires_grad
+    return [GroupSize(name, *entry) for name, entry in totals.items()]
+
+
+def bytes_per_rank(model: UnifiedModel, world_size: int, precision: str) -> dict[str, int]:
+    """Model states on one rank. Activations are not in it: the dry-run step shows whether they fit.
+
+    bf16: 2 bytes per weight, 4 per accumulated gradient, 12 for the fp32 master and AdamW's two moments. fp32: 4, 4 and 12
+    (the engine keeps an fp32 master slice beside the weights).
+    """
+    weights = sum(rank_count(p) * p.element_size() for p in model.parameters())
+    trained = sum(element_count(p) for p in model.parameters() if p.requires_grad)
+    slice_of_trained = -(-trained // world_size)
+    return {"weights": weights, "gradients": 4 * slice_of_trained, "optimizer": 12 * slice_of_trained}
+
+
+def describe(
+    model: UnifiedModel,
+    plan: StepPlan,
+    largest: dict[str, PassInputs],
+    *,
+    accumulation: int,
+    world_size: int,
+    precision: str,
+    steps: int,
+) -> str:
+    """The start-up plan as a text of a few lines."""
+    sizes = group_sizes(model)
+    total, trained = sum(s.elements for s in sizes), sum(s.trained for s in sizes)
+    width = max(len(s.name) for s in sizes) + 2
+    lines = [f"model: {total:,} parameters, {trained:,} trained ({trained / total:.2%})"]
+    lines += [f"  {s.name:<{width}}{s.elements:>16,}  {'trained' if s.trained else 'frozen'}" for s in sizes]
+    lines.append(f"rows: {plan.rows_per_micro_step() * accumulation * world_size} per optimizer step")
+    for name in plan.passes:
+        rows = ", ".join(f"{r.term} {r.count} (weight {r.weight:g})" for r in plan.of_pass(name))
+        lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text slots a row")
+    tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
+    lines.append(f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} tokens a step")
+    states = bytes_per_rank(model, world_size, precision)
+    parts = ", ".join(f"{name} {_human(size)}" for name, size in states.items())
+    lines.append(f"bytes per rank ({world_size} ranks, {precision}): {parts}; activations come on top")
+    return "\n".join(lines)
+
+
+def _human(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

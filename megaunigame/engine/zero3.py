@@ -1,0 +1,135 @@
+"""The learner under DeepSpeed: partitioned loading, forward, backward, step. ZeRO-2 and ZeRO-3, any world size.
+
+The rules this file keeps, each of which was measured to matter:
+
+- one engine; its module is entered through `forward(pass_name, inputs)` only;
+- a micro-step is one forward per pass and ONE backward through all of them. With a backward per pass, a parameter that
+  takes no part in the first one (lm_head, when generation comes first) is added to the previous step's gradient, and under
+  optimizer offload one that takes no part in the last is lost; both silently, and from the second step on only;
+- a trained parameter takes part in some pass of the plan: the engine updates it otherwise with a zero gradient, that is,
+  with weight decay alone;
+- anything that must not touch the engine's gradient state (evaluation, the dry run) goes through `module`, not `engine`:
+  the engine's forward hooks would make the NEXT step's gradient wrong, silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.ops import __compatible_ops__
+from torch import Tensor, nn
+
+from megaunigame.config import Recipe
+from megaunigame.distributed import World
+from megaunigame.engine.ds_config import zero_stage
+from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
+from megaunigame.errors import ModelError
+from megaunigame.models.base import UnifiedModel, Weights
+from megaunigame.passes import PassInputs, PassOutput, StepPlan
+
+# deepspeed would compile this op (half a minute, under a lock shared by all environments) for a collective we do not use.
+__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class Learner:
+    """The model that is trained, as the trainer sees it."""
+
+    def __init__(self, engine: Any, world: World):
+        self.engine = engine
+        self.world = world
+
+    @property
+    def module(self) -> UnifiedModel:
+        """The model itself, with partitioned weights gathered on use; for passes that must leave no gradient behind."""
+        return self.engine.module
+
+    def forward(self, pass_name: str, inputs: PassInputs) -> PassOutput:
+        return self.engine(pass_name, inputs)
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        """End of a micro-step: accumulate the gradient of `loss`; after the last one of an optimizer step, update.
+
+        `loss` is this rank's share of the global loss, over all passes. The engine averages over ranks, hence the factor.
+        """
+        self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+        self.engine.step()
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the coming update; each group applies its own factor."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+
+    def grad_norm(self) -> float:
+        """Norm of the last update's gradient before clipping, over all trained parameters of all ranks."""
+        return float(self.engine.get_global_grad_norm())
+
+
+def build_learner(
+    family: type[UnifiedModel], recipe: Recipe, plan: StepPlan, ds_config: dict[str, Any], world: World
+) -> Learner:
+    """Construct, load, choose what is trained, and hand over to DeepSpeed. No rank ever holds the whole model (ZeRO-3)."""
+    config, stage = recipe.model, zero_stage(ds_config)
+    dtype = torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32
+    partitioned = stage == 3
+    deepspeed.init_distributed(verbose=False)  # adopts the process group that exists; zero.Init reads the world size from it
+    # The precision comes from ds_config: an explicit dtype argument is overruled by bf16 where fp16 is not supported (CPU).
+    context = deepspeed.zero.Init(config_dict_or_path=ds_config) if partitioned else contextlib.nullcontext()
+    with context:
+        model = family.build(
+            config.path,
+            attention=config.attention,
+            max_length=config.max_length,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+    load_weights(model, family.weights(config.path), world)
+    model.load_frozen(config.path, world.device, dtype)
+    torch.manual_seed(recipe.seed)  # adapters start equal on every rank
+    choose_trainable(model, config, plan)
+    optimizer = adamw(optimizer_groups(model, recipe.optimizer), recipe.optimizer, world.device)
+    # The engine casts whole modules to bf16 under ZeRO-2, buffers included; rotary frequencies must stay fp32.
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    for name, buffer in engine.module.named_buffers():
+        buffer.data = buffers[name].to(world.device)
+    engine.module.train()
+    return Learner(engine, world)
+
+
+def load_weights(model: nn.Module, weights: Weights, world: World) -> None:
+    """Copy a checkpoint into the model, one module at a time; rank 0 reads, the partitioning shares it out.
+
+    At most the parameters of one module are whole at any time. Raises ModelError for missing or misshapen weights, on
+    every rank and before the first collective: a rank that stopped alone would leave the others waiting.
+    """
+    parameters = dict(model.named_parameters())
+    missing = sorted(set(parameters) - weights.names())
+    if missing:
+        raise ModelError(
+            f"The checkpoint lacks {len(missing)} weights of this model, first {missing[0]!r}. "
+            "Give in model.path a checkpoint of this family and size."
+        )
+    for name, parameter in parameters.items():
+        expected, got = tuple(getattr(parameter, "ds_shape", parameter.shape)), tuple(weights.read(name).shape)
+        if got != expected:
+            raise ModelError(
+                f"Weight {name}: the checkpoint has shape {got}, the model {expected}. "
+                "The weights in model.path do not belong to the config.json beside them."
+            )
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(prefix=prefix, recurse=False))
+        if not own:
+            continue
+        with _gathered(list(own.values())):
+            if world.is_main or not hasattr(next(iter(own.values())), "ds_id"):
+                for name, parameter in own.items():
+                    parameter.data.copy_(weights.read(name))
+
+
+def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager:
+    """Whole parameters inside the block, rank 0's values everywhere after it; nothing to do where none is partitioned."""
+    if hasattr(parameters[0], "ds_id"):
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+    return contextlib.nullcontext()

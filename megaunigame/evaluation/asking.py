@@ -1,0 +1,150 @@
+"""Puts questions about pictures to the model and scores the answers.
+
+An answer is right when the greedy token at every labelled position, given the reference before it, is the reference.
+That equals an exact match of greedy decoding: decoding follows the reference as long as it has been right, and a first
+difference is a difference in both. It costs one forward per batch instead of one per generated token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaunigame.data.decode import Sample
+from megaunigame.distributed import World
+from megaunigame.errors import DataError
+from megaunigame.evaluation.lockstep import collate, lockstep_batches, together
+from megaunigame.evaluation.metrics import Answer
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import IGNORE, UNDERSTAND, PassInputs, UnderstandRow
+
+UNNAMED_KIND = "question"
+IMAGE_MARKER = "<image>"
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    reference: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A picture and the questions of a sample about it."""
+
+    position: int
+    sample: Sample
+    image: Tensor | None
+    """uint8 (3, h, w): the sample's image, or a picture that stands for it."""
+    questions: tuple[Question, ...]
+
+
+def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, ...]:
+    """The question-answer pairs of a sample, without image markers and without the kinds to skip.
+
+    Raises DataError when the sample has no conversation or a question has no answer.
+    """
+    talk = sample.meta.get("conversations")
+    if not talk or len(talk) % 2:
+        raise DataError(
+            f"Sample {sample.key}: `conversations` must hold questions and answers in turn; it has {len(talk or [])}."
+        )
+    kinds = sample.meta["kinds"] if "kinds" in sample.meta else [UNNAMED_KIND] * (len(talk) // 2)
+    pairs = zip(talk[::2], talk[1::2], kinds, strict=True)
+    asked = (Question(q["value"].replace(IMAGE_MARKER, "").strip(), a["value"].strip(), kind) for q, a, kind in pairs)
+    return tuple(question for question in asked if question.kind not in skip_kinds)
+
+
+def ask(model: UnifiedModel, world: World, sheets: Sequence[Sheet], *, batch: int, per_row: int) -> list[Answer]:
+    """Ask all questions of this rank's sheets, each alone with its picture.
+
+    Up to `per_row` questions of a picture share a row as independent turns, none of which sees another. Every rank must
+    call this together; the answers are those of this rank, in the order of the sheets.
+    """
+    rows = [
+        dataclasses.replace(sheet, questions=sheet.questions[first : first + per_row])
+        for sheet in sheets
+        for first in range(0, len(sheet.questions), per_row)
+    ]
+    answers: list[Answer] = []
+    for slots in lockstep_batches(rows, batch, world):
+        inputs, positions = together(world, _prepare, model, slots)
+        predictions = model(UNDERSTAND, inputs.to(world.device), predict=True).predictions.cpu()
+        assert inputs.labels is not None
+        for row, sheet in enumerate(slots):
+            if sheet is not None:
+                answers += _score(model, sheet, positions[row], inputs.labels[row], predictions[row])
+    return answers
+
+
+def _prepare(model: UnifiedModel, slots: Sequence[Sheet | None]) -> tuple[PassInputs, list[list[Tensor]]]:
+    """The tensors of a batch and, per row and question, the positions of the answer."""
+    inputs = collate(
+        model,
+        UNDERSTAND,
+        [None if sheet is None else _row(sheet) for sheet in slots],
+        ["" if sheet is None else sheet.sample.key for sheet in slots],
+        takes_source=True,
+    )
+    questions = [0 if sheet is None else len(sheet.questions) for sheet in slots]
+    return inputs, [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
+
+
+def _row(sheet: Sheet) -> UnderstandRow:
+    turns = [(question.text, question.reference) for question in sheet.questions]
+    return UnderstandRow([] if sheet.image is None else [sheet.image], turns, independent=True)
+
+
+def _score(
+    model: UnifiedModel, sheet: Sheet, positions: Sequence[Tensor], labels: Tensor, predictions: Tensor
+) -> Iterator[Answer]:
+    meta = sheet.sample.meta
+    for question, asked in zip(sheet.questions, positions, strict=True):
+        said, wanted = predictions[asked], labels[asked]
+        yield Answer(
+            position=sheet.position,
+            key=sheet.sample.key,
+            question=question.text,
+            reference=question.reference,
+            predicted=model.processor.text(said.tolist()),
+            correct=torch.equal(said, wanted),
+            kind=question.kind,
+            pair=str(meta["pair"]) if "pair" in meta else None,
+            options=open_answers(meta, question.text, question.reference),
+        )
+
+
+def answer_positions(inputs: PassInputs, row: int, turn: int, turns: int) -> Tensor:
+    """(S,) bool: the labelled positions of one independent turn of a row.
+
+    Raises DataError when the turn has none: the row was too long and the processor dropped it.
+    """
+    assert inputs.labels is not None
+    labelled = inputs.labels[row] != IGNORE
+    if turns > 1:
+        assert inputs.segments is not None
+        labelled &= inputs.segments[row] == turn + 1
+    if not labelled.any():
+        raise DataError(
+            f"Question {turn + 1} of {turns} about sample {inputs.keys[row]} does not fit into a row. "
+            "Lower questions_per_row of the suite or raise model.max_length."
+        )
+    return labelled
+
+
+def open_answers(meta: dict, question: str, reference: str) -> int | None:
+    """How many answers the scene leaves open when the answer is the colour of one of its objects, else None.
+
+    A question that names two or more of the visible colours ("is the red or the blue object nearer?") leaves those, any
+    other leaves all visible ones.
+    """
+    visible = {str(o["color"]) for o in meta.get("objects", [])}
+    if reference not in visible:
+        return None
+    named = visible & set(question.lower().replace("?", " ").replace(",", " ").split())
+    return len(named) if len(named) > 1 and reference in named else len(visible)

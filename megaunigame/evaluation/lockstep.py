@@ -1,0 +1,84 @@
+"""How suites keep the ranks in step: under ZeRO-3 every rank must make the same model calls, or all of them hang.
+
+Samples are dealt to the ranks, rows are cut into batches whose number all ranks agree on, missing rows are dummies, and
+an error of one rank (a sample that cannot be read, a row that does not fit) is raised on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.shards import ShardIndex
+from megaunigame.distributed import World
+from megaunigame.errors import UserError
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import PassInputs, Row, RowRequest, StepPlan
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def together(world: World, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run work that makes no collective call; a UserError on any rank is raised on every rank, in the words of one."""
+    outcome: list[T] = []
+    problem = None
+    try:
+        outcome.append(work(*args, **kwargs))
+    except UserError as error:
+        problem = str(error)
+    problems = [p for p in world.all_gather_object(problem) if p is not None]
+    if problems:
+        raise UserError(problems[0])
+    return outcome[0]
+
+
+def read_sample(index: ShardIndex, position: int) -> Sample:
+    """The sample at a position in the order of the shards."""
+    ends = np.cumsum(index.sizes)
+    shard = int(np.searchsorted(ends, position, side="right"))
+    return decode_sample(*index.read(shard, int(position - (ends[shard] - index.sizes[shard]))))
+
+
+def read_share(index: ShardIndex, limit: int, world: World, shift: int = 0) -> list[tuple[int, Sample]]:
+    """(position, sample) of this rank: of the first `limit` samples (0: all) rank r has positions r, r + W, r + 2W, ...
+
+    With `shift`, position p comes with the sample that is `shift` places further, around the end.
+    All are read before any model call, so `limit` also bounds the memory they take.
+    """
+    count = sample_count(index, limit)
+
+    def read() -> list[tuple[int, Sample]]:
+        return [(p, read_sample(index, (p + shift) % count)) for p in range(world.rank, count, world.size)]
+
+    return together(world, read)
+
+
+def sample_count(index: ShardIndex, limit: int) -> int:
+    """Samples a suite looks at: the first `limit`, or all when that is 0."""
+    return min(limit, index.samples) if limit else index.samples
+
+
+def lockstep_batches(rows: Sequence[T], batch: int, world: World) -> list[list[T | None]]:
+    """Cut this rank's rows into batches of exactly `batch`, filled up with None; every rank gets the same number."""
+    most = max(world.all_gather_object(len(rows)))
+    slots = -(-most // batch) * batch
+    padded = [*rows, *[None] * (slots - len(rows))]
+    return [padded[start : start + batch] for start in range(0, slots, batch)]
+
+
+def collate(
+    model: UnifiedModel, pass_name: str, rows: Sequence[Row | None], keys: Sequence[str], takes_source: bool
+) -> PassInputs:
+    """The tensors of one batch, where None is a dummy row. Call it inside `together`: a row may not fit."""
+    plan = StepPlan((RowRequest("evaluation", pass_name, "evaluation", len(rows), takes_source=takes_source),))
+    return model.processor.collate(plan, pass_name, rows, [0] * len(rows), keys)
+
+
+def gathered(world: World, items: Sequence[T]) -> list[T]:
+    """The items of all ranks on every rank, in the order of their `position`."""
+    everything = [item for items_of_rank in world.all_gather_object(list(items)) for item in items_of_rank]
+    return sorted(everything, key=lambda item: item.position)

@@ -1,0 +1,97 @@
+"""Runs the suites of a recipe on the model as it stands, and keeps what they found."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megaunigame.distributed import World
+from megaunigame.evaluation.suites.base import Suite
+from megaunigame.models.base import UnifiedModel
+from megaunigame.monitoring import names
+
+
+def evaluation_file(folder: str | Path, step: int) -> Path:
+    """Where the results of the evaluation after `step` optimizer steps are; it appears when all suites are done."""
+    return Path(folder) / "evaluation" / f"step-{step:08d}.json"
+
+
+def run_evaluation(
+    model: UnifiedModel, suites: Mapping[str, Suite], world: World, step: int, folder: str | Path
+) -> dict[str, Any]:
+    """Run every suite (label -> suite) and return {"step", "seconds", "suites": {label: result}} on every rank.
+
+    All ranks call this together; under ZeRO-3 `model` is the engine's module. Rank 0 writes
+    `folder/evaluation/step-XXXXXXXX.json` and the pictures beside it, in `step-XXXXXXXX/LABEL/`. No weight, no training
+    flag and no global random state is changed.
+    """
+    pictures = evaluation_file(folder, step).with_suffix("")
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    started = time.monotonic()
+    results: dict[str, Any] = {}
+    try:
+        with torch.no_grad():
+            for label, suite in suites.items():
+                suite_started = time.monotonic()
+                result = suite.run(model, world, pictures / label)
+                results[label] = {**_under(label, result), "seconds": round(time.monotonic() - suite_started, 2)}
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    evaluation = {"step": step, "seconds": round(time.monotonic() - started, 2), "suites": results}
+    if world.rank == 0:
+        file = evaluation_file(folder, step)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(".tmp")
+        fresh.write_text(json.dumps(evaluation, indent=1), encoding="utf-8")
+        os.replace(fresh, file)
+    return evaluation
+
+
+def _under(label: str, result: dict[str, Any]) -> dict[str, Any]:
+    """File names relative to the folder of the step instead of the folder of the suite."""
+    pictures = [{**p, "file": f"{label}/{p['file']}"} for p in result["pictures"]]
+    questions = [{**q, "image": f"{label}/{q['image']}" if q["image"] else ""} for q in result["questions"]]
+    return {**result, "pictures": pictures, "questions": questions}
+
+
+def scalars(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation as metrics, `evaluation/<label>/<metric>`."""
+    return {
+        f"{names.EVALUATION}{label}/{name}": value
+        for label, result in evaluation["suites"].items()
+        for name, value in result["metrics"].items()
+    }
+
+
+def as_text(evaluation: Mapping[str, Any]) -> str:
+    """The tables of an evaluation for the terminal."""
+    tables = [
+        _table_text(f"{label}: {table['title']}", table["columns"], table["rows"])
+        for label, result in evaluation["suites"].items()
+        for table in result["tables"]
+    ]
+    return "\n\n".join(tables)
+
+
+def _table_text(title: str, columns: list[str], rows: list[list[Any]]) -> str:
+    cells = [columns, *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    ]
+    return "\n".join([title, *lines])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

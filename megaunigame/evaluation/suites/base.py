@@ -1,0 +1,62 @@
+"""What an evaluation suite is: settings, and one run that every rank makes together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megaunigame.distributed import World
+from megaunigame.errors import ConfigError
+from megaunigame.models.base import UnifiedModel
+
+Cell = str | int | float | None
+
+
+class Suite(ABC):
+    """One file in this folder, found by module name.
+
+    Constructors open shards and oracles, so that a wrong path is met before training and not after it.
+    """
+
+    Config: type[Any]
+    """Dataclass of the suite's settings, filled from the recipe."""
+
+    def __init__(self, config: Any):
+        self.config = config
+        for name in ("batch", "questions_per_row"):
+            if hasattr(config, name) and getattr(config, name) < 1:
+                raise ConfigError(f"{name} of an evaluation suite must be at least 1; got {getattr(config, name)}.")
+
+    @abstractmethod
+    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+        """Measure the model and return `suite_result(...)`, the same on every rank.
+
+        Called without gradients, in evaluation mode. Rank 0 writes pictures into `folder`.
+        """
+
+
+def suite_result(
+    metrics: dict[str, float],
+    tables: Sequence[dict[str, Any]],
+    pictures: Sequence[dict[str, str]] = (),
+    questions: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """What a suite returns, ready for JSON.
+
+    `tables` are made by `table`. `pictures` are {"file", "caption", "row", "column"}, one line of the report per row.
+    `questions` are {"image" (file or ""), "question", "answer", "predicted", "correct"}. Files are relative to the
+    folder of the suite.
+    """
+    return {"metrics": metrics, "tables": list(tables), "pictures": list(pictures), "questions": list(questions)}
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
+    """A table; its first column names the rows, shares are given in percent and their columns say so."""
+    return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
+
+
+def percent(share: float) -> float:
+    """0..1 as a percentage with two decimals."""
+    return round(100 * share, 2)

@@ -1,0 +1,182 @@
+"""Captions to pictures, judged by an oracle that knows what a scene should show.
+
+The same oracle also judges the real images and their copies through the image tokenizer. No generated picture can be
+better than the copies, so their score is the ceiling that the score of the model is read against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+
+from megaunigame.data.decode import Sample
+from megaunigame.data.shards import ShardIndex
+from megaunigame.distributed import World
+from megaunigame.errors import DataError
+from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, together
+from megaunigame.evaluation.oracle import Objects, Oracle, Scores, caption_relations, score
+from megaunigame.evaluation.pictures import contact_sheet, save_png, to_bytes
+from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import GENERATE, GenerateRow
+
+SOURCE, TOKENIZER, GENERATED = "source", "through tokenizer", "generated"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The pictures of one sample, side by side."""
+
+    position: int
+    caption: str
+    pictures: dict[str, Tensor]
+    """Name of the column -> uint8 (3, h, w)."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One caption to draw."""
+
+    position: int
+    key: str
+    caption: str
+    image: Tensor
+    objects: Objects = field(default_factory=dict)
+    """What the picture should show; empty without an oracle."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the oracle sees in the pictures of one sample, and what it should see."""
+
+    position: int
+    found: dict[str, Objects]
+    truth: Objects
+    relations: list[tuple[str, str]]
+
+
+class Generation(Suite):
+    """Text to image on held-out captions."""
+
+    @dataclass
+    class Config:
+        shards: str = MISSING
+        limit: int = 128
+        """Samples, the first of the shards; 0: all."""
+        batch: int = 16
+        guidance: float = 3.0
+        """Scale of classifier-free guidance; 1: none."""
+        temperature: float = 1.0
+        seed: int = 0
+        oracle: str = ""
+        """File of the oracle that counts objects in scenes; empty: pictures only, no score."""
+        pictures: int = 16
+        """Samples whose pictures are kept for the report."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.index = ShardIndex.open(config.shards)
+        self.oracle = Oracle.load(Path(config.oracle)) if config.oracle else None
+
+    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+        c = self.config
+        share = read_share(self.index, c.limit, world)
+        items = together(world, lambda: [self._item(position, sample) for position, sample in share])
+        generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
+        panels: list[Panel] = []
+        judged: list[_Judged] = []
+        for slots in lockstep_batches(items, c.batch, world):
+            rows = [None if item is None else GenerateRow(item.caption, item.image) for item in slots]
+            keys = ["" if item is None else item.key for item in slots]
+            inputs = together(world, collate, model, GENERATE, rows, keys, False).to(world.device)
+            assert inputs.targets is not None
+            made = {
+                SOURCE: inputs.targets,
+                TOKENIZER: model.decode_target(model.encode_target(inputs.targets)),
+                GENERATED: model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator),
+            }
+            if self.oracle is not None:
+                judged += _judge(self.oracle, slots, made)
+            panels += [
+                Panel(item.position, item.caption, {name: to_bytes(images[i]) for name, images in made.items()})
+                for i, item in enumerate(slots)
+                if item is not None and item.position < c.pictures
+            ]
+        pictures = write_panels(gathered(world, panels), world, folder)
+        if self.oracle is None:
+            return suite_result({}, [], pictures)
+        metrics, scored = _summary(gathered(world, judged))
+        return suite_result(metrics, [scored], pictures)
+
+    def _item(self, position: int, sample: Sample) -> _Item:
+        """Raises DataError when the sample lacks what this suite needs."""
+        if sample.image is None or "caption" not in sample.meta:
+            raise DataError(
+                f"Sample {sample.key} of {self.config.shards} has no image or no `caption`; generation needs both."
+            )
+        if self.oracle is None:
+            return _Item(position, sample.key, sample.meta["caption"], sample.image)
+        if "objects" not in sample.meta:
+            raise DataError(
+                f"Sample {sample.key} has no `objects` for the oracle. Leave out `oracle` to keep pictures only."
+            )
+        objects = {o["color"]: (o["shape"], (o["x"], o["y"])) for o in sample.meta["objects"]}
+        return _Item(position, sample.key, sample.meta["caption"], sample.image, objects)
+
+
+def _judge(oracle: Oracle, slots: Sequence[_Item | None], made: dict[str, Tensor]) -> list[_Judged]:
+    """The oracle's view of a batch."""
+    found = {name: oracle.objects(images.cpu()) for name, images in made.items()}
+    return [
+        _Judged(item.position, {n: found[n][i] for n in made}, item.objects, caption_relations(item.caption))
+        for i, item in enumerate(slots)
+        if item is not None
+    ]
+
+
+def _summary(judged: Sequence[_Judged]) -> tuple[dict[str, float], dict[str, Any]]:
+    truth, relations = [j.truth for j in judged], [j.relations for j in judged]
+    scores = {n: score([j.found[n] for j in judged], truth, relations) for n in (SOURCE, TOKENIZER, GENERATED)}
+    metrics = {
+        f"{name.replace(' ', '_')}/{key}": value
+        for name, scored in scores.items()
+        for key, value in scored.as_dict().items()
+        if not math.isnan(value)
+    }
+    # An oracle that finds nothing in the copies gives no ceiling to compare with.
+    ceiling = scores[TOKENIZER].object_accuracy
+    if ceiling > 0:
+        metrics["share_of_ceiling"] = scores[GENERATED].object_accuracy / ceiling
+    columns = [
+        *("picture", "pictures", "objects right (%)", "colour present (%)", "all exact (%)", "relations right (%)"),
+        "extra objects per picture",
+    ]
+    rows = [_score_row(name, len(judged), scored) for name, scored in scores.items()]
+    return metrics, table("Objects seen by the oracle", columns, rows)
+
+
+def _score_row(name: str, pictures: int, scored: Scores) -> list[Cell]:
+    relation = None if math.isnan(scored.relation) else percent(scored.relation)
+    shares = map(percent, (scored.object_accuracy, scored.color_present, scored.all_exact))
+    return [name, pictures, *shares, relation, round(scored.extra_objects, 3)]
+
+
+def write_panels(panels: Sequence[Panel], world: World, folder: Path) -> list[dict[str, str]]:
+    """Write the pictures and a contact sheet on rank 0; returns the entries for the report."""
+    entries = []
+    for panel in panels:
+        for name, picture in panel.pictures.items():
+            file = f"{panel.position:04d}-{name.replace(' ', '-')}.png"
+            entries.append({"file": file, "caption": panel.caption, "row": str(panel.position), "column": name})
+            if world.rank == 0:
+                save_png(picture, folder / file)
+    if world.rank == 0 and panels:
+        contact_sheet([(panel.caption, panel.pictures) for panel in panels]).save(folder / "contact-sheet.png")
+    return entries

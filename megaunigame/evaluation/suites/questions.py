@@ -1,0 +1,111 @@
+"""Questions about held-out images: accuracy per kind beside chance and majority, consistency over adversarial pairs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from megaunigame.data.shards import ShardIndex
+from megaunigame.distributed import World
+from megaunigame.errors import DataError
+from megaunigame.evaluation.asking import Sheet, ask, questions_of
+from megaunigame.evaluation.lockstep import gathered, read_share, together
+from megaunigame.evaluation.metrics import Answer, kind_scores, pair_consistency, text_match
+from megaunigame.evaluation.pictures import save_png
+from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
+from megaunigame.models.base import UnifiedModel
+
+
+class Questions(Suite):
+    """Every question of every conversation, each asked alone about its image."""
+
+    @dataclass
+    class Config:
+        shards: str = MISSING
+        """Folder of held-out shards."""
+        limit: int = 0
+        """Samples, the first of the shards; 0: all."""
+        batch: int = 16
+        """Rows per forward and rank."""
+        questions_per_row: int = 8
+        """Questions of one image that share a row without seeing each other; 1 asks each in a row of its own."""
+        skip_kinds: list[str] = field(default_factory=lambda: ["description"])
+        """Kinds that are not asked: free text has no exact match."""
+        shown: int = 8
+        """Images whose questions are listed in the report."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.index = ShardIndex.open(config.shards)
+
+    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+        c = self.config
+        share = read_share(self.index, c.limit, world)
+        questions = together(world, lambda: [questions_of(s, c.skip_kinds) for _, s in share])
+        sheets = [Sheet(p, s, s.image, asked) for (p, s), asked in zip(share, questions, strict=True)]
+        answers = gathered(world, ask(model, world, sheets, batch=c.batch, per_row=c.questions_per_row))
+
+        if not answers:
+            raise DataError(f"No questions in the {c.limit or 'all'} samples of {c.shards}; look at limit and skip_kinds.")
+
+        scores = kind_scores(answers)
+        metrics = {f"accuracy/{s.kind}": s.accuracy for s in scores}
+        metrics["accuracy/mean"] = statistics.fmean(s.accuracy for s in scores)
+        metrics["text_match"] = statistics.fmean(text_match(a.predicted, a.reference) for a in answers)
+        tables = [accuracy_table(answers)]
+        pairs, consistent, guessed = pair_consistency(answers)
+        if pairs:
+            metrics["pair_consistency"] = consistent
+            columns = ["question asked about both images", "pairs", "both right (%)", "chance (%)"]
+            rows: list[list[Cell]] = [["all", pairs, percent(consistent), percent(guessed)]]
+            tables.append(table("Consistency over adversarial pairs", columns, rows))
+        return suite_result(metrics, tables, questions=self._shown(sheets, answers, world, folder))
+
+    def _shown(
+        self, sheets: Sequence[Sheet], answers: Sequence[Answer], world: World, folder: Path
+    ) -> list[dict[str, Any]]:
+        """The questions of the first images, and the images as files."""
+        own = [_Shown(s.position, s.image) for s in sheets if s.position < self.config.shown]
+        images = {shown.position: shown.image for shown in gathered(world, own)}
+        if world.rank == 0:
+            for position, image in images.items():
+                if image is not None:
+                    save_png(image, folder / _file(position))
+        return [
+            {
+                "image": "" if images[a.position] is None else _file(a.position),
+                "question": a.question,
+                "answer": a.reference,
+                "predicted": a.predicted,
+                "correct": a.correct,
+            }
+            for a in answers
+            if a.position in images
+        ]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    position: int
+    image: Any
+
+
+def _file(position: int) -> str:
+    return f"asked-{position:04d}.png"
+
+
+def accuracy_table(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Accuracy per kind of question, then the mean over the kinds."""
+    scores = kind_scores(answers)
+    shares = [(s.accuracy, s.chance, s.majority) for s in scores]
+    rows: list[list[Cell]] = [[s.kind, s.n, *map(percent, row)] for s, row in zip(scores, shares, strict=True)]
+    means = [statistics.fmean(column) for column in zip(*shares, strict=True)]
+    rows.append(["mean of kinds", len(answers), *map(percent, means)])
+    return table(
+        "Accuracy by kind of question", ["kind", "questions", "accuracy (%)", "chance (%)", "majority (%)"], rows
+    )

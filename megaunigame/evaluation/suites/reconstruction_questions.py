@@ -1,0 +1,134 @@
+"""Questions about reconstructed images: does the model understand what it generates itself?
+
+The same questions are asked about four pictures: the real image, its copy through the image tokenizer (the ceiling of
+any generated picture), the model's own image-conditioned reconstruction, and the real image of another sample. The last
+is the control: an accuracy that an unrelated image reaches as well is no evidence of seeing anything.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+
+from megaunigame.data.decode import Sample
+from megaunigame.data.shards import ShardIndex
+from megaunigame.distributed import World
+from megaunigame.errors import DataError
+from megaunigame.evaluation.asking import Sheet, ask, questions_of
+from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, sample_count, together
+from megaunigame.evaluation.metrics import Answer, accuracy, by_kind, chance, majority
+from megaunigame.evaluation.pictures import to_bytes
+from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
+from megaunigame.evaluation.suites.generation import Panel, write_panels
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import GENERATE, GenerateRow
+
+REAL, TOKENIZER, OWN, UNRELATED = "real", "through tokenizer", "own reconstruction", "unrelated image"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A sample with an image."""
+
+    position: int
+    sample: Sample
+    image: Tensor
+
+
+class ReconstructionQuestions(Suite):
+    """Questions on the real image, the tokenizer's copy, the model's own reconstruction, and an unrelated image."""
+
+    @dataclass
+    class Config:
+        shards: str = MISSING
+        limit: int = 128
+        """Samples, the first of the shards; 0: all."""
+        batch: int = 16
+        questions_per_row: int = 8
+        skip_kinds: list[str] = field(default_factory=lambda: ["description"])
+        """Kinds that are not asked: free text has no exact match."""
+        prompt: str = "draw this image again ."
+        """Asks for the reconstruction; the wording the model was trained with."""
+        guidance: float = 1.0
+        temperature: float = 1.0
+        seed: int = 0
+        pictures: int = 8
+        """Samples whose pictures are kept for the report."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.index = ShardIndex.open(config.shards)
+
+    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+        c = self.config
+        share = [_Seen(p, s, s.image) for p, s in read_share(self.index, c.limit, world) if s.image is not None]
+        # Half-way round: neighbours may be near-identical (adversarial pairs).
+        others = dict(read_share(self.index, c.limit, world, shift=sample_count(self.index, c.limit) // 2))
+        if not any(world.all_gather_object(len(share))):
+            raise DataError(f"No images in the first samples of {c.shards}; reconstruction questions need some.")
+        questions = together(world, lambda: [questions_of(seen.sample, c.skip_kinds) for seen in share])
+        copies = self._reconstruct(model, world, share)
+        pictures: dict[str, list[Tensor | None]] = {
+            REAL: [seen.image for seen in share],
+            TOKENIZER: [through for through, _ in copies],
+            OWN: [own for _, own in copies],
+            UNRELATED: [others[seen.position].image for seen in share],
+        }
+        answers: dict[str, list[Answer]] = {}
+        for name, images in pictures.items():
+            sheets = [
+                Sheet(seen.position, seen.sample, image, asked)
+                for seen, image, asked in zip(share, images, questions, strict=True)
+            ]
+            own = ask(model, world, sheets, batch=c.batch, per_row=c.questions_per_row)
+            answers[name] = gathered(world, own)
+
+        metrics = {f"accuracy/{name}".replace(" ", "_"): _mean_accuracy(a) for name, a in answers.items()}
+        metrics["own_minus_tokenizer"] = _mean_accuracy(answers[OWN]) - _mean_accuracy(answers[TOKENIZER])
+        panels = [
+            Panel(seen.position, seen.sample.key, {REAL: seen.image, TOKENIZER: copy, OWN: own})
+            for seen, (copy, own) in zip(share, copies, strict=True)
+            if seen.position < c.pictures
+        ]
+        return suite_result(metrics, [_table(answers)], write_panels(gathered(world, panels), world, folder))
+
+    def _reconstruct(self, model: UnifiedModel, world: World, share: Sequence[_Seen]) -> list[tuple[Tensor, Tensor]]:
+        """Per sample: the copy through the tokenizer and the model's own reconstruction, uint8 (3, H, W)."""
+        c = self.config
+        generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
+        copies: list[tuple[Tensor, Tensor]] = []
+        for slots in lockstep_batches(share, c.batch, world):
+            rows = [None if seen is None else GenerateRow(c.prompt, seen.image, seen.image) for seen in slots]
+            keys = ["" if seen is None else seen.sample.key for seen in slots]
+            inputs = together(world, collate, model, GENERATE, rows, keys, True).to(world.device)
+            assert inputs.targets is not None
+            through = to_bytes(model.decode_target(model.encode_target(inputs.targets)))
+            own = to_bytes(model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator))
+            copies += [(through[i], own[i]) for i, seen in enumerate(slots) if seen is not None]
+        return copies
+
+
+def _mean_accuracy(answers: Sequence[Answer]) -> float:
+    """Mean over the kinds, so that a frequent kind does not drown the others."""
+    return statistics.fmean(accuracy(group) for group in by_kind(answers).values())
+
+
+def _table(answers: dict[str, list[Answer]]) -> dict[str, Any]:
+    groups = {name: by_kind(a) for name, a in answers.items()}
+    rows: list[list[Cell]] = []
+    totals: list[list[float]] = []
+    for kind, real in groups[REAL].items():
+        shares = [*(accuracy(groups[name][kind]) for name in answers), chance(real), majority(real)]
+        totals.append(shares)
+        rows.append([kind, len(real), *map(percent, shares)])
+    means = [statistics.fmean(column) for column in zip(*totals, strict=True)]
+    rows.append(["mean of kinds", len(answers[REAL]), *map(percent, means)])
+    columns = ["kind", "questions", *(f"{name} (%)" for name in answers), "chance (%)", "majority (%)"]
+    return table("Accuracy by picture asked about", columns, rows)

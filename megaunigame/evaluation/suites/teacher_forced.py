@@ -1,0 +1,101 @@
+"""Losses on held-out shards, with the truth as history; and how much the model uses its condition.
+
+    gap = loss given another sample's condition - loss given the right condition   (nats per position)
+
+A gap near 0 means that the condition is ignored: a caption loss can look healthy while the text plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+
+from megaunigame.data.decode import Sample
+from megaunigame.data.shards import ShardIndex
+from megaunigame.distributed import World
+from megaunigame.errors import ConfigError
+from megaunigame.evaluation.asking import questions_of
+from megaunigame.evaluation.lockstep import collate, lockstep_batches, read_share, sample_count, together
+from megaunigame.evaluation.suites.base import Suite, suite_result, table
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, Row, UnderstandRow
+from megaunigame.registry import unknown
+
+ANSWERS, CAPTION, PIXEL = "answers", "caption", "pixel"
+TERMS = {ANSWERS: UNDERSTAND, CAPTION: GENERATE, PIXEL: GENERATE}
+
+
+class TeacherForced(Suite):
+    """Mean loss of answers, caption -> picture and picture -> same picture, given the right and another condition."""
+
+    @dataclass
+    class Config:
+        shards: str = MISSING
+        limit: int = 256
+        """Samples, the first of the shards; 0: all."""
+        batch: int = 16
+        terms: list[str] = field(default_factory=lambda: [ANSWERS, CAPTION])
+        """`answers` (condition: the image), `caption` (the text), `pixel` (the source image)."""
+        prompt: str = "draw this image again ."
+        """Prompt of the `pixel` term."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        for term in config.terms:
+            if term not in TERMS:
+                raise ConfigError(unknown("term of the teacher_forced suite", term, list(TERMS)))
+        self.index = ShardIndex.open(config.shards)
+
+    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+        limit = self.config.limit
+        share = [sample for _, sample in read_share(self.index, limit, world)]
+        half = sample_count(self.index, limit) // 2
+        others = [sample for _, sample in read_share(self.index, limit, world, shift=half)]
+        metrics: dict[str, float] = {}
+        rows: list[list[str | int | float | None]] = []
+        for term in self.config.terms:
+            right, positions = self._mean_loss(model, world, term, share, share)
+            other, _ = self._mean_loss(model, world, term, share, others)
+            if positions == 0:
+                rows.append([term, 0, None, None, None])
+                continue
+            metrics |= {f"{term}/loss": right, f"{term}/loss_other_condition": other, f"{term}/gap": other - right}
+            rows.append([term, positions, round(right, 4), round(other, 4), round(other - right, 4)])
+        columns = ["term", "positions", "loss", "loss, other sample's condition", "gap"]
+        return suite_result(metrics, [table("Teacher-forced loss (nats per position)", columns, rows)])
+
+    def _mean_loss(
+        self, model: UnifiedModel, world: World, term: str, samples: Sequence[Sample], conditions: Sequence[Sample]
+    ) -> tuple[float, int]:
+        """(mean loss per position, positions) over all ranks."""
+        pairs = list(zip(samples, conditions, strict=True))
+        built = together(world, lambda: [self._row(term, s, c) for s, c in pairs])
+        rows = [(row, s.key) for row, (s, _) in zip(built, pairs, strict=True) if row is not None]
+        totals = torch.zeros(2, dtype=torch.float64)
+        for slots in lockstep_batches(rows, self.config.batch, world):
+            batch = [None if slot is None else slot[0] for slot in slots]
+            keys = ["" if slot is None else slot[1] for slot in slots]
+            name, source = TERMS[term], term != CAPTION
+            inputs = together(world, collate, model, name, batch, keys, source)
+            loss_sum = model(name, inputs.to(world.device)).loss_sum
+            totals += torch.stack([loss_sum.double().sum().cpu(), inputs.counts.double().sum()])
+        loss, positions = world.all_reduce_sum(totals.to(world.device)).tolist()
+        return (loss / positions, int(positions)) if positions else (float("nan"), 0)
+
+    def _row(self, term: str, sample: Sample, condition: Sample) -> Row | None:
+        """The row of a sample under a condition, or None when either lacks what the term needs."""
+        if sample.image is None or condition.image is None:
+            return None
+        if term == ANSWERS:
+            return UnderstandRow(
+                [condition.image], [(q.text, q.reference) for q in questions_of(sample, ())], independent=True
+            )
+        if term == PIXEL:
+            return GenerateRow(self.config.prompt, sample.image, condition.image)
+        captioned = "caption" in sample.meta and "caption" in condition.meta
+        return GenerateRow(condition.meta["caption"], sample.image) if captioned else None

@@ -1,0 +1,29 @@
+"""How a launch script ends: exit code 0, or one message and exit code 2 for anything that is the user's to mend."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from megaunigame.errors import UserError
+
+OTHERS_WAIT_SECONDS = 5.0
+"""Rank 0 speaks first. Where it does, the launcher ends the other ranks before they repeat it; where only another rank
+failed, that one speaks after this delay."""
+
+
+def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
+    """Run `main`; a UserError becomes its message on standard error and exit code 2. Other errors keep their traceback."""
+    try:
+        main(arguments)
+    except UserError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            time.sleep(OTHERS_WAIT_SECONDS)
+        print(f"{type(error).__name__}: {error}" if not rank else f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.stderr.flush()
+        # Not sys.exit: worker processes and process-group threads of a run that never began must not delay the end.
+        os._exit(2)
+    return 0

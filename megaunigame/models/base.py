@@ -1,0 +1,125 @@
+"""The contract of a family of unified multimodal models: one network, a few named passes.
+
+Only `forward` runs under the training engine. Frozen tokenizers (VQ, VAE) are kept out of the module tree: they are
+replicated, stay in eval mode, and no engine partitions or saves them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from megaunigame.passes import PassInputs, PassOutput, Row, StepPlan
+
+
+class Processor(Protocol):
+    """Turns neutral rows into tensors. Runs in data-loader workers: no model, no device."""
+
+    image_size: int
+    """Side of the pictures the family understands and generates, in pixels."""
+
+    def collate(
+        self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
+    ) -> PassInputs:
+        """One row per slot of the pass; None becomes a dummy row with count 0 and the same shapes."""
+        ...
+
+    def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
+        """The largest legal rows of this pass: every sequence at the maximal length (the dry run uses them)."""
+        ...
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens back to text, without special tokens."""
+        ...
+
+
+class Weights(Protocol):
+    """Lazily read weights, under the names of this family's modules (whatever the checkpoint calls them)."""
+
+    def names(self) -> set[str]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class UnifiedModel(nn.Module, ABC):
+    """A model that understands and generates images through named passes."""
+
+    processor: Processor
+
+    @classmethod
+    @abstractmethod
+    def build(cls, path: str, *, attention: str, max_length: int, gradient_checkpointing: bool) -> UnifiedModel:
+        """Construct from the configuration in `path`, without reading the trainable weights.
+
+        Called inside the engine's partitioning context, so it must only create modules. Frozen tokenizers are built by
+        `load_frozen`, outside that context.
+        """
+
+    @classmethod
+    @abstractmethod
+    def weights(cls, path: str) -> Weights:
+        """The checkpoint in `path` (Hugging Face folder or official keys) under this model's parameter names."""
+
+    @abstractmethod
+    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Build and load the frozen tokenizers, outside the module tree."""
+
+    @abstractmethod
+    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
+        """Run one pass. With `predict`, also return the greedy predictions."""
+
+    @abstractmethod
+    def encode_target(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> targets of the generate pass: codes (B, N) or latents. No gradient."""
+
+    @abstractmethod
+    def decode(self, hidden: Tensor, delta: Tensor | None = None) -> Tensor:
+        """Post-LM visual tokens (B, N, D), plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable."""
+
+    @abstractmethod
+    def decode_target(self, target: Tensor) -> Tensor:
+        """Inverse of `encode_target`: (B, 3, H, W) in [-1, 1]. The ceiling of anything the model can generate."""
+
+    @abstractmethod
+    def sample(self, inputs: PassInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
+        """Generate the pictures of a generate pass (its targets are not read): (B, 3, H, W) in [-1, 1].
+
+        Makes a fixed number of model calls whatever the data, so ranks stay in lockstep.
+        """
+
+    @abstractmethod
+    def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
+        """Greedy continuation of prompts (rows that end where the answer begins): (B, max_new_tokens) token ids.
+
+        Always makes `max_new_tokens` calls; after the end token the row repeats it.
+        """
+
+    @abstractmethod
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Name of a group (`lm`, `aligner`, ...) -> prefixes of parameter names; every parameter is in exactly one."""
+
+    @abstractmethod
+    def groups_of_pass(self, pass_name: str, takes_images: bool) -> Sequence[str]:
+        """Groups whose parameters take part in this pass, given whether its rows carry source images."""
+
+    @abstractmethod
+    def default_trainable(self) -> Sequence[str]:
+        """Groups trained in full fine-tuning when the recipe names none."""
+
+    @abstractmethod
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+        """Put low-rank adapters into the language model; every other parameter is frozen."""
+
+    def group_of(self, name: str) -> str:
+        """The group a parameter belongs to."""
+        for group, prefixes in self.groups().items():
+            if any(name.startswith(prefix) for prefix in prefixes):
+                return group
+        raise KeyError(f"Parameter {name} belongs to no group of {type(self).__name__}.")
+
+    def group_parameters(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((n, p) for n, p in self.named_parameters() if self.group_of(n) == group)

@@ -1,0 +1,143 @@
+"""Names in Janus checkpoints -> names of our parameters.
+
+Two spellings exist: the official release (`vision_model.vision_tower.blocks.0.attn.qkv.weight`) and Hugging Face's,
+which our modules share (`model.vision_model.encoder.layers.0.self_attn.q_proj.weight`). They never overlap, so one
+table serves.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megaunigame.errors import ModelError
+from megaunigame.models.loading import SHOWN
+from megaunigame.models.tensor_files import TensorFiles
+
+IMAGE_TOKENIZER = "model.vqmodel."
+
+UNUSED = re.compile(
+    r"vision_model\.vision_tower\.attn_pool\..*|.*quantize\.codebook_used|.*rotary_emb\.inv_freq|.*embeddings\.position_ids"
+)
+"""In checkpoints, but without part in any output."""
+
+TOWER = r"vision_model\.vision_tower\."
+LAYER = "model.vision_model.encoder.layers."
+OFFICIAL: list[tuple[str, str]] = [
+    (TOWER + r"patch_embed\.proj\.(\w+)", r"model.vision_model.embeddings.patch_embedding.\1"),
+    (TOWER + r"pos_embed", "model.vision_model.embeddings.position_embedding.weight"),
+    (TOWER + r"blocks\.(\d+)\.norm([12])\.(\w+)", LAYER + r"\1.layer_norm\2.\3"),
+    (TOWER + r"blocks\.(\d+)\.attn\.qkv\.(\w+)", LAYER + r"\1.self_attn.qkv.\2"),
+    (TOWER + r"blocks\.(\d+)\.attn\.proj\.(\w+)", LAYER + r"\1.self_attn.projection_layer.\2"),
+    (TOWER + r"blocks\.(\d+)\.mlp\.(fc[12])\.(\w+)", LAYER + r"\1.mlp.\2.\3"),
+    (TOWER + r"norm\.(\w+)", r"model.vision_model.post_layernorm.\1"),
+    (r"gen_embed\.weight", "model.generation_embeddings.weight"),
+    (r"gen_head\.output_mlp_projector\.(\w+)", r"model.generation_head.proj_out.\1"),
+    (r"gen_head\.vision_head\.(\w+)", r"model.generation_head.vision_head.\1"),
+    (r"language_model\.lm_head\.weight", "lm_head.weight"),
+    (r"language_model\.model\.(.+)", r"model.language_model.\1"),
+]
+OFFICIAL_TOKENIZER: list[tuple[str, str]] = [
+    (r"encoder\.conv_blocks\.(\d+)\.(res|attn)\.(\d+)\.(.+)", r"encoder.down.\1.\2.\3.\4"),
+    (r"encoder\.conv_blocks\.(\d+)\.(downsample.+)", r"encoder.down.\1.\2"),
+    (r"decoder\.conv_blocks\.(\d+)\.(res|attn)\.(\d+)\.(.+)", r"decoder.up.\1.\2.\3.\4"),
+    (r"decoder\.conv_blocks\.(\d+)\.(upsample.+)", r"decoder.up.\1.\2"),
+    (r"(encoder|decoder)\.mid\.0\.(.+)", r"\1.mid.block_1.\2"),
+    (r"(encoder|decoder)\.mid\.1\.(.+)", r"\1.mid.attn_1.\2"),
+    (r"(encoder|decoder)\.mid\.2\.(.+)", r"\1.mid.block_2.\2"),
+    (r"((?:encoder|decoder)\.(?:conv_in|conv_out|norm_out)\..+)", r"\1"),
+    (r"(quantize\.embedding\.weight|(?:post_)?quant_conv\.\w+)", r"\1"),
+]
+PROJECTOR = re.compile(r"(gen_)?aligner\.layers\.(\d+)\.(\w+)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one parameter is: a whole stored tensor, or one third of a fused query-key-value tensor."""
+
+    key: str
+    third: int | None = None
+
+
+def translate(key: str) -> str | None:
+    """Stored key -> name of our parameter (still fused: `self_attn.qkv`), or None when we know no such key."""
+    if key.startswith(("model.", "lm_head.")):
+        return key
+    # The image tokenizer is also released alone, without its prefix.
+    name = _first_match(OFFICIAL_TOKENIZER, key.removeprefix("gen_vision_model."))
+    if name is not None:
+        return IMAGE_TOKENIZER + name.replace(".res.", ".block.")
+    projector = PROJECTOR.fullmatch(key)
+    if projector:
+        # Activations sit between the linear layers of the official Sequential: linear layer k is element 2k.
+        generation, element, kind = projector.groups()
+        owner = "model.generation_aligner" if generation else "model.aligner"
+        linear = int(element) // 2
+        return f"{owner}.fc1.{kind}" if linear == 0 else f"{owner}.hidden_layers.{linear - 1}.{kind}"
+    return _first_match(OFFICIAL, key)
+
+
+def _first_match(table: list[tuple[str, str]], key: str) -> str | None:
+    for pattern, name in table:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(name)
+    return None
+
+
+class JanusWeights:
+    """Lazily read weights of a Janus checkpoint under our names (the `Weights` contract)."""
+
+    def __init__(self, files: TensorFiles, sources: dict[str, Source]):
+        self.files = files
+        self.sources = sources
+
+    def names(self) -> set[str]:
+        return set(self.sources)
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of one tensor, read from the header of its file."""
+        source = self.sources[name]
+        shape = self.files.shape(source.key)
+        if source.third is not None:
+            return torch.Size([shape[0] // 3, *shape[1:]])
+        return shape[1:] if source.key.endswith("pos_embed") else shape
+
+    def read(self, name: str) -> Tensor:
+        source = self.sources[name]
+        if source.third is not None:
+            third = self.files.shape(source.key)[0] // 3
+            return self.files.read(source.key, slice(source.third * third, (source.third + 1) * third))
+        tensor = self.files.read(source.key)
+        return tensor[0] if source.key.endswith("pos_embed") else tensor
+
+
+def open_weights(files: TensorFiles, what: str | Path) -> tuple[JanusWeights, JanusWeights]:
+    """(weights of the trained model, weights of the image tokenizer) under our names. `what` is named in errors."""
+    model: dict[str, Source] = {}
+    tokenizer: dict[str, Source] = {}
+    unknown = []
+    for key in sorted(files.index):
+        if UNUSED.fullmatch(key):
+            continue
+        name = translate(key)
+        if name is None:
+            unknown.append(key)
+        elif name.startswith(IMAGE_TOKENIZER):
+            tokenizer[name.removeprefix(IMAGE_TOKENIZER)] = Source(key)
+        elif ".self_attn.qkv." in name:
+            for third, letter in enumerate("qkv"):
+                model[name.replace(".qkv.", f".{letter}_proj.")] = Source(key, third)
+        else:
+            model[name] = Source(key)
+    if unknown:
+        raise ModelError(
+            f"{what} is the checkpoint of another model: {len(unknown)} keys are not Janus's, such as "
+            f"{', '.join(unknown[:SHOWN])}. Expected official keys (vision_model.vision_tower., language_model., "
+            "gen_vision_model.) or Hugging Face ones (model.vision_model., model.language_model., model.vqmodel.)."
+        )
+    return JanusWeights(files, model), JanusWeights(files, tokenizer)

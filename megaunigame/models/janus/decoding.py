@@ -1,0 +1,127 @@
+"""Token by token with a key-value cache: answers and pictures. The number of calls depends on arguments only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from megaunigame.models import masks
+from megaunigame.passes import PassInputs
+
+if TYPE_CHECKING:
+    from megaunigame.models.janus.model import Janus
+
+
+class CachedReader:
+    """Feeds a (left padded) sequence to the language model piece by piece and returns the last hidden state."""
+
+    def __init__(self, model: Janus, attention: Tensor):
+        self.language_model = model.language_model
+        self.flash = model._flash
+        self.attention = attention
+        self.cache = DynamicCache(config=model.language_model.config)
+
+    def prompt(self, embeds: Tensor) -> Tensor:
+        """(B, P, D) -> (B, D)."""
+        mask = self.attention if self.flash else masks.additive(masks.causal(self.attention, None), embeds.dtype)
+        return self._read(embeds, mask)
+
+    def token(self, embed: Tensor) -> Tensor:
+        """(B, D): the next input -> (B, D)."""
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(embed), 1)], dim=1)
+        mask = self.attention if self.flash else masks.additive(self.attention.unsqueeze(1), embed.dtype)
+        return self._read(embed.unsqueeze(1), mask)
+
+    def _read(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        read = self.language_model(
+            inputs_embeds=embeds, attention_mask=mask, past_key_values=self.cache, use_cache=True
+        )
+        return read.last_hidden_state[:, -1]
+
+
+@torch.no_grad()
+def answer(model: Janus, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
+    """(B, max_new_tokens) greedy tokens; a row that has ended repeats the end token."""
+    end = model.processor.eos_id
+    with evaluating(model):
+        reader = CachedReader(model, inputs.attention)
+        hidden = reader.prompt(model.embed(inputs))
+        ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        tokens: list[Tensor] = []
+        for _ in range(max_new_tokens):
+            if tokens:
+                hidden = reader.token(model.language_model.embed_tokens(tokens[-1]))
+            tokens.append(model.lm_head(hidden).argmax(-1).masked_fill(ended, end))
+            ended = ended | (tokens[-1] == end)
+    return torch.stack(tokens, dim=1)
+
+
+@torch.no_grad()
+def sample_codes(model: Janus, inputs: PassInputs, *, guidance: float, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    """(B, N) codes. Logits are u + guidance * (c - u); guidance 1 runs the conditional rows alone."""
+    guided = guidance != 1
+    with evaluating(model):
+        embeds, attention = model.embed(inputs), inputs.attention
+        if guided:
+            empty = unconditional(inputs.tokens, attention, model.processor.pad_id)
+            embeds = torch.cat([embeds, model.language_model.embed_tokens(empty)])
+            attention = torch.cat([attention, attention])
+        reader = CachedReader(model, attention)
+        hidden = reader.prompt(embeds)
+        codes: list[Tensor] = []
+        for _ in range(model.codes_per_image):
+            if codes:
+                embed = model.embed_codes(codes[-1])
+                hidden = reader.token(torch.cat([embed, embed]) if guided else embed)
+            logits = model.model.generation_head(hidden).float()
+            if guided:
+                conditional, without = logits.chunk(2)
+                logits = without + guidance * (conditional - without)
+            codes.append(pick(logits))
+    return torch.stack(codes, dim=1)
+
+
+def unconditional(tokens: Tensor, attention: Tensor, pad: int) -> Tensor:
+    """(B, P): the prompts with pad ids between their first and last token, source pictures included.
+
+    These pads are read like any other token; only the padding in front of the prompt stays hidden.
+    """
+    first = attention & (attention.long().cumsum(1) == 1)
+    inner = attention & ~first
+    inner[:, -1] = False
+    return tokens.masked_fill(inner, pad)
+
+
+def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """How a code is chosen from logits (B, V): the likeliest at temperature 0, else drawn."""
+
+    def greedy(logits: Tensor) -> Tensor:
+        return logits.argmax(-1)
+
+    def draw(logits: Tensor) -> Tensor:
+        # Inverse distribution function: one uniform number per row, whatever device the generator lives on.
+        cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+        uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
+        return (
+            torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+            .squeeze(1)
+            .clamp_max(logits.shape[-1] - 1)
+        )
+
+    return greedy if temperature == 0 else draw
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside: dropout is off, and gradient checkpointing (which would empty the cache) too."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,52 @@
+"""uint8 pictures of any size -> normalised square tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKGROUND = 127
+"""Grey of the bars beside a picture that is not square."""
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (3, h, w) -> uint8 (3, height, width), bicubic with antialiasing."""
+    if image.shape[1:] == (height, width):
+        return image
+    resized = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return resized[0].round_().clamp_(0, 255).to(torch.uint8)
+
+
+def fit(image: Tensor, side: int) -> Tensor:
+    """The whole picture inside a square: longer edge to `side`, grey bars beside it. uint8 (3, side, side)."""
+    height, width = image.shape[1:]
+    longer = max(height, width)
+    image = _resize(image, max(1, height * side // longer), max(1, width * side // longer))
+    height, width = image.shape[1:]
+    top, left = (side - height) // 2, (side - width) // 2
+    if (height, width) == (side, side):
+        return image
+    return F.pad(image, (left, side - width - left, top, side - height - top), value=BACKGROUND)
+
+
+def crop(image: Tensor, side: int) -> Tensor:
+    """The middle of the picture: shorter edge to `side`, the rest cut off. uint8 (3, side, side)."""
+    height, width = image.shape[1:]
+    shorter = min(height, width)
+    image = _resize(image, max(side, height * side // shorter), max(side, width * side // shorter))
+    height, width = image.shape[1:]
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[:, top : top + side, left : left + side]
+
+
+class Normalise:
+    """uint8 (3, h, w) -> float32 (3, h, w): (value / 255 - mean) / std per channel, as one multiply and one add."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        self.scale = torch.tensor([1 / (255 * s) for s in std]).view(3, 1, 1)
+        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        # Decoders hand out views of (h, w, 3) arrays; convolutions over such strides are several times slower.
+        return torch.addcmul(self.shift, image.float(), self.scale).contiguous()

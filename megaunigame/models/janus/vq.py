@@ -1,0 +1,119 @@
+"""The image tokenizer of Janus (VQ-16 of LlamaGen): pixels <-> codes, with gradients where they are wanted.
+
+The released tokenizer compares directions: a latent and the rows of the codebook are scaled to unit length before the
+nearest row is looked up, and the decoder receives unit rows. The quantizer of transformers leaves the scaling out when
+it encodes, which changes many codes; the layers are taken from there, the quantization is written here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import JanusVQVAE
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+
+
+@dataclass
+class TokenizerOutput:
+    """A training pass of the image tokenizer."""
+
+    reconstruction: Tensor
+    """(B, 3, H, W), about [-1, 1], not clamped."""
+    codebook_loss: Tensor
+    """(): mean squared distance, gradient into the codebook only."""
+    commit_loss: Tensor
+    """(): commit_beta times the same distance, gradient into the encoder only."""
+    codes: Tensor
+    """(B, N) int64, row-major."""
+
+
+class ImageTokenizer(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, N), N = (H / down-sampling)^2, row-major.
+
+    Names of the parameters are those of transformers' JanusVQVAE. Lengths and distances are float32 whatever the dtype
+    of the weights.
+    """
+
+    def __init__(self, config: JanusVQVAEConfig, commit_beta: float = 0.25):
+        super().__init__()
+        layers = JanusVQVAE(config)
+        self.encoder = layers.encoder
+        self.quantize = layers.quantize
+        self.quant_conv = layers.quant_conv
+        self.post_quant_conv = layers.post_quant_conv
+        self.decoder = layers.decoder
+        self.config = config
+        self.commit_beta = commit_beta
+        self.train()  # transformers leaves its parts in eval mode, half of them by accident
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.quant_conv.weight.dtype
+
+    def codebook(self) -> Tensor:
+        """(V, C) float32, rows of unit length."""
+        return F.normalize(self.quantize.embedding.weight.float(), dim=-1)
+
+    def prequant(self, pixels: Tensor) -> Tensor:
+        """(B, C, h, w): the latent before it is scaled to unit length."""
+        return self.quant_conv(self.encoder(pixels.to(self.dtype)))
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """(B, C, h, w) float32: the latent of every cell, of unit length."""
+        return F.normalize(self.prequant(pixels).float(), dim=1)
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) unit latents -> (B, N) codes: between unit vectors the nearest has the largest dot product."""
+        cells = latents.detach().flatten(2).transpose(1, 2)
+        return (cells @ self.codebook().detach().T).argmax(-1)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N) codes. No gradient."""
+        return self.nearest(self.latents(pixels))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """(B, N) -> (B, C, h, w) float32: unit rows of the codebook, on the (square) grid."""
+        return _grid(F.embedding(codes, self.codebook()))
+
+    def decode_embeddings(self, quant: Tensor) -> Tensor:
+        """(B, C, h, w) unit rows -> (B, 3, H, W), not clamped."""
+        return self.decoder(self.post_quant_conv(quant.to(self.dtype)))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """(B, N) -> (B, 3, H, W), not clamped."""
+        return self.decode_embeddings(self.embed(codes))
+
+    def decode_logits(self, logits: Tensor) -> Tensor:
+        """(B, N, V) -> (B, 3, H, W): the picture of the likeliest codes, with the gradient of the mean code.
+
+        Straight-through: the mean over all rows is far shorter than a row, so it would leave what the decoder knows; it
+        serves as the direction of the gradient only.
+        """
+        codebook = self.codebook()
+        mean = logits.float().softmax(-1) @ codebook
+        hard = F.embedding(logits.argmax(-1), codebook)
+        return self.decode_embeddings(_grid(hard.detach() + (mean - mean.detach())))
+
+    def forward(self, pixels: Tensor) -> TokenizerOutput:
+        """Reconstruct through the codes. The decoder's gradient passes to the unit latents, and so to the encoder."""
+        latents = self.latents(pixels)
+        codes = self.nearest(latents)
+        quant = self.embed(codes)
+        reconstruction = self.decode_embeddings(quant.detach() + (latents - latents.detach()))
+        return TokenizerOutput(
+            reconstruction=reconstruction,
+            codebook_loss=F.mse_loss(quant, latents.detach()),
+            commit_loss=self.commit_beta * F.mse_loss(latents, quant.detach()),
+            codes=codes,
+        )
+
+
+def _grid(cells: Tensor) -> Tensor:
+    """(B, N, C) -> (B, C, h, w) on a square grid, in the ordinary (channels first) memory order."""
+    side = isqrt(cells.shape[1])
+    return cells.transpose(1, 2).reshape(cells.shape[0], cells.shape[2], side, side).contiguous()

@@ -1,0 +1,53 @@
+"""Copying weights into a plain (not partitioned) model. The training engine has its own way, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from megaunigame.errors import ModelError
+from megaunigame.models.base import Weights
+
+SHOWN = 5
+"""Names quoted in an error message."""
+
+
+def check_names(expected: Iterable[str], found: Iterable[str], what: str) -> None:
+    """Raise ModelError unless the checkpoint `what` has exactly the expected names."""
+    expected, found = set(expected), set(found)
+    complaints = []
+    for title, names in (("missing", expected - found), ("unexpected", found - expected)):
+        if names:
+            shown = ", ".join(sorted(names)[:SHOWN])
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            complaints.append(f"{len(names)} {title}: {shown}{more}")
+    if complaints:
+        raise ModelError(
+            f"{what} is the checkpoint of another model ({'; '.join(complaints)}). "
+            f"Expected {len(expected)} tensors, such as {min(expected)}. "
+            "Give a folder whose config.json and weights belong together."
+        )
+
+
+def check_shapes(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], what: str) -> None:
+    """Raise ModelError at the first tensors whose shapes differ."""
+    wrong = [n for n in sorted(expected) if expected[n] != found[n]]
+    if wrong:
+        shown = ", ".join(f"{n} is {tuple(found[n])} instead of {tuple(expected[n])}" for n in wrong[:SHOWN])
+        raise ModelError(
+            f"{what} is the checkpoint of another model: {len(wrong)} tensors have other shapes than config.json "
+            f"asks for ({shown}). Give a folder whose config.json and weights belong together."
+        )
+
+
+@torch.no_grad()
+def load_plain(model: nn.Module, weights: Weights, what: str = "The checkpoint") -> None:
+    """Copy `weights` into the parameters and persistent buffers of `model`, converted to their dtype and device."""
+    tensors = model.state_dict(keep_vars=True)
+    check_names(tensors, weights.names(), what)
+    for name, tensor in tensors.items():
+        value = weights.read(name)
+        check_shapes({name: tensor.shape}, {name: value.shape}, what)
+        tensor.copy_(value)

@@ -1,0 +1,44 @@
+"""Attention masks and positions of padded sequences and of sequences with independent segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, Q, K) bool -> (B, 1, Q, K) float: 0 where attention is allowed, the least finite number elsewhere.
+
+    Additive floats mean the same to every attention implementation; eager attention silently *adds* a boolean mask.
+    """
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def causal(attention: Tensor, segments: Tensor | None) -> Tensor:
+    """(B, S) padding mask, perhaps (B, S) segments -> (B, S, S) bool: may position q look at position k?
+
+    Segment 0 is the prefix all segments see; a segment sees the prefix and, causally, itself. Every position sees
+    itself, padding included, so that no row of the softmax is empty.
+    """
+    size = attention.shape[1]
+    order = torch.arange(size, device=attention.device)
+    allowed = (order[None, :] <= order[:, None]) & attention[:, None, :]
+    if segments is not None:
+        key = segments[:, None, :]
+        allowed = allowed & ((key == 0) | (key == segments[:, :, None]))
+    return allowed | torch.eye(size, dtype=torch.bool, device=attention.device)
+
+
+def segment_positions(attention: Tensor, segments: Tensor) -> Tensor:
+    """(B, S) positions that restart after the prefix for every segment, as if each segment stood alone behind it."""
+    index = attention.long().cumsum(1) - 1
+    previous = torch.cat([segments[:, :1], segments[:, :-1]], dim=1)
+    start = torch.where(segments != previous, index, 0).cummax(1).values
+    prefix = (attention & (segments == 0)).sum(1, keepdim=True)
+    return torch.where(segments > 0, index - start + prefix, index).clamp_min(0)
+
+
+def ends_with_padding_only(attention: Tensor) -> bool:
+    """True when no row has padding before a token: a plain causal mask then hides all padding from every token."""
+    return bool((attention[:, 1:] <= attention[:, :-1]).all())

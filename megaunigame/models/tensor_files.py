@@ -1,0 +1,81 @@
+"""Lazy reading of checkpoint files: one tensor at a time, never a whole file in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from megaunigame.errors import ModelError
+
+LAYOUTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+
+
+class TensorFiles:
+    """The tensors of one checkpoint, over any number of safetensors or PyTorch `.bin` files.
+
+    safetensors are read slice by slice. `.bin` files are memory-mapped, and opened with `weights_only=True`, so that a
+    checkpoint from a stranger runs no code.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = [Path(f) for f in files]
+        self._opened: dict[Path, Any] = {}
+
+    @classmethod
+    def of_folder(cls, path: str | Path) -> TensorFiles:
+        """The weight files of a model folder, single or sharded. Raises ModelError when there are none."""
+        folder = Path(path)
+        for layout in LAYOUTS:
+            if not (folder / layout).is_file():
+                continue
+            if not layout.endswith(".index.json"):
+                return cls([folder / layout])
+            weight_map = json.loads((folder / layout).read_text())["weight_map"]
+            shards = [folder / name for name in sorted(set(weight_map.values()))]
+            missing = [s.name for s in shards if not s.is_file()]
+            if missing:
+                raise ModelError(
+                    f"{folder / layout} names the shard {missing[0]}, which is not there "
+                    f"({len(missing)} of {len(shards)} are missing). Copy all shards into {folder}."
+                )
+            return cls(shards)
+        raise ModelError(f"No weights in {folder}. A model folder holds one of: {', '.join(LAYOUTS)}.")
+
+    @cached_property
+    def index(self) -> dict[str, Path]:
+        """Key of every tensor -> the file it is in."""
+        return {key: file for file in self.files for key in self._open(file).keys()}  # noqa: SIM118  (safe_open)
+
+    def _open(self, file: Path) -> Any:
+        if file not in self._opened:
+            try:
+                if file.suffix == ".safetensors":
+                    self._opened[file] = safe_open(file, framework="pt")
+                else:
+                    self._opened[file] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:
+                # Every reader has its own exception for a truncated file; the user needs the name of the file.
+                raise ModelError(f"{file} cannot be read as a checkpoint: {error}. Copy it again.") from error
+        return self._opened[file]
+
+    def shape(self, key: str) -> torch.Size:
+        opened = self._open(self.index[key])
+        if isinstance(opened, dict):
+            return opened[key].shape
+        return torch.Size(opened.get_slice(key).get_shape())
+
+    def read(self, key: str, rows: slice = slice(None)) -> Tensor:
+        """The tensor under `key`, or only `rows` of its first dimension."""
+        opened = self._open(self.index[key])
+        if isinstance(opened, dict):
+            return opened[key][rows] if opened[key].dim() else opened[key]
+        if rows == slice(None):
+            return opened.get_tensor(key)
+        return opened.get_slice(key)[rows]

@@ -1,0 +1,125 @@
+"""Results of the first and the last evaluation, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from megaunigame.monitoring import page
+from megaunigame.monitoring.history import Evaluation
+
+Cell = str | int | float | None
+
+
+def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> str:
+    """Tables, pictures and questions of one suite; `before` is None in a run that was evaluated once."""
+    if before is not None and label not in before.suites:
+        before = None
+    parts = [f"<h2>Evaluation: {escape(label)}</h2>", _steps(before, after)]
+    old_tables = {t["title"]: t for t in before.suites[label]["tables"]} if before else {}
+    parts += [compared_table(old_tables.get(t["title"]), t) for t in after.suites[label]["tables"]]
+    parts.append(pictures_table(label, before, after))
+    parts.append(questions(label, before, after))
+    return "\n".join(part for part in parts if part)
+
+
+def _steps(before: Evaluation | None, after: Evaluation) -> str:
+    text = (
+        f"Before: step {before.step:,}. After: step {after.step:,}." if before else f"Measured at step {after.step:,}."
+    )
+    return f'<p class="muted">{text}</p>'
+
+
+def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
+    """A table; each numeric column that changed is split into before and after, the others stand once.
+
+    Rows are matched by their first cell.
+    """
+    columns, rows = after["columns"], after["rows"]
+    old = {row[0]: row for row in before["rows"]} if before and before["columns"] == columns else {}
+    changed = [
+        _is_numeric(rows, i) and any(r[0] in old and old[r[0]][i] != r[i] for r in rows) for i in range(len(columns))
+    ]
+    head: list[str] = []
+    numeric: list[bool] = []
+    for i, name in enumerate(columns):
+        head += [f"{name}, before", f"{name}, after"] if changed[i] else [name]
+        numeric += [_is_numeric(rows, i)] * (2 if changed[i] else 1)
+    body = []
+    for row in rows:
+        cells: list[str] = []
+        for i, value in enumerate(row):
+            if changed[i]:
+                cells.append(_cell(old[row[0]][i] if row[0] in old else None, columns[i]))
+            cells.append(_cell(value, columns[i]))
+        body.append(cells)
+    total = escape(str(rows[-1][0])) if rows and str(rows[-1][0]).startswith(("all", "mean")) else ""
+    return f"<h3>{escape(after['title'])}</h3>" + page.table(head, body, numeric, total)
+
+
+def _is_numeric(rows: Sequence[Sequence[Cell]], column: int) -> bool:
+    return any(isinstance(row[column], int | float) for row in rows)
+
+
+def _cell(value: Cell, column: str) -> str:
+    if value is None:
+        return "–"
+    return escape(value) if isinstance(value, str) else page.number(value, column)
+
+
+def pictures_table(label: str, before: Evaluation | None, after: Evaluation) -> str:
+    """One line per sample; a column whose pictures changed between the evaluations appears twice."""
+    entries = after.suites[label]["pictures"]
+    if not entries:
+        return ""
+    old = {(p["row"], p["column"]): p["file"] for p in before.suites[label]["pictures"]} if before else {}
+    files = {(p["row"], p["column"]): p["file"] for p in entries}
+    captions = {p["row"]: p["caption"] for p in entries}
+    columns = list(dict.fromkeys(p["column"] for p in entries))
+    changed = {c: before is not None and _differs(c, old, files, before, after) for c in columns}
+    head = ["caption"] + [t for c in columns for t in ([f"{c}, before", f"{c}, after"] if changed[c] else [c])]
+    body = []
+    for row, caption in captions.items():
+        cells = [f'<div class="caption">{escape(caption)}</div>']
+        for c in columns:
+            alt = f"{c}: {caption}"
+            if before is not None and changed[c]:
+                cells.append(page.picture(before.folder / old[row, c], alt) if (row, c) in old else "–")
+            cells.append(page.picture(after.folder / files[row, c], alt) if (row, c) in files else "–")
+        body.append(cells)
+    return "<h3>Pictures</h3>" + page.table(head, body, [False] * len(head))
+
+
+def _differs(column: str, old: dict, files: dict, before: Evaluation, after: Evaluation) -> bool:
+    pairs = [(before.folder / old[key], after.folder / files[key]) for key in files if key[1] == column and key in old]
+    return any(a.exists() and b.exists() and a.read_bytes() != b.read_bytes() for a, b in pairs)
+
+
+def questions(label: str, before: Evaluation | None, after: Evaluation) -> str:
+    """Questions grouped by their picture, with the answers of both evaluations: right ones green, wrong ones red."""
+    entries = after.suites[label]["questions"]
+    if not entries:
+        return ""
+    old = {(q["image"], q["question"]): q for q in before.suites[label]["questions"]} if before else {}
+    head = ["question", "answer"] + (["before", "after"] if before else ["predicted"])
+    parts = ["<h3>Questions and answers</h3>"]
+    for image in dict.fromkeys(q["image"] for q in entries):
+        body = []
+        for q in (q for q in entries if q["image"] == image):
+            cells = [escape(q["question"]), escape(q["answer"])]
+            if before:
+                cells.append(_answer(old[image, q["question"]]) if (image, q["question"]) in old else "–")
+            body.append([*cells, _answer(q)])
+        shown = (
+            page.picture(after.folder / image, "the picture asked about")
+            if image
+            else '<span class="muted">text only</span>'
+        )
+        parts.append(f'<div class="asked">{shown}{page.table(head, body, [False] * len(head))}</div>')
+    return "\n".join(parts)
+
+
+def _answer(question: dict[str, Any]) -> str:
+    mark, css = ("✓", "good") if question["correct"] else ("✗", "bad")
+    return f'<span class="{css}">{mark} {escape(question["predicted"]) or "(nothing)"}</span>'

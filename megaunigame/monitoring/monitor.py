@@ -1,0 +1,170 @@
+"""What a run says while it runs: metrics.jsonl, TensorBoard, a progress bar and a line every few steps. Rank 0 only.
+
+Steps count from 1. A run that was killed and resumed leaves one gapless history: what its killed part logged beyond the
+checkpoint is dropped when the resumed part starts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from megaunigame.monitoring import names
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Monitor:
+    """Logs the metrics of a run; on ranks other than 0 every method does nothing.
+
+    Args:
+        folder: run folder; metrics.jsonl and tensorboard/ are written there.
+        every: optimizer steps between two log lines.
+        total_steps: last step of the whole run.
+        start_step: first step this process will log; 1 in a fresh run.
+        rank: rank of this process.
+        tensorboard: also write event files.
+        progress: show a progress bar when standard error is a terminal (otherwise there are only lines).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every: int,
+        total_steps: int,
+        start_step: int,
+        rank: int,
+        tensorboard: bool,
+        progress: bool,
+    ):
+        self.active = rank == 0
+        if not self.active:
+            return
+        self.every, self.total_steps, self.first_step = every, total_steps, start_step
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        drop_from(folder / METRICS_FILE, start_step)
+        self.file = open(folder / METRICS_FILE, "a", encoding="utf-8")
+        self.writer = _tensorboard_writer(folder, start_step) if tensorboard else None
+        self.bar = None
+        if progress and sys.stderr.isatty():
+            self.bar = tqdm(total=total_steps, initial=start_step - 1, unit="step", dynamic_ncols=True, smoothing=0.05)
+        self.origin: tuple[int, float] | None = None  # (step, time) of the first logged step
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one optimizer step; every `every` steps, and at the first and the last one, also print it."""
+        if not self.active:
+            return
+        self.record(step, metrics)
+        now = time.monotonic()
+        if self.origin is None:
+            # The first step pays for warm-up (allocator, compilation); the estimate of the time left starts behind it.
+            self.origin = (step, now)
+        done, elapsed = step - self.origin[0], now - self.origin[1]
+        remaining = elapsed / done * (self.total_steps - step) if done else None
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+        if step % self.every == 0 or step in (self.first_step, self.total_steps):
+            self.say(log_line(step, self.total_steps, metrics, remaining))
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write metrics that are no step of their own (an evaluation) to metrics.jsonl and TensorBoard; no line."""
+        if not self.active:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        # JSON knows neither NaN nor infinity.
+        written = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"step": step, "time": round(time.time(), 3), **written}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+        if not self.active:
+            return
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        self.file.close()
+        if self.writer is not None:
+            self.writer.close()
+        if self.bar is not None:
+            self.bar.close()
+
+
+def drop_from(path: Path, step: int) -> None:
+    """Remove the lines of `path` from `step` on (from 1: all of them), and a last line that was cut off."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if step > 1 and line.endswith("\n") and json.loads(line)["step"] < step]
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text("".join(kept), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def log_line(step: int, total_steps: int, metrics: Mapping[str, float], remaining: float | None) -> str:
+    """One line of fixed-width fields: step, losses, learning rate, gradient norm, throughput, time left."""
+    width = len(str(total_steps))
+    parts = [f"step {step:>{width}}/{total_steps}"]
+    parts += [
+        f"{name.removeprefix(names.LOSS)} {metrics[name]:8.4f}" for name in metrics if name.startswith(names.LOSS)
+    ]
+    fields = {
+        names.OPTIM_LR: "lr {:8.2e}",
+        names.OPTIM_GRAD_NORM: "grad {:8.3f}",
+        names.PERF_ROWS_PER_SECOND: "{:7.1f} rows/s",
+        names.PERF_STEP_SECONDS: "{:7.3f} s/step",
+    }
+    parts += [form.format(metrics[name]) for name, form in fields.items() if name in metrics]
+    parts.append(f"ETA {'--:--:--' if remaining is None else clock_time(remaining):>9}")
+    return " | ".join(parts)
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds as h:mm:ss; days come first when there are any."""
+    whole = round(seconds)
+    days, whole = divmod(whole, 86_400)
+    text = f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    return f"{days}d {text}" if days else text
+
+
+def rank_log(folder: str | Path, rank: int) -> logging.Handler:
+    """Send warnings and errors of this rank to `rank_<r>.log` as well; the file appears with the first of them.
+
+    Returns the handler, which the caller removes from the root logger at the end of the run.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(Path(folder) / f"rank_{rank}.log", delay=True, encoding="utf-8")
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler
+
+
+def _tensorboard_writer(folder: Path, start_step: int) -> SummaryWriter:
+    # Imported here: it costs seconds, and only rank 0 of a run that wants it should pay them.
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)

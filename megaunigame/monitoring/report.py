@@ -1,0 +1,136 @@
+"""One HTML page about a run, made from its folder alone: what was done, how it went, what it changed."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+
+from megaunigame.monitoring import names, page
+from megaunigame.monitoring.comparison import suite_section
+from megaunigame.monitoring.history import RunFolder, read_run_folder
+from megaunigame.monitoring.monitor import clock_time
+from megaunigame.monitoring.plots import panels
+
+REPORT_FILE = "report.html"
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write report.html (self-contained) into the run folder and return its path.
+
+    Reads recipe.yaml, plan.txt, run.json, metrics.jsonl and evaluation/; any of them may be missing.
+    Raises DataError when the folder does not exist.
+    """
+    run = read_run_folder(run_folder)
+    sections = [header(run), summary(run), curves(run), *evaluations(run)]
+    path = run.path / REPORT_FILE
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(page.page(_title(run), "\n".join(s for s in sections if s)), encoding="utf-8")
+    os.replace(fresh, path)
+    return path
+
+
+def _title(run: RunFolder) -> str:
+    return run.run["name"] if "name" in run.run else run.path.resolve().name
+
+
+def header(run: RunFolder) -> str:
+    """Name, date, command, versions; recipe and plan behind a click."""
+    facts = run.run
+    parts = [f"<h1>{escape(_title(run))}</h1>"]
+    dates = [f"{word} {escape(_date(facts[word]))}" for word in ("started", "finished") if facts.get(word)]
+    if facts and not facts.get("finished"):
+        dates.append("not finished")
+    if "world_size" in facts:
+        dates.append(f"{facts['world_size']} rank{'s' if facts['world_size'] != 1 else ''}")
+    parts.append(f'<p class="muted">{" · ".join(dates)}</p>')
+    if "command" in facts:
+        parts.append(f'<code class="command">{escape(facts["command"])}</code>')
+    if "versions" in facts:
+        versions = " · ".join(f"{escape(name)} {escape(str(value))}" for name, value in facts["versions"].items())
+        parts.append(f'<p class="muted">{versions}</p>')
+    if run.plan:
+        parts.append(page.folded("Plan: model groups, rows, passes, memory", run.plan))
+    if run.recipe:
+        parts.append(page.folded("Recipe", run.recipe))
+    return "\n".join(parts)
+
+
+def _date(stamp: str) -> str:
+    return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M %Z").strip()
+
+
+def summary(run: RunFolder) -> str:
+    """The numbers one asks for first."""
+    values: list[tuple[str, str]] = []
+    losses = {name: points for name, points in run.series.items() if names.is_term(name)}
+    steps = [points[0][-1] for points in run.series.values()]
+    if steps:
+        values.append(("optimizer steps", f"{max(steps):,}"))
+    if run.run.get("seconds"):
+        values.append(("h:mm:ss", clock_time(run.run["seconds"])))
+    for name, label in (
+        (names.PERF_ROWS_PER_SECOND, "rows/s, median"),
+        (names.PERF_TOKENS_PER_SECOND, "tokens/s, median"),
+    ):
+        if name in run.series:
+            values.append((label, f"{_significant(statistics.median(run.series[name][1]))}"))
+    for name, (_, points) in losses.items():
+        values.append(
+            (f"{name}, first → last", f"{_mean_of_share(points, first=True):.3f} → {_mean_of_share(points):.3f}")
+        )
+    if not values:
+        return '<p class="muted">This run has not logged a step.</p>'
+    return page.tiles(values)
+
+
+def _mean_of_share(values: Sequence[float], first: bool = False) -> float:
+    """Mean of the first or last twentieth (single steps are noise)."""
+    count = max(1, len(values) // 20)
+    return statistics.fmean(values[:count] if first else values[-count:])
+
+
+def _significant(value: float) -> str:
+    """Three digits for small numbers, thousands separators for large ones."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def curves(run: RunFolder) -> str:
+    """Loss per term, optimisation, speed; other groups of metrics after them."""
+    groups: dict[str, list[str]] = {}
+    for name in run.series:
+        if not name.startswith(names.EVALUATION):
+            groups.setdefault(name.split("/")[0], []).append(name)
+    order = [g for g in ("loss", "optim", "perf") if g in groups] + sorted(set(groups) - {"loss", "optim", "perf"})
+    titles = {"loss": "Losses", "optim": "Optimisation", "perf": "Throughput", "data": "Data"}
+    parts = []
+    for group in order:
+        # A flat line says nothing that its value does not say in fewer pixels.
+        flat = [n for n in groups[group] if len(set(run.series[n][1])) == 1 and len(run.series[n][1]) > 1]
+        moving = {n: run.series[n] for n in groups[group] if n not in flat}
+        parts.append(f"<h2>{titles.get(group, escape(group.capitalize()))}</h2>")
+        if moving:
+            parts.append(
+                f'<img class="plot" alt="{escape(group)} curves" src="{panels(moving, exact=[names.OPTIM_LR])}">'
+            )
+        if flat:
+            constant = ", ".join(f"{escape(n)} = {_constant(run.series[n][1][0])}" for n in flat)
+            parts.append(f'<p class="muted">Constant: {constant}</p>')
+    return "\n".join(parts)
+
+
+def _constant(value: float) -> str:
+    return f"{value:.0f}" if math.isclose(value, round(value)) and abs(value) >= 1 or value == 0 else f"{value:.3g}"
+
+
+def evaluations(run: RunFolder) -> list[str]:
+    """Every suite of the last evaluation, beside the first."""
+    if not run.evaluations:
+        return ['<h2>Evaluation</h2><p class="muted">This run was not evaluated.</p>']
+    before = run.evaluations[0] if len(run.evaluations) > 1 else None
+    after = run.evaluations[-1]
+    return [suite_section(label, before, after) for label in after.suites]

@@ -1,0 +1,63 @@
+"""Generation: the family's own image loss on caption -> picture rows and image-conditioned pixel rows.
+
+For a code-based family: loss = - sum over the N codes log p(code | condition, earlier codes) / number of codes on all ranks.
+A pixel row shows the image to the understanding path and asks for the same pixels back (RecA, arXiv 2509.07295).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from megaunigame.data.decode import Sample
+from megaunigame.errors import ConfigError
+from megaunigame.objectives.base import Objective
+from megaunigame.passes import GENERATE, GenerateRow, Row, RowRequest
+from megaunigame.registry import find
+from megaunigame.representations.base import Representation
+
+CAPTION, PIXEL = "caption", "pixel"
+
+
+class Generation(Objective):
+    """Caption rows (text -> picture) and pixel rows (picture -> the same picture)."""
+
+    @dataclass
+    class Config:
+        caption_rows: int = 4
+        pixel_rows: int = 0
+        """Rows per micro-step and rank."""
+        stream: str = "train"
+        caption_weight: float = 1.0
+        pixel_weight: float = 1.0
+        drop: float = 0.1
+        """Probability that a row loses its condition, for classifier-free guidance."""
+        pixel_prompts: list[str] = field(default_factory=lambda: ["draw this image again ."])
+        """One is drawn per pixel row."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        if not 0 <= config.drop < 1:
+            raise ConfigError(f"objectives.generation.drop must lie in [0, 1); got {config.drop}.")
+        if config.pixel_rows and not config.pixel_prompts:
+            raise ConfigError("objectives.generation.pixel_prompts is empty; give at least one prompt for the pixel rows.")
+        self.pixel: Representation = find("representations", "pixel", Representation)()
+
+    def rows(self) -> list[RowRequest]:
+        c = self.config
+        return [
+            RowRequest(CAPTION, GENERATE, c.stream, c.caption_rows, c.caption_weight),
+            RowRequest(PIXEL, GENERATE, c.stream, c.pixel_rows, c.pixel_weight, takes_source=True),
+        ]
+
+    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
+        target = self.pixel.picture(sample)
+        # Both draws happen for every row, so that what a row gets never depends on what it is.
+        drop, prompt = rng.random() < self.config.drop, int(rng.integers(max(1, len(self.config.pixel_prompts))))
+        if target is None:
+            return None
+        if request.term == PIXEL:
+            return GenerateRow(self.config.pixel_prompts[prompt], target, sample.image, drop)
+        caption = sample.meta.get("caption")
+        return GenerateRow(caption, target, None, drop) if caption else None

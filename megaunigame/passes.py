@@ -1,0 +1,170 @@
+"""Rows, passes and the step plan: the vocabulary every other file speaks.
+
+Shape legend, used in every docstring of this package::
+
+    B  rows of one pass in one micro-step of one rank
+    S  sequence length after padding
+    I  source images per row (>= 1 whenever the pass takes images)
+    N  visual tokens of one image
+    D  width of the language model
+    V  codes of the image tokenizer
+
+An objective asks for rows (:class:`RowRequest`), turns a decoded sample into a neutral row (:class:`UnderstandRow` or
+:class:`GenerateRow`), the family's processor turns rows into tensors (:class:`PassInputs`), and the model answers with one
+loss sum and one count per row (:class:`PassOutput`). All rows of a pass share one forward, so the number and the order of
+forwards is a property of the plan and never of the data: under ZeRO-3 that is what keeps the ranks in lockstep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from megaunigame.errors import ConfigError
+
+UNDERSTAND = "understand"
+GENERATE = "generate"
+PASS_ORDER = (GENERATE, UNDERSTAND)
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class RowRequest:
+    """`count` rows of one loss term, in every micro-step of every rank."""
+
+    term: str
+    """Name of the loss term, unique in a plan; also the metric name `loss/<term>`."""
+    pass_name: str
+    """`understand` or `generate`."""
+    stream: str
+    """Name of the data stream (a key of the recipe's `data`)."""
+    count: int
+    weight: float = 1.0
+    takes_source: bool = False
+    """Whether rows carry a source image through the understanding path (understand rows always do)."""
+
+
+@dataclass
+class UnderstandRow:
+    """Images and a conversation; the loss falls on the answers."""
+
+    images: list[Tensor]
+    """uint8 (3, h, w) each; may be empty (text-only conversation)."""
+    turns: list[tuple[str, str]]
+    """(question, answer) pairs, without `<image>` markers."""
+    independent: bool = False
+    """True: every turn sees the images and itself only, so that no answer leaks into the next question."""
+
+
+@dataclass
+class GenerateRow:
+    """A prompt, perhaps a source image, and the picture to generate."""
+
+    prompt: str
+    target: Tensor
+    """uint8 (3, h, w)."""
+    source: Tensor | None = None
+    """uint8 (3, h, w), or None for text-to-image rows."""
+    unconditional: bool = False
+    """True: the condition is dropped (text and source together), as classifier-free guidance needs."""
+
+
+Row = UnderstandRow | GenerateRow
+
+
+@dataclass
+class PassInputs:
+    """The rows of one pass, as tensors. Row b belongs to loss term `terms[b]`."""
+
+    tokens: Tensor
+    """(B, S) int64."""
+    attention: Tensor
+    """(B, S) bool, False at padding."""
+    terms: Tensor
+    """(B,) int64: index into `StepPlan.terms`."""
+    counts: Tensor
+    """(B,) float32: loss positions of the row; 0 for a dummy row (no data for this slot)."""
+    labels: Tensor | None = None
+    """(B, S) int64, `IGNORE` where no loss falls (understand)."""
+    segments: Tensor | None = None
+    """(B, S) int64: 0 = shared prefix, k = k-th independent turn, which sees the prefix and itself only. None: plain causal."""
+    images: Tensor | None = None
+    """(B, I, 3, H, W) float32, normalised as the understanding path expects."""
+    image_valid: Tensor | None = None
+    """(B, I) bool: False marks an unused image slot."""
+    image_slots: Tensor | None = None
+    """(B, S) bool: positions overwritten, in order, by the visual tokens of the row's valid images."""
+    targets: Tensor | None = None
+    """(B, 3, H, W) float32 in [-1, 1]: the pictures to generate."""
+    keys: list[str] = field(default_factory=list)
+    """Sample key per row, for error messages."""
+
+    def to(self, device) -> PassInputs:
+        """A copy with every tensor on `device`."""
+        moved = {
+            f.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for f in dataclasses.fields(self)
+            for value in [getattr(self, f.name)]
+        }
+        return PassInputs(**moved)
+
+
+class PassOutput(NamedTuple):
+    """What one pass returns. A named tuple, because the engine hooks the tensors of tuples and would miss a dataclass's."""
+
+    loss_sum: Tensor
+    """(B,) float32: summed (not averaged) loss of each row over its loss positions; 0 for dummy rows."""
+    hidden: Tensor | None = None
+    """(B, N, D): post-LM visual tokens that predict the target picture (generate)."""
+    predictions: Tensor | None = None
+    """(B, S) int64 greedy token predicted *for* each position (understand) or (B, N) codes (generate); only when asked."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What every micro-step does, on every rank: which passes, in which order, with which rows."""
+
+    requests: tuple[RowRequest, ...]
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return tuple(r.term for r in self.requests)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """Names of the passes that have rows, in the fixed order of `PASS_ORDER`."""
+        asked = {r.pass_name for r in self.requests}
+        return tuple(name for name in PASS_ORDER if name in asked)
+
+    def of_pass(self, pass_name: str) -> tuple[RowRequest, ...]:
+        return tuple(r for r in self.requests if r.pass_name == pass_name)
+
+    def takes_images(self, pass_name: str) -> bool:
+        """Whether this pass runs the vision tower; decided by the plan so that all ranks agree."""
+        return pass_name == UNDERSTAND or any(r.takes_source for r in self.of_pass(pass_name))
+
+    def rows(self, pass_name: str) -> int:
+        """B of the pass."""
+        return sum(r.count for r in self.of_pass(pass_name))
+
+    def rows_per_micro_step(self) -> int:
+        return sum(r.count for r in self.requests)
+
+
+def plan_from(requests: Iterable[RowRequest]) -> StepPlan:
+    """Merge the rows all objectives ask for; a term asked for twice is an error of the recipe."""
+    requests = tuple(r for r in requests if r.count > 0)
+    names = [r.term for r in requests]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ConfigError(f"Two objectives ask for the loss term {twice[0]!r}. Remove one of them from `objectives`.")
+    unknown = sorted({r.pass_name for r in requests} - set(PASS_ORDER))
+    if unknown:
+        raise ConfigError(f"Unknown pass {unknown[0]!r}; passes are {', '.join(PASS_ORDER)}.")
+    if not requests:
+        raise ConfigError("No objective asks for rows. Give at least one row, for example objectives.understanding.rows=4.")
+    return StepPlan(requests)

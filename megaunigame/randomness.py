@@ -1,0 +1,16 @@
+"""Random state as a pure function of where we are in the run: nothing to save, nothing that can drift after a resume."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def seed_micro_step(seed: int, step: int, micro: int, rank: int) -> None:
+    """Seed torch's generators (dropout, noise inside the model) for one micro-step of one rank."""
+    torch.manual_seed(derive(seed, step, micro, rank))
+
+
+def derive(*parts: int) -> int:
+    """A 63-bit seed from non-negative integers; different parts give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

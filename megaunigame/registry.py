@@ -1,0 +1,48 @@
+"""Names are module names: `objectives: {understanding: ...}` is the class in `megaunigame/objectives/understanding.py`.
+
+There is no list to edit: a file dropped into its folder is found.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from typing import TypeVar
+
+from megaunigame.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def available(room: str) -> list[str]:
+    """Names of the modules in `megaunigame/<room>`, without `base`."""
+    package = importlib.import_module(f"megaunigame.{room}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base" and not m.name.startswith("_"))
+
+
+def find(room: str, name: str, base: type[T]) -> type[T]:
+    """The one subclass of `base` that the module `megaunigame.<room>.<name>` defines.
+
+    Raises ConfigError when there is no such module, or when it does not define exactly one such class.
+    """
+    names = available(room)
+    if name not in names:
+        raise ConfigError(unknown(f"{room} name", name, names))
+    module = importlib.import_module(f"megaunigame.{room}.{name}")
+    found = {
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, base) and not inspect.isabstract(member) and member.__module__.startswith(module.__name__)
+    }
+    if len(found) != 1:
+        raise ConfigError(f"megaunigame/{room}/{name} must define exactly one {base.__name__}; found {len(found)}.")
+    return found.pop()
+
+
+def unknown(kind: str, got: str, legal: list[str]) -> str:
+    """The message for a name that does not exist, with the nearest legal one."""
+    near = difflib.get_close_matches(got, legal, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown {kind} {got!r}.{hint} Legal: {', '.join(legal)}."

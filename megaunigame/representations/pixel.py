@@ -1,0 +1,13 @@
+"""The image itself."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from megaunigame.data.decode import Sample
+from megaunigame.representations.base import Representation
+
+
+class Pixel(Representation):
+    def picture(self, sample: Sample) -> Tensor | None:
+        return sample.image

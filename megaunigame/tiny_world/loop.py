@@ -1,0 +1,127 @@
+"""One small training loop for the stages that come before the ordinary trainer.
+
+Everything random in a step comes from a generator that is a function of (seed, step), so a run that was stopped and
+started again ends with the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from megaunigame.errors import CheckpointError
+
+WARM_UP_STEPS = 20
+
+
+class Stage(ABC):
+    """What one stage trains. All state that must survive a restart lives in `module` (parameters and buffers)."""
+
+    name: str
+    module: nn.Module
+
+    @abstractmethod
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Scalar loss of one step and the numbers for the log line."""
+
+    def after_update(self, step: int, generator: torch.Generator) -> None:  # noqa: B027 (a hook: most stages need none)
+        """Called after the optimizer's step; stages with state outside gradient descent change it here."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How a stage is trained."""
+
+    steps: int
+    learning_rate: float
+    seed: int = 0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    log_every: int = 25
+    save_every_seconds: float = 120.0
+
+
+def generator_at(seed: int, step: int) -> torch.Generator:
+    """The generator of one step: a function of (seed, step) only."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+
+
+def learning_rate_at(step: int, settings: LoopSettings) -> float:
+    """Linear warm-up, then half a cosine down to 1 % of the peak."""
+    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+    cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return settings.learning_rate * warm * (0.01 + 0.99 * cosine)
+
+
+def train(stage: Stage, settings: LoopSettings, folder: Path) -> None:
+    """Train `stage.module` for `settings.steps` steps, continuing from `folder` when it holds a state of this stage.
+
+    Raises CheckpointError when the state there was made with another seed or another number of steps.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state_path = folder / f"{stage.name}.state.pt"
+    optimizer = torch.optim.AdamW(
+        stage.module.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
+    first = _resume(stage, optimizer, settings, state_path)
+    clock = saved_at = time.monotonic()
+    for step in range(first, settings.steps):
+        generator = generator_at(settings.seed, step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings)
+        loss, numbers = stage.loss(step, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(stage.module.parameters(), settings.clip)
+        optimizer.step()
+        stage.after_update(step, generator)
+
+        done, now = step + 1, time.monotonic()
+        if done % settings.log_every == 0 or done == settings.steps:
+            rate = (now - clock) / (done - first)
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+            print(
+                f"{stage.name} {done:>6}/{settings.steps}  loss {loss.item():.4f}  {shown}  "
+                f"{rate:.2f} s/step  ETA {rate * (settings.steps - done) / 60:.1f} min",
+                flush=True,
+            )
+        if now - saved_at > settings.save_every_seconds or done == settings.steps:
+            _save(stage, optimizer, settings, done, state_path)
+            saved_at = now
+
+
+def _save(stage: Stage, optimizer: torch.optim.Optimizer, settings: LoopSettings, step: int, path: Path) -> None:
+    state = {
+        "step": step,
+        "steps": settings.steps,
+        "seed": settings.seed,
+        "module": stage.module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(state, unfinished)
+    os.replace(unfinished, path)
+
+
+def _resume(stage: Stage, optimizer: torch.optim.Optimizer, settings: LoopSettings, path: Path) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, asked in (("seed", settings.seed), ("steps", settings.steps)):
+        if state[name] != asked:
+            raise CheckpointError(
+                f"{path} was made with {name}={state[name]}, but {name}={asked} is asked for. "
+                f"Give --{name} {state[name]} to continue it, or delete the file to start again."
+            )
+    stage.module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    print(f"{stage.name}: continuing {path} at step {state['step']} of {state['steps']}", flush=True)
+    return state["step"]

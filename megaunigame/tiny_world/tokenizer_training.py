@@ -1,0 +1,198 @@
+"""Training of the image tokenizer on colour, depth and segmentation pictures.
+
+A commitment loss on a random codebook collapses all latents onto one direction. So the network first trains as a plain
+autoencoder on unit-norm latents, k-means then lays the codebook into those latents, and only then are they quantised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from megaunigame.errors import ModelError
+from megaunigame.models.janus.vq import ImageTokenizer
+from megaunigame.tiny_world.codebook import RunningCodebook
+from megaunigame.tiny_world.loop import LoopSettings, Stage, generator_at, train
+from megaunigame.tiny_world.scenes import KINDS, Scenes
+from megaunigame.tiny_world.sizes import CODES, vq_config
+
+MIX = {"rgb": 9, "depth": 3, "regions": 3, "contours": 1}
+"""Pictures of each kind in every batch."""
+VQ_FILE = "vq.safetensors"
+RESTART_EVERY = 25
+RESTART_UNTIL = 0.7
+"""Share of the run during which dead codes are restarted; afterwards the codebook settles."""
+KMEANS_BATCHES = 12
+MARGIN = 2
+"""Pixels around an object that count as part of it in the loss."""
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What the loss is made of."""
+
+    autoencoder_steps: int = 200
+    absolute_weight: float = 0.1
+    commitment_weight: float = 0.8
+    object_weight: float = 4.0
+    """Weight of pixels on and around objects relative to the rest, in colour and region pictures: shapes are decided by
+    a few pixels at the edges."""
+
+
+class TokenizerModule(nn.Module):
+    """The image tokenizer and, while it trains, the running codebook beside it."""
+
+    def __init__(self, vq: ImageTokenizer):
+        super().__init__()
+        self.vq = vq
+        # The rows are moved by running means, so no gradient and no weight decay may touch them.
+        vq.quantize.embedding.weight.requires_grad_(False)
+        self.codebook = RunningCodebook(*vq.quantize.embedding.weight.shape)
+
+    def write_codebook(self) -> None:
+        """Copy the running codebook into the network's own table."""
+        self.vq.quantize.embedding.weight.data.copy_(self.codebook.rows)
+
+
+def flat(latents: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B h w, D)."""
+    return latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+
+
+def unflat(rows: Tensor, like: Tensor) -> Tensor:
+    """(B h w, D) -> (B, D, h, w)."""
+    b, d, h, w = like.shape
+    return rows.view(b, h, w, d).permute(0, 3, 1, 2).contiguous()
+
+
+def build_tokenizer(seed: int) -> TokenizerModule:
+    """A fresh network: torch's own initialisation of convolutions, which suits their fan-in better than N(0, .02)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vq = ImageTokenizer(vq_config())
+        for module in vq.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+    return TokenizerModule(vq)
+
+
+class TokenizerStage(Stage):
+    """Reconstruction of a fixed mix of picture kinds."""
+
+    name = "vq"
+
+    def __init__(self, module: TokenizerModule, scenes: Scenes, loop: LoopSettings, settings: TokenizerSettings):
+        self.module, self.scenes, self.loop, self.settings = module, scenes, loop, settings
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, H, W) in [-1, 1] and pixel weights (B, 1, H, W) of mean 1, half of them mirrored."""
+        pictures, weights = [], []
+        for kind, count in MIX.items():
+            index = torch.randint(len(self.scenes), (count,), generator=generator)
+            weight = torch.ones(count, *self.scenes.segmentation.shape[1:])
+            if kind in ("rgb", "regions"):
+                near = F.max_pool2d((self.scenes.segmentation[index] > 0).float(), 2 * MARGIN + 1, 1, MARGIN) > 0
+                weight[near] = self.settings.object_weight
+            pictures.append(self.scenes.batch(kind, index))
+            weights.append(weight / weight.mean(dim=(1, 2), keepdim=True))
+        pixels, weight = torch.cat(pictures), torch.cat(weights).unsqueeze(1)
+        mirrored = torch.rand(len(pixels), generator=generator) < 0.5
+        pixels[mirrored], weight[mirrored] = pixels[mirrored].flip(-1), weight[mirrored].flip(-1)
+        return pixels, weight
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        module, settings = self.module, self.settings
+        if step == settings.autoencoder_steps:
+            self._lay_codebook(step)
+        pixels, weight = self.draw(generator)
+        quantise = step >= settings.autoencoder_steps
+        with torch.autocast("cpu", torch.bfloat16):
+            passed = latents = module.vq.latents(pixels)
+        if quantise:  # outside autocast: codes chosen in bfloat16 would not be the nearest
+            rows = flat(latents.detach())
+            codes = module.codebook.assign(rows)
+            target = unflat(module.codebook.rows[codes], latents)
+            module.codebook.update(rows, codes)
+            self._latents = rows
+            passed = latents + (target - latents).detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = module.vq.decode_embeddings(passed).float()
+        error = output - pixels
+        square = (weight * error.square()).mean()
+        loss = square + settings.absolute_weight * (weight * error.abs()).mean()
+        if quantise:
+            loss = loss + settings.commitment_weight * F.mse_loss(latents, target)
+        numbers = {"psnr_rgb": psnr(output[: MIX["rgb"]].detach(), pixels[: MIX["rgb"]])}
+        if quantise:
+            numbers |= {"codes": float(len(codes.unique())), "perplexity": module.codebook.perplexity()}
+        return loss, numbers
+
+    def after_update(self, step: int, generator: torch.Generator) -> None:
+        settled = step >= RESTART_UNTIL * self.loop.steps
+        if step > self.settings.autoencoder_steps and step % RESTART_EVERY == 0 and not settled:
+            self.module.codebook.restart_dead(self._latents, generator)
+
+    @torch.no_grad()
+    def _lay_codebook(self, step: int) -> None:
+        batches = []
+        for number in range(KMEANS_BATCHES):
+            pixels, _ = self.draw(generator_at(self.loop.seed + 1, step + number))
+            with torch.autocast("cpu", torch.bfloat16):
+                batches.append(flat(self.module.vq.latents(pixels)))
+        self.module.codebook.fit(torch.cat(batches), KMEANS_BATCHES, generator_at(self.loop.seed + 2, step))
+
+
+def psnr(output: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1] (peak 2), from the mean squared error of all of them."""
+    return float(10 * torch.log10(4 / (output.clamp(-1, 1) - target).square().mean().clamp(min=1e-12)))
+
+
+def train_tokenizer(scenes: Scenes, folder: Path, loop: LoopSettings, settings: TokenizerSettings) -> ImageTokenizer:
+    """Train (or continue) the image tokenizer and write `folder/vq.safetensors` (names of transformers' JanusVQVAE)."""
+    module = build_tokenizer(loop.seed)
+    train(TokenizerStage(module, scenes, loop, settings), loop, folder)
+    module.write_codebook()
+    save_file({name: value.contiguous() for name, value in module.vq.state_dict().items()}, folder / VQ_FILE)
+    return module.vq.eval()
+
+
+def load_tokenizer(folder: Path) -> ImageTokenizer:
+    """The trained tokenizer of `folder`, frozen. Raises ModelError when the stage has not finished."""
+    if not (folder / VQ_FILE).is_file():
+        raise ModelError(f"No {VQ_FILE} in {folder}. Train it with: launch/tiny_world.py --stage vq --out {folder}")
+    vq = ImageTokenizer(vq_config())
+    vq.load_state_dict(load_file(folder / VQ_FILE))
+    return vq.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def reconstruct(vq: ImageTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, H, W) in [-1, 1] after encoding and decoding, clamped, and their codes (B, N)."""
+    pictures, codes = [], []
+    for part in pixels.split(32):
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = vq.latents(part)
+        codes.append(vq.nearest(latents))
+        with torch.autocast("cpu", torch.bfloat16):
+            pictures.append(vq.decode_codes(codes[-1]).float().clamp(-1, 1))
+    return torch.cat(pictures), torch.cat(codes)
+
+
+def evaluate_tokenizer(vq: ImageTokenizer, scenes: Scenes, count: int = 256) -> dict[str, dict[str, float]]:
+    """Per kind of picture: PSNR in dB, codes used and their perplexity, on the first `count` scenes."""
+    report: dict[str, dict[str, float]] = {}
+    for kind in KINDS:
+        pixels = scenes.batch(kind, torch.arange(min(count, len(scenes))))
+        pictures, codes = reconstruct(vq, pixels)
+        shares = torch.bincount(codes.flatten(), minlength=CODES).double() / codes.numel()
+        report[kind] = {
+            "psnr": psnr(pictures, pixels),
+            "codes": float((shares > 0).sum()),
+            "perplexity": float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum())),
+        }
+    return report

@@ -1,0 +1,280 @@
+"""The trainer: objectives ask for rows, the trainer runs the passes.
+
+One optimizer step is: fetch `accumulation` micro-batches, agree on the count of every loss term over all ranks, then for
+each micro-batch one forward per pass of the plan and one backward through all of them. The plan is the same on all ranks
+and never looks at the data, so ranks cannot fall out of step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megaunigame.checkpoint.manager import CheckpointManager
+from megaunigame.config import Recipe, fill, resolve_batch
+from megaunigame.data.bad_samples import BadSampleCounter
+from megaunigame.data.stream import Cursor, MicroBatch, MicroBatches, Stream, micro_batch_loader
+from megaunigame.distributed import World
+from megaunigame.engine.dry_run import dry_run
+from megaunigame.engine.ds_config import complete_ds_config
+from megaunigame.engine.memory_plan import describe
+from megaunigame.engine.schedule import lr_factor
+from megaunigame.engine.zero3 import Learner, build_learner
+from megaunigame.errors import ConfigError, DivergenceError
+from megaunigame.evaluation.run import as_text, evaluation_file, run_evaluation, scalars
+from megaunigame.evaluation.suites.base import Suite
+from megaunigame.models.base import UnifiedModel
+from megaunigame.monitoring import names
+from megaunigame.monitoring.monitor import Monitor
+from megaunigame.objectives.base import Objective
+from megaunigame.passes import StepPlan, plan_from
+from megaunigame.randomness import seed_micro_step
+from megaunigame.registry import find, unknown
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainState:
+    """Everything beside the learner's own shards that the future of a run depends on."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    cursors: dict[str, Cursor] = field(default_factory=dict)
+    """Position of every data stream after `step`."""
+    bad_samples: dict[str, Any] = field(default_factory=dict)
+    """Rows seen and substituted so far, per stream."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> TrainState:
+        return cls(state["step"], {name: Cursor(**c) for name, c in state["cursors"].items()}, state["bad_samples"])
+
+
+class Trainer:
+    """Builds a run in reading order (objectives, data, engine, checkpoint) and carries it out."""
+
+    def __init__(self, recipe: Recipe, world: World):
+        self.recipe, self.world = recipe, world
+        self.folder = Path(recipe.output)
+
+        # Everything that can be wrong without a model is checked before one is loaded.
+        self.objectives = [_objective(name, settings) for name, settings in recipe.objectives.items()]
+        self.objective_of = {r.term: o for o in self.objectives for r in o.rows()}
+        self.plan = plan_from(r for o in self.objectives for r in o.rows())
+        self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), world.size)
+        ds_config = complete_ds_config(recipe, self.accumulation, world.size)
+        self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
+        self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, world)
+        self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume)
+        self.state = TrainState.from_state_dict(self.checkpoints.train_state(self.resumed_from)) if self.resumed_from else TrainState()
+        self.streams = _open_streams(recipe, self.plan, self.state.cursors)
+        self.bad_samples = BadSampleCounter(self.plan, recipe.loader.max_bad_fraction)
+        if self.resumed_from:
+            self.bad_samples.load_state_dict(self.state.bad_samples)
+
+        family = find("models", recipe.model.family, UnifiedModel)
+        self.learner: Learner = build_learner(family, recipe, self.plan, ds_config, world)
+        self.processor = self.learner.module.processor
+        if self.resumed_from:
+            self.checkpoints.load(self.learner, self.resumed_from)
+        self.first_step = self.state.step
+        self.micro_batches = MicroBatches(
+            self.plan, self.objective_of, self.streams, self.processor, self.accumulation, world.rank, world.size
+        )
+        self.monitor = Monitor(
+            self.folder,
+            every=recipe.monitor.every,
+            total_steps=recipe.schedule.steps,
+            start_step=self.first_step + 1,
+            rank=world.rank,
+            tensorboard=recipe.monitor.tensorboard,
+            progress=recipe.monitor.progress,
+        )
+        self.stop_requested = False
+
+    def describe(self) -> str:
+        """The start-up plan."""
+        return describe(
+            self.learner.module,
+            self.plan,
+            self._largest(),
+            accumulation=self.accumulation,
+            world_size=self.world.size,
+            precision=self.recipe.engine.precision,
+            steps=self.recipe.schedule.steps,
+        )
+
+    def dry_run(self) -> None:
+        """Forward and backward of every pass on the largest legal rows; changes nothing."""
+        dry_run(self.learner, self._largest())
+
+    def fit(self) -> None:
+        """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
+        recipe, first = self.recipe, self.first_step
+        finished = evaluation_file(self.folder, recipe.schedule.steps).exists()  # by an earlier launch of this run
+        self.dry_run()
+        self._listen_for_signals()
+        if first == 0 and recipe.evaluation.before:
+            self.evaluate()
+        last = (recipe.schedule.steps - first) * self.accumulation
+        micro_batches = iter(micro_batch_loader(self.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch))
+        saved = first if self.resumed_from is not None else None
+        while self.state.step < recipe.schedule.steps and not self.stop_requested:
+            metrics = self.train_step(micro_batches)
+            self.monitor.log(self.state.step, metrics)
+            step = self.state.step
+            if step % recipe.checkpoint.every == 0:
+                self.save()
+                saved = step
+            if recipe.evaluation.every and step % recipe.evaluation.every == 0 and step < recipe.schedule.steps:
+                self.evaluate()
+        if saved != self.state.step:
+            self.save()
+        if self.state.step == recipe.schedule.steps and not finished:
+            self.evaluate()
+        self.monitor.close()
+
+    def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
+        """One optimizer step; returns its metrics, equal on all ranks."""
+        started = time.perf_counter()
+        batches = [next(micro_batches) for _ in range(self.accumulation)]
+        waited = time.perf_counter() - started
+        weights = torch.tensor([r.weight for r in self.plan.requests], device=self.world.device)
+        counts = self._term_counts(batches)
+        lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.state.step)
+        self.learner.set_lr(lr)
+
+        sums = torch.zeros_like(counts)
+        row_losses: list[tuple[list[str], Tensor]] = []
+        for micro, batch in enumerate(batches):
+            seed_micro_step(self.recipe.seed, self.state.step, micro, self.world.rank)
+            term_sums = torch.zeros_like(counts)
+            for pass_name in self.plan.passes:
+                inputs = batch.inputs[pass_name].to(self.world.device)
+                output = self.learner.forward(pass_name, inputs)
+                term_sums = term_sums.index_add(0, inputs.terms, output.loss_sum)
+                row_losses.append((inputs.keys, output.loss_sum.detach()))
+            sums += term_sums.detach()
+            if batch is batches[-1]:
+                totals = self._agree(sums, batches, row_losses)
+            # Every term is its sum over valid positions divided by its count over all ranks: never a mean of means.
+            self.learner.backward_and_step((weights * term_sums / counts.clamp(min=1)).sum())
+
+        self.state.step += 1
+        self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
+        seconds = time.perf_counter() - started
+        return self._metrics(totals, counts, lr, seconds, waited)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        self.state.bad_samples = self.bad_samples.state_dict()
+        self.checkpoints.save(self.learner, self.state.state_dict(), self.state.step)
+
+    def evaluate(self) -> None:
+        """Run the recipe's evaluation suites on the present weights; results land in the run folder."""
+        if not self.suites:
+            return
+        evaluation = run_evaluation(self.learner.module, self.suites, self.world, self.state.step, self.folder)
+        self.monitor.record(self.state.step, scalars(evaluation))
+        self.monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
+
+    def _agree(self, sums: Tensor, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
+        """All-ranks totals of this step, before the update: loss sums, tokens, and who wants to stop.
+
+        Raises DivergenceError on every rank when any loss of any rank is not finite.
+        """
+        for batch in batches:
+            self.bad_samples.add(batch.bad)
+        tokens = sum(int(inputs.attention.sum()) for batch in batches for inputs in batch.inputs.values())
+        # float64, because token counts of a large step do not fit fp32 exactly.
+        local = torch.tensor([*self.bad_samples.pending(), tokens, self.stop_requested], dtype=torch.float64)
+        totals = self.world.all_reduce_sum(torch.cat([sums.double(), local.to(sums.device)])).cpu()
+        terms = len(self.plan.terms)
+        self.bad_samples.merge([int(x) for x in totals[terms:-2]])
+        self.stop_requested = bool(totals[-1] > 0)
+        if not bool(torch.isfinite(totals[:terms]).all()):
+            bad = [k for keys, loss in row_losses for k, x in zip(keys, loss.tolist(), strict=True) if not math.isfinite(x)]
+            everywhere = [f"rank {rank}: {', '.join(keys[:8])}" for rank, keys in enumerate(self.world.all_gather_object(bad)) if keys]
+            broken = [t for t, x in zip(self.plan.terms, totals.tolist(), strict=False) if not math.isfinite(x)]
+            raise DivergenceError(
+                f"The loss of {', '.join(broken)} is not finite in step {self.state.step + 1}; nothing was updated with it. "
+                f"Samples: {'; '.join(everywhere)}. Lower optimizer.lr or optimizer.clip and start again: the run resumes "
+                f"from its newest checkpoint in {self.folder / 'checkpoints'}."
+            )
+        return totals
+
+    def _term_counts(self, batches: list[MicroBatch]) -> Tensor:
+        """(T,) loss positions of each term in this optimizer step, over all ranks and micro-steps."""
+        counts = torch.zeros(len(self.plan.terms))
+        for batch in batches:
+            for inputs in batch.inputs.values():
+                counts.index_add_(0, inputs.terms, inputs.counts)
+        return self.world.all_reduce_sum(counts.to(self.world.device))
+
+    def _metrics(self, totals: Tensor, counts: Tensor, lr: float, seconds: float, waited: float) -> dict[str, float]:
+        sums, tokens = totals.tolist()[: len(self.plan.terms)], totals[-2].item()
+        means = {
+            r.term: total / count
+            for r, total, count in zip(self.plan.requests, sums, counts.tolist(), strict=True)
+            if count > 0
+        }
+        rows = self.plan.rows_per_micro_step() * self.accumulation * self.world.size
+        return {
+            **{names.loss(term): mean for term, mean in means.items()},
+            names.LOSS_TOTAL: sum(r.weight * means.get(r.term, 0.0) for r in self.plan.requests),
+            names.OPTIM_LR: lr,
+            names.OPTIM_GRAD_NORM: self.learner.grad_norm(),
+            names.PERF_STEP_SECONDS: seconds,
+            names.PERF_ROWS_PER_SECOND: rows / seconds,
+            names.PERF_TOKENS_PER_SECOND: tokens / seconds,
+            names.PERF_PASSES: len(self.plan.passes) * self.accumulation,
+            names.DATA_WAIT_SECONDS: waited,
+            names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
+        }
+
+    def _largest(self) -> dict[str, Any]:
+        return {name: self.processor.largest(self.plan, name) for name in self.plan.passes}
+
+    def _listen_for_signals(self) -> None:
+        """A polite kill ends the run after the current step, with a checkpoint; the ranks agree on it in `_agree`."""
+
+        def request_stop(signum: int, _frame: Any) -> None:
+            log.warning("%s received: saving after this step, then stopping.", signal.Signals(signum).name)
+            self.stop_requested = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, request_stop)
+
+
+def _objective(name: str, settings: dict[str, Any]) -> Objective:
+    kind = find("objectives", name, Objective)
+    return kind(fill(kind.Config, settings or {}, f"objectives.{name}"))
+
+
+def _suite(label: str, settings: dict[str, Any]) -> Suite:
+    settings = dict(settings or {})
+    kind = find("evaluation.suites", settings.pop("suite", label), Suite)
+    return kind(fill(kind.Config, settings, f"evaluation.suites.{label}"))
+
+
+def _open_streams(recipe: Recipe, plan: StepPlan, cursors: dict[str, Cursor]) -> dict[str, Stream]:
+    """The streams that rows are drawn from, each at its cursor, or at its beginning."""
+    for request in plan.requests:
+        if request.stream not in recipe.data:
+            raise ConfigError(f"Term {request.term}: " + unknown("stream", request.stream, sorted(recipe.data)))
+    return {
+        name: Stream.open(name, recipe.data[name].shards, recipe.seed, recipe.data[name].window, cursors.get(name))
+        for name in sorted({r.stream for r in plan.requests})
+    }

@@ -1,0 +1,28 @@
+"""The environment every test runs in: CPU only, one thread, no network, no compiled extension shared with other venvs.
+
+Set before torch is imported anywhere, and inherited by the processes that tests start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.update(
+    DS_ACCELERATOR="cpu",
+    OMP_NUM_THREADS="1",
+    TORCH_DISTRIBUTED_DEBUG="DETAIL",  # ranks that disagree on a collective raise an error instead of waiting
+    TORCH_EXTENSIONS_DIR=os.path.join(sys.prefix, "torch_extensions"),
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+
+import hypothesis  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+# The first example pays for imports and caches, and test machines share their cores: no per-example deadline.
+hypothesis.settings.register_profile("megaunigame", deadline=None)
+hypothesis.settings.load_profile("megaunigame")

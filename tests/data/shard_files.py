@@ -1,0 +1,126 @@
+"""Small shards for the tests of this folder, written with webdataset, and the smallest objective and processor."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+
+from megaunigame.data.decode import Sample
+from megaunigame.errors import DataError
+from megaunigame.passes import PassInputs, Row, RowRequest, StepPlan, UnderstandRow
+
+
+def encoded(array: np.ndarray, form: str = "PNG", palette: int | None = None) -> bytes:
+    """An image file; `palette` makes a palette PNG of that many colours out of (H, W) uint8 ids."""
+    picture = Image.fromarray(array)
+    if palette is not None:
+        picture = Image.frombytes("P", picture.size, picture.tobytes())
+        picture.putpalette(list(range(3)) * palette)
+    buffer = io.BytesIO()
+    picture.save(buffer, form)
+    return buffer.getvalue()
+
+
+def sample_fields(number: int, side: int = 8) -> dict[str, bytes]:
+    """Raw fields of sample `number`: its JSON carries the number, its pictures are drawn from it."""
+    rng = np.random.default_rng(number)
+    meta = {"number": number, "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    return {
+        "json": json.dumps(meta).encode(),
+        "png": encoded(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)),
+        "depth.png": encoded(rng.integers(0, 65536, (side, side), dtype=np.uint16)),
+        "seg.png": encoded(rng.integers(0, 5, (side, side), dtype=np.uint8), palette=5),
+    }
+
+
+def write_shards(
+    folder: Path,
+    sizes: Sequence[int],
+    fields: Callable[[int], dict[str, bytes]] = sample_fields,
+    index: bool = True,
+    manifest: bool = True,
+) -> Path:
+    """Shards `data-00000k.tar` of the given sizes; samples are numbered through. Returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first, rows, names = 0, [], set()
+    for shard, size in enumerate(sizes):
+        path = folder / f"data-{shard:06d}.tar"
+        with webdataset.TarWriter(str(path)) as writer:
+            for number in range(first, first + size):
+                writer.write({"__key__": f"{number:07d}", **fields(number)})
+        first += size
+        samples = list(tar_samples(path))
+        names.update(*(s["fields"] for s in samples))
+        content = json.dumps({"version": 1, "samples": samples}).encode()
+        if index:
+            path.with_suffix(".idx.json").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        rows.append({"file": path.name, "samples": size, "bytes": path.stat().st_size, "index_sha256": digest})
+    if manifest:
+        about = {"version": 1, "name": "data", "samples": sum(sizes), "fields": sorted(names), "shards": rows}
+        (folder / "dataset.json").write_text(json.dumps({**about, "config": {}, "config_hash": ""}))
+    return folder
+
+
+def tar_samples(path: Path) -> Iterable[dict]:
+    """The samples of a tar as `idx.json` lists them."""
+    samples: dict[str, dict] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, field = member.name.partition(".")
+            samples.setdefault(key, {})[field] = [member.offset_data, member.size]
+    return [{"key": key, "fields": fields} for key, fields in samples.items()]
+
+
+def overwrite(folder: Path, number: int, field: str, data: bytes = b"\0") -> str:
+    """Replace the bytes of one field in place, lengths and index unchanged. Returns the shard's file name."""
+    for path in sorted(folder.glob("*.idx.json")):
+        for sample in json.loads(path.read_text())["samples"]:
+            if sample["key"] == f"{number:07d}":
+                offset, size = sample["fields"][field]
+                shard = path.with_name(path.name.replace(".idx.json", ".tar"))
+                with open(shard, "r+b") as file:
+                    file.seek(offset)
+                    file.write((data * size)[:size])
+                return shard.name
+    raise AssertionError(f"no sample {number}")
+
+
+class NumberRows:
+    """Rows that carry the sample's number and one random draw, so that a test sees which sample went where."""
+
+    def __init__(self, empty: Iterable[int] = (), refused: Iterable[int] = ()):
+        self.empty, self.refused = set(empty), set(refused)
+
+    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
+        number = sample.meta["number"]
+        if number in self.refused:
+            raise DataError(f"Sample {sample.key!r} has no conversation.")
+        if number in self.empty:
+            return None
+        return UnderstandRow(images=[sample.image], turns=[(str(number), str(int(rng.integers(1 << 30))))])
+
+
+class NumberCollator:
+    """tokens (B, 2): the sample's number (-1 for a dummy row) and its random draw."""
+
+    def collate(
+        self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
+    ) -> PassInputs:
+        tokens = torch.tensor([[-1, -1] if row is None else [int(x) for x in row.turns[0]] for row in rows])
+        return PassInputs(
+            tokens=tokens,
+            attention=torch.ones_like(tokens, dtype=torch.bool),
+            terms=torch.tensor(terms),
+            counts=torch.tensor([float(row is not None) for row in rows]),
+            keys=list(keys),
+        )

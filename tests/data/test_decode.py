@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from megaunigame.data.decode import decode_sample
+from megaunigame.errors import DataError
+from tests.data.shard_files import encoded
+
+META = {"json": json.dumps({"conversations": []}).encode()}
+RGB = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
+DEPTH = np.random.default_rng(1).integers(0, 65536, (6, 10), dtype=np.uint16)
+
+
+def test_lossless_image_is_kept():
+    sample = decode_sample("k", {**META, "png": encoded(RGB)})
+    assert sample.image.dtype == torch.uint8
+    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), RGB)
+    assert sample.meta == {"conversations": []} and sample.depth is None and sample.segmentation is None
+
+
+@pytest.mark.parametrize(("field", "form"), [("jpg", "JPEG"), ("webp", "WEBP")])
+def test_lossy_images_have_the_right_size(field, form):
+    assert decode_sample("k", {**META, field: encoded(RGB, form)}).image.shape == (3, 6, 10)
+
+
+def test_grey_image_becomes_rgb():
+    image = decode_sample("k", {**META, "png": encoded(RGB[:, :, 0])}).image
+    assert np.array_equal(image.numpy(), np.stack([RGB[:, :, 0]] * 3))
+
+
+def test_depth_keeps_16_bits():
+    depth = decode_sample("k", {**META, "depth.png": encoded(DEPTH)}).depth
+    assert depth.dtype == torch.int32
+    assert np.array_equal(depth.numpy(), DEPTH)
+
+
+@pytest.mark.parametrize("colours", [2, 4, 16, 17, 256])  # stored with 1, 2, 4, 8 and 8 bits a pixel
+def test_palette_ids_are_kept(colours):
+    ids = np.random.default_rng(2).integers(0, colours, (7, 9), dtype=np.uint8)
+    data = encoded(ids, palette=colours)
+    assert data[24] == {2: 1, 4: 2, 16: 4}.get(colours, 8)  # bit depth in the PNG header
+    segmentation = decode_sample("k", {**META, "seg.png": data}).segmentation
+    assert segmentation.dtype == torch.uint8
+    assert np.array_equal(segmentation.numpy(), ids)
+
+
+def test_text_only_sample_has_no_image():
+    assert decode_sample("k", dict(META)).image is None
+
+
+@pytest.mark.parametrize(
+    ("field", "data", "words"),
+    [
+        ("jpg", b"<html>404 not found</html>", "not a readable"),
+        ("jpg", b"", "0 bytes"),
+        ("png", encoded(RGB)[:60], "not a readable"),
+        ("json", b"{'conversations': []}", "not JSON"),
+        ("json", b"\x80\x04\x95", "not JSON"),
+        ("json", b"[]", "JSON list"),
+        ("depth.png", encoded(RGB[:, :, 0]), "8 bits; one channel of 16 bits"),
+        ("depth.png", encoded(RGB), "3 channel"),
+        ("depth.png", b"nothing", "not a readable"),
+        ("seg.png", encoded(RGB), "mode RGB"),
+        ("seg.png", encoded(RGB[:, :, 0], "JPEG"), "not a readable PNG"),
+        ("seg.png", encoded(RGB[:, :, 0], palette=256)[:-40], "not a readable PNG"),
+    ],
+)
+def test_what_cannot_be_decoded_is_named(field, data, words):
+    with pytest.raises(DataError, match=words) as error:
+        decode_sample("sample-7", {**META, field: data})
+    assert "'sample-7'" in str(error.value) and repr(field) in str(error.value)
+
+
+def test_sample_without_json():
+    with pytest.raises(DataError, match=r"'json' is missing; the sample has \['png'\]"):
+        decode_sample("k", {"png": encoded(RGB)})

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import tarfile
+
+import pytest
+
+from megaunigame.data.shard_table import read_table, scan_table
+from megaunigame.data.shards import ShardIndex
+from megaunigame.errors import DataError
+from tests.data.shard_files import sample_fields, write_shards
+
+SIZES = [3, 5, 2]
+
+
+def all_samples(index: ShardIndex) -> list:
+    return [index.read(shard, i) for shard, n in enumerate(index.sizes) for i in range(n)]
+
+
+def expected() -> list:
+    return [(f"{n:07d}", sample_fields(n)) for n in range(sum(SIZES))]
+
+
+@pytest.mark.parametrize(("index", "manifest"), [(True, True), (True, False), (False, False)])
+def test_every_field_of_every_sample_is_read(tmp_path, index, manifest):
+    shards = ShardIndex.open(write_shards(tmp_path, SIZES, index=index, manifest=manifest))
+    assert shards.sizes.tolist() == SIZES and shards.samples == 10
+    assert shards.fields == ("depth.png", "json", "png", "seg.png")
+    assert all_samples(shards) == expected()
+
+
+def test_scanned_index_equals_the_written_one(tmp_path):
+    write_shards(tmp_path, SIZES, manifest=False)
+    for tar in sorted(tmp_path.glob("*.tar")):
+        assert read_table(tar).digest() == scan_table(tar).digest()
+    with_index = ShardIndex.open(tmp_path)
+    for path in tmp_path.glob("*.idx.json"):
+        path.unlink()
+    assert ShardIndex.open(tmp_path).hash == with_index.hash
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_hash_follows_the_content_and_not_the_folder(tmp_path, manifest):
+    one = ShardIndex.open(write_shards(tmp_path / "one", SIZES, manifest=manifest)).hash
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    other = write_shards(tmp_path / "other", SIZES, lambda n: {"json": b"{}"}, manifest=manifest)
+    assert ShardIndex.open(tmp_path / "copy").hash == one
+    assert ShardIndex.open(other).hash != one
+
+
+def test_one_tar_and_a_glob(tmp_path):
+    write_shards(tmp_path, SIZES)
+    assert ShardIndex.open(tmp_path / "data-000001.tar").sizes.tolist() == [5]
+    assert ShardIndex.open(f"{tmp_path}/data-00000[12].tar").sizes.tolist() == [5, 2]
+
+
+def test_text_only_samples_have_fewer_fields(tmp_path):
+    folder = write_shards(tmp_path, [4], lambda n: {"json": b"{}"} if n % 2 else sample_fields(n))
+    index = ShardIndex.open(folder)
+    assert [sorted(index.read(0, i)[1]) for i in range(2)] == [["depth.png", "json", "png", "seg.png"], ["json"]]
+
+
+def test_few_open_shards_and_another_process(tmp_path):
+    index = ShardIndex.open(write_shards(tmp_path, SIZES), open_shards=1)
+    assert all_samples(index) == expected()
+    assert all_samples(pickle.loads(pickle.dumps(index))) == expected()
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "no tar"])
+def test_nothing_there(tmp_path, make):
+    folder = tmp_path / "shards"
+    if make != "missing":
+        folder.mkdir()
+    if make == "no tar":
+        (folder / "readme.txt").write_text("hello")
+    with pytest.raises(DataError, match="No shards.*data_prep") as error:
+        ShardIndex.open(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_shards_without_samples(tmp_path):
+    with pytest.raises(DataError, match="not one sample"):
+        ShardIndex.open(write_shards(tmp_path, [0, 0]))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".idx.json"])
+def test_listed_file_is_missing(tmp_path, suffix):
+    write_shards(tmp_path, SIZES)
+    (tmp_path / f"data-000001{suffix}").unlink()
+    with pytest.raises(DataError, match=rf"data-000001{suffix} is .*missing.*data_prep"):
+        ShardIndex.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "manifest", "words"),
+    [(True, True, "dataset.json says"), (True, False, "cut short"), (False, False, "cut short|not a whole")],
+)
+@pytest.mark.parametrize("keep", [512, 0.3, 0.9])
+def test_truncated_shard(tmp_path, index, manifest, words, keep):
+    tar = write_shards(tmp_path, [4], index=index, manifest=manifest) / "data-000000.tar"
+    # 0.9 of a small tar would only cut its padding: cut relative to the end of its last field.
+    end = scan_table(tar).end()
+    with open(tar, "r+b") as file:
+        file.truncate(keep if keep == 512 else int(end * keep))
+    with pytest.raises(DataError, match=words) as error:
+        ShardIndex.open(tmp_path)
+    assert "data-000000.tar" in str(error.value)
+
+
+def test_shard_cut_between_two_samples(tmp_path):
+    tar = write_shards(tmp_path, [4], index=False, manifest=False) / "data-000000.tar"
+    end_of_third = max(offset + size for offset, size in scan_table(tar).spans_of(2).values())
+    with open(tar, "r+b") as file:
+        file.truncate(-(-end_of_third // 512) * 512)
+    with pytest.raises(DataError, match="no end-of-archive mark"):
+        ShardIndex.open(tmp_path)
+
+
+def test_shard_cut_after_opening(tmp_path):
+    index = ShardIndex.open(write_shards(tmp_path, [4]))
+    with open(tmp_path / "data-000000.tar", "r+b") as file:
+        index.read(0, 0)
+        file.truncate(index.table(0).end() - 100)
+    with pytest.raises(DataError, match="ends inside sample '0000003'"):
+        index.read(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("dataset.json", "{", "not a manifest"),
+        ("dataset.json", '{"version": 1, "shards": [{"file": "data-000000.tar"}]}', "not a manifest .*samples"),
+        ("dataset.json", '{"version": 9, "fields": [], "shards": []}', "version 9"),
+        ("data-000000.idx.json", "{", "sha256 differs"),
+    ],
+)
+def test_broken_manifest_or_index(tmp_path, file, content, words):
+    write_shards(tmp_path, [2])
+    (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=words) as error:
+        ShardIndex.open(tmp_path).read(0, 0)
+    assert file in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"version": 1, "samples": [{"key": "a"}]}', json.dumps({"version": 2, "samples": []})]
+)
+def test_broken_index_without_manifest(tmp_path, content):
+    write_shards(tmp_path, [2], manifest=False)
+    (tmp_path / "data-000000.idx.json").write_text(content)
+    with pytest.raises(DataError, match="data-000000.idx.json (is not a shard index|has version 2)"):
+        ShardIndex.open(tmp_path)
+
+
+def test_fields_of_a_sample_that_are_not_adjacent(tmp_path):
+    with tarfile.open(tmp_path / "mixed.tar", "w") as tar:
+        for name in ("a.json", "b.json", "a.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 2
+            tar.addfile(member, io.BytesIO(b"{}"))
+    with pytest.raises(DataError, match="sample 'a' are not adjacent"):
+        ShardIndex.open(tmp_path)

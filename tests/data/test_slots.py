@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megaunigame.data.slots import Slots
+from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> StepPlan:
+    requests = []
+    for number in range(draw(st.integers(1, 4))):
+        stream, name = draw(st.sampled_from("ab")), draw(st.sampled_from([UNDERSTAND, GENERATE]))
+        requests.append(RowRequest(f"term{number}", name, stream, draw(st.integers(1, 3))))
+    return StepPlan(tuple(requests))
+
+
+def positions_of_step(slots: Slots, request: RowRequest, step: int, base: int) -> list[int]:
+    """Positions of one request in one optimizer step, over all ranks and micro-steps."""
+    micro_steps = range(step * slots.accumulation, (step + 1) * slots.accumulation)
+    return [p for m in micro_steps for rank in range(slots.world_size) for p in slots.positions(request, m, rank, base)]
+
+
+@given(plan=plans(), world=st.sampled_from([1, 2, 4]), scale=st.integers(1, 3), step=st.integers(0, 50))
+def test_a_steps_samples_do_not_depend_on_the_world_size(plan, world, scale, step):
+    alone = Slots(plan, accumulation=4 * scale, world_size=1)
+    together = Slots(plan, accumulation=4 * scale // world, world_size=world)
+    for request in plan.requests:
+        assert positions_of_step(together, request, step, 17) == positions_of_step(alone, request, step, 17)
+
+
+run = st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(0, 5))
+
+
+@given(plan=plans(), runs=st.lists(run, min_size=1, max_size=5))
+def test_no_position_is_lost_or_repeated_over_restarts(plan, runs):
+    """Each run has its own world size and accumulation, stops anywhere, and the next one starts at its cursor."""
+    base = dict.fromkeys(sorted({r.stream for r in plan.requests}), 0)
+    taken: dict[str, list[int]] = {stream: [] for stream in base}
+    for world, accumulation, steps in runs:
+        slots = Slots(plan, accumulation, world)
+        for rank in range(world):
+            for micro_step in range(steps * accumulation):
+                for request in plan.requests:
+                    taken[request.stream] += slots.positions(request, micro_step, rank, base[request.stream])
+        base = {stream: position + steps * slots.per_step(stream) for stream, position in base.items()}
+    for stream, position in base.items():
+        assert sorted(taken[stream]) == list(range(position))

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+
+import pytest
+import torch
+
+from megaunigame.data.bad_samples import BadSampleCounter
+from megaunigame.data.stream import Cursor, MicroBatch, MicroBatches, Stream, micro_batch_loader
+from megaunigame.errors import DataError
+from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
+from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
+
+PLAN = StepPlan(
+    (
+        RowRequest("answer", UNDERSTAND, "scenes", 2),
+        RowRequest("pixel", GENERATE, "scenes", 1),
+        RowRequest("text", UNDERSTAND, "chat", 1),
+    )
+)
+SIZES = [9, 4, 11, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("shards"), SIZES)
+
+
+def batches(folder, accumulation=1, rank=0, world_size=1, cursors=None, objective=None, plan=PLAN) -> MicroBatches:
+    names = sorted({r.stream for r in plan.requests})
+    streams = {
+        name: Stream.open(name, folder, seed=3 + i, window=2, cursor=(cursors or {}).get(name))
+        for i, name in enumerate(names)
+    }
+    objective_of = dict.fromkeys(plan.terms, objective or NumberRows())
+    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size)
+
+
+def content(batch: MicroBatch) -> dict:
+    """Everything in a micro-batch, in a comparable form."""
+    inputs = {n: (x.tokens.tolist(), x.terms.tolist(), x.counts.tolist(), x.keys) for n, x in batch.inputs.items()}
+    return {"inputs": inputs, "bad": batch.bad}
+
+
+def numbers(batch: MicroBatch, term: str) -> list[int]:
+    """Numbers of the samples of one term's rows."""
+    index = PLAN.terms.index(term)
+    return [int(x.tokens[b, 0]) for x in batch.inputs.values() for b in range(len(x.terms)) if x.terms[b] == index]
+
+
+def test_rows_are_grouped_by_pass_in_plan_order(folder):
+    batch = batches(folder)[0]
+    assert list(batch.inputs) == [GENERATE, UNDERSTAND]
+    understand = batch.inputs[UNDERSTAND]
+    assert understand.terms.tolist() == [0, 0, 2] and batch.inputs[GENERATE].terms.tolist() == [1]
+    assert [int(k) for k in understand.keys] == understand.tokens[:, 0].tolist()
+    assert batch.bad == []
+
+
+def test_restarts_and_world_sizes_lose_and_repeat_nothing(folder):
+    """Four epochs with random stops and other numbers of ranks, each run reading real shards."""
+    rng = random.Random(0)
+    cursors, seen = None, {"scenes": [], "chat": []}
+    while len(seen["chat"]) < 4 * sum(SIZES):
+        world, accumulation, steps = rng.choice([1, 2, 4]), rng.choice([1, 2, 3]), rng.randrange(6)
+        ranks = [batches(folder, accumulation, rank, world, cursors) for rank in range(world)]
+        for step in range(steps):
+            for term, stream in (("answer", "scenes"), ("pixel", "scenes"), ("text", "chat")):
+                for micro in range(step * accumulation, (step + 1) * accumulation):
+                    for rank in ranks:
+                        seen[stream] += numbers(rank[micro], term)
+        cursors = {
+            n: Cursor(**json.loads(json.dumps(dataclasses.asdict(c)))) for n, c in ranks[0].cursors(steps).items()
+        }
+    for name, samples in seen.items():
+        assert cursors[name].position == len(samples)
+        for epoch in range(len(samples) // sum(SIZES)):
+            assert sorted(samples[epoch * sum(SIZES) : (epoch + 1) * sum(SIZES)]) == list(range(sum(SIZES)))
+
+
+def test_same_steps_on_more_ranks(folder):
+    def step(world: int, number: int) -> dict[str, list]:
+        accumulation = 4 // world
+        ranks = [batches(folder, accumulation, rank, world) for rank in range(world)]
+        micro_steps = range(number * accumulation, (number + 1) * accumulation)
+        rows = [
+            (term, *token)
+            for m in micro_steps
+            for rank in ranks
+            for x in rank[m].inputs.values()
+            for term, token in zip(x.terms.tolist(), x.tokens.tolist(), strict=True)
+        ]
+        return sorted(rows)  # the random draw of every row is in it
+
+    for number in range(3):
+        assert step(1, number) == step(2, number) == step(4, number)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 12), (5, 12)])
+def test_any_number_of_workers_gives_the_same_sequence(folder, first, last):
+    dataset = batches(folder, accumulation=2, rank=1, world_size=2)
+    alone = [content(b) for b in micro_batch_loader(dataset, first, last, workers=0)]
+    assert alone == [content(dataset[n]) for n in range(first, last)]
+    for workers in (1, 2):
+        loader = micro_batch_loader(dataset, first, last, workers, prefetch=3)
+        assert len(loader) == last - first
+        assert [content(b) for b in loader] == alone
+
+
+def test_resumed_run_continues_the_fresh_one(folder):
+    fresh = batches(folder, accumulation=2)
+    resumed = batches(folder, accumulation=2, cursors=fresh.cursors(5))
+    assert [content(resumed[n]) for n in range(6)] == [content(fresh[10 + n]) for n in range(6)]
+
+
+def test_loading_leaves_the_global_random_state_alone(folder):
+    dataset = batches(folder)
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(micro_batch_loader(dataset, 0, 3, workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_rows_without_data_are_dummy_rows(folder):
+    batch = batches(folder, objective=NumberRows(empty=range(sum(SIZES))))[0]
+    assert batch.inputs[UNDERSTAND].counts.tolist() == [0, 0, 0] and batch.bad == []
+
+
+def test_cursor_of_other_data(folder, tmp_path):
+    other = write_shards(tmp_path, [3, 4])
+    cursors = batches(folder).cursors(2)
+    with pytest.raises(DataError, match="'chat'.*shards.*checkpoint.resume=never"):
+        batches(other, cursors=cursors)
+    moved = {name: dataclasses.replace(c, seed=99) for name, c in cursors.items()}
+    with pytest.raises(DataError, match="'chat'.*seed 99.*checkpoint.resume=never"):
+        batches(folder, cursors=moved)
+
+
+def test_bad_samples_are_replaced_alike_in_fresh_and_resumed_runs(tmp_path):
+    write_shards(tmp_path, SIZES)
+    broken = {1: "png", 8: "json", 20: "depth.png", 33: "seg.png"}
+    for number, field in broken.items():
+        overwrite(tmp_path, number, field)
+    refused = NumberRows(refused=[14])
+    fresh = batches(tmp_path, objective=refused)
+    steps = [content(fresh[n]) for n in range(40)]
+    again = batches(tmp_path, objective=refused, cursors=fresh.cursors(11))
+    with_workers = micro_batch_loader(again, 0, 29, workers=2)
+    assert [content(b) for b in with_workers] == steps[11:]
+    replaced = {int(sample.key) for step in steps for sample in step["bad"]}
+    used = {int(key) for step in steps for _, _, _, keys in step["inputs"].values() for key in keys}
+    assert replaced == {*broken, 14}
+    assert used == set(range(sum(SIZES))) - replaced
+    reasons = {int(s.key): s.reason for step in steps for s in step["bad"]}
+    assert all(field in reasons[number] for number, field in broken.items())
+
+
+def test_a_corrupt_shard_ends_the_run(tmp_path):
+    write_shards(tmp_path, SIZES)
+    for number in range(13, 24):  # all of the third shard
+        name = overwrite(tmp_path, number, "png")
+    plan = StepPlan(PLAN.requests[:2])
+    dataset = batches(tmp_path, plan=plan)
+    counter = BadSampleCounter(plan, max_bad_fraction=0.01)
+    with pytest.raises(DataError, match=rf"1\d of \d+ samples.*1\d of those met by this rank are in {name}"):
+        for batch in micro_batch_loader(dataset, 0, 10_000, workers=1):
+            counter.add(batch.bad)
+            counter.merge(counter.pending())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_usable_ends_the_run_with_one_message(tmp_path, workers):
+    write_shards(tmp_path, [3, 2], lambda n: {"json": b"{}", "png": b"not an image"})
+    with pytest.raises(DataError, match="substitutes cannot be used") as error:
+        list(micro_batch_loader(batches(tmp_path), 0, 4, workers))
+    assert "Traceback" not in str(error.value)
+
+
+def test_a_broken_index_is_not_a_bad_sample(tmp_path):
+    write_shards(tmp_path, [3, 2])
+    (tmp_path / "data-000000.idx.json").write_text("{}")
+    with pytest.raises(DataError, match="sha256 differs"):
+        list(micro_batch_loader(batches(tmp_path), 0, 4, workers=1))

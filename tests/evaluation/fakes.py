@@ -1,0 +1,222 @@
+"""A world of threads, a model that answers from the brightness of a picture, and the shards it is asked about."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from megaunigame.errors import DataError
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, PassInputs, PassOutput, UnderstandRow
+
+T = TypeVar("T")
+END = 1
+SIDE = 8
+
+
+class ThreadWorld:
+    """One rank of `size` ranks that are threads of this process."""
+
+    def __init__(self, rank: int, size: int, shared: dict[str, Any]):
+        self.rank, self.size, self.device, self.shared = rank, size, torch.device("cpu"), shared
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        self.shared["slots"][self.rank] = value
+        self.shared["barrier"].wait()
+        gathered = list(self.shared["slots"])
+        self.shared["barrier"].wait()
+        return gathered
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).sum(0))
+
+
+def on_ranks(size: int, work: Callable[[ThreadWorld], T]) -> list[T]:
+    """Run `work(world)` on every rank; a rank that stops early breaks the barrier of the others after 10 s."""
+    shared = {"slots": [None] * size, "barrier": threading.Barrier(size, timeout=10)}
+    outcomes: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            outcomes[rank] = work(ThreadWorld(rank, size, shared))
+        except BaseException as error:  # handed to the test below
+            outcomes[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return outcomes
+
+
+class FakeProcessor:
+    """Characters are tokens; every row starts with one token that stands for the picture."""
+
+    image_size = SIDE
+
+    def __init__(self, max_length: int = 10_000):
+        self.max_length = max_length
+
+    def collate(self, plan, pass_name, rows, terms, keys) -> PassInputs:
+        assert len(rows) == len(terms) == len(keys) == plan.rows(pass_name)
+        lines = [self._line(row) for row in rows]
+        size = max(len(line) for line in lines)
+        stacked = torch.tensor([line + [(0, IGNORE, 0)] * (size - len(line)) for line in lines])  # (B, S, 3)
+        sources = [self._source(row) for row in rows]
+        targets = [row.target if isinstance(row, GenerateRow) else torch.zeros(3, SIDE, SIDE) for row in rows]
+        labels = stacked[..., 1]
+        counts = (labels != IGNORE).sum(1).float()
+        if pass_name == GENERATE:
+            counts = torch.tensor([0.0 if row is None else 1.0 for row in rows])
+        return PassInputs(
+            tokens=stacked[..., 0],
+            attention=stacked[..., 0] != 0,
+            terms=torch.tensor(terms),
+            counts=counts,
+            labels=labels,
+            segments=stacked[..., 2],
+            images=torch.stack(sources)[:, None] / 127.5 - 1,
+            targets=torch.stack(targets) / 127.5 - 1,
+            keys=list(keys),
+        )
+
+    def _line(self, row) -> list[tuple[int, int, int]]:
+        line = [(2, IGNORE, 0)]
+        if isinstance(row, GenerateRow):
+            return line + [(ord(c), IGNORE, 0) for c in row.prompt]
+        for number, (question, answer) in enumerate(row.turns if row else [], start=1):
+            said = [*map(ord, answer), END]
+            turn = [(ord(c), IGNORE, number) for c in question] + [(token, token, number) for token in said]
+            if len(line) + len(turn) > self.max_length:
+                break
+            line += turn
+        return line
+
+    def _source(self, row) -> Tensor:
+        if isinstance(row, UnderstandRow) and row.images:
+            return row.images[0].float()
+        if isinstance(row, GenerateRow) and row.source is not None:
+            return row.source.float()
+        return torch.zeros(3, SIDE, SIDE)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(t) for t in tokens if t > 2)
+
+
+class FakeModel(nn.Module):
+    """Says `bright` or `dark` after the mean of the picture, and `no` to every question with "?" in it twice.
+
+    The tokenizer keeps the mean brightness. `sample` reconstructs the source, or draws white for "bright" prompts.
+    Every call is recorded, as (name, rows).
+    """
+
+    def __init__(self, processor: FakeProcessor | None = None):
+        super().__init__()
+        self.processor = processor or FakeProcessor()
+        self.frozen = nn.Dropout().eval()
+        self.calls: list[tuple[str, int]] = []
+
+    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
+        assert not torch.is_grad_enabled() and not self.training
+        self.calls.append((pass_name, len(inputs.tokens)))
+        brightness = inputs.images.mean(dim=(1, 2, 3, 4))
+        if pass_name == GENERATE:
+            wanted = (inputs.targets.mean(dim=(1, 2, 3)) > 0).float()
+            says_bright = torch.tensor([float("bright" in self.processor.text(t.tolist())) for t in inputs.tokens])
+            return PassOutput(loss_sum=(wanted - says_bright).abs() * inputs.counts)
+        assert pass_name == UNDERSTAND
+        predictions = torch.full_like(inputs.labels, 3)
+        for row in range(len(inputs.labels)):
+            for turn in inputs.segments[row].unique():
+                labelled = ((inputs.labels[row] != IGNORE) & (inputs.segments[row] == turn)).nonzero().squeeze(1)
+                said = [*map(ord, "bright" if brightness[row] > 0 else "dark"), END] + [3] * len(labelled)
+                predictions[row, labelled] = torch.tensor(said[: len(labelled)], dtype=torch.int64)
+        wrong = ((predictions != inputs.labels) & (inputs.labels != IGNORE)).sum(1).float()
+        return PassOutput(loss_sum=wrong, predictions=predictions if predict else None)
+
+    def encode_target(self, pixels: Tensor) -> Tensor:
+        self.calls.append(("encode_target", len(pixels)))
+        return ((pixels.mean(dim=(1, 2, 3)) + 1) * 8).round().long()[:, None]
+
+    def decode_target(self, target: Tensor) -> Tensor:
+        self.calls.append(("decode_target", len(target)))
+        return (target[:, :, None, None].float() / 8 - 1).expand(-1, 3, SIDE, SIDE)
+
+    def sample(self, inputs: PassInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
+        self.calls.append(("sample", len(inputs.tokens)))
+        noise = 0.01 * torch.rand(len(inputs.tokens), 3, SIDE, SIDE, generator=generator)
+        prompts = [self.processor.text(tokens.tolist()) for tokens in inputs.tokens]
+        drawn = torch.tensor([0.9 if "bright" in prompt else -0.9 for prompt in prompts])[:, None, None, None]
+        again = torch.tensor(["again" in prompt for prompt in prompts])[:, None, None, None]
+        return torch.where(again, inputs.images[:, 0], drawn + noise)
+
+
+def picture(level: int) -> np.ndarray:
+    """(8, 8, 3) uint8: grey of that level, with some texture."""
+    texture = np.random.default_rng(level).integers(-8, 9, (SIDE, SIDE, 3))
+    return (level + texture).clip(0, 255).astype(np.uint8)
+
+
+def bright_dark(count: int) -> list[tuple[np.ndarray | None, dict[str, Any]]]:
+    """Samples whose brightness is asked for twice: a kind the model knows, and one whose answer never fits."""
+    samples = []
+    for i in range(count):
+        answer = "bright" if i % 3 else "dark"
+        meta = {
+            "conversations": [
+                {"from": "human", "value": f"<image>\nhow light is {i} ?"},
+                {"from": "gpt", "value": answer},
+                {"from": "human", "value": "what color is it ?"},
+                {"from": "gpt", "value": "red"},
+                {"from": "human", "value": "describe the image ."},
+                {"from": "gpt", "value": "a long text"},
+            ],
+            "kinds": ["light", "color", "description"],
+            "caption": f"a {answer} thing",
+            "objects": [
+                {"color": "red", "shape": "cube", "x": 0.1, "y": 0.5},
+                {"color": "blue", "shape": "cone", "x": 0.8, "y": 0.5},
+            ],
+        }
+        samples.append((picture(200 if i % 3 else 50), meta))
+    return samples
+
+
+def write_tars(folder: Path, samples: Sequence[tuple[np.ndarray | None, dict[str, Any]]], per_shard: int = 4) -> str:
+    """Plain tars, as any WebDataset tool writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, start in enumerate(range(0, len(samples), per_shard)):
+        with tarfile.open(folder / f"data-{shard:06d}.tar", "w") as tar:
+            for i, (image, meta) in enumerate(samples[start : start + per_shard], start=start):
+                fields = {"json": json.dumps(meta).encode()}
+                if image is not None:
+                    buffer = io.BytesIO()
+                    Image.fromarray(image).save(buffer, "PNG")
+                    fields["png"] = buffer.getvalue()
+                for name, data in fields.items():
+                    member = tarfile.TarInfo(f"s{i:04d}.{name}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return str(folder)
+
+
+class FailingProcessor(FakeProcessor):
+    """Refuses one sample."""
+
+    def collate(self, plan, pass_name, rows, terms, keys) -> PassInputs:
+        if "s0001" in keys:
+            raise DataError("Sample s0001 does not fit.")
+        return super().collate(plan, pass_name, rows, terms, keys)

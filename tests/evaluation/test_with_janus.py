@@ -1,0 +1,58 @@
+"""The suites on a real, tiny, random Janus: everything they ask of a model exists and has the right shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from megaunigame.evaluation.oracle import Oracle
+from megaunigame.evaluation.run import run_evaluation
+from megaunigame.evaluation.suites.generation import Generation
+from megaunigame.evaluation.suites.questions import Questions
+from megaunigame.evaluation.suites.reconstruction_questions import ReconstructionQuestions
+from megaunigame.evaluation.suites.teacher_forced import TeacherForced
+from megaunigame.evaluation.suites.tokenizer import Tokenizer
+from megaunigame.models.janus import Janus
+from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
+from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Janus:
+    path = tmp_path_factory.mktemp("janus")
+    tokenizer = train_tokenizer(["how light is 3 ?", "what color is it ? red", "a dark bright thing"] * 3, 300)
+    sizes = {"image_size": 16, "patch_size": 4, "vision_width": 32, "width": 64, "intermediate": 96}
+    config = tiny_config(tokenizer, **sizes, channel_multiplier=(1, 1, 1), latent_channels=16, codes=48)
+    write_folder(path, config, random_state(config, seed=0), tokenizer)
+    return Janus.load(path, max_length=160)
+
+
+def test_all_suites(model, tmp_path) -> None:
+    shards = write_tars(tmp_path / "shards", bright_dark(3))
+    oracle = tmp_path / "oracle.safetensors"
+    Oracle().save(oracle)
+    suites = {
+        "val": Questions(Questions.Config(shards=shards, batch=2)),
+        "again": ReconstructionQuestions(ReconstructionQuestions.Config(shards=shards, batch=2)),
+        "draw": Generation(Generation.Config(shards=shards, batch=2, oracle=str(oracle))),
+        "tokenizer": Tokenizer(Tokenizer.Config(shards=shards, batch=2)),
+        "loss": TeacherForced(TeacherForced.Config(shards=shards, batch=2, terms=["answers", "caption", "pixel"])),
+    }
+    result = on_ranks(1, lambda world: run_evaluation(model, suites, world, 0, tmp_path))[0]["suites"]
+    assert [row[:2] for row in result["val"]["tables"][0]["rows"]][:2] == [["color", 3], ["light", 3]]
+    assert np.isfinite(result["loss"]["metrics"]["answers/loss"])
+    # A random head over 48 codes knows nothing: about ln 48 = 3.87 nats per code.
+    assert 3 < result["loss"]["metrics"]["caption/loss"] < 5
+    assert result["tokenizer"]["metrics"]["psnr/pixel"] > 0
+    assert len(result["draw"]["pictures"]) == 3 * 3 and len(result["again"]["pictures"]) == 3 * 3
+
+
+def test_sharing_a_row_changes_no_answer_of_a_real_model(model, tmp_path) -> None:
+    shards = write_tars(tmp_path / "shards", bright_dark(4))
+    suites = {
+        str(n): Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n, skip_kinds=[]))
+        for n in (1, 2, 3)
+    }
+    result = on_ranks(1, lambda world: run_evaluation(model, suites, world, 0, tmp_path))[0]["suites"]
+    said = [[(q["question"], q["predicted"]) for q in result[n]["questions"]] for n in "123"]
+    assert len(said[0]) == 12 and said[0] == said[1] == said[2]

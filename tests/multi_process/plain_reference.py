@@ -1,0 +1,76 @@
+"""The same training in plain torch: one process, no engine, the rows of all ranks. What the trainer is compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from megaunigame.config import Recipe
+from megaunigame.data.stream import MicroBatches, Stream
+from megaunigame.engine.schedule import lr_factor
+from megaunigame.models.janus import Janus
+from megaunigame.passes import StepPlan
+
+
+class PlainReference:
+    """Trains `steps` optimizer steps the way a textbook would, and keeps gradient norm and losses of each."""
+
+    def __init__(self, recipe: Recipe, plan: StepPlan, objective_of: dict, accumulation: int, world_size: int):
+        self.recipe, self.plan, self.accumulation = recipe, plan, accumulation
+        config = recipe.model
+        self.model = Janus.load(config.path, attention=config.attention, max_length=config.max_length)
+        if config.train == "lora":
+            lora = config.lora
+            self.model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets)
+        else:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(self.model.group_of(name) in self._groups())
+        self.model.train()
+        self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        o = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p], "weight_decay": o.weight_decay if p.dim() > 1 else 0.0, "factor": self._factor(n)}
+                for n, p in self.trained.items()
+            ],
+            lr=o.lr, betas=tuple(o.betas), eps=o.eps,
+        )  # fmt: skip
+        self.ranks = [
+            MicroBatches(plan, objective_of, self._streams(), self.model.processor, accumulation, rank, world_size)
+            for rank in range(world_size)
+        ]
+        self.step_number = 0
+
+    def step(self) -> tuple[dict[str, float], float]:
+        """One optimizer step: mean loss per term, gradient norm before clipping."""
+        self.optimizer.zero_grad()
+        first = self.step_number * self.accumulation
+        batches = [ranks[m].inputs for ranks in self.ranks for m in range(first, first + self.accumulation)]
+        counts = {t: 0.0 for t in self.plan.terms}
+        sums: dict[str, Tensor | float] = {t: 0.0 for t in self.plan.terms}
+        for inputs in batches:
+            for pass_name in self.plan.passes:
+                losses = self.model(pass_name, inputs[pass_name]).loss_sum
+                for row, term in enumerate(inputs[pass_name].terms.tolist()):
+                    sums[self.plan.terms[term]] += losses[row]
+                    counts[self.plan.terms[term]] += float(inputs[pass_name].counts[row])
+        means = {t: sums[t] / counts[t] for t in self.plan.terms if counts[t]}
+        weights = {r.term: r.weight for r in self.plan.requests}
+        sum(weights[t] * mean for t, mean in means.items()).backward()
+        norm = nn.utils.clip_grad_norm_(list(self.trained.values()), self.recipe.optimizer.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number) * group["factor"]
+        self.optimizer.step()
+        self.step_number += 1
+        return {t: float(m.detach()) for t, m in means.items()}, float(norm)
+
+    def _groups(self) -> set[str]:
+        unused = {"generation_embed", "generation_head"} if "generate" not in self.plan.passes else set()
+        return set(self.recipe.model.groups or self.model.default_trainable()) - unused
+
+    def _factor(self, name: str) -> float:
+        return self.recipe.optimizer.group_lr.get("lora" if "lora_" in name else self.model.group_of(name), 1.0)
+
+    def _streams(self) -> dict[str, Stream]:
+        data = self.recipe.data
+        return {name: Stream.open(name, c.shards, self.recipe.seed, c.window) for name, c in data.items()}

@@ -1,0 +1,71 @@
+"""A model folder, shards and a recipe so small that a launch of two ranks spends its time on start-up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
+from tests.data.shard_files import encoded, write_shards
+
+QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
+ANSWERS = ["a ball", "no", "dark red or blue"]
+
+
+def write_model(folder: Path, seed: int = 0, **sizes) -> Path:
+    """A random Janus for 16x16 pictures: 4 visual tokens, 4 codes."""
+    tokenizer = train_tokenizer(QUESTIONS + ANSWERS, 270)
+    small = dict(
+        image_size=16, patch_size=8, vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=2, heads=2,
+        intermediate=48, latent_channels=32, codes=32, channel_multiplier=(1, 1, 1, 1),
+    )  # fmt: skip
+    config = tiny_config(tokenizer, **{**small, **sizes})
+    write_folder(folder, config, random_state(config, seed), tokenizer)
+    return folder
+
+
+def sample(number: int) -> dict[str, bytes]:
+    """Every fifth sample is text only; every seventh has no caption."""
+    rng = np.random.default_rng(number)
+    turns = rng.permutation(3)[: 1 + number % 3]
+    talk = [
+        {"from": speaker, "value": text}
+        for i in turns
+        for speaker, text in (("human", QUESTIONS[i]), ("gpt", ANSWERS[(i + number) % 3]))
+    ]
+    meta = {"conversations": talk} | ({"caption": f"picture {number % 4}"} if number % 7 else {})
+    fields = {"json": json.dumps(meta).encode()}
+    if number % 5:
+        fields["png"] = encoded(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    return fields
+
+
+def write_data(folder: Path, samples: int = 64) -> Path:
+    return write_shards(folder, [samples // 4] * 4, fields=sample)
+
+
+def write_recipe(path: Path, home: Path, **settings) -> Path:
+    """A recipe on `home`/model and `home`/shards; `settings` are top-level blocks that replace or extend the default."""
+    recipe = {
+        "name": "tiny",
+        "output": str(home / "run"),
+        "seed": 5,
+        "model": {"path": str(home / "model"), "train": "full", "attention": "sdpa", "max_length": 96},
+        "data": {"train": {"shards": str(home / "shards"), "window": 2}},
+        "loader": {"workers": 0, "prefetch": 2},
+        "objectives": {"understanding": {"rows": 2}, "generation": {"caption_rows": 1, "pixel_rows": 2, "drop": 0.3}},
+        "batch": {"accumulation": 1},
+        # A large epsilon keeps AdamW's update a smooth function of the gradient, so that comparisons mean something.
+        "optimizer": {"lr": 1.0e-2, "eps": 1.0e-3, "clip": 0.5, "weight_decay": 0.1, "group_lr": {}},
+        "schedule": {"steps": 6, "kind": "cosine", "warmup_steps": 1},
+        "engine": {"ds_config": "ds_configs/zero3_cpu.json", "precision": "fp32", "timeout_minutes": 1},
+        "checkpoint": {"every": 100},
+        "monitor": {"every": 1, "tensorboard": False, "progress": False},
+    }
+    for key, value in settings.items():
+        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
+    path.write_text(yaml.safe_dump(recipe))
+    return path

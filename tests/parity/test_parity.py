@@ -1,0 +1,49 @@
+"""Our numbers against those of the official code, when the fixtures lie beside the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parity.__main__ import check, kinds
+from tests.parity.fixture import EXACT, FLOATS, Tolerance, compare
+
+FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "parity"
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_outputs_of_the_official_code_are_reproduced(kind):
+    if not (FIXTURES / kind).is_dir():
+        pytest.skip(f"no fixture {kind} beside the repository")
+    missed = [str(line) for line in check(FIXTURES / kind) if not line.ok]
+    assert not missed, "\n".join(missed)
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        {},
+        {"x": torch.tensor([1.0, 2.1])},
+        {"x": torch.tensor([1.0, float("nan")])},
+        {"x": torch.tensor([1.0])},
+    ],
+    ids=["not computed", "too far", "nan", "another shape"],
+)
+def test_a_wrong_output_is_a_miss(ours):
+    (line,) = compare({"x": torch.tensor([1.0, 2.0])}, ours, lambda name: FLOATS)
+    assert not line.ok
+
+
+def test_codes_must_be_equal():
+    (line,) = compare({"x": torch.tensor([1, 2])}, {"x": torch.tensor([1, 2])}, lambda name: EXACT)
+    assert line.ok
+    (line,) = compare({"x": torch.tensor([1, 2])}, {"x": torch.tensor([1, 3])}, lambda name: EXACT)
+    assert not line.ok
+
+
+def test_a_tolerance_of_the_largest_entry_covers_small_entries():
+    theirs = torch.tensor([0.0, 10.0])
+    (line,) = compare({"x": theirs}, {"x": theirs + 0.009}, lambda name: Tolerance(of_largest=1e-3))
+    assert line.ok

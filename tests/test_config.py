@@ -1,0 +1,114 @@
+"""The recipe: strict keys, one owner per number, a batch that multiplies."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megaunigame.config import BatchConfig, as_yaml, fill, load_recipe, resolve_batch
+from megaunigame.engine.ds_config import complete_ds_config
+from megaunigame.errors import ConfigError
+from megaunigame.objectives.generation import Generation
+from megaunigame.objectives.understanding import Understanding
+
+RECIPE = """
+name: test
+output: runs/test
+model: {path: somewhere}
+data: {train: {shards: shards}}
+objectives: {understanding: {rows: 2}}
+schedule: {steps: 10}
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_overrides_and_defaults(recipe_file):
+    recipe = load_recipe(recipe_file, ["optimizer.lr=1e-3", "optimizer.group_lr={vision: 0.2}", "batch.accumulation=4"])
+    assert (recipe.optimizer.lr, recipe.optimizer.group_lr, recipe.batch.accumulation) == (1e-3, {"vision": 0.2}, 4)
+    assert recipe.data["train"].window == 8
+
+
+def test_written_recipe_reads_back(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, ["seed=3"])
+    again = tmp_path / "again.yaml"
+    again.write_text(as_yaml(recipe))
+    assert load_recipe(str(again), []) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optimizer.lrr=1", ["optimizer", "'lrr'", "'lr'"]),
+        ("optimiser.lr=1", ["'optimiser'", "'optimizer'"]),
+        ("data.train.shard=x", ["data.train", "'shards'"]),
+        ("schedule.steps=many", ["schedule.steps", "many"]),
+        ("schedule.steps=0", ["schedule.steps", "greater than 0"]),
+        ("schedule.kind=cosin", ["schedule.kind", "'cosine'"]),
+        ("schedule.warmup_steps=11", ["warmup_steps", "0..schedule.steps=10"]),
+        ("engine.precision=fp16", ["engine.precision", "bf16, fp32"]),
+        ("model.train=everything", ["model.train", "lora, full"]),
+        ("loader.workers=-1", ["loader.workers", "-1"]),
+        ("optimizer=5", ["optimizer", "mapping"]),
+        ("steps", ["'steps'", "key=value"]),
+    ],
+)
+def test_bad_overrides_name_the_key_and_the_cure(recipe_file, override, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe_file, [override])
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_missing_recipe_and_missing_value(tmp_path):
+    with pytest.raises(ConfigError, match="No recipe at"):
+        load_recipe(str(tmp_path / "none.yaml"), [])
+    path = tmp_path / "bare.yaml"
+    path.write_text("name: x\n")
+    with pytest.raises(ConfigError, match="output"):
+        load_recipe(str(path), [])
+
+
+def test_objective_settings_are_strict():
+    with pytest.raises(ConfigError, match=r"objectives\.understanding.*'row'.*'rows'"):
+        fill(Understanding.Config, {"row": 2}, "objectives.understanding")
+    with pytest.raises(ConfigError, match="drop must lie in"):
+        Generation(fill(Generation.Config, {"drop": 1.0}, "objectives.generation"))
+
+
+def test_batch_triple():
+    assert resolve_batch(BatchConfig(), 8, 4) == 1
+    assert resolve_batch(BatchConfig(accumulation=3), 8, 4) == 3
+    assert resolve_batch(BatchConfig(global_rows=64), 8, 4) == 2
+    assert resolve_batch(BatchConfig(accumulation=2, global_rows=64), 8, 4) == 2
+    with pytest.raises(ConfigError, match=r"8 rows x accumulation 3 x 4 ranks = 96.*batch\.accumulation=2"):
+        resolve_batch(BatchConfig(accumulation=3, global_rows=64), 8, 4)
+    with pytest.raises(ConfigError, match=r"not a multiple of 24 = 8 rows per micro-step x 3 ranks.*batch\.global_rows=48"):
+        resolve_batch(BatchConfig(global_rows=64), 8, 3)
+    with pytest.raises(ConfigError, match="at least 1"):
+        resolve_batch(BatchConfig(accumulation=0), 8, 4)
+
+
+def test_ds_config_owns_engine_knobs_only(recipe_file, tmp_path):
+    def with_config(content: str):
+        path = tmp_path / "ds.json"
+        path.write_text(content)
+        return load_recipe(recipe_file, [f"engine.ds_config={path}"])
+
+    complete = complete_ds_config(with_config('{"zero_optimization": {"stage": 3}}'), 4, 2)
+    assert (complete["train_batch_size"], complete["gradient_accumulation_steps"]) == (8, 4)
+    for key in ("optimizer", "bf16", "train_batch_size", "gradient_clipping"):
+        with pytest.raises(ConfigError, match=f"'{key}', which the recipe owns"):
+            complete_ds_config(with_config(json.dumps({"zero_optimization": {"stage": 3}, key: {}})), 4, 2)
+    with pytest.raises(ConfigError, match="stage must be 2 or 3; got 1"):
+        complete_ds_config(with_config('{"zero_optimization": {"stage": 1}}'), 4, 2)
+    with pytest.raises(ConfigError, match="is not JSON"):
+        complete_ds_config(with_config("{"), 4, 2)
+    with pytest.raises(ConfigError, match="no file"):
+        complete_ds_config(load_recipe(recipe_file, ["engine.ds_config=nowhere.json"]), 4, 2)

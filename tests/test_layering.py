@@ -1,0 +1,236 @@
+"""Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
+
+A room is a file or a folder of `megaunigame`, or one of the two folders beside it. `models.base`, `data.decode`
+and `monitoring.names` are rooms of their own: they may be known where their siblings may not. Imports are read from
+the syntax tree, so one inside a function counts as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FOLDERS = ("megaunigame", "data_prep", "launch")
+LONGEST_FILE = 450
+
+ANYTHING = {"*"}
+MAY_IMPORT: dict[str, set[str]] = {
+    # ground floor: no model, no data, no step
+    "errors": set(),
+    "randomness": set(),
+    "registry": {"errors"},
+    "config": {"errors", "registry"},
+    "distributed": {"errors"},
+    "launching": {"errors"},
+    "run_folder": {"errors"},
+    "passes": {"errors"},
+    # first floor: each knows the passes and the ground, none knows another
+    "data.decode": {"errors"},
+    "data": {"passes", "errors"},
+    "models.base": {"passes"},
+    "models": {"passes", "errors", "registry"},
+    "monitoring.names": set(),
+    "monitoring": {"errors"},
+    "representations": {"data.decode", "errors"},
+    "adversary": {"data.decode", "distributed", "errors", "passes"},
+    # second floor: what a step is made of
+    "objectives": {"adversary", "data.decode", "errors", "passes", "registry", "representations"},
+    "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
+    "evaluation": {
+        *("data", "distributed", "errors", "models.base", "monitoring.names", "passes", "registry", "representations"),
+    },
+    "checkpoint": {"config", "distributed", "engine", "errors"},
+    # third floor: the loop
+    "trainer": {
+        *("adversary", "checkpoint", "config", "data", "distributed", "engine", "errors", "evaluation", "models.base"),
+        *("monitoring", "objectives", "passes", "randomness", "registry", "representations", "run_folder"),
+    },
+    # the tools and the front doors
+    "tiny_world": {
+        *("config", "data", "distributed", "errors", "evaluation", "models", "passes", "randomness", "registry"),
+        *("representations", "run_folder"),
+    },
+    "data_prep": {"data", "errors"},
+    "launch": ANYTHING,
+}
+ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}
+"""Third-party package -> the rooms that may import it."""
+
+NEVER_IMPORTED = {"pickle", "cloudpickle", "dill", "joblib"}
+NEVER_PASSED = {"trust_remote_code", "allow_pickle"}
+MACHINE_PATH = re.compile(r"(?<![\w.:/~}*$-])/(?:home|root|work|Users|opt|mnt)/\w")
+
+
+def module_name(file: Path, root: Path) -> str:
+    parts = file.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The longest entry of the table that holds `module`; its first two names when the table has none."""
+    inside = module.removeprefix("megaunigame.")
+    rooms = [room for room in MAY_IMPORT if inside == room or inside.startswith(f"{room}.")]
+    return max(rooms, key=len, default=inside.split(".")[0])
+
+
+def imported(tree: ast.Module, module: str, is_package: bool, known: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, absolute module name) of every import in a file; `from a import b` is a.b when that is in `known`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".") if is_package else module.split(".")[:-1]
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                yield node.lineno, inner if inner in known else source
+
+
+def may(room: str, target: str) -> bool:
+    allowed = MAY_IMPORT[room] | {room}
+    return allowed >= ANYTHING or any(target == a or target.startswith(f"{a}.") for a in allowed)
+
+
+def violations(root: Path) -> list[str]:
+    """One line per import that breaks the table, as `file:line: what is wrong`."""
+    files = [file for folder in FOLDERS for file in sorted((root / folder).rglob("*.py"))]
+    modules = [module_name(file, root).split(".") for file in files]
+    known = {".".join(parts[:depth]) for parts in modules for depth in range(1, len(parts) + 1)}
+    found = []
+    for file in files:
+        module = module_name(file, root)
+        room = room_of(module)
+        where = file.relative_to(root).as_posix()
+        if module == "megaunigame":
+            if file.read_text().strip():
+                found.append(f"{where}:1: the package itself imports nothing, so that `import megaunigame` is free")
+            continue
+        if room not in MAY_IMPORT:
+            found.append(f"{where}:1: `{room}` has no line in MAY_IMPORT of tests/test_layering.py; give it one")
+            continue
+        tree = ast.parse(file.read_text(), filename=where)
+        for line, name in imported(tree, module, file.name == "__init__.py", known):
+            top = name.split(".")[0]
+            if top in FOLDERS and name != "megaunigame" and not may(room, room_of(name)):
+                legal = ", ".join(sorted(MAY_IMPORT[room])) or "nothing of ours"
+                found.append(f"{where}:{line}: {room} imports {name}; it may import {legal}")
+            if room not in ONLY_IN.get(top, {room}):
+                found.append(f"{where}:{line}: {room} imports {name}; only {', '.join(sorted(ONLY_IN[top]))} may")
+    return found
+
+
+def test_imports_point_down() -> None:
+    found = violations(REPOSITORY)
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("megaunigame/models/x.py", "import megaunigame.trainer", "models/x.py:1: models imports megaunigame.trainer"),
+        ("megaunigame/models/x.py", "def f():\n    from megaunigame import objectives", "x.py:2: models imports"),
+        ("megaunigame/data/x.py", "from ..models import base", "data/x.py:1: data imports megaunigame.models.base"),
+        ("megaunigame/engine/x.py", "from megaunigame.models import janus", "engine imports megaunigame.models.janus"),
+        ("megaunigame/objectives/x.py", "from megaunigame.data.stream import Stream", "imports megaunigame.data"),
+        (
+            "megaunigame/trainer.py",
+            "from deepspeed import zero",
+            "trainer imports deepspeed; only checkpoint, engine may",
+        ),
+        ("data_prep/x.py", "import launch.train", "data_prep/x.py:1: data_prep imports launch.train"),
+        ("megaunigame/attic/x.py", "", "`attic` has no line in MAY_IMPORT"),
+        ("megaunigame/__init__.py", "import megaunigame.passes", "the package itself imports nothing"),
+    ],
+)
+def test_a_forbidden_import_is_caught(tmp_path: Path, file: str, text: str, message: str) -> None:
+    legal = {
+        "megaunigame/models/base.py": "from megaunigame.passes import Row",
+        "megaunigame/models/janus.py": "from megaunigame.models.base import UnifiedModel",
+        "megaunigame/objectives/base.py": "from megaunigame.data.decode import Sample\nimport megaunigame",
+        "megaunigame/engine/zero3.py": "import deepspeed\nfrom . import zero3",
+        "megaunigame/data/stream.py": "",
+        "launch/train.py": "from megaunigame.trainer import Trainer",
+    }
+    for path, content in legal.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    assert violations(tmp_path) == []
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    found = violations(tmp_path)
+    assert len(found) == 1 and message in found[0], found
+
+
+def test_the_table_has_no_circle() -> None:
+    """Rooms can be put in an order in which every one comes after all it may import."""
+    remaining = {room: allowed - ANYTHING for room, allowed in MAY_IMPORT.items()}
+    while remaining:
+        bottom = [room for room, allowed in remaining.items() if not allowed & remaining.keys()]
+        assert bottom, f"circle among {sorted(remaining)}"
+        for room in bottom:
+            del remaining[room]
+
+
+def sources(*suffixes: str) -> Iterator[Path]:
+    """Text files that belong to the repository, caches and environments left out."""
+    for folder in (*FOLDERS, "tests", "ds_configs", ".ci", "docs"):
+        for file in sorted((REPOSITORY / folder).rglob("*")):
+            if file.is_file() and file.suffix in suffixes and "__pycache__" not in file.parts:
+                yield file
+    yield from (f for f in sorted(REPOSITORY.iterdir()) if f.is_file() and f.suffix in suffixes)
+
+
+def test_no_path_of_one_machine() -> None:
+    found = [
+        f"{file.relative_to(REPOSITORY)}:{number}: {line.strip()}"
+        for file in sources(".py", ".md", ".yaml", ".yml", ".json", ".toml", ".txt", ".sh", ".sbatch", ".example", "")
+        for number, line in enumerate(file.read_text().splitlines(), start=1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_machine_path_pattern() -> None:
+    assert MACHINE_PATH.search("root = '" + "/" + "home/me/data'")
+    assert MACHINE_PATH.search("cp x " + "/" + "work/y")
+    assert not MACHINE_PATH.search("https://example.org/home/page and ./work/x and runs/opt/x")
+
+
+def test_no_foreign_code_and_no_pickle() -> None:
+    """Nothing downloaded is executed: neither code that comes with a checkpoint nor pickled objects."""
+    found = []
+    for folder in FOLDERS:
+        for file in sorted((REPOSITORY / folder).rglob("*.py")):
+            tree = ast.parse(file.read_text())
+            for line, name in imported(tree, module_name(file, REPOSITORY), file.name == "__init__.py", set()):
+                if name.split(".")[0] in NEVER_IMPORTED:
+                    found.append(f"{file.relative_to(REPOSITORY)}:{line}: import of {name}")
+            for node in ast.walk(tree):
+                named = {node.arg} if isinstance(node, ast.keyword) else set()
+                named |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+                if named & NEVER_PASSED:
+                    found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: {', '.join(named)}")
+                if isinstance(node, ast.keyword) and node.arg == "weights_only":
+                    if not (isinstance(node.value, ast.Constant) and node.value.value is True):
+                        found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: weights_only is not True")
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_files_stay_readable() -> None:
+    files = sorted((REPOSITORY / "megaunigame").rglob("*.py"))
+    lengths = {file.relative_to(REPOSITORY).as_posix(): len(file.read_text().splitlines()) for file in files}
+    long = {name: length for name, length in lengths.items() if length > LONGEST_FILE}
+    assert lengths and not long, f"longer than {LONGEST_FILE} lines: {long}"
+
+
+def test_no_launch_script_hides_a_standard_module() -> None:
+    """`python launch/x.py` puts launch/ first on sys.path: a profile.py there breaks `import cProfile` in torch."""
+    names = {file.stem for file in (REPOSITORY / "launch").glob("*.py")} & set(sys.stdlib_module_names)
+    assert not names, f"rename launch/{min(names)}.py: it hides the standard module of that name from torch"
