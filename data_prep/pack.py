@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         name=arguments.name,
         config=config,
         shards=-(-len(entries) // arguments.shard_size),
-        shard=functools.partial(entries_of_shard, arguments.json, arguments.image_root, arguments.shard_size),
+        shard=functools.partial(entries_of_shard, arguments.json, arguments.image_root, config),
     )
     statistics = write_dataset(job, arguments.workers, arguments.overwrite)
     failures = [failure for stats in statistics for failure in stats["failures"]]
@@ -115,9 +115,9 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     return [_checked(path, number, entry) for number, entry in enumerate(entries)]
 
 
-def entries_of_shard(json_path: Path, image_root: Path, shard_size: int, number: int) -> Shard:
-    """Shard `number`: entries number * shard_size and following."""
-    entries = _entries_once(json_path)
+def entries_of_shard(json_path: Path, image_root: Path, config: dict[str, Any], number: int) -> Shard:
+    """Shard `number` of the data set that `config` describes."""
+    entries, shard_size = _entries_once(json_path, config["json_sha256"]), config["shard_size"]
     first = number * shard_size
     shard = Shard(samples=())
     shard.samples = _samples(entries, range(first, min(first + shard_size, len(entries))), image_root, shard.failures)
@@ -153,7 +153,9 @@ def image_field(path: Path) -> tuple[str, bytes]:
 
 
 @functools.lru_cache(maxsize=1)  # a worker reads the file once, not once per shard
-def _entries_once(path: Path) -> list[dict[str, Any]]:
+def _entries_once(path: Path, sha256: str) -> list[dict[str, Any]]:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise DataError(f"--json {path}: was changed while it was being packed; run the command again")
     return read_entries(path)
 
 

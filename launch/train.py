@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megaunigame.config import as_yaml, load_recipe
 from megaunigame.distributed import start_world
 from megaunigame.launching import exit_code_of
+from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.trainer import Trainer
 
@@ -32,13 +33,14 @@ def main(arguments: list[str]) -> None:
 
     recipe = load_recipe(options.recipe, options.overrides)
     world = start_world(recipe.engine.timeout_minutes)
+    rank_log(recipe.output, world.rank)
     trainer = Trainer(recipe, world)
     plan = trainer.describe()
     if not world.is_main:
         trainer.fit()
     else:
         print(plan, flush=True)
-        command = shlex.join(["launch/train.py", *arguments])
+        command = shlex.join(["launch/train.py", options.recipe, *options.overrides])
         record = RunRecord(
             trainer.folder, name=recipe.name, command=command, world_size=world.size, recipe=as_yaml(recipe), plan=plan
         )

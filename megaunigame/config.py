@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -156,7 +157,7 @@ class Recipe:
 
 
 def load_recipe(path: str, overrides: list[str]) -> Recipe:
-    """Read a recipe and apply `key.sub=value` overrides (YAML values).
+    """Read a recipe and apply `key.sub=value` overrides: YAML values, each replacing what stood under its key.
 
     Raises ConfigError naming the key: unknown (with the nearest legal one), missing, of a wrong type, or out of range.
     """
@@ -166,8 +167,12 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
     if bad:
         raise ConfigError(f"Override {bad[0]!r} has no '='. Write key=value, for example schedule.steps=100.")
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
-    except (OmegaConfBaseException, ValueError) as error:
+        given = OmegaConf.load(path)
+        for override in overrides:
+            key, _, value = override.partition("=")
+            # Replaced, not merged: `evaluation.suites={}` means no suites.
+            OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not a legal YAML recipe: {error}") from error
     if not isinstance(given, DictConfig):
         raise ConfigError(f"{path} must hold a mapping of settings at its top level.")

@@ -1,6 +1,6 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
-A room is a file or a folder of `megaunigame`, or one of the two folders beside it. `models.base`, `data.decode`
+A room is a file or a folder of `megaunigame`, or one of the two folders beside it. `models.base`, `data.decode`, `data.conversation`
 and `monitoring.names` are rooms of their own: they may be known where their siblings may not. Imports are read from
 the syntax tree, so one inside a function counts as well.
 """
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"errors"},
     # first floor: each knows the passes and the ground, none knows another
     "data.decode": {"errors"},
+    "data.conversation": {"data.decode", "errors"},
     "data": {"passes", "errors"},
     "models.base": {"passes"},
     "models": {"passes", "errors", "registry"},
@@ -40,12 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "representations": {"data.decode", "errors"},
     "adversary": {"data.decode", "distributed", "errors", "passes"},
     # second floor: what a step is made of
-    "objectives": {"adversary", "data.decode", "errors", "passes", "registry", "representations"},
+    "objectives": {"adversary", "data.conversation", "data.decode", "errors", "passes", "registry", "representations"},
     "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
     "evaluation": {
         *("data", "distributed", "errors", "models.base", "monitoring.names", "passes", "registry", "representations"),
     },
-    "checkpoint": {"config", "distributed", "engine", "errors"},
+    "checkpoint": {"config", "distributed", "engine", "errors", "models.base"},
     # third floor: the loop
     "trainer": {
         *("adversary", "checkpoint", "config", "data", "distributed", "engine", "errors", "evaluation", "models.base"),

@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--count", type=int, required=True, help="number of scenes")
     parser.add_argument("--seed", type=int, default=1, help="scene i depends on (seed, split, i) only (default 1)")
     parser.add_argument("--split", choices=SPLITS, required=True)
-    parser.add_argument("--size", type=int, default=SMALLEST, help=f"pixels per side, at least {SMALLEST}, even")
+    parser.add_argument("--size", type=int, default=SMALLEST, help=f"pixels per side (default and least {SMALLEST})")
     parser.add_argument("--shard-size", type=int, default=1000, help="scenes per shard (default 1000)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace shards written with other settings")

@@ -23,7 +23,7 @@ from data_prep.scenes.questions import (
     Relation,
     Shape,
 )
-from data_prep.scenes.sampling import SEEN_PAIRS, Pair, shape_choices
+from data_prep.scenes.sampling import HELD_OUT, SEEN_PAIRS, Pair, shape_choices
 from data_prep.scenes.solids import SHAPES
 from data_prep.scenes.world import COLORS, Scene, Thing
 
@@ -85,7 +85,7 @@ class _Asker:
             case "exist":
                 return self._exist(self._to_seek.pop()) if self._to_seek else None
             case "shape":
-                return Shape(self._to_name.pop().color) if self._to_name else None
+                return self._shape(self._to_name.pop()) if self._to_name else None
             case "color":
                 return self._color()
             case "count_all":
@@ -113,7 +113,17 @@ class _Asker:
         else:
             wrong = [(color, thing.shape) for color in COLORS]
         present = {(t.color, t.shape) for t in self.scene.things}
-        return Exist(*self._one([pair for pair in wrong if pair in self.allowed and pair not in present]))
+        wrong = [pair for pair in wrong if pair in self.allowed and pair not in present]
+        # Where held-out pairs may be named they are shown more often than others: let them be missed more often, too.
+        return Exist(*self._one([pair for pair in wrong if pair in HELD_OUT] or wrong))
+
+    def _shape(self, thing: Thing) -> Shape | None:
+        # The fewer colours a shape may have, the more of each: asked less, all shapes come out even for every colour.
+        commonness = [
+            sum(1 / shape_choices(c, self.allowed) for c, s in self.allowed if s == shape) for shape in SHAPES
+        ]
+        keep = commonness[SHAPES.index(thing.shape)] / max(commonness)
+        return Shape(thing.color) if self.rng.random() < keep else None
 
     def _color(self) -> Color | None:
         thing = self._one(self.scene.things)

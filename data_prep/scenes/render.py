@@ -143,9 +143,9 @@ def _lit(scene: Scene, points: np.ndarray, owner: np.ndarray) -> np.ndarray:
 def _light_frame(light: Triple) -> tuple[Triple, Triple, Triple]:
     """The direction to the light and two axes across it; all orthonormal."""
     x, y, z = light
-    level = math.hypot(x, z)
-    across = (z / level, 0.0, -x / level)
-    return light, across, (y * across[2], z * across[0] - x * across[2], -y * across[0])
+    length = math.hypot(y, z)  # not 0: the light is above the ground
+    across = (0.0, z / length, -y / length)
+    return light, across, (y * across[2] - z * across[1], -x * across[2], x * across[1])
 
 
 def _sky(look: Look, rays: np.ndarray) -> np.ndarray:

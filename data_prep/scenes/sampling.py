@@ -149,7 +149,7 @@ def from_left_to_right(things: list[Thing], camera: Camera) -> tuple[Thing, ...]
     return tuple(sorted(things, key=lambda thing: camera.project(thing.centre)[0]))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Footing:
     """The room an object takes on the ground (x, z, reach) and in the picture (u, inside_frame)."""
 

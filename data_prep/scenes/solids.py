@@ -94,9 +94,7 @@ def _cylinder_entry(o: np.ndarray, d: np.ndarray) -> np.ndarray:
 def _cylinder_normal(p: np.ndarray) -> np.ndarray:
     side = p / np.sqrt(p[0] * p[0] + p[2] * p[2])
     cap = np.abs(p[1]) > CYLINDER_HALF * (1 - 1e-4)
-    return np.stack(
-        [np.where(cap, 0, side[0]), np.where(cap, np.sign(p[1]), 0), np.where(cap, 0, side[2])]
-    )
+    return np.stack([np.where(cap, 0, side[0]), np.where(cap, np.sign(p[1]), 0), np.where(cap, 0, side[2])])
 
 
 def _cone_entry(o: np.ndarray, d: np.ndarray) -> np.ndarray:

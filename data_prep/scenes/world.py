@@ -28,7 +28,7 @@ RADII = {"small": 0.55, "large": 0.82}
 MATERIALS = ("matte", "shiny")
 
 HALF_WIDTH = 0.37
-"""Tangent of half the field of view: a small object at the far end is still 8-10 of 64 pixels wide."""
+"""Tangent of half the field of view: a small object at the far end is still about 10 of 64 pixels wide."""
 
 
 @dataclass(frozen=True)

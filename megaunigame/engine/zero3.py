@@ -26,7 +26,6 @@ from megaunigame.config import Recipe
 from megaunigame.distributed import World
 from megaunigame.engine.ds_config import zero_stage
 from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
-from megaunigame.errors import ModelError
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.passes import PassInputs, PassOutput, StepPlan
 
@@ -101,23 +100,9 @@ def build_learner(
 def load_weights(model: nn.Module, weights: Weights, world: World) -> None:
     """Copy a checkpoint into the model, one module at a time; rank 0 reads, the partitioning shares it out.
 
-    At most the parameters of one module are whole at any time. Raises ModelError for missing or misshapen weights, on
-    every rank and before the first collective: a rank that stopped alone would leave the others waiting.
+    At most the parameters of one module are whole at any time. The family has checked names and shapes before, on every
+    rank: a rank that stopped alone in here would leave the others waiting.
     """
-    parameters = dict(model.named_parameters())
-    missing = sorted(set(parameters) - weights.names())
-    if missing:
-        raise ModelError(
-            f"The checkpoint lacks {len(missing)} weights of this model, first {missing[0]!r}. "
-            "Give in model.path a checkpoint of this family and size."
-        )
-    for name, parameter in parameters.items():
-        expected, got = tuple(getattr(parameter, "ds_shape", parameter.shape)), tuple(weights.read(name).shape)
-        if got != expected:
-            raise ModelError(
-                f"Weight {name}: the checkpoint has shape {got}, the model {expected}. "
-                "The weights in model.path do not belong to the config.json beside them."
-            )
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix=prefix, recurse=False))
         if not own:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.distributed import World
 from megaunigame.errors import DataError
@@ -23,7 +24,6 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import IGNORE, UNDERSTAND, PassInputs, UnderstandRow
 
 UNNAMED_KIND = "question"
-IMAGE_MARKER = "<image>"
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,11 @@ class Sheet:
 def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, ...]:
     """The question-answer pairs of a sample, without image markers and without the kinds to skip.
 
-    Raises DataError when the sample has no conversation or a question has no answer.
+    Raises DataError when the sample has no conversation or its speakers do not alternate.
     """
-    talk = sample.meta.get("conversations")
-    if not talk or len(talk) % 2:
-        raise DataError(
-            f"Sample {sample.key}: `conversations` must hold questions and answers in turn; it has {len(talk or [])}."
-        )
-    kinds = sample.meta["kinds"] if "kinds" in sample.meta else [UNNAMED_KIND] * (len(talk) // 2)
-    pairs = zip(talk[::2], talk[1::2], kinds, strict=True)
-    asked = (Question(q["value"].replace(IMAGE_MARKER, "").strip(), a["value"].strip(), kind) for q, a, kind in pairs)
+    pairs = question_answers(sample)
+    kinds = sample.meta["kinds"] if "kinds" in sample.meta else [UNNAMED_KIND] * len(pairs)
+    asked = (Question(*pair, kind) for pair, kind in zip(pairs, kinds, strict=True))
     return tuple(question for question in asked if question.kind not in skip_kinds)
 
 

@@ -85,10 +85,11 @@ def kind_scores(answers: Iterable[Answer]) -> list[KindScore]:
 
 
 def pair_consistency(answers: Iterable[Answer]) -> tuple[int, float, float]:
-    """(pairs, share of pairs with every answer right, the same for guesses at the chance of their kind).
+    """(pairs, share of pairs with every answer right, the same share for guesses).
 
-    A pair is one question asked about the two images of an adversarial pair, whose answers differ: a model that does not
-    look gets at most one of them right. Questions asked about one image only are left out. (0, nan, nan) without pairs.
+    A pair is one question asked about the two images of an adversarial pair, whose answers differ: a model that does
+    not look gets at most one of them right. Questions asked about one image only are left out.
+    (0, nan, nan) without pairs.
     """
     answers = [a for a in answers if a.pair is not None]
     guess = {kind: chance(group) for kind, group in by_kind(answers).items()}

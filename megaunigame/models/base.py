@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -62,7 +63,20 @@ class UnifiedModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def weights(cls, path: str) -> Weights:
-        """The checkpoint in `path` (Hugging Face folder or official keys) under this model's parameter names."""
+        """The checkpoint in `path` (Hugging Face folder or official keys) under this model's parameter names.
+
+        Raises ModelError when its names or shapes are not those that the configuration in `path` asks for.
+        """
+
+    @classmethod
+    @abstractmethod
+    def frozen_weights(cls, path: str) -> Weights:
+        """The frozen tokenizers of the checkpoint in `path`, under the names an exported folder gives them."""
+
+    @classmethod
+    @abstractmethod
+    def write_settings(cls, path: str, out: Path) -> None:
+        """Write into `out` what a Hugging Face folder holds beside weights: configuration, tokenizer, preprocessing."""
 
     @abstractmethod
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:

@@ -25,9 +25,9 @@ def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> s
 
 
 def _steps(before: Evaluation | None, after: Evaluation) -> str:
-    text = (
-        f"Before: step {before.step:,}. After: step {after.step:,}." if before else f"Measured at step {after.step:,}."
-    )
+    text = f"Measured at step {after.step:,}."
+    if before:
+        text = f"Before: step {before.step:,}. After: step {after.step:,}. Columns that are equal in both stand once."
     return f'<p class="muted">{text}</p>'
 
 

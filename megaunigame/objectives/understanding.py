@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
-from megaunigame.errors import ConfigError, DataError
+from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
 from megaunigame.passes import UNDERSTAND, Row, RowRequest, UnderstandRow
-
-IMAGE_MARKER = "<image>"
 
 
 class Understanding(Objective):
@@ -41,23 +40,9 @@ class Understanding(Objective):
         return [RowRequest("understanding", UNDERSTAND, c.stream, c.rows, c.weight, takes_source=True)]
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        turns = conversation_turns(sample)
+        turns = question_answers(sample)
         if self.config.turns and len(turns) > self.config.turns:
             chosen = rng.choice(len(turns), self.config.turns, replace=False)
             turns = [turns[i] for i in (chosen if self.config.independent else np.sort(chosen))]
         images = [] if sample.image is None else [sample.image]
         return UnderstandRow(images, turns, self.config.independent)
-
-
-def conversation_turns(sample: Sample) -> list[tuple[str, str]]:
-    """(question, answer) pairs of a LLaVA-style conversation, without image markers.
-
-    Raises DataError when the sample has no conversation or its speakers do not alternate.
-    """
-    talk = sample.meta.get("conversations")
-    if not talk:
-        raise DataError(f"Sample {sample.key} has no `conversations`; understanding rows need them.")
-    pairs = list(zip(talk[::2], talk[1::2], strict=False))
-    if len(talk) % 2 or any(q.get("from") not in ("human", "user") or a.get("from") not in ("gpt", "assistant") for q, a in pairs):
-        raise DataError(f"Sample {sample.key}: conversations must be pairs of human and gpt, human first.")
-    return [(q["value"].replace(IMAGE_MARKER, "").strip(), a["value"].strip()) for q, a in pairs]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.decode import META_FIELD, Sample, decode_sample
 from megaunigame.data.shards import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.representations.depth import Depth
@@ -70,10 +70,21 @@ def load_scenes(folder: Path, limit: int | None = None) -> Scenes:
 
 def read_samples(folder: Path, limit: int | None = None) -> Iterator[Sample]:
     """Decoded samples of a folder of shards, in the order they were written."""
+    for key, fields in itertools.islice(_raw(folder), limit):
+        yield decode_sample(key, fields)
+
+
+def read_metas(folder: Path) -> Iterator[dict]:
+    """The json of every sample of a folder of shards; no picture is decoded."""
+    for key, fields in _raw(folder):
+        yield decode_sample(key, {META_FIELD: fields[META_FIELD]}).meta
+
+
+def _raw(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     shards = ShardIndex.open(folder)
-    places = ((shard, i) for shard, samples in enumerate(shards.sizes) for i in range(samples))
-    for shard, i in itertools.islice(places, limit):
-        yield decode_sample(*shards.read(shard, i))
+    for shard, samples in enumerate(shards.sizes):
+        for i in range(samples):
+            yield shards.read(shard, i)
 
 
 def contours(segmentation: Tensor) -> Tensor:

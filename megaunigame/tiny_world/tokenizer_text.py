@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.tiny_world.scenes import read_samples
+from megaunigame.tiny_world.scenes import read_metas
 from megaunigame.tiny_world.sizes import MAX_LENGTH, VOCABULARY
 
 PAD, BOS, EOS = "<|pad|>", "<|begin_of_sentence|>", "<|end_of_sentence|>"
@@ -32,18 +32,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def sentences(folder: Path, limit: int | None = None) -> Iterator[str]:
+def sentences(folder: Path) -> Iterator[str]:
     """Captions, questions and answers of a scenes folder, written as they stand in a row."""
-    for sample in read_samples(folder, limit):
-        yield sample.meta["caption"]
-        for turn in sample.meta["conversations"]:
+    for meta in read_metas(folder):
+        yield meta["caption"]
+        for turn in meta["conversations"]:
             text = turn["value"].replace("<image>", "").strip()
             yield f"\n{text}" if turn["from"] == "human" else f" {text}"
 
 
 def train_text_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     """Learn a vocabulary of VOCABULARY tokens: special tokens, 256 bytes, and merges for the words of `corpus`."""
-    words = sorted({piece for text in [*corpus, *TASK_SENTENCES] for piece in _pieces(text)})
+    words = sorted({piece for text in {*corpus, *TASK_SENTENCES} for piece in _pieces(text)})
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -83,8 +83,8 @@ def _pieces(text: str) -> list[str]:
 
 
 def token_counts(tokenizer: PreTrainedTokenizerFast, corpus: Iterable[str]) -> dict[str, float]:
-    """Tokens per sentence (mean, largest) and share of the words that are single tokens."""
-    texts = list(corpus)
+    """Tokens per different sentence (mean, largest), number of words, and how many of them are single tokens."""
+    texts = set(corpus)
     lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     words = {piece for text in texts for piece in _pieces(text)}
     single = sum(len(tokenizer.encode(word, add_special_tokens=False)) == 1 for word in words)

@@ -159,7 +159,7 @@ def test_generation(shards, oracle, tmp_path) -> None:
     suite = Generation(Generation.Config(shards=shards, batch=4, oracle=oracle, pictures=2, limit=5))
 
     class Seer:
-        """Sees both objects in textured pictures, one of them in flat ones, and a wrong shape and a cone in generated ones."""
+        """Sees both objects in textured pictures, one in flat ones, a wrong shape and a cone in generated ones."""
 
         def objects(self, images):
             seen = []

@@ -51,7 +51,7 @@ class Questions(Suite):
         answers = gathered(world, ask(model, world, sheets, batch=c.batch, per_row=c.questions_per_row))
 
         if not answers:
-            raise DataError(f"No questions in the {c.limit or 'all'} samples of {c.shards}; look at limit and skip_kinds.")
+            raise DataError(f"No questions in the first samples of {c.shards}; look at limit and skip_kinds.")
 
         scores = kind_scores(answers)
         metrics = {f"accuracy/{s.kind}": s.accuracy for s in scores}

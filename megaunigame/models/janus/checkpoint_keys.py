@@ -99,6 +99,10 @@ class JanusWeights:
     def names(self) -> set[str]:
         return set(self.sources)
 
+    def prefixed(self, prefix: str) -> JanusWeights:
+        """The same weights, every name with `prefix` before it."""
+        return JanusWeights(self.files, {prefix + name: source for name, source in self.sources.items()})
+
     def shape(self, name: str) -> torch.Size:
         """Shape of one tensor, read from the header of its file."""
         source = self.sources[name]

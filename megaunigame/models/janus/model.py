@@ -6,6 +6,7 @@ has none), and the way back from hidden states to pixels.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from megaunigame.errors import ModelError
 from megaunigame.models import masks
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.janus import decoding
-from megaunigame.models.janus.checkpoint_keys import JanusWeights, open_weights
+from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, JanusWeights, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.vq import ImageTokenizer
@@ -101,6 +102,22 @@ class Janus(UnifiedModel):
         check_names(expected, weights.names(), path)
         check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
         return weights
+
+    @classmethod
+    def frozen_weights(cls, path: str) -> JanusWeights:
+        """The image tokenizer, under `model.vqmodel.`."""
+        return open_weights(TensorFiles.of_folder(path), path)[1].prefixed(IMAGE_TOKENIZER)
+
+    @classmethod
+    def write_settings(cls, path: str, out: Path) -> None:
+        """config.json in the Hugging Face form, whatever the form in `path`; the other small files as they are."""
+        out.mkdir(parents=True, exist_ok=True)
+        for file in Path(path).iterdir():
+            if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
+                shutil.copy(file, out / file.name)
+        config = read_config(path)
+        config.architectures = ["JanusForConditionalGeneration"]
+        config.save_pretrained(out)
 
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the image tokenizer, outside the module tree."""

@@ -1,0 +1,42 @@
+"""Evaluate a model or a checkpoint with the suites of a recipe, under the engine that trained it.
+
+    deepspeed --num_gpus 2 launch/evaluate.py runs/tiny_sft/recipe.yaml                     newest checkpoint of the run
+    deepspeed --num_gpus 2 launch/evaluate.py launch/recipes/tiny_sft.yaml \\
+        checkpoint.resume=never model.path=exported/tiny_sft output=runs/exported_eval      a model folder
+
+Writes <output>/evaluation/step-XXXXXXXX.json and its pictures, and prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megaunigame.config import load_recipe
+from megaunigame.distributed import start_world
+from megaunigame.errors import ConfigError
+from megaunigame.launching import exit_code_of
+from megaunigame.trainer import Trainer
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="YAML file; the recipe.yaml in a run folder is the recipe of that run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    options = parser.parse_args(arguments)
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    if not recipe.evaluation.suites:
+        raise ConfigError(f"{options.recipe} names no evaluation suite. Add one under evaluation.suites.")
+    world = start_world(recipe.engine.timeout_minutes)
+    trainer = Trainer(recipe, world)
+    trainer.evaluate()
+    world.close()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main, sys.argv[1:]))

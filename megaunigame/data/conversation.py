@@ -1,0 +1,23 @@
+"""The conversation of a sample, in the LLaVA form: speakers in turn, the image marked in the text."""
+
+from __future__ import annotations
+
+from megaunigame.data.decode import Sample
+from megaunigame.errors import DataError
+
+IMAGE_MARKER = "<image>"
+ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant")
+
+
+def question_answers(sample: Sample) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a sample, without image markers.
+
+    Raises DataError when the sample has no conversation, or its speakers do not alternate.
+    """
+    talk = sample.meta.get("conversations")
+    if not talk:
+        raise DataError(f"Sample {sample.key} has no `conversations`; questions and answers come from there.")
+    pairs = list(zip(talk[::2], talk[1::2], strict=False))
+    if len(talk) % 2 or any(q.get("from") not in ASKING or a.get("from") not in ANSWERING for q, a in pairs):
+        raise DataError(f"Sample {sample.key}: `conversations` must be pairs of human and gpt, human first.")
+    return [(q["value"].replace(IMAGE_MARKER, "").strip(), a["value"].strip()) for q, a in pairs]

@@ -1,0 +1,195 @@
+"""LLaVA-style JSON in, shards out: what is kept, what is counted, what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+
+from data_prep.__main__ import main
+from data_prep.statistics import read_manifest, records
+
+EXAMPLES = Path(__file__).parents[2] / "data_prep" / "examples"
+PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
+TALK = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
+TEXT = [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "that"}]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    picture = Image.fromarray(np.arange(12 * 10 * 3, dtype=np.uint8).reshape(12, 10, 3))
+    for name in ("a.png", "b.jpg", "c.webp", "d.gif", "sub/e.bmp"):
+        picture.save(folder / name)
+    picture.save(folder / "wrong_name.jpg", format="png")
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "empty.png").touch()
+    return folder
+
+
+def pack(tmp_path: Path, entries: Any, pictures: Path, *more: str) -> int:
+    source = tmp_path / "entries.json"
+    source.write_text(entries if isinstance(entries, str) else json.dumps(entries))
+    out = ["--out", str(tmp_path / "out")]
+    return main(["pack", "--format", "llava-json", "--json", str(source), "--image-root", str(pictures), *out, *more])
+
+
+def stored(folder: Path) -> dict[str, dict[str, bytes]]:
+    found = {}
+    for shard in read_manifest(folder)["shards"]:
+        raw = (folder / shard["file"]).read_bytes()
+        for sample in json.loads((folder / shard["file"]).with_suffix(".idx.json").read_text())["samples"]:
+            found[sample["key"]] = {n: raw[o : o + size] for n, (o, size) in sample["fields"].items()}
+    return found
+
+
+def test_images_are_stored_as_they_are_and_others_as_png(tmp_path: Path, pictures: Path) -> None:
+    names = ["a.png", "b.jpg", "c.webp", "d.gif", "sub/e.bmp", "wrong_name.jpg"]
+    assert pack(tmp_path, [{"id": n, "image": n, "conversations": TALK} for n in names], pictures) == 0
+    found = stored(tmp_path / "out")
+    assert list(found) == [
+        "00000000-a_png",
+        "00000001-b_jpg",
+        "00000002-c_webp",
+        "00000003-d_gif",
+        "00000004-sub_e_bmp",
+        "00000005-wrong_name_jpg",
+    ]
+    extensions = [next(name for name in fields if name != "json") for fields in found.values()]
+    assert extensions == ["png", "jpg", "webp", "png", "png", "png"]
+    for name, fields in zip(names, found.values(), strict=True):
+        image = next(data for field, data in fields.items() if field != "json")
+        if name in ("d.gif", "sub/e.bmp"):
+            with Image.open(io.BytesIO(image)) as picture, Image.open(pictures / name) as source:
+                assert picture.format == "PNG"
+                np.testing.assert_array_equal(np.array(picture), np.array(source.convert("RGB")))
+        else:
+            assert image == (pictures / name).read_bytes()
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictures: Path) -> None:
+    late = [{"from": "human", "value": "what ?\n<image>"}, {"from": "gpt", "value": "that"}]
+    system = [{"from": "system", "value": "be short"}, *TEXT]
+    entries = [
+        {"id": "t", "conversations": TEXT},
+        {"id": "t", "image": None, "conversations": TEXT},
+        {"id": "late", "image": "a.png", "conversations": late, "source": "here"},
+        {"image": "a.png", "conversations": system},
+        {"id": 17, "image": "a.png", "conversations": TALK},
+    ]
+    assert pack(tmp_path, entries, pictures) == 0
+    found = stored(tmp_path / "out")
+    assert list(found) == ["00000000-t", "00000001-t", "00000002-late", "00000003", "00000004-17"]
+    assert set(found["00000000-t"]) == set(found["00000001-t"]) == {"json"}
+    said = [json.loads(fields["json"]) for fields in found.values()]
+    assert said[0]["conversations"] == TEXT
+    assert said[2] == {"id": "late", "conversations": TALK, "source": "here"}
+    assert said[3]["conversations"] == [system[0], *TALK]
+    assert said[4]["conversations"] == TALK
+
+
+def test_failures_are_counted_listed_and_limited(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a.png", "gone.png", "text.jpg", "empty.png", "b.jpg"]
+    entries = [{"id": k, "image": name, "conversations": TALK} for k, name in enumerate(names)]
+    failures = tmp_path / "out" / "failures.jsonl"
+
+    assert pack(tmp_path, entries, pictures) == 2
+    said = capsys.readouterr().err
+    assert "1 of 5 entries failed (missing file: gone.png" in said and "--max-missing-fraction 0.2 or more" in said
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+    assert pack(tmp_path, entries, pictures, "--max-missing-fraction", "0.5", "--shard-size", "2") == 2
+    assert "3 of 5 entries failed" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+    assert pack(tmp_path, entries, pictures, "--max-missing-fraction", "0.6", "--shard-size", "2") == 0
+    assert list(stored(tmp_path / "out")) == ["00000000-0", "00000004-4"]
+    assert [json.loads(line) for line in failures.read_text().splitlines()] == [
+        {"key": "00000001-1", "image": "gone.png", "reason": "missing file"},
+        {"key": "00000002-2", "image": "text.jpg", "reason": "not an image"},
+        {"key": "00000003-3", "image": "empty.png", "reason": "not an image"},
+    ]
+    # The middle shard lost both its entries: it is neither on disk nor in the manifest.
+    manifest = read_manifest(tmp_path / "out")
+    assert [shard["file"] for shard in manifest["shards"]] == ["llava-000000.tar", "llava-000002.tar"]
+    assert manifest["samples"] == 2
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def _with(**changes: Any) -> list[Any]:
+    """A good entry, then one with changes (None removes)."""
+    entry = {"id": "x", "image": "a.png", "conversations": TALK} | changes
+    return [{"conversations": TEXT}, {name: value for name, value in entry.items() if value != "remove"}]
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ("{", "not JSON"),
+        ({"id": 1}, "got a JSON dict; wanted a list"),
+        ([], "got an empty list"),
+        ([{"conversations": TEXT}, "text"], "entry 1: is a JSON str"),
+        (_with(conversations="remove"), "entry 1: has no conversations (its keys: id, image)"),
+        (_with(conversations=[]), "entry 1: has no conversations"),
+        (_with(conversations="hello"), "entry 1: has no conversations"),
+        (_with(conversations=[{"from": "human"}]), "entry 1: has a turn that is not {from, value}"),
+        (_with(conversations=[{"from": "human", "value": 3}]), "entry 1: has a turn that is not {from, value}"),
+        (_with(conversations=TALK[:1]), "entry 1: has turns from ['human']"),
+        (_with(conversations=TALK[::-1]), "human and gpt must alternate"),
+        (_with(conversations=[{"from": "user", "value": "a"}, TALK[1]]), "human and gpt must alternate"),
+        (_with(image="remove"), "entry 1: has <image> in a turn but no image"),
+        (_with(image=["a.png", "b.jpg"]), "not one path"),
+        (_with(image="../secret.png"), "leads out of the image root"),
+        (_with(image="/etc/passwd"), "leads out of the image root"),
+        (_with(conversations=[*TALK, *TALK]), "outside its first human turn"),
+        (_with(conversations=[{"from": "human", "value": "<image><image>"}, TALK[1]]), "more than once"),
+    ],
+)
+def test_json_of_another_form_is_refused_with_the_entry(
+    entries: Any, said: str, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pack(tmp_path, entries, pictures) == 2
+    message = capsys.readouterr().err
+    assert said in message and "entries.json" in message and "Traceback" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_files_and_folders_are_named(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pack(tmp_path, _with(), tmp_path / "nowhere") == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    arguments = ["--json", str(tmp_path / "no.json"), "--image-root", str(pictures), "--out", str(tmp_path / "out")]
+    assert main(["pack", "--format", "llava-json", *arguments]) == 2
+    assert "no.json: cannot be read" in capsys.readouterr().err
+
+
+def test_another_json_in_the_same_folder_needs_overwrite(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pack(tmp_path, _with(), pictures) == 0
+    assert pack(tmp_path, _with(), pictures) == 0
+    assert pack(tmp_path, _with(id="other"), pictures) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert pack(tmp_path, _with(id="other"), pictures, "--overwrite") == 0
+    assert list(stored(tmp_path / "out")) == ["00000000", "00000001-other"]
+
+
+def test_the_example_photographs_pack_and_verify(tmp_path: Path) -> None:
+    source = ["--json", str(EXAMPLES / "photographs.json"), "--image-root", str(PHOTOGRAPHS)]
+    assert main(["pack", "--format", "llava-json", *source, "--out", str(tmp_path), "--workers", "2"]) == 0
+    assert main(["verify", str(tmp_path)]) == 0
+    said = list(records(tmp_path, read_manifest(tmp_path)))
+    assert len(said) >= 20
+    with_image = sum(sample["conversations"][0]["value"].startswith("<image>\n") for sample in said)
+    assert with_image == len(said) - 1

@@ -1,0 +1,168 @@
+"""Shards: same bytes for any number of workers and interruptions; nothing half-written looks done."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from data_prep import shard_writer
+from data_prep.__main__ import main
+from data_prep.scenes import command
+from data_prep.shard_writer import index_of
+from megaunigame.errors import DataError
+
+COUNT = 50
+
+
+def scenes(folder: Path, *more: str) -> int:
+    settings = ["--count", str(COUNT), "--shard-size", "20", "--split", "train", "--seed", "4"]
+    return main(["scenes", "--out", str(folder), *settings, *more])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert scenes(folder) == 0
+    return folder
+
+
+def test_two_workers_write_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    assert scenes(tmp_path, "--workers", "2") == 0
+    assert content(tmp_path) == content(whole)
+    assert set(content(whole)) == {
+        "dataset.json",
+        *(f"train-00000{k}{end}" for k in range(3) for end in (".tar", ".idx.json", "_stats.json")),
+    }
+
+
+def test_index_and_manifest_describe_the_tars(whole: Path) -> None:
+    manifest = json.loads((whole / "dataset.json").read_text())
+    assert manifest["samples"] == COUNT
+    assert [shard["samples"] for shard in manifest["shards"]] == [20, 20, 10]
+    assert manifest["fields"] == ["depth.png", "json", "png", "seg.png"]
+    keys = []
+    for shard in manifest["shards"]:
+        index = json.loads((whole / shard["file"]).with_suffix(".idx.json").read_text())
+        raw = (whole / shard["file"]).read_bytes()
+        with tarfile.open(whole / shard["file"]) as tar:
+            for sample in index["samples"]:
+                keys.append(sample["key"])
+                for name, (offset, size) in sample["fields"].items():
+                    stored = tar.extractfile(f"{sample['key']}.{name}")
+                    assert stored is not None
+                    assert raw[offset : offset + size] == stored.read()
+    assert keys == [f"train-{k:08d}" for k in range(COUNT)]
+
+
+def test_webdataset_reads_the_shards(whole: Path) -> None:
+    shards = webdataset.WebDataset(str(whole / "train-{000000..000002}.tar"), shardshuffle=False).decode("rgb8")
+    samples = list(shards)
+    assert len(samples) == COUNT
+    assert samples[0]["png"].shape == (64, 64, 3)
+    assert samples[0]["json"]["objects"]
+
+
+def test_an_interrupted_run_continues_to_the_same_bytes(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, rendered = command.sample, []
+
+    def dies_at_30(seed: int, split: str, index: int, size: int) -> dict[str, bytes | str]:
+        if index == 30:
+            raise KeyboardInterrupt
+        return real(seed, split, index, size)
+
+    def counts(seed: int, split: str, index: int, size: int) -> dict[str, bytes | str]:
+        rendered.append(index)
+        return real(seed, split, index, size)
+
+    monkeypatch.setattr(command, "sample", dies_at_30)
+    with pytest.raises(KeyboardInterrupt):
+        scenes(tmp_path)
+    left = set(content(tmp_path))
+    assert "train-000001.tar.tmp" in left
+    assert not left & {"train-000001.tar", "train-000001_stats.json", "dataset.json"}
+
+    monkeypatch.setattr(command, "sample", counts)
+    assert scenes(tmp_path) == 0
+    assert rendered == list(range(20, COUNT))
+    assert content(tmp_path) == content(whole)
+
+
+@pytest.mark.parametrize("damage", ["no statistics", "short tar", "no tar", "no index", "other index"])
+def test_a_shard_that_is_not_whole_is_written_again(damage: str, whole: Path, tmp_path: Path) -> None:
+    for name, data in content(whole).items():
+        (tmp_path / name).write_bytes(data)
+    shard = tmp_path / "train-000001"
+    match damage:
+        case "no statistics":
+            shard.with_name("train-000001_stats.json").unlink()
+        case "short tar":
+            with open(shard.with_suffix(".tar"), "r+b") as tar:
+                tar.truncate(5000)
+        case "no tar":
+            shard.with_suffix(".tar").unlink()
+        case "no index":
+            shard.with_suffix(".idx.json").unlink()
+        case "other index":
+            shard.with_suffix(".idx.json").write_text('{"version": 1, "samples": []}')
+    untouched = (tmp_path / "train-000000.tar").stat().st_mtime_ns
+    assert scenes(tmp_path) == 0
+    assert content(tmp_path) == content(whole)
+    assert (tmp_path / "train-000000.tar").stat().st_mtime_ns == untouched
+
+
+def test_other_settings_in_the_same_folder_are_refused_until_overwrite(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in content(whole).items():
+        (tmp_path / name).write_bytes(data)
+    assert scenes(tmp_path, "--count", "20") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert content(tmp_path) == content(whole)
+    assert scenes(tmp_path, "--count", "20", "--overwrite") == 0
+    assert set(content(tmp_path)) == {
+        "dataset.json",
+        "train-000000.tar",
+        "train-000000.idx.json",
+        "train-000000_stats.json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--count", "0"], "--count 0: must be at least 1"),
+        (["--size", "32"], "--size 32: must be at least 64"),
+        (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--split", "adversarial", "--count", "7"], "must be even"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_is_written(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scenes(tmp_path / "new", *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_fields_of_a_key_must_be_adjacent(tmp_path: Path) -> None:
+    path = tmp_path / "a-000000.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("one.json", "two.json", "one.png"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(DataError, match="'one' are not adjacent"):
+        index_of(path)
+
+
+def test_config_hash_ignores_key_order_only() -> None:
+    assert shard_writer.hash_of({"a": 1, "b": 2}) == shard_writer.hash_of({"b": 2, "a": 1})
+    assert shard_writer.hash_of({"a": 1}) != shard_writer.hash_of({"a": 2})

@@ -1,0 +1,144 @@
+"""Everything a user can get wrong ends before training, with one message that names the cure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megaunigame.errors import CheckpointError, ConfigError, DataError, ModelError, UserError
+from tests.data.shard_files import write_shards
+from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
+
+sys.path.insert(0, str(REPOSITORY / "launch"))
+import train  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A model, shards, and a run of two steps that left a checkpoint."""
+    folder = tmp_path_factory.mktemp("home")
+    write_model(folder / "model")
+    write_data(folder / "shards")
+    recipe = write_recipe(folder / "recipe.yaml", folder, schedule={"steps": 2, "warmup_steps": 0})
+    # In a process of its own: a run that ends well takes its process group down, and deepspeed never forgets one.
+    subprocess.run([sys.executable, "launch/train.py", str(recipe)], cwd=REPOSITORY, check=True)
+    return folder
+
+
+def without_conversations(number: int) -> dict[str, bytes]:
+    return {**sample(number), "json": json.dumps({"caption": "x"}).encode()}
+
+
+def not_an_image(number: int) -> dict[str, bytes]:
+    return {**sample(number), "png": b"this is no picture"}
+
+
+CASES = {
+    "misspelt key": ("optimizer.lrr=1", ConfigError, ["'lrr'", "Did you mean 'lr'"]),
+    "unknown objective": ("objectives={understandin: {rows: 1}}", ConfigError, ["Did you mean 'understanding'"]),
+    "unknown family": ("model.family=janos", ConfigError, ["Did you mean 'janus'"]),
+    "unknown stream": ("objectives={understanding: {stream: trian}}", ConfigError, ["Did you mean 'train'"]),
+    "no rows": ("objectives={understanding: {rows: 0}}", ConfigError, ["at least one row"]),
+    "batch triple": ("batch={accumulation: 2, global_rows: 5}", ConfigError, ["does not multiply", "batch.accumulation=1"]),
+    "world does not divide": ("batch.global_rows=7", ConfigError, ["multiple of 5", "1 ranks", "batch.global_rows=5"]),
+    "ds_config owns": ("engine.ds_config={home}/owned.json", ConfigError, ["'gradient_clipping'", "optimizer.clip"]),
+    "no such shards": ("data.train.shards={home}/nowhere", DataError, ["nowhere"]),
+    "empty folder": ("data.train.shards={home}/empty", DataError, ["empty"]),
+    "missing shard": ("data.train.shards={home}/missing", DataError, ["data-000001.tar"]),
+    "not images": ("data.train.shards={home}/not_images", DataError, ["cannot be used", "png"]),
+    "no conversations": ("data.train.shards={home}/no_talk", DataError, ["conversations"]),
+    "no model": ("model.path={home}/nothing", ModelError, ["nothing"]),
+    "weights of another size": ("model.path={home}/mixed_model", ModelError, ["checkpoint of another model"]),
+    "unused group": (
+        "objectives={understanding: {rows: 2}} model.groups=[lm,generation_head]", ConfigError, ["'generation_head'", "no objective"],
+    ),
+    "unknown group": ("model.groups=[lmm]", ConfigError, ["'lmm'", "Did you mean 'lm'"]),
+    "unknown LoRA target": ("model.train=lora model.lora.targets=[qproj]", ModelError, ["qproj", "q_proj"]),
+    "checkpoint of another model": (
+        "output={home}/run checkpoint.resume=auto model.groups=[lm]", CheckpointError, ["another model or to other trained groups"],
+    ),
+    "truncated checkpoint": ("output={home}/truncated", CheckpointError, ["damaged", "its manifest says"]),
+    "no checkpoint there": ("checkpoint.resume={home}/empty", CheckpointError, ["no complete checkpoint"]),
+    "other world size": ("output={home}/other_world", CheckpointError, ["saved by 8 ranks, this run has 1"]),
+    "other shards on resume": ("output={home}/run data.train.shards={home}/other_shards", DataError, ["index hash", "resume=never"]),
+    "other seed on resume": ("output={home}/run seed=9", DataError, ["seed 5, this run has 9"]),
+    "unknown suite": ("evaluation.suites={question: {shards: x}}", ConfigError, ["Did you mean 'questions'"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wrong_things(home: Path) -> Path:
+    (home / "owned.json").write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": 1.0}')
+    (home / "empty").mkdir()
+    write_shards(home / "missing", [8, 8], fields=sample)
+    (home / "missing" / "data-000001.tar").unlink()
+    write_shards(home / "not_images", [8, 8], fields=not_an_image)
+    write_shards(home / "no_talk", [8, 8], fields=without_conversations)
+    write_shards(home / "other_shards", [16, 16], fields=sample)
+    mixed = write_model(home / "mixed_model", width=64)
+    shutil.copy(home / "model" / "model.safetensors", mixed / "model.safetensors")
+    for name in ("truncated", "other_world"):
+        shutil.copytree(home / "run", home / name)
+    step = home / "truncated" / "checkpoints" / "step-00000002"
+    shard = next(step.glob("*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    manifest = home / "other_world" / "checkpoints" / "step-00000002" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"world_size": 1', '"world_size": 8'))
+    return home
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ends_before_training(case, wrong_things, tmp_path):
+    overrides, error, parts = CASES[case]
+    settings = [o.replace("{home}", str(wrong_things)) for o in split(overrides)]
+    recipe = write_recipe(tmp_path / "recipe.yaml", wrong_things, schedule={"steps": 4, "warmup_steps": 0})
+    if not any(o.startswith("output=") for o in settings):
+        settings.append(f"output={tmp_path / 'run'}")
+    with pytest.raises(UserError) as caught:
+        train.main([str(recipe), *settings])
+    assert isinstance(caught.value, error), caught.value
+    for part in parts:
+        assert part in str(caught.value)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert not metrics.exists() or metrics.read_text() == "", "it trained before it failed"
+
+
+def split(overrides: str) -> list[str]:
+    """Settings separated by blanks, except inside braces."""
+    parts = [""]
+    depth = 0
+    for character in overrides:
+        depth += (character in "{[") - (character in "}]")
+        if character == " " and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def test_exit_code_and_one_message(home, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.yaml", home)
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", str(recipe), "schedule.kind=cosin"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("ConfigError: ") and "'cosine'" in done.stderr
+
+
+def test_exit_code_under_the_deepspeed_launcher(home, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.yaml", home, batch={"accumulation": None, "global_rows": 15})
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    done = subprocess.run(
+        [launcher, "--num_gpus", "2", "--master_port", "29617", "launch/train.py", str(recipe)],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "Traceback" not in said
+    assert said.count("ConfigError: batch.global_rows=15 is not a multiple of 10 = 5 rows per micro-step x 2 ranks.") == 1

@@ -1,0 +1,96 @@
+"""Rank program: a run stopped after 3 of 7 steps and resumed equals one that was never stopped, bit for bit.
+
+    python -m tests.multi_process.resume HOME
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megaunigame.config import load_recipe
+from megaunigame.distributed import World, start_world
+from megaunigame.monitoring import names
+from megaunigame.trainer import Trainer
+from tests.multi_process.tiny_run import write_recipe
+
+STEPS, STOP = 7, 3
+LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
+CASES: dict[str, dict[str, Any]] = {
+    # 10 to 30 rows a step of 64 samples: the stop is in the middle of an epoch, and later steps cross into the next.
+    "lora_bf16": {"model": LORA, "engine": {"precision": "bf16"}, "loader": {"workers": 2}, "batch": {"accumulation": 3}},
+    "full_fp32": {"loader": {"workers": 1}, "optimizer": {"group_lr": {"aligner": 0.3}}},
+    "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": {"accumulation": 2}},
+    "zero2_bf16": {"engine": {"precision": "bf16", "ds_config": "ds_configs/zero2.json"}},
+}
+
+
+class StopsAfter(Trainer):
+    """A run that is told to stop, as SIGTERM tells it, during its STOP-th step."""
+
+    def train_step(self, micro_batches):
+        self.stop_requested = self.state.step + 1 == STOP and self.world.rank == 1
+        return super().train_step(micro_batches)
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Paths at which two nested structures differ; tensors must be equal to the last bit."""
+    if isinstance(ours, torch.Tensor):
+        same = isinstance(theirs, torch.Tensor) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        return [] if same else [path]
+    if isinstance(ours, dict):
+        if set(ours) != set(theirs):
+            return [f"{path}: keys {set(ours) ^ set(theirs)}"]
+        return [d for k in ours for d in differences(ours[k], theirs[k], f"{path}/{k}")]
+    if isinstance(ours, list | tuple):
+        if len(ours) != len(theirs):
+            return [f"{path}: length"]
+        return [d for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) for d in differences(a, b, f"{path}/{i}")]
+    if hasattr(ours, "__dict__"):
+        return differences(vars(ours), vars(theirs), path)
+    return [] if ours == theirs else [path]
+
+
+def run(case: str, settings: dict[str, Any], home: Path, world: World) -> None:
+    settings = {**settings, "schedule": {"steps": STEPS}, "checkpoint": {"every": 5, "keep": 9}}
+    file = write_recipe(home / f"resume-{case}-{world.rank}.yaml", home, **settings)
+
+    def start(kind: type[Trainer], output: str) -> Trainer:
+        trainer = kind(load_recipe(str(file), [f"output={home / 'runs' / output}"]), world)
+        trainer.fit()
+        return trainer
+
+    whole = start(Trainer, f"{case}-whole")
+    stopped = start(StopsAfter, f"{case}-parts")
+    assert stopped.state.step == STOP, "one rank asked to stop; all must have"
+    resumed = start(Trainer, f"{case}-parts")
+    assert resumed.first_step == STOP and resumed.state == whole.state
+
+    last = f"checkpoints/step-{STEPS:08d}"
+    shards = sorted((whole.folder / last).glob("*.pt"))
+    assert len(shards) >= world.size
+    for shard in shards:
+        pair = [torch.load(folder / last / shard.name, weights_only=False) for folder in (whole.folder, resumed.folder)]
+        different = differences(*pair)
+        assert not different, (case, shard.name, different[:5])
+    if world.is_main:
+        ours, theirs = (losses(t.folder) for t in (whole, resumed))
+        assert ours == theirs and len(ours) == STEPS, (case, ours, theirs)
+        size = sum(f.stat().st_size for f in (whole.folder / last).iterdir())
+        print(f"{case}: equal to the last bit; checkpoint {size / 1024:.0f} KiB", flush=True)
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k.startswith(names.LOSS) or k == names.OPTIM_GRAD_NORM} for line in lines]
+
+
+if __name__ == "__main__":
+    this_world = start_world(1)
+    for label in sys.argv[2:] or list(CASES):
+        run(label, CASES[label], Path(sys.argv[1]), this_world)
+    this_world.close()

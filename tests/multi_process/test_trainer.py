@@ -1,0 +1,37 @@
+"""Two ranks against plain torch, and a resumed run against one that never stopped. Many cases per launch."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.multi_process import gradients, resume
+from tests.multi_process.launcher import run_ranks
+from tests.multi_process.tiny_run import write_data, write_model
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_model(folder / "model")
+    write_data(folder / "shards")
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_every_step_on_two_ranks_equals_plain_torch(home):
+    said = run_ranks("tests.multi_process.gradients", 2, home, timeout=580)[0]
+    for case in gradients.CASES:
+        assert f"{case}: largest error" in said
+
+
+@pytest.mark.timeout(300)
+def test_one_rank_runs_the_same_code(home):
+    said = run_ranks("tests.multi_process.gradients", 1, home, "accumulation", "lora_checkpointing", "zero2", timeout=280)[0]
+    assert said.count("largest error") == 3
+
+
+@pytest.mark.timeout(600)
+def test_resume_equals_an_uninterrupted_run_to_the_last_bit(home):
+    said = run_ranks("tests.multi_process.resume", 2, home, timeout=580)[0]
+    for case in resume.CASES:
+        assert f"{case}: equal to the last bit" in said
