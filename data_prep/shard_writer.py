@@ -131,9 +131,7 @@ def index_of(tar: Path) -> dict[str, Any]:
                     samples.append({"key": key, "fields": {}})
                 samples[-1]["fields"][extension] = [member.offset_data, member.size]
     except tarfile.TarError as error:
-        raise DataError(
-            f"{tar}: not a readable tar ({error}); delete its _stats.json and run the command again"
-        ) from error
+        raise DataError(f"{tar}: not a readable tar ({error}); delete its _stats.json and run the command again") from error
     return {"version": FORMAT_VERSION, "samples": samples}
 
 

@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> None:
     folder = options.run / "checkpoints" / name
     if options.adapter:
         if recipe.model.train != "lora":
-            raise ConfigError(f"--adapter needs a run with model.train=lora; {options.run} trained model.train={recipe.model.train}.")
+            raise ConfigError(
+                f"--adapter needs a run with model.train=lora; {options.run} trained model.train={recipe.model.train}."
+            )
         size = export_adapter(recipe.model, folder, options.out)
     else:
         family = find("models", recipe.model.family, UnifiedModel)

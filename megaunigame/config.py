@@ -39,7 +39,7 @@ class ModelConfig:
     train: str = "lora"
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)
-    """Groups trained in `full` (for Janus: vision, aligner, lm, generation_embed, generation_head); empty: the family's default."""
+    """Groups trained in `full`; empty: the family's default. Janus: vision, aligner, lm, generation_embed, generation_head."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: str = "sdpa"
     """`sdpa`, `eager` or `flash_attention_2`."""
@@ -181,7 +181,7 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
     return recipe
 
 
-def fill(schema: type, given: Any, path: str) -> Any:
+def fill(schema: Any, given: Any, path: str) -> Any:
     """An instance of the dataclass `schema` with the values of the mapping `given`; `path` names it in messages."""
     check_keys(schema, given, path)
     try:
@@ -193,7 +193,7 @@ def fill(schema: type, given: Any, path: str) -> Any:
     return filled
 
 
-def check_keys(schema: type, given: Any, path: str) -> None:
+def check_keys(schema: Any, given: Any, path: str) -> None:
     """Refuse keys the schema does not have, at any depth, naming the nearest legal key."""
     if not isinstance(given, dict):
         raise ConfigError(f"Setting {path or 'recipe'!r} must be a mapping of settings; got {given!r}.")

@@ -22,7 +22,9 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int
         rank = int(os.environ.get("RANK", "0"))
         if rank:
             time.sleep(OTHERS_WAIT_SECONDS)
-        print(f"{type(error).__name__}: {error}" if not rank else f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(
+            f"{type(error).__name__}: {error}" if not rank else f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr
+        )
         sys.stderr.flush()
         # Not sys.exit: worker processes and process-group threads of a run that never began must not delay the end.
         os._exit(2)

@@ -20,8 +20,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from megaunigame.errors import ConfigError
@@ -103,14 +104,13 @@ class PassInputs:
     keys: list[str] = field(default_factory=list)
     """Sample key per row, for error messages."""
 
-    def to(self, device) -> PassInputs:
+    def to(self, device: torch.device) -> PassInputs:
         """A copy with every tensor on `device`."""
-        moved = {
-            f.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for f in dataclasses.fields(self)
-            for value in [getattr(self, f.name)]
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in tensors.items() if isinstance(value, Tensor)
         }
-        return PassInputs(**moved)
+        return dataclasses.replace(self, **moved)
 
 
 class PassOutput(NamedTuple):

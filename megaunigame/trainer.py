@@ -78,7 +78,9 @@ class Trainer:
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, world)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume)
-        self.state = TrainState.from_state_dict(self.checkpoints.train_state(self.resumed_from)) if self.resumed_from else TrainState()
+        self.state = (
+            TrainState.from_state_dict(self.checkpoints.train_state(self.resumed_from)) if self.resumed_from else TrainState()
+        )
         self.streams = _open_streams(recipe, self.plan, self.state.cursors)
         self.bad_samples = BadSampleCounter(self.plan, recipe.loader.max_bad_fraction)
         if self.resumed_from:
@@ -206,7 +208,9 @@ class Trainer:
         self.stop_requested = bool(totals[-1] > 0)
         if not bool(torch.isfinite(totals[:terms]).all()):
             bad = [k for keys, loss in row_losses for k, x in zip(keys, loss.tolist(), strict=True) if not math.isfinite(x)]
-            everywhere = [f"rank {rank}: {', '.join(keys[:8])}" for rank, keys in enumerate(self.world.all_gather_object(bad)) if keys]
+            everywhere = [
+                f"rank {rank}: {', '.join(keys[:8])}" for rank, keys in enumerate(self.world.all_gather_object(bad)) if keys
+            ]
             broken = [t for t, x in zip(self.plan.terms, totals.tolist(), strict=False) if not math.isfinite(x)]
             raise DivergenceError(
                 f"The loss of {', '.join(broken)} is not finite in step {self.state.step + 1}; nothing was updated with it. "

@@ -53,9 +53,7 @@ def description(scene: Scene) -> str:
     return " , ".join(f"{thing.size} {thing.color} {thing.shape}" for thing in scene.things) + " ."
 
 
-def draw_questions(
-    rng: np.random.Generator, scene: Scene, theme: str, allowed: frozenset[Pair] = SEEN_PAIRS
-) -> list[Question]:
+def draw_questions(rng: np.random.Generator, scene: Scene, theme: str, allowed: frozenset[Pair] = SEEN_PAIRS) -> list[Question]:
     """At most QUESTIONS_PER_SCENE questions with a clear answer, no two alike, in random order. `theme` is the shape
     whose number is balanced (see sampling); only pairs out of `allowed` are ever named."""
     fair = _Asker(rng, scene, theme, allowed)
@@ -119,9 +117,7 @@ class _Asker:
 
     def _shape(self, thing: Thing) -> Shape | None:
         # The fewer colours a shape may have, the more of each: asked less, all shapes come out even for every colour.
-        commonness = [
-            sum(1 / shape_choices(c, self.allowed) for c, s in self.allowed if s == shape) for shape in SHAPES
-        ]
+        commonness = [sum(1 / shape_choices(c, self.allowed) for c, s in self.allowed if s == shape) for shape in SHAPES]
         keep = commonness[SHAPES.index(thing.shape)] / max(commonness)
         return Shape(thing.color) if self.rng.random() < keep else None
 

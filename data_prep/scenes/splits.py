@@ -128,9 +128,7 @@ def _questions_on(change: str) -> Iterable[Question]:
     """Every question such a change can be asked with."""
     color_pairs = list(permutations(COLORS, 2))
     if change in ("side", "depth"):
-        ends, words = (
-            (("leftmost", "rightmost"), SIDE_WORDS) if change == "side" else (("nearest", "farthest"), DEPTH_WORDS)
-        )
+        ends, words = (("leftmost", "rightmost"), SIDE_WORDS) if change == "side" else (("nearest", "farthest"), DEPTH_WORDS)
         yield from (Extremum(kind) for kind in ends)
         yield from (Relation(word, *colors) for word, colors in product(words, color_pairs))
         return

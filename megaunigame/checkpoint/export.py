@@ -64,9 +64,7 @@ def export_adapter(config: ModelConfig, step_folder: Path, out: Path) -> int:
     return (out / "adapter_model.safetensors").stat().st_size
 
 
-def _merged(
-    family: type[UnifiedModel], config: ModelConfig, trained: dict[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+def _merged(family: type[UnifiedModel], config: ModelConfig, trained: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Every weight of the exported folder, one at a time: W + (alpha / rank) B A where adapters were trained."""
     for weights in (family.weights(config.path), family.frozen_weights(config.path)):
         for name in sorted(weights.names()):

@@ -106,7 +106,5 @@ def _segmentation(key: str, data: bytes) -> Tensor:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
         _refuse(key, SEGMENTATION_FIELD, f"({len(data)} bytes) is not a readable PNG ({type(error).__name__})")
     if mode not in ("P", "L"):
-        _refuse(
-            key, SEGMENTATION_FIELD, f"is a PNG of mode {mode}; ids in a palette (P) or 8-bit grey (L) PNG are wanted"
-        )
+        _refuse(key, SEGMENTATION_FIELD, f"is a PNG of mode {mode}; ids in a palette (P) or 8-bit grey (L) PNG are wanted")
     return torch.from_numpy(ids)

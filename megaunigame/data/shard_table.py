@@ -126,6 +126,5 @@ def _check_length(shard: Path, table: ShardTable) -> None:
     size = shard.stat().st_size
     if size < table.end():
         raise DataError(
-            f"{shard} has {size:,} bytes but its index points to byte {table.end():,}: it was cut short. "
-            "Copy or make it again."
+            f"{shard} has {size:,} bytes but its index points to byte {table.end():,}: it was cut short. Copy or make it again."
         )

@@ -96,9 +96,7 @@ class ShardIndex:
         shards = manifest["shards"]
         paths = [folder / s["file"] for s in shards]
         for path, shard in zip(paths, shards, strict=True):
-            again = (
-                "Run the same `python -m data_prep` command again (it makes what is missing), or copy the folder anew."
-            )
+            again = "Run the same `python -m data_prep` command again (it makes what is missing), or copy the folder anew."
             if not path.is_file():
                 raise DataError(f"{path} is listed in {MANIFEST} but missing. {again}")
             size = path.stat().st_size
@@ -132,9 +130,7 @@ class ShardIndex:
             fields.update(table.fields)
         log.info("%s has no %s: found %d shard(s), %d of them scanned.", location, MANIFEST, len(paths), len(scanned))
         order = tuple(sorted(fields))
-        return cls(
-            location, paths, np.array(sizes, dtype=np.int64), digests, order, scanned=scanned, open_shards=open_shards
-        )
+        return cls(location, paths, np.array(sizes, dtype=np.int64), digests, order, scanned=scanned, open_shards=open_shards)
 
     @cached_property
     def samples(self) -> int:

@@ -208,9 +208,7 @@ class MicroBatchLoader:
             yield batch
 
 
-def micro_batch_loader(
-    dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2
-) -> MicroBatchLoader:
+def micro_batch_loader(dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2) -> MicroBatchLoader:
     """Loader over micro-steps [first, last) of this run; `prefetch` micro-batches are kept ready per worker."""
     return MicroBatchLoader(dataset, first, last, workers, prefetch)
 

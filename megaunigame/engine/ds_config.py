@@ -31,7 +31,9 @@ def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> di
     """
     path = Path(recipe.engine.ds_config)
     if not path.is_file():
-        raise ConfigError(f"engine.ds_config: no file {path}. Legal: any JSON in ds_configs/, for example ds_configs/zero3.json.")
+        raise ConfigError(
+            f"engine.ds_config: no file {path}. Legal: any JSON in ds_configs/, for example ds_configs/zero3.json."
+        )
     try:
         knobs = json.loads(path.read_text())
     except json.JSONDecodeError as error:

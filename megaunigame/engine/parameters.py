@@ -82,5 +82,5 @@ def optimizer_groups(model: UnifiedModel, config: OptimizerConfig) -> list[dict]
 def adamw(groups: Iterable[dict], config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
     """torch's AdamW; fused on a GPU. It needs no compilation and works on partitioned fp32 masters."""
     return torch.optim.AdamW(
-        list(groups), lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=device.type == "cuda"
+        list(groups), lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=device.type == "cuda"
     )

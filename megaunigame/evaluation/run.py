@@ -85,8 +85,7 @@ def _table_text(title: str, columns: list[str], rows: list[list[Any]]) -> str:
     cells = [columns, *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in cells
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in cells
     ]
     return "\n".join([title, *lines])
 

@@ -38,9 +38,7 @@ def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
     """
     columns, rows = after["columns"], after["rows"]
     old = {row[0]: row for row in before["rows"]} if before and before["columns"] == columns else {}
-    changed = [
-        _is_numeric(rows, i) and any(r[0] in old and old[r[0]][i] != r[i] for r in rows) for i in range(len(columns))
-    ]
+    changed = [_is_numeric(rows, i) and any(r[0] in old and old[r[0]][i] != r[i] for r in rows) for i in range(len(columns))]
     head: list[str] = []
     numeric: list[bool] = []
     for i, name in enumerate(columns):
@@ -112,9 +110,7 @@ def questions(label: str, before: Evaluation | None, after: Evaluation) -> str:
                 cells.append(_answer(old[image, q["question"]]) if (image, q["question"]) in old else "–")
             body.append([*cells, _answer(q)])
         shown = (
-            page.picture(after.folder / image, "the picture asked about")
-            if image
-            else '<span class="muted">text only</span>'
+            page.picture(after.folder / image, "the picture asked about") if image else '<span class="muted">text only</span>'
         )
         parts.append(f'<div class="asked">{shown}{page.table(head, body, [False] * len(head))}</div>')
     return "\n".join(parts)

@@ -128,9 +128,7 @@ def log_line(step: int, total_steps: int, metrics: Mapping[str, float], remainin
     """One line of fixed-width fields: step, losses, learning rate, gradient norm, throughput, time left."""
     width = len(str(total_steps))
     parts = [f"step {step:>{width}}/{total_steps}"]
-    parts += [
-        f"{name.removeprefix(names.LOSS)} {metrics[name]:8.4f}" for name in metrics if name.startswith(names.LOSS)
-    ]
+    parts += [f"{name.removeprefix(names.LOSS)} {metrics[name]:8.4f}" for name in metrics if name.startswith(names.LOSS)]
     fields = {
         names.OPTIM_LR: "lr {:8.2e}",
         names.OPTIM_GRAD_NORM: "grad {:8.3f}",

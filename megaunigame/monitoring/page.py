@@ -68,9 +68,7 @@ def page(title: str, body: str) -> str:
 
 def tiles(values: Iterable[tuple[str, str]]) -> str:
     """(label, value) pairs as a row of boxes."""
-    boxes = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in values
-    )
+    boxes = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in values)
     return f'<div class="tiles">{boxes}</div>'
 
 

@@ -80,9 +80,7 @@ def summary(run: RunFolder) -> str:
         if name in run.series:
             values.append((label, f"{_significant(statistics.median(run.series[name][1]))}"))
     for name, (_, points) in losses.items():
-        values.append(
-            (f"{name}, first → last", f"{_mean_of_share(points, first=True):.3f} → {_mean_of_share(points):.3f}")
-        )
+        values.append((f"{name}, first → last", f"{_mean_of_share(points, first=True):.3f} → {_mean_of_share(points):.3f}"))
     if not values:
         return '<p class="muted">This run has not logged a step.</p>'
     return page.tiles(values)
@@ -114,9 +112,7 @@ def curves(run: RunFolder) -> str:
         moving = {n: run.series[n] for n in groups[group] if n not in flat}
         parts.append(f"<h2>{titles.get(group, escape(group.capitalize()))}</h2>")
         if moving:
-            parts.append(
-                f'<img class="plot" alt="{escape(group)} curves" src="{panels(moving, exact=[names.OPTIM_LR])}">'
-            )
+            parts.append(f'<img class="plot" alt="{escape(group)} curves" src="{panels(moving, exact=[names.OPTIM_LR])}">')
         if flat:
             constant = ", ".join(f"{escape(n)} = {_constant(run.series[n][1][0])}" for n in flat)
             parts.append(f'<p class="muted">Constant: {constant}</p>')

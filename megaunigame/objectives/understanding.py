@@ -1,6 +1,6 @@
 """Understanding: next-token prediction of the answers about an image (visual instruction tuning, arXiv 2304.08485).
 
-    loss = - sum over answer tokens log p(token | images, earlier text) / number of answer tokens on all ranks
+loss = - sum over answer tokens log p(token | images, earlier text) / number of answer tokens on all ranks
 """
 
 from __future__ import annotations

@@ -19,6 +19,10 @@ class RunningCodebook(nn.Module):
     rows (V, D) unit norm; counts (V,); sums (V, D). Latents given to every method are (M, D) with unit norm.
     """
 
+    rows: Tensor
+    counts: Tensor
+    sums: Tensor
+
     def __init__(self, codes: int, width: int, decay: float = 0.97):
         super().__init__()
         self.decay = decay

@@ -97,18 +97,12 @@ def rates(samples: int, rounds: int, workers: int) -> None:
             plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 8),))
             streams = {"s": Stream.open("s", folder, seed=0)}
             dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1)
-            return lambda: sum(
-                len(b.inputs[UNDERSTAND].keys) for b in micro_batch_loader(dataset, 0, len(raw) // 8, processes)
-            )
+            return lambda: sum(len(b.inputs[UNDERSTAND].keys) for b in micro_batch_loader(dataset, 0, len(raw) // 8, processes))
 
         print(f"webdataset tar reader, raw        {median_rate(tar_reader, rounds):9,.0f} samples/s")
         print(f"this index, raw, shuffled         {median_rate(raw_reads, rounds):9,.0f} samples/s")
-        print(
-            f"micro-batches, {workers} workers          {median_rate(through_loader(workers), rounds):9,.0f} samples/s"
-        )
-        pairs = [
-            [median_rate(work, 1, time.process_time) for work in (decodes, through_loader(0))] for _ in range(rounds)
-        ]
+        print(f"micro-batches, {workers} workers          {median_rate(through_loader(workers), rounds):9,.0f} samples/s")
+        pairs = [[median_rate(work, 1, time.process_time) for work in (decodes, through_loader(0))] for _ in range(rounds)]
         decode, loader = (statistics.median(column) for column in zip(*pairs, strict=True))
         share = statistics.median(loader / decode for decode, loader in pairs)
         print(f"decode only                       {decode:9,.0f} samples/cpu-s")

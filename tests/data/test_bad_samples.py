@@ -31,9 +31,7 @@ def test_counts_are_sums_over_ranks():
     assert counter.pending() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(
-    ("fraction", "reads", "allowed"), [(0.0, 50, 0), (0.01, 5, 10), (0.01, 999, 10), (0.01, 5000, 50)]
-)
+@pytest.mark.parametrize(("fraction", "reads", "allowed"), [(0.0, 50, 0), (0.01, 5, 10), (0.01, 999, 10), (0.01, 5000, 50)])
 def test_limit(fraction, reads, allowed):
     counter = BadSampleCounter(PLAN, fraction)
     counter.merge([reads, allowed, 0, 0])

@@ -31,8 +31,7 @@ def folder(tmp_path_factory):
 def batches(folder, accumulation=1, rank=0, world_size=1, cursors=None, objective=None, plan=PLAN) -> MicroBatches:
     names = sorted({r.stream for r in plan.requests})
     streams = {
-        name: Stream.open(name, folder, seed=3 + i, window=2, cursor=(cursors or {}).get(name))
-        for i, name in enumerate(names)
+        name: Stream.open(name, folder, seed=3 + i, window=2, cursor=(cursors or {}).get(name)) for i, name in enumerate(names)
     }
     objective_of = dict.fromkeys(plan.terms, objective or NumberRows())
     return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size)
@@ -71,9 +70,7 @@ def test_restarts_and_world_sizes_lose_and_repeat_nothing(folder):
                 for micro in range(step * accumulation, (step + 1) * accumulation):
                     for rank in ranks:
                         seen[stream] += numbers(rank[micro], term)
-        cursors = {
-            n: Cursor(**json.loads(json.dumps(dataclasses.asdict(c)))) for n, c in ranks[0].cursors(steps).items()
-        }
+        cursors = {n: Cursor(**json.loads(json.dumps(dataclasses.asdict(c)))) for n, c in ranks[0].cursors(steps).items()}
     for name, samples in seen.items():
         assert cursors[name].position == len(samples)
         for epoch in range(len(samples) // sum(SIZES)):

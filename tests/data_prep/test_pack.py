@@ -96,9 +96,7 @@ def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictur
     assert said[4]["conversations"] == TALK
 
 
-def test_failures_are_counted_listed_and_limited(
-    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failures_are_counted_listed_and_limited(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["a.png", "gone.png", "text.jpg", "empty.png", "b.jpg"]
     entries = [{"id": k, "image": name, "conversations": TALK} for k, name in enumerate(names)]
     failures = tmp_path / "out" / "failures.jsonl"
@@ -164,9 +162,7 @@ def test_json_of_another_form_is_refused_with_the_entry(
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_files_and_folders_are_named(
-    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_files_and_folders_are_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pack(tmp_path, _with(), tmp_path / "nowhere") == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
     arguments = ["--json", str(tmp_path / "no.json"), "--image-root", str(pictures), "--out", str(tmp_path / "out")]

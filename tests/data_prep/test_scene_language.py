@@ -103,9 +103,7 @@ def test_half_of_the_noes_differ_in_color_and_half_in_shape(train: list[dict[str
             if kind == "exist" and said == "no":
                 color, shape = question.split()[3:5]
                 assert color in colors or shape in shapes
-                wrong[
-                    "color only" if color not in colors else "shape only" if shape not in shapes else "both there"
-                ] += 1
+                wrong["color only" if color not in colors else "shape only" if shape not in shapes else "both there"] += 1
     assert min(wrong["color only"], wrong["shape only"]) > 0.2 * wrong.total()
 
 
@@ -130,9 +128,7 @@ def test_captions_and_descriptions_name_every_object_in_order(train: list[dict[s
         assert said == (names if direction == "left" else names[::-1])
         assert len(record["caption"].split()) <= 24
         directions[direction] += len(names) > 1
-        sized = (
-            " , ".join(f"{thing['size']} {name}" for thing, name in zip(record["objects"], names, strict=True)) + " ."
-        )
+        sized = " , ".join(f"{thing['size']} {name}" for thing, name in zip(record["objects"], names, strict=True)) + " ."
         assert list(turns(record))[-1] == ("description", "describe the image .", sized)
     assert 0.4 < directions["left"] / directions.total() < 0.6
 

@@ -70,9 +70,7 @@ def test_webdataset_reads_the_shards(whole: Path) -> None:
     assert samples[0]["json"]["objects"]
 
 
-def test_an_interrupted_run_continues_to_the_same_bytes(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_continues_to_the_same_bytes(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, rendered = command.sample, []
 
     def dies_at_30(seed: int, split: str, index: int, size: int) -> dict[str, bytes | str]:

@@ -111,8 +111,7 @@ def test_questions(shards, tmp_path) -> None:
 
 def test_sharing_a_row_changes_no_answer(shards, tmp_path) -> None:
     results = [
-        evaluate(2, {"val": Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n))}, tmp_path)
-        for n in (1, 2)
+        evaluate(2, {"val": Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n))}, tmp_path) for n in (1, 2)
     ]
     assert _timeless(results[0][0]["suites"]["val"]) == _timeless(results[1][0]["suites"]["val"])
     assert len(results[0][1][0]) == 2 * len(results[1][1][0])
@@ -142,9 +141,7 @@ def test_questions_on_reconstructions(shards, tmp_path) -> None:
     result, _ = evaluate(2, {"again": ReconstructionQuestions(config)}, tmp_path)
     found = result["suites"]["again"]
     metrics = found["metrics"]
-    assert (
-        metrics["accuracy/real"] == metrics["accuracy/through_tokenizer"] == metrics["accuracy/own_reconstruction"] == 1
-    )
+    assert metrics["accuracy/real"] == metrics["accuracy/through_tokenizer"] == metrics["accuracy/own_reconstruction"] == 1
     assert metrics["own_minus_tokenizer"] == 0
     # Sample p is asked about with the picture of sample p + 5 (of 11).
     dark = [i % 3 == 0 for i in range(SAMPLES)]
@@ -167,9 +164,7 @@ def test_generation(shards, oracle, tmp_path) -> None:
                 spread = float(image.std())
                 cube, cone = ("cube", (0.1, 0.5)), ("cone", (0.8, 0.5))
                 real = {"red": cube, "blue": cone}
-                seen.append(
-                    real if spread > 0.02 else {"blue": cone} if spread < 1e-4 else {"blue": cube, "green": cone}
-                )
+                seen.append(real if spread > 0.02 else {"blue": cone} if spread < 1e-4 else {"blue": cube, "green": cone})
             return seen
 
     suite.oracle = Seer()

@@ -50,8 +50,7 @@ def test_all_suites(model, tmp_path) -> None:
 def test_sharing_a_row_changes_no_answer_of_a_real_model(model, tmp_path) -> None:
     shards = write_tars(tmp_path / "shards", bright_dark(4))
     suites = {
-        str(n): Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n, skip_kinds=[]))
-        for n in (1, 2, 3)
+        str(n): Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n, skip_kinds=[])) for n in (1, 2, 3)
     }
     result = on_ranks(1, lambda world: run_evaluation(model, suites, world, 0, tmp_path))[0]["suites"]
     said = [[(q["question"], q["predicted"]) for q in result[n]["questions"]] for n in "123"]

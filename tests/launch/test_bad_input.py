@@ -56,17 +56,25 @@ CASES = {
     "no model": ("model.path={home}/nothing", ModelError, ["nothing"]),
     "weights of another size": ("model.path={home}/mixed_model", ModelError, ["checkpoint of another model"]),
     "unused group": (
-        "objectives={understanding: {rows: 2}} model.groups=[lm,generation_head]", ConfigError, ["'generation_head'", "no objective"],
+        "objectives={understanding: {rows: 2}} model.groups=[lm,generation_head]",
+        ConfigError,
+        ["'generation_head'", "no objective"],
     ),
     "unknown group": ("model.groups=[lmm]", ConfigError, ["'lmm'", "Did you mean 'lm'"]),
     "unknown LoRA target": ("model.train=lora model.lora.targets=[qproj]", ModelError, ["qproj", "q_proj"]),
     "checkpoint of another model": (
-        "output={home}/run checkpoint.resume=auto model.groups=[lm]", CheckpointError, ["another model or to other trained groups"],
+        "output={home}/run checkpoint.resume=auto model.groups=[lm]",
+        CheckpointError,
+        ["another model or to other trained groups"],
     ),
     "truncated checkpoint": ("output={home}/truncated", CheckpointError, ["damaged", "its manifest says"]),
     "no checkpoint there": ("checkpoint.resume={home}/empty", CheckpointError, ["no complete checkpoint"]),
     "other world size": ("output={home}/other_world", CheckpointError, ["saved by 8 ranks, this run has 1"]),
-    "other shards on resume": ("output={home}/run data.train.shards={home}/other_shards", DataError, ["index hash", "resume=never"]),
+    "other shards on resume": (
+        "output={home}/run data.train.shards={home}/other_shards",
+        DataError,
+        ["index hash", "resume=never"],
+    ),
     "other seed on resume": ("output={home}/run seed=9", DataError, ["seed 5, this run has 9"]),
     "unknown suite": ("evaluation.suites={question: {shards: x}}", ConfigError, ["Did you mean 'questions'"]),
 }  # fmt: skip

@@ -44,6 +44,4 @@ def model(folder):
 @pytest.fixture
 def picture():
     """`picture(seed)`: a random uint8 image of the model's size."""
-    return lambda seed: torch.randint(
-        0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
+    return lambda seed: torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))

@@ -131,9 +131,7 @@ def test_weights_arrive_unchanged(folder, state):
 
 
 def test_official_keys_give_the_same_model(folder, state, tmp_path, picture):
-    save_file(
-        {k: v.contiguous() for k, v in official_state(state).items()}, copied(folder, tmp_path) / "model.safetensors"
-    )
+    save_file({k: v.contiguous() for k, v in official_state(state).items()}, copied(folder, tmp_path) / "model.safetensors")
     assert torch.equal(
         outputs(Janus.load(tmp_path, max_length=96), picture), outputs(Janus.load(folder, max_length=96), picture)
     )

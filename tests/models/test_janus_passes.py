@@ -54,8 +54,7 @@ def test_loss_is_the_sum_over_the_labelled_positions(model, picture):
 
 def test_images_are_seen(model, picture):
     losses = [
-        model(UNDERSTAND, understand(model, UnderstandRow([picture(seed)], TURNS[:1]))).loss_sum.item()
-        for seed in (0, 1)
+        model(UNDERSTAND, understand(model, UnderstandRow([picture(seed)], TURNS[:1]))).loss_sum.item() for seed in (0, 1)
     ]
     assert abs(losses[0] - losses[1]) > 1e-3
 
@@ -64,9 +63,7 @@ def test_images_are_seen(model, picture):
 def test_independent_turns_equal_turns_asked_alone(folder, picture, attention):
     model = Janus.load(folder, max_length=128, attention=attention)
     with torch.no_grad():
-        together = model(
-            UNDERSTAND, understand(model, UnderstandRow([picture(0)], TURNS, independent=True), None)
-        ).loss_sum
+        together = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], TURNS, independent=True), None)).loss_sum
         alone = [model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [t]))).loss_sum for t in TURNS]
         sequential = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], TURNS))).loss_sum
     assert together[0].item() == pytest.approx(torch.cat(alone).sum().item(), abs=1e-4, rel=1e-5)
@@ -112,9 +109,7 @@ def test_every_parameter_takes_part_in_a_text_only_batch(model):
     model(UNDERSTAND, understand(model, UnderstandRow([], TURNS[:1]))).loss_sum.sum().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None and ".generation_" not in n]
     assert not missing
-    assert all(
-        (p.grad == 0).all() for n, p in model.named_parameters() if n.startswith(("model.aligner", "model.vision"))
-    )
+    assert all((p.grad == 0).all() for n, p in model.named_parameters() if n.startswith(("model.aligner", "model.vision")))
     assert any((p.grad != 0).any() for n, p in model.named_parameters() if n.startswith("model.language_model"))
 
 

@@ -46,9 +46,7 @@ def test_greedy_sampling_equals_decoding_without_a_cache(model, picture):
     cached = model.sample_codes(inputs, guidance=3.0, pick=lambda logits: logits.argmax(-1))
     assert cached.shape == (2, 16)
     with torch.no_grad():
-        empty = model.language_model.embed_tokens(
-            unconditional(inputs.tokens, inputs.attention, model.processor.pad_id)
-        )
+        empty = model.language_model.embed_tokens(unconditional(inputs.tokens, inputs.attention, model.processor.pad_id))
         prompts = torch.cat([model.embed(inputs), empty])
         attention = torch.cat([inputs.attention, inputs.attention])
         codes = torch.zeros(2, 0, dtype=torch.long)
@@ -73,8 +71,7 @@ def test_sampling_repeats_with_the_generator_and_keeps_the_mode(model):
     inputs = model.processor.generate_prompts(["a cube", "a ball"])
     model.train()
     pictures = [
-        model.sample(inputs, guidance=2.0, temperature=1.0, generator=torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
+        model.sample(inputs, guidance=2.0, temperature=1.0, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
     ]
     assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
     assert pictures[0].shape == (2, 3, 16, 16) and pictures[0].abs().max() <= 1

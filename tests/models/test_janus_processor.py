@@ -38,8 +38,7 @@ def test_conversation_format(processor, picture):
     inputs = understand(processor, UnderstandRow([picture(0)], TURNS))
     image = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
     assert words(processor, inputs) == (
-        f"<s><|User|>: {image}\nwhat is this ?\n\n<|Assistant|>: a red ball</s>"
-        "<|User|>: how many ?\n\n<|Assistant|>: two</s>"
+        f"<s><|User|>: {image}\nwhat is this ?\n\n<|Assistant|>: a red ball</s><|User|>: how many ?\n\n<|Assistant|>: two</s>"
     )
     labelled = inputs.labels[0] != IGNORE
     assert processor.tokenizer.decode(inputs.tokens[0][labelled].tolist()) == " a red ball</s> two</s>"
@@ -137,9 +136,7 @@ def test_unconditional_rows_are_pads_between_their_ends(processor, picture):
 
 def test_largest_rows_fill_the_sequence(processor):
     inputs = processor.largest(PLAN, UNDERSTAND)
-    assert (
-        inputs.attention.sum(1).tolist() == [96, 96] and inputs.images.shape[:2] == (2, 1) and (inputs.counts > 0).all()
-    )
+    assert inputs.attention.sum(1).tolist() == [96, 96] and inputs.images.shape[:2] == (2, 1) and (inputs.counts > 0).all()
     inputs = processor.largest(PLAN, GENERATE)
     assert (inputs.attention.sum(1) + 16).tolist() == [96, 96] and inputs.image_valid.all()
     assert inputs.terms.tolist() == [1, 1]
@@ -196,9 +193,7 @@ def test_other_statistics():
 
 
 def test_a_view_of_interleaved_channels_comes_out_in_order():
-    image = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).permute(
-        2, 0, 1
-    )
+    image = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).permute(2, 0, 1)
     assert Normalise((0.5,) * 3, (0.5,) * 3)(image).is_contiguous()
 
 

@@ -72,9 +72,7 @@ def write_evaluation(folder: Path, step: int, trained: bool) -> None:
         _scene(pictures / file, i, 0.0)
         for question, answer in ((f"what color is the cube {i} ?", colour), ("how many objects are there ?", "3")):
             said = answer if trained and not (i == 2 and answer == "3") else "purple"
-            asked.append(
-                {"image": file, "question": question, "answer": answer, "predicted": said, "correct": said == answer}
-            )
+            asked.append({"image": file, "question": question, "answer": answer, "predicted": said, "correct": said == answer})
         for column, noise in (("source", 0.0), ("through tokenizer", 0.1), ("generated", 0.3 if trained else 0.9)):
             file = f"draw/{i:04d}-{column.replace(' ', '-')}.png"
             _scene(pictures / file, i, noise)

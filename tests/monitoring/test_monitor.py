@@ -125,9 +125,7 @@ def test_log_line() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90_000, "1d 1:00:00")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90_000, "1d 1:00:00")])
 def test_clock_time(seconds, text) -> None:
     assert clock_time(seconds) == text
 

@@ -1,6 +1,6 @@
 """Rank program: the trainer on ZeRO-2 and ZeRO-3 against plain torch, step by step, in several settings.
 
-    python -m tests.multi_process.gradients HOME     (started once per rank by tests/multi_process/launcher.py)
+python -m tests.multi_process.gradients HOME     (started once per rank by tests/multi_process/launcher.py)
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ CASES = {
         "model": {"groups": ["vision", "aligner", "lm", "generation_embed", "generation_head"]},
         "optimizer": {"group_lr": {"vision": 0.1}},
     },
-    "weights": {"objectives": {"understanding": {"rows": 2, "weight": 0.3}, "generation": {"pixel_rows": 1, "pixel_weight": 2.0}}},
+    "weights": {
+        "objectives": {"understanding": {"rows": 2, "weight": 0.3}, "generation": {"pixel_rows": 1, "pixel_weight": 2.0}}
+    },
     "independent_turns": {"objectives": {"understanding": {"rows": 3, "independent": True}}},
     "understanding_only": {"objectives": {"understanding": {"rows": 3}, "generation": {"caption_rows": 0}}},
     "zero2": {"engine": {"ds_config": "ds_configs/zero2.json"}, "batch": {"accumulation": 2}},
@@ -87,9 +89,7 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
     if stage3:
         check_partitioned(trainer, world)
     moved = max(
-        (plain.trained[n].detach() - p).abs().max().item()
-        for n, p in trainer_start(recipe).items()
-        if n in plain.trained
+        (plain.trained[n].detach() - p).abs().max().item() for n, p in trainer_start(recipe).items() if n in plain.trained
     )
     if world.is_main:
         print(f"{case}: largest error {worst:.1e} after {STEPS} steps, largest move {moved:.1e}", flush=True)

@@ -1,6 +1,6 @@
 """Rank program: a run stopped after 3 of 7 steps and resumed equals one that was never stopped, bit for bit.
 
-    python -m tests.multi_process.resume HOME
+python -m tests.multi_process.resume HOME
 """
 
 from __future__ import annotations

@@ -118,15 +118,11 @@ class Generation(Suite):
     def _item(self, position: int, sample: Sample) -> _Item:
         """Raises DataError when the sample lacks what this suite needs."""
         if sample.image is None or "caption" not in sample.meta:
-            raise DataError(
-                f"Sample {sample.key} of {self.config.shards} has no image or no `caption`; generation needs both."
-            )
+            raise DataError(f"Sample {sample.key} of {self.config.shards} has no image or no `caption`; generation needs both.")
         if self.oracle is None:
             return _Item(position, sample.key, sample.meta["caption"], sample.image)
         if "objects" not in sample.meta:
-            raise DataError(
-                f"Sample {sample.key} has no `objects` for the oracle. Leave out `oracle` to keep pictures only."
-            )
+            raise DataError(f"Sample {sample.key} has no `objects` for the oracle. Leave out `oracle` to keep pictures only.")
         objects = {o["color"]: (o["shape"], (o["x"], o["y"])) for o in sample.meta["objects"]}
         return _Item(position, sample.key, sample.meta["caption"], sample.image, objects)
 

@@ -66,9 +66,7 @@ class Questions(Suite):
             tables.append(table("Consistency over adversarial pairs", columns, rows))
         return suite_result(metrics, tables, questions=self._shown(sheets, answers, world, folder))
 
-    def _shown(
-        self, sheets: Sequence[Sheet], answers: Sequence[Answer], world: World, folder: Path
-    ) -> list[dict[str, Any]]:
+    def _shown(self, sheets: Sequence[Sheet], answers: Sequence[Answer], world: World, folder: Path) -> list[dict[str, Any]]:
         """The questions of the first images, and the images as files."""
         own = [_Shown(s.position, s.image) for s in sheets if s.position < self.config.shown]
         images = {shown.position: shown.image for shown in gathered(world, own)}
@@ -106,6 +104,4 @@ def accuracy_table(answers: Sequence[Answer]) -> dict[str, Any]:
     rows: list[list[Cell]] = [[s.kind, s.n, *map(percent, row)] for s, row in zip(scores, shares, strict=True)]
     means = [statistics.fmean(column) for column in zip(*shares, strict=True)]
     rows.append(["mean of kinds", len(answers), *map(percent, means)])
-    return table(
-        "Accuracy by kind of question", ["kind", "questions", "accuracy (%)", "chance (%)", "majority (%)"], rows
-    )
+    return table("Accuracy by kind of question", ["kind", "questions", "accuracy (%)", "chance (%)", "majority (%)"], rows)

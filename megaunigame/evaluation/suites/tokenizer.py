@@ -90,7 +90,5 @@ class Tokenizer(Suite):
                 copied.append(_Copied(position, decibels[i]))
                 if position < self.config.pictures:
                     panel = panels.setdefault(position, Panel(position, sample.key, {}))
-                    panel.pictures.update(
-                        {name: to_bytes(targets[i]), f"{name} through tokenizer": to_bytes(copies[i])}
-                    )
+                    panel.pictures.update({name: to_bytes(targets[i]), f"{name} through tokenizer": to_bytes(copies[i])})
         return copied

@@ -38,9 +38,7 @@ class CachedReader:
         return self._read(embed.unsqueeze(1), mask)
 
     def _read(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        read = self.language_model(
-            inputs_embeds=embeds, attention_mask=mask, past_key_values=self.cache, use_cache=True
-        )
+        read = self.language_model(inputs_embeds=embeds, attention_mask=mask, past_key_values=self.cache, use_cache=True)
         return read.last_hidden_state[:, -1]
 
 
@@ -108,9 +106,7 @@ def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor],
         cumulative = (logits / temperature).softmax(-1).cumsum(-1)
         uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
         return (
-            torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-            .squeeze(1)
-            .clamp_max(logits.shape[-1] - 1)
+            torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
         )
 
     return greedy if temperature == 0 else draw

@@ -40,9 +40,7 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     config.architectures = ["JanusForConditionalGeneration"]
     config.save_pretrained(folder)
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
     side = config.vision_config.image_size
     pictures = {

@@ -79,9 +79,7 @@ class Janus(UnifiedModel):
         dtype: torch.dtype = torch.float32,
     ) -> Janus:
         """The whole model in one process, without an engine; in eval mode."""
-        model = cls.build(
-            str(path), attention=attention, max_length=max_length, gradient_checkpointing=gradient_checkpointing
-        )
+        model = cls.build(str(path), attention=attention, max_length=max_length, gradient_checkpointing=gradient_checkpointing)
         for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
             parameter.data = parameter.data.to(dtype)
         load_plain(model, cls.weights(str(path)), str(path))
