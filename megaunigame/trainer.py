@@ -174,10 +174,26 @@ class Trainer:
             # Every term is its sum over valid positions divided by its count over all ranks: never a mean of means.
             self.learner.backward_and_step((weights * term_sums / counts.clamp(min=1)).sum())
 
+        grad_norm = self.learner.grad_norm()
+        if not math.isfinite(grad_norm):
+            raise DivergenceError(
+                f"The gradient of step {self.state.step + 1} is not finite although its losses are; the update with it is lost "
+                f"and nothing of it was saved. Lower optimizer.lr and start again: the run resumes from its newest checkpoint "
+                f"in {self.folder / 'checkpoints'}."
+            )
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
         seconds = time.perf_counter() - started
-        return self._metrics(totals, counts, lr, seconds, waited)
+        return self._loss_metrics(totals, counts) | {
+            names.OPTIM_LR: lr,
+            names.OPTIM_GRAD_NORM: grad_norm,
+            names.PERF_STEP_SECONDS: seconds,
+            names.PERF_ROWS_PER_SECOND: self.plan.rows_per_micro_step() * self.accumulation * self.world.size / seconds,
+            names.PERF_TOKENS_PER_SECOND: totals[-2].item() / seconds,
+            names.PERF_PASSES: len(self.plan.passes) * self.accumulation,
+            names.DATA_WAIT_SECONDS: waited,
+            names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
+        }
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
@@ -227,26 +243,12 @@ class Trainer:
                 counts.index_add_(0, inputs.terms, inputs.counts)
         return self.world.all_reduce_sum(counts.to(self.world.device))
 
-    def _metrics(self, totals: Tensor, counts: Tensor, lr: float, seconds: float, waited: float) -> dict[str, float]:
-        sums, tokens = totals.tolist()[: len(self.plan.terms)], totals[-2].item()
-        means = {
-            r.term: total / count
-            for r, total, count in zip(self.plan.requests, sums, counts.tolist(), strict=True)
-            if count > 0
-        }
-        rows = self.plan.rows_per_micro_step() * self.accumulation * self.world.size
-        return {
-            **{names.loss(term): mean for term, mean in means.items()},
-            names.LOSS_TOTAL: sum(r.weight * means.get(r.term, 0.0) for r in self.plan.requests),
-            names.OPTIM_LR: lr,
-            names.OPTIM_GRAD_NORM: self.learner.grad_norm(),
-            names.PERF_STEP_SECONDS: seconds,
-            names.PERF_ROWS_PER_SECOND: rows / seconds,
-            names.PERF_TOKENS_PER_SECOND: tokens / seconds,
-            names.PERF_PASSES: len(self.plan.passes) * self.accumulation,
-            names.DATA_WAIT_SECONDS: waited,
-            names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
-        }
+    def _loss_metrics(self, totals: Tensor, counts: Tensor) -> dict[str, float]:
+        """Mean loss of every term that had a position in this step, and their weighted sum."""
+        pairs = zip(self.plan.requests, totals.tolist(), counts.tolist(), strict=False)
+        means = {r: total / count for r, total, count in pairs if count > 0}
+        losses = {names.loss(r.term): mean for r, mean in means.items()}
+        return {**losses, names.LOSS_TOTAL: sum(r.weight * mean for r, mean in means.items())}
 
     def _largest(self) -> dict[str, Any]:
         return {name: self.processor.largest(self.plan, name) for name in self.plan.passes}

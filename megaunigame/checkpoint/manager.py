@@ -112,7 +112,9 @@ class CheckpointManager:
         os.replace(temporary, self.folder / LATEST)
 
     def _prune(self) -> None:
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+        # By age, not by step: a run that went back to an older step must not lose what it writes next.
+        by_age = sorted(self.folder.glob("step-*"), key=lambda step: (step / MANIFEST).stat().st_mtime_ns)
+        for old in by_age[: -self.keep]:
             shutil.rmtree(old)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megaunigame.errors import CheckpointError, ConfigError, DataError, ModelError, UserError
+from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
 from tests.data.shard_files import write_shards
 from tests.multi_process.launcher import REPOSITORY
 from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
@@ -150,3 +150,10 @@ def test_exit_code_under_the_deepspeed_launcher(home, tmp_path):
     assert done.returncode == 2, said
     assert "Traceback" not in said
     assert said.count("ConfigError: batch.global_rows=15 is not a multiple of 10 = 5 rows per micro-step x 2 ranks.") == 1
+
+
+def test_a_diverging_run_stops_and_names_the_rows(home, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.yaml", home, optimizer={"lr": 1e30, "clip": 1e30})
+    with pytest.raises(DivergenceError, match=r"not finite in step 2; nothing was updated.*rank 0: 00000.*optimizer\.lr"):
+        train.main([str(recipe), f"output={tmp_path / 'run'}"])
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))

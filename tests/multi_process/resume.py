@@ -1,5 +1,7 @@
 """Rank program: a run stopped after 3 of 7 steps and resumed equals one that was never stopped, bit for bit.
 
+And evaluation in between changes nothing.
+
 python -m tests.multi_process.resume HOME
 """
 
@@ -19,6 +21,7 @@ from megaunigame.trainer import Trainer
 from tests.multi_process.tiny_run import write_recipe
 
 STEPS, STOP = 7, 3
+LAST = f"checkpoints/step-{STEPS:08d}"
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
 CASES: dict[str, dict[str, Any]] = {
     # 10 to 30 rows a step of 64 samples: the stop is in the middle of an epoch, and later steps cross into the next.
@@ -70,18 +73,45 @@ def run(case: str, settings: dict[str, Any], home: Path, world: World) -> None:
     resumed = start(Trainer, f"{case}-parts")
     assert resumed.first_step == STOP and resumed.state == whole.state
 
-    last = f"checkpoints/step-{STEPS:08d}"
-    shards = sorted((whole.folder / last).glob("*.pt"))
-    assert len(shards) >= world.size
-    for shard in shards:
-        pair = [torch.load(folder / last / shard.name, weights_only=False) for folder in (whole.folder, resumed.folder)]
-        different = differences(*pair)
-        assert not different, (case, shard.name, different[:5])
+    assert not checkpoint_differences(whole, resumed), case
     if world.is_main:
         ours, theirs = (losses(t.folder) for t in (whole, resumed))
         assert ours == theirs and len(ours) == STEPS, (case, ours, theirs)
-        size = sum(f.stat().st_size for f in (whole.folder / last).iterdir())
+        size = sum(f.stat().st_size for f in (whole.folder / LAST).iterdir())
         print(f"{case}: equal to the last bit; checkpoint {size / 1024:.0f} KiB", flush=True)
+
+
+def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
+    """Where the last checkpoints of two runs differ: weights, masters and moments of every rank."""
+    shards = sorted((ours.folder / LAST).glob("*.pt"))
+    assert len(shards) >= ours.world.size
+    return [
+        f"{shard.name}{d}"
+        for shard in shards
+        for d in differences(*(torch.load(t.folder / LAST / shard.name, weights_only=False) for t in (ours, theirs)))
+    ]
+
+
+def check_evaluation_changes_nothing(home: Path, world: World) -> None:
+    """All suites run before, during and after; they sample pictures, and still the run ends with the same bits."""
+    shards = {"shards": str(home / "shards"), "limit": 5, "batch": 2}
+    suites = {"questions": {**shards, "questions_per_row": 2}, "generation": shards, "teacher_forced": shards}
+    suites |= {
+        "tokenizer": {**shards, "representations": ["pixel"]},
+        "reconstruction_questions": {**shards, "questions_per_row": 2},
+    }
+    trainers = []
+    for name, evaluation in (("plain", {"suites": {}}), ("evaluated", {"suites": suites, "every": 3})):
+        settings = {"evaluation": evaluation, "schedule": {"steps": STEPS}, "model": LORA}
+        file = write_recipe(home / f"{name}-{world.rank}.yaml", home, **settings)
+        trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / name}"]), world)
+        trainer.fit()
+        trainers.append(trainer)
+    assert not checkpoint_differences(*trainers)
+    results = sorted((home / "runs" / "evaluated" / "evaluation").glob("step-*.json"))
+    assert [r.stem for r in results] == [f"step-{n:08d}" for n in (0, 3, 6, 7)]
+    if world.is_main:
+        print("evaluation: changes nothing", flush=True)
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
@@ -93,4 +123,5 @@ if __name__ == "__main__":
     this_world = start_world(1)
     for label in sys.argv[2:] or list(CASES):
         run(label, CASES[label], Path(sys.argv[1]), this_world)
+    check_evaluation_changes_nothing(Path(sys.argv[1]), this_world)
     this_world.close()

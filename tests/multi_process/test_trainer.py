@@ -35,3 +35,4 @@ def test_resume_equals_an_uninterrupted_run_to_the_last_bit(home):
     said = run_ranks("tests.multi_process.resume", 2, home, timeout=580)[0]
     for case in resume.CASES:
         assert f"{case}: equal to the last bit" in said
+    assert "evaluation: changes nothing" in said

@@ -1,0 +1,85 @@
+"""Step folders are complete or do not exist: crashes, pruning, damage. The engine is replaced by a file writer."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from megaunigame.checkpoint import manager as manager_module
+from megaunigame.checkpoint.manager import CheckpointManager, read_manifest
+from megaunigame.errors import CheckpointError
+
+
+def world(size: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(is_main=True, size=size, barrier=lambda: None)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """An engine whose shards are two small files; `disk.fails` makes the next save die half-way."""
+    state = SimpleNamespace(fails=False)
+
+    def save(_learner, parent, tag):
+        folder = parent / tag
+        folder.mkdir(parents=True)
+        (folder / "rank0.pt").write_bytes(b"0" * 100)
+        if state.fails:
+            raise OSError("disk full")
+        (folder / "rank1.pt").write_bytes(b"1" * 100)
+
+    monkeypatch.setattr(manager_module.zero3_io, "save", save)
+    monkeypatch.setattr(manager_module.zero3_io, "signature", lambda learner: "same model")
+    return state
+
+
+def test_saves_points_and_prunes(tmp_path, disk):
+    manager = CheckpointManager(tmp_path, keep=2, world=world())
+    for step in (10, 20, 30):
+        manager.save(None, {"step": step}, step)
+    assert sorted(p.name for p in manager.folder.iterdir()) == ["latest", "step-00000020", "step-00000030"]
+    assert manager.train_state(manager.find("auto")) == {"step": 30}
+
+
+def test_a_crash_while_saving_leaves_the_older_checkpoint(tmp_path, disk):
+    manager = CheckpointManager(tmp_path, keep=1, world=world())
+    manager.save(None, {"step": 10}, 10)
+    disk.fails = True
+    with pytest.raises(OSError, match="disk full"):
+        manager.save(None, {"step": 20}, 20)
+    assert manager.find("auto").name == "step-00000010"
+    disk.fails = False
+    manager.save(None, {"step": 20}, 20)
+    assert manager.find("auto").name == "step-00000020"
+    assert sorted(p.name for p in manager.folder.iterdir()) == ["latest", "step-00000020"]
+
+
+def test_going_back_to_an_older_step_keeps_what_is_written_next(tmp_path, disk):
+    manager = CheckpointManager(tmp_path, keep=2, world=world())
+    for age, step in enumerate((400, 500)):
+        folder = manager.save(None, {"step": step}, step)
+        os.utime(folder / "manifest.json", (1_000 + age, 1_000 + age))
+    manager.save(None, {"step": 100}, 100)
+    assert manager.find("auto").name == "step-00000100"
+    assert not (manager.folder / "step-00000400").exists()
+
+
+def test_resume_settings(tmp_path, disk):
+    manager = CheckpointManager(tmp_path / "a", keep=2, world=world())
+    assert manager.find("auto") is None
+    folder = manager.save(None, {"step": 1}, 1)
+    assert manager.find("never") is None
+    assert CheckpointManager(tmp_path / "b", keep=2, world=world()).find(str(folder)) == folder
+    with pytest.raises(CheckpointError, match=r"saved by 1 ranks, this run has 2.*resume=never"):
+        CheckpointManager(tmp_path / "a", keep=2, world=world(2)).find("auto")
+
+
+def test_damage_is_named(tmp_path, disk):
+    folder = CheckpointManager(tmp_path, keep=2, world=world()).save(None, {"step": 1}, 1)
+    (folder / "rank1.pt").write_bytes(b"1" * 60)
+    with pytest.raises(CheckpointError, match=r"rank1\.pt has 60 bytes, its manifest says 100.*resume"):
+        read_manifest(folder)
+    (folder / "rank1.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"rank1\.pt is missing"):
+        read_manifest(folder)
