@@ -29,6 +29,7 @@ class OracleStage(Stage):
     """Cross-entropy of the color and, on objects, of the shape of every cell."""
 
     name = "oracle"
+    module: Oracle
 
     def __init__(self, module: Oracle, scenes: Scenes, reconstructed: Tensor):
         self.module, self.scenes, self.reconstructed = module, scenes, reconstructed

@@ -54,12 +54,15 @@ def load_scenes(folder: Path, limit: int | None = None) -> Scenes:
     segmentations: list[Tensor] = []
     metas: list[dict] = []
     for sample in read_samples(folder, limit):
-        if sample.segmentation is None or sample.depth is None or sample.image is None:
-            raise DataError(
-                f"{folder}: sample {sample.key} lacks image, depth or segmentation; make it with data_prep scenes."
-            )
+        if sample.segmentation is None:
+            raise DataError(f"{folder}: sample {sample.key} has no segmentation; make it with data_prep scenes.")
         for kind, maker in makers.items():
-            pictures[kind].append(maker.picture(sample))
+            picture = maker.picture(sample)
+            if picture is None:
+                raise DataError(
+                    f"{folder}: sample {sample.key} gives no {kind} picture; make the scenes with data_prep scenes."
+                )
+            pictures[kind].append(picture)
         pictures["contours"].append(contours(sample.segmentation))
         segmentations.append(sample.segmentation)
         metas.append(sample.meta)

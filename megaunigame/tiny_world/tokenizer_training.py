@@ -85,6 +85,7 @@ class TokenizerStage(Stage):
     """Reconstruction of a fixed mix of picture kinds."""
 
     name = "vq"
+    module: TokenizerModule
 
     def __init__(self, module: TokenizerModule, scenes: Scenes, loop: LoopSettings, settings: TokenizerSettings):
         self.module, self.scenes, self.loop, self.settings = module, scenes, loop, settings

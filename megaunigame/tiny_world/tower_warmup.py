@@ -48,6 +48,7 @@ class TowerStage(Stage):
     """Cross-entropy of color and shape, squared error of relative inverse depth, per patch."""
 
     name = "tower"
+    module: TowerModule
 
     def __init__(self, module: TowerModule, scenes: Scenes):
         self.module, self.scenes = module, scenes
