@@ -7,6 +7,7 @@ rank, world size), so any number of loader workers gives the same sequence, and 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,15 +54,22 @@ class Cursor:
     seed: int
     position: int
     """Samples handed out to all ranks since the very first step, over epochs."""
+    window: int
+    """Shards shuffled together: like the seed, it decides which sample a position means."""
     index_hash: str
 
-    def validate(self, stream: str, index: ShardIndex, seed: int) -> None:
+    def validate(self, stream: str, index: ShardIndex, seed: int, window: int) -> None:
         """Raises DataError when the position would mean other samples than it did when the cursor was saved."""
-        for what, saved, got in (("seed", self.seed, seed), ("shards (index hash)", self.index_hash, index.hash)):
+        pairs = (
+            ("seed", self.seed, seed),
+            ("window", self.window, window),
+            ("shards (index hash)", self.index_hash, index.hash),
+        )
+        for what, saved, got in pairs:
             if saved != got:
                 raise DataError(
                     f"Stream {stream!r}: the checkpoint was made with {what} {saved}, this run has {got} "
-                    f"({index.location}). Give the same shards and seed to resume exactly, or start anew with "
+                    f"({index.location}). Give the same shards, seed and window to resume exactly, or start anew with "
                     "checkpoint.resume=never."
                 )
 
@@ -80,8 +88,8 @@ class Stream:
         """Open the shards, at `cursor` or at the beginning. `window` is in shards. Raises DataError."""
         index = ShardIndex.open(location, open_shards=max(32, 3 * window))
         if cursor is None:
-            cursor = Cursor(seed, 0, index.hash)
-        cursor.validate(name, index, seed)
+            cursor = Cursor(seed, 0, window, index.hash)
+        cursor.validate(name, index, seed, window)
         return cls(name, index, seed, window, cursor)
 
     def place(self, position: int, attempt: int) -> tuple[int, int]:
@@ -192,7 +200,7 @@ class MicroBatchLoader:
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_one_thread if workers else None,
+            worker_init_fn=_start_worker if workers else None,
             pin_memory=torch.accelerator.is_available(),
             generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
         )
@@ -226,5 +234,9 @@ class _Reporting(Dataset["MicroBatch | UserError"]):
             return error
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # Launchers and Ctrl-C signal whole process trees. The main process then finishes its step and saves, for which it
+    # needs its workers; they end with it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -116,7 +116,7 @@ def resume(rounds: int) -> None:
         index_hash = ShardIndex.open(name).hash
 
         def first_read() -> int:
-            stream = Stream.open("s", name, seed=0, cursor=Cursor(0, position, index_hash))
+            stream = Stream.open("s", name, seed=0, cursor=Cursor(0, position, 8, index_hash))
             stream.index.read(*stream.place(position, 0))
             return 1
 

@@ -75,6 +75,7 @@ CASES = {
         DataError,
         ["index hash", "resume=never"],
     ),
+    "other window on resume": ("output={home}/run data.train.window=3", DataError, ["window 2, this run has 3"]),
     "other seed on resume": ("output={home}/run seed=9", DataError, ["seed 5, this run has 9"]),
     "unknown suite": ("evaluation.suites={question: {shards: x}}", ConfigError, ["Did you mean 'questions'"]),
 }  # fmt: skip

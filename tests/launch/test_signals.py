@@ -1,0 +1,48 @@
+"""SIGTERM to the launcher, as a scheduler sends it: every rank finishes its step, the run saves, the next launch goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.multi_process.launcher import REPOSITORY, free_port
+from tests.multi_process.tiny_run import write_data, write_model, write_recipe
+
+
+def logged_steps(run: Path) -> list[int]:
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
+@pytest.mark.timeout(240)
+def test_a_polite_kill_saves_the_step_it_interrupts(tmp_path):
+    write_model(tmp_path / "model")
+    write_data(tmp_path / "shards")
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path, schedule={"steps": 100_000}, loader={"workers": 1})
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    command = [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py", str(recipe)]
+    run = tmp_path / "run"
+    process = subprocess.Popen(command, cwd=REPOSITORY)
+    try:
+        until = time.monotonic() + 150
+        while len(logged_steps(run)) < 3:
+            assert process.poll() is None and time.monotonic() < until, "it never came to step 3"
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    finally:
+        subprocess.run(["pkill", "-KILL", "-f", str(recipe)], check=False)
+    last = max(logged_steps(run))
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{last:08d}"
+    resumed = subprocess.run(
+        [sys.executable, "launch/train.py", str(recipe), f"schedule.steps={last + 1}"],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "saved by 2 ranks, this run has 1" in resumed.stderr, "the checkpoint is not the one two ranks wrote"
