@@ -36,15 +36,18 @@ def main(arguments: list[str]) -> None:
     rank_log(recipe.output, world.rank)
     trainer = Trainer(recipe, world)
     plan = trainer.describe()
-    if not world.is_main:
-        trainer.fit()
-    else:
+    if world.is_main:
         print(plan, flush=True)
-        command = shlex.join(["launch/train.py", options.recipe, *options.overrides])
         record = RunRecord(
-            trainer.folder, name=recipe.name, command=command, world_size=world.size, recipe=as_yaml(recipe), plan=plan
+            trainer.folder,
+            name=recipe.name,
+            command=shlex.join(["launch/train.py", options.recipe, *options.overrides]),
+            world_size=world.size,
+            recipe=as_yaml(recipe),
+            plan=plan,
         )
-        trainer.fit()
+    trainer.fit()
+    if world.is_main:
         print(f"report: {record.finish()}")
     world.close()
 
