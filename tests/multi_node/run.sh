@@ -44,7 +44,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 # --- what the nodes run --------------------------------------------------------------------------------------------
-TWO_STEPS="schedule.steps=2 schedule.warmup_steps=0 evaluation.before=false checkpoint.resume=never"
+TWO_STEPS="schedule.steps=2 schedule.warmup_steps=0 evaluation.suites={} checkpoint.resume=never"
 if [[ -z ${TRAIN:-} && $# -eq 0 ]]; then
     python -m data_prep scenes --out "$WORK/shards" --count 64 --seed 0 --split train
     set -- launch/recipes/tiny_sft.yaml data.scenes.shards="$WORK/shards"
