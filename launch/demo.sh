@@ -27,8 +27,7 @@ until [ -f "$run/checkpoints/latest" ]; do
   kill -0 "$launcher" 2>/dev/null || { echo "the run ended before its first checkpoint" >&2; exit 1; }
   sleep 1
 done
-# deepspeed starts each rank in a session of its own, so the launcher's group is not all of them.
-pkill -KILL -f "launch/train.py.*output=$run" || true
+kill -KILL -- "-$launcher" # the launcher's process group: both ranks and their loaders are in it
 wait "$launcher" 2>/dev/null || true
 trap - EXIT
 echo "killed after $(cat "$run/checkpoints/latest")"

@@ -4,6 +4,7 @@
     deepspeed --num_gpus 2 launch/evaluate.py launch/recipes/tiny_sft.yaml \\
         checkpoint.resume=never model.path=exported/tiny_sft output=runs/exported_eval      a model folder
 
+A checkpoint needs the number of ranks that saved it; an exported folder (launch/export.py) runs on any number.
 Writes <output>/evaluation/step-XXXXXXXX.json and its pictures, and prints the tables.
 """
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megaunigame.config import load_recipe
 from megaunigame.distributed import start_world
 from megaunigame.errors import ConfigError
+from megaunigame.evaluation.run import as_text
 from megaunigame.launching import exit_code_of
 from megaunigame.trainer import Trainer
 
@@ -34,7 +36,9 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"{options.recipe} names no evaluation suite. Add one under evaluation.suites.")
     world = start_world(recipe.engine.timeout_minutes)
     trainer = Trainer(recipe, world)
-    trainer.evaluate()
+    evaluation = trainer.evaluate()
+    if world.is_main:
+        print(as_text(evaluation))
     world.close()
 
 

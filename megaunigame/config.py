@@ -206,6 +206,8 @@ def check_keys(schema: Any, given: Any, path: str) -> None:
         kind = types[key]
         if dataclasses.is_dataclass(kind):
             check_keys(kind, value, where)
+        elif typing.get_origin(kind) is dict and not isinstance(value, dict | None):
+            raise ConfigError(f"Setting {where!r} must be a mapping of settings; got {value!r}.")
         elif typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
             for name, item in (value or {}).items():
                 check_keys(typing.get_args(kind)[1], item, f"{where}.{name}")
@@ -232,12 +234,25 @@ def check_ranges(recipe: Recipe) -> None:
         "model.max_length": recipe.model.max_length,
         "model.lora.rank": recipe.model.lora.rank,
         "loader.prefetch": recipe.loader.prefetch,
+        "engine.timeout_minutes": recipe.engine.timeout_minutes,
+        **{f"data.{name}.window": stream.window for name, stream in recipe.data.items()},
     }
     for key, value in positive.items():
         if value <= 0:
             raise ConfigError(f"{key} must be greater than 0; got {value}.")
-    if recipe.loader.workers < 0:
-        raise ConfigError(f"loader.workers must be 0 (load in the main process) or more; got {recipe.loader.workers}.")
+    not_negative = {
+        "loader.workers": recipe.loader.workers,
+        "loader.max_bad_fraction": recipe.loader.max_bad_fraction,
+        "evaluation.every": recipe.evaluation.every,
+        "optimizer.weight_decay": recipe.optimizer.weight_decay,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise ConfigError(f"{key} must be 0 or more; got {value}.")
+    if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
+        raise ConfigError(f"optimizer.betas must be two numbers in [0, 1); got {recipe.optimizer.betas}.")
+    if not 0 <= recipe.model.lora.dropout < 1:
+        raise ConfigError(f"model.lora.dropout must lie in [0, 1); got {recipe.model.lora.dropout}.")
     if not 0 <= recipe.schedule.warmup_steps <= recipe.schedule.steps:
         raise ConfigError(
             f"schedule.warmup_steps must lie in 0..schedule.steps={recipe.schedule.steps}; got {recipe.schedule.warmup_steps}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 from megaunigame.errors import UserError
@@ -15,7 +16,7 @@ failed, that one speaks after this delay."""
 
 
 def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """Run `main`; a UserError becomes its message on standard error and exit code 2. Other errors keep their traceback."""
+    """Run `main`; a UserError becomes its message on standard error and exit code 2, any other error its traceback and 1."""
     try:
         main(arguments)
     except UserError as error:
@@ -28,4 +29,10 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int
         sys.stderr.flush()
         # Not sys.exit: worker processes and process-group threads of a run that never began must not delay the end.
         os._exit(2)
+    except Exception:
+        # Loader workers ignore the SIGTERM an ordinary exit would send them, and the exit would wait for them for ever.
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     return 0

@@ -95,16 +95,10 @@ class Trainer:
         self.micro_batches = MicroBatches(
             self.plan, self.objective_of, self.streams, self.processor, self.accumulation, world.rank, world.size
         )
-        self.monitor = Monitor(
-            self.folder,
-            every=recipe.monitor.every,
-            total_steps=recipe.schedule.steps,
-            start_step=self.first_step + 1,
-            rank=world.rank,
-            tensorboard=recipe.monitor.tensorboard,
-            progress=recipe.monitor.progress,
-        )
+        self.signalled = False
+        """This rank was asked to stop. Written by the signal handler only, at any moment."""
         self.stop_requested = False
+        """All ranks have agreed to stop after this step. Written in `_agree` only: a rank must never leave alone."""
 
     def describe(self) -> str:
         """The start-up plan."""
@@ -125,28 +119,36 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
         recipe, first = self.recipe, self.first_step
-        finished = evaluation_file(self.folder, recipe.schedule.steps).exists()  # by an earlier launch of this run
         self.dry_run()
+        monitor = Monitor(
+            self.folder,
+            every=recipe.monitor.every,
+            total_steps=recipe.schedule.steps,
+            start_step=first + 1,
+            rank=self.world.rank,
+            tensorboard=recipe.monitor.tensorboard,
+            progress=recipe.monitor.progress,
+        )
         self._listen_for_signals()
         if first == 0 and recipe.evaluation.before:
-            self.evaluate()
+            self._evaluate_into(monitor)
         last = (recipe.schedule.steps - first) * self.accumulation
         micro_batches = iter(micro_batch_loader(self.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch))
         saved = first if self.resumed_from is not None else None
         while self.state.step < recipe.schedule.steps and not self.stop_requested:
             metrics = self.train_step(micro_batches)
-            self.monitor.log(self.state.step, metrics)
+            monitor.log(self.state.step, metrics)
             step = self.state.step
             if step % recipe.checkpoint.every == 0:
                 self.save()
                 saved = step
             if recipe.evaluation.every and step % recipe.evaluation.every == 0 and step < recipe.schedule.steps:
-                self.evaluate()
+                self._evaluate_into(monitor)
         if saved != self.state.step:
             self.save()
-        if self.state.step == recipe.schedule.steps and not finished:
-            self.evaluate()
-        self.monitor.close()
+        if self.state.step == recipe.schedule.steps and not self._was_evaluated_at_the_end():
+            self._evaluate_into(monitor)
+        monitor.close()
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step; returns its metrics, equal on all ranks."""
@@ -200,13 +202,20 @@ class Trainer:
         self.state.bad_samples = self.bad_samples.state_dict()
         self.checkpoints.save(self.learner, self.state.state_dict(), self.state.step)
 
-    def evaluate(self) -> None:
-        """Run the recipe's evaluation suites on the present weights; results land in the run folder."""
-        if not self.suites:
-            return
-        evaluation = run_evaluation(self.learner.module, self.suites, self.world, self.state.step, self.folder)
-        self.monitor.record(self.state.step, scalars(evaluation))
-        self.monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
+    def evaluate(self) -> dict[str, Any]:
+        """Run the recipe's evaluation suites on the present weights; results land in the run folder and are returned."""
+        return run_evaluation(self.learner.module, self.suites, self.world, self.state.step, self.folder)
+
+    def _evaluate_into(self, monitor: Monitor) -> None:
+        if self.suites:
+            evaluation = self.evaluate()
+            monitor.record(self.state.step, scalars(evaluation))
+            monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
+
+    def _was_evaluated_at_the_end(self) -> bool:
+        """Whether an earlier launch trained to the last step and evaluated it, so that this one has nothing to add."""
+        here = self.first_step == self.state.step and evaluation_file(self.folder, self.state.step).exists()
+        return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see a shared folder at different ages
 
     def _agree(self, sums: Tensor, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
         """All-ranks totals of this step, before the update: loss sums, tokens, and who wants to stop.
@@ -217,7 +226,7 @@ class Trainer:
             self.bad_samples.add(batch.bad)
         tokens = sum(int(inputs.attention.sum()) for batch in batches for inputs in batch.inputs.values())
         # float64, because token counts of a large step do not fit fp32 exactly.
-        local = torch.tensor([*self.bad_samples.pending(), tokens, self.stop_requested], dtype=torch.float64)
+        local = torch.tensor([*self.bad_samples.pending(), tokens, self.signalled], dtype=torch.float64)
         totals = self.world.all_reduce_sum(torch.cat([sums.double(), local.to(sums.device)])).cpu()
         terms = len(self.plan.terms)
         self.bad_samples.merge([int(x) for x in totals[terms:-2]])
@@ -258,7 +267,7 @@ class Trainer:
 
         def request_stop(signum: int, _frame: Any) -> None:
             log.warning("%s received: saving after this step, then stopping.", signal.Signals(signum).name)
-            self.stop_requested = True
+            self.signalled = True
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, request_stop)

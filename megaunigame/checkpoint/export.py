@@ -21,7 +21,7 @@ from megaunigame.checkpoint.manager import read_manifest
 from megaunigame.config import ModelConfig
 from megaunigame.models.base import UnifiedModel
 
-LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.default\.weight")
+LORA = re.compile(r".+\.lora_[AB]\.default\.weight")
 SHARD_BYTES = 5 * 10**9
 
 
@@ -43,13 +43,10 @@ def export_model(family: type[UnifiedModel], config: ModelConfig, step_folder: P
 def export_adapter(config: ModelConfig, step_folder: Path, out: Path) -> int:
     """Write the adapters alone, as PEFT's `PeftModel.from_pretrained(base, out)` loads them; returns their bytes."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"base_model.model.{name.replace('.default.', '.')}": value.contiguous()
-        for name, value in trained_weights(step_folder).items()
-        if LORA.fullmatch(name)
-    }
+    adapters = {name: value for name, value in trained_weights(step_folder).items() if LORA.fullmatch(name)}
+    tensors = {f"base_model.model.{n.replace('.default.', '.')}": v.contiguous() for n, v in adapters.items()}
     save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
-    modules = sorted({LORA.fullmatch(n)["module"] for n in trained_weights(step_folder) if LORA.fullmatch(n)})  # type: ignore[index]
+    modules = sorted({name.split(".lora_")[0] for name in adapters})
     lora = config.lora
     # Whole module names: the vision tower has projections of the same last name, and those were not adapted.
     settings = LoraConfig(

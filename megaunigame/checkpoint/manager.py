@@ -49,18 +49,25 @@ class CheckpointManager:
         partial, final = self.folder / f"saving-{name}", self.folder / name
         if self.world.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
+            for leftover in (*self.folder.glob("saving-*"), *self.folder.glob("deleting-*")):
+                shutil.rmtree(leftover)
         self.world.barrier()
         zero3_io.save(learner, self.folder, partial.name)
         self.world.barrier()
         if self.world.is_main:
+            shards = len(list(partial.glob(zero3_io.SHARDS)))
+            if shards != self.world.size:
+                raise CheckpointError(
+                    f"{partial} has the shards of {shards} of {self.world.size} ranks. All nodes must write to one shared file "
+                    "system: give such a folder in `output`."
+                )
             (partial / TRAIN_STATE).write_text(json.dumps(train_state, indent=1))
             files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
             manifest = Manifest(step, self.world.size, zero3_io.signature(learner), files)
             (partial / MANIFEST).write_text(json.dumps(manifest.__dict__, indent=1))
             for path in partial.iterdir():
                 _flush(path)
-            shutil.rmtree(final, ignore_errors=True)
+            self._delete(final)
             os.replace(partial, final)
             self._point_to(name)
             self._prune()
@@ -68,10 +75,23 @@ class CheckpointManager:
         return final
 
     def find(self, resume: str) -> Path | None:
-        """The folder to resume from, checked, or None for a fresh start. `resume` as in CheckpointConfig.
+        """Collective: the folder to resume from, checked, or None for a fresh start. `resume` as in CheckpointConfig.
 
-        Raises CheckpointError when the folder is truncated, is no checkpoint, or was saved by another number of ranks.
+        Rank 0 looks, all others take its word: nodes may see a shared folder at different ages. Raises CheckpointError on
+        every rank when the folder is truncated, is no checkpoint, or was saved by another number of ranks.
         """
+        answer: Path | CheckpointError | None = None
+        if self.world.is_main:
+            try:
+                answer = self._look(resume)
+            except CheckpointError as error:
+                answer = error
+        answer = self.world.all_gather_object(answer)[0]
+        if isinstance(answer, CheckpointError):
+            raise answer
+        return answer
+
+    def _look(self, resume: str) -> Path | None:
         if resume == "never":
             return None
         if resume == "auto":
@@ -115,7 +135,13 @@ class CheckpointManager:
         # By age, not by step: a run that went back to an older step must not lose what it writes next.
         by_age = sorted(self.folder.glob("step-*"), key=lambda step: (step / MANIFEST).stat().st_mtime_ns)
         for old in by_age[: -self.keep]:
-            shutil.rmtree(old)
+            self._delete(old)
+
+    def _delete(self, step: Path) -> None:
+        """Under another name first: an interrupted deletion must not leave half a step folder."""
+        if step.exists():
+            doomed = step.rename(self.folder / f"deleting-{step.name}")
+            shutil.rmtree(doomed)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from megaunigame.engine.zero3 import Learner
+from megaunigame.errors import CheckpointError
+
+SHARDS = "*_optim_states.pt"
+"""The files of which every rank writes one."""
 
 
 def save(learner: Learner, parent: Path, tag: str) -> None:
@@ -14,14 +19,27 @@ def save(learner: Learner, parent: Path, tag: str) -> None:
 
 
 def load(learner: Learner, folder: Path) -> None:
-    """Collective: restore what `save` wrote, at the same number of ranks."""
+    """Collective: restore what `save` wrote, at the same number of ranks.
+
+    The optimizer's settings stay those of the recipe: the engine would bring back the saved ones, and a learning-rate
+    factor or weight decay changed on resume would silently not count.
+    """
+    optimizer = learner.engine.optimizer
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     # Not strict: the frozen weights are absent on purpose. The manifest's signature has vouched for the trained ones.
-    learner.engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    path, _ = learner.engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    if path is None:
+        raise CheckpointError(f"The engine found nothing to load in {folder}. Resume from an older step folder.")
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    optimizer.clip_grad = learner.engine.gradient_clipping()
 
 
 def signature(learner: Learner) -> str:
-    """Fingerprint of the trained parameters' names and whole shapes."""
-    trained = [
-        f"{name}{tuple(getattr(p, 'ds_shape', p.shape))}" for name, p in learner.module.named_parameters() if p.requires_grad
+    """Fingerprint of what a checkpoint fits: ZeRO stage, and names and whole shapes of the trained parameters per group."""
+    names = {id(p): n for n, p in learner.module.named_parameters()}
+    groups = [
+        sorted(f"{names[id(p)]}{tuple(getattr(p, 'ds_shape', p.shape))}" for p in parameters)
+        for parameters in learner.trained_groups
     ]
-    return hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([learner.stage, groups]).encode()).hexdigest()

@@ -14,17 +14,16 @@ from megaunigame.passes import PassInputs
 def dry_run(learner: Learner, largest: dict[str, PassInputs]) -> None:
     """Forward and backward of every pass, leaving no trace: no gradient is kept, nothing is updated.
 
-    Goes through the module, not the engine, and asks autograd for the gradient of a few small parameters only: the
-    engine's accumulation state stays untouched, and the whole graph is still walked.
+    Goes through the module, not the engine: its accumulation state stays untouched. As in a real micro-step, the graphs of
+    all passes are alive at once. Autograd is asked for one parameter's gradient per group, which walks the whole graph;
+    the other weight gradients (`bytes per rank` of the plan) come on top.
     """
-    probes = _one_per_group(learner.module)
-    for name, inputs in largest.items():
-        output = learner.module(name, inputs.to(learner.world.device))
-        torch.autograd.grad(output.loss_sum.sum(), probes, allow_unused=True)
+    losses = [learner.module(name, inputs.to(learner.world.device)).loss_sum.sum() for name, inputs in largest.items()]
+    torch.autograd.grad(torch.stack(losses).sum(), _one_per_group(learner.module), allow_unused=True)
 
 
 def _one_per_group(model: UnifiedModel) -> list[nn.Parameter]:
-    """The first trained parameter of each group: as deep as the backward goes."""
+    """The first trained parameter of each group: as deep as its backward goes."""
     first: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -26,8 +26,10 @@ def rank_count(parameter: nn.Parameter) -> int:
     return parameter.ds_tensor.numel() if hasattr(parameter, "ds_tensor") else parameter.numel()
 
 
-def choose_trainable(model: UnifiedModel, config: ModelConfig, plan: StepPlan) -> None:
+def choose_trainable(model: UnifiedModel, config: ModelConfig, plan: StepPlan, seed: int) -> None:
     """Set requires_grad as the recipe asks: adapters only, or whole groups that take part in the plan's passes.
+
+    `seed`: start of the adapters, equal on all ranks.
 
     Of the family's default groups, those that no pass of the plan uses stay frozen: without a gradient they would shrink
     by weight decay alone. Raises ConfigError for a group the family does not have, for a group the recipe names although
@@ -35,7 +37,7 @@ def choose_trainable(model: UnifiedModel, config: ModelConfig, plan: StepPlan) -
     """
     if config.train == "lora":
         lora = config.lora
-        model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
+        model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed)
     else:
         used = {group for name in plan.passes for group in model.groups_of_pass(name, plan.takes_images(name))}
         for group in config.groups:

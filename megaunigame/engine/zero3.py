@@ -36,9 +36,12 @@ __compatible_ops__["deepspeed_shm_comm"] = False
 class Learner:
     """The model that is trained, as the trainer sees it."""
 
-    def __init__(self, engine: Any, world: World):
+    def __init__(self, engine: Any, world: World, stage: int, trained_groups: list[list[nn.Parameter]]):
         self.engine = engine
         self.world = world
+        self.stage = stage
+        self.trained_groups = trained_groups
+        """Trained parameters by optimizer group."""
 
     @property
     def module(self) -> UnifiedModel:
@@ -71,7 +74,6 @@ def build_learner(
 ) -> Learner:
     """Construct, load, choose what is trained, and hand over to DeepSpeed. No rank ever holds the whole model (ZeRO-3)."""
     config, stage = recipe.model, zero_stage(ds_config)
-    dtype = torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32
     partitioned = stage == 3
     deepspeed.init_distributed(verbose=False)  # adopts the process group that exists; zero.Init reads the world size from it
     # The precision comes from ds_config: an explicit dtype argument is overruled by bf16 where fp16 is not supported (CPU).
@@ -84,17 +86,19 @@ def build_learner(
             gradient_checkpointing=config.gradient_checkpointing,
         )
     load_weights(model, family.weights(config.path), world)
-    model.load_frozen(config.path, world.device, dtype)
-    torch.manual_seed(recipe.seed)  # adapters start equal on every rank
-    choose_trainable(model, config, plan)
-    optimizer = adamw(optimizer_groups(model, recipe.optimizer), recipe.optimizer, world.device)
+    # The tokenizers in fp32: in bf16 about one target code in a hundred would be another one.
+    model.load_frozen(config.path, world.device, torch.float32)
+    choose_trainable(model, config, plan, recipe.seed)
+    groups = optimizer_groups(model, recipe.optimizer)
+    trained = [list(group["params"]) for group in groups]
+    optimizer = adamw(groups, recipe.optimizer, world.device)
     # The engine casts whole modules to bf16 under ZeRO-2, buffers included; rotary frequencies must stay fp32.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     for name, buffer in engine.module.named_buffers():
         buffer.data = buffers[name].to(world.device)
     engine.module.train()
-    return Learner(engine, world)
+    return Learner(engine, world, stage, trained)
 
 
 def load_weights(model: nn.Module, weights: Weights, world: World) -> None:

@@ -125,7 +125,7 @@ class UnifiedModel(nn.Module, ABC):
         """Groups trained in full fine-tuning when the recipe names none."""
 
     @abstractmethod
-    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
         """Put low-rank adapters into the language model; every other parameter is frozen."""
 
     def group_of(self, name: str) -> str:

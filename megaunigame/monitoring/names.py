@@ -21,8 +21,6 @@ PERF_TOKENS_PER_SECOND = "perf/tokens_per_second"
 """Tokens of all ranks, padding excluded."""
 PERF_PASSES = "perf/passes"
 """Forwards through the model in one optimizer step of one rank."""
-PERF_PEAK_BYTES = "perf/peak_bytes"
-"""Peak accelerator memory of rank 0."""
 
 DATA_BAD_SAMPLES = "data/bad_samples"
 """Samples substituted so far, all ranks."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megaunigame.data.decode import Sample
-from megaunigame.errors import ConfigError
+from megaunigame.errors import ConfigError, DataError
 from megaunigame.objectives.base import Objective
 from megaunigame.passes import GENERATE, GenerateRow, Row, RowRequest
 from megaunigame.registry import find
@@ -40,6 +40,8 @@ class Generation(Objective):
         super().__init__(config)
         if not 0 <= config.drop < 1:
             raise ConfigError(f"objectives.generation.drop must lie in [0, 1); got {config.drop}.")
+        if min(config.caption_rows, config.pixel_rows) < 0:
+            raise ConfigError("objectives.generation: caption_rows and pixel_rows must be 0 or more.")
         if config.pixel_rows and not config.pixel_prompts:
             raise ConfigError("objectives.generation.pixel_prompts is empty; give at least one prompt for the pixel rows.")
         self.pixel: Representation = find("representations", "pixel", Representation)()
@@ -60,4 +62,6 @@ class Generation(Objective):
         if request.term == PIXEL:
             return GenerateRow(self.config.pixel_prompts[prompt], target, sample.image, drop)
         caption = sample.meta.get("caption")
+        if not isinstance(caption, str | None):
+            raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
         return GenerateRow(caption, target, None, drop) if caption else None

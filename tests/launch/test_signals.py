@@ -1,8 +1,13 @@
-"""SIGTERM to the launcher, as a scheduler sends it: every rank finishes its step, the run saves, the next launch goes on."""
+"""SIGTERM to the job, as schedulers and Ctrl-C send it: every rank finishes its step, the run saves and ends.
+
+To its process group: the `deepspeed` command does not pass a signal on to the ranks of its own machine.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,16 +34,20 @@ def test_a_polite_kill_saves_the_step_it_interrupts(tmp_path):
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     command = [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py", str(recipe)]
     run = tmp_path / "run"
-    process = subprocess.Popen(command, cwd=REPOSITORY)
+    process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True)
     try:
         until = time.monotonic() + 150
         while len(logged_steps(run)) < 3:
             assert process.poll() is None and time.monotonic() < until, "it never came to step 3"
             time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
+        while not (run / "checkpoints" / "latest").exists():
+            assert time.monotonic() < until, "it never saved"
+            time.sleep(0.2)
         process.wait(timeout=60)
     finally:
-        subprocess.run(["pkill", "-KILL", "-f", str(recipe)], check=False)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     last = max(logged_steps(run))
     assert (run / "checkpoints" / "latest").read_text() == f"step-{last:08d}"
     resumed = subprocess.run(
@@ -46,3 +55,22 @@ def test_a_polite_kill_saves_the_step_it_interrupts(tmp_path):
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
     assert "saved by 2 ranks, this run has 1" in resumed.stderr, "the checkpoint is not the one two ranks wrote"
+
+
+@pytest.mark.timeout(120)
+def test_an_error_of_the_program_ends_the_process(tmp_path):
+    """With loader workers alive, too: they ignore the signal that an ordinary exit would send them."""
+    write_model(tmp_path / "model")
+    write_data(tmp_path / "shards")
+    recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path, loader={"workers": 1})
+    program = (
+        "import sys; sys.path[:0] = ['launch']\n"
+        "import train\n"
+        "from megaunigame.engine.zero3 import Learner\n"
+        "from megaunigame.launching import exit_code_of\n"
+        "def fails(self, loss): raise RuntimeError('out of memory')\n"
+        "Learner.backward_and_step = fails\n"
+        f"sys.exit(exit_code_of(train.main, [{str(recipe)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "RuntimeError: out of memory" in done.stderr

@@ -21,7 +21,7 @@ class PlainReference:
         self.model = Janus.load(config.path, attention=config.attention, max_length=config.max_length)
         if config.train == "lora":
             lora = config.lora
-            self.model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets)
+            self.model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets, seed=recipe.seed)
         else:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(self.model.group_of(name) in self._groups())

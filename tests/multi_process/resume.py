@@ -33,11 +33,15 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class StopsAfter(Trainer):
-    """A run that is told to stop, as SIGTERM tells it, during its STOP-th step."""
+    """One of its ranks is told to stop, as SIGTERM tells it, at the end of step STOP - 1: step STOP is the last for all.
+
+    At the end, not within: there the rank that knows must still go on, because the other has agreed to nothing yet.
+    """
 
     def train_step(self, micro_batches):
-        self.stop_requested = self.state.step + 1 == STOP and self.world.rank == 1
-        return super().train_step(micro_batches)
+        metrics = super().train_step(micro_batches)
+        self.signalled |= self.state.step == STOP - 1 and self.world.rank == 1
+        return metrics
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
@@ -74,6 +78,9 @@ def run(case: str, settings: dict[str, Any], home: Path, world: World) -> None:
     assert resumed.first_step == STOP and resumed.state == whole.state
 
     assert not checkpoint_differences(whole, resumed), case
+    if settings.get("model") == LORA:
+        saved = [torch.load(f, weights_only=False)["module"] for f in (whole.folder / LAST).glob("*model_states.pt")]
+        assert saved and all("lora_" in name for module in saved for name in module), "base weights were saved"
     if world.is_main:
         ours, theirs = (losses(t.folder) for t in (whole, resumed))
         assert ours == theirs and len(ours) == STEPS, (case, ours, theirs)
@@ -94,7 +101,7 @@ def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
 
 def check_evaluation_changes_nothing(home: Path, world: World) -> None:
     """All suites run before, during and after; they sample pictures, and still the run ends with the same bits."""
-    shards = {"shards": str(home / "shards"), "limit": 5, "batch": 2}
+    shards = {"shards": str(home / "pictures"), "limit": 5, "batch": 2}
     suites = {"questions": {**shards, "questions_per_row": 2}, "generation": shards, "teacher_forced": shards}
     suites |= {
         "tokenizer": {**shards, "representations": ["pixel"]},

@@ -6,7 +6,7 @@ import pytest
 
 from tests.multi_process import gradients, resume
 from tests.multi_process.launcher import run_ranks
-from tests.multi_process.tiny_run import write_data, write_model
+from tests.multi_process.tiny_run import write_data, write_model, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +14,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     write_model(folder / "model")
     write_data(folder / "shards")
+    write_pictures(folder / "pictures")
     return folder
 
 
@@ -22,6 +23,7 @@ def test_every_step_on_two_ranks_equals_plain_torch(home):
     said = run_ranks("tests.multi_process.gradients", 2, home, timeout=580)[0]
     for case in gradients.CASES:
         assert f"{case}: largest error" in said
+    assert "divergence on rank 1: both ranks stop" in said
 
 
 @pytest.mark.timeout(300)

@@ -47,6 +47,11 @@ def write_data(folder: Path, samples: int = 64) -> Path:
     return write_shards(folder, [samples // 4] * 4, fields=sample)
 
 
+def write_pictures(folder: Path, samples: int = 6) -> Path:
+    """Samples that all have an image and a caption, as the evaluation of generation wants them."""
+    return write_shards(folder, [samples], fields=lambda number: sample(35 * number + 1))
+
+
 def write_recipe(path: Path, home: Path, **settings) -> Path:
     """A recipe on `home`/model and `home`/shards; `settings` are top-level blocks that replace or extend the default."""
     recipe = {

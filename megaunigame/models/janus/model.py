@@ -282,7 +282,7 @@ class Janus(UnifiedModel):
     def default_trainable(self) -> Sequence[str]:
         return ("aligner", "lm", "generation_embed", "generation_head")
 
-    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
         """Adapters on the linear layers of the language model called `targets`; every other parameter is frozen."""
         linear = (name for name, module in self.language_model.named_modules() if isinstance(module, nn.Linear))
         legal = sorted({name.rpartition(".")[2] for name in linear})
@@ -294,7 +294,7 @@ class Janus(UnifiedModel):
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
         # All ranks must start from the same adapters, and the caller's random state is not ours to move.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             inject_adapter_in_model(config, self.language_model)
 
     def train(self, mode: bool = True) -> Janus:
