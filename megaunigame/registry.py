@@ -16,10 +16,10 @@ from megaunigame.errors import ConfigError
 T = TypeVar("T")
 
 
-def available(room: str) -> list[str]:
-    """Names of the modules in `megaunigame/<room>`, without `base`."""
+def available(room: str, base: type) -> list[str]:
+    """Names of the modules in `megaunigame/<room>` that define a subclass of `base`; helpers beside them are not names."""
     package = importlib.import_module(f"megaunigame.{room}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base" and not m.name.startswith("_"))
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if _classes(room, m.name, base))
 
 
 def find(room: str, name: str, base: type[T]) -> type[T]:
@@ -27,18 +27,23 @@ def find(room: str, name: str, base: type[T]) -> type[T]:
 
     Raises ConfigError when there is no such module, or when it does not define exactly one such class.
     """
-    names = available(room)
-    if name not in names:
-        raise ConfigError(unknown(f"{room} name", name, names))
+    package = importlib.import_module(f"megaunigame.{room}")
+    if name not in {m.name for m in pkgutil.iter_modules(package.__path__)}:
+        raise ConfigError(unknown(f"{room} name", name, available(room, base)))
+    found = _classes(room, name, base)
+    if len(found) != 1:
+        raise ConfigError(f"megaunigame/{room}/{name} must define exactly one {base.__name__}; found {len(found)}.")
+    return found[0]
+
+
+def _classes(room: str, name: str, base: type[T]) -> list[type[T]]:
+    """Concrete subclasses of `base` that a module (or a module of its package) defines; imported ones do not count."""
     module = importlib.import_module(f"megaunigame.{room}.{name}")
-    found = {
+    return [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
         if issubclass(member, base) and not inspect.isabstract(member) and member.__module__.startswith(module.__name__)
-    }
-    if len(found) != 1:
-        raise ConfigError(f"megaunigame/{room}/{name} must define exactly one {base.__name__}; found {len(found)}.")
-    return found.pop()
+    ]
 
 
 def unknown(kind: str, got: str, legal: list[str]) -> str:

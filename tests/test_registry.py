@@ -63,7 +63,7 @@ def test_a_dropped_file_is_found(room, tmp_path, monkeypatch):
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     try:
         kind = find(room, "newcomer", base)
-        assert issubclass(kind, base) and "newcomer" in available(room)
+        assert issubclass(kind, base) and "newcomer" in available(room, base)
         if room == "objectives":
             assert kind(kind.Config(rows=2)).rows()[0].count == 2
     finally:
@@ -73,7 +73,7 @@ def test_a_dropped_file_is_found(room, tmp_path, monkeypatch):
 def test_wrong_names_are_answered():
     with pytest.raises(ConfigError, match=r"'understandin'.*Did you mean 'understanding'.*generation"):
         find("objectives", "understandin", Objective)
-    with pytest.raises(ConfigError, match=r"'emu9'.*Legal: .*janus"):
+    with pytest.raises(ConfigError, match=r"'emu9'.*Legal: janus\."):
         find("models", "emu9", UnifiedModel)
 
 

@@ -80,6 +80,8 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
         check_partitioned(trainer, world)
         whole = sum(map(element_count, trainer.learner.module.parameters()))
         assert 0 < max(gathered_at_once) < whole / 4, "loading held too much of the model at once"
+        trained = sum(element_count(p) for p in trainer.learner.module.parameters() if p.requires_grad)
+        assert f"model: {whole:,} parameters, {trained:,} trained" in trainer.describe()
     bf16 = recipe.engine.precision == "bf16"
     trainer.dry_run()
     batches = iter(micro_batch_loader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))

@@ -19,7 +19,7 @@ def sample(key: str = "a") -> Sample:
 
 def test_every_representation_gives_a_picture_or_none():
     empty = Sample(key="a", meta={}, image=None, depth=None, segmentation=None)
-    for name in available("representations"):
+    for name in available("representations", Representation):
         representation = find("representations", name, Representation)()
         picture = representation.picture(sample())
         assert picture.shape == (3, 3, 4) and picture.dtype == torch.uint8
