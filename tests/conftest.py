@@ -19,6 +19,7 @@ os.environ.update(
 )
 
 import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
@@ -26,3 +27,12 @@ torch.set_num_threads(1)
 # The first example pays for imports and caches, and test machines share their cores: no per-example deadline.
 hypothesis.settings.register_profile("megaunigame", deadline=None)
 hypothesis.settings.load_profile("megaunigame")
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """A launch script run inside a test sets the variables of a launcher; the next test must not take them for its own."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

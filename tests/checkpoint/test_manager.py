@@ -13,7 +13,7 @@ from megaunigame.errors import CheckpointError
 
 
 def world(size: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(is_main=True, size=size, barrier=lambda: None)
+    return SimpleNamespace(is_main=True, size=size, barrier=lambda: None, all_gather_object=lambda value: [value] * size)
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def disk(monkeypatch):
     def save(_learner, parent, tag):
         folder = parent / tag
         folder.mkdir(parents=True)
-        (folder / "rank0.pt").write_bytes(b"0" * 100)
+        (folder / "rank0_model_states.pt").write_bytes(b"0" * 100)
         if state.fails:
             raise OSError("disk full")
-        (folder / "rank1.pt").write_bytes(b"1" * 100)
+        (folder / "rank0_optim_states.pt").write_bytes(b"1" * 100)
 
     monkeypatch.setattr(manager_module.zero3_io, "save", save)
     monkeypatch.setattr(manager_module.zero3_io, "signature", lambda learner: "same model")
@@ -77,9 +77,26 @@ def test_resume_settings(tmp_path, disk):
 
 def test_damage_is_named(tmp_path, disk):
     folder = CheckpointManager(tmp_path, keep=2, world=world()).save(None, {"step": 1}, 1)
-    (folder / "rank1.pt").write_bytes(b"1" * 60)
-    with pytest.raises(CheckpointError, match=r"rank1\.pt has 60 bytes, its manifest says 100.*resume"):
+    (folder / "rank0_optim_states.pt").write_bytes(b"1" * 60)
+    with pytest.raises(CheckpointError, match=r"rank0_optim_states\.pt has 60 bytes, its manifest says 100.*resume"):
         read_manifest(folder)
-    (folder / "rank1.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"rank1\.pt is missing"):
+    (folder / "rank0_optim_states.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"rank0_optim_states\.pt is missing"):
         read_manifest(folder)
+
+
+def test_shards_that_rank_0_cannot_see_are_no_checkpoint(tmp_path, disk):
+    manager = CheckpointManager(tmp_path, keep=2, world=world(2))
+    with pytest.raises(CheckpointError, match=r"shards of 1 of 2 ranks.*one shared file system"):
+        manager.save(None, {"step": 1}, 1)
+    assert manager.find("auto") is None
+
+
+def test_an_interrupted_deletion_does_no_harm(tmp_path, disk, monkeypatch):
+    manager = CheckpointManager(tmp_path, keep=1, world=world())
+    manager.save(None, {"step": 1}, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(manager_module.shutil, "rmtree", lambda path: (path / "manifest.json").unlink())
+        manager.save(None, {"step": 2}, 2)
+    manager.save(None, {"step": 3}, 3)
+    assert sorted(p.name for p in manager.folder.iterdir()) == ["latest", "step-00000003"]
