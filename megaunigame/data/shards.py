@@ -152,12 +152,13 @@ class ShardIndex:
     def read(self, shard: int, i: int) -> tuple[str, dict[str, bytes]]:
         """Key and raw fields of a sample, in one read. Raises DataError (the file ends too early) or OSError."""
         opened = self._open(shard)
-        if opened.file is None:
-            opened.file = io.FileIO(self.paths[shard], "r")
+        file = opened.file  # held here: another thread that opens the same shard must not close it under our read
+        if file is None:
+            file = opened.file = io.FileIO(self.paths[shard], "r")
         key, spans = opened.table.key(i), opened.table.spans_of(i)
         start = min((offset for offset, _ in spans.values()), default=0)
         length = max((offset + size for offset, size in spans.values()), default=0) - start
-        data = os.pread(opened.file.fileno(), length, start)
+        data = os.pread(file.fileno(), length, start)
         if len(data) != length:
             raise DataError(
                 f"{self.paths[shard]} ends inside sample {key!r} ({len(data):,} of {length:,} bytes are there). "

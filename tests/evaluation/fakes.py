@@ -56,9 +56,12 @@ def on_ranks(size: int, work: Callable[[ThreadWorld], T]) -> list[T]:
         thread.start()
     for thread in threads:
         thread.join()
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
+    # A rank that failed breaks the barrier of the others: its own error is the one that tells why.
+    errors = sorted(
+        (o for o in outcomes if isinstance(o, BaseException)), key=lambda e: isinstance(e, threading.BrokenBarrierError)
+    )
+    if errors:
+        raise errors[0]
     return outcomes
 
 

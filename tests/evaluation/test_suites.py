@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -37,9 +38,11 @@ def oracle(tmp_path_factory) -> str:
 def evaluate(size: int, suites: dict[str, Suite], folder, processor=None) -> tuple[dict, list[list[tuple[str, int]]]]:
     """The result of rank 0 (equal on all ranks, apart from seconds) and the model calls of every rank."""
     models = [FakeModel(processor) for _ in range(size)]
+    # Ranks are processes: each has an index of its own, with its own open files.
+    own = [copy.deepcopy(suites) for _ in range(size)]
 
     def work(world):
-        return run_evaluation(models[world.rank], suites, world, 3, folder)
+        return run_evaluation(models[world.rank], own[world.rank], world, 3, folder)
 
     results = on_ranks(size, work)
     for result in results[1:]:
