@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -30,6 +31,21 @@ class World:
         """Sum over the ranks, in place."""
         dist.all_reduce(tensor)
         return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """(n,) of this rank -> (W, n), in rank order; n is the same on all ranks."""
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor)
+        return torch.stack(gathered)
+
+    def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """`parts[r]` goes to rank r; returns what came from each rank. Tensors are 1-D of one dtype.
+
+        `sizes[r]` is the length of what rank r sends here; every rank must know it beforehand.
+        """
+        received = parts[0].new_empty(sum(sizes))
+        dist.all_to_all_single(received, torch.cat(list(parts)), list(sizes), [len(part) for part in parts])
+        return list(received.split(list(sizes)))
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order."""

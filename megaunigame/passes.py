@@ -29,7 +29,10 @@ from megaunigame.errors import ConfigError
 
 UNDERSTAND = "understand"
 GENERATE = "generate"
+ATTACK = "attack"
+"""No pass of the learner: pictures that an adversary disturbs while the learner stands still."""
 PASS_ORDER = (GENERATE, UNDERSTAND)
+"""The learner's passes, in the order in which a micro-step makes them."""
 IGNORE = -100
 
 
@@ -40,9 +43,9 @@ class RowRequest:
     term: str
     """Name of the loss term, unique in a plan; also the metric name `loss/<term>`."""
     pass_name: str
-    """`understand` or `generate`."""
-    stream: str
-    """Name of the data stream (a key of the recipe's `data`)."""
+    """`understand`, `generate` or `attack`."""
+    stream: str | None
+    """Name of the data stream (a key of the recipe's `data`); None: the objective fills the rows itself, before the step."""
     count: int
     weight: float = 1.0
     takes_source: bool = False
@@ -74,7 +77,17 @@ class GenerateRow:
     """True: the condition is dropped (text and source together), as classifier-free guidance needs."""
 
 
-Row = UnderstandRow | GenerateRow
+@dataclass
+class AttackRow:
+    """A picture under attack: how the model is asked to draw it again, and what is asked about the result."""
+
+    redraw: GenerateRow
+    question: UnderstandRow
+    text: str = ""
+    """What the picture shows or is asked: a filter may compare it with the result."""
+
+
+Row = UnderstandRow | GenerateRow | AttackRow
 
 
 @dataclass
@@ -99,6 +112,8 @@ class PassInputs:
     """(B, I) bool: False marks an unused image slot."""
     image_slots: Tensor | None = None
     """(B, S) bool: positions overwritten, in order, by the visual tokens of the row's valid images."""
+    visual_delta: Tensor | None = None
+    """(B, I, T, D) float32: added to the visual tokens of `images` before the language model reads them."""
     targets: Tensor | None = None
     """(B, 3, H, W) float32 in [-1, 1]: the pictures to generate."""
     keys: list[str] = field(default_factory=list)
@@ -113,6 +128,23 @@ class PassInputs:
         return dataclasses.replace(self, **moved)
 
 
+@dataclass
+class AttackInputs:
+    """The rows of one attack pass: row b of both parts is the same sample."""
+
+    redraw: PassInputs
+    """As for the generate pass; its targets are the source pictures."""
+    question: PassInputs
+    """As for the understand pass, about the source pictures."""
+    texts: list[str] = field(default_factory=list)
+    """What each picture shows or is asked."""
+    first_turns: list[tuple[str, str]] = field(default_factory=list)
+    """The first question and answer of each row, for the report."""
+
+    def to(self, device: torch.device) -> AttackInputs:
+        return dataclasses.replace(self, redraw=self.redraw.to(device), question=self.question.to(device))
+
+
 class PassOutput(NamedTuple):
     """What one pass returns. A named tuple, because the engine hooks the tensors of tuples and would miss a dataclass's."""
 
@@ -120,6 +152,8 @@ class PassOutput(NamedTuple):
     """(B,) float32: summed (not averaged) loss of each row over its loss positions; 0 for dummy rows."""
     hidden: Tensor | None = None
     """(B, N, D): post-LM visual tokens that predict the target picture (generate)."""
+    target: Tensor | None = None
+    """What was generated towards: codes (B, N) or latents (generate)."""
     predictions: Tensor | None = None
     """(B, S) int64 greedy token predicted *for* each position (understand) or (B, N) codes (generate); only when asked."""
 
@@ -136,7 +170,7 @@ class StepPlan:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """Names of the passes that have rows, in the fixed order of `PASS_ORDER`."""
+        """Names of the learner's passes that have rows, in the fixed order of `PASS_ORDER`."""
         asked = {r.pass_name for r in self.requests}
         return tuple(name for name in PASS_ORDER if name in asked)
 
@@ -152,7 +186,87 @@ class StepPlan:
         return sum(r.count for r in self.of_pass(pass_name))
 
     def rows_per_micro_step(self) -> int:
-        return sum(r.count for r in self.requests)
+        """Rows of the learner's passes."""
+        return sum(r.count for r in self.requests if r.pass_name in PASS_ORDER)
+
+    def slots(self, pass_name: str, term: str) -> slice:
+        """Where the rows of a term lie among the rows of its pass."""
+        first = 0
+        for request in self.of_pass(pass_name):
+            if request.term == term:
+                return slice(first, first + request.count)
+            first += request.count
+        raise KeyError(f"The {pass_name} pass has no rows of {term}.")
+
+
+def attack_plan(plan: StepPlan) -> StepPlan:
+    """The attack rows of a plan as rows of the two passes they go through: redrawn first, then asked about."""
+    attacks = plan.of_pass(ATTACK)
+    redraw = (dataclasses.replace(r, pass_name=GENERATE) for r in attacks)
+    question = (dataclasses.replace(r, term=f"{r.term} question", pass_name=UNDERSTAND, takes_source=True) for r in attacks)
+    return StepPlan((*redraw, *question))
+
+
+def take_rows(inputs: PassInputs, at: slice) -> PassInputs:
+    """The rows `at` alone."""
+    tensors = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs)}
+    taken: dict[str, Any] = {name: value[at] for name, value in tensors.items() if value is not None}
+    return dataclasses.replace(inputs, **taken)
+
+
+def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
+    """A copy of understand inputs whose rows `at` (dummies) are `rows`; terms and all other rows stay as they are.
+
+    Sequences are padded at their end and grow where a row needs it. A gradient that hangs on `rows.images` or on
+    `rows.visual_delta` is kept.
+    """
+    assert inputs.labels is not None and rows.labels is not None
+    assert (
+        inputs.images is not None
+        and inputs.image_valid is not None
+        and rows.images is not None
+        and rows.image_valid is not None
+    )
+    assert inputs.image_slots is not None and rows.image_slots is not None
+    length = max(inputs.tokens.shape[1], rows.tokens.shape[1])
+    places = max(inputs.images.shape[1], rows.images.shape[1])
+    pad_id = inputs.tokens[at][0, -1]  # a dummy row ends with padding
+
+    def put(whole: Tensor, part: Tensor, width: int | None = None, fill: int | Tensor = 0) -> Tensor:
+        if width is not None:
+            whole, part = _widened(whole, width, fill), _widened(part, width, fill)
+        return torch.cat([whole[: at.start], part.to(whole.dtype), whole[at.stop :]])
+
+    segments, delta = None, None
+    if inputs.segments is not None or rows.segments is not None:
+        before, after = (torch.zeros_like(x.tokens) if x.segments is None else x.segments for x in (inputs, rows))
+        segments = put(before, after, length)
+    if rows.visual_delta is not None:
+        shape = (len(inputs.tokens), *rows.visual_delta.shape[1:])
+        others = rows.visual_delta.new_zeros(shape) if inputs.visual_delta is None else inputs.visual_delta
+        delta = put(others, rows.visual_delta, places)
+    return dataclasses.replace(
+        inputs,
+        tokens=put(inputs.tokens, rows.tokens, length, pad_id),
+        attention=put(inputs.attention, rows.attention, length),
+        labels=put(inputs.labels, rows.labels, length, IGNORE),
+        segments=segments,
+        image_slots=put(inputs.image_slots, rows.image_slots, length),
+        images=put(inputs.images, rows.images, places),
+        image_valid=put(inputs.image_valid, rows.image_valid, places),
+        visual_delta=inputs.visual_delta if delta is None else delta,
+        counts=put(inputs.counts, rows.counts),
+        keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
+    )
+
+
+def _widened(tensor: Tensor, width: int, fill: int | Tensor) -> Tensor:
+    """(B, w, ...) -> (B, width, ...), new places filled."""
+    missing = width - tensor.shape[1]
+    if not missing:
+        return tensor
+    new = torch.zeros(len(tensor), missing, *tensor.shape[2:], dtype=tensor.dtype, device=tensor.device) + fill
+    return torch.cat([tensor, new.to(tensor.dtype)], dim=1)
 
 
 def plan_from(requests: Iterable[RowRequest]) -> StepPlan:
@@ -162,9 +276,10 @@ def plan_from(requests: Iterable[RowRequest]) -> StepPlan:
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ConfigError(f"Two objectives ask for the loss term {twice[0]!r}. Remove one of them from `objectives`.")
-    unknown = sorted({r.pass_name for r in requests} - set(PASS_ORDER))
+    known = (*PASS_ORDER, ATTACK)
+    unknown = sorted({r.pass_name for r in requests} - set(known))
     if unknown:
-        raise ConfigError(f"Unknown pass {unknown[0]!r}; passes are {', '.join(PASS_ORDER)}.")
-    if not requests:
+        raise ConfigError(f"Unknown pass {unknown[0]!r}; passes are {', '.join(known)}.")
+    if not any(r.pass_name in PASS_ORDER for r in requests):
         raise ConfigError("No objective asks for rows. Give at least one row, for example objectives.understanding.rows=4.")
     return StepPlan(requests)

@@ -35,8 +35,8 @@ from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
-from megaunigame.objectives.base import Objective
-from megaunigame.passes import StepPlan, plan_from
+from megaunigame.objectives.base import Objective, Stage, Step
+from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, AttackInputs, StepPlan, attack_plan, plan_from
 from megaunigame.randomness import seed_micro_step
 from megaunigame.registry import find, unknown
 
@@ -87,10 +87,17 @@ class Trainer:
             self.bad_samples.load_state_dict(self.state.bad_samples)
 
         family = find("models", recipe.model.family, UnifiedModel)
+        for objective in self.objectives:
+            objective.check_family(family, recipe.model.family)
         self.learner: Learner = build_learner(family, recipe, self.plan, ds_config, world)
         self.processor = self.learner.module.processor
+        stage = Stage(self.learner.module, self.learner.as_opponent, self.plan, world, recipe.seed, self.accumulation)
+        for objective in self.objectives:
+            objective.prepare(stage)
         if self.resumed_from:
             self.checkpoints.load(self.learner, self.resumed_from)
+            for objective in self.objectives:
+                objective.load(self.resumed_from)
         self.first_step = self.state.step
         self.micro_batches = MicroBatches(
             self.plan, self.objective_of, self.streams, self.processor, self.accumulation, world.rank, world.size
@@ -115,6 +122,12 @@ class Trainer:
     def dry_run(self) -> None:
         """Forward and backward of every pass on the largest legal rows; changes nothing."""
         dry_run(self.learner, self._largest())
+        if self.plan.of_pass(ATTACK):
+            plan = attack_plan(self.plan)
+            largest = AttackInputs(self.processor.largest(plan, GENERATE), self.processor.largest(plan, UNDERSTAND))
+            for objective in self.objectives:
+                objective.rehearse(largest)
+        self.learner.gathered.taken()
 
     def fit(self) -> None:
         """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
@@ -138,6 +151,7 @@ class Trainer:
         while self.state.step < recipe.schedule.steps and not self.stop_requested:
             metrics = self.train_step(micro_batches)
             monitor.log(self.state.step, metrics)
+            monitor.panels(self.state.step, [(p.texts, p.pictures) for o in self.objectives for p in o.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0:
                 self.save()
@@ -155,26 +169,36 @@ class Trainer:
         started = time.perf_counter()
         batches = [next(micro_batches) for _ in range(self.accumulation)]
         waited = time.perf_counter() - started
-        weights = torch.tensor([r.weight for r in self.plan.requests], device=self.world.device)
-        counts = self._term_counts(batches)
         lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.state.step)
         self.learner.set_lr(lr)
+        attacks = [batch.attack for batch in batches if batch.attack is not None]
+        step = Step(self.state.step, lr, [batch.inputs for batch in batches], attacks)
+        for objective in self.objectives:
+            objective.before_learner(step)
 
+        weights = torch.tensor([r.weight for r in self.plan.requests], device=self.world.device)
+        counts = self._term_counts(step)
         sums = torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
-        for micro, batch in enumerate(batches):
+        for micro, inputs_of in enumerate(step.inputs):
+            for name, inputs in inputs_of.items():
+                inputs_of[name] = inputs.to(self.world.device)
+            extra = [o.before_micro_step(step, micro) for o in self.objectives]
             seed_micro_step(self.recipe.seed, self.state.step, micro, self.world.rank)
             term_sums = torch.zeros_like(counts)
             for pass_name in self.plan.passes:
-                inputs = batch.inputs[pass_name].to(self.world.device)
+                inputs = inputs_of[pass_name]
                 output = self.learner.forward(pass_name, inputs)
                 term_sums = term_sums.index_add(0, inputs.terms, output.loss_sum)
                 row_losses.append((inputs.keys, output.loss_sum.detach()))
+                for objective in self.objectives:
+                    objective.after_pass(step, micro, inputs, output, pass_name)
             sums += term_sums.detach()
-            if batch is batches[-1]:
+            if micro == self.accumulation - 1:
                 totals = self._agree(sums, batches, row_losses)
             # Every term is its sum over valid positions divided by its count over all ranks: never a mean of means.
-            self.learner.backward_and_step((weights * term_sums / counts.clamp(min=1)).sum())
+            loss = (weights * term_sums / counts.clamp(min=1)).sum()
+            self.learner.backward_and_step(sum((term for term in extra if term is not None), loss))
 
         grad_norm = self.learner.grad_norm()
         if not math.isfinite(grad_norm):
@@ -183,24 +207,30 @@ class Trainer:
                 f"and nothing of it was saved. Lower optimizer.lr and start again: the run resumes from its newest checkpoint "
                 f"in {self.folder / 'checkpoints'}."
             )
+        reported = [objective.after_learner(step) for objective in self.objectives]
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
         seconds = time.perf_counter() - started
-        return self._loss_metrics(totals, counts) | {
+        metrics = self._loss_metrics(totals, counts) | {
             names.OPTIM_LR: lr,
             names.OPTIM_GRAD_NORM: grad_norm,
             names.PERF_STEP_SECONDS: seconds,
             names.PERF_ROWS_PER_SECOND: self.plan.rows_per_micro_step() * self.accumulation * self.world.size / seconds,
             names.PERF_TOKENS_PER_SECOND: totals[-2].item() / seconds,
-            names.PERF_PASSES: len(self.plan.passes) * self.accumulation,
+            names.PERF_PASSES: len(self.plan.passes) * self.accumulation + step.passes,
+            names.PERF_ALLGATHER_BYTES: self.learner.gathered.taken(),
             names.DATA_WAIT_SECONDS: waited,
             names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
         }
+        for more in reported:
+            metrics |= more
+        return metrics
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
         self.state.bad_samples = self.bad_samples.state_dict()
-        self.checkpoints.save(self.learner, self.state.state_dict(), self.state.step)
+        others = [objective.save for objective in self.objectives]
+        self.checkpoints.save(self.learner, self.state.state_dict(), self.state.step, others)
 
     def evaluate(self) -> dict[str, Any]:
         """Run the recipe's evaluation suites on the present weights; results land in the run folder and are returned."""
@@ -244,11 +274,11 @@ class Trainer:
             )
         return totals
 
-    def _term_counts(self, batches: list[MicroBatch]) -> Tensor:
+    def _term_counts(self, step: Step) -> Tensor:
         """(T,) loss positions of each term in this optimizer step, over all ranks and micro-steps."""
         counts = torch.zeros(len(self.plan.terms))
-        for batch in batches:
-            for inputs in batch.inputs.values():
+        for inputs_of in step.inputs:
+            for inputs in inputs_of.values():
                 counts.index_add_(0, inputs.terms, inputs.counts)
         return self.world.all_reduce_sum(counts.to(self.world.device))
 
@@ -287,9 +317,9 @@ def _suite(label: str, settings: dict[str, Any]) -> Suite:
 def _open_streams(recipe: Recipe, plan: StepPlan, cursors: dict[str, Cursor]) -> dict[str, Stream]:
     """The streams that rows are drawn from, each at its cursor, or at its beginning."""
     for request in plan.requests:
-        if request.stream not in recipe.data:
+        if request.stream is not None and request.stream not in recipe.data:
             raise ConfigError(f"Term {request.term}: " + unknown("stream", request.stream, sorted(recipe.data)))
     return {
         name: Stream.open(name, recipe.data[name].shards, recipe.seed, recipe.data[name].window, cursors.get(name))
-        for name in sorted({r.stream for r in plan.requests})
+        for name in sorted({r.stream for r in plan.requests if r.stream is not None})
     }

@@ -38,9 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "monitoring.names": set(),
     "monitoring": {"errors"},
     "representations": {"data.decode", "errors"},
-    "adversary": {"data.decode", "distributed", "errors", "passes"},
+    "adversary": {"distributed", "errors"},
     # second floor: what a step is made of
-    "objectives": {"adversary", "data.conversation", "data.decode", "errors", "passes", "registry", "representations"},
+    "objectives": {
+        *("adversary", "config", "data.conversation", "data.decode", "distributed", "errors", "models.base"),
+        *("monitoring.names", "passes", "randomness", "registry", "representations"),
+    },
     "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
     "evaluation": {
         *("data", "distributed", "errors", "models.base", "monitoring.names", "passes", "registry", "representations"),
@@ -56,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("config", "data", "distributed", "errors", "evaluation", "models", "passes", "randomness", "registry"),
         "representations",
     },
+    "sweeping": {"config", "errors", "monitoring", "registry"},
     "data_prep": {"data", "errors"},
     "launch": ANYTHING,
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,13 @@ class CheckpointManager:
         self.keep = keep
         self.world = world
 
-    def save(self, learner: Learner, train_state: dict[str, Any], step: int) -> Path:
-        """Collective: write the folder of `step`; returns its path. A crash at any moment leaves the older ones intact."""
+    def save(
+        self, learner: Learner, train_state: dict[str, Any], step: int, others: Sequence[Callable[[Path], None]] = ()
+    ) -> Path:
+        """Collective: write the folder of `step`; returns its path. A crash at any moment leaves the older ones intact.
+
+        `others`: called on every rank with the folder, to write files of their own into it.
+        """
         name = f"step-{step:08d}"
         partial, final = self.folder / f"saving-{name}", self.folder / name
         if self.world.is_main:
@@ -53,6 +59,8 @@ class CheckpointManager:
                 shutil.rmtree(leftover)
         self.world.barrier()
         zero3_io.save(learner, self.folder, partial.name)
+        for write in others:
+            write(partial)
         self.world.barrier()
         if self.world.is_main:
             shards = len(list(partial.glob(zero3_io.SHARDS)))

@@ -42,7 +42,8 @@ class BadSampleCounter:
         self.max_bad_fraction = max_bad_fraction
         self.rows: dict[str, int] = {}
         for request in plan.requests:
-            self.rows[request.stream] = self.rows.get(request.stream, 0) + request.count
+            if request.stream is not None:
+                self.rows[request.stream] = self.rows.get(request.stream, 0) + request.count
         """Stream -> rows per micro-step of one rank."""
         self.reads = dict.fromkeys(self.rows, 0)
         """Stream -> samples read over all ranks, substitutes included, as of the last `merge`."""

@@ -38,6 +38,7 @@ class Slots:
                 break
             if other.stream == request.stream:
                 earlier += other.count
+        assert request.stream is not None, "an objective fills these rows itself"
         start = base + step * self.per_step(request.stream)
         start += earlier * self.accumulation * self.world_size
         start += (micro * self.world_size + rank) * request.count

@@ -25,7 +25,18 @@ from megaunigame.data.order import Order
 from megaunigame.data.shards import ShardIndex
 from megaunigame.data.slots import Slots
 from megaunigame.errors import DataError, UserError
-from megaunigame.passes import PassInputs, Row, RowRequest, StepPlan
+from megaunigame.passes import (
+    ATTACK,
+    GENERATE,
+    UNDERSTAND,
+    AttackInputs,
+    AttackRow,
+    PassInputs,
+    Row,
+    RowRequest,
+    StepPlan,
+    attack_plan,
+)
 
 SUBSTITUTES = 8
 """Other samples tried in place of a bad one before giving up."""
@@ -107,13 +118,19 @@ class MicroBatch:
     """The inputs of every pass of one micro-step of one rank."""
 
     inputs: dict[str, PassInputs]
-    """Pass name -> its rows: requests in plan order, `count` rows each."""
+    """The learner's passes by name -> their rows: requests in plan order, `count` rows each."""
     bad: list[BadSample]
     """Samples that were replaced."""
+    attack: AttackInputs | None = None
+    """The rows of the attack pass, where the plan has one."""
 
     def pin_memory(self) -> MicroBatch:
         """Called by the DataLoader, which cannot look into our classes."""
-        return MicroBatch({name: _pinned(inputs) for name, inputs in self.inputs.items()}, self.bad)
+        pinned = {name: _pinned(inputs) for name, inputs in self.inputs.items()}
+        attack = self.attack
+        if attack is not None:
+            attack = dataclasses.replace(attack, redraw=_pinned(attack.redraw), question=_pinned(attack.question))
+        return MicroBatch(pinned, self.bad, attack)
 
 
 def _pinned(inputs: PassInputs) -> PassInputs:
@@ -151,25 +168,45 @@ class MicroBatches(Dataset[MicroBatch]):
 
     def __getitem__(self, micro_step: int) -> MicroBatch:
         """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
-        inputs: dict[str, PassInputs] = {}
         bad: list[BadSample] = []
-        for pass_name in self.plan.passes:
-            rows: list[Row | None] = []
-            terms: list[int] = []
-            keys: list[str] = []
-            for request in self.plan.of_pass(pass_name):
-                base = self.streams[request.stream].cursor.position
-                for position in self.slots.positions(request, micro_step, self.rank, base):
-                    row, key = self._row(request, position, bad)
-                    rows.append(row)
-                    terms.append(self.plan.terms.index(request.term))
-                    keys.append(key)
-            inputs[pass_name] = self.processor.collate(self.plan, pass_name, rows, terms, keys)
-        return MicroBatch(inputs, bad)
+        inputs: dict[str, PassInputs] = {}
+        for name in self.plan.passes:
+            inputs[name] = self.processor.collate(self.plan, name, *self._rows(name, micro_step, bad))
+        attack = self._attack(*self._rows(ATTACK, micro_step, bad)) if self.plan.of_pass(ATTACK) else None
+        return MicroBatch(inputs, bad, attack)
 
-    def _row(self, request: RowRequest, position: int, bad: list[BadSample]) -> tuple[Row | None, str]:
+    def _attack(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> AttackInputs:
+        """Both halves of the rows, collated as rows of the passes they go through."""
+        plan = attack_plan(self.plan)
+        attacked = [row if isinstance(row, AttackRow) else None for row in rows]
+        return AttackInputs(
+            redraw=self.processor.collate(plan, GENERATE, [row and row.redraw for row in attacked], terms, keys),
+            question=self.processor.collate(plan, UNDERSTAND, [row and row.question for row in attacked], terms, keys),
+            texts=["" if row is None else row.text for row in attacked],
+            first_turns=[("", "") if row is None else row.question.turns[0] for row in attacked],
+        )
+
+    def _rows(self, pass_name: str, micro_step: int, bad: list[BadSample]) -> tuple[list[Row | None], list[int], list[str]]:
+        """Rows, terms and sample keys of a pass, in plan order; None where the objective fills the row itself."""
+        rows: list[Row | None] = []
+        terms: list[int] = []
+        keys: list[str] = []
+        for request in self.plan.of_pass(pass_name):
+            terms += [self.plan.terms.index(request.term)] * request.count
+            if request.stream is None:
+                rows += [None] * request.count
+                keys += [""] * request.count
+                continue
+            base = self.streams[request.stream].cursor.position
+            for position in self.slots.positions(request, micro_step, self.rank, base):
+                row, key = self._row(request, request.stream, position, bad)
+                rows.append(row)
+                keys.append(key)
+        return rows, terms, keys
+
+    def _row(self, request: RowRequest, name: str, position: int, bad: list[BadSample]) -> tuple[Row | None, str]:
         """Row and key of the sample at `position` or of its first good substitute; appends the bad ones to `bad`."""
-        stream, objective = self.streams[request.stream], self.objective_of[request.term]
+        stream, objective = self.streams[name], self.objective_of[request.term]
         for attempt in range(1 + SUBSTITUTES):
             shard, i = stream.place(position, attempt)
             key = stream.index.key(shard, i)  # a broken index is not a bad sample: its DataError ends the run

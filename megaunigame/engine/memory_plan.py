@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megaunigame.engine.parameters import element_count, group_label, rank_count
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import PassInputs, StepPlan
+from megaunigame.passes import ATTACK, PassInputs, StepPlan
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ def describe(
     for name in plan.passes:
         rows = ", ".join(f"{r.term} {r.count} (weight {r.weight:g})" for r in plan.of_pass(name))
         lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text slots a row")
+    if plan.of_pass(ATTACK):
+        rows = ", ".join(f"{r.count} pictures" for r in plan.of_pass(ATTACK))
+        lines.append(f"  attack, per micro-step and rank, the learner frozen: {rows}")
     tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
     lines.append(f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} tokens a step")
     states = bytes_per_rank(model, world_size, precision)

@@ -15,6 +15,7 @@ The rules this file keeps, each of which was measured to matter:
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from megaunigame.config import Recipe
 from megaunigame.distributed import World
 from megaunigame.engine.ds_config import zero_stage
+from megaunigame.engine.gathered_bytes import count_gathered_bytes
 from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.passes import PassInputs, PassOutput, StepPlan
@@ -42,6 +44,8 @@ class Learner:
         self.stage = stage
         self.trained_groups = trained_groups
         """Trained parameters by optimizer group."""
+        self.gathered = count_gathered_bytes()
+        """Bytes of weights this rank has gathered so far."""
 
     @property
     def module(self) -> UnifiedModel:
@@ -58,6 +62,27 @@ class Learner:
         """
         self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
         self.engine.step()
+
+    @contextlib.contextmanager
+    def as_opponent(self) -> Iterator[None]:
+        """The learner stands still while an adversary plays against it, through `module`.
+
+        No weight takes a gradient, which keeps the engine's accumulation untouched, and dropout is off. The flags are back
+        before the learner's own forward: the engine looks at them there. Gradient checkpointing stays on.
+        """
+        trained = [p for group in self.trained_groups for p in group]
+        dropouts = [m for m in self.module.modules() if isinstance(m, nn.Dropout) and m.training]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        for dropout in dropouts:
+            dropout.training = False
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            for dropout in dropouts:
+                dropout.training = True
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the coming update; each group applies its own factor."""

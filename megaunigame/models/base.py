@@ -7,9 +7,9 @@ replicated, stay in eval mode, and no engine partitions or saves them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ class Processor(Protocol):
 
     image_size: int
     """Side of the pictures the family understands and generates, in pixels."""
+    max_length: int
+    """Longest sequence of a row, in tokens."""
 
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
@@ -46,9 +48,20 @@ class Weights(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
+class Decoded(NamedTuple):
+    """Pictures decoded from hidden states."""
+
+    pixels: Tensor
+    """(B, 3, H, W) in [-1, 1]."""
+    changed: Tensor
+    """(B,) float32 in [0, 1]: share of the picture's codes that the perturbation changed (latents: mean relative change)."""
+
+
 class UnifiedModel(nn.Module, ABC):
     """A model that understands and generates images through named passes."""
 
+    has_decoder: ClassVar[bool] = True
+    """Whether `decode` exists: a differentiable way from the generate pass's hidden states to pixels."""
     processor: Processor
 
     @classmethod
@@ -90,20 +103,51 @@ class UnifiedModel(nn.Module, ABC):
     def encode_target(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> targets of the generate pass: codes (B, N) or latents. No gradient."""
 
+    @property
     @abstractmethod
-    def decode(self, hidden: Tensor, delta: Tensor | None = None) -> Tensor:
-        """Post-LM visual tokens (B, N, D), plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable."""
+    def token_width(self) -> int:
+        """D: width of the hidden states of the generate pass, and of the visual tokens that the language model reads."""
+
+    @abstractmethod
+    def visual_tokens(self, images: Tensor) -> Tensor:
+        """Source images (B, I, 3, H, W), normalised -> the tokens the language model reads (B, I, T, D)."""
+
+    @abstractmethod
+    def as_source(self, pixels: Tensor) -> Tensor:
+        """Generated pixels (B, 3, H, W) in [-1, 1] -> source images (B, 3, H, W), normalised; differentiable."""
+
+    @abstractmethod
+    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
+        """Post-LM visual tokens (B, N, D), plus `delta` (B, N, D) -> pixels, differentiable to both.
+
+        With `anchor`, the target that the hidden states were taught (`PassOutput.target`), a place keeps its target unless
+        the perturbation changes what the model draws there: delta = 0 then decodes to the picture that was encoded.
+        """
 
     @abstractmethod
     def decode_target(self, target: Tensor) -> Tensor:
         """Inverse of `encode_target`: (B, 3, H, W) in [-1, 1]. The ceiling of anything the model can generate."""
 
     @abstractmethod
-    def sample(self, inputs: PassInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
+    def sample(
+        self,
+        inputs: PassInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: torch.Generator,
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Generate the pictures of a generate pass (its targets are not read): (B, 3, H, W) in [-1, 1].
 
+        `disturb` maps the embedding (B, 1, D) of what was just drawn to what is added to it before it is read.
         Makes a fixed number of model calls whatever the data, so ranks stay in lockstep.
         """
+
+    @property
+    @abstractmethod
+    def calls_per_sample(self) -> int:
+        """Forwards through the language model that one `sample` makes."""
 
     @abstractmethod
     def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 from megaunigame.errors import DataError
 from megaunigame.monitoring.monitor import METRICS_FILE
+from megaunigame.monitoring.panels import PanelStep, read_panels
 
 
 @dataclass
@@ -38,6 +39,8 @@ class RunFolder:
     """Metric -> (steps, values); values that were not finite are left out."""
     evaluations: list[Evaluation] = field(default_factory=list)
     """In order of their steps."""
+    panels: list[PanelStep] = field(default_factory=list)
+    """Lines of pictures that steps left behind."""
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
@@ -52,6 +55,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
         plan=_text(path / "plan.txt"),
         series=_series(path / METRICS_FILE),
         evaluations=_evaluations(path / "evaluation"),
+        panels=read_panels(path),
     )
 
 

@@ -12,13 +12,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
 from tqdm import tqdm
 
 from megaunigame.monitoring import names
+from megaunigame.monitoring.panels import write_panels
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -54,7 +56,7 @@ class Monitor:
         if not self.active:
             return
         self.every, self.total_steps, self.first_step = every, total_steps, start_step
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         drop_from(folder / METRICS_FILE, start_step)
         self.file = open(folder / METRICS_FILE, "a", encoding="utf-8")
@@ -93,6 +95,11 @@ class Monitor:
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
+
+    def panels(self, step: int, panels: Sequence[tuple[Mapping[str, str], Mapping[str, Tensor]]]) -> None:
+        """Keep lines of pictures, uint8 (3, H, W) by title, with texts by title; the report shows them."""
+        if self.active and panels:
+            write_panels(self.folder, step, panels)
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""

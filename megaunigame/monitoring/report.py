@@ -14,6 +14,7 @@ from megaunigame.monitoring import names, page
 from megaunigame.monitoring.comparison import suite_section
 from megaunigame.monitoring.history import RunFolder, read_run_folder
 from megaunigame.monitoring.monitor import clock_time
+from megaunigame.monitoring.panels import panels_section
 from megaunigame.monitoring.plots import panels
 
 REPORT_FILE = "report.html"
@@ -26,7 +27,7 @@ def write_report(run_folder: str | Path) -> Path:
     Raises DataError when the folder does not exist.
     """
     run = read_run_folder(run_folder)
-    sections = [header(run), summary(run), curves(run), *evaluations(run)]
+    sections = [header(run), summary(run), curves(run), panels_section(run.path, run.panels), *evaluations(run)]
     path = run.path / REPORT_FILE
     fresh = path.with_suffix(".tmp")
     fresh.write_text(page.page(_title(run), "\n".join(s for s in sections if s)), encoding="utf-8")
@@ -103,8 +104,9 @@ def curves(run: RunFolder) -> str:
     for name in run.series:
         if not name.startswith(names.EVALUATION):
             groups.setdefault(name.split("/")[0], []).append(name)
-    order = [g for g in ("loss", "optim", "perf") if g in groups] + sorted(set(groups) - {"loss", "optim", "perf"})
-    titles = {"loss": "Losses", "optim": "Optimisation", "perf": "Throughput", "data": "Data"}
+    first = ("loss", "adversary", "buffer", "optim", "perf")
+    order = [g for g in first if g in groups] + sorted(set(groups) - set(first))
+    titles = {"loss": "Losses", "optim": "Optimisation", "perf": "Throughput", "data": "Data", "buffer": "Hard buffer"}
     parts = []
     for group in order:
         # A flat line says nothing that its value does not say in fewer pixels.

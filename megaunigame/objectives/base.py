@@ -1,18 +1,69 @@
-"""What an objective is: rows it wants, and how a decoded sample becomes such a row."""
+"""What an objective is: rows it wants, how a decoded sample becomes such a row, and perhaps a part in the step itself."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from megaunigame.data.decode import Sample
-from megaunigame.passes import Row, RowRequest
+from megaunigame.distributed import World
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import AttackInputs, PassInputs, PassOutput, Row, RowRequest, StepPlan
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a run takes place: all an objective with a part of its own in the step is given beforehand."""
+
+    model: UnifiedModel
+    """The learner's module. Whatever goes through it between the learner's own passes must be inside `as_opponent`."""
+    as_opponent: Callable[[], AbstractContextManager[None]]
+    """The learner stands still: nothing of it takes gradients, dropout is off."""
+    plan: StepPlan
+    world: World
+    seed: int
+    accumulation: int
+
+
+@dataclass
+class Step:
+    """One optimizer step in the making, the same kind of calls on every rank whatever the data."""
+
+    number: int
+    """0 is the first step of the whole run."""
+    lr: float
+    """Learning rate of the learner."""
+    inputs: list[dict[str, PassInputs]]
+    """Per micro-step: the learner's passes by name. Objectives may put rows into them."""
+    attacks: list[AttackInputs]
+    """Per micro-step: the rows of the attack pass; empty when the plan has none."""
+    passes: int = 0
+    """Forwards through the language model that objectives made beside the learner's own."""
+
+
+@dataclass
+class Panel:
+    """One line of pictures for the report."""
+
+    pictures: dict[str, Tensor]
+    """Title -> uint8 (3, H, W)."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Title -> text shown beside the pictures."""
 
 
 class Objective(ABC):
-    """One file in this folder; found by module name (`objectives: {understanding: ...}` is `objectives/understanding.py`)."""
+    """One file or folder in this folder; found by module name (`objectives: {understanding: ...}` is `understanding.py`).
+
+    Most objectives are rows and nothing else. One that plays a part of its own in the step (an adversary) overrides the
+    hooks, which the trainer calls in the order in which they stand here.
+    """
 
     Config: type[Any]
     """Dataclass of the objective's settings, filled from the recipe."""
@@ -30,3 +81,36 @@ class Objective(ABC):
 
         Runs in data-loader workers; `rng` depends on (seed, stream position) only.
         """
+
+    def check_family(self, family: type[UnifiedModel], name: str) -> None:
+        """Before the model is loaded. Raises ConfigError when the family cannot do what the objective needs."""
+
+    def prepare(self, stage: Stage) -> None:
+        """Once, when the learner is built."""
+
+    def rehearse(self, largest: AttackInputs) -> None:
+        """Before step 1: what the objective does outside the learner's passes, on the largest legal rows, without trace."""
+
+    def before_learner(self, step: Step) -> None:
+        """Once per optimizer step, before anything is counted. Inputs are still where the loader left them."""
+
+    def before_micro_step(self, step: Step, micro: int) -> Tensor | None:
+        """Before the passes of a micro-step, whose inputs are on the device. A returned () is added to its loss."""
+        return None
+
+    def after_pass(self, step: Step, micro: int, inputs: PassInputs, output: PassOutput, pass_name: str) -> None:
+        """After one of the learner's passes; `output` must not be kept."""
+
+    def after_learner(self, step: Step) -> dict[str, float]:
+        """After the update. Returns metrics, equal on all ranks."""
+        return {}
+
+    def panels(self) -> list[Panel]:
+        """Pictures of the step just made, on rank 0; taken once."""
+        return []
+
+    def save(self, folder: Path) -> None:
+        """Collective: write what the future of the run depends on into `folder`, in files of the objective's own name."""
+
+    def load(self, folder: Path) -> None:
+        """Collective: restore what `save` wrote, perhaps on another number of ranks. Raises CheckpointError."""

@@ -13,7 +13,7 @@ from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
-from megaunigame.passes import UNDERSTAND, Row, RowRequest, UnderstandRow
+from megaunigame.passes import UNDERSTAND, RowRequest, UnderstandRow
 
 
 class Understanding(Objective):
@@ -39,7 +39,7 @@ class Understanding(Objective):
         c = self.config
         return [RowRequest("understanding", UNDERSTAND, c.stream, c.rows, c.weight, takes_source=True)]
 
-    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
+    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> UnderstandRow:
         turns = question_answers(sample)
         if self.config.turns and len(turns) > self.config.turns:
             chosen = rng.choice(len(turns), self.config.turns, replace=False)

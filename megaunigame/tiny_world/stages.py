@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.tiny_world import tokenizer_text
+from megaunigame.tiny_world.clip_training import clip_tokenizer, evaluate_clip, train_clip
 from megaunigame.tiny_world.loop import LoopSettings
 from megaunigame.tiny_world.oracle_training import evaluate_oracle, train_oracle
 from megaunigame.tiny_world.scenes import load_scenes
@@ -21,10 +22,10 @@ from megaunigame.tiny_world.tokenizer_training import (
 )
 from megaunigame.tiny_world.tower_warmup import evaluate_tower, train_tower
 
-STAGES = ("text", "vq", "tower", "oracle", "folder")
-STEPS = {"vq": 2600, "tower": 1200, "oracle": 1200}
+STAGES = ("text", "vq", "tower", "oracle", "folder", "clip")
+STEPS = {"vq": 2600, "tower": 1200, "oracle": 1200, "clip": 900}
 """Default lengths; measured times are in the model card."""
-LEARNING_RATES = {"vq": 1.2e-3, "tower": 1.5e-3, "oracle": 2e-3}
+LEARNING_RATES = {"vq": 1.2e-3, "tower": 1.5e-3, "oracle": 2e-3, "clip": 1.5e-3}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Run:
     """Where a run reads and writes."""
 
     data: Path
-    """Folder with `train` and `val` scenes."""
+    """Folder with `train` and `val` scenes; the clip stage also measures itself on `adversarial` ones when it has them."""
     out: Path
     seed: int
     steps: int | None = None
@@ -45,7 +46,8 @@ class Run:
 def run_stage(name: str, run: Run) -> dict[str, Any]:
     """Run one stage and write its numbers to `out`/NAME.json. A stage that was interrupted continues."""
     began = time.monotonic()
-    numbers = {"text": _text, "vq": _vq, "tower": _tower, "oracle": _oracle, "folder": _folder}[name](run)
+    stages = {"text": _text, "vq": _vq, "tower": _tower, "oracle": _oracle, "folder": _folder, "clip": _clip}
+    numbers = stages[name](run)
     numbers["wall_minutes_of_this_start"] = round((time.monotonic() - began) / 60, 2)
     run.out.mkdir(parents=True, exist_ok=True)
     (run.out / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n")
@@ -82,3 +84,12 @@ def _oracle(run: Run) -> dict[str, Any]:
 
 def _folder(run: Run) -> dict[str, Any]:
     return {"parameters": write_start_folder(run.out, run.seed)}
+
+
+def _clip(run: Run) -> dict[str, Any]:
+    vq = load_tokenizer(run.out)
+    val = load_scenes(run.data / "val", limit=512)
+    pairs = load_scenes(run.data / "adversarial") if (run.data / "adversarial").is_dir() else None
+    clip = train_clip(load_scenes(run.data / "train"), vq, run.out / TEXT_FOLDER, run.out, run.loop("clip"))
+    numbers = evaluate_clip(clip, vq, clip_tokenizer(run.out / TEXT_FOLDER), val, pairs)
+    return {"steps": run.loop("clip").steps, "parameters": sum(p.numel() for p in clip.parameters()), "val": numbers}

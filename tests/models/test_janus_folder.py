@@ -55,7 +55,7 @@ def outputs(model, picture):
     with torch.no_grad():
         und = model(UNDERSTAND, model.processor.collate(PLAN, UNDERSTAND, rows_u, [0], ["a"]))
         gen = model(GENERATE, model.processor.collate(PLAN, GENERATE, rows_g, [1], ["a"]))
-        return torch.cat([und.loss_sum, gen.loss_sum, model.decode(gen.hidden).flatten()])
+        return torch.cat([und.loss_sum, gen.loss_sum, model.decode(gen.hidden).pixels.flatten()])
 
 
 def copied(folder, path):

@@ -170,7 +170,7 @@ def test_bfloat16_is_finite_and_near_float32(folder, picture):
         rows = generate(model, GenerateRow("a cube", picture(0), picture(1)), None)
         output = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], TURNS, independent=True), None))
         generated = model(GENERATE, rows)
-        pixels = model.decode(generated.hidden)
+        pixels = model.decode(generated.hidden).pixels
         (output.loss_sum.sum() + generated.loss_sum.sum() + pixels.mean()).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
         assert torch.isfinite(pixels).all()

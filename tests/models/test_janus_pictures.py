@@ -21,7 +21,7 @@ def test_decode_shows_the_likeliest_codes_and_is_differentiable(model, picture):
     output = states(model, picture)
     hidden = output.hidden.clone().requires_grad_()
     delta = torch.zeros_like(hidden, requires_grad=True)
-    pixels = model.decode(hidden, delta)
+    pixels = model.decode(hidden, delta).pixels
     torch.testing.assert_close(pixels, model.decode_target(output.predictions), rtol=0, atol=1e-5)
     assert pixels.shape == (2, 3, 16, 16) and pixels.abs().max() <= 1
     pixels.square().mean().backward()
@@ -36,7 +36,7 @@ def test_pixels_reach_the_understand_pass_with_a_gradient(model, picture):
     hidden = states(model, picture).hidden[:1]
     delta = torch.zeros_like(hidden, requires_grad=True)
     inputs = model.processor.collate(PLAN, UNDERSTAND, [UnderstandRow([picture(0)], [("what ?", "ball")])], [0], ["a"])
-    inputs.images = model.decode(hidden, delta).unsqueeze(1)
+    inputs.images = model.decode(hidden, delta).pixels.unsqueeze(1)
     (gradient,) = torch.autograd.grad(model(UNDERSTAND, inputs).loss_sum.sum(), [delta])
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
 

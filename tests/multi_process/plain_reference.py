@@ -56,13 +56,17 @@ class PlainReference:
                     counts[self.plan.terms[term]] += float(inputs[pass_name].counts[row])
         means = {t: sums[t] / counts[t] for t in self.plan.terms if counts[t]}
         weights = {r.term: r.weight for r in self.plan.requests}
-        sum(weights[t] * mean for t, mean in means.items()).backward()
+        sum((weights[t] * mean for t, mean in means.items()), self.more_loss()).backward()
         norm = nn.utils.clip_grad_norm_(list(self.trained.values()), self.recipe.optimizer.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number) * group["factor"]
         self.optimizer.step()
         self.step_number += 1
         return {t: float(m.detach()) for t, m in means.items()}, float(norm)
+
+    def more_loss(self) -> Tensor:
+        """What a subclass adds to the loss of a step."""
+        return torch.zeros(())
 
     def _groups(self) -> set[str]:
         unused = {"generation_embed", "generation_head"} if "generate" not in self.plan.passes else set()

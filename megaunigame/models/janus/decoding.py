@@ -60,8 +60,18 @@ def answer(model: Janus, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-def sample_codes(model: Janus, inputs: PassInputs, *, guidance: float, pick: Callable[[Tensor], Tensor]) -> Tensor:
-    """(B, N) codes. Logits are u + guidance * (c - u); guidance 1 runs the conditional rows alone."""
+def sample_codes(
+    model: Janus,
+    inputs: PassInputs,
+    *,
+    guidance: float,
+    pick: Callable[[Tensor], Tensor],
+    disturb: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """(B, N) codes. Logits are u + guidance * (c - u); guidance 1 runs the conditional rows alone.
+
+    `disturb`: from the embedding (B, 1, D) of the last code to what is added to it before it is read.
+    """
     guided = guidance != 1
     with evaluating(model):
         embeds, attention = model.embed(inputs), inputs.attention
@@ -75,6 +85,8 @@ def sample_codes(model: Janus, inputs: PassInputs, *, guidance: float, pick: Cal
         for _ in range(model.codes_per_image):
             if codes:
                 embed = model.embed_codes(codes[-1])
+                if disturb is not None:
+                    embed = embed + disturb(embed.unsqueeze(1)).squeeze(1).to(embed.dtype)
                 hidden = reader.token(torch.cat([embed, embed]) if guided else embed)
             logits = model.model.generation_head(hidden).float()
             if guided:

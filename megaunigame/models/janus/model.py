@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 
 from megaunigame.errors import ModelError
 from megaunigame.models import masks
-from megaunigame.models.base import UnifiedModel
+from megaunigame.models.base import Decoded, UnifiedModel
 from megaunigame.models.janus import decoding
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, JanusWeights, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
@@ -139,9 +139,19 @@ class Janus(UnifiedModel):
         return self.model.language_model
 
     @property
+    def token_width(self) -> int:
+        """D."""
+        return self.language_model.config.hidden_size
+
+    @property
     def codes_per_image(self) -> int:
         """N."""
         return codes_per_image(self.config)
+
+    @property
+    def calls_per_sample(self) -> int:
+        """One per code."""
+        return self.codes_per_image
 
     # Passes
 
@@ -164,7 +174,10 @@ class Janus(UnifiedModel):
         if inputs.images is None:
             return embeds
         assert inputs.image_valid is not None and inputs.image_slots is not None
-        return place(embeds, self.visual_tokens(inputs.images), inputs.image_valid, inputs.image_slots)
+        visual = self.visual_tokens(inputs.images)
+        if inputs.visual_delta is not None:
+            visual = visual + inputs.visual_delta.to(visual.dtype)
+        return place(embeds, visual, inputs.image_valid, inputs.image_slots)
 
     def _read(self, embeds: Tensor, attention: Tensor, segments: Tensor | None = None) -> Tensor:
         """(B, S, D) inputs -> (B, S, D) hidden states after the final norm."""
@@ -222,6 +235,7 @@ class Janus(UnifiedModel):
         return PassOutput(
             loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
             hidden=hidden,
+            target=codes,
             predictions=logits.argmax(-1) if predict else None,
         )
 
@@ -236,27 +250,54 @@ class Janus(UnifiedModel):
         """(B, 3, H, W) in [-1, 1] -> (B, N) codes. No gradient."""
         return self.image_tokenizer.encode(pixels)
 
-    def decode(self, hidden: Tensor, delta: Tensor | None = None) -> Tensor:
+    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
         """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
 
-        Straight-through: the pixels are those of the likeliest codes, the gradient that of the mean code.
+        Straight-through: the pixels are those of the chosen codes, the gradient that of the mean code. The chosen code is
+        the likeliest; with `anchor` (B, N codes) only where the perturbation changes which is the likeliest, else the anchor.
         """
         moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
-        return self.image_tokenizer.decode_logits(self.model.generation_head(moved)).float().clamp(-1, 1)
+        logits = self.model.generation_head(moved)
+        codes = logits.argmax(-1)
+        # Also without delta: on every rank the same calls. It costs a head on N positions, without its backward.
+        with torch.no_grad():
+            changed = codes != self.model.generation_head(hidden).argmax(-1)
+        chosen = codes if anchor is None else torch.where(changed, codes, anchor)
+        pixels = self.image_tokenizer.decode_logits(logits, chosen).float().clamp(-1, 1)
+        return Decoded(pixels, changed.float().mean(1))
+
+    def as_source(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> normalised as the vision tower expects; differentiable."""
+        return self.processor.normalise_source((pixels + 1) * 127.5)
 
     @torch.no_grad()
     def decode_target(self, target: Tensor) -> Tensor:
         """(B, N) codes -> (B, 3, H, W) in [-1, 1]."""
         return self.image_tokenizer.decode_codes(target).float().clamp(-1, 1)
 
-    def sample(self, inputs: PassInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
+    def sample(
+        self,
+        inputs: PassInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: torch.Generator,
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
         pick = decoding.picker(temperature, generator)
-        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick))
+        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, disturb=disturb))
 
-    def sample_codes(self, inputs: PassInputs, *, guidance: float, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    def sample_codes(
+        self,
+        inputs: PassInputs,
+        *,
+        guidance: float,
+        pick: Callable[[Tensor], Tensor],
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). N calls of the language model."""
-        return decoding.sample_codes(self, inputs, guidance=guidance, pick=pick)
+        return decoding.sample_codes(self, inputs, guidance=guidance, pick=pick, disturb=disturb)
 
     def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""

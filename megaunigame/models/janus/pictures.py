@@ -41,7 +41,7 @@ def crop(image: Tensor, side: int) -> Tensor:
 
 
 class Normalise:
-    """uint8 (3, h, w) -> float32 (3, h, w): (value / 255 - mean) / std per channel, as one multiply and one add."""
+    """Values 0..255 (..., 3, h, w) -> float32: (value / 255 - mean) / std per channel, as one multiply and one add."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         self.scale = torch.tensor([1 / (255 * s) for s in std]).view(3, 1, 1)
@@ -49,4 +49,5 @@ class Normalise:
 
     def __call__(self, image: Tensor) -> Tensor:
         # Decoders hand out views of (h, w, 3) arrays; convolutions over such strides are several times slower.
-        return torch.addcmul(self.shift, image.float(), self.scale).contiguous()
+        scale, shift = self.scale.to(image.device), self.shift.to(image.device)
+        return torch.addcmul(shift, image.float(), scale).contiguous()

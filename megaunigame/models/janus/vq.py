@@ -88,15 +88,15 @@ class ImageTokenizer(nn.Module):
         """(B, N) -> (B, 3, H, W), not clamped."""
         return self.decode_embeddings(self.embed(codes))
 
-    def decode_logits(self, logits: Tensor) -> Tensor:
-        """(B, N, V) -> (B, 3, H, W): the picture of the likeliest codes, with the gradient of the mean code.
+    def decode_logits(self, logits: Tensor, codes: Tensor | None = None) -> Tensor:
+        """(B, N, V) -> (B, 3, H, W): the picture of `codes` (B, N; None: the likeliest), with the gradient of the mean code.
 
         Straight-through: the mean over all rows is far shorter than a row, so it would leave what the decoder knows; it
         serves as the direction of the gradient only.
         """
         codebook = self.codebook()
         mean = logits.float().softmax(-1) @ codebook
-        hard = F.embedding(logits.argmax(-1), codebook)
+        hard = F.embedding(logits.argmax(-1) if codes is None else codes, codebook)
         return self.decode_embeddings(_grid(hard.detach() + (mean - mean.detach())))
 
     def forward(self, pixels: Tensor) -> TokenizerOutput:

@@ -1,0 +1,73 @@
+"""What an adversary is: from visual tokens to a perturbation of bounded length."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megaunigame.errors import ConfigError
+
+BUDGETS = ("absolute", "relative")
+
+
+@dataclass
+class Budget:
+    """How far a visual token may be moved; the settings every adversary has."""
+
+    eps_max: float = 0.02
+    """Largest length of a token's perturbation."""
+    budget: str = "absolute"
+    """`absolute`: eps is an L2 length (the paper's); `relative`: it is a share of the token's own length."""
+
+    def check(self) -> None:
+        """Raises ConfigError for a budget that allows nothing, or is of an unknown kind."""
+        if self.eps_max <= 0:
+            raise ConfigError(f"adversary.eps_max must be greater than 0; got {self.eps_max}. The paper uses 0.02.")
+        if self.budget not in BUDGETS:
+            raise ConfigError(f"adversary.budget must be {' or '.join(BUDGETS)}; got {self.budget!r}.")
+
+
+class Adversary(nn.Module, ABC):
+    """One file in this folder, found by module name (`adversary: {kind: perturber}`).
+
+    Small, replicated on every rank, fp32; it stays outside the training engine. All of its randomness comes from the
+    generator it is given, so that ranks and restarts agree.
+    """
+
+    Config: ClassVar[type[Any]]
+    """Dataclass of the settings, a subclass of `Budget`."""
+
+    def __init__(self, config: Any, width: int):
+        """`width`: D of the tokens. Parameters come from torch's global generator: seed it, so that all ranks start alike."""
+        super().__init__()
+        config.check()
+        self.config = config
+
+    @abstractmethod
+    def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+        """Visual tokens (B, N, D) float32 -> perturbation (B, N, D) float32, within the budget.
+
+        `ascend` maps a perturbation to the loss of every row (B,), differentiable; each call is one pass through the
+        learner, so the number of calls must not depend on the data.
+        """
+
+    @property
+    def eps(self) -> Tensor:
+        """(1,): present length of a perturbation, in units of the budget."""
+        return torch.tensor([self.config.eps_max])
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters to train."""
+        return next(self.parameters(), None) is not None
+
+    def scaled(self, direction: Tensor, tokens: Tensor, eps: Tensor | float) -> Tensor:
+        """Any (B, N, D) -> the same directions with length eps (`absolute`) or eps times that of the token (`relative`)."""
+        length = tokens.norm(dim=-1, keepdim=True) if self.config.budget == "relative" else 1.0
+        return eps * F.normalize(direction, dim=-1, eps=1e-12) * length

@@ -1,0 +1,23 @@
+"""A random direction of the full length: the baseline that knows nothing of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaunigame.adversary.base import Adversary, Budget
+
+
+class Noise(Adversary):
+    """delta = eps_max * u / ||u||, u normal."""
+
+    @dataclass
+    class Config(Budget):
+        pass
+
+    def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+        direction = torch.randn(tokens.shape, generator=generator, device=generator.device).to(tokens.device)
+        return self.scaled(direction, tokens, self.config.eps_max)

@@ -1,0 +1,70 @@
+"""The perturber of UniGame (arXiv 2511.19413): a small network that learns where the model is fragile.
+
+    u = MLP(h)                       h (B, N, D): visual tokens
+    delta = eps * u / ||u||          every token is moved by exactly eps
+    eps = eps_min + (eps_max - eps_min) * sigmoid(gate)
+
+The paper gives the network about 2.1 million parameters at D = 4096, which is a bottleneck of 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megaunigame.adversary.base import Adversary, Budget
+from megaunigame.errors import ConfigError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+class Perturber(Adversary):
+    """Learned direction, learned length."""
+
+    @dataclass
+    class Config(Budget):
+        eps_init: float | None = None
+        """Length at the start, above 0 and at most eps_max; the gate is set from it. None: half of eps_max."""
+        eps_min: float = 0.0
+        hidden: int = 256
+        """Width of the bottleneck."""
+        layers: int = 3
+        """Linear layers, at least 2."""
+        activation: str = "gelu"
+
+        def check(self) -> None:
+            super().check()
+            if not 0 <= self.eps_min < self.eps_max:
+                raise ConfigError(f"adversary.eps_min must lie in [0, eps_max={self.eps_max}); got {self.eps_min}.")
+            if self.eps_init is not None and self.eps_init <= 0:
+                raise ConfigError(f"adversary.eps_init must be greater than 0; got {self.eps_init}. Half of eps_max is usual.")
+            if self.hidden < 1 or self.layers < 2:
+                raise ConfigError(
+                    f"adversary: hidden must be at least 1 and layers at least 2; got {self.hidden} and {self.layers}."
+                )
+            if self.activation not in ACTIVATIONS:
+                raise ConfigError(f"adversary.activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}.")
+
+    def __init__(self, config: Config, width: int):
+        super().__init__(config, width)
+        widths = [width, *[config.hidden] * (config.layers - 1), width]
+        layers: list[nn.Module] = []
+        for into, out in zip(widths[:-2], widths[1:-1], strict=True):
+            layers += [nn.Linear(into, out), ACTIVATIONS[config.activation]()]
+        last = nn.Linear(widths[-2], width, bias=False)
+        nn.init.orthogonal_(last.weight)
+        self.mlp = nn.Sequential(*layers, last)
+        share = torch.tensor([0.5 if config.eps_init is None else config.eps_init / config.eps_max]).clamp(1e-6, 1 - 1e-6)
+        self.gate = nn.Parameter(share.logit())  # shape (1,): an engine could not broadcast a 0-dim parameter
+
+    @property
+    def eps(self) -> Tensor:
+        """(1,): differentiable to the gate."""
+        c = self.config
+        return c.eps_min + (c.eps_max - c.eps_min) * self.gate.sigmoid()
+
+    def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+        return self.scaled(self.mlp(tokens), tokens, self.eps)

@@ -1,0 +1,44 @@
+"""Projected gradient ascent (arXiv 1706.06083) on every token of every picture: strong, slow, nothing to train.
+
+delta <- P(delta + step * eps_max * g / ||g||),  g = gradient of the row's loss,  P: onto the ball of radius eps_max
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaunigame.adversary.base import Adversary, Budget
+from megaunigame.errors import ConfigError
+
+
+class Pgd(Adversary):
+    """Starts in a random direction at half the length; `steps` forwards and backwards through the learner."""
+
+    @dataclass
+    class Config(Budget):
+        steps: int = 3
+        step: float = 0.5
+        """Length of a step, in units of eps_max."""
+
+        def check(self) -> None:
+            super().check()
+            if self.steps < 1 or self.step <= 0:
+                raise ConfigError(f"adversary: steps must be at least 1, step above 0; got {self.steps} and {self.step}.")
+
+    def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+        c = self.config
+        radius = self.scaled(torch.ones_like(tokens), tokens, c.eps_max).norm(dim=-1, keepdim=True)
+        direction = torch.randn(tokens.shape, generator=generator, device=generator.device).to(tokens.device)
+        delta = self.scaled(direction, tokens, c.eps_max / 2)
+        for _ in range(c.steps):
+            with torch.enable_grad():
+                delta.requires_grad_(True)
+                (gradient,) = torch.autograd.grad(ascend(delta).sum(), delta)
+            delta = delta.detach() + self.scaled(gradient, tokens, c.step * c.eps_max)
+            length = delta.norm(dim=-1, keepdim=True)
+            delta = delta * (radius / length.clamp_min(1e-12)).clamp_max(1.0)
+        return delta

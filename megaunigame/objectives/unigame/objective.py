@@ -1,0 +1,331 @@
+"""UniGame (arXiv 2511.19413): a game between the learner and an adversary at its visual tokens.
+
+    min over theta (learner), max over phi (adversary):  L_clean(theta) + beta * L_hard(theta; buffer filled by phi)
+
+Each step the adversary disturbs the visual tokens of some source pictures and climbs on the learner's loss about the result:
+gain * CE - penalties. Plausible results (CLIP) are candidates for the hard buffer, which keeps those at or above a percentile
+of all ranks' losses; the learner trains on clean rows and on rows replayed from it.
+
+Alternating (the paper): the adversary moves before the learner's passes, the learner frozen. Simultaneous: attacked rows join
+the learner's understand pass, and their gradient is turned round on its way to the adversary.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megaunigame.adversary.base import Adversary
+from megaunigame.adversary.clip_filter import ClipConfig, ClipFilter
+from megaunigame.adversary.hard_buffer import HardBuffer
+from megaunigame.adversary.optimizer import ReplicatedAdamW
+from megaunigame.adversary.records import RecordLayout
+from megaunigame.config import fill
+from megaunigame.data.decode import Sample
+from megaunigame.errors import CheckpointError, ConfigError, DataError
+from megaunigame.models.base import UnifiedModel
+from megaunigame.monitoring import names
+from megaunigame.objectives.base import Objective, Panel, Stage, Step
+from megaunigame.objectives.understanding import Understanding
+from megaunigame.objectives.unigame.panels import attack_panels
+from megaunigame.objectives.unigame.paths import Attacked, build_path
+from megaunigame.objectives.unigame.pool import Pool
+from megaunigame.objectives.unigame.reversal import reverse_gradient
+from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.passes import (
+    ATTACK,
+    UNDERSTAND,
+    AttackInputs,
+    AttackRow,
+    GenerateRow,
+    PassInputs,
+    PassOutput,
+    Row,
+    RowRequest,
+    put_rows,
+    take_rows,
+)
+from megaunigame.randomness import derive
+from megaunigame.registry import available, find
+from megaunigame.representations.base import Representation
+
+log = logging.getLogger(__name__)
+
+CLEAN, HARD, ADVERSARIAL, SOURCE = "clean", "hard", "adversarial", "attack"
+FILE, HEADER = "unigame.safetensors", "unigame"
+PURPOSES = {"adversary": 1, "attack": 2, "harvest": 3, "draw": 4, "replay": 5}
+"""What a random stream is for -> its number among the parts of a seed."""
+
+
+class UniGame(Objective):
+    """Clean rows, rows replayed from the hard buffer, and the adversary that fills it."""
+
+    Config = Settings
+
+    def __init__(self, config: Settings):
+        super().__init__(config)
+        config.check()
+        self.plays = config.attack_rows > 0
+        """Without attacks this is fine-tuning on the clean rows."""
+        self.simultaneous = self.plays and config.mode == "simultaneous"
+        self.questions = Understanding(
+            Understanding.Config(config.clean_rows, config.stream, turns=config.turns, independent=config.independent)
+        )
+        self.pixel: Representation = find("representations", "pixel", Representation)()
+        own = dict(config.adversary)
+        self.kind = find("adversary", own.pop("kind"), Adversary)
+        self.adversary_config = fill(self.kind.Config, own, "objectives.unigame.adversary")
+        self.adversary_config.check()
+        filtered = self.plays and config.clip is not None
+        self.clip = (
+            ClipFilter(fill(ClipConfig, config.clip, "objectives.unigame.clip"), torch.device("cpu")) if filtered else None
+        )
+
+    # Rows
+
+    def rows(self) -> list[RowRequest]:
+        c = self.config
+        asked = [
+            RowRequest(CLEAN, UNDERSTAND, c.stream, c.clean_rows, 1.0, takes_source=True),
+            RowRequest(HARD, UNDERSTAND, None, c.hard_rows, c.beta, takes_source=True),
+        ]
+        if self.simultaneous:
+            asked.append(RowRequest(ADVERSARIAL, UNDERSTAND, None, c.attack_rows, c.beta, takes_source=True))
+        return [*asked, RowRequest(SOURCE, ATTACK, c.stream, c.attack_rows, 0.0, takes_source=c.condition == "image")]
+
+    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
+        question = self.questions.row(request, sample, rng)
+        if request.term == CLEAN:
+            return question
+        picture = self.pixel.picture(sample)
+        if picture is None:
+            return None
+        if self.config.condition == "image":
+            prompt = self.config.prompts[int(rng.integers(len(self.config.prompts)))]
+            return AttackRow(GenerateRow(prompt, picture, sample.image), question, text=question.turns[0][0])
+        caption = sample.meta.get("caption")
+        if not isinstance(caption, str | None):
+            raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
+        return AttackRow(GenerateRow(caption, picture), question, text=caption) if caption else None
+
+    # Before the first step
+
+    def check_family(self, family: type[UnifiedModel], name: str) -> None:
+        if self.plays and self.config.path != "embedding" and not family.has_decoder:
+            able = [n for n in available("models", UnifiedModel) if find("models", n, UnifiedModel).has_decoder]
+            raise ConfigError(
+                f"The family {name!r} has no differentiable decoder, which path={self.config.path} needs. Families that have "
+                f"one: {', '.join(able)}. Or type objectives.unigame.path=embedding."
+            )
+
+    def prepare(self, stage: Stage) -> None:
+        if not self.plays:
+            return
+        c, self.stage = self.config, stage
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(stage.seed, PURPOSES["adversary"]))  # every rank draws the same adversary
+            self.adversary = self.kind(self.adversary_config, stage.model.token_width).to(stage.world.device)
+        self.parameters = list(self.adversary.parameters())
+        self.optimizer = ReplicatedAdamW(self.parameters, clip=c.clip_norm, weight_decay=c.weight_decay)
+        self.path = build_path(c, self.adversary)
+        layout = RecordLayout(stage.model.processor.image_size, stage.model.processor.max_length)
+        candidates = c.attack_rows * (c.sampling.candidates if c.path == "sampled" else 1)
+        buffer = HardBuffer(layout, c.buffer.capacity, candidates, stage.world.rank, stage.world.size)
+        self.pool = Pool(c.buffer, buffer, self.clip, stage)
+        self.grad_norm = 0.0
+        self.shown: list[Panel] = []
+
+    def rehearse(self, largest: AttackInputs) -> None:
+        if not self.plays:
+            return
+        model = self.stage.model
+        with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
+            attacked = self.path.attack(model, largest.to(self.stage.world.device), self._generator("attack", 0, 0))
+            losses = model(UNDERSTAND, attacked.question).loss_sum
+            if self.adversary.learns:
+                torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+
+    # The step
+
+    def before_learner(self, step: Step) -> None:
+        if not self.plays:
+            return
+        self._put_hard_rows(step)
+        if not self._attacks(step):
+            return
+        counts = torch.stack([attack.question.counts for attack in step.attacks]).to(self.stage.world.device)
+        totals = self.stage.world.all_reduce_sum(torch.stack([counts.sum(), (counts > 0).sum()])).clamp(min=1)
+        self.positions, self.pictures = totals
+        if self.simultaneous:
+            at = self.stage.plan.slots(UNDERSTAND, ADVERSARIAL)  # the sources hold the places of what they become
+            for inputs, attack in zip(step.inputs, step.attacks, strict=True):
+                inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], at, attack.question)
+        else:
+            self._move(step)
+
+    def before_micro_step(self, step: Step, micro: int) -> Tensor | None:
+        if not self.plays:
+            return None
+        model, plan, inputs = self.stage.model, self.stage.plan, step.inputs[micro]
+        if self.config.hard_rows and self.config.path == "embedding":
+            at = plan.slots(UNDERSTAND, HARD)
+            with self.stage.as_opponent():
+                rows = self.path.replay(model, take_rows(inputs[UNDERSTAND], at), self._generator("replay", step.number, micro))
+            inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], at, rows)
+            step.passes += self.path.calls
+        if not (self.simultaneous and self._attacks(step)):
+            return None
+        attack = step.attacks[micro].to(self.stage.world.device)
+        with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
+            self.attacked = self.path.attack(model, attack, self._generator("attack", step.number, micro))
+        step.passes += self.attacked.passes
+        rows = reverse_gradient(self.attacked.question, self.config.gain / self.config.beta)
+        inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], plan.slots(UNDERSTAND, ADVERSARIAL), rows)
+        return self._price(attack, self.attacked) if self.adversary.learns else None
+
+    def after_pass(self, step: Step, micro: int, inputs: PassInputs, output: PassOutput, pass_name: str) -> None:
+        if not self.plays or pass_name != UNDERSTAND:
+            return
+        losses = output.loss_sum.detach()
+        if self.config.hard_rows:
+            at = self.stage.plan.slots(UNDERSTAND, HARD)
+            self.pool.refresh(self.drawn[micro], (losses / inputs.counts.clamp(min=1))[at])
+        if self.simultaneous and self._attacks(step):
+            at = self.stage.plan.slots(UNDERSTAND, ADVERSARIAL)
+            self._mine(step, micro, step.attacks[micro].to(self.stage.world.device), self.attacked, losses[at])
+
+    def after_learner(self, step: Step) -> dict[str, float]:
+        if not self.plays:
+            return {}
+        world, attacks = self.stage.world, self._attacks(step)
+        if self.simultaneous and attacks and self.adversary.learns:
+            # The engine averages over ranks, so the loss came times their number; the sum over ranks wants it once.
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad / world.size for p in self.parameters]
+            self._update(gradients, step)
+        if (step.number + 1) % self.config.buffer.merge_every == 0:
+            self.pool.merge(step.number)
+        metrics = self.pool.metrics(step.number, attacks)
+        if attacks:
+            metrics[names.ADVERSARY_EPS] = self.adversary.eps.item()
+            if self.adversary.learns:
+                metrics |= {names.ADVERSARY_LR: self._lr(step), names.ADVERSARY_GRAD_NORM: self.grad_norm}
+        return metrics
+
+    def panels(self) -> list[Panel]:
+        if not self.plays:
+            return []
+        shown, self.shown = self.shown, []
+        return shown
+
+    # The adversary
+
+    def _attacks(self, step: Step) -> bool:
+        return step.number % self.config.every == 0
+
+    def _lr(self, step: Step) -> float:
+        return self.config.ratio * step.lr
+
+    def _move(self, step: Step) -> None:
+        """The adversary's phase: attack every micro-batch, offer the results to the pool, update once."""
+        model, world = self.stage.model, self.stage.world
+        gradients = [torch.zeros_like(p) for p in self.parameters]
+        with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
+            for micro, attack in enumerate(step.attacks):
+                attack = attack.to(world.device)
+                attacked = self.path.attack(model, attack, self._generator("attack", step.number, micro))
+                losses = model(UNDERSTAND, attacked.question).loss_sum
+                step.passes += attacked.passes + 1
+                if self.adversary.learns:
+                    goal = self._price(attack, attacked) - self.config.gain * losses.sum() / self.positions
+                    for total, part in zip(gradients, torch.autograd.grad(goal, self.parameters), strict=True):
+                        total += part
+                self._mine(step, micro, attack, attacked, losses.detach())
+        if self.adversary.learns:
+            self._update(gradients, step)
+
+    def _update(self, gradients: list[Tensor], step: Step) -> None:
+        self.grad_norm = self.optimizer.step(gradients, self._lr(step), self.stage.world)
+        if not math.isfinite(self.grad_norm) and self.stage.world.is_main:
+            log.warning("The adversary's gradient of step %d is not finite; it was not updated.", step.number + 1)
+
+    def _price(self, attack: AttackInputs, attacked: Attacked) -> Tensor:
+        """(): this rank's share of the penalties, a mean over the attacked pictures of all ranks."""
+        p, delta = self.config.penalties, attacked.delta
+        rows = p.l2 * delta.square().mean((1, 2)) + p.tv * (delta[:, 1:] - delta[:, :-1]).square().mean((1, 2))
+        rows = rows + p.gate * (self.adversary.eps / self.adversary_config.eps_max).square()
+        if p.clip and self.clip is not None:
+            rows = rows + p.clip * (self.clip.tau - self.pool.similarity(attack, attacked.pictures)).clamp(min=0)
+        return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.pictures
+
+    def _mine(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, losses: Tensor) -> None:
+        """Candidates of one micro-step; on some steps also the report's pictures. The same calls on every rank."""
+        model, before = self.stage.model, attacked.passes
+        with self.stage.as_opponent():
+            found = self.path.harvest(model, attack, attacked, losses, self._generator("harvest", step.number, micro))
+            step.passes += attacked.passes - before
+            self.pool.mine(attack, attacked, *found, step.number)
+            every = self.config.pictures_every * self.config.every
+            if micro == 0 and every and step.number % every == 0:
+                self.shown = attack_panels(model, self.path, attack, attacked, found[0][0])[: self.config.pictures]
+
+    def _put_hard_rows(self, step: Step) -> None:
+        """Rows from this rank's buffer into the hard slots of every micro-step; slots without one stay dummies."""
+        self.drawn = [np.zeros(0, np.int64)] * len(step.inputs)
+        if not self.config.hard_rows:
+            return
+        world, first = self.stage.world, self.stage.plan.slots(UNDERSTAND, HARD).start
+        rng = np.random.default_rng([self.stage.seed, step.number, world.rank, PURPOSES["draw"]])
+        self.drawn = self.pool.draw(self.config.hard_rows, len(step.inputs), rng)
+        for inputs, drawn in zip(step.inputs, self.drawn, strict=True):
+            if len(drawn):
+                inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], slice(first, first + len(drawn)), self.pool.rows(drawn))
+
+    def _generator(self, purpose: str, step: int, micro: int) -> torch.Generator:
+        """Randomness of one attack, from where we are in the run alone."""
+        world = self.stage.world
+        seed = derive(self.stage.seed, step, micro, world.rank, PURPOSES[purpose])
+        return torch.Generator(world.device).manual_seed(seed)
+
+    # Checkpoints
+
+    def save(self, folder: Path) -> None:
+        if not self.plays:
+            return
+        self.pool.save(folder)
+        if self.stage.world.is_main:
+            tensors = {f"adversary.{name}": value for name, value in self.adversary.state_dict().items()}
+            tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
+            header = json.dumps({"adversary": repr(self.adversary), "pool": self.pool.state_dict()})
+            save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, folder / FILE, {HEADER: header})
+
+    def load(self, folder: Path) -> None:
+        if not self.plays:
+            return
+        if not (folder / FILE).is_file():
+            raise CheckpointError(
+                f"{folder} holds no adversary: that run had no attacks. Give another `output`, or type checkpoint.resume=never."
+            )
+        with safe_open(folder / FILE, "pt") as file:
+            header = json.loads(file.metadata()[HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["adversary"] != repr(self.adversary):
+            raise CheckpointError(
+                f"{folder} was saved with another adversary:\n{header['adversary']}\nThis run has:\n{self.adversary!r}\n"
+                "Give the same settings in objectives.unigame.adversary, or another `output`."
+            )
+        self.adversary.load_state_dict(_under("adversary.", tensors))
+        self.optimizer.load_tensors(_under("optimizer.", tensors))
+        self.pool.load_state_dict(header["pool"])
+        self.pool.load(folder)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

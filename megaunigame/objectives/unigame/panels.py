@@ -1,0 +1,59 @@
+"""What the report shows of an attack: source, redrawn, adversarial and their difference, with what the learner answers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megaunigame.models.base import UnifiedModel
+from megaunigame.objectives.base import Panel
+from megaunigame.objectives.unigame.paths import Attacked, AttackPath
+from megaunigame.passes import IGNORE, UNDERSTAND, AttackInputs, PassInputs
+
+GAIN = 10
+"""The difference is shown ten times as strong, around grey."""
+
+
+@torch.no_grad()
+def attack_panels(
+    model: UnifiedModel, path: AttackPath, inputs: AttackInputs, attacked: Attacked, pictures: Tensor
+) -> list[Panel]:
+    """One line per real row, for `pictures` (B, 3, H, W) in [-1, 1]. The same model calls on every rank, whatever the data."""
+    plain = path.undisturbed(model, inputs)
+    before = _answers(model, inputs.question)
+    after = _answers(model, attacked.question)
+    assert inputs.redraw.targets is not None
+    return [
+        Panel(
+            pictures={
+                "source": _bytes(inputs.redraw.targets[row]),
+                "decoded": _bytes(plain[row]),
+                "adversarial": _bytes(pictures[row]),
+                f"difference x {GAIN}": _bytes((pictures[row] - plain[row]) * GAIN / 2),
+            },
+            texts={
+                "question": inputs.first_turns[row][0],
+                "answer": inputs.first_turns[row][1],
+                "prediction before": before[row],
+                "prediction after": after[row],
+            },
+        )
+        for row in range(len(pictures))
+        if inputs.question.counts[row] > 0
+    ]
+
+
+def _answers(model: UnifiedModel, question: PassInputs) -> list[str]:
+    """The greedy answer to the first question of every row, given the reference before each token."""
+    assert question.labels is not None
+    predictions = model(UNDERSTAND, question, predict=True).predictions
+    texts = []
+    for labels, predicted in zip(question.labels, predictions, strict=True):
+        asked = (labels != IGNORE).nonzero().squeeze(1)
+        run = asked - torch.arange(len(asked), device=asked.device)  # constant as long as positions follow one another
+        texts.append(model.processor.text(predicted[asked[run == run[:1]]].tolist()))
+    return texts
+
+
+def _bytes(picture: Tensor) -> Tensor:
+    return ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()

@@ -1,0 +1,179 @@
+"""Where the perturbation enters, and what the learner sees of it.
+
+    decoder    h = post-LM tokens of the source, teacher forced;  x = decode(h + delta);  loss = CE(answer | x, question)
+    embedding  v = visual tokens of the source;                                          loss = CE(answer | v + delta, question)
+    sampled    the embedding path for the adversary's loss; the pictures are drawn token by token, delta on every embedding
+
+One forward through the language model gives h. The same picture then serves the adversary's ascent, the CLIP filter and the
+buffer; the released code draws its pictures separately, which is the third path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaunigame.adversary.base import Adversary
+from megaunigame.models.base import UnifiedModel
+from megaunigame.objectives.unigame.settings import Sampling, Settings
+from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, PassInputs
+
+
+@dataclass
+class Attacked:
+    """One micro-batch under attack. `question` and `delta` carry the gradient to a learning adversary."""
+
+    question: PassInputs
+    """The conversation about what the adversary made of the picture."""
+    delta: Tensor
+    """(B, N, D) float32."""
+    changed: Tensor
+    """(B,) share of the picture's codes that the perturbation changed; 0 where no code is drawn."""
+    pictures: Tensor
+    """(B, 3, H, W) in [-1, 1]: what the learner is shown; differentiable where a decoder made it."""
+    passes: int
+    """Forwards through the language model that it took."""
+
+
+class AttackPath(ABC):
+    """Turns sources into attacked questions. Everything happens inside `as_opponent` of the learner."""
+
+    def __init__(self, adversary: Adversary):
+        self.adversary = adversary
+        self.calls = 0
+        """Forwards that the adversary itself asked for in the present attack."""
+
+    @abstractmethod
+    def attack(self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator) -> Attacked:
+        """The source pictures of one micro-batch under attack."""
+
+    def undisturbed(self, model: UnifiedModel, inputs: AttackInputs) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]: what would be shown without a perturbation."""
+        assert inputs.redraw.targets is not None
+        return inputs.redraw.targets
+
+    def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
+        """Questions about stored pictures, as the learner is to see them."""
+        return question
+
+    def harvest(
+        self, model: UnifiedModel, inputs: AttackInputs, attacked: Attacked, losses: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates for the buffer: pictures (K, B, 3, H, W) in [-1, 1] and loss sums (K, B); most paths have K = 1."""
+        return attacked.pictures.detach().unsqueeze(0), losses.detach().unsqueeze(0)
+
+    def _perturb(
+        self, model: UnifiedModel, tokens: Tensor, question_of: Callable[[Tensor], PassInputs], generator: torch.Generator
+    ) -> Tensor:
+        def ascend(delta: Tensor) -> Tensor:
+            self.calls += 1
+            return model(UNDERSTAND, question_of(delta)).loss_sum
+
+        self.calls = 0
+        return self.adversary.perturb(tokens, ascend, generator)
+
+
+class DecoderPath(AttackPath):
+    """Through the generation head and the image decoder."""
+
+    def __init__(self, adversary: Adversary, anchored: bool):
+        super().__init__(adversary)
+        self.anchored = anchored
+
+    def attack(self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator) -> Attacked:
+        with torch.no_grad():
+            seen = model(GENERATE, inputs.redraw)
+        anchor = seen.target if self.anchored else None
+
+        def question_of(delta: Tensor) -> PassInputs:
+            return about(model, inputs.question, model.decode(seen.hidden, delta, anchor).pixels)
+
+        delta = self._perturb(model, seen.hidden.float(), question_of, generator)
+        decoded = model.decode(seen.hidden, delta, anchor)
+        question = about(model, inputs.question, decoded.pixels)
+        return Attacked(question, delta, decoded.changed, decoded.pixels, passes=1 + self.calls)
+
+    def undisturbed(self, model: UnifiedModel, inputs: AttackInputs) -> Tensor:
+        seen = model(GENERATE, inputs.redraw)
+        return model.decode(seen.hidden, None, seen.target if self.anchored else None).pixels
+
+
+class EmbeddingPath(AttackPath):
+    """On the tokens the language model reads. No picture shows it: the buffer keeps sources, attacked anew on replay."""
+
+    def attack(self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator) -> Attacked:
+        question, delta = self._disturbed(model, inputs.question, generator)
+        assert inputs.redraw.targets is not None
+        unchanged = delta.new_zeros(len(delta))
+        return Attacked(question, delta, unchanged, inputs.redraw.targets, passes=self.calls)
+
+    def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
+        disturbed, delta = self._disturbed(model, question, generator)
+        assert disturbed.visual_delta is not None
+        return dataclasses.replace(disturbed, visual_delta=disturbed.visual_delta.detach())
+
+    def _disturbed(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> tuple[PassInputs, Tensor]:
+        """The question with a perturbation, and the perturbation as (B, N, D)."""
+        assert question.images is not None
+        with torch.no_grad():
+            tokens = model.visual_tokens(question.images).float()
+
+        def question_of(delta: Tensor) -> PassInputs:
+            return dataclasses.replace(question, visual_delta=delta.unflatten(1, tokens.shape[1:3]))
+
+        delta = self._perturb(model, tokens.flatten(1, 2), question_of, generator)
+        return question_of(delta), delta
+
+
+class SampledPath(EmbeddingPath):
+    """The released procedure, kept to compare its cost: pictures are drawn token by token, without gradient."""
+
+    def __init__(self, adversary: Adversary, sampling: Sampling):
+        super().__init__(adversary)
+        self.sampling = sampling
+
+    def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
+        return question  # here the buffer holds pictures that were attacked
+
+    def harvest(
+        self, model: UnifiedModel, inputs: AttackInputs, attacked: Attacked, losses: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        drawn: list[Tensor] = []
+        sums: list[Tensor] = []
+
+        def disturb(embedding: Tensor) -> Tensor:
+            return self._perturb(model, embedding.float(), lambda delta: inputs.question, generator)
+
+        with torch.no_grad():
+            for _ in range(self.sampling.candidates):
+                pixels = model.sample(
+                    inputs.redraw,
+                    guidance=self.sampling.guidance,
+                    temperature=self.sampling.temperature,
+                    generator=generator,
+                    disturb=disturb,
+                )
+                drawn.append(pixels)
+                sums.append(model(UNDERSTAND, about(model, inputs.question, pixels)).loss_sum)
+                attacked.passes += 1 + model.calls_per_sample
+        attacked.question = about(model, inputs.question, drawn[0])
+        return torch.stack(drawn), torch.stack(sums)
+
+
+def about(model: UnifiedModel, question: PassInputs, pixels: Tensor) -> PassInputs:
+    """The question about other pictures (B, 3, H, W) in [-1, 1], one per row; differentiable to them."""
+    return dataclasses.replace(question, images=model.as_source(pixels).unsqueeze(1))
+
+
+def build_path(settings: Settings, adversary: Adversary) -> AttackPath:
+    """The path that the settings name."""
+    if settings.path == "decoder":
+        return DecoderPath(adversary, anchored=settings.anchor == "source")
+    if settings.path == "embedding":
+        return EmbeddingPath(adversary)
+    return SampledPath(adversary, settings.sampling)

@@ -1,0 +1,123 @@
+"""The pool of hard pictures: what is mined goes through the CLIP filter into the hard buffer, and comes back as rows."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megaunigame.adversary.clip_filter import ClipFilter
+from megaunigame.adversary.hard_buffer import HardBuffer, MergeReport
+from megaunigame.monitoring import names
+from megaunigame.objectives.base import Stage
+from megaunigame.objectives.unigame.paths import Attacked
+from megaunigame.objectives.unigame.replay import to_records, to_rows
+from megaunigame.objectives.unigame.settings import BufferSettings
+from megaunigame.objectives.unigame.tally import Tally
+from megaunigame.passes import AttackInputs, PassInputs
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 3
+"""Merges in a row without a plausible candidate before the run says so."""
+
+
+class Pool:
+    """Filter, buffer, and the counts of the present step, on one rank."""
+
+    def __init__(self, settings: BufferSettings, buffer: HardBuffer, clip: ClipFilter | None, stage: Stage):
+        self.settings, self.buffer, self.clip, self.stage = settings, buffer, clip, stage
+        self.tally = Tally()
+        self.merged: MergeReport | None = None
+        """The last merge."""
+        self.empty_merges = 0
+        """Merges in a row without a candidate."""
+
+    def similarity(self, attack: AttackInputs, pictures: Tensor) -> Tensor:
+        """(B,) cosine of pictures (B, 3, H, W) in [-1, 1] with what they should show; 1 without a filter."""
+        if self.clip is None:
+            return pictures.new_ones(len(pictures))
+        return self.clip.similarity(pictures, sources=attack.redraw.targets, texts=attack.texts)
+
+    @torch.no_grad()
+    def mine(self, attack: AttackInputs, attacked: Attacked, pictures: Tensor, losses: Tensor, step: int) -> None:
+        """Offer the candidates of one micro-step: pictures (K, B, 3, H, W) in [-1, 1], loss sums (K, B)."""
+        question = attack.question
+        real = question.counts > 0
+        records: list[np.ndarray] = []
+        accepted: list[np.ndarray] = []
+        for shown, loss in zip(pictures, losses, strict=True):
+            similarity = self.similarity(attack, shown)
+            plausible = torch.ones_like(real) if self.clip is None else self.clip.accepts(similarity)
+            means = loss / question.counts.clamp(min=1)
+            records.append(to_records(self.buffer.layout, question, shown, means, similarity, step))
+            accepted.append((real & plausible).cpu().numpy())
+            length = attacked.delta.norm(dim=-1).mean(1)
+            self.tally.add(real, plausible, similarity, loss, question.counts, attacked.changed, length)
+        # Row by row and there candidate by candidate: the order in which a single rank would have met them.
+        self.tally.not_finite += self.buffer.mine(np.stack(records, 1).ravel(), np.stack(accepted, 1).ravel())
+
+    def draw(self, rows: int, micro_steps: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Indices of at most `rows` records for each micro-step, none twice."""
+        drawn = self.buffer.draw(rows * micro_steps, self.settings.temperature, rng)
+        self.tally.replayed = len(drawn)
+        return [drawn[micro * rows : (micro + 1) * rows] for micro in range(micro_steps)]
+
+    def rows(self, indices: np.ndarray) -> PassInputs:
+        """Understand rows of records, on the CPU."""
+        return to_rows(self.stage.model, self.buffer.records(indices))
+
+    def refresh(self, indices: np.ndarray, losses: Tensor) -> None:
+        """Note the losses (B,) that replayed records had just now."""
+        self.buffer.refresh(indices, losses.cpu().numpy()[: len(indices)])
+
+    def merge(self, step: int) -> None:
+        """Collective: let the hardest candidates of all ranks in."""
+        self.merged = self.buffer.merge(self.stage.world, self.settings.percentile, step, self.settings.max_age)
+        self.empty_merges = 0 if self.merged.candidates else self.empty_merges + 1
+        if self.empty_merges and self.empty_merges % PATIENCE == 0 and self.stage.world.is_main:
+            cause = (
+                "no attacked picture had an answer and a finite loss"
+                if self.clip is None
+                else f"the CLIP filter rejects all of them (tau {self.clip.tau:g}): lower objectives.unigame.clip.tau or "
+                "objectives.unigame.adversary.eps_max"
+            )
+            log.warning("The hard buffer got no candidate in the last %d merges: %s.", self.empty_merges, cause)
+
+    def metrics(self, step: int, attacked: bool) -> dict[str, float]:
+        """Collective: the counts of this step over all ranks, by one small all-reduce."""
+        size = self.buffer.size
+        local = [*self.tally.sums(), size, size * self.buffer.mean_age(step) if size else 0.0]
+        sums = self.stage.world.all_reduce_sum(torch.tensor(local, dtype=torch.float64).to(self.stage.world.device)).tolist()
+        total, whole, ages = Tally(*sums[:-2]), sums[-2], sums[-1]
+        self.tally = Tally()
+        metrics = {names.BUFFER_SIZE: whole, names.BUFFER_REPLAYED: total.replayed}
+        if whole:
+            metrics[names.BUFFER_AGE] = ages / whole
+        if self.merged is not None:
+            metrics |= {names.BUFFER_ENTERED: self.merged.entered, names.BUFFER_MOVED: self.merged.moved}
+            if math.isfinite(self.merged.threshold):
+                metrics[names.BUFFER_THRESHOLD] = self.merged.threshold
+        return metrics | (total.metrics(filtered=self.clip is not None) if attacked else {})
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of the buffer."""
+        self.buffer.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """This rank's share of what all ranks saved."""
+        self.buffer.load(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is the same on all ranks, as JSON values."""
+        return {"empty_merges": self.empty_merges, "merged": None if self.merged is None else asdict(self.merged)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.empty_merges = state["empty_merges"]
+        self.merged = None if state["merged"] is None else MergeReport(**state["merged"])

@@ -1,0 +1,33 @@
+"""Two players on one backward pass: the adversary receives the learner's gradient with its sign turned (arXiv 1409.7495)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megaunigame.passes import PassInputs
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return -ctx.factor * gradient, None
+
+
+def reverse_gradient(question: PassInputs, factor: float) -> PassInputs:
+    """The same question; the gradient behind its picture or its visual tokens is multiplied by -factor."""
+    assert question.images is not None
+    delta = question.visual_delta
+    return dataclasses.replace(
+        question,
+        images=_Reversed.apply(question.images, factor),
+        visual_delta=None if delta is None else _Reversed.apply(delta, factor),
+    )

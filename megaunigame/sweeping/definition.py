@@ -1,0 +1,158 @@
+"""The sweep file: one YAML file that says which arms are trained over which seeds, and what is compared."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megaunigame.config import fill
+from megaunigame.errors import ConfigError
+from megaunigame.registry import unknown
+
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
+OWN_KEYS = ("output", "seed")
+"""Settings of a recipe that the sweep gives to each run itself."""
+
+
+@dataclass
+class Axis:
+    """The horizontal axis of the plot."""
+
+    title: str = ""
+    values: dict[str, float] = field(default_factory=dict)
+    """Arm -> its place. The baseline may do without: it is then drawn as a horizontal line."""
+    log: bool = False
+
+
+@dataclass
+class Sweep:
+    """Arms x seeds. Overrides are `dotted.key: value`, as in `launch/train.py RECIPE dotted.key=value`."""
+
+    name: str = MISSING
+    output: str = MISSING
+    """Folder of the sweep; a run is OUTPUT/ARM/seed-S."""
+    recipe: str = MISSING
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    ranks: int = 1
+    """Processes of one run."""
+    jobs: int = 0
+    """Runs at a time; 0: as many as the cores or GPUs of this machine hold."""
+    common: dict[str, Any] = field(default_factory=dict)
+    """Overrides of all runs; an arm that sets the same key wins."""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of an arm -> its overrides; `{}` is the recipe as it stands."""
+    baseline: str = ""
+    """The arm that the others are compared with; empty: no comparison."""
+    x: Axis = field(default_factory=Axis)
+    """Left out: the plot has one line per arm instead of an axis."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Title of a column -> name of a metric in metrics.jsonl; its last value counts."""
+
+
+def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
+    """Read a sweep file.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` for keys of the sweep file itself, YAML values (`seeds=[0]`, `x.log=true`).
+        settings: `dotted.key=value` for every run, added to `common`; refused where an arm sets that very setting.
+
+    Raises ConfigError that names the key and what is legal.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"No sweep file at {path}. Give the path of a YAML file, for example launch/sweeps/unigame_budget.yaml."
+        )
+    for text in (*overrides, *settings):
+        if "=" not in text:
+            raise ConfigError(f"{text!r} has no '='. Write key=value, for example seeds=[0] or --set schedule.steps=20.")
+    try:
+        given = OmegaConf.load(path)
+        if not isinstance(given, DictConfig):
+            raise ConfigError(f"{path} must hold a mapping of settings at its top level.")
+        for override in overrides:
+            key, _, value = override.partition("=")
+            OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
+        for_all = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings)}
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not a legal YAML sweep file: {error}") from error
+    plain: Any = OmegaConf.to_container(given, resolve=True)
+    _check_overrides(plain)
+    sweep: Sweep = fill(Sweep, plain, "sweep")
+    _check_values(sweep)
+    _refuse_conflicts(for_all, sweep.arms)
+    sweep.common |= for_all
+    return sweep
+
+
+def _check_overrides(plain: dict[str, Any]) -> None:
+    """`common` and every arm are flat mappings of dotted keys, of settings that are not the sweep's own."""
+    arms = plain.get("arms")
+    if not isinstance(arms, dict) or not arms:
+        raise ConfigError("sweep.arms must name at least one arm, for example arms: {sft: {}, hard: {optimizer.lr: 1.0e-4}}.")
+    blocks = {f"sweep.arms.{name}": overrides for name, overrides in arms.items()}
+    if "common" in plain:
+        blocks["sweep.common"] = plain["common"]
+    for where, overrides in blocks.items():
+        if not isinstance(overrides, dict):
+            raise ConfigError(
+                f"{where} must be a mapping of overrides ({{}} for none), such as {{optimizer.lr: 1.0e-4}}; got {overrides!r}."
+            )
+        for key in OWN_KEYS:
+            if key in overrides:
+                raise ConfigError(
+                    f"{where} sets {key!r}, which the sweep gives to each run itself: use the sweep's `output` and `seeds`."
+                )
+
+
+def _check_values(sweep: Sweep) -> None:
+    arms = list(sweep.arms)
+    for arm in arms:
+        if not FOLDER_NAME.fullmatch(arm):
+            raise ConfigError(f"Arm {arm!r} names a folder: use letters, digits and . _ = - only, the first a letter or digit.")
+    if not sweep.seeds or len(set(sweep.seeds)) != len(sweep.seeds):
+        raise ConfigError(f"sweep.seeds must be one or more different numbers, for example seeds=[0,1,2]; got {sweep.seeds}.")
+    if sweep.ranks < 1 or sweep.jobs < 0:
+        raise ConfigError(f"sweep.ranks must be at least 1 and sweep.jobs at least 0; got {sweep.ranks} and {sweep.jobs}.")
+    if not sweep.metrics:
+        raise ConfigError("sweep.metrics is empty. Name what is compared, for example metrics: {loss: loss/total}.")
+    if sweep.baseline and sweep.baseline not in arms:
+        raise ConfigError("sweep.baseline: " + unknown("arm", sweep.baseline, arms))
+    if sweep.x.title or sweep.x.values:
+        _check_axis(sweep.x, arms, sweep.baseline)
+
+
+def _check_axis(x: Axis, arms: list[str], baseline: str) -> None:
+    if not x.title or not x.values:
+        raise ConfigError(
+            "sweep.x needs both a title and values, for example x: {title: eps_max, values: {small: 0.01, large: 0.1}}."
+        )
+    for arm, value in x.values.items():
+        if arm not in arms:
+            raise ConfigError("sweep.x.values: " + unknown("arm", arm, arms))
+        if x.log and value <= 0:
+            raise ConfigError(f"sweep.x.values.{arm} is {value}, which a logarithmic axis cannot show. Leave x.log out.")
+    without = [arm for arm in arms if arm not in x.values and arm != baseline]
+    if without:
+        raise ConfigError(f"sweep.x.values has no value for arm {without[0]!r}; only the baseline may do without one.")
+
+
+def _refuse_conflicts(for_all: dict[str, Any], arms: dict[str, dict[str, Any]]) -> None:
+    """What is set for all runs must not undo, or be undone by, what tells the arms apart."""
+    for key in for_all:
+        if key in OWN_KEYS:
+            raise ConfigError(
+                f"--set {key}: the sweep gives it to each run itself. Type output=FOLDER or seeds=[...] without --set."
+            )
+        for arm, overrides in arms.items():
+            for own in overrides:
+                if f"{own}.".startswith(f"{key}.") or f"{key}.".startswith(f"{own}."):
+                    raise ConfigError(
+                        f"--set {key} and arm {arm!r}, which sets {own}, exclude each other. Edit the arm instead."
+                    )

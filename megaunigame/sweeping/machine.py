@@ -1,0 +1,68 @@
+"""What this machine can run at a time, and the command and environment of one run on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaunigame.errors import ConfigError
+from megaunigame.sweeping.runs import Run
+
+
+@dataclass(frozen=True)
+class Machine:
+    cores: int
+    devices: tuple[str, ...]
+    """GPUs as CUDA_VISIBLE_DEVICES names them; none: runs go to the cores."""
+
+
+def this_machine() -> Machine:
+    """The cores and GPUs this process may use (`DS_ACCELERATOR=cpu` leaves the GPUs alone, as in training)."""
+    import torch  # here: it costs seconds, and only a sweep that starts runs should pay them
+
+    cores = len(os.sched_getaffinity(0))
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        return Machine(cores, ())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    return Machine(cores, tuple(name.strip() for name in names))
+
+
+def places(machine: Machine, ranks: int, jobs: int) -> list[dict[str, str]]:
+    """One entry per run that goes on at a time: the environment variables that keep it to its place.
+
+    Args:
+        ranks: processes of a run; each wants a GPU, or a core where there are no GPUs.
+        jobs: runs at a time; 0: as many as fit. More than there are cores is allowed, more than there are GPUs is not.
+
+    Raises ConfigError when a run does not fit.
+    """
+    devices = machine.devices
+    if not devices:
+        count = jobs or max(1, machine.cores // ranks)
+        return [{"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} for _ in range(count)]
+    count = jobs or len(devices) // ranks
+    if count < 1 or count * ranks > len(devices):
+        fit = len(devices) // ranks
+        cure = f"Type jobs={fit}." if fit else f"Type ranks={len(devices)}."
+        raise ConfigError(f"{max(1, count)} runs of {ranks} ranks do not fit on {len(devices)} GPUs. {cure}")
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(devices[i * ranks : (i + 1) * ranks])} for i in range(count)]
+
+
+def train_command(run: Run, train_script: Path, ranks: int, machine: Machine) -> list[str]:
+    """The command of a run, as one would type it."""
+    training = [os.path.relpath(train_script), run.recipe, *run.overrides]
+    if ranks == 1:
+        return [sys.executable, *training]
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(_free_port())]
+    # With --num_gpus the launcher would ignore CUDA_VISIBLE_DEVICES and put every run on the first GPUs.
+    return [*launcher, *([] if machine.devices else ["--num_gpus", str(ranks)]), *training]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

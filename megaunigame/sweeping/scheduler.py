@@ -1,0 +1,193 @@
+"""Carries out the runs of a sweep, several at a time, each as a process group of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from megaunigame.monitoring.monitor import clock_time
+from megaunigame.sweeping.runs import LOG_FILE, Run, is_done, is_running, lock, seconds_of, state, write_origin
+
+POLL_SECONDS = 0.1
+TAIL_LINES = 12
+
+
+@dataclass
+class Outcome:
+    """What is not done after a sweep; all empty when everything is."""
+
+    failed: list[Run] = field(default_factory=list)
+    elsewhere: list[Run] = field(default_factory=list)
+    """Another process is at them."""
+    stopped_by: signal.Signals | None = None
+
+    @property
+    def complete(self) -> bool:
+        return not (self.failed or self.elsewhere or self.stopped_by)
+
+    def describe(self) -> str:
+        """What is not done, and why."""
+        lines = [f"Stopped by {self.stopped_by.name}."] if self.stopped_by else []
+        for what, runs in (("Failed", self.failed), ("Left to another process", self.elsewhere)):
+            lines += [f"{what}: {', '.join(run.name for run in runs)} (see {LOG_FILE} in their folders)."] if runs else []
+        return "\n".join(lines)
+
+
+@dataclass
+class Job:
+    """A run while it goes on."""
+
+    number: int
+    run: Run
+    place: int
+    process: subprocess.Popen[bytes]
+    started: float
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """To the launcher, its ranks and their loaders; none may be left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+class Scheduler:
+    """Starts what is not done, in order; a failed run does not keep the others from theirs.
+
+    Args:
+        runs: all runs of the sweep; done ones are left alone, unfinished ones are started again and resume by themselves.
+        places: environment variables of each run that may go on at a time; their number is the limit.
+        command: the command line of a run. It must leave what `runs.is_done` looks for. Tests give a fake one.
+        after_run: called after every run that ended well.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        places: Sequence[dict[str, str]],
+        command: Callable[[Run], list[str]],
+        after_run: Callable[[], None],
+        say: Callable[[str], None],
+    ):
+        self.runs, self.places, self.command, self.after_run, self.say = runs, places, command, after_run, say
+        finished = [run for run in runs if is_done(run)]
+        self.done = len(finished)
+        self.durations = [seconds_of(run) for run in finished]
+        self.waiting = deque((n, run) for n, run in enumerate(runs, start=1) if run not in finished)
+        self.jobs: list[Job] = []
+        self.outcome = Outcome()
+        self.signals: list[signal.Signals] = []
+        """SIGTERM and SIGINT so far. Written by the signal handler only, at any moment."""
+
+    def carry_out(self) -> Outcome:
+        """Run until nothing is left to start. SIGTERM or SIGINT ends the runs politely (each saves), a second one at once."""
+        say_done = f", {self.done} done before" if self.done else ""
+        self.say(f"{len(self.runs)} runs{say_done}; {len(self.places)} at a time")
+        with self._listening():
+            while (self.waiting or self.jobs) and not self.signals:
+                self._start_what_fits()
+                time.sleep(POLL_SECONDS)
+                for job in [job for job in self.jobs if job.process.poll() is not None]:
+                    self._end(job)
+            if self.signals:
+                self._stop()
+        return self.outcome
+
+    def _start_what_fits(self) -> None:
+        free = [place for place in range(len(self.places)) if place not in {job.place for job in self.jobs}]
+        while free and self.waiting and not self.signals:
+            number, run = self.waiting.popleft()
+            # Looked at again: another sweep on the same disk may have come first.
+            if state(run) == "done":
+                self.done += 1
+                self._note(number, run, "done elsewhere")
+            elif not self._start(number, run, free[0]):
+                self.outcome.elsewhere.append(run)
+                self._note(number, run, f"left alone: another process is at it ({run.log} is locked)")
+            else:
+                free.pop(0)
+
+    def _start(self, number: int, run: Run, place: int) -> bool:
+        """False when another process is at this run."""
+        again = state(run) == "unfinished"
+        write_origin(run)
+        command = self.command(run)
+        with run.log.open("ab") as log:
+            if not lock(log):
+                return False
+            log.write(f"$ {shlex.join(command)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **self.places[place]},
+                stdin=subprocess.DEVNULL,
+                stdout=log,  # the children inherit the lock with it
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches it through us alone, and as one group
+            )
+        self.jobs.append(Job(number, run, place, process, time.monotonic()))
+        self._note(number, run, f"{'again' if again else 'start'}   log {run.log}")
+        return True
+
+    def _end(self, job: Job) -> None:
+        job.signal_group(signal.SIGKILL)  # what a dead launcher leaves behind must not hold the place
+        self.jobs.remove(job)
+        run, code = job.run, job.process.returncode
+        if code == 0 and is_done(run):
+            self.done += 1
+            self.durations.append(job.seconds)
+            self.after_run()
+            self._note(
+                job.number, run, f"done    {clock_time(job.seconds)} | {self.done} of {len(self.runs)} | ETA {self._eta()}"
+            )
+            return
+        self.outcome.failed.append(run)
+        reason = f"exit code {code}" if code else f"it ended before its last step, {run.steps}"
+        tail = run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        self._note(job.number, run, f"FAILED  {clock_time(job.seconds)} | {reason}; the end of {run.log}:")
+        self.say("\n".join(f"      | {line}" for line in tail))
+
+    def _note(self, number: int, run: Run, what: str) -> None:
+        width = len(str(len(self.runs)))
+        self.say(f"[{number:>{width}}/{len(self.runs)}] {run.name:<{max(len(r.name) for r in self.runs)}}  {what}")
+
+    def _eta(self) -> str:
+        mean = statistics.fmean(self.durations)
+        left = len(self.waiting) * mean + sum(max(0.0, mean - job.seconds) for job in self.jobs)
+        return clock_time(left / len(self.places))
+
+    def _stop(self) -> None:
+        """Ask every group to end and wait for all of its processes: a launcher is gone long before its ranks have saved."""
+        self.outcome.stopped_by = self.signals[0]
+        self.say(f"{self.signals[0].name}: {len(self.jobs)} runs save and stop; once more ends them at once")
+        for job in self.jobs:
+            job.signal_group(signal.SIGTERM)
+        while any(job.process.poll() is None or is_running(job.run) for job in self.jobs):
+            if len(self.signals) > 1:
+                for job in self.jobs:
+                    job.signal_group(signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        def note(number: int, _frame: Any) -> None:
+            self.signals.append(signal.Signals(number))
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,156 @@
+"""What a sweep found: mean and spread over seeds per arm, and differences to the baseline, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaunigame.monitoring.names import EVALUATION
+from megaunigame.sweeping.definition import Sweep
+from megaunigame.sweeping.runs import Run, is_done, last_values
+
+TABLE_FILE, RESULTS_FILE = "table.md", "results.csv"
+SHARE = re.compile(r"accuracy|consistency|match|share|present|exact|relation")
+"""Metrics of an evaluation with such a word in their name lie in 0..1 and are shown in %."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A done run."""
+
+    arm: str
+    seed: int
+    values: dict[str, float]
+    """Metric -> its last value."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    mean: float
+    deviation: float | None
+    """Standard deviation (n - 1 in the denominator), or standard error where said so; None for a single value."""
+    count: int
+
+
+def collect(runs: Iterable[Run]) -> list[Result]:
+    """The results of all done runs: what an unfinished run measured so far is no result."""
+    return [Result(run.arm, run.seed, last_values(run)) for run in runs if is_done(run)]
+
+
+def missing(sweep: Sweep, results: Iterable[Result]) -> list[str]:
+    """One line per metric of the sweep that done runs did not record."""
+    lines = []
+    for title, metric in sweep.metrics.items():
+        without = [f"{r.arm}/seed-{r.seed}" for r in results if metric not in r.values]
+        if without:
+            lines.append(f"{metric} ({title}) is missing in {', '.join(without)}")
+    return lines
+
+
+def values_of(results: Iterable[Result], arm: str, metric: str) -> dict[int, float]:
+    """Seed -> value, where the arm has one."""
+    return {r.seed: r.values[metric] for r in results if r.arm == arm and metric in r.values}
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and standard deviation; None when there are no values."""
+    if not values:
+        return None
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def difference(results: Sequence[Result], arm: str, baseline: str, metric: str) -> Spread | None:
+    """Mean over the seeds both arms have of (arm - baseline), and its standard error.
+
+    Paired by seed: two arms with one seed see the same data in the same order, and what that does to both cancels.
+    """
+    ours, theirs = values_of(results, arm, metric), values_of(results, baseline, metric)
+    paired = spread([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+    if paired is None or paired.deviation is None:
+        return paired
+    return Spread(paired.mean, paired.deviation / math.sqrt(paired.count), paired.count)
+
+
+def scale(metric: str) -> float:
+    """What a value is multiplied with to be shown: 100 for shares."""
+    return 100.0 if metric.startswith(EVALUATION) and SHARE.search(metric) else 1.0
+
+
+def heading(title: str, metric: str) -> str:
+    return f"{title} (%)" if scale(metric) == 100.0 else title
+
+
+def as_markdown(sweep: Sweep, results: Sequence[Result]) -> str:
+    """The whole of table.md: what was run, the table, how to read it."""
+    total = len(sweep.arms) * len(sweep.seeds)
+    columns = ["arm", "seeds"]
+    for title, metric in sweep.metrics.items():
+        columns += [heading(title, metric), *([f"vs {sweep.baseline}"] if sweep.baseline else [])]
+    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    for arm in sweep.arms:
+        count = sum(r.arm == arm for r in results)
+        cells = [arm, str(count)]
+        for metric in sweep.metrics.values():
+            cells.append(_cell(spread(list(values_of(results, arm, metric).values())), metric, "", count))
+            if sweep.baseline == arm:
+                cells.append("")
+            elif sweep.baseline:
+                cells.append(_cell(difference(results, arm, sweep.baseline, metric), metric, "+", count))
+        lines.append(_line(cells))
+    state = "All" if len(results) == total else f"PARTIAL: {len(results)} of"
+    legend = "Mean ± standard deviation over seeds."
+    if sweep.baseline:
+        legend += f" vs {sweep.baseline}: mean difference over the seeds both arms have ± its standard error, paired by seed."
+    seeds = ", ".join(map(str, sweep.seeds))
+    head = f"{state} {total} runs finished: `{sweep.recipe}`, seeds {seeds}; ranks per run: {sweep.ranks}."
+    return "\n".join([f"# {sweep.name}", "", head, "", *lines, "", legend, ""])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(value: Spread | None, metric: str, sign: str, runs: int) -> str:
+    """`mean ± deviation`; with `n=` where it stands on fewer runs than the arm has finished."""
+    if value is None:
+        return "-"
+    factor = scale(metric)
+    form = ".1f" if factor == 100.0 else ".4g"
+    text = f"{factor * value.mean:{sign}{form}}"
+    if value.deviation is not None:
+        text += f" ± {factor * value.deviation:{form}}"
+    return text if value.count == runs else f"{text} (n={value.count})"
+
+
+def as_csv(results: Iterable[Result]) -> str:
+    """One line per done run: arm, seed, and the last value of every metric it recorded, as recorded."""
+    results = list(results)
+    metrics = sorted({name for r in results for name in r.values})
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["arm", "seed", *metrics])
+    writer.writerows([r.arm, r.seed, *(r.values.get(name, "") for name in metrics)] for r in results)
+    return out.getvalue()
+
+
+def write_table(sweep: Sweep, results: Sequence[Result]) -> Path:
+    """Write table.md and results.csv into the sweep's folder; returns the path of the table."""
+    folder = Path(sweep.output)
+    replace(folder / RESULTS_FILE, as_csv(results).encode())
+    replace(folder / TABLE_FILE, as_markdown(sweep, results).encode())
+    return folder / TABLE_FILE
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.tmp")
+    fresh.write_bytes(content)
+    os.replace(fresh, path)

@@ -1,0 +1,144 @@
+"""Cost of a merge against the number of ranks: `python tests/benchmarks/merge.py`.
+
+Rank 0 is real: its buffer plans, packs and unpacks records of full size. The losses of the other ranks are played from the
+same plans, and what they would send arrives at once, so the time is all that a rank computes besides waiting. Losses are
+drawn anew for every merge; the hardest records of every rank are replayed in between and get easier.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megaunigame.adversary import hard_buffer
+from megaunigame.adversary.hard_buffer import HardBuffer
+from megaunigame.adversary.merge import MergePlan, plan_merge, share_of
+from megaunigame.adversary.records import RecordLayout
+
+CAPACITY, PERCENTILE, MERGES = 4096, 60, 12
+REPLAYED, EASIER = 4, 0.9
+LAYOUT = RecordLayout(image_size=384, max_length=512)
+
+
+class PlayedRanks:
+    """The `world` of rank 0. Knows the loss table of all ranks, and keeps the plan that rank 0 makes."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, world_size: int):
+        self.size = world_size
+        self.owned = np.full((world_size, share_of(CAPACITY, world_size)), np.nan, np.float32)
+        self.mined = np.zeros((world_size, 0), np.float32)
+        self.ledger = np.zeros(0, np.int64)
+        self.moved_by_modulo = 0
+        self.waited = 0.0
+
+    def all_gather(self, line: torch.Tensor) -> torch.Tensor:
+        start = time.perf_counter()
+        table = np.concatenate([self.owned, self.mined], axis=1)
+        np.testing.assert_array_equal(table[0], line.numpy())
+        self.waited += time.perf_counter() - start
+        return torch.from_numpy(table)
+
+    def all_to_all(self, parts: Sequence[torch.Tensor], sizes: list[int]) -> list[torch.Tensor]:
+        start = time.perf_counter()
+        received = [torch.zeros(size, dtype=torch.uint8) for size in sizes]
+        records = [record for part in received for record in part.numpy().view(LAYOUT.dtype)]
+        for place, record in zip(self._coming(), records, strict=True):
+            record["loss"] = self.plan.losses[place]
+        self.waited += time.perf_counter() - start
+        return received
+
+    def _coming(self) -> np.ndarray:
+        """Places of the records on their way to rank 0, in the order in which they arrive."""
+        places = np.flatnonzero(self.plan.moving & (self.plan.owners == 0))
+        return places[np.argsort(self.plan.holders[places], kind="stable")]
+
+    def planned(self, plan: MergePlan) -> None:
+        """Note a plan: where `i mod W` would have put its records, and what every rank owns after it."""
+        self.plan = plan
+        share = self.owned.shape[1]
+        place = np.full((self.size, share), -1)
+        place[self.ledger, np.arange(len(self.ledger)) // self.size] = np.arange(len(self.ledger))
+        is_new = plan.columns >= share
+        old_place = place[plan.holders[~is_new], plan.columns[~is_new]]
+        holders = plan.holders.copy()
+        holders[~is_new] = old_place % self.size
+        self.moved_by_modulo = int((holders != np.arange(len(holders)) % self.size).sum())
+
+    def settle(self) -> None:
+        self.ledger = self.plan.owners
+        self.owned[:] = np.nan
+        self.owned[self.ledger, np.arange(len(self.ledger)) // self.size] = self.plan.losses
+
+    def replay(self, buffer: HardBuffer) -> None:
+        self.owned[:, :REPLAYED] *= np.float32(EASIER)
+        indices = np.arange(min(REPLAYED, buffer.size))
+        buffer.refresh(indices, buffer.losses[indices] * np.float32(EASIER))
+
+    def mine(self, buffer: HardBuffer, slots: int, rng: np.random.Generator) -> None:
+        self.mined = rng.gamma(2.0, 1.0, (self.size, slots)).astype(np.float32)
+        for start in range(0, slots, buffer.rows):
+            records = LAYOUT.empty(buffer.rows)
+            records["loss"] = self.mined[0, start : start + buffer.rows]
+            buffer.mine(records, np.ones(buffer.rows, bool))
+
+
+def measure(world_size: int, candidates: int) -> str:
+    rng = np.random.default_rng(0)
+    world = PlayedRanks(world_size)
+    buffer = HardBuffer(LAYOUT, CAPACITY, candidates, 0, world_size)
+    planning: list[float] = []
+
+    def noted_plan(*arguments) -> MergePlan:
+        start = time.perf_counter()
+        plan = plan_merge(*arguments)
+        planning.append(time.perf_counter() - start)
+        world.planned(plan)
+        world.waited += time.perf_counter() - start - planning[-1]
+        return plan
+
+    hard_buffer.plan_merge = noted_plan
+    whole, moved, modulo, sent, entered = [], [], [], [], []
+    for merge in range(MERGES + 1):
+        # The first merge fills the buffer and is not counted.
+        slots = candidates if merge else -(-share_of(CAPACITY, world_size) // candidates) * candidates
+        world.replay(buffer)
+        world.mine(buffer, slots, rng)
+        world.waited, start = 0.0, time.perf_counter()
+        report = buffer.merge(world, PERCENTILE if merge else 0, merge, 0)
+        seconds = time.perf_counter() - start - world.waited
+        world.settle()
+        if merge:
+            gathered = 4 * world_size * (share_of(CAPACITY, world_size) + candidates)
+            whole.append(seconds)
+            moved.append(report.moved)
+            modulo.append(world.moved_by_modulo)
+            sent.append(report.moved / world_size * LAYOUT.dtype.itemsize)
+            entered.append(report.entered)
+    plan_ms, merge_ms = statistics.median(planning[1:]) * 1e3, statistics.median(whole) * 1e3
+    of_buffer = [statistics.mean(counts) / CAPACITY for counts in (entered, moved, modulo)]
+    return (
+        f"{world_size:>5} {candidates:>10} {plan_ms:>8.2f} {merge_ms:>9.2f} {gathered / 1024:>12.1f} "
+        f"{statistics.mean(sent) / 2**20:>11.2f} {of_buffer[0]:>8.1%} {of_buffer[1]:>8.1%} {of_buffer[2]:>9.1%}"
+    )
+
+
+def main() -> None:
+    picture = f"{LAYOUT.image_size}x{LAYOUT.image_size}"
+    print(f"capacity {CAPACITY}, {PERCENTILE}th percentile, records of {LAYOUT.dtype.itemsize:,} bytes (pictures of {picture})")
+    print("          candidates   plan     merge     gathered        sent            moved    moved by")
+    print("ranks   per rank       ms        ms  KiB per rank  MiB per rank  entered  of buffer  i mod W")
+    for world_size in (1, 2, 16, 128, 1024):
+        for candidates in (8, 64):
+            print(measure(world_size, candidates), flush=True)
+            gc.collect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Rank program: the game on ZeRO-2 and ZeRO-3 against plain torch, step by step: both players, both modes.
+
+python -m tests.multi_process.unigame HOME [CASE...]     (started once per rank by tests/multi_process/launcher.py)
+
+The plain game is written anew, without the objective's code: one process, no engine, the rows of all ranks. It is given the
+hard rows that the ranks drew (the buffer has tests of its own), and computes everything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megaunigame.config import load_recipe
+from megaunigame.data.stream import micro_batch_loader
+from megaunigame.distributed import World, start_world
+from megaunigame.engine.schedule import lr_factor
+from megaunigame.monitoring import names
+from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, PassInputs
+from megaunigame.randomness import derive
+from megaunigame.trainer import Trainer
+from tests.multi_process.gradients import gathered
+from tests.multi_process.plain_reference import PlainReference
+from tests.multi_process.tiny_run import write_recipe
+
+STEPS = 4
+TOLERANCE = 1e-5
+GAME: dict[str, Any] = {
+    "clean_rows": 2,
+    "hard_rows": 2,
+    "attack_rows": 3,
+    "turns": 1,
+    "ratio": 1.0,
+    "gain": 2000.0,
+    "clip_norm": 0.5,
+    "penalties": {"l2": 3.0, "tv": 2.0, "gate": 1.0},
+    "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
+    "buffer": {"merge_every": 2, "capacity": 8, "temperature": 4.0},
+    "pictures_every": 3,
+}
+LORA = {"model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}}
+CHECKPOINTING = {"model": {**LORA["model"], "gradient_checkpointing": True}}
+ZERO2 = {"engine": {"ds_config": "ds_configs/zero2.json"}}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "alternating": ({}, {}),
+    "alternating_lora_accumulation": ({}, {**LORA, "batch": {"accumulation": 2}}),
+    "alternating_checkpointing": ({}, {**CHECKPOINTING, "batch": {"accumulation": 2}}),
+    "alternating_zero2": ({"anchor": "none", "condition": "caption"}, ZERO2),
+    "simultaneous": ({"mode": "simultaneous"}, {}),
+    "simultaneous_lora_accumulation": ({"mode": "simultaneous"}, {**LORA, "batch": {"accumulation": 2}}),
+    "simultaneous_checkpointing": ({"mode": "simultaneous"}, {**CHECKPOINTING, "batch": {"accumulation": 2}}),
+    "simultaneous_zero2": ({"mode": "simultaneous", "every": 2}, {**ZERO2, **LORA}),
+    "embedding": ({"path": "embedding"}, {"batch": {"accumulation": 2}}),
+    "embedding_simultaneous": ({"path": "embedding", "mode": "simultaneous"}, {}),
+    "with_other_objectives": (
+        {},
+        {"others": {"understanding": {"rows": 1}, "generation": {"caption_rows": 1, "pixel_rows": 1}}},
+    ),
+}
+
+
+class PlainGame(PlainReference):
+    """The same game in plain torch."""
+
+    def __init__(self, trainer: Trainer, game: dict[str, Any], world: World):
+        super().__init__(trainer.recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
+        self.game, self.world = {"mode": "alternating", "path": "decoder", "anchor": "source", "every": 1, **game}, world
+        width, hidden = self.model.token_width, game["adversary"]["hidden"]
+        torch.manual_seed(derive(trainer.recipe.seed, 1))
+        layers = [
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, width, bias=False),
+        ]
+        nn.init.orthogonal_(layers[-1].weight)
+        self.network, self.gate = nn.Sequential(*layers), nn.Parameter(torch.zeros(1))
+        self.adversary = [self.gate, *self.network.parameters()]
+        self.adversary_optimizer = torch.optim.AdamW(self.adversary, lr=0.0, weight_decay=0.0)
+
+    def attack_inputs(self) -> list[AttackInputs]:
+        first = self.step_number * self.accumulation
+        return [ranks[m].attack for ranks in self.ranks for m in range(first, first + self.accumulation)]
+
+    def attacked_losses(self, inputs: AttackInputs) -> tuple[Tensor, Tensor]:
+        """Loss sums and penalties, (B,) each."""
+        game, model = self.game, self.model
+        if game["path"] == "embedding":
+            tokens = model.visual_tokens(inputs.question.images)[:, 0].detach()
+        else:
+            with torch.no_grad():
+                seen = model(GENERATE, inputs.redraw)
+            tokens = seen.hidden
+        u = self.network(tokens)
+        eps = game["adversary"]["eps_max"] * self.gate.sigmoid()
+        delta = eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)
+        question = PassInputs(**vars(inputs.question))
+        if game["path"] == "embedding":
+            question.visual_delta = delta.unsqueeze(1)
+        else:
+            logits = model.model.generation_head(tokens + delta)
+            clean = model.model.generation_head(tokens).argmax(-1)
+            codes = logits.argmax(-1)
+            if game["anchor"] == "source":
+                codes = torch.where(codes == clean, model.encode_target(inputs.redraw.targets), codes)
+            book = F.normalize(model.image_tokenizer.quantize.embedding.weight, dim=-1)
+            mean = logits.softmax(-1) @ book
+            cells = book[codes] + mean - mean.detach()
+            side = int(cells.shape[1] ** 0.5)
+            pixels = model.image_tokenizer.decoder(
+                model.image_tokenizer.post_quant_conv(cells.transpose(1, 2).reshape(len(cells), -1, side, side))
+            )
+            question.images = pixels.clamp(-1, 1).unsqueeze(1)  # the tiny model's tower reads [-1, 1] too
+        losses = model(UNDERSTAND, question).loss_sum
+        p = game["penalties"]
+        price = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
+        return losses, price + p["gate"] * self.gate.sigmoid() ** 2
+
+    def play(self, hard: list[PassInputs]) -> tuple[float, float, dict[str, float]]:
+        """One step with the hard rows of all ranks: the adversary's loss and gradient norm, and the learner's mean losses."""
+        game, attacks = self.game, self.step_number % self.game["every"] == 0
+        sources = self.attack_inputs()
+        lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number)
+        adversarial, norm, gradients = float("nan"), float("nan"), []
+        positions = sum(float(s.question.counts.sum()) for s in sources)
+        if attacks:
+            total, price, pictures = torch.zeros(()), torch.zeros(()), 0
+            for inputs in sources:
+                losses, prices = self.attacked_losses(inputs)
+                total, price = total + losses.sum(), price + prices[inputs.question.counts > 0].sum()
+                pictures += int((inputs.question.counts > 0).sum())
+            goal = price / pictures - game["gain"] * total / positions
+            gradients = list(torch.autograd.grad(goal, self.adversary))
+            adversarial, norm = float(total.detach()) / positions, float(torch.cat([g.flatten() for g in gradients]).norm())
+        if attacks and game["mode"] == "alternating":
+            self.move(gradients, norm, lr)
+        extra = self.hard_loss(hard)
+        if attacks and game["mode"] == "simultaneous":
+            # The learner descends where the adversary climbs: both from the players as they stood before this step.
+            fresh = sum(self.attacked_losses(inputs)[0].sum() for inputs in sources) / positions
+            extra = extra + 0.5 * fresh
+        means = self.step_with(extra)
+        if attacks and game["mode"] == "simultaneous":
+            self.move(gradients, norm, lr)
+        return adversarial, norm, means
+
+    def move(self, gradients: list[Tensor], norm: float, lr: float) -> None:
+        """The adversary's update; whatever the learner's backward left in its gradients does not count."""
+        for parameter, gradient in zip(self.adversary, gradients, strict=True):
+            parameter.grad = gradient * min(1.0, self.game["clip_norm"] / norm)
+        self.adversary_optimizer.param_groups[0]["lr"] = self.game["ratio"] * lr
+        self.adversary_optimizer.step()
+
+    def hard_loss(self, hard: list[PassInputs]) -> Tensor:
+        """beta times the mean loss of the hard rows; in the embedding path they are disturbed anew."""
+        total, count = torch.zeros(()), 0.0
+        for rows in hard:
+            if self.game["path"] == "embedding":
+                with torch.no_grad():
+                    tokens = self.model.visual_tokens(rows.images)[:, 0]
+                    u = self.network(tokens)
+                    eps = self.game["adversary"]["eps_max"] * self.gate.sigmoid()
+                    rows.visual_delta = (eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)).unsqueeze(
+                        1
+                    )
+            total, count = total + self.model(UNDERSTAND, rows).loss_sum.sum(), count + float(rows.counts.sum())
+        return 0.5 * total / max(count, 1.0)
+
+    def step_with(self, extra: Tensor) -> dict[str, float]:
+        """The learner's update on its own rows plus `extra`; the dummies of hard and adversarial rows have no loss."""
+        self.extra = extra
+        means, self.norm = self.step()
+        return means
+
+    def more_loss(self) -> Tensor:
+        return self.extra
+
+
+def hard_rows(trainer: Trainer, step: Any, world: World) -> list[PassInputs]:
+    """The hard rows that every rank put into this step, rank by rank and micro-step by micro-step."""
+    at = trainer.plan.slots(UNDERSTAND, "hard")
+    own = []
+    for inputs in step.inputs:
+        fields = vars(inputs[UNDERSTAND])
+        own.append(PassInputs(**{n: v if v is None or n == "visual_delta" else v[at] for n, v in fields.items()}))
+    return [rows for rank in world.all_gather_object(own) for rows in rank]
+
+
+def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, world: World) -> None:
+    settings = dict(settings)
+    objectives = {
+        "generation": {"caption_rows": 0, "pixel_rows": 0},
+        "understanding": {"rows": 0},
+        **settings.pop("others", {}),
+    }
+    game = {**GAME, **game}
+    file = write_recipe(home / f"{case}-{world.rank}.yaml", home, objectives={**objectives, "unigame": game}, **settings)
+    trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / case}"]), world)
+    unigame = next(o for o in trainer.objectives if type(o).__name__ == "UniGame")
+    plain = PlainGame(trainer, game, world)
+    for optimizer in (unigame.optimizer.optimizer, plain.adversary_optimizer):
+        optimizer.param_groups[0]["eps"] = 1e-2  # keeps AdamW's update a smooth function of the gradient
+    trainer.dry_run()
+    # What the ranks draw is taken between the drawing and the adversary's move, which the plain game repeats.
+    taken: list[list[PassInputs]] = []
+    put = unigame._put_hard_rows
+
+    def put_and_take(step: Any) -> None:
+        put(step)
+        taken.append(hard_rows(trainer, step, world))
+
+    unigame._put_hard_rows = put_and_take
+    batches = iter(micro_batch_loader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
+    start = torch.cat([p.detach().flatten() for p in plain.adversary])
+    worst, replayed, bytes_of = 0.0, 0.0, []
+    for number in range(STEPS):
+        metrics = trainer.train_step(batches)
+        adversarial, norm, losses = plain.play(taken[-1])
+        replayed += metrics[names.BUFFER_REPLAYED]
+        bytes_of.append(metrics[names.PERF_ALLGATHER_BYTES])
+        for term, mean in losses.items():
+            assert abs(metrics[names.loss(term)] - mean) < 2 * TOLERANCE * mean, (case, number, term, metrics, mean)
+        assert abs(metrics[names.OPTIM_GRAD_NORM] - plain.norm) < 10 * TOLERANCE * plain.norm, (
+            case,
+            number,
+            metrics,
+            plain.norm,
+        )
+        if number % plain.game["every"] == 0:
+            assert abs(metrics[names.LOSS_ADVERSARIAL] - adversarial) < 2 * TOLERANCE * adversarial, (case, number, adversarial)
+            assert abs(metrics[names.ADVERSARY_GRAD_NORM] - norm) < 1e-3 * norm, (case, number, metrics, norm)
+        pairs = [
+            (f"adversary {n}", p, q) for (n, p), q in zip(unigame.adversary.named_parameters(), plain.adversary, strict=True)
+        ]
+        trained = [(n, gathered(p), plain.trained[n]) for n, p in trainer.learner.module.named_parameters() if p.requires_grad]
+        assert {n for n, _, _ in trained} == set(plain.trained)
+        for name, ours, theirs in [*pairs, *trained]:
+            error = (ours.detach().float() - theirs.detach()).abs().max().item()
+            worst = max(worst, error)
+            assert error < TOLERANCE, (case, number, name, error)
+    moved = (torch.cat([p.detach().flatten() for p in unigame.adversary.parameters()]) - start).abs().max().item()
+    assert moved > 100 * TOLERANCE and replayed > 0, "nothing was played, so nothing was compared"
+    if world.is_main:
+        print(
+            f"{case}: largest error {worst:.1e}, adversary moved {moved:.1e}, {replayed:.0f} rows replayed, "
+            f"passes {metrics[names.PERF_PASSES]:.0f}, gathered {bytes_of[1]:.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    this_world = start_world(1)
+    for label in sys.argv[2:] or list(CASES):
+        run(label, *CASES[label], Path(sys.argv[1]), this_world)
+    this_world.close()
