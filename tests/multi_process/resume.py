@@ -23,11 +23,32 @@ from tests.multi_process.tiny_run import write_recipe
 STEPS, STOP = 7, 3
 LAST = f"checkpoints/step-{STEPS:08d}"
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
+# The stop lies between two merges: mined candidates must come back too, not only the buffer.
+GAME = {
+    "clean_rows": 2,
+    "hard_rows": 2,
+    "attack_rows": 3,
+    "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
+    "clip": {"model": "tiny-random", "tau": 0.5},
+    "buffer": {"merge_every": 2, "capacity": 7, "temperature": 4.0, "max_age": 4},
+    "pictures_every": 2,
+}
 CASES: dict[str, dict[str, Any]] = {
     # 10 to 30 rows a step of 64 samples: the stop is in the middle of an epoch, and later steps cross into the next.
     "lora_bf16": {"model": LORA, "engine": {"precision": "bf16"}, "loader": {"workers": 2}, "batch": {"accumulation": 3}},
     "full_fp32": {"loader": {"workers": 1}, "optimizer": {"group_lr": {"aligner": 0.3}}},
     "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": {"accumulation": 2}},
+    "unigame_alternating": {
+        "objectives": {"unigame": GAME},
+        "model": LORA,
+        "loader": {"workers": 1},
+        "batch": {"accumulation": 2},
+    },
+    "unigame_simultaneous_bf16": {
+        "objectives": {"unigame": {**GAME, "mode": "simultaneous", "every": 2}},
+        "model": LORA,
+        "engine": {"precision": "bf16"},
+    },
     "zero2_bf16": {"engine": {"precision": "bf16", "ds_config": "ds_configs/zero2.json"}},
 }
 
@@ -89,10 +110,13 @@ def run(case: str, settings: dict[str, Any], home: Path, world: World) -> None:
 
 
 def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
-    """Where the last checkpoints of two runs differ: weights, masters and moments of every rank."""
+    """Where the last checkpoints of two runs differ: weights, masters, moments, and what objectives keep, of every rank."""
+    own = sorted(file.name for file in (ours.folder / LAST).glob("*.safetensors"))
+    assert own == sorted(file.name for file in (theirs.folder / LAST).glob("*.safetensors"))
+    different = [name for name in own if len({(t.folder / LAST / name).read_bytes() for t in (ours, theirs)}) > 1]
     shards = sorted((ours.folder / LAST).glob("*.pt"))
     assert len(shards) >= ours.world.size
-    return [
+    return different + [
         f"{shard.name}{d}"
         for shard in shards
         for d in differences(*(torch.load(t.folder / LAST / shard.name, weights_only=False) for t in (ours, theirs)))
@@ -123,7 +147,8 @@ def check_evaluation_changes_nothing(home: Path, world: World) -> None:
 
 def losses(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k.startswith(names.LOSS) or k == names.OPTIM_GRAD_NORM} for line in lines]
+    kept = (names.LOSS, "adversary/", "buffer/", names.OPTIM_GRAD_NORM)
+    return [{k: v for k, v in line.items() if k.startswith(kept)} for line in lines]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.multi_process import gradients, resume
+from tests.multi_process import gradients, resume, unigame
 from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_model, write_pictures
 
@@ -29,6 +29,21 @@ def test_every_step_on_two_ranks_equals_plain_torch(home):
 @pytest.mark.timeout(300)
 def test_one_rank_runs_the_same_code(home):
     said = run_ranks("tests.multi_process.gradients", 1, home, "accumulation", "lora_checkpointing", "zero2", timeout=280)[0]
+    assert said.count("largest error") == 3
+
+
+@pytest.mark.timeout(600)
+def test_both_players_of_the_game_equal_plain_torch_on_two_ranks(home):
+    said = run_ranks("tests.multi_process.unigame", 2, home, timeout=580)[0]
+    for case in unigame.CASES:
+        assert f"{case}: largest error" in said
+    assert "uneven ranks: both replay" in said and "cost in passes and gathered bytes" in said
+
+
+@pytest.mark.timeout(300)
+def test_one_rank_plays_the_same_game(home):
+    cases = ["alternating_lora_accumulation", "simultaneous_checkpointing", "simultaneous_zero2"]
+    said = run_ranks("tests.multi_process.unigame", 1, home, *cases, timeout=280)[0]
     assert said.count("largest error") == 3
 
 

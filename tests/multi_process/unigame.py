@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from megaunigame.config import load_recipe
 from megaunigame.data.stream import micro_batch_loader
 from megaunigame.distributed import World, start_world
+from megaunigame.engine.parameters import element_count
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.monitoring import names
 from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, PassInputs
@@ -254,8 +255,61 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         )
 
 
+def trainer_of(case: str, game: dict[str, Any], home: Path, world: World, **settings: Any) -> Trainer:
+    """A trainer whose only objective is the game."""
+    objectives = {"generation": {"caption_rows": 0, "pixel_rows": 0}, "understanding": {"rows": 0}, "unigame": game}
+    file = write_recipe(home / f"{case}-{world.rank}.yaml", home, objectives=objectives, **settings)
+    return Trainer(load_recipe(str(file), [f"output={home / 'runs' / case}"]), world)
+
+
+def check_uneven_ranks(home: Path, world: World) -> None:
+    """Rank 1 mines nothing: its filter rejects everything, then it has no pictures at all. Both ranks go on, and both replay."""
+    game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "buffer": {"merge_every": 2, "capacity": 8}}
+    trainer = trainer_of("uneven", game, home, world)
+    unigame = next(o for o in trainer.objectives if type(o).__name__ == "UniGame")
+    row = unigame.row
+    if world.rank == 1:
+        unigame.pool.clip.accepts = lambda similarity: torch.zeros_like(similarity, dtype=torch.bool)
+        unigame.row = lambda request, sample, rng: None if trainer.state.step >= 3 else row(request, sample, rng)
+    batches = iter(micro_batch_loader(trainer.micro_batches, 0, 6, 0, 2))
+    for _ in range(6):
+        metrics = trainer.train_step(batches)
+    sizes = world.all_gather_object(unigame.pool.buffer.size)
+    assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1, sizes
+    assert metrics[names.BUFFER_REPLAYED] == 2 * world.size and metrics[names.BUFFER_MOVED] > 0, metrics
+    if world.is_main:
+        print(f"uneven ranks: both replay, buffer {sizes}", flush=True)
+
+
+def check_cost(home: Path, world: World) -> None:
+    """Passes and gathered bytes per step: what the game costs beside the same learner rows alone."""
+    base = {**GAME, "hard_rows": 0, "pictures_every": 0}
+    games = {"sft": {**base, "attack_rows": 0}, "alternating": base, "simultaneous": {**base, "mode": "simultaneous"}}
+    cost: dict[str, list[float]] = {}
+    for label, game in games.items():
+        trainer = trainer_of(f"cost-{label}", game, home, world)
+        batches = iter(micro_batch_loader(trainer.micro_batches, 0, 3, 0, 2))
+        steps = [trainer.train_step(batches) for _ in range(3)]
+        cost[label] = [steps[-1][names.PERF_PASSES], steps[-1][names.PERF_ALLGATHER_BYTES]]
+    model = trainer.learner.module
+    used = set(model.groups_of_pass(UNDERSTAND, takes_images=True))
+    once = sum(element_count(p) * 4 for n, p in model.named_parameters() if model.group_of(n) in used)
+    assert [passes for passes, _ in cost.values()] == [1, 3, 2], cost
+    # A model this small keeps its weights from forward to backward when nothing comes between (a large one gathers twice).
+    # Alternating: forward and backward of the learner and of the attack, and the forward that gives the hidden states.
+    # Simultaneous: forward and backward of the learner, that forward, and the tower once more on the way to the pixels.
+    assert cost["sft"][1] == once, (cost, once)
+    assert cost["alternating"][1] <= 5 * once and cost["simultaneous"][1] <= 3.5 * once, (cost, once)
+    assert len(set(world.all_gather_object(str(cost)))) == 1, "ranks gathered different amounts"
+    if world.is_main:
+        print(f"cost in passes and gathered bytes: {cost}", flush=True)
+
+
 if __name__ == "__main__":
     this_world = start_world(1)
     for label in sys.argv[2:] or list(CASES):
         run(label, *CASES[label], Path(sys.argv[1]), this_world)
+    if this_world.size > 1:
+        check_uneven_ranks(Path(sys.argv[1]), this_world)
+        check_cost(Path(sys.argv[1]), this_world)
     this_world.close()

@@ -1,0 +1,202 @@
+"""What a step of the game costs beside fine-tuning: `python tests/benchmarks/unigame.py`.
+
+One launch of gloo ranks under ZeRO-3 steps through the cases in turn: fine-tuning (SFT), the alternating and the simultaneous
+game, and the released procedure (`path: sampled`: one candidate drawn token by token, guidance 5). All have the same clean
+rows; the game attacks as many pictures. Cases `+ hard` also replay rows from the buffer.
+
+64 tokens per picture is the shipped tiny Janus with the settings of tiny_unigame.yaml; other numbers of tokens are random
+models of the same widths on larger renderings. The CLIP filter is computed and lets everything pass (tau -1), so that the
+buffer fills, and every step merges. No dry run, no report pictures, no checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.__main__ import main as data_prep
+from megaunigame.models.janus.configuration import codes_per_image, read_config
+from megaunigame.models.janus.folder import random_state, write_folder
+from megaunigame.monitoring import names
+from tests.multi_process.launcher import REPOSITORY, run_ranks
+
+SHIPPED = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"
+SFT = "SFT"
+GAMES: dict[str, dict[str, Any]] = {
+    "alternating": {},
+    "simultaneous": {"mode": "simultaneous"},
+    "sampled": {"path": "sampled", "sampling": {"candidates": 1, "guidance": 5.0, "temperature": 1.0}},
+}
+TARGETS = {"alternating": 2.6, "simultaneous": 1.7}
+"""Largest ratio to SFT that the design allows."""
+SAMPLED_TARGET = 10.0
+"""Least ratio of sampled to alternating at 64 tokens."""
+
+
+def shipped_tokens() -> int:
+    return codes_per_image(read_config(SHIPPED))
+
+
+def write_model(folder: Path, tokens: int) -> Path:
+    """The shipped Janus, or for another number of tokens per picture a random one of its widths."""
+    config = copy.deepcopy(read_config(SHIPPED))
+    if tokens == codes_per_image(config):
+        return SHIPPED
+    grid = math.isqrt(tokens)
+    config.vision_config.image_size = grid * config.vision_config.patch_size
+    config.vision_config.num_image_tokens = tokens
+    config.vq_config.num_patches = grid
+    config.text_config.max_position_embeddings = longest_row(tokens)
+    write_folder(folder, config, random_state(config, 0), PreTrainedTokenizerFast.from_pretrained(str(SHIPPED)))
+    return folder
+
+
+def longest_row(tokens: int) -> int:
+    """Two pictures (the source and its codes) and text: the recipe's own 320 at 64 tokens."""
+    return 2 * tokens + 192
+
+
+def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
+    """The cases at one number of tokens per picture, as the rank program reads them; writes model and shards."""
+    grid, whole = math.isqrt(tokens), tokens == shipped_tokens()
+    model, shards = write_model(home / f"model{tokens}", tokens), home / f"shards{tokens}"
+    side = grid * read_config(model).vision_config.patch_size
+    made = ["scenes", "--out", shards, "--count", "64", "--seed", "1", "--split", "train", "--size", side]
+    if data_prep(list(map(str, made))):
+        raise SystemExit(1)
+    # Larger pictures are there for one ratio, sampled to alternating; one sampled step of them is a thousand calls.
+    rounds = options.steps if whole else options.sampled_steps
+    common = {
+        "model.path": str(model),
+        "model.max_length": longest_row(tokens),
+        "data.scenes.shards": str(shards),
+        "loader.workers": 0,
+        "schedule": {"steps": rounds + options.warmup, "kind": "constant"},
+        "evaluation.suites": {},
+        "engine.timeout_minutes": 30,
+    }
+    sft = {"objectives": {"understanding": {"rows": options.clean, "stream": "scenes", "independent": True}}}
+    chosen: dict[str, dict[str, Any]] = {SFT: sft}
+    for name, game in GAMES.items():
+        for label, hard in [(name, 0), (f"{name} + hard", options.hard)] if whole else [(name, 0)]:
+            settings = {
+                "clean_rows": options.clean,
+                "attack_rows": options.attack or options.clean,
+                "hard_rows": hard,
+                "clip.tau": -1.0,
+                "buffer.merge_every": 1,
+                "pictures_every": 0,
+                **game,
+            }
+            chosen[label] = {f"objectives.unigame.{key}": value for key, value in settings.items()}
+    cases = [
+        {
+            "name": name,
+            "every": max(1, rounds // options.sampled_steps) if "sampled" in name else 1,
+            # One sampled step warms up thousands of calls, and fills the buffer.
+            "warmup": 1 if "sampled" in name else options.warmup,
+            "overrides": [
+                f"{key}={json.dumps(value)}"
+                for key, value in {**common, "output": str(home / "runs" / f"{tokens} {name}"), **own}.items()
+            ],
+        }
+        for name, own in chosen.items()
+    ]
+    return {"tokens": tokens, "rounds": rounds, "cases": cases}
+
+
+def seconds(steps: dict[str, dict[str, float]]) -> float:
+    return statistics.median(step[names.PERF_STEP_SECONDS] for step in steps.values())
+
+
+def ratio(ours: dict[str, dict[str, float]], base: dict[str, dict[str, float]]) -> tuple[float, float, float]:
+    """Of the median steps; least and largest within one round."""
+    rounds = [ours[n][names.PERF_STEP_SECONDS] / base[n][names.PERF_STEP_SECONDS] for n in ours.keys() & base.keys()]
+    return seconds(ours) / seconds(base), min(rounds), max(rounds)
+
+
+def table(blocks: list[dict[str, Any]], measured: list[dict[str, Any]], options: Namespace) -> str:
+    """The measurements as a Markdown table, and the ratios that have targets below it."""
+    lines = [
+        "| tokens | case | rows: clean + hard + attacked | steps | s / step | / SFT | in single rounds | target | passes "
+        "| MiB gathered / step | replayed / step |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    below = []
+    for described, cases in zip(blocks, measured, strict=True):
+        tokens, whole = described["tokens"], described["tokens"] == shipped_tokens()
+        for name, steps in cases.items():
+            hard = options.hard if name.endswith("hard") else 0
+            attack = 0 if name == SFT else options.attack or options.clean
+            mid, least, most = ratio(steps, cases[SFT])
+            target = f"<= {TARGETS[name]}" if whole and name in TARGETS else ""
+            passes, gathered, replayed = (
+                statistics.median(step[key] for step in steps.values())
+                for key in (names.PERF_PASSES, names.PERF_ALLGATHER_BYTES, "replayed")
+            )
+            lines.append(
+                f"| {tokens} | {name} | {options.clean} + {hard} + {attack} | {len(steps)} | {seconds(steps):.3f} | {mid:.2f} "
+                f"| {least:.2f} .. {most:.2f} | {target} | {passes:.0f} | {gathered / 2**20:.1f} | {replayed:.0f} |"
+            )
+        mid, least, most = ratio(cases["sampled"], cases["alternating"])
+        target = f" (target >= {SAMPLED_TARGET:g})" if whole else ""
+        below.append(
+            f"- sampled / alternating at {tokens} tokens: {mid:.1f}{target}; in single rounds {least:.1f} .. {most:.1f}"
+        )
+    return "\n".join([*lines, "", *below])
+
+
+def tokens_per_picture(text: str) -> int:
+    tokens = int(text)
+    if math.isqrt(tokens) ** 2 != tokens or tokens < shipped_tokens():
+        raise argparse.ArgumentTypeError(f"{tokens}: must be a square number, {shipped_tokens()} or more")
+    return tokens
+
+
+def at_least_one(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return int(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=at_least_one, default=2)
+    parser.add_argument("--steps", type=at_least_one, default=12, help="measured steps at 64 tokens (default 12)")
+    parser.add_argument("--sampled-steps", type=at_least_one, default=2, help="of sampled, and of all larger pictures")
+    parser.add_argument("--warmup", type=at_least_one, default=2, help="steps before (default 2; sampled 1)")
+    parser.add_argument("--tokens", type=tokens_per_picture, nargs="+", default=[64, 256, 576], help="per picture")
+    parser.add_argument("--clean", type=at_least_one, default=4, help="clean rows per rank (default 4)")
+    parser.add_argument("--hard", type=at_least_one, default=2, help="replayed rows per rank of the cases `+ hard`")
+    parser.add_argument("--attack", type=at_least_one, help="attacked pictures per rank (default: as clean rows)")
+    parser.add_argument("--markdown", type=Path, help="also write the table here")
+    options = parser.parse_args()
+    # Inherited by the ranks, which must not take a GPU for what is compared over gloo.
+    os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        blocks = [block(home, tokens, options) for tokens in options.tokens]
+        (home / "blocks.json").write_text(json.dumps(blocks))
+        run_ranks("tests.benchmarks.unigame_ranks", options.ranks, home, timeout=4 * 3600)
+        measured = json.loads((home / "measured.json").read_text())
+    text = f"{options.ranks} ranks, ZeRO-3, gloo, {os.cpu_count()} cores\n\n{table(blocks, measured, options)}"
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Rank program of `unigame.py`: steps of several trainers in turn, in one process per rank.
+
+python -m tests.benchmarks.unigame_ranks HOME     (HOME/blocks.json in, HOME/measured.json out)
+
+Every trainer of a block is alive at once: an engine keeps its partitioned weights, hooks and order of gathers to itself, and
+between two steps nothing is gathered or in flight. Steps go A B C D A B C D, so that a slow spell of the machine hits all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megaunigame.config import load_recipe
+from megaunigame.data.stream import MicroBatch, micro_batch_loader
+from megaunigame.distributed import World, start_world
+from megaunigame.monitoring import names
+from megaunigame.trainer import Trainer
+
+RECIPE = "launch/recipes/tiny_unigame.yaml"
+MEASURED = (names.PERF_STEP_SECONDS, names.PERF_PASSES, names.PERF_ALLGATHER_BYTES)
+
+
+class Case:
+    """One way to train, stepping on its own data."""
+
+    def __init__(self, described: dict[str, Any], world: World):
+        self.name, self.every, self.warmup = described["name"], described["every"], described["warmup"]
+        self.trainer = Trainer(load_recipe(RECIPE, described["overrides"]), world)
+        steps = self.trainer.recipe.schedule.steps
+        self.batches: Iterator[MicroBatch] = iter(micro_batch_loader(self.trainer.micro_batches, 0, steps, workers=0))
+
+    def step(self, world: World) -> dict[str, float]:
+        world.barrier()  # a rank still busy with the step before is not this one's cost
+        metrics = self.trainer.train_step(self.batches)
+        if world.is_main:
+            print(f"{self.name}: {metrics[names.PERF_STEP_SECONDS]:.2f} s", flush=True)
+        # A case without a buffer replays nothing.
+        return {name: metrics[name] for name in MEASURED} | {"replayed": metrics.get(names.BUFFER_REPLAYED, 0.0)}
+
+
+def measure(block: dict[str, Any], world: World) -> dict[str, dict[int, dict[str, float]]]:
+    """Name of a case -> round -> what its step of that round measured."""
+    cases = [Case(described, world) for described in block["cases"]]
+    for case in cases:
+        for _ in range(case.warmup):
+            case.step(world)
+    measured: dict[str, dict[int, dict[str, float]]] = {case.name: {} for case in cases}
+    for number in range(block["rounds"]):
+        for case in cases:
+            if number % case.every == 0:
+                measured[case.name][number] = case.step(world)
+    return measured
+
+
+def main(home: Path) -> None:
+    # The checks of the test launcher put a comparison of all ranks before every collective.
+    dist.set_debug_level(dist.DebugLevel.OFF)
+    world = start_world(timeout_minutes=30)
+    blocks = json.loads((home / "blocks.json").read_text())
+    measured = [measure(block, world) for block in blocks]
+    if world.is_main:
+        (home / "measured.json").write_text(json.dumps(measured))
+    world.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,132 @@
+"""The game on one process without an engine: a tiny random Janus, and the calls that the trainer makes around its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megaunigame.config import fill
+from megaunigame.data.stream import MicroBatches, Stream
+from megaunigame.distributed import World
+from megaunigame.models.janus import Janus
+from megaunigame.objectives.base import Stage, Step
+from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.passes import UNDERSTAND, AttackInputs, PassInputs, PassOutput, plan_from
+from tests.data.shard_files import write_shards
+from tests.multi_process.tiny_run import sample
+
+SEED, LR = 5, 1e-3
+SETTINGS: dict[str, Any] = {
+    "clean_rows": 2,
+    "hard_rows": 2,
+    "attack_rows": 3,
+    "turns": 1,
+    "ratio": 1.0,
+    "adversary": {"budget": "relative", "eps_max": 0.5},
+    "buffer": {"merge_every": 1, "capacity": 16, "percentile": 0.0},
+    "pictures_every": 0,
+}
+
+
+class OneRank(World):
+    """A world of one that needs no process group."""
+
+    def __init__(self) -> None:
+        super().__init__(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        return tensor.unsqueeze(0)
+
+    def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        assert [len(part) for part in parts] == list(sizes)
+        return list(parts)
+
+
+def shards(folder: Path, numbers: Sequence[int]) -> Path:
+    """Samples of the tiny run: every fifth number has no picture, every seventh no caption."""
+    return write_shards(folder, [len(numbers)], fields=lambda i: sample(numbers[i]))
+
+
+class Played:
+    """One game. `step()` is one optimizer step of the trainer, without an update of the learner."""
+
+    def __init__(self, model: Janus, data: Path, *, accumulation: int = 1, **settings: Any):
+        self.unigame = UniGame(fill(Settings, merged(SETTINGS, settings), "objectives.unigame"))
+        self.model, self.plan, self.accumulation = model, plan_from(self.unigame.rows()), accumulation
+        stream = {"train": Stream.open("train", data, SEED, 2)}
+        objective_of = {term: self.unigame for term in self.plan.terms}
+        self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1)
+        self.learner = [p for p in model.parameters() if p.requires_grad]
+        self.unigame.prepare(Stage(model, self.as_opponent, self.plan, OneRank(), SEED, accumulation))
+        self.number = 0
+        self.model_calls = 0
+        """Passes of the learner in the last step."""
+
+    @property
+    def pool(self) -> Any:
+        return self.unigame.pool
+
+    @contextmanager
+    def as_opponent(self) -> Iterator[None]:
+        for parameter in self.learner:
+            parameter.requires_grad_(False)
+        yield
+        for parameter in self.learner:
+            parameter.requires_grad_(True)
+
+    def attack(self, micro_step: int = 0) -> AttackInputs:
+        attack = self.micro_batches[micro_step].attack
+        assert attack is not None
+        return attack
+
+    def step(self, watch: Callable[[PassInputs, PassOutput], None] = lambda inputs, output: None) -> dict[str, float]:
+        """Metrics of one step; `watch` sees each understand pass when the objective has."""
+        batches = [self.micro_batches[self.number * self.accumulation + m] for m in range(self.accumulation)]
+        attacks = [batch.attack for batch in batches if batch.attack is not None]
+        step = Step(self.number, LR, [batch.inputs for batch in batches], attacks)
+        self.unigame.before_learner(step)
+        for micro, inputs_of in enumerate(step.inputs):
+            extra = self.unigame.before_micro_step(step, micro)
+            inputs = inputs_of[UNDERSTAND]
+            output = self.model(UNDERSTAND, inputs)
+            self.unigame.after_pass(step, micro, inputs, output, UNDERSTAND)
+            watch(inputs, output)
+            loss = output.loss_sum.sum() / inputs.counts.sum().clamp(min=1)
+            (loss if extra is None else loss + extra).backward()
+        self.model.zero_grad()
+        metrics = self.unigame.after_learner(step)
+        self.number += 1
+        self.passes = step.passes
+        return metrics
+
+
+def merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Blocks are merged, other values replaced."""
+    found = dict(defaults)
+    for key, value in settings.items():
+        known = found.get(key)
+        found[key] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
+    return found
+
+
+@contextmanager
+def calls_of(model: nn.Module) -> Iterator[list[str]]:
+    """Names of the modules in the order in which they were called."""
+    called: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: called.append(name)
+
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
+    yield called
+    for handle in handles:
+        handle.remove()

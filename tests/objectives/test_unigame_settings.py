@@ -1,0 +1,190 @@
+"""What is legal among the settings of UniGame; a message names the key, what was got, and what to type."""
+
+from __future__ import annotations
+
+import pytest
+
+from megaunigame.adversary.perturber import Perturber
+from megaunigame.config import fill
+from megaunigame.errors import ConfigError
+from megaunigame.models.base import UnifiedModel
+from megaunigame.models.janus import Janus
+from megaunigame.objectives.base import Objective
+from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.passes import ATTACK, UNDERSTAND, plan_from
+from megaunigame.registry import find
+
+ROOT = "objectives.unigame"
+SIMULTANEOUS, SAMPLED, CLIP = {"mode": "simultaneous"}, {"path": "sampled"}, {"clip": {"model": "tiny-random"}}
+
+
+def game(**settings) -> UniGame:
+    return UniGame(fill(Settings, settings, ROOT))
+
+
+LEGAL = [
+    {},
+    {"path": "decoder", "anchor": "none", "condition": "caption", "prompts": []},
+    {"path": "embedding", **SIMULTANEOUS},
+    {**SIMULTANEOUS, "adversary": {"kind": "pgd", "steps": 2}},
+    {**SAMPLED, "sampling": {"candidates": 3, "temperature": 0.0}, "adversary": {"kind": "noise"}},
+    {"attack_rows": 0, "hard_rows": 0},
+    {"attack_rows": 0, "hard_rows": 0, "clip": {"model": "no such model"}},
+    {"beta": 0.0, "hard_rows": 0},
+    {"buffer": {"percentile": 0, "capacity": 1, "merge_every": 1, "temperature": 1e-3}},
+    {"buffer": {"percentile": 99.9}},
+    {**CLIP, "penalties": {"clip": 1.0}},
+    {"clip": {"model": "tiny-random", "tau": -1.0}},
+    {"clip": {"model": "tiny-random", "tau": 1.0, "compare": "text"}},
+]
+
+
+@pytest.mark.parametrize("settings", LEGAL, ids=str)
+def test_legal(settings):
+    game(**settings)
+
+
+# Settings, and what the message must hold: the key, what was got, and how to mend it.
+ILLEGAL = [
+    ({"mode": "simultanous"}, ["objectives.unigame.mode", "'simultanous'", "Did you mean 'simultaneous'", "alternating"]),
+    ({"path": "decode"}, ["objectives.unigame.path", "'decode'", "Did you mean 'decoder'", "embedding", "sampled"]),
+    ({"path": "noise"}, ["objectives.unigame.path=noise", "Type objectives.unigame.adversary.kind=noise"]),
+    ({"anchor": "sorce"}, ["objectives.unigame.anchor", "'sorce'", "Did you mean 'source'"]),
+    ({"condition": "text"}, ["objectives.unigame.condition", "'text'", "image", "caption"]),
+    ({"clean_rows": -1}, ["objectives.unigame.clean_rows", "at least 0", "-1"]),
+    ({"hard_rows": -2}, ["objectives.unigame.hard_rows", "at least 0", "-2"]),
+    ({"attack_rows": -1}, ["objectives.unigame.attack_rows", "at least 0", "-1"]),
+    ({"every": 0}, ["objectives.unigame.every", "at least 1", "got 0"]),
+    ({"pictures": -1}, ["objectives.unigame.pictures", "at least 0", "-1"]),
+    ({"pictures_every": -1}, ["objectives.unigame.pictures_every", "at least 0", "-1"]),
+    ({"attack_rows": 0}, ["objectives.unigame.hard_rows=2", "attack_rows", "hard_rows=0"]),
+    ({**SIMULTANEOUS, "beta": 0.0}, ["objectives.unigame.beta=0", "beta above 0"]),
+    ({**SIMULTANEOUS, **SAMPLED}, ["path=sampled", "Type objectives.unigame.mode=alternating"]),
+    ({**SAMPLED, "adversary": {"kind": "pgd"}}, ["pgd", "path=sampled", "Type objectives.unigame.path=decoder"]),
+    ({**SAMPLED, "sampling": {"candidates": 0}}, ["objectives.unigame.sampling", "candidates must be at least 1"]),
+    ({**SAMPLED, "sampling": {"temperature": -1.0}}, ["objectives.unigame.sampling", "temperature 0 or more"]),
+    ({"prompts": []}, ["objectives.unigame.prompts", "at least one"]),
+    ({"adversary": {"kind": "pertuber"}}, ["adversary", "'pertuber'", "Did you mean 'perturber'", "noise", "pgd"]),
+    ({"adversary": {"kind": "perturber", "eps": 0.1}}, ["objectives.unigame.adversary", "eps"]),
+    ({"adversary": {"kind": "noise", "eps_max": 0.0}}, ["adversary.eps_max", "greater than 0", "got 0.0"]),
+    ({"penalties": {"clip": 1.0}}, ["objectives.unigame.penalties.clip", "objectives.unigame.clip"]),
+    ({"buffer": {"percentile": 100.0}}, ["objectives.unigame.buffer.percentile", "[0, 100)", "got 100.0"]),
+    ({"buffer": {"percentile": -1.0}}, ["objectives.unigame.buffer.percentile", "[0, 100)", "got -1.0"]),
+    ({"buffer": {"percentile": float("nan")}}, ["objectives.unigame.buffer.percentile", "got nan"]),
+    ({"buffer": {"capacity": 0}}, ["objectives.unigame.buffer", "capacity", "at least 1", "got 0"]),
+    ({"buffer": {"merge_every": 0}}, ["objectives.unigame.buffer", "merge_every", "at least 1", " 0,"]),
+    ({"buffer": {"max_age": -1}}, ["objectives.unigame.buffer", "max_age at least 0", "-1"]),
+    ({"buffer": {"temperature": 0.0}}, ["objectives.unigame.buffer", "temperature above 0", "0.0"]),
+    ({"clip": {"model": "tiny-random", "tau": 1.5}}, ["clip.tau", "1.5", "-1..1"]),
+    ({"clip": {"model": "tiny-random", "tau": -1.01}}, ["clip.tau", "-1.01", "-1..1"]),
+    ({"clip": {"model": "ViT-B-32"}}, ["clip.pretrained", "is empty", "/path/to"]),
+    ({"clip": {"model": "tiny-random", "compare": "caption"}}, ["clip.compare", "'caption'", "image, text"]),
+    ({"clip": {"model": "tiny-random", "tow": 0.5}}, ["objectives.unigame.clip", "tow"]),
+    ({"turns": -1}, ["turns", "0 or more"]),
+    ({"betta": 0.5}, ["objectives.unigame", "betta"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "parts"), ILLEGAL, ids=str)
+def test_illegal(settings, parts):
+    with pytest.raises(ConfigError) as caught:
+        game(**settings)
+    missing = [part for part in parts if part not in str(caught.value)]
+    assert not missing, f"{missing} not in: {caught.value}"
+
+
+WEIGHTS = [("beta", -0.25), ("ratio", -0.5), ("gain", -3.0), ("clip_norm", -0.75), ("weight_decay", -0.125)]
+PENALTIES = [("l2", -0.25), ("tv", -0.25), ("gate", -0.25), ("clip", -0.25)]
+
+
+@pytest.mark.parametrize(("key", "value"), WEIGHTS)
+def test_a_weight_that_is_out_of_range_is_named_with_its_value(key, value):
+    with pytest.raises(ConfigError, match=rf"(?s)(?=.*objectives\.unigame)(?=.*\b{key}\b).*{value:g}"):
+        game(**{key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), PENALTIES)
+def test_a_negative_penalty_is_named_with_its_value(key, value):
+    with pytest.raises(ConfigError, match=rf"(?s)(?=.*objectives\.unigame\.penalties)(?=.*\b{key}\b).*{value:g}"):
+        game(penalties={key: value}, **CLIP)
+
+
+def test_an_adversary_without_a_kind():
+    with pytest.raises(ConfigError, match=r"names no kind\. Type objectives\.unigame\.adversary\.kind=perturber"):
+        UniGame(Settings(adversary={"eps_max": 0.1}))
+
+
+def test_a_recipe_that_names_no_kind_gets_the_perturber():
+    """The recipe's settings are merged into the defaults."""
+    made = game(adversary={"eps_max": 0.1})
+    assert made.kind is Perturber and made.adversary_config.eps_max == 0.1
+
+
+def test_negative_turns_are_not_blamed_on_another_objective():
+    with pytest.raises(ConfigError, match=r"objectives\.unigame"):
+        game(turns=-1)
+
+
+def test_the_defaults_are_those_of_the_paper():
+    s = Settings()
+    assert (s.beta, s.ratio, s.gain, s.mode, s.path, s.anchor) == (0.5, 250.0, 120.0, "alternating", "decoder", "source")
+    assert (s.penalties.l2, s.penalties.tv, s.buffer.percentile) == (1e-4, 1e-5, 60.0)
+
+
+# Families
+
+
+class Latents(UnifiedModel):
+    """A family that generates latents and has no way back to pixels with a gradient."""
+
+    has_decoder = False
+
+
+@pytest.mark.parametrize("path", ["decoder", "sampled"])
+def test_a_family_without_a_decoder_is_told_of_those_that_have_one(path):
+    with pytest.raises(ConfigError) as caught:
+        game(path=path).check_family(Latents, "latents")
+    for part in ("'latents'", f"path={path}", "Families that have one: janus", "objectives.unigame.path=embedding"):
+        assert part in str(caught.value)
+
+
+def test_families_without_a_decoder_are_not_recommended(monkeypatch):
+    monkeypatch.setattr(Janus, "has_decoder", False)
+    with pytest.raises(ConfigError) as caught:
+        game().check_family(Janus, "janus")
+    assert "one: janus" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"path": "embedding"}, {"attack_rows": 0, "hard_rows": 0}], ids=str)
+def test_without_a_picture_no_decoder_is_needed(settings):
+    game(**settings).check_family(Latents, "latents")
+
+
+def test_a_family_with_a_decoder_is_welcome():
+    game().check_family(Janus, "janus")
+
+
+# Rows
+
+
+def test_the_objective_is_found_by_its_name():
+    assert find("objectives", "unigame", Objective) is UniGame
+
+
+def test_the_plan_of_each_mode():
+    alternating = plan_from(game(clean_rows=3, hard_rows=2, attack_rows=4).rows())
+    assert alternating.terms == ("clean", "hard", "attack") and alternating.rows(UNDERSTAND) == 5
+    assert alternating.rows(ATTACK) == 4 and alternating.rows_per_micro_step() == 5
+    simultaneous = plan_from(game(clean_rows=3, hard_rows=2, attack_rows=4, **SIMULTANEOUS).rows())
+    assert simultaneous.terms == ("clean", "hard", "adversarial", "attack") and simultaneous.rows(UNDERSTAND) == 9
+    weights = {r.term: (r.weight, r.stream, r.takes_source) for r in simultaneous.requests}
+    assert weights == {
+        "clean": (1.0, "train", True),
+        "hard": (0.5, None, True),
+        "adversarial": (0.5, None, True),
+        "attack": (0.0, "train", True),
+    }
+    (attack,) = plan_from(game(condition="caption").rows()).of_pass(ATTACK)
+    assert not attack.takes_source
+    assert plan_from(game(attack_rows=0, hard_rows=0, **SIMULTANEOUS).rows()).terms == ("clean",)

@@ -1,0 +1,212 @@
+"""Rows put into a pass from outside, rows taken out of one, and the plan of an attack."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from megaunigame.passes import (
+    ATTACK,
+    GENERATE,
+    IGNORE,
+    UNDERSTAND,
+    PassInputs,
+    RowRequest,
+    attack_plan,
+    plan_from,
+    put_rows,
+    take_rows,
+)
+
+PAD = 7
+SIDE, VISUAL, WIDTH = 2, 3, 4
+OPTIONAL = ("segments", "visual_delta")
+
+
+def rows(lengths: list[int], width: int, *, places: int = 1, seed: int = 0, segments: bool = False, delta: bool = False):
+    """Understand inputs padded to `width`; a length of 0 is a dummy row: one pad token, no image, no loss."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(lengths)
+    used = torch.tensor([max(n, 1) for n in lengths])[:, None] > torch.arange(width)
+    real = torch.tensor(lengths) > 0
+    tokens = torch.where(used & real[:, None], torch.randint(10, 99, (count, width), generator=generator), PAD)
+    labels = torch.where(used & real[:, None] & (torch.arange(width) > 0), tokens, IGNORE)
+    return PassInputs(
+        tokens=tokens,
+        attention=used,
+        terms=torch.arange(count) + 10 * seed,
+        counts=(labels != IGNORE).sum(1).float(),
+        labels=labels,
+        segments=torch.randint(0, 3, (count, width), generator=generator) * used if segments else None,
+        images=torch.randn(count, places, 3, SIDE, SIDE, generator=generator) * real[:, None, None, None, None],
+        image_valid=real[:, None] & (torch.arange(places) == 0),
+        image_slots=used & real[:, None] & (torch.arange(width) == 1),
+        visual_delta=torch.randn(count, places, VISUAL, WIDTH, generator=generator) if delta else None,
+        keys=[f"{seed}-{n}" for n in range(count)],
+    )
+
+
+def tensors(inputs: PassInputs) -> dict[str, Tensor]:
+    return {f.name: v for f in dataclasses.fields(inputs) if isinstance(v := getattr(inputs, f.name), Tensor)}
+
+
+def narrowed(inputs: PassInputs, width: int, places: int) -> dict[str, Tensor]:
+    """The tensors cut to a sequence length and a number of images."""
+    cut = {}
+    for name, value in tensors(inputs).items():
+        if name in ("images", "image_valid", "visual_delta"):
+            value = value[:, :places]
+        elif value.dim() > 1:
+            value = value[:, :width]
+        cut[name] = value
+    return cut
+
+
+CASES = {
+    "same sizes": (dict(width=8), dict(width=8)),
+    "new rows are longer": (dict(width=8), dict(width=16)),
+    "new rows are shorter": (dict(width=16), dict(width=8)),
+    "new rows have more images": (dict(width=8), dict(width=8, places=3)),
+    "new rows have fewer images": (dict(width=8, places=3), dict(width=8)),
+    "segments in both": (dict(width=8, segments=True), dict(width=16, segments=True)),
+    "segments in the new": (dict(width=8), dict(width=8, segments=True)),
+    "segments in the old": (dict(width=16, segments=True), dict(width=8)),
+    "disturbed new rows": (dict(width=8), dict(width=8, delta=True)),
+    "disturbed old rows": (dict(width=8, delta=True), dict(width=8, delta=True)),
+    "disturbed, more images": (dict(width=8, delta=True), dict(width=16, places=2, delta=True)),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("at", [slice(0, 2), slice(1, 3), slice(2, 4)], ids=["first", "middle", "last"])
+def test_put_rows_changes_the_places_and_nothing_else(old, new, at):
+    lengths = [5, 8, 3, 7]
+    lengths[at] = [0, 0]
+    inputs, part = rows(lengths, **old), rows([6, 4], seed=1, **new)
+    before = {name: value.clone() for name, value in tensors(inputs).items()}
+    found = put_rows(inputs, at, part)
+
+    others = [i for i in range(4) if i not in range(at.start, at.stop)]
+    width, places = max(old["width"], new["width"]), max(old.get("places", 1), new.get("places", 1))
+    assert found.tokens.shape == (4, width) and found.images.shape[1] == places
+    # What was there is still there, what was put is there, wherever both had room.
+    for source, index in ((inputs, others), (part, list(range(at.start, at.stop)))):
+        size, image_places = source.tokens.shape[1], source.images.shape[1]
+        inside, wanted = narrowed(found, size, image_places), narrowed(source, size, image_places)
+        rows_of = index if source is inputs else [0, 1]
+        for name in wanted:
+            if name != "terms":
+                torch.testing.assert_close(inside[name][index], wanted[name][rows_of], rtol=0, atol=0, msg=name)
+        # What was added is empty.
+        assert (found.tokens[index][:, size:] == PAD).all() and (found.labels[index][:, size:] == IGNORE).all()
+        for name in ("attention", "image_slots", *(["segments"] if found.segments is not None else [])):
+            assert not getattr(found, name)[index][:, size:].any(), name
+        assert not found.image_valid[index][:, image_places:].any()
+    assert torch.equal(found.terms, inputs.terms), "a row serves the loss term of its place"
+    assert found.keys == [*inputs.keys[: at.start], *part.keys, *inputs.keys[at.stop :]]
+    # Absent stays absent only where neither has it.
+    for name in OPTIONAL:
+        assert (getattr(found, name) is None) == (getattr(inputs, name) is None and getattr(part, name) is None)
+    if inputs.segments is None and found.segments is not None:
+        assert not found.segments[others].any()
+    if inputs.visual_delta is None and found.visual_delta is not None:
+        assert not found.visual_delta[others].any()
+    for name, value in tensors(inputs).items():
+        assert torch.equal(value, before[name]), f"{name} of the given inputs was changed"
+
+
+def test_rows_that_were_disturbed_stay_so_beside_rows_that_are_not():
+    inputs, part = rows([0, 5], 8, delta=True), rows([4], 8, seed=1)
+    found = put_rows(inputs, slice(0, 1), part)
+    assert torch.equal(found.visual_delta[1], inputs.visual_delta[1])
+
+
+def test_a_row_put_without_a_perturbation_is_not_disturbed_by_that_of_its_place():
+    inputs, part = rows([0, 5], 8, delta=True), rows([4], 8, seed=1)
+    assert not put_rows(inputs, slice(0, 1), part).visual_delta[0].any()
+
+
+@pytest.mark.parametrize("behind", ["images", "visual_delta"])
+def test_the_gradient_behind_the_put_rows_is_kept(behind):
+    part = rows([4, 6], 16, seed=1, delta=True)
+    source = getattr(part, behind).clone().requires_grad_()
+    inputs = rows([0, 0, 5], 8)
+    found = put_rows(inputs, slice(0, 2), dataclasses.replace(part, **{behind: source}))
+    weight = torch.randn(getattr(found, behind).shape, generator=torch.Generator().manual_seed(3))
+    (getattr(found, behind) * weight).sum().backward()
+    torch.testing.assert_close(source.grad, weight[:2])
+
+
+def test_dtypes_follow_the_pass():
+    """Replayed pictures are float32; a pass that already runs in another precision keeps it."""
+    inputs = rows([0, 5], 8)
+    inputs.images = inputs.images.bfloat16()
+    found = put_rows(inputs, slice(0, 1), rows([4], 8, seed=1))
+    assert found.images.dtype == torch.bfloat16 and found.tokens.dtype == torch.int64 and found.attention.dtype == torch.bool
+
+
+@pytest.mark.parametrize("settings", [{}, {"segments": True, "delta": True, "places": 2}], ids=["plain", "everything"])
+def test_take_rows_takes_every_field(settings):
+    inputs = rows([5, 8, 3], 8, **settings)
+    taken = take_rows(inputs, slice(1, 3))
+    assert tensors(taken).keys() == tensors(inputs).keys()
+    for name, value in tensors(inputs).items():
+        assert torch.equal(getattr(taken, name), value[1:3]), name
+    assert taken.keys == inputs.keys[1:]
+
+
+def test_what_is_taken_can_be_put_back():
+    inputs = rows([5, 8, 3], 8, segments=True, delta=True, places=2)
+    found = put_rows(inputs, slice(1, 2), take_rows(inputs, slice(1, 2)))
+    for name, value in tensors(inputs).items():
+        assert torch.equal(getattr(found, name), value), name
+    assert found.keys == inputs.keys
+
+
+# Plans
+
+
+def test_an_attack_is_planned_as_the_two_passes_it_goes_through():
+    plan = plan_from(
+        [
+            RowRequest("clean", UNDERSTAND, "train", 2),
+            RowRequest("attack", ATTACK, "train", 3, 0.0, takes_source=True),
+        ]
+    )
+    attack = attack_plan(plan)
+    assert attack.terms == ("attack", "attack question")
+    assert attack.passes == (GENERATE, UNDERSTAND)
+    assert attack.rows(GENERATE) == attack.rows(UNDERSTAND) == 3
+    assert attack.takes_images(GENERATE) and attack.takes_images(UNDERSTAND)
+    assert {r.stream for r in attack.requests} == {"train"}
+
+
+def test_redrawn_from_a_caption_no_picture_is_read():
+    attack = attack_plan(plan_from([RowRequest("c", UNDERSTAND, "s", 1), RowRequest("attack", ATTACK, "s", 1)]))
+    assert not attack.takes_images(GENERATE) and attack.takes_images(UNDERSTAND)
+
+
+def test_attacks_are_no_rows_of_the_learner():
+    plan = plan_from([RowRequest("clean", UNDERSTAND, "s", 2), RowRequest("attack", ATTACK, "s", 3)])
+    assert plan.passes == (UNDERSTAND,) and plan.rows_per_micro_step() == 2 and plan.rows(ATTACK) == 3
+    assert plan.terms == ("clean", "attack")
+
+
+def test_slots_are_where_a_term_lies_in_its_pass():
+    plan = plan_from(
+        [
+            RowRequest("clean", UNDERSTAND, "s", 2),
+            RowRequest("draw", GENERATE, "s", 4),
+            RowRequest("none", UNDERSTAND, None, 0),
+            RowRequest("hard", UNDERSTAND, None, 3),
+            RowRequest("attack", ATTACK, "s", 5),
+        ]
+    )
+    assert plan.slots(UNDERSTAND, "clean") == slice(0, 2) and plan.slots(UNDERSTAND, "hard") == slice(2, 5)
+    assert plan.slots(GENERATE, "draw") == slice(0, 4) and plan.slots(ATTACK, "attack") == slice(0, 5)
+    for pass_name, term in ((GENERATE, "hard"), (UNDERSTAND, "none")):
+        with pytest.raises(KeyError, match=term):
+            plan.slots(pass_name, term)
