@@ -84,6 +84,11 @@ class ClipFilter:
             raise ConfigError(f"CLIP {config.model!r} pads its pictures (resize_mode: longest); legal: shortest, squash.")
         self._transform = image_transform_v2(preprocess, is_train=False).transforms
 
+    def to(self, device: torch.device) -> ClipFilter:
+        """Move the weights; returns itself."""
+        self.model, self.device = self.model.to(device), device
+        return self
+
     def preprocess(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> the normalised input (B, 3, h, w) of the image tower. Differentiable.
 

@@ -20,7 +20,7 @@ PERF_ROWS_PER_SECOND = "perf/rows_per_second"
 PERF_TOKENS_PER_SECOND = "perf/tokens_per_second"
 """Tokens of all ranks, padding excluded."""
 PERF_PASSES = "perf/passes"
-"""Forwards through the language model in one optimizer step of one rank."""
+"""Forwards through the language model in one optimizer step of one rank; those for pictures of the report do not count."""
 PERF_ALLGATHER_BYTES = "perf/allgather_bytes"
 """Bytes of weights that one rank gathered for the passes of one optimizer step (ZeRO-3)."""
 

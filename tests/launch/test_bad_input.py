@@ -21,13 +21,14 @@ import train  # noqa: E402
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A model, shards, and a run of two steps that left a checkpoint."""
+    """A model, shards, and two runs of two steps that left a checkpoint, one of them with an adversary."""
     folder = tmp_path_factory.mktemp("home")
     write_model(folder / "model")
     write_data(folder / "shards")
     recipe = write_recipe(folder / "recipe.yaml", folder, schedule={"steps": 2, "warmup_steps": 0})
     # In a process of its own: a run that ends well takes its process group down, and deepspeed never forgets one.
-    subprocess.run([sys.executable, "launch/train.py", str(recipe)], cwd=REPOSITORY, check=True)
+    for overrides in ([], [f"output={folder / 'game'}", "objectives={unigame: {clean_rows: 2}}"]):
+        subprocess.run([sys.executable, "launch/train.py", str(recipe), *overrides], cwd=REPOSITORY, check=True)
     return folder
 
 
@@ -37,6 +38,11 @@ def without_conversations(number: int) -> dict[str, bytes]:
 
 def not_an_image(number: int) -> dict[str, bytes]:
     return {**sample(number), "png": b"this is no picture"}
+
+
+def game(settings: str) -> str:
+    """Overrides: the game alone, with these settings."""
+    return f"objectives={{unigame: {{{settings}}}}}"
 
 
 CASES = {
@@ -77,6 +83,25 @@ CASES = {
     ),
     "other window on resume": ("output={home}/run data.train.window=3", DataError, ["window 2, this run has 3"]),
     "other seed on resume": ("output={home}/run seed=9", DataError, ["seed 5, this run has 9"]),
+    "no attack budget": (game("adversary: {kind: perturber, eps_max: 0}"), ConfigError, ["eps_max", "greater than 0"]),
+    "unknown adversary": (game("adversary: {kind: perturbr}"), ConfigError, ["Did you mean 'perturber'"]),
+    "setting of another adversary": (game("adversary: {kind: noise, hidden: 3}"), ConfigError, ["'hidden'", "eps_max"]),
+    "noise as a path": (game("path: noise"), ConfigError, ["adversary.kind=noise"]),
+    "CLIP threshold": (game("clip: {model: tiny-random, tau: 2}"), ConfigError, ["tau", "2"]),
+    "no CLIP weights": (game("clip: {pretrained: {home}/nothing.safetensors}"), ConfigError, ["nothing.safetensors"]),
+    "percentile": (game("buffer: {percentile: 100}"), ConfigError, ["[0, 100)", "100"]),
+    "replay without attacks": (game("attack_rows: 0"), ConfigError, ["hard_rows=0"]),
+    "buffer of another shape": (
+        "output={home}/game model.max_length=104 " + game("clean_rows: 2"),
+        CheckpointError,
+        ["96", "104", "resume=never"],
+    ),
+    "adversary of another size": (
+        "output={home}/game " + game("adversary: {kind: perturber, hidden: 8}"),
+        CheckpointError,
+        ["another adversary", "out_features=8"],
+    ),
+    "checkpoint without a game": ("output={home}/run " + game("clean_rows: 2"), CheckpointError, ["another"]),
     "unknown suite": ("evaluation.suites={question: {shards: x}}", ConfigError, ["Did you mean 'questions'"]),
 }  # fmt: skip
 
@@ -129,6 +154,13 @@ def split(overrides: str) -> list[str]:
         else:
             parts[-1] += character
     return parts
+
+
+def test_a_family_without_a_decoder_is_told_which_have_one(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("megaunigame.models.janus.model.Janus.has_decoder", False)
+    recipe = write_recipe(tmp_path / "recipe.yaml", home, objectives={"unigame": {"clean_rows": 2}})
+    with pytest.raises(ConfigError, match=r"'janus' has no differentiable decoder.*unigame\.path=embedding"):
+        train.main([str(recipe), f"output={tmp_path / 'run'}"])
 
 
 def test_exit_code_and_one_message(home, tmp_path):

@@ -263,7 +263,7 @@ def trainer_of(case: str, game: dict[str, Any], home: Path, world: World, **sett
 
 
 def check_uneven_ranks(home: Path, world: World) -> None:
-    """Rank 1 mines nothing: its filter rejects everything, then it has no pictures at all. Both ranks go on, and both replay."""
+    """Rank 1 mines nothing: its filter rejects all, then it has no pictures at all. Both ranks go on, and both replay."""
     game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "buffer": {"merge_every": 2, "capacity": 8}}
     trainer = trainer_of("uneven", game, home, world)
     unigame = next(o for o in trainer.objectives if type(o).__name__ == "UniGame")

@@ -212,7 +212,9 @@ def middle_similarity(game: Played) -> float:
     return float(game.pool.similarity(attack, pictures[0]).median())
 
 
-@pytest.mark.parametrize("settings", [{}, {"mode": "simultaneous"}, {"path": "sampled", "sampling": {"candidates": 2}}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"mode": "simultaneous"}, {"path": "sampled", "sampling": {"candidates": 2}}], ids=str
+)
 def test_what_is_mined_is_plausible_and_hard(play, settings):
     """Similarity at or above tau AND loss at or above the percentile of the plausible ones."""
     game = play(**settings, **CLIP, accumulation=3, buffer={"percentile": 60.0})
@@ -321,9 +323,9 @@ def test_replayed_rows_give_the_loss_of_the_mined_ones(play):
 
 def test_rows_as_long_as_a_row_can_be_are_stored(folder):
     """Sequences are padded to a multiple of eight, which may exceed `max_length`."""
-    game = Played(Janus.load(folder / "model", max_length=29).train(), folder / "pictures", turns=0)
+    game = Played(Janus.load(folder / "model", max_length=53).train(), folder / "pictures", turns=0)
     question = game.attack().question
-    assert question.attention.sum(1).max() == 29 and question.tokens.shape[1] == 32
+    assert question.attention.sum(1).max() == 53 and question.tokens.shape[1] == 56
     game.step()
     assert game.pool.buffer.size == 3
 

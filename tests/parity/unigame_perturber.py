@@ -1,4 +1,4 @@
-"""UniGame's released pieces in isolation: the perturber and its price, thresholds, the order of the buffer, its drawing, mining.
+"""The released pieces of UniGame alone: perturber and its price, thresholds, order and drawing of the buffer, mining.
 
 Three things of the released code are not ours, and are put together here from our pieces:
 

@@ -139,6 +139,8 @@ class UniGame(Objective):
         layout = RecordLayout(stage.model.processor.image_size, stage.model.processor.max_length)
         candidates = c.attack_rows * (c.sampling.candidates if c.path == "sampled" else 1)
         buffer = HardBuffer(layout, c.buffer.capacity, candidates, stage.world.rank, stage.world.size)
+        if self.clip is not None:  # loaded before the model, so that wrong settings cost no time
+            self.clip.to(stage.world.device)
         self.pool = Pool(c.buffer, buffer, self.clip, stage)
         self.grad_norm = 0.0
         self.shown: list[Panel] = []
