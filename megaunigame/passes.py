@@ -241,10 +241,13 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
     if inputs.segments is not None or rows.segments is not None:
         before, after = (torch.zeros_like(x.tokens) if x.segments is None else x.segments for x in (inputs, rows))
         segments = put(before, after, length)
-    if rows.visual_delta is not None:
-        shape = (len(inputs.tokens), *rows.visual_delta.shape[1:])
-        others = rows.visual_delta.new_zeros(shape) if inputs.visual_delta is None else inputs.visual_delta
-        delta = put(others, rows.visual_delta, places)
+    given = [x.visual_delta for x in (inputs, rows) if x.visual_delta is not None]
+    if given:
+        before, after = (
+            given[0].new_zeros(len(x.tokens), places, *given[0].shape[2:]) if x.visual_delta is None else x.visual_delta
+            for x in (inputs, rows)
+        )
+        delta = put(before, after, places)
     return dataclasses.replace(
         inputs,
         tokens=put(inputs.tokens, rows.tokens, length, pad_id),
@@ -254,7 +257,7 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
         image_slots=put(inputs.image_slots, rows.image_slots, length),
         images=put(inputs.images, rows.images, places),
         image_valid=put(inputs.image_valid, rows.image_valid, places),
-        visual_delta=inputs.visual_delta if delta is None else delta,
+        visual_delta=delta,
         counts=put(inputs.counts, rows.counts),
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
     )

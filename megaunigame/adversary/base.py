@@ -27,7 +27,7 @@ class Budget:
 
     def check(self) -> None:
         """Raises ConfigError for a budget that allows nothing, or is of an unknown kind."""
-        if self.eps_max <= 0:
+        if not self.eps_max > 0:
             raise ConfigError(f"adversary.eps_max must be greater than 0; got {self.eps_max}. The paper uses 0.02.")
         if self.budget not in BUDGETS:
             raise ConfigError(f"adversary.budget must be {' or '.join(BUDGETS)}; got {self.budget!r}.")

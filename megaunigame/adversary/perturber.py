@@ -27,7 +27,7 @@ class Perturber(Adversary):
     @dataclass
     class Config(Budget):
         eps_init: float | None = None
-        """Length at the start, above 0 and at most eps_max; the gate is set from it. None: half of eps_max."""
+        """Length at the start (with eps_min = 0), cut to just below eps_max; the gate is set from it. None: half of eps_max."""
         eps_min: float = 0.0
         hidden: int = 256
         """Width of the bottleneck."""
@@ -39,7 +39,7 @@ class Perturber(Adversary):
             super().check()
             if not 0 <= self.eps_min < self.eps_max:
                 raise ConfigError(f"adversary.eps_min must lie in [0, eps_max={self.eps_max}); got {self.eps_min}.")
-            if self.eps_init is not None and self.eps_init <= 0:
+            if self.eps_init is not None and not self.eps_init > 0:
                 raise ConfigError(f"adversary.eps_init must be greater than 0; got {self.eps_init}. Half of eps_max is usual.")
             if self.hidden < 1 or self.layers < 2:
                 raise ConfigError(
@@ -57,8 +57,9 @@ class Perturber(Adversary):
         last = nn.Linear(widths[-2], width, bias=False)
         nn.init.orthogonal_(last.weight)
         self.mlp = nn.Sequential(*layers, last)
-        share = torch.tensor([0.5 if config.eps_init is None else config.eps_init / config.eps_max]).clamp(1e-6, 1 - 1e-6)
-        self.gate = nn.Parameter(share.logit())  # shape (1,): an engine could not broadcast a 0-dim parameter
+        share = 0.5 if config.eps_init is None else config.eps_init / config.eps_max
+        gate = torch.tensor([share], dtype=torch.float64).clamp(1e-6, 1 - 1e-6).logit()
+        self.gate = nn.Parameter(gate.float())  # shape (1,), as an engine wants its parameters
 
     @property
     def eps(self) -> Tensor:

@@ -6,7 +6,8 @@ rows; the game attacks as many pictures. Cases `+ hard` also replay rows from th
 
 64 tokens per picture is the shipped tiny Janus with the settings of tiny_unigame.yaml; other numbers of tokens are random
 models of the same widths on larger renderings. The CLIP filter is computed and lets everything pass (tau -1), so that the
-buffer fills, and every step merges. No dry run, no report pictures, no checkpoints.
+buffer fills, and every step merges. No dry run, no report pictures, no checkpoints. CPU seconds are those of rank 0: other
+jobs on the machine disturb them less than the clock.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ import statistics
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+# Inherited by the ranks. deepspeed reads it when it is imported: what is compared runs over gloo, with or without a GPU.
+os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 from transformers import PreTrainedTokenizerFast
 
@@ -31,19 +35,24 @@ from data_prep.__main__ import main as data_prep
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.folder import random_state, write_folder
 from megaunigame.monitoring import names
+from tests.benchmarks.unigame_ranks import CPU_SECONDS, REPLAYED
 from tests.multi_process.launcher import REPOSITORY, run_ranks
 
 SHIPPED = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"
-SFT = "SFT"
+SFT, ALTERNATING, SIMULTANEOUS, SAMPLED = "SFT", "alternating", "simultaneous", "sampled"
 GAMES: dict[str, dict[str, Any]] = {
-    "alternating": {},
-    "simultaneous": {"mode": "simultaneous"},
-    "sampled": {"path": "sampled", "sampling": {"candidates": 1, "guidance": 5.0, "temperature": 1.0}},
+    ALTERNATING: {},
+    SIMULTANEOUS: {"mode": "simultaneous"},
+    SAMPLED: {"path": "sampled", "sampling": {"candidates": 1, "guidance": 5.0, "temperature": 1.0}},
 }
-TARGETS = {"alternating": 2.6, "simultaneous": 1.7}
+HARD = " + hard"
+"""Ends the names of cases that replay."""
+TARGETS = {ALTERNATING: 2.6, SIMULTANEOUS: 1.7}
 """Largest ratio to SFT that the design allows."""
 SAMPLED_TARGET = 10.0
 """Least ratio of sampled to alternating at 64 tokens."""
+LARGER_ROUNDS = 3
+"""Larger pictures are there for one ratio, sampled to alternating. Sampled steps once: that is hundreds of passes."""
 
 
 def shipped_tokens() -> int:
@@ -77,8 +86,8 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
     made = ["scenes", "--out", shards, "--count", "64", "--seed", "1", "--split", "train", "--size", side]
     if data_prep(list(map(str, made))):
         raise SystemExit(1)
-    # Larger pictures are there for one ratio, sampled to alternating; one sampled step of them is a thousand calls.
-    rounds = options.steps if whole else options.sampled_steps
+    rounds = options.steps if whole else LARGER_ROUNDS
+    sampled_every = max(1, rounds // options.sampled_steps) if whole and options.sampled_steps else rounds
     common = {
         "model.path": str(model),
         "model.max_length": longest_row(tokens),
@@ -91,7 +100,9 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
     sft = {"objectives": {"understanding": {"rows": options.clean, "stream": "scenes", "independent": True}}}
     chosen: dict[str, dict[str, Any]] = {SFT: sft}
     for name, game in GAMES.items():
-        for label, hard in [(name, 0), (f"{name} + hard", options.hard)] if whole else [(name, 0)]:
+        if name == SAMPLED and not options.sampled_steps:
+            continue
+        for label, hard in [(name, 0), (name + HARD, options.hard)] if whole else [(name, 0)]:
             settings = {
                 "clean_rows": options.clean,
                 "attack_rows": options.attack or options.clean,
@@ -105,9 +116,9 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
     cases = [
         {
             "name": name,
-            "every": max(1, rounds // options.sampled_steps) if "sampled" in name else 1,
-            # One sampled step warms up thousands of calls, and fills the buffer.
-            "warmup": 1 if "sampled" in name else options.warmup,
+            "every": sampled_every if name.startswith(SAMPLED) else 1,
+            # One sampled step fills the buffer; where there is none, the many passes of the first step need no other.
+            "warmup": int(whole) if name.startswith(SAMPLED) else options.warmup,
             "overrides": [
                 f"{key}={json.dumps(value)}"
                 for key, value in {**common, "output": str(home / "runs" / f"{tokens} {name}"), **own}.items()
@@ -118,45 +129,53 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
     return {"tokens": tokens, "rounds": rounds, "cases": cases}
 
 
-def seconds(steps: dict[str, dict[str, float]]) -> float:
-    return statistics.median(step[names.PERF_STEP_SECONDS] for step in steps.values())
+Steps = dict[str, dict[str, float]]
+"""Round -> what the step of one case measured in it."""
 
 
-def ratio(ours: dict[str, dict[str, float]], base: dict[str, dict[str, float]]) -> tuple[float, float, float]:
-    """Of the median steps; least and largest within one round."""
+def middle(steps: Steps, key: str) -> float:
+    return statistics.median(step[key] for step in steps.values())
+
+
+def ratio(ours: Steps, base: Steps) -> tuple[float, float, float]:
+    """Of the median step times; the least and the largest within one round."""
     rounds = [ours[n][names.PERF_STEP_SECONDS] / base[n][names.PERF_STEP_SECONDS] for n in ours.keys() & base.keys()]
-    return seconds(ours) / seconds(base), min(rounds), max(rounds)
+    return middle(ours, names.PERF_STEP_SECONDS) / middle(base, names.PERF_STEP_SECONDS), min(rounds), max(rounds)
 
 
-def table(blocks: list[dict[str, Any]], measured: list[dict[str, Any]], options: Namespace) -> str:
-    """The measurements as a Markdown table, and the ratios that have targets below it."""
-    lines = [
-        "| tokens | case | rows: clean + hard + attacked | steps | s / step | / SFT | in single rounds | target | passes "
-        "| MiB gathered / step | replayed / step |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    below = []
+def cpu_ratio(ours: Steps, base: Steps) -> float:
+    return middle(ours, CPU_SECONDS) / middle(base, CPU_SECONDS)
+
+
+def table(blocks: list[dict[str, Any]], measured: list[dict[str, Steps]], options: Namespace) -> str:
+    """The measurements as a Markdown table, and below it sampled against alternating."""
+    columns = ["tokens", "case", "rows: clean + hard + attacked", "steps", "s / step", "/ SFT", "in single rounds", "target"]
+    columns += ["CPU s / step", "CPU / SFT", "passes", "MiB gathered", "replayed"]
+    lines, below = [columns, ["---"] * len(columns)], []
     for described, cases in zip(blocks, measured, strict=True):
         tokens, whole = described["tokens"], described["tokens"] == shipped_tokens()
         for name, steps in cases.items():
-            hard = options.hard if name.endswith("hard") else 0
+            hard = options.hard if name.endswith(HARD) else 0
             attack = 0 if name == SFT else options.attack or options.clean
             mid, least, most = ratio(steps, cases[SFT])
-            target = f"<= {TARGETS[name]}" if whole and name in TARGETS else ""
-            passes, gathered, replayed = (
-                statistics.median(step[key] for step in steps.values())
-                for key in (names.PERF_PASSES, names.PERF_ALLGATHER_BYTES, "replayed")
-            )
             lines.append(
-                f"| {tokens} | {name} | {options.clean} + {hard} + {attack} | {len(steps)} | {seconds(steps):.3f} | {mid:.2f} "
-                f"| {least:.2f} .. {most:.2f} | {target} | {passes:.0f} | {gathered / 2**20:.1f} | {replayed:.0f} |"
+                [
+                    *(f"{tokens}", name, f"{options.clean} + {hard} + {attack}", f"{len(steps)}"),
+                    *(f"{middle(steps, names.PERF_STEP_SECONDS):.3f}", f"{mid:.2f}", f"{least:.2f} .. {most:.2f}"),
+                    f"<= {TARGETS[name]}" if whole and name in TARGETS else "",
+                    *(f"{middle(steps, CPU_SECONDS):.3f}", f"{cpu_ratio(steps, cases[SFT]):.2f}"),
+                    f"{middle(steps, names.PERF_PASSES):.0f}",
+                    f"{middle(steps, names.PERF_ALLGATHER_BYTES) / 2**20:.1f}",
+                    f"{middle(steps, REPLAYED):.0f}",
+                ]
             )
-        mid, least, most = ratio(cases["sampled"], cases["alternating"])
-        target = f" (target >= {SAMPLED_TARGET:g})" if whole else ""
-        below.append(
-            f"- sampled / alternating at {tokens} tokens: {mid:.1f}{target}; in single rounds {least:.1f} .. {most:.1f}"
-        )
-    return "\n".join([*lines, "", *below])
+        if SAMPLED in cases:
+            mid, least, most = ratio(cases[SAMPLED], cases[ALTERNATING])
+            below.append(
+                f"- sampled / alternating at {tokens} tokens: {mid:.1f}{f' (target >= {SAMPLED_TARGET:g})' if whole else ''}, "
+                f"in single rounds {least:.1f} .. {most:.1f}, in CPU time {cpu_ratio(cases[SAMPLED], cases[ALTERNATING]):.1f}"
+            )
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *below])
 
 
 def tokens_per_picture(text: str) -> int:
@@ -166,26 +185,27 @@ def tokens_per_picture(text: str) -> int:
     return tokens
 
 
-def at_least_one(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+        return int(text)
+
+    return count
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=at_least_one, default=2)
-    parser.add_argument("--steps", type=at_least_one, default=12, help="measured steps at 64 tokens (default 12)")
-    parser.add_argument("--sampled-steps", type=at_least_one, default=2, help="of sampled, and of all larger pictures")
-    parser.add_argument("--warmup", type=at_least_one, default=2, help="steps before (default 2; sampled 1)")
+    parser.add_argument("--ranks", type=at_least(1), default=2)
+    parser.add_argument("--steps", type=at_least(1), default=12, help="measured steps at 64 tokens (default 12)")
+    parser.add_argument("--sampled-steps", type=at_least(0), default=2, help="of which sampled (default 2; 0: leave it out)")
+    parser.add_argument("--warmup", type=at_least(1), default=2, help="steps before (default 2; sampled 1)")
     parser.add_argument("--tokens", type=tokens_per_picture, nargs="+", default=[64, 256, 576], help="per picture")
-    parser.add_argument("--clean", type=at_least_one, default=4, help="clean rows per rank (default 4)")
-    parser.add_argument("--hard", type=at_least_one, default=2, help="replayed rows per rank of the cases `+ hard`")
-    parser.add_argument("--attack", type=at_least_one, help="attacked pictures per rank (default: as clean rows)")
+    parser.add_argument("--clean", type=at_least(1), default=4, help="clean rows per rank (default 4)")
+    parser.add_argument("--hard", type=at_least(1), default=2, help="replayed rows per rank of the cases `+ hard`")
+    parser.add_argument("--attack", type=at_least(1), help="attacked pictures per rank (default: as clean rows)")
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     options = parser.parse_args()
-    # Inherited by the ranks, which must not take a GPU for what is compared over gloo.
-    os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         blocks = [block(home, tokens, options) for tokens in options.tokens]

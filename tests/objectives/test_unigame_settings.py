@@ -81,7 +81,7 @@ ILLEGAL = [
     ({"clip": {"model": "ViT-B-32"}}, ["clip.pretrained", "is empty", "/path/to"]),
     ({"clip": {"model": "tiny-random", "compare": "caption"}}, ["clip.compare", "'caption'", "image, text"]),
     ({"clip": {"model": "tiny-random", "tow": 0.5}}, ["objectives.unigame.clip", "tow"]),
-    ({"turns": -1}, ["turns", "0 or more"]),
+    ({"turns": -1}, ["objectives.unigame.turns", "at least 0"]),
     ({"betta": 0.5}, ["objectives.unigame", "betta"]),
 ]  # fmt: skip
 

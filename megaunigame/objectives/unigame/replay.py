@@ -17,13 +17,13 @@ def to_records(
     """(B,) records of questions about `pictures` (B, 3, S, S) in [-1, 1], with per-row `losses` and `similarity` (B,)."""
     assert question.labels is not None and question.image_slots is not None
     records = layout.empty(len(pictures))
-    width = question.tokens.shape[1]
+    width = min(question.tokens.shape[1], layout.max_length)  # rows near the longest are padded beyond it
     records["image"] = ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-    records["tokens"][:, :width] = question.tokens.cpu().numpy()
-    records["labelled"][:, :width] = (question.labels != IGNORE).cpu().numpy()
-    records["slots"][:, :width] = question.image_slots.cpu().numpy()
+    records["tokens"][:, :width] = question.tokens[:, :width].cpu().numpy()
+    records["labelled"][:, :width] = (question.labels[:, :width] != IGNORE).cpu().numpy()
+    records["slots"][:, :width] = question.image_slots[:, :width].cpu().numpy()
     if question.segments is not None:
-        records["segments"][:, :width] = question.segments.cpu().numpy()
+        records["segments"][:, :width] = question.segments[:, :width].cpu().numpy()
     records["length"] = question.attention.sum(1).cpu().numpy()
     records["loss"] = losses.detach().float().cpu().numpy()
     records["similarity"] = similarity.detach().float().cpu().numpy()

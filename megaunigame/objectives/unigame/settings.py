@@ -53,8 +53,9 @@ class Penalties:
     """Hinge: on max(tau - CLIP similarity, 0). Needs `clip`."""
 
     def check(self) -> None:
-        if min(self.l2, self.tv, self.gate, self.clip) < 0:
-            raise ConfigError("objectives.unigame.penalties must all be 0 or more.")
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise ConfigError(f"objectives.unigame.penalties.{name} must be 0 or more; got {value:g}.")
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Settings:
                 raise ConfigError(f"{where}.path=noise: noise is an adversary, on any path. Type {where}.adversary.kind=noise.")
             if got not in legal:
                 raise ConfigError(unknown(f"value of {where}.{name}", got, list(legal)))
-        counts = {"clean_rows": 0, "hard_rows": 0, "attack_rows": 0, "every": 1, "pictures": 0, "pictures_every": 0}
+        counts = {"turns": 0, "clean_rows": 0, "hard_rows": 0, "attack_rows": 0, "every": 1, "pictures": 0, "pictures_every": 0}
         for name, least in counts.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{where}.{name} must be at least {least}; got {getattr(self, name)}.")
@@ -134,8 +135,12 @@ class Settings:
             raise ConfigError(
                 f"{where}.hard_rows={self.hard_rows} needs attacks to fill the buffer: give attack_rows, or hard_rows=0."
             )
-        if self.beta < 0 or self.ratio <= 0 or self.gain <= 0 or self.clip_norm <= 0 or self.weight_decay < 0:
-            raise ConfigError(f"{where}: ratio, gain and clip_norm must be above 0, beta and weight_decay 0 or more.")
+        for name in ("beta", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{where}.{name} must be 0 or more; got {getattr(self, name):g}.")
+        for name in ("ratio", "gain", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{where}.{name} must be greater than 0; got {getattr(self, name):g}.")
         if self.mode == "simultaneous" and self.beta == 0:
             raise ConfigError(f"{where}.beta=0 leaves a simultaneous adversary without a loss; give beta above 0.")
         if self.mode == "simultaneous" and self.path == "sampled":
