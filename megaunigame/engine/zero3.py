@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from megaunigame.config import Recipe
 from megaunigame.distributed import World
 from megaunigame.engine.ds_config import zero_stage
+from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
 from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
 from megaunigame.models.base import UnifiedModel, Weights
@@ -44,6 +45,7 @@ class Learner:
         self.stage = stage
         self.trained_groups = trained_groups
         """Trained parameters by optimizer group."""
+        self.is_opponent = False
         self.gathered = count_gathered_bytes()
         """Bytes of weights this rank has gathered so far."""
 
@@ -76,9 +78,11 @@ class Learner:
             parameter.requires_grad_(False)
         for dropout in dropouts:
             dropout.training = False
+        self.is_opponent = True
         try:
             yield
         finally:
+            self.is_opponent = False
             for parameter in trained:
                 parameter.requires_grad_(True)
             for dropout in dropouts:
@@ -123,7 +127,10 @@ def build_learner(
     for name, buffer in engine.module.named_buffers():
         buffer.data = buffers[name].to(world.device)
     engine.module.train()
-    return Learner(engine, world, stage, trained)
+    learner = Learner(engine, world, stage, trained)
+    if partitioned:
+        GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_opponent)
+    return learner
 
 
 def load_weights(model: nn.Module, weights: Weights, world: World) -> None:

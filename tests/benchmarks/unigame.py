@@ -137,6 +137,11 @@ def middle(steps: Steps, key: str) -> float:
     return statistics.median(step[key] for step in steps.values())
 
 
+def mean(steps: Steps, key: str) -> float:
+    """For counts: how much the engine prefetches can differ from step to step."""
+    return statistics.mean(step[key] for step in steps.values())
+
+
 def ratio(ours: Steps, base: Steps) -> tuple[float, float, float]:
     """Of the median step times; the least and the largest within one round."""
     rounds = [ours[n][names.PERF_STEP_SECONDS] / base[n][names.PERF_STEP_SECONDS] for n in ours.keys() & base.keys()]
@@ -164,9 +169,9 @@ def table(blocks: list[dict[str, Any]], measured: list[dict[str, Steps]], option
                     *(f"{middle(steps, names.PERF_STEP_SECONDS):.3f}", f"{mid:.2f}", f"{least:.2f} .. {most:.2f}"),
                     f"<= {TARGETS[name]}" if whole and name in TARGETS else "",
                     *(f"{middle(steps, CPU_SECONDS):.3f}", f"{cpu_ratio(steps, cases[SFT]):.2f}"),
-                    f"{middle(steps, names.PERF_PASSES):.0f}",
-                    f"{middle(steps, names.PERF_ALLGATHER_BYTES) / 2**20:.1f}",
-                    f"{middle(steps, REPLAYED):.0f}",
+                    f"{mean(steps, names.PERF_PASSES):.0f}",
+                    f"{mean(steps, names.PERF_ALLGATHER_BYTES) / 2**20:.1f}",
+                    f"{mean(steps, REPLAYED):.1f}",
                 ]
             )
         if SAMPLED in cases:

@@ -288,18 +288,17 @@ def check_cost(home: Path, world: World) -> None:
     cost: dict[str, list[float]] = {}
     for label, game in games.items():
         trainer = trainer_of(f"cost-{label}", game, home, world)
-        batches = iter(micro_batch_loader(trainer.micro_batches, 0, 3, 0, 2))
-        steps = [trainer.train_step(batches) for _ in range(3)]
+        batches = iter(micro_batch_loader(trainer.micro_batches, 0, 4, 0, 2))
+        steps = [trainer.train_step(batches) for _ in range(4)]
         cost[label] = [steps[-1][names.PERF_PASSES], steps[-1][names.PERF_ALLGATHER_BYTES]]
     model = trainer.learner.module
     used = set(model.groups_of_pass(UNDERSTAND, takes_images=True))
     once = sum(element_count(p) * 4 for n, p in model.named_parameters() if model.group_of(n) in used)
     assert [passes for passes, _ in cost.values()] == [1, 3, 2], cost
-    # A model this small keeps its weights from forward to backward when nothing comes between (a large one gathers twice).
-    # Alternating: forward and backward of the learner and of the attack, and the forward that gives the hidden states.
-    # Simultaneous: forward and backward of the learner, that forward, and the tower once more on the way to the pixels.
+    # Every pass gathers its weights once: a model this small keeps them from its forward to its backward (a large one gathers
+    # twice). The forward that gives the hidden states needs no head of the language model, so it costs a little less.
     assert cost["sft"][1] == once, (cost, once)
-    assert cost["alternating"][1] <= 5 * once and cost["simultaneous"][1] <= 3.5 * once, (cost, once)
+    assert 2 * once < cost["alternating"][1] < 3 * once and once < cost["simultaneous"][1] < 2 * once, (cost, once)
     assert len(set(world.all_gather_object(str(cost)))) == 1, "ranks gathered different amounts"
     if world.is_main:
         print(f"cost in passes and gathered bytes: {cost}", flush=True)

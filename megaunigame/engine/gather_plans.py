@@ -1,0 +1,37 @@
+"""A plan of gathers for each kind of pass.
+
+ZeRO-3 records in which order a pass visits the modules, and from then on gathers weights ahead of their use, many in one
+call. It keeps one such record and throws it away when a pass comes that visits them in another order. Here passes of several
+kinds alternate (generate, understand, the same under attack), so nothing would ever be gathered ahead; with a record for each
+kind, every one is complete from its third time on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class GatherPlans:
+    """Chooses the record of a pass when its forward begins; what follows it until the next forward belongs to it."""
+
+    def __init__(self, module: nn.Module, offload: Any, as_opponent: Callable[[], bool]):
+        """`offload`: the part of the engine's optimizer that gathers and releases weights of `module`."""
+        self.offload = offload
+        self.as_opponent = as_opponent
+        self._unused = offload.param_coordinator
+        self._of_kind: dict[tuple, Any] = {}
+        # First of all hooks: the engine's own begins a new round of the record that it finds.
+        module.register_forward_pre_hook(self._choose, prepend=True, with_kwargs=True)
+
+    def _choose(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        options = (*(a for a in args[2:]), *sorted(kwargs.items()))
+        kind = (args[0], options, self.as_opponent(), module.training, torch.is_grad_enabled())
+        if kind not in self._of_kind:
+            self._of_kind[kind] = copy.copy(self._unused)
+            self._of_kind[kind]._clear_trace_structures()
+        self.offload.param_coordinator = self._of_kind[kind]
