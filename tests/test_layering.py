@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"errors"},
     "launching": {"errors"},
     "passes": {"errors"},
+    "rows": {"passes"},
     # first floor: each knows the passes and the ground, none knows another
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # second floor: what a step is made of
     "objectives": {
         *("adversary", "config", "data.conversation", "data.decode", "distributed", "errors", "models.base"),
-        *("monitoring.names", "passes", "randomness", "registry", "representations"),
+        *("monitoring.names", "passes", "randomness", "registry", "representations", "rows"),
     },
     "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
     "evaluation": {

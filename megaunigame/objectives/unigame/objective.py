@@ -50,12 +50,11 @@ from megaunigame.passes import (
     PassOutput,
     Row,
     RowRequest,
-    put_rows,
-    take_rows,
 )
 from megaunigame.randomness import derive
 from megaunigame.registry import available, find
 from megaunigame.representations.base import Representation
+from megaunigame.rows import put_rows, take_rows
 
 log = logging.getLogger(__name__)
 

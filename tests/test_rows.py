@@ -17,9 +17,8 @@ from megaunigame.passes import (
     RowRequest,
     attack_plan,
     plan_from,
-    put_rows,
-    take_rows,
 )
+from megaunigame.rows import put_rows, take_rows
 
 PAD = 7
 SIDE, VISUAL, WIDTH = 2, 3, 4
