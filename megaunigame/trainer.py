@@ -127,7 +127,6 @@ class Trainer:
             largest = AttackInputs(self.processor.largest(plan, GENERATE), self.processor.largest(plan, UNDERSTAND))
             for objective in self.objectives:
                 objective.rehearse(largest)
-        self.learner.gathered.taken()
 
     def fit(self) -> None:
         """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
@@ -169,6 +168,7 @@ class Trainer:
         started = time.perf_counter()
         batches = [next(micro_batches) for _ in range(self.accumulation)]
         waited = time.perf_counter() - started
+        self.learner.gathered.taken()  # what an evaluation gathered since the last step is no cost of this one
         lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.state.step)
         self.learner.set_lr(lr)
         attacks = [batch.attack for batch in batches if batch.attack is not None]
