@@ -52,7 +52,8 @@ class Sweep:
     x: Axis = field(default_factory=Axis)
     """Left out: the plot has one line per arm instead of an axis."""
     metrics: dict[str, str] = field(default_factory=dict)
-    """Title of a column -> name of a metric in metrics.jsonl; its last value counts."""
+    """Title of a column -> name of a metric in metrics.jsonl: the last value of an evaluation, of others the mean over the
+    second half of the steps."""
 
 
 def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:

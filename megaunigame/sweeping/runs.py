@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shlex
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring.history import read_run_folder
+from megaunigame.monitoring.names import EVALUATION
 from megaunigame.sweeping.definition import Sweep
 
 ORIGIN_FILE = "sweep_run.json"
@@ -131,9 +133,18 @@ def seconds_of(run: Run) -> float:
     return read_run_folder(run.folder).run["seconds"]
 
 
-def last_values(run: Run) -> dict[str, float]:
-    """Metric -> its last recorded value."""
-    return {name: values[-1] for name, (_, values) in read_run_folder(run.folder).series.items()}
+def run_values(run: Run) -> dict[str, float]:
+    """Metric -> last value of an evaluation; mean over the second half of the steps of anything else.
+
+    A single step is noise: its rows differ from run to run.
+    """
+    series = read_run_folder(run.folder).series
+    half = max((steps[-1] for steps, _ in series.values()), default=0) / 2
+    found = {}
+    for name, (steps, values) in series.items():
+        late = [value for step, value in zip(steps, values, strict=True) if step > half]
+        found[name] = values[-1] if name.startswith(EVALUATION) or not late else statistics.fmean(late)
+    return found
 
 
 def is_running(run: Run) -> bool:

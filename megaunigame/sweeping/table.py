@@ -14,7 +14,7 @@ from pathlib import Path
 
 from megaunigame.monitoring.names import EVALUATION
 from megaunigame.sweeping.definition import Sweep
-from megaunigame.sweeping.runs import Run, is_done, last_values
+from megaunigame.sweeping.runs import Run, is_done, run_values
 
 TABLE_FILE, RESULTS_FILE = "table.md", "results.csv"
 SHARE = re.compile(r"accuracy|consistency|match|share|present|exact|relation")
@@ -28,7 +28,7 @@ class Result:
     arm: str
     seed: int
     values: dict[str, float]
-    """Metric -> its last value."""
+    """Metric -> its value, see `run_values`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Spread:
 
 def collect(runs: Iterable[Run]) -> list[Result]:
     """The results of all done runs: what an unfinished run measured so far is no result."""
-    return [Result(run.arm, run.seed, last_values(run)) for run in runs if is_done(run)]
+    return [Result(run.arm, run.seed, run_values(run)) for run in runs if is_done(run)]
 
 
 def missing(sweep: Sweep, results: Iterable[Result]) -> list[str]:
@@ -90,18 +90,20 @@ def heading(title: str, metric: str) -> str:
 def as_markdown(sweep: Sweep, results: Sequence[Result]) -> str:
     """The whole of table.md: what was run, the table, how to read it."""
     total = len(sweep.arms) * len(sweep.seeds)
+    # Nothing is compared with what the baseline does not have (an attack, where nothing attacks).
+    compared = {m for m in sweep.metrics.values() if sweep.baseline and (values_of(results, sweep.baseline, m) or not results)}
     columns = ["arm", "seeds"]
     for title, metric in sweep.metrics.items():
-        columns += [heading(title, metric), *([f"vs {sweep.baseline}"] if sweep.baseline else [])]
+        columns += [heading(title, metric), *([f"vs {sweep.baseline}"] if metric in compared else [])]
     lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
     for arm in sweep.arms:
         count = sum(r.arm == arm for r in results)
         cells = [arm, str(count)]
         for metric in sweep.metrics.values():
             cells.append(_cell(spread(list(values_of(results, arm, metric).values())), metric, "", count))
-            if sweep.baseline == arm:
+            if metric in compared and sweep.baseline == arm:
                 cells.append("")
-            elif sweep.baseline:
+            elif metric in compared:
                 cells.append(_cell(difference(results, arm, sweep.baseline, metric), metric, "+", count))
         lines.append(_line(cells))
     state = "All" if len(results) == total else f"PARTIAL: {len(results)} of"
@@ -122,15 +124,15 @@ def _cell(value: Spread | None, metric: str, sign: str, runs: int) -> str:
     if value is None:
         return "-"
     factor = scale(metric)
-    form = ".1f" if factor == 100.0 else ".4g"
+    form, spread_form = (".1f", ".1f") if factor == 100.0 else (".4g", "#.2g")
     text = f"{factor * value.mean:{sign}{form}}"
     if value.deviation is not None:
-        text += f" ± {factor * value.deviation:{form}}"
+        text += f" ± {factor * value.deviation:{spread_form}}"
     return text if value.count == runs else f"{text} (n={value.count})"
 
 
 def as_csv(results: Iterable[Result]) -> str:
-    """One line per done run: arm, seed, and the last value of every metric it recorded, as recorded."""
+    """One line per done run: arm, seed, and the value of every metric it recorded."""
     results = list(results)
     metrics = sorted({name for r in results for name in r.values})
     out = io.StringIO()

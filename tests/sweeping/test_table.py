@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import pytest
 from PIL import Image
 
 from megaunigame.sweeping.definition import Axis, Sweep
 from megaunigame.sweeping.plot import write_plot
+from megaunigame.sweeping.runs import Run, run_values
 from megaunigame.sweeping.table import Result, as_csv, as_markdown, difference, missing, spread, values_of, write_table
 
 ACCURACY, LOSS = "evaluation/q/accuracy/mean", "loss/total"
@@ -61,9 +63,9 @@ def test_markdown():
     lines = as_markdown(sweep(), FULL).splitlines()
     assert lines[0] == "# fruit" and lines[2].startswith("All 9 runs finished: `r.yaml`, seeds 0, 1, 2")
     assert lines[4] == "| arm | seeds | right (%) | vs plain | loss | vs plain |"
-    assert lines[6] == "| plain | 3 | 60.0 ± 10.0 |  | 6 ± 1 |  |"
-    assert lines[7] == "| fast | 3 | 67.0 ± 10.4 | +7.0 ± 2.5 | 6.7 ± 1.044 | +0.7 ± 0.2517 |"
-    assert lines[8] == "| slow | 3 | 60.0 ± 10.0 | +0.0 ± 0.0 | 6 ± 1 | +0 ± 0 |"
+    assert lines[6] == "| plain | 3 | 60.0 ± 10.0 |  | 6 ± 1.0 |  |"
+    assert lines[7] == "| fast | 3 | 67.0 ± 10.4 | +7.0 ± 2.5 | 6.7 ± 1.0 | +0.7 ± 0.25 |"
+    assert lines[8] == "| slow | 3 | 60.0 ± 10.0 | +0.0 ± 0.0 | 6 ± 1.0 | +0 ± 0.0 |"
 
 
 def test_partial_sweep():
@@ -76,7 +78,7 @@ def test_partial_sweep():
 
 def test_without_a_baseline_nothing_is_compared():
     lines = as_markdown(sweep(baseline=""), FULL).splitlines()
-    assert lines[4] == "| arm | seeds | right (%) | loss |" and lines[7] == "| fast | 3 | 67.0 ± 10.4 | 6.7 ± 1.044 |"
+    assert lines[4] == "| arm | seeds | right (%) | loss |" and lines[7] == "| fast | 3 | 67.0 ± 10.4 | 6.7 ± 1.0 |"
     assert "vs" not in lines[-1]
 
 
@@ -85,9 +87,9 @@ def test_missing_metric():
     without = [Result("plain", 0, {ACCURACY: 0.5}), *(r for r in FULL if (r.arm, r.seed) != ("plain", 0))]
     assert missing(sweep(), without) == ["loss/total (loss) is missing in plain/seed-0"]
     assert missing(sweep(), FULL) == []
-    assert as_markdown(sweep(), without).splitlines()[6] == "| plain | 3 | 60.0 ± 10.0 |  | 6.5 ± 0.7071 (n=2) |  |"
+    assert as_markdown(sweep(), without).splitlines()[6] == "| plain | 3 | 60.0 ± 10.0 |  | 6.5 ± 0.71 (n=2) |  |"
     nowhere = sweep(metrics={"other": "loss/other"})
-    assert as_markdown(nowhere, FULL).splitlines()[6] == "| plain | 3 | - |  |"
+    assert as_markdown(nowhere, FULL).splitlines()[6] == "| plain | 3 | - |"
 
 
 def test_csv_has_every_metric_as_recorded():
@@ -108,3 +110,11 @@ def test_files(tmp_path, x, found):
         assert picture.width > picture.height
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["plot.png", "results.csv", "table.md"]
+
+
+def test_a_step_metric_is_the_mean_of_the_second_half_and_an_evaluation_its_last_value(tmp_path):
+    lines = [{"step": step, "time": 0.0, "loss/total": float(step)} for step in range(1, 9)]
+    lines += [{"step": step, "time": 0.0, ACCURACY: step / 10} for step in (0, 8)]
+    run = Run("a", 0, tmp_path, 8, "r.yaml", (), {})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_values(run) == {"loss/total": 6.5, ACCURACY: 0.8}
