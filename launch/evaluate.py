@@ -20,7 +20,7 @@ from megaunigame.config import load_recipe
 from megaunigame.distributed import start_world
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import as_text
-from megaunigame.launching import exit_code_of
+from megaunigame.launching import run_to_exit
 from megaunigame.trainer import Trainer
 
 
@@ -43,4 +43,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main, sys.argv[1:]))
+    run_to_exit(main, sys.argv[1:])

@@ -20,7 +20,7 @@ import torch
 from megaunigame.checkpoint.export import export_adapter, export_model
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
-from megaunigame.launching import exit_code_of
+from megaunigame.launching import run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import find
 
@@ -53,4 +53,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main, sys.argv[1:]))
+    run_to_exit(main, sys.argv[1:])

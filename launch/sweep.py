@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megaunigame.launching import exit_code_of
+from megaunigame.launching import run_to_exit
 from megaunigame.sweeping.definition import Sweep, load_sweep
 from megaunigame.sweeping.machine import places, this_machine, train_command
 from megaunigame.sweeping.plot import PLOT_FILE, write_plot
@@ -74,4 +74,4 @@ def write_results(sweep: Sweep, runs: list[Run]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main, sys.argv[1:]))
+    run_to_exit(main, sys.argv[1:])

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from megaunigame.launching import exit_code_of
+from megaunigame.launching import run_to_exit
 from megaunigame.tiny_world.stages import STAGES, Run, run_stage
 
 
@@ -39,4 +39,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main, sys.argv[1:]))
+    run_to_exit(main, sys.argv[1:])

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megaunigame.config import as_yaml, load_recipe
 from megaunigame.distributed import start_world
-from megaunigame.launching import exit_code_of
+from megaunigame.launching import run_to_exit
 from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.trainer import Trainer
@@ -53,4 +53,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main, sys.argv[1:]))
+    run_to_exit(main, sys.argv[1:])

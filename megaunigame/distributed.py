@@ -57,6 +57,8 @@ class World:
         dist.barrier()
 
     def close(self) -> None:
+        """Leave the process group, together: a rank that goes first can bring down the one that still talks to it."""
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from megaunigame.errors import UserError
 
@@ -15,8 +16,8 @@ OTHERS_WAIT_SECONDS = 5.0
 failed, that one speaks after this delay."""
 
 
-def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """Run `main`; a UserError becomes its message on standard error and exit code 2, any other error its traceback and 1."""
+def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoReturn:
+    """Run `main` and end the process with 0; a UserError becomes its message and 2, any other error its traceback and 1."""
     try:
         main(arguments)
     except UserError as error:
@@ -35,4 +36,8 @@ def exit_code_of(main: Callable[[list[str]], None], arguments: list[str]) -> int
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-    return 0
+    # Nothing is left to do, and threads of torch and gloo can abort the interpreter's own end: a run that is saved and
+    # reported must not look failed.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -102,7 +102,7 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
     for name, game in GAMES.items():
         if name == SAMPLED and not options.sampled_steps:
             continue
-        for label, hard in [(name, 0), (name + HARD, options.hard)] if whole else [(name, 0)]:
+        for label, hard in [(name, 0), (name + HARD, options.hard)] if whole and name != SAMPLED else [(name, 0)]:
             settings = {
                 "clean_rows": options.clean,
                 "attack_rows": options.attack or options.clean,
@@ -117,8 +117,7 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
         {
             "name": name,
             "every": sampled_every if name.startswith(SAMPLED) else 1,
-            # One sampled step fills the buffer; where there is none, the many passes of the first step need no other.
-            "warmup": int(whole) if name.startswith(SAMPLED) else options.warmup,
+            "warmup": 0 if name == SAMPLED else options.warmup,  # the first of its many passes warms the others
             "overrides": [
                 f"{key}={json.dumps(value)}"
                 for key, value in {**common, "output": str(home / "runs" / f"{tokens} {name}"), **own}.items()
@@ -203,8 +202,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=at_least(1), default=2)
     parser.add_argument("--steps", type=at_least(1), default=12, help="measured steps at 64 tokens (default 12)")
-    parser.add_argument("--sampled-steps", type=at_least(0), default=2, help="of which sampled (default 2; 0: leave it out)")
-    parser.add_argument("--warmup", type=at_least(1), default=2, help="steps before (default 2; sampled 1)")
+    parser.add_argument("--sampled-steps", type=at_least(0), default=1, help="of which sampled (default 1; 0: leave it out)")
+    parser.add_argument("--warmup", type=at_least(1), default=2, help="steps before (default 2; sampled: none)")
     parser.add_argument("--tokens", type=tokens_per_picture, nargs="+", default=[64, 256, 576], help="per picture")
     parser.add_argument("--clean", type=at_least(1), default=4, help="clean rows per rank (default 4)")
     parser.add_argument("--hard", type=at_least(1), default=2, help="replayed rows per rank of the cases `+ hard`")
@@ -215,6 +214,7 @@ def main() -> None:
         home = Path(name)
         blocks = [block(home, tokens, options) for tokens in options.tokens]
         (home / "blocks.json").write_text(json.dumps(blocks))
+        print(f"every step is noted in {home / 'progress.log'}", flush=True)
         run_ranks("tests.benchmarks.unigame_ranks", options.ranks, home, timeout=4 * 3600)
         measured = json.loads((home / "measured.json").read_text())
     text = f"{options.ranks} ranks, ZeRO-3, gloo, {os.cpu_count()} cores\n\n{table(blocks, measured, options)}"

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch.distributed as dist
 
@@ -46,8 +46,8 @@ class Case:
         return measured | {REPLAYED: metrics.get(names.BUFFER_REPLAYED, 0.0)}
 
 
-def measure(block: dict[str, Any], world: World) -> dict[str, dict[int, dict[str, float]]]:
-    """Name of a case -> round -> what its step of that round measured."""
+def measure(block: dict[str, Any], world: World, progress: TextIO) -> dict[str, dict[int, dict[str, float]]]:
+    """Name of a case -> round -> what its step of that round measured. Rank 0 notes every step in `progress`."""
     cases = [Case(described, world) for described in block["cases"]]
     for case in cases:
         for _ in range(case.warmup):
@@ -57,6 +57,12 @@ def measure(block: dict[str, Any], world: World) -> dict[str, dict[int, dict[str
         for case in cases:
             if number % case.every == 0:
                 measured[case.name][number] = case.step(world)
+                if world.is_main:
+                    seconds = measured[case.name][number][names.PERF_STEP_SECONDS]
+                    print(
+                        f"{block['tokens']} tokens, round {number + 1}/{block['rounds']}: {case.name} {seconds:.2f} s",
+                        file=progress,
+                    )
     return measured
 
 
@@ -65,7 +71,8 @@ def main(home: Path) -> None:
     dist.set_debug_level(dist.DebugLevel.OFF)
     world = start_world(timeout_minutes=30)
     blocks = json.loads((home / "blocks.json").read_text())
-    measured = [measure(block, world) for block in blocks]
+    with (home / "progress.log").open("a", buffering=1) as progress:
+        measured = [measure(block, world, progress) for block in blocks]
     if world.is_main:
         (home / "measured.json").write_text(json.dumps(measured))
     world.close()

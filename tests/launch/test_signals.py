@@ -67,10 +67,10 @@ def test_an_error_of_the_program_ends_the_process(tmp_path):
         "import sys; sys.path[:0] = ['launch']\n"
         "import train\n"
         "from megaunigame.engine.zero3 import Learner\n"
-        "from megaunigame.launching import exit_code_of\n"
+        "from megaunigame.launching import run_to_exit\n"
         "def fails(self, loss): raise RuntimeError('out of memory')\n"
         "Learner.backward_and_step = fails\n"
-        f"sys.exit(exit_code_of(train.main, [{str(recipe)!r}]))\n"
+        f"run_to_exit(train.main, [{str(recipe)!r}])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and "RuntimeError: out of memory" in done.stderr

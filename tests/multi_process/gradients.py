@@ -23,7 +23,7 @@ from megaunigame.errors import DivergenceError
 from megaunigame.monitoring import names
 from megaunigame.trainer import Trainer
 from tests.multi_process.plain_reference import PlainReference
-from tests.multi_process.tiny_run import write_recipe
+from tests.multi_process.tiny_run import leave, write_recipe
 
 STEPS = 4
 TOLERANCE = 1e-5
@@ -175,4 +175,4 @@ if __name__ == "__main__":
         run(label, CASES[label], Path(sys.argv[1]), this_world)
     if this_world.size > 1:
         check_divergence(Path(sys.argv[1]), this_world)
-    this_world.close()
+    leave(this_world)

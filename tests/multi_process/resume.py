@@ -18,7 +18,7 @@ from megaunigame.config import load_recipe
 from megaunigame.distributed import World, start_world
 from megaunigame.monitoring import names
 from megaunigame.trainer import Trainer
-from tests.multi_process.tiny_run import write_recipe
+from tests.multi_process.tiny_run import leave, write_recipe
 
 STEPS, STOP = 7, 3
 LAST = f"checkpoints/step-{STEPS:08d}"
@@ -156,4 +156,4 @@ if __name__ == "__main__":
     for label in sys.argv[2:] or list(CASES):
         run(label, CASES[label], Path(sys.argv[1]), this_world)
     check_evaluation_changes_nothing(Path(sys.argv[1]), this_world)
-    this_world.close()
+    leave(this_world)

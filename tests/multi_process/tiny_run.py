@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import yaml
 
+from megaunigame.distributed import World
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
 from tests.data.shard_files import encoded, write_shards
 
@@ -50,6 +54,13 @@ def write_data(folder: Path, samples: int = 64) -> Path:
 def write_pictures(folder: Path, samples: int = 6) -> Path:
     """Samples that all have an image and a caption, as the evaluation of generation wants them."""
     return write_shards(folder, [samples], fields=lambda number: sample(35 * number + 1))
+
+
+def leave(world: World) -> NoReturn:
+    """End of a rank program, as launch scripts end: without the interpreter's own end, which gloo's threads can abort."""
+    world.close()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def write_recipe(path: Path, home: Path, **settings) -> Path:

@@ -27,7 +27,7 @@ from megaunigame.randomness import derive
 from megaunigame.trainer import Trainer
 from tests.multi_process.gradients import gathered
 from tests.multi_process.plain_reference import PlainReference
-from tests.multi_process.tiny_run import write_recipe
+from tests.multi_process.tiny_run import leave, write_recipe
 
 STEPS = 4
 TOLERANCE = 1e-5
@@ -311,4 +311,4 @@ if __name__ == "__main__":
     if this_world.size > 1:
         check_uneven_ranks(Path(sys.argv[1]), this_world)
         check_cost(Path(sys.argv[1]), this_world)
-    this_world.close()
+    leave(this_world)

@@ -30,7 +30,7 @@ def test_a_sweep_trains_compares_and_goes_on(tmp_path, monkeypatch, capsys):
     assert "[2/3] fast/seed-0    done" in text and "exit code 2" in text and "Did you mean 'rows'" in text
     assert text.count("loss/other (other) is missing in plain/seed-0, fast/seed-0") == 1
     table = (tmp_path / "out/table.md").read_text()
-    assert "PARTIAL: 2 of 3 runs" in table and "| broken | 0 | - | - | - | - |" in table
+    assert "PARTIAL: 2 of 3 runs" in table and "| broken | 0 | - | - | - |" in table
     assert (tmp_path / "out/plot.png").exists() and (tmp_path / "out/plain/seed-0/report.html").exists()
 
     sweep.main([*command, "--dry-run"])
