@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launching": {"errors"},
     "passes": {"errors"},
     "rows": {"passes"},
+    "pixels": set(),
     # first floor: each knows the passes and the ground, none knows another
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
@@ -43,11 +44,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     # second floor: what a step is made of
     "objectives": {
         *("adversary", "config", "data.conversation", "data.decode", "distributed", "errors", "models.base"),
-        *("monitoring.names", "passes", "randomness", "registry", "representations", "rows"),
+        *("monitoring.names", "passes", "pixels", "randomness", "registry"),
+        *("representations", "rows"),
     },
     "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
     "evaluation": {
-        *("data", "distributed", "errors", "models.base", "monitoring.names", "passes", "registry", "representations"),
+        *("data", "distributed", "errors", "models.base", "monitoring.names", "passes", "pixels", "registry"),
+        "representations",
     },
     "checkpoint": {"config", "distributed", "engine", "errors", "models.base"},
     # third floor: the loop

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: as bytes, as files, as one contact sheet."""
+"""Pictures of an evaluation: as files, as one contact sheet."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 CELL, TEXT_WIDTH, GAP = 160, 260, 10
-
-
-def to_bytes(pixels: Tensor) -> Tensor:
-    """(..., 3, H, W) in [-1, 1] -> uint8 on the CPU."""
-    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
 def save_png(picture: Tensor, path: Path) -> None:

@@ -22,10 +22,11 @@ from megaunigame.distributed import World
 from megaunigame.errors import DataError
 from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, together
 from megaunigame.evaluation.oracle import Objects, Oracle, Scores, caption_relations, score
-from megaunigame.evaluation.pictures import contact_sheet, save_png, to_bytes
+from megaunigame.evaluation.pictures import contact_sheet, save_png
 from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import GENERATE, GenerateRow
+from megaunigame.pixels import to_bytes
 
 SOURCE, TOKENIZER, GENERATED = "source", "through tokenizer", "generated"
 

@@ -24,11 +24,11 @@ from megaunigame.errors import DataError
 from megaunigame.evaluation.asking import Sheet, ask, questions_of
 from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, sample_count, together
 from megaunigame.evaluation.metrics import Answer, accuracy, by_kind, chance, majority
-from megaunigame.evaluation.pictures import to_bytes
 from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
 from megaunigame.evaluation.suites.generation import Panel, write_panels
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import GENERATE, GenerateRow
+from megaunigame.pixels import to_bytes
 
 REAL, TOKENIZER, OWN, UNRELATED = "real", "through tokenizer", "own reconstruction", "unrelated image"
 

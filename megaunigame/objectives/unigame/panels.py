@@ -9,6 +9,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Panel
 from megaunigame.objectives.unigame.paths import Attacked, AttackPath
 from megaunigame.passes import IGNORE, UNDERSTAND, AttackInputs, PassInputs
+from megaunigame.pixels import to_bytes
 
 GAIN = 10
 """The difference is shown ten times as strong, around grey."""
@@ -26,10 +27,10 @@ def attack_panels(
     return [
         Panel(
             pictures={
-                "source": _bytes(inputs.redraw.targets[row]),
-                "decoded": _bytes(plain[row]),
-                "adversarial": _bytes(pictures[row]),
-                f"difference x {GAIN}": _bytes((pictures[row] - plain[row]) * GAIN / 2),
+                "source": to_bytes(inputs.redraw.targets[row]),
+                "decoded": to_bytes(plain[row]),
+                "adversarial": to_bytes(pictures[row]),
+                f"difference x {GAIN}": to_bytes((pictures[row] - plain[row]) * GAIN / 2),
             },
             texts={
                 "question": inputs.first_turns[row][0],
@@ -53,7 +54,3 @@ def _answers(model: UnifiedModel, question: PassInputs) -> list[str]:
         run = asked - torch.arange(len(asked), device=asked.device)  # constant as long as positions follow one another
         texts.append(model.processor.text(predicted[asked[run == run[:1]]].tolist()))
     return texts
-
-
-def _bytes(picture: Tensor) -> Tensor:
-    return ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()

@@ -9,6 +9,7 @@ from torch import Tensor
 from megaunigame.adversary.records import RecordLayout, decode_key, encode_key
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import IGNORE, PassInputs
+from megaunigame.pixels import to_bytes
 
 
 def to_records(
@@ -18,7 +19,7 @@ def to_records(
     assert question.labels is not None and question.image_slots is not None
     records = layout.empty(len(pictures))
     width = min(question.tokens.shape[1], layout.max_length)  # rows near the longest are padded beyond it
-    records["image"] = ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    records["image"] = to_bytes(pictures).numpy()
     records["tokens"][:, :width] = question.tokens[:, :width].cpu().numpy()
     records["labelled"][:, :width] = (question.labels[:, :width] != IGNORE).cpu().numpy()
     records["slots"][:, :width] = question.image_slots[:, :width].cpu().numpy()
