@@ -15,7 +15,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedT
 
 from megaunigame.errors import ModelError
 from megaunigame.models.janus.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE
-from megaunigame.models.janus.processor import HALF
+from megaunigame.models.row_processor import HALF
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 GROUP_NORM_GROUPS = 32
