@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
+from launch.openuni import main
 from megaunigame.errors import ModelError
 from megaunigame.models.openuni import OpenUni, OpenUniConfig
 from megaunigame.models.openuni.assembling import assemble
 from megaunigame.models.openuni.checkpoint_keys import official_weights, translate
 from megaunigame.models.openuni.configuration import Flow, read_config
-from megaunigame.models.openuni.folder import tiny_config, write_folder
+from megaunigame.models.openuni.folder import random_state, tiny_config, write_folder
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
 from megaunigame.models.openuni.sizes import SIZES
 from tests.models.conftest import OPENUNI_SIZES
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def copied(folder, path):
@@ -51,8 +48,6 @@ def test_weights_arrive_unchanged(openuni, openuni_state):
 
 @pytest.mark.parametrize("connector_width", [64, 32])
 def test_official_keys_go_out_and_come_in(openuni_tokenizer, tmp_path, connector_width):
-    from megaunigame.models.openuni.folder import random_state
-
     config = tiny_config(openuni_tokenizer, **OPENUNI_SIZES, connector_width=connector_width)
     state = random_state(config, seed=1)
     write_folder(tmp_path / "ours", config, state, openuni_tokenizer)
@@ -92,11 +87,10 @@ def test_published_parts_become_a_folder(openuni_path, openuni_config, openuni_s
             transformer[name.removeprefix("transformer.")] = value
         elif name.startswith("vae."):
             vae[name.removeprefix("vae.")] = value
-    for folder, file, tensors in (
-        ("internvl", "model", old), ("transformer", "diffusion_pytorch_model", transformer), ("vae", "diffusion_pytorch_model", vae),
-    ):  # fmt: skip
+    for folder, tensors in {"internvl": old, "transformer": transformer, "vae": vae}.items():
         (tmp_path / folder).mkdir()
-        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / folder / f"{file}.safetensors")
+        file = "model.safetensors" if folder == "internvl" else "diffusion_pytorch_model.safetensors"
+        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / folder / file)
     tuned = {"meta_queries": openuni_state["meta_queries.weight"]} | {
         name: value for name, value in openuni_state.items() if name.startswith(("connector.", "projector."))
     }
@@ -118,8 +112,7 @@ def test_published_parts_become_a_folder(openuni_path, openuni_config, openuni_s
 
 
 def test_the_tool_writes_official_weights(openuni_path, tmp_path):
-    command = ["launch/openuni.py", "official", "--model", openuni_path, "--out", tmp_path / "out", "--dtype", "float32"]
-    subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY, check=True, capture_output=True)
+    main(["official", "--model", str(openuni_path), "--out", str(tmp_path / "out"), "--dtype", "float32"])
     written = load_file(tmp_path / "out" / "model.safetensors")
     copied(openuni_path, tmp_path / "back")
     save_file(written, tmp_path / "back" / "model.safetensors")
