@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "registry"},
     "distributed": {"errors"},
     "launching": {"errors"},
-    "passes": {"errors"},
+    "turns": set(),
+    "passes": {"errors", "turns"},
     "rows": {"passes"},
     "pixels": set(),
     # first floor: each knows the passes and the ground, none knows another
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": {
         *("adversary", "config", "data.conversation", "data.decode", "distributed", "errors", "models.base"),
         *("monitoring.names", "passes", "pixels", "randomness", "registry"),
-        *("representations", "rows"),
+        *("representations", "rows", "turns"),
     },
     "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
     "evaluation": {

@@ -117,6 +117,8 @@ class Stream:
 class MicroBatch:
     """The inputs of every pass of one micro-step of one rank."""
 
+    plan: StepPlan
+    """What takes part in this micro-step."""
     inputs: dict[str, PassInputs]
     """The learner's passes by name -> their rows: requests in plan order, `count` rows each."""
     bad: list[BadSample]
@@ -130,7 +132,7 @@ class MicroBatch:
         attack = self.attack
         if attack is not None:
             attack = dataclasses.replace(attack, redraw=_pinned(attack.redraw), question=_pinned(attack.question))
-        return MicroBatch(pinned, self.bad, attack)
+        return MicroBatch(self.plan, pinned, self.bad, attack)
 
 
 def _pinned(inputs: PassInputs) -> PassInputs:
@@ -150,8 +152,13 @@ class MicroBatches(Dataset[MicroBatch]):
         accumulation: int,
         rank: int,
         world_size: int,
+        seed: int,
+        first_step: int,
     ):
+        """`seed` draws the turns of the plan; `first_step` optimizer steps were made before this run."""
         self.plan = plan
+        self.seed = seed
+        self.first_micro_step = first_step * accumulation
         self.objective_of = objective_of
         """Loss term -> the objective that makes its rows."""
         self.streams = streams
@@ -168,12 +175,13 @@ class MicroBatches(Dataset[MicroBatch]):
 
     def __getitem__(self, micro_step: int) -> MicroBatch:
         """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
+        plan = self.plan.at(self.first_micro_step + micro_step, self.seed)
         bad: list[BadSample] = []
         inputs: dict[str, PassInputs] = {}
-        for name in self.plan.passes:
-            inputs[name] = self.processor.collate(self.plan, name, *self._rows(name, micro_step, bad))
-        attack = self._attack(*self._rows(ATTACK, micro_step, bad)) if self.plan.of_pass(ATTACK) else None
-        return MicroBatch(inputs, bad, attack)
+        for name in plan.passes:
+            inputs[name] = self.processor.collate(self.plan, name, *self._rows(plan, name, micro_step, bad))
+        attack = self._attack(*self._rows(plan, ATTACK, micro_step, bad)) if plan.of_pass(ATTACK) else None
+        return MicroBatch(plan, inputs, bad, attack)
 
     def _attack(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> AttackInputs:
         """Both halves of the rows, collated as rows of the passes they go through."""
@@ -186,12 +194,14 @@ class MicroBatches(Dataset[MicroBatch]):
             first_turns=[("", "") if row is None else row.question.turns[0] for row in attacked],
         )
 
-    def _rows(self, pass_name: str, micro_step: int, bad: list[BadSample]) -> tuple[list[Row | None], list[int], list[str]]:
+    def _rows(
+        self, plan: StepPlan, pass_name: str, micro_step: int, bad: list[BadSample]
+    ) -> tuple[list[Row | None], list[int], list[str]]:
         """Rows, terms and sample keys of a pass, in plan order; None where the objective fills the row itself."""
         rows: list[Row | None] = []
         terms: list[int] = []
         keys: list[str] = []
-        for request in self.plan.of_pass(pass_name):
+        for request in plan.of_pass(pass_name):
             terms += [self.plan.terms.index(request.term)] * request.count
             if request.stream is None:
                 rows += [None] * request.count

@@ -34,7 +34,7 @@ def batches(folder, accumulation=1, rank=0, world_size=1, cursors=None, objectiv
         name: Stream.open(name, folder, seed=3 + i, window=2, cursor=(cursors or {}).get(name)) for i, name in enumerate(names)
     }
     objective_of = dict.fromkeys(plan.terms, objective or NumberRows())
-    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size)
+    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size, 0, 0)
 
 
 def content(batch: MicroBatch) -> dict:
@@ -163,7 +163,7 @@ def test_a_corrupt_shard_ends_the_run(tmp_path):
     counter = BadSampleCounter(plan, max_bad_fraction=0.01)
     with pytest.raises(DataError, match=rf"1\d of \d+ samples.*1\d of those met by this rank are in {name}"):
         for batch in micro_batch_loader(dataset, 0, 10_000, workers=1):
-            counter.add(batch.bad)
+            counter.add(batch.plan, batch.bad)
             counter.merge(counter.pending())
 
 

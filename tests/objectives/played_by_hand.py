@@ -64,7 +64,7 @@ class Played:
         self.model, self.plan, self.accumulation = model, plan_from(self.unigame.rows()), accumulation
         stream = {"train": Stream.open("train", data, SEED, 2)}
         objective_of = {term: self.unigame for term in self.plan.terms}
-        self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1)
+        self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1, SEED, 0)
         self.learner = [p for p in model.parameters() if p.requires_grad]
         self.unigame.prepare(Stage(model, self.as_opponent, self.plan, OneRank(), SEED, accumulation))
         self.number = 0
@@ -92,7 +92,7 @@ class Played:
         """Metrics of one step; `watch` sees each understand pass when the objective has."""
         batches = [self.micro_batches[self.number * self.accumulation + m] for m in range(self.accumulation)]
         attacks = [batch.attack for batch in batches if batch.attack is not None]
-        step = Step(self.number, LR, [batch.inputs for batch in batches], attacks)
+        step = Step(self.number, LR, [b.inputs for b in batches], [b.plan for b in batches], attacks)
         self.unigame.before_learner(step)
         for micro, inputs_of in enumerate(step.inputs):
             extra = self.unigame.before_micro_step(step, micro)

@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 from megaunigame.errors import ModelError
 from megaunigame.models import masks
 from megaunigame.models.base import Decoded, UnifiedModel
+from megaunigame.models.gradient_scale import scale_gradient
 from megaunigame.models.janus import decoding
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, JanusWeights, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
@@ -177,6 +178,8 @@ class Janus(UnifiedModel):
         visual = self.visual_tokens(inputs.images)
         if inputs.visual_delta is not None:
             visual = visual + inputs.visual_delta.to(visual.dtype)
+        if inputs.source_gradient is not None:
+            visual = scale_gradient(visual, inputs.source_gradient)
         return place(embeds, visual, inputs.image_valid, inputs.image_slots)
 
     def _read(self, embeds: Tensor, attention: Tensor, segments: Tensor | None = None) -> Tensor:
