@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megaunigame.models import masks
+from megaunigame.models.causal import place
 from megaunigame.models.janus import Janus
-from megaunigame.models.janus.model import place
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]

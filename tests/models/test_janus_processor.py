@@ -9,7 +9,7 @@ import torch
 
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.janus import JanusProcessor
-from megaunigame.models.janus.pictures import BACKGROUND, Normalise, crop, fit
+from megaunigame.models.pictures import BACKGROUND, Normalise, crop, fit
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]

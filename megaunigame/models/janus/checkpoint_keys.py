@@ -8,14 +8,11 @@ table serves.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from megaunigame.errors import ModelError
 from megaunigame.models.loading import SHOWN
+from megaunigame.models.renamed_weights import RenamedWeights, Source
 from megaunigame.models.tensor_files import TensorFiles
 
 IMAGE_TOKENIZER = "model.vqmodel."
@@ -55,14 +52,6 @@ OFFICIAL_TOKENIZER: list[tuple[str, str]] = [
 PROJECTOR = re.compile(r"(gen_)?aligner\.layers\.(\d+)\.(\w+)")
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where one parameter is: a whole stored tensor, or one third of a fused query-key-value tensor."""
-
-    key: str
-    third: int | None = None
-
-
 def translate(key: str) -> str | None:
     """Stored key -> name of our parameter (still fused: `self_attn.qkv`), or None when we know no such key."""
     if key.startswith(("model.", "lm_head.")):
@@ -89,38 +78,7 @@ def _first_match(table: list[tuple[str, str]], key: str) -> str | None:
     return None
 
 
-class JanusWeights:
-    """Lazily read weights of a Janus checkpoint under our names (the `Weights` contract)."""
-
-    def __init__(self, files: TensorFiles, sources: dict[str, Source]):
-        self.files = files
-        self.sources = sources
-
-    def names(self) -> set[str]:
-        return set(self.sources)
-
-    def prefixed(self, prefix: str) -> JanusWeights:
-        """The same weights, every name with `prefix` before it."""
-        return JanusWeights(self.files, {prefix + name: source for name, source in self.sources.items()})
-
-    def shape(self, name: str) -> torch.Size:
-        """Shape of one tensor, read from the header of its file."""
-        source = self.sources[name]
-        shape = self.files.shape(source.key)
-        if source.third is not None:
-            return torch.Size([shape[0] // 3, *shape[1:]])
-        return shape[1:] if source.key.endswith("pos_embed") else shape
-
-    def read(self, name: str) -> Tensor:
-        source = self.sources[name]
-        if source.third is not None:
-            third = self.files.shape(source.key)[0] // 3
-            return self.files.read(source.key, slice(source.third * third, (source.third + 1) * third))
-        tensor = self.files.read(source.key)
-        return tensor[0] if source.key.endswith("pos_embed") else tensor
-
-
-def open_weights(files: TensorFiles, what: str | Path) -> tuple[JanusWeights, JanusWeights]:
+def open_weights(files: TensorFiles, what: str | Path) -> tuple[RenamedWeights, RenamedWeights]:
     """(weights of the trained model, weights of the image tokenizer) under our names. `what` is named in errors."""
     model: dict[str, Source] = {}
     tokenizer: dict[str, Source] = {}
@@ -137,11 +95,11 @@ def open_weights(files: TensorFiles, what: str | Path) -> tuple[JanusWeights, Ja
             for third, letter in enumerate("qkv"):
                 model[name.replace(".qkv.", f".{letter}_proj.")] = Source(key, third)
         else:
-            model[name] = Source(key)
+            model[name] = Source(key, squeeze=key.endswith("pos_embed"))
     if unknown:
         raise ModelError(
             f"{what} is the checkpoint of another model: {len(unknown)} keys are not Janus's, such as "
             f"{', '.join(unknown[:SHOWN])}. Expected official keys (vision_model.vision_tower., language_model., "
             "gen_vision_model.) or Hugging Face ones (model.vision_model., model.language_model., model.vqmodel.)."
         )
-    return JanusWeights(files, model), JanusWeights(files, tokenizer)
+    return RenamedWeights(files, model), RenamedWeights(files, tokenizer)

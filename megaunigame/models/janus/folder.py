@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
 from megaunigame.models.janus.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE
-from megaunigame.models.janus.processor import HALF
+from megaunigame.models.row_processor import HALF
+from megaunigame.models.small_tokenizer import small_tokenizer
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 GROUP_NORM_GROUPS = 32
@@ -138,23 +138,4 @@ def random_state(config: JanusConfig, seed: int) -> dict[str, Tensor]:
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most `vocabulary` tokens with Janus's special ones; it can spell any text."""
     special = [PAD, BOS, EOS, BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    least = len(special) + len(alphabet)
-    if vocabulary < least:
-        raise ModelError(f"vocabulary={vocabulary} is too small: bytes and special tokens alone are {least}.")
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        additional_special_tokens=[BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE],
-    )
+    return small_tokenizer(texts, vocabulary, special, pad=PAD, bos=BOS, eos=EOS)

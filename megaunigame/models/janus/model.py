@@ -6,35 +6,30 @@ has none), and the way back from hidden states to pixels.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from megaunigame.errors import ModelError
-from megaunigame.models import masks
-from megaunigame.models.base import Decoded, UnifiedModel
-from megaunigame.models.gradient_scale import scale_gradient
+from megaunigame.models.base import Decoded
+from megaunigame.models.causal import CausalModel, check_attention
 from megaunigame.models.janus import decoding
-from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, JanusWeights, open_weights
+from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.loading import check_names, check_shapes, load_plain
+from megaunigame.models.renamed_weights import RenamedWeights
+from megaunigame.models.settings_files import copy_settings
 from megaunigame.models.tensor_files import TensorFiles
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput
-
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+from megaunigame.passes import UNDERSTAND, PassInputs, PassOutput
 
 
-class Janus(UnifiedModel):
+class Janus(CausalModel):
     """The trained part of a Janus model; parameter names are those of transformers' JanusForConditionalGeneration.
 
     The image tokenizer is no submodule: `load_frozen` builds it, replicated and frozen.
@@ -44,10 +39,7 @@ class Janus(UnifiedModel):
 
     def __init__(self, config: JanusConfig, processor: JanusProcessor, *, attention: str, gradient_checkpointing: bool):
         super().__init__()
-        if attention not in ATTENTIONS:
-            raise ModelError(f"Unknown attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
-        if attention == "flash_attention_2" and find_spec("flash_attn") is None:
-            raise ModelError("attention=flash_attention_2 needs the package flash_attn; type attention=sdpa.")
+        check_attention(attention)
         with no_init_weights():
             network = JanusForConditionalGeneration(config)
         del network.model.vqmodel
@@ -69,26 +61,7 @@ class Janus(UnifiedModel):
         return cls(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        attention: str = "sdpa",
-        max_length: int = 2048,
-        gradient_checkpointing: bool = False,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Janus:
-        """The whole model in one process, without an engine; in eval mode."""
-        model = cls.build(str(path), attention=attention, max_length=max_length, gradient_checkpointing=gradient_checkpointing)
-        for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
-            parameter.data = parameter.data.to(dtype)
-        load_plain(model, cls.weights(str(path)), str(path))
-        model.load_frozen(str(path), torch.device(device), dtype)
-        return model.to(device).eval()
-
-    @classmethod
-    def weights(cls, path: str) -> JanusWeights:
+    def weights(cls, path: str) -> RenamedWeights:
         """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
 
         Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
@@ -103,17 +76,14 @@ class Janus(UnifiedModel):
         return weights
 
     @classmethod
-    def frozen_weights(cls, path: str) -> JanusWeights:
+    def frozen_weights(cls, path: str) -> RenamedWeights:
         """The image tokenizer, under `model.vqmodel.`."""
         return open_weights(TensorFiles.of_folder(path), path)[1].prefixed(IMAGE_TOKENIZER)
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
         """config.json in the Hugging Face form, whatever the form in `path`; the other small files as they are."""
-        out.mkdir(parents=True, exist_ok=True)
-        for file in Path(path).iterdir():
-            if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
-                shutil.copy(file, out / file.name)
+        copy_settings(Path(path), out)
         config = read_config(path)
         config.architectures = ["JanusForConditionalGeneration"]
         config.save_pretrained(out)
@@ -140,9 +110,8 @@ class Janus(UnifiedModel):
         return self.model.language_model
 
     @property
-    def token_width(self) -> int:
-        """D."""
-        return self.language_model.config.hidden_size
+    def vision_tower(self) -> PreTrainedModel:
+        return self.model.vision_model
 
     @property
     def codes_per_image(self) -> int:
@@ -156,72 +125,10 @@ class Janus(UnifiedModel):
 
     # Passes
 
-    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
-        """Run one pass. With `predict`, also return the greedy predictions."""
-        if pass_name == UNDERSTAND:
-            return self._understand(inputs, predict)
-        if pass_name == GENERATE:
-            return self._generate(inputs, predict)
-        raise ValueError(f"Janus has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
-
     def visual_tokens(self, images: Tensor) -> Tensor:
         """(B, I, 3, H, W) -> (B, I, T, D): tower and aligner; the tokens the language model reads."""
         features = self.model.vision_model(images.flatten(0, 1)).last_hidden_state
         return self.model.aligner(features).unflatten(0, images.shape[:2])
-
-    def embed(self, inputs: PassInputs, tokens: Tensor | None = None) -> Tensor:
-        """(B, S, D): embedded tokens, image slots overwritten by the visual tokens of the valid images."""
-        embeds = self.language_model.embed_tokens(inputs.tokens if tokens is None else tokens)
-        if inputs.images is None:
-            return embeds
-        assert inputs.image_valid is not None and inputs.image_slots is not None
-        visual = self.visual_tokens(inputs.images)
-        if inputs.visual_delta is not None:
-            visual = visual + inputs.visual_delta.to(visual.dtype)
-        if inputs.source_gradient is not None:
-            visual = scale_gradient(visual, inputs.source_gradient)
-        return place(embeds, visual, inputs.image_valid, inputs.image_slots)
-
-    def _read(self, embeds: Tensor, attention: Tensor, segments: Tensor | None = None) -> Tensor:
-        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm."""
-        positions = None
-        if self._flash:
-            if segments is not None:
-                raise ModelError("Independent turns need attention=sdpa or attention=eager: flash takes no mask.")
-            mask = attention
-        elif segments is not None:
-            mask = masks.additive(masks.causal(attention, segments), embeds.dtype)
-            positions = masks.segment_positions(attention, segments)
-        elif masks.ends_with_padding_only(attention):
-            mask = None
-        else:
-            mask = masks.additive(masks.causal(attention, None), embeds.dtype)
-        read = self.language_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
-        return read.last_hidden_state
-
-    @property
-    def _flash(self) -> bool:
-        return self.language_model.config._attn_implementation.startswith("flash")
-
-    def _understand(self, inputs: PassInputs, predict: bool) -> PassOutput:
-        assert inputs.labels is not None
-        hidden = self._read(self.embed(inputs), inputs.attention, inputs.segments)[:, :-1]
-        labels = inputs.labels[:, 1:].flatten()
-        # The head is by far the largest product of a row: it runs where a label is. It runs on every rank, in every
-        # pass, hence the one position that is kept when nothing is labelled (its loss is exactly 0).
-        labelled = (labels != IGNORE).nonzero().squeeze(1)
-        if labelled.numel() == 0:
-            labelled = labels.new_zeros(1)
-        predictions = None
-        if predict:
-            everywhere = self.lm_head(hidden)
-            predictions = torch.cat([inputs.tokens[:, :1], everywhere.argmax(-1)], dim=1)
-            logits = everywhere.flatten(0, 1).index_select(0, labelled)
-        else:
-            logits = self.lm_head(hidden.flatten(0, 1).index_select(0, labelled))
-        loss = F.cross_entropy(logits.float(), labels[labelled], ignore_index=IGNORE, reduction="none")
-        spread = loss.new_zeros(labels.numel()).index_copy(0, labelled, loss)
-        return PassOutput(loss_sum=spread.view(hidden.shape[:2]).sum(1), predictions=predictions)
 
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
         assert inputs.targets is not None
@@ -302,10 +209,6 @@ class Janus(UnifiedModel):
         """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). N calls of the language model."""
         return decoding.sample_codes(self, inputs, guidance=guidance, pick=pick, disturb=disturb)
 
-    def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
-        """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
-        return decoding.answer(self, inputs, max_new_tokens=max_new_tokens)
-
     # Training
 
     def groups(self) -> Mapping[str, Sequence[str]]:
@@ -325,41 +228,3 @@ class Janus(UnifiedModel):
 
     def default_trainable(self) -> Sequence[str]:
         return ("aligner", "lm", "generation_embed", "generation_head")
-
-    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
-        """Adapters on the linear layers of the language model called `targets`; every other parameter is frozen."""
-        linear = (name for name, module in self.language_model.named_modules() if isinstance(module, nn.Linear))
-        legal = sorted({name.rpartition(".")[2] for name in linear})
-        unknown = sorted(set(targets) - set(legal))
-        if unknown or not targets:
-            got = f"Unknown LoRA target {unknown[0]!r}" if unknown else "No LoRA targets"
-            raise ModelError(f"{got}; the language model of Janus has: {', '.join(legal)}.")
-        self.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-        # All ranks must start from the same adapters, and the caller's random state is not ours to move.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inject_adapter_in_model(config, self.language_model)
-
-    def train(self, mode: bool = True) -> Janus:
-        """A vision tower that is not trained stays in eval mode."""
-        super().train(mode)
-        tower = self.model.vision_model
-        tower.train(mode and any(p.requires_grad for p in tower.parameters()))
-        return self
-
-
-def place(embeds: Tensor, visual: Tensor, valid: Tensor, slots: Tensor) -> Tensor:
-    """Overwrite slots (B, S) of embeds (B, S, D), in order, by the visual tokens (B, I, T, D) of valid images (B, I).
-
-    Index arithmetic only: shapes and the path of the gradient are the same whether or not a row has images, so tower
-    and aligner take part in every pass of every rank (with a zero gradient where nothing was placed).
-    """
-    rows, images, length, width = visual.shape
-    number = (slots.long().cumsum(1) - 1).clamp_min(0)  # how many-th visual token of the row belongs here
-    valid_first = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-    image = valid_first.gather(1, (number // length).clamp_max(images - 1))
-    row = torch.arange(rows, device=embeds.device).unsqueeze(1)
-    source = (row * images + image) * length + number % length
-    placed = visual.reshape(-1, width).index_select(0, source.flatten()).view_as(embeds)
-    return torch.where(slots.unsqueeze(-1), placed.to(embeds.dtype), embeds)

@@ -1,0 +1,188 @@
+"""What families share whose causal language model (of transformers) reads text and visual tokens in one line."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from megaunigame.errors import ModelError
+from megaunigame.models import causal_decoding, masks
+from megaunigame.models.base import UnifiedModel
+from megaunigame.models.gradient_scale import scale_gradient
+from megaunigame.models.loading import load_plain
+from megaunigame.models.row_processor import RowProcessor
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput
+
+M = TypeVar("M", bound="CausalModel")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+
+
+def check_attention(attention: str) -> None:
+    """Raise ModelError for an attention implementation that cannot run here."""
+    if attention not in ATTENTIONS:
+        raise ModelError(f"Unknown attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
+    if attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ModelError("attention=flash_attention_2 needs the package flash_attn; type attention=sdpa.")
+
+
+class CausalModel(UnifiedModel):
+    """The understand pass, answers and adapters; a family adds its vision path and its generate pass."""
+
+    processor: RowProcessor
+    lm_head: nn.Linear
+
+    @property
+    @abstractmethod
+    def language_model(self) -> PreTrainedModel:
+        """The decoder without its head."""
+
+    @property
+    @abstractmethod
+    def vision_tower(self) -> nn.Module: ...
+
+    @abstractmethod
+    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
+        """The generate pass."""
+
+    @classmethod
+    def load(
+        cls: type[M],
+        path: str | Path,
+        *,
+        attention: str = "sdpa",
+        max_length: int = 2048,
+        gradient_checkpointing: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> M:
+        """The whole model in one process, without an engine; in eval mode."""
+        model = cls.build(str(path), attention=attention, max_length=max_length, gradient_checkpointing=gradient_checkpointing)
+        assert isinstance(model, cls)
+        for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
+            parameter.data = parameter.data.to(dtype)
+        load_plain(model, cls.weights(str(path)), str(path))
+        model.load_frozen(str(path), torch.device(device), dtype)
+        return model.to(device).eval()
+
+    @property
+    def token_width(self) -> int:
+        """D."""
+        return self.language_model.config.hidden_size
+
+    @property
+    def _flash(self) -> bool:
+        return self.language_model.config._attn_implementation.startswith("flash")
+
+    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
+        """Run one pass. With `predict`, also return the greedy predictions."""
+        if pass_name == UNDERSTAND:
+            return self._understand(inputs, predict)
+        if pass_name == GENERATE:
+            return self._generate(inputs, predict)
+        raise ValueError(f"{type(self).__name__} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
+
+    def embed(self, inputs: PassInputs, tokens: Tensor | None = None) -> Tensor:
+        """(B, S, D): embedded tokens, image slots overwritten by the visual tokens of the valid images."""
+        embeds = self.language_model.embed_tokens(inputs.tokens if tokens is None else tokens)
+        if inputs.images is None:
+            return embeds
+        assert inputs.image_valid is not None and inputs.image_slots is not None
+        visual = self.visual_tokens(inputs.images)
+        if inputs.visual_delta is not None:
+            visual = visual + inputs.visual_delta.to(visual.dtype)
+        if inputs.source_gradient is not None:
+            visual = scale_gradient(visual, inputs.source_gradient)
+        return place(embeds, visual, inputs.image_valid, inputs.image_slots)
+
+    def _read(
+        self, embeds: Tensor, attention: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm.
+
+        `positions` (B, S): None counts every place, padding included, which is the same to rotary embeddings as long as no
+        padding stands between two tokens.
+        """
+        if self._flash:
+            if segments is not None:
+                raise ModelError("Independent turns need attention=sdpa or attention=eager: flash takes no mask.")
+            mask = attention
+        elif segments is not None:
+            mask = masks.additive(masks.causal(attention, segments), embeds.dtype)
+            positions = masks.segment_positions(attention, segments)
+        elif masks.ends_with_padding_only(attention):
+            mask = None
+        else:
+            mask = masks.additive(masks.causal(attention, None), embeds.dtype)
+        read = self.language_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+        return read.last_hidden_state
+
+    def _understand(self, inputs: PassInputs, predict: bool) -> PassOutput:
+        assert inputs.labels is not None
+        hidden = self._read(self.embed(inputs), inputs.attention, inputs.segments)[:, :-1]
+        labels = inputs.labels[:, 1:].flatten()
+        # The head is by far the largest product of a row: it runs where a label is. It runs on every rank, in every
+        # pass, hence the one position that is kept when nothing is labelled (its loss is exactly 0).
+        labelled = (labels != IGNORE).nonzero().squeeze(1)
+        if labelled.numel() == 0:
+            labelled = labels.new_zeros(1)
+        predictions = None
+        if predict:
+            everywhere = self.lm_head(hidden)
+            predictions = torch.cat([inputs.tokens[:, :1], everywhere.argmax(-1)], dim=1)
+            logits = everywhere.flatten(0, 1).index_select(0, labelled)
+        else:
+            logits = self.lm_head(hidden.flatten(0, 1).index_select(0, labelled))
+        loss = F.cross_entropy(logits.float(), labels[labelled], ignore_index=IGNORE, reduction="none")
+        spread = loss.new_zeros(labels.numel()).index_copy(0, labelled, loss)
+        return PassOutput(loss_sum=spread.view(hidden.shape[:2]).sum(1), predictions=predictions)
+
+    def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
+        """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
+        return causal_decoding.answer(self, inputs, max_new_tokens=max_new_tokens)
+
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
+        """Adapters on the linear layers of the language model called `targets`; every other parameter is frozen."""
+        linear = (name for name, module in self.language_model.named_modules() if isinstance(module, nn.Linear))
+        legal = sorted({name.rpartition(".")[2] for name in linear})
+        unknown = sorted(set(targets) - set(legal))
+        if unknown or not targets:
+            got = f"Unknown LoRA target {unknown[0]!r}" if unknown else "No LoRA targets"
+            raise ModelError(f"{got}; the language model of {type(self).__name__} has: {', '.join(legal)}.")
+        self.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+        # All ranks must start from the same adapters, and the caller's random state is not ours to move.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, self.language_model)
+
+    def train(self, mode: bool = True) -> CausalModel:
+        """A vision tower that is not trained stays in eval mode."""
+        super().train(mode)
+        tower = self.vision_tower
+        tower.train(mode and any(p.requires_grad for p in tower.parameters()))
+        return self
+
+
+def place(embeds: Tensor, visual: Tensor, valid: Tensor, slots: Tensor) -> Tensor:
+    """Overwrite slots (B, S) of embeds (B, S, D), in order, by the visual tokens (B, I, T, D) of valid images (B, I).
+
+    Index arithmetic only: shapes and the path of the gradient are the same whether or not a row has images, so tower
+    and aligner take part in every pass of every rank (with a zero gradient where nothing was placed).
+    """
+    rows, images, length, width = visual.shape
+    number = (slots.long().cumsum(1) - 1).clamp_min(0)  # how many-th visual token of the row belongs here
+    valid_first = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+    image = valid_first.gather(1, (number // length).clamp_max(images - 1))
+    row = torch.arange(rows, device=embeds.device).unsqueeze(1)
+    source = (row * images + image) * length + number % length
+    placed = visual.reshape(-1, width).index_select(0, source.flatten()).view_as(embeds)
+    return torch.where(slots.unsqueeze(-1), placed.to(embeds.dtype), embeds)

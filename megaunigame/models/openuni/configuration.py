@@ -1,0 +1,157 @@
+"""config.json of an OpenUni folder: the configurations of its parts, and the numbers of the flow.
+
+The official repository has no such file (its sizes are in Python), and no part of the Hugging Face world has this layout::
+
+    {"model_type": "openuni", "image_size": 512, "queries": 256, "internvl": {...}, "connector": {...},
+     "transformer": {...}, "autoencoder": {...}, "flow": {...}}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import InternVLConfig, SiglipVisionConfig
+
+from megaunigame.errors import ModelError
+
+MODEL_TYPE = "openuni"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Noise levels: z_sigma = (1 - sigma) z + sigma noise. A shift moves uniform sigmas towards 1:
+    shift sigma / (1 + (shift - 1) sigma)."""
+
+    train_shift: float = 1.0
+    """The official training is at 1: it hands the settings of a sampler to another scheduler, which ignores its shift."""
+    sample_shift: float = 3.0
+    sample_steps: int = 20
+    decode_sigma: float = 0.5
+    """Noise level from which `decode` predicts in one step what a perturbation changes in a given picture."""
+
+    def check(self) -> None:
+        """Raises ModelError for a number that is not legal."""
+        if min(self.train_shift, self.sample_shift) <= 0:
+            raise ModelError(f"flow: shifts must be above 0; got {self.train_shift} and {self.sample_shift}.")
+        if self.sample_steps < 1:
+            raise ModelError(f"flow.sample_steps must be at least 1; got {self.sample_steps}.")
+        if not 0 < self.decode_sigma <= 1:
+            raise ModelError(f"flow.decode_sigma must lie in (0, 1]; got {self.decode_sigma}.")
+
+
+@dataclass
+class OpenUniConfig:
+    """Raises ModelError when the parts do not fit each other."""
+
+    internvl: InternVLConfig
+    connector: dict[str, Any]
+    """hidden_size, intermediate_size, num_hidden_layers, num_attention_heads."""
+    transformer: dict[str, Any]
+    """Arguments of diffusers' SanaTransformer2DModel."""
+    autoencoder: dict[str, Any]
+    """Arguments of diffusers' AutoencoderDC."""
+    image_size: int = 512
+    """Side of generated pictures, in pixels."""
+    queries: int = 256
+    """N: meta queries, and so hidden states behind a generated picture."""
+    flow: Flow = field(default_factory=Flow)
+
+    def __post_init__(self) -> None:
+        self.flow.check()
+        # No release shares the text embeddings with lm_head, and the default of the configuration class says otherwise.
+        self.internvl.tie_word_embeddings = False
+        self.internvl.text_config.tie_word_embeddings = False
+        if self.image_size % self.downsampling:
+            raise ModelError(
+                f"image_size={self.image_size} is no multiple of {self.downsampling}, by which the autoencoder divides it."
+            )
+        if self.transformer["in_channels"] != self.autoencoder["latent_channels"]:
+            raise ModelError(
+                f"The transformer reads {self.transformer['in_channels']} channels and the autoencoder has "
+                f"{self.autoencoder['latent_channels']}; give transformer and autoencoder of one release."
+            )
+        if self.visual_tokens != self.internvl.image_seq_length:
+            raise ModelError(
+                f"internvl.image_seq_length is {self.internvl.image_seq_length}, but pictures of {self.source_size} pixels "
+                f"give {self.visual_tokens} visual tokens; write {self.visual_tokens}."
+            )
+
+    @property
+    def width(self) -> int:
+        """D: width of the language model."""
+        return self.internvl.text_config.hidden_size
+
+    @property
+    def source_size(self) -> int:
+        """Side of understood pictures, in pixels."""
+        return self.internvl.vision_config.image_size[0]
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens one understood picture takes in the sequence."""
+        vision = self.internvl.vision_config
+        return int(vision.image_size[0] // vision.patch_size[0] * self.internvl.downsample_ratio) ** 2
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of one latent cell along an edge."""
+        return 2 ** (len(self.autoencoder["encoder_block_out_channels"]) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        side = self.image_size // self.downsampling
+        return self.autoencoder["latent_channels"], side, side
+
+    @property
+    def caption_width(self) -> int:
+        """Width of the condition the transformer reads."""
+        return self.transformer["caption_channels"]
+
+    def connector_config(self) -> SiglipVisionConfig:
+        """The connector's layers are those of SigLIP: pre-norm, bidirectional, no positions, no final norm."""
+        return SiglipVisionConfig(**self.connector)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model_type": MODEL_TYPE,
+            "image_size": self.image_size,
+            "queries": self.queries,
+            "internvl": self.internvl.to_dict(),
+            "connector": self.connector,
+            "transformer": self.transformer,
+            "autoencoder": self.autoencoder,
+            "flow": dataclasses.asdict(self.flow),
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write `folder`/config.json."""
+        (folder / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def read_config(path: str | Path) -> OpenUniConfig:
+    """The configuration of the model folder `path`. Raises ModelError for another family or an incomplete file."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise ModelError(
+            f"No config.json in {path}. Give an OpenUni folder; python -m megaunigame.models.openuni.convert --help makes one."
+        )
+    try:
+        raw = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{file} is not JSON: {error}.") from error
+    kind = raw.pop("model_type", None)
+    if kind != MODEL_TYPE:
+        raise ModelError(f"{file} describes model_type {kind!r}; an OpenUni folder has {MODEL_TYPE!r}.")
+    known = {f.name for f in dataclasses.fields(OpenUniConfig)}
+    if set(raw) != known:
+        raise ModelError(f"{file} has the keys {', '.join(sorted(raw))}; it must have {', '.join(sorted(known))}.")
+    levels = {f.name for f in dataclasses.fields(Flow)}
+    if set(raw["flow"]) != levels:
+        raise ModelError(f"{file}: flow has {', '.join(sorted(raw['flow']))}; it must have {', '.join(sorted(levels))}.")
+    internvl = InternVLConfig.from_dict(raw.pop("internvl"))
+    return OpenUniConfig(internvl=internvl, flow=Flow(**raw.pop("flow")), **raw)

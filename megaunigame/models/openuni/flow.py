@@ -1,0 +1,69 @@
+"""Flow matching: noise levels, the straight path between a picture and noise, and the solver that follows it back.
+
+z_sigma = (1 - sigma) z + sigma noise        velocity = noise - z        so z = z_sigma - sigma velocity
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from megaunigame.models.openuni.parts import diffusers_class
+
+if TYPE_CHECKING:
+    from diffusers import DPMSolverMultistepScheduler
+
+LEVELS = 1000
+"""Discrete noise levels. The network reads sigma * LEVELS as its time."""
+EVALUATION_SEED = 0
+
+
+def train_sigmas(shift: float) -> Tensor:
+    """(LEVELS,) float32, from 1 down to about 1 / LEVELS; `shift` above 1 moves them towards 1."""
+    sigmas = torch.arange(LEVELS, 0, -1, dtype=torch.float32) / LEVELS
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def levels(u: Tensor, shift: float) -> Tensor:
+    """(B,) numbers in [0, 1) -> (B,) sigmas: 0 draws the largest level."""
+    return train_sigmas(shift).to(u.device)[(u * LEVELS).long()]
+
+
+def mix(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """(B, C, h, w) latents, as much noise (or (1, C, h, w)) and (B,) levels -> noisy latents."""
+    level = sigma.view(-1, 1, 1, 1)
+    return (1 - level) * clean + level * noise
+
+
+def clean_from(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    """What the picture would be if the velocity at this level were right all the way: (B, C, h, w)."""
+    return noisy - sigma.view(-1, 1, 1, 1) * velocity
+
+
+def evaluation_draw(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """u (B,) evenly spread and fixed noise: losses of two conditions or two checkpoints then differ by nothing else."""
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    rows = torch.arange(len(latents), device=latents.device)
+    return (rows + 0.5) / len(latents), noise
+
+
+def solver(shift: float, steps: int) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ (2M) on the levels of a flow, as SANA's own pipeline samples: diffusers' scheduler, ready to step."""
+    kind = diffusers_class("DPMSolverMultistepScheduler")
+    scheduler = kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def solve(velocity: Callable[[Tensor, Tensor], Tensor], start: Tensor, shift: float, steps: int) -> Tensor:
+    """Noise (B, C, h, w) -> latents, by `steps` calls of velocity(noisy, times (B,))."""
+    scheduler = solver(shift, steps)
+    latents = start
+    for time in scheduler.timesteps:
+        times = time.to(latents.device).expand(len(latents))
+        latents = scheduler.step(velocity(latents, times), time, latents, return_dict=False)[0]
+    return latents

@@ -1,0 +1,305 @@
+"""OpenUni: InternVL reads pictures and text; behind a request for a picture it reads meta queries, whose hidden states are
+the condition of a SANA diffusion transformer on the latents of a deep-compression autoencoder.
+
+The modules are transformers' and diffusers'. Sources: arXiv 2505.23661 and the official repository (wusize/OpenUni). Unlike
+there, the gradient of a generated picture reaches the understanding path through a source picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import InternVLModel, PreTrainedModel
+from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+from megaunigame.models.base import Decoded
+from megaunigame.models.causal import CausalModel, check_attention
+from megaunigame.models.causal_decoding import evaluating
+from megaunigame.models.loading import check_names, check_shapes, load_plain
+from megaunigame.models.openuni import flow
+from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
+from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
+from megaunigame.models.openuni.parts import MetaQueries, autoencoder, checkpoint_activations, choose_attention, trained_parts
+from megaunigame.models.openuni.processor import OpenUniProcessor
+from megaunigame.models.renamed_weights import RenamedWeights
+from megaunigame.models.settings_files import copy_settings
+from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.passes import GENERATE, UNDERSTAND, PassInputs, PassOutput
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderDC, SanaTransformer2DModel
+
+DECODE_SEED = 0
+
+
+class OpenUni(CausalModel):
+    """The trained part of an OpenUni; InternVL's parameters are named as in transformers' InternVLForConditionalGeneration.
+
+    The autoencoder is no submodule: `load_frozen` builds it, replicated and frozen.
+    """
+
+    processor: OpenUniProcessor
+    model: InternVLModel
+    meta_queries: MetaQueries
+    connector: SiglipEncoder
+    connector_input: nn.Linear
+    projector: nn.Linear
+    transformer: SanaTransformer2DModel
+
+    def __init__(self, config: OpenUniConfig, processor: OpenUniProcessor, *, attention: str, gradient_checkpointing: bool):
+        super().__init__()
+        check_attention(attention)
+        self.config = config
+        self.processor = processor
+        parts = trained_parts(config)
+        choose_attention(parts, attention)
+        if gradient_checkpointing:
+            checkpoint_activations(parts)
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self._frozen: list[AutoencoderDC] = []  # a plain list keeps it out of the module tree
+
+    @classmethod
+    def build(cls, path: str, *, attention: str, max_length: int, gradient_checkpointing: bool) -> OpenUni:
+        """Construct from `path`/config.json and the tokenizer files; the weights are left uninitialised."""
+        processor = OpenUniProcessor.from_folder(path, max_length=max_length)
+        return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+
+    @classmethod
+    def weights(cls, path: str) -> RenamedWeights:
+        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
+
+        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
+        """
+        weights, _ = open_weights(TensorFiles.of_folder(path), path)
+        with torch.device("meta"):
+            whole = nn.ModuleDict(trained_parts(read_config(path)))
+        expected = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+        check_names(expected, weights.names(), path)
+        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
+        return weights
+
+    @classmethod
+    def frozen_weights(cls, path: str) -> RenamedWeights:
+        """The autoencoder, under `vae.`."""
+        return open_weights(TensorFiles.of_folder(path), path)[1].prefixed(AUTOENCODER)
+
+    @classmethod
+    def write_settings(cls, path: str, out: Path) -> None:
+        """config.json and the other small files as they are."""
+        copy_settings(Path(path), out)
+
+    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Build and load the autoencoder, outside the module tree."""
+        _, weights = open_weights(TensorFiles.of_folder(path), path)
+        module = autoencoder(self.config)
+        load_plain(module, weights, f"The autoencoder in {path}")
+        self.set_autoencoder(module.to(device=device, dtype=dtype))
+
+    def set_autoencoder(self, module: AutoencoderDC) -> None:
+        """Use `module` (on the right device, in the right dtype), frozen."""
+        self._frozen[:] = [module.eval().requires_grad_(False)]
+
+    @property
+    def autoencoder(self) -> AutoencoderDC:
+        if not self._frozen:
+            raise RuntimeError("The autoencoder is not loaded: call load_frozen(path, device, dtype) first.")
+        return self._frozen[0]
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        return self.model.language_model
+
+    @property
+    def vision_tower(self) -> PreTrainedModel:
+        return self.model.vision_tower
+
+    @property
+    def calls_per_sample(self) -> int:
+        """One, with and without guidance; the transformer is called once per step of the solver."""
+        return 1
+
+    # Passes
+
+    def visual_tokens(self, images: Tensor) -> Tensor:
+        """(B, I, 3, H, W) -> (B, I, T, D): tower, pixel shuffle and projector; the tokens the language model reads."""
+        features = self.model.get_image_features(images.flatten(0, 1), return_dict=True)
+        return features.pooler_output.unflatten(0, images.shape[:2])
+
+    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
+        assert inputs.targets is not None
+        latents = self.encode_target(inputs.targets)
+        if self.training:
+            u, noise = torch.rand(len(latents), device=latents.device), torch.randn_like(latents)
+        else:
+            u, noise = flow.evaluation_draw(latents)
+        return self.match(inputs, latents, u, noise)
+
+    def match(self, inputs: PassInputs, latents: Tensor, u: Tensor, noise: Tensor) -> PassOutput:
+        """The generate pass with given latents (B, C, h, w), u (B,) in [0, 1) and noise; `inputs.targets` is not read.
+
+        Loss of a row: sum over the latent elements of (velocity(z_sigma, sigma, hidden) - (noise - z))^2.
+        """
+        hidden = self.query_states(self.embed(inputs), inputs.attention)
+        sigma = flow.levels(u, self.config.flow.train_shift)
+        velocity = self.velocity(flow.mix(latents, noise, sigma), sigma * flow.LEVELS, self.condition(hidden))
+        loss = (velocity - (noise - latents)).square().flatten(1).sum(1)
+        return PassOutput(loss_sum=torch.where(inputs.counts > 0, loss, 0.0), hidden=hidden, target=latents)
+
+    def query_states(self, embeds: Tensor, attention: Tensor) -> Tensor:
+        """(B, S, D) embedded prompts, padded on either side -> (B, N, D): hidden states of the meta queries behind them."""
+        embeds = torch.cat([embeds, self.meta_queries(len(embeds)).to(embeds.dtype)], dim=1)
+        attention = F.pad(attention, (0, self.config.queries), value=True)
+        # The queries follow the last real token: with padding between them, counted positions would leave a gap.
+        positions = (attention.long().cumsum(1) - 1).clamp_min(0)
+        return self._read(embeds, attention, positions=positions)[:, -self.config.queries :]
+
+    def condition(self, hidden: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, caption width): what the transformer reads of the hidden states."""
+        if hasattr(self, "connector_input"):
+            hidden = self.connector_input(hidden)
+        return self.projector(self.connector(inputs_embeds=hidden).last_hidden_state)
+
+    def velocity(self, noisy: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+        """(B, C, h, w) latents and (B,) times in 0..LEVELS -> (B, C, h, w) float32."""
+        times = times * self.transformer.config.timestep_scale
+        # A tuple, because the engine hooks the tensors of tuples and would miss those of diffusers' output class.
+        return self.transformer(noisy.to(condition.dtype), condition, timestep=times, return_dict=False)[0].float()
+
+    # Pictures
+
+    @torch.no_grad()
+    def encode_target(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w) float32 latents of about unit variance. No gradient."""
+        latents = self.autoencoder.encode(pixels.to(self.autoencoder.dtype), return_dict=False)[0]
+        return latents.float() * self.autoencoder.config.scaling_factor
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, H, W), about [-1, 1], not clamped; differentiable."""
+        unscaled = latents / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(unscaled.to(self.autoencoder.dtype), return_dict=False)[0].float()
+
+    @torch.no_grad()
+    def decode_target(self, target: Tensor) -> Tensor:
+        """(B, C, h, w) latents -> (B, 3, H, W) in [-1, 1]."""
+        return self.decode_latents(target).clamp(-1, 1)
+
+    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
+        """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
+
+        One step: the clean latents that the velocity at one noise level points to. Without `anchor` that level is pure
+        noise. With `anchor` (the target latents z) it is `flow.decode_sigma` on the way from z to noise, and the picture is
+        z + (clean(hidden + delta) - clean(hidden)). The noise is fixed, so all differences come from the hidden states.
+        """
+        moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
+        clean = self._clean(moved, anchor)
+        if delta is None:
+            undisturbed = clean.detach()
+        else:
+            with torch.no_grad():
+                undisturbed = self._clean(hidden, anchor)
+        change = clean - undisturbed
+        reference = undisturbed if anchor is None else anchor
+        changed = (change.detach().flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).clamp(0, 1)
+        latents = clean if anchor is None else anchor + change
+        return Decoded(self.decode_latents(latents).clamp(-1, 1), changed)
+
+    def _clean(self, hidden: Tensor, anchor: Tensor | None) -> Tensor:
+        """(B, N, D) -> (B, C, h, w) float32: one-step prediction."""
+        generator = torch.Generator().manual_seed(DECODE_SEED)
+        noise = torch.randn(1, *self.config.latent_shape, generator=generator).to(hidden.device)
+        level = 1.0 if anchor is None else self.config.flow.decode_sigma
+        sigma = torch.full((len(hidden),), level, device=hidden.device)
+        noisy = noise.expand(len(hidden), -1, -1, -1) if anchor is None else flow.mix(anchor, noise, sigma)
+        return flow.clean_from(noisy, self.velocity(noisy, sigma * flow.LEVELS, self.condition(hidden)), sigma)
+
+    def as_source(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> resized and normalised as the vision tower expects; differentiable."""
+        size = self.config.source_size
+        if pixels.shape[-1] != size:
+            pixels = F.interpolate(pixels, (size, size), mode="bilinear")
+        return self.processor.normalise_source((pixels + 1) * 127.5)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        inputs: PassInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: torch.Generator,
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance.
+
+        A flow draws by its starting noise, whose scale was fixed in training: `temperature` plays no part. `disturb` maps
+        the hidden states (B, N, D) to what is added to them.
+        """
+        with evaluating(self):
+            hidden = self._sample_states(inputs, guided=guidance != 1)
+            if disturb is not None:
+                rows = len(inputs.tokens)
+                hidden[:rows] += disturb(hidden[:rows]).to(hidden.dtype)
+            shape = (len(inputs.tokens), *self.config.latent_shape)
+            start = torch.randn(shape, generator=generator, device=generator.device).to(hidden.device)
+            return self.decode_target(self.sample_latents(start, self.condition(hidden), guidance))
+
+    def _sample_states(self, inputs: PassInputs, *, guided: bool) -> Tensor:
+        """(B, N, D), or (B + 1, N, D) with those of the unconditional request behind them, from one call."""
+        embeds, attention = self.embed(inputs), inputs.attention
+        if guided:
+            tokens = torch.tensor([self.processor.unconditional_tokens()], device=embeds.device)
+            width = max(embeds.shape[1], tokens.shape[1])
+            last, read = self.language_model.embed_tokens(tokens), torch.ones_like(tokens, dtype=torch.bool)
+            embeds = torch.cat([_left_padded(embeds, width), _left_padded(last, width)])
+            attention = torch.cat([_left_padded(attention, width), _left_padded(read, width)])
+        return self.query_states(embeds, attention)
+
+    def sample_latents(self, start: Tensor, condition: Tensor, guidance: float) -> Tensor:
+        """Noise (B, C, h, w) and conditions (B or, with guidance, B + 1, N, width) -> latents (B, C, h, w).
+
+        Velocities are u + guidance * (c - u), u that of the last condition; guidance 1 has c alone.
+        """
+        rows = len(start)
+
+        def guided(noisy: Tensor, times: Tensor) -> Tensor:
+            if guidance == 1:
+                return self.velocity(noisy, times, condition)
+            both = torch.cat([condition[:rows], condition[rows:].expand(rows, -1, -1)])
+            conditional, without = self.velocity(noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+            return without + guidance * (conditional - without)
+
+        return flow.solve(guided, start, self.config.flow.sample_shift, self.config.flow.sample_steps)
+
+    # Training
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Groups of parameters by prefix; every parameter is in exactly one."""
+        return {
+            "vision": ("model.vision_tower.",),
+            "aligner": ("model.multi_modal_projector.",),
+            "lm": ("model.language_model.", "lm_head."),
+            "queries": ("meta_queries.",),
+            "connector": ("connector.", "connector_input.", "projector."),
+            "dit": ("transformer.",),
+        }
+
+    def groups_of_pass(self, pass_name: str, takes_images: bool) -> Sequence[str]:
+        """What is behind the language model takes part in generation only; tower and aligner where rows carry images."""
+        seeing = ("vision", "aligner") if takes_images else ()
+        assert pass_name in (UNDERSTAND, GENERATE)
+        return (*seeing, "lm") if pass_name == UNDERSTAND else (*seeing, "lm", "queries", "connector", "dit")
+
+    def default_trainable(self) -> Sequence[str]:
+        return ("aligner", "lm", "queries", "connector", "dit")
+
+
+def _left_padded(values: Tensor, width: int) -> Tensor:
+    """(B, S, ...) -> (B, width, ...), zeros in front."""
+    missing = width - values.shape[1]
+    return torch.cat([values.new_zeros(len(values), missing, *values.shape[2:]), values], dim=1)

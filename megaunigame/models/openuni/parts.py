@@ -1,0 +1,86 @@
+"""The modules an OpenUni is made of: those of transformers and diffusers, and the meta queries."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import InternVLForConditionalGeneration
+from transformers.initialization import no_init_weights
+from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+from megaunigame.errors import ModelError
+from megaunigame.models.openuni.configuration import OpenUniConfig
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderDC
+
+
+class MetaQueries(nn.Module):
+    """Learned inputs whose hidden states describe the picture to generate.
+
+    A module of their own: ZeRO-3 gathers a parameter in its module's forward only.
+    """
+
+    def __init__(self, count: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, rows: int) -> Tensor:
+        """(rows, N, D). A copy, because the engine takes the weight away after this forward."""
+        return self.weight.repeat(rows, 1, 1)
+
+
+def diffusers_class(name: str) -> Any:
+    """A class of diffusers, which only this family needs. Raises ModelError when it is not installed."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ModelError("OpenUni needs the package diffusers; type: pip install 'megaunigame[diffusion]'") from error
+    return getattr(diffusers, name)
+
+
+def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
+    """Children of the model by name, their weights not initialised; built on the device of the surrounding context."""
+    transformer = diffusers_class("SanaTransformer2DModel")
+    connector = config.connector_config()
+    with no_init_weights():
+        internvl = InternVLForConditionalGeneration(config.internvl)
+        parts = {
+            "model": internvl.model,
+            "lm_head": internvl.lm_head,
+            "meta_queries": MetaQueries(config.queries, config.width),
+            "connector": SiglipEncoder(connector),
+            "projector": nn.Linear(connector.hidden_size, config.caption_width),
+            "transformer": transformer(**config.transformer),
+        }
+        if connector.hidden_size != config.width:
+            parts["connector_input"] = nn.Linear(config.width, connector.hidden_size)
+    return parts
+
+
+def autoencoder(config: OpenUniConfig) -> AutoencoderDC:
+    """diffusers' AutoencoderDC, its weights not initialised."""
+    kind = diffusers_class("AutoencoderDC")
+    with no_init_weights():
+        return kind(**config.autoencoder)
+
+
+def choose_attention(parts: dict[str, Any], attention: str) -> None:
+    """Attention implementation of tower, language model and connector; the transformer's is linear, and torch's sdpa."""
+    parts["model"].language_model.set_attn_implementation(attention)
+    parts["model"].vision_tower.set_attn_implementation(attention)
+    parts["connector"].config._attn_implementation = attention
+
+
+def checkpoint_activations(parts: dict[str, Any]) -> None:
+    """Recompute activations in the backward, layer by layer; non-reentrant, as partitioned parameters need it."""
+    for part in (parts["model"].language_model, parts["model"].vision_tower):
+        part.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    for layer in parts["connector"].layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    parts["transformer"].enable_gradient_checkpointing()

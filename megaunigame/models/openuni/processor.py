@@ -1,0 +1,63 @@
+"""Neutral rows -> the tensors of OpenUni's two passes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
+from megaunigame.models.openuni.conversation import OpenUniFormat
+from megaunigame.models.row_processor import RowProcessor
+from megaunigame.models.settings_files import read_settings, read_tokenizer
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class OpenUniProcessor(RowProcessor):
+    """Behind the prompt of a generate row stand the meta queries; its loss falls on the elements of the latents."""
+
+    format: OpenUniFormat
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        config: OpenUniConfig,
+        *,
+        max_length: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        system_prompt: str = "",
+        where: str = "the model folder",
+    ):
+        super().__init__(
+            tokenizer,
+            OpenUniFormat(tokenizer, config.visual_tokens, system_prompt, where),
+            image_size=config.image_size,
+            source_size=config.source_size,
+            behind_prompt=config.queries,
+            loss_positions=math.prod(config.latent_shape),
+            max_length=max_length,
+            mean=mean,
+            std=std,
+        )
+
+    @classmethod
+    def from_folder(cls, path: str | Path, *, max_length: int) -> OpenUniProcessor:
+        """Read tokenizer and image settings of a model folder. Raises ModelError when a file or a token is missing."""
+        folder = Path(path)
+        images = read_settings(folder / "preprocessor_config.json")
+        return cls(
+            read_tokenizer(folder),
+            read_config(folder),
+            max_length=max_length,
+            mean=tuple(images.get("image_mean", IMAGENET_MEAN)),
+            std=tuple(images.get("image_std", IMAGENET_STD)),
+            system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", ""),
+            where=str(folder),
+        )
+
+    def unconditional_tokens(self) -> list[int]:
+        """The request for a picture without any condition."""
+        return self.format.unconditional(self._dummy()).tokens

@@ -1,0 +1,37 @@
+"""The small files of a model folder beside its weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from megaunigame.errors import ModelError
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """An optional settings file; absent means every setting has its default. Raises ModelError when it is not JSON."""
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{file} is not JSON: {error}.") from error
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model folder. Raises ModelError when it has none."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"No tokenizer.json in {folder}. Copy the tokenizer files of the model there.")
+    return PreTrainedTokenizerFast.from_pretrained(str(folder))
+
+
+def copy_settings(folder: Path, out: Path) -> None:
+    """Copy what is neither weights nor an index of weights; `out` is created."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
+            shutil.copy(file, out / file.name)
