@@ -102,7 +102,7 @@ class NumberRows:
         self.empty, self.refused = set(empty), set(refused)
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        number = sample.meta["number"]
+        number = sample.decoded().meta["number"]  # every field, so that a broken one is met
         if number in self.refused:
             raise DataError(f"Sample {sample.key!r} has no conversation.")
         if number in self.empty:
