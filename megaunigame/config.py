@@ -306,6 +306,10 @@ def check_ranges(recipe: Recipe) -> None:
 def _check_stream(path: str, stream: StreamConfig) -> None:
     if bool(stream.shards) == bool(stream.mix):
         raise ConfigError(f"{path} needs either `shards` (a folder or URL) or `mix` (data sets by weight), and not both.")
+    for key, where in ((path, stream.where), *((f"{path}.mix.{name}", part.where) for name, part in stream.mix.items())):
+        for rule in where:
+            if not isinstance(rule, str):  # OmegaConf lets mappings through
+                raise ConfigError(f"{key}.where must be a list of text such as 'clip_similarity >= 0.28'; got {rule!r}.")
     if stream.backend == "webdataset" and (stream.mix or stream.where):
         raise ConfigError(f"{path}: mixes and filters need an index, which backend=webdataset does without. Leave out one.")
     if stream.mix and (stream.where or stream.window != StreamConfig.window):

@@ -102,7 +102,8 @@ def mix(folders, **changed) -> StreamConfig:
 
 def batches(folders, accumulation=1, rank=0, world_size=1, cursor=None) -> MicroBatches:
     streams = {"train": open_stream("train", mix(folders), 5, cursor)}
-    return MicroBatches(PLAN, dict.fromkeys(PLAN.terms, NumberRows()), streams, NumberCollator(), accumulation, rank, world_size)
+    rows = dict.fromkeys(PLAN.terms, NumberRows())
+    return MicroBatches(PLAN, rows, streams, NumberCollator(), accumulation, rank, world_size)
 
 
 def numbers(batch) -> list[int]:
@@ -147,8 +148,8 @@ def test_sources_of_the_same_shards_have_orders_of_their_own(folders):
 def test_a_changed_mix_is_another_stream(folders):
     cursor = open_stream("train", mix(folders), 5).cursor
     heavier = mix(folders, chat=MixedConfig(str(folders / "chat"), weight=2))
-    same_proportions = mix(folders, images=MixedConfig(str(folders / "images"), 6, 2, ["clip >= 0.04"]), chat=heavier.mix["chat"])
-    open_stream("train", same_proportions, 5, cursor)
+    six = MixedConfig(str(folders / "images"), weight=6, window=2, where=["clip >= 0.04"])
+    open_stream("train", mix(folders, images=six, chat=heavier.mix["chat"]), 5, cursor)  # the same proportions
     with pytest.raises(DataError, match=r"chat\.weight \(in lowest terms\) 1, this run has 2"):
         open_stream("train", heavier, 5, cursor)
     with pytest.raises(DataError, match=r"images\.where"):

@@ -116,4 +116,3 @@ def test_another_rule_of_the_same_words(folder, tmp_path):
     cursor = open_stream("s", StreamConfig(str(one), where=["clip > 0.1"]), 0).cursor
     with pytest.raises(DataError, match="samples that pass"):
         open_stream("s", StreamConfig(str(other), where=["clip > 0.1"]), 0, cursor)
-
