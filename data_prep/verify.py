@@ -82,7 +82,7 @@ def check_shard(folder: Path, shard: dict[str, Any], config_hash: str) -> None:
             for name, (offset, size) in entry["fields"].items():
                 stream.seek(offset)
                 fields[name] = stream.read(size)
-            check_sample(decode_sample(entry["key"], fields))
+            check_sample(decode_sample(entry["key"], fields).decoded())
 
 
 def check_sample(sample: Sample) -> None:

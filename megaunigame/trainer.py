@@ -22,7 +22,9 @@ from torch import Tensor
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.config import Recipe, fill, resolve_batch
 from megaunigame.data.bad_samples import BadSampleCounter
-from megaunigame.data.stream import Cursor, MicroBatch, MicroBatches, Stream, micro_batch_loader
+from megaunigame.data.opening import open_stream
+from megaunigame.data.source import Cursor, Stream
+from megaunigame.data.stream import MicroBatch, MicroBatches, micro_batch_loader
 from megaunigame.distributed import World
 from megaunigame.engine.dry_run import dry_run
 from megaunigame.engine.ds_config import complete_ds_config
@@ -329,6 +331,6 @@ def _open_streams(recipe: Recipe, plan: StepPlan, cursors: dict[str, Cursor]) ->
         if request.stream is not None and request.stream not in recipe.data:
             raise ConfigError(f"Term {request.term}: " + unknown("stream", request.stream, sorted(recipe.data)))
     return {
-        name: Stream.open(name, recipe.data[name].shards, recipe.seed, recipe.data[name].window, cursors.get(name))
+        name: open_stream(name, recipe.data[name], recipe.seed, cursors.get(name))
         for name in sorted({r.stream for r in plan.requests if r.stream is not None})
     }

@@ -11,7 +11,6 @@ import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from megaunigame.data.bad_samples import BadSample
 from megaunigame.data.decode import Sample, decode_sample
-from megaunigame.data.order import Order
-from megaunigame.data.shards import ShardIndex
 from megaunigame.data.slots import Slots
+from megaunigame.data.source import Cursor, Stream
 from megaunigame.errors import DataError, UserError
 from megaunigame.passes import (
     ATTACK,
@@ -56,61 +54,6 @@ class Collator(Protocol):
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs: ...
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """Where a stream is: all that a checkpoint keeps of it. The fields are JSON values (`dataclasses.asdict`)."""
-
-    seed: int
-    position: int
-    """Samples handed out to all ranks since the very first step, over epochs."""
-    window: int
-    """Shards shuffled together: like the seed, it decides which sample a position means."""
-    index_hash: str
-
-    def validate(self, stream: str, index: ShardIndex, seed: int, window: int) -> None:
-        """Raises DataError when the position would mean other samples than it did when the cursor was saved."""
-        pairs = (
-            ("seed", self.seed, seed),
-            ("window", self.window, window),
-            ("shards (index hash)", self.index_hash, index.hash),
-        )
-        for what, saved, got in pairs:
-            if saved != got:
-                raise DataError(
-                    f"Stream {stream!r}: the checkpoint was made with {what} {saved}, this run has {got} "
-                    f"({index.location}). Give the same shards, seed and window to resume exactly, or start anew with "
-                    "checkpoint.resume=never."
-                )
-
-
-class Stream:
-    """A named source of samples, in a fixed order, from where this run starts. Positions are global, over epochs."""
-
-    def __init__(self, name: str, index: ShardIndex, seed: int, window: int, cursor: Cursor):
-        self.name = name
-        self.index = index
-        self.order = Order(index.sizes, seed, window)
-        self.cursor = cursor
-
-    @classmethod
-    def open(cls, name: str, location: str | Path, seed: int, window: int = 8, cursor: Cursor | None = None) -> Stream:
-        """Open the shards, at `cursor` or at the beginning. `window` is in shards. Raises DataError."""
-        index = ShardIndex.open(location, open_shards=max(32, 3 * window))
-        if cursor is None:
-            cursor = Cursor(seed, 0, window, index.hash)
-        cursor.validate(name, index, seed, window)
-        return cls(name, index, seed, window, cursor)
-
-    def place(self, position: int, attempt: int) -> tuple[int, int]:
-        """(shard, index) of the sample at `position`; for attempt k >= 1, of its k-th substitute, from the epoch."""
-        if attempt:
-            epoch = position // self.order.samples
-            drawn = np.random.SeedSequence([self.order.seed, position, attempt]).generate_state(1, np.uint64)
-            position = epoch * self.order.samples + int(drawn[0]) % self.order.samples
-        _, shard, i = self.order.locate(position)
-        return shard, i
 
 
 @dataclass
@@ -218,17 +161,16 @@ class MicroBatches(Dataset[MicroBatch]):
         """Row and key of the sample at `position` or of its first good substitute; appends the bad ones to `bad`."""
         stream, objective = self.streams[name], self.objective_of[request.term]
         for attempt in range(1 + SUBSTITUTES):
-            shard, i = stream.place(position, attempt)
-            key = stream.index.key(shard, i)  # a broken index is not a bad sample: its DataError ends the run
-            rng = np.random.default_rng([stream.order.seed, zlib.crc32(request.term.encode()), position])
+            found = stream.source.find(position, attempt)  # a broken index is not a bad sample: its DataError ends the run
+            rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
             try:
-                _, fields = stream.index.read(shard, i)
-                return objective.row(request, decode_sample(key, fields), rng), key
+                return objective.row(request, decode_sample(found.key, found.read()), rng), found.key
             except (DataError, OSError) as error:
-                bad.append(BadSample(stream.name, key, stream.index.paths[shard].name, str(error)))
+                found.confirm()
+                bad.append(BadSample(stream.name, found.key, found.shard, str(error)))
         raise DataError(
             f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
-            f"last, in {bad[-1].shard}: {bad[-1].reason} Make the shards of {stream.index.location} again."
+            f"last, in {bad[-1].shard}: {bad[-1].reason} Make the shards of {stream.source.location} again."
         )
 
 

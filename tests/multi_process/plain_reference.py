@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.config import Recipe
-from megaunigame.data.stream import MicroBatches, Stream
+from megaunigame.data.opening import open_stream
+from megaunigame.data.source import Stream
+from megaunigame.data.stream import MicroBatches
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.models.janus import Janus
 from megaunigame.passes import StepPlan
@@ -80,4 +82,4 @@ class PlainReference:
 
     def _streams(self) -> dict[str, Stream]:
         data = self.recipe.data
-        return {name: Stream.open(name, c.shards, self.recipe.seed, c.window) for name, c in data.items()}
+        return {name: open_stream(name, config, self.recipe.seed) for name, config in data.items()}
