@@ -71,7 +71,7 @@ def _texts(sample: Sample) -> list[str]:
         texts.append(meta["caption"])
     if "conversations" in meta:
         said = [turn["value"].replace(MARKER, "").strip() for turn in meta["conversations"] if turn["from"] != "system"]
-        texts += [f"{question} — {answer}" for question, answer in zip(said[0::2], said[1::2], strict=True)]
+        texts += [f"{question} - {answer}" for question, answer in zip(said[0::2], said[1::2], strict=True)]
     if "questions" in meta:
         texts += meta["questions"]
     return texts
