@@ -19,13 +19,14 @@ from typing import Any, NoReturn
 
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.shard_writer import FAILURES, Job, Shard, ShardSample, write_dataset, write_failures, write_manifest
+from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
+from data_prep.shard_writer import FAILURES, Job, Shard, ShardSample, enforce_limit, finish_dataset, write_dataset
 from megaunigame.errors import DataError
 
 EXAMPLES = """examples:
   python -m data_prep pack --format llava-json --json llava_v1_5_mix665k.json --image-root data --out shards/llava
   python -m data_prep pack --format llava-json --json mine.json --image-root pictures --out shards/mine \\
-      --max-missing-fraction 0.05
+      --max-failed-fraction 0.05
 """
 MARKER = "<image>"
 STORED_AS_IS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -52,29 +53,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--name", default="llava", help="shards are called NAME-000000.tar (default llava)")
     parser.add_argument("--shard-size", type=int, default=1000, help="entries per shard (default 1000)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
-    parser.add_argument(
-        "--max-missing-fraction",
-        type=float,
-        default=0.01,
-        metavar="X",
-        help="most entries, as a share of all, whose image may be missing or unreadable (default 0.01)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace shards written with other settings")
+    add_part_options(parser)
+    add_failure_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Pack. Raises DataError for a JSON file that is not of the form, or when too many images fail."""
-    for name in ("shard_size", "workers"):
-        if getattr(arguments, name) < 1:
-            raise DataError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    require_at_least(arguments, shard_size=1, workers=1)
+    part = part_of(arguments)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.name):
         raise DataError(f"--name {arguments.name}: only letters, digits, - and _ can be part of a shard's name")
     if not arguments.image_root.is_dir():
         raise DataError(f"--image-root {arguments.image_root}: no such folder")
     entries = read_entries(arguments.json)
     absent = [_failure(k, e, "missing file") for k, e in enumerate(entries) if _is_missing(e, arguments.image_root)]
-    _enforce_limit(absent, len(entries), arguments)
+    enforce_limit(arguments.out, absent, len(entries), arguments.max_failed_fraction)
     config = {
         "command": "pack",
         "format": arguments.format,
@@ -90,12 +84,11 @@ def run(arguments: argparse.Namespace) -> None:
         shards=-(-len(entries) // arguments.shard_size),
         shard=functools.partial(entries_of_shard, arguments.json, arguments.image_root, config),
     )
-    statistics = write_dataset(job, arguments.workers, arguments.overwrite)
-    failures = [failure for stats in statistics for failure in stats["failures"]]
-    _enforce_limit(failures, len(entries), arguments)
-    write_failures(arguments.out, failures)
-    print(write_manifest(job, statistics))
-    print(f"{len(entries) - len(failures)} of {len(entries)} entries packed, {len(failures)} failed")
+    statistics = write_dataset(job, arguments.workers, arguments.overwrite, part, arguments.retry_failed)
+    if statistics is not None:
+        print(finish_dataset(job, statistics, arguments.max_failed_fraction))
+        failed = sum(stats["failed"] for stats in statistics)
+        print(f"{len(entries) - failed} of {len(entries)} entries packed, {failed} failed")
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
@@ -183,18 +176,6 @@ def _failure(number: int, entry: dict[str, Any], reason: str) -> dict[str, str]:
 
 def _is_missing(entry: dict[str, Any], image_root: Path) -> bool:
     return "image" in entry and not (image_root / entry["image"]).is_file()
-
-
-def _enforce_limit(failures: list[dict[str, str]], entries: int, arguments: argparse.Namespace) -> None:
-    if len(failures) <= arguments.max_missing_fraction * entries:
-        return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_failures(arguments.out, failures)
-    raise DataError(
-        f"{len(failures)} of {entries} entries failed ({failures[0]['reason']}: {failures[0]['image']}, ...); "
-        f"--max-missing-fraction allows {arguments.max_missing_fraction}. All are in {arguments.out / FAILURES}. Mend "
-        f"--image-root {arguments.image_root}, or type --max-missing-fraction {len(failures) / entries:.2g} or more"
-    )
 
 
 def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
