@@ -159,7 +159,9 @@ def _check_folder(folder: Path, texts: bool) -> None:
         raise ConfigError(f"CLIP folder {folder} has no weights; looked for {', '.join(WEIGHT_FILES)}. {HOW_TO_GET_WEIGHTS}.")
     wants_tokenizer = texts and "hf_tokenizer_name" in model["text_cfg"]
     if wants_tokenizer and not (folder / TOKENIZER_FILE).is_file():
-        raise ConfigError(f"Pictures are compared with texts, but CLIP folder {folder} has no {TOKENIZER_FILE}. {HOW_TO_GET_WEIGHTS}.")
+        raise ConfigError(
+            f"Pictures are compared with texts, but CLIP folder {folder} has no {TOKENIZER_FILE}. {HOW_TO_GET_WEIGHTS}."
+        )
 
 
 def _weights_of(model: str, pretrained: str) -> _Source:

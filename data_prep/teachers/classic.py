@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,6 @@ class Classic(Teacher):
 
     def __init__(self, task: str, config: Config, machine: Machine):
         try:
-            import skimage
             from skimage.segmentation import felzenszwalb
         except ImportError as error:
             raise ConfigError(
@@ -43,7 +43,7 @@ class Classic(Teacher):
             ) from error
         if config.longest_side < 1:
             raise ConfigError(f"segmentation.longest_side is {config.longest_side}; it must be at least 1.")
-        self._config, self._felzenszwalb, self._version = config, felzenszwalb, skimage.__version__
+        self._config, self._felzenszwalb, self._version = config, felzenszwalb, version("scikit-image")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -54,7 +54,5 @@ class Classic(Teacher):
 
     def _segment(self, sample: Sample) -> np.ndarray:
         picture = np.asarray(shrunk(sample, self._config.longest_side))
-        labels = self._felzenszwalb(
-            picture, scale=self._config.scale, sigma=self._config.sigma, min_size=self._config.min_size
-        )
+        labels = self._felzenszwalb(picture, scale=self._config.scale, sigma=self._config.sigma, min_size=self._config.min_size)
         return ids_from_labels(labels + 1)  # its labels start at 0, and every pixel has one

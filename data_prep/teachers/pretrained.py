@@ -22,6 +22,11 @@ LICENCES = {
 }
 """Of the weights, as their authors published them; found by what a model's name contains."""
 
+WANTED = (
+    "Give the folder of a transformers checkpoint (config.json, preprocessor_config.json, model.safetensors) or, with a "
+    "network, a hub id."
+)
+
 
 class Checkpoint:
     """A frozen model with its image processor, in the machine's dtype and on its device."""
@@ -31,6 +36,8 @@ class Checkpoint:
 
         Raises ModelError when there is no such model, when it is of another kind, or when it lacks weights.
         """
+        if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+            raise ModelError(f"{model}: no such folder. {WANTED}")
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, revision=revision)
             network, report = auto_class.from_pretrained(
@@ -38,13 +45,14 @@ class Checkpoint:
             )
         except (OSError, ValueError, KeyError) as error:  # unreachable or absent, of another kind, a broken configuration
             raise ModelError(
-                f"{model}: cannot be loaded as a model for {_purpose(auto_class)}: {str(error).strip().splitlines()[0]} Give "
-                "the folder of a transformers checkpoint (config.json, preprocessor_config.json, model.safetensors) or, with "
-                "a network, a hub id."
+                f"{model}: cannot be loaded as a model for {_purpose(auto_class)}: {str(error).strip().splitlines()[0]}. "
+                f"{WANTED}"
             ) from error
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
-            raise ModelError(f"{model}: the checkpoint lacks {len(missing)} weights, for example {missing[0]}. Download it anew.")
+            raise ModelError(
+                f"{model}: the checkpoint lacks {len(missing)} weights, for example {missing[0]}. Download it anew."
+            )
         commit = getattr(network.config, "_commit_hash", None)
         self.identity = {
             "model": Path(model).name if Path(model).is_dir() else model,
