@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "registry": {"errors"},
     "config": {"errors", "registry"},
+    "clip": {"errors"},
     "distributed": {"errors"},
     "launching": {"errors"},
     "turns": set(),
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "monitoring.names": set(),
     "monitoring": {"errors"},
     "representations": {"data.decode", "errors"},
-    "adversary": {"distributed", "errors"},
+    "adversary": {"clip", "distributed", "errors"},
     # second floor: what a step is made of
     "objectives": {
         *("adversary", "config", "data.conversation", "data.decode", "distributed", "errors", "models.base"),
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "representations",
     },
     "sweeping": {"config", "errors", "monitoring", "registry"},
-    "data_prep": {"data", "errors"},
+    "data_prep": {"clip", "config", "data", "errors", "registry"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}
