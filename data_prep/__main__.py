@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from data_prep import pack, statistics, verify
+from data_prep import annotate, pack, statistics, verify
 from data_prep.scenes import command as scenes
 from megaunigame.errors import UserError
 
 EXAMPLES = """examples (COMMAND --help shows more):
   python -m data_prep scenes --out data/train --count 24000 --seed 1 --split train
   python -m data_prep pack --format llava-json --json F --image-root D --out data/mine
+  python -m data_prep annotate data/mine --out data/targets --tasks depth,segmentation
   python -m data_prep verify data/train
   python -m data_prep stats data/train
 """
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (scenes, pack, verify, statistics):
+    for command in (scenes, pack, annotate, verify, statistics):
         command.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -3,16 +3,19 @@
 Per shard, in this order: NAME-000000.tar.tmp -> (fsync, rename) NAME-000000.tar -> NAME-000000.idx.json ->
 NAME-000000_stats.json. The last one is the done marker: a shard without it, or with another config hash, does not
 count. When all shards are done, dataset.json lists them. The bytes depend on the config alone, not on the number of
-workers nor on interruptions.
+workers or ranks nor on interruptions. A shard whose every sample failed is an empty tar, so that numbers have no gap.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import multiprocessing
 import os
-import tarfile
+import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from data_prep.shard_index import index_of
 from megaunigame.errors import DataError
 
 MANIFEST = "dataset.json"
@@ -63,31 +67,73 @@ def hash_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def write_dataset(job: Job, workers: int, overwrite: bool) -> list[dict[str, Any]]:
-    """Write what is missing of `job`, with a progress bar over its shards, then the manifest.
+def write_dataset(
+    job: Job, workers: int, overwrite: bool, part: tuple[int, int] = (0, 1), retry_failed: bool = False
+) -> list[dict[str, Any]] | None:
+    """Write what is missing of the shards r, r + w, ... of `job`, `part` being (rank r, world w), with a progress bar.
 
-    Returns the statistics of all shards. Raises DataError when the folder holds shards of another config.
+    `retry_failed` also writes those again in which something failed. Returns the statistics of all shards, for
+    `finish_dataset`; None, after saying so, when shards of other ranks are still missing: whichever rank ends last gets
+    them. Raises DataError when the folder holds shards of another config (without `overwrite`), or cannot be written.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    _make_room(job, overwrite)
-    finished = {number: stats for number in range(job.shards) if (stats := _finished(job, number)) is not None}
-    missing = [number for number in range(job.shards) if number not in finished]
+    rank, world = part
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {job.folder}: no such folder can be made ({error.strerror})") from error
+    _make_room(job, overwrite, part)
+    own = range(rank, job.shards, world)
+    finished = {number: stats for number in own if (stats := _finished(job, number)) is not None}
+    if retry_failed:
+        finished = {number: stats for number, stats in finished.items() if not stats["failures"]}
+    missing = [number for number in own if number not in finished]
     if finished:
-        print(f"{job.folder}: {len(finished)} of {job.shards} shards are already there")
-    with tqdm(total=job.shards, initial=len(finished), unit="shard", desc=job.name) as bar:
-        for number, stats in _written(job, missing, workers):
-            finished[number] = stats
+        print(f"{job.folder}: {len(finished)} of {len(own)} shards are already there")
+    if missing:
+        (job.folder / MANIFEST).unlink(missing_ok=True)  # it says that all is there
+    failed = sum(stats["failed"] for stats in finished.values())
+    label = job.name if world == 1 else f"{job.name} {rank}/{world}"
+    with tqdm(total=len(own), initial=len(finished), unit="shard", desc=label) as bar:
+        for _, stats in _written(job, missing, workers):
+            failed += stats["failed"]
+            bar.set_postfix(failed=failed, refresh=False)
             bar.update()
-    return [finished[number] for number in range(job.shards)]
+    statistics = [_finished(job, number) for number in range(job.shards)]
+    absent = sum(stats is None for stats in statistics)
+    if absent:
+        print(f"{job.folder}: part {rank} of {world} is done; {absent} of {job.shards} shards are left to other ranks")
+        return None
+    return [stats for stats in statistics if stats is not None]
+
+
+def finish_dataset(job: Job, statistics: list[dict[str, Any]], max_failed_fraction: float) -> Path:
+    """Write failures.jsonl and, unless too many entries failed, the manifest. Raises DataError when too many did."""
+    failures = [failure for stats in statistics for failure in stats["failures"]]
+    entries = len(failures) + sum(stats["samples"] for stats in statistics)
+    enforce_limit(job.folder, failures, entries, max_failed_fraction)
+    write_failures(job.folder, failures)
+    return write_manifest(job, statistics)
+
+
+def enforce_limit(folder: Path, failures: list[dict[str, str]], entries: int, max_failed_fraction: float) -> None:
+    """Raises DataError, with the failures in failures.jsonl, when more than this share of the entries failed."""
+    if len(failures) <= max_failed_fraction * entries:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_failures(folder, failures)
+    first = failures[0]["image"] if "image" in failures[0] else failures[0]["key"]
+    raise DataError(
+        f"{len(failures)} of {entries} entries failed ({failures[0]['reason']}: {first}, ...); --max-failed-fraction allows "
+        f"{max_failed_fraction}. All are in {folder / FAILURES}. Mend them and type --retry-failed, or type "
+        f"--max-failed-fraction {math.ceil(1e4 * len(failures) / entries) / 1e4:g} or more"
+    )
 
 
 def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
-    """Write dataset.json (and failures.jsonl if anything failed): the folder is complete."""
+    """Write dataset.json: the folder is complete."""
     shards: list[dict[str, Any]] = []
     fields: set[str] = set()
     for number, stats in enumerate(statistics):
-        if stats["samples"] == 0:
-            continue
         index = json.loads((job.folder / f"{job.stem(number)}.idx.json").read_text())
         fields.update(name for sample in index["samples"] for name in sample["fields"])
         counted = {name: stats[name] for name in ("samples", "bytes", "index_sha256")}
@@ -113,79 +159,78 @@ def write_failures(folder: Path, failures: list[dict[str, str]]) -> None:
         (folder / FAILURES).unlink(missing_ok=True)
 
 
-def index_of(tar: Path) -> dict[str, Any]:
-    """The index of a tar from one scan of its headers: for every key, offset and size of each field's data.
-
-    Raises DataError when the tar cannot be read or the fields of a key are not adjacent.
-    """
-    samples: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                key, _, extension = member.name.partition(".")
-                if not samples or samples[-1]["key"] != key:
-                    if key in seen:
-                        raise DataError(f"{tar}: the fields of {key!r} are not adjacent; write the shard again")
-                    seen.add(key)
-                    samples.append({"key": key, "fields": {}})
-                samples[-1]["fields"][extension] = [member.offset_data, member.size]
-    except tarfile.TarError as error:
-        raise DataError(f"{tar}: not a readable tar ({error}); delete its _stats.json and run the command again") from error
-    return {"version": FORMAT_VERSION, "samples": samples}
-
-
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either absent, old, or complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    """Write a file that is either absent, old, or complete, also when two processes write the same content at once.
+
+    Raises DataError when it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritable(temporary, error) from error
 
 
-def _make_room(job: Job, overwrite: bool) -> None:
-    """Clear half-written files; refuse (or, with overwrite, clear) shards of another config."""
-    for pattern in (f"{job.name}-*.tmp", f"{MANIFEST}.tmp", f"{FAILURES}.tmp"):
+def _make_room(job: Job, overwrite: bool, part: tuple[int, int]) -> None:
+    """Clear what this rank left half-written; refuse (or, with overwrite, clear) its shards of another config."""
+    rank, world = part
+    # Other ranks are at work in the same folder: their temporary files and shards are theirs to clear.
+    patterns = (f"{job.name}-*.tmp",) if world > 1 else (f"{job.name}-*.tmp", f"{MANIFEST}.*tmp", f"{FAILURES}.*tmp")
+    for pattern in patterns:
         for leftover in job.folder.glob(pattern):
-            leftover.unlink()
-    foreign = [path for path in job.folder.glob("*_stats.json") if _config_hash_in(path) != job.config_hash]
-    if foreign and not overwrite:
-        raise DataError(
-            f"{job.folder} holds shards written with other settings ({foreign[0].name}); "
-            "type --overwrite to replace them, or choose another --out"
-        )
+            if _number_in(leftover) % world == rank:
+                leftover.unlink()
     if overwrite:
-        ours = ("*_stats.json", "*.idx.json", "*-[0-9][0-9][0-9][0-9][0-9][0-9].tar", MANIFEST, FAILURES)
         # Done markers go first: at no moment does a deleted shard look done.
-        for pattern in ours:
-            for path in job.folder.glob(pattern):
-                path.unlink()
+        for ending in ("_stats.json", ".idx.json", ".tar"):
+            for path in job.folder.glob(f"*-{6 * '[0-9]'}{ending}"):
+                if _number_in(path) % world == rank:
+                    path.unlink()
+        for name in (MANIFEST, FAILURES):
+            (job.folder / name).unlink(missing_ok=True)
+        return
+    for path in sorted(job.folder.glob("*_stats.json")):
+        stats = _read_stats(path)
+        if stats is not None and ("config_hash" not in stats or stats["config_hash"] != job.config_hash):
+            raise DataError(
+                f"{job.folder} holds shards written with other settings ({path.name}); "
+                "type --overwrite to replace them, or choose another --out"
+            )
 
 
-def _config_hash_in(stats: Path) -> str | None:
-    """None for statistics that another tool wrote."""
-    hash_in_file: str | None = json.loads(stats.read_text()).get("config_hash")
-    return hash_in_file
+def _number_in(path: Path) -> int:
+    """The shard number in a file's name; 0 for the files that belong to no shard."""
+    found = re.search(r"-(\d{6})[._]", path.name)
+    return int(found[1]) if found else 0
+
+
+def _read_stats(path: Path) -> dict[str, Any] | None:
+    """None when there is no such file: another rank may be writing that shard again."""
+    try:
+        stats: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return stats
 
 
 def _finished(job: Job, number: int) -> dict[str, Any] | None:
-    """Statistics of a shard that is done and whole, else None."""
-    stats_path = job.folder / f"{job.stem(number)}_stats.json"
-    if not stats_path.exists():
-        return None
-    stats = json.loads(stats_path.read_text())
+    """Statistics of a shard that is done, whole and of this config, else None."""
+    stats = _read_stats(job.folder / f"{job.stem(number)}_stats.json")
     tar = job.folder / f"{job.stem(number)}.tar"
     index = job.folder / f"{job.stem(number)}.idx.json"
-    if stats["samples"] == 0:
-        return stats
-    whole = tar.exists() and tar.stat().st_size == stats["bytes"] and index.exists()
-    return stats if whole and hashlib.sha256(index.read_bytes()).hexdigest() == stats["index_sha256"] else None
+    if stats is None or stats["config_hash"] != job.config_hash or not tar.exists() or not index.exists():
+        return None
+    whole = tar.stat().st_size == stats["bytes"] and hashlib.sha256(index.read_bytes()).hexdigest() == stats["index_sha256"]
+    return stats if whole else None
 
 
 def _written(job: Job, numbers: list[int], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    if workers == 1:
+    workers = min(workers, len(numbers))
+    if workers <= 1:
         for number in numbers:
             yield number, _write_shard(job, number)
         return
@@ -199,32 +244,54 @@ def _write_numbered(job_and_number: tuple[Job, int]) -> tuple[int, dict[str, Any
 
 
 def _write_shard(job: Job, number: int) -> dict[str, Any]:
-    """Write one shard and its companions; the statistics come last and mark it as done."""
+    """Write one shard and its companions; the statistics come last and mark it as done.
+
+    Raises DataError when something cannot be written; what is half-written is removed.
+    """
+    done = job.folder / f"{job.stem(number)}_stats.json"
     tar = job.folder / f"{job.stem(number)}.tar"
     temporary = tar.with_name(tar.name + ".tmp")
+    done.unlink(missing_ok=True)  # first: a new tar beside old statistics could pass for the old one
     shard = job.shard(number)
     samples = 0
-    with open(temporary, "wb") as stream:
-        with TarWriter(stream, encoder=False, mtime=0, user="", group="") as writer:
-            for sample in shard.samples:
-                writer.write(sample)
-                samples += 1
-        stream.flush()
-        os.fsync(stream.fileno())
-    if samples:
+    try:
+        with open(temporary, "wb") as stream:
+            with TarWriter(stream, encoder=False, mtime=0, user="", group="") as writer:
+                for sample in _read_from_source(job, number, shard.samples):
+                    writer.write(sample)
+                    samples += 1
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(temporary, tar)
-        index = json.dumps(index_of(tar), separators=(",", ":")).encode()
-        write_atomically(tar.with_suffix(".idx.json"), index)
-    else:
-        temporary.unlink()
-        index = b""
+    except OSError as error:
+        raise _unwritable(temporary, error) from error
+    index = json.dumps(index_of(tar), separators=(",", ":")).encode()
+    write_atomically(tar.with_suffix(".idx.json"), index)
     stats = {
         "samples": samples,
-        "bytes": tar.stat().st_size if samples else 0,
+        "bytes": tar.stat().st_size,
         "failed": len(shard.failures),
         "failures": shard.failures,
         "config_hash": job.config_hash,
         "index_sha256": hashlib.sha256(index).hexdigest(),
     }
-    write_atomically(job.folder / f"{job.stem(number)}_stats.json", json.dumps(stats).encode())
+    write_atomically(done, json.dumps(stats).encode())
     return stats
+
+
+def _read_from_source(job: Job, number: int, samples: Iterable[ShardSample]) -> Iterator[ShardSample]:
+    """The samples; an OSError met while making them is the source's, not the disk's that is written to."""
+    try:
+        yield from samples
+    except OSError as error:
+        raise DataError(f"{job.stem(number)}: its source cannot be read ({error}); mend it, then run again") from error
+
+
+def _unwritable(temporary: Path, error: OSError) -> DataError:
+    """Removes the half-written file (a full disk has room again) and says what happened."""
+    temporary.unlink(missing_ok=True)
+    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+    return DataError(
+        f"{temporary.name.removesuffix('.tmp')} in {temporary.parent} cannot be written: {reason}. Nothing half-written is "
+        "left; make room, then run the same command again: it continues with the shards that are missing"
+    )

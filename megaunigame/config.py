@@ -49,11 +49,41 @@ class ModelConfig:
 
 
 @dataclass
-class StreamConfig:
+class CacheConfig:
+    """Where the shards of a URL are kept on each node while they are needed; all ranks of the node share it."""
+
+    folder: str = ""
+    """On a local disk. Must be given when shards are URLs."""
+    gigabytes: float = 100.0
+    """Longest unused shards make room for new ones. Must hold two windows."""
+
+
+@dataclass
+class MixedConfig:
+    """One data set of a mix."""
+
     shards: str = MISSING
-    """Folder of shards that data_prep wrote (any WebDataset tars work; an index is built where none is)."""
+    weight: int = 1
+    """Of every (sum of the weights) samples of the stream, this many come from here."""
+    window: int = 8
+    where: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StreamConfig:
+    shards: str = ""
+    """Folder of shards that data_prep wrote (any WebDataset tars work; an index is built where none is), or its URL."""
     window: int = 8
     """Shards shuffled together; only these are live at a time."""
+    where: list[str] = field(default_factory=list)
+    """Filters, all of which a sample must pass: `COLUMN OP NUMBER` on numbers of its JSON, or `has FIELD`."""
+    mix: dict[str, MixedConfig] = field(default_factory=dict)
+    """Instead of `shards`: several data sets by weight."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    backend: str = "index"
+    """`index`; or `webdataset` for tars without random access (`pipe:...`), with weaker guarantees: docs/streaming.md."""
+    shuffle_buffer: int = 1000
+    """Samples shuffled together by a loader worker, for `webdataset`."""
 
 
 @dataclass
@@ -220,6 +250,7 @@ def check_ranges(recipe: Recipe) -> None:
         "model.attention": (recipe.model.attention, ["sdpa", "eager", "flash_attention_2"]),
         "schedule.kind": (recipe.schedule.kind, ["cosine", "constant", "flat_linear"]),
         "engine.precision": (recipe.engine.precision, ["bf16", "fp32"]),
+        **{f"data.{name}.backend": (stream.backend, ["index", "webdataset"]) for name, stream in recipe.data.items()},
     }
     for key, (got, choices) in legal.items():
         if got not in choices:
@@ -235,8 +266,15 @@ def check_ranges(recipe: Recipe) -> None:
         "model.lora.rank": recipe.model.lora.rank,
         "loader.prefetch": recipe.loader.prefetch,
         "engine.timeout_minutes": recipe.engine.timeout_minutes,
-        **{f"data.{name}.window": stream.window for name, stream in recipe.data.items()},
     }
+    for name, stream in recipe.data.items():
+        positive |= {
+            f"data.{name}.window": stream.window,
+            f"data.{name}.shuffle_buffer": stream.shuffle_buffer,
+            f"data.{name}.cache.gigabytes": stream.cache.gigabytes,
+        }
+        for part, source in stream.mix.items():
+            positive |= {f"data.{name}.mix.{part}.window": source.window, f"data.{name}.mix.{part}.weight": source.weight}
     for key, value in positive.items():
         if value <= 0:
             raise ConfigError(f"{key} must be greater than 0; got {value}.")
@@ -257,10 +295,25 @@ def check_ranges(recipe: Recipe) -> None:
         raise ConfigError(
             f"schedule.warmup_steps must lie in 0..schedule.steps={recipe.schedule.steps}; got {recipe.schedule.warmup_steps}."
         )
+    for name, stream in recipe.data.items():
+        _check_stream(f"data.{name}", stream)
     if not recipe.data:
         raise ConfigError("`data` names no stream. Give one, for example data.scenes.shards=shards/train.")
     if not recipe.objectives:
         raise ConfigError("`objectives` is empty. Give at least one, for example objectives.understanding.rows=4.")
+
+
+def _check_stream(path: str, stream: StreamConfig) -> None:
+    if bool(stream.shards) == bool(stream.mix):
+        raise ConfigError(f"{path} needs either `shards` (a folder or URL) or `mix` (data sets by weight), and not both.")
+    for key, where in ((path, stream.where), *((f"{path}.mix.{name}", part.where) for name, part in stream.mix.items())):
+        for rule in where:
+            if not isinstance(rule, str):  # OmegaConf lets mappings through
+                raise ConfigError(f"{key}.where must be a list of text such as 'clip_similarity >= 0.28'; got {rule!r}.")
+    if stream.backend == "webdataset" and (stream.mix or stream.where):
+        raise ConfigError(f"{path}: mixes and filters need an index, which backend=webdataset does without. Leave out one.")
+    if stream.mix and (stream.where or stream.window != StreamConfig.window):
+        raise ConfigError(f"{path}: give `where` and `window` to the data sets of the mix, as {path}.mix.NAME.where=[...].")
 
 
 def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, world_size: int) -> int:

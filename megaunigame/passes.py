@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.errors import ConfigError
+from megaunigame.turns import Turns
 
 UNDERSTAND = "understand"
 GENERATE = "generate"
@@ -50,6 +51,8 @@ class RowRequest:
     weight: float = 1.0
     takes_source: bool = False
     """Whether rows carry a source image through the understanding path (understand rows always do)."""
+    shares: str | None = None
+    """Another term of the same stream and count, whose samples these rows are made of; None: samples of their own."""
 
 
 @dataclass
@@ -75,6 +78,8 @@ class GenerateRow:
     """uint8 (3, h, w), or None for text-to-image rows."""
     unconditional: bool = False
     """True: the condition is dropped (text and source together), as classifier-free guidance needs."""
+    source_gradient: float = 1.0
+    """Factor on the gradient that reaches the understanding path through the source."""
 
 
 @dataclass
@@ -114,6 +119,8 @@ class PassInputs:
     """(B, S) bool: positions overwritten, in order, by the visual tokens of the row's valid images."""
     visual_delta: Tensor | None = None
     """(B, I, T, D) float32: added to the visual tokens of `images` before the language model reads them."""
+    source_gradient: Tensor | None = None
+    """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
     targets: Tensor | None = None
     """(B, 3, H, W) float32 in [-1, 1]: the pictures to generate."""
     keys: list[str] = field(default_factory=list)
@@ -163,6 +170,8 @@ class StepPlan:
     """What every micro-step does, on every rank: which passes, in which order, with which rows."""
 
     requests: tuple[RowRequest, ...]
+    turns: tuple[Turns, ...] = ()
+    """Terms that take part in some micro-steps only; all others take part in each."""
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -186,8 +195,30 @@ class StepPlan:
         return sum(r.count for r in self.of_pass(pass_name))
 
     def rows_per_micro_step(self) -> int:
-        """Rows of the learner's passes."""
+        """Rows of the learner's passes, resting ones included."""
         return sum(r.count for r in self.requests if r.pass_name in PASS_ORDER)
+
+    def at(self, micro_step: int, seed: int) -> StepPlan:
+        """The plan of one micro-step (counted from the first of the run): resting terms have no rows in it.
+
+        A pass whose terms all rest keeps one dummy row: every pass is made in every micro-step, because a trained
+        parameter must take part in each backward.
+        """
+        resting = frozenset[str]().union(*(t.resting(micro_step, seed) for t in self.turns))
+        return self._without(resting) if resting else self
+
+    def widest(self, pass_name: str) -> StepPlan:
+        """The plan of a micro-step that gives this pass as many rows as any can."""
+        rows = {r.term: r.count for r in self.of_pass(pass_name)}
+        resting = [frozenset(t.terms) - {max(t.terms, key=lambda term: rows.get(term, 0))} for t in self.turns]
+        return self._without(frozenset[str]().union(*resting))
+
+    def _without(self, resting: frozenset[str]) -> StepPlan:
+        kept = {name: [r for r in self.of_pass(name) if r.term not in resting] for name in (*PASS_ORDER, ATTACK)}
+        for name in self.passes:
+            if not kept[name]:
+                kept[name] = [dataclasses.replace(self.of_pass(name)[0], stream=None, count=1, shares=None)]
+        return StepPlan(tuple(r for rows in kept.values() for r in rows))
 
     def slots(self, pass_name: str, term: str) -> slice:
         """Where the rows of a term lie among the rows of its pass."""
@@ -207,7 +238,7 @@ def attack_plan(plan: StepPlan) -> StepPlan:
     return StepPlan((*redraw, *question))
 
 
-def plan_from(requests: Iterable[RowRequest]) -> StepPlan:
+def plan_from(requests: Iterable[RowRequest], turns: Iterable[Turns] = ()) -> StepPlan:
     """Merge the rows all objectives ask for; a term asked for twice is an error of the recipe."""
     requests = tuple(r for r in requests if r.count > 0)
     names = [r.term for r in requests]
@@ -220,4 +251,4 @@ def plan_from(requests: Iterable[RowRequest]) -> StepPlan:
         raise ConfigError(f"Unknown pass {unknown[0]!r}; passes are {', '.join(known)}.")
     if not any(r.pass_name in PASS_ORDER for r in requests):
         raise ConfigError("No objective asks for rows. Give at least one row, for example objectives.understanding.rows=4.")
-    return StepPlan(requests)
+    return StepPlan(requests, tuple(turns))

@@ -16,29 +16,29 @@ from megaunigame.errors import ConfigError
 T = TypeVar("T")
 
 
-def available(room: str, base: type) -> list[str]:
-    """Names of the modules in `megaunigame/<room>` that define a subclass of `base`; helpers beside them are not names."""
-    package = importlib.import_module(f"megaunigame.{room}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if _classes(room, m.name, base))
+def available(room: str, base: type, house: str = "megaunigame") -> list[str]:
+    """Names of the modules in `<house>/<room>` that define a subclass of `base`; helpers beside them are not names."""
+    package = importlib.import_module(f"{house}.{room}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if _classes(package.__name__, m.name, base))
 
 
-def find(room: str, name: str, base: type[T]) -> type[T]:
-    """The one subclass of `base` that the module `megaunigame.<room>.<name>` defines.
+def find(room: str, name: str, base: type[T], house: str = "megaunigame") -> type[T]:
+    """The one subclass of `base` that the module `<house>.<room>.<name>` defines.
 
     Raises ConfigError when there is no such module, or when it does not define exactly one such class.
     """
-    package = importlib.import_module(f"megaunigame.{room}")
+    package = importlib.import_module(f"{house}.{room}")
     if name not in {m.name for m in pkgutil.iter_modules(package.__path__)}:
-        raise ConfigError(unknown(f"{room} name", name, available(room, base)))
-    found = _classes(room, name, base)
+        raise ConfigError(unknown(f"{room} name", name, available(room, base, house)))
+    found = _classes(package.__name__, name, base)
     if len(found) != 1:
-        raise ConfigError(f"megaunigame/{room}/{name} must define exactly one {base.__name__}; found {len(found)}.")
+        raise ConfigError(f"{house}/{room}/{name} must define exactly one {base.__name__}; found {len(found)}.")
     return found[0]
 
 
-def _classes(room: str, name: str, base: type[T]) -> list[type[T]]:
+def _classes(package: str, name: str, base: type[T]) -> list[type[T]]:
     """Concrete subclasses of `base` that a module (or a module of its package) defines; imported ones do not count."""
-    module = importlib.import_module(f"megaunigame.{room}.{name}")
+    module = importlib.import_module(f"{package}.{name}")
     return [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)

@@ -22,7 +22,9 @@ from torch import Tensor
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.config import Recipe, fill, resolve_batch
 from megaunigame.data.bad_samples import BadSampleCounter
-from megaunigame.data.stream import Cursor, MicroBatch, MicroBatches, Stream, micro_batch_loader
+from megaunigame.data.opening import open_stream
+from megaunigame.data.source import Cursor, Stream
+from megaunigame.data.stream import MicroBatch, MicroBatches, micro_batch_loader
 from megaunigame.distributed import World
 from megaunigame.engine.dry_run import dry_run
 from megaunigame.engine.ds_config import complete_ds_config
@@ -72,7 +74,8 @@ class Trainer:
         # Everything that can be wrong without a model is checked before one is loaded.
         self.objectives = [_objective(name, settings) for name, settings in recipe.objectives.items()]
         self.objective_of = {r.term: o for o in self.objectives for r in o.rows()}
-        self.plan = plan_from(r for o in self.objectives for r in o.rows())
+        turns = [t for o in self.objectives if (t := o.turns()) is not None]
+        self.plan = plan_from((r for o in self.objectives for r in o.rows()), turns)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), world.size)
         ds_config = complete_ds_config(recipe, self.accumulation, world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
@@ -100,7 +103,15 @@ class Trainer:
                 objective.load(self.resumed_from)
         self.first_step = self.state.step
         self.micro_batches = MicroBatches(
-            self.plan, self.objective_of, self.streams, self.processor, self.accumulation, world.rank, world.size
+            self.plan,
+            self.objective_of,
+            self.streams,
+            self.processor,
+            self.accumulation,
+            world.rank,
+            world.size,
+            recipe.seed,
+            self.first_step,
         )
         self.signalled = False
         """This rank was asked to stop. Written by the signal handler only, at any moment."""
@@ -172,7 +183,7 @@ class Trainer:
         lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.state.step)
         self.learner.set_lr(lr)
         attacks = [batch.attack for batch in batches if batch.attack is not None]
-        step = Step(self.state.step, lr, [batch.inputs for batch in batches], attacks)
+        step = Step(self.state.step, lr, [b.inputs for b in batches], [b.plan for b in batches], attacks)
         for objective in self.objectives:
             objective.before_learner(step)
 
@@ -215,7 +226,7 @@ class Trainer:
             names.OPTIM_LR: lr,
             names.OPTIM_GRAD_NORM: grad_norm,
             names.PERF_STEP_SECONDS: seconds,
-            names.PERF_ROWS_PER_SECOND: self.plan.rows_per_micro_step() * self.accumulation * self.world.size / seconds,
+            names.PERF_ROWS_PER_SECOND: sum(p.rows_per_micro_step() for p in step.plans) * self.world.size / seconds,
             names.PERF_TOKENS_PER_SECOND: totals[-2].item() / seconds,
             names.PERF_PASSES: len(self.plan.passes) * self.accumulation + step.passes,
             names.PERF_ALLGATHER_BYTES: self.learner.gathered.taken(),
@@ -253,7 +264,7 @@ class Trainer:
         Raises DivergenceError on every rank when any loss of any rank is not finite.
         """
         for batch in batches:
-            self.bad_samples.add(batch.bad)
+            self.bad_samples.add(batch.plan, batch.bad)
         tokens = sum(int(inputs.attention.sum()) for batch in batches for inputs in batch.inputs.values())
         # float64, because token counts of a large step do not fit fp32 exactly.
         local = torch.tensor([*self.bad_samples.pending(), tokens, self.signalled], dtype=torch.float64)
@@ -290,7 +301,7 @@ class Trainer:
         return {**losses, names.LOSS_TOTAL: sum(r.weight * mean for r, mean in means.items())}
 
     def _largest(self) -> dict[str, Any]:
-        return {name: self.processor.largest(self.plan, name) for name in self.plan.passes}
+        return {name: self.processor.largest(self.plan.widest(name), name) for name in self.plan.passes}
 
     def _listen_for_signals(self) -> None:
         """A polite kill ends the run after the current step, with a checkpoint; the ranks agree on it in `_agree`."""
@@ -320,6 +331,6 @@ def _open_streams(recipe: Recipe, plan: StepPlan, cursors: dict[str, Cursor]) ->
         if request.stream is not None and request.stream not in recipe.data:
             raise ConfigError(f"Term {request.term}: " + unknown("stream", request.stream, sorted(recipe.data)))
     return {
-        name: Stream.open(name, recipe.data[name].shards, recipe.seed, recipe.data[name].window, cursors.get(name))
+        name: open_stream(name, recipe.data[name], recipe.seed, cursors.get(name))
         for name in sorted({r.stream for r in plan.requests if r.stream is not None})
     }

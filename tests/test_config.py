@@ -35,8 +35,11 @@ def test_overrides_and_defaults(recipe_file):
     assert recipe.data["train"].window == 8
 
 
-def test_written_recipe_reads_back(recipe_file, tmp_path):
-    recipe = load_recipe(recipe_file, ["seed=3"])
+@pytest.mark.parametrize(
+    "override", ["seed=3", "data.train={mix: {a: {shards: x, weight: 3, where: [clip_similarity >= 0.28]}, b: {shards: y}}}"]
+)
+def test_written_recipe_reads_back(recipe_file, tmp_path, override):
+    recipe = load_recipe(recipe_file, [override])
     again = tmp_path / "again.yaml"
     again.write_text(as_yaml(recipe))
     assert load_recipe(str(again), []) == recipe
@@ -48,6 +51,19 @@ def test_written_recipe_reads_back(recipe_file, tmp_path):
         ("optimizer.lrr=1", ["optimizer", "'lrr'", "'lr'"]),
         ("optimiser.lr=1", ["'optimiser'", "'optimizer'"]),
         ("data.train.shard=x", ["data.train", "'shards'"]),
+        ("data.train.where=has image", ["data.train.where"]),
+        ("data.train.where=[clip_similarity: 0.28]", ["data.train.where", "clip_similarity", "text"]),
+        ("data.train.cache.giga=1", ["data.train.cache", "'gigabytes'"]),
+        ("data.train.cache.gigabytes=0", ["data.train.cache.gigabytes", "greater than 0"]),
+        ("data.train.backend=wds", ["data.train.backend", "'wds'", "index, webdataset"]),
+        ("data.train.mix.a.shards=x", ["data.train", "not both"]),
+        ("data.train={}", ["data.train", "`shards`", "`mix`"]),
+        ("data.train={mix: {a: {shard: x}}}", ["data.train.mix.a", "'shards'"]),
+        ("data.train={mix: {a: {weight: 2}}}", ["data.train.mix.a.shards"]),
+        ("data.train={mix: {a: {shards: x, weight: 0}}}", ["data.train.mix.a.weight", "greater than 0"]),
+        ("data.train={mix: {a: {shards: x, weight: 0.5}}}", ["data.train.mix.a.weight", "0.5"]),
+        ("data.train={mix: {a: {shards: x}}, where: [has image]}", ["data.train", "data.train.mix.NAME.where"]),
+        ("data.train={shards: x, backend: webdataset, where: [has image]}", ["data.train", "need an index"]),
         ("schedule.steps=many", ["schedule.steps", "many"]),
         ("schedule.steps=0", ["schedule.steps", "greater than 0"]),
         ("schedule.kind=cosin", ["schedule.kind", "'cosine'"]),

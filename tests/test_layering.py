@@ -26,26 +26,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "registry": {"errors"},
     "config": {"errors", "registry"},
+    "clip": {"errors"},
     "distributed": {"errors"},
     "launching": {"errors"},
-    "passes": {"errors"},
+    "turns": set(),
+    "passes": {"errors", "turns"},
     "rows": {"passes"},
     "pixels": set(),
     # first floor: each knows the passes and the ground, none knows another
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
-    "data": {"passes", "errors"},
+    "data": {"config", "passes", "errors", "randomness"},
     "models.base": {"passes"},
     "models": {"passes", "errors", "registry"},
     "monitoring.names": set(),
     "monitoring": {"errors"},
     "representations": {"data.decode", "errors"},
-    "adversary": {"distributed", "errors"},
+    "adversary": {"clip", "distributed", "errors"},
     # second floor: what a step is made of
     "objectives": {
         *("adversary", "config", "data.conversation", "data.decode", "distributed", "errors", "models.base"),
         *("monitoring.names", "passes", "pixels", "randomness", "registry"),
-        *("representations", "rows"),
+        *("representations", "rows", "turns"),
     },
     "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
     "evaluation": {
@@ -64,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "representations",
     },
     "sweeping": {"config", "errors", "monitoring", "registry"},
-    "data_prep": {"data", "errors"},
+    "data_prep": {"clip", "config", "data", "errors", "registry"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

@@ -6,6 +6,7 @@ import argparse
 import functools
 from pathlib import Path
 
+from data_prep.options import add_part_options, part_of, require_at_least
 from data_prep.scenes.samples import SMALLEST, sample
 from data_prep.scenes.splits import SPLITS
 from data_prep.shard_writer import Job, Shard, write_dataset, write_manifest
@@ -35,16 +36,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--size", type=int, default=SMALLEST, help=f"pixels per side (default and least {SMALLEST})")
     parser.add_argument("--shard-size", type=int, default=1000, help="scenes per shard (default 1000)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
-    parser.add_argument("--overwrite", action="store_true", help="replace shards written with other settings")
+    add_part_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the split. Raises DataError for numbers that make no data set."""
-    for name, least in (("count", 1), ("seed", 0), ("size", SMALLEST), ("shard_size", 1), ("workers", 1)):
-        if getattr(arguments, name) < least:
-            option = "--" + name.replace("_", "-")
-            raise DataError(f"{option} {getattr(arguments, name)}: must be at least {least}")
+    require_at_least(arguments, count=1, seed=0, size=SMALLEST, shard_size=1, workers=1)
+    part = part_of(arguments)
     if arguments.split == "adversarial" and (arguments.count % 2 or arguments.shard_size % 2):
         raise DataError(
             f"--count {arguments.count} --shard-size {arguments.shard_size}: adversarial scenes come in pairs that "
@@ -62,8 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
         shards=-(-arguments.count // arguments.shard_size),
         shard=functools.partial(scenes_of_shard, config),
     )
-    statistics = write_dataset(job, arguments.workers, arguments.overwrite)
-    print(write_manifest(job, statistics))
+    statistics = write_dataset(job, arguments.workers, arguments.overwrite, part)
+    if statistics is not None:
+        print(write_manifest(job, statistics))
 
 
 def scenes_of_shard(config: dict[str, int | str], number: int) -> Shard:

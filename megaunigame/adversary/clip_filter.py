@@ -8,42 +8,15 @@ Cosines between two pictures and cosines between a picture and a text live on di
 
 from __future__ import annotations
 
-import difflib
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import open_clip
 import torch
-import torch.nn.functional as F
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
-from torchvision.transforms import Resize
 
+from megaunigame.clip import FrozenClip
 from megaunigame.errors import ConfigError
 
-TINY_RANDOM = "tiny-random"
-CONFIG_FILE = "open_clip_config.json"
-TOKENIZER_FILE = "tokenizer_config.json"
-WEIGHT_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-)
 DEFAULT_TAU = {"image": 0.6, "text": 0.3}
-TINY_MODEL: dict[str, Any] = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
-    "text_cfg": {"width": 32, "layers": 1, "heads": 2},
-}
-TINY_SEED = 0
-HOW_TO_GET_WEIGHTS = (
-    "On a machine with a network download the model's repository from the Hugging Face hub (open_clip_config.json, "
-    "open_clip_model.safetensors, the tokenizer's files) and give its folder, `model: /path/to/folder`, without `pretrained`; "
-    "or its weights alone, `pretrained: /path/to/open_clip_model.safetensors`"
-)
 
 
 @dataclass
@@ -61,45 +34,11 @@ class ClipConfig:
     """Smallest accepted cosine, -1..1. None: .6 for image, .3 for text."""
 
 
-class ClipFilter:
-    """A frozen CLIP in float32. Not a module: its weights must never enter the engine's tree."""
-
+class ClipFilter(FrozenClip):
     def __init__(self, config: ClipConfig, device: torch.device):
-        """Check the config, load the weights and move them to `device`.
-
-        Raises ConfigError, before anything is loaded where that can be known: tau outside [-1, 1], unknown comparison,
-        architecture or tag, missing files; and when the hub cannot be reached or the weights belong to another architecture.
-        """
+        """Raises ConfigError for tau outside [-1, 1], an unknown comparison, and a CLIP that cannot be loaded."""
         self.compare, self.tau = config.compare, _checked_tau(config)
-        source = _find(config)
-        try:  # offline (HF_HUB_OFFLINE), the hub's client looks into its cache and goes no further
-            model = source.build()
-            self.tokenizer = source.tokenizer() if config.compare == "text" else None
-        except Exception as error:  # open_clip asserts; hub, safetensors and torch.load each have errors of their own
-            raise ConfigError(f"CLIP {config.model!r} cannot be loaded: {error}. {HOW_TO_GET_WEIGHTS}.") from error
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.device = device
-        preprocess = PreprocessCfg(**self.model.visual.preprocess_cfg)
-        if preprocess.resize_mode == "longest":
-            raise ConfigError(f"CLIP {config.model!r} pads its pictures (resize_mode: longest); legal: shortest, squash.")
-        self._transform = image_transform_v2(preprocess, is_train=False).transforms
-
-    def to(self, device: torch.device) -> ClipFilter:
-        """Move the weights; returns itself."""
-        self.model, self.device = self.model.to(device), device
-        return self
-
-    def preprocess(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] -> the normalised input (B, 3, h, w) of the image tower. Differentiable.
-
-        open_clip's own steps for files, which work on tensors too; only the rounding to bytes is left out.
-        """
-        pictures = (pictures.float() + 1) / 2
-        for step in self._transform:
-            pictures = step(pictures)
-            if isinstance(step, Resize):
-                pictures = pictures.clamp(0, 1)  # bicubic overshoots at edges; bytes cannot
-        return pictures
+        super().__init__(config.model, config.pretrained, config.compare == "text", device)
 
     def similarity(self, pictures: Tensor, sources: Tensor | None = None, texts: list[str] | None = None) -> Tensor:
         """(B,) float32 cosine in [-1, 1] of each picture with its source (`compare: image`) or its text (`compare: text`).
@@ -109,7 +48,7 @@ class ClipFilter:
         """
         with torch.autocast(self.device.type, enabled=False):
             with torch.no_grad():
-                wanted = self._embed_texts(texts) if self.compare == "text" else self._embed_sources(sources)
+                wanted = self._embed_wanted(sources, texts)
             similarity = (self._embed(pictures) * wanted).sum(-1)
         return similarity.clamp(-1, 1)
 
@@ -118,54 +57,16 @@ class ClipFilter:
         return similarity >= self.tau
 
     def _embed(self, pictures: Tensor) -> Tensor:
-        return F.normalize(self.model.encode_image(self.preprocess(pictures)), dim=-1)
+        return self.embed_inputs(self.preprocess(pictures))
 
-    def _embed_sources(self, sources: Tensor | None) -> Tensor:
+    def _embed_wanted(self, sources: Tensor | None, texts: list[str] | None) -> Tensor:
+        if self.compare == "text":
+            if texts is None:
+                raise ValueError("compare: text needs `texts`.")
+            return self.embed_texts(texts)
         if sources is None:
             raise ValueError("compare: image needs `sources`.")
         return self._embed(sources)
-
-    def _embed_texts(self, texts: list[str] | None) -> Tensor:
-        if texts is None or self.tokenizer is None:
-            raise ValueError("compare: text needs `texts`.")
-        return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a CLIP comes from; everything named here exists."""
-
-    name: str
-    """What open_clip calls it: an architecture, or `local-dir:FOLDER`."""
-    weights: str | None = None
-    """A file or a tag; None: the folder's own."""
-    preprocess: dict[str, Any] | None = None
-    """Overrides the architecture's preprocessing."""
-
-    def build(self) -> Any:
-        return open_clip.create_model(
-            self.name,
-            self.weights,
-            precision="fp32",
-            require_pretrained=True,
-            pretrained_text=False,
-            force_preprocess_cfg=self.preprocess,
-        )
-
-    def tokenizer(self) -> Any:
-        return open_clip.get_tokenizer(self.name)
-
-
-class _TinySource(_Source):
-    def build(self) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(TINY_SEED)
-            model = open_clip.model.CLIP(**TINY_MODEL)
-        open_clip.model.set_model_preprocess_cfg(model, vars(PreprocessCfg(size=TINY_MODEL["vision_cfg"]["image_size"])))
-        return model
-
-    def tokenizer(self) -> Any:
-        return open_clip.SimpleTokenizer()
 
 
 def _checked_tau(config: ClipConfig) -> float:
@@ -175,73 +76,3 @@ def _checked_tau(config: ClipConfig) -> float:
     if not -1 <= tau <= 1:
         raise ConfigError(f"clip.tau is {tau}; a cosine lies in -1..1, for example clip.tau={DEFAULT_TAU[config.compare]}.")
     return tau
-
-
-def _find(config: ClipConfig) -> _Source:
-    model, pretrained = config.model, config.pretrained
-    folder = Path(model)
-    if (model == TINY_RANDOM or folder.is_dir()) and pretrained:
-        raise ConfigError(f"clip.model={model} brings its own weights; leave clip.pretrained empty (got {pretrained!r}).")
-    if model == TINY_RANDOM:
-        return _TinySource(model)
-    if folder.is_dir():
-        _check_folder(folder, config.compare)
-        return _Source(f"local-dir:{folder}")
-    architectures = open_clip.list_models()
-    if model not in architectures:
-        raise ConfigError(
-            f"clip.model: no folder and no open_clip architecture {model!r}.{_nearest(model, [TINY_RANDOM, *architectures])} "
-            f"Legal: {TINY_RANDOM}, a folder with {CONFIG_FILE}, or one of {len(architectures)} architectures, which "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` lists."
-        )
-    if not pretrained:
-        raise ConfigError(f"clip.pretrained is empty, but {model} has no weights of its own. {HOW_TO_GET_WEIGHTS}.")
-    return _weights_of(model, pretrained)
-
-
-def _check_folder(folder: Path, compare: str) -> None:
-    """Raises ConfigError for missing files: open_clip would notice late, or build a random model instead."""
-    model = _read_config(folder / CONFIG_FILE)["model_cfg"]
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise ConfigError(f"CLIP folder {folder} has no weights; looked for {', '.join(WEIGHT_FILES)}. {HOW_TO_GET_WEIGHTS}.")
-    wants_tokenizer = compare == "text" and "hf_tokenizer_name" in model["text_cfg"]
-    if wants_tokenizer and not (folder / TOKENIZER_FILE).is_file():
-        raise ConfigError(f"clip.compare=text, but CLIP folder {folder} has no {TOKENIZER_FILE}. {HOW_TO_GET_WEIGHTS}.")
-
-
-def _weights_of(model: str, pretrained: str) -> _Source:
-    """A file, the weights in a folder, or a tag that open_clip knows."""
-    path = Path(pretrained)
-    if path.is_dir():
-        files = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-        if not files:
-            raise ConfigError(f"clip.pretrained: no CLIP weights in {path}; looked for {', '.join(WEIGHT_FILES)}.")
-        path = files[0]
-    if path.is_file():
-        # Mean and deviation belong to the weights and not to the architecture; a hub folder keeps them beside the weights.
-        beside = path.parent / CONFIG_FILE
-        return _Source(model, str(path), _read_config(beside)["preprocess_cfg"] if beside.is_file() else None)
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if pretrained not in tags:
-        raise ConfigError(
-            f"clip.pretrained: no file, no folder and no tag {pretrained!r} of {model}.{_nearest(pretrained, tags)} "
-            f"Tags (need a network): {', '.join(tags) or 'none'}. {HOW_TO_GET_WEIGHTS}."
-        )
-    return _Source(model, pretrained)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """open_clip_config.json: `model_cfg` (with `text_cfg`) and `preprocess_cfg`."""
-    try:
-        config = json.loads(path.read_text())
-        missing = {"model_cfg", "preprocess_cfg"} - set(config)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is not a readable open_clip configuration ({error}). {HOW_TO_GET_WEIGHTS}.") from error
-    if missing:
-        raise ConfigError(f"{path} lacks {', '.join(sorted(missing))}. {HOW_TO_GET_WEIGHTS}.")
-    return config
-
-
-def _nearest(got: str, legal: list[str]) -> str:
-    near = difflib.get_close_matches(got, legal, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -40,23 +40,19 @@ class BadSampleCounter:
 
     def __init__(self, plan: StepPlan, max_bad_fraction: float):
         self.max_bad_fraction = max_bad_fraction
-        self.rows: dict[str, int] = {}
-        for request in plan.requests:
-            if request.stream is not None:
-                self.rows[request.stream] = self.rows.get(request.stream, 0) + request.count
-        """Stream -> rows per micro-step of one rank."""
-        self.reads = dict.fromkeys(self.rows, 0)
+        self.streams = tuple(_rows(plan))
+        self.reads = dict.fromkeys(self.streams, 0)
         """Stream -> samples read over all ranks, substitutes included, as of the last `merge`."""
-        self.bad = dict.fromkeys(self.rows, 0)
+        self.bad = dict.fromkeys(self.streams, 0)
         """Stream -> bad samples over all ranks, as of the last `merge`."""
-        self._pending = {s: [0, 0] for s in self.rows}
+        self._pending = {s: [0, 0] for s in self.streams}
         self._logged: set[tuple[str, str, str]] = set()
-        self._by_shard: dict[str, Counter[str]] = {s: Counter() for s in self.rows}
+        self._by_shard: dict[str, Counter[str]] = {s: Counter() for s in self.streams}
         self._last: dict[str, BadSample] = {}
 
-    def add(self, bad: Iterable[BadSample]) -> None:
-        """Count one micro-batch of this rank, given its bad samples; log each bad key once."""
-        for stream, rows in self.rows.items():
+    def add(self, plan: StepPlan, bad: Iterable[BadSample]) -> None:
+        """Count one micro-batch of this rank, given its plan and its bad samples; log each bad key once."""
+        for stream, rows in _rows(plan).items():
             self._pending[stream][0] += rows
         for sample in bad:
             counts = self._pending[sample.stream]
@@ -72,15 +68,15 @@ class BadSampleCounter:
 
     def pending(self) -> list[int]:
         """This rank's counts since the last `merge`: reads and bad of each stream, in a fixed order."""
-        return [n for stream in self.rows for n in self._pending[stream]]
+        return [n for stream in self.streams for n in self._pending[stream]]
 
     def merge(self, all_ranks: Sequence[int]) -> None:
         """Take the sums of `pending()` over all ranks. Raises DataError on every rank when a stream is too bad."""
-        for i, stream in enumerate(self.rows):
+        for i, stream in enumerate(self.streams):
             self.reads[stream] += int(all_ranks[2 * i])
             self.bad[stream] += int(all_ranks[2 * i + 1])
             self._pending[stream] = [0, 0]
-        for stream in self.rows:
+        for stream in self.streams:
             if self.bad[stream] > self.max_bad_fraction * max(self.reads[stream], FIRST_READS):
                 raise DataError(self._verdict(stream))
 
@@ -103,3 +99,12 @@ class BadSampleCounter:
         """Streams new in this recipe start at 0, those no longer in it are forgotten."""
         for name, totals in (("reads", self.reads), ("bad", self.bad)):
             totals.update({s: n for s, n in state[name].items() if s in totals})
+
+
+def _rows(plan: StepPlan) -> dict[str, int]:
+    """Stream -> rows of a micro-step of one rank."""
+    rows: dict[str, int] = {}
+    for request in plan.requests:
+        if request.stream is not None:
+            rows[request.stream] = rows.get(request.stream, 0) + request.count
+    return rows

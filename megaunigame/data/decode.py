@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,38 +22,71 @@ SEGMENTATION_FIELD = "seg.png"
 META_FIELD = "json"
 
 
-@dataclass
-class Sample:
-    """One decoded sample. Text-only samples have no image; the targets are there only if the shards carry them."""
+Picture = Tensor | Callable[[], Tensor] | None
+"""A decoded picture, how to decode it, or None where the sample has none."""
 
-    key: str
-    meta: dict[str, Any]
-    """The sample's JSON: `conversations`, perhaps `caption`, `objects`, ..."""
-    image: Tensor | None = None
-    """uint8 (3, H, W), RGB, as stored (an EXIF rotation is not applied)."""
-    depth: Tensor | None = None
-    """int32 (H, W) in 0..65535: relative inverse depth, near = large."""
-    segmentation: Tensor | None = None
-    """uint8 (H, W): object ids, 0 = background."""
+
+class Sample:
+    """One sample: its JSON, and pictures that are decoded when they are first asked for.
+
+    Text-only samples have no image; depth and segmentation are there only if the shards carry them. The first use of a
+    picture that cannot be decoded raises DataError.
+    """
+
+    def __init__(
+        self, key: str, meta: dict[str, Any], image: Picture = None, depth: Picture = None, segmentation: Picture = None
+    ):
+        self.key = key
+        self.meta = meta
+        """The sample's JSON: `conversations`, perhaps `caption`, `objects`, ..."""
+        self._image = image
+        self._depth = depth
+        self._segmentation = segmentation
+
+    @property
+    def image(self) -> Tensor | None:
+        """uint8 (3, H, W), RGB, as stored (an EXIF rotation is not applied)."""
+        self._image = _made(self._image)
+        return self._image
+
+    @property
+    def depth(self) -> Tensor | None:
+        """int32 (H, W) in 0..65535: relative inverse depth, near = large."""
+        self._depth = _made(self._depth)
+        return self._depth
+
+    @property
+    def segmentation(self) -> Tensor | None:
+        """uint8 (H, W): object ids, 0 = background."""
+        self._segmentation = _made(self._segmentation)
+        return self._segmentation
+
+    def decoded(self) -> Sample:
+        """This sample with every picture decoded now. Raises DataError for the first that cannot be."""
+        self._image, self._depth, self._segmentation = self.image, self.depth, self.segmentation
+        return self
 
 
 def decode_sample(key: str, fields: Mapping[str, bytes]) -> Sample:
-    """Decode every known field of a sample; unknown fields are ignored.
+    """The sample of these raw fields; unknown fields are ignored, pictures are decoded at their first use.
 
-    Raises DataError, naming key and field, for anything that cannot be decoded or has the wrong depth of bits.
+    Raises DataError, naming key and field: here for a missing or wrong JSON, at the first use of a picture when it is not
+    a picture or has the wrong depth of bits.
     """
     if META_FIELD not in fields:
         _refuse(key, META_FIELD, f"is missing; the sample has {sorted(fields)}")
-    sample = Sample(key, _meta(key, fields[META_FIELD]))
-    for name in IMAGE_FIELDS:
-        if name in fields:
-            sample.image = _image(key, name, fields[name])
-            break
-    if DEPTH_FIELD in fields:
-        sample.depth = _depth(key, fields[DEPTH_FIELD])
-    if SEGMENTATION_FIELD in fields:
-        sample.segmentation = _segmentation(key, fields[SEGMENTATION_FIELD])
-    return sample
+    stored = next((name for name in IMAGE_FIELDS if name in fields), None)
+    return Sample(
+        key,
+        _meta(key, fields[META_FIELD]),
+        image=None if stored is None else partial(_image, key, stored, fields[stored]),
+        depth=partial(_depth, key, fields[DEPTH_FIELD]) if DEPTH_FIELD in fields else None,
+        segmentation=partial(_segmentation, key, fields[SEGMENTATION_FIELD]) if SEGMENTATION_FIELD in fields else None,
+    )
+
+
+def _made(picture: Picture) -> Tensor | None:
+    return picture() if callable(picture) else picture
 
 
 def _refuse(key: str, field: str, problem: str) -> NoReturn:

@@ -43,6 +43,21 @@ class Order:
         at = int(np.searchsorted(shard_ends, inside, side="right"))
         return epoch, int(shards[at]), inside - (int(shard_ends[at - 1]) if at else 0)
 
+    def window_of(self, position: int) -> range:
+        """The positions that share a window with this one."""
+        epoch, offset = divmod(position, self.samples)
+        _, ends = self._epoch(epoch)
+        window = int(np.searchsorted(ends, offset, side="right"))
+        first = epoch * self.samples
+        return range(first + (int(ends[window - 1]) if window else 0), first + int(ends[window]))
+
+    def shards_of_window(self, position: int) -> list[int]:
+        """The shards of the window this position lies in."""
+        epoch, offset = divmod(position, self.samples)
+        shards, ends = self._epoch(epoch)
+        window = int(np.searchsorted(ends, offset, side="right"))
+        return [int(s) for s in shards[window * self.window : (window + 1) * self.window]]
+
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Permuted shards, and the position in the epoch at which each window ends."""
         shards = permutation(len(self.sizes), self.seed, epoch, 0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class ShardTable:
     """Every field some sample has, sorted."""
     spans: np.ndarray
     """(n, len(fields), 2) int64: offset and size in bytes; offset `ABSENT` where the sample lacks the field."""
+    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Name -> float64 (n,): a number of every sample's JSON, NaN where the sample has none. Empty for a scanned tar."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -41,19 +44,27 @@ class ShardTable:
         rows = zip(self.fields, self.spans[i].tolist(), strict=True)
         return {field: (offset, size) for field, (offset, size) in rows if offset != ABSENT}
 
+    def has(self, field: str) -> np.ndarray:
+        """(n,) bool: which samples have the field."""
+        if field not in self.fields:
+            return np.zeros(len(self), dtype=bool)
+        present: np.ndarray = self.spans[:, self.fields.index(field), 0] != ABSENT
+        return present
+
     def end(self) -> int:
         """First byte after the last field: the file is at least this long."""
         return int(self.spans.sum(axis=-1).max(initial=0))
 
     def digest(self) -> str:
-        """sha256 of the content; the same whether the table was read or scanned."""
+        """sha256 of keys and spans; the same whether the table was read or scanned."""
         digest = hashlib.sha256(json.dumps([len(self), self.fields]).encode())
         digest.update(self.keys.tobytes())
         digest.update(self.spans.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
-def build_table(samples: Iterable[tuple[str, Spans]]) -> ShardTable:
+def build_table(samples: Iterable[tuple[str, Spans]], numbers: Sequence[Mapping[str, float]] = ()) -> ShardTable:
+    """The table of these samples; `numbers` are the columns of each of them, in the same order, or nothing at all."""
     samples = list(samples)
     fields = tuple(sorted({field for _, spans in samples for field in spans}))
     column = {field: c for c, field in enumerate(fields)}
@@ -62,34 +73,61 @@ def build_table(samples: Iterable[tuple[str, Spans]]) -> ShardTable:
     for i, (_, spans) in enumerate(samples):
         for field, span in spans.items():
             array[i, column[field]] = span
-    return ShardTable(np.array([key.encode() for key, _ in samples], dtype=bytes), fields, array)
+    names = sorted({name for columns in numbers for name in columns})
+    columns = {name: np.array([row.get(name, np.nan) for row in numbers], dtype=np.float64) for name in names}
+    return ShardTable(np.array([key.encode() for key, _ in samples], dtype=bytes), fields, array, columns)
 
 
 def index_path(shard: Path) -> Path:
     """NAME-000000.tar -> NAME-000000.idx.json, beside it."""
-    return shard.with_suffix(".idx.json")
+    return Path(index_name(str(shard)))
 
 
-def read_table(shard: Path, sha256: str | None = None) -> ShardTable:
-    """Read the shard's `idx.json`; `sha256`, if given, is what the manifest says of that file.
+def index_name(shard: str) -> str:
+    """The same for a path or URL in text."""
+    return shard.removesuffix(".tar") + ".idx.json"
 
-    Raises DataError when the index is unreadable, is not the one of the manifest, or points behind the tar's end.
-    """
+
+def read_table(shard: Path) -> ShardTable:
+    """Read the `idx.json` beside the shard. Raises DataError when it cannot be read or is not an index."""
     path = index_path(shard)
-    remedy = f"Make the shard again, or delete {path.name} and dataset.json to have the tar scanned instead."
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}). {_remedy(str(path))}") from error
+    return parse_table(str(path), content)
+
+
+def parse_table(path: str, content: bytes, sha256: str | None = None) -> ShardTable:
+    """The table in the `content` of an index file; `sha256`, if given, is what the manifest says of that file.
+
+    Raises DataError when the content is not an index, or not the one of the manifest.
+    """
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(f"{path} is not the index that dataset.json describes (its sha256 differs). {remedy}")
+        raise DataError(f"{path} is not the index that dataset.json describes (its sha256 differs). {_remedy(path)}")
     try:
         index = json.loads(content)
         version = index["version"]
-        table = build_table((s["key"], {f: (o, n) for f, (o, n) in s["fields"].items()}) for s in index["samples"])
+        samples = index["samples"]
+        spans = [(s["key"], {f: (o, n) for f, (o, n) in s["fields"].items()}) for s in samples]
+        table = build_table(spans, [s.get("columns", {}) for s in samples])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a shard index ({type(error).__name__}: {error}). {remedy}") from error
+        raise DataError(f"{path} is not a shard index ({type(error).__name__}: {error}). {_remedy(path)}") from error
     if version != INDEX_VERSION:
-        raise DataError(f"{path} has version {version}; this program reads version {INDEX_VERSION}. {remedy}")
-    _check_length(shard, table)
+        raise DataError(f"{path} has version {version}; this program reads version {INDEX_VERSION}. {_remedy(path)}")
     return table
+
+
+def check_length(shard: str, size: int, table: ShardTable) -> None:
+    """Raises DataError when the shard of `size` bytes ends before the last field of its table."""
+    if size < table.end():
+        raise DataError(
+            f"{shard} has {size:,} bytes but its index points to byte {table.end():,}: it was cut short. Copy or make it again."
+        )
+
+
+def _remedy(index: str) -> str:
+    return f"Make the shard again, or delete {index.rpartition('/')[2]} and dataset.json to have the tar scanned instead."
 
 
 def scan_table(shard: Path) -> ShardTable:
@@ -120,11 +158,3 @@ def scan_table(shard: Path) -> ShardTable:
     if shard.stat().st_size < end + tarfile.BLOCKSIZE:
         raise DataError(f"{shard} has no end-of-archive mark: it was cut short. Copy or make it again.")
     return build_table(samples.items())
-
-
-def _check_length(shard: Path, table: ShardTable) -> None:
-    size = shard.stat().st_size
-    if size < table.end():
-        raise DataError(
-            f"{shard} has {size:,} bytes but its index points to byte {table.end():,}: it was cut short. Copy or make it again."
-        )

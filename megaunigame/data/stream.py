@@ -11,7 +11,6 @@ import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from megaunigame.data.bad_samples import BadSample
 from megaunigame.data.decode import Sample, decode_sample
-from megaunigame.data.order import Order
-from megaunigame.data.shards import ShardIndex
 from megaunigame.data.slots import Slots
+from megaunigame.data.source import Cursor, Stream
 from megaunigame.errors import DataError, UserError
 from megaunigame.passes import (
     ATTACK,
@@ -58,65 +56,12 @@ class Collator(Protocol):
     ) -> PassInputs: ...
 
 
-@dataclass(frozen=True)
-class Cursor:
-    """Where a stream is: all that a checkpoint keeps of it. The fields are JSON values (`dataclasses.asdict`)."""
-
-    seed: int
-    position: int
-    """Samples handed out to all ranks since the very first step, over epochs."""
-    window: int
-    """Shards shuffled together: like the seed, it decides which sample a position means."""
-    index_hash: str
-
-    def validate(self, stream: str, index: ShardIndex, seed: int, window: int) -> None:
-        """Raises DataError when the position would mean other samples than it did when the cursor was saved."""
-        pairs = (
-            ("seed", self.seed, seed),
-            ("window", self.window, window),
-            ("shards (index hash)", self.index_hash, index.hash),
-        )
-        for what, saved, got in pairs:
-            if saved != got:
-                raise DataError(
-                    f"Stream {stream!r}: the checkpoint was made with {what} {saved}, this run has {got} "
-                    f"({index.location}). Give the same shards, seed and window to resume exactly, or start anew with "
-                    "checkpoint.resume=never."
-                )
-
-
-class Stream:
-    """A named source of samples, in a fixed order, from where this run starts. Positions are global, over epochs."""
-
-    def __init__(self, name: str, index: ShardIndex, seed: int, window: int, cursor: Cursor):
-        self.name = name
-        self.index = index
-        self.order = Order(index.sizes, seed, window)
-        self.cursor = cursor
-
-    @classmethod
-    def open(cls, name: str, location: str | Path, seed: int, window: int = 8, cursor: Cursor | None = None) -> Stream:
-        """Open the shards, at `cursor` or at the beginning. `window` is in shards. Raises DataError."""
-        index = ShardIndex.open(location, open_shards=max(32, 3 * window))
-        if cursor is None:
-            cursor = Cursor(seed, 0, window, index.hash)
-        cursor.validate(name, index, seed, window)
-        return cls(name, index, seed, window, cursor)
-
-    def place(self, position: int, attempt: int) -> tuple[int, int]:
-        """(shard, index) of the sample at `position`; for attempt k >= 1, of its k-th substitute, from the epoch."""
-        if attempt:
-            epoch = position // self.order.samples
-            drawn = np.random.SeedSequence([self.order.seed, position, attempt]).generate_state(1, np.uint64)
-            position = epoch * self.order.samples + int(drawn[0]) % self.order.samples
-        _, shard, i = self.order.locate(position)
-        return shard, i
-
-
 @dataclass
 class MicroBatch:
     """The inputs of every pass of one micro-step of one rank."""
 
+    plan: StepPlan
+    """What takes part in this micro-step."""
     inputs: dict[str, PassInputs]
     """The learner's passes by name -> their rows: requests in plan order, `count` rows each."""
     bad: list[BadSample]
@@ -130,7 +75,7 @@ class MicroBatch:
         attack = self.attack
         if attack is not None:
             attack = dataclasses.replace(attack, redraw=_pinned(attack.redraw), question=_pinned(attack.question))
-        return MicroBatch(pinned, self.bad, attack)
+        return MicroBatch(self.plan, pinned, self.bad, attack)
 
 
 def _pinned(inputs: PassInputs) -> PassInputs:
@@ -150,8 +95,13 @@ class MicroBatches(Dataset[MicroBatch]):
         accumulation: int,
         rank: int,
         world_size: int,
+        seed: int,
+        first_step: int,
     ):
+        """`seed` draws the turns of the plan; `first_step` optimizer steps were made before this run."""
         self.plan = plan
+        self.seed = seed
+        self.first_micro_step = first_step * accumulation
         self.objective_of = objective_of
         """Loss term -> the objective that makes its rows."""
         self.streams = streams
@@ -168,12 +118,13 @@ class MicroBatches(Dataset[MicroBatch]):
 
     def __getitem__(self, micro_step: int) -> MicroBatch:
         """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
+        plan = self.plan.at(self.first_micro_step + micro_step, self.seed)
         bad: list[BadSample] = []
         inputs: dict[str, PassInputs] = {}
-        for name in self.plan.passes:
-            inputs[name] = self.processor.collate(self.plan, name, *self._rows(name, micro_step, bad))
-        attack = self._attack(*self._rows(ATTACK, micro_step, bad)) if self.plan.of_pass(ATTACK) else None
-        return MicroBatch(inputs, bad, attack)
+        for name in plan.passes:
+            inputs[name] = self.processor.collate(self.plan, name, *self._rows(plan, name, micro_step, bad))
+        attack = self._attack(*self._rows(plan, ATTACK, micro_step, bad)) if plan.of_pass(ATTACK) else None
+        return MicroBatch(plan, inputs, bad, attack)
 
     def _attack(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> AttackInputs:
         """Both halves of the rows, collated as rows of the passes they go through."""
@@ -186,12 +137,14 @@ class MicroBatches(Dataset[MicroBatch]):
             first_turns=[("", "") if row is None else row.question.turns[0] for row in attacked],
         )
 
-    def _rows(self, pass_name: str, micro_step: int, bad: list[BadSample]) -> tuple[list[Row | None], list[int], list[str]]:
+    def _rows(
+        self, plan: StepPlan, pass_name: str, micro_step: int, bad: list[BadSample]
+    ) -> tuple[list[Row | None], list[int], list[str]]:
         """Rows, terms and sample keys of a pass, in plan order; None where the objective fills the row itself."""
         rows: list[Row | None] = []
         terms: list[int] = []
         keys: list[str] = []
-        for request in self.plan.of_pass(pass_name):
+        for request in plan.of_pass(pass_name):
             terms += [self.plan.terms.index(request.term)] * request.count
             if request.stream is None:
                 rows += [None] * request.count
@@ -208,17 +161,16 @@ class MicroBatches(Dataset[MicroBatch]):
         """Row and key of the sample at `position` or of its first good substitute; appends the bad ones to `bad`."""
         stream, objective = self.streams[name], self.objective_of[request.term]
         for attempt in range(1 + SUBSTITUTES):
-            shard, i = stream.place(position, attempt)
-            key = stream.index.key(shard, i)  # a broken index is not a bad sample: its DataError ends the run
-            rng = np.random.default_rng([stream.order.seed, zlib.crc32(request.term.encode()), position])
+            found = stream.source.find(position, attempt)  # a broken index is not a bad sample: its DataError ends the run
+            rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
             try:
-                _, fields = stream.index.read(shard, i)
-                return objective.row(request, decode_sample(key, fields), rng), key
+                return objective.row(request, decode_sample(found.key, found.read()), rng), found.key
             except (DataError, OSError) as error:
-                bad.append(BadSample(stream.name, key, stream.index.paths[shard].name, str(error)))
+                found.confirm()
+                bad.append(BadSample(stream.name, found.key, found.shard, str(error)))
         raise DataError(
             f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
-            f"last, in {bad[-1].shard}: {bad[-1].reason} Make the shards of {stream.index.location} again."
+            f"last, in {bad[-1].shard}: {bad[-1].reason} Make the shards of {stream.source.location} again."
         )
 
 

@@ -37,10 +37,10 @@ def together(world: World, work: Callable[P, T], *args: P.args, **kwargs: P.kwar
 
 
 def read_sample(index: ShardIndex, position: int) -> Sample:
-    """The sample at a position in the order of the shards."""
+    """The sample at a position in the order of the shards, all its pictures decoded: no model call meets a bad one."""
     ends = np.cumsum(index.sizes)
     shard = int(np.searchsorted(ends, position, side="right"))
-    return decode_sample(*index.read(shard, int(position - (ends[shard] - index.sizes[shard]))))
+    return decode_sample(*index.read(shard, int(position - (ends[shard] - index.sizes[shard])))).decoded()
 
 
 def read_share(index: ShardIndex, limit: int, world: World, shift: int = 0) -> list[tuple[int, Sample]]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from megaunigame.errors import ModelError
 from megaunigame.models import causal_decoding, masks
 from megaunigame.models.base import UnifiedModel
+from megaunigame.models.gradient_scale import scale_gradient
 from megaunigame.models.loading import load_plain
 from megaunigame.models.row_processor import RowProcessor
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput
@@ -98,6 +99,8 @@ class CausalModel(UnifiedModel):
         visual = self.visual_tokens(inputs.images)
         if inputs.visual_delta is not None:
             visual = visual + inputs.visual_delta.to(visual.dtype)
+        if inputs.source_gradient is not None:
+            visual = scale_gradient(visual, inputs.source_gradient)
         return place(embeds, visual, inputs.image_valid, inputs.image_slots)
 
     def _read(

@@ -137,7 +137,7 @@ class RowProcessor:
         sequences: list[TokenRow] = []
         images: list[list[Tensor]] = []
         targets = torch.zeros(len(rows), 3, self.image_size, self.image_size)
-        counts = torch.zeros(len(rows))
+        counts, source_gradient = torch.zeros(len(rows)), torch.ones(len(rows))
         for index, row in enumerate(rows):
             if row is None:
                 sequences.append(self._dummy())
@@ -149,10 +149,12 @@ class RowProcessor:
             images.append([] if row.source is None or row.unconditional else [row.source])
             targets[index] = self.normalise_target(crop(row.target, self.image_size))
             counts[index] = self.loss_positions
+            source_gradient[index] = row.source_gradient
         inputs = self._pad(sequences, left=True, terms=terms, keys=keys)
         inputs.labels, inputs.segments, inputs.counts, inputs.targets = None, None, counts, targets
         if takes_images:
             inputs.images, inputs.image_valid = self._sources(images)
+            inputs.source_gradient = None if (source_gradient == 1).all() else source_gradient
         return inputs
 
     def _prompt(self, prompt: str, source: bool) -> TokenRow:

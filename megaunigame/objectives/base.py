@@ -16,6 +16,7 @@ from megaunigame.data.decode import Sample
 from megaunigame.distributed import World
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import AttackInputs, PassInputs, PassOutput, Row, RowRequest, StepPlan
+from megaunigame.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Step:
     """Learning rate of the learner."""
     inputs: list[dict[str, PassInputs]]
     """Per micro-step: the learner's passes by name. Objectives may put rows into them."""
+    plans: list[StepPlan]
+    """Per micro-step: the rows that take part in it."""
     attacks: list[AttackInputs]
     """Per micro-step: the rows of the attack pass; empty when the plan has none."""
     passes: int = 0
@@ -74,6 +77,10 @@ class Objective(ABC):
     @abstractmethod
     def rows(self) -> list[RowRequest]:
         """The rows of every micro-step of every rank."""
+
+    def turns(self) -> Turns | None:
+        """Terms of its own that take turns; None: all rows are in every micro-step."""
+        return None
 
     @abstractmethod
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
 from megaunigame.data.decode import Sample
+from megaunigame.errors import ConfigError
 
 
 class Representation(ABC):
-    """One file in this folder, found by module name."""
+    """One file in this folder, found by module name. A family maps the picture to its own range when it collates rows."""
+
+    needs: ClassVar[str]
+    """What a sample must carry beside its image: a field of a shard, or the empty text."""
+    renderings: ClassVar[tuple[str, ...]] = ()
+    """Ways to draw the picture, the default first; empty: there is but one."""
+
+    def __init__(self, rendering: str = ""):
+        legal = ("", *self.renderings)
+        if rendering not in legal:
+            kinds = ", ".join(self.renderings) or "none, leave it out"
+            raise ConfigError(f"{type(self).__name__} has no rendering {rendering!r}. Legal: {kinds}.")
+        self.rendering = rendering or (self.renderings[0] if self.renderings else "")
 
     @abstractmethod
     def picture(self, sample: Sample) -> Tensor | None:
         """uint8 (3, h, w), or None when the sample does not carry what the picture needs."""
+
+    measure: ClassVar[str] = "1 - mean absolute error"
+    """What `agreement` is."""
+
+    def agreement(self, drawn: Tensor, truth: Tensor) -> float:
+        """How well a drawn picture agrees with the true one, both uint8 (3, h, w): 0..1, 1 = equal."""
+        return 1 - float((drawn.float() - truth.float()).abs().mean()) / 255

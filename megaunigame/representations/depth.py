@@ -10,6 +10,8 @@ from megaunigame.representations.base import Representation
 
 
 class Depth(Representation):
+    needs = "depth.png"
+
     def picture(self, sample: Sample) -> Tensor | None:
         if sample.depth is None:
             return None

@@ -9,5 +9,7 @@ from megaunigame.representations.base import Representation
 
 
 class Pixel(Representation):
+    needs = ""
+
     def picture(self, sample: Sample) -> Tensor | None:
         return sample.image

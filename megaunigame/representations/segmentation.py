@@ -1,4 +1,7 @@
-"""Instance segmentation as a picture of coloured regions; background is black.
+"""Instance segmentation as a picture, background black: coloured regions, or white contours (arXiv 2601.21406).
+
+Contours are the pixel-wise maximum of the Canny edges of every mask. Masks lie in a shard as one map of ids, so an edge
+that a smaller mask covers is drawn by that mask.
 
 The colour of an instance is drawn from the sample's key. Colours that follow position, size or class would state the
 answers to questions about them, and a model that learns to paint them would seem to have learned to see.
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,13 +19,39 @@ from torch import Tensor
 from megaunigame.data.decode import Sample
 from megaunigame.representations.base import Representation
 
+LOW, HIGH = 100, 200
+"""Thresholds of Canny's gradients."""
+
+DARK = 96
+"""The brightest channel of background stays below this, of 255."""
+
 
 class Segmentation(Representation):
+    needs = "seg.png"
+    renderings = ("regions", "contours")
+    measure = "IoU of what is not background"
+
     def picture(self, sample: Sample) -> Tensor | None:
         if sample.segmentation is None:
             return None
+        if self.rendering == "contours":
+            return torch.from_numpy(contours(sample.segmentation.numpy())).expand(3, -1, -1).contiguous()
         palette = torch.from_numpy(region_colours(sample.key))  # (256, 3)
         return palette[sample.segmentation.long()].permute(2, 0, 1).contiguous()
+
+    def agreement(self, drawn: Tensor, truth: Tensor) -> float:
+        """Colours of regions are arbitrary, so it is the covered area that is compared: intersection over union."""
+        a, b = (picture.amax(0) > DARK for picture in (drawn, truth))
+        union = int((a | b).sum())
+        return int((a & b).sum()) / union if union else 1.0
+
+
+def contours(ids: np.ndarray) -> np.ndarray:
+    """uint8 ids (H, W), 0 = none -> uint8 (H, W): 255 on the contour of any mask."""
+    drawn = np.zeros_like(ids)
+    for i in np.unique(ids[ids > 0]):
+        np.maximum(drawn, cv2.Canny((ids == i).astype(np.uint8) * 255, LOW, HIGH), out=drawn)
+    return drawn
 
 
 def region_colours(key: str) -> np.ndarray:

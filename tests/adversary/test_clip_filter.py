@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megaunigame.adversary.clip_filter import TINY_MODEL, TINY_RANDOM, ClipConfig, ClipFilter
+from megaunigame.adversary.clip_filter import ClipConfig, ClipFilter
+from megaunigame.clip import TINY_MODEL, TINY_RANDOM
 from megaunigame.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -96,7 +96,7 @@ def rates(samples: int, rounds: int, workers: int) -> None:
         def through_loader(processes: int) -> Callable[[], int]:
             plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 8),))
             streams = {"s": Stream.open("s", folder, seed=0)}
-            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1)
+            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1, 0, 0)
             return lambda: sum(len(b.inputs[UNDERSTAND].keys) for b in micro_batch_loader(dataset, 0, len(raw) // 8, processes))
 
         print(f"webdataset tar reader, raw        {median_rate(tar_reader, rounds):9,.0f} samples/s")

@@ -35,10 +35,11 @@ from data_prep.__main__ import main as data_prep
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.folder import random_state, write_folder
 from megaunigame.monitoring import names
-from tests.benchmarks.unigame_ranks import CPU_SECONDS, REPLAYED
+from tests.benchmarks.step_ranks import CPU_SECONDS, REPLAYED
 from tests.multi_process.launcher import REPOSITORY, run_ranks
 
 SHIPPED = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"
+RECIPE = "launch/recipes/tiny_unigame.yaml"
 SFT, ALTERNATING, SIMULTANEOUS, SAMPLED = "SFT", "alternating", "simultaneous", "sampled"
 GAMES: dict[str, dict[str, Any]] = {
     ALTERNATING: {},
@@ -116,6 +117,7 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
     cases = [
         {
             "name": name,
+            "recipe": RECIPE,
             "every": sampled_every if name.startswith(SAMPLED) else 1,
             "warmup": 0 if name == SAMPLED else options.warmup,  # the first of its many passes warms the others
             "overrides": [
@@ -125,7 +127,7 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
         }
         for name, own in chosen.items()
     ]
-    return {"tokens": tokens, "rounds": rounds, "cases": cases}
+    return {"title": f"{tokens} tokens", "tokens": tokens, "rounds": rounds, "cases": cases}
 
 
 Steps = dict[str, dict[str, float]]
@@ -215,7 +217,7 @@ def main() -> None:
         blocks = [block(home, tokens, options) for tokens in options.tokens]
         (home / "blocks.json").write_text(json.dumps(blocks))
         print(f"every step is noted in {home / 'progress.log'}", flush=True)
-        run_ranks("tests.benchmarks.unigame_ranks", options.ranks, home, timeout=4 * 3600)
+        run_ranks("tests.benchmarks.step_ranks", options.ranks, home, timeout=4 * 3600)
         measured = json.loads((home / "measured.json").read_text())
     text = f"{options.ranks} ranks, ZeRO-3, gloo, {os.cpu_count()} cores\n\n{table(blocks, measured, options)}"
     print(text)

@@ -48,8 +48,12 @@ def write_shards(
     fields: Callable[[int], dict[str, bytes]] = sample_fields,
     index: bool = True,
     manifest: bool = True,
+    columns: Callable[[int], dict[str, float]] = lambda number: {},
 ) -> Path:
-    """Shards `data-00000k.tar` of the given sizes; samples are numbered through. Returns the folder."""
+    """Shards `data-00000k.tar` of the given sizes; samples are numbered through. Returns the folder.
+
+    `fields` and `columns` give the files and the index columns of a sample by its number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     first, rows, names = 0, [], set()
     for shard, size in enumerate(sizes):
@@ -59,6 +63,9 @@ def write_shards(
                 writer.write({"__key__": f"{number:07d}", **fields(number)})
         first += size
         samples = list(tar_samples(path))
+        for number, sample in enumerate(samples, start=first - size):
+            numbers = columns(number)
+            samples[number - first + size] = sample | ({"columns": numbers} if numbers else {})
         names.update(*(s["fields"] for s in samples))
         content = json.dumps({"version": 1, "samples": samples}).encode()
         if index:
@@ -102,7 +109,7 @@ class NumberRows:
         self.empty, self.refused = set(empty), set(refused)
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        number = sample.meta["number"]
+        number = sample.decoded().meta["number"]  # every field, so that a broken one is met
         if number in self.refused:
             raise DataError(f"Sample {sample.key!r} has no conversation.")
         if number in self.empty:

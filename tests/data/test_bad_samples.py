@@ -23,8 +23,8 @@ def bad(key: str = "k", stream: str = "scenes", shard: str = "a.tar") -> BadSamp
 
 def test_counts_are_sums_over_ranks():
     counter = BadSampleCounter(PLAN, 0.1)
-    counter.add([bad()])
-    counter.add([])
+    counter.add(PLAN, [bad()])
+    counter.add(PLAN, [])
     assert counter.pending() == [9, 1, 4, 0]
     counter.merge([18, 2, 8, 1])  # as if another rank had seen another bad sample
     assert counter.reads == {"scenes": 18, "chat": 8} and counter.bad == {"scenes": 2, "chat": 1}
@@ -42,7 +42,7 @@ def test_limit(fraction, reads, allowed):
 
 def test_verdict_names_the_worst_shard():
     counter = BadSampleCounter(PLAN, 0.0)
-    counter.add([bad("x", shard="b.tar"), bad("y", shard="b.tar"), bad("z", shard="a.tar")])
+    counter.add(PLAN, [bad("x", shard="b.tar"), bad("y", shard="b.tar"), bad("z", shard="a.tar")])
     with pytest.raises(
         DataError, match=r"2 of those met by this rank are in b.tar.*Sample 'z'.*loader.max_bad_fraction to go on"
     ):
@@ -53,7 +53,7 @@ def test_a_key_is_logged_once(caplog):
     counter = BadSampleCounter(PLAN, 0.5)
     with caplog.at_level(logging.WARNING):
         for key in "aab":
-            counter.add([bad(key)])
+            counter.add(PLAN, [bad(key)])
     assert [r.getMessage().split()[4] for r in caplog.records] == ["a", "b"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaunigame.data.decode import decode_sample
+from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.errors import DataError
 from tests.data.shard_files import encoded
 
@@ -71,10 +71,26 @@ def test_text_only_sample_has_no_image():
 )
 def test_what_cannot_be_decoded_is_named(field, data, words):
     with pytest.raises(DataError, match=words) as error:
-        decode_sample("sample-7", {**META, field: data})
+        decode_sample("sample-7", {**META, field: data}).decoded()
     assert "'sample-7'" in str(error.value) and repr(field) in str(error.value)
 
 
 def test_sample_without_json():
     with pytest.raises(DataError, match=r"'json' is missing; the sample has \['png'\]"):
         decode_sample("k", {"png": encoded(RGB)})
+
+
+def test_pictures_are_decoded_at_first_use():
+    sample = decode_sample("k", {**META, "png": encoded(RGB), "depth.png": b"nothing", "seg.png": b"nothing"})
+    assert sample.image is sample.image
+    for _ in range(2):  # the second use fails like the first
+        with pytest.raises(DataError, match="'depth.png'"):
+            _ = sample.depth
+    with pytest.raises(DataError, match="'depth.png'"):
+        sample.decoded()
+
+
+def test_a_sample_of_tensors():
+    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    sample = Sample("k", {}, image)
+    assert sample.decoded() is sample and sample.image is image and sample.depth is None

@@ -128,6 +128,23 @@ def test_shard_cut_after_opening(tmp_path):
         index.read(0, 3)
 
 
+@pytest.mark.parametrize("how", ["other size", "same size", "removed"])
+def test_shard_replaced_while_it_is_closed(tmp_path, how):
+    write_shards(tmp_path, [2, 2])
+    index = ShardIndex.open(tmp_path, open_shards=1)
+    index.read(1, 0)
+    index.read(0, 0)  # closes the other
+    shard = tmp_path / "data-000001.tar"
+    content = shard.read_bytes()
+    shard.unlink()
+    if how != "removed":
+        shard.write_bytes(content + bytes(512 if how == "other size" else 0))
+    with pytest.raises(DataError, match=r"data-000001\.tar (can no longer|was replaced|has gone)"):
+        index.read(1, 0)
+    with pytest.raises(DataError, match=r"data-000001\.tar (was replaced|has gone)"):
+        index.files.check_unchanged(1)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [

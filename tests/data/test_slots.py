@@ -13,6 +13,8 @@ def plans(draw: st.DrawFn) -> StepPlan:
     for number in range(draw(st.integers(1, 4))):
         stream, name = draw(st.sampled_from("ab")), draw(st.sampled_from([UNDERSTAND, GENERATE]))
         requests.append(RowRequest(f"term{number}", name, stream, draw(st.integers(1, 3))))
+        if draw(st.booleans()):
+            requests.append(RowRequest(f"shares{number}", GENERATE, stream, requests[-1].count, shares=f"term{number}"))
     return StepPlan(tuple(requests))
 
 
@@ -43,7 +45,19 @@ def test_no_position_is_lost_or_repeated_over_restarts(plan, runs):
         for rank in range(world):
             for micro_step in range(steps * accumulation):
                 for request in plan.requests:
+                    if request.shares is not None:
+                        continue
                     taken[request.stream] += slots.positions(request, micro_step, rank, base[request.stream])
         base = {stream: position + steps * slots.per_step(stream) for stream, position in base.items()}
     for stream, position in base.items():
         assert sorted(taken[stream]) == list(range(position))
+
+
+@given(plan=plans(), world=st.integers(1, 3), accumulation=st.integers(1, 3), micro_step=st.integers(0, 30))
+def test_terms_that_share_have_the_same_samples(plan, world, accumulation, micro_step):
+    slots = Slots(plan, accumulation, world)
+    by_term = {r.term: r for r in plan.requests}
+    for request in plan.requests:
+        if request.shares is not None:
+            own = slots.positions(request, micro_step, world - 1, 5)
+            assert own == slots.positions(by_term[request.shares], micro_step, world - 1, 5)

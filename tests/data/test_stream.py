@@ -7,8 +7,11 @@ import random
 import pytest
 import torch
 
+from megaunigame.config import StreamConfig
 from megaunigame.data.bad_samples import BadSampleCounter
-from megaunigame.data.stream import Cursor, MicroBatch, MicroBatches, Stream, micro_batch_loader
+from megaunigame.data.opening import open_stream
+from megaunigame.data.source import Cursor
+from megaunigame.data.stream import MicroBatch, MicroBatches, micro_batch_loader
 from megaunigame.errors import DataError
 from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
 from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
@@ -31,10 +34,11 @@ def folder(tmp_path_factory):
 def batches(folder, accumulation=1, rank=0, world_size=1, cursors=None, objective=None, plan=PLAN) -> MicroBatches:
     names = sorted({r.stream for r in plan.requests})
     streams = {
-        name: Stream.open(name, folder, seed=3 + i, window=2, cursor=(cursors or {}).get(name)) for i, name in enumerate(names)
+        name: open_stream(name, StreamConfig(str(folder), window=2), 3 + i, (cursors or {}).get(name))
+        for i, name in enumerate(names)
     }
     objective_of = dict.fromkeys(plan.terms, objective or NumberRows())
-    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size)
+    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size, 0, 0)
 
 
 def content(batch: MicroBatch) -> dict:
@@ -161,9 +165,9 @@ def test_a_corrupt_shard_ends_the_run(tmp_path):
     plan = StepPlan(PLAN.requests[:2])
     dataset = batches(tmp_path, plan=plan)
     counter = BadSampleCounter(plan, max_bad_fraction=0.01)
-    with pytest.raises(DataError, match=rf"1\d of \d+ samples.*1\d of those met by this rank are in {name}"):
+    with pytest.raises(DataError, match=rf"\d\d of \d+ samples.*\d\d of those met by this rank are in {name}"):
         for batch in micro_batch_loader(dataset, 0, 10_000, workers=1):
-            counter.add(batch.bad)
+            counter.add(batch.plan, batch.bad)
             counter.merge(counter.pending())
 
 
@@ -173,6 +177,17 @@ def test_nothing_usable_ends_the_run_with_one_message(tmp_path, workers):
     with pytest.raises(DataError, match="substitutes cannot be used") as error:
         list(micro_batch_loader(batches(tmp_path), 0, 4, workers))
     assert "Traceback" not in str(error.value)
+
+
+def test_a_shard_written_to_under_the_run_ends_it(tmp_path):
+    """The file is open and read from: only what comes out of it tells."""
+    write_shards(tmp_path, [6])
+    dataset = batches(tmp_path)
+    assert dataset[0].bad == []
+    for number in range(6):
+        overwrite(tmp_path, number, "png")
+    with pytest.raises(DataError, match=r"data-000000\.tar was replaced or written to while this run reads it"):
+        dataset[1]
 
 
 def test_a_broken_index_is_not_a_bad_sample(tmp_path):

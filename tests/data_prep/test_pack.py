@@ -91,7 +91,7 @@ def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictur
     assert set(found["00000000-t"]) == set(found["00000001-t"]) == {"json"}
     said = [json.loads(fields["json"]) for fields in found.values()]
     assert said[0]["conversations"] == TEXT
-    assert said[2] == {"id": "late", "conversations": TALK, "source": "here"}
+    assert said[2] == {"id": "late", "conversations": TALK, "source": "here", "width": 10, "height": 12}
     assert said[3]["conversations"] == [system[0], *TALK]
     assert said[4]["conversations"] == TALK
 
@@ -103,23 +103,24 @@ def test_failures_are_counted_listed_and_limited(tmp_path: Path, pictures: Path,
 
     assert pack(tmp_path, entries, pictures) == 2
     said = capsys.readouterr().err
-    assert "1 of 5 entries failed (missing file: gone.png" in said and "--max-missing-fraction 0.2 or more" in said
+    assert "1 of 5 entries failed (missing file: gone.png" in said and "--max-failed-fraction 0.2 or more" in said
     assert not list((tmp_path / "out").glob("*.tar"))
 
-    assert pack(tmp_path, entries, pictures, "--max-missing-fraction", "0.5", "--shard-size", "2") == 2
+    assert pack(tmp_path, entries, pictures, "--max-failed-fraction", "0.5", "--shard-size", "2") == 2
     assert "3 of 5 entries failed" in capsys.readouterr().err
     assert not (tmp_path / "out" / "dataset.json").exists()
 
-    assert pack(tmp_path, entries, pictures, "--max-missing-fraction", "0.6", "--shard-size", "2") == 0
+    assert pack(tmp_path, entries, pictures, "--max-failed-fraction", "0.6", "--shard-size", "2") == 0
     assert list(stored(tmp_path / "out")) == ["00000000-0", "00000004-4"]
     assert [json.loads(line) for line in failures.read_text().splitlines()] == [
         {"key": "00000001-1", "image": "gone.png", "reason": "missing file"},
         {"key": "00000002-2", "image": "text.jpg", "reason": "not an image"},
         {"key": "00000003-3", "image": "empty.png", "reason": "not an image"},
     ]
-    # The middle shard lost both its entries: it is neither on disk nor in the manifest.
+    # The middle shard lost both its entries: it is an empty tar, so that brace lists of the shards have no gap.
     manifest = read_manifest(tmp_path / "out")
-    assert [shard["file"] for shard in manifest["shards"]] == ["llava-000000.tar", "llava-000002.tar"]
+    assert [shard["file"] for shard in manifest["shards"]] == [f"llava-00000{k}.tar" for k in range(3)]
+    assert [shard["samples"] for shard in manifest["shards"]] == [1, 0, 1]
     assert manifest["samples"] == 2
     assert main(["verify", str(tmp_path / "out")]) == 0
 

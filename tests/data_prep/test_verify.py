@@ -110,7 +110,9 @@ def test_samples_whose_parts_do_not_fit_are_found(
         return Shard(samples=[fields])
 
     job = Job(tmp_path, "odd", {"command": "test"}, shards=1, shard=shard)
-    write_manifest(job, write_dataset(job, workers=1, overwrite=False))
+    statistics = write_dataset(job, workers=1, overwrite=False)
+    assert statistics is not None
+    write_manifest(job, statistics)
     assert main(["verify", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert said in shown and "val-00000000" in shown

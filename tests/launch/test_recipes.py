@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,7 @@ def test_recipe_is_legal(path: Path):
         clip = settings.get("clip") if settings else None
         if clip and not Path(clip.get("pretrained") or clip["model"]).exists():
             settings["clip"] = None  # the weights are the user's to bring
-    objectives = [
-        find("objectives", name, Objective)(
-            fill(find("objectives", name, Objective).Config, settings or {}, f"objectives.{name}")
-        )
-        for name, settings in recipe.objectives.items()
-    ]
+    objectives = [_objective(name, settings) for name, settings in recipe.objectives.items()]
     plan = plan_from(r for objective in objectives for r in objective.rows())
     assert {r.stream for r in plan.requests} - {None} <= set(recipe.data)
     complete_ds_config(recipe, 1, 2)
@@ -57,6 +53,9 @@ def test_sweep_is_legal(path: Path):
     for name, arm in sweep.arms.items():
         overrides = [f"{key}={value if value is not None else 'null'}" for key, value in {**sweep.common, **arm}.items()]
         recipe = load_recipe(sweep.recipe, overrides)
-        settings = recipe.objectives["unigame"]
-        kind = find("objectives", "unigame", Objective)
-        assert kind(fill(kind.Config, settings, "objectives.unigame")).rows(), name
+        assert all(_objective(objective, settings).rows() for objective, settings in recipe.objectives.items()), name
+
+
+def _objective(name: str, settings: dict[str, Any] | None) -> Objective:
+    kind = find("objectives", name, Objective)
+    return kind(fill(kind.Config, settings or {}, f"objectives.{name}"))

@@ -119,6 +119,24 @@ def test_a_source_image_reaches_the_tower_through_the_generate_pass(model, pictu
     assert model.model.vision_model.embeddings.patch_embedding.weight.grad.abs().max() > 0
 
 
+def test_the_gradient_into_the_source_is_scaled_and_nothing_else(model, picture):
+    def measured(*factors):
+        rows = [GenerateRow("the same", picture(i), source=picture(9), source_gradient=f) for i, f in enumerate(factors)]
+        model.zero_grad()
+        loss = model(GENERATE, generate(model, *rows)).loss_sum
+        loss.sum().backward()
+        tower, table = model.model.vision_model.embeddings.patch_embedding.weight, model.model.generation_embeddings.weight
+        return loss.detach(), tower.grad.clone(), table.grad.clone()
+
+    loss, tower, table = measured(1.0)
+    tenth = measured(0.1)
+    assert torch.equal(tenth[0], loss) and torch.equal(tenth[2], table)
+    torch.testing.assert_close(tenth[1], 0.1 * tower)
+    both, first = measured(1.0, 1.0)[1], measured(1.0, 0.0)[1]
+    second = measured(0.0, 1.0)[1]
+    torch.testing.assert_close(first + second, both, msg="a factor belongs to its own row")
+
+
 def test_unconditional_rows_forget_text_and_source(model, picture):
     with torch.no_grad():
         dropped = [

@@ -26,6 +26,14 @@ from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.tiny_run import leave, write_recipe
 
 STEPS = 4
+NONE_OF_THESE = {"understanding": {"rows": 0}, "generation": {"caption_rows": 0}}
+
+
+def unimrg(**settings) -> dict:
+    tasks = {"rows": {"understanding": 2, "edges": 1, "pixel": 2}, "drop": 0.3}
+    return {**NONE_OF_THESE, "unimrg": {**tasks, **settings}}
+
+
 TOLERANCE = 1e-5
 CASES = {
     "full": {},
@@ -46,6 +54,16 @@ CASES = {
     "understanding_only": {"objectives": {"understanding": {"rows": 3}, "generation": {"caption_rows": 0}}},
     "zero2": {"engine": {"ds_config": "ds_configs/zero2.json"}, "batch": {"accumulation": 2}},
     "bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": {"accumulation": 8}},
+    "unimrg_shared_encoder": {
+        "objectives": unimrg(source_gradient=0.1, images="paired", rows={"understanding": 2, "pixel": 2}),
+        "model": {"groups": ["vision", "aligner", "lm", "generation_embed", "generation_head"]},
+    },
+    "unimrg_round_robin": {"objectives": unimrg(schedule="round_robin"), "batch": {"accumulation": 3}},
+    "unimrg_sampled": {"objectives": unimrg(schedule="sampled"), "batch": {"accumulation": 2}},
+    "unimrg_zero2_round_robin": {
+        "objectives": unimrg(schedule="round_robin"),
+        "engine": {"ds_config": "ds_configs/zero2.json"},
+    },
     "zero2_lora": {
         "engine": {"ds_config": "ds_configs/zero2.json"},
         "model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}},

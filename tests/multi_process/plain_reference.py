@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.config import Recipe
-from megaunigame.data.stream import MicroBatches, Stream
+from megaunigame.data.opening import open_stream
+from megaunigame.data.source import Stream
+from megaunigame.data.stream import MicroBatches
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.models.janus import Janus
 from megaunigame.passes import StepPlan
@@ -36,7 +38,9 @@ class PlainReference:
             lr=o.lr, betas=tuple(o.betas), eps=o.eps,
         )  # fmt: skip
         self.ranks = [
-            MicroBatches(plan, objective_of, self._streams(), self.model.processor, accumulation, rank, world_size)
+            MicroBatches(
+                plan, objective_of, self._streams(), self.model.processor, accumulation, rank, world_size, recipe.seed, 0
+            )
             for rank in range(world_size)
         ]
         self.step_number = 0
@@ -54,7 +58,8 @@ class PlainReference:
                 for row, term in enumerate(inputs[pass_name].terms.tolist()):
                     sums[self.plan.terms[term]] += losses[row]
                     counts[self.plan.terms[term]] += float(inputs[pass_name].counts[row])
-        means = {t: sums[t] / counts[t] for t in self.plan.terms if counts[t]}
+        # A term at rest in the whole step has a loss of 0, not none: its weights decay and its moments move on.
+        means = {t: sums[t] / max(1, counts[t]) for t in self.plan.terms}
         weights = {r.term: r.weight for r in self.plan.requests}
         sum((weights[t] * mean for t, mean in means.items()), self.more_loss()).backward()
         norm = nn.utils.clip_grad_norm_(list(self.trained.values()), self.recipe.optimizer.clip)
@@ -62,7 +67,7 @@ class PlainReference:
             group["lr"] = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number) * group["factor"]
         self.optimizer.step()
         self.step_number += 1
-        return {t: float(m.detach()) for t, m in means.items()}, float(norm)
+        return {t: float(m.detach()) for t, m in means.items() if counts[t]}, float(norm)
 
     def more_loss(self) -> Tensor:
         """What a subclass adds to the loss of a step."""
@@ -77,4 +82,4 @@ class PlainReference:
 
     def _streams(self) -> dict[str, Stream]:
         data = self.recipe.data
-        return {name: Stream.open(name, c.shards, self.recipe.seed, c.window) for name, c in data.items()}
+        return {name: open_stream(name, config, self.recipe.seed) for name, config in data.items()}

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaunigame.config import fill
-from megaunigame.data.stream import MicroBatches, Stream
+from megaunigame.config import StreamConfig, fill
+from megaunigame.data.opening import open_stream
+from megaunigame.data.stream import MicroBatches
 from megaunigame.distributed import World
 from megaunigame.models.janus import Janus
 from megaunigame.objectives.base import Stage, Step
@@ -62,9 +63,9 @@ class Played:
     def __init__(self, model: Janus, data: Path, *, accumulation: int = 1, **settings: Any):
         self.unigame = UniGame(fill(Settings, merged(SETTINGS, settings), "objectives.unigame"))
         self.model, self.plan, self.accumulation = model, plan_from(self.unigame.rows()), accumulation
-        stream = {"train": Stream.open("train", data, SEED, 2)}
+        stream = {"train": open_stream("train", StreamConfig(str(data), window=2), SEED)}
         objective_of = {term: self.unigame for term in self.plan.terms}
-        self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1)
+        self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1, SEED, 0)
         self.learner = [p for p in model.parameters() if p.requires_grad]
         self.unigame.prepare(Stage(model, self.as_opponent, self.plan, OneRank(), SEED, accumulation))
         self.number = 0
@@ -92,7 +93,7 @@ class Played:
         """Metrics of one step; `watch` sees each understand pass when the objective has."""
         batches = [self.micro_batches[self.number * self.accumulation + m] for m in range(self.accumulation)]
         attacks = [batch.attack for batch in batches if batch.attack is not None]
-        step = Step(self.number, LR, [batch.inputs for batch in batches], attacks)
+        step = Step(self.number, LR, [b.inputs for b in batches], [b.plan for b in batches], attacks)
         self.unigame.before_learner(step)
         for micro, inputs_of in enumerate(step.inputs):
             extra = self.unigame.before_micro_step(step, micro)

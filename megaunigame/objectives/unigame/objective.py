@@ -166,8 +166,8 @@ class UniGame(Objective):
         totals = self.stage.world.all_reduce_sum(torch.stack([counts.sum(), (counts > 0).sum()])).clamp(min=1)
         self.positions, self.pictures = totals
         if self.simultaneous:
-            at = self.stage.plan.slots(UNDERSTAND, ADVERSARIAL)  # the sources hold the places of what they become
-            for inputs, attack in zip(step.inputs, step.attacks, strict=True):
+            for plan, inputs, attack in zip(step.plans, step.inputs, step.attacks, strict=True):
+                at = plan.slots(UNDERSTAND, ADVERSARIAL)  # the sources hold the places of what they become
                 inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], at, attack.question)
         else:
             self._move(step)
@@ -175,7 +175,7 @@ class UniGame(Objective):
     def before_micro_step(self, step: Step, micro: int) -> Tensor | None:
         if not self.plays:
             return None
-        model, plan, inputs = self.stage.model, self.stage.plan, step.inputs[micro]
+        model, plan, inputs = self.stage.model, step.plans[micro], step.inputs[micro]
         if self.config.hard_rows and self.config.path == "embedding":
             at = plan.slots(UNDERSTAND, HARD)
             with self.stage.as_opponent():
@@ -195,12 +195,12 @@ class UniGame(Objective):
     def after_pass(self, step: Step, micro: int, inputs: PassInputs, output: PassOutput, pass_name: str) -> None:
         if not self.plays or pass_name != UNDERSTAND:
             return
-        losses = output.loss_sum.detach()
+        losses, plan = output.loss_sum.detach(), step.plans[micro]
         if self.config.hard_rows:
-            at = self.stage.plan.slots(UNDERSTAND, HARD)
+            at = plan.slots(UNDERSTAND, HARD)
             self.pool.refresh(self.drawn[micro], (losses / inputs.counts.clamp(min=1))[at])
         if self.simultaneous and self._attacks(step):
-            at = self.stage.plan.slots(UNDERSTAND, ADVERSARIAL)
+            at = plan.slots(UNDERSTAND, ADVERSARIAL)
             self._mine(step, micro, step.attacks[micro].to(self.stage.world.device), self.attacked, losses[at])
 
     def after_learner(self, step: Step) -> dict[str, float]:
@@ -282,11 +282,12 @@ class UniGame(Objective):
         self.drawn = [np.zeros(0, np.int64)] * len(step.inputs)
         if not self.config.hard_rows:
             return
-        world, first = self.stage.world, self.stage.plan.slots(UNDERSTAND, HARD).start
+        world = self.stage.world
         rng = np.random.default_rng([self.stage.seed, step.number, world.rank, PURPOSES["draw"]])
         self.drawn = self.pool.draw(self.config.hard_rows, len(step.inputs), rng)
-        for inputs, drawn in zip(step.inputs, self.drawn, strict=True):
+        for plan, inputs, drawn in zip(step.plans, step.inputs, self.drawn, strict=True):
             if len(drawn):
+                first = plan.slots(UNDERSTAND, HARD).start
                 inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], slice(first, first + len(drawn)), self.pool.rows(drawn))
 
     def _generator(self, purpose: str, step: int, micro: int) -> torch.Generator:

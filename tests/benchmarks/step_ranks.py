@@ -1,6 +1,6 @@
-"""Rank program of `unigame.py`: steps of several trainers in turn, in one process per rank.
+"""Rank program of `unigame.py` and `unimrg.py`: steps of several trainers in turn, in one process per rank.
 
-python -m tests.benchmarks.unigame_ranks HOME     (HOME/blocks.json in, HOME/measured.json out)
+python -m tests.benchmarks.step_ranks HOME     (HOME/blocks.json in, HOME/measured.json out)
 
 Every trainer of a block is alive at once: an engine keeps its partitioned weights, hooks and order of gathers to itself, and
 between two steps nothing is gathered or in flight. Steps go A B C D A B C D, so that a slow spell of the machine hits all.
@@ -23,7 +23,6 @@ from megaunigame.distributed import World, start_world
 from megaunigame.monitoring import names
 from megaunigame.trainer import Trainer
 
-RECIPE = "launch/recipes/tiny_unigame.yaml"
 MEASURED = (names.PERF_STEP_SECONDS, names.PERF_PASSES, names.PERF_ALLGATHER_BYTES)
 CPU_SECONDS, REPLAYED = "cpu_seconds", names.BUFFER_REPLAYED
 
@@ -33,7 +32,7 @@ class Case:
 
     def __init__(self, described: dict[str, Any], world: World):
         self.name, self.every, self.warmup = described["name"], described["every"], described["warmup"]
-        self.trainer = Trainer(load_recipe(RECIPE, described["overrides"]), world)
+        self.trainer = Trainer(load_recipe(described["recipe"], described["overrides"]), world)
         steps = self.trainer.recipe.schedule.steps
         self.batches: Iterator[MicroBatch] = iter(micro_batch_loader(self.trainer.micro_batches, 0, steps, workers=0))
 
@@ -60,7 +59,7 @@ def measure(block: dict[str, Any], world: World, progress: TextIO) -> dict[str, 
                 if world.is_main:
                     seconds = measured[case.name][number][names.PERF_STEP_SECONDS]
                     print(
-                        f"{block['tokens']} tokens, round {number + 1}/{block['rounds']}: {case.name} {seconds:.2f} s",
+                        f"{block['title']}, round {number + 1}/{block['rounds']}: {case.name} {seconds:.2f} s",
                         file=progress,
                     )
     return measured

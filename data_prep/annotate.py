@@ -1,0 +1,259 @@
+"""`python -m data_prep annotate`: shards in, the same shards with depth, segmentation and picture-text similarity out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from data_prep.annotator import EXISTING, Annotator, already_there
+from data_prep.shard_writer import FAILURES, MANIFEST, Job, enforce_limit, finish_dataset, write_dataset
+from data_prep.teachers.base import TASKS, Machine, Teacher, load_teacher
+from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
+from megaunigame.data.shards import ShardIndex
+from megaunigame.errors import ConfigError, DataError
+
+EXAMPLES = """examples:
+  python -m data_prep annotate shards/llava --out shards/llava-targets --tasks depth,segmentation \\
+      --depth-model models/Depth-Anything-V2-Large-hf --segmentation-model models/sam-vit-huge \\
+      --device cuda --dtype bfloat16 --target-size 512
+  python -m data_prep annotate shards/cc3m --out shards/cc3m-clip --tasks clip \\
+      --set clip.model=ViT-L-14 clip.pretrained=openai
+  python -m data_prep annotate shards/mine --out shards/regions --tasks segmentation --segmentation-teacher classic
+  python -m data_prep annotate shards/mine --out shards/depth --tasks depth --depth-teacher file \\
+      --set depth.folder=maps 'depth.pattern={id}.png'
+  python -m data_prep annotate shards/llava --out shards/llava-targets --tasks depth \\
+      --rank $SLURM_ARRAY_TASK_ID --world $SLURM_ARRAY_TASK_COUNT
+"""
+DEFAULT_TEACHERS = {"depth": "depth_anything", "segmentation": "sam", "clip": "open_clip"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FIELD_OF = {"depth": DEPTH_FIELD, "segmentation": SEGMENTATION_FIELD}
+ENCODING = 1
+"""Part of the config hash: raise it when the same predictions would be stored as other bytes."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "annotate",
+        help="add depth, segmentation and picture-text similarity to shards",
+        description="Reads a folder of shards and writes another with targets beside every picture, shard for shard. Rows "
+        "without a picture pass through. Samples whose picture cannot be decoded, or for which a teacher gives nothing usable, "
+        f"are left out and listed in {FAILURES}; too many of them end the run. An interrupted run continues.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="folder of shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new shards")
+    parser.add_argument("--tasks", required=True, help=f"some of {','.join(TASKS)}")
+    for task, default in DEFAULT_TEACHERS.items():
+        parser.add_argument(f"--{task}-teacher", default=default, metavar="NAME", help=f"default {default}")
+        parser.add_argument(f"--{task}-model", metavar="PATH", help=f"short for --set {task}.model=PATH")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="TASK.KEY=VALUE", help="settings of the teachers"
+    )
+    parser.add_argument(
+        "--target-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pixels of the targets' shorter side, where the picture has more (default 0: the picture's size)",
+    )
+    parser.add_argument("--existing", choices=EXISTING, default="refuse", help="targets the source has (default refuse)")
+    parser.add_argument("--device", default="auto", help="cuda, cuda:1, cpu, ... (default auto: a GPU if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the depth and segmentation models")
+    parser.add_argument("--batch", type=int, default=8, help="pictures in one forward (default 8)")
+    parser.add_argument("--threads", type=int, default=4, help="threads that decode and encode (default 4)")
+    parser.add_argument("--name", help="shards are called NAME-000000.tar (default: as in IN)")
+    parser.add_argument("--rank", type=int, default=0, help="write shards rank, rank + world, ... (default 0)")
+    parser.add_argument("--world", type=int, default=1, help="number of such processes (default 1)")
+    parser.add_argument("--retry-failed", action="store_true", help="write shards with failed samples again")
+    parser.add_argument(
+        "--max-failed-fraction",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="most samples, as a share of all, that may fail (default 0.01)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace shards written with other settings")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Annotate. Raises DataError or ConfigError before a teacher is loaded, where that can be known; DataError, too, as
+    soon as more samples failed than are allowed."""
+    _check(arguments)
+    tasks = parse_tasks(arguments.tasks)
+    settings = parse_settings(arguments, tasks)
+    index = ShardIndex.open(arguments.source)
+    _check_source(index, tasks, arguments)
+    machine = Machine(_device(arguments.device), DTYPES[arguments.dtype], arguments.batch)
+    names = {task: str(getattr(arguments, f"{task}_teacher")) for task in tasks}
+    teachers = {task: load_teacher(task, names[task], settings[task], machine) for task in tasks}
+    with SampleProgress(index, (arguments.rank, arguments.world)) as progress:
+        failures: list[dict[str, str]] = []
+
+        def failed(failure: dict[str, str]) -> None:
+            failures.append(failure)
+            enforce_limit(arguments.out, failures, index.samples, arguments.max_failed_fraction)
+
+        annotator = Annotator(
+            index,
+            teachers,
+            batch=arguments.batch,
+            threads=arguments.threads,
+            target_size=arguments.target_size,
+            existing=arguments.existing,
+            progress=progress.done,
+            failed=failed,
+        )
+        job = Job(
+            folder=arguments.out,
+            name=arguments.name or _name_of(index),
+            config=config_of(index, arguments, names, teachers),
+            shards=len(index.paths),
+            shard=annotator.shard,
+        )
+        part = (arguments.rank, arguments.world)
+        statistics = write_dataset(job, 1, arguments.overwrite, part, arguments.retry_failed)
+    print(summary(annotator))
+    if statistics is not None:
+        print(finish_dataset(job, statistics, arguments.max_failed_fraction))
+
+
+def parse_tasks(text: str) -> tuple[str, ...]:
+    """The tasks of `--tasks a,b`, in the order of TASKS. Raises ConfigError for another word, or one given twice."""
+    given = [word.strip() for word in text.split(",")]
+    if sorted(given) != sorted(set(given) & set(TASKS)):
+        raise ConfigError(f"--tasks {text}: legal are some of {','.join(TASKS)}, each once, for example --tasks depth,clip.")
+    return tuple(task for task in TASKS if task in given)
+
+
+def parse_settings(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Settings per task, from `--TASK-model` and `--set`. Raises ConfigError for what is no setting of an asked task."""
+    settings: dict[str, dict[str, Any]] = {task: {} for task in tasks}
+    models = {task: getattr(arguments, f"{task}_model") for task in TASKS}
+    for given in [*(f"{task}.model={model}" for task, model in models.items() if model is not None), *arguments.set]:
+        key, equals, value = given.partition("=")
+        task, dot, name = key.partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--set {given}: write TASK.KEY=VALUE, for example --set segmentation.points_per_side=16.")
+        if task not in settings:
+            raise ConfigError(f"--set {given}: {task!r} is not among the tasks, which are {', '.join(tasks)} (--tasks).")
+        if name in settings[task]:
+            raise ConfigError(f"{key} is given twice ({settings[task][name]!r} and {value!r}).")
+        try:
+            settings[task][name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            settings[task][name] = value  # a text that looks like YAML, as {key}.png does
+        if isinstance(settings[task][name], dict | list):
+            settings[task][name] = value
+    return settings
+
+
+def config_of(
+    index: ShardIndex, arguments: argparse.Namespace, names: dict[str, str], teachers: dict[str, Teacher]
+) -> dict[str, Any]:
+    """All that decides what is written. No path and no device: ranks on other nodes may have theirs."""
+    manifest = arguments.source / MANIFEST
+    return {
+        "command": "annotate",
+        "encoding": ENCODING,
+        "source": {
+            "index": index.hash,
+            "samples": index.samples,
+            "config": json.loads(manifest.read_text())["config"] if manifest.is_file() else None,
+        },
+        "target_size": arguments.target_size,
+        "existing": arguments.existing,
+        "teachers": {task: {"teacher": names[task], **teacher.identity} for task, teacher in teachers.items()},
+    }
+
+
+def summary(annotator: Annotator) -> str:
+    """How many pictures, how fast, and who took the time."""
+    if not annotator.images:
+        return "nothing was left to annotate"
+    taken = annotator.teacher_seconds
+    shares = ", ".join(f"{task} {100 * seconds / annotator.seconds:.0f}%" for task, seconds in taken.items())
+    return (
+        f"{annotator.images} pictures in {annotator.seconds:.0f} s, {annotator.images / annotator.seconds:.2f} a second; "
+        f"of the time: {shares}, waiting for files and pictures "
+        f"{100 * (1 - sum(taken.values()) / annotator.seconds):.0f}%"
+    )
+
+
+class SampleProgress:
+    """A progress bar over the samples of one rank's shards, below the bar of the shards."""
+
+    def __init__(self, index: ShardIndex, part: tuple[int, int]):
+        rank, world = part
+        self._ahead = [(number, int(index.sizes[number])) for number in range(rank, len(index.sizes), world)]
+        self._bar = tqdm(total=sum(samples for _, samples in self._ahead), unit="sample", desc="samples", position=1)
+
+    def __enter__(self) -> SampleProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def done(self, shard: int, samples: int) -> None:
+        """Shards come in rising order; those left out were there before, and their samples count as done in no time."""
+        while self._ahead and self._ahead[0][0] <= shard:
+            number, size = self._ahead.pop(0)
+            if number < shard:
+                self._bar.initial += size
+                self._bar.n += size
+        self._bar.update(samples)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name, least in (("batch", 1), ("threads", 1), ("world", 1), ("rank", 0), ("target_size", 0)):
+        if getattr(arguments, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}.")
+    if arguments.rank >= arguments.world:
+        raise ConfigError(f"--rank {arguments.rank} --world {arguments.world}: ranks run from 0 to {arguments.world - 1}.")
+    if not 0 <= arguments.max_failed_fraction <= 1:
+        raise ConfigError(f"--max-failed-fraction {arguments.max_failed_fraction}: a share from 0 to 1 is wanted.")
+    if arguments.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.name):
+        raise ConfigError(f"--name {arguments.name}: only letters, digits, - and _ can be part of a shard's name.")
+    if arguments.out.resolve() == arguments.source.resolve():
+        raise ConfigError(f"--out {arguments.out} is IN; shards are never changed in place. Give another folder.")
+
+
+def _check_source(index: ShardIndex, tasks: tuple[str, ...], arguments: argparse.Namespace) -> None:
+    """Raises DataError for shards without json or pictures, and for targets that are there already."""
+    if META_FIELD not in index.fields:
+        raise DataError(
+            f"{arguments.source}: its samples have {', '.join(index.fields)}, but no json; bring them into this project's form "
+            f"first: python -m data_prep pack --format wds (--help shows how)."
+        )
+    if not set(IMAGE_FIELDS) & set(index.fields):
+        raise DataError(f"{arguments.source}: no sample has a picture ({', '.join(IMAGE_FIELDS)}); nothing to annotate.")
+    there = [task for task in tasks if task in FIELD_OF and FIELD_OF[task] in index.fields]
+    if there and arguments.existing == "refuse":
+        raise already_there(str(arguments.source), there)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own words for: no such device
+        raise ConfigError(
+            f"--device {name}: {str(error).splitlines()[0]} Legal here: auto, cpu or a GPU that exists."
+        ) from error
+    return device
+
+
+def _name_of(index: ShardIndex) -> str:
+    """The shards' own name: what stands before the number of the first."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", index.paths[0].stem)
+    return re.sub(r"[-_]?\d+$", "", stem) or "shard"

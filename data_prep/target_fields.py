@@ -1,0 +1,92 @@
+"""What teachers predict, as the fields of a shard: depth.png, seg.png and numbers in the json."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from megaunigame.data.decode import DEPTH_FIELD, SEGMENTATION_FIELD
+
+PNG_LEVEL = 1
+"""Of compression: higher levels take three times as long for 3 % less."""
+
+SIMILARITY = "clip_similarity"
+
+Target = tuple[dict[str, bytes], dict[str, Any]]
+"""Fields to add to a sample, and numbers to add to its json."""
+
+
+def target_size(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """(height, width) with the shorter side at most `shorter`, aspect kept; 0: unchanged. Nothing is enlarged."""
+    if shorter == 0 or min(height, width) <= shorter:
+        return height, width
+    scale = shorter / min(height, width)
+    return max(shorter, round(height * scale)), max(shorter, round(width * scale))
+
+
+def depth_target(depth: np.ndarray, size: tuple[int, int]) -> Target:
+    """float32 (h, w), near = large -> a 16-bit PNG of `size` and what the json says of it.
+
+    A stored v means depth_min + v / 65535 * (depth_max - depth_min) in the teacher's unit. A constant map is stored as
+    zeros. Raises ValueError for NaN and infinity.
+    """
+    if not np.isfinite(depth).all():
+        raise ValueError("NaN or infinite depth")
+    values = torch.from_numpy(np.ascontiguousarray(depth, dtype=np.float32))[None, None]
+    if values.shape[-2:] != size:
+        values = F.interpolate(values, size, mode="bilinear", antialias=True)
+    resized = values[0, 0].double().numpy()  # in float32 a map with a small spread would not reach 65535
+    least, most = float(resized.min()), float(resized.max())
+    spread = most - least
+    levels = (resized - least) * (65535 / spread) if spread > 0 else np.zeros_like(resized)
+    about = {"depth_kind": "relative_inverse", "depth_min": least, "depth_max": most}
+    return {DEPTH_FIELD: _png(Image.fromarray(levels.round().astype(np.uint16)))}, about
+
+
+def segmentation_target(ids: np.ndarray, size: tuple[int, int]) -> Target:
+    """uint8 (h, w) of ids -> an indexed PNG of `size` (nearest neighbour) and the number of masks before resizing."""
+    masks = int(ids.max())
+    picture = Image.fromarray(ids)
+    if picture.size != size[::-1]:
+        picture = picture.resize(size[::-1], Image.Resampling.NEAREST)
+    picture.putpalette(_PALETTE)
+    return {SEGMENTATION_FIELD: _png(picture)}, {"segmentation_masks": masks}
+
+
+def clip_target(similarity: float, size: tuple[int, int]) -> Target:
+    """A cosine -> the json's number; `size` plays no part. Raises ValueError for NaN and infinity."""
+    if not np.isfinite(similarity):
+        raise ValueError("NaN or infinite similarity")
+    return {}, {SIMILARITY: round(similarity, 6)}
+
+
+TARGETS: dict[str, Callable[[Any, tuple[int, int]], Target]] = {
+    "depth": depth_target,
+    "segmentation": segmentation_target,
+    "clip": clip_target,
+}
+"""Task -> what makes its target of a prediction and the target's (height, width)."""
+
+
+def _viewing_palette() -> bytes:
+    """256 colours for picture viewers; training draws its own. All are written: with fewer than 17 the PNG would get 4 bits
+    a pixel, which some decoders (torchvision's) misread."""
+    hues = (number * 0.6180339887 % 1.0 for number in range(255))  # the golden ratio keeps neighbours apart
+    colours = [(0.0, 0.0, 0.0), *(colorsys.hsv_to_rgb(hue, 0.8, 1.0) for hue in hues)]
+    return bytes(round(255 * channel) for colour in colours for channel in colour)
+
+
+_PALETTE = _viewing_palette()
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "png", compress_level=PNG_LEVEL)
+    return out.getvalue()

@@ -1,0 +1,77 @@
+"""What a teacher is: it looks at decoded samples and predicts one target for each.
+
+A teacher is a file of this folder, found by its name; nothing lists them. What it predicts, per task:
+- depth: float32 (h, w), relative inverse depth (near = large, any unit), at whatever resolution suits the teacher;
+- segmentation: uint8 (h, w), ids 1..n in falling order of area, 0 = none (`ids.py` makes them);
+- clip: the cosine in [-1, 1] of the picture and its text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from megaunigame.config import fill
+from megaunigame.data.decode import Sample
+from megaunigame.errors import ConfigError
+from megaunigame.registry import available, find
+
+TASKS = ("depth", "segmentation", "clip")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No prediction for this sample; the reason goes into failures.jsonl."""
+
+    reason: str
+
+
+Prediction = np.ndarray | float | Failure
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a teacher runs. None of it but `dtype` is part of a data set's config: the rest only changes rounding."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    """Most pictures in one forward."""
+
+
+class Teacher(ABC):
+    tasks: ClassVar[tuple[str, ...]]
+    """What it can predict; a teacher object predicts one of them."""
+    Config: ClassVar[type]
+    """Dataclass of its settings, `--set TASK.KEY=VALUE` on the command line."""
+
+    @abstractmethod
+    def __init__(self, task: str, config: Any, machine: Machine):
+        """Check the settings and load what is needed. Raises ConfigError or ModelError."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """JSON for the manifest: which model, its digest and licence, and every setting that changes what it predicts."""
+
+    @abstractmethod
+    def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """One prediction or Failure per sample; every sample has an image. There may be more samples than `batch`."""
+
+
+def load_teacher(task: str, name: str, settings: dict[str, Any], machine: Machine) -> Teacher:
+    """The teacher `name` for `task`, with `settings` over its defaults.
+
+    Raises ConfigError for an unknown name, a teacher of other tasks, or an unknown setting; and what its loading raises.
+    """
+    kind = find("teachers", name, Teacher, house="data_prep")
+    if task not in kind.tasks:
+        others = available("teachers", Teacher, house="data_prep")
+        legal = [other for other in others if task in find("teachers", other, Teacher, house="data_prep").tasks]
+        raise ConfigError(f"--{task}-teacher {name}: gives {' and '.join(kind.tasks)}, not {task}. Legal: {', '.join(legal)}.")
+    return kind(task, fill(kind.Config, settings, task), machine)

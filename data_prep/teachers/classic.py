@@ -1,0 +1,58 @@
+"""Regions without a trained model: Felzenszwalb and Huttenlocher's graph-based segmentation, from scikit-image.
+
+No weights, no licence question, the same result everywhere: for tests, demos and a first look. Regions follow colour,
+not objects. There is no such thing for depth: one picture without a trained model says too little about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from data_prep.teachers.base import Machine, Prediction, Teacher
+from data_prep.teachers.ids import ids_from_labels
+from data_prep.teachers.pictures import shrunk
+from megaunigame.data.decode import Sample
+from megaunigame.errors import ConfigError
+
+
+class Classic(Teacher):
+    tasks = ("segmentation",)
+
+    @dataclass
+    class Config:
+        scale: float = 100.0
+        """Larger: fewer and larger regions."""
+        sigma: float = 0.5
+        """Width of the Gaussian that smooths the picture first, in pixels."""
+        min_size: int = 50
+        """Smallest region, in pixels."""
+        longest_side: int = 512
+        """Larger pictures are shrunk to it first, so that the sizes above mean the same for all."""
+
+    def __init__(self, task: str, config: Config, machine: Machine):
+        try:
+            from skimage.segmentation import felzenszwalb
+        except ImportError as error:
+            raise ConfigError(
+                "--segmentation-teacher classic needs scikit-image; type pip install 'megaunigame[teachers]'."
+            ) from error
+        if config.longest_side < 1:
+            raise ConfigError(f"segmentation.longest_side is {config.longest_side}; it must be at least 1.")
+        self._config, self._felzenszwalb, self._version = config, felzenszwalb, version("scikit-image")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"method": "felzenszwalb", "scikit_image": self._version, "licence": "none needed", **asdict(self._config)}
+
+    def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        return [self._segment(sample) for sample in samples]
+
+    def _segment(self, sample: Sample) -> np.ndarray:
+        picture = np.asarray(shrunk(sample, self._config.longest_side))
+        labels = self._felzenszwalb(picture, scale=self._config.scale, sigma=self._config.sigma, min_size=self._config.min_size)
+        return ids_from_labels(labels + 1)  # its labels start at 0, and every pixel has one

@@ -1,0 +1,47 @@
+"""`dataset.json`: what `python -m data_prep` says of a folder of shards it has finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from megaunigame.errors import DataError
+
+MANIFEST = "dataset.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ListedShard:
+    file: str
+    """File name of the tar."""
+    samples: int
+    bytes: int
+    """Size of the tar."""
+    index_sha256: str
+    """sha256 of its idx.json."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    shards: list[ListedShard]
+    fields: tuple[str, ...]
+    """Every field some sample has, sorted."""
+
+
+def parse_manifest(where: str, content: bytes) -> Manifest:
+    """The manifest in the `content` of the file `where`. Raises DataError when anything in it is missing or wrong."""
+    remedy = "Run the same `python -m data_prep` command again, or delete the file to use every .tar in the folder."
+    try:
+        manifest = json.loads(content)
+        version = manifest["version"]
+        listed = [ListedShard(str(s["file"]), int(s["samples"]), s["bytes"], s["index_sha256"]) for s in manifest["shards"]]
+        fields = manifest["fields"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where} is not a manifest ({type(error).__name__}: {error}). {remedy}") from error
+    if version != MANIFEST_VERSION:
+        raise DataError(f"{where} has version {version}; this program reads version {MANIFEST_VERSION}. {remedy}")
+    whole = all(s.samples >= 0 and s.bytes and s.index_sha256 for s in listed)
+    if not whole or len({s.file for s in listed}) != len(listed) or not isinstance(fields, list):
+        raise DataError(f"{where} lists a shard twice, or one without size, samples or index hash. {remedy}")
+    return Manifest(listed, tuple(sorted(fields)))

@@ -1,0 +1,223 @@
+"""Shards behind a URL, kept on a disk of the node while they are needed.
+
+All processes of a node share one folder of whole files. The rules, each held by an advisory lock that the kernel drops when
+its process dies:
+
+- A file is downloaded by one process, under the lock `NAME.lock`; the others wait for it. It gets its name when it is whole.
+- Who reads a file holds a shared lock on it; only a file without one is removed to make room, longest unused first.
+
+The folder must lie on a local disk: locks of network file systems are not to be trusted, and it would be a detour.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from megaunigame.errors import DataError, UserError
+
+T = TypeVar("T")
+GIGABYTE = 10**9
+ATTEMPTS = 8
+FIRST_PAUSE = 1.0
+"""Seconds before the second attempt; each later pause is twice as long: two minutes in all."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    url: str
+    name: str
+    """Path below the cache's folder."""
+    size: int | None = None
+    """Bytes, where they are known beforehand."""
+    sha256: str | None = None
+
+
+class ShardCache:
+    """A folder on the node that holds at most about `gigabytes` of files behind URLs.
+
+    The bound is exceeded, with a warning, only when all files in the folder are being read. Everything lies in a subfolder
+    of its own, and nothing else in `folder` is ever touched.
+    """
+
+    def __init__(self, folder: str | Path, gigabytes: float, first_pause: float = FIRST_PAUSE):
+        self.folder = Path(folder) / "megaunigame-shards"
+        self.bound = int(gigabytes * GIGABYTE)
+        """Bytes."""
+        self.first_pause = first_pause
+
+    def read(self, url: str) -> bytes:
+        """The content of a small file, not kept. Raises DataError."""
+        return self._attempt(url, lambda: bytes(_file_system(url).cat_file(url)))
+
+    def open(self, wanted: RemoteFile) -> io.FileIO:
+        """The file, open for reading; waits until it is here. It stays in the folder at least until it is closed.
+
+        Raises DataError when it cannot be had, or is not what is expected.
+        """
+        path = self.folder / wanted.name
+        while (file := _opened(path, wanted.size)) is None:
+            with _locked(_lock_of(path)):
+                if not _whole(path, wanted.size):  # else another process was faster
+                    self._make_room(wanted.size or 0, needed=True)
+                    self._download(wanted, path)
+        return file
+
+    def fetch_ahead(self, wanted: RemoteFile) -> None:
+        """Download a file that will be opened soon, if there is room and no other process is at it. Raises DataError."""
+        path = self.folder / wanted.name
+        with _locked(_lock_of(path), wait=False) as mine:
+            if mine and not _whole(path, wanted.size) and self._make_room(wanted.size or 0, needed=False):
+                self._download(wanted, path)
+
+    def _download(self, wanted: RemoteFile, path: Path) -> None:
+        """The caller holds the file's lock."""
+        # Its full size is in the name: others count it while it still grows.
+        part = path.with_name(f"{path.name}.{wanted.size or 0}.part")
+
+        def download() -> None:
+            _file_system(wanted.url).get_file(wanted.url, str(part))
+            got = part.stat().st_size
+            if wanted.size not in (None, got):
+                raise OSError(f"{got:,} bytes came, dataset.json says {wanted.size:,}")
+
+        try:
+            part.touch()
+            self._attempt(wanted.url, download)
+            if wanted.sha256 not in (None, hashlib.sha256(part.read_bytes()).hexdigest()):
+                raise DataError(
+                    f"{wanted.url} is not the index that dataset.json describes (its sha256 differs). Upload the folder anew, "
+                    "dataset.json last."
+                )
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _attempt(self, url: str, work: Callable[[], T]) -> T:
+        """Do the work, again after ever longer pauses when it fails. Raises DataError."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return work()
+            except UserError:
+                raise
+            except (FileNotFoundError, PermissionError) as error:
+                raise DataError(f"{url} is not there or may not be read ({error or type(error).__name__}).") from error
+            except Exception as error:  # every file system behind fsspec has error types of its own
+                problem: Exception = error
+            if attempt < ATTEMPTS - 1:
+                pause = self.first_pause * 2**attempt
+                log.warning("%s: %s: %s. Trying again in %.0f s.", url, type(problem).__name__, problem, pause)
+                time.sleep(pause)
+        raise DataError(
+            f"{url} could not be read in {ATTEMPTS} attempts; the last failed with {type(problem).__name__}: {problem}. "
+            "When the network is well again, start again: the run resumes from its newest checkpoint."
+        ) from problem
+
+    def _make_room(self, size: int, needed: bool) -> bool:
+        """Remove files nobody reads, longest unused first, until `size` more bytes fit; tells whether they do."""
+        with _locked(self.folder / "eviction.lock"):
+            kept: list[tuple[int, int, Path]] = []
+            total = size
+            for path in self.folder.rglob("*"):
+                if path.suffix == ".part":
+                    total += _claimed(path)
+                elif path.suffix in (".tar", ".json"):
+                    stat = path.stat()
+                    kept.append((stat.st_mtime_ns, stat.st_size, path))
+                    total += stat.st_size
+            for _, length, path in sorted(kept):
+                if total <= self.bound:
+                    return True
+                if _removed(path):
+                    total -= length
+        if total > self.bound and needed:
+            log.warning(
+                "%s holds more than %g GB: every shard in it is being read. Raise `cache.gigabytes`.",
+                self.folder,
+                self.bound / GIGABYTE,
+            )
+        return total <= self.bound
+
+
+def _file_system(url: str) -> Any:
+    """Made anew in every process: connections do not survive a fork. fsspec keeps one per process and kind."""
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except ImportError as error:
+        raise DataError(f"{url} needs a package that is not installed ({error}). pip install 'megaunigame[remote]'") from error
+    except ValueError as error:
+        raise DataError(f"{url}: {error}. Legal are paths, s3://, gs://, https:// and other URLs fsspec knows.") from error
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+@contextmanager
+def _locked(lock: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock; without `wait`, yields False when someone else has it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has the file as well
+
+
+def _whole(path: Path, size: int | None) -> bool:
+    return path.is_file() and size in (None, path.stat().st_size)
+
+
+def _opened(path: Path, size: int | None) -> io.FileIO | None:
+    """The file under a shared lock, marked as just used; None when it is not there."""
+    try:
+        file = io.FileIO(path)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(file, fcntl.LOCK_SH)
+    stat = os.fstat(file.fileno())
+    if stat.st_nlink == 0 or size not in (None, stat.st_size):  # removed just before the lock, or not ours
+        file.close()
+        return None
+    os.utime(path)
+    return file
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file unless someone reads it."""
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        path.unlink()
+    return True
+
+
+def _claimed(part: Path) -> int:
+    """Bytes a download will take; 0, and it is removed, when the process that made it has died."""
+    name, size, _ = part.name.rsplit(".", 2)
+    with _locked(part.with_name(name + ".lock"), wait=False) as free:
+        if free:
+            part.unlink(missing_ok=True)
+        return 0 if free else int(size)

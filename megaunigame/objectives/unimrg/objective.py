@@ -1,0 +1,89 @@
+"""UniMRG: understanding, and generation of several representations of the same kind of input (arXiv 2601.21406).
+
+    L = w_u * CE(f(h, question), answer) + sum over representations r of w_r * L_image(f(h, prompt_r), picture_r)
+
+h is what the understanding path sees of the input image; L_image is the family's own image loss, so that a gradient of
+every picture reaches the understanding side. All weights are 1 in the release. Rows of pixels alone are RecA
+(arXiv 2509.07295).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megaunigame.data.decode import Sample
+from megaunigame.errors import ConfigError, DataError
+from megaunigame.objectives.base import Objective
+from megaunigame.objectives.understanding import Understanding
+from megaunigame.objectives.unimrg.condition import soften
+from megaunigame.objectives.unimrg.prompts import prompts_of
+from megaunigame.objectives.unimrg.settings import ALL, PIXEL, UNDERSTANDING, Settings
+from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, Row, RowRequest
+from megaunigame.registry import find
+from megaunigame.representations.base import Representation
+from megaunigame.turns import Turns
+
+
+class UniMRG(Objective):
+    """One term per task, all through the same two passes."""
+
+    Config = Settings
+
+    def __init__(self, config: Settings):
+        super().__init__(config)
+        config.check()
+        if not config.tasks:
+            raise ConfigError("objectives.unimrg.rows gives no task a row. Type for example objectives.unimrg.rows.depth=4.")
+        self.questions = Understanding(
+            Understanding.Config(stream=config.stream, turns=config.turns, independent=config.independent)
+        )
+        drawn = [task for task in config.tasks if task != UNDERSTANDING]
+        self.prompts = {task: prompts_of(task, config.prompts, config.own_prompts) for task in drawn}
+        self.representations = {
+            task: find("representations", task, Representation)(config.renderings.get(task, "")) for task in drawn
+        }
+
+    def rows(self) -> list[RowRequest]:
+        c = self.config
+        first = c.tasks[0] if c.images == "paired" else None
+        return [
+            RowRequest(
+                task,
+                UNDERSTAND if task == UNDERSTANDING else GENERATE,
+                c.stream,
+                c.rows[task],
+                c.weights.get(task, 1.0),
+                takes_source=True,
+                shares=None if task == first else first,
+            )
+            for task in c.tasks
+        ]
+
+    def turns(self) -> Turns | None:
+        return None if self.config.schedule == ALL else Turns(self.config.tasks, self.config.schedule)
+
+    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
+        c, task = self.config, request.term
+        if task == UNDERSTANDING:
+            return self.questions.row(request, sample, rng)
+        # Both draws happen for every row, so that what a row gets never depends on what it is.
+        dropped, prompt = rng.random() < c.drop, self.prompts[task][int(rng.integers(len(self.prompts[task])))]
+        if sample.image is None:
+            return None  # a conversation without an image is no fault of the data
+        representation = self.representations[task]
+        target = representation.picture(sample)
+        if target is None:
+            raise self._lacking(sample, task, representation.needs)
+        if task != PIXEL:
+            return GenerateRow(prompt, target, sample.image, source_gradient=c.source_gradient)
+        source = soften(sample.image, c.source_downscale, c.source_blur)
+        return GenerateRow(prompt, target, source, dropped, c.source_gradient)
+
+    def _lacking(self, sample: Sample, task: str, field: str) -> DataError | ConfigError:
+        problem = (
+            f"Sample {sample.key} has no {field}, which {task} rows need. Make it: "
+            f"python -m data_prep annotate IN --out OUT --tasks depth,segmentation"
+        )
+        if self.config.missing == "error":
+            return ConfigError(f"{problem}, or type objectives.unimrg.missing=substitute to use other samples instead.")
+        return DataError(f"{problem}.")

@@ -1,0 +1,112 @@
+"""Does a teacher have to wait for files and pictures? `python -m tests.benchmarks.annotate`.
+
+A teacher that only sleeps stands for a GPU: a fixed time per picture, during which the processor is free. Printed are,
+as medians over rounds of one run, pictures per second and the share of all time that the teacher works; the rest is reading,
+decoding, encoding and writing that was not hidden behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_prep.annotator import Annotator
+from data_prep.shard_writer import Job, finish_dataset, write_dataset
+from data_prep.teachers.base import Machine, Prediction, Teacher
+from megaunigame.data.decode import Sample
+from megaunigame.data.shards import ShardIndex
+from tests.benchmarks.loader import SIDE, photograph
+from tests.data.shard_files import write_shards
+
+
+class Sleeping(Teacher):
+    tasks = ("depth", "segmentation")
+
+    @dataclass
+    class Config:
+        milliseconds: float = 0.0
+        """Per picture."""
+
+    def __init__(self, task: str, config: Config, machine: Machine):
+        self._seconds = config.milliseconds / 1000
+        if task == "depth":
+            noise = np.random.default_rng(0).normal(0, 0.002, (SIDE, SIDE))
+            self._answer = (np.linspace(0, 1, SIDE)[:, None] + noise).astype(np.float32)
+        else:
+            blocks = np.random.default_rng(0).integers(0, 50, (12, 12))
+            self._answer = np.kron(blocks, np.ones((SIDE // 12, SIDE // 12))).astype(np.uint8)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"seconds": self._seconds}
+
+    def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        time.sleep(self._seconds * len(samples))
+        return [self._answer] * len(samples)
+
+
+def source_fields(number: int) -> dict[str, bytes]:
+    fields = photograph(number)
+    talk = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
+    return {"jpg": fields["jpg"], "json": json.dumps({"conversations": talk}).encode()}
+
+
+def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size: int) -> tuple[float, float]:
+    """Pictures per second, and the teachers' share of the time from the first read to the manifest."""
+    machine = Machine(torch.device("cpu"), torch.float32, 8)
+    half = Sleeping.Config(milliseconds / 2)
+    teachers: dict[str, Teacher] = {task: Sleeping(task, half, machine) for task in Sleeping.tasks}
+    annotator = Annotator(
+        index,
+        teachers,
+        batch=machine.batch,
+        threads=threads,
+        target_size=target_size,
+        existing="refuse",
+        progress=lambda shard, samples: None,
+        failed=lambda failure: None,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        job = Job(Path(folder), "out", {}, len(index.paths), annotator.shard)
+        written = write_dataset(job, 1, False)
+        assert written is not None
+        finish_dataset(job, written, 0.0)
+        taken = time.perf_counter() - start
+    return annotator.images / taken, sum(annotator.teacher_seconds.values()) / taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--milliseconds", type=float, nargs="+", default=[0, 20, 50, 100], help="teacher, per picture")
+    parser.add_argument("--target-size", type=int, nargs="+", default=[0, 192])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"pictures {SIDE}x{SIDE}, depth and segmentation, {arguments.threads} threads, median of {arguments.rounds} rounds")
+    print(f"{'target':>8}{'teacher ms':>12}{'pictures/s':>12}{'share in teacher':>18}")
+    with tempfile.TemporaryDirectory() as name:
+        size = arguments.samples // arguments.shards
+        index = ShardIndex.open(write_shards(Path(name), [size] * arguments.shards, source_fields))
+        for target_size in arguments.target_size:
+            for milliseconds in arguments.milliseconds:
+                rounds = [one_round(index, milliseconds, arguments.threads, target_size) for _ in range(arguments.rounds)]
+                rate, share = (statistics.median(column) for column in zip(*rounds, strict=True))
+                print(f"{target_size or SIDE:>8}{milliseconds:>12g}{rate:>12.1f}{share:>18.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+
+import pytest
+
+from megaunigame.config import StreamConfig
+from megaunigame.data.opening import open_stream
+from megaunigame.data.source import Cursor
+from megaunigame.data.stream import MicroBatches, micro_batch_loader
+from megaunigame.errors import ConfigError, DataError
+from megaunigame.passes import UNDERSTAND, RowRequest, StepPlan
+from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
+
+SIZES = [9, 4, 11, 6]
+PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "s", 2),))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("shards"), SIZES, index=False, manifest=False)
+
+
+def batches(shards: str, rank=0, world_size=1, cursor=None, buffer=5) -> MicroBatches:
+    config = StreamConfig(shards, backend="webdataset", shuffle_buffer=buffer)
+    streams = {"s": open_stream("s", config, 3, cursor)}
+    return MicroBatches(PLAN, {"answer": NumberRows()}, streams, NumberCollator(), 1, rank, world_size)
+
+
+def numbers(dataset: MicroBatches, steps: int, workers: int = 0) -> list[int]:
+    loaded = micro_batch_loader(dataset, 0, steps, workers)
+    return [n for batch in loaded for n in batch.inputs[UNDERSTAND].tokens[:, 0].tolist()]
+
+
+def braces(folder) -> str:
+    return f"{folder}/data-{{000000..000003}}.tar"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_of_all_shards_come_without_end_and_repeatably(folder, workers):
+    seen = numbers(batches(braces(folder)), 150, workers)
+    assert len(seen) == 300 and set(seen) == set(range(sum(SIZES)))
+    assert seen == numbers(batches(braces(folder)), 150, workers)
+    assert any(b != a + 1 for a, b in zip(seen[:8], seen[1:9], strict=True))
+
+
+def test_a_command(folder):
+    seen = numbers(batches(f"pipe:cat {folder}/data-00000{{0..3}}.tar"), 60)
+    assert set(seen) <= set(range(sum(SIZES))) and len(set(seen)) > 11
+
+
+def test_one_shard_serves_many_ranks_and_workers(folder):
+    one = f"{folder}/data-000001.tar"
+    for rank in range(3):
+        seen = Counter(numbers(batches(one, rank, 3), 40, workers=2))
+        assert sum(seen.values()) == 80 and set(seen) == set(range(9, 13))
+
+
+def test_ranks_workers_and_resumed_runs_draw_for_themselves(folder):
+    first = numbers(batches(braces(folder), 0, 2), 40)
+    assert numbers(batches(braces(folder), 1, 2), 40) != first
+    cursor = Cursor(**json.loads(json.dumps(dataclasses.asdict(batches(braces(folder), 0, 2).cursors(40)["s"]))))
+    assert cursor.position == 160
+    assert numbers(batches(braces(folder), 0, 2, cursor), 40) != first
+    halves = numbers(batches(braces(folder)), 40, workers=2)
+    assert [halves[i : i + 2] for i in range(0, 80, 4)] != [halves[i : i + 2] for i in range(2, 80, 4)]
+
+
+def test_bad_samples_and_cut_shards_are_counted_and_replaced(tmp_path):
+    write_shards(tmp_path, SIZES)
+    overwrite(tmp_path, 10, "png")
+    cut = tmp_path / "data-000002.tar"
+    cut.write_bytes(cut.read_bytes()[:9000])
+    dataset = batches(f"{braces(tmp_path)}::{tmp_path}/missing.tar")
+    loaded = [dataset[n] for n in range(100)]
+    bad = {(b.key, b.shard.rpartition("/")[2]) for batch in loaded for b in batch.bad}
+    assert bad == {("0000010", "data-000001.tar"), ("", "data-000002.tar"), ("", "missing.tar")}
+    seen = {n for batch in loaded for n in batch.inputs[UNDERSTAND].tokens[:, 0].tolist()}
+    assert 10 not in seen and set(range(9)) <= seen
+
+
+@pytest.mark.parametrize("shards", ["{folder}/missing-{000000..000003}.tar", "pipe:false"])
+def test_nothing_but_failures_ends_the_run(tmp_path, shards):
+    with pytest.raises(DataError, match="substitutes cannot be used"):
+        batches(shards.replace("{folder}", str(tmp_path)), buffer=1000)[0]
+
+
+def test_what_names_no_tar_and_other_backends(folder):
+    with pytest.raises(ConfigError, match="names no tar.*pipe:cat"):
+        batches("::")
+    with pytest.raises(DataError, match="backend webdataset, this run has not set"):
+        open_stream("s", StreamConfig(str(folder)), 3, batches(braces(folder)).cursors(1)["s"])

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from megaunigame.config import CacheConfig, MixedConfig, StreamConfig
+from megaunigame.data import shard_cache
+from megaunigame.data.opening import open_stream
+from megaunigame.data.shard_cache import ShardCache
+from megaunigame.data.shards import ShardIndex
+from megaunigame.data.stream import MicroBatches, micro_batch_loader
+from megaunigame.errors import ConfigError, DataError
+from megaunigame.passes import UNDERSTAND, RowRequest, StepPlan
+from tests.data.http_folder import served
+from tests.data.shard_files import NumberCollator, NumberRows, sample_fields, write_shards
+
+SIZES = [3, 5, 2, 4]
+KILOBYTE = 1e-6
+"""In gigabytes."""
+pytestmark = pytest.mark.timeout(60)
+
+
+def index_of(url: str, folder: Path, gigabytes: float = 1, open_shards: int = 4) -> ShardIndex:
+    return ShardIndex.open(url, open_shards, ShardCache(folder, gigabytes, first_pause=0.01))
+
+
+def cached(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.tar"))
+
+
+def everything(index: ShardIndex) -> list:
+    return [index.read(shard, i) for shard, n in enumerate(index.sizes) for i in range(n)]
+
+
+def expected() -> list:
+    return [(f"{n:07d}", sample_fields(n)) for n in range(sum(SIZES))]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("shards"), SIZES, columns=lambda n: {"clip": n / 100})
+
+
+def test_a_server_in_another_process_and_loader_workers(shards, tmp_path):
+    """`python -m http.server`, as it comes; the micro-batches are those of the local folder."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(shards)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        port = re.search(r"port (\d+)", server.stdout.readline())[1]
+        plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 3),))
+
+        def numbers(location: str, workers: int) -> list:
+            config = StreamConfig(location, window=2, where=["clip > 0.01"], cache=CacheConfig(str(tmp_path), 1))
+            streams = {"s": open_stream("s", config, 7)}
+            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1)
+            return [b.inputs[UNDERSTAND].tokens.tolist() for b in micro_batch_loader(dataset, 0, 10, workers)]
+
+        local = numbers(str(shards), 0)
+        assert numbers(f"http://127.0.0.1:{port}", 2) == local
+        server.terminate()
+    assert cached(tmp_path) == [f"data-00000{k}.tar" for k in range(4)]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_memory_url_reads_as_the_folder_and_has_its_hash(shards, tmp_path, slash):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shards), "/set", recursive=True)
+    index = index_of(f"memory://set{slash}", tmp_path)
+    assert everything(index) == expected()
+    assert everything(pickle.loads(pickle.dumps(index))) == expected()
+    assert index.hash == ShardIndex.open(shards).hash
+    memory.rm("/set", recursive=True)
+
+
+def test_opening_reads_the_manifest_alone_and_each_file_comes_once(shards, tmp_path):
+    with served(shards) as server:
+        index = index_of(server.url, tmp_path)
+        assert dict(server.requests) == {"dataset.json": 1}
+        assert everything(index) == expected() and everything(index_of(server.url, tmp_path)) == expected()
+    files = [p.name for p in shards.iterdir() if p.name != "dataset.json"]
+    assert dict(server.requests) == {"dataset.json": 2, **dict.fromkeys(files, 1)}
+
+
+def test_a_flaky_server_is_asked_again(shards, tmp_path):
+    with served(shards) as server:
+        server.refuse = 3
+        index = index_of(server.url, tmp_path)
+        server.refuse = 6
+        assert everything(index) == expected()
+        assert server.refuse == 0 and not list(tmp_path.rglob("*.part"))
+
+
+def test_a_server_that_never_answers_well(shards, tmp_path):
+    with served(shards) as server:
+        index = index_of(server.url, tmp_path)
+        server.refuse = 10**6
+        with pytest.raises(DataError, match=r"idx\.json could not be read in 8 attempts; the last failed with \w+: .*resumes"):
+            index.read(0, 0)
+    assert not list(tmp_path.rglob("*.part")) and cached(tmp_path) == []
+
+
+def _read_all(url: str, folder: Path, barrier: multiprocessing.Barrier, answers: multiprocessing.Queue) -> None:
+    index = index_of(url, folder)
+    barrier.wait()
+    answers.put(everything(index) == expected())
+
+
+def test_processes_of_a_node_download_once(shards, tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(4), context.Queue()
+    with served(shards) as server:
+        processes = [context.Process(target=_read_all, args=(server.url, tmp_path, barrier, answers)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        assert [answers.get(timeout=30) for _ in processes] == [True] * 4
+        for process in processes:
+            process.join()
+    assert {n for name, n in server.requests.items() if name != "dataset.json"} == {1}
+
+
+def test_longest_unused_shards_make_room(tmp_path):
+    folder = write_shards(tmp_path / "shards", [2] * 6)
+    shard = (folder / "data-000000.tar").stat().st_size
+    bound = (3.5 * shard + 10_000) / 1e9
+    with served(folder) as server:
+        index = index_of(server.url, tmp_path / "cache", bound, open_shards=1)
+        for k in (0, 1, 2, 0, 3):
+            index.read(k, 0)
+            time.sleep(0.01)  # so that times of use differ
+        assert cached(tmp_path / "cache") == ["data-000000.tar", "data-000002.tar", "data-000003.tar"]
+        for k in (4, 5, 1):
+            index.read(k, 0)
+        assert server.requests["data-000001.tar"] == 2
+
+
+def test_a_shard_that_is_read_stays(tmp_path, caplog):
+    folder = write_shards(tmp_path / "shards", [2] * 5)
+    shard = (folder / "data-000000.tar").stat().st_size
+    bound = (2.5 * shard + 10_000) / 1e9
+    with served(folder) as server:
+        reader = index_of(server.url, tmp_path / "cache", bound)
+        first = reader.read(0, 1)
+        other = index_of(server.url, tmp_path / "cache", bound, open_shards=1)
+        for k in (1, 2, 3, 4):
+            other.read(k, 0)
+        assert "data-000000.tar" in cached(tmp_path / "cache") and len(cached(tmp_path / "cache")) == 2
+        assert reader.read(0, 1) == first and "every shard in it is being read" not in caplog.text
+        for k in (1, 2, 3):
+            reader.read(k, 0)  # holds four open where two fit: goes on, and says so
+        assert "every shard in it is being read" in caplog.text
+        assert server.requests["data-000000.tar"] == 1
+
+
+def test_the_next_window_is_fetched_ahead(tmp_path):
+    folder = write_shards(tmp_path / "shards", [2] * 8)
+    with served(folder) as server:
+        config = StreamConfig(server.url, window=2, cache=CacheConfig(str(tmp_path / "cache"), 1))
+        source = open_stream("s", config, 0).source
+        source.find(0, 0).read()
+        wanted = sorted(f"data-{k:06d}.tar" for p in (0, 4) for k in source.order.shards_of_window(p))
+        deadline = time.monotonic() + 20
+        while cached(tmp_path / "cache") != wanted and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert cached(tmp_path / "cache") == wanted
+        before = dict(server.requests)
+        for position in range(4, 8):
+            source.find(position, 0).read()
+        now = {name: n for name, n in server.requests.items() if name in wanted}
+        assert now == {name: before[name] for name in wanted}
+
+
+def test_leftovers_of_a_killed_download_are_no_shards(shards, tmp_path):
+    with served(shards) as server:
+        everything(index_of(server.url, tmp_path))
+        tar = next(tmp_path.rglob("data-000001.tar"))
+        size = tar.stat().st_size
+        tar.rename(tar.with_name(f"{tar.name}.{size}.part"))
+        other = next(tmp_path.rglob("data-000002.tar"))
+        other.write_bytes(other.read_bytes()[:1000])
+        assert everything(index_of(server.url, tmp_path)) == expected()
+        assert not list(tmp_path.rglob("*.part"))
+
+
+def test_other_files_in_the_folder_are_left_alone(shards, tmp_path):
+    mine = write_shards(tmp_path / "cache", [2])
+    with served(shards) as server:
+        everything(index_of(server.url, mine, gigabytes=KILOBYTE, open_shards=1))
+    assert everything(ShardIndex.open(mine))[1] == ("0000001", sample_fields(1))
+
+
+@pytest.mark.parametrize("what", ["tar", "index", "manifest"])
+def test_remote_files_that_do_not_fit_the_manifest(tmp_path, what):
+    folder = write_shards(tmp_path / "shards", [2])
+    if what == "tar":
+        tar = folder / "data-000000.tar"
+        tar.write_bytes(tar.read_bytes()[:-512])
+    elif what == "index":
+        (folder / "data-000000.idx.json").write_text(json.dumps({"version": 1, "samples": []}))
+    else:
+        (folder / "dataset.json").unlink()
+    words = {"tar": "bytes came, dataset.json says", "index": "sha256 differs", "manifest": "dataset.json is not there"}[what]
+    with served(folder) as server, pytest.raises(DataError, match=words):
+        index_of(server.url, tmp_path / "cache").read(0, 0)
+    assert cached(tmp_path / "cache") == []
+
+
+def test_settings_that_cannot_work(shards, tmp_path, monkeypatch):
+    with served(shards) as server:
+        with pytest.raises(ConfigError, match=r"data\.s\.shards=.* is a URL.*data\.s\.cache\.folder="):
+            open_stream("s", StreamConfig(server.url), 0)
+        mix = {"a": MixedConfig(server.url), "b": MixedConfig(str(shards))}
+        with pytest.raises(ConfigError, match=r"data\.s\.mix\.a\.shards=.* is a URL.*data\.s\.cache\.folder="):
+            open_stream("s", StreamConfig(mix=mix), 0)
+        small = CacheConfig(str(tmp_path), 5 * KILOBYTE)
+        with pytest.raises(ConfigError, match=r"cannot hold two windows of 1 shards.*Type cache\.gigabytes="):
+            open_stream("s", StreamConfig(server.url, window=1, cache=small), 0)
+    with pytest.raises(DataError, match="nonsense.*Legal are paths, s3://"):
+        index_of("nonsense://x", tmp_path)
+
+    def missing(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(shard_cache.fsspec.core, "url_to_fs", missing)
+    with pytest.raises(DataError, match=r"Install s3fs.*megaunigame\[remote\]"):
+        index_of("s3://bucket/set", tmp_path)

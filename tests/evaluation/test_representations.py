@@ -1,0 +1,93 @@
+"""Drawn representations are compared with the true ones, between their copy and the truth of another sample."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from megaunigame.errors import ConfigError, UserError
+from megaunigame.evaluation.suites.representations import DRAWN, TOKENIZER, UNRELATED, Representations
+from megaunigame.passes import GENERATE, GenerateRow
+from tests.data.shard_files import encoded, write_shards
+from tests.evaluation.fakes import on_ranks
+
+SIDE, COUNT = 8, 6
+
+
+def fields(number: int) -> dict[str, bytes]:
+    """The depth of sample n is flat but for a step in column n; its image says n."""
+    depth = np.zeros((SIDE, SIDE), np.uint16)
+    depth[:, number:] = 65535
+    image = np.full((SIDE, SIDE, 3), 10 * number, np.uint8)
+    return {"json": json.dumps({"caption": str(number)}).encode(), "png": encoded(image), "depth.png": encoded(depth)}
+
+
+class Draughtsman:
+    """Draws the right depth, one column too far to the left; its tokenizer loses the last column."""
+
+    def __init__(self):
+        self.processor = self
+
+    def collate(self, plan, pass_name, rows, terms, keys):
+        assert pass_name == GENERATE and plan.takes_images(GENERATE)
+        zeros = torch.zeros(3, SIDE, SIDE)
+        targets = [zeros if row is None else row.target / 127.5 - 1 for row in rows]
+        return _Inputs(torch.stack(targets), list(rows))
+
+    def encode_target(self, pixels):
+        return pixels
+
+    def decode_target(self, target):
+        return torch.cat([target[..., :-1], torch.full_like(target[..., -1:], -1)], dim=-1)
+
+    def sample(self, inputs, *, guidance, temperature, generator):
+        assert all(row is None or row.prompt == "the depth" for row in inputs.rows)
+        return torch.cat([inputs.targets[..., 1:], inputs.targets[..., -1:]], dim=-1)
+
+
+class _Inputs:
+    def __init__(self, targets: torch.Tensor, rows: list[GenerateRow | None]):
+        self.targets, self.rows = targets, rows
+
+    def to(self, device):
+        return self
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return str(write_shards(tmp_path / "shards", [COUNT], fields=fields))
+
+
+def suite(shards) -> Representations:
+    return Representations(Representations.Config(shards=shards, prompts={"depth": "the depth"}, batch=2, pictures=2))
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_scores_are_those_of_a_known_draughtsman(shards, tmp_path, world_size):
+    def measure(world):
+        return suite(shards).run(Draughtsman(), world, tmp_path / "pictures")
+
+    for result in on_ranks(world_size, measure):
+        columns_wrong = {
+            # Sample 0 is white everywhere, so that moving it changes nothing.
+            DRAWN: np.mean([0] + [1] * (COUNT - 1)),
+            TOKENIZER: 1.0,
+            UNRELATED: np.mean([abs(n - (n + COUNT // 2) % COUNT) for n in range(COUNT)]),
+        }
+        for name, wrong in columns_wrong.items():
+            assert result["metrics"][f"depth/{name.replace(' ', '_')}"] == pytest.approx(1 - wrong / SIDE, abs=0.01), name
+        assert [p["column"] for p in result["pictures"]] == ["source", "depth true", "depth drawn"] * 2
+    assert (tmp_path / "pictures" / "contact-sheet.png").is_file()
+
+
+def test_missing_targets_and_missing_prompts_are_named(shards, tmp_path):
+    wrong = Representations(Representations.Config(shards=shards, prompts={"segmentation": "regions"}))
+    with pytest.raises(UserError, match=r"has no image or no seg.png"):
+        on_ranks(1, lambda world: wrong.run(Draughtsman(), world, tmp_path))
+    with pytest.raises(ConfigError, match="no prompts"):
+        Representations(Representations.Config(shards=shards))
+    with pytest.raises(ConfigError, match=r"Did you mean 'depth'"):
+        Representations(Representations.Config(shards=shards, prompts={"dept": "x"}))
