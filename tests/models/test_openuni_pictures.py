@@ -75,13 +75,9 @@ def test_as_source_is_what_the_processor_shows(openuni, picture):
     image = picture(0)  # 16 x 16, the size of a source
     inputs = openuni.processor.collate(PLAN, UNDERSTAND, [UnderstandRow([image], [("what ?", "ball")])], [0], ["a"])
     torch.testing.assert_close(openuni.as_source(image[None].float() / 127.5 - 1), inputs.images[0])
-    assert inputs.images[0, 0, :, 3, 4].tolist() == pytest.approx(
-        [
-            (v / 255 - m) / s
-            for v, m, s in zip(image[:, 3, 4].tolist(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
-        ],
-        abs=1e-5,
-    )
+    statistics = zip(image[:, 3, 4].tolist(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+    expected = [(value / 255 - mean) / std for value, mean, std in statistics]
+    assert inputs.images[0, 0, :, 3, 4].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
