@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
             folder=arguments.out,
             name=arguments.name or _name_of(index),
             config=config_of(index, arguments, names, teachers),
-            shards=len(index.paths),
+            shards=len(index.sizes),
             shard=annotator.shard,
         )
         part = (arguments.rank, arguments.world)
@@ -255,5 +255,5 @@ def _device(name: str) -> torch.device:
 
 def _name_of(index: ShardIndex) -> str:
     """The shards' own name: what stands before the number of the first."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", index.paths[0].stem)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(index.name(0)).stem)
     return re.sub(r"[-_]?\d+$", "", stem) or "shard"
