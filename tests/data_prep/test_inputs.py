@@ -273,7 +273,7 @@ def test_tars_that_are_not_whole_are_refused_by_name(tmp_path: Path, capsys: pyt
 
     write_tar(tmp_path / "mixed" / "0.tar", [("a.jpg", picture(1)), ("b.jpg", picture(2)), ("a.txt", b"x"), ("b.txt", b"y")])
     assert pack_tars(str(tmp_path / "mixed"), tmp_path / "out2") == 2
-    assert "fields of 'a' are not adjacent" in capsys.readouterr().err
+    assert "fields of sample 'a' are not adjacent" in capsys.readouterr().err
     assert not (tmp_path / "out2" / "dataset.json").exists() and not list((tmp_path / "out2").glob("*.tar"))
 
 

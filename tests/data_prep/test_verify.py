@@ -210,7 +210,7 @@ def test_an_index_without_its_columns_and_interleaved_keys_are_found(
                 other.addfile(member, data)
     _replaced(tar, mixed.getvalue(), "bytes", tmp_path)
     assert main(["verify", str(tmp_path)]) == 1
-    assert "the fields of 'a' are not adjacent" in capsys.readouterr().out
+    assert "the fields of sample 'a' are not adjacent" in capsys.readouterr().out
 
 
 def test_several_processes_find_the_same(
