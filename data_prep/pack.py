@@ -1,219 +1,109 @@
-"""`python -m data_prep pack`: a LLaVA-style JSON file and a folder of images into shards.
-
-The JSON is a list of {"id", "image" (path below the image root, absent for text-only rows), "conversations"}. Image
-files are stored byte for byte when they are JPEG, PNG or WebP; other formats are stored as PNG.
-"""
+"""`python -m data_prep pack`: pictures and texts, as data sets come, into shards."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import hashlib
-import io
-import json
 import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
-from PIL import Image, UnidentifiedImageError
-
+from data_prep.inputs.base import Input
+from data_prep.inputs.llava_json import LlavaJson
+from data_prep.inputs.parquet import Parquet
+from data_prep.inputs.vqa_json import VqaJson
+from data_prep.inputs.wds import Tars
 from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
-from data_prep.shard_writer import FAILURES, Job, Shard, ShardSample, enforce_limit, finish_dataset, write_dataset
+from data_prep.shard_writer import FAILURES, Job, enforce_limit, finish_dataset, write_dataset
 from megaunigame.errors import DataError
+
+FORMATS: dict[str, type[Input]] = {"llava-json": LlavaJson, "vqa-json": VqaJson, "wds": Tars, "parquet": Parquet}
+SHARD_SIZE = 1000
+PACKER = 2
+"""Part of the config hash: raise it when the same source would give other bytes."""
 
 EXAMPLES = """examples:
   python -m data_prep pack --format llava-json --json llava_v1_5_mix665k.json --image-root data --out shards/llava
-  python -m data_prep pack --format llava-json --json mine.json --image-root pictures --out shards/mine \\
-      --max-failed-fraction 0.05
+  python -m data_prep pack --format vqa-json --questions v2_OpenEnded_mscoco_train2014_questions.json \\
+      --annotations v2_mscoco_train2014_annotations.json --image-root coco/train2014 --out shards/vqa
+  python -m data_prep pack --format wds --source 'cc3m/cc3m-train-{0000..0575}.tar' --out shards/cc3m --workers 8
+  python -m data_prep pack --format parquet --source 'parquet/*.parquet' --caption-column text --out shards/mine
+  python -m data_prep pack --format wds --source img2dataset/ --out shards/web \\
+      --rank $SLURM_ARRAY_TASK_ID --world $SLURM_ARRAY_TASK_COUNT      (the same command in every task)
 """
-MARKER = "<image>"
-STORED_AS_IS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-_ENTRY_FORM = '{"id": ..., "image": "a/b.jpg" (optional), "conversations": [{"from": "human", "value": ...}, ...]}'
-
-
-class ImageFailure(Exception):
-    """An image that cannot be packed; its text is the reason written to failures.jsonl."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "pack",
-        help="pack a LLaVA-style JSON file and its images",
-        description="Packs conversations and images into WebDataset shards. Images that are missing or unreadable are "
-        f"left out and listed in {FAILURES}; too many of them are an error. An interrupted run continues.",
+        help="pack pictures with conversations, questions or captions",
+        description="Packs a data set into WebDataset shards. Entries whose picture is missing or damaged are left out "
+        f"and listed in {FAILURES}; too many of them are an error. An interrupted run continues where it stopped.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--format", choices=("llava-json",), required=True)
-    parser.add_argument("--json", type=Path, required=True, help="list of {id, image?, conversations}")
-    parser.add_argument("--image-root", type=Path, required=True, help="folder the image paths are relative to")
+    parser.add_argument("--format", choices=tuple(FORMATS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--name", default="llava", help="shards are called NAME-000000.tar (default llava)")
-    parser.add_argument("--shard-size", type=int, default=1000, help="entries per shard (default 1000)")
+    parser.add_argument("--name", help="shards are called NAME-000000.tar (default llava, vqa, wds or parquet)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--shard-size", type=int, help=f"entries per shard (default {SHARD_SIZE}; wds: one per source tar)")
     add_part_options(parser)
     add_failure_options(parser)
+    sources = parser.add_argument_group("sources")
+    sources.add_argument("--json", type=Path, help="llava-json: list of {id, image?, conversations}")
+    sources.add_argument("--image-root", type=Path, help="llava-json, vqa-json: folder of the pictures")
+    sources.add_argument("--questions", type=Path, help="vqa-json: the questions file")
+    sources.add_argument("--annotations", type=Path, help="vqa-json: the annotations file; none for a test set")
+    sources.add_argument(
+        "--image-pattern",
+        metavar="P",
+        help="vqa-json: name of a picture (default the COCO one of the questions' data_subtype, such as "
+        "'COCO_train2014_{image_id:012d}.jpg')",
+    )
+    sources.add_argument("--source", nargs="+", metavar="PATH", help="wds, parquet: folders, files, globs or brace lists")
+    for column in ("image", "caption", "conversations"):
+        sources.add_argument(f"--{column}-column", metavar="C", help=f"parquet: column of the {column} (default {column})")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Pack. Raises DataError for a JSON file that is not of the form, or when too many images fail."""
+    """Pack. Raises DataError for a source that is not of its format, or when too many entries fail."""
+    _require_options(arguments)
+    if arguments.shard_size is None:
+        arguments.shard_size = SHARD_SIZE
     require_at_least(arguments, shard_size=1, workers=1)
     part = part_of(arguments)
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.name):
-        raise DataError(f"--name {arguments.name}: only letters, digits, - and _ can be part of a shard's name")
-    if not arguments.image_root.is_dir():
-        raise DataError(f"--image-root {arguments.image_root}: no such folder")
-    entries = read_entries(arguments.json)
-    absent = [_failure(k, e, "missing file") for k, e in enumerate(entries) if _is_missing(e, arguments.image_root)]
-    enforce_limit(arguments.out, absent, len(entries), arguments.max_failed_fraction)
-    config = {
-        "command": "pack",
-        "format": arguments.format,
-        "json": arguments.json.name,
-        "json_sha256": hashlib.sha256(arguments.json.read_bytes()).hexdigest(),
-        "image_root": str(arguments.image_root),
-        "shard_size": arguments.shard_size,
-    }
+    source = FORMATS[arguments.format].from_arguments(arguments)
+    name = source.shard_name if arguments.name is None else arguments.name
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise DataError(f"--name {name}: only letters, digits, - and _ can be part of a shard's name")
+    rank, world = part
+    absent, entries = source.absent(range(rank, source.shards, world))
+    enforce_limit(arguments.out, absent, entries, arguments.max_failed_fraction)
     job = Job(
         folder=arguments.out,
-        name=arguments.name,
-        config=config,
-        shards=-(-len(entries) // arguments.shard_size),
-        shard=functools.partial(entries_of_shard, arguments.json, arguments.image_root, config),
+        name=name,
+        config={"command": "pack", "packer": PACKER, "format": arguments.format, **source.identity()},
+        shards=source.shards,
+        shard=source.shard,
     )
     statistics = write_dataset(job, arguments.workers, arguments.overwrite, part, arguments.retry_failed)
     if statistics is not None:
         print(finish_dataset(job, statistics, arguments.max_failed_fraction))
-        failed = sum(stats["failed"] for stats in statistics)
-        print(f"{len(entries) - failed} of {len(entries)} entries packed, {failed} failed")
+        packed, failed = (sum(stats[name] for stats in statistics) for name in ("samples", "failed"))
+        print(f"{packed} of {packed + failed} entries packed, {failed} failed")
 
 
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The checked entries of a LLaVA-style JSON file; in those with an image the first turn starts with the marker.
-
-    Raises DataError naming the first entry that is not of the form.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"--json {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"--json {path}: not JSON ({error})") from error
-    if not isinstance(entries, list) or not entries:
-        got = "an empty list" if entries == [] else f"a JSON {type(entries).__name__}"
-        raise DataError(f"--json {path}: got {got}; wanted a list of {_ENTRY_FORM}")
-    return [_checked(path, number, entry) for number, entry in enumerate(entries)]
+def _require_options(arguments: argparse.Namespace) -> None:
+    """Raises DataError for a source option that is lacking, or that another format has."""
+    wanted = FORMATS[arguments.format]
+    for name in wanted.needs:
+        if getattr(arguments, name) is None:
+            raise DataError(f"--format {arguments.format} needs {_option(name)}; pack --help shows examples")
+    known = {name for source in FORMATS.values() for name in (*source.needs, *source.takes)}
+    for name in sorted(known - {*wanted.needs, *wanted.takes}):
+        if getattr(arguments, name) is not None:
+            theirs = [form for form, source in FORMATS.items() if name in (*source.needs, *source.takes)]
+            raise DataError(f"{_option(name)} is for --format {' or '.join(theirs)}, not for {arguments.format}; leave it out")
 
 
-def entries_of_shard(json_path: Path, image_root: Path, config: dict[str, Any], number: int) -> Shard:
-    """Shard `number` of the data set that `config` describes."""
-    entries, shard_size = _entries_once(json_path, config["json_sha256"]), config["shard_size"]
-    first = number * shard_size
-    shard = Shard(samples=())
-    shard.samples = _samples(entries, range(first, min(first + shard_size, len(entries))), image_root, shard.failures)
-    return shard
-
-
-def key_of(number: int, entry: dict[str, Any]) -> str:
-    """A unique shard key: the entry's number, then what of its id is fit for a file name (never a dot)."""
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", str(entry.get("id", ""))).strip("_")[:60]
-    return f"{number:08d}-{readable}" if readable else f"{number:08d}"
-
-
-def image_field(path: Path) -> tuple[str, bytes]:
-    """Extension and bytes of an image file, as stored in a shard. Raises ImageFailure for anything else."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageFailure("missing file" if isinstance(error, FileNotFoundError) else str(error.strerror)) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                if image.format in STORED_AS_IS:
-                    image.verify()
-                    return STORED_AS_IS[image.format], content
-                out = io.BytesIO()
-                image.convert("RGB").save(out, "png", compress_level=1)
-                return "png", out.getvalue()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ImageFailure("not an image") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageFailure("more pixels than an image should have") from error
-
-
-@functools.lru_cache(maxsize=1)  # a worker reads the file once, not once per shard
-def _entries_once(path: Path, sha256: str) -> list[dict[str, Any]]:
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise DataError(f"--json {path}: was changed while it was being packed; run the command again")
-    return read_entries(path)
-
-
-def _samples(
-    entries: list[dict[str, Any]], numbers: range, image_root: Path, failures: list[dict[str, str]]
-) -> Iterator[ShardSample]:
-    for number in numbers:
-        entry = entries[number]
-        record = {name: value for name, value in entry.items() if name != "image"}
-        meta = json.dumps(record, ensure_ascii=False).encode()
-        sample: ShardSample = {"__key__": key_of(number, entry), "json": meta}
-        if "image" in entry:
-            try:
-                extension, content = image_field(image_root / entry["image"])
-            except ImageFailure as failure:
-                failures.append(_failure(number, entry, str(failure)))
-                continue
-            sample[extension] = content
-        yield sample
-
-
-def _failure(number: int, entry: dict[str, Any], reason: str) -> dict[str, str]:
-    return {"key": key_of(number, entry), "image": entry["image"], "reason": reason}
-
-
-def _is_missing(entry: dict[str, Any], image_root: Path) -> bool:
-    return "image" in entry and not (image_root / entry["image"]).is_file()
-
-
-def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
-    def refuse(problem: str) -> NoReturn:
-        raise DataError(f"--json {path}: entry {number}: {problem}; wanted {_ENTRY_FORM}")
-
-    if not isinstance(entry, dict):
-        refuse(f"is a JSON {type(entry).__name__}")
-    turns = entry.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        refuse(f"has no conversations (its keys: {', '.join(entry) or 'none'})")
-    for turn in turns:
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or "from" not in turn:
-            refuse(f"has a turn that is not {{from, value}}: {json.dumps(turn)[:80]}")
-    speakers = [turn["from"] for turn in turns if turn["from"] != "system"]
-    if not speakers or speakers != ["human", "gpt"] * (len(speakers) // 2):
-        refuse(f"has turns from {speakers}; human and gpt must alternate, human first, gpt last")
-    if "image" in entry and entry["image"] is None:
-        entry = {name: value for name, value in entry.items() if name != "image"}
-    if "image" not in entry:
-        if any(MARKER in turn["value"] for turn in turns):
-            refuse(f"has {MARKER} in a turn but no image")
-        return entry
-    image = entry["image"]
-    if not isinstance(image, str) or not image:
-        refuse(f"has image {json.dumps(image)[:80]}, not one path")
-    if Path(image).is_absolute() or ".." in Path(image).parts:
-        refuse(f"has image {image!r}, which leads out of the image root")
-    return {**entry, "conversations": _marked(turns, refuse)}
-
-
-def _marked(turns: list[dict[str, Any]], refuse: Any) -> list[dict[str, Any]]:
-    """The turns with the image marker exactly once, at the start of the first human turn."""
-    first = next(k for k, turn in enumerate(turns) if turn["from"] == "human")
-    if sum(turn["value"].count(MARKER) for turn in turns) - turns[first]["value"].count(MARKER):
-        refuse(f"has {MARKER} outside its first human turn")
-    if turns[first]["value"].count(MARKER) > 1:
-        refuse(f"has {MARKER} more than once")
-    words = turns[first]["value"].replace(MARKER, "").strip()
-    marked = {**turns[first], "value": f"{MARKER}\n{words}"}
-    return [*turns[:first], marked, *turns[first + 1 :]]
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""`python -m data_prep stats DIR`: what is asked in a data set, and how far guessing gets.
+"""`python -m data_prep stats DIR`: what a data set holds, what is asked in it, and how far guessing gets.
 
 Two guessers know the question text only:
 - chance: the share of right guesses if all legal answers of a kind's questions were equally likely;
@@ -11,12 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.shard_writer import MANIFEST
+from data_prep.contact_sheet import contact_sheet
+from data_prep.options import require_at_least
+from data_prep.picture_statistics import picture_statistics, sample_at
+from data_prep.shard_writer import FAILURES, MANIFEST
+from megaunigame.data.shards import ShardIndex
 from megaunigame.errors import DataError
 
 MARKER = "<image>\n"
@@ -38,24 +42,59 @@ class KindStatistics:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "stats",
-        help="count samples, questions and answers",
-        description="Counts samples, questions and answers, and shows how far guessing from the question gets.",
-        epilog="examples:\n  python -m data_prep stats data/train\n",
+        help="count samples, questions and answers; histograms; a contact sheet",
+        description="Counts samples, captions, questions and answers, shows how far guessing from the question gets, and "
+        "how large pictures are, how many masks they have and where their depth lies.",
+        epilog="examples:\n  python -m data_prep stats data/train\n  python -m data_prep stats data/train --sheet sheet.png\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of shards")
+    parser.add_argument(
+        "--samples", type=int, default=1000, help="samples, spread evenly, whose pictures are decoded (default 1000)"
+    )
+    parser.add_argument("--sheet", type=Path, metavar="P", help="write a picture of the first samples (image, depth, ...)")
+    parser.add_argument("--sheet-samples", type=int, default=8, metavar="K", help="how many (default 8)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    require_at_least(arguments, samples=1, sheet_samples=1)
     manifest = read_manifest(arguments.folder)
+    index = ShardIndex.open(arguments.folder)
     megabytes = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
     print(
         f"{manifest['name']}: {manifest['samples']} samples, {len(manifest['shards'])} shards, {megabytes:.1f} MB, "
         f"fields {' '.join(manifest['fields'])}"
     )
-    print(f"{'kind':<12}{'asked':>8}{'chance':>9}{'majority':>10}  answers")
-    for kind, statistics in sorted(question_statistics(records(arguments.folder, manifest)).items()):
+    if (arguments.folder / FAILURES).is_file():
+        print(f"{len((arguments.folder / FAILURES).read_text().splitlines())} entries failed, see {FAILURES}")
+    words: list[int] = []
+    kinds = question_statistics(_counting_words(records(arguments.folder, manifest), words))
+    if words:
+        print(f"captions of {len(words)} samples: {min(words)} to {max(words)} words, {sum(words) / len(words):.1f} on average")
+    _print_questions(kinds)
+    pictures = picture_statistics(index, arguments.samples)
+    print(f"\nof {pictures.samples} samples, {len(pictures.shorter_sides)} with a picture:")
+    for line in pictures.lines():
+        print(line)
+    if arguments.sheet is not None:
+        shown = [sample_at(index, position) for position in range(min(arguments.sheet_samples, index.samples))]
+        contact_sheet(shown).save(arguments.sheet, format="png")
+        print(arguments.sheet)
+
+
+def _counting_words(samples: Iterable[dict[str, Any]], words: list[int]) -> Iterator[dict[str, Any]]:
+    """The samples, in one pass, with the number of words of every caption added to `words`."""
+    for sample in samples:
+        if "caption" in sample:
+            words.append(len(sample["caption"].split()))
+        yield sample
+
+
+def _print_questions(kinds: dict[str, KindStatistics]) -> None:
+    if kinds:
+        print(f"{'kind':<12}{'asked':>8}{'chance':>9}{'majority':>10}  answers")
+    for kind, statistics in sorted(kinds.items()):
         guesses = "".join(
             f"{100 * share:>{width}.1f}" if share is not None else f"{'-':>{width}}"
             for share, width in ((statistics.chance, 9), (statistics.majority, 10))
@@ -122,7 +161,9 @@ def question_statistics(samples: Iterable[dict[str, Any]]) -> dict[str, KindStat
     return dict(kinds)
 
 
-def _turns(sample: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+def _turns(sample: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if "conversations" not in sample:
+        return iter(())
     spoken = [turn["value"] for turn in sample["conversations"] if turn["from"] != "system"]
     questions = [question.removeprefix(MARKER) for question in spoken[0::2]]
     kinds = sample["kinds"] if "kinds" in sample else ["conversation"] * len(questions)

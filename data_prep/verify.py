@@ -1,21 +1,29 @@
-"""`python -m data_prep verify DIR`: is every shard what its index, statistics and manifest say?"""
+"""`python -m data_prep verify DIR`: is every shard what its index, statistics and manifest say, and every field whole?"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
+import io
 import json
+import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from data_prep.shard_writer import MANIFEST, index_of
+from data_prep.inputs.conversation import MARKER, checked_turns
+from data_prep.inputs.sample import EntryFailure
+from data_prep.options import require_at_least
+from data_prep.shard_index import index_of
+from data_prep.shard_writer import MANIFEST
 from data_prep.statistics import read_manifest
-from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.decode import SEGMENTATION_FIELD, Sample, decode_sample
 from megaunigame.errors import DataError
-
-MARKER = "<image>"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,25 +31,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "verify",
         help="check every shard of a folder",
         description="Checks sizes, indices and every field of every sample. A line per shard; exit code 1 on a fault.",
-        epilog="examples:\n  python -m data_prep verify data/train\n",
+        epilog="examples:\n  python -m data_prep verify data/train\n  python -m data_prep verify shards/llava --workers 8\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of shards")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns 0 when all is well, 1 when a shard has a fault. Raises DataError when there is no manifest."""
+    require_at_least(arguments, workers=1)
     manifest = read_manifest(arguments.folder)
     faults = 0
-    for shard in tqdm(manifest["shards"], unit="shard", desc="verify"):
-        try:
-            check_shard(arguments.folder, shard, manifest["config_hash"])
-        except DataError as fault:
-            faults += 1
-            tqdm.write(f"{shard['file']}: FAULT: {fault}")
-        else:
-            tqdm.write(f"{shard['file']}: {shard['samples']} samples, ok")
+    found = _faults(arguments.folder, manifest, arguments.workers)
+    shown = tqdm(found, total=len(manifest["shards"]), unit="shard", desc="verify")
+    for shard, fault in zip(manifest["shards"], shown, strict=True):
+        faults += fault is not None
+        tqdm.write(f"{shard['file']}: {shard['samples']} samples, ok" if fault is None else f"{shard['file']}: FAULT: {fault}")
     counted = sum(shard["samples"] for shard in manifest["shards"])
     if counted != manifest["samples"]:
         faults += 1
@@ -50,10 +57,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
+def _faults(folder: Path, manifest: dict[str, Any], workers: int) -> Iterator[str | None]:
+    """The fault of every shard, in order; None for a good one."""
+    check = functools.partial(_fault_of, folder, manifest["config_hash"])
+    if workers == 1:
+        yield from map(check, manifest["shards"])
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(check, manifest["shards"])
+
+
+def _fault_of(folder: Path, config_hash: str, shard: dict[str, Any]) -> str | None:
+    try:
+        check_shard(folder, shard, config_hash)
+    except DataError as fault:
+        return str(fault)
+    return None
+
+
 def check_shard(folder: Path, shard: dict[str, Any], config_hash: str) -> None:
     """Compare one shard with its manifest line, statistics and index, then decode everything in it.
 
-    Raises DataError for the first fault.
+    Raises DataError for a fault of the shard, else for the first sample with one.
     """
     tar = folder / shard["file"]
     index_path = tar.with_suffix(".idx.json")
@@ -68,7 +93,7 @@ def check_shard(folder: Path, shard: dict[str, Any], config_hash: str) -> None:
     if stats["config_hash"] != config_hash:
         raise DataError(f"{stats_path.name} and {MANIFEST} have different config hashes")
     if tar.stat().st_size != shard["bytes"]:
-        raise DataError(f"is {tar.stat().st_size} bytes long, {MANIFEST} says {shard['bytes']}")
+        raise DataError(f"is {tar.stat().st_size} bytes long, {MANIFEST} says {shard['bytes']}: it was cut short or replaced")
     if hashlib.sha256(index_path.read_bytes()).hexdigest() != shard["index_sha256"]:
         raise DataError(f"{index_path.name} is not the index that was written")
     index = json.loads(index_path.read_text())
@@ -76,36 +101,82 @@ def check_shard(folder: Path, shard: dict[str, Any], config_hash: str) -> None:
         raise DataError(f"{index_path.name} does not match the members of the tar")
     if len(index["samples"]) != shard["samples"]:
         raise DataError(f"has {len(index['samples'])} samples, {MANIFEST} says {shard['samples']}")
+    faults = [fault for key, fields in _samples_in(tar, index) if (fault := _fault_in(key, fields)) is not None]
+    if faults:
+        raise DataError(faults[0] if len(faults) == 1 else f"{faults[0]} (and {len(faults) - 1} more samples with faults)")
+
+
+def _samples_in(tar: Path, index: dict[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
     with open(tar, "rb") as stream:
         for entry in index["samples"]:
             fields = {}
             for name, (offset, size) in entry["fields"].items():
                 stream.seek(offset)
                 fields[name] = stream.read(size)
-            check_sample(decode_sample(entry["key"], fields))
+            yield entry["key"], fields
+
+
+def _fault_in(key: str, fields: dict[str, bytes]) -> str | None:
+    try:
+        check_sample(decode_sample(key, fields))
+        if SEGMENTATION_FIELD in fields:
+            check_palette(key, fields[SEGMENTATION_FIELD])
+    except DataError as fault:
+        return str(fault)
+    return None
 
 
 def check_sample(sample: Sample) -> None:
-    """Raises DataError when the parts of a decoded sample do not fit each other."""
+    """Raises DataError when a part of a sample cannot be decoded, or parts do not fit each other."""
 
-    def refuse(problem: str) -> None:
+    def refuse(problem: str) -> NoReturn:
         raise DataError(f"sample {sample.key!r}: {problem}")
 
-    spoken = [turn["value"] for turn in sample.meta["conversations"]]
-    if "kinds" in sample.meta and 2 * len(sample.meta["kinds"]) != len(spoken):
-        refuse(f"{len(sample.meta['kinds'])} kinds for {len(spoken)} turns")
-    marked = [MARKER in value for value in spoken]
-    if sample.image is None and any(marked):
-        refuse(f"has {MARKER} but no image")
-    if sample.image is not None and sum(marked) != 1:
-        refuse(f"has an image and {sum(marked)} turns with {MARKER}; exactly one is legal")
-    if sample.depth is not None and sample.depth.max() > 0 and (sample.depth.min(), sample.depth.max()) != (0, 65535):
-        refuse(f"depth runs from {int(sample.depth.min())} to {int(sample.depth.max())}, not from 0 to 65535")
-    if sample.segmentation is not None and "objects" in sample.meta:
-        seen = set(sample.segmentation.unique().tolist()) - {0}
-        listed = {thing["id"] for thing in sample.meta["objects"]}
+    meta, image, depth, segmentation = sample.meta, sample.image, sample.depth, sample.segmentation
+    if not {"conversations", "caption", "questions"} & meta.keys():
+        refuse("has neither conversations nor a caption nor questions")
+    if "caption" in meta and not (isinstance(meta["caption"], str) and meta["caption"].strip()):
+        refuse("has an empty caption")
+    if "conversations" in meta:
+        _check_conversations(sample.key, meta, has_image=image is not None)
+    if image is not None and {"width", "height"} <= meta.keys():
+        if (meta["height"], meta["width"]) != tuple(image.shape[1:]):
+            refuse(f"json says {meta['width']} x {meta['height']} pixels, the picture has {image.shape[2]} x {image.shape[1]}")
+    if depth is not None and depth.max() > 0 and (depth.min(), depth.max()) != (0, 65535):
+        refuse(f"depth runs from {int(depth.min())} to {int(depth.max())}, not from 0 to 65535")
+    if segmentation is not None and "objects" in meta:
+        seen = set(segmentation.unique().tolist()) - {0}
+        listed = {thing["id"] for thing in meta["objects"]}
         if seen != listed:
             refuse(f"segmentation ids {sorted(seen)}, objects {sorted(listed)}")
-    if sample.segmentation is not None and sample.depth is not None:
-        if sample.segmentation.shape != sample.depth.shape:
-            refuse(f"segmentation is {tuple(sample.segmentation.shape)}, depth {tuple(sample.depth.shape)}")
+    if segmentation is not None and depth is not None and segmentation.shape != depth.shape:
+        refuse(f"segmentation is {tuple(segmentation.shape)}, depth {tuple(depth.shape)}")
+
+
+def check_palette(key: str, segmentation: bytes) -> None:
+    """Raises DataError when an indexed segmentation PNG has ids that its palette does not have.
+
+    Grey ones (ids without colours) pass; that the picture is one of the two has been seen when it was decoded.
+    """
+    with Image.open(io.BytesIO(segmentation)) as picture:
+        palette = picture.getpalette()
+        largest = int(np.asarray(picture).max())
+    if palette is not None and largest >= len(palette) // 3:
+        raise DataError(f"sample {key!r}: segmentation has id {largest}, its palette only {len(palette) // 3} colours")
+
+
+def _check_conversations(key: str, meta: dict[str, Any], has_image: bool) -> None:
+    def refuse(problem: str) -> NoReturn:
+        raise DataError(f"sample {key!r}: {problem}")
+
+    try:
+        turns = checked_turns(meta["conversations"], has_image)
+    except EntryFailure as failure:
+        refuse(str(failure))
+    pairs = sum(turn["from"] == "gpt" for turn in turns)
+    for name in ("kinds", "answers"):
+        if name in meta and len(meta[name]) != pairs:
+            refuse(f"{len(meta[name])} {name} for {pairs} questions")
+    marked = sum(MARKER in turn["value"] for turn in meta["conversations"])
+    if has_image and marked != 1:
+        refuse(f"has an image and {marked} turns with {MARKER}; exactly one is legal")

@@ -91,7 +91,7 @@ def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictur
     assert set(found["00000000-t"]) == set(found["00000001-t"]) == {"json"}
     said = [json.loads(fields["json"]) for fields in found.values()]
     assert said[0]["conversations"] == TEXT
-    assert said[2] == {"id": "late", "conversations": TALK, "source": "here"}
+    assert said[2] == {"id": "late", "conversations": TALK, "source": "here", "width": 10, "height": 12}
     assert said[3]["conversations"] == [system[0], *TALK]
     assert said[4]["conversations"] == TALK
 

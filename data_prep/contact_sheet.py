@@ -1,0 +1,77 @@
+"""A picture of a data set: image, depth and segmentation of a few samples side by side, with their text."""
+
+from __future__ import annotations
+
+import colorsys
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from data_prep.inputs.conversation import MARKER
+from megaunigame.data.decode import Sample
+
+CELL = 192
+"""Pixels per side of a picture on the sheet."""
+TEXT_WIDTH = 384
+GAP = 8
+GOLDEN_RATIO = 0.618034
+
+
+def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
+    """One row per sample: image, then depth (near is white) and segmentation (a colour per id, 0 black) if any has them.
+
+    What a sample lacks stays grey; its key, caption and questions stand at the right.
+    """
+    columns = ["image"]
+    columns += ["depth"] if any(sample.depth is not None for sample in samples) else []
+    columns += ["segmentation"] if any(sample.segmentation is not None for sample in samples) else []
+    width = len(columns) * (CELL + GAP) + GAP + TEXT_WIDTH
+    sheet = Image.new("RGB", (width, len(samples) * (CELL + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for row, sample in enumerate(samples):
+        top = GAP + row * (CELL + GAP)
+        for column, name in enumerate(columns):
+            left = GAP + column * (CELL + GAP)
+            draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=(225, 225, 225))
+            picture = _rendered(sample, name)
+            if picture is not None:
+                method = Image.Resampling.NEAREST if name == "segmentation" else Image.Resampling.BICUBIC
+                picture = ImageOps.contain(picture, (CELL, CELL), method)
+                sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
+        words = "\n".join(line for text in _texts(sample) for line in textwrap.wrap(text, 58)[:4])
+        draw.multiline_text((width - TEXT_WIDTH, top), "\n".join(words.splitlines()[:12]), fill="black", font=font)
+    return sheet
+
+
+def id_colours() -> np.ndarray:
+    """(256, 3) uint8: black for 0, then hues a golden angle apart, so that neighbouring ids differ."""
+    colours = [colorsys.hsv_to_rgb(k * GOLDEN_RATIO % 1, 0.75, 1 - 0.4 * (k % 3) / 2) for k in range(255)]
+    return np.concatenate([np.zeros((1, 3)), np.round(255 * np.array(colours))]).astype(np.uint8)
+
+
+def _rendered(sample: Sample, name: str) -> Image.Image | None:
+    pixels: Tensor | None = getattr(sample, name)
+    if pixels is None:
+        return None
+    if name == "image":
+        return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    if name == "depth":
+        return Image.fromarray((pixels.numpy() >> 8).astype(np.uint8))
+    return Image.fromarray(id_colours()[pixels.numpy()])
+
+
+def _texts(sample: Sample) -> list[str]:
+    """The key, the caption, and questions with their answers."""
+    meta = sample.meta
+    texts = [sample.key]
+    if "caption" in meta:
+        texts.append(meta["caption"])
+    if "conversations" in meta:
+        said = [turn["value"].replace(MARKER, "").strip() for turn in meta["conversations"] if turn["from"] != "system"]
+        texts += [f"{question} - {answer}" for question, answer in zip(said[0::2], said[1::2], strict=True)]
+    if "questions" in meta:
+        texts += meta["questions"]
+    return texts

@@ -1,0 +1,116 @@
+"""The interface of an input format, and the part that lists of picture files share."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+from data_prep.inputs.sample import EntryFailure, find_picture, packed
+from data_prep.shard_writer import Shard, ShardSample
+
+Failure = dict[str, str]
+"""A line of failures.jsonl: "key", "reason" and, where a file is to blame, "image"."""
+
+
+class Input(ABC):
+    """A source of samples, cut into shards. Small enough to be sent to every worker; what is large is read there.
+
+    A sample has `json` with a `caption`, `conversations` or (test sets) `questions`; usually a picture, and then `width`
+    and `height` in pixels; and `depth.png` and `seg.png` if the source has them.
+    """
+
+    shard_name: ClassVar[str]
+    """Shards are called so when --name is not given."""
+    needs: ClassVar[tuple[str, ...]]
+    """Options of the command line without which the format cannot be read."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Options that may be given too."""
+
+    @classmethod
+    @abstractmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Input:
+        """Open the source that the command line describes. Raises DataError for what cannot be read."""
+
+    @property
+    @abstractmethod
+    def shards(self) -> int:
+        """How many shards it gives."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What the bytes of the shards depend on: goes into the config hash and the manifest."""
+
+    @abstractmethod
+    def shard(self, number: int) -> Shard:
+        """Shard `number`. Raises DataError for a source that is not whole; single bad samples are its failures."""
+
+    def absent(self, numbers: range) -> tuple[list[Failure], int]:
+        """Failures of these shards that are known without opening a picture, and of how many entries."""
+        return [], 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample whose picture is a file of its own."""
+
+    key: str
+    record: dict[str, Any]
+    image: str | None
+    """Path below the image root; None for a text-only sample."""
+
+
+class ListedPictures(Input):
+    """An input that is a list of entries and a folder of pictures."""
+
+    image_root: Path
+    shard_size: int
+
+    @abstractmethod
+    def entries(self) -> list[Entry]:
+        """All entries, checked. Called often, so it remembers them."""
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.entries()) // self.shard_size)
+
+    def shard(self, number: int) -> Shard:
+        shard = Shard(samples=())
+        shard.samples = self._samples(number, shard.failures)
+        return shard
+
+    def absent(self, numbers: range) -> tuple[list[Failure], int]:
+        entries = [entry for number in numbers for entry in self._of_shard(number)]
+        looked_at = tqdm(entries, desc="looking for pictures", unit="entry", delay=2, leave=False)
+        lost = [e for e in looked_at if e.image is not None and find_picture(self.image_root, e.image) is None]
+        return [_failure(entry, "missing file") for entry in lost], len(entries)
+
+    def _of_shard(self, number: int) -> list[Entry]:
+        return self.entries()[number * self.shard_size : (number + 1) * self.shard_size]
+
+    def _samples(self, number: int, failures: list[Failure]) -> Iterator[ShardSample]:
+        for entry in self._of_shard(number):
+            try:
+                yield packed(entry.key, entry.record, self._picture(entry))
+            except EntryFailure as failure:
+                failures.append(_failure(entry, str(failure)))
+
+    def _picture(self, entry: Entry) -> bytes | None:
+        if entry.image is None:
+            return None
+        path = find_picture(self.image_root, entry.image)
+        if path is None:
+            raise EntryFailure("missing file")
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise EntryFailure(f"file cannot be read: {error.strerror}") from error
+
+
+def _failure(entry: Entry, reason: str) -> Failure:
+    return {"key": entry.key, "image": entry.image or "", "reason": reason}

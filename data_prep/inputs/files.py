@@ -1,0 +1,41 @@
+"""Source files named on the command line by folder, glob or brace list."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from webdataset.shardlists import expand_urls
+
+from data_prep.shard_writer import hash_of
+from megaunigame.errors import DataError
+
+
+def source_files(patterns: Sequence[str], ending: str, out: Path) -> tuple[Path, ...]:
+    """The files, in the order of the patterns, those of one folder or glob sorted by name.
+
+    Raises DataError for a pattern that matches nothing, and when `out` is a folder with sources in it (which
+    --overwrite would delete).
+    """
+    files: dict[Path, None] = {}
+    for pattern in (expanded for given in patterns for expanded in expand_urls(given)):
+        path = Path(pattern)
+        found = sorted(path.glob(f"*{ending}")) if path.is_dir() else sorted(map(Path, glob.glob(pattern)))
+        if not found:
+            raise DataError(
+                f"--source {pattern}: no {ending} file there; give folders, files, globs ('cc3m/*{ending}') or brace "
+                f"lists ('cc3m/{{00000..00331}}{ending}') that exist"
+            )
+        files.update(dict.fromkeys(found))
+    for file in files:
+        if not file.name.endswith(ending):
+            raise DataError(f"--source {file}: is no {ending} file")
+        if out.resolve() == file.resolve().parent:
+            raise DataError(f"--out {out}: the sources lie there; choose another folder")
+    return tuple(files)
+
+
+def files_identity(files: Sequence[Path]) -> dict[str, object]:
+    """Number of files, and a hash of their names and sizes: reading terabytes only to hash them would take hours."""
+    return {"files": len(files), "files_sha256": hash_of([[file.name, file.stat().st_size] for file in files])}

@@ -1,0 +1,35 @@
+"""JSON files named on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from megaunigame.errors import DataError
+
+
+def sha256_of(path: Path, option: str) -> str:
+    """Raises DataError when the file cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be read ({error.strerror})") from error
+
+
+def read_json(path: Path, option: str, sha256: str) -> Any:
+    """The content. Raises DataError when it is no JSON, or no longer the file of that hash."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{option} {path}: was changed while it was being packed; run the command again")
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{option} {path}: not JSON ({error})") from error
+
+
+def require_folder(path: Path, option: str) -> None:
+    """Raises DataError when there is no such folder."""
+    if not path.is_dir():
+        raise DataError(f"{option} {path}: no such folder")

@@ -1,0 +1,36 @@
+"""What a folder of shards holds, read without the code under test that wrote it."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from data_prep.statistics import read_manifest
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of every file."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def samples_of(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Key -> field -> bytes, over all shards of the manifest."""
+    found: dict[str, dict[str, bytes]] = {}
+    for shard in read_manifest(folder)["shards"]:
+        with tarfile.open(folder / shard["file"]) as tar:
+            for member in tar:
+                key, _, field = member.name.partition(".")
+                data = tar.extractfile(member)
+                assert data is not None
+                found.setdefault(key, {})[field] = data.read()
+    return found
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(fields["json"]) for fields in samples_of(folder).values()]
+
+
+def failures_of(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "failures.jsonl").read_text().splitlines()]

@@ -1,0 +1,265 @@
+"""Killed, split over ranks, retried, or out of disk: the shards come out as if nothing had happened."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import shard_writer
+from data_prep.__main__ import main
+from data_prep.shard_writer import Job, Shard, ShardSample, write_atomically, write_dataset
+from megaunigame.errors import DataError
+from tests.data_prep.stored import content, failures_of, samples_of
+
+ENTRIES = 30
+SHARD_SIZE = 5
+
+
+def picture(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (96, 96, 3), dtype=np.uint8)).save(out, "jpeg")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA file and its pictures; number 12 is missing."""
+    folder = tmp_path_factory.mktemp("source")
+    turns = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
+    entries = [{"id": k, "image": f"{k}.jpg", "conversations": turns} for k in range(ENTRIES)]
+    (folder / "entries.json").write_text(json.dumps(entries))
+    for k in range(ENTRIES):
+        if k != 12:
+            (folder / f"{k}.jpg").write_bytes(picture(k))
+    return folder
+
+
+def arguments(source: Path, out: Path, *more: str) -> list[str]:
+    files = ["--json", str(source / "entries.json"), "--image-root", str(source), "--out", str(out)]
+    limits = ["--shard-size", str(SHARD_SIZE), "--max-failed-fraction", "0.1"]
+    return ["pack", "--format", "llava-json", *files, *limits, *more]
+
+
+def copied(source: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(arguments(source, folder)) == 0
+    return folder
+
+
+def on_a_slow_disk(arguments: list[str]) -> multiprocessing.process.BaseProcess:
+    """`main` in a process of its own, where every step lasts long enough to be interrupted."""
+    real = os.fsync
+
+    def run() -> None:
+        def slow(descriptor: int) -> None:
+            time.sleep(0.02)
+            real(descriptor)
+
+        os.fsync = slow
+        sys.exit(main(arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def test_killed_at_any_moment_and_run_again(source: Path, whole: Path, tmp_path: Path) -> None:
+    # Six shards of three files with a 20 ms fsync each: a run lasts some 0.5 s, and these kills fall all over it.
+    stages, moments = set(), random.Random(5)
+    for attempt in range(8):
+        out = tmp_path / str(attempt)
+        process = on_a_slow_disk(arguments(source, out))
+        while not out.exists():
+            assert process.is_alive()
+            time.sleep(0.002)
+        time.sleep(0.05 * attempt + moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        stages.add(len(list(out.glob("*_stats.json"))))
+        assert main(arguments(source, out)) == 0
+        assert content(out) == content(whole)
+    assert len(stages) > 1, "every kill came at the same stage; choose other moments"
+
+
+class Dead(BaseException):
+    """The end of a process, as far as the files are concerned."""
+
+
+def dies_before_rename(number: int, command: list[str], patch: pytest.MonkeyPatch) -> None:
+    real, renames = os.replace, []
+
+    def dies(here: Path, there: Path) -> None:
+        if len(renames) == number:
+            raise Dead
+        renames.append(there)
+        real(here, there)
+
+    with patch.context() as patched, pytest.raises(Dead):
+        patched.setattr(os, "replace", dies)
+        main(command)
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_dead_after_any_step_and_run_again(
+    step: int, source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, exactly: there are three renames per shard."""
+    dies_before_rename(step, arguments(source, tmp_path), monkeypatch)
+    assert not (tmp_path / "dataset.json").exists()
+    assert main(arguments(source, tmp_path)) == 0
+    assert content(tmp_path) == content(whole)
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_dead_in_a_retry_and_run_again(step: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, pictures = tmp_path / "out", copied(source, tmp_path / "pictures")
+    assert main(arguments(pictures, out)) == 0
+    (pictures / "12.jpg").write_bytes((pictures / "11.jpg").read_bytes())
+    dies_before_rename(step, arguments(pictures, out, "--retry-failed"), monkeypatch)
+    assert not (out / "dataset.json").exists()
+    assert main(arguments(pictures, out)) == 0
+    assert "00000012-12" in samples_of(out)
+    assert main(["verify", str(out)]) == 0
+
+
+def test_ranks_together_write_what_one_process_writes(
+    source: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in (2, 0):
+        assert main(arguments(source, tmp_path, "--rank", str(rank), "--world", "3")) == 0
+    said = capsys.readouterr().out
+    assert "part 2 of 3 is done; 4 of 6 shards are left to other ranks" in said
+    assert "part 0 of 3 is done; 2 of 6 shards are left" in said
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == [f"llava-00000{k}.tar" for k in (0, 2, 3, 5)]
+    assert not (tmp_path / "dataset.json").exists()
+    assert main(arguments(source, tmp_path, "--rank", "1", "--world", "3")) == 0
+    assert content(tmp_path) == content(whole)
+
+
+def test_ranks_at_the_same_time(source: Path, whole: Path, tmp_path: Path) -> None:
+    ranks = [on_a_slow_disk(arguments(source, tmp_path, "--rank", rank, "--world", "2")) for rank in "01"]
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert content(tmp_path) == content(whole)
+
+
+def test_a_rank_leaves_the_others_files_alone(source: Path, whole: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "llava-000001.tar.tmp"
+    theirs.write_text("rank 1 is at it")
+    own = tmp_path / "llava-000002.idx.json.host-12.tmp"
+    own.write_text("left by a killed rank 0")
+    (tmp_path / "llava-000003.tar").write_text("rank 1's, of an older run")
+    assert main(arguments(source, tmp_path, "--rank", "0", "--world", "2", "--overwrite")) == 0
+    assert theirs.read_text() == "rank 1 is at it" and (tmp_path / "llava-000003.tar").exists() and not own.exists()
+    assert main(arguments(source, tmp_path, "--rank", "1", "--world", "2", "--overwrite")) == 0
+    assert content(tmp_path) == content(whole)
+
+
+def test_retry_mends_the_shard_of_a_picture_that_came_back(source: Path, whole: Path, tmp_path: Path) -> None:
+    out, pictures = tmp_path / "out", copied(source, tmp_path / "pictures")
+    assert main(arguments(pictures, out)) == 0
+    assert failures_of(out) == [{"key": "00000012-12", "image": "12.jpg", "reason": "missing file"}]
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("llava-*")}
+
+    (pictures / "12.jpg").write_bytes(picture(12))
+    assert main(arguments(pictures, out)) == 0
+    assert "00000012-12" not in samples_of(out), "without --retry-failed a shard that is done stays"
+    assert main(arguments(pictures, out, "--retry-failed")) == 0
+    assert samples_of(out)["00000012-12"]["jpg"] == picture(12)
+    assert not (out / "failures.jsonl").exists()
+    touched = {path.name for path in out.glob("llava-*") if path.stat().st_mtime_ns != before[path.name]}
+    assert touched == {"llava-000002.tar", "llava-000002.idx.json", "llava-000002_stats.json"}
+    assert main(["verify", str(out)]) == 0
+
+    (pictures / "7.jpg").unlink()  # nothing failed any more, so nothing is looked at again
+    assert main(arguments(pictures, out, "--retry-failed")) == 0
+    assert "00000007-7" in samples_of(out)
+
+
+class _FullDisk(io.BufferedWriter):
+    """A file on a disk with room for so many bytes."""
+
+    def __init__(self, path: Path, room: int):
+        super().__init__(io.FileIO(path, "w"))
+        self.room = room
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize("full_at", ["llava-000001.tar", "llava-000001.idx.json", "llava-000001_stats.json", "dataset.json"])
+def test_a_full_disk_leaves_nothing_half_written(
+    full_at: str,
+    source: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def opened(path: Path, mode: str) -> io.BufferedWriter:
+        return _FullDisk(path, 40 if path.name.startswith(full_at) and mode == "wb" else 10**9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "open", opened, raising=False)
+        assert main(arguments(source, tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert f"{full_at}" in said and "cannot be written: the disk is full" in said and "run the same command again" in said
+    assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "dataset.json").exists()
+    assert (tmp_path / "llava-000000_stats.json").exists()
+    assert main(arguments(source, tmp_path)) == 0
+    assert content(tmp_path) == content(whole)
+
+
+def test_a_source_that_breaks_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def samples() -> Iterator[ShardSample]:
+        yield {"__key__": "a", "json": b"{}"}
+        raise OSError(errno.EIO, "Input/output error")
+
+    job = Job(tmp_path, "x", {}, shards=1, shard=lambda number: Shard(samples=samples()))
+    with pytest.raises(DataError, match="x-000000: its source cannot be read .*Input/output error"):
+        write_dataset(job, workers=1, overwrite=False)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_an_out_folder_that_cannot_be_made_is_named(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(arguments(source, tmp_path / "file" / "out")) == 2
+    assert "no such folder can be made" in capsys.readouterr().err
+    with pytest.raises(DataError, match="cannot be written"):
+        write_atomically(tmp_path / "nowhere" / "x", b"")
+
+
+def test_numbers_of_the_json_become_columns_of_the_index(tmp_path: Path) -> None:
+    metas = ['{"a": 1, "b": 0.5, "c": "2", "d": true, "e": {"f": 1}, "g": NaN, "h": null}', '{"c": "x"}', "[1]"]
+    samples: list[ShardSample] = [{"__key__": f"k{n}", "json": meta.encode()} for n, meta in enumerate(metas)]
+    samples += [{"__key__": "huge", "json": b'{"a": -3, "b": 1' + 400 * b"0" + b"}"}, {"__key__": "none", "png": b"x"}]
+    job = Job(tmp_path, "x", {}, shards=1, shard=lambda number: Shard(samples=samples))
+    write_dataset(job, workers=1, overwrite=False)
+    index = json.loads((tmp_path / "x-000000.idx.json").read_text())
+    columns = {sample["key"]: sample["columns"] if "columns" in sample else None for sample in index["samples"]}
+    assert columns == {"k0": {"a": 1, "b": 0.5}, "k1": None, "k2": None, "huge": {"a": -3}, "none": None}
+    assert index["version"] == 1
