@@ -118,6 +118,7 @@ def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path)
     pack = ["pack", "--format", "llava-json", "--json", str(REPOSITORY / "data_prep/examples/photographs.json")]
     assert main([*pack, "--image-root", str(PHOTOGRAPHS), "--out", str(tmp_path / "packed")]) == 0
     settings = ["--depth-model", str(models / "depth"), "--segmentation-teacher", "classic", "--target-size", "128"]
+    settings += ["--set", "segmentation.longest_side=128", "segmentation.min_size=20"]  # a tenth of the default's time
     assert annotate(tmp_path / "packed", tmp_path / "out", "--tasks", "segmentation,depth", *settings) == 0
     assert main(["verify", str(tmp_path / "out")]) == 0
     samples = [decode_sample(key, fields) for key, fields in stored(tmp_path / "out").items()]
@@ -126,7 +127,7 @@ def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path)
     for sample in with_image:
         assert sample.depth.shape == sample.segmentation.shape and min(sample.depth.shape) <= 128
         assert sample.meta["segmentation_masks"] >= 1
-    assert np.median([sample.meta["segmentation_masks"] for sample in with_image]) > 20
+    assert np.median([sample.meta["segmentation_masks"] for sample in with_image]) > 10
 
 
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(source: Path, whole: Path, tmp_path: Path) -> None:
@@ -294,7 +295,7 @@ def test_a_picture_is_decoded_once_for_all_tasks(
         (["--tasks", "depth,dept"], "legal are some of depth,segmentation,clip"),
         (["--tasks", "clip,clip"], "each once"),
         ([*CLASSIC, "--batch", "0"], "--batch 0: must be at least 1"),
-        ([*CLASSIC, "--rank", "2", "--world", "2"], "ranks run from 0 to 1"),
+        ([*CLASSIC, "--rank", "2", "--world", "2"], "ranks count from 0 to world - 1"),
         ([*CLASSIC, "--max-failed-fraction", "2"], "a share from 0 to 1"),
         ([*CLASSIC, "--name", "a.b"], "--name a.b"),
         ([*CLASSIC, "--device", "quantum"], "--device quantum"),
