@@ -32,6 +32,7 @@ from tests.data_prep.tiny_teachers import (
     stored,
     write_source,
 )
+from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, write_vqa
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -128,6 +129,23 @@ def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path)
         assert sample.depth.shape == sample.segmentation.shape and min(sample.depth.shape) <= 128
         assert sample.meta["segmentation_masks"] >= 1
     assert np.median([sample.meta["segmentation_masks"] for sample in with_image]) > 10
+
+
+@pytest.mark.parametrize("form", ["vqa", "cc3m"])
+def test_published_forms_from_files_to_verified_shards(form: str, models: Path, tmp_path: Path) -> None:
+    if form == "vqa":
+        assert pack_vqa(write_vqa(tmp_path) | {"out": tmp_path / "packed"}) == 0
+    else:
+        cc3m(tmp_path / "cc3m")
+        assert pack_tars(str(tmp_path / "cc3m"), tmp_path / "packed") == 0
+    assert annotate(tmp_path / "packed", tmp_path / "out", *all_three(models, "sam2"), "--existing", "replace") == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    before = stored(tmp_path / "packed")
+    samples = [decode_sample(key, fields) for key, fields in stored(tmp_path / "out").items()]
+    assert [sample.key for sample in samples] == list(before) and len(samples) == (3 if form == "vqa" else 12)
+    for sample in samples:
+        assert sample.depth.shape == sample.segmentation.shape == (12, 20) and sample.depth.max() == 65535
+        assert -1 < sample.meta["clip_similarity"] < 1 and ("answers" in sample.meta) == (form == "vqa")
 
 
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(source: Path, whole: Path, tmp_path: Path) -> None:
