@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
             folder=arguments.out,
             name=arguments.name or _name_of(index),
             config=config_of(index, arguments, names, teachers),
-            shards=len(index.paths),
+            shards=len(index.sizes),
             shard=annotator.shard,
         )
         statistics = write_dataset(job, 1, arguments.overwrite, part, arguments.retry_failed)

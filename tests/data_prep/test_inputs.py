@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import sys
 import tarfile
 from pathlib import Path
@@ -37,6 +38,13 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are forked: spawned ones import torch again, for seconds. Jobs are pickled for both."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
 
 
 def columns_of(folder: Path, stem: str) -> list[dict[str, float]]:
@@ -104,7 +112,7 @@ def pack_vqa(paths: dict[str, Path], *more: str, annotated: bool = True) -> int:
     return main(["pack", "--format", "vqa-json", *sources, "--out", str(paths["out"]), *more])
 
 
-def test_vqa_groups_by_picture_and_keeps_all_ten_answers(vqa: dict[str, Path]) -> None:
+def test_vqa_groups_by_picture_and_keeps_all_ten_answers(vqa: dict[str, Path], forked: None) -> None:
     assert pack_vqa(vqa, "--shard-size", "2", "--workers", "2") == 0
     found = samples_of(vqa["out"])
     assert list(found) == ["00000000-100", "00000001-101", "00000002-102"]
@@ -189,9 +197,9 @@ def pack_tars(source: str, out: Path, *more: str) -> int:
     return main(["pack", "--format", "wds", "--source", source, "--out", str(out), *more])
 
 
-def test_tars_are_packed_shard_for_shard(tmp_path: Path) -> None:
+def test_tars_are_packed_shard_for_shard(tmp_path: Path, forked: None) -> None:
     cc3m(tmp_path / "cc3m")
-    assert pack_tars(str(tmp_path / "cc3m/cc3m-train-{0000..0002}.tar"), tmp_path / "out") == 0
+    assert pack_tars(str(tmp_path / "cc3m/cc3m-train-{0000..0002}.tar"), tmp_path / "out", "--workers", "2") == 0
     found = samples_of(tmp_path / "out")
     assert list(found) == [f"{number:09d}" for number in range(12)]
     assert set(found["000000005"]) == {"jpg", "json"}
@@ -287,7 +295,7 @@ def test_long_keys_stay_unique_and_fit_a_tar() -> None:
 # --- parquet
 
 
-def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path: Path) -> None:
+def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path: Path, forked: None) -> None:
     (tmp_path / "in").mkdir()
     for file in range(2):
         numbers = range(10 * file, 10 * file + 10)
@@ -302,7 +310,7 @@ def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path: Path) -> Non
         )
         pq.write_table(table, tmp_path / "in" / f"{file}.parquet", row_group_size=4)
     command = ["pack", "--format", "parquet", "--source", str(tmp_path / "in"), "--caption-column", "text"]
-    assert main([*command, "--out", str(tmp_path / "out"), "--shard-size", "7"]) == 0
+    assert main([*command, "--out", str(tmp_path / "out"), "--shard-size", "7", "--workers", "2"]) == 0
     found = samples_of(tmp_path / "out")
     assert list(found) == [f"{n:08d}-row_{n}" for n in range(20)]
     for number, fields in enumerate(found.values()):
