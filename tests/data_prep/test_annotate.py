@@ -130,6 +130,35 @@ def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path)
     assert np.median([sample.meta["segmentation_masks"] for sample in with_image]) > 10
 
 
+@pytest.mark.parametrize("form", ["vqa-json", "wds"])
+def test_vqa_and_cc3m_shaped_sets_from_files_to_verified_shards(form: str, models: Path, tmp_path: Path) -> None:
+    pictures = {number: encoded(picture(number, 48, 64), "JPEG") for number in range(6)}
+    source = ["--questions", str(tmp_path / "q.json"), "--annotations", str(tmp_path / "a.json"), "--image-root", str(tmp_path)]
+    if form == "vqa-json":
+        questions, annotations = [], []
+        for number, content in pictures.items():
+            (tmp_path / f"COCO_train2014_{number:012d}.jpg").write_bytes(content)
+            for question in (2 * number, 2 * number + 1):
+                questions.append({"image_id": number, "question": f"is it {question} ?", "question_id": question})
+                answers = [{"answer": "yes", "answer_confidence": "yes", "answer_id": k} for k in range(10)]
+                said = {"multiple_choice_answer": "yes", "answer_type": "yes/no", "answers": answers}
+                annotations.append({"question_id": question, "image_id": number, **said})
+        (tmp_path / "q.json").write_text(json.dumps({"data_subtype": "train2014", "questions": questions}))
+        (tmp_path / "a.json").write_text(json.dumps({"annotations": annotations}))
+    else:
+        source = ["--source", str(tmp_path / "cc3m-train-0000.tar")]
+        with webdataset.TarWriter(source[1]) as writer:
+            for number, content in pictures.items():
+                writer.write({"__key__": f"{number:08d}", "jpg": content, "txt": f"block {number}".encode(), "json": b"{}"})
+    assert main(["pack", "--format", form, *source, "--out", str(tmp_path / "packed")]) == 0
+    assert annotate(tmp_path / "packed", tmp_path / "out", *all_three(models)) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    samples = [decode_sample(key, fields) for key, fields in stored(tmp_path / "out").items()]
+    assert len(samples) == 6
+    assert all(sample.depth is not None and sample.meta["segmentation_masks"] > 1 for sample in samples)
+    assert all(len(sample.meta["answers"][1]) == 10 if form == "vqa-json" else sample.meta["caption"] for sample in samples)
+
+
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(source: Path, whole: Path, tmp_path: Path) -> None:
     code = (  # the command, slowed down so that the kill hits the middle of a shard
         "import sys, time\n"
