@@ -78,7 +78,7 @@ def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size:
     )
     with tempfile.TemporaryDirectory() as folder:
         start, start_cpu = time.perf_counter(), time.process_time()
-        job = Job(Path(folder), "out", {}, len(index.paths), annotator.shard)
+        job = Job(Path(folder), "out", {}, len(index.sizes), annotator.shard)
         written = write_dataset(job, 1, False)
         assert written is not None
         finish_dataset(job, written, 0.0)
