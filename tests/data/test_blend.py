@@ -103,7 +103,7 @@ def mix(folders, **changed) -> StreamConfig:
 def batches(folders, accumulation=1, rank=0, world_size=1, cursor=None) -> MicroBatches:
     streams = {"train": open_stream("train", mix(folders), 5, cursor)}
     rows = dict.fromkeys(PLAN.terms, NumberRows())
-    return MicroBatches(PLAN, rows, streams, NumberCollator(), accumulation, rank, world_size)
+    return MicroBatches(PLAN, rows, streams, NumberCollator(), accumulation, rank, world_size, 0, 0)
 
 
 def numbers(batch) -> list[int]:

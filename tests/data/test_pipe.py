@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 def batches(shards: str, rank=0, world_size=1, cursor=None, buffer=5) -> MicroBatches:
     config = StreamConfig(shards, backend="webdataset", shuffle_buffer=buffer)
     streams = {"s": open_stream("s", config, 3, cursor)}
-    return MicroBatches(PLAN, {"answer": NumberRows()}, streams, NumberCollator(), 1, rank, world_size)
+    return MicroBatches(PLAN, {"answer": NumberRows()}, streams, NumberCollator(), 1, rank, world_size, 0, 0)
 
 
 def numbers(dataset: MicroBatches, steps: int, workers: int = 0) -> list[int]:

@@ -60,7 +60,7 @@ def test_a_server_in_another_process_and_loader_workers(shards, tmp_path):
         def numbers(location: str, workers: int) -> list:
             config = StreamConfig(location, window=2, where=["clip > 0.01"], cache=CacheConfig(str(tmp_path), 1))
             streams = {"s": open_stream("s", config, 7)}
-            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1)
+            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1, 0, 0)
             return [b.inputs[UNDERSTAND].tokens.tolist() for b in micro_batch_loader(dataset, 0, 10, workers)]
 
         local = numbers(str(shards), 0)
