@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,19 +62,17 @@ class ShardTable:
         return digest.hexdigest()
 
 
-def build_table(samples: Iterable[tuple[str, Spans]], numbers: Sequence[Mapping[str, float]] = ()) -> ShardTable:
-    """The table of these samples; `numbers` are the columns of each of them, in the same order, or nothing at all."""
-    samples = list(samples)
-    fields = tuple(sorted({field for _, spans in samples for field in spans}))
-    column = {field: c for c, field in enumerate(fields)}
-    array = np.zeros((len(samples), len(fields), 2), dtype=np.int64)
-    array[:, :, 0] = ABSENT
-    for i, (_, spans) in enumerate(samples):
-        for field, span in spans.items():
-            array[i, column[field]] = span
+def build_table(
+    keys: Sequence[str], spans: Sequence[Mapping[str, Sequence[int]]], numbers: Sequence[Mapping[str, float]] = ()
+) -> ShardTable:
+    """The table of samples given by key, by field -> (offset, size), and by their columns, if there are any."""
+    fields = tuple(sorted({field for of_sample in spans for field in of_sample}))
+    array = np.zeros((len(keys), len(fields), 2), dtype=np.int64)
+    for c, field in enumerate(fields):
+        array[:, c] = [of_sample.get(field, (ABSENT, 0)) for of_sample in spans]
     names = sorted({name for columns in numbers for name in columns})
     columns = {name: np.array([row.get(name, np.nan) for row in numbers], dtype=np.float64) for name in names}
-    return ShardTable(np.array([key.encode() for key, _ in samples], dtype=bytes), fields, array, columns)
+    return ShardTable(np.array([key.encode() for key in keys], dtype=bytes), fields, array, columns)
 
 
 def index_path(shard: Path) -> Path:
@@ -103,16 +103,29 @@ def parse_table(path: str, content: bytes, sha256: str | None = None) -> ShardTa
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{path} is not the index that dataset.json describes (its sha256 differs). {_remedy(path)}")
     try:
-        index = json.loads(content)
-        version = index["version"]
-        samples = index["samples"]
-        spans = [(s["key"], {f: (o, n) for f, (o, n) in s["fields"].items()}) for s in samples]
-        table = build_table(spans, [s.get("columns", {}) for s in samples])
+        with _collector_paused():
+            index = json.loads(content)
+            version = index["version"]
+            samples = index["samples"]
+            keys, spans = [s["key"] for s in samples], [s["fields"] for s in samples]
+            table = build_table(keys, spans, [s.get("columns", {}) for s in samples])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a shard index ({type(error).__name__}: {error}). {_remedy(path)}") from error
     if version != INDEX_VERSION:
         raise DataError(f"{path} has version {version}; this program reads version {INDEX_VERSION}. {_remedy(path)}")
     return table
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection inside: it would walk the many objects of a parsed index again and again, for no garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_length(shard: str, size: int, table: ShardTable) -> None:
@@ -129,4 +142,5 @@ def _remedy(index: str) -> str:
 
 def scan_table(shard: Path) -> ShardTable:
     """Build the table from the tar's headers. Raises DataError as `scan_tar` does."""
-    return build_table(scan_tar(shard))
+    samples = dict(scan_tar(shard))
+    return build_table(list(samples), list(samples.values()))

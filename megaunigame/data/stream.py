@@ -7,21 +7,22 @@ rank, world size), so any number of loader workers gives the same sequence, and 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from megaunigame.data.bad_samples import BadSample
 from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.packing import Packed, pack
 from megaunigame.data.slots import Slots
-from megaunigame.data.source import Cursor, Stream
+from megaunigame.data.source import Cursor, Found, Stream
 from megaunigame.errors import DataError, UserError
 from megaunigame.passes import (
     ATTACK,
@@ -69,18 +70,17 @@ class MicroBatch:
     attack: AttackInputs | None = None
     """The rows of the attack pass, where the plan has one."""
 
-    def pin_memory(self) -> MicroBatch:
-        """Called by the DataLoader, which cannot look into our classes."""
-        pinned = {name: _pinned(inputs) for name, inputs in self.inputs.items()}
-        attack = self.attack
-        if attack is not None:
-            attack = dataclasses.replace(attack, redraw=_pinned(attack.redraw), question=_pinned(attack.question))
-        return MicroBatch(self.plan, pinned, self.bad, attack)
 
+@dataclass
+class _Draw:
+    """What one micro-step has read so far. Rows of several terms may share a sample: it is read and decoded once."""
 
-def _pinned(inputs: PassInputs) -> PassInputs:
-    pinned: dict[str, Any] = {n: v.pin_memory() for n, v in vars(inputs).items() if isinstance(v, Tensor)}
-    return dataclasses.replace(inputs, **pinned)
+    sharing: bool
+    """Whether any rows share; else samples are let go as soon as they are rows."""
+    bad: list[BadSample] = field(default_factory=list)
+    found: dict[tuple[str, int, int], Found] = field(default_factory=dict)
+    """By stream, position and attempt."""
+    samples: dict[tuple[str, int, int], Sample] = field(default_factory=dict)
 
 
 class MicroBatches(Dataset[MicroBatch]):
@@ -119,12 +119,12 @@ class MicroBatches(Dataset[MicroBatch]):
     def __getitem__(self, micro_step: int) -> MicroBatch:
         """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
         plan = self.plan.at(self.first_micro_step + micro_step, self.seed)
-        bad: list[BadSample] = []
+        draw = _Draw(sharing=any(request.shares for request in plan.requests))
         inputs: dict[str, PassInputs] = {}
         for name in plan.passes:
-            inputs[name] = self.processor.collate(self.plan, name, *self._rows(plan, name, micro_step, bad))
-        attack = self._attack(*self._rows(plan, ATTACK, micro_step, bad)) if plan.of_pass(ATTACK) else None
-        return MicroBatch(plan, inputs, bad, attack)
+            inputs[name] = self.processor.collate(self.plan, name, *self._rows(plan, name, micro_step, draw))
+        attack = self._attack(*self._rows(plan, ATTACK, micro_step, draw)) if plan.of_pass(ATTACK) else None
+        return MicroBatch(plan, inputs, draw.bad, attack)
 
     def _attack(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> AttackInputs:
         """Both halves of the rows, collated as rows of the passes they go through."""
@@ -138,7 +138,7 @@ class MicroBatches(Dataset[MicroBatch]):
         )
 
     def _rows(
-        self, plan: StepPlan, pass_name: str, micro_step: int, bad: list[BadSample]
+        self, plan: StepPlan, pass_name: str, micro_step: int, draw: _Draw
     ) -> tuple[list[Row | None], list[int], list[str]]:
         """Rows, terms and sample keys of a pass, in plan order; None where the objective fills the row itself."""
         rows: list[Row | None] = []
@@ -152,25 +152,32 @@ class MicroBatches(Dataset[MicroBatch]):
                 continue
             base = self.streams[request.stream].cursor.position
             for position in self.slots.positions(request, micro_step, self.rank, base):
-                row, key = self._row(request, request.stream, position, bad)
+                row, key = self._row(request, request.stream, position, draw)
                 rows.append(row)
                 keys.append(key)
         return rows, terms, keys
 
-    def _row(self, request: RowRequest, name: str, position: int, bad: list[BadSample]) -> tuple[Row | None, str]:
-        """Row and key of the sample at `position` or of its first good substitute; appends the bad ones to `bad`."""
+    def _row(self, request: RowRequest, name: str, position: int, draw: _Draw) -> tuple[Row | None, str]:
+        """Row and key of the sample at `position` or of its first good substitute; notes the bad ones."""
         stream, objective = self.streams[name], self.objective_of[request.term]
         for attempt in range(1 + SUBSTITUTES):
-            found = stream.source.find(position, attempt)  # a broken index is not a bad sample: its DataError ends the run
+            place = name, position, attempt
+            if place not in draw.found:  # a broken index is not a bad sample: its DataError ends the run
+                draw.found[place] = stream.source.find(position, attempt)
+            found = draw.found[place]
             rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
             try:
-                return objective.row(request, decode_sample(found.key, found.read()), rng), found.key
+                sample = draw.samples.get(place) or decode_sample(found.key, found.read())
+                if draw.sharing:
+                    draw.samples[place] = sample
+                return objective.row(request, sample, rng), found.key
             except (DataError, OSError) as error:
                 found.confirm()
-                bad.append(BadSample(stream.name, found.key, found.shard, str(error)))
+                draw.bad.append(BadSample(stream.name, found.key, found.shard, str(error)))
+        last = draw.bad[-1]
         raise DataError(
             f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
-            f"last, in {bad[-1].shard}: {bad[-1].reason} Make the shards of {stream.source.location} again."
+            f"last, in {last.shard}: {last.reason} Make the shards of {stream.source.location} again."
         )
 
 
@@ -202,7 +209,7 @@ class MicroBatchLoader:
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
-            yield batch
+            yield batch.unpacked()
 
 
 def micro_batch_loader(dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2) -> MicroBatchLoader:
@@ -210,21 +217,22 @@ def micro_batch_loader(dataset: MicroBatches, first: int, last: int, workers: in
     return MicroBatchLoader(dataset, first, last, workers, prefetch)
 
 
-class _Reporting(Dataset["MicroBatch | UserError"]):
+class _Reporting(Dataset["Packed[MicroBatch] | UserError"]):
     """Returns a UserError instead of raising it: the DataLoader would wrap the worker's traceback into its message."""
 
     def __init__(self, dataset: MicroBatches):
         self.dataset = dataset
 
-    def __getitem__(self, micro_step: int) -> MicroBatch | UserError:
+    def __getitem__(self, micro_step: int) -> Packed[MicroBatch] | UserError:
         try:
-            return self.dataset[micro_step]
+            return pack(self.dataset[micro_step])
         except UserError as error:
             return error
 
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # collections would walk, and so copy, all that was inherited from the main process
     # Launchers and Ctrl-C signal whole process trees. The main process then finishes its step and saves, for which it
     # needs its workers; they end with it.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,32 +1,59 @@
 """Rates of the data path, and the time to open a resume deep inside a large set: `python -m tests.benchmarks.loader`.
 
-Prints medians over several rounds, files in the page cache. The loader is held against pure decoding in CPU time, which
-other jobs on the machine disturb less.
+Everything is measured in the same rounds, one after the other, and compared within its round; printed are medians. CPU
+seconds count the process and its loader workers, and are what other jobs on the machine disturb least. Costs are
+marginal: the difference between a long and a short run, so that starting processes is not in them. Files are in the page
+cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
+import pickle
+import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import webdataset
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
+from megaunigame.config import StreamConfig
 from megaunigame.data.decode import decode_sample
+from megaunigame.data.opening import open_stream
 from megaunigame.data.shards import ShardIndex
-from megaunigame.data.stream import Cursor, MicroBatches, Stream, micro_batch_loader
-from megaunigame.passes import UNDERSTAND, RowRequest, StepPlan
+from megaunigame.data.source import Cursor
+from megaunigame.data.stream import MicroBatches, micro_batch_loader
+from megaunigame.passes import UNDERSTAND, Row, RowRequest, StepPlan, UnderstandRow
 from tests.data.shard_files import NumberCollator, NumberRows, encoded, write_shards
 
 SIDE = 384
+ROWS = 8
+"""Rows of a micro-batch."""
+
+TAR_READER = "raw, webdataset's tar reader"
+RAW_READS = "raw, this index, shuffled"
+DECODE = "every field, decoding alone"
+DECODE_PARALLEL = "every field, decoding alone in as many processes"
+LOADER = "every field, this loader"
+WEBDATASET = "every field, webdataset + DataLoader"
+STATEFUL = "every field, webdataset + StatefulDataLoader"
+DECODE_IMAGE = "image, decoding alone"
+LOADER_IMAGE = "image, this loader, targets stored beside it"
+
+Work = Callable[[int], object]
+"""Puts that many samples through."""
 
 
 def photograph(number: int) -> dict[str, bytes]:
@@ -45,25 +72,144 @@ def photograph(number: int) -> dict[str, bytes]:
     }
 
 
-def median_rate(work: Callable[[], int], rounds: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median over rounds of (samples returned by `work`) per second of `clock`."""
-    rates = []
-    for _ in range(rounds):
-        start = clock()
-        samples = work()
-        rates.append(samples / (clock() - start))
-    return statistics.median(rates)
+class ImageRows:
+    """Rows that need the image and no target."""
+
+    def row(self, request: RowRequest, sample: object, rng: np.random.Generator) -> Row:
+        return UnderstandRow([sample.image], [(str(sample.meta["number"]), "0")])
+
+
+def seconds() -> tuple[float, float]:
+    """CPU seconds of this process and its ended children, and the wall clock."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used), time.perf_counter()
+
+
+def cost(work: Work, samples: int) -> tuple[float, float]:
+    """CPU and wall seconds of one more sample."""
+    marks = []
+    for n in (samples // 4, samples + samples // 4):
+        before = seconds()
+        work(n)
+        marks.append([b - a for a, b in zip(before, seconds(), strict=True)])
+    cpu, wall = ((long - short) / samples for short, long in zip(*marks, strict=True))
+    return cpu, wall
+
+
+def rates(samples: int, rounds: int, workers: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_shards(Path(name), [64] * 4, photograph)
+        index = ShardIndex.open(folder)
+        places = [(shard, i) for shard, n in enumerate(index.sizes) for i in range(n)]
+        np.random.default_rng(0).shuffle(places)
+        raw = [index.read(*place) for place in places]
+        size = sum(len(data) for _, fields in raw for data in fields.values()) / len(raw) / 1024
+        print(f"samples of {SIDE}x{SIDE}, {size:.0f} KiB each (jpg, 16-bit depth, palette ids, json)")
+        print(f"{rounds} rounds, loaders with {workers} workers, micro-batches of {ROWS}")
+
+        tars = sorted(map(str, folder.glob("*.tar")))
+        works: dict[str, tuple[Work, int]] = {
+            TAR_READER: (partial(tar_reader, tars), 8 * samples),
+            RAW_READS: (partial(raw_reads, index, places), 8 * samples),
+            DECODE: (partial(decodes, raw), samples),
+            DECODE_PARALLEL: (partial(parallel_decodes, raw, workers), samples),
+            LOADER: (micro_batches(folder, NumberRows(), workers), samples),
+            WEBDATASET: (partial(webdataset_batches, tars, workers, DataLoader), samples),
+            STATEFUL: (partial(webdataset_batches, tars, workers, StatefulDataLoader), samples),
+            DECODE_IMAGE: (partial(decodes, raw, images=True), 2 * samples),
+            LOADER_IMAGE: (micro_batches(folder, ImageRows(), workers), 2 * samples),
+        }
+        costs: dict[str, list[tuple[float, float]]] = {what: [] for what in works}
+        for _ in range(rounds):
+            for what, work in works.items():
+                costs[what].append(cost(*work))
+    print(f"{'':46}{'samples/cpu-s':>14}{'samples/s':>11}")
+    for what, measured in costs.items():
+        cpu, wall = (statistics.median(column) for column in zip(*measured, strict=True))
+        print(f"{what:46}{1 / cpu:14,.0f}{1 / wall:11,.0f}")
+    print("rates divided: median (lowest-highest) of the rounds")
+    for clock, of, to in (
+        ("CPU", RAW_READS, TAR_READER),
+        ("CPU", LOADER, DECODE),
+        ("CPU", LOADER, DECODE_PARALLEL),
+        ("wall", LOADER, DECODE_PARALLEL),
+        ("CPU", LOADER, WEBDATASET),
+        ("CPU", LOADER, STATEFUL),
+        ("CPU", LOADER_IMAGE, DECODE_IMAGE),
+    ):
+        column = ("CPU", "wall").index(clock)
+        ratios = [b[column] / a[column] for a, b in zip(costs[of], costs[to], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        print(f"{clock:5}{of} / {to}: {spread}")
+
+
+def tar_reader(tars: list[str], samples: int) -> None:
+    for _ in itertools.islice(webdataset.WebDataset(tars, shardshuffle=False).repeat(), samples):
+        pass
+
+
+def raw_reads(index: ShardIndex, places: list[tuple[int, int]], samples: int) -> None:
+    for place in itertools.islice(itertools.cycle(places), samples):
+        index.read(*place)
+
+
+def decodes(raw: list[tuple[str, dict[str, bytes]]], samples: int, images: bool = False) -> None:
+    for key, fields in itertools.islice(itertools.cycle(raw), samples):
+        sample = decode_sample(key, fields)
+        _ = sample.image if images else sample.decoded()
+
+
+def parallel_decodes(raw: list[tuple[str, dict[str, bytes]]], processes: int, samples: int) -> None:
+    with ProcessPoolExecutor(processes) as pool:
+        for done in [pool.submit(decodes, raw, samples // processes) for _ in range(processes)]:
+            done.result()
+
+
+def micro_batches(folder: Path, rows: object, workers: int) -> Work:
+    plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", ROWS),))
+    streams = {"s": open_stream("s", StreamConfig(str(folder)), 0)}
+    dataset = MicroBatches(plan, {"answer": rows}, streams, NumberCollator(), 1, 0, 1, 0, 0)
+
+    def work(samples: int) -> None:
+        for _ in micro_batch_loader(dataset, 0, samples // ROWS, workers):
+            pass
+
+    return work
+
+
+def webdataset_batches(tars: list[str], workers: int, loader: type, samples: int) -> None:
+    for _ in itertools.islice(webdataset_loader(tars, workers, loader), samples // ROWS):
+        pass
+
+
+def webdataset_loader(tars: list[str], workers: int, loader: type) -> Iterator[torch.Tensor]:
+    """Endless micro-batches of the same content: every field decoded, the number kept."""
+    shards = webdataset.ResampledShards(tars, seed=0, deterministic=True)
+    stages = [shards, webdataset.tarfile_to_samples(), webdataset.shuffle(128), webdataset.map(number_of)]
+    return iter(loader(webdataset.DataPipeline(*stages), batch_size=ROWS, num_workers=workers))
+
+
+def number_of(fields: dict[str, bytes]) -> int:
+    return decode_sample("", {k: v for k, v in fields.items() if not k.startswith("__")}).decoded().meta["number"]
 
 
 def synthetic_set(folder: Path, shards: int, samples: int) -> None:
     """A manifest of `shards` x `samples`, with an index for every shard; the tars are holes of the right size."""
-    spans = [{"key": f"{i:07d}", "fields": {"json": [512 + 2048 * i, 900]}} for i in range(samples)]
-    content = json.dumps({"version": 1, "samples": spans}).encode()
+    fields = {"json": [512, 900], "jpg": [2048, 60_000], "depth.png": [62_976, 40_000]}
+    listed = [
+        {
+            "key": f"{i:07d}",
+            "fields": {name: [103_936 * i + start, size] for name, (start, size) in fields.items()},
+            "columns": {"width": 640, "height": 480, "clip_similarity": i / samples},
+        }
+        for i in range(samples)
+    ]
+    content = json.dumps({"version": 1, "samples": listed}, separators=(",", ":")).encode()
     rows = []
     for shard in range(shards):
         path = folder / f"data-{shard:06d}.tar"
         with open(path, "wb") as file:
-            file.truncate(2048 * samples + 1024)
+            file.truncate(103_936 * samples + 1024)
         if shard == 0:
             index = path.with_suffix(".idx.json")
             index.write_bytes(content)
@@ -71,68 +217,88 @@ def synthetic_set(folder: Path, shards: int, samples: int) -> None:
             os.link(index, path.with_suffix(".idx.json"))
         digest = hashlib.sha256(content).hexdigest()
         rows.append({"file": path.name, "samples": samples, "bytes": path.stat().st_size, "index_sha256": digest})
-    (folder / "dataset.json").write_text(json.dumps({"version": 1, "fields": ["json"], "shards": rows}))
-
-
-def rates(samples: int, rounds: int, workers: int) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = write_shards(Path(name), [samples // 4] * 4, photograph)
-        index = ShardIndex.open(folder)
-        places = [(shard, i) for shard, n in enumerate(index.sizes) for i in range(n)]
-        np.random.default_rng(0).shuffle(places)
-        raw = [index.read(*place) for place in places]
-        size = sum(len(data) for _, fields in raw for data in fields.values()) / len(raw) / 1024
-        print(f"{len(raw)} samples of {SIDE}x{SIDE}, {size:.0f} KiB each (jpg, 16-bit depth, palette ids, json)")
-
-        def tar_reader() -> int:
-            return sum(1 for _ in webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False))
-
-        def raw_reads() -> int:
-            return sum(1 for place in places if index.read(*place))
-
-        def decodes() -> int:
-            return sum(1 for key, fields in raw if decode_sample(key, fields))
-
-        def through_loader(processes: int) -> Callable[[], int]:
-            plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 8),))
-            streams = {"s": Stream.open("s", folder, seed=0)}
-            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1, 0, 0)
-            return lambda: sum(len(b.inputs[UNDERSTAND].keys) for b in micro_batch_loader(dataset, 0, len(raw) // 8, processes))
-
-        print(f"webdataset tar reader, raw        {median_rate(tar_reader, rounds):9,.0f} samples/s")
-        print(f"this index, raw, shuffled         {median_rate(raw_reads, rounds):9,.0f} samples/s")
-        print(f"micro-batches, {workers} workers          {median_rate(through_loader(workers), rounds):9,.0f} samples/s")
-        pairs = [[median_rate(work, 1, time.process_time) for work in (decodes, through_loader(0))] for _ in range(rounds)]
-        decode, loader = (statistics.median(column) for column in zip(*pairs, strict=True))
-        share = statistics.median(loader / decode for decode, loader in pairs)
-        print(f"decode only                       {decode:9,.0f} samples/cpu-s")
-        print(f"micro-batches, 0 workers          {loader:9,.0f} samples/cpu-s, {share:.2f} of decode only")
+    (folder / "dataset.json").write_text(json.dumps({"version": 1, "fields": sorted(fields), "shards": rows}))
 
 
 def resume(rounds: int) -> None:
     shards, samples, position = 1200, 10_000, 11_234_567
     with tempfile.TemporaryDirectory() as name:
         synthetic_set(Path(name), shards, samples)
-        index_hash = ShardIndex.open(name).hash
+        identity = open_stream("s", StreamConfig(name), 0).source.identity
 
-        def first_read() -> int:
-            stream = Stream.open("s", name, seed=0, cursor=Cursor(0, position, 8, index_hash))
-            stream.index.read(*stream.place(position, 0))
-            return 1
+        def first_read() -> None:
+            stream = open_stream("s", StreamConfig(name), 0, Cursor(0, position, identity))
+            stream.source.find(position, 0).read()
 
-        seconds = 1 / median_rate(first_read, rounds)
-        print(f"resume at sample {position:,} of {shards * samples:,}: open, locate, first read {seconds:.3f} s")
+        taken = [timed(first_read) for _ in range(rounds)]
+        cpu, wall = (statistics.median(column) for column in zip(*taken, strict=True))
+        print(f"resume at sample {position:,} of {shards * samples:,}: open, find, first read: {cpu:.3f} CPU s, {wall:.3f} s")
+
+    shards = 100
+    with tempfile.TemporaryDirectory() as name:
+        synthetic_set(Path(name), shards, samples)
+        config = StreamConfig(name, where=["clip_similarity >= 0.28", "has depth.png"])
+        held = []
+        cpu, wall = timed(lambda: held.append(open_stream("s", config, 0)))
+        kept = len(pickle.dumps(held[0].source.selection)) / 1e6
+        print(f"open with two filters, {shards * samples:,} samples: {cpu:.1f} CPU s, {wall:.1f} s; {kept:.2f} MB are kept")
+
+
+def stateful_resume(skipped: int) -> None:
+    """What a resume costs where the loader must read again up to its place; ours does not depend on the place."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_shards(Path(name), [64] * 4, photograph)
+        tars = sorted(map(str, folder.glob("*.tar")))
+
+        def loader() -> StatefulDataLoader:
+            shards = webdataset.ResampledShards(tars, seed=0, deterministic=True)
+            samples = webdataset.DataPipeline(shards, webdataset.tarfile_to_samples(), webdataset.map(number_of))
+            return StatefulDataLoader(samples, batch_size=ROWS, num_workers=1)
+
+        first = loader()
+        batches = iter(first)
+        for _ in range(skipped // ROWS):
+            next(batches)
+        state = first.state_dict()
+        del batches
+
+        def again() -> None:
+            second = loader()
+            second.load_state_dict(state)
+            next(iter(second))
+
+        _, wall = timed(again)
+        print(f"resume of webdataset by StatefulDataLoader at sample {skipped:,}: {wall:.1f} s")
+
+        cursor = Cursor(0, skipped, open_stream("s", StreamConfig(str(folder)), 0).source.identity)
+        plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", ROWS),))
+
+        def ours() -> None:
+            streams = {"s": open_stream("s", StreamConfig(str(folder)), 0, cursor)}
+            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1, 0, 0)
+            next(iter(micro_batch_loader(dataset, 0, 1, 1)))
+
+        _, wall = timed(ours)
+        print(f"resume of this loader at the same place: {wall:.1f} s")
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    before = seconds()
+    work()
+    cpu, wall = (b - a for a, b in zip(before, seconds(), strict=True))
+    return cpu, wall
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rates(arguments.samples, arguments.rounds, arguments.workers)
     resume(arguments.rounds)
+    stateful_resume(1024)
+    rates(arguments.samples, arguments.rounds, arguments.workers)
 
 
 if __name__ == "__main__":

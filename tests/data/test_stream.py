@@ -10,7 +10,7 @@ import torch
 from megaunigame.config import StreamConfig
 from megaunigame.data.bad_samples import BadSampleCounter
 from megaunigame.data.opening import open_stream
-from megaunigame.data.source import Cursor
+from megaunigame.data.source import Cursor, Found
 from megaunigame.data.stream import MicroBatch, MicroBatches, micro_batch_loader
 from megaunigame.errors import DataError
 from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
@@ -122,6 +122,30 @@ def test_loading_leaves_the_global_random_state_alone(folder):
     for workers in (0, 1):
         list(micro_batch_loader(dataset, 0, 3, workers))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("backend", ["index", "webdataset"])
+def test_rows_that_share_a_sample_read_it_once(folder, backend):
+    shared = [RowRequest("again", GENERATE, "s", 3, shares="answer"), RowRequest("third", UNDERSTAND, "s", 3, shares="answer")]
+    plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 3), *shared))
+    shards = str(folder) if backend == "index" else f"{folder}/data-{{000000..000004}}.tar"
+    stream = open_stream("s", StreamConfig(shards, backend=backend), 3)
+    reads = []
+    find = stream.source.find
+
+    def counting(position: int, attempt: int) -> Found:
+        found = find(position, attempt)
+        return dataclasses.replace(found, read=lambda: reads.append(found.key) or found.read())
+
+    stream.source.find = counting
+    refused = NumberRows(refused=range(0, sum(SIZES), 4))  # substitutes are shared as well
+    dataset = MicroBatches(plan, dict.fromkeys(plan.terms, refused), {"s": stream}, NumberCollator(), 1, 0, 1, 0, 0)
+    for micro_step in range(8):
+        batch = dataset[micro_step]
+        keys = batch.inputs[UNDERSTAND].keys
+        assert keys[:3] == keys[3:] == batch.inputs[GENERATE].keys
+        assert len(reads) == 3 + len(batch.bad) // 3
+        reads.clear()
 
 
 def test_rows_without_data_are_dummy_rows(folder):

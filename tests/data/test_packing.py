@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from megaunigame.data.packing import INLINE, Packed, pack
+from megaunigame.passes import UNDERSTAND, AttackInputs, PassInputs, RowRequest, StepPlan
+
+
+@dataclass
+class Holder:
+    inputs: dict[str, PassInputs]
+    plan: StepPlan
+    attack: AttackInputs | None = None
+    bad: list[str] = field(default_factory=list)
+
+
+def inputs(rows: int, side: int, seed: int) -> PassInputs:
+    made = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1000, (rows, 7), generator=made)
+    return PassInputs(
+        tokens=tokens,
+        attention=tokens > 3,
+        terms=torch.zeros(rows, dtype=torch.int64),
+        counts=torch.rand(rows, generator=made),
+        images=torch.rand(rows, 1, 3, side, side, generator=made).to(torch.bfloat16),
+        targets=torch.rand(rows, side, side, 3, generator=made).permute(0, 3, 1, 2),  # not contiguous
+        segments=torch.empty(0, 7, dtype=torch.int64),
+        keys=[f"k{i}" for i in range(rows)],
+    )
+
+
+def holder(side: int, seed: int = 0) -> Holder:
+    plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 3),))
+    attack = AttackInputs(redraw=inputs(1, side, 9), question=inputs(1, side, 8), texts=["t"])
+    return Holder({"a": inputs(3, side, seed), "b": inputs(2, side, seed + 1)}, plan, attack, ["x"])
+
+
+def same(one: Holder, other: Holder) -> bool:
+    pairs = [(one.inputs[n], other.inputs[n]) for n in one.inputs]
+    pairs += [(one.attack.redraw, other.attack.redraw), (one.attack.question, other.attack.question)]
+    for a, b in pairs:
+        for name, value in vars(a).items():
+            got = getattr(b, name)
+            if isinstance(value, torch.Tensor):
+                assert got.dtype == value.dtype and torch.equal(got, value)
+            else:
+                assert got == value
+    return list(one.inputs) == list(other.inputs) and (one.plan, one.bad) == (other.plan, other.bad)
+
+
+class Holders(Dataset[Packed[Holder]]):
+    def __init__(self, side: int):
+        self.side = side
+
+    def __getitem__(self, i: int) -> Packed[Holder]:
+        return pack(holder(self.side, i))
+
+
+@pytest.mark.parametrize("side", [4, 64])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_packed_comes_out_again(side, workers):
+    context = "fork" if workers else None
+    loader = DataLoader(Holders(side), sampler=range(6), batch_size=None, num_workers=workers, multiprocessing_context=context)
+    for i, packed in enumerate(loader):
+        assert (packed.memory.nbytes > INLINE) == (side == 64)
+        assert same(holder(side, i), packed.unpacked())
+
+
+def test_the_original_is_left_alone_and_the_copy_can_be_written_to():
+    original = holder(4)
+    copy = pack(original).unpacked()
+    copy.inputs["a"].tokens.zero_()
+    assert same(original, holder(4)) and copy.plan is original.plan
+
+
+def test_nothing_to_pack():
+    assert pack({"a": [1, 2]}).unpacked() == {"a": [1, 2]}
