@@ -13,6 +13,7 @@ import yaml
 from tqdm import tqdm
 
 from data_prep.annotator import EXISTING, Annotator, already_there
+from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
 from data_prep.shard_writer import FAILURES, MANIFEST, Job, enforce_limit, finish_dataset, write_dataset
 from data_prep.teachers.base import TASKS, Machine, Teacher, load_teacher
 from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
@@ -70,17 +71,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--batch", type=int, default=8, help="pictures in one forward (default 8)")
     parser.add_argument("--threads", type=int, default=4, help="threads that decode and encode (default 4)")
     parser.add_argument("--name", help="shards are called NAME-000000.tar (default: as in IN)")
-    parser.add_argument("--rank", type=int, default=0, help="write shards rank, rank + world, ... (default 0)")
-    parser.add_argument("--world", type=int, default=1, help="number of such processes (default 1)")
-    parser.add_argument("--retry-failed", action="store_true", help="write shards with failed samples again")
-    parser.add_argument(
-        "--max-failed-fraction",
-        type=float,
-        default=0.01,
-        metavar="X",
-        help="most samples, as a share of all, that may fail (default 0.01)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace shards written with other settings")
+    add_part_options(parser)
+    add_failure_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -95,7 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
     machine = Machine(_device(arguments.device), DTYPES[arguments.dtype], arguments.batch)
     names = {task: str(getattr(arguments, f"{task}_teacher")) for task in tasks}
     teachers = {task: load_teacher(task, names[task], settings[task], machine) for task in tasks}
-    with SampleProgress(index, (arguments.rank, arguments.world)) as progress:
+    part = part_of(arguments)
+    with SampleProgress(index, part) as progress:
         failures: list[dict[str, str]] = []
 
         def failed(failure: dict[str, str]) -> None:
@@ -119,7 +112,6 @@ def run(arguments: argparse.Namespace) -> None:
             shards=len(index.sizes),
             shard=annotator.shard,
         )
-        part = (arguments.rank, arguments.world)
         statistics = write_dataset(job, 1, arguments.overwrite, part, arguments.retry_failed)
     print(summary(annotator))
     if statistics is not None:
@@ -213,11 +205,8 @@ class SampleProgress:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, least in (("batch", 1), ("threads", 1), ("world", 1), ("rank", 0), ("target_size", 0)):
-        if getattr(arguments, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least {least}.")
-    if arguments.rank >= arguments.world:
-        raise ConfigError(f"--rank {arguments.rank} --world {arguments.world}: ranks run from 0 to {arguments.world - 1}.")
+    require_at_least(arguments, batch=1, threads=1, target_size=0)
+    part_of(arguments)
     if not 0 <= arguments.max_failed_fraction <= 1:
         raise ConfigError(f"--max-failed-fraction {arguments.max_failed_fraction}: a share from 0 to 1 is wanted.")
     if arguments.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.name):

@@ -75,9 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
     name = source.shard_name if arguments.name is None else arguments.name
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise DataError(f"--name {name}: only letters, digits, - and _ can be part of a shard's name")
-    rank, world = part
-    absent, entries = source.absent(range(rank, source.shards, world))
-    enforce_limit(arguments.out, absent, entries, arguments.max_failed_fraction)
+    if arguments.rank == 0:  # for all: the limit is a share of the whole data set, and files of one kind lie together
+        absent, entries = source.absent()
+        enforce_limit(arguments.out, absent, entries, arguments.max_failed_fraction)
     job = Job(
         folder=arguments.out,
         name=name,

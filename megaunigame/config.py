@@ -39,7 +39,8 @@ class ModelConfig:
     train: str = "lora"
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)
-    """Groups trained in `full`; empty: the family's default. Janus: vision, aligner, lm, generation_embed, generation_head."""
+    """Groups trained in `full`; empty: the family's default. Janus: vision, aligner, lm, generation_embed, generation_head.
+    OpenUni: vision, aligner, lm, queries, connector, dit."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: str = "sdpa"
     """`sdpa`, `eager` or `flash_attention_2`."""

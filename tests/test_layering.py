@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # the tools and the front doors
     "tiny_world": {
-        *("config", "data", "distributed", "errors", "evaluation", "models", "passes", "randomness", "registry"),
+        *("config", "data", "distributed", "errors", "evaluation", "launching", "models", "passes", "randomness", "registry"),
         "representations",
     },
     "sweeping": {"config", "errors", "monitoring", "registry"},

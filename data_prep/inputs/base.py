@@ -50,8 +50,8 @@ class Input(ABC):
     def shard(self, number: int) -> Shard:
         """Shard `number`. Raises DataError for a source that is not whole; single bad samples are its failures."""
 
-    def absent(self, numbers: range) -> tuple[list[Failure], int]:
-        """Failures of these shards that are known without opening a picture, and of how many entries."""
+    def absent(self) -> tuple[list[Failure], int]:
+        """Failures that are known without opening a picture, and of how many entries."""
         return [], 0
 
 
@@ -84,17 +84,14 @@ class ListedPictures(Input):
         shard.samples = self._samples(number, shard.failures)
         return shard
 
-    def absent(self, numbers: range) -> tuple[list[Failure], int]:
-        entries = [entry for number in numbers for entry in self._of_shard(number)]
+    def absent(self) -> tuple[list[Failure], int]:
+        entries = self.entries()
         looked_at = tqdm(entries, desc="looking for pictures", unit="entry", delay=2, leave=False)
         lost = [e for e in looked_at if e.image is not None and find_picture(self.image_root, e.image) is None]
         return [_failure(entry, "missing file") for entry in lost], len(entries)
 
-    def _of_shard(self, number: int) -> list[Entry]:
-        return self.entries()[number * self.shard_size : (number + 1) * self.shard_size]
-
     def _samples(self, number: int, failures: list[Failure]) -> Iterator[ShardSample]:
-        for entry in self._of_shard(number):
+        for entry in self.entries()[number * self.shard_size : (number + 1) * self.shard_size]:
             try:
                 yield packed(entry.key, entry.record, self._picture(entry))
             except EntryFailure as failure:

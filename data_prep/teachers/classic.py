@@ -25,13 +25,13 @@ class Classic(Teacher):
 
     @dataclass
     class Config:
-        scale: float = 100.0
+        scale: float = 300.0
         """Larger: fewer and larger regions."""
-        sigma: float = 0.5
+        sigma: float = 0.8
         """Width of the Gaussian that smooths the picture first, in pixels."""
-        min_size: int = 50
+        min_size: int = 200
         """Smallest region, in pixels."""
-        longest_side: int = 512
+        longest_side: int = 384
         """Larger pictures are shrunk to it first, so that the sizes above mean the same for all."""
 
     def __init__(self, task: str, config: Config, machine: Machine):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class File(Teacher):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {**asdict(self._config), "licence": "that of the files"}
+        return {"folder": self._folder.resolve().name, "pattern": self._config.pattern, "licence": "that of the files"}
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
         return [self._map(sample) for sample in samples]

@@ -37,7 +37,7 @@ def export_model(family: type[UnifiedModel], config: ModelConfig, step_folder: P
     """Write a Hugging Face folder with the trained weights, adapters merged; returns its weights' bytes."""
     family.write_settings(config.path, out)
     trained = trained_weights(step_folder)
-    return _write_shards(_merged(family, config, trained), out, dtype)
+    return write_shards(_merged(family, config, trained), out, dtype)
 
 
 def export_adapter(config: ModelConfig, step_folder: Path, out: Path) -> int:
@@ -74,7 +74,7 @@ def _merged(family: type[UnifiedModel], config: ModelConfig, trained: dict[str, 
                 yield name, trained[name] if name in trained else weights.read(name)
 
 
-def _write_shards(weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.dtype) -> int:
+def write_shards(weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.dtype) -> int:
     """model-00001.safetensors, ... and their index; one file under the plain name when it is enough."""
     shard: dict[str, Tensor] = {}
     where: dict[str, str] = {}

@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from megaunigame.data.tar_scan import Spans, scan_tar
 from megaunigame.errors import DataError
 
 INDEX_VERSION = 1
 ABSENT = -1
-
-Spans = dict[str, tuple[int, int]]
-"""Field -> (offset in the tar file, size), in bytes."""
 
 
 @dataclass(frozen=True)
@@ -144,30 +141,6 @@ def _remedy(index: str) -> str:
 
 
 def scan_table(shard: Path) -> ShardTable:
-    """Build the table from the tar headers (seeks over the data: well under a millisecond per sample).
-
-    Raises DataError for a tar that is cut short, or whose samples are not stored field by field next to each other.
-    """
-    samples: dict[str, Spans] = {}
-    key, end = None, 0
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, field = name.partition(".")
-                if not member.isfile() or not dot or not stem:
-                    continue
-                member_key = f"{folder}/{stem}" if folder else stem
-                if member_key != key and member_key in samples:
-                    raise DataError(
-                        f"{shard}: the fields of sample {member_key!r} are not adjacent. Write the tar with "
-                        "its members sorted by name (tar --sort=name)."
-                    )
-                key = member_key
-                samples.setdefault(key, {})[field.lower()] = (member.offset_data, member.size)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{shard} is not a whole, uncompressed tar file ({error}). Copy or make it again.") from error
-    if shard.stat().st_size < end + tarfile.BLOCKSIZE:
-        raise DataError(f"{shard} has no end-of-archive mark: it was cut short. Copy or make it again.")
+    """Build the table from the tar's headers. Raises DataError as `scan_tar` does."""
+    samples = dict(scan_tar(shard))
     return build_table(list(samples), list(samples.values()))

@@ -21,7 +21,7 @@ class Processor(Protocol):
     """Turns neutral rows into tensors. Runs in data-loader workers: no model, no device."""
 
     image_size: int
-    """Side of the pictures the family understands and generates, in pixels."""
+    """Side of the pictures the family generates, in pixels."""
     max_length: int
     """Longest sequence of a row, in tokens."""
 
@@ -140,7 +140,8 @@ class UnifiedModel(nn.Module, ABC):
     ) -> Tensor:
         """Generate the pictures of a generate pass (its targets are not read): (B, 3, H, W) in [-1, 1].
 
-        `disturb` maps the embedding (B, 1, D) of what was just drawn to what is added to it before it is read.
+        `disturb` maps the embedding (B, 1, D) of what was just drawn to what is added to it before it is read; where nothing
+        is drawn token by token, the hidden states (B, N, D) of the picture.
         Makes a fixed number of model calls whatever the data, so ranks stay in lockstep.
         """
 

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from megaunigame.errors import ModelError
 
-LAYOUTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+LAYOUTS = (
+    *("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"),
+    *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
+)
 
 
 class TensorFiles:
-    """The tensors of one checkpoint, over any number of safetensors or PyTorch `.bin` files.
+    """The tensors of one checkpoint, over any number of safetensors or PyTorch (`.bin`, `.pth`) files.
 
-    safetensors are read slice by slice. `.bin` files are memory-mapped, and opened with `weights_only=True`, so that a
+    safetensors are read slice by slice. PyTorch files are memory-mapped, and opened with `weights_only=True`, so that a
     checkpoint from a stranger runs no code.
     """
 

@@ -17,8 +17,11 @@ from megaunigame.sweeping.definition import Sweep
 from megaunigame.sweeping.runs import Run, is_done, run_values
 
 TABLE_FILE, RESULTS_FILE = "table.md", "results.csv"
-SHARE = re.compile(r"accuracy|consistency|match|share|present|exact|relation")
+SHARE = re.compile(r"accuracy|consistency|match|share|present|exact|relation|representations")
 """Metrics of an evaluation with such a word in their name lie in 0..1 and are shown in %."""
+
+MOST_COLUMNS = 20
+"""A table that would have more has the arms as columns."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def as_markdown(sweep: Sweep, results: Sequence[Result]) -> str:
     columns = ["arm", "seeds"]
     for title, metric in sweep.metrics.items():
         columns += [heading(title, metric), *([f"vs {sweep.baseline}"] if metric in compared else [])]
-    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    rows = [columns]
     for arm in sweep.arms:
         count = sum(r.arm == arm for r in results)
         cells = [arm, str(count)]
@@ -105,7 +108,10 @@ def as_markdown(sweep: Sweep, results: Sequence[Result]) -> str:
                 cells.append("")
             elif metric in compared:
                 cells.append(_cell(difference(results, arm, sweep.baseline, metric), metric, "+", count))
-        lines.append(_line(cells))
+        rows.append(cells)
+    if len(columns) > MOST_COLUMNS:
+        rows = [list(row) for row in zip(*rows, strict=True)]
+    lines = [_line(rows[0]), _line(["---", *["---:"] * (len(rows[0]) - 1)]), *map(_line, rows[1:])]
     state = "All" if len(results) == total else f"PARTIAL: {len(results)} of"
     legend = "Mean ± standard deviation over seeds."
     if sweep.baseline:

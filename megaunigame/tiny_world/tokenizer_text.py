@@ -43,11 +43,10 @@ def sentences(folder: Path) -> Iterator[str]:
 
 def train_text_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     """Learn a vocabulary of VOCABULARY tokens: special tokens, 256 bytes, and merges for the words of `corpus`."""
-    words = sorted({piece for text in {*corpus, *TASK_SENTENCES} for piece in _pieces(text)})
+    words = words_of((*corpus, *TASK_SENTENCES))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # Every word once, whatever its frequency: merges go to all words alike, so rare words become single tokens too.
     tokenizer.train_from_iterator(
         words,
         trainers.BpeTrainer(
@@ -74,6 +73,11 @@ def train_text_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def words_of(corpus: Iterable[str]) -> list[str]:
+    """The different words of all texts, each with the space before it: training on them gives rare words their token too."""
+    return sorted({piece for text in set(corpus) for piece in _pieces(text)})
 
 
 def _pieces(text: str) -> list[str]:

@@ -91,20 +91,8 @@ class TokenizerStage(Stage):
         self.module, self.scenes, self.loop, self.settings = module, scenes, loop, settings
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) in [-1, 1] and pixel weights (B, 1, H, W) of mean 1, half of them mirrored."""
-        pictures, weights = [], []
-        for kind, count in MIX.items():
-            index = torch.randint(len(self.scenes), (count,), generator=generator)
-            weight = torch.ones(count, *self.scenes.segmentation.shape[1:])
-            if kind in ("rgb", "regions"):
-                near = F.max_pool2d((self.scenes.segmentation[index] > 0).float(), 2 * MARGIN + 1, 1, MARGIN) > 0
-                weight[near] = self.settings.object_weight
-            pictures.append(self.scenes.batch(kind, index))
-            weights.append(weight / weight.mean(dim=(1, 2), keepdim=True))
-        pixels, weight = torch.cat(pictures), torch.cat(weights).unsqueeze(1)
-        mirrored = torch.rand(len(pixels), generator=generator) < 0.5
-        pixels[mirrored], weight[mirrored] = pixels[mirrored].flip(-1), weight[mirrored].flip(-1)
-        return pixels, weight
+        """Pictures (B, 3, H, W) in [-1, 1] and pixel weights (B, 1, H, W) of mean 1."""
+        return draw_mix(self.scenes, self.settings.object_weight, generator)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         module, settings = self.module, self.settings
@@ -146,6 +134,23 @@ class TokenizerStage(Stage):
             with torch.autocast("cpu", torch.bfloat16):
                 batches.append(flat(self.module.vq.latents(pixels)))
         self.module.codebook.fit(torch.cat(batches), KMEANS_BATCHES, generator_at(self.loop.seed + 2, step))
+
+
+def draw_mix(scenes: Scenes, object_weight: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The fixed mix of pictures (B, 3, H, W) in [-1, 1], half of them mirrored, and pixel weights (B, 1, H, W) of mean 1."""
+    pictures, weights = [], []
+    for kind, count in MIX.items():
+        index = torch.randint(len(scenes), (count,), generator=generator)
+        weight = torch.ones(count, *scenes.segmentation.shape[1:])
+        if kind in ("rgb", "regions"):
+            near = F.max_pool2d((scenes.segmentation[index] > 0).float(), 2 * MARGIN + 1, 1, MARGIN) > 0
+            weight[near] = object_weight
+        pictures.append(scenes.batch(kind, index))
+        weights.append(weight / weight.mean(dim=(1, 2), keepdim=True))
+    pixels, weight = torch.cat(pictures), torch.cat(weights).unsqueeze(1)
+    mirrored = torch.rand(len(pixels), generator=generator) < 0.5
+    pixels[mirrored], weight[mirrored] = pixels[mirrored].flip(-1), weight[mirrored].flip(-1)
+    return pixels, weight
 
 
 def psnr(output: Tensor, target: Tensor) -> float:

@@ -1,8 +1,8 @@
 """Does a teacher have to wait for files and pictures? `python -m tests.benchmarks.annotate`.
 
 A teacher that only sleeps stands for a GPU: a fixed time per picture, during which the processor is free. Printed are,
-as medians over rounds of one run, pictures per second and the share of all time that the teacher works; the rest is reading,
-decoding, encoding and writing that was not hidden behind it.
+as medians over rounds of one run, pictures per second, the share of all time that the teacher works (the rest is reading,
+decoding, encoding and writing that was not hidden behind it), and the processor's time per picture for all of that.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def source_fields(number: int) -> dict[str, bytes]:
     return {"jpg": fields["jpg"], "json": json.dumps({"conversations": talk}).encode()}
 
 
-def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size: int) -> tuple[float, float]:
-    """Pictures per second, and the teachers' share of the time from the first read to the manifest."""
+def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size: int) -> tuple[float, float, float]:
+    """Pictures per second, the teachers' share of the time from the first read to the manifest, processor ms per picture."""
     machine = Machine(torch.device("cpu"), torch.float32, 8)
     half = Sleeping.Config(milliseconds / 2)
     teachers: dict[str, Teacher] = {task: Sleeping(task, half, machine) for task in Sleeping.tasks}
@@ -77,35 +77,36 @@ def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size:
         failed=lambda failure: None,
     )
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        job = Job(Path(folder), "out", {}, len(index.paths), annotator.shard)
+        start, start_cpu = time.perf_counter(), time.process_time()
+        job = Job(Path(folder), "out", {}, len(index.sizes), annotator.shard)
         written = write_dataset(job, 1, False)
         assert written is not None
         finish_dataset(job, written, 0.0)
-        taken = time.perf_counter() - start
-    return annotator.images / taken, sum(annotator.teacher_seconds.values()) / taken
+        taken, taken_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    rate, share = annotator.images / taken, sum(annotator.teacher_seconds.values()) / taken
+    return rate, share, 1000 * taken_cpu / annotator.images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=400)
-    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--milliseconds", type=float, nargs="+", default=[0, 20, 50, 100], help="teacher, per picture")
+    parser.add_argument("--milliseconds", type=float, nargs="+", default=[0, 25, 50], help="teacher, per picture")
     parser.add_argument("--target-size", type=int, nargs="+", default=[0, 192])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"pictures {SIDE}x{SIDE}, depth and segmentation, {arguments.threads} threads, median of {arguments.rounds} rounds")
-    print(f"{'target':>8}{'teacher ms':>12}{'pictures/s':>12}{'share in teacher':>18}")
+    print(f"{'target':>8}{'teacher ms':>12}{'pictures/s':>12}{'share in teacher':>18}{'cpu ms':>9}")
     with tempfile.TemporaryDirectory() as name:
         size = arguments.samples // arguments.shards
         index = ShardIndex.open(write_shards(Path(name), [size] * arguments.shards, source_fields))
         for target_size in arguments.target_size:
             for milliseconds in arguments.milliseconds:
                 rounds = [one_round(index, milliseconds, arguments.threads, target_size) for _ in range(arguments.rounds)]
-                rate, share = (statistics.median(column) for column in zip(*rounds, strict=True))
-                print(f"{target_size or SIDE:>8}{milliseconds:>12g}{rate:>12.1f}{share:>18.3f}", flush=True)
+                rate, share, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
+                print(f"{target_size or SIDE:>8}{milliseconds:>12g}{rate:>12.1f}{share:>18.3f}{cpu:>9.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from tests.data_prep.tiny_teachers import (
     stored,
     write_source,
 )
+from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, write_vqa
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -118,6 +119,7 @@ def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path)
     pack = ["pack", "--format", "llava-json", "--json", str(REPOSITORY / "data_prep/examples/photographs.json")]
     assert main([*pack, "--image-root", str(PHOTOGRAPHS), "--out", str(tmp_path / "packed")]) == 0
     settings = ["--depth-model", str(models / "depth"), "--segmentation-teacher", "classic", "--target-size", "128"]
+    settings += ["--set", "segmentation.longest_side=128", "segmentation.min_size=20"]  # a tenth of the default's time
     assert annotate(tmp_path / "packed", tmp_path / "out", "--tasks", "segmentation,depth", *settings) == 0
     assert main(["verify", str(tmp_path / "out")]) == 0
     samples = [decode_sample(key, fields) for key, fields in stored(tmp_path / "out").items()]
@@ -126,7 +128,24 @@ def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path)
     for sample in with_image:
         assert sample.depth.shape == sample.segmentation.shape and min(sample.depth.shape) <= 128
         assert sample.meta["segmentation_masks"] >= 1
-    assert np.median([sample.meta["segmentation_masks"] for sample in with_image]) > 20
+    assert np.median([sample.meta["segmentation_masks"] for sample in with_image]) > 10
+
+
+@pytest.mark.parametrize("form", ["vqa", "cc3m"])
+def test_published_forms_from_files_to_verified_shards(form: str, models: Path, tmp_path: Path) -> None:
+    if form == "vqa":
+        assert pack_vqa(write_vqa(tmp_path) | {"out": tmp_path / "packed"}) == 0
+    else:
+        cc3m(tmp_path / "cc3m")
+        assert pack_tars(str(tmp_path / "cc3m"), tmp_path / "packed") == 0
+    assert annotate(tmp_path / "packed", tmp_path / "out", *all_three(models, "sam2"), "--existing", "replace") == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    before = stored(tmp_path / "packed")
+    samples = [decode_sample(key, fields) for key, fields in stored(tmp_path / "out").items()]
+    assert [sample.key for sample in samples] == list(before) and len(samples) == (3 if form == "vqa" else 12)
+    for sample in samples:
+        assert sample.depth.shape == sample.segmentation.shape == (12, 20) and sample.depth.max() == 65535
+        assert -1 < sample.meta["clip_similarity"] < 1 and ("answers" in sample.meta) == (form == "vqa")
 
 
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(source: Path, whole: Path, tmp_path: Path) -> None:
@@ -294,7 +313,7 @@ def test_a_picture_is_decoded_once_for_all_tasks(
         (["--tasks", "depth,dept"], "legal are some of depth,segmentation,clip"),
         (["--tasks", "clip,clip"], "each once"),
         ([*CLASSIC, "--batch", "0"], "--batch 0: must be at least 1"),
-        ([*CLASSIC, "--rank", "2", "--world", "2"], "ranks run from 0 to 1"),
+        ([*CLASSIC, "--rank", "2", "--world", "2"], "ranks count from 0 to world - 1"),
         ([*CLASSIC, "--max-failed-fraction", "2"], "a share from 0 to 1"),
         ([*CLASSIC, "--name", "a.b"], "--name a.b"),
         ([*CLASSIC, "--device", "quantum"], "--device quantum"),

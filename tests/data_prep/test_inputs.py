@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import sys
 import tarfile
 from pathlib import Path
@@ -19,24 +20,16 @@ from data_prep.__main__ import main
 from data_prep.inputs.sample import LONGEST_KEY, short_key
 from data_prep.scenes.samples import sample as scene
 from tests.data_prep.stored import failures_of, records_of, samples_of
+from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, picture, write_tar, write_vqa
 
 TALK = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
 
 
-def picture(seed: int, width: int = 20, height: int = 12, form: str = "jpeg") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, form)
-    return out.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are forked: spawned ones import torch again, for seconds. Jobs are pickled for both."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
 
 
 def columns_of(folder: Path, stem: str) -> list[dict[str, float]]:
@@ -79,32 +72,10 @@ def test_llava_finds_pictures_of_another_ending_and_takes_the_first_frame(tmp_pa
 
 @pytest.fixture
 def vqa(tmp_path: Path) -> dict[str, Path]:
-    """Seven questions about three pictures, interleaved, in the files of VQA v2."""
-    asked, answered = [], []
-    for number in range(7):
-        image_id, question_id = 100 + number % 3, 1000 + number
-        asked.append({"image_id": image_id, "question": f"Question {number}?", "question_id": question_id})
-        people = [{"answer": f"a{number}" if k < 7 else f"b{k}", "answer_confidence": "yes", "answer_id": k} for k in range(10)]
-        answered.append(
-            {"question_id": question_id, "image_id": image_id, "multiple_choice_answer": f"a{number}", "answers": people}
-            | {"question_type": "what", "answer_type": ["yes/no", "number", "other"][number % 3]}
-        )
-    (tmp_path / "questions.json").write_text(json.dumps({"data_subtype": "train2014", "questions": asked}))
-    (tmp_path / "annotations.json").write_text(json.dumps({"data_subtype": "train2014", "annotations": answered[::-1]}))
-    (tmp_path / "train2014").mkdir()
-    for image_id in (100, 101, 102):
-        (tmp_path / "train2014" / f"COCO_train2014_{image_id:012d}.jpg").write_bytes(picture(image_id))
-    names = {"questions": "questions.json", "annotations": "annotations.json", "image_root": "train2014", "out": "out"}
-    return {name: tmp_path / file for name, file in names.items()}
+    return write_vqa(tmp_path)
 
 
-def pack_vqa(paths: dict[str, Path], *more: str, annotated: bool = True) -> int:
-    annotations = ["--annotations", str(paths["annotations"])] if annotated else []
-    sources = ["--questions", str(paths["questions"]), "--image-root", str(paths["image_root"]), *annotations]
-    return main(["pack", "--format", "vqa-json", *sources, "--out", str(paths["out"]), *more])
-
-
-def test_vqa_groups_by_picture_and_keeps_all_ten_answers(vqa: dict[str, Path]) -> None:
+def test_vqa_groups_by_picture_and_keeps_all_ten_answers(vqa: dict[str, Path], forked: None) -> None:
     assert pack_vqa(vqa, "--shard-size", "2", "--workers", "2") == 0
     found = samples_of(vqa["out"])
     assert list(found) == ["00000000-100", "00000001-101", "00000002-102"]
@@ -170,26 +141,7 @@ def test_vqa_files_of_another_form_are_refused(
 # --- wds
 
 
-def cc3m(folder: Path, tars: int = 3, each: int = 4) -> None:
-    """Pictures with txt and json as in the CC3M tars."""
-    for shard in range(tars):
-        members = []
-        for number in range(shard * each, (shard + 1) * each):
-            meta = {"key": f"{number:09d}", "status": "success", "original_width": 40, "clip_similarity": number / 10}
-            for field, data in (
-                ("jpg", picture(number)),
-                ("json", json.dumps(meta).encode()),
-                ("txt", b" words %d\n" % number),
-            ):
-                members.append((f"{number:09d}.{field}", data))
-        write_tar(folder / f"cc3m-train-{shard:04d}.tar", members)
-
-
-def pack_tars(source: str, out: Path, *more: str) -> int:
-    return main(["pack", "--format", "wds", "--source", source, "--out", str(out), *more])
-
-
-def test_tars_are_packed_shard_for_shard(tmp_path: Path) -> None:
+def test_tars_are_packed_shard_for_shard(tmp_path: Path, forked: None) -> None:
     cc3m(tmp_path / "cc3m")
     assert pack_tars(str(tmp_path / "cc3m/cc3m-train-{0000..0002}.tar"), tmp_path / "out", "--workers", "2") == 0
     found = samples_of(tmp_path / "out")
@@ -265,7 +217,7 @@ def test_tars_that_are_not_whole_are_refused_by_name(tmp_path: Path, capsys: pyt
 
     write_tar(tmp_path / "mixed" / "0.tar", [("a.jpg", picture(1)), ("b.jpg", picture(2)), ("a.txt", b"x"), ("b.txt", b"y")])
     assert pack_tars(str(tmp_path / "mixed"), tmp_path / "out2") == 2
-    assert "fields of 'a' are not adjacent" in capsys.readouterr().err
+    assert "fields of sample 'a' are not adjacent" in capsys.readouterr().err
     assert not (tmp_path / "out2" / "dataset.json").exists() and not list((tmp_path / "out2").glob("*.tar"))
 
 
@@ -287,7 +239,7 @@ def test_long_keys_stay_unique_and_fit_a_tar() -> None:
 # --- parquet
 
 
-def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path: Path) -> None:
+def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path: Path, forked: None) -> None:
     (tmp_path / "in").mkdir()
     for file in range(2):
         numbers = range(10 * file, 10 * file + 10)
@@ -302,7 +254,7 @@ def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path: Path) -> Non
         )
         pq.write_table(table, tmp_path / "in" / f"{file}.parquet", row_group_size=4)
     command = ["pack", "--format", "parquet", "--source", str(tmp_path / "in"), "--caption-column", "text"]
-    assert main([*command, "--out", str(tmp_path / "out"), "--shard-size", "7"]) == 0
+    assert main([*command, "--out", str(tmp_path / "out"), "--shard-size", "7", "--workers", "2"]) == 0
     found = samples_of(tmp_path / "out")
     assert list(found) == [f"{n:08d}-row_{n}" for n in range(20)]
     for number, fields in enumerate(found.values()):

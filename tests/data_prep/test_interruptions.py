@@ -263,3 +263,19 @@ def test_numbers_of_the_json_become_columns_of_the_index(tmp_path: Path) -> None
     columns = {sample["key"]: sample["columns"] if "columns" in sample else None for sample in index["samples"]}
     assert columns == {"k0": {"a": 1, "b": 0.5}, "k1": None, "k2": None, "huge": {"a": -3}, "none": None}
     assert index["version"] == 1
+
+
+def test_the_limit_is_a_share_of_the_whole_set_for_every_rank(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the five entries of shard 2 is missing: 1 of 30, not 1 of 5."""
+    for rank in "210":
+        assert main(arguments(source, tmp_path / "out", "--rank", rank, "--world", "3")) == 0
+    assert (tmp_path / "out" / "dataset.json").exists()
+    strict = ("--max-failed-fraction", "0.03")
+    assert main(arguments(source, tmp_path / "strict", "--rank", "0", "--world", "3", *strict)) == 2
+    assert "1 of 30 entries failed (missing file: 12.jpg, ...)" in capsys.readouterr().err
+    assert not list((tmp_path / "strict").glob("*.tar")), "rank 0 says so before it packs anything"
+    for rank in "12":  # the others do not look; whoever ends last would
+        assert main(arguments(source, tmp_path / "strict", "--rank", rank, "--world", "3", *strict)) == 0
+    assert not (tmp_path / "strict" / "dataset.json").exists()

@@ -83,6 +83,22 @@ def test_masks_are_those_of_the_pipeline_of_transformers(sam_folder: Path) -> No
     assert in_half.predict([sample])[0].max() > 0
 
 
+def test_sam2_in_the_form_its_authors_publish_it(tmp_path: Path) -> None:
+    """Their folders are of the video model, and name the image processor as transformers 4 did."""
+    folder = sam2_checkpoint(tmp_path)
+    expected = load_teacher("segmentation", "sam", {"model": str(folder), **KEEP_ALL}, FLOAT32)
+    for name, old, new in (
+        ("config.json", '"model_type": "sam2"', '"model_type": "sam2_video"'),
+        ("preprocessor_config.json", '"Sam2ImageProcessor"', '"Sam2ImageProcessorFast"'),
+    ):
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+    teacher = load_teacher("segmentation", "sam", {"model": str(folder), **KEEP_ALL}, FLOAT32)
+    assert teacher.identity == expected.identity
+    np.testing.assert_array_equal(teacher.predict([seen()])[0], expected.predict([seen()])[0])
+
+
 def test_no_mask_above_the_thresholds_gives_an_empty_map(sam_folder: Path) -> None:
     settings = {"model": str(sam_folder), "points_per_side": 2, "points_per_batch": 3}
     (ids,) = load_teacher("segmentation", "sam", settings, FLOAT32).predict([seen()])

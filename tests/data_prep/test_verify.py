@@ -1,11 +1,16 @@
-"""`verify` passes what was written and finds what was changed; `stats` counts it."""
+"""`verify` passes what was written and finds what was changed."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import multiprocessing
+import os
 import shutil
-from collections.abc import Callable
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +54,7 @@ def test_a_flipped_byte_in_a_picture_is_found(folder: Path, capsys: pytest.Captu
         (lambda f: (f / "ood-000001.tar").unlink(), "ood-000001.tar is missing"),
         (lambda f: (f / "ood-000001_stats.json").unlink(), "ood-000001_stats.json is missing"),
         (lambda f: _append(f / "ood-000001.tar", b"\0" * 512), "bytes long"),
+        (lambda f: os.truncate(f / "ood-000001.tar", 9000), "is 9000 bytes long, dataset.json says"),
         (lambda f: _append(f / "ood-000001.idx.json", b" "), "is not the index that was written"),
         (lambda f: _patch(f / "ood-000001.tar", 0, b"x"), "FAULT"),
         (lambda f: shutil.copy(f / "ood-000000_stats.json", f / "ood-000001_stats.json"), "says"),
@@ -86,6 +92,49 @@ def _kinds_short(fields: ShardSample) -> None:
     fields["json"] = json.dumps(record | {"kinds": record["kinds"][:-1]}).encode()
 
 
+def _colours_for_ids(fields: ShardSample) -> None:
+    with Image.open(io.BytesIO(bytes(fields["seg.png"]))) as picture:
+        fields["seg.png"] = _png(picture.convert("RGB"))
+
+
+def _palette_too_short(fields: ShardSample) -> None:
+    """Ids kept, palette cut to one colour; Pillow would not write such a file, so the chunks are put together by hand."""
+    data = bytes(fields["seg.png"])
+    at = data.index(b"PLTE") - 4
+    length = int.from_bytes(data[at : at + 4], "big")
+    chunk = b"PLTE" + bytes(3)
+    short = (3).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    fields["seg.png"] = data[:at] + short + data[at + 12 + length :]
+
+
+def _other_size(fields: ShardSample) -> None:
+    fields["seg.png"] = _png(Image.new("P", (32, 32)))
+    fields["json"] = json.dumps({"caption": "words"}).encode()
+
+
+def _cut_jpeg(fields: ShardSample) -> None:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(bytes(fields.pop("png")))).save(out, "jpeg")
+    fields["jpg"] = out.getvalue()[:400]
+
+
+def _wrong_width(fields: ShardSample) -> None:
+    fields["json"] = json.dumps(json.loads(fields["json"]) | {"width": 65, "height": 64}).encode()
+
+
+def _no_text(fields: ShardSample) -> None:
+    fields["json"] = b'{"width": 64}'
+
+
+def _blank_caption(fields: ShardSample) -> None:
+    fields["json"] = b'{"caption": " "}'
+
+
+def _talk_of_one(fields: ShardSample) -> None:
+    record = json.loads(fields["json"])
+    fields["json"] = json.dumps(record | {"conversations": record["conversations"][:1]}).encode()
+
+
 def _no_json(fields: ShardSample) -> None:
     fields["json"] = b"{"
 
@@ -99,23 +148,80 @@ def _no_json(fields: ShardSample) -> None:
         (_no_marker, "0 turns with <image>"),
         (_kinds_short, "kinds for"),
         (_no_json, "json"),
+        (_colours_for_ids, "'seg.png' is a PNG of mode RGB; ids in a palette"),
+        (_palette_too_short, "its palette only 1 colours"),
+        (_other_size, "segmentation is (32, 32), depth (64, 64)"),
+        (_cut_jpeg, "field 'jpg' (400 bytes) is not a readable"),
+        (_wrong_width, "json says 65 x 64 pixels, the picture has 64 x 64"),
+        (_no_text, "has neither conversations nor a caption nor questions"),
+        (_blank_caption, "has an empty caption"),
+        (_talk_of_one, "has turns from ['human']"),
     ],
 )
 def test_samples_whose_parts_do_not_fit_are_found(
     change: Callable[[ShardSample], None], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def shard(number: int) -> Shard:
-        fields = sample(1, "val", number, 64)
-        change(fields)
-        return Shard(samples=[fields])
-
-    job = Job(tmp_path, "odd", {"command": "test"}, shards=1, shard=shard)
-    statistics = write_dataset(job, workers=1, overwrite=False)
-    assert statistics is not None
-    write_manifest(job, statistics)
+    fields = sample(1, "val", 0, 64)
+    change(fields)
+    _written([fields], tmp_path)
     assert main(["verify", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert said in shown and "val-00000000" in shown
+
+
+def test_all_samples_with_faults_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [sample(1, "val", number, 64) for number in range(5)]
+    for fields in samples[1:4]:
+        _eight_bits(fields)
+    _written(samples, tmp_path)
+    assert main(["verify", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "Sample 'val-00000001': field 'depth.png'" in shown and "(and 2 more samples with faults)" in shown
+
+
+def test_captions_grey_ids_and_constant_depth_are_legal(tmp_path: Path) -> None:
+    flat, grey, text = (sample(1, "val", number, 64) for number in range(3))
+    for fields in (flat, grey):
+        fields["json"] = json.dumps({"caption": "words"}).encode()
+    flat["depth.png"] = _png(Image.fromarray(np.zeros((64, 64), dtype=np.uint16)))
+    grey["seg.png"] = _png(Image.fromarray(np.full((64, 64), 255, dtype=np.uint8)))
+    talk = [{"from": "human", "value": "hello ?"}, {"from": "gpt", "value": "yes"}]
+    text = {"__key__": "text", "json": json.dumps({"conversations": talk}).encode()}
+    _written([flat, grey, text], tmp_path)
+    assert main(["verify", str(tmp_path)]) == 0
+
+
+def test_an_index_without_its_columns_and_interleaved_keys_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shards whose statistics and manifest were made to fit, as another tool would have written them."""
+    picture = sample(1, "val", 0, 64)["png"]
+    _written([{"__key__": key, "json": b'{"caption": "x", "score": 1}', "png": picture} for key in "ab"], tmp_path)
+    tar, index = tmp_path / "odd-000000.tar", tmp_path / "odd-000000.idx.json"
+    _replaced(index, index.read_bytes().replace(b'"score":1', b'"score":2'), "index_sha256", tmp_path)
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "odd-000000.idx.json does not match the members of the tar" in capsys.readouterr().out
+
+    with tarfile.open(tar) as archive:
+        members = [(member, archive.extractfile(member)) for member in archive]
+        mixed = io.BytesIO()
+        with tarfile.open(fileobj=mixed, mode="w") as other:
+            for member, data in (members[k] for k in (0, 2, 1, 3)):
+                other.addfile(member, data)
+    _replaced(tar, mixed.getvalue(), "bytes", tmp_path)
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "the fields of sample 'a' are not adjacent" in capsys.readouterr().out
+
+
+def test_several_processes_find_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)  # spawned ones import torch again, for seconds
+    os.truncate(folder / "ood-000001.tar", 9000)
+    assert main(["verify", str(folder), "--workers", "2"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[1] for line in lines[:3]] == [" 10 samples, ok", " FAULT", " 10 samples, ok"]
 
 
 def test_a_folder_without_manifest_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,13 +230,22 @@ def test_a_folder_without_manifest_is_no_data_set(tmp_path: Path, capsys: pytest
         assert "no dataset.json" in capsys.readouterr().err
 
 
-def test_stats_prints_chance_and_majority_per_kind(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["stats", str(good)]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("ood: 30 samples, 3 shards,")
-    exist = next(line for line in shown.splitlines() if line.startswith("exist"))
-    assert exist.split()[2] == "50.0"
-    assert "description" in shown
+def _written(samples: Sequence[ShardSample], folder: Path) -> None:
+    job = Job(folder, "odd", {"command": "test"}, shards=1, shard=lambda number: Shard(samples=samples))
+    statistics = write_dataset(job, workers=1, overwrite=False)
+    assert statistics is not None
+    write_manifest(job, statistics)
+
+
+def _replaced(path: Path, content: bytes, counted: str, folder: Path) -> None:
+    """Put other content into a file of the one shard, and its new size or hash wherever the old one is written down."""
+    value = {"bytes": len(content), "index_sha256": hashlib.sha256(content).hexdigest()}[counted]
+    path.write_bytes(content)
+    stats = json.loads((folder / "odd-000000_stats.json").read_text())
+    (folder / "odd-000000_stats.json").write_text(json.dumps(stats | {counted: value}))
+    manifest = json.loads((folder / "dataset.json").read_text())
+    manifest["shards"][0][counted] = value
+    (folder / "dataset.json").write_text(json.dumps(manifest))
 
 
 def _patch(path: Path, offset: int, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A tiny random Janus, on disk and in memory."""
+"""A tiny random Janus and a tiny random OpenUni, on disk and in memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import torch
 
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.models.openuni import Flow, OpenUni
+from megaunigame.models.openuni import folder as openuni_folder
 
 CORPUS = ["what color is the cube left of the red ball ?", "a small green cone behind two blue balls"] * 5
 SIZES = {"image_size": 16, "patch_size": 4, "vision_width": 32, "width": 64, "layers": 2, "intermediate": 96}
@@ -45,3 +47,39 @@ def model(folder):
 def picture():
     """`picture(seed)`: a random uint8 image of the model's size."""
     return lambda seed: torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+OPENUNI_SIZES = {
+    "image_size": 32, "source_size": 16, "patch_size": 4, "vision_width": 32, "width": 64, "intermediate": 96, "queries": 6,
+    "dit_width": 32, "latent_channels": 4, "autoencoder_widths": (8, 16, 16), "autoencoder_layers": (1, 1, 1),
+    "scaling_factor": 0.7, "flow": Flow(sample_steps=3),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def openuni_tokenizer():
+    return openuni_folder.train_tokenizer(CORPUS, 300)
+
+
+@pytest.fixture(scope="session")
+def openuni_config(openuni_tokenizer):
+    return openuni_folder.tiny_config(openuni_tokenizer, **OPENUNI_SIZES)
+
+
+@pytest.fixture(scope="session")
+def openuni_state(openuni_config):
+    """Weights large enough that different inputs give clearly different outputs."""
+    state = openuni_folder.random_state(openuni_config, seed=0)
+    return {name: value * 2 if value.dim() > 1 and not name.startswith("vae.") else value for name, value in state.items()}
+
+
+@pytest.fixture(scope="session")
+def openuni_path(tmp_path_factory, openuni_config, openuni_state, openuni_tokenizer):
+    path = tmp_path_factory.mktemp("openuni")
+    openuni_folder.write_folder(path, openuni_config, openuni_state, openuni_tokenizer)
+    return path
+
+
+@pytest.fixture
+def openuni(openuni_path):
+    return OpenUni.load(openuni_path, max_length=96)

@@ -20,7 +20,9 @@ from megaunigame.distributed import World, start_world
 from megaunigame.engine import zero3
 from megaunigame.engine.parameters import element_count, rank_count
 from megaunigame.errors import DivergenceError
+from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
+from megaunigame.registry import find
 from megaunigame.trainer import Trainer
 from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.tiny_run import leave, write_recipe
@@ -64,6 +66,21 @@ CASES = {
         "objectives": unimrg(schedule="round_robin"),
         "engine": {"ds_config": "ds_configs/zero2.json"},
     },
+    "openuni": {"model": {"family": "openuni"}, "objectives": unimrg()},
+    "openuni_all_groups_checkpointing": {
+        "model": {
+            "family": "openuni",
+            "groups": ["vision", "aligner", "lm", "queries", "connector", "dit"],
+            "gradient_checkpointing": True,
+        },
+        "batch": {"accumulation": 2},
+    },
+    "openuni_lora_round_robin": {
+        "model": {"family": "openuni", "train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}},
+        "objectives": unimrg(schedule="round_robin"),
+        "batch": {"accumulation": 3},
+    },
+    "openuni_zero2": {"model": {"family": "openuni"}, "engine": {"ds_config": "ds_configs/zero2.json"}},
     "zero2_lora": {
         "engine": {"ds_config": "ds_configs/zero2.json"},
         "model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}},
@@ -89,7 +106,8 @@ def check_partitioned(trainer: Trainer, world: World) -> None:
 
 def run(case: str, settings: dict, home: Path, world: World) -> None:
     recipe_file = write_recipe(home / f"{case}-{world.rank}.yaml", home, **settings)
-    recipe = load_recipe(str(recipe_file), [f"output={home / 'runs' / case}"])
+    model = "openuni" if case.startswith("openuni") else "model"
+    recipe = load_recipe(str(recipe_file), [f"output={home / 'runs' / case}", f"model.path={home / model}"])
     with watching_loading() as gathered_at_once:
         trainer = Trainer(recipe, world)
     plain = PlainReference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
@@ -177,9 +195,7 @@ def check_divergence(home: Path, world: World) -> None:
 
 def trainer_start(recipe) -> dict[str, torch.Tensor]:
     """The weights before training, as a plain model has them."""
-    from megaunigame.models.janus import Janus
-
-    model = Janus.load(recipe.model.path)
+    model = find("models", recipe.model.family, UnifiedModel).load(recipe.model.path)
     if recipe.model.train == "lora":
         lora = recipe.model.lora
         model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets, seed=recipe.seed)

@@ -10,8 +10,10 @@ from megaunigame.data.opening import open_stream
 from megaunigame.data.source import Stream
 from megaunigame.data.stream import MicroBatches
 from megaunigame.engine.schedule import lr_factor
-from megaunigame.models.janus import Janus
+from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import StepPlan
+from megaunigame.randomness import seed_micro_step
+from megaunigame.registry import find
 
 
 class PlainReference:
@@ -20,7 +22,9 @@ class PlainReference:
     def __init__(self, recipe: Recipe, plan: StepPlan, objective_of: dict, accumulation: int, world_size: int):
         self.recipe, self.plan, self.accumulation = recipe, plan, accumulation
         config = recipe.model
-        self.model = Janus.load(config.path, attention=config.attention, max_length=config.max_length)
+        self.model = find("models", config.family, UnifiedModel).load(
+            config.path, attention=config.attention, max_length=config.max_length
+        )
         if config.train == "lora":
             lora = config.lora
             self.model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets, seed=recipe.seed)
@@ -49,10 +53,11 @@ class PlainReference:
         """One optimizer step: mean loss per term, gradient norm before clipping."""
         self.optimizer.zero_grad()
         first = self.step_number * self.accumulation
-        batches = [ranks[m].inputs for ranks in self.ranks for m in range(first, first + self.accumulation)]
+        batches = [(r, m, ranks[first + m].inputs) for r, ranks in enumerate(self.ranks) for m in range(self.accumulation)]
         counts = {t: 0.0 for t in self.plan.terms}
         sums: dict[str, Tensor | float] = {t: 0.0 for t in self.plan.terms}
-        for inputs in batches:
+        for rank, micro, inputs in batches:
+            seed_micro_step(self.recipe.seed, self.step_number, micro, rank)
             for pass_name in self.plan.passes:
                 losses = self.model(pass_name, inputs[pass_name]).loss_sum
                 for row, term in enumerate(inputs[pass_name].terms.tolist()):

@@ -13,6 +13,7 @@ import yaml
 
 from megaunigame.distributed import World
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.models.openuni import folder as openuni_folder
 from tests.data.shard_files import encoded, write_shards
 
 QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
@@ -28,6 +29,18 @@ def write_model(folder: Path, seed: int = 0, **sizes) -> Path:
     )  # fmt: skip
     config = tiny_config(tokenizer, **{**small, **sizes})
     write_folder(folder, config, random_state(config, seed), tokenizer)
+    return folder
+
+
+def write_openuni(folder: Path) -> Path:
+    """A random OpenUni for 16x16 pictures: 4 visual tokens, 4 meta queries, latents of 4 x 4 x 4."""
+    tokenizer = openuni_folder.train_tokenizer(QUESTIONS + ANSWERS, 270)
+    config = openuni_folder.tiny_config(
+        tokenizer, image_size=16, patch_size=4, vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=2, heads=2,
+        intermediate=48, queries=4, dit_width=32, dit_layers=1, dit_heads=2, latent_channels=4, autoencoder_widths=(8, 16, 16),
+        autoencoder_layers=(1, 1, 1),
+    )  # fmt: skip
+    openuni_folder.write_folder(folder, config, openuni_folder.random_state(config, 0), tokenizer)
     return folder
 
 

@@ -92,6 +92,18 @@ def test_missing_metric():
     assert as_markdown(nowhere, FULL).splitlines()[6] == "| plain | 3 | - |"
 
 
+def test_a_wide_table_has_the_arms_as_columns():
+    wide = sweep(metrics={"right": ACCURACY, **{f"loss {n}": LOSS for n in range(10)}})
+    lines = as_markdown(wide, FULL).splitlines()
+    assert lines[4:8] == [
+        "| arm | plain | fast | slow |",
+        "| --- | ---: | ---: | ---: |",
+        "| seeds | 3 | 3 | 3 |",
+        "| right (%) | 60.0 ± 10.0 | 67.0 ± 10.4 | 60.0 ± 10.0 |",
+    ]
+    assert lines[8] == "| vs plain |  | +7.0 ± 2.5 | +0.0 ± 0.0 |"
+
+
 def test_csv_has_every_metric_as_recorded():
     rows = list(csv.DictReader(io.StringIO(as_csv([*FULL, Result("odd", 7, {"perf/passes": 2.0})]))))
     assert rows[3] == {"arm": "fast", "seed": "0", ACCURACY: "0.6", LOSS: "6.0", "perf/passes": ""}

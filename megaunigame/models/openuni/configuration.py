@@ -137,9 +137,7 @@ def read_config(path: str | Path) -> OpenUniConfig:
     """The configuration of the model folder `path`. Raises ModelError for another family or an incomplete file."""
     file = Path(path) / "config.json"
     if not file.is_file():
-        raise ModelError(
-            f"No config.json in {path}. Give an OpenUni folder; python -m megaunigame.models.openuni.convert --help makes one."
-        )
+        raise ModelError(f"No config.json in {path}. Give an OpenUni folder; python launch/openuni.py --help makes one.")
     try:
         raw = json.loads(file.read_text())
     except json.JSONDecodeError as error:

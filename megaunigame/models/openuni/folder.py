@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
-from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER
 from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
 from megaunigame.models.openuni.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, TURN_END, TURN_START
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
@@ -21,6 +20,7 @@ from megaunigame.models.small_tokenizer import small_tokenizer
 
 PAD = "<|endoftext|>"
 POSITION_STD = 0.02
+BRIDGE = ("meta_queries", "connector_input", "connector", "projector")
 
 
 def write_folder(
@@ -164,25 +164,31 @@ def random_state(config: OpenUniConfig, seed: int) -> dict[str, Tensor]:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = trained_parts(config)
         internvl = InternVLForConditionalGeneration(config.internvl)
-        parts |= {"model": internvl.model, "lm_head": internvl.lm_head}
         nn.init.normal_(internvl.model.vision_tower.embeddings.position_embeddings, std=POSITION_STD)
-        nn.init.normal_(parts["meta_queries"].weight, std=config.width**-0.5)
-        parts["vae"] = autoencoder(config)
-        for name, part in parts.items():
-            if name not in ("model", "lm_head"):
-                _initialise(part)
-        state = nn.ModuleDict(parts).state_dict()
-    assert all(name.startswith(AUTOENCODER) == (name.split(".")[0] == "vae") for name in state)
-    return state
+        state = internvl.state_dict()
+        parts = trained_parts(config)
+        for name, part in {"transformer": parts["transformer"], "vae": autoencoder(config)}.items():
+            for module in part.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.reset_parameters()  # the other parameters were drawn when the part was built
+            state |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+    return state | fresh_bridge(config, seed)
 
 
-def _initialise(part: nn.Module) -> None:
-    """torch's own initialisation of linear layers, convolutions and norms; other parameters were drawn when built."""
-    for module in part.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+def fresh_bridge(config: OpenUniConfig, seed: int) -> dict[str, Tensor]:
+    """What stands between a language model and a transformer that do not know each other yet, initialised as officially."""
+    parts = trained_parts(config)
+    bridge = nn.ModuleDict({name: part for name, part in parts.items() if name in BRIDGE})
+    generator = torch.Generator().manual_seed(seed)
+    for module in bridge.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
+    nn.init.normal_(parts["meta_queries"].weight, std=config.width**-0.5, generator=generator)
+    return bridge.state_dict()
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

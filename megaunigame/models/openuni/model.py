@@ -99,7 +99,9 @@ class OpenUni(CausalModel):
         _, weights = open_weights(TensorFiles.of_folder(path), path)
         module = autoencoder(self.config)
         load_plain(module, weights, f"The autoencoder in {path}")
-        self.set_autoencoder(module.to(device=device, dtype=dtype))
+        for parameter in module.parameters():  # not module.to(dtype), which diffusers warns of
+            parameter.data = parameter.data.to(device, dtype)
+        self.set_autoencoder(module)
 
     def set_autoencoder(self, module: AutoencoderDC) -> None:
         """Use `module` (on the right device, in the right dtype), frozen."""

@@ -1,0 +1,53 @@
+"""The samples of a tar, found by one scan of its headers: seeks over the data, well under a millisecond per sample."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from megaunigame.errors import DataError
+
+Spans = dict[str, tuple[int, int]]
+"""Field -> (offset in the tar file, size), in bytes."""
+
+
+def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
+    """Key and spans of every sample, in order. Names are split as WebDataset does: at the first dot behind the last slash,
+    the field in lower case.
+
+    Raises DataError when the tar cannot be read to its end, or when the fields of a key are not adjacent.
+    """
+    seen: set[str] = set()
+    current, spans = "", Spans()
+    try:
+        with open(tar, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                folder, slash, name = member.name.rpartition("/")
+                stem, dot, field = name.partition(".")
+                if not member.isfile() or not stem or not dot:
+                    continue
+                key, field = folder + slash + stem, field.lower()
+                if key != current:
+                    if spans:
+                        yield current, spans
+                    if key in seen:
+                        raise DataError(
+                            f"{tar}: the fields of sample {key!r} are not adjacent. Write the tar with its members sorted by "
+                            "name (tar --sort=name)."
+                        )
+                    seen.add(key)
+                    current, spans = key, {}
+                if field in spans:
+                    raise DataError(f"{tar}: sample {key!r} has two fields {field!r}. Write the tar again.")
+                spans[field] = (member.offset_data, member.size)
+            # tarfile takes both the end of the file and a damaged header for the end of the archive.
+            stream.seek(archive.offset)
+            mark = stream.read(tarfile.BLOCKSIZE)
+            if mark != bytes(tarfile.BLOCKSIZE):
+                problem = "has a damaged header" if len(mark) == tarfile.BLOCKSIZE else "was cut short: it has no end"
+                raise DataError(f"{tar} {problem} at byte {archive.offset:,}. Copy or make it again.")
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{tar} is not a whole, uncompressed tar file ({error}). Copy or make it again.") from error
+    if spans:
+        yield current, spans

@@ -1,0 +1,120 @@
+"""Make the folder that a tiny OpenUni starts from: trained autoencoder, everything else at random.
+
+    python -m megaunigame.tiny_world.openuni --out runs/tiny_openuni/start
+    python -m megaunigame.tiny_world.openuni --out runs/tiny_openuni/start --train --data shards --work runs/tiny_openuni
+
+The first takes the autoencoder and the text tokenizer that are shipped with the project and needs no data. The second trains
+both anew, on the `train` and `val` scenes in --data (`python -m data_prep scenes`); stopped, it continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from megaunigame.errors import ConfigError
+from megaunigame.launching import run_to_exit
+from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
+from megaunigame.models.openuni.conversation import REQUEST, UNCONDITIONAL
+from megaunigame.models.openuni.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.models.settings_files import read_tokenizer
+from megaunigame.tiny_world.autoencoder_training import evaluate_autoencoder, read_autoencoder, train_autoencoder
+from megaunigame.tiny_world.loop import LoopSettings
+from megaunigame.tiny_world.scenes import load_scenes
+from megaunigame.tiny_world.sizes import IMAGE_SIZE, VOCABULARY
+from megaunigame.tiny_world.start_folder import parameters_per_part
+from megaunigame.tiny_world.tokenizer_text import TASK_SENTENCES, sentences, words_of
+
+SHIPPED = Path(__file__).parent / "weights" / "openuni"
+STEPS, LEARNING_RATE = 1500, 2e-3
+TEMPLATE = ("user\n", "assistant\n", REQUEST, UNCONDITIONAL, "draw the regions of this image .")
+"""Text of the rows that the scenes do not contain."""
+
+
+def tiny_openuni(tokenizer: PreTrainedTokenizerFast, scaling_factor: float = 1.0) -> OpenUniConfig:
+    """64 x 64 pixels, 64 visual tokens, 64 queries, latents of 8 channels on 8 x 8."""
+    return tiny_config(
+        tokenizer,
+        image_size=IMAGE_SIZE,
+        patch_size=4,
+        vision_width=64,
+        vision_layers=4,
+        width=128,
+        layers=4,
+        heads=4,
+        intermediate=384,
+        max_positions=512,
+        queries=64,
+        connector_layers=2,
+        dit_width=128,
+        dit_layers=6,
+        dit_heads=4,
+        autoencoder_widths=(32, 32, 64, 64),
+        autoencoder_layers=(0, 2, 1, 1),
+        latent_channels=8,
+        scaling_factor=scaling_factor,
+        flow=Flow(train_shift=1.0, sample_shift=1.0, sample_steps=20),
+    )
+
+
+def train_parts(data: Path, work: Path, loop: LoopSettings) -> dict[str, Any]:
+    """Text tokenizer and autoencoder from the scenes in `data`, into `work`; returns the autoencoder's numbers."""
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(words_of((*sentences(data / "train"), *TASK_SENTENCES, *TEMPLATE)), VOCABULARY)
+    tokenizer.save_pretrained(work)
+    module = train_autoencoder(tiny_openuni(tokenizer), load_scenes(data / "train"), work, loop)
+    weights, scale = read_autoencoder(work)
+    module.load_state_dict(weights)  # as they are stored, in half precision
+    numbers = {
+        "steps": loop.steps,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "scaling_factor": scale,
+        "val": evaluate_autoencoder(module, scale, load_scenes(data / "val", limit=256)),
+    }
+    (work / "autoencoder.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    return numbers
+
+
+def write_start(parts: Path, out: Path, seed: int) -> dict[str, int]:
+    """The start folder from tokenizer and autoencoder in `parts`; numbers of weights per part."""
+    weights, scale = read_autoencoder(parts)
+    tokenizer = read_tokenizer(parts)
+    config = tiny_openuni(tokenizer, scale)
+    state = random_state(config, seed) | {f"vae.{name}": value for name, value in weights.items()}
+    write_folder(out, config, state, tokenizer)
+    return parameters_per_part(state)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m megaunigame.tiny_world.openuni",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the start folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", action="store_true", help="train tokenizer and autoencoder instead of taking the shipped")
+    parser.add_argument("--data", type=Path, help="with --train: folder with train and val scenes")
+    parser.add_argument("--work", type=Path, help="with --train: where trained parts and their state are kept")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"with --train: steps of the autoencoder (default {STEPS})")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    options = parser.parse_args(arguments)
+
+    torch.set_num_threads(options.threads)
+    if options.train:
+        if options.data is None or options.work is None:
+            raise ConfigError("--train needs --data (folder with train and val scenes) and --work (where to keep its state).")
+        loop = LoopSettings(steps=options.steps, learning_rate=LEARNING_RATE, seed=options.seed)
+        print(json.dumps(train_parts(options.data, options.work, loop), indent=2), flush=True)
+    counts = write_start(options.work if options.train else SHIPPED, options.out, options.seed)
+    print(f"{options.out}: {json.dumps(counts)}")
+
+
+if __name__ == "__main__":
+    run_to_exit(main, sys.argv[1:])

@@ -1,0 +1,222 @@
+"""Folders, key spellings, published parts and published sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import InternVLForConditionalGeneration
+
+from launch.openuni import main
+from megaunigame.errors import ModelError
+from megaunigame.models.openuni import OpenUni, OpenUniConfig
+from megaunigame.models.openuni.assembling import assemble
+from megaunigame.models.openuni.checkpoint_keys import official_weights, translate
+from megaunigame.models.openuni.configuration import Flow, read_config
+from megaunigame.models.openuni.folder import random_state, tiny_config, write_folder
+from megaunigame.models.openuni.parts import autoencoder, trained_parts
+from megaunigame.models.openuni.sizes import SIZES
+from tests.models.conftest import OPENUNI_SIZES
+
+
+def copied(folder, path):
+    """A copy of the folder without its weights."""
+    shutil.copytree(folder, path, dirs_exist_ok=True)
+    (path / "model.safetensors").unlink()
+    return path
+
+
+def test_names_are_exactly_those_of_the_built_module(openuni_path, openuni_state):
+    model = OpenUni.build(str(openuni_path), attention="sdpa", max_length=96, gradient_checkpointing=False)
+    names = OpenUni.weights(str(openuni_path)).names()
+    assert names == {n for n, _ in model.named_parameters()} == set(model.state_dict())
+    frozen = OpenUni.frozen_weights(str(openuni_path)).names()
+    assert names | frozen == set(openuni_state) and all(name.startswith("vae.") for name in frozen)
+    assert all(p.dim() > 0 for p in model.parameters())
+
+
+def test_weights_arrive_unchanged(openuni, openuni_state):
+    for name, parameter in openuni.named_parameters():
+        assert torch.equal(parameter, openuni_state[name]), name
+    for name, parameter in openuni.autoencoder.named_parameters():
+        assert torch.equal(parameter, openuni_state["vae." + name]) and not parameter.requires_grad
+
+
+@pytest.mark.parametrize("connector_width", [64, 32])
+def test_official_keys_go_out_and_come_in(openuni_tokenizer, tmp_path, connector_width):
+    config = tiny_config(openuni_tokenizer, **OPENUNI_SIZES, connector_width=connector_width)
+    state = random_state(config, seed=1)
+    write_folder(tmp_path / "ours", config, state, openuni_tokenizer)
+    ours = str(tmp_path / "ours")
+    official = dict(official_weights(OpenUni.weights(ours), OpenUni.frozen_weights(ours)))
+    assert {
+        "meta_queries",
+        "lmm.mlp1.1.weight",
+        "lmm.vision_model.encoder.layers.1.attn.qkv.bias",
+        "lmm.language_model.lm_head.weight",
+    } <= set(official)
+    assert ("projector.0.weight" in official) == (connector_width != 64) != ("projector.weight" in official)
+    save_file(official, copied(tmp_path / "ours", tmp_path / "theirs") / "model.safetensors")
+    theirs = OpenUni.weights(str(tmp_path / "theirs"))
+    assert theirs.names() | OpenUni.frozen_weights(str(tmp_path / "theirs")).names() == set(state)
+    assert all(torch.equal(theirs.read(name), state[name]) for name in theirs.names())
+
+
+def test_every_official_key_of_the_vision_tower_of_38b_has_a_name():
+    parts = [f"lmm.vision_model.encoder.layers.0.attn.{letter}_norm.weight" for letter in "qk"]
+    assert [translate(key) for key in parts] == [
+        f"model.vision_tower.encoder.layer.0.attention.{letter}_norm.weight" for letter in "qk"
+    ]
+    assert translate("lmm.something.weight") is None and translate("gen_vision_model.decoder.weight") is None
+
+
+def test_published_parts_become_a_folder(openuni_path, openuni_config, openuni_state, tmp_path):
+    """InternVL as transformers writes it (older spelling), the rest as diffusers does, and a file with official keys."""
+    old, transformer, vae = {}, {}, {}
+    for name, value in openuni_state.items():
+        if name.startswith("model."):
+            name = name.removeprefix("model.").replace("language_model.", "language_model.model.")
+            old[name] = value
+        elif name == "lm_head.weight":
+            old["language_model.lm_head.weight"] = value
+        elif name.startswith("transformer."):
+            transformer[name.removeprefix("transformer.")] = value
+        elif name.startswith("vae."):
+            vae[name.removeprefix("vae.")] = value
+    for folder, tensors in {"internvl": old, "transformer": transformer, "vae": vae}.items():
+        (tmp_path / folder).mkdir()
+        file = "model.safetensors" if folder == "internvl" else "diffusion_pytorch_model.safetensors"
+        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / folder / file)
+    tuned = {"meta_queries": openuni_state["meta_queries.weight"]} | {
+        name: value for name, value in openuni_state.items() if name.startswith(("connector.", "projector."))
+    }
+    tuned["transformer.proj_out.bias"] = torch.ones_like(openuni_state["transformer.proj_out.bias"])
+    torch.save(tuned, tmp_path / "openuni.pth")
+    folders = [tmp_path / "internvl", tmp_path / "transformer", tmp_path / "vae"]
+    whole = assemble(openuni_config, *folders, tmp_path / "openuni.pth", seed=0)
+    assert whole.names() == set(openuni_state)
+    for name in whole.names() - {"transformer.proj_out.bias"}:
+        assert torch.equal(whole.read(name), openuni_state[name]), name
+    assert (whole.read("transformer.proj_out.bias") == 1).all()
+    fresh = assemble(openuni_config, *folders, None, seed=0)
+    assert fresh.read("meta_queries.weight").std().item() == pytest.approx(64**-0.5, rel=0.2)
+    assert not torch.equal(fresh.read("projector.weight"), openuni_state["projector.weight"])
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    save_file({"encoder.conv_in.weight": torch.zeros(1)}, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ModelError, match="missing: vae."):
+        assemble(openuni_config, *folders, tmp_path / "openuni.pth", seed=0)
+
+
+def test_the_tool_writes_official_weights(openuni_path, tmp_path):
+    main(["official", "--model", str(openuni_path), "--out", str(tmp_path / "out"), "--dtype", "float32"])
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    copied(openuni_path, tmp_path / "back")
+    save_file(written, tmp_path / "back" / "model.safetensors")
+    back, ours = OpenUni.weights(str(tmp_path / "back")), OpenUni.weights(str(openuni_path))
+    assert all(torch.equal(back.read(name), ours.read(name)) for name in ours.names())
+
+
+def test_transformers_reads_the_understanding_side(openuni, openuni_state, picture):
+    theirs = InternVLForConditionalGeneration(openuni.config.internvl).eval()
+    theirs.load_state_dict({n: v for n, v in openuni_state.items() if n.startswith(("model.", "lm_head."))})
+    inputs = openuni.processor.prompt_inputs([[picture(0)]], ["what ?"])
+    with torch.no_grad():
+        logits = theirs(
+            input_ids=inputs.tokens, attention_mask=inputs.attention.long(), pixel_values=inputs.images.flatten(0, 1)
+        ).logits
+        ours = openuni.lm_head(openuni._read(openuni.embed(inputs), inputs.attention))
+    real = inputs.attention[0]
+    torch.testing.assert_close(ours[0, real], logits[0, real], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "whole", "billions"),
+    [("b", 1_584_601_504, 1.58), ("l", 3_919_265_184, 3.92), ("38b", 43_344_619_296, 43.3)],
+)
+def test_published_sizes(size, whole, billions):
+    config = SIZES[size]()
+    with torch.device("meta"):
+        parts, frozen = trained_parts(config), autoencoder(config)
+    count = sum(p.numel() for part in parts.values() for p in part.parameters())
+    assert count == whole and count / 1e9 == pytest.approx(billions, abs=0.05)
+    assert sum(p.numel() for p in frozen.parameters()) == 312_250_275
+    assert (config.visual_tokens, config.queries, config.latent_shape) == (256, 256, (32, 16, 16))
+
+
+def test_parts_have_their_published_sizes():
+    counts = {}
+    for size in SIZES:
+        with torch.device("meta"):
+            parts = trained_parts(SIZES[size]())
+        internvl = (*parts["model"].parameters(), *parts["lm_head"].parameters())
+        groups = {"internvl": internvl, "sana": parts["transformer"].parameters(), "connector": parts["connector"].parameters()}
+        counts[size] = {name: sum(p.numel() for p in group) for name, group in groups.items()}
+    assert counts == {
+        "b": {"internvl": 938_193_024, "sana": 591_747_872, "connector": 52_364_544},
+        "l": {"internvl": 2_088_957_440, "sana": 1_604_462_752, "connector": 221_910_528},
+        "38b": {"internvl": 38_388_164_992, "sana": 4_721_825_952, "connector": 221_910_528},
+    }
+
+
+def test_a_configuration_survives_a_round(openuni_path, openuni_config, tmp_path):
+    read = read_config(openuni_path)
+    assert read.to_dict() == openuni_config.to_dict() and isinstance(read, OpenUniConfig)
+    OpenUni.write_settings(str(openuni_path), tmp_path)
+    assert read_config(tmp_path).to_dict() == read.to_dict()
+    assert {"config.json", "tokenizer.json", "preprocessor_config.json"} <= {f.name for f in tmp_path.iterdir()}
+
+
+def test_folders_that_cannot_be_used_are_refused(openuni_path, openuni_state, tmp_path):
+    with pytest.raises(ModelError, match="No config.json"):
+        read_config(tmp_path)
+    copied(openuni_path, tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+
+    def written(**changes):
+        (tmp_path / "config.json").write_text(json.dumps(raw | changes))
+        return tmp_path
+
+    with pytest.raises(ModelError, match="model_type 'janus'; an OpenUni folder has 'openuni'"):
+        read_config(written(model_type="janus"))
+    with pytest.raises(ModelError, match="it must have autoencoder, connector, flow"):
+        read_config(written(sampler={}))
+    with pytest.raises(ModelError, match="flow has shift; it must have decode_sigma, sample_shift"):
+        read_config(written(flow={"shift": 3.0}))
+    with pytest.raises(ModelError, match="image_size=30 is no multiple of 4"):
+        read_config(written(image_size=30))
+    with pytest.raises(ModelError, match="reads 5 channels and the autoencoder has 4"):
+        read_config(written(transformer=raw["transformer"] | {"in_channels": 5}))
+    written()
+    state = {k: v.contiguous() for k, v in openuni_state.items() if not k.startswith("vae.decoder")}
+    save_file({**state, "meta_queries.weight": torch.zeros(5, 64)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"meta_queries.weight is \(5, 64\) instead of \(6, 64\)"):
+        OpenUni.weights(str(tmp_path))
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="autoencoder in .* missing: decoder"):
+        OpenUni.load(tmp_path)
+    save_file({**state, "model.vqmodel.encoder.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="1 keys are not OpenUni's, such as model.vqmodel"):
+        OpenUni.weights(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [
+        ({"train_shift": 0.0}, "shifts must be above 0"),
+        ({"sample_steps": 0}, "sample_steps must be at least 1"),
+        ({"decode_sigma": 1.5}, "decode_sigma must lie in"),
+    ],
+)
+def test_flows_that_cannot_be_followed_are_refused(flow, message):
+    with pytest.raises(ModelError, match=message):
+        Flow(**flow).check()
+
+
+def test_without_diffusers_the_error_says_what_to_type(openuni_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ModelError, match=r"pip install 'megaunigame\[diffusion\]'"):
+        OpenUni.build(str(openuni_path), attention="sdpa", max_length=96, gradient_checkpointing=False)

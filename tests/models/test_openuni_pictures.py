@@ -1,0 +1,137 @@
+"""Latents to pixels, one-step decoding, sampling and answering."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+
+PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])
+
+
+def generated(model, picture):
+    rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]
+    inputs = model.processor.collate(PLAN, GENERATE, rows, [1, 1], ["a", "b"])
+    with torch.no_grad():
+        return model(GENERATE, inputs)
+
+
+def counted_calls(module):
+    calls = []
+    module.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_an_anchored_decode_without_a_change_is_the_encoded_picture(openuni, picture):
+    output = generated(openuni, picture)
+    encoded = openuni.decode_target(output.target)
+    for delta in (None, torch.zeros_like(output.hidden)):
+        with torch.no_grad():
+            decoded = openuni.decode(output.hidden, delta, output.target)
+        assert torch.equal(decoded.pixels, encoded) and (decoded.changed == 0).all()
+    assert encoded.shape == (2, 3, 32, 32) and encoded.abs().max() <= 1
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_decode_is_differentiable_to_states_and_perturbation(openuni, picture, anchored):
+    output = generated(openuni, picture)
+    anchor = output.target if anchored else None
+    hidden = output.hidden.clone().requires_grad_()
+    delta = torch.full_like(hidden, 0.1).requires_grad_()
+    decoded = openuni.decode(hidden, delta, anchor)
+    decoded.pixels.square().mean().backward()
+    assert hidden.grad.abs().max() > 0 and torch.equal(hidden.grad, delta.grad)
+    assert ((decoded.changed > 0) & (decoded.changed <= 1)).all()
+    assert all(p.grad is None for p in openuni.autoencoder.parameters())
+    with torch.no_grad():
+        again, larger = openuni.decode(hidden, delta, anchor), openuni.decode(hidden, 5 * delta, anchor)
+    assert torch.equal(again.pixels, decoded.pixels)
+    assert (larger.changed >= decoded.changed).all()
+
+
+def test_without_a_perturbation_the_states_still_get_a_gradient(openuni, picture):
+    output = generated(openuni, picture)
+    hidden = output.hidden.clone().requires_grad_()
+    openuni.decode(hidden, None, output.target).pixels.square().mean().backward()
+    assert hidden.grad.abs().max() > 0
+
+
+def test_pixels_reach_the_understand_pass_with_a_gradient(openuni, picture):
+    """The way of an adversary: delta -> pixels -> understanding loss, through frozen weights and a resized source."""
+    openuni.requires_grad_(False)
+    output = generated(openuni, picture)
+    delta = torch.zeros_like(output.hidden[:1], requires_grad=True)
+    inputs = openuni.processor.collate(PLAN, UNDERSTAND, [UnderstandRow([picture(0)], [("what ?", "ball")])], [0], ["a"])
+    pixels = openuni.decode(output.hidden[:1], delta, output.target[:1]).pixels
+    shown = openuni.as_source(pixels)
+    assert shown.shape == inputs.images[:, 0].shape
+    inputs.images = shown.unsqueeze(1)
+    (gradient,) = torch.autograd.grad(openuni(UNDERSTAND, inputs).loss_sum.sum(), [delta])
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
+def test_as_source_is_what_the_processor_shows(openuni, picture):
+    image = picture(0)  # 16 x 16, the size of a source
+    inputs = openuni.processor.collate(PLAN, UNDERSTAND, [UnderstandRow([image], [("what ?", "ball")])], [0], ["a"])
+    torch.testing.assert_close(openuni.as_source(image[None].float() / 127.5 - 1), inputs.images[0])
+    statistics = zip(image[:, 3, 4].tolist(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+    expected = [(value / 255 - mean) / std for value, mean, std in statistics]
+    assert inputs.images[0, 0, :, 3, 4].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sampling_makes_a_fixed_number_of_calls_and_repeats_with_the_generator(openuni, picture, guidance):
+    inputs = openuni.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
+    read, stepped = counted_calls(openuni.language_model), counted_calls(openuni.transformer)
+    openuni.train()
+    pictures = [
+        openuni.sample(inputs, guidance=guidance, temperature=1.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert (len(read), len(stepped)) == (3 * openuni.calls_per_sample, 3 * openuni.config.flow.sample_steps)
+    assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
+    assert pictures[0].shape == (2, 3, 32, 32) and pictures[0].abs().max() <= 1
+    assert openuni.training
+
+
+def test_the_condition_and_what_disturbs_it_change_a_sample(openuni):
+    def drawn(prompt, disturb=None):
+        generator = torch.Generator().manual_seed(0)
+        prompts = openuni.processor.generate_prompts([prompt])
+        return openuni.sample(prompts, guidance=2.0, temperature=1.0, generator=generator, disturb=disturb)
+
+    shapes = []
+    cube = drawn("a cube")
+    assert not torch.equal(cube, drawn("a ball"))
+    assert not torch.equal(cube, drawn("a cube", lambda hidden: shapes.append(hidden.shape) or 0.5 * hidden))
+    assert shapes == [(1, 6, 64)]
+
+
+def test_guidance_of_one_has_no_part_of_the_unconditional_velocity(openuni):
+    inputs = openuni.processor.generate_prompts(["a cube"])
+    start = torch.randn(1, *openuni.config.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        condition = openuni.condition(openuni._sample_states(inputs, guided=True))
+        plain = openuni.sample_latents(start, condition[:1], 1.0)
+        near = openuni.sample_latents(start, condition, 1.0 + 1e-6)
+        far = openuni.sample_latents(start, condition, 4.0)
+    torch.testing.assert_close(near, plain, rtol=1e-3, atol=1e-3)
+    assert (far - plain).abs().max() > 1e-2
+
+
+def test_answers_equal_decoding_without_a_cache(openuni, picture):
+    inputs = openuni.processor.prompt_inputs([[picture(0)], []], ["what color is the cube ?", "how many ?"])
+    calls = counted_calls(openuni.language_model)
+    answers = openuni.answer(inputs, max_new_tokens=6)
+    assert answers.shape == (2, 6) and len(calls) == 6
+    with torch.no_grad():
+        embeds, attention, tokens = openuni.embed(inputs), inputs.attention, []
+        for _ in range(6):
+            tokens.append(openuni.lm_head(openuni._read(embeds, attention)[:, -1]).argmax(-1))
+            embeds = torch.cat([embeds, openuni.language_model.embed_tokens(tokens[-1])[:, None]], dim=1)
+            attention = torch.cat([attention, torch.ones(2, 1, dtype=torch.bool)], dim=1)
+    end = openuni.processor.eos_id
+    for answer, expected in zip(answers.tolist(), torch.stack(tokens, dim=1).tolist(), strict=True):
+        length = answer.index(end) + 1 if end in answer else len(answer)
+        assert answer[:length] == expected[:length] and set(answer[length:]) <= {end}

@@ -1,0 +1,89 @@
+"""Rows of OpenUni as tokens."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from megaunigame.errors import ConfigError, ModelError
+from megaunigame.models.openuni import OpenUniProcessor
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+
+TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]
+PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
+PICTURE = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
+
+
+@pytest.fixture
+def processor(openuni_path):
+    return OpenUniProcessor.from_folder(openuni_path, max_length=96)
+
+
+def understand(processor, *rows):
+    return processor.collate(PLAN, UNDERSTAND, rows, [0] * len(rows), ["key"] * len(rows))
+
+
+def generate(processor, *rows):
+    return processor.collate(PLAN, GENERATE, rows, [1] * len(rows), ["key"] * len(rows))
+
+
+def words(processor, inputs, row=0):
+    return processor.tokenizer.decode(inputs.tokens[row][inputs.attention[row]].tolist())
+
+
+def test_conversation_format(processor, picture):
+    inputs = understand(processor, UnderstandRow([picture(0), picture(1)], TURNS))
+    assert words(processor, inputs) == (
+        f"<|im_start|>user\n{PICTURE}\n{PICTURE}\nwhat is this ?<|im_end|>\n<|im_start|>assistant\na red ball<|im_end|>"
+        "\n<|im_start|>user\nhow many ?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>"
+    )
+    labelled = inputs.labels[0] != IGNORE
+    assert processor.tokenizer.decode(inputs.tokens[0][labelled].tolist()) == "a red ball<|im_end|>two<|im_end|>"
+    assert inputs.counts.tolist() == [labelled.sum()] and inputs.image_slots[0].sum() == 8
+    assert inputs.images.shape == (1, 2, 3, 16, 16)
+
+
+def test_generation_format(processor, picture):
+    rows = GenerateRow(" a cube ", picture(0)), GenerateRow("its depth", picture(0), source=picture(1)), None
+    inputs = generate(processor, *rows)
+    asked = "<|im_end|>\n<|im_start|>assistant\n<img>"
+    assert words(processor, inputs, 0) == f"<|im_start|>user\nGenerate an image: a cube{asked}"
+    assert words(processor, inputs, 1) == f"<|im_start|>user\n{PICTURE}\nits depth{asked}"
+    assert inputs.counts.tolist() == [256, 256, 0] and inputs.targets.shape == (3, 3, 32, 32)
+    assert inputs.image_valid.tolist() == [[False], [True], [False]] and inputs.attention[:, -1].all()
+
+
+def test_largest_rows_leave_room_for_the_queries(processor):
+    assert processor.largest(PLAN, UNDERSTAND).attention.sum(1).tolist() == [96, 96]
+    assert (processor.largest(PLAN, GENERATE).attention.sum(1) + 6).tolist() == [96, 96]
+
+
+def test_rows_that_cannot_fit_are_refused(openuni_path, picture):
+    with pytest.raises(ConfigError, match="max_length=20 .*6 positions"):
+        generate(OpenUniProcessor.from_folder(openuni_path, max_length=20), GenerateRow("a", picture(0)))
+
+
+def test_a_system_prompt_comes_first(openuni_path, tmp_path, picture):
+    for file in openuni_path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "processor_config.json").write_text('{"system_prompt": "Be brief."}')
+    processor = OpenUniProcessor.from_folder(tmp_path, max_length=96)
+    inputs = understand(processor, UnderstandRow([], TURNS[:1]))
+    assert words(processor, inputs).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nwhat is this ?")
+
+
+def test_it_travels_to_workers_and_gives_answers_back(processor, picture):
+    row = UnderstandRow([picture(0)], TURNS)
+    copy = pickle.loads(pickle.dumps(processor))
+    assert torch.equal(understand(copy, row).tokens, understand(processor, row).tokens)
+    tokens = processor.tokenizer.encode("a red ball", add_special_tokens=False)
+    assert processor.text([*tokens, processor.eos_id, processor.pad_id]) == "a red ball"
+
+
+def test_a_tokenizer_without_image_tokens_is_refused(openuni_path, tmp_path):
+    for file in openuni_path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes().replace(b"<IMG_CONTEXT>", b"<IMG_CONTENTS>"))
+    with pytest.raises(ModelError, match="no token <IMG_CONTEXT>, which OpenUni needs"):
+        OpenUniProcessor.from_folder(tmp_path, max_length=96)
