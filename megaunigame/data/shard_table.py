@@ -69,7 +69,7 @@ def build_table(
     fields = tuple(sorted({field for of_sample in spans for field in of_sample}))
     array = np.zeros((len(keys), len(fields), 2), dtype=np.int64)
     for c, field in enumerate(fields):
-        array[:, c] = [of_sample.get(field, (ABSENT, 0)) for of_sample in spans]
+        array[:, c] = np.array([of_sample.get(field, (ABSENT, 0)) for of_sample in spans], dtype=np.int64)
     names = sorted({name for columns in numbers for name in columns})
     columns = {name: np.array([row.get(name, np.nan) for row in numbers], dtype=np.float64) for name in names}
     return ShardTable(np.array([key.encode() for key in keys], dtype=bytes), fields, array, columns)
