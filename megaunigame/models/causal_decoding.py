@@ -62,9 +62,11 @@ def answer(model: CausalModel, inputs: PassInputs, *, max_new_tokens: int) -> Te
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside: dropout is off, and gradient checkpointing (which would empty the cache) too."""
-    was_training = model.training
+    # Module by module: the caller may have switched off single ones, such as the dropouts of an opponent.
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, flag in training.items():
+            module.training = flag

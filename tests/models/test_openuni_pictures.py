@@ -84,7 +84,7 @@ def test_as_source_is_what_the_processor_shows(openuni, picture):
 def test_sampling_makes_a_fixed_number_of_calls_and_repeats_with_the_generator(openuni, picture, guidance):
     inputs = openuni.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
     read, stepped = counted_calls(openuni.language_model), counted_calls(openuni.transformer)
-    openuni.train()
+    openuni.train().vision_tower.eval()
     pictures = [
         openuni.sample(inputs, guidance=guidance, temperature=1.0, generator=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
@@ -92,7 +92,7 @@ def test_sampling_makes_a_fixed_number_of_calls_and_repeats_with_the_generator(o
     assert (len(read), len(stepped)) == (3 * openuni.calls_per_sample, 3 * openuni.config.flow.sample_steps)
     assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
     assert pictures[0].shape == (2, 3, 32, 32) and pictures[0].abs().max() <= 1
-    assert openuni.training
+    assert openuni.training and openuni.transformer.training and not openuni.vision_tower.training
 
 
 def test_the_condition_and_what_disturbs_it_change_a_sample(openuni):

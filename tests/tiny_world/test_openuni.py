@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(scenes, tokenizer, parts,
 
 
 def test_the_error_falls(scenes, tokenizer, parts, tmp_path):
-    longer = train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, loop(40))
+    longer = train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, loop(20))
     scale = read_autoencoder(tmp_path)[1]
     shorter = OpenUni.load(written(parts, tmp_path)).autoencoder
     better, worse = (evaluate_autoencoder(m, scale, scenes)["rgb"]["psnr"] for m in (longer, shorter))
