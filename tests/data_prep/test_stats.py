@@ -92,9 +92,8 @@ def test_captions_text_rows_and_failures_without_targets(tmp_path: Path, capsys:
 def test_the_sheet_shows_image_depth_and_segmentation_of_each_sample() -> None:
     image = torch.zeros(3, 10, 10, dtype=torch.uint8)
     image[1] = 200
-    full = Sample("full", {"caption": "c"}, image=image)
-    full.depth = torch.full((10, 10), 65535, dtype=torch.int32)
-    full.segmentation = torch.full((10, 10), 5, dtype=torch.uint8)
+    depth, ids = torch.full((10, 10), 65535, dtype=torch.int32), torch.full((10, 10), 5, dtype=torch.uint8)
+    full = Sample("full", {"caption": "c"}, image=image, depth=depth, segmentation=ids)
     sheet = np.array(contact_sheet([full, Sample("text", {"questions": ["what ?"]})]))
     middles = [GAP + column * (CELL + GAP) + CELL // 2 for column in range(3)]
     rows = [GAP + row * (CELL + GAP) + CELL // 2 for row in range(2)]
