@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from megaunigame.errors import ModelError
+from megaunigame.models.loading import SHOWN
 from megaunigame.models.tensor_files import TensorFiles
+
+FUSED = ".qkv."
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,48 @@ class RenamedWeights:
             return self.files.read(source.key, slice(source.third * third, (source.third + 1) * third))
         tensor = self.files.read(source.key)
         return tensor[0] if source.squeeze else tensor
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """How the keys of a family's checkpoints are read."""
+
+    family: str
+    translate: Callable[[str], str | None]
+    """Stored key -> name of our parameter (still fused: `.qkv.`), or None for a key of another model."""
+    unused: re.Pattern[str]
+    """Keys in checkpoints without part in any output."""
+    frozen: str
+    """Prefix of the names that belong to the frozen tokenizer."""
+    expected: str
+    """What keys look like, for the message."""
+    squeezed: tuple[str, ...] = ()
+    """Ends of keys whose tensors are stored with a first dimension of 1 too many."""
+
+    def open(self, files: TensorFiles, what: str | Path) -> tuple[RenamedWeights, RenamedWeights]:
+        """(weights of the trained model, weights of the frozen tokenizer) under our names; the latter without its prefix.
+
+        Raises ModelError, naming `what`, when a key belongs to another model.
+        """
+        model: dict[str, Source] = {}
+        frozen: dict[str, Source] = {}
+        unknown = []
+        for key in sorted(files.index):
+            if self.unused.fullmatch(key):
+                continue
+            name = self.translate(key)
+            if name is None:
+                unknown.append(key)
+            elif name.startswith(self.frozen):
+                frozen[name.removeprefix(self.frozen)] = Source(key)
+            elif FUSED in name:
+                for third, letter in enumerate("qkv"):
+                    model[name.replace(FUSED, f".{letter}_proj.")] = Source(key, third)
+            else:
+                model[name] = Source(key, squeeze=key.endswith(self.squeezed))
+        if unknown:
+            raise ModelError(
+                f"{what} is the checkpoint of another model: {len(unknown)} keys are not {self.family}'s, such as "
+                f"{', '.join(unknown[:SHOWN])}. Expected {self.expected}."
+            )
+        return RenamedWeights(files, model), RenamedWeights(files, frozen)

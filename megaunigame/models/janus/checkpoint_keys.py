@@ -8,12 +8,8 @@ table serves.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from megaunigame.errors import ModelError
-from megaunigame.models.loading import SHOWN
-from megaunigame.models.renamed_weights import RenamedWeights, Source
-from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.renamed_weights import KeyTable
 
 IMAGE_TOKENIZER = "model.vqmodel."
 
@@ -78,28 +74,13 @@ def _first_match(table: list[tuple[str, str]], key: str) -> str | None:
     return None
 
 
-def open_weights(files: TensorFiles, what: str | Path) -> tuple[RenamedWeights, RenamedWeights]:
-    """(weights of the trained model, weights of the image tokenizer) under our names. `what` is named in errors."""
-    model: dict[str, Source] = {}
-    tokenizer: dict[str, Source] = {}
-    unknown = []
-    for key in sorted(files.index):
-        if UNUSED.fullmatch(key):
-            continue
-        name = translate(key)
-        if name is None:
-            unknown.append(key)
-        elif name.startswith(IMAGE_TOKENIZER):
-            tokenizer[name.removeprefix(IMAGE_TOKENIZER)] = Source(key)
-        elif ".self_attn.qkv." in name:
-            for third, letter in enumerate("qkv"):
-                model[name.replace(".qkv.", f".{letter}_proj.")] = Source(key, third)
-        else:
-            model[name] = Source(key, squeeze=key.endswith("pos_embed"))
-    if unknown:
-        raise ModelError(
-            f"{what} is the checkpoint of another model: {len(unknown)} keys are not Janus's, such as "
-            f"{', '.join(unknown[:SHOWN])}. Expected official keys (vision_model.vision_tower., language_model., "
-            "gen_vision_model.) or Hugging Face ones (model.vision_model., model.language_model., model.vqmodel.)."
-        )
-    return RenamedWeights(files, model), RenamedWeights(files, tokenizer)
+KEYS = KeyTable(
+    family="Janus",
+    translate=translate,
+    unused=UNUSED,
+    frozen=IMAGE_TOKENIZER,
+    expected="official keys (vision_model.vision_tower., language_model., gen_vision_model.) or "
+    "Hugging Face ones (model.vision_model., model.language_model., model.vqmodel.)",
+    squeezed=("pos_embed",),
+)
+open_weights = KEYS.open

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megaunigame.errors import ModelError
 from megaunigame.models.base import Weights
-from megaunigame.models.loading import SHOWN
-from megaunigame.models.renamed_weights import RenamedWeights, Source
-from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.renamed_weights import KeyTable
 
 AUTOENCODER = "vae."
 UNUSED = re.compile(r".*rotary_emb\.inv_freq|.*position_ids")
@@ -80,31 +76,15 @@ def _renamed(name: str, old: str, new: str) -> str | None:
     return re.sub("[#*]", lambda _: next(parts), new)
 
 
-def open_weights(files: TensorFiles, what: str | Path) -> tuple[RenamedWeights, RenamedWeights]:
-    """(weights of the trained model, weights of the autoencoder) under our names. `what` is named in errors."""
-    model: dict[str, Source] = {}
-    frozen: dict[str, Source] = {}
-    unknown = []
-    for key in sorted(files.index):
-        if UNUSED.fullmatch(key):
-            continue
-        name = translate(key)
-        if name is None:
-            unknown.append(key)
-        elif name.startswith(AUTOENCODER):
-            frozen[name.removeprefix(AUTOENCODER)] = Source(key)
-        elif ".attention.qkv." in name:
-            for third, letter in enumerate("qkv"):
-                model[name.replace(".qkv.", f".{letter}_proj.")] = Source(key, third)
-        else:
-            model[name] = Source(key)
-    if unknown:
-        raise ModelError(
-            f"{what} is the checkpoint of another model: {len(unknown)} keys are not OpenUni's, such as "
-            f"{', '.join(unknown[:SHOWN])}. Expected official keys (lmm.vision_model., lmm.language_model., connector., "
-            "transformer., vae.) or ours (model.vision_tower., model.language_model., ...)."
-        )
-    return RenamedWeights(files, model), RenamedWeights(files, frozen)
+KEYS = KeyTable(
+    family="OpenUni",
+    translate=translate,
+    unused=UNUSED,
+    frozen=AUTOENCODER,
+    expected="official keys (lmm.vision_model., lmm.language_model., connector., transformer., vae.) or "
+    "ours (model.vision_tower., model.language_model., ...)",
+)
+open_weights = KEYS.open
 
 
 def official_weights(model: Weights, frozen: Weights) -> Iterator[tuple[str, Tensor]]:
