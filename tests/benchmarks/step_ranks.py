@@ -33,7 +33,7 @@ class Case:
     def __init__(self, described: dict[str, Any], world: World):
         self.name, self.every, self.warmup = described["name"], described["every"], described["warmup"]
         self.trainer = Trainer(load_recipe(described["recipe"], described["overrides"]), world)
-        steps = self.trainer.recipe.schedule.steps
+        steps = self.trainer.recipe.schedule.steps * self.trainer.accumulation
         self.batches: Iterator[MicroBatch] = iter(micro_batch_loader(self.trainer.micro_batches, 0, steps, workers=0))
 
     def step(self, world: World) -> dict[str, float]:
