@@ -22,7 +22,8 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.models.gradient_scale import scale_gradient
 from megaunigame.models.loading import load_plain
 from megaunigame.models.row_processor import RowProcessor
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput
+from megaunigame.models.token_head import TokenHead
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput, Taps
 
 M = TypeVar("M", bound="CausalModel")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -40,7 +41,7 @@ class CausalModel(UnifiedModel):
     """The understand pass, answers and adapters; a family adds its vision path and its generate pass."""
 
     processor: RowProcessor
-    lm_head: nn.Linear
+    lm_head: TokenHead
 
     @property
     @abstractmethod
@@ -48,8 +49,9 @@ class CausalModel(UnifiedModel):
         """The decoder without its head."""
 
     @property
-    @abstractmethod
-    def vision_tower(self) -> nn.Module: ...
+    def vision_tower(self) -> nn.Module | None:
+        """What understood pictures go through; None in families that read codes of the frozen tokenizer."""
+        return None
 
     @abstractmethod
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
@@ -149,33 +151,31 @@ class CausalModel(UnifiedModel):
         labels = inputs.labels[:, 1:].flatten()
         # The head is by far the largest product of a row: it runs where a label is. It runs on every rank, in every
         # pass, hence the one position that is kept when nothing is labelled (its loss is exactly 0).
-        labelled = (labels != IGNORE).nonzero().squeeze(1)
-        if labelled.numel() == 0:
-            labelled = labels.new_zeros(1)
-        predictions = None
-        if predict:
-            everywhere = self.lm_head(hidden)
-            predictions = torch.cat([inputs.tokens[:, :1], everywhere.argmax(-1)], dim=1)
-            logits = everywhere.flatten(0, 1).index_select(0, labelled)
-        else:
-            logits = self.lm_head(hidden.flatten(0, 1).index_select(0, labelled))
-        loss = F.cross_entropy(logits.float(), labels[labelled], ignore_index=IGNORE, reduction="none")
-        spread = loss.new_zeros(labels.numel()).index_copy(0, labelled, loss)
+        chosen = (torch.full_like(labels, predict, dtype=torch.bool) | (labels != IGNORE)).nonzero().squeeze(1)
+        if chosen.numel() == 0:
+            chosen = labels.new_zeros(1)
+        scored = self.lm_head(hidden.flatten(0, 1).index_select(0, chosen), labels[chosen])
+        spread = scored.losses.new_zeros(labels.numel()).index_copy(0, chosen, scored.losses)
+        likeliest = scored.likeliest.view(hidden.shape[:2]) if predict else None
         return PassOutput(
             loss_sum=spread.view(hidden.shape[:2]).sum(1),
-            predictions=predictions,
+            predictions=None if likeliest is None else torch.cat([inputs.tokens[:, :1], likeliest], dim=1),
             attention=None if tap is None else tap.shares(),
         )
 
-    def _prompt_tap(self, inputs: PassInputs, drawn: int, queries: int) -> Tap | None:
-        """The tap of a generate pass that reads `drawn` positions behind the prompts; the last `queries` of them are Q."""
+    def _prompt_tap(self, inputs: PassInputs, drawn: Tensor) -> Tap | None:
+        """The tap of a generate pass. `drawn` (n,) bool: which of the n positions read behind the prompts are Q."""
         if inputs.taps is None:
             return None
-        behind = (0, drawn)
-        picture = F.pad(torch.zeros_like(inputs.attention), behind)
-        picture[:, picture.shape[1] - queries :] = True
-        keys = F.pad(prompt_text(inputs, inputs.taps), behind)
+        behind = (0, len(drawn))
+        nowhere = torch.zeros_like(inputs.attention)
+        picture = torch.cat([nowhere, drawn.to(nowhere.device).expand(len(nowhere), -1)], dim=1)
+        keys = F.pad(self._prompt_text(inputs, inputs.taps), behind)
         return Tap(inputs.taps, picture, keys, F.pad(first_token(inputs.attention), behind))
+
+    def _prompt_text(self, inputs: PassInputs, taps: Taps) -> Tensor:
+        """(B, S): K of a generate pass."""
+        return prompt_text(inputs, taps)
 
     def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
@@ -199,8 +199,8 @@ class CausalModel(UnifiedModel):
     def train(self, mode: bool = True) -> CausalModel:
         """A vision tower that is not trained stays in eval mode."""
         super().train(mode)
-        tower = self.vision_tower
-        tower.train(mode and any(p.requires_grad for p in tower.parameters()))
+        if self.vision_tower is not None:
+            self.vision_tower.train(mode and any(p.requires_grad for p in self.vision_tower.parameters()))
         return self
 
 

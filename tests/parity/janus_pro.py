@@ -83,7 +83,7 @@ def load(fixture: Fixture) -> Janus:
     load_plain(model, weights)
     tokenizer = ImageTokenizer(config.vq_config)
     load_plain(tokenizer, tokenizer_weights)
-    model.set_image_tokenizer(tokenizer)
+    model.frozen.keep(tokenizer)
     return model.eval()
 
 

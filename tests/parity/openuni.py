@@ -80,7 +80,7 @@ def load(fixture: Fixture) -> OpenUni:
     load_plain(model, weights)
     module = autoencoder(config)
     load_plain(module, frozen)
-    model.set_autoencoder(module)
+    model.frozen.keep(module)
     return model.eval()
 
 

@@ -12,20 +12,22 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedModel
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from megaunigame.models.base import Decoded
 from megaunigame.models.causal import CausalModel, check_attention
+from megaunigame.models.frozen import Frozen
 from megaunigame.models.janus import decoding
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.loading import check_names, check_shapes, load_plain
+from megaunigame.models.loading import check_names, check_shapes
 from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.models.settings_files import copy_settings
 from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.token_head import TokenHead
 from megaunigame.passes import UNDERSTAND, PassInputs, PassOutput
 
 
@@ -41,13 +43,12 @@ class Janus(CausalModel):
         super().__init__()
         check_attention(attention)
         with no_init_weights():
-            network = JanusForConditionalGeneration(config)
-        del network.model.vqmodel
+            self.model = JanusModel(config)
+            self.lm_head = TokenHead(config.text_config.hidden_size, config.text_config.vocab_size)
+        del self.model.vqmodel
         self.config = config
         self.processor = processor
-        self.model = network.model
-        self.lm_head = network.lm_head
-        self._frozen: list[ImageTokenizer] = []  # a plain list keeps it out of the module tree
+        self.frozen: Frozen[ImageTokenizer] = Frozen("image tokenizer")
         for part in (self.model.language_model, self.model.vision_model):
             part.set_attn_implementation(attention)
             if gradient_checkpointing:
@@ -96,19 +97,11 @@ class Janus(CausalModel):
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the image tokenizer, outside the module tree."""
         _, weights = open_weights(TensorFiles.of_folder(path), path)
-        tokenizer = ImageTokenizer(self.config.vq_config)
-        load_plain(tokenizer, weights, f"The image tokenizer in {path}")
-        self.set_image_tokenizer(tokenizer.to(device=device, dtype=dtype))
-
-    def set_image_tokenizer(self, tokenizer: ImageTokenizer) -> None:
-        """Use `tokenizer` (on the right device, in the right dtype), frozen."""
-        self._frozen[:] = [tokenizer.eval().requires_grad_(False)]
+        self.frozen.load(ImageTokenizer(self.config.vq_config), weights, path, device, dtype)
 
     @property
     def image_tokenizer(self) -> ImageTokenizer:
-        if not self._frozen:
-            raise RuntimeError("The image tokenizer is not loaded: call load_frozen(path, device, dtype) first.")
-        return self._frozen[0]
+        return self.frozen.module
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -144,7 +137,7 @@ class Janus(CausalModel):
         # The last code is predicted, never read.
         embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
         attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
-        tap = self._prompt_tap(inputs, drawn=codes.shape[1] - 1, queries=codes.shape[1] - 1)
+        tap = self._prompt_tap(inputs, drawn=torch.ones(codes.shape[1] - 1, dtype=torch.bool))
         hidden = self._read(embeds, attention, tap=tap)[:, -codes.shape[1] :]
         logits = self.model.generation_head(hidden).float()
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)

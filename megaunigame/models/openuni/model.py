@@ -21,7 +21,8 @@ from megaunigame.models.attention_taps import Tap
 from megaunigame.models.base import Decoded
 from megaunigame.models.causal import CausalModel, check_attention
 from megaunigame.models.causal_decoding import evaluating
-from megaunigame.models.loading import check_names, check_shapes, load_plain
+from megaunigame.models.frozen import Frozen
+from megaunigame.models.loading import check_names, check_shapes
 from megaunigame.models.openuni import flow
 from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
@@ -63,7 +64,7 @@ class OpenUni(CausalModel):
             checkpoint_activations(parts)
         for name, part in parts.items():
             self.add_module(name, part)
-        self._frozen: list[AutoencoderDC] = []  # a plain list keeps it out of the module tree
+        self.frozen: Frozen[AutoencoderDC] = Frozen("autoencoder")
 
     @classmethod
     def build(cls, path: str, *, attention: str, max_length: int, gradient_checkpointing: bool) -> OpenUni:
@@ -103,21 +104,11 @@ class OpenUni(CausalModel):
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the autoencoder, outside the module tree."""
         _, weights = open_weights(TensorFiles.of_folder(path), path)
-        module = autoencoder(self.config)
-        load_plain(module, weights, f"The autoencoder in {path}")
-        for parameter in module.parameters():  # not module.to(dtype), which diffusers warns of
-            parameter.data = parameter.data.to(device, dtype)
-        self.set_autoencoder(module)
-
-    def set_autoencoder(self, module: AutoencoderDC) -> None:
-        """Use `module` (on the right device, in the right dtype), frozen."""
-        self._frozen[:] = [module.eval().requires_grad_(False)]
+        self.frozen.load(autoencoder(self.config), weights, path, device, dtype)
 
     @property
     def autoencoder(self) -> AutoencoderDC:
-        if not self._frozen:
-            raise RuntimeError("The autoencoder is not loaded: call load_frozen(path, device, dtype) first.")
-        return self._frozen[0]
+        return self.frozen.module
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -153,7 +144,7 @@ class OpenUni(CausalModel):
 
         Loss of a row: sum over the latent elements of (velocity(z_sigma, sigma, hidden) - (noise - z))^2.
         """
-        tap = self._prompt_tap(inputs, drawn=self.config.queries, queries=self.config.queries)
+        tap = self._prompt_tap(inputs, drawn=torch.ones(self.config.queries, dtype=torch.bool))
         hidden = self.query_states(self.embed(inputs), inputs.attention, tap)
         sigma = flow.levels(u, self.config.flow.train_shift)
         velocity = self.velocity(flow.mix(latents, noise, sigma), sigma * flow.LEVELS, self.condition(hidden))

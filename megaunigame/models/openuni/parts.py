@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import InternVLForConditionalGeneration
+from transformers import InternVLModel
 from transformers.initialization import no_init_weights
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.errors import ModelError
 from megaunigame.models.openuni.configuration import OpenUniConfig
+from megaunigame.models.token_head import TokenHead
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
@@ -48,10 +49,9 @@ def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
     transformer = diffusers_class("SanaTransformer2DModel")
     connector = config.connector_config()
     with no_init_weights():
-        internvl = InternVLForConditionalGeneration(config.internvl)
         parts = {
-            "model": internvl.model,
-            "lm_head": internvl.lm_head,
+            "model": InternVLModel(config.internvl),
+            "lm_head": TokenHead(config.width, config.internvl.text_config.vocab_size),
             "meta_queries": MetaQueries(config.queries, config.width),
             "connector": SiglipEncoder(connector),
             "projector": nn.Linear(connector.hidden_size, config.caption_width),
