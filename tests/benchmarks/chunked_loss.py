@@ -1,0 +1,82 @@
+"""Memory and time of the loss on a large vocabulary: `python -m tests.benchmarks.chunked_loss`.
+
+Forward and backward of the token head and its cross-entropy, plain and by slices of the vocabulary, each in a process of its
+own. Memory is the largest resident size above that before the first product; the gradient of the head's weight is part of it,
+and grows with the width, which is narrow here so that the logits show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megaunigame.models.token_head import TokenHead
+
+TARGET = 0.25
+"""Largest ratio of the memories that the design allows."""
+
+
+def plain(head: TokenHead, hidden: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), labels, reduction="none")
+
+
+def sliced(head: TokenHead, hidden: Tensor, labels: Tensor) -> Tensor:
+    return head(hidden, labels).losses
+
+
+VARIANTS: dict[str, Callable[[TokenHead, Tensor, Tensor], Tensor]] = {"plain": plain, "sliced": sliced}
+
+
+def measure(variant: str, options: argparse.Namespace) -> None:
+    """Prints: MiB above the base, processor seconds, mean loss."""
+    torch.manual_seed(0)
+    dtype = getattr(torch, options.dtype)
+    head = TokenHead(options.width, options.vocabulary).to(dtype)
+    hidden = torch.randn(options.positions, options.width, dtype=dtype, requires_grad=True)
+    labels = torch.randint(options.vocabulary, (options.positions,))
+    plain(head, hidden[:2], labels[:2]).sum().backward()  # libraries loaded, gradients allocated
+    base, start = resident(), time.process_time()
+    losses = VARIANTS[variant](head, hidden, labels)
+    losses.sum().backward()
+    seconds = time.process_time() - start
+    print((resident() - base) / 1024, seconds, losses.mean().item())
+
+
+def resident() -> float:
+    """Largest resident size so far, in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.chunked_loss", description=__doc__)
+    parser.add_argument("--positions", type=int, default=4096)
+    parser.add_argument("--vocabulary", type=int, default=184_622, help="default: that of Emu3")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--only", choices=list(VARIANTS), help="measure one variant in this process")
+    options = parser.parse_args()
+    if options.only:
+        measure(options.only, options)
+        return 0
+    memory = {}
+    for variant in VARIANTS:
+        command = [sys.executable, "-m", "tests.benchmarks.chunked_loss", *sys.argv[1:], "--only", variant]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
+        memory[variant], seconds, loss = map(float, said.split())
+        print(f"{variant:<8} {memory[variant]:9.0f} MiB  {seconds:7.2f} s  mean loss {loss:.6f}", flush=True)
+    ratio = memory["sliced"] / memory["plain"]
+    print(f"memory {ratio:.3f} of the plain loss (target: at most {TARGET})")
+    return 0 if ratio <= TARGET else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
