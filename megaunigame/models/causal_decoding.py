@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,65 @@ def answer(model: CausalModel, inputs: PassInputs, *, max_new_tokens: int) -> Te
             tokens.append(model.lm_head(hidden).argmax(-1).masked_fill(ended, end))
             ended = ended | (tokens[-1] == end)
     return torch.stack(tokens, dim=1)
+
+
+@torch.no_grad()
+def draw_codes(
+    model: CausalModel,
+    prompts: Tensor,
+    attention: Tensor,
+    count: int,
+    *,
+    embed: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], Tensor],
+    pick: Callable[[Tensor], Tensor],
+    guidance: float,
+    disturb: Callable[[Tensor], Tensor] | None = None,
+    line: int = 0,
+    line_end: Tensor | None = None,
+) -> Tensor:
+    """(B, count) codes drawn behind embedded prompts (B, P, D). To be called inside `evaluating`.
+
+    With a guidance other than 1, logits are u + guidance * (c - u), and `prompts` (2 B, P, D) has the ones without condition
+    behind the others. `embed`: codes (B,) -> (B, D), as the language model reads them. `score`: hidden states (R, D) -> logits
+    (R, V). `pick`: guided logits (B, V) -> codes (B,). `disturb`: from the embedding (B, 1, D) of the last code to what is
+    added to it before it is read. Behind every `line` codes, `line_end` (D,) is read as well.
+    """
+    copies = 1 if guidance == 1 else 2
+    reader = CachedReader(model, attention)
+    hidden = reader.prompt(prompts)
+    codes: list[Tensor] = []
+    while True:
+        logits = score(hidden).float()
+        if copies == 2:
+            conditional, without = logits.chunk(2)
+            logits = without + guidance * (conditional - without)
+        codes.append(pick(logits))
+        if len(codes) == count:
+            return torch.stack(codes, dim=1)
+        read = embed(codes[-1])
+        if disturb is not None:
+            read = read + disturb(read.unsqueeze(1)).squeeze(1).to(read.dtype)
+        hidden = reader.token(read.repeat(copies, 1))
+        if line_end is not None and len(codes) % line == 0:
+            hidden = reader.token(line_end.expand(len(hidden), -1))
+
+
+def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """How a code is chosen from logits (B, V): the likeliest at temperature 0, else drawn."""
+
+    def greedy(logits: Tensor) -> Tensor:
+        return logits.argmax(-1)
+
+    def draw(logits: Tensor) -> Tensor:
+        # Inverse distribution function: one uniform number per row, whatever device the generator lives on.
+        cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+        uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
+        return (
+            torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
+        )
+
+    return greedy if temperature == 0 else draw
 
 
 @contextmanager

@@ -24,6 +24,8 @@ class ConversationFormat(ABC):
     end_of_image: str
     image_token: str
     between_images: str = ""
+    behind_images: str = "\n"
+    """Before a question that follows images."""
     before_answer: str = ""
 
     head: list[int]
@@ -85,30 +87,46 @@ class ConversationFormat(ABC):
         return sequence
 
     def generate(self, prompt: str, source: bool, limit: int) -> TokenRow:
-        """A request for a picture, ending with begin-of-image; its text is cut so that `limit` tokens suffice."""
-        sequence = self._opening(int(source))
-        closing = [*self.closing, self.begin]
+        """A request for a picture, ending where its codes begin; its text is cut so that `limit` tokens suffice."""
+        sequence = self._request_opening(source)
         text = self.encode(self.request(prompt, source))
-        room = max(0, limit - len(sequence) - len(closing))
+        room = max(0, limit - len(sequence) - len(self.request_closing))
         sequence.add(text[:room])
-        sequence.add(closing)
+        sequence.add(self.request_closing)
         sequence.intact = len(text) <= room
         return sequence
 
+    @property
+    def request_closing(self) -> list[int]:
+        """Behind the text of a request for a picture."""
+        return [*self.closing, self.begin]
+
     def fixed_length(self, images: int) -> int:
-        """Tokens of a row that no truncation can remove, one token of text included."""
+        """Tokens of a conversation that no truncation can remove, one of question and answer each included."""
         return len(self._opening(images)) + len(self.closing) + 2
+
+    def shortest_request(self, source: bool) -> int:
+        """Tokens of a request for a picture that no truncation can remove, one token of text included."""
+        return len(self._request_opening(source)) + len(self.request_closing) + 1
 
     def _opening(self, images: int) -> TokenRow:
         sequence = TokenRow()
         sequence.add(self.head)
         sequence.add(self.opening)
         for number in range(images):
-            sequence.add([*(self.encode(self.between_images) if number else []), self.begin])
-            sequence.add([self.image] * self.visual_tokens, slots=True)
-            sequence.add([self.end])
+            sequence.add(self.encode(self.between_images) if number else [])
+            self._picture(sequence)
         return sequence
 
+    def _request_opening(self, source: bool) -> TokenRow:
+        return self._opening(int(source))
+
+    def _picture(self, sequence: TokenRow) -> None:
+        """Add the places of one understood picture."""
+        sequence.add([self.begin])
+        sequence.add([self.image] * self.visual_tokens, slots=True)
+        sequence.add([self.end])
+
     def _ask(self, sequence: TokenRow, question: str, *, after_images: bool, segment: int = 0) -> None:
-        sequence.add(self.encode(("\n" if after_images else "") + question), segment=segment)
+        sequence.add(self.encode((self.behind_images if after_images else "") + question), segment=segment)
         sequence.add(self.closing, segment=segment)

@@ -26,6 +26,8 @@ class Source:
     """Which third of a fused query-key-value tensor; None: the whole tensor."""
     squeeze: bool = False
     """Whether it is stored with a first dimension of 1 that the parameter does not have."""
+    flatten: bool = False
+    """Whether it is stored as a 1 x 1 convolution where the parameter is a matrix."""
 
 
 class RenamedWeights:
@@ -48,7 +50,7 @@ class RenamedWeights:
         shape = self.files.shape(source.key)
         if source.third is not None:
             return torch.Size([shape[0] // 3, *shape[1:]])
-        return shape[1:] if source.squeeze else shape
+        return shape[:2] if source.flatten else shape[1:] if source.squeeze else shape
 
     def read(self, name: str) -> Tensor:
         source = self.sources[name]
@@ -56,7 +58,7 @@ class RenamedWeights:
             third = self.files.shape(source.key)[0] // 3
             return self.files.read(source.key, slice(source.third * third, (source.third + 1) * third))
         tensor = self.files.read(source.key)
-        return tensor[0] if source.squeeze else tensor
+        return tensor.flatten(1) if source.flatten else tensor[0] if source.squeeze else tensor
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class KeyTable:
     """What keys look like, for the message."""
     squeezed: tuple[str, ...] = ()
     """Ends of keys whose tensors are stored with a first dimension of 1 too many."""
+    flattened: tuple[str, ...] = ()
+    """Ends of keys whose tensors are stored as 1 x 1 convolutions and read as matrices."""
 
     def open(self, files: TensorFiles, what: str | Path) -> tuple[RenamedWeights, RenamedWeights]:
         """(weights of the trained model, weights of the frozen tokenizer) under our names; the latter without its prefix.
@@ -90,7 +94,7 @@ class KeyTable:
             if name is None:
                 unknown.append(key)
             elif name.startswith(self.frozen):
-                frozen[name.removeprefix(self.frozen)] = Source(key)
+                frozen[name.removeprefix(self.frozen)] = Source(key, flatten=key.endswith(self.flattened))
             elif FUSED in name:
                 for third, letter in enumerate("qkv"):
                     model[name.replace(FUSED, f".{letter}_proj.")] = Source(key, third)

@@ -118,7 +118,7 @@ class RowProcessor:
                 continue
             assert isinstance(row, UnderstandRow)
             if self.format.fixed_length(len(row.images)) > self.max_length:
-                taken = len(row.images) * (self.visual_tokens + 2)
+                taken = self.format.fixed_length(len(row.images)) - self.format.fixed_length(0)
                 raise DataError(
                     f"Sample {key}: {len(row.images)} image(s) take {taken} tokens, and max_length is "
                     f"{self.max_length}. Raise max_length or leave out samples with so many images."
@@ -160,7 +160,7 @@ class RowProcessor:
 
     def _prompt(self, prompt: str, source: bool) -> TokenRow:
         limit = self.max_length - self.behind_prompt
-        shortest = self.format.fixed_length(int(source))
+        shortest = self.format.shortest_request(source)
         if limit < shortest:
             raise ConfigError(
                 f"max_length={self.max_length} leaves {limit} tokens to the prompt, because {self.behind_prompt} positions "
@@ -168,6 +168,10 @@ class RowProcessor:
                 f"Give max_length={self.behind_prompt + shortest} or more."
             )
         return self.format.generate(prompt, source, limit)
+
+    def unconditional_tokens(self) -> list[int]:
+        """The request for a picture without any condition, in families where it does not depend on what is left out."""
+        return self.format.unconditional(self._dummy()).tokens
 
     def _dummy(self) -> TokenRow:
         sequence = TokenRow()

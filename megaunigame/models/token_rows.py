@@ -81,3 +81,9 @@ def stack_sources(images: list[list[Tensor]], side: int, prepare: Callable[[Tens
             pixels[row, slot] = prepare(picture)
             valid[row, slot] = True
     return pixels, valid
+
+
+def left_padded(values: Tensor, width: int) -> Tensor:
+    """(B, S, ...) -> (B, width, ...), zeros in front."""
+    missing = width - values.shape[1]
+    return torch.cat([values.new_zeros(len(values), missing, *values.shape[2:]), values], dim=1)

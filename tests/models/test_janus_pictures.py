@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from megaunigame.models.janus.decoding import picker, unconditional
+from megaunigame.models.causal_decoding import picker
+from megaunigame.models.janus.decoding import unconditional
 from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])

@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 
 from megaunigame.models.base import Decoded
 from megaunigame.models.causal import CausalModel, check_attention
+from megaunigame.models.causal_decoding import picker
 from megaunigame.models.frozen import Frozen
 from megaunigame.models.janus import decoding
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights
@@ -195,7 +196,7 @@ class Janus(CausalModel):
         disturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
-        pick = decoding.picker(temperature, generator)
+        pick = picker(temperature, generator)
         return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, disturb=disturb))
 
     def sample_codes(

@@ -31,6 +31,7 @@ from megaunigame.models.openuni.processor import OpenUniProcessor
 from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.models.settings_files import copy_settings
 from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.token_rows import left_padded
 from megaunigame.passes import GENERATE, UNDERSTAND, PassInputs, PassOutput
 
 if TYPE_CHECKING:
@@ -261,8 +262,8 @@ class OpenUni(CausalModel):
             tokens = torch.tensor([self.processor.unconditional_tokens()], device=embeds.device)
             width = max(embeds.shape[1], tokens.shape[1])
             last, read = self.language_model.embed_tokens(tokens), torch.ones_like(tokens, dtype=torch.bool)
-            embeds = torch.cat([_left_padded(embeds, width), _left_padded(last, width)])
-            attention = torch.cat([_left_padded(attention, width), _left_padded(read, width)])
+            embeds = torch.cat([left_padded(embeds, width), left_padded(last, width)])
+            attention = torch.cat([left_padded(attention, width), left_padded(read, width)])
         return self.query_states(embeds, attention)
 
     def sample_latents(self, start: Tensor, condition: Tensor, guidance: float) -> Tensor:
@@ -302,9 +303,3 @@ class OpenUni(CausalModel):
 
     def default_trainable(self) -> Sequence[str]:
         return ("aligner", "lm", "queries", "connector", "dit")
-
-
-def _left_padded(values: Tensor, width: int) -> Tensor:
-    """(B, S, ...) -> (B, width, ...), zeros in front."""
-    missing = width - values.shape[1]
-    return torch.cat([values.new_zeros(len(values), missing, *values.shape[2:]), values], dim=1)

@@ -57,7 +57,3 @@ class OpenUniProcessor(RowProcessor):
             system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", ""),
             where=str(folder),
         )
-
-    def unconditional_tokens(self) -> list[int]:
-        """The request for a picture without any condition."""
-        return self.format.unconditional(self._dummy()).tokens

@@ -1,0 +1,54 @@
+"""How the codes of a picture stand in a sequence: row by row, an end-of-line token behind every row, the last included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CodeRows:
+    """A picture of `height` x `width` codes. Code c is the token `first` + c."""
+
+    height: int
+    width: int
+    first: int
+    codebook: int
+    """Codes there are."""
+    line_end: int
+
+    @property
+    def count(self) -> int:
+        """N: codes of the picture."""
+        return self.height * self.width
+
+    @property
+    def length(self) -> int:
+        """Tokens of the picture, line ends included."""
+        return self.height * (self.width + 1)
+
+    @property
+    def ids(self) -> slice:
+        """The tokens that are codes."""
+        return slice(self.first, self.first + self.codebook)
+
+    @property
+    def size(self) -> str:
+        """As it is written before the codes."""
+        return f"{self.height}*{self.width}"
+
+    def is_code(self) -> Tensor:
+        """(length,) bool: True at codes, False at line ends."""
+        return torch.arange(self.length) % (self.width + 1) < self.width
+
+    def tokens(self, codes: Tensor) -> Tensor:
+        """(B, N) codes -> (B, length) tokens."""
+        rows = (codes + self.first).unflatten(1, (self.height, self.width))
+        return F.pad(rows, (0, 1), value=self.line_end).flatten(1)
+
+    def grid(self, codes: Tensor) -> Tensor:
+        """(B, N, ...) -> (B, height, width, ...)."""
+        return codes.unflatten(1, (self.height, self.width))

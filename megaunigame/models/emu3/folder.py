@@ -1,0 +1,161 @@
+"""Writing Emu3 folders in the Hugging Face layout, and building small ones from nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Emu3Config, Emu3ForConditionalGeneration, PreTrainedTokenizerFast
+
+from megaunigame.errors import ModelError
+from megaunigame.models.emu3.configuration import cell, read_config, read_sides
+from megaunigame.models.emu3.conversation import (
+    BEGIN_OF_CODES,
+    BEGIN_OF_IMAGE,
+    BOS,
+    END_OF_IMAGE,
+    EOS,
+    FRAME_END,
+    LINE_END,
+    PAD,
+    SYSTEM_PROMPT,
+    code_token,
+)
+from megaunigame.models.row_processor import HALF
+from megaunigame.models.settings_files import copy_settings, read_settings, read_tokenizer
+from megaunigame.models.small_tokenizer import small_tokenizer
+
+PLACEHOLDER = "<image>"
+"""Stands for a picture in transformers' processor; ours needs none."""
+GROUP_NORM_GROUPS = 32
+
+
+def write_folder(
+    path: str | Path,
+    config: Emu3Config,
+    state: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    image_size: int,
+    source_size: int | None = None,
+    system_prompt: str = SYSTEM_PROMPT,
+) -> None:
+    """Write config.json, model.safetensors, the tokenizer and the picture settings.
+
+    `state` has Hugging Face names, the vision tokenizer under `model.vqmodel.`; None: `source_size` is `image_size`.
+    transformers' own Emu3ForConditionalGeneration can read the folder.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_config(config, tokenizer, folder)
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    tokenizer.save_pretrained(folder)
+    source = image_size if source_size is None else source_size
+    pictures = {
+        "image_processor_type": "Emu3ImageProcessor",
+        "image_mean": list(HALF),
+        "image_std": list(HALF),
+        "spatial_factor": cell(config),
+        "min_pixels": source**2,
+        "max_pixels": source**2,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n")
+    _write_processor(folder, {"image_size": image_size, "source_size": source, "system_prompt": system_prompt})
+
+
+def write_settings(path: str, out: Path) -> None:
+    """The small files of the folder `path`, of either form, as those of a Hugging Face folder `out`."""
+    copy_settings(Path(path), out)
+    config = read_config(path)
+    image_size, source_size = read_sides(path, config)
+    _write_config(config, read_tokenizer(Path(path)), out)
+    settings = read_settings(out / "processor_config.json")
+    _write_processor(out, {**settings, "image_size": image_size, "source_size": source_size})
+
+
+def _write_config(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """config.json with the part of the vocabulary that transformers' model asks it for."""
+    vocabulary = tokenizer.get_vocab()
+    names = [*(code_token(code) for code in range(config.vq_config.codebook_size)), LINE_END, PLACEHOLDER]
+    config.vocabulary_map = {name: vocabulary[name] for name in names if name in vocabulary}
+    config.architectures = ["Emu3ForConditionalGeneration"]
+    config.save_pretrained(folder)
+
+
+def _write_processor(folder: Path, settings: Mapping[str, object]) -> None:
+    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    width: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+    key_value_heads: int | None = None,
+    intermediate: int = 256,
+    max_positions: int = 2048,
+    dropout: float = 0.0,
+    base_channels: int = 32,
+    channel_multiplier: Sequence[int] = (1, 1, 1, 1),
+    res_blocks: int = 1,
+    latent_channels: int = 4,
+    codes: int = 256,
+    frames: int = 4,
+) -> Emu3Config:
+    """An Emu3 of any size for `tokenizer`, which must have all `codes`; None: as many key-value heads as heads.
+
+    One code covers 2^(number of multipliers - 1) pixels along an edge. Raises ModelError for a width that is not legal.
+    """
+    if base_channels % GROUP_NORM_GROUPS:
+        raise ModelError(f"base_channels={base_channels} must be a multiple of {GROUP_NORM_GROUPS} (norm groups).")
+    return Emu3Config(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
+            "max_position_embeddings": max_positions,
+            "attention_dropout": dropout,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vq_config={
+            "base_channels": base_channels,
+            "channel_multiplier": list(channel_multiplier),
+            "num_res_blocks": res_blocks,
+            "attn_resolutions": [len(channel_multiplier) - 1],
+            "hidden_size": base_channels * channel_multiplier[-1],
+            "latent_channels": latent_channels,
+            "embed_dim": latent_channels,
+            "codebook_size": codes,
+            "temporal_downsample_factor": frames,
+        },
+        tie_word_embeddings=False,
+    )
+
+
+def random_state(config: Emu3Config, seed: int) -> dict[str, Tensor]:
+    """Freshly initialised weights under Hugging Face names."""
+    if config.vocabulary_map is None:
+        config.vocabulary_map = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Emu3ForConditionalGeneration(config).state_dict()
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, codes: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with Emu3's special tokens; it can spell any text.
+
+    At most `vocabulary` tokens, and one for each of the `codes` on top.
+    """
+    special = [PAD, BOS, EOS, LINE_END, FRAME_END, PLACEHOLDER, BEGIN_OF_CODES, BEGIN_OF_IMAGE, END_OF_IMAGE]
+    special += [code_token(code) for code in range(codes)]
+    return small_tokenizer(texts, vocabulary + codes, special, pad=PAD, bos=BOS, eos=EOS)

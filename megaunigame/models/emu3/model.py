@@ -1,0 +1,231 @@
+"""Emu3: pictures are codes of a vision tokenizer, codes are tokens of the vocabulary, and one language model reads and
+writes both. Nothing else is trained: no vision tower, no aligner, no head of its own for codes.
+
+The modules are transformers'. Sources: arXiv 2409.18869 and the official repository (baaivision/Emu3), whose sequences and
+vision-only loss these are. Unlike there, codes are made inside the pass, from pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Emu3Config, PreTrainedModel
+
+from megaunigame.models.base import Decoded
+from megaunigame.models.causal import CausalModel, check_attention
+from megaunigame.models.causal_decoding import picker
+from megaunigame.models.emu3 import decoding
+from megaunigame.models.emu3.checkpoint_keys import VISION_TOKENIZER, open_weights
+from megaunigame.models.emu3.code_rows import CodeRows
+from megaunigame.models.emu3.configuration import read_config, tensor_files
+from megaunigame.models.emu3.folder import write_settings
+from megaunigame.models.emu3.parts import trained_parts
+from megaunigame.models.emu3.processor import Emu3Processor
+from megaunigame.models.emu3.vq import VisionTokenizer
+from megaunigame.models.frozen import Frozen
+from megaunigame.models.loading import check_names, check_shapes
+from megaunigame.models.renamed_weights import RenamedWeights
+from megaunigame.passes import PassInputs, PassOutput, Taps
+
+
+class Emu3(CausalModel):
+    """The trained part of an Emu3; parameter names are those of transformers' Emu3ForConditionalGeneration.
+
+    The vision tokenizer is no submodule: `load_frozen` builds it, replicated and frozen.
+    """
+
+    processor: Emu3Processor
+    model: nn.ModuleDict
+
+    def __init__(self, config: Emu3Config, processor: Emu3Processor, *, attention: str, gradient_checkpointing: bool):
+        super().__init__()
+        check_attention(attention)
+        self.config = config
+        self.processor = processor
+        for name, part in trained_parts(config).items():
+            self.add_module(name, part)
+        self.frozen: Frozen[VisionTokenizer] = Frozen("vision tokenizer")
+        self.language_model.set_attn_implementation(attention)
+        if gradient_checkpointing:
+            self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+    @classmethod
+    def build(cls, path: str, *, attention: str, max_length: int, gradient_checkpointing: bool) -> Emu3:
+        """Construct from `path`/config.json and the tokenizer files; the weights are left uninitialised."""
+        processor = Emu3Processor.from_folder(path, max_length=max_length)
+        return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+
+    @classmethod
+    def weights(cls, path: str) -> RenamedWeights:
+        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
+
+        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
+        """
+        weights, _ = open_weights(tensor_files(path), path)
+        with torch.device("meta"):
+            whole = nn.ModuleDict(trained_parts(read_config(path)))
+        expected = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+        check_names(expected, weights.names(), path)
+        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
+        return weights
+
+    @classmethod
+    def frozen_weights(cls, path: str) -> RenamedWeights:
+        """The vision tokenizer, under `model.vqmodel.`."""
+        return open_weights(tensor_files(path), path)[1].prefixed(VISION_TOKENIZER)
+
+    @classmethod
+    def write_settings(cls, path: str, out: Path) -> None:
+        """config.json in the Hugging Face form, whatever the form in `path`; the other small files as they are."""
+        write_settings(path, out)
+
+    @classmethod
+    def language_layers(cls, path: str) -> int:
+        """Layers of the language model in `path`."""
+        return read_config(path).text_config.num_hidden_layers
+
+    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Build and load the vision tokenizer, outside the module tree."""
+        _, weights = open_weights(tensor_files(path), path)
+        self.frozen.load(VisionTokenizer(self.config.vq_config), weights, path, device, dtype)
+
+    @property
+    def vision_tokenizer(self) -> VisionTokenizer:
+        return self.frozen.module
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        return self.model["text_model"]  # type: ignore[return-value]
+
+    @property
+    def rows(self) -> CodeRows:
+        """How a generated picture stands in the sequence."""
+        return self.processor.format.rows
+
+    @property
+    def calls_per_sample(self) -> int:
+        """One per code and one per line end, the last of which nothing follows."""
+        return self.rows.length - 1
+
+    # Passes
+
+    def visual_tokens(self, images: Tensor) -> Tensor:
+        """(B, I, 3, H, W) -> (B, I, T, D): embedded codes, line ends not among them; the language model reads those as text.
+
+        Choosing a code has no gradient. Where `images` ask for one (an adversary's pictures do), it passes by way of the
+        codes that are nearly as near: see `VisionTokenizer.neighbours` and `TokenEmbedding`. The values are the same.
+        """
+        pixels, first = images.flatten(0, 1), self.rows.first
+        if images.requires_grad and torch.is_grad_enabled():
+            codes, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbours(pixels))
+            tokens = self.language_model.embed_tokens(codes[..., 0] + first, codes + first, shares)
+        else:
+            tokens = self.language_model.embed_tokens(self.vision_tokenizer.encode(pixels).flatten(1) + first)
+        return tokens.unflatten(0, images.shape[:2])
+
+    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
+        assert inputs.targets is not None
+        return self.predict_codes(inputs, self.encode_target(inputs.targets), predict)
+
+    def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
+        """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read.
+
+        The loss falls on the codes, over the whole vocabulary. Line ends are read, not learned.
+        """
+        rows = self.rows
+        read = rows.tokens(codes)[:, :-2]  # the last code is predicted, never read, and so is the line end behind it
+        embeds = torch.cat([self.embed(inputs), self.language_model.embed_tokens(read)], dim=1)
+        attention = F.pad(inputs.attention, (0, read.shape[1]), value=True)
+        tap = self._prompt_tap(inputs, drawn=rows.is_code()[:-2])
+        # The state at a place predicts what stands at the next: from the last token of the prompt to the last but one code.
+        states = self._read(embeds, attention, tap=tap)[:, -read.shape[1] - 1 :]
+        hidden = states[:, rows.is_code()[:-1].to(states.device)]
+        scored = self.lm_head(hidden.flatten(0, 1), (codes + rows.first).flatten())
+        return PassOutput(
+            loss_sum=torch.where(inputs.counts > 0, scored.losses.view(codes.shape).sum(1), 0.0),
+            hidden=hidden,
+            target=codes,
+            predictions=self.code_logits(hidden).argmax(-1) if predict else None,
+            attention=None if tap is None else tap.shares(),
+        )
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V): the logits of the codes alone."""
+        return self.lm_head(hidden, ids=self.rows.ids)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """(...) -> (..., D): codes as the language model reads them."""
+        return self.language_model.embed_tokens(codes + self.rows.first)
+
+    def _prompt_text(self, inputs: PassInputs, taps: Taps) -> Tensor:
+        """(B, S): text before the picture; line ends of a source picture are none of it."""
+        return super()._prompt_text(inputs, taps) & (inputs.tokens != self.rows.line_end)
+
+    # Pictures
+
+    @torch.no_grad()
+    def encode_target(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, N) codes. No gradient."""
+        return self.vision_tokenizer.encode(pixels).flatten(1)
+
+    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
+        """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
+
+        Straight-through: the pixels are those of the chosen codes, the gradient that of the mean code. The chosen code is
+        the likeliest; with `anchor` (B, N codes) only where the perturbation changes which is the likeliest, else the anchor.
+        """
+        moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
+        logits = self.code_logits(moved)
+        codes = logits.argmax(-1)
+        # Also without delta: on every rank the same calls. It costs a head on N positions, without its backward.
+        with torch.no_grad():
+            changed = codes != self.code_logits(hidden).argmax(-1)
+        chosen = codes if anchor is None else torch.where(changed, codes, anchor)
+        pixels = self.vision_tokenizer.decode_logits(self.rows.grid(logits), self.rows.grid(chosen))
+        return Decoded(pixels.float().clamp(-1, 1), changed.float().mean(1))
+
+    def as_source(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> of the size of understood pictures, in [-1, 1]; differentiable."""
+        size = self.processor.source_size
+        if pixels.shape[-1] != size:
+            pixels = F.interpolate(pixels, (size, size), mode="bilinear")
+        return pixels
+
+    @torch.no_grad()
+    def decode_target(self, target: Tensor) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W) in [-1, 1]."""
+        return self.vision_tokenizer.decode_codes(self.rows.grid(target)).float().clamp(-1, 1)
+
+    def sample(
+        self,
+        inputs: PassInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: torch.Generator,
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
+        pick = picker(temperature, generator)
+        return self.decode_target(decoding.sample_codes(self, inputs, guidance=guidance, pick=pick, disturb=disturb))
+
+    # Training
+
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Groups of parameters by prefix; every parameter is in exactly one."""
+        return {
+            "embedding": ("model.text_model.embed_tokens.",),
+            "lm": ("model.text_model.layers.", "model.text_model.norm."),
+            "head": ("lm_head.",),
+        }
+
+    def groups_of_pass(self, pass_name: str, takes_images: bool) -> Sequence[str]:
+        """All of them in both passes."""
+        return tuple(self.groups())
+
+    def default_trainable(self) -> Sequence[str]:
+        return tuple(self.groups())

@@ -1,0 +1,75 @@
+"""Neutral rows -> the tensors of Emu3's two passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from megaunigame.errors import ModelError
+from megaunigame.models.emu3.configuration import cell, read_config, read_sides
+from megaunigame.models.emu3.conversation import SYSTEM_PROMPT, Emu3Format
+from megaunigame.models.row_processor import HALF, RowProcessor
+from megaunigame.models.settings_files import read_settings, read_tokenizer
+
+
+class Emu3Processor(RowProcessor):
+    """Square pictures of one size per path. Behind the prompt of a generate row stand the codes with their line ends, up to
+    the last code; the loss falls on the codes."""
+
+    format: Emu3Format
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        image_size: int,
+        source_size: int,
+        cell: int,
+        codebook: int,
+        max_length: int,
+        system_prompt: str = SYSTEM_PROMPT,
+        where: str = "the model folder",
+    ):
+        """`cell`: pixels of one code along an edge. `codebook`: codes there are."""
+        conversation = Emu3Format(
+            tokenizer,
+            codebook=codebook,
+            side=image_size // cell,
+            source_side=source_size // cell,
+            system_prompt=system_prompt,
+            where=where,
+        )
+        super().__init__(
+            tokenizer,
+            conversation,
+            image_size=image_size,
+            source_size=source_size,
+            behind_prompt=conversation.rows.length - 1,
+            loss_positions=conversation.rows.count,
+            max_length=max_length,
+            mean=HALF,  # sources go through the tokenizer of the targets, whatever preprocessor_config.json says
+            std=HALF,
+        )
+
+    @classmethod
+    def from_folder(cls, path: str | Path, *, max_length: int) -> Emu3Processor:
+        """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
+        folder = Path(path)
+        config = read_config(folder)
+        image_size, source_size = read_sides(folder, config)
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(
+                f"No tokenizer.json in {folder}. The tokenizer of the official release is code, which is not run here: copy "
+                "tokenizer.json and tokenizer_config.json there from a Hugging Face (-hf) release of the same model."
+            )
+        return cls(
+            read_tokenizer(folder),
+            image_size=image_size,
+            source_size=source_size,
+            cell=cell(config),
+            codebook=config.vq_config.codebook_size,
+            max_length=max_length,
+            system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", SYSTEM_PROMPT),
+            where=str(folder),
+        )

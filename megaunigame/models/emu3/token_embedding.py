@@ -1,0 +1,25 @@
+"""The token embedding of Emu3, which also lets a gradient pass from tokens to what they were chosen by."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TokenEmbedding(nn.Embedding):
+    """An embedding whose parameter is called as in transformers."""
+
+    def forward(self, ids: Tensor, neighbours: Tensor | None = None, shares: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """(...) token ids -> (..., D).
+
+        With `neighbours` (..., K), the ids of tokens that might have stood there, and `shares` (..., K), how near each was:
+        the same values, and the gradient that the mean of the neighbours, weighed by their shares, would have towards the
+        shares. Towards the weights it is that of plain tokens. All of it is in this forward, because a partitioned weight is
+        whole nowhere else.
+        """
+        rows = super().forward(ids)
+        if neighbours is None or shares is None:
+            return rows
+        around = F.embedding(neighbours, self.weight.detach())
+        mean = (around * shares.unsqueeze(-1).to(around.dtype)).sum(-2)
+        return rows + (mean - mean.detach())

@@ -1,0 +1,125 @@
+"""The vision tokenizer of Emu3: pixels <-> codes, with gradients where they are wanted.
+
+It is made for videos: a picture is `temporal_downsample_factor` equal frames on the way in, and as many come out, of which the
+first counts. The layers are transformers'; only what they do in time is done for every frame here, which is a quarter of the
+work for the same numbers. A code is the row of the codebook that is nearest to the latent (plain distance).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Emu3VQVAE
+from transformers.initialization import no_init_weights
+from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
+
+NEIGHBOURS = 8
+"""Nearest codes through which a gradient passes from a code to the latent it was chosen by."""
+CELLS_AT_A_TIME = 4096
+"""Cells whose distances to all codes are in memory together: 0.5 GB for 32,768 codes."""
+
+
+class VisionTokenizer(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, h, w), h = H / 2^(levels - 1).
+
+    Names of parameters and buffers are those of transformers' Emu3VQVAE; weights are not initialised. Distances are float32 whatever the dtype of the
+    weights.
+    """
+
+    def __init__(self, config: Emu3VQVAEConfig):
+        super().__init__()
+        with no_init_weights():
+            layers = Emu3VQVAE(config)
+        self.encoder = layers.encoder
+        self.decoder = layers.decoder
+        self.quantize = layers.quantize
+        self.quant_conv = layers.quant_conv
+        self.post_quant_conv = layers.post_quant_conv
+        self.config = config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.quant_conv.conv.weight.dtype
+
+    def codebook(self) -> Tensor:
+        """(V, C) float32."""
+        return self.quantize.embedding.weight.float()
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """(B, C, h, w) float32: what is compared with the codebook."""
+        layers = self.encoder
+        frame = layers.middle_block(layers.down_block(layers.conv_in(pixels.to(self.dtype))))
+        frame = layers.conv_out(_swish(layers.norm_out(frame)))
+        frames = frame.unsqueeze(2).repeat(1, 1, self.config.temporal_downsample_factor, 1, 1)
+        for shrink in layers.time_conv:
+            frames = _swish(shrink(frames))
+        for block in layers.time_res_stack:
+            frames = block(frames)
+        return self.quant_conv(frames)[:, :, 0].float()
+
+    def nearest(self, latents: Tensor, count: int = 1) -> Tensor:
+        """(B, C, h, w) latents -> (B, h, w, count) codes, the nearest first. No gradient."""
+        codebook = self.codebook().detach()
+        lengths = codebook.square().sum(1)
+
+        def among(cells: Tensor) -> Tensor:
+            distances = cells.square().sum(1, keepdim=True) + lengths - 2 * cells @ codebook.T
+            return distances.topk(count, dim=1, largest=False).indices
+
+        grid = latents.detach().permute(0, 2, 3, 1)
+        return torch.cat([among(cells) for cells in grid.flatten(0, 2).split(CELLS_AT_A_TIME)]).view(*grid.shape[:3], count)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, h, w) codes. No gradient."""
+        return self.nearest(self.latents(pixels)).squeeze(-1)
+
+    def neighbours(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> (B, h, w, K) codes, the nearest first, and (B, h, w, K) their shares, differentiable.
+
+        Shares are a softmax over minus the squared distances, in units of their mean: near the border between two codes a
+        small step of the latent moves much of the share from one to the other, and how large a step is small follows the
+        codebook. The farther codes are left out; their shares would be next to nothing.
+        """
+        latents = self.latents(pixels)
+        codes = self.nearest(latents, min(NEIGHBOURS, len(self.codebook())))
+        cells = latents.permute(0, 2, 3, 1).unsqueeze(-2)
+        distances = (cells - F.embedding(codes, self.codebook().detach())).square().sum(-1)
+        unit = distances.detach().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return codes, (-distances / unit).softmax(-1)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """(B, h, w) -> (B, C, h, w) float32: rows of the codebook."""
+        return F.embedding(codes, self.codebook()).permute(0, 3, 1, 2)
+
+    def decode_embeddings(self, quant: Tensor) -> Tensor:
+        """(B, C, h, w) rows of the codebook -> (B, 3, H, W), not clamped."""
+        layers = self.decoder
+        codes = quant.to(self.dtype).unsqueeze(2)
+        # The codes themselves go the same way through time: every norm behind it is modulated by them.
+        frames = torch.cat([self.post_quant_conv(codes), codes])
+        for block in layers.time_res_stack:
+            frames = block(frames)
+        for grow in layers.time_conv:
+            frames = _swish(grow(frames))
+        picture, codes = frames[:, :, 0].chunk(2)
+        picture = layers.up_block(layers.middle_block(layers.conv_in(picture), codes), codes)
+        return layers.conv_out(_swish(layers.norm_out(picture, codes)))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """(B, h, w) -> (B, 3, H, W), not clamped."""
+        return self.decode_embeddings(self.embed(codes))
+
+    def decode_logits(self, logits: Tensor, codes: Tensor) -> Tensor:
+        """(B, h, w, V), (B, h, w) -> (B, 3, H, W): the picture of `codes`, with the gradient of the mean code.
+
+        Straight-through: the mean over all rows is far shorter than a row, so it would leave what the decoder knows; it
+        serves as the direction of the gradient only.
+        """
+        mean = (logits.float().softmax(-1) @ self.codebook()).permute(0, 3, 1, 2)
+        return self.decode_embeddings(self.embed(codes).detach() + (mean - mean.detach()))
+
+
+def _swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
