@@ -1,10 +1,12 @@
-"""A tiny random Janus and a tiny random OpenUni, on disk and in memory."""
+"""A tiny random model of each family, on disk and in memory."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from megaunigame.models.emu3 import Emu3
+from megaunigame.models.emu3 import folder as emu3_folder
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
 from megaunigame.models.openuni import Flow, OpenUni
@@ -83,3 +85,39 @@ def openuni_path(tmp_path_factory, openuni_config, openuni_state, openuni_tokeni
 @pytest.fixture
 def openuni(openuni_path):
     return OpenUni.load(openuni_path, max_length=96)
+
+
+EMU3_SIZES = {
+    "width": 64, "key_value_heads": 2, "intermediate": 96, "channel_multiplier": (1, 1, 1), "codes": 48,
+}  # fmt: skip
+EMU3_PICTURES = {"image_size": 16, "source_size": 12}
+
+
+@pytest.fixture(scope="session")
+def emu3_tokenizer():
+    return emu3_folder.train_tokenizer(CORPUS, 300, codes=48)
+
+
+@pytest.fixture(scope="session")
+def emu3_config(emu3_tokenizer):
+    return emu3_folder.tiny_config(emu3_tokenizer, **EMU3_SIZES)
+
+
+@pytest.fixture(scope="session")
+def emu3_state(emu3_config):
+    """Weights large enough that different inputs give clearly different outputs."""
+    state = emu3_folder.random_state(emu3_config, seed=0)
+    return {name: value * 3 if value.dim() > 1 and "vqmodel" not in name else value for name, value in state.items()}
+
+
+@pytest.fixture(scope="session")
+def emu3_path(tmp_path_factory, emu3_config, emu3_state, emu3_tokenizer):
+    """Pictures of 4 x 4 codes are drawn, pictures of 3 x 3 codes are understood."""
+    path = tmp_path_factory.mktemp("emu3")
+    emu3_folder.write_folder(path, emu3_config, emu3_state, emu3_tokenizer, **EMU3_PICTURES)
+    return path
+
+
+@pytest.fixture
+def emu3(emu3_path):
+    return Emu3.load(emu3_path, max_length=128)

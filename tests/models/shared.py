@@ -1,0 +1,81 @@
+"""What the tests of all families share: rows of both passes, copies of folders, counted calls, checks that hold for any."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, RowRequest, plan_from
+
+TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
+PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
+ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def understand(subject, *rows):
+    """Inputs of the understand pass; `subject` is a model or a processor."""
+    return getattr(subject, "processor", subject).collate(PLAN, UNDERSTAND, rows, [0] * len(rows), ["key"] * len(rows))
+
+
+def generate(subject, *rows):
+    """Inputs of the generate pass."""
+    return getattr(subject, "processor", subject).collate(PLAN, GENERATE, rows, [1] * len(rows), ["key"] * len(rows))
+
+
+def words(processor, inputs, row=0):
+    """The text of a row, special tokens included."""
+    return processor.tokenizer.decode(inputs.tokens[row][inputs.attention[row]].tolist())
+
+
+def left_padded(inputs, extra):
+    """The same rows with the padding moved to the front, `extra` positions of it added."""
+    moved = {}
+    for name, fill in (("tokens", 0), ("labels", IGNORE), ("attention", False), ("image_slots", False)):
+        value = getattr(inputs, name)
+        rows = []
+        for row, real in zip(value, inputs.attention, strict=True):
+            padding = torch.full((extra + int((~real).sum()),), fill, dtype=value.dtype)
+            rows.append(torch.cat([padding, row[real]]))
+        moved[name] = torch.stack(rows)
+    for name, value in moved.items():
+        setattr(inputs, name, value)
+    return inputs
+
+
+def copied(folder, path):
+    """A copy of the folder without its weights."""
+    shutil.copytree(folder, path, dirs_exist_ok=True)
+    (path / "model.safetensors").unlink()
+    return path
+
+
+def with_replaced(folder, path, old, new):
+    """A copy of the folder in which some bytes are others, in every file."""
+    for file in folder.iterdir():
+        (path / file.name).write_bytes(file.read_bytes().replace(old, new))
+    return path
+
+
+def counted_calls(module):
+    """A list that grows by one with every forward of `module`."""
+    calls = []
+    module.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def check_answers_equal_decoding_without_a_cache(model, picture):
+    inputs = model.processor.prompt_inputs([[picture(0)], []], ["what color is the cube ?", "how many ?"])
+    calls = counted_calls(model.language_model)
+    answers = model.answer(inputs, max_new_tokens=6)
+    assert answers.shape == (2, 6) and len(calls) == 6
+    with torch.no_grad():
+        embeds, attention, tokens = model.embed(inputs), inputs.attention, []
+        for _ in range(6):
+            tokens.append(model.lm_head(model._read(embeds, attention)[:, -1]).argmax(-1))
+            embeds = torch.cat([embeds, model.language_model.embed_tokens(tokens[-1])[:, None]], dim=1)
+            attention = torch.cat([attention, torch.ones(2, 1, dtype=torch.bool)], dim=1)
+    end = model.processor.eos_id
+    for answer, expected in zip(answers.tolist(), torch.stack(tokens, dim=1).tolist(), strict=True):
+        length = answer.index(end) + 1 if end in answer else len(answer)
+        assert answer[:length] == expected[:length] and set(answer[length:]) <= {end}

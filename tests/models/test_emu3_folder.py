@@ -1,0 +1,245 @@
+"""Folders of Emu3: three spellings of the keys, the official layout, published sizes, everything that must be refused."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE
+from transformers.initialization import no_init_weights
+
+from megaunigame.errors import ModelError
+from megaunigame.models.emu3 import Emu3
+from megaunigame.models.emu3.checkpoint_keys import translate
+from megaunigame.models.emu3.configuration import IMAGE_AREA, read_config, read_sides
+from megaunigame.models.emu3.folder import tiny_config, write_folder
+from megaunigame.models.emu3.parts import trained_parts
+from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, UnderstandRow
+from tests.models.shared import copied, generate, understand
+
+OFFICIAL = {
+    "model_type": "Emu3", "vocab_size": 184622, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_act": "silu", "max_position_embeddings": 9216,
+    "rms_norm_eps": 1e-5, "attention_dropout": 0.1, "initializer_range": 0.02, "pad_token_id": 151643, "bos_token_id": 151849,
+    "eos_token_id": 151850, "rope_theta": 1000000.0, "rope_scaling": None, "image_area": 518400,
+}  # fmt: skip
+OFFICIAL_TOKENIZER = {
+    "model_type": "Emu3VisionVQ", "codebook_size": 32768, "embed_dim": 4, "z_channels": 4, "double_z": False, "in_channels": 3,
+    "out_channels": 3, "temporal_downsample_factor": 4, "ch": 256, "ch_mult": [1, 2, 2, 4], "num_res_blocks": 2,
+    "attn_resolutions": [3], "dropout": 0.0,
+}  # fmt: skip
+
+
+def outputs(model, picture):
+    with torch.no_grad():
+        asked = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [("what ?", "a ball")])))
+        drawn = model(GENERATE, generate(model, GenerateRow("a cube", picture(1))))
+        return torch.cat([asked.loss_sum, drawn.loss_sum, model.decode(drawn.hidden).pixels.flatten()])
+
+
+def official_states(state):
+    """Hugging Face names -> official keys of language model and vision tokenizer, spelled out independently of the reader."""
+    language, vision = {}, {}
+    for name, tensor in state.items():
+        key = name.removeprefix("model.vqmodel.")
+        if key == name:
+            language[name.replace("model.text_model.", "model.")] = tensor
+            continue
+        for ours, theirs in (
+            ("encoder.down_block.down.", "encoder.down."),
+            ("decoder.up_block.up.", "decoder.up."),
+            ("middle_block.attn_norm.", "mid.attn_1.norm."),
+            ("middle_block.", "mid."),
+            (".q_proj.", ".q."),
+            (".k_proj.", ".k."),
+            (".v_proj.", ".v."),
+            (".out_proj.", ".proj_out."),
+        ):
+            key = key.replace(ours, theirs)
+        key = re.sub(r"attn_norms\.(\d+)", r"attn.\1.norm", key)
+        convolved = re.search(r"attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight", key)
+        vision[key] = tensor[:, :, None, None] if convolved else tensor
+    return language, vision
+
+
+def official_folder(path, tokenizer, config, state):
+    """The two repositories of a release, the second in the first, and a tokenizer.json."""
+    (path / "vision_tokenizer").mkdir(parents=True)
+    language, vision = official_states(state)
+    save_file({k: v.contiguous() for k, v in language.items()}, path / "model.safetensors")
+    save_file({k: v.contiguous() for k, v in vision.items()}, path / "vision_tokenizer" / "model.safetensors")
+    text, vq = config.text_config, config.vq_config
+    ours = {key: getattr(text, key) for key in OFFICIAL if hasattr(text, key) and "rope" not in key}
+    (path / "config.json").write_text(json.dumps(OFFICIAL | ours | {"model_type": "Emu3", "image_area": 300}))
+    sizes = {"codebook_size": 48, "ch": vq.base_channels, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [2]}
+    (path / "vision_tokenizer" / "config.json").write_text(json.dumps(OFFICIAL_TOKENIZER | sizes))
+    tokenizer.save_pretrained(path)
+    (path / "processor_config.json").write_text(json.dumps({"source_size": 12}))
+    return path
+
+
+def test_names_are_exactly_those_of_the_built_module(emu3_path, emu3_state):
+    model = Emu3.build(str(emu3_path), attention="sdpa", max_length=128, gradient_checkpointing=False)
+    names = Emu3.weights(str(emu3_path)).names()
+    assert names == {n for n, _ in model.named_parameters()} == set(model.state_dict())
+    frozen = Emu3.frozen_weights(str(emu3_path)).names()
+    assert names | frozen == set(emu3_state) and all(name.startswith("model.vqmodel.") for name in frozen)
+    assert Emu3.language_layers(str(emu3_path)) == 2
+
+
+def test_weights_arrive_unchanged(emu3, emu3_state):
+    for name, parameter in emu3.named_parameters():
+        assert torch.equal(parameter, emu3_state[name]), name
+    for name, tensor in emu3.vision_tokenizer.state_dict().items():
+        assert torch.equal(tensor, emu3_state["model.vqmodel." + name]), name
+    assert not any(p.requires_grad for p in emu3.vision_tokenizer.parameters()) and not emu3.vision_tokenizer.training
+
+
+def test_the_official_layout_gives_the_same_model(emu3, emu3_tokenizer, emu3_config, emu3_state, tmp_path, picture):
+    folder = official_folder(tmp_path / "official", emu3_tokenizer, emu3_config, emu3_state)
+    model = Emu3.load(folder, max_length=128)
+    assert model.processor.image_size == 16  # the largest multiple of 4 within the square root of the area
+    assert torch.equal(outputs(model, picture), outputs(emu3, picture))
+
+
+def test_an_official_folder_is_exported_as_a_hugging_face_one(
+    emu3_tokenizer, emu3_config, emu3_state, emu3, tmp_path, picture
+):
+    folder = official_folder(tmp_path / "official", emu3_tokenizer, emu3_config, emu3_state)
+    out = tmp_path / "out"
+    Emu3.write_settings(str(folder), out)
+    both = [Emu3.weights(str(folder)), Emu3.frozen_weights(str(folder))]
+    save_file({n: w.read(n).contiguous() for w in both for n in w.names()}, out / "model.safetensors")
+    assert torch.equal(outputs(Emu3.load(out, max_length=128), picture), outputs(emu3, picture))
+    raw = json.loads((out / "config.json").read_text())
+    assert raw["model_type"] == "emu3" and len(raw["vocabulary_map"]) == 50
+    assert read_sides(out, read_config(out)) == (16, 12)
+    theirs = Emu3ForConditionalGeneration.from_pretrained(out).state_dict()
+    assert all(torch.equal(theirs[name], value) for name, value in emu3_state.items())
+
+
+def test_the_older_spelling_of_transformers_is_read(emu3_path, emu3_state, emu3, tmp_path, picture):
+    old = {}
+    for name, value in emu3_state.items():
+        name = name.replace("model.text_model.", "text_model.model.").replace("model.vqmodel.", "vqmodel.")
+        old["text_model.lm_head.weight" if name == "lm_head.weight" else name] = value.contiguous()
+    save_file(old, copied(emu3_path, tmp_path) / "model.safetensors")
+    assert torch.equal(outputs(Emu3.load(tmp_path, max_length=128), picture), outputs(emu3, picture))
+
+
+def test_transformers_reads_the_folder(emu3_path, emu3_state, emu3, picture):
+    theirs = Emu3ForConditionalGeneration.from_pretrained(emu3_path).eval()
+    assert all(torch.equal(tensor, emu3_state[name]) for name, tensor in theirs.state_dict().items())
+    inputs = emu3.processor.prompt_inputs([[picture(0)]], ["what ?"])
+    real = inputs.attention[0]
+    with torch.no_grad():
+        codes = theirs.model.get_image_tokens(inputs.images[0], torch.tensor([[12, 12]]))
+        tokens, rows = inputs.tokens.clone(), emu3.processor.format.source_rows
+        tokens[inputs.image_slots] = codes[rows.is_code()].long()
+        logits = theirs(input_ids=tokens[:, real]).logits
+        ours = emu3.lm_head(emu3._read(emu3.embed(inputs), inputs.attention))
+        drawn = torch.arange(16).view(1, 4, 4)
+        decoded = theirs.model.vqmodel.decode(drawn)
+    assert torch.equal(codes[~rows.is_code()], torch.full((3,), rows.line_end))
+    torch.testing.assert_close(ours[:, real], logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(emu3.vision_tokenizer.decode_codes(drawn), decoded, rtol=1e-5, atol=1e-5)
+
+
+def test_published_sizes(tmp_path):
+    (tmp_path / "vision_tokenizer").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(OFFICIAL))
+    (tmp_path / "vision_tokenizer" / "config.json").write_text(json.dumps(OFFICIAL_TOKENIZER))
+    config = read_config(tmp_path)
+    with torch.device("meta"), no_init_weights():
+        parts, frozen = trained_parts(config), Emu3VQVAE(config.vq_config)
+    trained = sum(p.numel() for part in parts.values() for p in part.parameters())
+    whole = trained + sum(p.numel() for p in frozen.parameters())
+    assert (trained, whole) == (8_492_011_520, 8_762_751_807)
+    assert read_sides(tmp_path, config) == (720, 720)
+    standard = Emu3Config()
+    for ours, theirs in ((config.text_config, standard.text_config), (config.vq_config, standard.vq_config)):
+        left, right = ours.to_dict(), theirs.to_dict()
+        for key in ("channel_multiplier", "attn_resolutions"):
+            if key in left:
+                left[key], right[key] = list(left[key]), list(right[key])
+        assert left == right
+
+
+def test_a_hugging_face_folder_without_sizes_draws_pictures_of_the_released_area(emu3_path, tmp_path):
+    copied(emu3_path, tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert "image_area" not in raw
+    (tmp_path / "processor_config.json").unlink()
+    config = read_config(tmp_path)
+    assert config.image_area == IMAGE_AREA and read_sides(tmp_path, config) == (720, 720)
+
+
+def test_a_checkpoint_of_another_model_is_refused(emu3_path, emu3_state, tmp_path):
+    copied(emu3_path, tmp_path)
+    state = {k: v.contiguous() for k, v in emu3_state.items()}
+
+    def with_state(changed):
+        save_file(changed, tmp_path / "model.safetensors")
+        return str(tmp_path)
+
+    lost = "model.text_model.norm.weight"
+    with pytest.raises(ModelError, match=f"checkpoint of another model .1 missing: {lost}"):
+        Emu3.weights(with_state({k: v for k, v in state.items() if k != lost}))
+    with pytest.raises(ModelError, match=r"lm_head.weight is \(5, 64\) instead of \(348, 64\)"):
+        Emu3.weights(with_state({**state, "lm_head.weight": torch.zeros(5, 64)}))
+    with pytest.raises(ModelError, match="1 keys are not Emu3's, such as language_model.model.norm.weight"):
+        Emu3.weights(with_state({**state, "language_model.model.norm.weight": torch.zeros(2)}))
+    with_state({k: v for k, v in state.items() if "vqmodel.decoder" not in k})
+    with pytest.raises(ModelError, match="vision tokenizer in .* missing: decoder"):
+        Emu3.load(tmp_path)
+
+
+def test_folders_that_cannot_be_used_are_refused(emu3_path, tmp_path):
+    def written(**changes):
+        (tmp_path / "config.json").write_text(json.dumps(OFFICIAL | changes))
+        return tmp_path
+
+    with pytest.raises(ModelError, match="No config.json in .*Give an Emu3 folder"):
+        read_config(tmp_path)
+    with pytest.raises(ModelError, match="model_type 'janus'; an Emu3 folder has 'emu3' or 'Emu3'"):
+        read_config(written(model_type="janus"))
+    with pytest.raises(ModelError, match="vision_tokenizer. The official vision tokenizer is a repository of its own"):
+        read_config(written())
+    (tmp_path / "vision_tokenizer").mkdir()
+    vision = tmp_path / "vision_tokenizer" / "config.json"
+    vision.write_text(json.dumps({**OFFICIAL_TOKENIZER, "attn_resolutions": [2, 3]}))
+    with pytest.raises(ModelError, match=r"attends at widths \[512, 1024\]"):
+        read_config(written())
+    vision.write_text("{}")
+    with pytest.raises(ModelError, match="vision_tokenizer/config.json has no 'codebook_size'"):
+        read_config(written())
+    with pytest.raises(ModelError, match="asks for rope_scaling"):
+        read_config(written(rope_scaling={"type": "linear"}))
+    copied(emu3_path, tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"image_size": 18}')
+    with pytest.raises(ModelError, match=r"image_size=18 .*multiple of 4"):
+        read_sides(tmp_path, read_config(tmp_path))
+    (tmp_path / "processor_config.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="No tokenizer.json in .*from a Hugging Face"):
+        Emu3.build(str(tmp_path), attention="sdpa", max_length=128, gradient_checkpointing=False)
+
+
+def test_a_small_model_with_a_width_that_norms_cannot_divide_is_refused(emu3_tokenizer):
+    with pytest.raises(ModelError, match="multiple of 32"):
+        tiny_config(emu3_tokenizer, base_channels=48)
+
+
+def test_a_written_folder_survives_another_round(emu3_path, emu3_tokenizer, tmp_path):
+    state = load_file(emu3_path / "model.safetensors")
+    write_folder(tmp_path, read_config(emu3_path), state, emu3_tokenizer, image_size=16, source_size=12)
+    again = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(again[k], v) for k, v in state.items())
+    assert read_config(tmp_path).to_dict() == read_config(emu3_path).to_dict()
+
+
+def test_unknown_keys_have_no_name():
+    assert translate("gen_vision_model.encoder.conv_in.weight") is None and translate("model.aligner.fc1.weight") is None
