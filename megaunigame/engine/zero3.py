@@ -73,7 +73,7 @@ class Learner:
         before the learner's own forward: the engine looks at them there. Gradient checkpointing stays on.
         """
         trained = [p for group in self.trained_groups for p in group]
-        dropouts = [m for m in self.module.modules() if isinstance(m, nn.Dropout) and m.training]
+        dropouts = [m for m in self.module.modules() if _drops(m) and m.training]
         for parameter in trained:
             parameter.requires_grad_(False)
         for dropout in dropouts:
@@ -96,6 +96,12 @@ class Learner:
     def grad_norm(self) -> float:
         """Norm of the last update's gradient before clipping, over all trained parameters of all ranks."""
         return float(self.engine.get_global_grad_norm())
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether it is a dropout, or attention that drops on its own account."""
+    rate = getattr(module, "attention_dropout", 0.0)
+    return isinstance(module, nn.Dropout) or (isinstance(rate, int | float) and rate > 0)
 
 
 def build_learner(

@@ -105,9 +105,7 @@ def test_the_official_layout_gives_the_same_model(emu3, emu3_tokenizer, emu3_con
     assert torch.equal(outputs(model, picture), outputs(emu3, picture))
 
 
-def test_an_official_folder_is_exported_as_a_hugging_face_one(
-    emu3_tokenizer, emu3_config, emu3_state, emu3, tmp_path, picture
-):
+def test_an_official_folder_is_exported_as_a_hugging_face_one(emu3_tokenizer, emu3_config, emu3_state, emu3, tmp_path, picture):
     folder = official_folder(tmp_path / "official", emu3_tokenizer, emu3_config, emu3_state)
     out = tmp_path / "out"
     Emu3.write_settings(str(folder), out)

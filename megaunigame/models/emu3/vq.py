@@ -23,8 +23,8 @@ CELLS_AT_A_TIME = 4096
 class VisionTokenizer(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, h, w), h = H / 2^(levels - 1).
 
-    Names of parameters and buffers are those of transformers' Emu3VQVAE; weights are not initialised. Distances are float32 whatever the dtype of the
-    weights.
+    Names of parameters and buffers are those of transformers' Emu3VQVAE; they are not initialised. Distances are float32
+    whatever the dtype of the weights.
     """
 
     def __init__(self, config: Emu3VQVAEConfig):

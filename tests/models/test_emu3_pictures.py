@@ -1,0 +1,164 @@
+"""Hidden states and codes to pixels, pixels to codes with a gradient, sampling and answering, UniGame's paths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megaunigame.adversary.perturber import Perturber
+from megaunigame.models.emu3.decoding import sample_codes
+from megaunigame.objectives.unigame.paths import build_path
+from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, GenerateRow, UnderstandRow
+from tests.models.shared import check_answers_equal_decoding_without_a_cache, counted_calls, generate, understand
+
+
+def states(model, picture):
+    with torch.no_grad():
+        rows = [GenerateRow("a cube", picture(0)), GenerateRow("a ball", picture(1))]
+        return model(GENERATE, generate(model, *rows), predict=True)
+
+
+def greedy(logits):
+    return logits.argmax(-1)
+
+
+def test_decode_shows_the_likeliest_codes_and_is_differentiable(emu3, picture):
+    output = states(emu3, picture)
+    hidden = output.hidden.clone().requires_grad_()
+    delta = torch.zeros_like(hidden, requires_grad=True)
+    decoded = emu3.decode(hidden, delta)
+    torch.testing.assert_close(decoded.pixels, emu3.decode_target(output.predictions), rtol=0, atol=1e-5)
+    assert decoded.pixels.shape == (2, 3, 16, 16) and decoded.pixels.abs().max() <= 1 and (decoded.changed == 0).all()
+    decoded.pixels.square().mean().backward()
+    assert hidden.grad.abs().max() > 0 and torch.equal(hidden.grad, delta.grad)
+
+
+def test_an_anchor_stays_where_the_perturbation_changes_nothing(emu3, picture):
+    output = states(emu3, picture)
+    with torch.no_grad():
+        kept = emu3.decode(output.hidden, torch.zeros_like(output.hidden), output.target)
+        moved = emu3.decode(output.hidden, 2 * torch.randn_like(output.hidden), output.target)
+    torch.testing.assert_close(kept.pixels, emu3.decode_target(output.target), rtol=0, atol=1e-5)
+    assert (kept.changed == 0).all() and (moved.changed > 0).all()
+
+
+def test_a_gradient_into_pictures_changes_no_value(emu3, picture):
+    images = understand(emu3, UnderstandRow([picture(0), picture(1)], [("what ?", "a ball")])).images
+    plain = emu3.visual_tokens(images)
+    wanted = images.clone().requires_grad_()
+    assert torch.equal(emu3.visual_tokens(wanted), plain) and plain.shape == (1, 2, 9, 64)
+    with torch.no_grad():
+        assert torch.equal(emu3.visual_tokens(wanted), plain)
+
+
+def test_towards_the_embedding_the_gradient_is_that_of_plain_tokens(emu3, picture):
+    images = understand(emu3, UnderstandRow([picture(0)], [("what ?", "a ball")])).images
+    table = emu3.language_model.embed_tokens.weight
+    weights = torch.randn(1, 1, 9, 64)
+    (plain,) = torch.autograd.grad((emu3.visual_tokens(images) * weights).sum(), [table])
+    (soft,) = torch.autograd.grad((emu3.visual_tokens(images.requires_grad_()) * weights).sum(), [table])
+    assert torch.equal(soft, plain)
+
+
+def test_the_gradient_into_pictures_is_that_of_a_soft_choice(emu3, picture):
+    """The gradient of the mean embedding of the nearest codes, weighed by a softmax over their distances."""
+    torch.manual_seed(0)
+    tokenizer = emu3.vision_tokenizer.double()
+    table = emu3.language_model.embed_tokens.weight.detach().double()
+    pixels = torch.rand(1, 3, 12, 12, dtype=torch.double) * 2 - 1
+    wish = torch.randn(9, 64, dtype=torch.double)
+    with torch.no_grad():
+        base, _ = tokenizer.neighbours(pixels)
+        latents = tokenizer.latents(pixels).double().permute(0, 2, 3, 1).unsqueeze(-2)
+        rows = tokenizer.codebook().double()[base]
+        unit = (latents - rows).square().sum(-1).mean(-1, keepdim=True)
+
+    def mean(moved):
+        latents = tokenizer.latents(moved).double().permute(0, 2, 3, 1).unsqueeze(-2)
+        shares = (-(latents - rows).square().sum(-1) / unit).softmax(-1).flatten(1, 2)[0]
+        return ((table[base.flatten(1, 2)[0] + emu3.rows.first] * shares.unsqueeze(-1)).sum(1) * wish).sum()
+
+    (expected,) = torch.autograd.grad(mean(pixels.requires_grad_()), [pixels])
+    (found,) = torch.autograd.grad((emu3.visual_tokens(pixels.unsqueeze(1))[0, 0] * wish).sum(), [pixels])
+    assert found.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("settings", [{"anchor": "source"}, {"anchor": "none"}, {"path": "embedding"}, {"path": "sampled"}])
+def test_an_adversary_gets_a_gradient_on_every_path(emu3, picture, settings):
+    torch.manual_seed(0)
+    adversary = Perturber(Perturber.Config(eps_max=0.5, budget="relative", hidden=8), emu3.token_width)
+    path = build_path(Settings(**settings), adversary)
+    redraw = [GenerateRow("the same", picture(seed), picture(seed)) for seed in (0, 1)]
+    question = [UnderstandRow([picture(seed)], [("what ?", "ball")]) for seed in (0, 1)]
+    inputs = AttackInputs(generate(emu3, *redraw), understand(emu3, *question))
+    emu3.requires_grad_(False)
+    attack = path.attack(emu3, inputs, torch.Generator().manual_seed(0))
+    emu3(UNDERSTAND, attack.question).loss_sum.sum().backward()
+    gradients = [p.grad for p in adversary.parameters()]
+    assert all(torch.isfinite(g).all() for g in gradients) and any(g.abs().max() > 0 for g in gradients)
+    tokens = 16 if "anchor" in settings else 9  # codes of a drawn picture, codes of a source
+    assert attack.delta.shape == (2, tokens, 64) and attack.pictures.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_greedy_sampling_equals_decoding_without_a_cache(emu3, picture, guidance):
+    inputs = emu3.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
+    calls = counted_calls(emu3.language_model)
+    cached = sample_codes(emu3, inputs, guidance=guidance, pick=greedy)
+    assert cached.shape == (2, 16) and len(calls) == emu3.calls_per_sample == 19
+    empty = torch.tensor([emu3.processor.unconditional_tokens()])
+    with torch.no_grad():
+        embeds = emu3.embed(inputs)
+        for row in range(2):
+            prompt = embeds[row, inputs.attention[row]][None]
+            codes = torch.zeros(1, 0, dtype=torch.long)
+            for place in range(16):
+                drawn = codes + emu3.rows.first
+                ends = [emu3.language_model.embed_tokens(t) for t in drawn.split(4, dim=1)] if place else []
+                line_end = emu3.language_model.embed_tokens(torch.tensor([[emu3.rows.line_end]]))
+                read = [x for end in ends for x in ((end, line_end) if end.shape[1] == 4 else (end,))]
+                logits = [
+                    emu3.code_logits(emu3.language_model(inputs_embeds=torch.cat([start, *read], 1)).last_hidden_state[:, -1])
+                    for start in (prompt, emu3.language_model.embed_tokens(empty))
+                ]
+                code = (logits[1] + guidance * (logits[0] - logits[1])).argmax(-1)
+                codes = torch.cat([codes, code[None]], dim=1)
+            assert codes[0].tolist() == cached[row].tolist()
+
+
+def test_teacher_forcing_on_sampled_codes_predicts_them_again(emu3):
+    inputs = emu3.processor.generate_prompts(["a cube"])
+    codes = sample_codes(emu3, inputs, guidance=1.0, pick=greedy)
+    with torch.no_grad():
+        assert torch.equal(emu3.predict_codes(inputs, codes, predict=True).predictions, codes)
+
+
+def test_sampling_repeats_with_the_generator_and_keeps_the_mode(emu3):
+    inputs = emu3.processor.generate_prompts(["a cube", "a ball"])
+    emu3.train()
+    pictures = [
+        emu3.sample(inputs, guidance=2.0, temperature=1.0, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    ]
+    assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
+    assert pictures[0].shape == (2, 3, 16, 16) and pictures[0].abs().max() <= 1
+    assert emu3.training and emu3.language_model.training
+
+
+def test_what_disturbs_codes_leaves_line_ends_alone(emu3):
+    inputs, shapes = emu3.processor.generate_prompts(["a cube"]), []
+    plain = sample_codes(emu3, inputs, guidance=1.0, pick=greedy)
+    moved = sample_codes(emu3, inputs, guidance=1.0, pick=greedy, disturb=lambda e: shapes.append(e.shape) or 3 * e.flip(-1))
+    assert shapes == [(1, 1, 64)] * 15 and plain[0, 0] == moved[0, 0] and not torch.equal(plain, moved)
+
+
+def test_answers_equal_decoding_without_a_cache(emu3, picture):
+    check_answers_equal_decoding_without_a_cache(emu3, picture)
+
+
+def test_a_generated_picture_is_resized_to_a_source(emu3, picture):
+    pixels = picture(0)[None].float() / 127.5 - 1
+    assert emu3.as_source(pixels).shape == (1, 3, 12, 12)
+    small = pixels[..., :12, :12]
+    assert torch.equal(emu3.as_source(small), small)
