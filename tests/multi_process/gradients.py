@@ -37,14 +37,13 @@ def unimrg(**settings) -> dict:
 
 
 TOLERANCE = 1e-5
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 CASES = {
     "full": {},
     "accumulation": {"batch": {"accumulation": 3}},
     "checkpointing": {"model": {"gradient_checkpointing": True}, "batch": {"accumulation": 2}},
-    "lora": {"model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}},
-    "lora_checkpointing": {
-        "model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}, "gradient_checkpointing": True}
-    },
+    "lora": {"model": {"train": "lora", "lora": LORA}},
+    "lora_checkpointing": {"model": {"train": "lora", "lora": LORA, "gradient_checkpointing": True}},
     "all_groups": {
         "model": {"groups": ["vision", "aligner", "lm", "generation_embed", "generation_head"]},
         "optimizer": {"group_lr": {"vision": 0.1}},
@@ -76,14 +75,27 @@ CASES = {
         "batch": {"accumulation": 2},
     },
     "openuni_lora_round_robin": {
-        "model": {"family": "openuni", "train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}},
+        "model": {"family": "openuni", "train": "lora", "lora": LORA},
         "objectives": unimrg(schedule="round_robin"),
         "batch": {"accumulation": 3},
     },
     "openuni_zero2": {"model": {"family": "openuni"}, "engine": {"ds_config": "ds_configs/zero2.json"}},
+    "emu3": {"model": {"family": "emu3"}, "objectives": unimrg(source_gradient=0.1)},
+    "emu3_checkpointing": {"model": {"family": "emu3", "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
+    "emu3_lora_checkpointing": {
+        "model": {"family": "emu3", "train": "lora", "lora": LORA, "gradient_checkpointing": True},
+        "objectives": unimrg(schedule="round_robin"),
+        "batch": {"accumulation": 3},
+    },
+    "emu3_zero2": {"model": {"family": "emu3"}, "engine": {"ds_config": "ds_configs/zero2.json"}},
+    "emu3_zero2_lora": {
+        "model": {"family": "emu3", "train": "lora", "lora": LORA},
+        "objectives": unimrg(),
+        "engine": {"ds_config": "ds_configs/zero2.json"},
+    },
     "zero2_lora": {
         "engine": {"ds_config": "ds_configs/zero2.json"},
-        "model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}},
+        "model": {"train": "lora", "lora": LORA},
     },
 }
 
@@ -106,8 +118,7 @@ def check_partitioned(trainer: Trainer, world: World) -> None:
 
 def run(case: str, settings: dict, home: Path, world: World) -> None:
     recipe_file = write_recipe(home / f"{case}-{world.rank}.yaml", home, **settings)
-    model = "openuni" if case.startswith("openuni") else "model"
-    recipe = load_recipe(str(recipe_file), [f"output={home / 'runs' / case}", f"model.path={home / model}"])
+    recipe = load_recipe(str(recipe_file), [f"output={home / 'runs' / case}"])
     with watching_loading() as gathered_at_once:
         trainer = Trainer(recipe, world)
     plain = PlainReference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)

@@ -12,12 +12,15 @@ import numpy as np
 import yaml
 
 from megaunigame.distributed import World
+from megaunigame.models.emu3 import folder as emu3_folder
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
 from megaunigame.models.openuni import folder as openuni_folder
 from tests.data.shard_files import encoded, write_shards
 
 QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
 ANSWERS = ["a ball", "no", "dark red or blue"]
+FOLDERS = {"janus": "model", "openuni": "openuni", "emu3": "emu3"}
+"""Family -> its folder in the home of a launch."""
 
 
 def write_model(folder: Path, seed: int = 0, **sizes) -> Path:
@@ -41,6 +44,17 @@ def write_openuni(folder: Path) -> Path:
         autoencoder_layers=(1, 1, 1),
     )  # fmt: skip
     openuni_folder.write_folder(folder, config, openuni_folder.random_state(config, 0), tokenizer)
+    return folder
+
+
+def write_emu3(folder: Path) -> Path:
+    """A random Emu3 for 16x16 pictures: 2 x 2 codes out of 32."""
+    tokenizer = emu3_folder.train_tokenizer(QUESTIONS + ANSWERS, 270, codes=32)
+    config = emu3_folder.tiny_config(
+        tokenizer, width=32, heads=2, key_value_heads=1, intermediate=96, codes=32, channel_multiplier=(1, 1, 1, 1), frames=2,
+    )  # fmt: skip
+    state = emu3_folder.random_state(config, 0)
+    emu3_folder.write_folder(folder, config, state, tokenizer, image_size=16, system_prompt="")
     return folder
 
 
@@ -77,12 +91,14 @@ def leave(world: World) -> NoReturn:
 
 
 def write_recipe(path: Path, home: Path, **settings) -> Path:
-    """A recipe on `home`/model and `home`/shards; `settings` are top-level blocks that replace or extend the default."""
+    """A recipe on `home`/shards and the family's folder in `home`; `settings` are top-level blocks that replace or extend the
+    default."""
+    family = settings.get("model", {}).get("family", "janus")
     recipe = {
         "name": "tiny",
         "output": str(home / "run"),
         "seed": 5,
-        "model": {"path": str(home / "model"), "train": "full", "attention": "sdpa", "max_length": 96},
+        "model": {"path": str(home / FOLDERS[family]), "train": "full", "attention": "sdpa", "max_length": 96},
         "data": {"train": {"shards": str(home / "shards"), "window": 2}},
         "loader": {"workers": 0, "prefetch": 2},
         "objectives": {"understanding": {"rows": 2}, "generation": {"caption_rows": 1, "pixel_rows": 2, "drop": 0.3}},

@@ -58,6 +58,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "simultaneous_zero2": ({"mode": "simultaneous", "every": 2}, {**ZERO2, **LORA}),
     "embedding": ({"path": "embedding"}, {"batch": {"accumulation": 2}}),
     "embedding_simultaneous": ({"path": "embedding", "mode": "simultaneous"}, {}),
+    "emu3": ({}, {"model": {"family": "emu3", "gradient_checkpointing": True}}),
+    "emu3_simultaneous_lora": ({"mode": "simultaneous"}, {"model": {"family": "emu3", **LORA["model"]}}),
+    "emu3_embedding_zero2": ({"path": "embedding"}, {"model": {"family": "emu3"}, **ZERO2}),
     "with_other_objectives": (
         {},
         {"others": {"understanding": {"rows": 1}, "generation": {"caption_rows": 1, "pixel_rows": 1}}},
@@ -105,23 +108,30 @@ class PlainGame(PlainReference):
         if game["path"] == "embedding":
             question.visual_delta = delta.unsqueeze(1)
         else:
-            logits = model.model.generation_head(tokens + delta)
-            clean = model.model.generation_head(tokens).argmax(-1)
-            codes = logits.argmax(-1)
-            if game["anchor"] == "source":
-                codes = torch.where(codes == clean, model.encode_target(inputs.redraw.targets), codes)
-            book = F.normalize(model.image_tokenizer.quantize.embedding.weight, dim=-1)
-            mean = logits.softmax(-1) @ book
-            cells = book[codes] + mean - mean.detach()
-            side = int(cells.shape[1] ** 0.5)
-            pixels = model.image_tokenizer.decoder(
-                model.image_tokenizer.post_quant_conv(cells.transpose(1, 2).reshape(len(cells), -1, side, side))
-            )
-            question.images = pixels.clamp(-1, 1).unsqueeze(1)  # the tiny model's tower reads [-1, 1] too
+            question.images = self.decoded(tokens, delta, inputs).clamp(-1, 1).unsqueeze(1)
         losses = model(UNDERSTAND, question).loss_sum
         p = game["penalties"]
         price = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
         return losses, price + p["gate"] * self.gate.sigmoid() ** 2
+
+    def decoded(self, tokens: Tensor, delta: Tensor, inputs: AttackInputs) -> Tensor:
+        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written anew; Emu3's own is tested alone."""
+        model = self.model
+        if self.recipe.model.family == "emu3":
+            anchor = model.encode_target(inputs.redraw.targets) if self.game["anchor"] == "source" else None
+            return model.decode(tokens, delta, anchor).pixels
+        logits = model.model.generation_head(tokens + delta)
+        clean = model.model.generation_head(tokens).argmax(-1)
+        codes = logits.argmax(-1)
+        if self.game["anchor"] == "source":
+            codes = torch.where(codes == clean, model.encode_target(inputs.redraw.targets), codes)
+        book = F.normalize(model.image_tokenizer.quantize.embedding.weight, dim=-1)
+        mean = logits.softmax(-1) @ book
+        cells = book[codes] + mean - mean.detach()
+        side = int(cells.shape[1] ** 0.5)
+        return model.image_tokenizer.decoder(
+            model.image_tokenizer.post_quant_conv(cells.transpose(1, 2).reshape(len(cells), -1, side, side))
+        )
 
     def play(self, hard: list[PassInputs]) -> tuple[float, float, dict[str, float]]:
         """One step with the hard rows of all ranks: the adversary's loss and gradient norm, and the learner's mean losses."""
