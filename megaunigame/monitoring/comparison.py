@@ -7,7 +7,9 @@ from html import escape
 from typing import Any
 
 from megaunigame.monitoring import page
+from megaunigame.monitoring.attention_plots import curves_figure, read_curves
 from megaunigame.monitoring.history import Evaluation
+from megaunigame.monitoring.plots import data_uri
 
 Cell = str | int | float | None
 
@@ -17,6 +19,7 @@ def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> s
     if before is not None and label not in before.suites:
         before = None
     parts = [f"<h2>Evaluation: {escape(label)}</h2>", _steps(before, after)]
+    parts.append(attention_curves(label, before, after))
     old_tables = {t["title"]: t for t in before.suites[label]["tables"]} if before else {}
     parts += [compared_table(old_tables.get(t["title"]), t) for t in after.suites[label]["tables"]]
     parts.append(pictures_table(label, before, after))
@@ -29,6 +32,15 @@ def _steps(before: Evaluation | None, after: Evaluation) -> str:
     if before:
         text = f"Before: step {before.step:,}. After: step {after.step:,}. Columns that are equal in both stand once."
     return f'<p class="muted">{text}</p>'
+
+
+def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -> str:
+    """The plot of a suite that measured attention by layer; nothing for any other suite."""
+    curves = read_curves(after.suites[label]["metrics"])
+    if not curves:
+        return ""
+    figure = curves_figure(curves, read_curves(before.suites[label]["metrics"]) if before else None)
+    return f'<img class="plot" alt="attention by layer" src="{data_uri(figure)}">'
 
 
 def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
