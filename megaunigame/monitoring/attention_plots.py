@@ -70,7 +70,7 @@ def curves_figure(after: Mapping[str, LayerCurve], before: Mapping[str, LayerCur
         axes = figure.add_subplot(1, len(after), index + 1)
         if before and name in before:
             _draw(axes, before[name], BEFORE, "before")
-        _draw(axes, curve, LINE, "after" if before else "mean, spread over samples")
+        _draw(axes, curve, LINE, "after" if before else "mean ± spread over samples")
         axes.plot(curve.layers, curve.first, color=LINE, linewidth=1.1, linestyle=":", alpha=0.6, label="to the first token")
         if curve.target is not None:
             edges = np.append(curve.layers - 0.5, curve.layers[-1] + 0.5)
@@ -79,7 +79,7 @@ def curves_figure(after: Mapping[str, LayerCurve], before: Mapping[str, LayerCur
         axes.set_xlabel("layer", fontsize=8, color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_ylim(0, 1.05 * max(0.1, axes.dataLim.y1))
+        axes.set_ylim(bottom=0)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8, labelcolor=INK)

@@ -12,6 +12,8 @@ from megaunigame.monitoring.history import Evaluation
 from megaunigame.monitoring.plots import data_uri
 
 Cell = str | int | float | None
+LONG_TABLE = 20
+"""Tables with more rows are behind a click."""
 
 
 def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> str:
@@ -40,7 +42,8 @@ def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -
     if not curves:
         return ""
     figure = curves_figure(curves, read_curves(before.suites[label]["metrics"]) if before else None)
-    return f'<img class="plot" alt="attention by layer" src="{data_uri(figure)}">'
+    legend = "Share of attention that goes across modalities, mean over samples; bands: one standard deviation over samples."
+    return f'<p class="muted">{legend}</p><img class="plot" alt="attention by layer" src="{data_uri(figure)}">'
 
 
 def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
@@ -65,7 +68,10 @@ def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
             cells.append(_cell(value, columns[i]))
         body.append(cells)
     total = escape(str(rows[-1][0])) if rows and str(rows[-1][0]).startswith(("all", "mean")) else ""
-    return f"<h3>{escape(after['title'])}</h3>" + page.table(head, body, numeric, total)
+    table = page.table(head, body, numeric, total)
+    if len(rows) > LONG_TABLE:
+        return f"<details><summary>{escape(after['title'])}: {len(rows)} rows</summary>{table}</details>"
+    return f"<h3>{escape(after['title'])}</h3>{table}"
 
 
 def _is_numeric(rows: Sequence[Sequence[Cell]], column: int) -> bool:

@@ -128,7 +128,12 @@ def curves(run: RunFolder) -> str:
 def attention_heat(run: RunFolder) -> str:
     """Attention of all layers over the steps."""
     figure = heat_figure(run.series)
-    return f'<img class="plot" alt="attention by layer and step" src="{data_uri(figure)}">' if figure else ""
+    if figure is None:
+        return ""
+    legend = (
+        "Share of attention that goes across modalities, by layer and step. Where there are targets: white is on the target."
+    )
+    return f'<p class="muted">{legend}</p><img class="plot" alt="attention by layer and step" src="{data_uri(figure)}">'
 
 
 def _constant(value: float) -> str:
