@@ -59,9 +59,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "checkpoint": {"config", "distributed", "engine", "errors", "models.base"},
     # third floor: the loop
+    "loss_terms": {"distributed", "errors", "monitoring.names", "objectives", "passes"},
     "trainer": {
         *("adversary", "checkpoint", "config", "data", "distributed", "engine", "errors", "evaluation", "models.base"),
-        *("monitoring", "objectives", "passes", "randomness", "registry", "representations"),
+        *("loss_terms", "monitoring", "objectives", "passes", "randomness", "registry", "representations"),
     },
     # the tools and the front doors
     "tiny_world": {
