@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--bands", type=int, default=0, help="bands of layers per pass; 0: the fewest that fit (default)")
     parser.add_argument("--exclude-bos", action="store_true", help="leave the first token out of the text attended to")
     parser.add_argument("--independent", action="store_true", help="ask every question of a conversation alone")
-    parser.add_argument("--out", type=Path, required=True, help="YAML file to write")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, NAME.yaml")
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=2048)

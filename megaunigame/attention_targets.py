@@ -25,6 +25,7 @@ from megaunigame.registry import unknown
 
 PASSES = (GENERATE, UNDERSTAND)
 TABLES = ("auto", "janus_pro", "emu3", "relative")
+ENDINGS = (".yaml", ".yml")
 JANUS_PRO_DEPTH, EMU3_DEPTH = 30, 32
 
 
@@ -43,8 +44,12 @@ Targets = Mapping[str, Sequence[Aim]]
 
 
 def check_targets(name: str) -> None:
-    """Raise ConfigError unless `name` is a table or a file that exists. What is in it is read when the depth is known."""
-    if name not in TABLES and not Path(name).is_file():
+    """Raise ConfigError unless `name` is a table or a YAML file that exists; its content is read when the depth is known."""
+    if name in TABLES:
+        return
+    if not name.endswith(ENDINGS):
+        raise ConfigError(unknown("table of attention targets", name, [*TABLES, "FILE.yaml"]))
+    if not Path(name).is_file():
         raise ConfigError(
             f"No targets file {name}. Give one, or a table ({', '.join(TABLES)}). Targets are measured with "
             "python launch/measure_attention.py --help"
@@ -52,7 +57,8 @@ def check_targets(name: str) -> None:
 
 
 def find_targets(name: str, depth: int, compat: bool = False) -> dict[str, list[Aim]]:
-    """The aims of a table, or of the file at that path; a file may lack a pass. Raises ConfigError as both do."""
+    """The aims of a table, or of the YAML file at that path; a file may lack a pass. Raises ConfigError as both do."""
+    check_targets(name)
     return table(name, depth, compat) if name in TABLES else read_targets(name, depth)
 
 

@@ -171,6 +171,8 @@ def test_bad_settings(model, shards, tmp_path) -> None:
         Attention(Attention.Config(shards=shards, passes=[]))
     with pytest.raises(ConfigError, match="No targets file nowhere.yaml"):
         Attention(Attention.Config(shards=shards, targets="nowhere.yaml"))
+    with pytest.raises(ConfigError, match="'janus'. Did you mean 'janus_pro'"):
+        Attention(Attention.Config(shards=shards, targets="janus"))
     with pytest.raises(ConfigError, match="made for 30 layers, and this model has 3"):
         evaluate(model, Attention(Attention.Config(shards=shards, targets="janus_pro")), 1, tmp_path)
 
