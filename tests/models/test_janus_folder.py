@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from megaunigame.models.janus.checkpoint_keys import translate
 from megaunigame.models.janus.configuration import codes_per_image, from_official, read_config, visual_tokens
 from megaunigame.models.janus.folder import tiny_config, train_tokenizer, write_folder
 from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+from tests.models.shared import copied
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1)])
 
@@ -56,13 +56,6 @@ def outputs(model, picture):
         und = model(UNDERSTAND, model.processor.collate(PLAN, UNDERSTAND, rows_u, [0], ["a"]))
         gen = model(GENERATE, model.processor.collate(PLAN, GENERATE, rows_g, [1], ["a"]))
         return torch.cat([und.loss_sum, gen.loss_sum, model.decode(gen.hidden).pixels.flatten()])
-
-
-def copied(folder, path):
-    """A copy of the folder without its weights."""
-    shutil.copytree(folder, path, dirs_exist_ok=True)
-    (path / "model.safetensors").unlink()
-    return path
 
 
 def official_state(state):

@@ -8,33 +8,8 @@ import torch
 from megaunigame.models import masks
 from megaunigame.models.causal import place
 from megaunigame.models.janus import Janus
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
-
-TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
-PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])
-
-
-def understand(model, *rows):
-    return model.processor.collate(PLAN, UNDERSTAND, rows, [0] * len(rows), ["key"] * len(rows))
-
-
-def generate(model, *rows):
-    return model.processor.collate(PLAN, GENERATE, rows, [1] * len(rows), ["key"] * len(rows))
-
-
-def left_padded(inputs, extra):
-    """The same rows with the padding moved to the front, `extra` positions of it added."""
-    moved = {}
-    for name, fill in (("tokens", 0), ("labels", IGNORE), ("attention", False), ("image_slots", False)):
-        value = getattr(inputs, name)
-        rows = []
-        for row, real in zip(value, inputs.attention, strict=True):
-            padding = torch.full((extra + int((~real).sum()),), fill, dtype=value.dtype)
-            rows.append(torch.cat([padding, row[real]]))
-        moved[name] = torch.stack(rows)
-    for name, value in moved.items():
-        setattr(inputs, name, value)
-    return inputs
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, UnderstandRow
+from tests.models.shared import TURNS, generate, left_padded, understand
 
 
 def test_loss_is_the_sum_over_the_labelled_positions(model, picture):

@@ -7,6 +7,7 @@ import torch
 from megaunigame.models.causal_decoding import picker
 from megaunigame.models.janus.decoding import unconditional
 from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+from tests.models.shared import check_answers_equal_decoding_without_a_cache
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])
 
@@ -94,21 +95,7 @@ def test_the_unconditional_prompt_keeps_its_ends_only():
 
 
 def test_answers_equal_decoding_without_a_cache(model, picture):
-    inputs = model.processor.prompt_inputs([[picture(0)], []], ["what color is the cube ?", "how many ?"])
-    answers = model.answer(inputs, max_new_tokens=6)
-    assert answers.shape == (2, 6)
-    with torch.no_grad():
-        embeds, attention, tokens = model.embed(inputs), inputs.attention, []
-        for _ in range(6):
-            tokens.append(model.lm_head(model._read(embeds, attention)[:, -1]).argmax(-1))
-            embeds = torch.cat([embeds, model.language_model.embed_tokens(tokens[-1])[:, None]], dim=1)
-            attention = torch.cat([attention, torch.ones(2, 1, dtype=torch.bool)], dim=1)
-    uncached = torch.stack(tokens, dim=1)
-    for answer, expected in zip(answers.tolist(), uncached.tolist(), strict=True):
-        end = model.processor.eos_id
-        length = answer.index(end) + 1 if end in answer else len(answer)
-        assert answer[:length] == expected[:length]
-        assert set(answer[length:]) <= {end}
+    check_answers_equal_decoding_without_a_cache(model, picture)
 
 
 def test_an_ended_answer_repeats_the_end_token(model):

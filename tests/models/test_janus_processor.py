@@ -11,27 +11,14 @@ from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.janus import JanusProcessor
 from megaunigame.models.pictures import BACKGROUND, Normalise, crop, fit
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+from tests.models.shared import PLAN, generate, understand, words
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]
-REQUESTS = [RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)]
-PLAN = plan_from(REQUESTS)
 
 
 @pytest.fixture
 def processor(folder):
     return JanusProcessor.from_folder(folder, max_length=96)
-
-
-def understand(processor, *rows):
-    return processor.collate(PLAN, UNDERSTAND, rows, [0] * len(rows), ["key"] * len(rows))
-
-
-def generate(processor, *rows):
-    return processor.collate(PLAN, GENERATE, rows, [1] * len(rows), ["key"] * len(rows))
-
-
-def words(processor, inputs, row=0):
-    return processor.tokenizer.decode(inputs.tokens[row][inputs.attention[row]].tolist())
 
 
 def test_conversation_format(processor, picture):

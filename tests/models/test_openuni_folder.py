@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 
 import pytest
@@ -21,13 +20,7 @@ from megaunigame.models.openuni.folder import random_state, tiny_config, write_f
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
 from megaunigame.models.openuni.sizes import SIZES
 from tests.models.conftest import OPENUNI_SIZES
-
-
-def copied(folder, path):
-    """A copy of the folder without its weights."""
-    shutil.copytree(folder, path, dirs_exist_ok=True)
-    (path / "model.safetensors").unlink()
-    return path
+from tests.models.shared import copied
 
 
 def test_names_are_exactly_those_of_the_built_module(openuni_path, openuni_state):

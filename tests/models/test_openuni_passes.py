@@ -6,19 +6,8 @@ import pytest
 import torch
 
 from megaunigame.models.openuni import OpenUni, flow
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
-from tests.models.test_janus_passes import left_padded
-
-TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
-PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])
-
-
-def understand(model, *rows):
-    return model.processor.collate(PLAN, UNDERSTAND, rows, [0] * len(rows), ["key"] * len(rows))
-
-
-def generate(model, *rows):
-    return model.processor.collate(PLAN, GENERATE, rows, [1] * len(rows), ["key"] * len(rows))
+from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, UnderstandRow
+from tests.models.shared import TURNS, generate, left_padded, understand
 
 
 def test_the_loss_is_the_squared_error_of_the_velocity(openuni, picture):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+from tests.models.shared import check_answers_equal_decoding_without_a_cache, counted_calls
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])
 
@@ -15,12 +16,6 @@ def generated(model, picture):
     inputs = model.processor.collate(PLAN, GENERATE, rows, [1, 1], ["a", "b"])
     with torch.no_grad():
         return model(GENERATE, inputs)
-
-
-def counted_calls(module):
-    calls = []
-    module.register_forward_pre_hook(lambda *_: calls.append(1))
-    return calls
 
 
 def test_an_anchored_decode_without_a_change_is_the_encoded_picture(openuni, picture):
@@ -121,17 +116,4 @@ def test_guidance_of_one_has_no_part_of_the_unconditional_velocity(openuni):
 
 
 def test_answers_equal_decoding_without_a_cache(openuni, picture):
-    inputs = openuni.processor.prompt_inputs([[picture(0)], []], ["what color is the cube ?", "how many ?"])
-    calls = counted_calls(openuni.language_model)
-    answers = openuni.answer(inputs, max_new_tokens=6)
-    assert answers.shape == (2, 6) and len(calls) == 6
-    with torch.no_grad():
-        embeds, attention, tokens = openuni.embed(inputs), inputs.attention, []
-        for _ in range(6):
-            tokens.append(openuni.lm_head(openuni._read(embeds, attention)[:, -1]).argmax(-1))
-            embeds = torch.cat([embeds, openuni.language_model.embed_tokens(tokens[-1])[:, None]], dim=1)
-            attention = torch.cat([attention, torch.ones(2, 1, dtype=torch.bool)], dim=1)
-    end = openuni.processor.eos_id
-    for answer, expected in zip(answers.tolist(), torch.stack(tokens, dim=1).tolist(), strict=True):
-        length = answer.index(end) + 1 if end in answer else len(answer)
-        assert answer[:length] == expected[:length] and set(answer[length:]) <= {end}
+    check_answers_equal_decoding_without_a_cache(openuni, picture)

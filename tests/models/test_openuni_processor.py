@@ -9,28 +9,16 @@ import torch
 
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.models.openuni import OpenUniProcessor
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, UnderstandRow
+from tests.models.shared import PLAN, generate, understand, words
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]
-PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 PICTURE = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
 
 
 @pytest.fixture
 def processor(openuni_path):
     return OpenUniProcessor.from_folder(openuni_path, max_length=96)
-
-
-def understand(processor, *rows):
-    return processor.collate(PLAN, UNDERSTAND, rows, [0] * len(rows), ["key"] * len(rows))
-
-
-def generate(processor, *rows):
-    return processor.collate(PLAN, GENERATE, rows, [1] * len(rows), ["key"] * len(rows))
-
-
-def words(processor, inputs, row=0):
-    return processor.tokenizer.decode(inputs.tokens[row][inputs.attention[row]].tolist())
 
 
 def test_conversation_format(processor, picture):

@@ -6,8 +6,8 @@ import torch
 
 from megaunigame.models.openuni import OpenUni
 from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, UnderstandRow, plan_from
+from tests.models.shared import ALL_TARGETS
 
-ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1)])
 
 
