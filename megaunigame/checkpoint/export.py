@@ -88,7 +88,7 @@ def write_shards(weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.
         shard.clear()
 
     for name, value in weights:
-        value = value.to(dtype).contiguous().clone()
+        value = (value.to(dtype) if value.is_floating_point() else value).contiguous().clone()
         if shard and size + value.nbytes > SHARD_BYTES:
             flush()
             size = 0

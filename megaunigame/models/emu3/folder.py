@@ -151,11 +151,15 @@ def random_state(config: Emu3Config, seed: int) -> dict[str, Tensor]:
         return Emu3ForConditionalGeneration(config).state_dict()
 
 
+def special_tokens(codes: int) -> list[str]:
+    """Emu3's special tokens, the `codes` last and behind one another."""
+    named = [PAD, BOS, EOS, LINE_END, FRAME_END, PLACEHOLDER, BEGIN_OF_CODES, BEGIN_OF_IMAGE, END_OF_IMAGE]
+    return [*named, *(code_token(code) for code in range(codes))]
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary: int, codes: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with Emu3's special tokens; it can spell any text.
 
     At most `vocabulary` tokens, and one for each of the `codes` on top.
     """
-    special = [PAD, BOS, EOS, LINE_END, FRAME_END, PLACEHOLDER, BEGIN_OF_CODES, BEGIN_OF_IMAGE, END_OF_IMAGE]
-    special += [code_token(code) for code in range(codes)]
-    return small_tokenizer(texts, vocabulary + codes, special, pad=PAD, bos=BOS, eos=EOS)
+    return small_tokenizer(texts, vocabulary + codes, special_tokens(codes), pad=PAD, bos=BOS, eos=EOS)

@@ -1,0 +1,85 @@
+"""Make the folder that a tiny Emu3 starts from, everything at random.
+
+    python -m megaunigame.tiny_world.emu3 --out runs/tiny_emu3/start
+
+The words are those of the shipped tokenizers. No vision tokenizer is trained: its layers are random, and only its codebook is
+laid where their latents lie, so that different pictures have different codes. Codes can be learned; decoded, they are noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Emu3Config, PreTrainedTokenizerFast
+
+from megaunigame.launching import run_to_exit
+from megaunigame.models.emu3.conversation import BOS, EOS, PAD
+from megaunigame.models.emu3.folder import random_state, special_tokens, tiny_config, write_folder
+from megaunigame.models.emu3.vq import VisionTokenizer
+from megaunigame.models.settings_files import read_tokenizer
+from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
+from megaunigame.tiny_world.start_folder import parameters_per_part
+
+WORDS = Path(__file__).parent / "weights" / "openuni"
+CODEBOOK = "quantize.embedding.weight"
+PICTURES, BLOCKS = 64, 8
+
+
+def tokenizer_with_codes() -> PreTrainedTokenizerFast:
+    """The words of the tiny world, and behind them Emu3's special tokens and codes."""
+    tokenizer = read_tokenizer(WORDS)
+    tokenizer.add_special_tokens(
+        {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "additional_special_tokens": special_tokens(CODES)}
+    )
+    return tokenizer
+
+
+def tiny_emu3(tokenizer: PreTrainedTokenizerFast) -> Emu3Config:
+    """64 x 64 pixels, 8 x 8 codes out of 256, one frame in time; the language model is as large as the tiny Janus's."""
+    return tiny_config(
+        tokenizer, width=192, layers=6, heads=6, intermediate=512, max_positions=512, codes=CODES, frames=1, res_blocks=1
+    )
+
+
+def spread_codebook(tokenizer: VisionTokenizer, generator: torch.Generator) -> Tensor:
+    """(V, C): latents of cells drawn from pictures of random blocks."""
+    blocks = torch.rand(PICTURES, 3, BLOCKS, BLOCKS, generator=generator) * 2 - 1
+    with torch.no_grad():
+        latents = tokenizer.latents(F.interpolate(blocks, (IMAGE_SIZE, IMAGE_SIZE), mode="nearest"))
+    cells = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    return cells[torch.randperm(len(cells), generator=generator)[:CODES]]
+
+
+def write_start(out: Path, seed: int) -> dict[str, int]:
+    """The start folder; numbers of weights per part."""
+    tokenizer = tokenizer_with_codes()
+    config = tiny_emu3(tokenizer)
+    state = random_state(config, seed)
+    prefix = "model.vqmodel."
+    vision = VisionTokenizer(config.vq_config).eval()
+    vision.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+    state[prefix + CODEBOOK] = spread_codebook(vision, torch.Generator().manual_seed(seed))
+    write_folder(out, config, state, tokenizer, image_size=IMAGE_SIZE, system_prompt="")
+    return parameters_per_part(state)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m megaunigame.tiny_world.emu3",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the start folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    print(f"{options.out}: {json.dumps(write_start(options.out, options.seed))}")
+
+
+if __name__ == "__main__":
+    run_to_exit(main, sys.argv[1:])
