@@ -76,6 +76,8 @@ class Trainer:
         self.objective_of = {r.term: o for o in self.objectives for r in o.rows()}
         turns = [t for o in self.objectives if (t := o.turns()) is not None]
         self.plan = plan_from((r for o in self.objectives for r in o.rows()), turns)
+        for objective in self.objectives:
+            objective.check_plan(self.plan)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), world.size)
         ds_config = complete_ds_config(recipe, self.accumulation, world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
@@ -134,7 +136,7 @@ class Trainer:
         """Forward and backward of every pass on the largest legal rows; changes nothing."""
         dry_run(self.learner, self._largest())
         if self.plan.of_pass(ATTACK):
-            plan = attack_plan(self.plan)
+            plan = attack_plan(self.plan.widest(GENERATE))
             largest = AttackInputs(self.processor.largest(plan, GENERATE), self.processor.largest(plan, UNDERSTAND))
             for objective in self.objectives:
                 objective.rehearse(largest)
@@ -202,8 +204,8 @@ class Trainer:
                 output = self.learner.forward(pass_name, inputs)
                 term_sums = term_sums.index_add(0, inputs.terms, output.loss_sum)
                 row_losses.append((inputs.keys, output.loss_sum.detach()))
-                for objective in self.objectives:
-                    objective.after_pass(step, micro, inputs, output, pass_name)
+                # An objective may put rows into the passes that are still to come.
+                extra += [o.after_pass(step, micro, inputs, output, pass_name) for o in self.objectives]
             sums += term_sums.detach()
             if micro == self.accumulation - 1:
                 totals = self._agree(sums, batches, row_losses)

@@ -46,6 +46,8 @@ class Learner:
         self.trained_groups = trained_groups
         """Trained parameters by optimizer group."""
         self.is_opponent = False
+        self.gather_plans: GatherPlans | None = None
+        """Where weights are partitioned."""
         self.gathered = count_gathered_bytes()
         """Bytes of weights this rank has gathered so far."""
 
@@ -70,7 +72,8 @@ class Learner:
         """The learner stands still while an adversary plays against it, through `module`.
 
         No weight takes a gradient, which keeps the engine's accumulation untouched, and dropout is off. The flags are back
-        before the learner's own forward: the engine looks at them there. Gradient checkpointing stays on.
+        before the learner's own forward: the engine looks at them there. Gradient checkpointing stays on. May come between
+        two of the learner's forwards whose one backward is still to come.
         """
         trained = [p for group in self.trained_groups for p in group]
         dropouts = [m for m in self.module.modules() if isinstance(m, nn.Dropout) and m.training]
@@ -80,7 +83,8 @@ class Learner:
             dropout.training = False
         self.is_opponent = True
         try:
-            yield
+            with self.gather_plans.aside() if self.gather_plans is not None else contextlib.nullcontext():
+                yield
         finally:
             self.is_opponent = False
             for parameter in trained:
@@ -129,7 +133,7 @@ def build_learner(
     engine.module.train()
     learner = Learner(engine, world, stage, trained)
     if partitioned:
-        GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_opponent)
+        learner.gather_plans = GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_opponent)
     return learner
 
 

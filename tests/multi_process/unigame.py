@@ -47,6 +47,8 @@ GAME: dict[str, Any] = {
 LORA = {"model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}}
 CHECKPOINTING = {"model": {**LORA["model"], "gradient_checkpointing": True}}
 ZERO2 = {"engine": {"ds_config": "ds_configs/zero2.json"}}
+PIXEL = {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "source_blur": 0.5}}
+"""The learner draws the sources itself, some without their condition."""
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
     "alternating_lora_accumulation": ({}, {**LORA, "batch": {"accumulation": 2}}),
@@ -58,6 +60,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "simultaneous_zero2": ({"mode": "simultaneous", "every": 2}, {**ZERO2, **LORA}),
     "embedding": ({"path": "embedding"}, {"batch": {"accumulation": 2}}),
     "embedding_simultaneous": ({"path": "embedding", "mode": "simultaneous"}, {}),
+    "redraw": ({"redraw": "pixel"}, {"others": PIXEL}),
+    "redraw_checkpointing": ({"redraw": "pixel"}, {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}}),
+    "redraw_accumulation": ({"redraw": "pixel", "every": 2}, {"others": PIXEL, "batch": {"accumulation": 2}}),
+    "redraw_zero2": (
+        {"redraw": "caption", "anchor": "none", "condition": "caption"},
+        {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, **ZERO2, "batch": {"accumulation": 2}},
+    ),
+    "redraw_simultaneous": ({"redraw": "pixel", "mode": "simultaneous"}, {"others": PIXEL}),
+    "redraw_simultaneous_checkpointing": (
+        {"redraw": "pixel", "mode": "simultaneous"},
+        {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}},
+    ),
+    "redraw_simultaneous_zero2": (
+        {"redraw": "pixel", "mode": "simultaneous", "every": 2},
+        {"others": PIXEL, **ZERO2, **LORA, "batch": {"accumulation": 2}},
+    ),
     "with_other_objectives": (
         {},
         {"others": {"understanding": {"rows": 1}, "generation": {"caption_rows": 1, "pixel_rows": 1}}},
@@ -105,8 +123,11 @@ class PlainGame(PlainReference):
         if game["path"] == "embedding":
             question.visual_delta = delta.unsqueeze(1)
         else:
-            logits = model.model.generation_head(tokens + delta)
-            clean = model.model.generation_head(tokens).argmax(-1)
+            # The learner does not learn to draw from what the adversary draws.
+            head = model.model.generation_head
+            frozen = {name: weight.detach() for name, weight in head.named_parameters()}
+            logits = torch.func.functional_call(head, frozen, (tokens + delta,))
+            clean = head(tokens).argmax(-1)
             codes = logits.argmax(-1)
             if game["anchor"] == "source":
                 codes = torch.where(codes == clean, model.encode_target(inputs.redraw.targets), codes)
@@ -224,6 +245,9 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         metrics = trainer.train_step(batches)
         adversarial, norm, losses = plain.play(taken[-1])
         replayed += metrics[names.BUFFER_REPLAYED]
+        if case.startswith("redraw"):  # one generate, one understand pass; alternating asks about the pictures in a third
+            attack = int(plain.game["mode"] == "alternating" and number % plain.game["every"] == 0)
+            assert metrics[names.PERF_PASSES] == (2 + attack) * trainer.accumulation, (case, number, metrics)
         bytes_of.append(metrics[names.PERF_ALLGATHER_BYTES])
         for term, mean in losses.items():
             assert abs(metrics[names.loss(term)] - mean) < 2 * TOLERANCE * mean, (case, number, term, metrics, mean)
