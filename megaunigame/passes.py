@@ -100,6 +100,33 @@ class AttackRow:
 Row = UnderstandRow | GenerateRow | AttackRow
 
 
+@dataclass(frozen=True)
+class Taps:
+    """Which attention of the language model a pass is to measure, from its queries Q to its keys K.
+
+    understand: from the answer tokens of all turns to the image tokens; generate: from the tokens of the drawn image, the last
+    excepted (nothing is read behind it), to the text before it.
+    """
+
+    layers: tuple[int, ...]
+    """Indices of the layers, the first is 0."""
+    rows: int = 0
+    """At most this many queries of each row, drawn at random (the mean stays unbiased); 0: all."""
+    exclude_bos: bool = False
+    """Whether the first token of a row, on which much idle attention rests, is no key."""
+    compat: bool = False
+    """The keys of the released code: begin-of-image to the last image token but one; text without its last token."""
+
+
+class AttentionShares(NamedTuple):
+    """Attention that the queries of each row give to its keys, per tapped layer: mean over heads and queries, in [0, 1]."""
+
+    keys: Tensor
+    """(L, B) float32; differentiable. Means nothing for rows without queries or keys."""
+    first: Tensor
+    """(L, B) float32: the same to the first token of the row alone."""
+
+
 @dataclass
 class PassInputs:
     """The rows of one pass, as tensors. Row b belongs to loss term `terms[b]`."""
@@ -128,6 +155,10 @@ class PassInputs:
     """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
     targets: Tensor | None = None
     """(B, 3, H, W) float32 in [-1, 1]: the pictures to generate."""
+    intact: Tensor | None = None
+    """(B,) bool: False for a row whose text was cut, or whose condition was dropped; None: all are intact."""
+    taps: Taps | None = None
+    """Attention to measure on the way; None: none."""
     keys: list[str] = field(default_factory=list)
     """Sample key per row, for error messages."""
 
@@ -168,6 +199,8 @@ class PassOutput(NamedTuple):
     """What was generated towards: codes (B, N) or latents (generate)."""
     predictions: Tensor | None = None
     """(B, S) int64 greedy token predicted *for* each position (understand) or (B, N) codes (generate); only when asked."""
+    attention: AttentionShares | None = None
+    """What `PassInputs.taps` asked for."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from megaunigame.passes import IGNORE, PassInputs
 def take_rows(inputs: PassInputs, at: slice) -> PassInputs:
     """The rows `at` alone."""
     tensors = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs)}
-    taken: dict[str, Any] = {name: value[at] for name, value in tensors.items() if value is not None}
+    taken: dict[str, Any] = {name: value[at] for name, value in tensors.items() if isinstance(value, Tensor | list)}
     return dataclasses.replace(inputs, **taken)
 
 
@@ -63,8 +63,13 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
         image_valid=put(inputs.image_valid, rows.image_valid, places),
         visual_delta=delta,
         counts=put(inputs.counts, rows.counts),
+        intact=put(_intact(inputs), _intact(rows)),
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
     )
+
+
+def _intact(inputs: PassInputs) -> Tensor:
+    return torch.ones_like(inputs.counts, dtype=torch.bool) if inputs.intact is None else inputs.intact
 
 
 def _widened(tensor: Tensor, width: int, fill: int | Tensor) -> Tensor:

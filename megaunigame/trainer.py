@@ -7,6 +7,7 @@ and never looks at the data, so ranks cannot fall out of step.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import signal
@@ -34,11 +35,12 @@ from megaunigame.engine.zero3 import Learner, build_learner
 from megaunigame.errors import ConfigError, DivergenceError
 from megaunigame.evaluation.run import as_text, evaluation_file, run_evaluation, scalars
 from megaunigame.evaluation.suites.base import Suite
+from megaunigame.loss_terms import LossTerms
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.base import Objective, Stage, Step
-from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, AttackInputs, StepPlan, attack_plan, plan_from
+from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, AttackInputs, PassInputs, StepPlan, Taps, attack_plan, plan_from
 from megaunigame.randomness import seed_micro_step
 from megaunigame.registry import find, unknown
 
@@ -93,7 +95,9 @@ class Trainer:
 
         family = find("models", recipe.model.family, UnifiedModel)
         for objective in self.objectives:
-            objective.check_family(family, recipe.model.family)
+            objective.check_family(family, recipe.model.family, recipe.model.path)
+        self.taps = {name: self._taps(name) for name in self.plan.passes}
+        self.terms = LossTerms(self.plan, self.objectives, world)
         self.learner: Learner = build_learner(family, recipe, self.plan, ds_config, world)
         self.processor = self.learner.module.processor
         stage = Stage(self.learner.module, self.learner.as_opponent, self.plan, world, recipe.seed, self.accumulation)
@@ -189,8 +193,7 @@ class Trainer:
         for objective in self.objectives:
             objective.before_learner(step)
 
-        weights = torch.tensor([r.weight for r in self.plan.requests], device=self.world.device)
-        counts = self._term_counts(step)
+        weights, counts = self.terms.weights(step), self.terms.counts(step)
         sums = torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
         for micro, inputs_of in enumerate(step.inputs):
@@ -200,16 +203,15 @@ class Trainer:
             seed_micro_step(self.recipe.seed, self.state.step, micro, self.world.rank)
             term_sums = torch.zeros_like(counts)
             for pass_name in self.plan.passes:
-                inputs = inputs_of[pass_name]
+                inputs = dataclasses.replace(inputs_of[pass_name], taps=self.taps[pass_name])
                 output = self.learner.forward(pass_name, inputs)
-                term_sums = term_sums.index_add(0, inputs.terms, output.loss_sum)
+                term_sums = term_sums + self.terms.sums(pass_name, inputs, output)
                 row_losses.append((inputs.keys, output.loss_sum.detach()))
                 # An objective may put rows into the passes that are still to come.
                 extra += [o.after_pass(step, micro, inputs, output, pass_name) for o in self.objectives]
             sums += term_sums.detach()
             if micro == self.accumulation - 1:
                 totals = self._agree(sums, batches, row_losses)
-            # Every term is its sum over valid positions divided by its count over all ranks: never a mean of means.
             loss = (weights * term_sums / counts.clamp(min=1)).sum()
             self.learner.backward_and_step(sum((term for term in extra if term is not None), loss))
 
@@ -220,11 +222,12 @@ class Trainer:
                 f"and nothing of it was saved. Lower optimizer.lr and start again: the run resumes from its newest checkpoint "
                 f"in {self.folder / 'checkpoints'}."
             )
+        step.losses = self.terms.means(totals[: len(counts)], counts)
         reported = [objective.after_learner(step) for objective in self.objectives]
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
         seconds = time.perf_counter() - started
-        metrics = self._loss_metrics(totals, counts) | {
+        metrics = self.terms.metrics(step.losses, weights) | {
             names.OPTIM_LR: lr,
             names.OPTIM_GRAD_NORM: grad_norm,
             names.PERF_STEP_SECONDS: seconds,
@@ -271,7 +274,7 @@ class Trainer:
         # float64, because token counts of a large step do not fit fp32 exactly.
         local = torch.tensor([*self.bad_samples.pending(), tokens, self.signalled], dtype=torch.float64)
         totals = self.world.all_reduce_sum(torch.cat([sums.double(), local.to(sums.device)])).cpu()
-        terms = len(self.plan.terms)
+        terms = len(self.terms.names)
         self.bad_samples.merge([int(x) for x in totals[terms:-2]])
         self.stop_requested = bool(totals[-1] > 0)
         if not bool(torch.isfinite(totals[:terms]).all()):
@@ -279,7 +282,7 @@ class Trainer:
             everywhere = [
                 f"rank {rank}: {', '.join(keys[:8])}" for rank, keys in enumerate(self.world.all_gather_object(bad)) if keys
             ]
-            broken = [t for t, x in zip(self.plan.terms, totals.tolist(), strict=False) if not math.isfinite(x)]
+            broken = [t for t, x in zip(self.terms.names, totals.tolist(), strict=False) if not math.isfinite(x)]
             raise DivergenceError(
                 f"The loss of {', '.join(broken)} is not finite in step {self.state.step + 1}; nothing was updated with it. "
                 f"Samples: {'; '.join(everywhere)}. Lower optimizer.lr or optimizer.clip and start again: the run resumes "
@@ -287,23 +290,16 @@ class Trainer:
             )
         return totals
 
-    def _term_counts(self, step: Step) -> Tensor:
-        """(T,) loss positions of each term in this optimizer step, over all ranks and micro-steps."""
-        counts = torch.zeros(len(self.plan.terms))
-        for inputs_of in step.inputs:
-            for inputs in inputs_of.values():
-                counts.index_add_(0, inputs.terms, inputs.counts)
-        return self.world.all_reduce_sum(counts.to(self.world.device))
+    def _taps(self, pass_name: str) -> Taps | None:
+        """The attention that one objective asks a pass to measure."""
+        asked = [taps for objective in self.objectives if (taps := objective.taps(pass_name)) is not None]
+        if len(asked) > 1:
+            raise ConfigError(f"Two objectives measure the attention of the {pass_name} pass. Remove one from `objectives`.")
+        return asked[0] if asked else None
 
-    def _loss_metrics(self, totals: Tensor, counts: Tensor) -> dict[str, float]:
-        """Mean loss of every term that had a position in this step, and their weighted sum."""
-        pairs = zip(self.plan.requests, totals.tolist(), counts.tolist(), strict=False)
-        means = {r: total / count for r, total, count in pairs if count > 0}
-        losses = {names.loss(r.term): mean for r, mean in means.items()}
-        return {**losses, names.LOSS_TOTAL: sum(r.weight * mean for r, mean in means.items())}
-
-    def _largest(self) -> dict[str, Any]:
-        return {name: self.processor.largest(self.plan.widest(name), name) for name in self.plan.passes}
+    def _largest(self) -> dict[str, PassInputs]:
+        largest = {name: self.processor.largest(self.plan.widest(name), name) for name in self.plan.passes}
+        return {name: dataclasses.replace(inputs, taps=self.taps[name]) for name, inputs in largest.items()}
 
     def _listen_for_signals(self) -> None:
         """A polite kill ends the run after the current step, with a checkpoint; the ranks agree on it in `_agree`."""

@@ -32,33 +32,37 @@ MAY_IMPORT: dict[str, set[str]] = {
     "turns": set(),
     "passes": {"errors", "turns"},
     "rows": {"passes"},
+    "attention": {"passes"},
+    "attention_targets": {"errors", "passes", "registry"},
     "pixels": set(),
     # first floor: each knows the passes and the ground, none knows another
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
     "data": {"config", "passes", "errors", "randomness", "rows"},
-    "models.base": {"passes"},
-    "models": {"passes", "errors", "registry"},
+    "models.base": {"errors", "passes"},
+    "models": {"attention", "passes", "errors", "registry"},
     "monitoring.names": set(),
     "monitoring": {"errors"},
     "representations": {"data.decode", "errors"},
     "adversary": {"clip", "distributed", "errors"},
     # second floor: what a step is made of
     "objectives": {
-        *("adversary", "config", "data.conversation", "data.decode", "distributed", "errors", "models.base"),
+        *("adversary", "attention", "attention_targets", "config", "data.conversation", "data.decode", "distributed", "errors"),
+        "models.base",
         *("monitoring.names", "passes", "pixels", "randomness", "registry"),
         *("representations", "rows", "turns"),
     },
     "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
     "evaluation": {
-        *("data", "distributed", "errors", "models.base", "monitoring.names", "passes", "pixels", "registry"),
-        "representations",
+        *("attention", "attention_targets", "data", "distributed", "errors", "models.base", "monitoring.names", "passes"),
+        *("pixels", "registry", "representations"),
     },
     "checkpoint": {"config", "distributed", "engine", "errors", "models.base"},
     # third floor: the loop
+    "loss_terms": {"distributed", "errors", "monitoring.names", "objectives", "passes"},
     "trainer": {
         *("adversary", "checkpoint", "config", "data", "distributed", "engine", "errors", "evaluation", "models.base"),
-        *("monitoring", "objectives", "passes", "randomness", "registry", "representations"),
+        *("loss_terms", "monitoring", "objectives", "passes", "randomness", "registry", "representations"),
     },
     # the tools and the front doors
     "tiny_world": {

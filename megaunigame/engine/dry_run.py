@@ -18,7 +18,9 @@ def dry_run(learner: Learner, largest: dict[str, PassInputs]) -> None:
     all passes are alive at once. Autograd is asked for one parameter's gradient per group, which walks the whole graph;
     the other weight gradients (`bytes per rank` of the plan) come on top.
     """
-    losses = [learner.module(name, inputs.to(learner.world.device)).loss_sum.sum() for name, inputs in largest.items()]
+    outputs = [learner.module(name, inputs.to(learner.world.device)) for name, inputs in largest.items()]
+    losses = [output.loss_sum.sum() for output in outputs]
+    losses += [output.attention.keys.sum() for output in outputs if output.attention is not None]
     torch.autograd.grad(torch.stack(losses).sum(), _one_per_group(learner.module), allow_unused=True)
 
 

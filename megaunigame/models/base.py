@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from megaunigame.errors import ModelError
 from megaunigame.passes import PassInputs, PassOutput, Row, StepPlan
 
 
@@ -90,6 +91,15 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def write_settings(cls, path: str, out: Path) -> None:
         """Write into `out` what a Hugging Face folder holds beside weights: configuration, tokenizer, preprocessing."""
+
+    @classmethod
+    def language_layers(cls, path: str) -> int:
+        """Layers of the language model in `path`, from its configuration alone; 0: no attention of it can be measured."""
+        return 0
+
+    def install_taps(self) -> None:
+        """Make `PassInputs.taps` work. Raises ModelError when the attention of the model cannot be reached."""
+        raise ModelError(f"{type(self).__name__} does not measure its attention.")
 
     @abstractmethod
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:

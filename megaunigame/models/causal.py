@@ -14,8 +14,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from megaunigame.attention import answer_tokens, first_token, image_tokens, prompt_text
 from megaunigame.errors import ModelError
-from megaunigame.models import causal_decoding, masks
+from megaunigame.models import attention_taps, causal_decoding, masks
+from megaunigame.models.attention_taps import Tap
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.gradient_scale import scale_gradient
 from megaunigame.models.loading import load_plain
@@ -80,7 +82,11 @@ class CausalModel(UnifiedModel):
 
     @property
     def _flash(self) -> bool:
-        return self.language_model.config._attn_implementation.startswith("flash")
+        return attention_taps.untapped(self.language_model.config._attn_implementation).startswith("flash")
+
+    def install_taps(self) -> None:
+        """Make `PassInputs.taps` work. Raises ModelError when the attention of the language model cannot be reached."""
+        attention_taps.install(self.language_model)
 
     def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
         """Run one pass. With `predict`, also return the greedy predictions."""
@@ -104,9 +110,14 @@ class CausalModel(UnifiedModel):
         return place(embeds, visual, inputs.image_valid, inputs.image_slots)
 
     def _read(
-        self, embeds: Tensor, attention: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
+        self,
+        embeds: Tensor,
+        attention: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        tap: Tap | None = None,
     ) -> Tensor:
-        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm.
+        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; what `tap` asks for is measured on the way.
 
         `positions` (B, S): None counts every place, padding included, which is the same to rotary embeddings as long as no
         padding stands between two tokens.
@@ -122,12 +133,19 @@ class CausalModel(UnifiedModel):
             mask = None
         else:
             mask = masks.additive(masks.causal(attention, None), embeds.dtype)
-        read = self.language_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+        options = {} if tap is None else {"tap": tap}
+        read = self.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
+        )
         return read.last_hidden_state
 
     def _understand(self, inputs: PassInputs, predict: bool) -> PassOutput:
         assert inputs.labels is not None
-        hidden = self._read(self.embed(inputs), inputs.attention, inputs.segments)[:, :-1]
+        tap = None
+        if inputs.taps is not None:
+            keys = image_tokens(inputs, inputs.taps)
+            tap = Tap(inputs.taps, answer_tokens(inputs), keys, first_token(inputs.attention))
+        hidden = self._read(self.embed(inputs), inputs.attention, inputs.segments, tap=tap)[:, :-1]
         labels = inputs.labels[:, 1:].flatten()
         # The head is by far the largest product of a row: it runs where a label is. It runs on every rank, in every
         # pass, hence the one position that is kept when nothing is labelled (its loss is exactly 0).
@@ -143,7 +161,21 @@ class CausalModel(UnifiedModel):
             logits = self.lm_head(hidden.flatten(0, 1).index_select(0, labelled))
         loss = F.cross_entropy(logits.float(), labels[labelled], ignore_index=IGNORE, reduction="none")
         spread = loss.new_zeros(labels.numel()).index_copy(0, labelled, loss)
-        return PassOutput(loss_sum=spread.view(hidden.shape[:2]).sum(1), predictions=predictions)
+        return PassOutput(
+            loss_sum=spread.view(hidden.shape[:2]).sum(1),
+            predictions=predictions,
+            attention=None if tap is None else tap.shares(),
+        )
+
+    def _prompt_tap(self, inputs: PassInputs, drawn: int, queries: int) -> Tap | None:
+        """The tap of a generate pass that reads `drawn` positions behind the prompts; the last `queries` of them are Q."""
+        if inputs.taps is None:
+            return None
+        behind = (0, drawn)
+        picture = F.pad(torch.zeros_like(inputs.attention), behind)
+        picture[:, picture.shape[1] - queries :] = True
+        keys = F.pad(prompt_text(inputs, inputs.taps), behind)
+        return Tap(inputs.taps, picture, keys, F.pad(first_token(inputs.attention), behind))
 
     def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""

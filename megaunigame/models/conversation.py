@@ -74,6 +74,7 @@ class ConversationFormat(ABC):
             sequence.add([*self.encode(self.before_answer + answer), self.eos], labelled=True, segment=segment)
             if len(sequence) > limit:
                 sequence.cut(limit if number == 1 else before)
+                sequence.intact = number > 1
                 break
         return sequence
 
@@ -88,8 +89,10 @@ class ConversationFormat(ABC):
         sequence = self._opening(int(source))
         closing = [*self.closing, self.begin]
         text = self.encode(self.request(prompt, source))
-        sequence.add(text[: max(0, limit - len(sequence) - len(closing))])
+        room = max(0, limit - len(sequence) - len(closing))
+        sequence.add(text[:room])
         sequence.add(closing)
+        sequence.intact = len(text) <= room
         return sequence
 
     def fixed_length(self, images: int) -> int:

@@ -150,6 +150,7 @@ class RowProcessor:
             targets[index] = self.normalise_target(crop(row.target, self.image_size))
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient
+            sequences[-1].intact &= not row.unconditional
         inputs = self._pad(sequences, left=True, terms=terms, keys=keys)
         inputs.labels, inputs.segments, inputs.counts, inputs.targets = None, None, counts, targets
         if takes_images:

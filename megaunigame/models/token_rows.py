@@ -22,6 +22,8 @@ class TokenRow:
     labels: list[int] = field(default_factory=list)
     slots: list[bool] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
+    intact: bool = True
+    """False: some of its text is missing."""
 
     def add(self, tokens: list[int], *, labelled: bool = False, slots: bool = False, segment: int = 0) -> None:
         self.tokens += tokens
@@ -61,6 +63,7 @@ def pad(sequences: list[TokenRow], pad_id: int, *, left: bool, terms: Sequence[i
         labels=labels,
         segments=segments,
         image_slots=slots,
+        intact=torch.tensor([sequence.intact for sequence in sequences]),
         keys=list(keys),
     )
 

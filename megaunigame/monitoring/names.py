@@ -29,6 +29,21 @@ DATA_BAD_SAMPLES = "data/bad_samples"
 DATA_WAIT_SECONDS = "data/wait_seconds"
 """Seconds the step waited for its rows."""
 
+ATTENTION = "attention/"
+"""Prefix of what a pass was measured to attend to: `attention/<pass>/<what>`, <what> being one of the following."""
+ATTENTION_LAYER = "layer_"
+"""`layer_07`: share of attention that the queries give to the keys in that layer, in [0, 1], mean over the counted rows."""
+ATTENTION_TARGET = "target_"
+"""`target_07`: what it is pulled to."""
+ATTENTION_DISTANCE = "distance"
+"""Mean over the layers of |share - target|."""
+ATTENTION_FIRST = "first_token"
+"""Share of attention that rests on the first token, mean over the layers: in generation a part of the text's."""
+ATTENTION_COUNTED = "rows"
+"""Rows that were measured, all ranks."""
+ATTENTION_WEIGHT = "weight"
+"""Weight of the pull in the loss."""
+
 LOSS_ADVERSARIAL = "loss/adversarial"
 """Mean loss of the answers about attacked pictures."""
 ADVERSARY_EPS = "adversary/eps"
@@ -63,6 +78,11 @@ BUFFER_MOVED = "buffer/moved"
 def loss(term: str) -> str:
     """Metric name of a loss term."""
     return LOSS + term
+
+
+def attention(pass_name: str, what: str, layer: int | None = None) -> str:
+    """Metric name of a measurement of attention."""
+    return f"{ATTENTION}{pass_name}/{what}{'' if layer is None else f'{layer:02d}'}"
 
 
 def is_term(name: str) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from megaunigame.data.decode import Sample
 from megaunigame.distributed import World
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import AttackInputs, PassInputs, PassOutput, Row, RowRequest, StepPlan
+from megaunigame.passes import AttackInputs, PassInputs, PassOutput, Row, RowRequest, StepPlan, Taps
 from megaunigame.turns import Turns
 
 
@@ -47,8 +47,19 @@ class Step:
     """Per micro-step: the rows that take part in it."""
     attacks: list[AttackInputs]
     """Per micro-step: the rows of the attack pass; empty when the plan has none."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Term -> its mean over all ranks; filled once the learner has made its passes."""
     passes: int = 0
     """Forwards through the language model that objectives made beside the learner's own."""
+
+
+@dataclass(frozen=True)
+class PassTerm:
+    """A loss term over rows that others ask for: it adds to what a pass computes, never a row and never a pass."""
+
+    term: str
+    """Name, unique among all terms; also the metric name `loss/<term>`."""
+    pass_name: str
 
 
 @dataclass
@@ -90,10 +101,18 @@ class Objective(ABC):
         """
 
     def check_plan(self, plan: StepPlan) -> None:
-        """Before anything is loaded. Raises ConfigError when the rows of other objectives are not what this one relies on."""
+        """Once all objectives have asked for rows. Raises ConfigError when the plan lacks what the objective builds on."""
 
-    def check_family(self, family: type[UnifiedModel], name: str) -> None:
-        """Before the model is loaded. Raises ConfigError when the family cannot do what the objective needs."""
+    def check_family(self, family: type[UnifiedModel], name: str, path: str) -> None:
+        """Before the model in `path` is loaded. Raises ConfigError when the family cannot do what the objective needs."""
+
+    def pass_terms(self) -> list[PassTerm]:
+        """Terms of its own over rows of the plan; asked for behind the checks."""
+        return []
+
+    def taps(self, pass_name: str) -> Taps | None:
+        """The attention that a learner's pass is to measure for it; asked for behind the checks."""
+        return None
 
     def prepare(self, stage: Stage) -> None:
         """Once, when the learner is built."""
@@ -103,6 +122,18 @@ class Objective(ABC):
 
     def before_learner(self, step: Step) -> None:
         """Once per optimizer step, before anything is counted. Inputs are still where the loader left them."""
+
+    def weight(self, term: PassTerm, step: Step) -> float:
+        """Weight of one of its pass terms in this step, the same on all ranks."""
+        raise NotImplementedError
+
+    def counted(self, term: PassTerm, inputs: PassInputs) -> Tensor:
+        """(B,) bool: rows of the pass over which the term is a mean."""
+        raise NotImplementedError
+
+    def losses(self, term: PassTerm, inputs: PassInputs, output: PassOutput) -> Tensor:
+        """(B,) float32: the term's loss of every counted row, 0 elsewhere."""
+        raise NotImplementedError
 
     def before_micro_step(self, step: Step, micro: int) -> Tensor | None:
         """Before the passes of a micro-step, whose inputs are on the device. A returned () is added to its loss."""

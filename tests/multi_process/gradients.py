@@ -24,6 +24,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.registry import find
 from megaunigame.trainer import Trainer
+from tests.multi_process.attention_reference import AttentionReference
 from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.tiny_run import leave, write_recipe
 
@@ -34,6 +35,10 @@ NONE_OF_THESE = {"understanding": {"rows": 0}, "generation": {"caption_rows": 0}
 def unimrg(**settings) -> dict:
     tasks = {"rows": {"understanding": 2, "edges": 1, "pixel": 2}, "drop": 0.3}
     return {**NONE_OF_THESE, "unimrg": {**tasks, **settings}}
+
+
+def aia(**settings) -> dict:
+    return {"aia": settings}
 
 
 TOLERANCE = 1e-5
@@ -81,6 +86,24 @@ CASES = {
         "batch": {"accumulation": 3},
     },
     "openuni_zero2": {"model": {"family": "openuni"}, "engine": {"ds_config": "ds_configs/zero2.json"}},
+    "aia": {"objectives": aia(weights={"generate": 5.0, "understand": 10.0}), "batch": {"accumulation": 2}},
+    "aia_checkpointing_one_layer": {
+        "objectives": aia(weights={"generate": 40.0, "understand": 40.0}, layers=[1]),
+        "model": {"gradient_checkpointing": True},
+    },
+    "aia_lora_measured_weights": {
+        "objectives": aia(preset="auto", ratio=2.0, calibration_steps=2),
+        "model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}, "gradient_checkpointing": True},
+        "batch": {"accumulation": 2},
+    },
+    "aia_zero2_independent_turns": {
+        "objectives": aia(weights={"generate": 5.0, "understand": 10.0}) | {"understanding": {"rows": 3, "independent": True}},
+        "engine": {"ds_config": "ds_configs/zero2.json"},
+    },
+    "openuni_aia": {
+        "model": {"family": "openuni"},
+        "objectives": aia(weights={"generate": 40.0, "understand": 40.0}),
+    },
     "zero2_lora": {
         "engine": {"ds_config": "ds_configs/zero2.json"},
         "model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}},
@@ -110,7 +133,8 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
     recipe = load_recipe(str(recipe_file), [f"output={home / 'runs' / case}", f"model.path={home / model}"])
     with watching_loading() as gathered_at_once:
         trainer = Trainer(recipe, world)
-    plain = PlainReference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
+    reference = AttentionReference if "aia" in recipe.objectives else PlainReference
+    plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
     stage3 = "zero2" not in case
     if stage3:
         check_partitioned(trainer, world)

@@ -11,7 +11,7 @@ from megaunigame.data.source import Stream
 from megaunigame.data.stream import MicroBatches
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import StepPlan
+from megaunigame.passes import PassInputs, StepPlan
 from megaunigame.randomness import seed_micro_step
 from megaunigame.registry import find
 
@@ -48,6 +48,7 @@ class PlainReference:
             for rank in range(world_size)
         ]
         self.step_number = 0
+        self.more_means: dict[str, float] = {}
 
     def step(self) -> tuple[dict[str, float], float]:
         """One optimizer step: mean loss per term, gradient norm before clipping."""
@@ -60,22 +61,26 @@ class PlainReference:
             seed_micro_step(self.recipe.seed, self.step_number, micro, rank)
             for pass_name in self.plan.passes:
                 losses = self.model(pass_name, inputs[pass_name]).loss_sum
+                self.after_pass(pass_name, inputs[pass_name])
                 for row, term in enumerate(inputs[pass_name].terms.tolist()):
                     sums[self.plan.terms[term]] += losses[row]
                     counts[self.plan.terms[term]] += float(inputs[pass_name].counts[row])
         # A term at rest in the whole step has a loss of 0, not none: its weights decay and its moments move on.
         means = {t: sums[t] / max(1, counts[t]) for t in self.plan.terms}
         weights = {r.term: r.weight for r in self.plan.requests}
-        sum((weights[t] * mean for t, mean in means.items()), self.more_loss()).backward()
+        sum((weights[t] * mean for t, mean in means.items()), self.more_loss(means)).backward()
         norm = nn.utils.clip_grad_norm_(list(self.trained.values()), self.recipe.optimizer.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number) * group["factor"]
         self.optimizer.step()
         self.step_number += 1
-        return {t: float(m.detach()) for t, m in means.items() if counts[t]}, float(norm)
+        return {t: float(m.detach()) for t, m in means.items() if counts[t]} | self.more_means, float(norm)
 
-    def more_loss(self) -> Tensor:
-        """What a subclass adds to the loss of a step."""
+    def after_pass(self, pass_name: str, inputs: PassInputs) -> None:
+        """A pass over the rows of one rank was made."""
+
+    def more_loss(self, means: dict[str, Tensor]) -> Tensor:
+        """What a subclass adds to the loss of a step, whose terms have these means; it notes its own in `more_means`."""
         return torch.zeros(())
 
     def _groups(self) -> set[str]:

@@ -200,7 +200,7 @@ class PlainGame(PlainReference):
         means, self.norm = self.step()
         return means
 
-    def more_loss(self) -> Tensor:
+    def more_loss(self, means: dict[str, Tensor]) -> Tensor:
         return self.extra
 
 

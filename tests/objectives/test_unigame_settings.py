@@ -144,7 +144,7 @@ class Latents(UnifiedModel):
 @pytest.mark.parametrize("path", ["decoder", "sampled"])
 def test_a_family_without_a_decoder_is_told_of_those_that_have_one(path):
     with pytest.raises(ConfigError) as caught:
-        game(path=path).check_family(Latents, "latents")
+        game(path=path).check_family(Latents, "latents", "")
     for part in ("'latents'", f"path={path}", "Families that have one: janus", "objectives.unigame.path=embedding"):
         assert part in str(caught.value)
 
@@ -152,17 +152,17 @@ def test_a_family_without_a_decoder_is_told_of_those_that_have_one(path):
 def test_families_without_a_decoder_are_not_recommended(monkeypatch):
     monkeypatch.setattr(Janus, "has_decoder", False)
     with pytest.raises(ConfigError) as caught:
-        game().check_family(Janus, "janus")
+        game().check_family(Janus, "janus", "")
     assert "one: janus" not in str(caught.value)
 
 
 @pytest.mark.parametrize("settings", [{"path": "embedding"}, {"attack_rows": 0, "hard_rows": 0}], ids=str)
 def test_without_a_picture_no_decoder_is_needed(settings):
-    game(**settings).check_family(Latents, "latents")
+    game(**settings).check_family(Latents, "latents", "")
 
 
 def test_a_family_with_a_decoder_is_welcome():
-    game().check_family(Janus, "janus")
+    game().check_family(Janus, "janus", "")
 
 
 # Rows

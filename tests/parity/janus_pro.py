@@ -33,7 +33,7 @@ def tolerance(name: str) -> Tolerance:
 def janus_config(config: dict[str, Any]) -> JanusConfig:
     """Neutral sizes of a fixture -> transformers' configuration."""
     vision, language = config["vision"], config["language"]
-    assert vision["activation"] == "gelu_erf" and vision["qkv_bias"] and not vision["class_token"]
+    assert vision["activation"] == "gelu_erf" and vision.get("qkv_bias", True) and not vision.get("class_token", False)
     ratio = vision["mlp_hidden"] / vision["width"]
     if int(vision["width"] * ratio) < vision["mlp_hidden"]:
         ratio = math.nextafter(ratio, math.inf)

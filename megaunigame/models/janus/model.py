@@ -88,6 +88,11 @@ class Janus(CausalModel):
         config.architectures = ["JanusForConditionalGeneration"]
         config.save_pretrained(out)
 
+    @classmethod
+    def language_layers(cls, path: str) -> int:
+        """Layers of the language model in `path`."""
+        return read_config(path).text_config.num_hidden_layers
+
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the image tokenizer, outside the module tree."""
         _, weights = open_weights(TensorFiles.of_folder(path), path)
@@ -139,7 +144,8 @@ class Janus(CausalModel):
         # The last code is predicted, never read.
         embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
         attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
-        hidden = self._read(embeds, attention)[:, -codes.shape[1] :]
+        tap = self._prompt_tap(inputs, drawn=codes.shape[1] - 1, queries=codes.shape[1] - 1)
+        hidden = self._read(embeds, attention, tap=tap)[:, -codes.shape[1] :]
         logits = self.model.generation_head(hidden).float()
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
         return PassOutput(
@@ -147,6 +153,7 @@ class Janus(CausalModel):
             hidden=hidden,
             target=codes,
             predictions=logits.argmax(-1) if predict else None,
+            attention=None if tap is None else tap.shares(),
         )
 
     def embed_codes(self, codes: Tensor) -> Tensor:

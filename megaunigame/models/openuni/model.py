@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import InternVLModel, PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
+from megaunigame.models.attention_taps import Tap
 from megaunigame.models.base import Decoded
 from megaunigame.models.causal import CausalModel, check_attention
 from megaunigame.models.causal_decoding import evaluating
@@ -94,6 +95,11 @@ class OpenUni(CausalModel):
         """config.json and the other small files as they are."""
         copy_settings(Path(path), out)
 
+    @classmethod
+    def language_layers(cls, path: str) -> int:
+        """Layers of the language model in `path`."""
+        return read_config(path).internvl.text_config.num_hidden_layers
+
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the autoencoder, outside the module tree."""
         _, weights = open_weights(TensorFiles.of_folder(path), path)
@@ -147,19 +153,25 @@ class OpenUni(CausalModel):
 
         Loss of a row: sum over the latent elements of (velocity(z_sigma, sigma, hidden) - (noise - z))^2.
         """
-        hidden = self.query_states(self.embed(inputs), inputs.attention)
+        tap = self._prompt_tap(inputs, drawn=self.config.queries, queries=self.config.queries)
+        hidden = self.query_states(self.embed(inputs), inputs.attention, tap)
         sigma = flow.levels(u, self.config.flow.train_shift)
         velocity = self.velocity(flow.mix(latents, noise, sigma), sigma * flow.LEVELS, self.condition(hidden))
         loss = (velocity - (noise - latents)).square().flatten(1).sum(1)
-        return PassOutput(loss_sum=torch.where(inputs.counts > 0, loss, 0.0), hidden=hidden, target=latents)
+        return PassOutput(
+            loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
+            hidden=hidden,
+            target=latents,
+            attention=None if tap is None else tap.shares(),
+        )
 
-    def query_states(self, embeds: Tensor, attention: Tensor) -> Tensor:
+    def query_states(self, embeds: Tensor, attention: Tensor, tap: Tap | None = None) -> Tensor:
         """(B, S, D) embedded prompts, padded on either side -> (B, N, D): hidden states of the meta queries behind them."""
         embeds = torch.cat([embeds, self.meta_queries(len(embeds)).to(embeds.dtype)], dim=1)
         attention = F.pad(attention, (0, self.config.queries), value=True)
         # The queries follow the last real token: with padding between them, counted positions would leave a gap.
         positions = (attention.long().cumsum(1) - 1).clamp_min(0)
-        return self._read(embeds, attention, positions=positions)[:, -self.config.queries :]
+        return self._read(embeds, attention, positions=positions, tap=tap)[:, -self.config.queries :]
 
     def condition(self, hidden: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, caption width): what the transformer reads of the hidden states."""

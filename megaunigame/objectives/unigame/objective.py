@@ -136,7 +136,7 @@ class UniGame(Objective):
         if self.redrawn_by is not None:
             check_redraw(self.config, plan)
 
-    def check_family(self, family: type[UnifiedModel], name: str) -> None:
+    def check_family(self, family: type[UnifiedModel], name: str, path: str) -> None:
         if self.plays and self.config.path != "embedding" and not family.has_decoder:
             able = [n for n in available("models", UnifiedModel) if find("models", n, UnifiedModel).has_decoder]
             raise ConfigError(

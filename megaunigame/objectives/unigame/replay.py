@@ -53,5 +53,6 @@ def to_rows(model: UnifiedModel, records: np.ndarray) -> PassInputs:
         images=model.as_source(pictures).unsqueeze(1),
         image_valid=torch.ones(len(records), 1, dtype=torch.bool),
         image_slots=column("slots"),
+        intact=torch.from_numpy(records["length"] < records["tokens"].shape[1]),  # a full record may have been cut
         keys=[decode_key(key) for key in records["key"].tolist()],
     )

@@ -1,0 +1,211 @@
+"""Attention shares measured inside the layers, without keeping an attention map.
+
+    I_l(b) = mean over heads h, mean over q in Q_b, sum over k in K_b of A_l[b, h, q, k]      A: attention after the softmax
+
+(arXiv 2511.22663, eq. 1). A tapped model attends as before; beside that, a chosen layer computes the rows Q of its map from
+its queries and keys, chunk by chunk, and keeps one number per row of the batch. The backward pass computes the chunks again.
+
+The way in is transformers' table of attention functions: a tapped model names a function of ours there, which calls the one
+the model had. No code of a model is touched, and every model that goes through that table can be tapped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from megaunigame.errors import ModelError
+from megaunigame.passes import AttentionShares, Taps
+
+TAPPED = "tapped_"
+CHUNK_ELEMENTS = 2**22
+"""Elements of a map (rows x heads x queries x keys) that exist at a time."""
+KINDS = 2
+"""What is measured of each query: the share of the keys, and that of the first token."""
+
+
+def install(language_model: PreTrainedModel) -> None:
+    """Make `language_model` measure what a `Tap` asks for. Raises ModelError when its attention is not to be reached."""
+    base = language_model.config._attn_implementation
+    if base.startswith(TAPPED):
+        return
+    name = type(language_model).__name__
+    if not language_model._can_set_attn_implementation() or base not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise ModelError(
+            f"The attention of {name} (model.attention={base}) cannot be tapped: it does not go through transformers' table of "
+            f"attention functions. Type model.attention=sdpa or eager, or leave out the objective that measures attention."
+        )
+    AttentionInterface.register(TAPPED + base, _tapped(base))
+    AttentionMaskInterface.register(TAPPED + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    language_model.config._attn_implementation = TAPPED + base
+
+
+def untapped(implementation: str) -> str:
+    """The attention implementation a model had before it was tapped."""
+    return implementation.removeprefix(TAPPED)
+
+
+class Tap:
+    """One reading of a sequence by the language model: what to measure, and what was found."""
+
+    def __init__(self, taps: Taps, queries: Tensor, keys: Tensor, first: Tensor):
+        """`queries`, `keys`, `first` (B, S) bool: sets of positions. Queries may be a random part of the set: the mean over
+        them is unbiased. Draws from the global generator of torch, which a pass of the learner finds seeded."""
+        self.taps = taps
+        self.found: dict[int, Tensor] = {}
+        sizes = queries.sum(1)
+        count = max(1, int(sizes.max()))
+        order = queries.float()
+        if 0 < taps.rows < count:
+            count = taps.rows
+            order = order + torch.rand(queries.shape, device=queries.device)  # members stay above all others
+        chosen = order.topk(count, dim=1).indices.sort(dim=1).values
+        member = queries.gather(1, chosen)
+        self.positions = chosen
+        """(B, R): queries of each row, ascending; rows with fewer than R have others among them, of weight 0."""
+        self.weights = member / member.sum(1, keepdim=True).clamp_min(1)
+        """(B, R) float32."""
+        self.columns = torch.stack([keys, first], dim=2).float()
+        """(B, S, KINDS): 1 at what is measured."""
+        self.reach = (chosen.amax(0) + 1).tolist()
+        """Positions that may be seen by the r-th query of any row: keys behind it need not be looked at."""
+
+    def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """Called by the attention function of each tapped layer; with gradient checkpointing a second time, to no effect."""
+        sets = (self.positions, self.weights, self.columns, self.reach)
+        self.found[layer] = _Shares.apply(query, key, mask, *sets, scaling)
+
+    def shares(self) -> AttentionShares:
+        """Raises ModelError when a tapped layer never attended: its model does not pass on what it is given."""
+        missing = [layer for layer in self.taps.layers if layer not in self.found]
+        if missing:
+            raise ModelError(
+                f"Attention of layer {missing[0]} could not be tapped; layers {sorted(self.found)} were. The model of this "
+                "family does not hand its options on to the attention function."
+            )
+        keys, first = torch.stack([self.found[layer] for layer in self.taps.layers]).unbind(-1)
+        return AttentionShares(keys, first)
+
+
+def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The attention function `base`, which also measures when it is given a tap."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        tap: Tap | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        # Eager attention is no entry of the table: every model file has its own.
+        eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
+        with _named(module.config, base):  # flash attention looks its kernel up by this name
+            result = function(module, query, key, value, attention_mask, **options)
+        layer: Any = getattr(module, "layer_idx", None)
+        if tap is not None and layer in tap.taps.layers:
+            tap.measure(layer, query, key, attention_mask, options["scaling"])
+        return result
+
+    return attend
+
+
+@contextmanager
+def _named(config: PreTrainedConfig, implementation: str) -> Iterator[None]:
+    own = config._attn_implementation
+    config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
+
+
+class _Shares(torch.autograd.Function):
+    """(B, KINDS) shares of attention. Only queries, keys and the sets are kept for the backward pass.
+
+    With p = softmax(s), m = sum_k c_k p_k and the gradient g of m:  dL/ds_k = g p_k (c_k - m).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        weights: Tensor,
+        columns: Tensor,
+        reach: list[int],
+        scaling: float,
+    ) -> Tensor:
+        """query (B, H, S, d), key (B, H or fewer, S, d); mask as the attention function gets it: None (causal), (B, S) bool,
+        or additive (B, 1, S, S)."""
+        ctx.save_for_backward(query, key, mask, positions, weights, columns)
+        ctx.reach, ctx.scaling = reach, scaling
+        total = columns.new_zeros(len(query), KINDS)
+        for part, seen in _chunks(query, reach):
+            attention = _attention(query, key, mask, positions[:, part], seen, scaling)[0]
+            shares = torch.einsum("bhqk,bke->bhqe", attention, columns[:, :seen])
+            total += torch.einsum("bhqe,bq->be", shares, weights[:, part]) / query.shape[1]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, mask, positions, weights, columns = ctx.saved_tensors
+        heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+        d_query, d_key = torch.zeros_like(query), torch.zeros_like(key, dtype=torch.float32)
+        wanted = torch.einsum("bke,be->bk", columns, gradient.float())  # sum over kinds of g c_k
+        for part, seen in _chunks(query, ctx.reach):
+            attention, chosen = _attention(query, key, mask, positions[:, part], seen, ctx.scaling)
+            level = wanted[:, None, None, :seen]
+            mean = torch.einsum("bhqk,bk->bhq", attention, wanted[:, :seen]).unsqueeze(-1)
+            scale = weights[:, None, part, None] * (ctx.scaling / heads)
+            d_scores = attention.mul_((level - mean).mul_(scale)).to(key.dtype)
+            # Heads of one group share their keys: they lie behind one another.
+            grouped = d_scores.unflatten(1, (-1, groups)).flatten(2, 3)
+            d_key[:, :, :seen] += (grouped.transpose(2, 3) @ chosen.unflatten(1, (-1, groups)).flatten(2, 3)).float()
+            d_chosen = (grouped @ key[:, :, :seen]).unflatten(2, (groups, -1)).flatten(1, 2)
+            d_query.scatter_(2, _rows(positions[:, part], query), d_chosen)
+        return d_query, d_key.to(key.dtype), None, None, None, None, None, None
+
+
+def _attention(
+    query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor, seen: int, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attention (B, H, q, seen) float32 of the queries at `positions` (B, q), and these queries (B, H, q, d)."""
+    chosen = query.gather(2, _rows(positions, query))
+    grouped = chosen.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+    scores = (grouped @ key[:, :, :seen].transpose(2, 3)).float().mul_(scaling).view(*chosen.shape[:3], seen)
+    if mask is None or mask.dim() == 2:
+        columns = torch.arange(seen, device=query.device)
+        hidden = columns > positions.unsqueeze(-1)
+        if mask is not None:
+            hidden = hidden | ~mask[:, None, :seen].bool()
+        scores.masked_fill_(hidden.unsqueeze(1), torch.finfo(torch.float32).min)
+    else:
+        rows = torch.arange(len(query), device=query.device).unsqueeze(1)
+        scores += mask.expand(len(query), 1, -1, -1)[rows, 0, positions][:, None, :, :seen]
+    return scores.softmax(-1), chosen
+
+
+def _rows(positions: Tensor, of: Tensor) -> Tensor:
+    """(B, q) -> (B, H, q, d): index into the third dimension of `of`."""
+    return positions[:, None, :, None].expand(-1, of.shape[1], -1, of.shape[3])
+
+
+def _chunks(query: Tensor, reach: list[int]) -> Iterator[tuple[slice, int]]:
+    """Consecutive queries whose part of the map has at most `CHUNK_ELEMENTS` elements, and how many keys they see."""
+    rows = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * query.shape[2]))
+    for first in range(0, len(reach), rows):
+        part = slice(first, min(first + rows, len(reach)))
+        yield part, max(reach[part])

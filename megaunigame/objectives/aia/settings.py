@@ -1,0 +1,67 @@
+"""The settings of AIA, and what is legal among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megaunigame.attention_targets import PASSES
+from megaunigame.errors import ConfigError
+from megaunigame.passes import GENERATE, UNDERSTAND
+from megaunigame.registry import unknown
+
+AUTO = "auto"
+PRESETS = {"code": {GENERATE: 5.0, UNDERSTAND: 10.0}, "paper": {GENERATE: 40.0, UNDERSTAND: 40.0}, AUTO: {}}
+
+
+@dataclass
+class Settings:
+    """Defaults are those of the released code; paper and code disagree about the weights."""
+
+    preset: str = "code"
+    """Weights: `code` 5 and 10 (generate, understand); `paper` 40; `auto`: measured once, so that the loss of a pass is
+    `ratio` times its pull, then kept."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Pass -> weight, in place of the preset's; 0 only measures."""
+    ratio: float = 50.0
+    """`auto` only: loss of the pass over weighted pull. The paper's best of 1, 10, 50, 100."""
+    calibration_steps: int = 10
+    """`auto` only: optimizer steps over which both are averaged, without a pull."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the weights rise from 0; the method has none."""
+    targets: str = "auto"
+    """Table (`auto`, `janus_pro`, `emu3`, `relative`) or YAML file of (delta, target) by layer; auto goes by the depth."""
+    layers: list[int] = field(default_factory=list)
+    """Layers that are pulled; empty: all. The loss is a mean over them."""
+    queries: int = 0
+    """At most this many queries of a row, drawn at random, for long sequences; 0: all."""
+    terms: list[str] = field(default_factory=list)
+    """Loss terms whose rows are pulled; empty: all rows of both passes."""
+    exclude_bos: bool = False
+    """Whether the first token, on which much idle attention rests, is no part of the text that a picture attends to."""
+    compat: bool = False
+    """The sets of the released code, one position off, and its target in understanding layer 20."""
+
+    def check(self) -> None:
+        """Raises ConfigError naming the key, what was got and what is legal."""
+        where = "objectives.aia"
+        if self.preset not in PRESETS:
+            raise ConfigError(unknown(f"value of {where}.preset", self.preset, list(PRESETS)))
+        for name, weight in self.weights.items():
+            if name not in PASSES:
+                raise ConfigError(unknown(f"pass in {where}.weights", name, list(PASSES)))
+            if weight < 0:
+                raise ConfigError(
+                    f"{where}.weights.{name} must be 0 or more; got {weight:g}. Usual: 5 (generate), 10 (understand)."
+                )
+        for name, least in {"calibration_steps": 1, "warmup_steps": 0, "queries": 0}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{where}.{name} must be at least {least}; got {getattr(self, name)}.")
+        if not self.ratio > 0:
+            raise ConfigError(f"{where}.ratio must be above 0; got {self.ratio:g}. Usual: 50.")
+        if len(set(self.layers)) != len(self.layers):
+            raise ConfigError(f"{where}.layers names a layer twice: {self.layers}.")
+
+    @property
+    def given_weights(self) -> dict[str, float]:
+        """Pass -> weight that need not be measured."""
+        return PRESETS[self.preset] | self.weights

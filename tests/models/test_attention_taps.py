@@ -1,0 +1,216 @@
+"""Tapped attention against the maps that eager attention returns, on the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from megaunigame.errors import ModelError
+from megaunigame.models import attention_taps, masks
+from megaunigame.models.attention_taps import Tap
+from megaunigame.passes import Taps
+
+ROWS, LENGTH, LAYERS, HEADS = 3, 24, 3, 4
+
+
+def llama(attention: str, key_value_heads: int = 2, checkpointing: bool = False) -> LlamaModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=key_value_heads, attn_implementation=attention, use_cache=False,
+    )  # fmt: skip
+    model = LlamaModel(config)
+    for parameter in model.parameters():
+        parameter.data *= 8 if parameter.dim() > 1 else 1  # attention far from uniform
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    return model
+
+
+def embeds(seed: int = 1) -> torch.Tensor:
+    return torch.randn(ROWS, LENGTH, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def sets(left: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Padding mask, and queries, keys and first tokens: another number of each in every row."""
+    attention = torch.ones(ROWS, LENGTH, dtype=torch.bool)
+    padding = slice(0, 5) if left else slice(LENGTH - 5, LENGTH)
+    attention[1, padding] = False
+    queries, keys = torch.zeros_like(attention), torch.zeros_like(attention)
+    keys[0, 2:9], keys[1, 7:11], keys[2, 1:2] = True, True, True
+    queries[0, 10:24], queries[1, 12:19], queries[2, [5, 9, 20, 21]] = True, True, True
+    return attention, queries, keys, attention & (attention.cumsum(1) == 1)
+
+
+def maps(model: LlamaModel, mask: torch.Tensor, given: torch.Tensor) -> list[torch.Tensor]:
+    return model(inputs_embeds=given, attention_mask=mask, output_attentions=True).attentions
+
+
+def by_maps(attentions, queries, keys) -> torch.Tensor:
+    """(L, B): the definition, map by map and row by row."""
+    return torch.stack([
+        torch.stack([a[b][:, queries[b]][:, :, keys[b]].sum(-1).mean() for b in range(ROWS)]) for a in attentions
+    ])  # fmt: skip
+
+
+def tapped(model: LlamaModel, mask: torch.Tensor | None, given: torch.Tensor, tap: Tap) -> torch.Tensor:
+    attention_taps.install(model)
+    return model(inputs_embeds=given, attention_mask=mask, tap=tap).last_hidden_state
+
+
+ALL = Taps(layers=tuple(range(LAYERS)))
+
+
+@pytest.mark.parametrize("chunk", [1, 700, 2**22])
+@pytest.mark.parametrize("key_value_heads", [1, 2, 4])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("base", ["sdpa", "eager"])
+def test_shares_and_gradients_are_those_of_the_maps(monkeypatch, base, padding, checkpointing, key_value_heads, chunk):
+    monkeypatch.setattr(attention_taps, "CHUNK_ELEMENTS", chunk)
+    attention, queries, keys, first = sets(left=padding == "left")
+    mask = masks.additive(masks.causal(attention, None), torch.float32)
+    reference = llama("eager", key_value_heads)
+    theirs_input, ours_input = (embeds().requires_grad_() for _ in range(2))
+    attentions = maps(reference, mask, theirs_input)
+    expected, expected_first = by_maps(attentions, queries, keys), by_maps(attentions, queries, first)
+    weights = torch.randn(LAYERS, ROWS, generator=torch.Generator().manual_seed(2))
+    (weights * expected).sum().backward()
+
+    model = llama(base, key_value_heads, checkpointing)
+    tap = Tap(ALL, queries, keys, first)
+    hidden = tapped(model, mask if padding == "left" else None, ours_input, tap)
+    shares = tap.shares()
+    (hidden.sum() * 0 + (weights * shares.keys).sum()).backward()
+
+    torch.testing.assert_close(shares.keys, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(shares.first, expected_first, atol=1e-6, rtol=0)
+    assert 0.05 < expected.min() and expected.max() < 0.95
+    pairs = [(theirs_input.grad, ours_input.grad)]
+    pairs += [(a.grad, b.grad) for a, b in zip(reference.parameters(), model.parameters(), strict=True) if a.grad is not None]
+    for theirs, ours in pairs:
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert any(theirs.abs().max() > 1e-2 for theirs, _ in pairs)
+
+
+def test_segments_are_seen_through_the_mask():
+    attention, queries, keys, first = sets()
+    segments = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    segments[:, 12:18], segments[:, 18:] = 1, 2
+    mask = masks.additive(masks.causal(attention, segments), torch.float32)
+    with torch.no_grad():
+        expected = by_maps(maps(llama("eager"), mask, embeds()), queries, keys)
+        plain = by_maps(
+            maps(llama("eager"), masks.additive(masks.causal(attention, None), torch.float32), embeds()), queries, keys
+        )
+        tap = Tap(ALL, queries, keys, first)
+        tapped(llama("sdpa"), mask, embeds(), tap)
+    torch.testing.assert_close(tap.shares().keys, expected, atol=1e-6, rtol=0)
+    assert (expected - plain).abs().max() > 1e-2
+
+
+def test_a_padding_mask_of_two_dimensions_as_flash_attention_takes_it(monkeypatch):
+    """A kernel that takes (B, S) masks stands in for flash attention, which needs a GPU."""
+    attention, queries, keys, first = sets(left=True)
+    names = []
+
+    def flash(module, query, key, value, attention_mask, scaling, **options):
+        names.append(module.config._attn_implementation)
+        additive = masks.additive(masks.causal(attention_mask.bool(), None), query.dtype)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, additive, scaling=scaling, **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_like", flash)
+    monkeypatch.setitem(
+        ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "flash_like", ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"]
+    )
+    model = llama("sdpa")
+    model.config._attn_implementation = "flash_like"
+    tap = Tap(ALL, queries, keys, first)
+    with torch.no_grad():
+        tapped(model, attention, embeds(), tap)
+        mask = masks.additive(masks.causal(attention, None), torch.float32)
+        expected = by_maps(maps(llama("eager"), mask, embeds()), queries, keys)
+    torch.testing.assert_close(tap.shares().keys, expected, atol=1e-6, rtol=0)
+    assert names == ["flash_like"] * LAYERS  # the kernel finds the name it is looked up by
+
+
+def test_an_untapped_pass_is_the_same_bit_by_bit():
+    plain, model = llama("sdpa"), llama("sdpa")
+    attention_taps.install(model)
+    attention_taps.install(model)  # twice is once
+    with torch.no_grad():
+        assert torch.equal(plain(inputs_embeds=embeds())[0], model(inputs_embeds=embeds())[0])
+        _, queries, keys, first = sets()
+        assert torch.equal(plain(inputs_embeds=embeds())[0], tapped(model, None, embeds(), Tap(ALL, queries, keys, first)))
+
+
+def test_chosen_layers_alone_are_measured_in_the_order_asked_for():
+    _, queries, keys, first = sets()
+    everything, some = Tap(ALL, queries, keys, first), Tap(Taps(layers=(2, 0)), queries, keys, first)
+    model = llama("sdpa")
+    with torch.no_grad():
+        tapped(model, None, embeds(), everything)
+        tapped(model, None, embeds(), some)
+    assert sorted(some.found) == [0, 2]
+    assert torch.equal(some.shares().keys, everything.shares().keys[[2, 0]])
+
+
+def test_a_random_part_of_the_queries_is_unbiased():
+    _, queries, keys, first = sets()
+    model = llama("sdpa")
+    exact = Tap(ALL, queries, keys, first)
+    with torch.no_grad():
+        tapped(model, None, embeds(), exact)
+        torch.manual_seed(0)
+        drawn = []
+        for _ in range(300):
+            tap = Tap(Taps(layers=ALL.layers, rows=3), queries, keys, first)
+            assert tap.positions.shape == (ROWS, 3)
+            assert (queries.gather(1, tap.positions).sum(1) == queries.sum(1).clamp_max(3)).all()
+            tapped(model, None, embeds(), tap)
+            drawn.append(tap.shares().keys)
+    drawn = torch.stack(drawn)
+    error = (drawn.mean(0) - exact.shares().keys).abs()
+    assert (error < 4 * drawn.std(0) / 300**0.5 + 1e-6).all() and drawn.std(0)[:, 0].min() > 0.01
+
+
+def test_rows_without_queries_or_keys_are_finite_and_without_gradient():
+    _, queries, keys, first = sets()
+    queries[0], keys[1] = False, False
+    given = embeds().requires_grad_()
+    tap = Tap(ALL, queries, keys, first)
+    tapped(llama("sdpa"), None, given, tap)
+    shares = tap.shares().keys
+    assert shares[:, :2].abs().max() == 0
+    shares.sum().backward()
+    assert given.grad[:2].abs().max() == 0 and given.grad[2].abs().max() > 0
+
+
+def test_bfloat16_stays_near():
+    _, queries, keys, first = sets()
+    exact, near = Tap(ALL, queries, keys, first), Tap(ALL, queries, keys, first)
+    with torch.no_grad():
+        tapped(llama("sdpa"), None, embeds() / 8, exact)
+        tapped(llama("sdpa").bfloat16(), None, (embeds() / 8).bfloat16(), near)
+    assert near.shares().keys.dtype == torch.float32
+    torch.testing.assert_close(near.shares().keys, exact.shares().keys, atol=0.05, rtol=0)
+
+
+def test_a_model_that_cannot_be_tapped_says_so(monkeypatch):
+    monkeypatch.setattr(LlamaModel, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(ModelError, match=r"attention of LlamaModel .* cannot be tapped.*model.attention=sdpa"):
+        attention_taps.install(llama("sdpa"))
+
+
+def test_a_layer_that_never_attended_is_named():
+    _, queries, keys, first = sets()
+    model = llama("sdpa")
+    tap = Tap(Taps(layers=(0, 7)), queries, keys, first)
+    with torch.no_grad():
+        tapped(model, None, embeds(), tap)
+    with pytest.raises(ModelError, match=r"layer 7 could not be tapped; layers \[0\] were"):
+        tap.shares()

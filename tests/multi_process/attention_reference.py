@@ -1,0 +1,71 @@
+"""AIA in plain torch: whole attention maps of eager attention, kept for every layer, and the definition row by row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from megaunigame.attention_targets import table
+from megaunigame.passes import GENERATE, IGNORE, PassInputs
+from tests.multi_process.plain_reference import PlainReference
+
+
+class AttentionReference(PlainReference):
+    """Adds weight * sum over counted rows of mean_l huber(share - target) / (counted rows of all ranks), for each pass."""
+
+    def __init__(self, recipe, *rest):
+        eager = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, attention="eager"))
+        super().__init__(eager, *rest)
+        self.settings = recipe.objectives["aia"]
+        layers = self.model.language_model.layers
+        self.maps: list[Tensor] = []
+        for layer in layers:
+            layer.self_attn.register_forward_hook(lambda module, args, output: self.maps.append(output[1]))
+        self.table = table("auto", len(layers))
+        self.pulls: dict[str, list[Tensor]] = {p: [] for p in self.plan.passes}
+        self.calibration: dict[str, list[float]] = {p: [] for p in self.plan.passes}
+
+    def after_pass(self, pass_name: str, inputs: PassInputs) -> None:
+        maps, self.maps = self.maps, []
+        for row in range(len(inputs.tokens)):
+            queries, keys = self._sets(pass_name, inputs, row, maps[0].shape[-1])
+            # Rows without data, without an image, without their condition.
+            if not inputs.counts[row] or not keys or (pass_name == GENERATE and not inputs.intact[row]):
+                continue
+            pulls = []
+            for layer, attention in enumerate(maps):
+                if layer not in (self.settings.get("layers") or range(len(maps))):
+                    continue
+                share = attention[row][:, queries][:, :, keys].sum(-1).mean()
+                aim = self.table[pass_name][layer]
+                pulls.append(torch.nn.functional.huber_loss(share, torch.tensor(aim.target), delta=aim.delta))
+            self.pulls[pass_name].append(torch.stack(pulls).mean())
+
+    def _sets(self, pass_name: str, inputs: PassInputs, row: int, size: int) -> tuple[list[int], list[int]]:
+        places = range(inputs.tokens.shape[1])
+        slot, real = inputs.image_slots[row].tolist(), inputs.attention[row].tolist()
+        if pass_name == GENERATE:
+            return list(range(len(places), size)), [p for p in places if real[p] and not slot[p]]
+        answers = [p for p in places if inputs.labels[row, p] != IGNORE]
+        return answers, [p for p in places if slot[p]]
+
+    def more_loss(self, means: dict[str, Tensor]) -> Tensor:
+        total = torch.zeros(())
+        self.more_means = {}
+        weight_of = {r.term: r.weight for r in self.plan.requests}
+        for pass_name, pulls in self.pulls.items():
+            mean = torch.stack(pulls).mean()
+            self.more_means[f"aia_{pass_name}"] = float(mean.detach())
+            weight, known = self.settings.get("weights", {}).get(pass_name), self.calibration[pass_name]
+            if weight is None:  # measured in the first two steps, in which it is 0
+                weight = 0.0
+                if len(known) == 2:
+                    weight = sum(loss for loss, _ in known) / (self.settings["ratio"] * sum(p for _, p in known))
+                else:
+                    loss = sum(weight_of[r.term] * float(means[r.term].detach()) for r in self.plan.of_pass(pass_name))
+                    known.append((loss, float(mean.detach())))
+            total = total + weight * mean
+            self.pulls[pass_name] = []
+        return total

@@ -1,0 +1,127 @@
+"""AIA on given attention maps: sets, Huber function, tables, both weights of the released code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megaunigame.attention import answer_tokens, image_tokens, prompt_text
+from megaunigame.attention_targets import Aim, table
+from megaunigame.objectives.aia.objective import pull
+from megaunigame.objectives.aia.settings import PRESETS
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, Taps
+from tests.parity.fixture import Fixture, Tolerance
+
+EXACT_SETS, NO_BOS, RELEASED = Taps(layers=()), Taps(layers=(), exclude_bos=True), Taps(layers=(), compat=True)
+
+
+def tolerance(name: str) -> Tolerance:
+    return Tolerance(absolute=1e-6, relative=1e-5)
+
+
+def compute(fixture: Fixture) -> dict[str, Tensor]:
+    return generation(fixture.config, fixture.inputs) | understanding(fixture.config, fixture.inputs)
+
+
+def shares_of(maps: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """(L, B, H, T, T) maps and (B, T) sets -> (L, B), the definition."""
+    given = torch.einsum("lbhqk,bk->lbq", maps, keys.float()) / maps.shape[2]
+    return torch.einsum("lbq,bq->lb", given, queries / queries.sum(1, keepdim=True))
+
+
+def padded(lengths: list[int], size: int) -> Tensor:
+    """(B, size) bool: rows of these lengths, padded in front."""
+    return torch.stack([torch.arange(size) >= size - length for length in lengths])
+
+
+def row_inputs(attention: Tensor, slots: Tensor, labels: Tensor | None = None) -> PassInputs:
+    rows = len(attention)
+    return PassInputs(
+        tokens=attention.long(), attention=attention, terms=torch.zeros(rows, dtype=torch.long), counts=torch.ones(rows),
+        labels=labels, image_slots=slots,
+    )  # fmt: skip
+
+
+def generation(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    sizes, lam = config["gen"], config["lambda"]["gen"]
+    assert lam == PRESETS["code"][GENERATE]
+    text, codes = sizes["text_len"], sizes["image_tokens"]
+    prompts = padded(sizes["prompt_len"], text)
+    inputs = row_inputs(prompts, torch.zeros_like(prompts))
+    use = torch.tensor(sizes["use"]).bool()
+    drawn = torch.arange(text + codes).expand(len(use), -1)
+    read, last = (drawn >= text) & (drawn < text + codes - 1), drawn >= text
+
+    def keys(taps: Taps) -> Tensor:
+        return F.pad(prompt_text(inputs, taps), (0, codes))
+
+    logits, targets = given["gen_logits"], given["gen_codes"]
+    ntp = F.cross_entropy(logits[:, text - 1 : text - 1 + codes].flatten(0, 1), targets.flatten())
+    paper, released = table("janus_pro", config["layers"])[GENERATE], table("janus_pro", config["layers"], True)[GENERATE]
+    # The released keys begin one padding slot early: no attention is there, but a gradient of the given map is.
+    early = torch.roll(prompts, -1, 1) & ~prompts
+    early[:, -1] = False
+    released_keys = keys(RELEASED) | F.pad(early, (0, codes))
+    ours = losses("gen", given["gen_attn"], read, released_keys, use, released, config["layer_counts"], ntp, lam)
+    for name, queries, taps in (("", read, EXACT_SETS), ("_nobos", read, NO_BOS), ("_allrows", last, EXACT_SETS)):
+        ours |= exact_losses(f"gen_exact{name}", given["gen_attn"], queries, keys(taps), use, paper)
+    return ours
+
+
+def understanding(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    sizes, lam = config["und"], config["lambda"]["und"]
+    assert lam == PRESETS["code"][UNDERSTAND]
+    length = sizes["seq_len"]
+    attention = padded([length - padding for padding in sizes["pads"]], length)
+    first = torch.tensor(sizes["boi"]).unsqueeze(1) + 1
+    places = torch.arange(length)
+    inputs = row_inputs(attention, (places >= first) & (places < first + sizes["image_tokens"]), given["und_labels"])
+    use = torch.tensor(sizes["use"]).bool()
+    ntp = F.cross_entropy(given["und_logits"][:, :-1].flatten(0, 1), given["und_labels"][:, 1:].flatten(), ignore_index=IGNORE)
+    paper, released = table("janus_pro", config["layers"])[UNDERSTAND], table("janus_pro", config["layers"], True)[UNDERSTAND]
+    maps, queries = given["und_attn"], answer_tokens(inputs)
+    ours = losses("und", maps, queries, image_tokens(inputs, RELEASED), use, released, config["layer_counts"], ntp, lam)
+    return ours | exact_losses("und_exact", maps, queries, image_tokens(inputs, EXACT_SETS), use, paper)
+
+
+def losses(
+    task: str,
+    maps: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    use: Tensor,
+    aims: list[Aim],
+    depths: list[int],
+    ntp: Tensor,
+    weight: float,
+) -> dict[str, Tensor]:
+    """What the released code computes: unused rows count in the divisor."""
+    maps = maps.clone().requires_grad_()
+    shares = shares_of(maps, queries, keys)
+    ours = {
+        f"{task}_intensity": shares * use if task == "und" else shares,
+        f"{task}_delta_target": torch.tensor([[aim.delta, aim.target] for aim in aims]),
+        f"{task}_ntp": ntp,
+    }
+    for depth in depths:
+        pulled = (pull(shares[:depth], aims[:depth]) * use).sum() / len(use)
+        ours |= {f"{task}_loss_attn_L{depth}": pulled, f"{task}_total_L{depth}": ntp + weight * pulled}
+    (ours[f"{task}_grad_attn_L{len(maps)}"],) = torch.autograd.grad(ours[f"{task}_loss_attn_L{len(maps)}"], maps)
+    return ours
+
+
+def exact_losses(name: str, maps: Tensor, queries: Tensor, keys: Tensor, use: Tensor, aims: list[Aim]) -> dict[str, Tensor]:
+    """Our sets; `counted` is our divisor."""
+    maps = maps.clone().requires_grad_()
+    shares, depth = shares_of(maps, queries, keys), len(maps)
+    pulled = (pull(shares, aims) * use).sum()
+    (gradient,) = torch.autograd.grad(pulled / len(use), maps)
+    return {
+        f"{name}_intensity": shares * use,
+        f"{name}_loss_attn_L{depth}": pulled / len(use),
+        f"{name}_loss_attn_counted_L{depth}": pulled / use.sum(),
+        f"{name}_gradnorm_L{depth}": gradient.norm(),
+    }

@@ -1,0 +1,84 @@
+"""AIA through a whole Janus, by taps: shares, losses and gradient norms of both tasks, with the sets of the released code."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from megaunigame.attention_targets import table
+from megaunigame.models.janus.checkpoint_keys import translate
+from megaunigame.models.janus.model import Janus
+from megaunigame.objectives.aia.objective import pull
+from megaunigame.objectives.aia.settings import PRESETS
+from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput, Taps
+from tests.parity.fixture import EXACT, Fixture, Tolerance
+from tests.parity.janus_pro import load, pass_inputs
+
+
+def tolerance(name: str) -> Tolerance:
+    if name == "gen_codes":
+        return EXACT
+    return Tolerance(absolute=1e-7, relative=1e-3) if "_gradnorm_" in name else Tolerance(absolute=1e-5, relative=1e-5)
+
+
+def compute(fixture: Fixture) -> dict[str, Tensor]:
+    model = load(fixture)
+    model.install_taps()
+    # This fixture's model was built with a padding index: the embedding of pads, read by dropped prompts, has no gradient.
+    model.language_model.embed_tokens.padding_idx = fixture.config["language"]["pad_id"]
+    given, layers = fixture.inputs, fixture.config["language"]["layers"]
+    taps = Taps(tuple(range(layers)), compat=True)
+    generate = pass_inputs(
+        given["gen_input_ids"],
+        given["gen_attention_mask"],
+        image_slots=torch.zeros_like(given["gen_input_ids"], dtype=torch.bool),
+        targets=given["gen_image"],
+    )
+    labels = given["und_labels"]
+    understand = pass_inputs(
+        given["und_input_ids"],
+        given["und_attention_mask"],
+        counts=(labels != IGNORE).sum(1).float(),
+        labels=labels,
+        images=given["und_image"].unsqueeze(1),
+        image_valid=torch.ones(len(labels), 1, dtype=torch.bool),
+        image_slots=given["und_images_seq_mask"].bool(),
+    )
+    ours: dict[str, Tensor] = {}
+    for task, pass_name, inputs in (("gen", GENERATE, generate), ("und", UNDERSTAND, understand)):
+        inputs = dataclasses.replace(inputs, taps=taps)
+        output: PassOutput = model(pass_name, inputs)
+        ours |= results(fixture, model, task, pass_name, inputs, output)
+    return ours
+
+
+def results(
+    fixture: Fixture, model: Janus, task: str, pass_name: str, inputs: PassInputs, output: PassOutput
+) -> dict[str, Tensor]:
+    assert output.attention is not None
+    use = torch.tensor(fixture.config[task]["use"])
+    aims = table("janus_pro", len(output.attention.keys), compat=True)[pass_name]
+    pulled = (pull(output.attention.keys, aims) * use).sum() / len(use)
+    positions = output.target.numel() if output.target is not None else int(inputs.counts.sum())
+    ntp = output.loss_sum.sum() / positions
+    total = ntp + PRESETS["code"][pass_name] * pulled
+    ours = {
+        f"{task}_intensity": output.attention.keys * use if task == "und" else output.attention.keys,
+        f"{task}_loss_attn": pulled,
+        f"{task}_ntp": ntp,
+        f"{task}_total": total,
+    }
+    if output.target is not None:
+        ours["gen_codes"] = output.target
+    for what, loss in (("attn", pulled), ("total", total)):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        parameters = dict(model.named_parameters())
+        for name in fixture.outputs:
+            prefix, _, key = name.partition(".")
+            if prefix == f"{task}_gradnorm_{what}":
+                gradient = parameters[str(translate(key))].grad
+                ours[name] = torch.zeros(()) if gradient is None else gradient.norm()
+    return ours
