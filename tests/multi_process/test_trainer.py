@@ -39,6 +39,7 @@ def test_both_players_of_the_game_equal_plain_torch_on_two_ranks(home):
     for case in unigame.CASES:
         assert f"{case}: largest error" in said
     assert "uneven ranks: both replay" in said and "cost in passes and gathered bytes" in said
+    assert "combined recipe: one generate, one attack, one understand pass" in said
 
 
 @pytest.mark.timeout(300)

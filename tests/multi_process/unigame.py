@@ -60,14 +60,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "simultaneous_zero2": ({"mode": "simultaneous", "every": 2}, {**ZERO2, **LORA}),
     "embedding": ({"path": "embedding"}, {"batch": {"accumulation": 2}}),
     "embedding_simultaneous": ({"path": "embedding", "mode": "simultaneous"}, {}),
-    "redraw": ({"redraw": "pixel"}, {"others": PIXEL}),
     "redraw_checkpointing": ({"redraw": "pixel"}, {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}}),
     "redraw_accumulation": ({"redraw": "pixel", "every": 2}, {"others": PIXEL, "batch": {"accumulation": 2}}),
     "redraw_zero2": (
         {"redraw": "caption", "anchor": "none", "condition": "caption"},
         {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, **ZERO2, "batch": {"accumulation": 2}},
     ),
-    "redraw_simultaneous": ({"redraw": "pixel", "mode": "simultaneous"}, {"others": PIXEL}),
+    "redraw_simultaneous": (
+        {"redraw": "pixel", "mode": "simultaneous"},
+        {"others": PIXEL, "batch": {"accumulation": 2}},
+    ),
     "redraw_simultaneous_checkpointing": (
         {"redraw": "pixel", "mode": "simultaneous"},
         {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}},
@@ -305,6 +307,29 @@ def check_uneven_ranks(home: Path, world: World) -> None:
         print(f"uneven ranks: both replay, buffer {sizes}", flush=True)
 
 
+def check_combined(home: Path, world: World) -> None:
+    """The combined recipe: three methods, and one generate, one attack and one understand pass per micro-step."""
+    given = [
+        *(f"{name}={home / folder}" for name, folder in (("model.path", "model"), ("data.scenes.shards", "shards"))),
+        *("objectives.unimrg.rows={edges: 2, pixel: 4}", "evaluation.suites={}", "model.max_length=96"),
+        *("objectives.unigame.clip={model: tiny-random, tau: -1.0}", "loader.workers=0"),
+        *("objectives.unigame.buffer.merge_every=1", "batch.accumulation=2"),
+    ]
+    for mode, passes in (("alternating", 3), ("simultaneous", 2)):
+        overrides = [*given, f"objectives.unigame.mode={mode}", f"output={home / 'runs' / f'combined-{mode}'}"]
+        trainer = Trainer(load_recipe("launch/recipes/tiny_combined.yaml", overrides), world)
+        trainer.dry_run()
+        batches = iter(micro_batch_loader(trainer.micro_batches, 0, 3 * trainer.accumulation, 0, 2))
+        for _ in range(3):
+            metrics = trainer.train_step(batches)
+            assert metrics[names.PERF_PASSES] == passes * trainer.accumulation == 2 * passes, (mode, metrics)
+        terms = ("clean", "hard", "adversarial", "pixel", "edges", "aia_generate", "aia_understand")
+        assert all(metrics[names.loss(term)] > 0 for term in terms), metrics
+        assert metrics[names.ADVERSARY_GRAD_NORM] > 0 and metrics[names.BUFFER_REPLAYED] > 0, metrics
+    if world.is_main:
+        print("combined recipe: one generate, one attack, one understand pass", flush=True)
+
+
 def check_cost(home: Path, world: World) -> None:
     """Passes and gathered bytes per step: what the game costs beside the same learner rows alone."""
     base = {**GAME, "hard_rows": 0, "pictures_every": 0}
@@ -334,5 +359,6 @@ if __name__ == "__main__":
         run(label, *CASES[label], Path(sys.argv[1]), this_world)
     if this_world.size > 1:
         check_uneven_ranks(Path(sys.argv[1]), this_world)
+        check_combined(Path(sys.argv[1]), this_world)
         check_cost(Path(sys.argv[1]), this_world)
     leave(this_world)

@@ -228,9 +228,10 @@ class UniGame(Objective):
             at = plan.slots(UNDERSTAND, HARD)
             self.pool.refresh(self.drawn[micro], (losses / inputs.counts.clamp(min=1))[at])
         if self.simultaneous and self._attacks(step):
-            at = plan.slots(UNDERSTAND, ADVERSARIAL)
+            at, attack = plan.slots(UNDERSTAND, ADVERSARIAL), step.attacks[micro].to(self.stage.world.device)
             with self.stage.as_opponent():
-                self._mine(step, micro, step.attacks[micro].to(self.stage.world.device), self.attacked, losses[at])
+                shown = self._mine(step, micro, attack, self.attacked, losses[at])
+            self._show(step, micro, attack, self.attacked, shown)
         return None
 
     def after_learner(self, step: Step) -> dict[str, float]:
@@ -276,7 +277,8 @@ class UniGame(Objective):
                 goal = self._price(attack, attacked) - self.config.gain * losses.sum() / self.positions
                 for total, part in zip(self.gradients, torch.autograd.grad(goal, self.parameters), strict=True):
                     total += part
-            self._mine(step, micro, attack, attacked, losses.detach())
+            shown = self._mine(step, micro, attack, attacked, losses.detach())
+        self._show(step, micro, attack, attacked, shown)
 
     def _join(self, step: Step, micro: int, redrawn: Redrawn | None) -> Tensor | None:
         """Simultaneous: put one attacked micro-batch among the learner's rows. Returns what the adversary pays."""
@@ -305,18 +307,22 @@ class UniGame(Objective):
             rows = rows + p.clip * (self.clip.tau - self.pool.similarity(attack, attacked.pictures)).clamp(min=0)
         return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.pictures
 
-    def _mine(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, losses: Tensor) -> None:
-        """Candidates of one micro-step; on some steps also the report's pictures. The same calls on every rank.
-
-        Inside `as_opponent`.
-        """
-        model, before = self.stage.model, attacked.passes
-        found = self.path.harvest(model, attack, attacked, losses, self._generator("harvest", step.number, micro))
+    def _mine(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, losses: Tensor) -> Tensor:
+        """Candidates of one micro-step, inside `as_opponent`; returns one per row, (B, 3, H, W)."""
+        before = attacked.passes
+        generator = self._generator("harvest", step.number, micro)
+        pictures, sums = self.path.harvest(self.stage.model, attack, attacked, losses, generator)
         step.passes += attacked.passes - before
-        self.pool.mine(attack, attacked, *found, step.number)
+        self.pool.mine(attack, attacked, pictures, sums, step.number)
+        return pictures[0]
+
+    def _show(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, pictures: Tensor) -> None:
+        """On some steps, pictures for the report. The same calls on every rank."""
         every = self.config.pictures_every * self.config.every
         if micro == 0 and every and step.number % every == 0:
-            self.shown = attack_panels(model, self.path, attack, attacked, found[0][0])[: self.config.pictures]
+            with self.stage.as_opponent():  # anew: the calls belong to none of the passes around them
+                panels = attack_panels(self.stage.model, self.path, attack, attacked, pictures)
+            self.shown = panels[: self.config.pictures]
 
     def _put_hard_rows(self, step: Step) -> None:
         """Rows from this rank's buffer into the hard slots of every micro-step; slots without one stay dummies."""
