@@ -5,7 +5,9 @@ The rules this file keeps, each of which was measured to matter:
 - one engine; its module is entered through `forward(pass_name, inputs)` only;
 - a micro-step is one forward per pass and ONE backward through all of them. With a backward per pass, a parameter that
   takes no part in the first one (lm_head, when generation comes first) is added to the previous step's gradient, and under
-  optimizer offload one that takes no part in the last is lost; both silently, and from the second step on only;
+  optimizer offload one that takes no part in the last is lost; both silently, and from the second step on only. Its price:
+  the engine releases a module's weights behind the first of its backwards only, so that the language model is whole when the
+  generate pass has been walked back; not so with gradient checkpointing, whose recomputation begins the count anew;
 - a trained parameter takes part in some pass of the plan: the engine updates it otherwise with a zero gradient, that is,
   with weight decay alone;
 - anything that must not touch the engine's gradient state (evaluation, the dry run) goes through `module`, not `engine`:
