@@ -25,6 +25,7 @@ from megaunigame.registry import unknown
 
 PASSES = (GENERATE, UNDERSTAND)
 TABLES = ("auto", "janus_pro", "emu3", "relative")
+ENDINGS = (".yaml", ".yml")
 JANUS_PRO_DEPTH, EMU3_DEPTH = 30, 32
 
 
@@ -40,6 +41,25 @@ class Aim:
 
 Targets = Mapping[str, Sequence[Aim]]
 """Pass -> one aim for each layer of the language model."""
+
+
+def check_targets(name: str) -> None:
+    """Raise ConfigError unless `name` is a table or a YAML file that exists; its content is read when the depth is known."""
+    if name in TABLES:
+        return
+    if not name.endswith(ENDINGS):
+        raise ConfigError(unknown("table of attention targets", name, [*TABLES, "FILE.yaml"]))
+    if not Path(name).is_file():
+        raise ConfigError(
+            f"No targets file {name}. Give one, or a table ({', '.join(TABLES)}). Targets are measured with "
+            "python launch/measure_attention.py --help"
+        )
+
+
+def find_targets(name: str, depth: int, compat: bool = False) -> dict[str, list[Aim]]:
+    """The aims of a table, or of the YAML file at that path; a file may lack a pass. Raises ConfigError as both do."""
+    check_targets(name)
+    return table(name, depth, compat) if name in TABLES else read_targets(name, depth)
 
 
 def table(name: str, depth: int, compat: bool = False) -> dict[str, list[Aim]]:
@@ -81,11 +101,7 @@ def _by_share(depth: int, bands: Sequence[tuple[float, Aim]]) -> list[Aim]:
 
 def read_targets(path: str | Path, depth: int) -> dict[str, list[Aim]]:
     """The aims of a file, for every layer; a pass may be missing. Raises ConfigError for another depth, gaps, wrong values."""
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"No targets file {path}. Give one, or a table ({', '.join(TABLES)}). Targets are measured with "
-            "python launch/measure_attention.py --help"
-        )
+    check_targets(str(path))
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

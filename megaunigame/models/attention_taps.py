@@ -26,10 +26,8 @@ from megaunigame.errors import ModelError
 from megaunigame.passes import AttentionShares, Taps
 
 TAPPED = "tapped_"
-CHUNK_ELEMENTS = 2**22
-"""Elements of a map (rows x heads x queries x keys) that exist at a time."""
-KINDS = 2
-"""What is measured of each query: the share of the keys, and that of the first token."""
+CHUNK_ELEMENTS, CHUNK_ELEMENTS_ON_CPU = 2**25, 2**20
+"""Elements of a map (rows x heads x queries x keys) that exist at a time: enough to keep a GPU busy, or what fits a cache."""
 
 
 def install(language_model: PreTrainedModel) -> None:
@@ -60,7 +58,7 @@ class Tap:
         """`queries`, `keys`, `first` (B, S) bool: sets of positions. Queries may be a random part of the set: the mean over
         them is unbiased. Draws from the global generator of torch, which a pass of the learner finds seeded."""
         self.taps = taps
-        self.found: dict[int, Tensor] = {}
+        self.found: dict[int, tuple[Tensor, Tensor]] = {}
         sizes = queries.sum(1)
         count = max(1, int(sizes.max()))
         order = queries.float()
@@ -73,14 +71,16 @@ class Tap:
         """(B, R): queries of each row, ascending; rows with fewer than R have others among them, of weight 0."""
         self.weights = member / member.sum(1, keepdim=True).clamp_min(1)
         """(B, R) float32."""
-        self.columns = torch.stack([keys, first], dim=2).float()
-        """(B, S, KINDS): 1 at what is measured."""
+        self.keys = keys.float()
+        """(B, S): 1 at the keys."""
+        self.first = first.float().argmax(1)
+        """(B,): position of the first token."""
         self.reach = (chosen.amax(0) + 1).tolist()
         """Positions that may be seen by the r-th query of any row: keys behind it need not be looked at."""
 
     def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Called by the attention function of each tapped layer; with gradient checkpointing a second time, to no effect."""
-        sets = (self.positions, self.weights, self.columns, self.reach)
+        sets = (self.positions, self.weights, self.keys, self.first, self.reach)
         self.found[layer] = _Shares.apply(query, key, mask, *sets, scaling)
 
     def shares(self) -> AttentionShares:
@@ -91,8 +91,8 @@ class Tap:
                 f"Attention of layer {missing[0]} could not be tapped; layers {sorted(self.found)} were. The model of this "
                 "family does not hand its options on to the attention function."
             )
-        keys, first = torch.stack([self.found[layer] for layer in self.taps.layers]).unbind(-1)
-        return AttentionShares(keys, first)
+        keys, first = zip(*(self.found[layer] for layer in self.taps.layers), strict=True)
+        return AttentionShares(torch.stack(keys), torch.stack(first))
 
 
 def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -131,9 +131,10 @@ def _named(config: PreTrainedConfig, implementation: str) -> Iterator[None]:
 
 
 class _Shares(torch.autograd.Function):
-    """(B, KINDS) shares of attention. Only queries, keys and the sets are kept for the backward pass.
+    """Shares of attention that rows give to their keys and, without gradient, to their first token: (B,) each.
 
-    With p = softmax(s), m = sum_k c_k p_k and the gradient g of m:  dL/ds_k = g p_k (c_k - m).
+    Only queries, keys and the sets are kept for the backward pass. With p = softmax(s), m = sum_k c_k p_k and the gradient
+    g of m:  dL/ds_k = g p_k (c_k - m).
     """
 
     @staticmethod
@@ -144,39 +145,48 @@ class _Shares(torch.autograd.Function):
         mask: Tensor | None,
         positions: Tensor,
         weights: Tensor,
-        columns: Tensor,
+        keys: Tensor,
+        first: Tensor,
         reach: list[int],
         scaling: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """query (B, H, S, d), key (B, H or fewer, S, d); mask as the attention function gets it: None (causal), (B, S) bool,
         or additive (B, 1, S, S)."""
-        ctx.save_for_backward(query, key, mask, positions, weights, columns)
+        ctx.save_for_backward(query, key, mask, positions, weights, keys)
         ctx.reach, ctx.scaling = reach, scaling
-        total = columns.new_zeros(len(query), KINDS)
+        share, at_first = weights.new_zeros(2, len(query)).unbind()
         for part, seen in _chunks(query, reach):
             attention = _attention(query, key, mask, positions[:, part], seen, scaling)[0]
-            shares = torch.einsum("bhqk,bke->bhqe", attention, columns[:, :seen])
-            total += torch.einsum("bhqe,bq->be", shares, weights[:, part]) / query.shape[1]
-        return total
+            share += (_given(attention, keys).mean(1) * weights[:, part]).sum(1)
+            # A query in front of the first token is padding, of weight 0.
+            column = first.clamp_max(seen - 1).view(-1, 1, 1, 1).expand(*attention.shape[:3], 1)
+            at_first += (attention.gather(3, column).squeeze(3).mean(1) * weights[:, part]).sum(1)
+        ctx.mark_non_differentiable(at_first)
+        return share, at_first
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, mask, positions, weights, columns = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, mask, positions, weights, keys = ctx.saved_tensors
         heads, groups = query.shape[1], query.shape[1] // key.shape[1]
         d_query, d_key = torch.zeros_like(query), torch.zeros_like(key, dtype=torch.float32)
-        wanted = torch.einsum("bke,be->bk", columns, gradient.float())  # sum over kinds of g c_k
         for part, seen in _chunks(query, ctx.reach):
             attention, chosen = _attention(query, key, mask, positions[:, part], seen, ctx.scaling)
-            level = wanted[:, None, None, :seen]
-            mean = torch.einsum("bhqk,bk->bhq", attention, wanted[:, :seen]).unsqueeze(-1)
-            scale = weights[:, None, part, None] * (ctx.scaling / heads)
-            d_scores = attention.mul_((level - mean).mul_(scale)).to(key.dtype)
+            mean = _given(attention, keys).unsqueeze(-1)
+            d_scores = attention.mul_(keys[:, None, None, :seen] - mean).to(key.dtype)
             # Heads of one group share their keys: they lie behind one another.
-            grouped = d_scores.unflatten(1, (-1, groups)).flatten(2, 3)
-            d_key[:, :, :seen] += (grouped.transpose(2, 3) @ chosen.unflatten(1, (-1, groups)).flatten(2, 3)).float()
-            d_chosen = (grouped @ key[:, :, :seen]).unflatten(2, (groups, -1)).flatten(1, 2)
+            d_scores = d_scores.unflatten(1, (-1, groups)).flatten(2, 3)
+            scale = ((gradient * ctx.scaling / heads).unsqueeze(1) * weights[:, part])[:, None, :, None].to(key.dtype)
+            scaled = (chosen * scale).unflatten(1, (-1, groups)).flatten(2, 3)
+            d_key[:, :, :seen] += (d_scores.transpose(2, 3) @ scaled).float()
+            d_chosen = (d_scores @ key[:, :, :seen]).unflatten(2, (groups, -1)).flatten(1, 2) * scale
             d_query.scatter_(2, _rows(positions[:, part], query), d_chosen)
-        return d_query, d_key.to(key.dtype), None, None, None, None, None, None
+        return d_query, d_key.to(key.dtype), None, None, None, None, None, None, None
+
+
+def _given(attention: Tensor, keys: Tensor) -> Tensor:
+    """(B, H, q, seen) attention -> (B, H, q): what it gives to `keys` (B, S)."""
+    # Row by row, because a batch of products with one vector each is slow on CPUs.
+    return torch.stack([of_row @ wanted[: of_row.shape[-1]] for of_row, wanted in zip(attention, keys, strict=True)])
 
 
 def _attention(
@@ -184,18 +194,20 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention (B, H, q, seen) float32 of the queries at `positions` (B, q), and these queries (B, H, q, d)."""
     chosen = query.gather(2, _rows(positions, query))
-    grouped = chosen.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
-    scores = (grouped @ key[:, :, :seen].transpose(2, 3)).float().mul_(scaling).view(*chosen.shape[:3], seen)
     if mask is None or mask.dim() == 2:
-        columns = torch.arange(seen, device=query.device)
-        hidden = columns > positions.unsqueeze(-1)
+        hidden = torch.arange(seen, device=query.device) > positions.unsqueeze(-1)
         if mask is not None:
             hidden = hidden | ~mask[:, None, :seen].bool()
-        scores.masked_fill_(hidden.unsqueeze(1), torch.finfo(torch.float32).min)
+        bias = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
+        bias.masked_fill_(hidden, torch.finfo(query.dtype).min)
     else:
         rows = torch.arange(len(query), device=query.device).unsqueeze(1)
-        scores += mask.expand(len(query), 1, -1, -1)[rows, 0, positions][:, None, :, :seen]
-    return scores.softmax(-1), chosen
+        bias = mask.expand(len(query), 1, -1, -1)[rows, 0, positions][..., :seen].to(query.dtype)
+    heads, groups = key.shape[1], query.shape[1] // key.shape[1]
+    bias = bias[:, None, None].expand(-1, heads, groups, -1, -1).flatten(2, 3).flatten(0, 1)
+    grouped = chosen.unflatten(1, (heads, groups)).flatten(2, 3).flatten(0, 1)
+    scores = torch.baddbmm(bias, grouped, key[:, :, :seen].flatten(0, 1).transpose(1, 2), alpha=scaling)
+    return scores.view(*chosen.shape[:3], seen).softmax(-1, dtype=torch.float32), chosen
 
 
 def _rows(positions: Tensor, of: Tensor) -> Tensor:
@@ -205,7 +217,8 @@ def _rows(positions: Tensor, of: Tensor) -> Tensor:
 
 def _chunks(query: Tensor, reach: list[int]) -> Iterator[tuple[slice, int]]:
     """Consecutive queries whose part of the map has at most `CHUNK_ELEMENTS` elements, and how many keys they see."""
-    rows = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * query.shape[2]))
+    elements = CHUNK_ELEMENTS_ON_CPU if query.device.type == "cpu" else CHUNK_ELEMENTS
+    rows = max(1, elements // (query.shape[0] * query.shape[1] * query.shape[2]))
     for first in range(0, len(reach), rows):
         part = slice(first, min(first + rows, len(reach)))
         yield part, max(reach[part])

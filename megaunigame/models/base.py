@@ -97,8 +97,11 @@ class UnifiedModel(nn.Module, ABC):
         """Layers of the language model in `path`, from its configuration alone; 0: no attention of it can be measured."""
         return 0
 
-    def install_taps(self) -> None:
-        """Make `PassInputs.taps` work. Raises ModelError when the attention of the model cannot be reached."""
+    def install_taps(self) -> int:
+        """Make `PassInputs.taps` work; returns the layers of the language model. Without taps a pass stays as it was.
+
+        Raises ModelError when the attention of the model cannot be reached.
+        """
         raise ModelError(f"{type(self).__name__} does not measure its attention.")
 
     @abstractmethod

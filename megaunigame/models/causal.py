@@ -84,9 +84,13 @@ class CausalModel(UnifiedModel):
     def _flash(self) -> bool:
         return attention_taps.untapped(self.language_model.config._attn_implementation).startswith("flash")
 
-    def install_taps(self) -> None:
-        """Make `PassInputs.taps` work. Raises ModelError when the attention of the language model cannot be reached."""
+    def install_taps(self) -> int:
+        """Make `PassInputs.taps` work; returns the layers of the language model.
+
+        Raises ModelError when their attention cannot be reached.
+        """
         attention_taps.install(self.language_model)
+        return self.language_model.config.num_hidden_layers
 
     def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
         """Run one pass. With `predict`, also return the greedy predictions."""

@@ -7,9 +7,13 @@ from html import escape
 from typing import Any
 
 from megaunigame.monitoring import page
+from megaunigame.monitoring.attention_plots import curves_figure, read_curves
 from megaunigame.monitoring.history import Evaluation
+from megaunigame.monitoring.plots import data_uri
 
 Cell = str | int | float | None
+LONG_TABLE = 20
+"""Tables with more rows are behind a click."""
 
 
 def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> str:
@@ -17,6 +21,7 @@ def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> s
     if before is not None and label not in before.suites:
         before = None
     parts = [f"<h2>Evaluation: {escape(label)}</h2>", _steps(before, after)]
+    parts.append(attention_curves(label, before, after))
     old_tables = {t["title"]: t for t in before.suites[label]["tables"]} if before else {}
     parts += [compared_table(old_tables.get(t["title"]), t) for t in after.suites[label]["tables"]]
     parts.append(pictures_table(label, before, after))
@@ -29,6 +34,16 @@ def _steps(before: Evaluation | None, after: Evaluation) -> str:
     if before:
         text = f"Before: step {before.step:,}. After: step {after.step:,}. Columns that are equal in both stand once."
     return f'<p class="muted">{text}</p>'
+
+
+def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -> str:
+    """The plot of a suite that measured attention by layer; nothing for any other suite."""
+    curves = read_curves(after.suites[label]["metrics"])
+    if not curves:
+        return ""
+    figure = curves_figure(curves, read_curves(before.suites[label]["metrics"]) if before else None)
+    legend = "Share of attention that goes across modalities, mean over samples; bands: one standard deviation over samples."
+    return f'<p class="muted">{legend}</p><img class="plot" alt="attention by layer" src="{data_uri(figure)}">'
 
 
 def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
@@ -53,7 +68,10 @@ def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
             cells.append(_cell(value, columns[i]))
         body.append(cells)
     total = escape(str(rows[-1][0])) if rows and str(rows[-1][0]).startswith(("all", "mean")) else ""
-    return f"<h3>{escape(after['title'])}</h3>" + page.table(head, body, numeric, total)
+    table = page.table(head, body, numeric, total)
+    if len(rows) > LONG_TABLE:
+        return f"<details><summary>{escape(after['title'])}: {len(rows)} rows</summary>{table}</details>"
+    return f"<h3>{escape(after['title'])}</h3>{table}"
 
 
 def _is_numeric(rows: Sequence[Sequence[Cell]], column: int) -> bool:

@@ -37,8 +37,12 @@ ATTENTION_TARGET = "target_"
 """`target_07`: what it is pulled to."""
 ATTENTION_DISTANCE = "distance"
 """Mean over the layers of |share - target|."""
+ATTENTION_SPREAD = "spread_"
+"""`spread_07`: standard deviation of the share over samples; evaluations only."""
 ATTENTION_FIRST = "first_token"
 """Share of attention that rests on the first token, mean over the layers: in generation a part of the text's."""
+ATTENTION_FIRST_LAYER = "first_token_"
+"""`first_token_07`: the same in that layer; evaluations only."""
 ATTENTION_COUNTED = "rows"
 """Rows that were measured, all ranks."""
 ATTENTION_WEIGHT = "weight"
@@ -82,7 +86,12 @@ def loss(term: str) -> str:
 
 def attention(pass_name: str, what: str, layer: int | None = None) -> str:
     """Metric name of a measurement of attention."""
-    return f"{ATTENTION}{pass_name}/{what}{'' if layer is None else f'{layer:02d}'}"
+    return ATTENTION + attended(pass_name, what, layer)
+
+
+def attended(pass_name: str, what: str, layer: int | None = None) -> str:
+    """The same without its group, as an evaluation names it."""
+    return f"{pass_name}/{what}{'' if layer is None else f'{layer:02d}'}"
 
 
 def is_term(name: str) -> bool:

@@ -11,11 +11,12 @@ from html import escape
 from pathlib import Path
 
 from megaunigame.monitoring import names, page
+from megaunigame.monitoring.attention_heat import heat_figure, per_layer
 from megaunigame.monitoring.comparison import suite_section
 from megaunigame.monitoring.history import RunFolder, read_run_folder
 from megaunigame.monitoring.monitor import clock_time
 from megaunigame.monitoring.panels import panels_section
-from megaunigame.monitoring.plots import panels
+from megaunigame.monitoring.plots import data_uri, panels
 
 REPORT_FILE = "report.html"
 
@@ -99,26 +100,40 @@ def _significant(value: float) -> str:
 
 
 def curves(run: RunFolder) -> str:
-    """Loss per term, optimisation, speed; other groups of metrics after them."""
+    """Loss per term, optimisation, speed; other groups of metrics after them. Attention by layer is one picture."""
     groups: dict[str, list[str]] = {}
     for name in run.series:
         if not name.startswith(names.EVALUATION):
             groups.setdefault(name.split("/")[0], []).append(name)
-    first = ("loss", "adversary", "buffer", "optim", "perf")
+    first = ("loss", "attention", "adversary", "buffer", "optim", "perf")
     order = [g for g in first if g in groups] + sorted(set(groups) - set(first))
     titles = {"loss": "Losses", "optim": "Optimisation", "perf": "Throughput", "data": "Data", "buffer": "Hard buffer"}
     parts = []
     for group in order:
+        drawn = [n for n in groups[group] if not per_layer(n)]
         # A flat line says nothing that its value does not say in fewer pixels.
-        flat = [n for n in groups[group] if len(set(run.series[n][1])) == 1 and len(run.series[n][1]) > 1]
-        moving = {n: run.series[n] for n in groups[group] if n not in flat}
+        flat = [n for n in drawn if len(set(run.series[n][1])) == 1 and len(run.series[n][1]) > 1]
+        moving = {n: run.series[n] for n in drawn if n not in flat}
         parts.append(f"<h2>{titles.get(group, escape(group.capitalize()))}</h2>")
+        if len(drawn) < len(groups[group]):
+            parts.append(attention_heat(run))
         if moving:
             parts.append(f'<img class="plot" alt="{escape(group)} curves" src="{panels(moving, exact=[names.OPTIM_LR])}">')
         if flat:
             constant = ", ".join(f"{escape(n)} = {_constant(run.series[n][1][0])}" for n in flat)
             parts.append(f'<p class="muted">Constant: {constant}</p>')
     return "\n".join(parts)
+
+
+def attention_heat(run: RunFolder) -> str:
+    """Attention of all layers over the steps."""
+    figure = heat_figure(run.series)
+    if figure is None:
+        return ""
+    legend = (
+        "Share of attention that goes across modalities, by layer and step. Where there are targets: white is on the target."
+    )
+    return f'<p class="muted">{legend}</p><img class="plot" alt="attention by layer and step" src="{data_uri(figure)}">'
 
 
 def _constant(value: float) -> str:

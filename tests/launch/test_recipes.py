@@ -11,7 +11,7 @@ from megaunigame.config import fill, load_recipe
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
-from megaunigame.passes import plan_from
+from megaunigame.passes import ATTACK, plan_from
 from megaunigame.registry import find
 from megaunigame.sweeping.definition import load_sweep
 from tests.multi_process.launcher import REPOSITORY
@@ -56,7 +56,11 @@ def test_sweep_is_legal(path: Path):
     for name, arm in sweep.arms.items():
         overrides = [f"{key}={value if value is not None else 'null'}" for key, value in {**sweep.common, **arm}.items()]
         recipe = load_recipe(sweep.recipe, overrides)
-        assert all(_objective(objective, settings).rows() for objective, settings in recipe.objectives.items()), name
+        objectives = [_objective(objective, settings) for objective, settings in recipe.objectives.items()]
+        plan = plan_from(r for objective in objectives for r in objective.rows())  # refuses a plan without rows
+        for objective in objectives:
+            objective.check_plan(plan)
+        assert {r.pass_name for r in plan.requests} - {ATTACK} == set(plan.passes), name
 
 
 def _objective(name: str, settings: dict[str, Any] | None) -> Objective:

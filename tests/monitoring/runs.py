@@ -104,3 +104,41 @@ def _scene(path: Path, seed: int, noise: float) -> None:
         image[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = rng.uniform(40, 230, 3)
     image = image * (1 - noise) + noise * np.random.default_rng(9).uniform(0, 255, image.shape)
     Image.fromarray(image.astype(np.uint8)).save(path)
+
+
+def write_attention(folder: Path, layers: int = 30, targets: bool = True, seed: int = 0) -> None:
+    """A run of attention alignment: shares that move to their targets, and a suite that measured before and after."""
+    rng = np.random.default_rng(seed)
+    starts = {"generate": 0.85 - 0.5 * np.linspace(0, 1, layers), "understand": 0.05 + 0.1 * rng.random(layers)}
+    aims = {"generate": np.where(np.arange(layers) < 25, 0.4, 0.2), "understand": np.linspace(0.1, 0.3, layers).round(1)}
+    with open(folder / "metrics.jsonl", "a") as file:
+        for step in range(1, STEPS + 1):
+            line: dict[str, Any] = {"step": step, "time": 1000.0 + step}
+            for name, start in starts.items():
+                shares = aims[name] + (start - aims[name]) * math.exp(-step / 80) + 0.01 * rng.normal(size=layers)
+                line |= {f"attention/{name}/layer_{i:02d}": v for i, v in enumerate(shares)}
+                if targets:
+                    line |= {f"attention/{name}/target_{i:02d}": v for i, v in enumerate(aims[name])}
+                    line[f"attention/{name}/distance"] = float(np.abs(shares - aims[name]).mean())
+                line[f"attention/{name}/first_token"] = 0.3 + 0.02 * rng.normal()
+                line[f"attention/{name}/rows"] = 8.0
+                line[f"attention/{name}/weight"] = 5.0
+            file.write(json.dumps(line) + "\n")
+    for step in (BEFORE, AFTER):
+        path = folder / "evaluation" / f"step-{step:08d}.json"
+        result = json.loads(path.read_text())
+        result["suites"]["attention"] = attention_result(
+            {n: starts[n] if step == BEFORE else aims[n] + 0.02 for n in starts}, aims
+        )
+        path.write_text(json.dumps(result))
+
+
+def attention_result(shares: dict[str, np.ndarray], aims: dict[str, np.ndarray]) -> dict[str, Any]:
+    """As the suite `attention` leaves it."""
+    metrics, tables = {}, []
+    for name, values in shares.items():
+        lines = {"layer_": values, "spread_": 0.1 * values, "first_token_": 0.2 * values, "target_": aims[name]}
+        metrics |= {f"{name}/{what}{i:02d}": float(v) for what, line in lines.items() for i, v in enumerate(line)}
+        rows = [[str(i), *(100 * float(line[i]) for line in lines.values())] for i in range(len(values))]
+        tables.append({"title": name, "columns": ["layer", *lines], "rows": rows})
+    return {"metrics": metrics, "tables": tables, "pictures": [], "questions": []}

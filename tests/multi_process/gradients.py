@@ -150,6 +150,7 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
     worst = 0.0
     for step in range(STEPS):
         metrics = trainer.train_step(batches)
+        assert metrics[names.PERF_PASSES] == len(trainer.plan.passes) * trainer.accumulation  # no objective adds a pass
         losses, norm = plain.step()
         for term, mean in losses.items():
             assert abs(metrics[names.loss(term)] - mean) < loss_bound * mean, (case, step, term, metrics, mean)

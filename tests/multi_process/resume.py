@@ -38,8 +38,9 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_bf16": {"model": LORA, "engine": {"precision": "bf16"}, "loader": {"workers": 2}, "batch": {"accumulation": 3}},
     "full_fp32": {"loader": {"workers": 1}, "optimizer": {"group_lr": {"aligner": 0.3}}},
     "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": {"accumulation": 2}},
-    "unigame_alternating": {
-        "objectives": {"unigame": GAME},
+    # The stop lies amid the steps in which the weights of AIA are measured.
+    "unigame_alternating_aia": {
+        "objectives": {"unigame": GAME, "aia": {"preset": "auto", "calibration_steps": 5, "queries": 2}},
         "model": LORA,
         "loader": {"workers": 1},
         "batch": {"accumulation": 2},

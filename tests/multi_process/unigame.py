@@ -1,6 +1,6 @@
 """Rank program: the game on ZeRO-2 and ZeRO-3 against plain torch, step by step: both players, both modes.
 
-python -m tests.multi_process.unigame HOME [CASE...]     (started once per rank by tests/multi_process/launcher.py)
+python -m tests.multi_process.unigame HOME CASE...     (started once per rank by tests/multi_process/launcher.py)
 
 The plain game is written anew, without the objective's code: one process, no engine, the rows of all ranks. It is given the
 hard rows that the ranks drew (the buffer has tests of its own), and computes everything else.
@@ -353,12 +353,13 @@ def check_cost(home: Path, world: World) -> None:
         print(f"cost in passes and gathered bytes: {cost}", flush=True)
 
 
+CHECKS = {"uneven": check_uneven_ranks, "combined": check_combined, "cost": check_cost}
+
 if __name__ == "__main__":
     this_world = start_world(1)
-    for label in sys.argv[2:] or list(CASES):
-        run(label, *CASES[label], Path(sys.argv[1]), this_world)
-    if this_world.size > 1:
-        check_uneven_ranks(Path(sys.argv[1]), this_world)
-        check_combined(Path(sys.argv[1]), this_world)
-        check_cost(Path(sys.argv[1]), this_world)
+    for label in sys.argv[2:]:
+        if label in CASES:
+            run(label, *CASES[label], Path(sys.argv[1]), this_world)
+        else:
+            CHECKS[label](Path(sys.argv[1]), this_world)
     leave(this_world)

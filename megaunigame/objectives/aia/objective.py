@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.attention import measurable
-from megaunigame.attention_targets import PASSES, TABLES, Aim, read_targets, table
+from megaunigame.attention_targets import PASSES, Aim, find_targets
 from megaunigame.data.decode import Sample
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.models.base import UnifiedModel
@@ -70,8 +70,7 @@ class AIA(Objective):
             if not 0 <= layer < depth:
                 raise ConfigError(f"objectives.aia.layers: {layer} is no layer; this model has 0 to {depth - 1}.")
         self.layers = tuple(sorted(c.layers)) or tuple(range(depth))
-        known = c.targets in TABLES or not c.targets.endswith((".yaml", ".yml"))
-        targets = table(c.targets, depth, c.compat) if known else read_targets(c.targets, depth)
+        targets = find_targets(c.targets, depth, c.compat)
         self.passes = [p for p in self.passes if p in targets]
         if not self.passes:
             raise ConfigError(

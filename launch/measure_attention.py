@@ -1,0 +1,80 @@
+"""Measure how much a model attends across modalities in each layer, and write targets that objective `aia` reads.
+
+    python launch/measure_attention.py --model models/teacher --family janus --shards shards/val --out targets.yaml
+    python launch/measure_attention.py --model models/teacher --family openuni --shards shards/captions --passes generate \\
+        --samples 500 --bands 4 --device cuda --out targets.yaml --plot curves.png
+
+Then train with objectives.aia.targets=targets.yaml. The layers of the teacher must be as many as those of the trained model.
+Several GPUs: torchrun --nproc_per_node 8 launch/measure_attention.py ... (each holds the whole model).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from megaunigame.attention_targets import write_targets
+from megaunigame.data.shards import ShardIndex
+from megaunigame.distributed import start_world
+from megaunigame.errors import ModelError
+from megaunigame.evaluation import attention_curves
+from megaunigame.evaluation.attention_bands import check_bands, provenance, quantised
+from megaunigame.evaluation.run import as_text
+from megaunigame.launching import run_to_exit
+from megaunigame.models.base import UnifiedModel
+from megaunigame.models.causal import CausalModel
+from megaunigame.monitoring.attention_plots import write_curves
+from megaunigame.registry import find
+
+DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of the model")
+    parser.add_argument("--family", required=True, help="module in megaunigame/models: janus, openuni, ...")
+    parser.add_argument("--shards", required=True, help="folder of shards with images, captions and conversations")
+    parser.add_argument("--samples", type=int, default=100, help="the first of the shards; 0: all (default %(default)s)")
+    parser.add_argument("--passes", nargs="+", default=list(attention_curves.PASSES), help="default: %(default)s")
+    parser.add_argument("--bands", type=int, default=0, help="bands of layers per pass; 0: the fewest that fit (default)")
+    parser.add_argument("--exclude-bos", action="store_true", help="leave the first token out of the text attended to")
+    parser.add_argument("--independent", action="store_true", help="ask every question of a conversation alone")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, NAME.yaml")
+    parser.add_argument("--plot", type=Path, help="PNG file to write")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--device", choices=DEVICES, default=DEVICES[0])
+    options = parser.parse_args(arguments)
+    size = (options.samples, options.batch, options.passes)
+    measuring = attention_curves.Measuring(*size, independent=options.independent, exclude_bos=options.exclude_bos)
+    attention_curves.check(measuring)
+    index = ShardIndex.open(options.shards)
+    family = find("models", options.family, UnifiedModel)
+    if not issubclass(family, CausalModel):
+        raise ModelError(f"The attention of family {options.family} cannot be measured.")
+    check_bands(options.bands, family.language_layers(options.model))
+    if options.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    world = start_world(timeout_minutes=30)
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    model = family.load(options.model, max_length=options.max_length, device=world.device, dtype=dtype)
+    curves = attention_curves.measure(model, world, index, measuring, progress=world.is_main)
+    targets = {name: quantised(curve, options.bands) for name, curve in curves.items()}
+    if world.is_main:
+        write_targets(options.out, targets, provenance(curves, options.model, options.shards))
+        print(as_text({"suites": {options.model: {"tables": attention_curves.curve_tables(curves, targets)}}}))
+        if options.plot:
+            write_curves(options.plot, attention_curves.curve_metrics(curves, targets))
+    world.close()
+
+
+if __name__ == "__main__":
+    run_to_exit(main, sys.argv[1:])

@@ -1,0 +1,43 @@
+"""Where the attention of each layer goes on held-out samples, against the targets it is pulled to.
+
+The report draws the curves of the first and the last evaluation over one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from megaunigame.attention_targets import check_targets, find_targets
+from megaunigame.data.shards import ShardIndex
+from megaunigame.distributed import World
+from megaunigame.evaluation.attention_curves import Measuring, check, curve_metrics, curve_tables, measure
+from megaunigame.evaluation.suites.base import Suite, suite_result
+from megaunigame.models.base import UnifiedModel
+
+
+class Attention(Suite):
+    """Share of attention per layer and pass: mean, spread over samples, first token, distance from the targets."""
+
+    @dataclass
+    class Config(Measuring):
+        shards: str = MISSING
+        targets: str = ""
+        """A table (`auto`, `janus_pro`, `emu3`, `relative`), a file, or empty: no targets."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        check(config)
+        if config.targets:
+            check_targets(config.targets)
+        self.index = ShardIndex.open(config.shards)
+
+    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+        c = self.config
+        # Before anything is measured: the depth that a table or a file is meant for is known only here.
+        targets = find_targets(c.targets, model.install_taps(), c.compat) if c.targets else {}
+        curves = measure(model, world, self.index, c)
+        return suite_result(curve_metrics(curves, targets), curve_tables(curves, targets))

@@ -1,0 +1,130 @@
+"""What it costs to measure attention: a training step of a narrow language model, plain, tapped in every layer, and eager with
+every map kept. The rows are those of a generate pass: the last 575 of 1576 positions ask how much they look at the text.
+
+    python -m tests.benchmarks.attention_taps [--lengths 256 576 1576 3000] [--layers 30] [--width 512] [--repeats 5]
+
+Time is CPU time of the step (the machine may have other work), as ratio of medians to the plain step, the variants taking
+turns in one process. Peak memory is measured in a process of each variant's own, above that of the loaded model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from megaunigame.attention_targets import table
+from megaunigame.models import attention_taps
+from megaunigame.models.attention_taps import Tap
+from megaunigame.objectives.aia.objective import pull
+from megaunigame.passes import GENERATE, Taps
+
+VARIANTS = ("base", "tapped", "eager")
+HEAD = 64
+
+
+def language_model(width: int, layers: int, attention: str) -> LlamaModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=width, intermediate_size=width * 11 // 4, num_hidden_layers=layers,
+        num_attention_heads=width // HEAD, attn_implementation=attention, use_cache=False,
+    )  # fmt: skip
+    model = LlamaModel(config)
+    if attention == "sdpa":
+        attention_taps.install(model)
+    return model.train()
+
+
+class Step:
+    """Forward and backward of one row of `length` positions."""
+
+    def __init__(self, model: LlamaModel, length: int):
+        self.model, self.layers = model, len(model.layers)
+        self.embeds = torch.randn(1, length, model.config.hidden_size)
+        self.picture = torch.arange(length).unsqueeze(0) >= length - length * 575 // 1576
+        self.text = ~self.picture
+        self.first = torch.arange(length).unsqueeze(0) == 0
+        self.aims = table("relative", self.layers)[GENERATE]
+
+    def __call__(self, variant: str) -> None:
+        self.model.zero_grad()
+        loss = torch.zeros(())
+        if variant == "eager":
+            output = self.model(inputs_embeds=self.embeds, output_attentions=True)
+            shares = torch.stack([a[:, :, self.picture[0]][..., self.text[0]].sum(-1).mean((1, 2)) for a in output.attentions])
+            loss = pull(shares, self.aims).sum()
+        elif variant == "tapped":
+            tap = Tap(Taps(tuple(range(self.layers))), self.picture, self.text, self.first)
+            output = self.model(inputs_embeds=self.embeds, tap=tap)
+            loss = pull(tap.shares().keys, self.aims).sum()
+        else:
+            output = self.model(inputs_embeds=self.embeds)
+        (output.last_hidden_state.square().mean() + loss).backward()
+
+
+def peak(variant: str, length: int, width: int, layers: int) -> float:
+    """MiB that one step takes above the loaded model with its gradients."""
+    step = Step(language_model(width, layers, "eager" if variant == "eager" else "sdpa"), length)
+    Step(step.model, 32)(variant)  # gradients and buffers of the libraries exist from here on
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = resident("VmRSS")
+    step(variant)
+    return resident("VmHWM") - before
+
+
+def resident(mark: str) -> float:
+    """MiB of this process's memory: at present (VmRSS) or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(mark)) / 1024
+
+
+def peak_apart(*args: object) -> float:
+    command = [sys.executable, "-m", "tests.benchmarks.attention_taps", "--peak", json.dumps(args)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def seconds(length: int, width: int, layers: int, repeats: int, variants: list[str]) -> dict[str, float]:
+    """Median CPU seconds of a step."""
+    steps = {v: Step(language_model(width, layers, "eager" if v == "eager" else "sdpa"), length) for v in variants}
+    times: dict[str, list[float]] = {v: [] for v in variants}
+    for repeat in range(repeats + 1):
+        for variant in variants:
+            start = time.process_time()
+            steps[variant](variant)
+            if repeat:  # the first is a warm-up
+                times[variant].append(time.process_time() - start)
+    return {v: statistics.median(t) for v, t in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 576, 1576, 3000])
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.peak:
+        print(peak(*json.loads(args.peak)))
+        return
+    print(f"{args.layers} layers of width {args.width}, one row, fp32, one thread; median of {args.repeats}")
+    print(f"{'length':>6} {'variant':>8} {'CPU s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
+    for length in args.lengths:
+        times = seconds(length, args.width, args.layers, args.repeats, args.variants)
+        peaks = {v: peak_apart(v, length, args.width, args.layers) for v in args.variants}
+        for v in args.variants:
+            ratios = times[v] / times["base"], peaks[v] / peaks["base"]
+            print(f"{length:>6} {v:>8} {times[v]:>8.2f} {ratios[0]:>6.3f} {peaks[v]:>9.0f} {ratios[1]:>6.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The suite `attention` and the curves it shares with launch/measure_attention.py, on a tiny random Janus."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from megaunigame import registry
+from megaunigame.attention_targets import Aim, read_targets, write_targets
+from megaunigame.data.shards import ShardIndex
+from megaunigame.errors import ConfigError, DataError, ModelError
+from megaunigame.evaluation.attention_curves import Measuring, measure
+from megaunigame.evaluation.lockstep import collate, read_sample
+from megaunigame.evaluation.run import run_evaluation
+from megaunigame.evaluation.suites.attention import Attention
+from megaunigame.evaluation.suites.base import Suite
+from megaunigame.models.base import UnifiedModel
+from megaunigame.models.janus import Janus
+from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, Taps
+from megaunigame.registry import find
+from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
+from tests.multi_process.launcher import REPOSITORY
+
+LAYERS, SAMPLES = 3, 7
+SHIPPED = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"
+SCRIPT = REPOSITORY / "launch" / "measure_attention.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("janus")
+    tokenizer = train_tokenizer(["how light is 3 ?", "what color is it ? red", "a dark bright thing"] * 3, 300)
+    sizes = {"image_size": 16, "patch_size": 4, "vision_width": 32, "width": 64, "intermediate": 96, "layers": LAYERS}
+    config = tiny_config(tokenizer, **sizes, channel_multiplier=(1, 1, 1), latent_channels=16, codes=48)
+    state = {name: value * 3 if value.dim() > 1 else value for name, value in random_state(config, seed=0).items()}
+    write_folder(path, config, state, tokenizer)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> Janus:
+    return Janus.load(folder, max_length=160)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    """Seven samples of use for both passes; two of them for one, one for none."""
+    samples = bright_dark(SAMPLES)
+    samples[2][1].pop("caption")
+    samples[4][1].pop("conversations")
+    samples[5] = (None, samples[5][1])
+    return write_tars(tmp_path_factory.mktemp("shards"), samples)
+
+
+def evaluate(model, suite, size, folder) -> dict:
+    models = [copy.deepcopy(model) for _ in range(size)]
+    suites = [copy.deepcopy(suite) for _ in range(size)]
+    results = on_ranks(
+        size, lambda world: run_evaluation(models[world.rank], {"attention": suites[world.rank]}, world, 0, folder)
+    )
+    found = [result["suites"]["attention"] for result in results]
+    assert all(f["metrics"] == found[0]["metrics"] for f in found)
+    return found[0]
+
+
+def test_results_do_not_depend_on_the_number_of_ranks(model, shards, tmp_path) -> None:
+    suite = Attention(Attention.Config(shards=shards, batch=2, targets="auto"))
+    one, three = (evaluate(model, suite, size, tmp_path / str(size)) for size in (1, 3))
+    assert one["metrics"].keys() == three["metrics"].keys()
+    for name, value in one["metrics"].items():
+        assert value == pytest.approx(three["metrics"][name], abs=1e-6), name
+        assert math.isfinite(value) and 0 <= value <= SAMPLES
+    assert one["metrics"]["understand/rows"] == one["metrics"]["generate/rows"] == SAMPLES - 2
+
+
+def test_numbers_are_those_of_single_rows(model, shards, tmp_path) -> None:
+    """The mean over samples of what each sample gives alone; the distance is that of the mean."""
+    index = ShardIndex.open(shards)
+    model.install_taps()
+    alone = []
+    for position in (0, 1, 3, 4, 6):  # 2 has no caption, 5 no image
+        sample = read_sample(index, position)
+        inputs = collate(model, GENERATE, [GenerateRow(sample.meta["caption"], sample.image)], [sample.key], False)
+        with torch.no_grad():
+            alone.append(model(GENERATE, dataclasses.replace(inputs, taps=Taps((0, 1, 2)))).attention)
+    keys = np.stack([a.keys[:, 0].numpy() for a in alone])
+    assert keys.std(0).min() > 1e-4, "samples differ, or the spread would say nothing"
+    write_targets(tmp_path / "t.yaml", {"generate": [Aim(0.1, 0.9), Aim(0.1, 0.2), Aim(0.1, 0.2)]})
+    found = evaluate(model, Attention(Attention.Config(shards=shards, targets=str(tmp_path / "t.yaml"))), 2, tmp_path)
+    metrics = found["metrics"]
+    for layer in range(LAYERS):
+        assert metrics[f"generate/layer_{layer:02d}"] == pytest.approx(keys[:, layer].mean(), abs=1e-6)
+        assert metrics[f"generate/spread_{layer:02d}"] == pytest.approx(keys[:, layer].std(), abs=1e-6)
+        first = np.mean([float(a.first[layer, 0]) for a in alone])
+        assert metrics[f"generate/first_token_{layer:02d}"] == pytest.approx(first, abs=1e-6)
+    distance = np.abs(keys.mean(0) - [0.9, 0.2, 0.2]).mean()
+    assert metrics["generate/distance"] == pytest.approx(distance, abs=1e-6)
+    assert not any(name.startswith(("understand/target", "understand/distance")) for name in metrics)
+    passes, understand, generate = found["tables"]
+    assert [row[:2] for row in passes["rows"]] == [["understand", 5], ["generate", 5]]
+    assert passes["rows"][0][2] is None and passes["rows"][1][2] == pytest.approx(100 * distance, abs=0.01)
+    assert [row[0] for row in generate["rows"]] == ["0", "1", "2"] and generate["rows"][0][3] == 90.0
+    assert [row[3] for row in understand["rows"]] == [None] * LAYERS
+
+
+def test_settings_reach_the_measurement(model, shards, tmp_path) -> None:
+    def layers(**settings) -> list[float]:
+        found = evaluate(model, Attention(Attention.Config(shards=shards, **settings)), 1, tmp_path)["metrics"]
+        return [found[f"{name}/layer_00"] for name in settings["passes"]]
+
+    plain = layers(passes=[UNDERSTAND, GENERATE])
+    assert layers(passes=[GENERATE]) == pytest.approx(plain[1:])
+    without_first = evaluate(model, Attention(Attention.Config(shards=shards, exclude_bos=True)), 1, tmp_path)["metrics"]
+    whole = evaluate(model, Attention(Attention.Config(shards=shards)), 1, tmp_path)["metrics"]
+    assert without_first["generate/layer_00"] == pytest.approx(
+        whole["generate/layer_00"] - whole["generate/first_token_00"], abs=1e-6
+    )
+    compat = layers(passes=[UNDERSTAND, GENERATE], compat=True)
+    assert all(abs(a - b) > 1e-4 for a, b in zip(plain, compat, strict=True))
+    assert abs(layers(passes=[UNDERSTAND], independent=True)[0] - plain[0]) > 1e-4
+
+
+def test_rows_that_were_cut_are_not_counted(folder, tmp_path) -> None:
+    samples = bright_dark(3)
+    samples[1][1]["caption"] = "a dark bright thing " * 40
+    shards = write_tars(tmp_path / "s", samples)
+    model = Janus.load(folder, max_length=100)
+    curves = on_ranks(1, lambda world: measure(model, world, ShardIndex.open(shards), Measuring(passes=[GENERATE])))[0]
+    assert curves[GENERATE].samples == 2
+
+
+def test_evaluating_leaves_no_trace(model, shards, tmp_path) -> None:
+    before = torch.random.get_rng_state()
+    evaluate(model, Attention(Attention.Config(shards=shards)), 1, tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("lack, name", [("caption", GENERATE), ("conversations", UNDERSTAND), ("image", UNDERSTAND)])
+def test_nothing_to_measure(model, tmp_path, lack, name) -> None:
+    samples = bright_dark(2)
+    for i, (_, meta) in enumerate(samples):
+        meta.pop(lack, None)
+        samples[i] = (None if lack == "image" else samples[i][0], meta)
+    suite = Attention(Attention.Config(shards=write_tars(tmp_path / "s", samples)))
+    with pytest.raises(DataError, match=f"Nothing to measure for {name}: .*none of the first 2 samples of .*leave {name} out"):
+        evaluate(model, suite, 2, tmp_path)
+
+
+def test_a_model_that_cannot_be_measured(model, shards, tmp_path, monkeypatch) -> None:
+    other = copy.deepcopy(model)
+    monkeypatch.setattr(type(other.language_model), "_can_set_attn_implementation", classmethod(lambda cls: False))
+    other.language_model.config._attn_implementation = "sdpa"
+    with pytest.raises(ModelError, match="cannot be tapped"):
+        evaluate(other, Attention(Attention.Config(shards=shards)), 1, tmp_path)
+
+
+def test_bad_settings(model, shards, tmp_path) -> None:
+    assert find("evaluation.suites", "attention", Suite) is Attention
+    with pytest.raises(ConfigError, match="'generat'. Did you mean 'generate'"):
+        Attention(Attention.Config(shards=shards, passes=["generat"]))
+    with pytest.raises(ConfigError, match="No pass to measure"):
+        Attention(Attention.Config(shards=shards, passes=[]))
+    with pytest.raises(ConfigError, match="No targets file nowhere.yaml"):
+        Attention(Attention.Config(shards=shards, targets="nowhere.yaml"))
+    with pytest.raises(ConfigError, match="'janus'. Did you mean 'janus_pro'"):
+        Attention(Attention.Config(shards=shards, targets="janus"))
+    with pytest.raises(ConfigError, match="made for 30 layers, and this model has 3"):
+        evaluate(model, Attention(Attention.Config(shards=shards, targets="janus_pro")), 1, tmp_path)
+
+
+# launch/measure_attention.py
+
+
+def command(folder, shards, out, *more: str) -> list[str]:
+    given = ["--model", str(folder), "--family", "janus", "--shards", str(shards), "--out", str(out), "--device", "cpu"]
+    return [*given, "--max-length", "160", *more]
+
+
+def test_from_a_teacher_to_a_file(shards, tmp_path) -> None:
+    """The shipped tiny Janus, in a process of its own."""
+    out, plot = tmp_path / "new" / "targets.yaml", tmp_path / "curves.png"
+    options = ["--plot", str(plot), "--samples", "4", "--bands", "2", "--dtype", "fp32", "--batch", "3"]
+    run = [sys.executable, str(SCRIPT), *command(SHIPPED, shards, out, *options)]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert "100%" in done.stderr and "batches" in done.stderr
+    assert "Attention of answers to the picture" in done.stdout and "spread over samples (%)" in done.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    model = Janus.load(SHIPPED, max_length=160)
+    aims = read_targets(out, model.install_taps())
+    curves = on_ranks(1, lambda world: measure(model, world, ShardIndex.open(shards), Measuring(limit=4)))[0]
+    for name, curve in curves.items():
+        assert curve.samples == {UNDERSTAND: 4, GENERATE: 3}[name]
+        assert len(set(aims[name])) <= 2
+        mean = np.mean([aim.target for aim in aims[name]])
+        assert mean == pytest.approx(np.mean(curve.mean), abs=0.026)
+        assert f"  0  {curve.mean[0]:.3f} +- {curve.spread[0]:.3f}" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    "replaced, error, message",
+    [
+        (["--family", "januss"], ConfigError, "Did you mean 'janus'"),
+        (["--bands", "9"], ConfigError, "9 bands of 3 layers"),
+        (["--passes", "attack"], ConfigError, "Unknown pass 'attack'"),
+        (["--batch", "0"], ConfigError, "batch must be 1 or more"),
+        (["--shards", "nowhere"], DataError, "nowhere"),
+        (["--model", "nowhere"], ModelError, "nowhere"),
+        (["--family", "base"], ConfigError, "must define exactly one"),
+    ],
+)
+def test_a_wrong_command_line(folder, shards, tmp_path, replaced, error, message) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(error, match=message):
+        main(command(folder, shards, tmp_path / "t.yaml", *replaced))
+    assert not (tmp_path / "t.yaml").exists()
+
+
+def test_a_family_that_cannot_be_measured(folder, shards, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "find", lambda *name: UnifiedModel)
+    with pytest.raises(ModelError, match="attention of family other cannot be measured"):
+        runpy.run_path(str(SCRIPT))["main"](command(folder, shards, tmp_path / "t.yaml", "--family", "other"))
+
+
+def test_help(capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT))["main"](["--help"])
+    assert stopped.value.code == 0 and "python launch/measure_attention.py --model" in capsys.readouterr().out

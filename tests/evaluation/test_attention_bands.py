@@ -1,0 +1,100 @@
+"""Bands: the best split, the fewest of them, and the targets they give."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megaunigame.attention_targets import Aim, read_targets, write_targets
+from megaunigame.errors import ConfigError
+from megaunigame.evaluation.attention_bands import (
+    DELTAS,
+    GRID,
+    MOST_BANDS,
+    enough_bands,
+    provenance,
+    quantised,
+    split,
+    squared_error,
+)
+from megaunigame.evaluation.attention_curves import Curve
+
+shares = st.floats(0, 1, width=32)
+curves = st.lists(shares, min_size=1, max_size=12)
+
+
+def curve(mean: list[float], spread: float = 0.0) -> Curve:
+    return Curve(list(mean), [spread] * len(mean), [0.0] * len(mean), samples=5)
+
+
+@given(st.lists(shares, min_size=1, max_size=8), st.data())
+def test_no_other_split_is_better(values, data) -> None:
+    count = data.draw(st.integers(1, len(values)))
+    borders = split(values, count)
+    assert borders[0] == 0 and borders[-1] == len(values) and len(borders) == count + 1
+    assert all(a < b for a, b in pairwise(borders))
+    inner = combinations(range(1, len(values)), count - 1)
+    best = min(squared_error(np.array(values), [0, *cut, len(values)]) for cut in inner)
+    assert squared_error(np.array(values), borders) == pytest.approx(best, abs=1e-9)
+
+
+@given(curves)
+def test_more_bands_fit_no_worse(values) -> None:
+    errors = [squared_error(np.array(values), split(values, count)) for count in range(1, len(values) + 1)]
+    assert all(b <= a + 1e-9 for a, b in pairwise(errors)) and errors[-1] == pytest.approx(0, abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_steps_are_found_again(steps, seed) -> None:
+    """A curve of clear steps under noise far below a target's grid comes back as those steps."""
+    levels = [0.1 + 0.2 * level for _, level in steps]
+    clean = np.repeat(levels, [length for length, _ in steps])
+    noisy = clean + np.random.default_rng(seed).uniform(-0.01, 0.01, len(clean))
+    bands = 1 + sum(a != b for a, b in pairwise(levels))
+    assert [aim.target for aim in quantised(curve(noisy), bands)] == pytest.approx(clean.tolist())
+
+
+@given(curves, st.floats(0, 0.5))
+def test_targets_are_on_the_grid_and_near_their_band(values, spread) -> None:
+    aims = quantised(curve(values, spread))
+    assert len(aims) == len(values) and {aim.delta for aim in aims} <= set(DELTAS)
+    for first, end in pairwise(split(values, enough_bands(values))):
+        (aim,) = set(aims[first:end])
+        assert aim.target == round(round(aim.target / GRID) * GRID, 2) and 0 <= aim.target <= 1
+        assert abs(aim.target - np.mean(values[first:end])) <= GRID / 2 + 1e-6
+
+
+@given(curves)
+def test_no_fewer_bands_are_enough(values) -> None:
+    count = enough_bands(values)
+    error = {n: (squared_error(np.array(values), split(values, n)) / len(values)) ** 0.5 for n in range(1, count + 1)}
+    assert all(error[n] > GRID for n in range(1, count)) and count <= MOST_BANDS
+    assert error[count] <= GRID or count == MOST_BANDS
+
+
+def test_delta_grows_with_the_spread() -> None:
+    deltas = [quantised(curve([0.4, 0.4], spread), 1)[0].delta for spread in (0.0, 0.04, 0.06, 0.11, 0.4)]
+    assert deltas == [0.05, 0.05, 0.1, 0.2, 0.2]
+    # Layers that differ count as samples that differ do.
+    assert quantised(curve([0.25, 0.55]), 1) == [Aim(0.2, 0.4)] * 2
+
+
+def test_a_file_of_measured_targets_is_read_again(tmp_path) -> None:
+    measured = {"generate": curve([0.8] * 3 + [0.41] * 2, 0.12), "understand": curve([0.1, 0.11, 0.3, 0.31, 0.29])}
+    targets = {name: quantised(found) for name, found in measured.items()}
+    write_targets(tmp_path / "t.yaml", targets, provenance(measured, "a/model", "some/shards"))
+    assert read_targets(tmp_path / "t.yaml", 5) == targets
+    assert [aim.target for aim in targets["understand"]] == [0.1, 0.1, 0.3, 0.3, 0.3]
+    text = (tmp_path / "t.yaml").read_text()
+    assert "a/model" in text and "some/shards" in text and "generate: 5 samples" in text and "0.410 +- 0.120" in text
+    assert "  - {layers: [0, 1], delta: 0.05, target: 0.1}" in text
+
+
+@pytest.mark.parametrize("bands", [-1, 4])
+def test_more_bands_than_layers(bands) -> None:
+    with pytest.raises(ConfigError, match=f"{bands} bands of 3 layers; give 1 to 3"):
+        quantised(curve([0.1, 0.2, 0.3]), bands)

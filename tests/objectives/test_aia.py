@@ -1,0 +1,229 @@
+"""AIA: what it measures, which rows count, how weights are found, and what is refused. Gradients: tests/multi_process."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megaunigame.attention import measurable
+from megaunigame.attention_targets import Aim, table, write_targets
+from megaunigame.config import fill
+from megaunigame.errors import CheckpointError, ConfigError
+from megaunigame.models.janus import Janus
+from megaunigame.monitoring import names
+from megaunigame.objectives.aia import AIA
+from megaunigame.objectives.aia.objective import pull
+from megaunigame.objectives.aia.settings import Settings
+from megaunigame.objectives.base import PassTerm, Stage, Step
+from megaunigame.passes import (
+    GENERATE,
+    UNDERSTAND,
+    AttentionShares,
+    GenerateRow,
+    PassInputs,
+    PassOutput,
+    RowRequest,
+    Taps,
+    UnderstandRow,
+    plan_from,
+)  # fmt: skip
+from tests.models.conftest import config, folder, model, picture, state, tokenizer  # noqa: F401
+
+PLAN = plan_from([
+    RowRequest("understanding", UNDERSTAND, "s", 2),
+    RowRequest("caption", GENERATE, "s", 1, weight=2.0),
+    RowRequest("pixel", GENERATE, "s", 1, takes_source=True),
+])  # fmt: skip
+LAYERS = 6
+
+
+class Family:
+    """Stands for a family of six layers."""
+
+    @classmethod
+    def language_layers(cls, path):
+        return LAYERS
+
+
+def aia(**settings) -> AIA:
+    objective = AIA(fill(Settings, settings, "objectives.aia"))
+    objective.check_plan(PLAN)
+    objective.check_family(Family, "family", "path")
+    world = SimpleNamespace(device=torch.device("cpu"), is_main=True, all_reduce_sum=lambda total: total)
+    objective.prepare(Stage(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, world, 0, 1))
+    return objective
+
+
+def inputs(terms, counts, slots=True, intact=None) -> PassInputs:
+    size = (len(terms), 5)
+    image_slots = torch.zeros(size, dtype=torch.bool)
+    image_slots[:, 1:3] = slots
+    return PassInputs(
+        tokens=torch.ones(size, dtype=torch.long), attention=torch.ones(size, dtype=torch.bool), terms=torch.tensor(terms),
+        counts=torch.tensor(counts, dtype=torch.float32), image_slots=image_slots, intact=intact,
+    )  # fmt: skip
+
+
+def output(shares: torch.Tensor) -> PassOutput:
+    return PassOutput(torch.zeros(shares.shape[1]), attention=AttentionShares(shares, torch.full_like(shares, 0.25)))
+
+
+def step(number: int = 0, **losses: float) -> Step:
+    return Step(number, 1.0, [], [], [], losses=losses)
+
+
+def test_the_pull_is_the_huber_loss_of_every_layer():
+    shares = torch.rand(LAYERS, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    aims = table("relative", LAYERS)[GENERATE]
+    expected = sum(
+        torch.nn.functional.huber_loss(shares[x], torch.full((7,), aim.target), delta=aim.delta, reduction="none") / LAYERS
+        for x, aim in enumerate(aims)
+    )
+    ours = pull(shares, aims)
+    torch.testing.assert_close(ours, expected)
+    assert ours.shape == (7,) and pull(torch.tensor([[0.4]]), [Aim(0.2, 0.4)]).item() == 0
+
+
+def test_it_has_a_term_for_each_pass_and_no_row():
+    objective = aia()
+    assert objective.rows() == [] and objective.turns() is None
+    assert objective.pass_terms() == [PassTerm("aia_generate", GENERATE), PassTerm("aia_understand", UNDERSTAND)]
+    assert objective.taps(UNDERSTAND) == Taps(tuple(range(LAYERS))) == objective.taps(GENERATE)
+    only = aia(terms=["caption"], layers=[4, 1], queries=8, exclude_bos=True, compat=True)
+    assert only.pass_terms() == [PassTerm("aia_generate", GENERATE)] and only.taps(UNDERSTAND) is None
+    assert only.taps(GENERATE) == Taps((1, 4), rows=8, exclude_bos=True, compat=True)
+
+
+def test_the_loss_is_a_sum_over_counted_rows():
+    objective = aia(weights={"generate": 3.0})
+    generate, understand = objective.pass_terms()
+    shares = torch.full((LAYERS, 3), 0.3)
+    rows = inputs([0, 0, 0], [2, 0, 1], intact=torch.tensor([True, True, False]))
+    assert objective.counted(understand, rows).tolist() == [True, False, False]
+    losses = objective.losses(understand, rows, output(shares))
+    assert losses[1:].tolist() == [0, 0]
+    assert losses[0] == pytest.approx(pull(shares, objective.aims[UNDERSTAND])[0].item()) and losses[0] > 0
+    metrics = objective.after_learner(step(aia_understand=1.0))
+    assert metrics[names.attention(UNDERSTAND, names.ATTENTION_COUNTED)] == 1
+    assert metrics[names.attention(UNDERSTAND, names.ATTENTION_LAYER, 3)] == pytest.approx(0.3)
+    assert metrics[names.attention(UNDERSTAND, names.ATTENTION_TARGET, 3)] == 0.15
+    assert metrics[names.attention(UNDERSTAND, names.ATTENTION_FIRST)] == 0.25
+    assert metrics[names.attention(UNDERSTAND, names.ATTENTION_DISTANCE)] == pytest.approx((0.2 + 0.2 + 0.15 + 0.15) / 6)
+    assert metrics[names.attention(GENERATE, names.ATTENTION_WEIGHT)] == 3.0
+    # Nothing was measured in the other pass: no share, and no division by zero.
+    assert metrics[names.attention(GENERATE, names.ATTENTION_COUNTED)] == 0
+    assert names.attention(GENERATE, names.ATTENTION_DISTANCE) not in metrics
+    again = objective.after_learner(step())
+    assert again[names.attention(UNDERSTAND, names.ATTENTION_COUNTED)] == 0, "measurements are of one step"
+
+
+def test_rows_of_other_terms_do_not_count():
+    objective = aia(terms=["pixel"])
+    (generate,) = objective.pass_terms()
+    assert objective.counted(generate, inputs([1, 2], [4, 4], slots=False)).tolist() == [False, True]
+
+
+def test_weights_of_the_presets():
+    for settings, expected in (({}, (5, 10)), ({"preset": "paper"}, (40, 40)), ({"weights": {"understand": 0.5}}, (5, 0.5))):
+        objective = aia(**settings)
+        assert tuple(objective.weight(term, step()) for term in objective.pass_terms()) == expected
+    warming = aia(warmup_steps=4)
+    assert [warming.weight(warming.pass_terms()[0], step(n)) for n in (0, 1, 3, 9)] == [1.25, 2.5, 5, 5]
+
+
+def test_measured_weights_are_found_once_and_kept(tmp_path):
+    objective = aia(preset="auto", ratio=50, calibration_steps=2, weights={"understand": 7.0})
+    generate, understand = objective.pass_terms()
+    assert objective.weight(generate, step()) == 0 and objective.weight(understand, step()) == 7
+    objective.after_learner(step(0, caption=2.0, pixel=1.0, aia_generate=0.02))
+    objective.after_learner(step(1))  # a step without counted rows measures nothing
+    assert objective.weight(generate, step(2)) == 0
+    objective.save(tmp_path)
+    resumed = aia(preset="auto", ratio=50, calibration_steps=2, weights={"understand": 7.0})
+    resumed.load(tmp_path)
+    for one in (objective, resumed):
+        one.after_learner(step(2, caption=4.0, aia_generate=0.03))  # pixel rows rested
+        # (2 x 2 + 1) + 2 x 4 = 13 nats of loss against 50 times .05
+        assert one.weight(generate, step(3)) == pytest.approx(13 / (50 * 0.05))
+        one.after_learner(step(3, caption=99.0, aia_generate=99.0))
+        assert one.weight(generate, step(4)) == pytest.approx(13 / (50 * 0.05)) and one.weight(understand, step(4)) == 7
+    assert json.loads((tmp_path / "aia.json").read_text())["seen"]["generate"] == [5.0, 0.02, 1]
+
+
+def test_measured_weights_are_missed_on_resume(tmp_path):
+    aia().load(tmp_path)  # the recipe says both weights
+    with pytest.raises(CheckpointError, match=r"no measured weights of AIA.*objectives.aia.preset=code"):
+        aia(preset="auto").load(tmp_path)
+
+
+def test_a_targets_file_may_speak_of_one_pass(tmp_path):
+    write_targets(tmp_path / "t.yaml", {GENERATE: [Aim(0.1, 0.3)] * LAYERS})
+    objective = aia(targets=str(tmp_path / "t.yaml"), layers=[2])
+    assert [term.pass_name for term in objective.pass_terms()] == [GENERATE]
+    assert objective.aims == {GENERATE: [Aim(0.1, 0.3)]} and objective.taps(UNDERSTAND) is None
+    write_targets(tmp_path / "other.yaml", {UNDERSTAND: [Aim(0.1, 0.3)] * LAYERS})
+    with pytest.raises(ConfigError, match="targets for understand, and no such pass is made"):
+        aia(targets=str(tmp_path / "other.yaml"), terms=["caption"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"preset": "cod"}, "Did you mean 'code'"),
+        ({"weights": {"gen": 1.0}}, "Unknown pass in objectives.aia.weights 'gen'"),
+        ({"weights": {"generate": -1.0}}, "weights.generate must be 0 or more"),
+        ({"calibration_steps": 0}, "calibration_steps must be at least 1"),
+        ({"ratio": 0.0}, "ratio must be above 0"),
+        ({"layers": [1, 1]}, "names a layer twice"),
+        ({"layers": [6]}, "6 is no layer; this model has 0 to 5"),
+        ({"layers": [-1]}, "-1 is no layer"),
+        ({"terms": ["captions"]}, "Did you mean 'caption'"),
+        ({"targets": "janus_pro"}, "made for 30 layers, and this model has 6"),
+        ({"targets": "janus"}, "Did you mean 'janus_pro'"),
+        ({"targets": "nowhere.yaml"}, "No targets file nowhere.yaml"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        aia(**settings)
+
+
+def test_a_family_that_cannot_measure_is_refused():
+    objective = AIA(Settings())
+    objective.check_plan(PLAN)
+    with pytest.raises(ConfigError, match="'blind' does not measure its attention"):
+        objective.check_family(SimpleNamespace(language_layers=lambda path: 0), "blind", "path")
+
+
+def test_the_depth_is_read_from_the_configuration_alone(folder):  # noqa: F811
+    objective = AIA(Settings())
+    objective.check_plan(PLAN)
+    objective.check_family(Janus, "janus", str(folder))
+    assert objective.layers == (0, 1)
+
+
+TURN = [("what is this ?", "a red ball")]
+
+
+def test_rows_that_lack_a_side_or_their_whole_text_do_not_count(model, picture):  # noqa: F811
+    taps = Taps((0,))
+
+    def collated(name, *rows):
+        return model.processor.collate(PLAN, name, rows, [0] * len(rows), ["key"] * len(rows))
+
+    long = [("what is this ?", "a red ball " * 200)]
+    dropped_turns = [*TURN, ("and this ?", "a blue ball " * 200)]
+    seen = collated(
+        UNDERSTAND, UnderstandRow([picture(0)], TURN), UnderstandRow([], TURN), UnderstandRow([picture(0)], long), None,
+        UnderstandRow([picture(0)], dropped_turns),
+    )  # fmt: skip
+    # whole, no image, cut, no data, its second turn left out
+    assert measurable(UNDERSTAND, seen, taps).tolist() == [True, False, False, False, True]
+    drawn = collated(
+        GENERATE, GenerateRow("a cube", picture(1)), GenerateRow("a cube", picture(1), unconditional=True),
+        GenerateRow("a cube " * 200, picture(1)), None, GenerateRow("a cube", picture(1), source=picture(2)),
+    )  # fmt: skip
+    assert measurable(GENERATE, drawn, taps).tolist() == [True, False, False, False, True]

@@ -1,0 +1,79 @@
+"""Tables of attention targets and their files."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megaunigame.attention_targets import Aim, read_targets, table, write_targets
+from megaunigame.errors import ConfigError
+from megaunigame.passes import GENERATE, UNDERSTAND
+
+
+def test_the_published_tables():
+    janus, emu3 = table("auto", 30), table("auto", 32)
+    assert janus == table("janus_pro", 30) and emu3 == table("emu3", 32)
+    assert [janus[GENERATE][x] for x in (9, 10, 24, 25)] == [Aim(0.2, 0.4), Aim(0.1, 0.4), Aim(0.1, 0.4), Aim(0.05, 0.2)]
+    assert [janus[UNDERSTAND][x].target for x in (0, 9, 10, 19, 20, 29)] == [0.1, 0.1, 0.15, 0.15, 0.3, 0.3]
+    assert [emu3[UNDERSTAND][x].target for x in (20, 30, 31)] == [0.3, 0.3, 0.2]
+    assert {aim.delta for aim in janus[UNDERSTAND]} == {0.05}
+
+
+def test_the_released_code_differs_in_one_layer():
+    differing = [x for x in range(30) if table("janus_pro", 30)[UNDERSTAND][x] != table("janus_pro", 30, True)[UNDERSTAND][x]]
+    assert differing == [20] and table("janus_pro", 30, True)[GENERATE] == table("janus_pro", 30)[GENERATE]
+
+
+def test_relative_depth_agrees_with_the_table_it_stretches():
+    assert table("relative", 30) == table("janus_pro", 30)
+
+
+@given(st.integers(1, 200))
+def test_relative_depth_keeps_the_order_of_the_bands(depth):
+    for name, ends in ((GENERATE, (Aim(0.2, 0.4), Aim(0.1, 0.4), Aim(0.05, 0.2))), (UNDERSTAND, None)):
+        aims = table("relative", depth)[name]
+        order = ends or (Aim(0.05, 0.1), Aim(0.05, 0.15), Aim(0.05, 0.3))
+        places = [order.index(aim) for aim in aims]
+        assert len(aims) == depth and places == sorted(places)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.05, 0.1, 0.2]), st.sampled_from([0.0, 0.15, 0.4, 1.0])), min_size=1, max_size=40))
+def test_a_file_gives_back_what_was_written(tmp_path_factory, pairs):
+    file = tmp_path_factory.mktemp("targets") / "t.yaml"
+    aims = [Aim(delta, target) for delta, target in pairs]
+    write_targets(file, {UNDERSTAND: aims}, "from a teacher\n30 samples")
+    assert read_targets(file, len(aims)) == {UNDERSTAND: aims}
+
+
+BAND = "{{layers: [{}, {}], delta: 0.1, target: 0.4}}"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("generate: []", "names no `depth`"),
+        ("[1, 2", "is not YAML"),
+        ("depth: 30\ngenerate: []", "targets for 30 layers, and this model has 4"),
+        ("depth: 4", "targets for no pass; give generate or understand"),
+        ("depth: 4\ngenerate:\n  - " + BAND.format(0, 2), "no band for layer 3"),
+        ("depth: 4\ngenerate:\n  - " + BAND.format(1, 3), r"layer 0 is due, there is \[1, 3\]"),
+        ("depth: 4\ngenerate:\n  - " + BAND.format(0, 4), r"layer 0 is due, there is \[0, 4\]"),
+        ("depth: 4\ngenerate:\n  - {layers: [0, 3], delta: 0.1}", "a band is"),
+        ("depth: 4\ngenerate:\n  - {layers: [0, 3], delta: 0.1, target: 40}", r"a target lies in \[0, 1\]"),
+        ("depth: 4\ngenerate:\n  - {layers: [0, 3], delta: 0, target: 0.4}", "a delta above 0"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path, content, complaint):
+    (tmp_path / "t.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=complaint):
+        read_targets(tmp_path / "t.yaml", 4)
+
+
+def test_wrong_tables_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"Unknown .*'janus'.*Did you mean 'janus_pro'"):
+        table("janus", 30)
+    with pytest.raises(ConfigError, match=r"made for 30 layers, and this model has 24.*targets=relative"):
+        table("janus_pro", 24)
+    with pytest.raises(ConfigError, match="No targets file"):
+        read_targets(tmp_path / "none.yaml", 4)
