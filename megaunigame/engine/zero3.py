@@ -78,7 +78,9 @@ class Learner:
         two of the learner's forwards whose one backward is still to come.
         """
         trained = [p for group in self.trained_groups for p in group]
-        dropouts = [m for m in self.module.modules() if isinstance(m, nn.Dropout) and m.training]
+        # Attention drops out by a number of its own, without a module for it.
+        droppers = (m for m in self.module.modules() if isinstance(m, nn.Dropout) or hasattr(m, "attention_dropout"))
+        dropouts = [m for m in droppers if m.training]
         for parameter in trained:
             parameter.requires_grad_(False)
         for dropout in dropouts:
