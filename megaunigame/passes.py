@@ -52,7 +52,11 @@ class RowRequest:
     takes_source: bool = False
     """Whether rows carry a source image through the understanding path (understand rows always do)."""
     shares: str | None = None
-    """Another term of the same stream and count, whose samples these rows are made of; None: samples of their own."""
+    """Another term of the same stream and count, whose samples these rows are made of; None: samples of their own.
+
+    An attack that shares the samples of a generate term is redrawn by that term's rows, in the learner's own pass."""
+    redraws: bool = False
+    """Generate rows only: whether the picture to generate is the sample's own."""
 
 
 @dataclass
@@ -86,7 +90,8 @@ class GenerateRow:
 class AttackRow:
     """A picture under attack: how the model is asked to draw it again, and what is asked about the result."""
 
-    redraw: GenerateRow
+    redraw: GenerateRow | None
+    """None: the learner's generate pass draws it, in the rows of the term whose samples are shared."""
     question: UnderstandRow
     text: str = ""
     """What the picture shows or is asked: a filter may compare it with the result."""
@@ -253,6 +258,11 @@ class StepPlan:
                 kept[name] = [dataclasses.replace(self.of_pass(name)[0], stream=None, count=1, shares=None)]
         return StepPlan(tuple(r for rows in kept.values() for r in rows))
 
+    @property
+    def redrawn_by(self) -> str | None:
+        """The generate term whose rows redraw the attacked pictures; None: the attack has rows of its own for it."""
+        return next((r.shares for r in self.of_pass(ATTACK)), None)
+
     def slots(self, pass_name: str, term: str) -> slice:
         """Where the rows of a term lie among the rows of its pass."""
         first = 0
@@ -264,9 +274,13 @@ class StepPlan:
 
 
 def attack_plan(plan: StepPlan) -> StepPlan:
-    """The attack rows of a plan as rows of the two passes they go through: redrawn first, then asked about."""
+    """The attack rows of a plan as rows of the two passes they go through: redrawn first, then asked about.
+
+    Where the learner's generate pass redraws them, it is that whole pass.
+    """
     attacks = plan.of_pass(ATTACK)
-    redraw = (dataclasses.replace(r, pass_name=GENERATE) for r in attacks)
+    own = tuple(dataclasses.replace(r, pass_name=GENERATE) for r in attacks)
+    redraw = own if plan.redrawn_by is None else plan.of_pass(GENERATE)
     question = (dataclasses.replace(r, term=f"{r.term} question", pass_name=UNDERSTAND, takes_source=True) for r in attacks)
     return StepPlan((*redraw, *question))
 

@@ -140,7 +140,7 @@ class Trainer:
         """Forward and backward of every pass on the largest legal rows; changes nothing."""
         dry_run(self.learner, self._largest())
         if self.plan.of_pass(ATTACK):
-            plan = attack_plan(self.plan)
+            plan = attack_plan(self.plan.widest(GENERATE))
             largest = AttackInputs(self.processor.largest(plan, GENERATE), self.processor.largest(plan, UNDERSTAND))
             for objective in self.objectives:
                 objective.rehearse(largest)
@@ -207,8 +207,8 @@ class Trainer:
                 output = self.learner.forward(pass_name, inputs)
                 term_sums = term_sums + self.terms.sums(pass_name, inputs, output)
                 row_losses.append((inputs.keys, output.loss_sum.detach()))
-                for objective in self.objectives:
-                    objective.after_pass(step, micro, inputs, output, pass_name)
+                # An objective may put rows into the passes that are still to come.
+                extra += [o.after_pass(step, micro, inputs, output, pass_name) for o in self.objectives]
             sums += term_sums.detach()
             if micro == self.accumulation - 1:
                 totals = self._agree(sums, batches, row_losses)

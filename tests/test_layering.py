@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # first floor: each knows the passes and the ground, none knows another
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
-    "data": {"config", "passes", "errors", "randomness"},
+    "data": {"config", "passes", "errors", "randomness", "rows"},
     "models.base": {"errors", "passes"},
     "models": {"attention", "passes", "errors", "registry"},
     "monitoring.names": set(),

@@ -33,9 +33,11 @@ class Slots:
         """
         assert request.stream is not None, "an objective fills these rows itself"
         step, micro = divmod(micro_step, self.accumulation)
-        term, earlier = request.shares or request.term, 0
+        owner, earlier = request, 0
+        while owner.shares is not None:  # what is shared may itself be shared
+            owner = next(r for r in self.plan.requests if r.term == owner.shares)
         for other in self.plan.requests:
-            if other.term == term:
+            if other.term == owner.term:
                 break
             if _owns(other, request.stream):
                 earlier += other.count

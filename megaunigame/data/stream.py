@@ -36,6 +36,7 @@ from megaunigame.passes import (
     StepPlan,
     attack_plan,
 )
+from megaunigame.rows import take_rows
 
 SUBSTITUTES = 8
 """Other samples tried in place of a bad one before giving up."""
@@ -123,15 +124,31 @@ class MicroBatches(Dataset[MicroBatch]):
         inputs: dict[str, PassInputs] = {}
         for name in plan.passes:
             inputs[name] = self.processor.collate(self.plan, name, *self._rows(plan, name, micro_step, draw))
-        attack = self._attack(*self._rows(plan, ATTACK, micro_step, draw)) if plan.of_pass(ATTACK) else None
+        attack = None
+        if plan.of_pass(ATTACK):
+            shares = plan.redrawn_by
+            redraw = None if shares is None else take_rows(inputs[GENERATE], plan.slots(GENERATE, shares))
+            attack = self._attack(*self._rows(plan, ATTACK, micro_step, draw), redraw)
         return MicroBatch(plan, inputs, draw.bad, attack)
 
-    def _attack(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> AttackInputs:
-        """Both halves of the rows, collated as rows of the passes they go through."""
+    def _attack(
+        self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], redraw: PassInputs | None
+    ) -> AttackInputs:
+        """Both halves of the rows, collated as rows of the passes they go through.
+
+        `redraw`: the generate rows that draw the pictures. One whose sample turned out bad on one side only would be asked
+        about another picture: it is a dummy.
+        """
         plan = attack_plan(self.plan)
         attacked = [row if isinstance(row, AttackRow) else None for row in rows]
+        if redraw is None:
+            redraw = self.processor.collate(plan, GENERATE, [row and row.redraw for row in attacked], terms, keys)
+        else:
+            drawn = zip(redraw.keys, redraw.counts.tolist(), keys, strict=True)
+            usable = [count > 0 and theirs == ours for theirs, count, ours in drawn]
+            attacked = [row if use else None for row, use in zip(attacked, usable, strict=True)]
         return AttackInputs(
-            redraw=self.processor.collate(plan, GENERATE, [row and row.redraw for row in attacked], terms, keys),
+            redraw=redraw,
             question=self.processor.collate(plan, UNDERSTAND, [row and row.question for row in attacked], terms, keys),
             texts=["" if row is None else row.text for row in attacked],
             first_turns=[("", "") if row is None else row.question.turns[0] for row in attacked],

@@ -8,8 +8,9 @@ kind, every one is complete from its third time on.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +28,17 @@ class GatherPlans:
         self._of_kind: dict[tuple, Any] = {}
         # First of all hooks: the engine's own begins a new round of the record that it finds.
         module.register_forward_pre_hook(self._choose, prepend=True, with_kwargs=True)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Between the learner's passes: what comes before the first forward in here belongs to no record and is gathered on
+        demand, and the interrupted pass finds its own record again, whose backward may still be to come."""
+        interrupted = self.offload.param_coordinator
+        self.offload.param_coordinator = self._unused
+        try:
+            yield
+        finally:
+            self.offload.param_coordinator = interrupted
 
     def _choose(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         options = (*(a for a in args[2:]), *sorted(kwargs.items()))

@@ -60,7 +60,8 @@ def describe(
         lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text slots a row")
     if plan.of_pass(ATTACK):
         rows = ", ".join(f"{r.count} pictures" for r in plan.of_pass(ATTACK))
-        lines.append(f"  attack, per micro-step and rank, the learner frozen: {rows}")
+        drawn = "" if plan.redrawn_by is None else f", as {plan.redrawn_by} has drawn them"
+        lines.append(f"  attack, per micro-step and rank, the learner frozen: {rows}{drawn}")
     tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
     lines.append(f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} tokens a step")
     states = bytes_per_rank(model, world_size, precision)

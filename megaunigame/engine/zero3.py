@@ -5,7 +5,9 @@ The rules this file keeps, each of which was measured to matter:
 - one engine; its module is entered through `forward(pass_name, inputs)` only;
 - a micro-step is one forward per pass and ONE backward through all of them. With a backward per pass, a parameter that
   takes no part in the first one (lm_head, when generation comes first) is added to the previous step's gradient, and under
-  optimizer offload one that takes no part in the last is lost; both silently, and from the second step on only;
+  optimizer offload one that takes no part in the last is lost; both silently, and from the second step on only. Its price:
+  the engine releases a module's weights behind the first of its backwards only, so that the language model is whole when the
+  generate pass has been walked back; not so with gradient checkpointing, whose recomputation begins the count anew;
 - a trained parameter takes part in some pass of the plan: the engine updates it otherwise with a zero gradient, that is,
   with weight decay alone;
 - anything that must not touch the engine's gradient state (evaluation, the dry run) goes through `module`, not `engine`:
@@ -46,6 +48,8 @@ class Learner:
         self.trained_groups = trained_groups
         """Trained parameters by optimizer group."""
         self.is_opponent = False
+        self.gather_plans: GatherPlans | None = None
+        """Where weights are partitioned."""
         self.gathered = count_gathered_bytes()
         """Bytes of weights this rank has gathered so far."""
 
@@ -70,17 +74,21 @@ class Learner:
         """The learner stands still while an adversary plays against it, through `module`.
 
         No weight takes a gradient, which keeps the engine's accumulation untouched, and dropout is off. The flags are back
-        before the learner's own forward: the engine looks at them there. Gradient checkpointing stays on.
+        before the learner's own forward: the engine looks at them there. Gradient checkpointing stays on. May come between
+        two of the learner's forwards whose one backward is still to come.
         """
         trained = [p for group in self.trained_groups for p in group]
-        dropouts = [m for m in self.module.modules() if _drops(m) and m.training]
+        # Attention drops out by a number of its own, without a module for it.
+        droppers = (m for m in self.module.modules() if isinstance(m, nn.Dropout) or hasattr(m, "attention_dropout"))
+        dropouts = [m for m in droppers if m.training]
         for parameter in trained:
             parameter.requires_grad_(False)
         for dropout in dropouts:
             dropout.training = False
         self.is_opponent = True
         try:
-            yield
+            with self.gather_plans.aside() if self.gather_plans is not None else contextlib.nullcontext():
+                yield
         finally:
             self.is_opponent = False
             for parameter in trained:
@@ -96,12 +104,6 @@ class Learner:
     def grad_norm(self) -> float:
         """Norm of the last update's gradient before clipping, over all trained parameters of all ranks."""
         return float(self.engine.get_global_grad_norm())
-
-
-def _drops(module: nn.Module) -> bool:
-    """Whether it is a dropout, or attention that drops on its own account."""
-    rate = getattr(module, "attention_dropout", 0.0)
-    return isinstance(module, nn.Dropout) or (isinstance(rate, int | float) and rate > 0)
 
 
 def build_learner(
@@ -135,7 +137,7 @@ def build_learner(
     engine.module.train()
     learner = Learner(engine, world, stage, trained)
     if partitioned:
-        GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_opponent)
+        learner.gather_plans = GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_opponent)
     return learner
 
 

@@ -109,7 +109,8 @@ def _ends(axes: Axes, shares: np.ndarray, targets: np.ndarray | None) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(left=0)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.legend(frameon=False, fontsize=7, labelcolor=MUTED)
+    # Below the axes: curves of a few layers leave no free corner.
+    axes.legend(frameon=False, fontsize=7, labelcolor=MUTED, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 
 def _name_layers(axes: Axes, layers: list[int]) -> None:

@@ -139,8 +139,9 @@ class Objective(ABC):
         """Before the passes of a micro-step, whose inputs are on the device. A returned () is added to its loss."""
         return None
 
-    def after_pass(self, step: Step, micro: int, inputs: PassInputs, output: PassOutput, pass_name: str) -> None:
-        """After one of the learner's passes; `output` must not be kept."""
+    def after_pass(self, step: Step, micro: int, inputs: PassInputs, output: PassOutput, pass_name: str) -> Tensor | None:
+        """After one of the learner's passes; `output` must not be kept. A returned () is added to the micro-step's loss."""
+        return None
 
     def after_learner(self, step: Step) -> dict[str, float]:
         """After the update. Returns metrics, equal on all ranks."""

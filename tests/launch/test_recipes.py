@@ -34,7 +34,8 @@ def test_recipe_is_legal(path: Path):
         if clip and not Path(clip.get("pretrained") or clip["model"]).exists():
             settings["clip"] = None  # the weights are the user's to bring
     objectives = [_objective(name, settings) for name, settings in recipe.objectives.items()]
-    plan = plan_from(r for objective in objectives for r in objective.rows())
+    turns = [t for objective in objectives if (t := objective.turns()) is not None]
+    plan = plan_from((r for objective in objectives for r in objective.rows()), turns)
     for objective in objectives:
         objective.check_plan(plan)
     assert {r.stream for r in plan.requests} - {None} <= set(recipe.data)

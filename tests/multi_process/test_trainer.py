@@ -36,10 +36,20 @@ def test_one_rank_runs_the_same_code(home):
 
 @pytest.mark.timeout(600)
 def test_both_players_of_the_game_equal_plain_torch_on_two_ranks(home):
-    said = run_ranks("tests.multi_process.unigame", 2, home, timeout=580)[0]
-    for case in unigame.CASES:
+    cases = [case for case in unigame.CASES if not case.startswith("redraw")]
+    said = run_ranks("tests.multi_process.unigame", 2, home, *cases, "uneven", "cost", timeout=580)[0]
+    for case in cases:
         assert f"{case}: largest error" in said
     assert "uneven ranks: both replay" in said and "cost in passes and gathered bytes" in said
+
+
+@pytest.mark.timeout(600)
+def test_an_attack_on_what_the_learner_has_drawn_equals_plain_torch_on_two_ranks(home):
+    cases = [case for case in unigame.CASES if case.startswith("redraw")]
+    said = run_ranks("tests.multi_process.unigame", 2, home, *cases, "combined", timeout=580)[0]
+    for case in cases:
+        assert f"{case}: largest error" in said
+    assert "combined recipe: one generate, one attack, one understand pass" in said
 
 
 @pytest.mark.timeout(300)

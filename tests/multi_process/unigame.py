@@ -1,6 +1,6 @@
 """Rank program: the game on ZeRO-2 and ZeRO-3 against plain torch, step by step: both players, both modes.
 
-python -m tests.multi_process.unigame HOME [CASE...]     (started once per rank by tests/multi_process/launcher.py)
+python -m tests.multi_process.unigame HOME CASE...     (started once per rank by tests/multi_process/launcher.py)
 
 The plain game is written anew, without the objective's code: one process, no engine, the rows of all ranks. It is given the
 hard rows that the ranks drew (the buffer has tests of its own), and computes everything else.
@@ -47,6 +47,8 @@ GAME: dict[str, Any] = {
 LORA = {"model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}}
 CHECKPOINTING = {"model": {**LORA["model"], "gradient_checkpointing": True}}
 ZERO2 = {"engine": {"ds_config": "ds_configs/zero2.json"}}
+PIXEL = {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "source_blur": 0.5}}
+"""The learner draws the sources itself, some without their condition."""
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
     "alternating_lora_accumulation": ({}, {**LORA, "batch": {"accumulation": 2}}),
@@ -61,6 +63,24 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "emu3": ({}, {"model": {"family": "emu3", "gradient_checkpointing": True}}),
     "emu3_simultaneous_lora": ({"mode": "simultaneous"}, {"model": {"family": "emu3", **LORA["model"]}}),
     "emu3_embedding_zero2": ({"path": "embedding"}, {"model": {"family": "emu3"}, **ZERO2}),
+    "redraw_checkpointing": ({"redraw": "pixel"}, {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}}),
+    "redraw_accumulation": ({"redraw": "pixel", "every": 2}, {"others": PIXEL, "batch": {"accumulation": 2}}),
+    "redraw_zero2": (
+        {"redraw": "caption", "anchor": "none", "condition": "caption"},
+        {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, **ZERO2, "batch": {"accumulation": 2}},
+    ),
+    "redraw_simultaneous": (
+        {"redraw": "pixel", "mode": "simultaneous"},
+        {"others": PIXEL, "batch": {"accumulation": 2}},
+    ),
+    "redraw_simultaneous_checkpointing": (
+        {"redraw": "pixel", "mode": "simultaneous"},
+        {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}},
+    ),
+    "redraw_simultaneous_zero2": (
+        {"redraw": "pixel", "mode": "simultaneous", "every": 2},
+        {"others": PIXEL, **ZERO2, **LORA, "batch": {"accumulation": 2}},
+    ),
     "with_other_objectives": (
         {},
         {"others": {"understanding": {"rows": 1}, "generation": {"caption_rows": 1, "pixel_rows": 1}}},
@@ -115,13 +135,22 @@ class PlainGame(PlainReference):
         return losses, price + p["gate"] * self.gate.sigmoid() ** 2
 
     def decoded(self, tokens: Tensor, delta: Tensor, inputs: AttackInputs) -> Tensor:
-        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written anew; Emu3's own is tested alone."""
+        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written anew; Emu3's own is tested alone.
+
+        The learner does not learn to draw from what the adversary draws.
+        """
         model = self.model
         if self.recipe.model.family == "emu3":
             anchor = model.encode_target(inputs.redraw.targets) if self.game["anchor"] == "source" else None
-            return model.decode(tokens, delta, anchor).pixels
-        logits = model.model.generation_head(tokens + delta)
-        clean = model.model.generation_head(tokens).argmax(-1)
+            trained = model.lm_head.weight.requires_grad
+            model.lm_head.requires_grad_(False)
+            pixels = model.decode(tokens, delta, anchor).pixels
+            model.lm_head.requires_grad_(trained)
+            return pixels
+        head = model.model.generation_head
+        frozen = {name: weight.detach() for name, weight in head.named_parameters()}
+        logits = torch.func.functional_call(head, frozen, (tokens + delta,))
+        clean = head(tokens).argmax(-1)
         codes = logits.argmax(-1)
         if self.game["anchor"] == "source":
             codes = torch.where(codes == clean, model.encode_target(inputs.redraw.targets), codes)
@@ -234,6 +263,9 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         metrics = trainer.train_step(batches)
         adversarial, norm, losses = plain.play(taken[-1])
         replayed += metrics[names.BUFFER_REPLAYED]
+        if case.startswith("redraw"):  # one generate, one understand pass; alternating asks about the pictures in a third
+            attack = int(plain.game["mode"] == "alternating" and number % plain.game["every"] == 0)
+            assert metrics[names.PERF_PASSES] == (2 + attack) * trainer.accumulation, (case, number, metrics)
         bytes_of.append(metrics[names.PERF_ALLGATHER_BYTES])
         for term, mean in losses.items():
             assert abs(metrics[names.loss(term)] - mean) < 2 * TOLERANCE * mean, (case, number, term, metrics, mean)
@@ -291,6 +323,29 @@ def check_uneven_ranks(home: Path, world: World) -> None:
         print(f"uneven ranks: both replay, buffer {sizes}", flush=True)
 
 
+def check_combined(home: Path, world: World) -> None:
+    """The combined recipe: three methods, and one generate, one attack and one understand pass per micro-step."""
+    given = [
+        *(f"{name}={home / folder}" for name, folder in (("model.path", "model"), ("data.scenes.shards", "shards"))),
+        *("objectives.unimrg.rows={edges: 2, pixel: 4}", "evaluation.suites={}", "model.max_length=96"),
+        *("objectives.unigame.clip={model: tiny-random, tau: -1.0}", "loader.workers=0"),
+        *("objectives.unigame.buffer.merge_every=1", "batch.accumulation=2"),
+    ]
+    for mode, passes in (("alternating", 3), ("simultaneous", 2)):
+        overrides = [*given, f"objectives.unigame.mode={mode}", f"output={home / 'runs' / f'combined-{mode}'}"]
+        trainer = Trainer(load_recipe("launch/recipes/tiny_combined.yaml", overrides), world)
+        trainer.dry_run()
+        batches = iter(micro_batch_loader(trainer.micro_batches, 0, 3 * trainer.accumulation, 0, 2))
+        for _ in range(3):
+            metrics = trainer.train_step(batches)
+            assert metrics[names.PERF_PASSES] == passes * trainer.accumulation == 2 * passes, (mode, metrics)
+        terms = ("clean", "hard", "adversarial", "pixel", "edges", "aia_generate", "aia_understand")
+        assert all(metrics[names.loss(term)] > 0 for term in terms), metrics
+        assert metrics[names.ADVERSARY_GRAD_NORM] > 0 and metrics[names.BUFFER_REPLAYED] > 0, metrics
+    if world.is_main:
+        print("combined recipe: one generate, one attack, one understand pass", flush=True)
+
+
 def check_cost(home: Path, world: World) -> None:
     """Passes and gathered bytes per step: what the game costs beside the same learner rows alone."""
     base = {**GAME, "hard_rows": 0, "pictures_every": 0}
@@ -314,11 +369,13 @@ def check_cost(home: Path, world: World) -> None:
         print(f"cost in passes and gathered bytes: {cost}", flush=True)
 
 
+CHECKS = {"uneven": check_uneven_ranks, "combined": check_combined, "cost": check_cost}
+
 if __name__ == "__main__":
     this_world = start_world(1)
-    for label in sys.argv[2:] or list(CASES):
-        run(label, *CASES[label], Path(sys.argv[1]), this_world)
-    if this_world.size > 1:
-        check_uneven_ranks(Path(sys.argv[1]), this_world)
-        check_cost(Path(sys.argv[1]), this_world)
+    for label in sys.argv[2:]:
+        if label in CASES:
+            run(label, *CASES[label], Path(sys.argv[1]), this_world)
+        else:
+            CHECKS[label](Path(sys.argv[1]), this_world)
     leave(this_world)

@@ -15,10 +15,10 @@ from megaunigame.data.opening import open_stream
 from megaunigame.data.stream import MicroBatches
 from megaunigame.distributed import World
 from megaunigame.models.janus import Janus
-from megaunigame.objectives.base import Stage, Step
+from megaunigame.objectives.base import Objective, Stage, Step
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.passes import UNDERSTAND, AttackInputs, PassInputs, PassOutput, plan_from
+from megaunigame.passes import AttackInputs, PassInputs, PassOutput, plan_from
 from tests.data.shard_files import write_shards
 from tests.multi_process.tiny_run import sample
 
@@ -58,13 +58,18 @@ def shards(folder: Path, numbers: Sequence[int]) -> Path:
 
 
 class Played:
-    """One game. `step()` is one optimizer step of the trainer, without an update of the learner."""
+    """One game. `step()` is one optimizer step of the trainer, without an update of the learner.
 
-    def __init__(self, model: Janus, data: Path, *, accumulation: int = 1, **settings: Any):
+    `others`: objectives that have rows, and no part of their own in the step.
+    """
+
+    def __init__(self, model: Janus, data: Path, *, accumulation: int = 1, others: Sequence[Objective] = (), **settings: Any):
         self.unigame = UniGame(fill(Settings, merged(SETTINGS, settings), "objectives.unigame"))
-        self.model, self.plan, self.accumulation = model, plan_from(self.unigame.rows()), accumulation
+        self.model, self.accumulation = model, accumulation
+        self.plan = plan_from(r for objective in (self.unigame, *others) for r in objective.rows())
+        self.unigame.check_plan(self.plan)
         stream = {"train": open_stream("train", StreamConfig(str(data), window=2), SEED)}
-        objective_of = {term: self.unigame for term in self.plan.terms}
+        objective_of = {r.term: objective for objective in (self.unigame, *others) for r in objective.rows()}
         self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1, SEED, 0)
         self.learner = [p for p in model.parameters() if p.requires_grad]
         self.unigame.prepare(Stage(model, self.as_opponent, self.plan, OneRank(), SEED, accumulation))
@@ -90,24 +95,38 @@ class Played:
         return attack
 
     def step(self, watch: Callable[[PassInputs, PassOutput], None] = lambda inputs, output: None) -> dict[str, float]:
-        """Metrics of one step; `watch` sees each understand pass when the objective has."""
+        """Metrics of one step; `watch` sees each pass when the objective has."""
         batches = [self.micro_batches[self.number * self.accumulation + m] for m in range(self.accumulation)]
         attacks = [batch.attack for batch in batches if batch.attack is not None]
         step = Step(self.number, LR, [b.inputs for b in batches], [b.plan for b in batches], attacks)
         self.unigame.before_learner(step)
         for micro, inputs_of in enumerate(step.inputs):
-            extra = self.unigame.before_micro_step(step, micro)
-            inputs = inputs_of[UNDERSTAND]
-            output = self.model(UNDERSTAND, inputs)
-            self.unigame.after_pass(step, micro, inputs, output, UNDERSTAND)
-            watch(inputs, output)
-            loss = output.loss_sum.sum() / inputs.counts.sum().clamp(min=1)
-            (loss if extra is None else loss + extra).backward()
+            losses = [self.unigame.before_micro_step(step, micro)]
+            for name in self.plan.passes:
+                inputs = inputs_of[name]
+                output = self.model(name, inputs)
+                losses += [output.loss_sum.sum() / inputs.counts.sum().clamp(min=1)]
+                losses += [self.unigame.after_pass(step, micro, inputs, output, name)]
+                watch(inputs, output)
+            sum(loss for loss in losses if loss is not None).backward()
         self.model.zero_grad()
         metrics = self.unigame.after_learner(step)
         self.number += 1
         self.passes = step.passes
         return metrics
+
+
+def captured(game: Played) -> list[tuple]:
+    """What the pool is offered from now on."""
+    offered: list[tuple] = []
+    mine = game.pool.mine
+
+    def capture(*given: Any) -> None:
+        offered.append(given)
+        mine(*given)
+
+    game.pool.mine = capture
+    return offered
 
 
 def merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

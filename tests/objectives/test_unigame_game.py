@@ -20,7 +20,7 @@ from megaunigame.objectives.unigame.pool import PATIENCE
 from megaunigame.objectives.unigame.replay import to_records, to_rows
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs
 from tests.multi_process.tiny_run import write_model
-from tests.objectives.played_by_hand import Played, calls_of, shards
+from tests.objectives.played_by_hand import Played, calls_of, captured, shards
 
 PICTURES = [n for n in range(1, 60) if n % 5 and n % 7]
 """Samples with a picture and a caption."""
@@ -118,19 +118,6 @@ def test_the_answers_loss_reaches_the_adversary(play, path):
 
 
 # Candidates
-
-
-def captured(game: Played) -> list[tuple]:
-    """What the pool is offered from now on."""
-    offered: list[tuple] = []
-    mine = game.pool.mine
-
-    def capture(*given: Any) -> None:
-        offered.append(given)
-        mine(*given)
-
-    game.pool.mine = capture
-    return offered
 
 
 def test_a_candidate_whose_loss_is_not_finite_is_dropped_and_counted(play):

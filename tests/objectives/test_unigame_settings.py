@@ -64,6 +64,8 @@ ILLEGAL = [
     ({**SAMPLED, "adversary": {"kind": "pgd"}}, ["pgd", "path=sampled", "Type objectives.unigame.path=decoder"]),
     ({**SAMPLED, "sampling": {"candidates": 0}}, ["objectives.unigame.sampling", "candidates must be at least 1"]),
     ({**SAMPLED, "sampling": {"temperature": -1.0}}, ["objectives.unigame.sampling", "temperature 0 or more"]),
+    ({"redraw": "pixel", "path": "embedding"}, ["redraw=pixel", "path=embedding", "Type objectives.unigame.redraw=own"]),
+    ({"redraw": "pixel", **SAMPLED}, ["redraw=pixel", "path=sampled", "objectives.unigame.path=decoder"]),
     ({"prompts": []}, ["objectives.unigame.prompts", "at least one"]),
     ({"adversary": {"kind": "pertuber"}}, ["adversary", "'pertuber'", "Did you mean 'perturber'", "noise", "pgd"]),
     ({"adversary": {"kind": "perturber", "eps": 0.1}}, ["objectives.unigame.adversary", "eps"]),

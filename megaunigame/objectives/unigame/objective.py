@@ -6,8 +6,11 @@ Each step the adversary disturbs the visual tokens of some source pictures and c
 gain * CE - penalties. Plausible results (CLIP) are candidates for the hard buffer, which keeps those at or above a percentile
 of all ranks' losses; the learner trains on clean rows and on rows replayed from it.
 
-Alternating (the paper): the adversary moves before the learner's passes, the learner frozen. Simultaneous: attacked rows join
-the learner's understand pass, and their gradient is turned round on its way to the adversary.
+Alternating (the paper): the adversary climbs with the learner frozen. Simultaneous: attacked rows join the learner's
+understand pass, and their gradient is turned round on its way to the adversary.
+
+The sources are redrawn before the learner's passes; or the learner's own generate pass has drawn them (`redraw`), and the
+attack follows it, before the understand pass of the same micro-step.
 """
 
 from __future__ import annotations
@@ -36,12 +39,14 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.base import Objective, Panel, Stage, Step
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unigame.panels import attack_panels
-from megaunigame.objectives.unigame.paths import Attacked, build_path
+from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
 from megaunigame.objectives.unigame.pool import Pool
+from megaunigame.objectives.unigame.redraw import check_redraw, redrawn_in
 from megaunigame.objectives.unigame.reversal import reverse_gradient
-from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.objectives.unigame.settings import OWN, Settings
 from megaunigame.passes import (
     ATTACK,
+    GENERATE,
     UNDERSTAND,
     AttackInputs,
     AttackRow,
@@ -50,6 +55,7 @@ from megaunigame.passes import (
     PassOutput,
     Row,
     RowRequest,
+    StepPlan,
 )
 from megaunigame.randomness import derive
 from megaunigame.registry import available, find
@@ -75,6 +81,8 @@ class UniGame(Objective):
         self.plays = config.attack_rows > 0
         """Without attacks this is fine-tuning on the clean rows."""
         self.simultaneous = self.plays and config.mode == "simultaneous"
+        self.redrawn_by = config.redraw if self.plays and config.redraw != OWN else None
+        """The generate term whose rows, in the learner's own pass, redraw the sources; None: the attack does it."""
         self.questions = Understanding(
             Understanding.Config(config.clean_rows, config.stream, turns=config.turns, independent=config.independent)
         )
@@ -98,7 +106,10 @@ class UniGame(Objective):
         ]
         if self.simultaneous:
             asked.append(RowRequest(ADVERSARIAL, UNDERSTAND, None, c.attack_rows, c.beta, takes_source=True))
-        return [*asked, RowRequest(SOURCE, ATTACK, c.stream, c.attack_rows, 0.0, takes_source=c.condition == "image")]
+        sources = RowRequest(
+            SOURCE, ATTACK, c.stream, c.attack_rows, 0.0, takes_source=c.condition == "image", shares=self.redrawn_by
+        )
+        return [*asked, sources]
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
         question = self.questions.row(request, sample, rng)
@@ -109,13 +120,21 @@ class UniGame(Objective):
             return None
         if self.config.condition == "image":
             prompt = self.config.prompts[int(rng.integers(len(self.config.prompts)))]
-            return AttackRow(GenerateRow(prompt, picture, sample.image), question, text=question.turns[0][0])
-        caption = sample.meta.get("caption")
-        if not isinstance(caption, str | None):
-            raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
-        return AttackRow(GenerateRow(caption, picture), question, text=caption) if caption else None
+            redraw, text = GenerateRow(prompt, picture, sample.image), question.turns[0][0]
+        else:
+            caption = sample.meta.get("caption")
+            if not isinstance(caption, str | None):
+                raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
+            if not caption:
+                return None
+            redraw, text = GenerateRow(caption, picture), caption
+        return AttackRow(redraw if self.redrawn_by is None else None, question, text)
 
     # Before the first step
+
+    def check_plan(self, plan: StepPlan) -> None:
+        if self.redrawn_by is not None:
+            check_redraw(self.config, plan)
 
     def check_family(self, family: type[UnifiedModel], name: str, path: str) -> None:
         if self.plays and self.config.path != "embedding" and not family.has_decoder:
@@ -147,9 +166,13 @@ class UniGame(Objective):
     def rehearse(self, largest: AttackInputs) -> None:
         if not self.plays:
             return
-        model = self.stage.model
+        model, largest = self.stage.model, largest.to(self.stage.world.device)
+        redrawn = None
+        if self.redrawn_by is not None:  # then the graph of the learner's pass lies in memory under the attack
+            learners = model(GENERATE, largest.redraw)
+            redrawn = redrawn_in(learners, self.stage.plan.widest(GENERATE).slots(GENERATE, self.redrawn_by))
         with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
-            attacked = self.path.attack(model, largest.to(self.stage.world.device), self._generator("attack", 0, 0))
+            attacked = self.path.attack(model, largest, self._generator("attack", 0, 0), redrawn)
             losses = model(UNDERSTAND, attacked.question).loss_sum
             if self.adversary.learns:
                 torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
@@ -165,12 +188,15 @@ class UniGame(Objective):
         counts = torch.stack([attack.question.counts for attack in step.attacks]).to(self.stage.world.device)
         totals = self.stage.world.all_reduce_sum(torch.stack([counts.sum(), (counts > 0).sum()])).clamp(min=1)
         self.positions, self.pictures = totals
+        self.gradients = [torch.zeros_like(p) for p in self.parameters]
         if self.simultaneous:
             for plan, inputs, attack in zip(step.plans, step.inputs, step.attacks, strict=True):
                 at = plan.slots(UNDERSTAND, ADVERSARIAL)  # the sources hold the places of what they become
                 inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], at, attack.question)
-        else:
-            self._move(step)
+        elif self.redrawn_by is None:
+            for micro in range(len(step.attacks)):
+                self._climb(step, micro, None)
+            self._update(step)
 
     def before_micro_step(self, step: Step, micro: int) -> Tensor | None:
         if not self.plays:
@@ -182,35 +208,41 @@ class UniGame(Objective):
                 rows = self.path.replay(model, take_rows(inputs[UNDERSTAND], at), self._generator("replay", step.number, micro))
             inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], at, rows)
             step.passes += self.path.calls
-        if not (self.simultaneous and self._attacks(step)):
-            return None
-        attack = step.attacks[micro].to(self.stage.world.device)
-        with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
-            self.attacked = self.path.attack(model, attack, self._generator("attack", step.number, micro))
-        step.passes += self.attacked.passes
-        rows = reverse_gradient(self.attacked.question, self.config.gain / self.config.beta)
-        inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], plan.slots(UNDERSTAND, ADVERSARIAL), rows)
-        return self._price(attack, self.attacked) if self.adversary.learns else None
+        joins = self.simultaneous and self.redrawn_by is None and self._attacks(step)
+        return self._join(step, micro, None) if joins else None
 
-    def after_pass(self, step: Step, micro: int, inputs: PassInputs, output: PassOutput, pass_name: str) -> None:
-        if not self.plays or pass_name != UNDERSTAND:
-            return
-        losses, plan = output.loss_sum.detach(), step.plans[micro]
+    def after_pass(self, step: Step, micro: int, inputs: PassInputs, output: PassOutput, pass_name: str) -> Tensor | None:
+        if not self.plays:
+            return None
+        plan = step.plans[micro]
+        if pass_name == GENERATE:
+            if self.redrawn_by is None or not self._attacks(step):
+                return None
+            redrawn = redrawn_in(output, plan.slots(GENERATE, self.redrawn_by))
+            if self.simultaneous:
+                return self._join(step, micro, redrawn)
+            self._climb(step, micro, redrawn)
+            return None
+        losses = output.loss_sum.detach()
         if self.config.hard_rows:
             at = plan.slots(UNDERSTAND, HARD)
             self.pool.refresh(self.drawn[micro], (losses / inputs.counts.clamp(min=1))[at])
         if self.simultaneous and self._attacks(step):
-            at = plan.slots(UNDERSTAND, ADVERSARIAL)
-            self._mine(step, micro, step.attacks[micro].to(self.stage.world.device), self.attacked, losses[at])
+            at, attack = plan.slots(UNDERSTAND, ADVERSARIAL), step.attacks[micro].to(self.stage.world.device)
+            with self.stage.as_opponent():
+                shown = self._mine(step, micro, attack, self.attacked, losses[at])
+            self._show(step, micro, attack, self.attacked, shown)
+        return None
 
     def after_learner(self, step: Step) -> dict[str, float]:
         if not self.plays:
             return {}
         world, attacks = self.stage.world, self._attacks(step)
-        if self.simultaneous and attacks and self.adversary.learns:
+        if attacks and self.simultaneous:
             # The engine averages over ranks, so the loss came times their number; the sum over ranks wants it once.
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad / world.size for p in self.parameters]
-            self._update(gradients, step)
+            self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad / world.size for p in self.parameters]
+        if attacks and (self.simultaneous or self.redrawn_by is not None):
+            self._update(step)
         if (step.number + 1) % self.config.buffer.merge_every == 0:
             self.pool.merge(step.number)
         metrics = self.pool.metrics(step.number, attacks)
@@ -234,26 +266,35 @@ class UniGame(Objective):
     def _lr(self, step: Step) -> float:
         return self.config.ratio * step.lr
 
-    def _move(self, step: Step) -> None:
-        """The adversary's phase: attack every micro-batch, offer the results to the pool, update once."""
-        model, world = self.stage.model, self.stage.world
-        gradients = [torch.zeros_like(p) for p in self.parameters]
+    def _climb(self, step: Step, micro: int, redrawn: Redrawn | None) -> None:
+        """Alternating: attack one micro-batch, note the adversary's gradient, offer the results to the pool."""
+        model, attack = self.stage.model, step.attacks[micro].to(self.stage.world.device)
         with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
-            for micro, attack in enumerate(step.attacks):
-                attack = attack.to(world.device)
-                attacked = self.path.attack(model, attack, self._generator("attack", step.number, micro))
-                losses = model(UNDERSTAND, attacked.question).loss_sum
-                step.passes += attacked.passes + 1
-                if self.adversary.learns:
-                    goal = self._price(attack, attacked) - self.config.gain * losses.sum() / self.positions
-                    for total, part in zip(gradients, torch.autograd.grad(goal, self.parameters), strict=True):
-                        total += part
-                self._mine(step, micro, attack, attacked, losses.detach())
-        if self.adversary.learns:
-            self._update(gradients, step)
+            attacked = self.path.attack(model, attack, self._generator("attack", step.number, micro), redrawn)
+            losses = model(UNDERSTAND, attacked.question).loss_sum
+            step.passes += attacked.passes + 1
+            if self.adversary.learns:
+                goal = self._price(attack, attacked) - self.config.gain * losses.sum() / self.positions
+                for total, part in zip(self.gradients, torch.autograd.grad(goal, self.parameters), strict=True):
+                    total += part
+            shown = self._mine(step, micro, attack, attacked, losses.detach())
+        self._show(step, micro, attack, attacked, shown)
 
-    def _update(self, gradients: list[Tensor], step: Step) -> None:
-        self.grad_norm = self.optimizer.step(gradients, self._lr(step), self.stage.world)
+    def _join(self, step: Step, micro: int, redrawn: Redrawn | None) -> Tensor | None:
+        """Simultaneous: put one attacked micro-batch among the learner's rows. Returns what the adversary pays."""
+        model, attack = self.stage.model, step.attacks[micro].to(self.stage.world.device)
+        with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
+            self.attacked = self.path.attack(model, attack, self._generator("attack", step.number, micro), redrawn)
+        step.passes += self.attacked.passes
+        inputs, at = step.inputs[micro], step.plans[micro].slots(UNDERSTAND, ADVERSARIAL)
+        rows = reverse_gradient(self.attacked.question, self.config.gain / self.config.beta)
+        inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], at, rows)
+        return self._price(attack, self.attacked) if self.adversary.learns else None
+
+    def _update(self, step: Step) -> None:
+        if not self.adversary.learns:
+            return
+        self.grad_norm = self.optimizer.step(self.gradients, self._lr(step), self.stage.world)
         if not math.isfinite(self.grad_norm) and self.stage.world.is_main:
             log.warning("The adversary's gradient of step %d is not finite; it was not updated.", step.number + 1)
 
@@ -266,16 +307,22 @@ class UniGame(Objective):
             rows = rows + p.clip * (self.clip.tau - self.pool.similarity(attack, attacked.pictures)).clamp(min=0)
         return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.pictures
 
-    def _mine(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, losses: Tensor) -> None:
-        """Candidates of one micro-step; on some steps also the report's pictures. The same calls on every rank."""
-        model, before = self.stage.model, attacked.passes
-        with self.stage.as_opponent():
-            found = self.path.harvest(model, attack, attacked, losses, self._generator("harvest", step.number, micro))
-            step.passes += attacked.passes - before
-            self.pool.mine(attack, attacked, *found, step.number)
-            every = self.config.pictures_every * self.config.every
-            if micro == 0 and every and step.number % every == 0:
-                self.shown = attack_panels(model, self.path, attack, attacked, found[0][0])[: self.config.pictures]
+    def _mine(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, losses: Tensor) -> Tensor:
+        """Candidates of one micro-step, inside `as_opponent`; returns one per row, (B, 3, H, W)."""
+        before = attacked.passes
+        generator = self._generator("harvest", step.number, micro)
+        pictures, sums = self.path.harvest(self.stage.model, attack, attacked, losses, generator)
+        step.passes += attacked.passes - before
+        self.pool.mine(attack, attacked, pictures, sums, step.number)
+        return pictures[0]
+
+    def _show(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, pictures: Tensor) -> None:
+        """On some steps, pictures for the report. The same calls on every rank."""
+        every = self.config.pictures_every * self.config.every
+        if micro == 0 and every and step.number % every == 0:
+            with self.stage.as_opponent():  # anew: the calls belong to none of the passes around them
+                panels = attack_panels(self.stage.model, self.path, attack, attacked, pictures)
+            self.shown = panels[: self.config.pictures]
 
     def _put_hard_rows(self, step: Step) -> None:
         """Rows from this rank's buffer into the hard slots of every micro-step; slots without one stay dummies."""

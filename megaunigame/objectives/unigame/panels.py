@@ -20,7 +20,7 @@ def attack_panels(
     model: UnifiedModel, path: AttackPath, inputs: AttackInputs, attacked: Attacked, pictures: Tensor
 ) -> list[Panel]:
     """One line per real row, for `pictures` (B, 3, H, W) in [-1, 1]. The same model calls on every rank, whatever the data."""
-    plain = path.undisturbed(model, inputs)
+    plain = path.undisturbed(model, inputs, attacked)
     before = _answers(model, inputs.question)
     after = _answers(model, attacked.question)
     assert inputs.redraw.targets is not None

@@ -4,8 +4,9 @@
     embedding  v = visual tokens of the source;                                          loss = CE(answer | v + delta, question)
     sampled    the embedding path for the adversary's loss; the pictures are drawn token by token, delta on every embedding
 
-One forward through the language model gives h. The same picture then serves the adversary's ascent, the CLIP filter and the
-buffer; the released code draws its pictures separately, which is the third path.
+One forward through the language model gives h, or none where the learner's own generate pass has drawn the source. The same
+picture then serves the adversary's ascent, the CLIP filter and the buffer; the released code draws its pictures separately,
+which is the third path.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +24,15 @@ from megaunigame.adversary.base import Adversary
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.unigame.settings import Sampling, Settings
 from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, PassInputs
+
+
+class Redrawn(NamedTuple):
+    """The source pictures as the generate pass drew them, teacher forced; without gradient."""
+
+    hidden: Tensor
+    """(B, N, D) post-LM tokens."""
+    target: Tensor
+    """Codes (B, N) or latents."""
 
 
 @dataclass
@@ -38,6 +49,8 @@ class Attacked:
     """(B, 3, H, W) in [-1, 1]: what the learner is shown; differentiable where a decoder made it."""
     passes: int
     """Forwards through the language model that it took."""
+    redrawn: Redrawn | None = None
+    """What was disturbed, where it is what the generate pass drew."""
 
 
 class AttackPath(ABC):
@@ -49,10 +62,12 @@ class AttackPath(ABC):
         """Forwards that the adversary itself asked for in the present attack."""
 
     @abstractmethod
-    def attack(self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator) -> Attacked:
-        """The source pictures of one micro-batch under attack."""
+    def attack(
+        self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator, redrawn: Redrawn | None = None
+    ) -> Attacked:
+        """The source pictures of one micro-batch under attack; `redrawn` where the learner's own pass has drawn them."""
 
-    def undisturbed(self, model: UnifiedModel, inputs: AttackInputs) -> Tensor:
+    def undisturbed(self, model: UnifiedModel, inputs: AttackInputs, attacked: Attacked) -> Tensor:
         """(B, 3, H, W) in [-1, 1]: what would be shown without a perturbation."""
         assert inputs.redraw.targets is not None
         return inputs.redraw.targets
@@ -85,28 +100,38 @@ class DecoderPath(AttackPath):
         super().__init__(adversary)
         self.anchored = anchored
 
-    def attack(self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator) -> Attacked:
-        with torch.no_grad():
-            seen = model(GENERATE, inputs.redraw)
-        anchor = seen.target if self.anchored else None
+    def attack(
+        self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator, redrawn: Redrawn | None = None
+    ) -> Attacked:
+        passes = 0
+        if redrawn is None:
+            with torch.no_grad():
+                seen = model(GENERATE, inputs.redraw)
+            redrawn, passes = Redrawn(seen.hidden, seen.target), 1
+        hidden, anchor = redrawn.hidden, self._anchor(redrawn)
 
         def question_of(delta: Tensor) -> PassInputs:
-            return about(model, inputs.question, model.decode(seen.hidden, delta, anchor).pixels)
+            return about(model, inputs.question, model.decode(hidden, delta, anchor).pixels)
 
-        delta = self._perturb(model, seen.hidden.float(), question_of, generator)
-        decoded = model.decode(seen.hidden, delta, anchor)
+        delta = self._perturb(model, hidden.float(), question_of, generator)
+        decoded = model.decode(hidden, delta, anchor)
         question = about(model, inputs.question, decoded.pixels)
-        return Attacked(question, delta, decoded.changed, decoded.pixels, passes=1 + self.calls)
+        return Attacked(question, delta, decoded.changed, decoded.pixels, passes + self.calls, redrawn)
 
-    def undisturbed(self, model: UnifiedModel, inputs: AttackInputs) -> Tensor:
-        seen = model(GENERATE, inputs.redraw)
-        return model.decode(seen.hidden, None, seen.target if self.anchored else None).pixels
+    def undisturbed(self, model: UnifiedModel, inputs: AttackInputs, attacked: Attacked) -> Tensor:
+        assert attacked.redrawn is not None
+        return model.decode(attacked.redrawn.hidden, None, self._anchor(attacked.redrawn)).pixels
+
+    def _anchor(self, redrawn: Redrawn) -> Tensor | None:
+        return redrawn.target if self.anchored else None
 
 
 class EmbeddingPath(AttackPath):
     """On the tokens the language model reads. No picture shows it: the buffer keeps sources, attacked anew on replay."""
 
-    def attack(self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator) -> Attacked:
+    def attack(
+        self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator, redrawn: Redrawn | None = None
+    ) -> Attacked:
         question, delta = self._disturbed(model, inputs.question, generator)
         assert inputs.redraw.targets is not None
         unchanged = delta.new_zeros(len(delta))

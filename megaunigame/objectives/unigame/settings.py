@@ -12,6 +12,7 @@ MODES = ("alternating", "simultaneous")
 PATHS = ("decoder", "embedding", "sampled")
 ANCHORS = ("source", "none")
 CONDITIONS = ("image", "caption")
+OWN = "own"
 
 
 @dataclass
@@ -97,6 +98,9 @@ class Settings:
     """What the redrawn picture is conditioned on: the source `image`, or its `caption`."""
     prompts: list[str] = field(default_factory=lambda: ["draw this image again ."])
     """Condition `image`: one is drawn per attacked row. Use the wording the model knows."""
+    redraw: str = OWN
+    """`own`: a forward of its own redraws the sources; or a generate term (`pixel`) whose rows draw the same samples in the
+    learner's pass, which the attack then reuses. Prompts, dropped conditions and LoRA dropout are then those of the term."""
     ratio: float = 250.0
     """Learning rate of the adversary over that of the learner."""
     gain: float = 120.0
@@ -146,6 +150,11 @@ class Settings:
         if self.mode == "simultaneous" and self.path == "sampled":
             raise ConfigError(
                 f"{where}: path=sampled draws without gradient and cannot be simultaneous. Type {where}.mode=alternating."
+            )
+        if self.redraw != OWN and self.path != "decoder":
+            raise ConfigError(
+                f"{where}.redraw={self.redraw}: path={self.path} does not read what the generate pass draws. "
+                f"Type {where}.redraw=own, or {where}.path=decoder."
             )
         if self.path == "sampled" and (self.sampling.candidates < 1 or self.sampling.temperature < 0):
             raise ConfigError(f"{where}.sampling: candidates must be at least 1, temperature 0 or more.")

@@ -1,0 +1,53 @@
+"""Sources redrawn by another objective's rows: the attack takes the hidden states of the learner's own generate pass.
+
+What comes from there is what the term asked for: its prompts, a softened source, a dropped condition now and then. All of it
+is teacher forced towards the picture itself, so an anchored attack starts from the same codes in every case.
+"""
+
+from __future__ import annotations
+
+from megaunigame.errors import ConfigError
+from megaunigame.objectives.unigame.paths import Redrawn
+from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.passes import GENERATE, PassOutput, StepPlan
+from megaunigame.registry import unknown
+
+
+def check_redraw(settings: Settings, plan: StepPlan) -> None:
+    """Raises ConfigError unless the term that `redraw` names draws the attacked pictures in every micro-step."""
+    where, term = "objectives.unigame", settings.redraw
+    able = [r.term for r in plan.of_pass(GENERATE) if r.redraws]
+    if not able:
+        raise ConfigError(
+            f"{where}.redraw={term}: no objective draws the sources again. Give objectives.unimrg.rows.pixel or "
+            f"objectives.generation.pixel_rows, or type {where}.redraw=own."
+        )
+    if term not in able:
+        raise ConfigError(unknown(f"value of {where}.redraw", term, ["own", *able]))
+    [request] = [r for r in plan.requests if r.term == term]
+    if request.takes_source != (settings.condition == "image"):
+        drawn_from = "image" if request.takes_source else "caption"
+        raise ConfigError(
+            f"{where}.redraw={term}: these rows draw from the {drawn_from}. Type {where}.condition={drawn_from}, "
+            f"or {where}.redraw=own."
+        )
+    for name, ours, theirs in (
+        ("stream", settings.stream, request.stream),
+        ("attack_rows", settings.attack_rows, request.count),
+    ):
+        if ours != theirs:
+            raise ConfigError(
+                f"{where}.{name}={ours}, but {where}.redraw={term}, whose rows have {theirs}. Type {where}.{name}={theirs}, "
+                f"or {where}.redraw=own."
+            )
+    if any(term in turns.terms for turns in plan.turns):
+        raise ConfigError(
+            f"{where}.redraw={term}: the term takes turns with others, and every attack needs it. Type "
+            f"objectives.unimrg.schedule=all, or {where}.redraw=own."
+        )
+
+
+def redrawn_in(output: PassOutput, at: slice) -> Redrawn:
+    """The rows `at` of a generate pass, cut off from its graph."""
+    assert output.hidden is not None and output.target is not None
+    return Redrawn(output.hidden[at].detach(), output.target[at])

@@ -1,0 +1,164 @@
+"""Sources that another objective's rows redraw: the attack takes what the learner's own generate pass has drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megaunigame.config import fill
+from megaunigame.errors import ConfigError, DataError
+from megaunigame.models.janus import Janus
+from megaunigame.monitoring import names
+from megaunigame.objectives.base import Objective
+from megaunigame.objectives.generation import Generation
+from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unimrg import UniMRG
+from megaunigame.passes import ATTACK, GENERATE, StepPlan, attack_plan, plan_from
+from tests.multi_process.tiny_run import write_model
+from tests.objectives.played_by_hand import Played, calls_of, captured, shards
+from tests.objectives.test_unigame_game import ADVERSARIES, CLIP, LM, PICTURES, TEXTS
+
+# The plan
+
+
+def drawing() -> list[Objective]:
+    return [Generation(Generation.Config(caption_rows=3, pixel_rows=4))]
+
+
+def tasks(**settings) -> list[Objective]:
+    rows = {"understanding": 2, "depth": 4, "pixel": 4}
+    return [UniMRG(fill(UniMRG.Config, {"rows": rows, **settings}, "objectives.unimrg"))]
+
+
+def planned(others: list[Objective], **settings) -> StepPlan:
+    unigame = UniGame(fill(UniGame.Config, settings, "objectives.unigame"))
+    objectives = [unigame, *others]
+    turns = [t for o in objectives if (t := o.turns()) is not None]
+    plan = plan_from((r for o in objectives for r in o.rows()), turns)
+    unigame.check_plan(plan)
+    return plan
+
+
+@pytest.mark.parametrize("others", [drawing(), tasks(), tasks(images="paired", rows={"depth": 4, "pixel": 4})])
+def test_another_objectives_rows_redraw_the_sources(others):
+    plan = planned(others, redraw="pixel")
+    assert plan.redrawn_by == "pixel" and plan.of_pass(ATTACK)[0].shares == "pixel"
+    assert attack_plan(plan).of_pass(GENERATE) == plan.of_pass(GENERATE)
+
+
+def test_captions_redraw_sources_too():
+    assert planned(drawing(), redraw="caption", condition="caption", attack_rows=3).redrawn_by == "caption"
+
+
+def test_without_an_attack_nothing_is_redrawn():
+    assert planned([], redraw="pixel", attack_rows=0, hard_rows=0).redrawn_by is None
+
+
+@pytest.mark.parametrize(
+    ("others", "settings", "parts"),
+    [
+        ([], {"redraw": "pixel"}, ["redraw=pixel", "objectives.unimrg.rows.pixel", "objectives.unigame.redraw=own"]),
+        (tasks(), {"redraw": "pixl"}, ["objectives.unigame.redraw", "'pixl'", "Did you mean 'pixel'", "own, pixel"]),
+        (tasks(), {"redraw": "depth"}, ["objectives.unigame.redraw", "'depth'", "own, pixel"]),
+        (tasks(), {"redraw": "clean"}, ["objectives.unigame.redraw", "'clean'", "own, pixel"]),
+        (drawing(), {"redraw": "caption", "attack_rows": 3}, ["redraw=caption", "Type objectives.unigame.condition=caption"]),
+        (drawing(), {"redraw": "pixel", "condition": "caption"}, ["redraw=pixel", "objectives.unigame.condition=image"]),
+        (tasks(), {"redraw": "pixel", "attack_rows": 5}, ["attack_rows=5", "have 4", "Type objectives.unigame.attack_rows=4"]),
+        (tasks(stream="b"), {"redraw": "pixel", "stream": "a"}, ["stream=a", "have b", "Type objectives.unigame.stream=b"]),
+        (tasks(schedule="round_robin"), {"redraw": "pixel"}, ["takes turns", "objectives.unimrg.schedule=all", "redraw=own"]),
+    ],
+)
+def test_rows_that_cannot_redraw_the_sources(others, settings, parts):
+    with pytest.raises(ConfigError) as caught:
+        planned(others, **settings)
+    missing = [part for part in parts if part not in str(caught.value)]
+    assert not missing, f"{missing} not in: {caught.value}"
+
+
+# The step
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("redraw")
+    write_model(home / "model")
+    shards(home / "pictures", PICTURES)
+    shards(home / "texts", TEXTS)
+    return home
+
+
+@pytest.fixture
+def play(folder):
+    """`play(data="pictures", **settings)`: a game on that data."""
+    return lambda data="pictures", **settings: Played(
+        Janus.load(folder / "model", max_length=96).train(), folder / data, **settings
+    )
+
+
+PIXEL = [Generation(Generation.Config(caption_rows=1, pixel_rows=3, drop=0.5))]
+REDRAWN = [(mode, adversary) for mode in ("alternating", "simultaneous") for adversary in ADVERSARIES]
+
+
+@pytest.mark.parametrize("mode", ["alternating", "simultaneous"])
+def test_what_the_learner_has_drawn_is_attacked(play, mode):
+    """The pictures are those of the pixel rows, and the perturbation is that of an attack with a forward of its own."""
+    game = play(others=PIXEL, redraw="pixel", mode=mode, adversary=ADVERSARIES["noise"])
+    offered, attack = captured(game), game.attack()
+    pixel = game.micro_batches[0].inputs[GENERATE].keys[game.plan.slots(GENERATE, "pixel")]
+    assert attack.redraw.keys == attack.question.keys == pixel and (attack.question.counts > 0).all()
+    game.step()
+    ((_, attacked, _, _, _),) = offered
+    again = game.unigame.path.attack(game.model, attack, game.unigame._generator("attack", 0, 0))
+    torch.testing.assert_close(attacked.delta, again.delta, rtol=0, atol=1e-5)
+    torch.testing.assert_close(attacked.pictures, again.pictures, rtol=0, atol=1e-5)
+    assert again.passes == 1 and attacked.passes == 0 and not attacked.redrawn.hidden.requires_grad
+
+
+@pytest.mark.parametrize(("mode", "adversary"), REDRAWN)
+def test_an_attack_on_what_is_drawn_anyway_costs_no_generate_pass(play, mode, adversary):
+    """One generate, one understand pass; alternating asks about the pictures in a third. Not even the report draws again."""
+    settings = {"mode": mode, "adversary": ADVERSARIES[adversary], "accumulation": 2, "every": 2}
+    game = play(others=PIXEL, redraw="pixel", pictures_every=0, **settings)
+    asked = ADVERSARIES[adversary].get("steps", 0) + (mode == "alternating")
+    for attacks in (1, 0, 1):
+        with calls_of(game.model) as called:
+            game.step()
+        assert called.count(LM) == 2 * (2 + attacks * asked) == 4 + game.passes
+    game = play(others=PIXEL, redraw="pixel", pictures_every=1, **settings)
+    with calls_of(game.model) as called:
+        game.step()
+    assert called.count(LM) == 4 + game.passes + 2, "the answers before and after"
+    assert len(game.unigame.panels()) == 3
+
+
+@pytest.mark.parametrize(("mode", "adversary"), REDRAWN)
+def test_dummies_that_others_redraw_make_the_same_calls(play, mode, adversary):
+    sequences = []
+    for data in ("pictures", "texts"):
+        settings = {"mode": mode, "adversary": ADVERSARIES[adversary], "pictures_every": 1, **CLIP}
+        game = play(data, others=PIXEL, redraw="pixel", **settings)
+        with calls_of(game.model) as called:
+            sizes = [game.step()[names.BUFFER_SIZE] for _ in range(2)]
+        sequences.append(called)
+        assert (sizes[-1] > 0) == (data == "pictures"), "the cases do not differ"
+    assert sequences[1] == sequences[0]
+
+
+def test_a_question_about_another_picture_than_is_drawn_is_not_asked(play):
+    """A sample whose conversation is bad is replaced for the attack and not for the row that draws."""
+    game = play(others=PIXEL, redraw="pixel", clean_rows=0)
+    row, bad = game.unigame.row, game.attack().question.keys[1]
+
+    def refusing(request: Any, sample: Any, rng: np.random.Generator):
+        if sample.key == bad:
+            raise DataError(f"Sample {sample.key} has no conversation.")
+        return row(request, sample, rng)
+
+    game.unigame.row = refusing
+    attack = game.attack()
+    assert [key == bad for key in attack.redraw.keys] == [False, True, False]
+    assert attack.question.keys[1] != bad and (attack.question.counts > 0).tolist() == [True, False, True]
+    assert game.step()[names.BUFFER_SIZE] == 2
