@@ -86,18 +86,12 @@ CASES = {
     },
     "openuni_zero2": {"model": {"family": "openuni"}, "engine": {"ds_config": "ds_configs/zero2.json"}},
     "emu3": {"model": {"family": "emu3"}, "objectives": unimrg(source_gradient=0.1)},
-    "emu3_checkpointing": {"model": {"family": "emu3", "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
     "emu3_lora_checkpointing": {
         "model": {"family": "emu3", "train": "lora", "lora": LORA, "gradient_checkpointing": True},
         "objectives": unimrg(schedule="round_robin"),
         "batch": {"accumulation": 3},
     },
     "emu3_zero2": {"model": {"family": "emu3"}, "engine": {"ds_config": "ds_configs/zero2.json"}},
-    "emu3_zero2_lora": {
-        "model": {"family": "emu3", "train": "lora", "lora": LORA},
-        "objectives": unimrg(),
-        "engine": {"ds_config": "ds_configs/zero2.json"},
-    },
     "aia": {"objectives": aia(weights={"generate": 5.0, "understand": 10.0}), "batch": {"accumulation": 2}},
     "aia_checkpointing_one_layer": {
         "objectives": aia(weights={"generate": 40.0, "understand": 40.0}, layers=[1]),

@@ -61,7 +61,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "embedding": ({"path": "embedding"}, {"batch": {"accumulation": 2}}),
     "embedding_simultaneous": ({"path": "embedding", "mode": "simultaneous"}, {}),
     "emu3": ({}, {"model": {"family": "emu3", "gradient_checkpointing": True}}),
-    "emu3_simultaneous_lora": ({"mode": "simultaneous"}, {"model": {"family": "emu3", **LORA["model"]}}),
+    "emu3_redraw_simultaneous": (
+        {"redraw": "pixel", "mode": "simultaneous"},
+        {"others": PIXEL, "model": {"family": "emu3", "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
+    ),
     "emu3_embedding_zero2": ({"path": "embedding"}, {"model": {"family": "emu3"}, **ZERO2}),
     "redraw_checkpointing": ({"redraw": "pixel"}, {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}}),
     "redraw_accumulation": ({"redraw": "pixel", "every": 2}, {"others": PIXEL, "batch": {"accumulation": 2}}),
