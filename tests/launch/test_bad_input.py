@@ -102,6 +102,21 @@ CASES = {
         ["another adversary", "out_features=8"],
     ),
     "checkpoint without a game": ("output={home}/run " + game("clean_rows: 2"), CheckpointError, ["another"]),
+    "layer out of range": ("objectives.aia.layers=[0,2]", ConfigError, ["2 is no layer", "0 to 1"]),
+    "targets of another depth": ("objectives.aia.targets=janus_pro", ConfigError, ["30 layers", "this model has 2"]),
+    "targets file of another depth": (
+        "objectives.aia.targets={home}/deep.yaml",
+        ConfigError,
+        ["targets for 12 layers", "this model has 2"],
+    ),
+    "no targets file": ("objectives.aia.targets={home}/none.yaml", ConfigError, ["none.yaml", "measure_attention.py"]),
+    "attention alone": ("objectives={aia: {}}", ConfigError, ["at least one row"]),
+    "term that nobody has": ("objectives.aia.terms=[captions]", ConfigError, ["Did you mean 'caption'"]),
+    "measured weights on resume": (
+        "output={home}/run objectives.aia.preset=auto",
+        CheckpointError,
+        ["no measured weights of AIA", "preset=code"],
+    ),
     "unknown suite": ("evaluation.suites={question: {shards: x}}", ConfigError, ["Did you mean 'questions'"]),
 }  # fmt: skip
 
@@ -109,6 +124,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def wrong_things(home: Path) -> Path:
     (home / "owned.json").write_text('{"zero_optimization": {"stage": 3}, "gradient_clipping": 1.0}')
+    (home / "deep.yaml").write_text("depth: 12\ngenerate:\n  - {layers: [0, 11], delta: 0.1, target: 0.4}\n")
     (home / "empty").mkdir()
     write_shards(home / "missing", [8, 8], fields=sample)
     (home / "missing" / "data-000001.tar").unlink()
