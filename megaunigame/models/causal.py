@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from megaunigame.models import attention_taps, causal_decoding, masks
 from megaunigame.models.attention_taps import Tap
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.gradient_scale import scale_gradient
-from megaunigame.models.loading import load_plain
+from megaunigame.models.loading import check_names, check_shapes, load_plain
+from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.models.row_processor import RowProcessor
 from megaunigame.models.token_head import TokenHead
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput, Taps
@@ -56,6 +57,40 @@ class CausalModel(UnifiedModel):
     @abstractmethod
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
         """The generate pass."""
+
+    frozen_prefix: ClassVar[str]
+    """Of the names that the frozen tokenizer has in an exported folder."""
+
+    @classmethod
+    @abstractmethod
+    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
+        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`.
+
+        Raises ModelError for keys of another family.
+        """
+
+    @classmethod
+    @abstractmethod
+    def skeleton(cls, path: str) -> nn.Module:
+        """The trained modules of the configuration in `path`, under the names of this model; called on the meta device."""
+
+    @classmethod
+    def weights(cls, path: str) -> RenamedWeights:
+        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
+
+        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
+        """
+        weights, _ = cls.open_weights(path)
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in cls.skeleton(path).state_dict().items()}
+        check_names(expected, weights.names(), path)
+        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
+        return weights
+
+    @classmethod
+    def frozen_weights(cls, path: str) -> RenamedWeights:
+        """The frozen tokenizer, under the names it has in an exported folder."""
+        return cls.open_weights(path)[1].prefixed(cls.frozen_prefix)
 
     @classmethod
     def load(

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Emu3Config, PreTrainedModel
 
-from megaunigame.models.base import Decoded
-from megaunigame.models.causal import CausalModel, check_attention
-from megaunigame.models.causal_decoding import picker
+from megaunigame.models.causal import check_attention
+from megaunigame.models.code_model import CodeModel
 from megaunigame.models.emu3 import decoding
 from megaunigame.models.emu3.checkpoint_keys import VISION_TOKENIZER, open_weights
 from megaunigame.models.emu3.code_rows import CodeRows
@@ -27,17 +26,17 @@ from megaunigame.models.emu3.parts import trained_parts
 from megaunigame.models.emu3.processor import Emu3Processor
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.frozen import Frozen
-from megaunigame.models.loading import check_names, check_shapes
 from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.passes import PassInputs, PassOutput, Taps
 
 
-class Emu3(CausalModel):
+class Emu3(CodeModel):
     """The trained part of an Emu3; parameter names are those of transformers' Emu3ForConditionalGeneration.
 
     The vision tokenizer is no submodule: `load_frozen` builds it, replicated and frozen.
     """
 
+    frozen_prefix = VISION_TOKENIZER
     processor: Emu3Processor
     model: nn.ModuleDict
 
@@ -60,23 +59,14 @@ class Emu3(CausalModel):
         return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @classmethod
-    def weights(cls, path: str) -> RenamedWeights:
-        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
-
-        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
-        """
-        weights, _ = open_weights(tensor_files(path), path)
-        with torch.device("meta"):
-            whole = nn.ModuleDict(trained_parts(read_config(path)))
-        expected = {name: tensor.shape for name, tensor in whole.state_dict().items()}
-        check_names(expected, weights.names(), path)
-        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
-        return weights
+    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
+        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`."""
+        return open_weights(tensor_files(path), path)
 
     @classmethod
-    def frozen_weights(cls, path: str) -> RenamedWeights:
-        """The vision tokenizer, under `model.vqmodel.`."""
-        return open_weights(tensor_files(path), path)[1].prefixed(VISION_TOKENIZER)
+    def skeleton(cls, path: str) -> nn.Module:
+        """The trained modules."""
+        return nn.ModuleDict(trained_parts(read_config(path)))
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
@@ -90,7 +80,7 @@ class Emu3(CausalModel):
 
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the vision tokenizer, outside the module tree."""
-        _, weights = open_weights(tensor_files(path), path)
+        _, weights = self.open_weights(path)
         self.frozen.load(VisionTokenizer(self.config.vq_config), weights, path, device, dtype)
 
     @property
@@ -126,10 +116,6 @@ class Emu3(CausalModel):
         else:
             tokens = self.language_model.embed_tokens(self.vision_tokenizer.encode(pixels).flatten(1) + first)
         return tokens.unflatten(0, images.shape[:2])
-
-    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
-        assert inputs.targets is not None
-        return self.predict_codes(inputs, self.encode_target(inputs.targets), predict)
 
     def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read.
@@ -172,21 +158,10 @@ class Emu3(CausalModel):
         """(B, 3, H, W) in [-1, 1] -> (B, N) codes. No gradient."""
         return self.vision_tokenizer.encode(pixels).flatten(1)
 
-    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
-        """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
-
-        Straight-through: the pixels are those of the chosen codes, the gradient that of the mean code. The chosen code is
-        the likeliest; with `anchor` (B, N codes) only where the perturbation changes which is the likeliest, else the anchor.
-        """
-        moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
-        logits = self.code_logits(moved)
-        codes = logits.argmax(-1)
-        # Also without delta: on every rank the same calls. It costs a head on N positions, without its backward.
-        with torch.no_grad():
-            changed = codes != self.code_logits(hidden).argmax(-1)
-        chosen = codes if anchor is None else torch.where(changed, codes, anchor)
-        pixels = self.vision_tokenizer.decode_logits(self.rows.grid(logits), self.rows.grid(chosen))
-        return Decoded(pixels.float().clamp(-1, 1), changed.float().mean(1))
+    def pixels_of(self, codes: Tensor, logits: Tensor | None = None) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W), not clamped; with `logits` (B, N, V), the gradient is that of the mean code."""
+        tokenizer, grid = self.vision_tokenizer, self.rows.grid
+        return tokenizer.decode_codes(grid(codes)) if logits is None else tokenizer.decode_logits(grid(logits), grid(codes))
 
     def as_source(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> of the size of understood pictures, in [-1, 1]; differentiable."""
@@ -195,23 +170,16 @@ class Emu3(CausalModel):
             pixels = F.interpolate(pixels, (size, size), mode="bilinear")
         return pixels
 
-    @torch.no_grad()
-    def decode_target(self, target: Tensor) -> Tensor:
-        """(B, N) codes -> (B, 3, H, W) in [-1, 1]."""
-        return self.vision_tokenizer.decode_codes(self.rows.grid(target)).float().clamp(-1, 1)
-
-    def sample(
+    def sample_codes(
         self,
         inputs: PassInputs,
         *,
         guidance: float,
-        temperature: float,
-        generator: torch.Generator,
+        pick: Callable[[Tensor], Tensor],
         disturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
-        pick = picker(temperature, generator)
-        return self.decode_target(decoding.sample_codes(self, inputs, guidance=guidance, pick=pick, disturb=disturb))
+        """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,)."""
+        return decoding.sample_codes(self, inputs, guidance=guidance, pick=pick, disturb=disturb)
 
     # Training
 

@@ -37,7 +37,7 @@ def sample_codes(
             attention,
             model.codes_per_image,
             embed=model.embed_codes,
-            score=model.model.generation_head,
+            score=model.code_logits,
             pick=pick,
             guidance=guidance,
             disturb=disturb,

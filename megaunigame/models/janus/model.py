@@ -11,20 +11,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from megaunigame.models.base import Decoded
-from megaunigame.models.causal import CausalModel, check_attention
-from megaunigame.models.causal_decoding import picker
+from megaunigame.models.causal import check_attention
+from megaunigame.models.code_model import CodeModel
 from megaunigame.models.frozen import Frozen
 from megaunigame.models.janus import decoding
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.loading import check_names, check_shapes
 from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.models.settings_files import copy_settings
 from megaunigame.models.tensor_files import TensorFiles
@@ -32,12 +30,13 @@ from megaunigame.models.token_head import TokenHead
 from megaunigame.passes import UNDERSTAND, PassInputs, PassOutput
 
 
-class Janus(CausalModel):
+class Janus(CodeModel):
     """The trained part of a Janus model; parameter names are those of transformers' JanusForConditionalGeneration.
 
     The image tokenizer is no submodule: `load_frozen` builds it, replicated and frozen.
     """
 
+    frozen_prefix = IMAGE_TOKENIZER
     processor: JanusProcessor
 
     def __init__(self, config: JanusConfig, processor: JanusProcessor, *, attention: str, gradient_checkpointing: bool):
@@ -63,24 +62,17 @@ class Janus(CausalModel):
         return cls(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @classmethod
-    def weights(cls, path: str) -> RenamedWeights:
-        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
-
-        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
-        """
-        weights, _ = open_weights(TensorFiles.of_folder(path), path)
-        with torch.device("meta"), no_init_weights():
-            network = JanusForConditionalGeneration(read_config(path))
-        del network.model.vqmodel
-        expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        check_names(expected, weights.names(), path)
-        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
-        return weights
+    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
+        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`."""
+        return open_weights(TensorFiles.of_folder(path), path)
 
     @classmethod
-    def frozen_weights(cls, path: str) -> RenamedWeights:
-        """The image tokenizer, under `model.vqmodel.`."""
-        return open_weights(TensorFiles.of_folder(path), path)[1].prefixed(IMAGE_TOKENIZER)
+    def skeleton(cls, path: str) -> nn.Module:
+        """The trained modules."""
+        with no_init_weights():
+            network = JanusForConditionalGeneration(read_config(path))
+        del network.model.vqmodel
+        return network
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
@@ -97,7 +89,7 @@ class Janus(CausalModel):
 
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the image tokenizer, outside the module tree."""
-        _, weights = open_weights(TensorFiles.of_folder(path), path)
+        _, weights = self.open_weights(path)
         self.frozen.load(ImageTokenizer(self.config.vq_config), weights, path, device, dtype)
 
     @property
@@ -129,10 +121,6 @@ class Janus(CausalModel):
         features = self.model.vision_model(images.flatten(0, 1)).last_hidden_state
         return self.model.aligner(features).unflatten(0, images.shape[:2])
 
-    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
-        assert inputs.targets is not None
-        return self.predict_codes(inputs, self.encode_target(inputs.targets), predict)
-
     def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read."""
         # The last code is predicted, never read.
@@ -140,7 +128,7 @@ class Janus(CausalModel):
         attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
         tap = self._prompt_tap(inputs, drawn=torch.ones(codes.shape[1] - 1, dtype=torch.bool))
         hidden = self._read(embeds, attention, tap=tap)[:, -codes.shape[1] :]
-        logits = self.model.generation_head(hidden).float()
+        logits = self.code_logits(hidden).float()
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
         return PassOutput(
             loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
@@ -149,6 +137,10 @@ class Janus(CausalModel):
             predictions=logits.argmax(-1) if predict else None,
             attention=None if tap is None else tap.shares(),
         )
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return self.model.generation_head(hidden)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(B, N) -> (B, N, D): codes as the language model reads them."""
@@ -161,43 +153,14 @@ class Janus(CausalModel):
         """(B, 3, H, W) in [-1, 1] -> (B, N) codes. No gradient."""
         return self.image_tokenizer.encode(pixels)
 
-    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
-        """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
-
-        Straight-through: the pixels are those of the chosen codes, the gradient that of the mean code. The chosen code is
-        the likeliest; with `anchor` (B, N codes) only where the perturbation changes which is the likeliest, else the anchor.
-        """
-        moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
-        logits = self.model.generation_head(moved)
-        codes = logits.argmax(-1)
-        # Also without delta: on every rank the same calls. It costs a head on N positions, without its backward.
-        with torch.no_grad():
-            changed = codes != self.model.generation_head(hidden).argmax(-1)
-        chosen = codes if anchor is None else torch.where(changed, codes, anchor)
-        pixels = self.image_tokenizer.decode_logits(logits, chosen).float().clamp(-1, 1)
-        return Decoded(pixels, changed.float().mean(1))
+    def pixels_of(self, codes: Tensor, logits: Tensor | None = None) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W), not clamped; with `logits` (B, N, V), the gradient is that of the mean code."""
+        tokenizer = self.image_tokenizer
+        return tokenizer.decode_codes(codes) if logits is None else tokenizer.decode_logits(logits, codes)
 
     def as_source(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> normalised as the vision tower expects; differentiable."""
         return self.processor.normalise_source((pixels + 1) * 127.5)
-
-    @torch.no_grad()
-    def decode_target(self, target: Tensor) -> Tensor:
-        """(B, N) codes -> (B, 3, H, W) in [-1, 1]."""
-        return self.image_tokenizer.decode_codes(target).float().clamp(-1, 1)
-
-    def sample(
-        self,
-        inputs: PassInputs,
-        *,
-        guidance: float,
-        temperature: float,
-        generator: torch.Generator,
-        disturb: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
-        pick = picker(temperature, generator)
-        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, disturb=disturb))
 
     def sample_codes(
         self,

@@ -22,7 +22,6 @@ from megaunigame.models.base import Decoded
 from megaunigame.models.causal import CausalModel, check_attention
 from megaunigame.models.causal_decoding import evaluating
 from megaunigame.models.frozen import Frozen
-from megaunigame.models.loading import check_names, check_shapes
 from megaunigame.models.openuni import flow
 from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
@@ -46,6 +45,7 @@ class OpenUni(CausalModel):
     The autoencoder is no submodule: `load_frozen` builds it, replicated and frozen.
     """
 
+    frozen_prefix = AUTOENCODER
     processor: OpenUniProcessor
     model: InternVLModel
     meta_queries: MetaQueries
@@ -74,23 +74,14 @@ class OpenUni(CausalModel):
         return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @classmethod
-    def weights(cls, path: str) -> RenamedWeights:
-        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
-
-        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
-        """
-        weights, _ = open_weights(TensorFiles.of_folder(path), path)
-        with torch.device("meta"):
-            whole = nn.ModuleDict(trained_parts(read_config(path)))
-        expected = {name: tensor.shape for name, tensor in whole.state_dict().items()}
-        check_names(expected, weights.names(), path)
-        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
-        return weights
+    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
+        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`."""
+        return open_weights(TensorFiles.of_folder(path), path)
 
     @classmethod
-    def frozen_weights(cls, path: str) -> RenamedWeights:
-        """The autoencoder, under `vae.`."""
-        return open_weights(TensorFiles.of_folder(path), path)[1].prefixed(AUTOENCODER)
+    def skeleton(cls, path: str) -> nn.Module:
+        """The trained modules."""
+        return nn.ModuleDict(trained_parts(read_config(path)))
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
@@ -104,7 +95,7 @@ class OpenUni(CausalModel):
 
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the autoencoder, outside the module tree."""
-        _, weights = open_weights(TensorFiles.of_folder(path), path)
+        _, weights = self.open_weights(path)
         self.frozen.load(autoencoder(self.config), weights, path, device, dtype)
 
     @property
