@@ -38,7 +38,7 @@ DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the model")
-    parser.add_argument("--family", required=True, help="module in megaunigame/models: janus, openuni, ...")
+    parser.add_argument("--family", required=True, help="module in megaunigame/models: janus, emu3, openuni, ...")
     parser.add_argument("--shards", required=True, help="folder of shards with images, captions and conversations")
     parser.add_argument("--samples", type=int, default=100, help="the first of the shards; 0: all (default %(default)s)")
     parser.add_argument("--passes", nargs="+", default=list(attention_curves.PASSES), help="default: %(default)s")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megaunigame.models.base import Decoded
 from megaunigame.models.causal import CausalModel
-from megaunigame.models.causal_decoding import picker
+from megaunigame.models.causal_decoding import draw_codes, evaluating, picker
 from megaunigame.passes import PassInputs, PassOutput
 
 
@@ -30,19 +30,22 @@ class CodeModel(CausalModel):
         """(...) -> (..., D): codes as the language model reads them."""
 
     @abstractmethod
-    def sample_codes(
-        self,
-        inputs: PassInputs,
-        *,
-        guidance: float,
-        pick: Callable[[Tensor], Tensor],
-        disturb: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). `calls_per_sample` calls of the language model."""
+    def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
+        """Embedded requests (B, P, D) without their condition, and their attention (B, P), padded as `inputs` are."""
+
+    @property
+    def lines(self) -> tuple[int, Tensor | None]:
+        """Codes of a line and what is read behind each line, embedded (D,); (0, None) where nothing is."""
+        return 0, None
 
     @abstractmethod
     def pixels_of(self, codes: Tensor, logits: Tensor | None = None) -> Tensor:
         """(B, N) codes -> (B, 3, H, W), not clamped; with `logits` (B, N, V), the gradient is that of the mean code."""
+
+    @property
+    @abstractmethod
+    def codes_per_image(self) -> int:
+        """N."""
 
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
         assert inputs.targets is not None
@@ -67,6 +70,36 @@ class CodeModel(CausalModel):
     def decode_target(self, target: Tensor) -> Tensor:
         """(B, N) codes -> (B, 3, H, W) in [-1, 1]."""
         return self.pixels_of(target).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample_codes(
+        self,
+        inputs: PassInputs,
+        *,
+        guidance: float,
+        pick: Callable[[Tensor], Tensor],
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). Guidance 1 runs the conditional rows alone."""
+        with evaluating(self):
+            embeds, attention = self.embed(inputs), inputs.attention
+            if guidance != 1:
+                without, read = self.unconditional(inputs)
+                embeds, attention = torch.cat([embeds, without]), torch.cat([attention, read])
+            line, line_end = self.lines
+            return draw_codes(
+                self,
+                embeds,
+                attention,
+                self.codes_per_image,
+                embed=self.embed_codes,
+                score=self.code_logits,
+                pick=pick,
+                guidance=guidance,
+                disturb=disturb,
+                line=line,
+                line_end=line_end,
+            )
 
     def sample(
         self,

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from megaunigame.adversary.perturber import Perturber
-from megaunigame.models.emu3.decoding import sample_codes
 from megaunigame.objectives.unigame.paths import build_path
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, GenerateRow, UnderstandRow
@@ -106,7 +105,7 @@ def test_an_adversary_gets_a_gradient_on_every_path(emu3, picture, settings):
 def test_greedy_sampling_equals_decoding_without_a_cache(emu3, picture, guidance):
     inputs = emu3.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
     calls = counted_calls(emu3.language_model)
-    cached = sample_codes(emu3, inputs, guidance=guidance, pick=greedy)
+    cached = emu3.sample_codes(inputs, guidance=guidance, pick=greedy)
     assert cached.shape == (2, 16) and len(calls) == emu3.calls_per_sample == 19
     empty = torch.tensor([emu3.processor.unconditional_tokens()])
     with torch.no_grad():
@@ -130,7 +129,7 @@ def test_greedy_sampling_equals_decoding_without_a_cache(emu3, picture, guidance
 
 def test_teacher_forcing_on_sampled_codes_predicts_them_again(emu3):
     inputs = emu3.processor.generate_prompts(["a cube"])
-    codes = sample_codes(emu3, inputs, guidance=1.0, pick=greedy)
+    codes = emu3.sample_codes(inputs, guidance=1.0, pick=greedy)
     with torch.no_grad():
         assert torch.equal(emu3.predict_codes(inputs, codes, predict=True).predictions, codes)
 
@@ -148,8 +147,8 @@ def test_sampling_repeats_with_the_generator_and_keeps_the_mode(emu3):
 
 def test_what_disturbs_codes_leaves_line_ends_alone(emu3):
     inputs, shapes = emu3.processor.generate_prompts(["a cube"]), []
-    plain = sample_codes(emu3, inputs, guidance=1.0, pick=greedy)
-    moved = sample_codes(emu3, inputs, guidance=1.0, pick=greedy, disturb=lambda e: shapes.append(e.shape) or 3 * e.flip(-1))
+    plain = emu3.sample_codes(inputs, guidance=1.0, pick=greedy)
+    moved = emu3.sample_codes(inputs, guidance=1.0, pick=greedy, disturb=lambda e: shapes.append(e.shape) or 3 * e.flip(-1))
     assert shapes == [(1, 1, 64)] * 15 and plain[0, 0] == moved[0, 0] and not torch.equal(plain, moved)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from megaunigame.models.causal_decoding import picker
-from megaunigame.models.janus.decoding import unconditional
 from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
 from tests.models.shared import check_answers_equal_decoding_without_a_cache
 
@@ -48,7 +47,7 @@ def test_greedy_sampling_equals_decoding_without_a_cache(model, picture):
     cached = model.sample_codes(inputs, guidance=3.0, pick=lambda logits: logits.argmax(-1))
     assert cached.shape == (2, 16)
     with torch.no_grad():
-        empty = model.language_model.embed_tokens(unconditional(inputs.tokens, inputs.attention, model.processor.pad_id))
+        empty, _ = model.unconditional(inputs)
         prompts = torch.cat([model.embed(inputs), empty])
         attention = torch.cat([inputs.attention, inputs.attention])
         codes = torch.zeros(2, 0, dtype=torch.long)
@@ -88,10 +87,15 @@ def test_drawn_codes_follow_the_distribution():
     assert torch.equal(picker(0, torch.Generator())(logits[:3]), torch.full((3,), 2))
 
 
-def test_the_unconditional_prompt_keeps_its_ends_only():
-    tokens = torch.tensor([[0, 0, 5, 6, 7, 8], [5, 6, 6, 6, 7, 8]])
-    attention = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
-    assert unconditional(tokens, attention, 9).tolist() == [[0, 0, 5, 9, 9, 8], [5, 9, 9, 9, 9, 8]]
+def test_the_unconditional_prompt_keeps_its_ends_only(model):
+    inputs = model.processor.generate_prompts(["a small green cone behind", "a cube"])
+    pad, attention = model.processor.pad_id, inputs.attention
+    expected = inputs.tokens.clone()
+    for row, real in zip(expected, attention, strict=True):
+        row[real.nonzero().squeeze(1)[1:-1]] = pad
+    embeds, read = model.unconditional(inputs)
+    assert torch.equal(embeds, model.language_model.embed_tokens(expected)) and torch.equal(read, attention)
+    assert (expected != inputs.tokens).any(1).all() and not attention.all()
 
 
 def test_answers_equal_decoding_without_a_cache(model, picture):

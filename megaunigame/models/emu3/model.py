@@ -7,7 +7,7 @@ vision-only loss these are. Unlike there, codes are made inside the pass, from p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from transformers import Emu3Config, PreTrainedModel
 
 from megaunigame.models.causal import check_attention
 from megaunigame.models.code_model import CodeModel
-from megaunigame.models.emu3 import decoding
 from megaunigame.models.emu3.checkpoint_keys import VISION_TOKENIZER, open_weights
 from megaunigame.models.emu3.code_rows import CodeRows
 from megaunigame.models.emu3.configuration import read_config, tensor_files
@@ -27,6 +26,7 @@ from megaunigame.models.emu3.processor import Emu3Processor
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.frozen import Frozen
 from megaunigame.models.renamed_weights import RenamedWeights
+from megaunigame.models.token_rows import left_padded
 from megaunigame.passes import PassInputs, PassOutput, Taps
 
 
@@ -95,6 +95,11 @@ class Emu3(CodeModel):
     def rows(self) -> CodeRows:
         """How a generated picture stands in the sequence."""
         return self.processor.format.rows
+
+    @property
+    def codes_per_image(self) -> int:
+        """N."""
+        return self.rows.count
 
     @property
     def calls_per_sample(self) -> int:
@@ -170,16 +175,19 @@ class Emu3(CodeModel):
             pixels = F.interpolate(pixels, (size, size), mode="bilinear")
         return pixels
 
-    def sample_codes(
-        self,
-        inputs: PassInputs,
-        *,
-        guidance: float,
-        pick: Callable[[Tensor], Tensor],
-        disturb: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,)."""
-        return decoding.sample_codes(self, inputs, guidance=guidance, pick=pick, disturb=disturb)
+    def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
+        """One request for all rows, with an empty prompt and no source."""
+        rows, width = inputs.tokens.shape
+        empty = torch.tensor([self.processor.unconditional_tokens()], device=inputs.tokens.device)
+        read = left_padded(torch.ones_like(empty, dtype=torch.bool), width)
+        without = left_padded(self.language_model.embed_tokens(empty), width)
+        return without.expand(rows, -1, -1), read.expand(rows, -1)
+
+    @property
+    def lines(self) -> tuple[int, Tensor]:
+        """Only codes are drawn; line ends are put where they belong."""
+        embed_tokens = self.language_model.embed_tokens
+        return self.rows.width, embed_tokens(torch.tensor(self.rows.line_end, device=embed_tokens.weight.device))
 
     # Training
 

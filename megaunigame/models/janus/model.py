@@ -6,7 +6,7 @@ has none), and the way back from hidden states to pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from megaunigame.attention import first_token
 from megaunigame.models.causal import check_attention
 from megaunigame.models.code_model import CodeModel
 from megaunigame.models.frozen import Frozen
-from megaunigame.models.janus import decoding
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.processor import JanusProcessor
@@ -162,16 +162,14 @@ class Janus(CodeModel):
         """(B, 3, H, W) in [-1, 1] -> normalised as the vision tower expects; differentiable."""
         return self.processor.normalise_source((pixels + 1) * 127.5)
 
-    def sample_codes(
-        self,
-        inputs: PassInputs,
-        *,
-        guidance: float,
-        pick: Callable[[Tensor], Tensor],
-        disturb: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). N calls of the language model."""
-        return decoding.sample_codes(self, inputs, guidance=guidance, pick=pick, disturb=disturb)
+    def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
+        """Pads between the first and the last token of every request, source pictures included; they are read like any other
+        token, only the padding in front stays hidden."""
+        attention = inputs.attention
+        inner = attention & ~first_token(attention)
+        inner[:, -1] = False
+        empty = inputs.tokens.masked_fill(inner, self.processor.pad_id)
+        return self.language_model.embed_tokens(empty), attention
 
     # Training
 
