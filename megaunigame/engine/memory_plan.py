@@ -58,6 +58,9 @@ def describe(
     for name in plan.passes:
         rows = ", ".join(f"{r.term} {r.count} (weight {r.weight:g})" for r in plan.of_pass(name))
         lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text slots a row")
+        if (taps := largest[name].taps) is not None:
+            queries = f"from {taps.rows} random queries a row" if taps.rows else "from all queries"
+            lines.append(f"    its attention is measured in {len(taps.layers)} layers, {queries}")
     if plan.of_pass(ATTACK):
         rows = ", ".join(f"{r.count} pictures" for r in plan.of_pass(ATTACK))
         drawn = "" if plan.redrawn_by is None else f", as {plan.redrawn_by} has drawn them"
