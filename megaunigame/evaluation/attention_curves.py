@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from megaunigame.attention import measurable
-from megaunigame.attention_targets import Aim
+from megaunigame.attention_targets import Aim, Targets
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards import ShardIndex
@@ -33,7 +33,6 @@ from megaunigame.registry import unknown
 PASSES = (UNDERSTAND, GENERATE)
 NEEDS = {UNDERSTAND: "an image and `conversations`", GENERATE: "an image and a `caption`"}
 DIRECTION = {UNDERSTAND: "answers to the picture (understand)", GENERATE: "the drawn picture to the text (generate)"}
-Targets = Mapping[str, Sequence[Aim]]
 
 
 @dataclass
