@@ -75,8 +75,8 @@ class Tap:
         """(B, S): 1 at the keys."""
         self.first = first.float().argmax(1)
         """(B,): position of the first token."""
-        self.reach = (chosen.amax(0) + 1).tolist()
-        """Positions that may be seen by the r-th query of any row: keys behind it need not be looked at."""
+        self.reach = list(zip((chosen.amin(0) + 1).tolist(), (chosen.amax(0) + 1).tolist(), strict=True))
+        """For the r-th query: how many positions it sees in every row, and how many in some row (causal attention)."""
 
     def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Called by the attention function of each tapped layer; with gradient checkpointing a second time, to no effect."""
@@ -147,7 +147,7 @@ class _Shares(torch.autograd.Function):
         weights: Tensor,
         keys: Tensor,
         first: Tensor,
-        reach: list[int],
+        reach: list[tuple[int, int]],
         scaling: float,
     ) -> tuple[Tensor, Tensor]:
         """query (B, H, S, d), key (B, H or fewer, S, d); mask as the attention function gets it: None (causal), (B, S) bool,
@@ -155,8 +155,8 @@ class _Shares(torch.autograd.Function):
         ctx.save_for_backward(query, key, mask, positions, weights, keys)
         ctx.reach, ctx.scaling = reach, scaling
         share, at_first = weights.new_zeros(2, len(query)).unbind()
-        for part, seen in _chunks(query, reach):
-            attention = _attention(query, key, mask, positions[:, part], seen, scaling)[0]
+        for part, clear, seen in _chunks(query, reach):
+            attention = _attention(query, key, mask, positions[:, part], clear, seen, scaling)[0]
             share += (_given(attention, keys).mean(1) * weights[:, part]).sum(1)
             # A query in front of the first token is padding, of weight 0.
             column = first.clamp_max(seen - 1).view(-1, 1, 1, 1).expand(*attention.shape[:3], 1)
@@ -169,8 +169,8 @@ class _Shares(torch.autograd.Function):
         query, key, mask, positions, weights, keys = ctx.saved_tensors
         heads, groups = query.shape[1], query.shape[1] // key.shape[1]
         d_query, d_key = torch.zeros_like(query), torch.zeros_like(key, dtype=torch.float32)
-        for part, seen in _chunks(query, ctx.reach):
-            attention, chosen = _attention(query, key, mask, positions[:, part], seen, ctx.scaling)
+        for part, clear, seen in _chunks(query, ctx.reach):
+            attention, chosen = _attention(query, key, mask, positions[:, part], clear, seen, ctx.scaling)
             mean = _given(attention, keys).unsqueeze(-1)
             d_scores = attention.mul_(keys[:, None, None, :seen] - mean).to(key.dtype)
             # Heads of one group share their keys: they lie behind one another.
@@ -190,24 +190,29 @@ def _given(attention: Tensor, keys: Tensor) -> Tensor:
 
 
 def _attention(
-    query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor, seen: int, scaling: float
+    query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor, clear: int, seen: int, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention (B, H, q, seen) float32 of the queries at `positions` (B, q), and these queries (B, H, q, d)."""
+    """Attention (B, H, q, seen) float32 of the queries at `positions` (B, q), and these queries (B, H, q, d).
+
+    Of the `seen` keys, every query sees the first `clear`, as far as the order goes.
+    """
     chosen = query.gather(2, _rows(positions, query))
-    if mask is None or mask.dim() == 2:
-        hidden = torch.arange(seen, device=query.device) > positions.unsqueeze(-1)
-        if mask is not None:
-            hidden = hidden | ~mask[:, None, :seen].bool()
-        bias = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
-        bias.masked_fill_(hidden, torch.finfo(query.dtype).min)
-    else:
-        rows = torch.arange(len(query), device=query.device).unsqueeze(1)
-        bias = mask.expand(len(query), 1, -1, -1)[rows, 0, positions][..., :seen].to(query.dtype)
     heads, groups = key.shape[1], query.shape[1] // key.shape[1]
-    bias = bias[:, None, None].expand(-1, heads, groups, -1, -1).flatten(2, 3).flatten(0, 1)
     grouped = chosen.unflatten(1, (heads, groups)).flatten(2, 3).flatten(0, 1)
-    scores = torch.baddbmm(bias, grouped, key[:, :, :seen].flatten(0, 1).transpose(1, 2), alpha=scaling)
-    return scores.view(*chosen.shape[:3], seen).softmax(-1, dtype=torch.float32), chosen
+    # The first operand of the product is not read: this is a way to scale while multiplying.
+    unread = grouped.new_zeros(1, 1, 1)
+    products = torch.baddbmm(unread, grouped, key[:, :, :seen].flatten(0, 1).transpose(1, 2), beta=0, alpha=scaling)
+    scores = products.view(*chosen.shape[:3], seen)
+    least = torch.finfo(scores.dtype).min
+    if mask is not None and mask.dim() == 4:
+        rows = torch.arange(len(query), device=query.device).unsqueeze(1)
+        scores += mask.expand(len(query), 1, -1, -1)[rows, 0, positions][:, None, :, :seen]
+    else:
+        behind = torch.arange(clear, seen, device=query.device) > positions.unsqueeze(-1)
+        scores[..., clear:].masked_fill_(behind.unsqueeze(1), least)
+        if mask is not None:
+            scores.masked_fill_(~mask[:, None, None, :seen].bool(), least)
+    return scores.softmax(-1, dtype=torch.float32), chosen
 
 
 def _rows(positions: Tensor, of: Tensor) -> Tensor:
@@ -215,10 +220,11 @@ def _rows(positions: Tensor, of: Tensor) -> Tensor:
     return positions[:, None, :, None].expand(-1, of.shape[1], -1, of.shape[3])
 
 
-def _chunks(query: Tensor, reach: list[int]) -> Iterator[tuple[slice, int]]:
-    """Consecutive queries whose part of the map has at most `CHUNK_ELEMENTS` elements, and how many keys they see."""
+def _chunks(query: Tensor, reach: list[tuple[int, int]]) -> Iterator[tuple[slice, int, int]]:
+    """Consecutive queries whose part of the map has at most `CHUNK_ELEMENTS` elements; how many keys all, and some, see."""
     elements = CHUNK_ELEMENTS_ON_CPU if query.device.type == "cpu" else CHUNK_ELEMENTS
     rows = max(1, elements // (query.shape[0] * query.shape[1] * query.shape[2]))
     for first in range(0, len(reach), rows):
         part = slice(first, min(first + rows, len(reach)))
-        yield part, max(reach[part])
+        clear, seen = zip(*reach[part], strict=True)
+        yield part, min(clear), max(seen)
