@@ -26,8 +26,8 @@ from megaunigame.errors import ModelError
 from megaunigame.passes import AttentionShares, Taps
 
 TAPPED = "tapped_"
-CHUNK_ELEMENTS, CHUNK_ELEMENTS_ON_CPU = 2**25, 2**20
-"""Elements of a map (rows x heads x queries x keys) that exist at a time: enough to keep a GPU busy, or what fits a cache."""
+CHUNK_ELEMENTS = 2**24
+"""Elements of a map (rows x heads x queries x keys) that exist at a time: 64 MiB, of which two or three are alive together."""
 
 
 def install(language_model: PreTrainedModel) -> None:
@@ -222,8 +222,7 @@ def _rows(positions: Tensor, of: Tensor) -> Tensor:
 
 def _chunks(query: Tensor, reach: list[tuple[int, int]]) -> Iterator[tuple[slice, int, int]]:
     """Consecutive queries whose part of the map has at most `CHUNK_ELEMENTS` elements; how many keys all, and some, see."""
-    elements = CHUNK_ELEMENTS_ON_CPU if query.device.type == "cpu" else CHUNK_ELEMENTS
-    rows = max(1, elements // (query.shape[0] * query.shape[1] * query.shape[2]))
+    rows = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * query.shape[2]))
     for first in range(0, len(reach), rows):
         part = slice(first, min(first + rows, len(reach)))
         clear, seen = zip(*reach[part], strict=True)

@@ -71,7 +71,7 @@ ALL = Taps(layers=tuple(range(LAYERS)))
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @pytest.mark.parametrize("base", ["sdpa", "eager"])
 def test_shares_and_gradients_are_those_of_the_maps(monkeypatch, base, padding, checkpointing, key_value_heads, chunk):
-    monkeypatch.setattr(attention_taps, "CHUNK_ELEMENTS_ON_CPU", chunk)
+    monkeypatch.setattr(attention_taps, "CHUNK_ELEMENTS", chunk)
     attention, queries, keys, first = sets(left=padding == "left")
     mask = masks.additive(masks.causal(attention, None), torch.float32)
     reference = llama("eager", key_value_heads)
