@@ -24,8 +24,8 @@ class LossTerms:
 
     def __init__(self, plan: StepPlan, objectives: Sequence[Objective], world: World):
         self.plan, self.world = plan, world
-        self.added = [(objective, term) for objective in objectives for term in objective.pass_terms()]
-        self.names = (*plan.terms, *(term.term for _, term in self.added))
+        self.added = [term for objective in objectives for term in objective.pass_terms()]
+        self.names = (*plan.terms, *(term.term for term in self.added))
         """(T,)"""
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
@@ -33,7 +33,7 @@ class LossTerms:
 
     def weights(self, step: Step) -> Tensor:
         """(T,) float32."""
-        given = [*(r.weight for r in self.plan.requests), *(objective.weight(term, step) for objective, term in self.added)]
+        given = [*(r.weight for r in self.plan.requests), *(term.weight(step) for term in self.added)]
         return torch.tensor(given, device=self.world.device)
 
     def counts(self, step: Step) -> Tensor:
@@ -42,17 +42,17 @@ class LossTerms:
         for inputs_of in step.inputs:
             for inputs in inputs_of.values():
                 counts.index_add_(0, inputs.terms.cpu(), inputs.counts.cpu())
-            for index, (objective, term) in enumerate(self.added, start=len(self.plan.terms)):
-                counts[index] += objective.counted(term, inputs_of[term.pass_name]).sum()
+            for index, term in enumerate(self.added, start=len(self.plan.terms)):
+                counts[index] += term.counted(inputs_of[term.pass_name]).sum()
         return self.world.all_reduce_sum(counts.to(self.world.device))
 
     def sums(self, pass_name: str, inputs: PassInputs, output: PassOutput) -> Tensor:
         """(T,) float32, differentiable: what one pass adds to each term."""
         sums = output.loss_sum.new_zeros(len(self.names)).index_add(0, inputs.terms, output.loss_sum)
-        for index, (objective, term) in enumerate(self.added, start=len(self.plan.terms)):
+        for index, term in enumerate(self.added, start=len(self.plan.terms)):
             if term.pass_name == pass_name:
                 at = torch.tensor([index], device=sums.device)
-                sums = sums.index_add(0, at, objective.losses(term, inputs, output).sum().unsqueeze(0))
+                sums = sums.index_add(0, at, term.losses(inputs, output).sum().unsqueeze(0))
         return sums
 
     def means(self, totals: Tensor, counts: Tensor) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,13 +53,24 @@ class Step:
     """Forwards through the language model that objectives made beside the learner's own."""
 
 
-@dataclass(frozen=True)
-class PassTerm:
+class PassTerm(ABC):
     """A loss term over rows that others ask for: it adds to what a pass computes, never a row and never a pass."""
 
-    term: str
-    """Name, unique among all terms; also the metric name `loss/<term>`."""
-    pass_name: str
+    def __init__(self, term: str, pass_name: str):
+        """`term`: name, unique among all terms; also the metric name `loss/<term>`."""
+        self.term, self.pass_name = term, pass_name
+
+    @abstractmethod
+    def weight(self, step: Step) -> float:
+        """Weight in this step, the same on all ranks."""
+
+    @abstractmethod
+    def counted(self, inputs: PassInputs) -> Tensor:
+        """(B,) bool: rows of the pass over which the term is a mean."""
+
+    @abstractmethod
+    def losses(self, inputs: PassInputs, output: PassOutput) -> Tensor:
+        """(B,) float32: the loss of every counted row, 0 elsewhere."""
 
 
 @dataclass
@@ -106,7 +117,7 @@ class Objective(ABC):
     def check_family(self, family: type[UnifiedModel], name: str, path: str) -> None:
         """Before the model in `path` is loaded. Raises ConfigError when the family cannot do what the objective needs."""
 
-    def pass_terms(self) -> list[PassTerm]:
+    def pass_terms(self) -> Sequence[PassTerm]:
         """Terms of its own over rows of the plan; asked for behind the checks."""
         return []
 
@@ -122,18 +133,6 @@ class Objective(ABC):
 
     def before_learner(self, step: Step) -> None:
         """Once per optimizer step, before anything is counted. Inputs are still where the loader left them."""
-
-    def weight(self, term: PassTerm, step: Step) -> float:
-        """Weight of one of its pass terms in this step, the same on all ranks."""
-        raise NotImplementedError
-
-    def counted(self, term: PassTerm, inputs: PassInputs) -> Tensor:
-        """(B,) bool: rows of the pass over which the term is a mean."""
-        raise NotImplementedError
-
-    def losses(self, term: PassTerm, inputs: PassInputs, output: PassOutput) -> Tensor:
-        """(B,) float32: the term's loss of every counted row, 0 elsewhere."""
-        raise NotImplementedError
 
     def before_micro_step(self, step: Step, micro: int) -> Tensor | None:
         """Before the passes of a micro-step, whose inputs are on the device. A returned () is added to its loss."""

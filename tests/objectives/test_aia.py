@@ -17,7 +17,7 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.aia import AIA
 from megaunigame.objectives.aia.objective import pull
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.base import PassTerm, Stage, Step
+from megaunigame.objectives.base import Stage, Step
 from megaunigame.passes import (
     GENERATE,
     UNDERSTAND,
@@ -75,6 +75,10 @@ def step(number: int = 0, **losses: float) -> Step:
     return Step(number, 1.0, [], [], [], losses=losses)
 
 
+def named(objective: AIA) -> list[tuple[str, str]]:
+    return [(term.term, term.pass_name) for term in objective.pass_terms()]
+
+
 def test_the_pull_is_the_huber_loss_of_every_layer():
     shares = torch.rand(LAYERS, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
     aims = table("relative", LAYERS)[GENERATE]
@@ -90,10 +94,10 @@ def test_the_pull_is_the_huber_loss_of_every_layer():
 def test_it_has_a_term_for_each_pass_and_no_row():
     objective = aia()
     assert objective.rows() == [] and objective.turns() is None
-    assert objective.pass_terms() == [PassTerm("aia_generate", GENERATE), PassTerm("aia_understand", UNDERSTAND)]
+    assert named(objective) == [("aia_generate", GENERATE), ("aia_understand", UNDERSTAND)]
     assert objective.taps(UNDERSTAND) == Taps(tuple(range(LAYERS))) == objective.taps(GENERATE)
     only = aia(terms=["caption"], layers=[4, 1], queries=8, exclude_bos=True, compat=True)
-    assert only.pass_terms() == [PassTerm("aia_generate", GENERATE)] and only.taps(UNDERSTAND) is None
+    assert named(only) == [("aia_generate", GENERATE)] and only.taps(UNDERSTAND) is None
     assert only.taps(GENERATE) == Taps((1, 4), rows=8, exclude_bos=True, compat=True)
 
 
@@ -102,8 +106,8 @@ def test_the_loss_is_a_sum_over_counted_rows():
     generate, understand = objective.pass_terms()
     shares = torch.full((LAYERS, 3), 0.3)
     rows = inputs([0, 0, 0], [2, 0, 1], intact=torch.tensor([True, True, False]))
-    assert objective.counted(understand, rows).tolist() == [True, False, False]
-    losses = objective.losses(understand, rows, output(shares))
+    assert understand.counted(rows).tolist() == [True, False, False]
+    losses = understand.losses(rows, output(shares))
     assert losses[1:].tolist() == [0, 0]
     assert losses[0] == pytest.approx(pull(shares, objective.aims[UNDERSTAND])[0].item()) and losses[0] > 0
     metrics = objective.after_learner(step(aia_understand=1.0))
@@ -123,33 +127,34 @@ def test_the_loss_is_a_sum_over_counted_rows():
 def test_rows_of_other_terms_do_not_count():
     objective = aia(terms=["pixel"])
     (generate,) = objective.pass_terms()
-    assert objective.counted(generate, inputs([1, 2], [4, 4], slots=False)).tolist() == [False, True]
+    assert generate.counted(inputs([1, 2], [4, 4], slots=False)).tolist() == [False, True]
 
 
 def test_weights_of_the_presets():
     for settings, expected in (({}, (5, 10)), ({"preset": "paper"}, (40, 40)), ({"weights": {"understand": 0.5}}, (5, 0.5))):
         objective = aia(**settings)
-        assert tuple(objective.weight(term, step()) for term in objective.pass_terms()) == expected
+        assert tuple(term.weight(step()) for term in objective.pass_terms()) == expected
     warming = aia(warmup_steps=4)
-    assert [warming.weight(warming.pass_terms()[0], step(n)) for n in (0, 1, 3, 9)] == [1.25, 2.5, 5, 5]
+    assert [warming.pass_terms()[0].weight(step(n)) for n in (0, 1, 3, 9)] == [1.25, 2.5, 5, 5]
 
 
 def test_measured_weights_are_found_once_and_kept(tmp_path):
     objective = aia(preset="auto", ratio=50, calibration_steps=2, weights={"understand": 7.0})
     generate, understand = objective.pass_terms()
-    assert objective.weight(generate, step()) == 0 and objective.weight(understand, step()) == 7
+    assert generate.weight(step()) == 0 and understand.weight(step()) == 7
     objective.after_learner(step(0, caption=2.0, pixel=1.0, aia_generate=0.02))
     objective.after_learner(step(1))  # a step without counted rows measures nothing
-    assert objective.weight(generate, step(2)) == 0
+    assert generate.weight(step(2)) == 0
     objective.save(tmp_path)
     resumed = aia(preset="auto", ratio=50, calibration_steps=2, weights={"understand": 7.0})
     resumed.load(tmp_path)
     for one in (objective, resumed):
+        generate, understand = one.pass_terms()
         one.after_learner(step(2, caption=4.0, aia_generate=0.03))  # pixel rows rested
         # (2 x 2 + 1) + 2 x 4 = 13 nats of loss against 50 times .05
-        assert one.weight(generate, step(3)) == pytest.approx(13 / (50 * 0.05))
+        assert generate.weight(step(3)) == pytest.approx(13 / (50 * 0.05))
         one.after_learner(step(3, caption=99.0, aia_generate=99.0))
-        assert one.weight(generate, step(4)) == pytest.approx(13 / (50 * 0.05)) and one.weight(understand, step(4)) == 7
+        assert generate.weight(step(4)) == pytest.approx(13 / (50 * 0.05)) and understand.weight(step(4)) == 7
     assert json.loads((tmp_path / "aia.json").read_text())["seen"]["generate"] == [5.0, 0.02, 1]
 
 

@@ -25,7 +25,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.base import Objective, PassTerm, Stage, Step
-from megaunigame.passes import PassInputs, PassOutput, Row, RowRequest, StepPlan, Taps
+from megaunigame.passes import AttentionShares, PassInputs, PassOutput, Row, RowRequest, StepPlan, Taps
 from megaunigame.registry import unknown
 
 FILE = "aia.json"
@@ -91,23 +91,24 @@ class AIA(Objective):
 
     # The step
 
-    def pass_terms(self) -> list[PassTerm]:
-        return [PassTerm(f"aia_{p}", p) for p in self.passes]
+    def pass_terms(self) -> list[Pull]:
+        return [Pull(self, p) for p in self.passes]
 
-    def weight(self, term: PassTerm, step: Step) -> float:
+    def weight(self, pass_name: str, step: Step) -> float:
+        """Lambda of a pass in this step; 0 while it is measured."""
         warm = min(1.0, (step.number + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
-        return warm * self.weights.get(term.pass_name, 0.0)
+        return warm * self.weights.get(pass_name, 0.0)
 
-    def counted(self, term: PassTerm, inputs: PassInputs) -> Tensor:
+    def counts(self, pass_name: str, inputs: PassInputs) -> Tensor:
+        """(B,) bool: rows of the chosen terms that can be measured."""
         ours = torch.isin(inputs.terms, self.row_terms.to(inputs.terms.device))
-        return ours & measurable(term.pass_name, inputs, self._taps)
+        return ours & measurable(pass_name, inputs, self._taps)
 
-    def losses(self, term: PassTerm, inputs: PassInputs, output: PassOutput) -> Tensor:
-        assert output.attention is not None
-        shares, counted = output.attention.keys, self.counted(term, inputs)
-        seen = torch.stack([*shares.detach(), output.attention.first.detach().mean(0), torch.ones_like(shares[0])])
-        self.measured[term.pass_name] += (seen * counted).sum(1)
-        return torch.where(counted, pull(shares, self.aims[term.pass_name]), 0.0)
+    def note(self, pass_name: str, output: AttentionShares, counted: Tensor) -> None:
+        """Add the measurements of one pass to those of this step."""
+        shares = output.keys.detach()
+        seen = torch.stack([*shares, output.first.detach().mean(0), torch.ones_like(shares[0])])
+        self.measured[pass_name] += (seen * counted).sum(1)
 
     def after_learner(self, step: Step) -> dict[str, float]:
         totals = self.world.all_reduce_sum(torch.stack([self.measured[p] for p in self.passes])).tolist()
@@ -115,7 +116,7 @@ class AIA(Objective):
         metrics: dict[str, float] = {}
         for term, total in zip(self.pass_terms(), totals, strict=True):
             metrics |= self._measurements(term, total) | {
-                names.attention(term.pass_name, names.ATTENTION_WEIGHT): self.weight(term, step)
+                names.attention(term.pass_name, names.ATTENTION_WEIGHT): self.weight(term.pass_name, step)
             }
             if term.pass_name not in self.weights:
                 self._calibrate(term, step)
@@ -167,6 +168,26 @@ class AIA(Objective):
             )
         state = json.loads((folder / FILE).read_text())
         self.weights, self.seen = state["weights"] | self.config.given_weights, state["seen"]
+
+
+class Pull(PassTerm):
+    """The term of one pass."""
+
+    def __init__(self, objective: AIA, pass_name: str):
+        super().__init__(f"aia_{pass_name}", pass_name)
+        self.objective = objective
+
+    def weight(self, step: Step) -> float:
+        return self.objective.weight(self.pass_name, step)
+
+    def counted(self, inputs: PassInputs) -> Tensor:
+        return self.objective.counts(self.pass_name, inputs)
+
+    def losses(self, inputs: PassInputs, output: PassOutput) -> Tensor:
+        assert output.attention is not None
+        counted = self.counted(inputs)
+        self.objective.note(self.pass_name, output.attention, counted)
+        return torch.where(counted, pull(output.attention.keys, self.objective.aims[self.pass_name]), 0.0)
 
 
 def pull(shares: Tensor, aims: list[Aim]) -> Tensor:
