@@ -135,6 +135,10 @@ class EngineConfig:
     ds_config: str = "ds_configs/zero3.json"
     precision: str = "bf16"
     """`bf16` (fp32 master weights) or `fp32`."""
+    reduce_dtype: str = "fp32"
+    """In which dtype gradients are summed over the ranks: `fp32`, or `bf16` for half the traffic."""
+    deterministic: bool = False
+    """Deterministic kernels only, on a GPU too: the same run twice is equal to the last bit. Slower."""
     timeout_minutes: float = 30.0
     """How long a collective may wait for the slowest rank."""
 
@@ -251,6 +255,7 @@ def check_ranges(recipe: Recipe) -> None:
         "model.attention": (recipe.model.attention, ["sdpa", "eager", "flash_attention_2"]),
         "schedule.kind": (recipe.schedule.kind, ["cosine", "constant", "flat_linear"]),
         "engine.precision": (recipe.engine.precision, ["bf16", "fp32"]),
+        "engine.reduce_dtype": (recipe.engine.reduce_dtype, ["bf16", "fp32"]),
         **{f"data.{name}.backend": (stream.backend, ["index", "webdataset"]) for name, stream in recipe.data.items()},
     }
     for key, (got, choices) in legal.items():
@@ -288,6 +293,11 @@ def check_ranges(recipe: Recipe) -> None:
     for key, value in not_negative.items():
         if value < 0:
             raise ConfigError(f"{key} must be 0 or more; got {value}.")
+    if recipe.engine.reduce_dtype == "bf16" and recipe.engine.precision == "fp32":
+        raise ConfigError(
+            "engine.reduce_dtype=bf16 would round the gradients of engine.precision=fp32. Type engine.reduce_dtype=fp32, or "
+            "engine.precision=bf16."
+        )
     if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
         raise ConfigError(f"optimizer.betas must be two numbers in [0, 1); got {recipe.optimizer.betas}.")
     if not 0 <= recipe.model.lora.dropout < 1:

@@ -20,7 +20,7 @@ RECIPE_OWNS = {
     "fp16": "engine.precision",
     "amp": "engine.precision",
     "data_types": "engine.precision",
-    "communication_data_type": "engine.precision",
+    "communication_data_type": "engine.reduce_dtype",
     "torch_autocast": "engine.precision",
 }
 
@@ -56,8 +56,9 @@ def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> di
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optimizer.clip,
         "bf16": {"enabled": recipe.engine.precision == "bf16"},
-        # By default bf16 runs add up micro-steps in bf16, where small contributions round away.
+        # By default bf16 runs add up micro-steps and ranks in bf16, where small contributions round away.
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": recipe.engine.reduce_dtype,
         # The optimizer is torch's AdamW, handed over: nothing is compiled at start-up, and its state is plain tensors.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

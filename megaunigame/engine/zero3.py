@@ -31,6 +31,7 @@ from megaunigame.engine.ds_config import zero_stage
 from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
 from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
+from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.passes import PassInputs, PassOutput, StepPlan
 
@@ -113,14 +114,10 @@ def build_learner(
     config, stage = recipe.model, zero_stage(ds_config)
     partitioned = stage == 3
     deepspeed.init_distributed(verbose=False)  # adopts the process group that exists; zero.Init reads the world size from it
-    # The precision comes from ds_config: an explicit dtype argument is overruled by bf16 where fp16 is not supported (CPU).
-    context = deepspeed.zero.Init(config_dict_or_path=ds_config) if partitioned else contextlib.nullcontext()
-    with context:
+    processor = family.open_processor(config.path, max_length=config.max_length)
+    with PartitionedParameters(ds_config) if partitioned else contextlib.nullcontext():
         model = family.build(
-            config.path,
-            attention=config.attention,
-            max_length=config.max_length,
-            gradient_checkpointing=config.gradient_checkpointing,
+            config.path, processor, attention=config.attention, gradient_checkpointing=config.gradient_checkpointing
         )
     load_weights(model, family.weights(config.path), world)
     # The tokenizers in fp32: in bf16 about one target code in a hundred would be another one.
@@ -129,7 +126,7 @@ def build_learner(
     groups = optimizer_groups(model, recipe.optimizer)
     trained = [list(group["params"]) for group in groups]
     optimizer = adamw(groups, recipe.optimizer, world.device)
-    # The engine casts whole modules to bf16 under ZeRO-2, buffers included; rotary frequencies must stay fp32.
+    # Under ZeRO-2 the engine may cast the whole module to bf16; rotary frequencies must stay fp32 to the last bit.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     for name, buffer in engine.module.named_buffers():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,11 +67,16 @@ class UnifiedModel(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, path: str, *, attention: str, max_length: int, gradient_checkpointing: bool) -> UnifiedModel:
+    def open_processor(cls, path: str, *, max_length: int) -> Processor:
+        """The processor of the model folder `path`; needs its configuration, tokenizer and picture settings only."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, path: str, processor: Any, *, attention: str, gradient_checkpointing: bool) -> UnifiedModel:
         """Construct from the configuration in `path`, without reading the trainable weights.
 
-        Called inside the engine's partitioning context, so it must only create modules. Frozen tokenizers are built by
-        `load_frozen`, outside that context.
+        `processor`: what `open_processor` made of the same folder. Called inside the engine's partitioning context, so it
+        must only create modules. Frozen tokenizers are built by `load_frozen`, outside that context.
         """
 
     @classmethod

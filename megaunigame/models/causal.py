@@ -19,6 +19,7 @@ from megaunigame.errors import ModelError
 from megaunigame.models import attention_taps, causal_decoding, masks
 from megaunigame.models.attention_taps import Tap
 from megaunigame.models.base import UnifiedModel
+from megaunigame.models.frozen import Frozen
 from megaunigame.models.gradient_scale import scale_gradient
 from megaunigame.models.loading import check_names, check_shapes, load_plain
 from megaunigame.models.renamed_weights import RenamedWeights
@@ -43,6 +44,8 @@ class CausalModel(UnifiedModel):
 
     processor: RowProcessor
     lm_head: TokenHead
+    frozen: Frozen
+    """The frozen tokenizer."""
 
     @property
     @abstractmethod
@@ -57,6 +60,15 @@ class CausalModel(UnifiedModel):
     @abstractmethod
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
         """The generate pass."""
+
+    @abstractmethod
+    def build_frozen(self) -> nn.Module:
+        """The frozen tokenizer that the configuration asks for, its weights not loaded."""
+
+    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Build and load the frozen tokenizer, outside the module tree."""
+        _, weights = self.open_weights(path)
+        self.frozen.load(self.build_frozen(), weights, path, device, dtype)
 
     frozen_prefix: ClassVar[str]
     """Of the names that the frozen tokenizer has in an exported folder."""
@@ -104,7 +116,8 @@ class CausalModel(UnifiedModel):
         dtype: torch.dtype = torch.float32,
     ) -> M:
         """The whole model in one process, without an engine; in eval mode."""
-        model = cls.build(str(path), attention=attention, max_length=max_length, gradient_checkpointing=gradient_checkpointing)
+        processor = cls.open_processor(str(path), max_length=max_length)
+        model = cls.build(str(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
         assert isinstance(model, cls)
         for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
             parameter.data = parameter.data.to(dtype)

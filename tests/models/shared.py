@@ -13,6 +13,12 @@ PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE,
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+def built(family, folder, *, max_length, attention="sdpa", gradient_checkpointing=False):
+    """A model of `folder` as the engine constructs it: without weights, without its frozen tokenizer."""
+    processor = family.open_processor(str(folder), max_length=max_length)
+    return family.build(str(folder), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+
+
 def understand(subject, *rows):
     """Inputs of the understand pass; `subject` is a model or a processor."""
     return getattr(subject, "processor", subject).collate(PLAN, UNDERSTAND, rows, [0] * len(rows), ["key"] * len(rows))

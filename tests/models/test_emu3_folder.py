@@ -18,7 +18,7 @@ from megaunigame.models.emu3.configuration import IMAGE_AREA, read_config, read_
 from megaunigame.models.emu3.folder import tiny_config, write_folder
 from megaunigame.models.emu3.parts import trained_parts
 from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, UnderstandRow
-from tests.models.shared import copied, generate, understand
+from tests.models.shared import built, copied, generate, understand
 
 OFFICIAL = {
     "model_type": "Emu3", "vocab_size": 184622, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -82,7 +82,7 @@ def official_folder(path, tokenizer, config, state):
 
 
 def test_names_are_exactly_those_of_the_built_module(emu3_path, emu3_state):
-    model = Emu3.build(str(emu3_path), attention="sdpa", max_length=128, gradient_checkpointing=False)
+    model = built(Emu3, emu3_path, max_length=128)
     names = Emu3.weights(str(emu3_path)).names()
     assert names == {n for n, _ in model.named_parameters()} == set(model.state_dict())
     frozen = Emu3.frozen_weights(str(emu3_path)).names()
@@ -223,7 +223,7 @@ def test_folders_that_cannot_be_used_are_refused(emu3_path, tmp_path):
     (tmp_path / "processor_config.json").unlink()
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="No tokenizer.json in .*from a Hugging Face"):
-        Emu3.build(str(tmp_path), attention="sdpa", max_length=128, gradient_checkpointing=False)
+        built(Emu3, tmp_path, max_length=128)
 
 
 def test_a_small_model_with_a_width_that_norms_cannot_divide_is_refused(emu3_tokenizer):

@@ -6,7 +6,7 @@ import torch
 
 from megaunigame.models.emu3 import Emu3
 from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, UnderstandRow
-from tests.models.shared import ALL_TARGETS, generate, understand
+from tests.models.shared import ALL_TARGETS, built, generate, understand
 
 
 def test_every_parameter_is_in_exactly_one_group(emu3):
@@ -33,7 +33,7 @@ def test_lora_trains_adapters_of_the_language_model_only(emu3, picture):
 
 
 def test_the_vision_tokenizer_is_not_part_of_the_model(emu3_path):
-    model = Emu3.build(str(emu3_path), attention="sdpa", max_length=128, gradient_checkpointing=False)
+    model = built(Emu3, emu3_path, max_length=128)
     names = set(model.state_dict())
     model.load_frozen(str(emu3_path), torch.device("cpu"), torch.bfloat16)
     assert set(model.state_dict()) == names

@@ -16,7 +16,7 @@ from megaunigame.models.janus.checkpoint_keys import translate
 from megaunigame.models.janus.configuration import codes_per_image, from_official, read_config, visual_tokens
 from megaunigame.models.janus.folder import tiny_config, train_tokenizer, write_folder
 from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
-from tests.models.shared import copied
+from tests.models.shared import built, copied
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1)])
 
@@ -106,7 +106,7 @@ def official_state(state):
 
 
 def test_names_are_exactly_those_of_the_built_module(folder):
-    model = Janus.build(str(folder), attention="sdpa", max_length=96, gradient_checkpointing=False)
+    model = built(Janus, folder, max_length=96)
     names = Janus.weights(str(folder)).names()
     assert names == {n for n, _ in model.named_parameters()} == set(model.state_dict())
     assert not any("vqmodel" in n for n in names)
@@ -198,7 +198,7 @@ def test_folders_that_cannot_be_used_are_refused(folder, tmp_path):
         Janus.weights(str(tmp_path))
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="No tokenizer.json"):
-        Janus.build(str(tmp_path), attention="sdpa", max_length=96, gradient_checkpointing=False)
+        built(Janus, tmp_path, max_length=96)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match="model_type 'llama'; a Janus folder has"):
         read_config(tmp_path)
@@ -210,7 +210,7 @@ def test_folders_that_cannot_be_used_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(("attention", "message"), [("flash", "legal are sdpa"), ("flash_attention_2", "flash_attn")])
 def test_attention_that_cannot_run_is_refused(folder, attention, message):
     with pytest.raises(ModelError, match=message):
-        Janus.build(str(folder), attention=attention, max_length=96, gradient_checkpointing=False)
+        built(Janus, folder, max_length=96, attention=attention)
 
 
 def test_the_official_configuration_gives_the_released_sizes(tmp_path):

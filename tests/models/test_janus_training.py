@@ -8,7 +8,7 @@ import torch
 from megaunigame.errors import ModelError
 from megaunigame.models.janus import Janus
 from megaunigame.passes import UNDERSTAND, RowRequest, UnderstandRow, plan_from
-from tests.models.shared import ALL_TARGETS
+from tests.models.shared import ALL_TARGETS, built
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1)])
 
@@ -71,7 +71,7 @@ def test_a_frozen_tower_stays_in_eval_mode(model):
 
 
 def test_the_image_tokenizer_is_not_part_of_the_model(folder):
-    model = Janus.build(str(folder), attention="sdpa", max_length=96, gradient_checkpointing=False)
+    model = built(Janus, folder, max_length=96)
     with pytest.raises(RuntimeError, match="load_frozen"):
         model.encode_target(torch.zeros(1, 3, 16, 16))
     names = set(model.state_dict())

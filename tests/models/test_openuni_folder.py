@@ -20,11 +20,11 @@ from megaunigame.models.openuni.folder import random_state, tiny_config, write_f
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
 from megaunigame.models.openuni.sizes import SIZES
 from tests.models.conftest import OPENUNI_SIZES
-from tests.models.shared import copied
+from tests.models.shared import built, copied
 
 
 def test_names_are_exactly_those_of_the_built_module(openuni_path, openuni_state):
-    model = OpenUni.build(str(openuni_path), attention="sdpa", max_length=96, gradient_checkpointing=False)
+    model = built(OpenUni, openuni_path, max_length=96)
     names = OpenUni.weights(str(openuni_path)).names()
     assert names == {n for n, _ in model.named_parameters()} == set(model.state_dict())
     frozen = OpenUni.frozen_weights(str(openuni_path)).names()
@@ -212,4 +212,4 @@ def test_flows_that_cannot_be_followed_are_refused(flow, message):
 def test_without_diffusers_the_error_says_what_to_type(openuni_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ModelError, match=r"pip install 'megaunigame\[diffusion\]'"):
-        OpenUni.build(str(openuni_path), attention="sdpa", max_length=96, gradient_checkpointing=False)
+        built(OpenUni, openuni_path, max_length=96)

@@ -6,7 +6,7 @@ import torch
 
 from megaunigame.models.openuni import OpenUni
 from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, UnderstandRow, plan_from
-from tests.models.shared import ALL_TARGETS
+from tests.models.shared import ALL_TARGETS, built
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1)])
 
@@ -44,7 +44,7 @@ def test_a_frozen_tower_and_the_autoencoder_stay_in_eval_mode(openuni):
 
 
 def test_the_autoencoder_is_not_part_of_the_model(openuni_path):
-    model = OpenUni.build(str(openuni_path), attention="sdpa", max_length=96, gradient_checkpointing=False)
+    model = built(OpenUni, openuni_path, max_length=96)
     names = set(model.state_dict())
     model.load_frozen(str(openuni_path), torch.device("cpu"), torch.float32)
     assert set(model.state_dict()) == names

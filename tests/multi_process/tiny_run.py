@@ -58,6 +58,11 @@ def write_emu3(folder: Path) -> Path:
     return folder
 
 
+def write_family(folder: Path, family: str) -> Path:
+    """The random model of a family."""
+    return {"janus": write_model, "openuni": write_openuni, "emu3": write_emu3}[family](folder)
+
+
 def sample(number: int) -> dict[str, bytes]:
     """Every fifth sample is text only; every seventh has no caption."""
     rng = np.random.default_rng(number)

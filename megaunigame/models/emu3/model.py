@@ -53,9 +53,13 @@ class Emu3(CodeModel):
             self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     @classmethod
-    def build(cls, path: str, *, attention: str, max_length: int, gradient_checkpointing: bool) -> Emu3:
-        """Construct from `path`/config.json and the tokenizer files; the weights are left uninitialised."""
-        processor = Emu3Processor.from_folder(path, max_length=max_length)
+    def open_processor(cls, path: str, *, max_length: int) -> Emu3Processor:
+        """From `path`/config.json, the tokenizer files and the picture settings."""
+        return Emu3Processor.from_folder(path, max_length=max_length)
+
+    @classmethod
+    def build(cls, path: str, processor: Emu3Processor, *, attention: str, gradient_checkpointing: bool) -> Emu3:
+        """Construct from `path`/config.json; the weights are left uninitialised."""
         return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @classmethod
@@ -78,10 +82,9 @@ class Emu3(CodeModel):
         """Layers of the language model in `path`."""
         return read_config(path).text_config.num_hidden_layers
 
-    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Build and load the vision tokenizer, outside the module tree."""
-        _, weights = self.open_weights(path)
-        self.frozen.load(VisionTokenizer(self.config.vq_config), weights, path, device, dtype)
+    def build_frozen(self) -> VisionTokenizer:
+        """The vision tokenizer, its weights not loaded."""
+        return VisionTokenizer(self.config.vq_config)
 
     @property
     def vision_tokenizer(self) -> VisionTokenizer:

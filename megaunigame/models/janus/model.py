@@ -55,11 +55,14 @@ class Janus(CodeModel):
                 part.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     @classmethod
-    def build(cls, path: str, *, attention: str, max_length: int, gradient_checkpointing: bool) -> Janus:
-        """Construct from `path`/config.json and the tokenizer files; the weights are left uninitialised."""
-        processor = JanusProcessor.from_folder(path, max_length=max_length)
-        config = read_config(path)
-        return cls(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+    def open_processor(cls, path: str, *, max_length: int) -> JanusProcessor:
+        """From `path`/config.json, the tokenizer files and the picture settings."""
+        return JanusProcessor.from_folder(path, max_length=max_length)
+
+    @classmethod
+    def build(cls, path: str, processor: JanusProcessor, *, attention: str, gradient_checkpointing: bool) -> Janus:
+        """Construct from `path`/config.json; the weights are left uninitialised."""
+        return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @classmethod
     def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
@@ -87,10 +90,9 @@ class Janus(CodeModel):
         """Layers of the language model in `path`."""
         return read_config(path).text_config.num_hidden_layers
 
-    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Build and load the image tokenizer, outside the module tree."""
-        _, weights = self.open_weights(path)
-        self.frozen.load(ImageTokenizer(self.config.vq_config), weights, path, device, dtype)
+    def build_frozen(self) -> ImageTokenizer:
+        """The image tokenizer, its weights not loaded."""
+        return ImageTokenizer(self.config.vq_config)
 
     @property
     def image_tokenizer(self) -> ImageTokenizer:

@@ -68,9 +68,13 @@ class OpenUni(CausalModel):
         self.frozen: Frozen[AutoencoderDC] = Frozen("autoencoder")
 
     @classmethod
-    def build(cls, path: str, *, attention: str, max_length: int, gradient_checkpointing: bool) -> OpenUni:
-        """Construct from `path`/config.json and the tokenizer files; the weights are left uninitialised."""
-        processor = OpenUniProcessor.from_folder(path, max_length=max_length)
+    def open_processor(cls, path: str, *, max_length: int) -> OpenUniProcessor:
+        """From `path`/config.json, the tokenizer files and the picture settings."""
+        return OpenUniProcessor.from_folder(path, max_length=max_length)
+
+    @classmethod
+    def build(cls, path: str, processor: OpenUniProcessor, *, attention: str, gradient_checkpointing: bool) -> OpenUni:
+        """Construct from `path`/config.json; the weights are left uninitialised."""
         return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @classmethod
@@ -93,10 +97,9 @@ class OpenUni(CausalModel):
         """Layers of the language model in `path`."""
         return read_config(path).internvl.text_config.num_hidden_layers
 
-    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Build and load the autoencoder, outside the module tree."""
-        _, weights = self.open_weights(path)
-        self.frozen.load(autoencoder(self.config), weights, path, device, dtype)
+    def build_frozen(self) -> AutoencoderDC:
+        """The autoencoder, its weights not loaded."""
+        return autoencoder(self.config)
 
     @property
     def autoencoder(self) -> AutoencoderDC:
