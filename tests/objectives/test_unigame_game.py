@@ -17,7 +17,7 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.objective import HARD
 from megaunigame.objectives.unigame.paths import DecoderPath
 from megaunigame.objectives.unigame.pool import PATIENCE
-from megaunigame.objectives.unigame.replay import to_records, to_rows
+from megaunigame.objectives.unigame.replay import pack, to_records, to_rows
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs
 from tests.multi_process.tiny_run import write_model
 from tests.objectives.played_by_hand import Played, calls_of, captured, shards
@@ -320,7 +320,9 @@ def test_rows_keep_every_similarity_and_step(play):
     game = play()
     layout, attack = game.pool.buffer.layout, game.attack()
     losses, similarity = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.25, 0.5, -0.75])
-    records = to_records(layout, attack.question, attack.redraw.targets, losses, similarity, step=17)
+    packed = pack(attack.redraw.targets, losses, similarity, torch.tensor([True, False, True]))
+    records, accepted = to_records(layout, attack.question, packed, step=17)
+    assert accepted.tolist() == [True, False, True]
     assert records["loss"].tolist() == losses.tolist() and records["similarity"].tolist() == similarity.tolist()
     assert records["step"].tolist() == [17] * 3 and records["length"].tolist() == attack.question.attention.sum(1).tolist()
     targets = game.model.as_source(attack.redraw.targets)

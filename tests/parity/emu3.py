@@ -73,7 +73,7 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     )
     generated = model.predict_codes(prompts, codes, predict=False)
     labels = torch.full_like(tokens, fixture.config["ignore_id"])
-    labels[:, start : start + model.rows.length] = torch.where(model.rows.is_code(), drawn, fixture.config["ignore_id"])
+    labels[:, start + model.rows.places()] = drawn[:, model.rows.places()]
     embeds = model.language_model.embed_tokens(tokens)
     logits = model.lm_head(model._read(embeds, attention))
     # One official loss counts padding too, and what a padding position sees differs between the official mask and ours.

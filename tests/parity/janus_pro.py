@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import JanusConfig
 
+from megaunigame.labels import label_positions
 from megaunigame.models.janus.checkpoint_keys import open_weights, translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.models.janus.vq import ImageTokenizer
@@ -142,6 +143,7 @@ def understanding_outputs(model: Janus, given: dict[str, Tensor], case: str, fix
         given[f"{case}_attention_mask"],
         counts=counts,
         labels=labels,
+        label_positions=label_positions(labels),
         images=given[f"{case}_pixel_values"],
         image_valid=given[f"{case}_images_emb_mask"].bool().any(-1),
         image_slots=given[f"{case}_images_seq_mask"].bool(),
