@@ -126,6 +126,8 @@ def guided_outputs(model: Janus, given: dict[str, Tensor], weight: float) -> dic
 
 def pass_inputs(tokens: Tensor, mask: Tensor, **fields: Tensor) -> PassInputs:
     rows = len(tokens)
+    if "labels" in fields:
+        fields["label_positions"] = label_positions(fields["labels"])
     return PassInputs(
         tokens=tokens,
         attention=mask.bool(),
@@ -143,7 +145,6 @@ def understanding_outputs(model: Janus, given: dict[str, Tensor], case: str, fix
         given[f"{case}_attention_mask"],
         counts=counts,
         labels=labels,
-        label_positions=label_positions(labels),
         images=given[f"{case}_pixel_values"],
         image_valid=given[f"{case}_images_emb_mask"].bool().any(-1),
         image_slots=given[f"{case}_images_seq_mask"].bool(),
