@@ -203,14 +203,14 @@ class CausalModel(UnifiedModel):
             attention=None if tap is None else tap.shares(),
         )
 
-    def _prompt_tap(self, inputs: PassInputs, drawn: Tensor) -> Tap | None:
-        """The tap of a generate pass. `drawn` (n,) int64 on the host: which of the positions read after the prompts are Q."""
+    def _prompt_tap(self, inputs: PassInputs, drawn: Sequence[int]) -> Tap | None:
+        """The tap of a generate pass. `drawn`, ascending: which of the positions read after the prompts are Q."""
         if inputs.taps is None:
             return None
         rows, width = inputs.tokens.shape
-        after = (0, int(drawn[-1]) + 1)
+        after = (0, drawn[-1] + 1)
         keys = F.pad(self._prompt_text(inputs, inputs.taps), after)
-        queries = drawn_tokens(width + drawn, rows, inputs.taps.rows, keys.device)
+        queries = drawn_tokens([width + place for place in drawn], rows, inputs.taps.rows, keys.device)
         return Tap(inputs.taps, queries, keys, F.pad(first_token(inputs.attention), after))
 
     def _prompt_text(self, inputs: PassInputs, taps: Taps) -> Tensor:

@@ -5,6 +5,7 @@ The shapes depend on arguments only, and nothing is read back from the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,15 +33,18 @@ def answers(label_positions: Tensor, most: int, length: int) -> Queries:
     return Queries(positions, counted, [(0, length)] * positions.shape[1])
 
 
-def drawn_tokens(places: Tensor, rows: int, most: int, device: torch.device) -> Queries:
-    """The same `places` (n,), ascending and on the host, in each of `rows` rows, as tensors on `device`.
+def drawn_tokens(places: Sequence[int], rows: int, most: int, device: torch.device) -> Queries:
+    """The same `places`, ascending, in each of `rows` rows, as tensors on `device`.
 
     Of more than `most`, other ones in each row. `most` 0: all. Draws from torch's generator of the CPU.
     """
-    expanded = places.expand(rows, -1)
-    positions, counted = _some(expanded, torch.ones_like(expanded, dtype=torch.bool), most)
-    reach = list(zip((positions.amin(0) + 1).tolist(), (positions.amax(0) + 1).tolist(), strict=True))
-    return Queries(positions.to(device, non_blocking=True), counted.to(device, non_blocking=True), reach)
+    reach = [(place + 1, place + 1) for place in places]
+    positions = torch.tensor(places).expand(rows, -1)
+    if 0 < most < len(places):
+        positions, _ = _some(positions, torch.ones_like(positions, dtype=torch.bool), most)
+        reach = list(zip((positions.amin(0) + 1).tolist(), (positions.amax(0) + 1).tolist(), strict=True))
+    positions = positions.to(device, non_blocking=True)
+    return Queries(positions, torch.ones_like(positions, dtype=torch.bool), reach)
 
 
 def _some(positions: Tensor, counted: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -190,7 +190,7 @@ def test_drawn_tokens_are_at_the_same_places_in_every_row(monkeypatch, chunk, mo
     """Their places are known on the host, which bounds the keys that each query sees; answers are taken to see all."""
     monkeypatch.setattr(attention_taps, "CHUNK_ELEMENTS", chunk)
     attention, _, keys, first = sets()
-    places = torch.tensor([11, 12, 13, 15, 16, 18])
+    places = [11, 12, 13, 15, 16, 18]
     drawn = drawn_tokens(places, ROWS, most, torch.device("cpu"))
     queries = torch.zeros_like(attention).scatter(1, drawn.positions, True)
     assert queries.sum(1).tolist() == [most or len(places)] * ROWS and not queries[:, 14].any()

@@ -42,8 +42,12 @@ class CodeRows:
 
     def places(self, device: torch.device | str = "cpu") -> Tensor:
         """(N,) int64: where the codes stand among the tokens of the picture, line ends left out."""
-        order = torch.arange(self.count, device=device)
-        return order + order // self.width
+        codes = torch.arange(self.count, device=device)
+        return codes + codes // self.width
+
+    def places_before(self, code: int) -> list[int]:
+        """The places of the codes before number `code`."""
+        return [before + before // self.width for before in range(code)]
 
     def tokens(self, codes: Tensor) -> Tensor:
         """(B, N) codes -> (B, length) tokens."""

@@ -132,7 +132,7 @@ class Emu3(CodeModel):
         read = rows.tokens(codes)[:, :-2]  # the last code is predicted, never read, and so is the line end behind it
         embeds = torch.cat([self.embed(inputs), self.language_model.embed_tokens(read)], dim=1)
         attention = F.pad(inputs.attention, (0, read.shape[1]), value=True)
-        tap = self._prompt_tap(inputs, drawn=rows.places()[:-1])
+        tap = self._prompt_tap(inputs, drawn=rows.places_before(rows.count - 1))
         # The state at a place predicts what stands at the next: from the last token of the prompt to the last but one code.
         states = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -read.shape[1] - 1 :]
         hidden = states.index_select(1, rows.places(states.device))

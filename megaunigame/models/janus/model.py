@@ -128,7 +128,7 @@ class Janus(CodeModel):
         # The last code is predicted, never read.
         embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
         attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
-        tap = self._prompt_tap(inputs, drawn=torch.arange(codes.shape[1] - 1))
+        tap = self._prompt_tap(inputs, drawn=range(codes.shape[1] - 1))
         hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -codes.shape[1] :]
         logits = self.code_logits(hidden).float()
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)

@@ -136,7 +136,7 @@ class OpenUni(CausalModel):
 
         Loss of a row: sum over the latent elements of (velocity(z_sigma, sigma, hidden) - (noise - z))^2.
         """
-        tap = self._prompt_tap(inputs, drawn=torch.arange(self.config.queries))
+        tap = self._prompt_tap(inputs, drawn=range(self.config.queries))
         hidden = self.query_states(self.embed(inputs), inputs.attention, inputs.front_padding, tap)
         sigma = flow.levels(u, self.config.flow.train_shift)
         velocity = self.velocity(flow.mix(latents, noise, sigma), sigma * flow.LEVELS, self.condition(hidden))
