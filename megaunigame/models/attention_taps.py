@@ -72,7 +72,7 @@ class Tap:
         """(B,): position of the first token."""
 
     def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """Called by the attention function of each tapped layer; with gradient checkpointing a second time, which changes nothing."""
+        """Called by the attention function of each tapped layer; with gradient checkpointing twice, for the same result."""
         sets = (self.queries.positions, self.weights, self.keys, self.first, self.queries.reach)
         self.found[layer] = _Shares.apply(query, key, mask, *sets, scaling)
 

@@ -164,8 +164,8 @@ class CausalModel(UnifiedModel):
     ) -> Tensor:
         """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; what `tap` asks for is measured on the way.
 
-        `front_padding`: as in `PassInputs`. `positions` (B, S): None counts every place, padding included, which is the same to rotary embeddings as long as no
-        padding stands between two tokens.
+        `front_padding`: as in `PassInputs`. `positions` (B, S): None counts every place, padding included, which is the
+        same to rotary embeddings as long as no padding stands between two tokens.
         """
         if self._flash:
             if segments is not None:

@@ -15,9 +15,7 @@ from megaunigame.passes import (
     plan_from,
 )
 
-PLAN = plan_from(
-    [RowRequest("u", UNDERSTAND, "s", 4, takes_source=True), RowRequest("g", GENERATE, "s", 3, takes_source=True)]
-)
+PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 4, takes_source=True), RowRequest("g", GENERATE, "s", 3, takes_source=True)])
 
 
 def picture(seed: int) -> torch.Tensor:

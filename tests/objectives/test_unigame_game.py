@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
+from megaunigame.adversary.records import RecordLayout
+from megaunigame.labels import label_positions
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.objective import HARD
@@ -327,6 +329,18 @@ def test_rows_keep_every_similarity_and_step(play):
     assert records["step"].tolist() == [17] * 3 and records["length"].tolist() == attack.question.attention.sum(1).tolist()
     targets = game.model.as_source(attack.redraw.targets)
     torch.testing.assert_close(to_rows(game.model, records).images[:, 0], targets, rtol=0, atol=1e-5)  # bytes to begin with
+
+
+def test_a_full_record_may_have_been_cut_and_does_not_count_as_intact(play):
+    game = play()
+    attack, length = game.attack(), int(game.attack().question.attention.sum(1)[1])
+    layout = RecordLayout(game.pool.buffer.layout.image_size, length)
+    packed = pack(attack.redraw.targets, *torch.ones(3, 3))
+    records, _ = to_records(layout, attack.question, packed, step=0)
+    records["length"] = [length - 1, length, 3]
+    rows = to_rows(game.model, records)
+    assert rows.intact.tolist() == [True, False, True] and not rows.front_padding
+    assert torch.equal(rows.label_positions, label_positions(rows.labels))
 
 
 # Rows without a picture
