@@ -19,5 +19,5 @@ class Noise(Adversary):
         pass
 
     def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
-        direction = torch.randn(tokens.shape, generator=generator, device=generator.device).to(tokens.device)
+        direction = torch.randn(tokens.shape, generator=generator, device=generator.device).to(tokens.device, non_blocking=True)
         return self.scaled(direction, tokens, self.config.eps_max)

@@ -32,7 +32,7 @@ class Pgd(Adversary):
     def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
         c = self.config
         radius = self.scaled(torch.ones_like(tokens), tokens, c.eps_max).norm(dim=-1, keepdim=True)
-        direction = torch.randn(tokens.shape, generator=generator, device=generator.device).to(tokens.device)
+        direction = torch.randn(tokens.shape, generator=generator, device=generator.device).to(tokens.device, non_blocking=True)
         delta = self.scaled(direction, tokens, c.eps_max / 2)
         for _ in range(c.steps):
             with torch.enable_grad():

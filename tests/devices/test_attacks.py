@@ -1,0 +1,156 @@
+"""The attack, the pool it fills, sampling and the host's side of a checkpoint, on a device other than the host."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from megaunigame.adversary.hard_buffer import HardBuffer
+from megaunigame.adversary.records import RecordLayout
+from megaunigame.config import fill
+from megaunigame.models.openuni import flow
+from megaunigame.objectives.base import Stage, Step
+from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.passes import ATTACK, UNDERSTAND, RowRequest, plan_from
+from megaunigame.rows import put_rows
+from tests.devices.fake_device import DEVICE, OneDevice, load, move, no_waiting, on_host, transfer
+from tests.devices.rows import attacked, collated
+
+ADVERSARIES = {"perturber": {"kind": "perturber", "hidden": 8}, "pgd": {"kind": "pgd", "steps": 2}}
+PLAN = plan_from(
+    [
+        RowRequest("clean", UNDERSTAND, "s", 2),
+        RowRequest("adversarial", UNDERSTAND, None, 2),
+        RowRequest("attack", ATTACK, "s", 2, takes_source=True),
+    ]
+)
+
+
+def game(model, monkeypatch, **settings) -> UniGame:
+    """Ready for its first step; built on the host."""
+    objective = UniGame(fill(Settings, {"clean_rows": 2, "attack_rows": 2, "pictures_every": 0, **settings}, "unigame"))
+
+    @contextlib.contextmanager
+    def as_opponent():
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+    objective.prepare(Stage(model, as_opponent, PLAN, OneDevice(torch.device("cpu")), 0, 1))
+    # A generator of a device without a driver cannot be made: these draw on the host, and what they draw is carried over.
+    monkeypatch.setattr(objective, "_generator", lambda *where: torch.Generator().manual_seed(0))
+    return objective
+
+
+def carried(objective: UniGame) -> None:
+    """The game to the device; inside of `no_waiting`."""
+    move(objective.adversary, DEVICE)
+    objective.parameters = list(objective.adversary.parameters())
+    world = OneDevice()
+    objective.stage = Stage(objective.stage.model, objective.stage.as_opponent, PLAN, world, 0, 1)
+    objective.pool.stage = objective.stage
+    objective.pool.tally = type(objective.pool.tally)(DEVICE)
+    objective.positions, objective.pictures = torch.ones((), device=DEVICE), torch.ones((), device=DEVICE)
+    objective.gradients = [torch.zeros_like(p) for p in objective.parameters]
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+@pytest.mark.parametrize("path", ["decoder", "embedding"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_alternating_attacks(monkeypatch, home, family, path, adversary, dtype):
+    model = load(family, home)
+    objective, attack = game(model, monkeypatch, path=path, adversary=ADVERSARIES[adversary]), attacked(model)
+    step = Step(0, 1e-3, [], [PLAN], [attack])
+    with no_waiting(monkeypatch):
+        transfer(model, DEVICE, dtype)
+        carried(objective)
+        objective._climb(step, 0, None)
+        assert all(gradient.device == DEVICE for gradient in objective.gradients)
+        [(question, packed, _)] = objective.pool.mined
+        assert question is attack.question and packed.device == DEVICE and packed.shape[:2] == (2, 1)
+        assert objective.pool.tally.sums().device == DEVICE
+
+
+@pytest.mark.parametrize("path", ["decoder", "embedding"])
+def test_simultaneous_attacks_join_the_learners_rows(monkeypatch, home, family, path):
+    model = load(family, home)
+    settings = {"path": path, "mode": "simultaneous", "adversary": ADVERSARIES["perturber"], "hard_rows": 0}
+    objective, attack, rows = game(model, monkeypatch, **settings), attacked(model), collated(model)[UNDERSTAND]
+    rows = put_rows(rows, slice(2, 4), attack.question)
+    with no_waiting(monkeypatch):
+        transfer(model, DEVICE, torch.bfloat16)
+        carried(objective)
+        step = Step(0, 1e-3, [{UNDERSTAND: rows.to(DEVICE)}], [PLAN], [attack])
+        price = objective._join(step, 0, None)
+        inputs = step.inputs[0][UNDERSTAND]
+        output = model(UNDERSTAND, inputs)
+        (output.loss_sum.sum() + price).backward()
+        assert objective.after_pass(step, 0, inputs, output, UNDERSTAND) is None
+        assert all(p.grad.device == DEVICE for p in objective.parameters)
+        assert sum(p.grad is not None for p in model.parameters()) > 10
+
+
+def test_pictures_and_answers(monkeypatch, home, family):
+    model = load(family, home).eval()
+    prompts = model.processor.generate_prompts(["a ball", "no"])
+    monkeypatch.setattr(flow, "solver", on_host(flow.solver))  # its times are numpy's
+    questions = model.processor.prompt_inputs([[], []], ["what is it ?", "no ?"])
+    with no_waiting_in_sampling(monkeypatch):
+        transfer(model, DEVICE, torch.bfloat16)
+        drawn = model.sample(prompts.to(DEVICE), guidance=2.0, temperature=1.0, generator=torch.Generator().manual_seed(0))
+        assert drawn.device == DEVICE and drawn.shape[:2] == (2, 3)
+        said = model.answer(questions.to(DEVICE), max_new_tokens=3)
+        assert said.device == DEVICE and said.shape == (2, 3)
+
+
+@contextlib.contextmanager
+def no_waiting_in_sampling(monkeypatch):
+    """A few small copies are made while pictures are drawn, none of which is in a step of the learner."""
+    with no_waiting(monkeypatch) as copies:
+        yield
+        assert all("-> lazy" in copy for copy in copies.found), "read back to the host"
+        copies.found.clear()
+
+
+def test_merge_gives_the_collectives_what_is_on_the_device(monkeypatch):
+    """Fake tensors hold no table, so the device is asked for where tensors are sent to it."""
+    sent = []
+
+    class Noted(OneDevice):
+        def all_gather(self, tensor):
+            sent.append(tensor)
+            return tensor.unsqueeze(0)
+
+        def all_to_all(self, parts, sizes):
+            sent.extend(parts)
+            return list(parts)
+
+    asked = []
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *given, **named: (asked.append((id(self), given)), to(self, "cpu"))[1])
+    layout = RecordLayout(image_size=4, max_length=8)
+    buffer = HardBuffer(layout, 5, 2, 0, 1)
+    records = layout.empty(2)
+    records["loss"] = [1.0, 2.0]
+    buffer.mine(records, np.array([True, True]))
+    buffer.merge(Noted(), 0.0, 0, 0)
+    assert buffer.size == 2 and len(sent) == 2 and [given for _, given in asked] == [(DEVICE,)] * 2
+
+
+def test_what_a_checkpoint_keeps_is_brought_to_the_host(monkeypatch, home, tmp_path):
+    model = load("janus", home)
+    objective = game(model, monkeypatch, adversary=ADVERSARIES["perturber"])
+    moved = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (moved.append(self.shape), cpu(self))[1])
+    objective.save(tmp_path)
+    with safe_open(tmp_path / "unigame.safetensors", "pt") as file:
+        assert len(moved) == len(list(file.keys())) > 0  # noqa: SIM118

@@ -1,0 +1,30 @@
+"""Every pass on plain meta tensors, forward and backward: what a plan of memory counts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from megaunigame.passes import Taps
+from tests.devices.fake_device import load, move
+from tests.devices.rows import collated
+
+META = torch.device("meta")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_forward_and_backward(home, family, checkpointing):
+    model = load(family, home, checkpointing)
+    rows = collated(model)
+    model.install_taps()
+    move(model, META, torch.bfloat16)
+    move(model.frozen.module, META)
+    losses = []
+    for name, given in rows.items():
+        output = model(name, dataclasses.replace(given.to(META), taps=Taps((0, 1), rows=2)))
+        losses += [output.loss_sum.sum(), output.attention.keys.sum()]
+    torch.stack(losses).sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) > 10 and all(gradient.is_meta for gradient in gradients)

@@ -1,0 +1,98 @@
+"""Every pass of every family on a device other than the host, in both precisions: nothing waits, nothing is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from megaunigame.loss_terms import LossTerms
+from megaunigame.models import causal
+from megaunigame.models.causal import CausalModel
+from megaunigame.models.tap_queries import Queries
+from megaunigame.objectives.aia.objective import AIA
+from megaunigame.objectives.aia.settings import Settings
+from megaunigame.objectives.base import Stage, Step
+from megaunigame.passes import GENERATE, UNDERSTAND
+from megaunigame.rows import put_rows, take_rows
+from tests.devices.fake_device import DEVICE, OneDevice, load, no_waiting, on_host, transfer
+from tests.devices.rows import PLAN, collated
+from tests.multi_process.tiny_run import FOLDERS
+
+PRECISIONS = [torch.float32, torch.bfloat16]
+
+
+def gradients_arrive(model: CausalModel, device: torch.device) -> None:
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(found) > 10 and all(gradient.device == device for gradient in found)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("independent", [False, True], ids=["", "independent"])
+def test_forward_and_backward_of_the_learner(monkeypatch, home, family, dtype, independent):
+    model = load(family, home)
+    rows = collated(model, independent)
+    with no_waiting(monkeypatch):
+        transfer(model, DEVICE, dtype)
+        inputs = {name: given.to(DEVICE) for name, given in rows.items()}
+        losses = [model(name, given).loss_sum for name, given in inputs.items()]
+        put = put_rows(inputs[UNDERSTAND], slice(2, 3), take_rows(inputs[UNDERSTAND], slice(0, 1)))
+        losses.append(model(UNDERSTAND, put).loss_sum)
+        assert [loss.shape for loss in losses] == [(4,), (3,), (4,)] and {loss.device for loss in losses} == {DEVICE}
+        torch.cat(losses).sum().backward()
+        gradients_arrive(model, DEVICE)
+
+
+def drawn_on_the_host(drawn_tokens):
+    """`drawn_tokens`, whose places are drawn and read on the host: fake tensors have nothing to read."""
+
+    def drawn(places, rows, most, device):
+        found = on_host(drawn_tokens)(places, rows, most, torch.device("cpu"))
+        return Queries(*(each.to(device, non_blocking=True) for each in found[:2]), found.reach)
+
+    return drawn
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("queries", [0, 2])
+def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
+    """With gradient checkpointing: the backward measures again."""
+    model, world = load(family, home, checkpointing=True), OneDevice()
+    objective = AIA(Settings(queries=queries))
+    objective.check_plan(PLAN)
+    objective.check_family(type(model), family, str(home / FOLDERS[family]))
+    terms = LossTerms(PLAN, [objective], world)
+    rows = collated(model)
+    monkeypatch.setattr(causal, "drawn_tokens", drawn_on_the_host(causal.drawn_tokens))
+    with no_waiting(monkeypatch):
+        transfer(model, DEVICE, dtype)
+        objective.prepare(Stage(model, None, PLAN, world, 0, 1))
+        total = torch.zeros(len(terms.names), device=DEVICE)
+        for name, given in rows.items():
+            inputs = dataclasses.replace(given.to(DEVICE), taps=objective.taps(name))
+            output = model(name, inputs)
+            assert output.attention.keys.device == DEVICE
+            total = total + terms.sums(name, inputs, output)
+        total.sum().backward()
+        gradients_arrive(model, DEVICE)
+
+
+def test_counts_of_a_step_are_taken_on_the_host(home, family):
+    model = load(family, home)
+    terms = LossTerms(PLAN, [], OneDevice(torch.device("cpu")))
+    rows = collated(model)
+    counted = terms.counts(Step(0, 1.0, [rows], [PLAN], []))
+    assert counted.tolist() == [rows[name].counts.sum() for name in (UNDERSTAND, GENERATE)]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_the_forward_on_cuda(monkeypatch, home, family, dtype):
+    device = torch.device("cuda", 0)
+    model = load(family, home)
+    rows = collated(model)
+    with no_waiting(monkeypatch, device):
+        transfer(model, device, dtype)
+        for name, given in rows.items():
+            assert model(name, given.to(device)).loss_sum.device == device
+            assert model(name, given.to(device), predict=True).loss_sum.device == device
