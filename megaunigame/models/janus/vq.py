@@ -7,7 +7,6 @@ it encodes, which changes many codes; the layers are taken from there, the quant
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 
@@ -18,7 +17,7 @@ from transformers import JanusVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
-from megaunigame.models.recompute import Stage, in_chunks, through
+from megaunigame.models.recompute import Stage, in_chunks, through_levels
 
 
 @dataclass
@@ -88,9 +87,9 @@ class ImageTokenizer(nn.Module):
         """(B, C, h, w) unit rows -> (B, 3, H, W), not clamped. A tokenizer in eval mode keeps little for the backward."""
         if self.training:
             return self.decoder(self.post_quant_conv(quant.to(self.dtype)))
-        stages = [self.post_quant_conv, *_stages(self.decoder)]
+        levels = [[self.post_quant_conv], *_levels(self.decoder)]
         pixels = quant[0, 0].numel() * 4 ** (len(self.config.channel_multiplier) - 1)
-        return in_chunks(lambda some: through(stages, some), pixels, quant.to(self.dtype))
+        return in_chunks(lambda some: through_levels(levels, some), pixels, quant.to(self.dtype))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """(B, N) -> (B, 3, H, W), not clamped."""
@@ -118,17 +117,20 @@ class ImageTokenizer(nn.Module):
         )
 
 
-def _stages(decoder: JanusVQVAEDecoder) -> Iterator[Stage]:
-    """The decoder's layers in their order, which is that of transformers."""
-    yield from (decoder.conv_in, decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2)
+def _levels(decoder: JanusVQVAEDecoder) -> list[list[Stage]]:
+    """The decoder's layers by resolution, in their order, which is that of transformers."""
+    stages: list[Stage] = [decoder.conv_in, decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2]
+    levels = [stages]
     for level in decoder.up:
         for number, block in enumerate(level.block):
-            yield block
+            stages.append(block)
             if len(level.attn):
-                yield level.attn[number]
+                stages.append(level.attn[number])
         if hasattr(level, "upsample"):
-            yield level.upsample
-    yield lambda x: decoder.conv_out(_swish(decoder.norm_out(x)))
+            stages = [level.upsample]
+            levels.append(stages)
+    stages.append(lambda x: decoder.conv_out(_swish(decoder.norm_out(x))))
+    return levels
 
 
 def _swish(x: Tensor) -> Tensor:

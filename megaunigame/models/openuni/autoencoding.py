@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from megaunigame.models.recompute import Stage, in_chunks, through
+from megaunigame.models.recompute import Stage, in_chunks, through_levels
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
@@ -23,16 +23,16 @@ def decode(autoencoder: AutoencoderDC, latents: Tensor) -> Tensor:
     """(B, C, h, w) scaled latents -> (B, 3, H, W) float32, not clamped; differentiable."""
     unscaled = (latents / autoencoder.config.scaling_factor).to(autoencoder.dtype)
     pixels = latents[0, 0].numel() * autoencoder.spatial_compression_ratio**2
-    stages = list(_stages(autoencoder.decoder))
-    return in_chunks(lambda some: through(stages, some), pixels, unscaled).float()
+    levels = _levels(autoencoder.decoder)
+    return in_chunks(lambda some: through_levels(levels, some), pixels, unscaled).float()
 
 
-def _stages(decoder: Any) -> Iterator[Stage]:
-    """The decoder's layers in their order, which is that of diffusers."""
-    yield lambda x: _start(decoder, x)
-    for level in reversed(decoder.up_blocks):
-        yield from level
-    yield lambda x: _finish(decoder, x)
+def _levels(decoder: Any) -> list[list[Stage]]:
+    """The decoder's layers by resolution, in their order, which is that of diffusers."""
+    coarsest, *finer = (list(level) for level in reversed(decoder.up_blocks))
+    levels: list[list[Stage]] = [[partial(_start, decoder), *coarsest], *finer]
+    levels[-1].append(partial(_finish, decoder))
+    return levels
 
 
 def _start(decoder: Any, latents: Tensor) -> Tensor:
