@@ -35,12 +35,21 @@ class CodeModel(CausalModel):
 
     @property
     def lines(self) -> tuple[int, Tensor | None]:
-        """Codes of a line and what is read behind each line, embedded (D,); (0, None) where nothing is."""
+        """Codes of a line and what is read after each line, embedded (D,); (0, None) where nothing is."""
         return 0, None
 
     @abstractmethod
-    def pixels_of(self, codes: Tensor, logits: Tensor | None = None) -> Tensor:
-        """(B, N) codes -> (B, 3, H, W), not clamped; with `logits` (B, N, V), the gradient is that of the mean code."""
+    def codebook(self) -> Tensor:
+        """(V, C) float32: what the frozen tokenizer decodes a code from."""
+
+    @abstractmethod
+    def pixels_of(self, codes: Tensor, mean: Tensor | None = None) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W), not clamped; with `mean` (B, N, C) rows of the codebook, the gradient is theirs."""
+
+    def expected_codes(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, D) -> the likeliest codes (B, N), and the mean rows of the codebook (B, N, C), differentiable."""
+        logits = self.code_logits(hidden).float()
+        return logits.argmax(-1), logits.softmax(-1) @ self.codebook()
 
     @property
     @abstractmethod
@@ -58,13 +67,12 @@ class CodeModel(CausalModel):
         the likeliest; with `anchor` (B, N codes) only where the perturbation changes which is the likeliest, else the anchor.
         """
         moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
-        logits = self.code_logits(moved)
-        codes = logits.argmax(-1)
+        codes, mean = self.expected_codes(moved)
         # Also without delta: on every rank the same calls. It costs a head on N positions, without its backward.
         with torch.no_grad():
-            changed = codes != self.code_logits(hidden).argmax(-1)
+            changed = codes != self.expected_codes(hidden)[0]
         chosen = codes if anchor is None else torch.where(changed, codes, anchor)
-        return Decoded(self.pixels_of(chosen, logits).float().clamp(-1, 1), changed.float().mean(1))
+        return Decoded(self.pixels_of(chosen, mean).float().clamp(-1, 1), changed.float().mean(1))
 
     @torch.no_grad()
     def decode_target(self, target: Tensor) -> Tensor:

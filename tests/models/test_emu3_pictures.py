@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from megaunigame.adversary.perturber import Perturber
+from megaunigame.models import token_head
+from megaunigame.models.code_model import CodeModel
+from megaunigame.models.emu3 import Emu3
 from megaunigame.objectives.unigame.paths import build_path
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, GenerateRow, UnderstandRow
@@ -31,6 +34,21 @@ def test_decode_shows_the_likeliest_codes_and_is_differentiable(emu3, picture):
     assert decoded.pixels.shape == (2, 3, 16, 16) and decoded.pixels.abs().max() <= 1 and (decoded.changed == 0).all()
     decoded.pixels.square().mean().backward()
     assert hidden.grad.abs().max() > 0 and torch.equal(hidden.grad, delta.grad)
+
+
+def test_codes_are_expected_without_all_logits(emu3, picture, monkeypatch):
+    """As from all logits at once, of which none is made."""
+    hidden = states(emu3, picture).hidden.clone().requires_grad_()
+    plain_codes, plain = CodeModel.expected_codes(emu3, hidden)
+    monkeypatch.setattr(Emu3, "code_logits", None)
+    monkeypatch.setattr(token_head, "SLICE_ELEMENTS", 32 * 10)
+    codes, mean = emu3.expected_codes(hidden)
+    assert torch.equal(codes, plain_codes) and mean.shape == (2, 16, 4)
+    torch.testing.assert_close(mean, plain, rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(mean)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), [hidden])
+    (found,) = torch.autograd.grad((mean * weights).sum(), [hidden])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 def test_an_anchor_stays_where_the_perturbation_changes_nothing(emu3, picture):

@@ -167,10 +167,19 @@ class Emu3(CodeModel):
         """(B, 3, H, W) in [-1, 1] -> (B, N) codes. No gradient."""
         return self.vision_tokenizer.encode(pixels).flatten(1)
 
-    def pixels_of(self, codes: Tensor, logits: Tensor | None = None) -> Tensor:
-        """(B, N) codes -> (B, 3, H, W), not clamped; with `logits` (B, N, V), the gradient is that of the mean code."""
+    def codebook(self) -> Tensor:
+        """(V, C) float32."""
+        return self.vision_tokenizer.codebook()
+
+    def expected_codes(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, D) -> likeliest codes (B, N), mean rows of the codebook (B, N, C); never all logits at once."""
+        expected = self.lm_head(hidden.flatten(0, 1), ids=self.rows.ids, table=self.codebook())
+        return expected.likeliest.view(hidden.shape[:2]), expected.mean.unflatten(0, hidden.shape[:2])
+
+    def pixels_of(self, codes: Tensor, mean: Tensor | None = None) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W), not clamped; with `mean` (B, N, C) rows of the codebook, the gradient is theirs."""
         tokenizer, grid = self.vision_tokenizer, self.rows.grid
-        return tokenizer.decode_codes(grid(codes)) if logits is None else tokenizer.decode_logits(grid(logits), grid(codes))
+        return tokenizer.decode_codes(grid(codes)) if mean is None else tokenizer.decode_mean(grid(codes), grid(mean))
 
     def as_source(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> of the size of understood pictures, in [-1, 1]; differentiable."""

@@ -1,5 +1,6 @@
 """The vision tokenizer of Emu3: pixels <-> codes, with gradients where they are wanted.
 
+A picture of 720 x 720 would keep 60 GB for the backward through decoder and encoder; both recompute instead, see `recompute`.
 It is made for videos: a picture is `temporal_downsample_factor` equal frames on the way in, and as many come out, of which the
 first counts. The layers are transformers'; only what they do in time is done for every frame here, which is a quarter of the
 work for the same numbers. A code is the row of the codebook that is nearest to the latent (plain distance).
@@ -14,6 +15,9 @@ from transformers import Emu3VQVAE
 from transformers.initialization import no_init_weights
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
+from megaunigame.models.emu3.vq_stages import decoder_levels, encoder_levels
+from megaunigame.models.recompute import in_chunks, through_levels
+
 NEIGHBOURS = 8
 """Nearest codes through which a gradient passes from a code to the latent it was chosen by."""
 CELLS_AT_A_TIME = 4096
@@ -23,8 +27,8 @@ CELLS_AT_A_TIME = 4096
 class VisionTokenizer(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, h, w), h = H / 2^(levels - 1).
 
-    Names of parameters and buffers are those of transformers' Emu3VQVAE; they are not initialised. Distances are float32
-    whatever the dtype of the weights.
+    Names of parameters and buffers are those of transformers' Emu3VQVAE; they are not initialised, and frozen: gradients pass
+    through to pixels and embeddings, none reaches a weight. Distances are float32 whatever the dtype of the weights.
     """
 
     def __init__(self, config: Emu3VQVAEConfig):
@@ -37,6 +41,7 @@ class VisionTokenizer(nn.Module):
         self.quant_conv = layers.quant_conv
         self.post_quant_conv = layers.post_quant_conv
         self.config = config
+        self.requires_grad_(False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,13 +53,14 @@ class VisionTokenizer(nn.Module):
 
     def latents(self, pixels: Tensor) -> Tensor:
         """(B, C, h, w) float32: what is compared with the codebook."""
-        layers = self.encoder
-        frame = layers.middle_block(layers.down_block(layers.conv_in(pixels.to(self.dtype))))
-        frame = layers.conv_out(_swish(layers.norm_out(frame)))
+        return in_chunks(self._latents, pixels[0, 0].numel(), pixels)
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        frame = through_levels(encoder_levels(self.encoder), pixels.to(self.dtype))
         frames = frame.unsqueeze(2).repeat(1, 1, self.config.temporal_downsample_factor, 1, 1)
-        for shrink in layers.time_conv:
+        for shrink in self.encoder.time_conv:
             frames = _swish(shrink(frames))
-        for block in layers.time_res_stack:
+        for block in self.encoder.time_res_stack:
             frames = block(frames)
         return self.quant_conv(frames)[:, :, 0].float()
 
@@ -95,30 +101,31 @@ class VisionTokenizer(nn.Module):
 
     def decode_embeddings(self, quant: Tensor) -> Tensor:
         """(B, C, h, w) rows of the codebook -> (B, 3, H, W), not clamped."""
-        layers = self.decoder
+        shrinks = 2 ** (len(self.config.channel_multiplier) - 1)
+        return in_chunks(self._decode_embeddings, quant[0, 0].numel() * shrinks**2, quant)
+
+    def _decode_embeddings(self, quant: Tensor) -> Tensor:
         codes = quant.to(self.dtype).unsqueeze(2)
-        # The codes themselves go the same way through time: every norm behind it is modulated by them.
+        # The codes go the same way through time as the picture: every norm of the decoder is modulated by them.
         frames = torch.cat([self.post_quant_conv(codes), codes])
-        for block in layers.time_res_stack:
+        for block in self.decoder.time_res_stack:
             frames = block(frames)
-        for grow in layers.time_conv:
+        for grow in self.decoder.time_conv:
             frames = _swish(grow(frames))
         picture, codes = frames[:, :, 0].chunk(2)
-        picture = layers.up_block(layers.middle_block(layers.conv_in(picture), codes), codes)
-        return layers.conv_out(_swish(layers.norm_out(picture, codes)))
+        return through_levels(decoder_levels(self.decoder), picture, codes)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """(B, h, w) -> (B, 3, H, W), not clamped."""
         return self.decode_embeddings(self.embed(codes))
 
-    def decode_logits(self, logits: Tensor, codes: Tensor) -> Tensor:
-        """(B, h, w, V), (B, h, w) -> (B, 3, H, W): the picture of `codes`, with the gradient of the mean code.
+    def decode_mean(self, codes: Tensor, mean: Tensor) -> Tensor:
+        """(B, h, w), (B, h, w, C) -> (B, 3, H, W): the picture of `codes`, with the gradient of `mean`, a mean of rows.
 
         Straight-through: the mean over all rows is far shorter than a row, so it would leave what the decoder knows; it
         serves as the direction of the gradient only.
         """
-        mean = (logits.float().softmax(-1) @ self.codebook()).permute(0, 3, 1, 2)
-        return self.decode_embeddings(self.embed(codes).detach() + (mean - mean.detach()))
+        return self.decode_embeddings(self.embed(codes).detach() + (mean - mean.detach()).permute(0, 3, 1, 2))
 
 
 def _swish(x: Tensor) -> Tensor:

@@ -157,10 +157,14 @@ class Janus(CodeModel):
         """(B, 3, H, W) in [-1, 1] -> (B, N) codes. No gradient."""
         return self.image_tokenizer.encode(pixels)
 
-    def pixels_of(self, codes: Tensor, logits: Tensor | None = None) -> Tensor:
-        """(B, N) codes -> (B, 3, H, W), not clamped; with `logits` (B, N, V), the gradient is that of the mean code."""
+    def codebook(self) -> Tensor:
+        """(V, C) float32."""
+        return self.image_tokenizer.codebook()
+
+    def pixels_of(self, codes: Tensor, mean: Tensor | None = None) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W), not clamped; with `mean` (B, N, C) rows of the codebook, the gradient is theirs."""
         tokenizer = self.image_tokenizer
-        return tokenizer.decode_codes(codes) if logits is None else tokenizer.decode_logits(logits, codes)
+        return tokenizer.decode_codes(codes) if mean is None else tokenizer.decode_mean(codes, mean)
 
     def as_source(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> normalised as the vision tower expects; differentiable."""

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
+
+from megaunigame.models.recompute import Stage, in_chunks, through_levels
 
 
 @dataclass
@@ -74,30 +77,31 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N) codes. No gradient."""
-        return self.nearest(self.latents(pixels))
+        return in_chunks(lambda some: self.nearest(self.latents(some)), pixels[0, 0].numel(), pixels)
 
     def embed(self, codes: Tensor) -> Tensor:
         """(B, N) -> (B, C, h, w) float32: unit rows of the codebook, on the (square) grid."""
         return _grid(F.embedding(codes, self.codebook()))
 
     def decode_embeddings(self, quant: Tensor) -> Tensor:
-        """(B, C, h, w) unit rows -> (B, 3, H, W), not clamped."""
-        return self.decoder(self.post_quant_conv(quant.to(self.dtype)))
+        """(B, C, h, w) unit rows -> (B, 3, H, W), not clamped. A tokenizer in eval mode keeps little for the backward."""
+        if self.training:
+            return self.decoder(self.post_quant_conv(quant.to(self.dtype)))
+        levels = [[self.post_quant_conv], *_levels(self.decoder)]
+        pixels = quant[0, 0].numel() * 4 ** (len(self.config.channel_multiplier) - 1)
+        return in_chunks(lambda some: through_levels(levels, some), pixels, quant.to(self.dtype))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """(B, N) -> (B, 3, H, W), not clamped."""
         return self.decode_embeddings(self.embed(codes))
 
-    def decode_logits(self, logits: Tensor, codes: Tensor | None = None) -> Tensor:
-        """(B, N, V) -> (B, 3, H, W): the picture of `codes` (B, N; None: the likeliest), with the gradient of the mean code.
+    def decode_mean(self, codes: Tensor, mean: Tensor) -> Tensor:
+        """(B, N), (B, N, C) -> (B, 3, H, W): the picture of `codes`, with the gradient of `mean`, a mean of rows.
 
         Straight-through: the mean over all rows is far shorter than a row, so it would leave what the decoder knows; it
         serves as the direction of the gradient only.
         """
-        codebook = self.codebook()
-        mean = logits.float().softmax(-1) @ codebook
-        hard = F.embedding(logits.argmax(-1) if codes is None else codes, codebook)
-        return self.decode_embeddings(_grid(hard.detach() + (mean - mean.detach())))
+        return self.decode_embeddings(self.embed(codes).detach() + _grid(mean - mean.detach()))
 
     def forward(self, pixels: Tensor) -> TokenizerOutput:
         """Reconstruct through the codes. The decoder's gradient passes to the unit latents, and so to the encoder."""
@@ -111,6 +115,26 @@ class ImageTokenizer(nn.Module):
             commit_loss=self.commit_beta * F.mse_loss(latents, quant.detach()),
             codes=codes,
         )
+
+
+def _levels(decoder: JanusVQVAEDecoder) -> list[list[Stage]]:
+    """The decoder's layers by resolution, in their order, which is that of transformers."""
+    stages: list[Stage] = [decoder.conv_in, decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2]
+    levels = [stages]
+    for level in decoder.up:
+        for number, block in enumerate(level.block):
+            stages.append(block)
+            if len(level.attn):
+                stages.append(level.attn[number])
+        if hasattr(level, "upsample"):
+            stages = [level.upsample]
+            levels.append(stages)
+    stages.append(lambda x: decoder.conv_out(_swish(decoder.norm_out(x))))
+    return levels
+
+
+def _swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
 
 
 def _grid(cells: Tensor) -> Tensor:

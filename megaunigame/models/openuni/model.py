@@ -22,7 +22,7 @@ from megaunigame.models.base import Decoded
 from megaunigame.models.causal import CausalModel, check_attention
 from megaunigame.models.causal_decoding import evaluating
 from megaunigame.models.frozen import Frozen
-from megaunigame.models.openuni import flow
+from megaunigame.models.openuni import autoencoding, flow
 from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
 from megaunigame.models.openuni.parts import MetaQueries, autoencoder, checkpoint_activations, choose_attention, trained_parts
@@ -181,13 +181,11 @@ class OpenUni(CausalModel):
     @torch.no_grad()
     def encode_target(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, C, h, w) float32 latents of about unit variance. No gradient."""
-        latents = self.autoencoder.encode(pixels.to(self.autoencoder.dtype), return_dict=False)[0]
-        return latents.float() * self.autoencoder.config.scaling_factor
+        return autoencoding.encode(self.autoencoder, pixels)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W), about [-1, 1], not clamped; differentiable."""
-        unscaled = latents / self.autoencoder.config.scaling_factor
-        return self.autoencoder.decode(unscaled.to(self.autoencoder.dtype), return_dict=False)[0].float()
+        return autoencoding.decode(self.autoencoder, latents)
 
     @torch.no_grad()
     def decode_target(self, target: Tensor) -> Tensor:
