@@ -1,0 +1,101 @@
+"""The same training in plain torch with the engine's roundings: bf16 weights, fp32 masters. What a bf16 run is compared with.
+
+Each rank and micro-step has a backward of its own, because that is where gradients are rounded:
+
+    weight = bf16(master)                                        of the language model, towers, heads; frozen ones too
+    g[r]   = gradient of W * loss of rank r, in the dtype of the weight
+    g      = sum over r of to_reduce(g[r]) / W                   in `engine.reduce_dtype`
+    G      = sum over micro-steps of fp32(g)                     in fp32
+    master = AdamW(master, clipped G)                            in fp32
+
+Buffers (rotary frequencies) and frozen tokenizers are fp32. Adapters are fp32 under ZeRO-3 and bf16 under ZeRO-2, where the
+engine casts every parameter. Sums over two ranks are equal to gloo's to the last bit; over more, bf16 sums depend on the order
+of the ring. Linear layers are those of the process: deepspeed replaces `F.linear` once a model was partitioned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from megaunigame.objectives.aia.objective import pull
+from megaunigame.passes import PassInputs
+from megaunigame.randomness import seed_micro_step
+from megaunigame.trainer import Trainer
+from tests.multi_process.plain_reference import PlainReference
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class MixedReference(PlainReference):
+    """Plain mixed precision on the rows of all ranks."""
+
+    def __init__(self, trainer: Trainer, world_size: int):
+        super().__init__(trainer.recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world_size)
+        self.world_size, self.taps, self.added = world_size, trainer.taps, trainer.terms.added
+        self.reduce_dtype = DTYPES[self.recipe.engine.reduce_dtype]
+        if any(self.taps.values()):
+            self.model.install_taps()
+        for name, parameter in self.model.named_parameters():
+            if "lora_" not in name or trainer.learner.stage == 2:
+                parameter.data = parameter.data.bfloat16()
+        self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in self.trained.items()}
+        self.optimizer = self.adamw(self.masters)
+
+    def step(self) -> tuple[dict[str, float], float]:
+        """One optimizer step: mean loss per term, gradient norm before clipping."""
+        names = [*self.plan.terms, *(term.term for term in self.added)]
+        weights = torch.tensor(
+            [*(r.weight for r in self.plan.requests), *(self.recipe.objectives["aia"]["weights"][term.pass_name] for term in self.added)]
+        )
+        counts = sum(self._counts(inputs) for _, _, inputs in self.batches())
+        sums = torch.zeros_like(weights)
+        for master in self.masters.values():
+            master.grad = torch.zeros_like(master)
+        for micro in range(self.accumulation):
+            shares: dict[str, list[Tensor]] = {name: [] for name in self.trained}
+            for rank, inputs in ((r, inputs) for r, m, inputs in self.batches() if m == micro):
+                seed_micro_step(self.recipe.seed, self.step_number, micro, rank)
+                own = sum(self._sums(name, inputs[name]) for name in self.plan.passes)
+                sums += own.detach()
+                ((weights * own / counts.clamp(min=1)).sum() * self.world_size).backward()
+                self._move_gradients(shares)
+            for name, parts in shares.items():
+                self.masters[name].grad += sum(parts).float()
+        means = sums / counts
+        self.total = float((weights * means)[counts > 0].sum())
+        norm = self.update(self.masters)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(self.masters[name])
+        return {n: float(m) for n, m, count in zip(names, means, counts, strict=True) if count}, norm
+
+    def _move_gradients(self, shares: dict[str, list[Tensor]]) -> None:
+        """From the weights to the shares of the ranks, as they are when they meet those of the others."""
+        for name, parameter in self.trained.items():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            shares[name].append(gradient.to(self.reduce_dtype) / self.world_size)
+            parameter.grad = None
+
+    def _counts(self, inputs_of: dict[str, PassInputs]) -> Tensor:
+        """(T,) loss positions of one micro-step of one rank."""
+        counts = torch.zeros(len(self.plan.terms))
+        for inputs in inputs_of.values():
+            counts.index_add_(0, inputs.terms, inputs.counts)
+        return torch.cat([counts, *(term.counted(inputs_of[term.pass_name]).sum().view(1) for term in self.added)])
+
+    def _sums(self, pass_name: str, inputs: PassInputs) -> Tensor:
+        """(T,) summed losses of one pass."""
+        inputs = dataclasses.replace(inputs, taps=self.taps[pass_name])
+        output = self.model(pass_name, inputs)
+        sums = output.loss_sum.new_zeros(len(self.plan.terms)).index_add(0, inputs.terms, output.loss_sum)
+        return torch.cat([sums, *(self._pull(term, inputs, output, pass_name) for term in self.added)])
+
+    def _pull(self, term, inputs: PassInputs, output: PassOutput, pass_name: str) -> Tensor:
+        """(1,) what one pass adds to a term of AIA; its definition is tested in fp32, against whole attention maps."""
+        if term.pass_name != pass_name:
+            return output.loss_sum.new_zeros(1)
+        pulls = pull(output.attention.keys, term.objective.aims[pass_name])
+        return torch.where(term.counted(inputs), pulls, 0.0).sum().view(1)
