@@ -25,7 +25,7 @@ LOSS_BOUND, MASTER_BOUND = 1e-3, 1e-2
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 ZERO2 = {"ds_config": "ds_configs/zero2.json"}
 CASES: dict[str, dict] = {
-    "full_accumulation": {"batch": {"accumulation": 3}},
+    "full_accumulation": {"batch": {"accumulation": 3}, "optimizer": {"clip": 100.0}},
     "lora_checkpointing": {"model": {**LORA, "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
     "zero2_accumulation": {"engine": ZERO2, "batch": {"accumulation": 2}},
     "zero2_lora": {"engine": ZERO2, "model": LORA},

@@ -2,15 +2,18 @@
 
 Each rank and micro-step has a backward of its own, because that is where gradients are rounded:
 
-    weight = bf16(master)                                        of the language model, towers, heads; frozen ones too
-    g[r]   = gradient of W * loss of rank r, in the dtype of the weight
+    weight = bf16(master)                                        adapters and frozen weights too
+    g[r]   = gradient of W * loss of rank r                      in bf16
     g      = sum over r of to_reduce(g[r]) / W                   in `engine.reduce_dtype`
     G      = sum over micro-steps of fp32(g)                     in fp32
     master = AdamW(master, clipped G)                            in fp32
 
-Buffers (rotary frequencies) and frozen tokenizers are fp32. Adapters are fp32 under ZeRO-3 and bf16 under ZeRO-2, where the
-engine casts every parameter. Sums over two ranks are equal to gloo's to the last bit; over more, bf16 sums depend on the order
-of the ring. Linear layers are those of the process: deepspeed replaces `F.linear` once a model was partitioned.
+Buffers (rotary frequencies) and frozen tokenizers are fp32. Sums over two ranks are gloo's to the last bit; over more, bf16 sums
+depend on the order of the ring. Under ZeRO-3 the engine puts a node of the graph in front of every module, which groups the sums
+of an activation's gradients; the reference puts one there too. What is left is the norm of the gradient, which the engine adds up in another order: the clipped
+gradients differ in their last bit, and now and then a weight is rounded to the other side.
+
+Linear layers are those of the process: deepspeed replaces `F.linear` once a model was partitioned.
 """
 
 from __future__ import annotations
@@ -38,9 +41,11 @@ class MixedReference(PlainReference):
         self.reduce_dtype = DTYPES[self.recipe.engine.reduce_dtype]
         if any(self.taps.values()):
             self.model.install_taps()
-        for name, parameter in self.model.named_parameters():
-            if "lora_" not in name or trainer.learner.stage == 2:
-                parameter.data = parameter.data.bfloat16()
+        for parameter in self.model.parameters():  # not model.bfloat16(): buffers stay fp32
+            parameter.data = parameter.data.bfloat16()
+        if trainer.learner.stage == 3:
+            for module in self.model.modules():
+                module.register_forward_pre_hook(_through_a_node)
         self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in self.trained.items()}
         self.optimizer = self.adamw(self.masters)
 
@@ -99,3 +104,8 @@ class MixedReference(PlainReference):
             return output.loss_sum.new_zeros(1)
         pulls = pull(output.attention.keys, term.objective.aims[pass_name])
         return torch.where(term.counted(inputs), pulls, 0.0).sum().view(1)
+
+
+def _through_a_node(module: nn.Module, args: tuple) -> tuple:
+    """The same inputs, each after an identity."""
+    return tuple(a.view_as(a) if torch.is_tensor(a) and a.requires_grad else a for a in args)
