@@ -18,10 +18,11 @@ from megaunigame.distributed import World, start_world
 from megaunigame.monitoring import names
 from megaunigame.trainer import Trainer
 from tests.multi_process.mixed_reference import MixedReference
-from tests.multi_process.tiny_run import leave, write_recipe
+from tests.multi_process.tiny_run import leave, long_world, write_recipe
 
 STEPS = 4
-LOSS_BOUND, MASTER_BOUND = 1e-3, 1e-2
+LOSS_BOUND, NORM_BOUND, MASTER_BOUND = 5e-5, 1e-3, 1e-3
+"""Relative; of the masters, to their update. Reached: 2e-7, and 2e-5, 3e-4, 6e-4 where a weight was rounded to the other side."""
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 ZERO2 = {"ds_config": "ds_configs/zero2.json"}
 CASES: dict[str, dict] = {
@@ -33,6 +34,7 @@ CASES: dict[str, dict] = {
     "zero2_reduced_in_bf16": {"engine": {**ZERO2, "reduce_dtype": "bf16"}},
     "emu3_checkpointing": {"model": {"family": "emu3", "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
     "openuni": {"model": {"family": "openuni", "groups": ["vision", "aligner", "lm", "queries", "connector", "dit"]}},
+    "long": {},
     "aia": {"objectives": {"aia": {"weights": {"generate": 5.0, "understand": 10.0}}}},
 }
 
@@ -45,6 +47,8 @@ def masters(trainer: Trainer) -> dict[str, Tensor]:
 
 def run(case: str, settings: dict, home: Path, world: World) -> None:
     settings = {**settings, "engine": {"precision": "bf16", **settings.get("engine", {})}}
+    if case.startswith("long"):
+        settings = {**settings, **long_world(home)}
     file = write_recipe(home / f"mixed-{case}-{world.rank}.yaml", home, **settings)
     trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / case}"]), world)
     plain = MixedReference(trainer, world.size)
@@ -66,7 +70,7 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
     if world.is_main:
         print(f"{case}: losses {worst_loss:.1e}, norms {worst_norm:.1e}, masters {apart:.1e} of the update", flush=True)
     assert move.abs().max() > 1e-3, "nothing was trained, so nothing was compared"
-    assert worst_loss < LOSS_BOUND and worst_norm < MASTER_BOUND and apart < MASTER_BOUND, (case, worst_loss, worst_norm, apart)
+    assert worst_loss < LOSS_BOUND and worst_norm < NORM_BOUND and apart < MASTER_BOUND, (case, worst_loss, worst_norm, apart)
 
 
 if __name__ == "__main__":
