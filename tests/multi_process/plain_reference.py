@@ -33,14 +33,7 @@ class PlainReference:
                 parameter.requires_grad_(self.model.group_of(name) in self._groups())
         self.model.train()
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        o = recipe.optimizer
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p], "weight_decay": o.weight_decay if p.dim() > 1 else 0.0, "factor": self._factor(n)}
-                for n, p in self.trained.items()
-            ],
-            lr=o.lr, betas=tuple(o.betas), eps=o.eps,
-        )  # fmt: skip
+        self.optimizer = self.adamw(self.trained)
         self.ranks = [
             MicroBatches(
                 plan, objective_of, self._streams(), self.model.processor, accumulation, rank, world_size, recipe.seed, 0
@@ -48,16 +41,27 @@ class PlainReference:
             for rank in range(world_size)
         ]
         self.step_number = 0
+        self.total = 0.0
+        """The weighted sum of the terms of the last step."""
         self.more_means: dict[str, float] = {}
+
+    def adamw(self, parameters: dict[str, nn.Parameter]) -> torch.optim.AdamW:
+        """The optimizer of the recipe over `parameters`, which have the names of the model's."""
+        o = self.recipe.optimizer
+        return torch.optim.AdamW(
+            [
+                {"params": [p], "weight_decay": o.weight_decay if p.dim() > 1 else 0.0, "factor": self._factor(n)}
+                for n, p in parameters.items()
+            ],
+            lr=o.lr, betas=tuple(o.betas), eps=o.eps,
+        )  # fmt: skip
 
     def step(self) -> tuple[dict[str, float], float]:
         """One optimizer step: mean loss per term, gradient norm before clipping."""
         self.optimizer.zero_grad()
-        first = self.step_number * self.accumulation
-        batches = [(r, m, ranks[first + m].inputs) for r, ranks in enumerate(self.ranks) for m in range(self.accumulation)]
         counts = {t: 0.0 for t in self.plan.terms}
         sums: dict[str, Tensor | float] = {t: 0.0 for t in self.plan.terms}
-        for rank, micro, inputs in batches:
+        for rank, micro, inputs in self.batches():
             seed_micro_step(self.recipe.seed, self.step_number, micro, rank)
             for pass_name in self.plan.passes:
                 losses = self.model(pass_name, inputs[pass_name]).loss_sum
@@ -68,13 +72,25 @@ class PlainReference:
         # A term at rest in the whole step has a loss of 0, not none: its weights decay and its moments move on.
         means = {t: sums[t] / max(1, counts[t]) for t in self.plan.terms}
         weights = {r.term: r.weight for r in self.plan.requests}
-        sum((weights[t] * mean for t, mean in means.items()), self.more_loss(means)).backward()
-        norm = nn.utils.clip_grad_norm_(list(self.trained.values()), self.recipe.optimizer.clip)
+        total = sum((weights[t] * mean for t, mean in means.items()), self.more_loss(means))
+        total.backward()
+        self.total = float(total.detach())
+        norm = self.update(self.trained)
+        return {t: float(m.detach()) for t, m in means.items() if counts[t]} | self.more_means, norm
+
+    def batches(self) -> list[tuple[int, int, dict[str, PassInputs]]]:
+        """Rank, micro-step and inputs of everything that belongs to this optimizer step."""
+        first = self.step_number * self.accumulation
+        return [(r, m, ranks[first + m].inputs) for r, ranks in enumerate(self.ranks) for m in range(self.accumulation)]
+
+    def update(self, parameters: dict[str, nn.Parameter]) -> float:
+        """Clip the gradients and move the parameters; returns the norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(list(parameters.values()), self.recipe.optimizer.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number) * group["factor"]
         self.optimizer.step()
         self.step_number += 1
-        return {t: float(m.detach()) for t, m in means.items() if counts[t]} | self.more_means, float(norm)
+        return float(norm)
 
     def after_pass(self, pass_name: str, inputs: PassInputs) -> None:
         """A pass over the rows of one rank was made."""

@@ -19,19 +19,28 @@ from tests.data.shard_files import encoded, write_shards
 
 QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
 ANSWERS = ["a ball", "no", "dark red or blue"]
+LONG = 4200
+"""Tokens of a long row."""
 FOLDERS = {"janus": "model", "openuni": "openuni", "emu3": "emu3"}
 """Family -> its folder in the home of a launch."""
 
 
-def write_model(folder: Path, seed: int = 0, **sizes) -> Path:
-    """A random Janus for 16x16 pictures: 4 visual tokens, 4 codes."""
+def write_model(folder: Path, seed: int = 0, sharpness: float = 1.0, **sizes) -> Path:
+    """A random Janus for 16x16 pictures: 4 visual tokens, 4 codes.
+
+    `sharpness`: factor on the queries and keys of the language model, whose attention is nearly even without it.
+    """
     tokenizer = train_tokenizer(QUESTIONS + ANSWERS, 270)
     small = dict(
         image_size=16, patch_size=8, vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=2, heads=2,
         intermediate=48, latent_channels=32, codes=32, channel_multiplier=(1, 1, 1, 1),
     )  # fmt: skip
     config = tiny_config(tokenizer, **{**small, **sizes})
-    write_folder(folder, config, random_state(config, seed), tokenizer)
+    state = random_state(config, seed)
+    for name in state:
+        if "language_model" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
+            state[name] *= sharpness
+    write_folder(folder, config, state, tokenizer)
     return folder
 
 
@@ -81,6 +90,29 @@ def sample(number: int) -> dict[str, bytes]:
 
 def write_data(folder: Path, samples: int = 64) -> Path:
     return write_shards(folder, [samples // 4] * 4, fields=sample)
+
+
+def long_sample(number: int) -> dict[str, bytes]:
+    """A picture, and an answer of more tokens than a long row takes."""
+    words = np.random.default_rng(number).choice(" ".join(ANSWERS).split(), 5000)
+    talk = [{"from": "human", "value": QUESTIONS[number % 3]}, {"from": "gpt", "value": " ".join(words)}]
+    fields = sample(5 * number + 1)
+    return {**fields, "json": json.dumps({"conversations": talk, "caption": f"picture {number}"}).encode()}
+
+
+def write_long_world(home: Path) -> None:
+    """A model and shards of long rows."""
+    write_model(home / "long_model", sharpness=20.0, max_positions=LONG)
+    write_shards(home / "long_shards", [16], fields=long_sample)
+
+
+def long_world(home: Path) -> dict:
+    """The blocks of a recipe that trains on them."""
+    return {
+        "model": {"path": str(home / "long_model"), "max_length": LONG},
+        "data": {"train": {"shards": str(home / "long_shards"), "window": 2}},
+        "objectives": {"understanding": {"rows": 1}, "generation": {"caption_rows": 2, "pixel_rows": 0}},
+    }
 
 
 def write_pictures(folder: Path, samples: int = 6) -> Path:
