@@ -36,6 +36,9 @@ class ModelConfig:
     """Folder of a Hugging Face model of the family, or of an official checkpoint."""
     family: str = "janus"
     """Module name in megaunigame/models."""
+    size: str = ""
+    """Name of a published size of the family: used where `weights: random`, and by launch/plan.py where no folder is at `path`.
+    """
     train: str = "lora"
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)

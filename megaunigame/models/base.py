@@ -98,6 +98,18 @@ class UnifiedModel(nn.Module, ABC):
         """Write into `out` what a Hugging Face folder holds beside weights: configuration, tokenizer, preprocessing."""
 
     @classmethod
+    def sizes(cls) -> tuple[str, ...]:
+        """Names of the sizes that `write_size` knows, the smallest first."""
+        return ()
+
+    @classmethod
+    def write_size(cls, size: str, folder: Path) -> None:
+        """Write the model folder of a published size, without weights: configuration, a stand-in tokenizer with the family's
+        special tokens, picture settings. Raises ModelError for a size that `sizes` does not name.
+        """
+        raise ModelError(f"{cls.__name__} has no size {size!r}: it has no named sizes. Give the path of a model folder.")
+
+    @classmethod
     def language_layers(cls, path: str) -> int:
         """Layers of the language model in `path`, from its configuration alone; 0: no attention of it can be measured."""
         return 0
