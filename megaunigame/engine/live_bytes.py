@@ -1,0 +1,74 @@
+"""Counts the bytes of tensors that are alive: what a forward and its backward hold at once, on any device.
+
+On the meta device or under a FakeTensorMode nothing is allocated, so a model of any size can be counted on a laptop. The count
+is exact for what torch operations return; memory that a kernel takes for itself while it runs (a workspace of cuDNN) and the
+rounding and fragmentation of an allocator are not in it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Context that counts the storages that operations inside it make, from their making until they are freed.
+
+    A view counts nothing; a tensor that the graph keeps for its backward counts until the graph lets go of it. Tensors from
+    before the context do not count, also not through views of them, unless `register` was called with them. Storages are
+    followed when the context is left; a context may be entered again. With a FakeTensorMode, enter this one last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = 0
+        """Bytes alive now."""
+        self.peak = 0
+        """Most bytes alive at once since the start or `reset_peak`."""
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def register(self, tensors: Iterable[Tensor]) -> None:
+        """Also count these, which exist already: weights, inputs."""
+        for tensor in tensors:
+            self._follow(tensor.untyped_storage())
+
+    def reset_peak(self) -> None:
+        """The peak starts from what is alive now."""
+        self.peak = self.current
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            if id(storage) not in given:
+                self._follow(storage)
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+        self._alive[key] = weakref.ref(storage, partial(self._freed, key, size))
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+    def _freed(self, key: int, size: int, _: weakref.ref[torch.UntypedStorage]) -> None:
+        del self._alive[key]
+        self.current -= size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    """Of all strided tensors in a nest of lists, tuples and dictionaries."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
+    return [tensor.untyped_storage() for tensor in tensors]
