@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megaunigame.distributed import World
@@ -51,8 +52,8 @@ class LossTerms:
         sums = output.loss_sum.new_zeros(len(self.names)).index_add(0, inputs.terms, output.loss_sum)
         for index, term in enumerate(self.added, start=len(self.plan.terms)):
             if term.pass_name == pass_name:
-                at = torch.tensor([index], device=sums.device)
-                sums = sums.index_add(0, at, term.losses(inputs, output).sum().unsqueeze(0))
+                added = term.losses(inputs, output).sum().unsqueeze(0)
+                sums = sums + F.pad(added, (index, len(self.names) - index - 1))  # an index would be copied to the device
         return sums
 
     def means(self, totals: Tensor, counts: Tensor) -> dict[str, float]:

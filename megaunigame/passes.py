@@ -141,6 +141,11 @@ class PassInputs:
     """(B,) float32: loss positions of the row; 0 for a dummy row (no data for this slot)."""
     labels: Tensor | None = None
     """(B, S) int64, `IGNORE` where no loss falls (understand)."""
+    label_positions: Tensor | None = None
+    """(B, P) int64: positions of the labels of each row, ascending, then 0 (understand; see `megaunigame.labels`)."""
+    front_padding: bool = True
+    """False promises that no padding stands before a token, so that a plain causal mask hides all padding. Known on the
+    host, where the rows are made; True is always right."""
     segments: Tensor | None = None
     """(B, S) int64: 0 = shared prefix, k = k-th independent turn, which sees the prefix and itself only. None: plain causal."""
     images: Tensor | None = None

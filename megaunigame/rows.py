@@ -25,6 +25,7 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
     `rows.visual_delta` is kept.
     """
     assert inputs.labels is not None and rows.labels is not None
+    assert inputs.label_positions is not None and rows.label_positions is not None
     assert (
         inputs.images is not None
         and inputs.image_valid is not None
@@ -34,6 +35,7 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
     assert inputs.image_slots is not None and rows.image_slots is not None
     length = max(inputs.tokens.shape[1], rows.tokens.shape[1])
     places = max(inputs.images.shape[1], rows.images.shape[1])
+    labels = max(inputs.label_positions.shape[1], rows.label_positions.shape[1])
     pad_id = inputs.tokens[at][0, -1]  # a dummy row ends with padding
 
     def put(whole: Tensor, part: Tensor, width: int | None = None, fill: int | Tensor = 0) -> Tensor:
@@ -57,6 +59,8 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
         tokens=put(inputs.tokens, rows.tokens, length, pad_id),
         attention=put(inputs.attention, rows.attention, length),
         labels=put(inputs.labels, rows.labels, length, IGNORE),
+        label_positions=put(inputs.label_positions, rows.label_positions, labels),
+        front_padding=inputs.front_padding or rows.front_padding,
         segments=segments,
         image_slots=put(inputs.image_slots, rows.image_slots, length),
         images=put(inputs.images, rows.images, places),

@@ -193,6 +193,8 @@ class Trainer:
         for objective in self.objectives:
             objective.before_learner(step)
 
+        # Counted before the inputs move: on the device, every count would have the host wait for it.
+        tokens = sum(int(inputs.attention.sum()) for inputs_of in step.inputs for inputs in inputs_of.values())
         weights, counts = self.terms.weights(step), self.terms.counts(step)
         sums = torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
@@ -211,7 +213,7 @@ class Trainer:
                 extra += [o.after_pass(step, micro, inputs, output, pass_name) for o in self.objectives]
             sums += term_sums.detach()
             if micro == self.accumulation - 1:
-                totals = self._agree(sums, batches, row_losses)
+                totals = self._agree(sums, tokens, batches, row_losses)
             loss = (weights * term_sums / counts.clamp(min=1)).sum()
             self.learner.backward_and_step(sum((term for term in extra if term is not None), loss))
 
@@ -263,14 +265,15 @@ class Trainer:
         here = self.first_step == self.state.step and evaluation_file(self.folder, self.state.step).exists()
         return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see a shared folder at different ages
 
-    def _agree(self, sums: Tensor, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
+    def _agree(
+        self, sums: Tensor, tokens: int, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]
+    ) -> Tensor:
         """All-ranks totals of this step, before the update: loss sums, tokens, and who wants to stop.
 
         Raises DivergenceError on every rank when any loss of any rank is not finite.
         """
         for batch in batches:
             self.bad_samples.add(batch.plan, batch.bad)
-        tokens = sum(int(inputs.attention.sum()) for batch in batches for inputs in batch.inputs.values())
         # float64, because token counts of a large step do not fit fp32 exactly.
         local = torch.tensor([*self.bad_samples.pending(), tokens, self.signalled], dtype=torch.float64)
         totals = self.world.all_reduce_sum(torch.cat([sums.double(), local.to(sums.device)])).cpu()

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"errors", "turns"},
     "rows": {"passes"},
     "attention": {"passes"},
+    "labels": {"passes"},
     "attention_targets": {"errors", "passes", "registry"},
     "pixels": set(),
     # first floor: each knows the passes and the ground, none knows another
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.conversation": {"data.decode", "errors"},
     "data": {"config", "passes", "errors", "randomness", "rows"},
     "models.base": {"errors", "passes"},
-    "models": {"attention", "passes", "errors", "registry"},
+    "models": {"attention", "labels", "passes", "errors", "registry"},
     "monitoring.names": set(),
     "monitoring": {"errors"},
     "representations": {"data.decode", "errors"},
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # second floor: what a step is made of
     "objectives": {
         *("adversary", "attention", "attention_targets", "config", "data.conversation", "data.decode", "distributed", "errors"),
-        "models.base",
+        *("labels", "models.base"),
         *("monitoring.names", "passes", "pixels", "randomness", "registry"),
         *("representations", "rows", "turns"),
     },

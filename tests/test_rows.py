@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megaunigame.labels import label_positions
 from megaunigame.passes import (
     ATTACK,
     GENERATE,
@@ -33,17 +34,22 @@ def rows(lengths: list[int], width: int, *, places: int = 1, seed: int = 0, segm
     real = torch.tensor(lengths) > 0
     tokens = torch.where(used & real[:, None], torch.randint(10, 99, (count, width), generator=generator), PAD)
     labels = torch.where(used & real[:, None] & (torch.arange(width) > 0), tokens, IGNORE)
+    intact = torch.rand(count, generator=generator) < 0.5
+    intact[:2] = torch.tensor([seed == 0, seed > 0])[:count]
     return PassInputs(
         tokens=tokens,
         attention=used,
         terms=torch.arange(count) + 10 * seed,
         counts=(labels != IGNORE).sum(1).float(),
         labels=labels,
+        label_positions=label_positions(labels),
+        front_padding=False,
         segments=torch.randint(0, 3, (count, width), generator=generator) * used if segments else None,
         images=torch.randn(count, places, 3, SIDE, SIDE, generator=generator) * real[:, None, None, None, None],
         image_valid=real[:, None] & (torch.arange(places) == 0),
         image_slots=used & real[:, None] & (torch.arange(width) == 1),
         visual_delta=torch.randn(count, places, VISUAL, WIDTH, generator=generator) if delta else None,
+        intact=intact,
         keys=[f"{seed}-{n}" for n in range(count)],
     )
 
@@ -58,6 +64,8 @@ def narrowed(inputs: PassInputs, width: int, places: int) -> dict[str, Tensor]:
     for name, value in tensors(inputs).items():
         if name in ("images", "image_valid", "visual_delta"):
             value = value[:, :places]
+        elif name == "label_positions":
+            continue  # as long as there are labels, not as there are tokens
         elif value.dim() > 1:
             value = value[:, :width]
         cut[name] = value
@@ -104,6 +112,7 @@ def test_put_rows_changes_the_places_and_nothing_else(old, new, at):
         for name in ("attention", "image_slots", *(["segments"] if found.segments is not None else [])):
             assert not getattr(found, name)[index][:, size:].any(), name
         assert not found.image_valid[index][:, image_places:].any()
+    assert torch.equal(found.label_positions, label_positions(found.labels)) and not found.front_padding
     assert torch.equal(found.terms, inputs.terms), "a row serves the loss term of its place"
     assert found.keys == [*inputs.keys[: at.start], *part.keys, *inputs.keys[at.stop :]]
     # Absent stays absent only where neither has it.
@@ -137,6 +146,12 @@ def test_the_gradient_behind_the_put_rows_is_kept(behind):
     weight = torch.randn(getattr(found, behind).shape, generator=torch.Generator().manual_seed(3))
     (getattr(found, behind) * weight).sum().backward()
     torch.testing.assert_close(source.grad, weight[:2])
+
+
+def test_padding_in_front_of_one_part_is_padding_in_front():
+    inputs, part = rows([0, 5], 8), rows([4], 8, seed=1)
+    assert put_rows(inputs, slice(0, 1), dataclasses.replace(part, front_padding=True)).front_padding
+    assert put_rows(dataclasses.replace(inputs, front_padding=True), slice(0, 1), part).front_padding
 
 
 def test_dtypes_follow_the_pass():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ class ReplicatedAdamW:
         rank: the next attack starts from the same adversary.
         """
         flat = world.all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
-        norm = float(flat.norm())
-        if not torch.isfinite(flat).all():
+        norm = float(flat.norm())  # not finite where any gradient is not
+        if not math.isfinite(norm):
             return norm
         flat *= min(1.0, self.clip / (norm + 1e-6))
         for parameter, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):

@@ -23,6 +23,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from megaunigame.errors import ModelError
+from megaunigame.models.plain_attention import PLAIN
+from megaunigame.models.tap_queries import Queries
 from megaunigame.passes import AttentionShares, Taps
 
 TAPPED = "tapped_"
@@ -36,13 +38,15 @@ def install(language_model: PreTrainedModel) -> None:
     if base.startswith(TAPPED):
         return
     name = type(language_model).__name__
-    if not language_model._can_set_attn_implementation() or base not in ALL_MASK_ATTENTION_FUNCTIONS:
+    known = base == PLAIN or base in ALL_MASK_ATTENTION_FUNCTIONS
+    if not (known and language_model._can_set_attn_implementation()):
         raise ModelError(
             f"The attention of {name} (model.attention={base}) cannot be tapped: it does not go through transformers' table of "
             f"attention functions. Type model.attention=sdpa or eager, or leave out the objective that measures attention."
         )
     AttentionInterface.register(TAPPED + base, _tapped(base))
-    AttentionMaskInterface.register(TAPPED + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    if base != PLAIN:
+        AttentionMaskInterface.register(TAPPED + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
     language_model.config._attn_implementation = TAPPED + base
 
 
@@ -54,33 +58,22 @@ def untapped(implementation: str) -> str:
 class Tap:
     """One reading of a sequence by the language model: what to measure, and what was found."""
 
-    def __init__(self, taps: Taps, queries: Tensor, keys: Tensor, first: Tensor):
-        """`queries`, `keys`, `first` (B, S) bool: sets of positions. Queries may be a random part of the set: the mean over
-        them is unbiased. Draws from the global generator of torch, which a pass of the learner finds seeded."""
+    def __init__(self, taps: Taps, queries: Queries, keys: Tensor, first: Tensor):
+        """`keys`, `first` (B, S) bool: sets of positions. Queries may be a random part of the set: the mean over them is
+        unbiased."""
         self.taps = taps
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
-        sizes = queries.sum(1)
-        count = max(1, int(sizes.max()))
-        order = queries.float()
-        if 0 < taps.rows < count:
-            count = taps.rows
-            order = order + torch.rand(queries.shape, device=queries.device)  # members stay above all others
-        chosen = order.topk(count, dim=1).indices.sort(dim=1).values
-        member = queries.gather(1, chosen)
-        self.positions = chosen
-        """(B, R): queries of each row, ascending; rows with fewer than R have others among them, of weight 0."""
-        self.weights = member / member.sum(1, keepdim=True).clamp_min(1)
-        """(B, R) float32."""
+        self.queries = queries
+        self.weights = queries.counted / queries.counted.sum(1, keepdim=True).clamp_min(1)
+        """(B, R) float32: 0 for queries that do not count."""
         self.keys = keys.float()
         """(B, S): 1 at the keys."""
         self.first = first.float().argmax(1)
         """(B,): position of the first token."""
-        self.reach = list(zip((chosen.amin(0) + 1).tolist(), (chosen.amax(0) + 1).tolist(), strict=True))
-        """For the r-th query: how many positions it sees in every row, and how many in some row (causal attention)."""
 
     def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """Called by the attention function of each tapped layer; with gradient checkpointing a second time, to no effect."""
-        sets = (self.positions, self.weights, self.keys, self.first, self.reach)
+        """Called by the attention function of each tapped layer; with gradient checkpointing a second time, which changes nothing."""
+        sets = (self.queries.positions, self.weights, self.keys, self.first, self.queries.reach)
         self.found[layer] = _Shares.apply(query, key, mask, *sets, scaling)
 
     def shares(self) -> AttentionShares:

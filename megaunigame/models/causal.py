@@ -14,8 +14,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from megaunigame.attention import answer_tokens, first_token, image_tokens, prompt_text
+from megaunigame.attention import first_token, image_tokens, prompt_text
 from megaunigame.errors import ModelError
+from megaunigame.labels import scored_labels
 from megaunigame.models import attention_taps, causal_decoding, masks
 from megaunigame.models.attention_taps import Tap
 from megaunigame.models.base import UnifiedModel
@@ -24,8 +25,9 @@ from megaunigame.models.gradient_scale import scale_gradient
 from megaunigame.models.loading import check_names, check_shapes, load_plain
 from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.models.row_processor import RowProcessor
+from megaunigame.models.tap_queries import answers, drawn_tokens
 from megaunigame.models.token_head import TokenHead
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput, Taps
+from megaunigame.passes import GENERATE, UNDERSTAND, PassInputs, PassOutput, Taps
 
 M = TypeVar("M", bound="CausalModel")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -167,13 +169,15 @@ class CausalModel(UnifiedModel):
         self,
         embeds: Tensor,
         attention: Tensor,
+        *,
+        front_padding: bool = True,
         segments: Tensor | None = None,
         positions: Tensor | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
         """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; what `tap` asks for is measured on the way.
 
-        `positions` (B, S): None counts every place, padding included, which is the same to rotary embeddings as long as no
+        `front_padding`: as in `PassInputs`. `positions` (B, S): None counts every place, padding included, which is the same to rotary embeddings as long as no
         padding stands between two tokens.
         """
         if self._flash:
@@ -183,10 +187,10 @@ class CausalModel(UnifiedModel):
         elif segments is not None:
             mask = masks.additive(masks.causal(attention, segments), embeds.dtype)
             positions = masks.segment_positions(attention, segments)
-        elif masks.ends_with_padding_only(attention):
-            mask = None
-        else:
+        elif front_padding:
             mask = masks.additive(masks.causal(attention, None), embeds.dtype)
+        else:
+            mask = None
         options = {} if tap is None else {"tap": tap}
         read = self.language_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
@@ -194,36 +198,33 @@ class CausalModel(UnifiedModel):
         return read.last_hidden_state
 
     def _understand(self, inputs: PassInputs, predict: bool) -> PassOutput:
-        assert inputs.labels is not None
+        assert inputs.label_positions is not None
         tap = None
         if inputs.taps is not None:
-            keys = image_tokens(inputs, inputs.taps)
-            tap = Tap(inputs.taps, answer_tokens(inputs), keys, first_token(inputs.attention))
-        hidden = self._read(self.embed(inputs), inputs.attention, inputs.segments, tap=tap)[:, :-1]
-        labels = inputs.labels[:, 1:].flatten()
-        # The head is by far the largest product of a row: it runs where a label is. It runs on every rank, in every
-        # pass, hence the one position that is kept when nothing is labelled (its loss is exactly 0).
-        chosen = (torch.full_like(labels, predict, dtype=torch.bool) | (labels != IGNORE)).nonzero().squeeze(1)
-        if chosen.numel() == 0:
-            chosen = labels.new_zeros(1)
-        scored = self.lm_head(hidden.flatten(0, 1).index_select(0, chosen), labels[chosen])
-        spread = scored.losses.new_zeros(labels.numel()).index_copy(0, chosen, scored.losses)
-        likeliest = scored.likeliest.view(hidden.shape[:2]) if predict else None
+            queries = answers(inputs.label_positions, inputs.taps.rows, inputs.tokens.shape[1])
+            tap = Tap(inputs.taps, queries, image_tokens(inputs, inputs.taps), first_token(inputs.attention))
+        hidden = self._read(
+            self.embed(inputs), inputs.attention, front_padding=inputs.front_padding, segments=inputs.segments, tap=tap
+        )
+        # The head is by far the largest product of a row: it runs where a label is.
+        positions = _all_but_first(inputs.tokens) if predict else inputs.label_positions
+        scored = self.lm_head(_before(hidden, positions), scored_labels(inputs, positions).flatten())
+        likeliest = scored.likeliest.view(positions.shape) if predict else None
         return PassOutput(
-            loss_sum=spread.view(hidden.shape[:2]).sum(1),
+            loss_sum=scored.losses.view(positions.shape).sum(1),
             predictions=None if likeliest is None else torch.cat([inputs.tokens[:, :1], likeliest], dim=1),
             attention=None if tap is None else tap.shares(),
         )
 
     def _prompt_tap(self, inputs: PassInputs, drawn: Tensor) -> Tap | None:
-        """The tap of a generate pass. `drawn` (n,) bool: which of the n positions read behind the prompts are Q."""
+        """The tap of a generate pass. `drawn` (n,) int64 on the host: which of the positions read after the prompts are Q."""
         if inputs.taps is None:
             return None
-        behind = (0, len(drawn))
-        nowhere = torch.zeros_like(inputs.attention)
-        picture = torch.cat([nowhere, drawn.to(nowhere.device).expand(len(nowhere), -1)], dim=1)
-        keys = F.pad(self._prompt_text(inputs, inputs.taps), behind)
-        return Tap(inputs.taps, picture, keys, F.pad(first_token(inputs.attention), behind))
+        rows, width = inputs.tokens.shape
+        after = (0, int(drawn[-1]) + 1)
+        keys = F.pad(self._prompt_text(inputs, inputs.taps), after)
+        queries = drawn_tokens(width + drawn, rows, inputs.taps.rows, keys.device)
+        return Tap(inputs.taps, queries, keys, F.pad(first_token(inputs.attention), after))
 
     def _prompt_text(self, inputs: PassInputs, taps: Taps) -> Tensor:
         """(B, S): K of a generate pass."""
@@ -254,6 +255,17 @@ class CausalModel(UnifiedModel):
         if self.vision_tower is not None:
             self.vision_tower.train(mode and any(p.requires_grad for p in self.vision_tower.parameters()))
         return self
+
+
+def _all_but_first(tokens: Tensor) -> Tensor:
+    """(B, S) -> (B, S - 1): positions 1, 2, ... of every row."""
+    return torch.arange(1, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+
+
+def _before(hidden: Tensor, positions: Tensor) -> Tensor:
+    """(B, S, D), (B, P) -> (B * P, D): the states that predict the tokens at `positions`; for position 0 any state."""
+    first = torch.arange(len(hidden), device=hidden.device).unsqueeze(1) * hidden.shape[1]
+    return hidden.flatten(0, 1).index_select(0, (first + (positions - 1).clamp_min(0)).flatten())
 
 
 def place(embeds: Tensor, visual: Tensor, valid: Tensor, slots: Tensor) -> Tensor:

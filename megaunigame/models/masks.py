@@ -37,8 +37,3 @@ def segment_positions(attention: Tensor, segments: Tensor) -> Tensor:
     start = torch.where(segments != previous, index, 0).cummax(1).values
     prefix = (attention & (segments == 0)).sum(1, keepdim=True)
     return torch.where(segments > 0, index - start + prefix, index).clamp_min(0)
-
-
-def ends_with_padding_only(attention: Tensor) -> bool:
-    """True when no row has padding before a token: a plain causal mask then hides all padding from every token."""
-    return bool((attention[:, 1:] <= attention[:, :-1]).all())

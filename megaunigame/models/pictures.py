@@ -48,6 +48,6 @@ class Normalise:
         self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
+        scale, shift = (each.to(image.device, non_blocking=True) for each in (self.scale, self.shift))
         # Decoders hand out views of (h, w, 3) arrays; convolutions over such strides are several times slower.
-        scale, shift = self.scale.to(image.device), self.shift.to(image.device)
         return torch.addcmul(shift, image.float(), scale).contiguous()

@@ -92,8 +92,7 @@ class RowProcessor:
     def prompt_inputs(self, images: Sequence[Sequence[Tensor]], questions: Sequence[str]) -> PassInputs:
         """Questions about `images` (uint8, any number per question) for `answer`: left padded, no labels."""
         sequences = [self.format.question(len(i), q) for i, q in zip(images, questions, strict=True)]
-        inputs = self._pad(sequences, left=True, terms=[0] * len(sequences), keys=[""] * len(sequences))
-        inputs.labels = None
+        inputs = self._prompts(sequences, terms=[0] * len(sequences), keys=[""] * len(sequences))
         inputs.images, inputs.image_valid = self._sources([list(i) for i in images])
         return inputs
 
@@ -101,8 +100,7 @@ class RowProcessor:
         """Requests for pictures, perhaps with a source picture each, for `sample`: left padded, no targets."""
         given = [None] * len(prompts) if sources is None else list(sources)
         sequences = [self._prompt(p, s is not None) for p, s in zip(prompts, given, strict=True)]
-        inputs = self._pad(sequences, left=True, terms=[0] * len(sequences), keys=[""] * len(sequences))
-        inputs.labels = None
+        inputs = self._prompts(sequences, terms=[0] * len(sequences), keys=[""] * len(sequences))
         inputs.counts.fill_(self.loss_positions)
         if sources is not None:
             inputs.images, inputs.image_valid = self._sources([[] if s is None else [s] for s in given])
@@ -125,7 +123,7 @@ class RowProcessor:
                 )
             sequences.append(self.format.understand(len(row.images), row.turns, row.independent, self.max_length))
             images.append(row.images)
-        inputs = self._pad(sequences, left=False, terms=terms, keys=keys)
+        inputs = pad(sequences, self.pad_id, left=False, terms=terms, keys=keys)
         if not any(max(s.segments) for s in sequences):
             inputs.segments = None
         inputs.images, inputs.image_valid = self._sources(images)
@@ -151,8 +149,8 @@ class RowProcessor:
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient
             sequences[-1].intact &= not row.unconditional
-        inputs = self._pad(sequences, left=True, terms=terms, keys=keys)
-        inputs.labels, inputs.segments, inputs.counts, inputs.targets = None, None, counts, targets
+        inputs = self._prompts(sequences, terms=terms, keys=keys)
+        inputs.segments, inputs.counts, inputs.targets = None, counts, targets
         if takes_images:
             inputs.images, inputs.image_valid = self._sources(images)
             inputs.source_gradient = None if (source_gradient == 1).all() else source_gradient
@@ -178,8 +176,11 @@ class RowProcessor:
         sequence.add([self.pad_id])
         return sequence
 
-    def _pad(self, sequences: list[TokenRow], *, left: bool, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
-        return pad(sequences, self.pad_id, left=left, terms=terms, keys=keys)
+    def _prompts(self, sequences: list[TokenRow], *, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
+        """Left padded, because something follows all of them; nothing in them is labeled."""
+        inputs = pad(sequences, self.pad_id, left=True, terms=terms, keys=keys)
+        inputs.labels, inputs.label_positions = None, None
+        return inputs
 
     def _sources(self, images: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
         """uint8 pictures per row -> (B, I, 3, H, W) normalised and (B, I) validity."""

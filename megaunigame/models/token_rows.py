@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megaunigame.labels import label_positions
 from megaunigame.passes import IGNORE, PassInputs
 
 MULTIPLE = 8
@@ -61,6 +62,8 @@ def pad(sequences: list[TokenRow], pad_id: int, *, left: bool, terms: Sequence[i
         terms=torch.tensor(list(terms), dtype=torch.long),
         counts=(labels != IGNORE).sum(1).float(),
         labels=labels,
+        label_positions=label_positions(labels),
+        front_padding=left and any(len(sequence) < size for sequence in sequences),
         segments=segments,
         image_slots=slots,
         intact=torch.tensor([sequence.intact for sequence in sequences]),

@@ -6,6 +6,7 @@ import shutil
 
 import torch
 
+from megaunigame.labels import label_positions
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, RowRequest, plan_from
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
@@ -46,6 +47,7 @@ def left_padded(inputs, extra):
         moved[name] = torch.stack(rows)
     for name, value in moved.items():
         setattr(inputs, name, value)
+    inputs.label_positions, inputs.front_padding = label_positions(inputs.labels), True
     return inputs
 
 

@@ -9,9 +9,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from megaunigame.errors import ModelError
+from megaunigame.labels import label_positions
 from megaunigame.models import attention_taps, masks
 from megaunigame.models.attention_taps import Tap
-from megaunigame.passes import Taps
+from megaunigame.models.tap_queries import Queries, answers, drawn_tokens
+from megaunigame.passes import IGNORE, Taps
 
 ROWS, LENGTH, LAYERS, HEADS = 3, 24, 3, 4
 
@@ -44,6 +46,10 @@ def sets(left: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
     keys[0, 2:9], keys[1, 7:11], keys[2, 1:2] = True, True, True
     queries[0, 10:24], queries[1, 12:19], queries[2, [5, 9, 20, 21]] = True, True, True
     return attention, queries, keys, attention & (attention.cumsum(1) == 1)
+
+
+def chosen(queries: torch.Tensor, most: int = 0) -> Queries:
+    return answers(label_positions(torch.where(queries, 1, IGNORE)), most, LENGTH)
 
 
 def maps(model: LlamaModel, mask: torch.Tensor, given: torch.Tensor) -> list[torch.Tensor]:
@@ -82,7 +88,7 @@ def test_shares_and_gradients_are_those_of_the_maps(monkeypatch, base, padding, 
     (weights * expected).sum().backward()
 
     model = llama(base, key_value_heads, checkpointing)
-    tap = Tap(ALL, queries, keys, first)
+    tap = Tap(ALL, chosen(queries), keys, first)
     hidden = tapped(model, mask if padding == "left" else None, ours_input, tap)
     shares = tap.shares()
     (hidden.sum() * 0 + (weights * shares.keys).sum()).backward()
@@ -107,7 +113,7 @@ def test_segments_are_seen_through_the_mask():
         plain = by_maps(
             maps(llama("eager"), masks.additive(masks.causal(attention, None), torch.float32), embeds()), queries, keys
         )
-        tap = Tap(ALL, queries, keys, first)
+        tap = Tap(ALL, chosen(queries), keys, first)
         tapped(llama("sdpa"), mask, embeds(), tap)
     torch.testing.assert_close(tap.shares().keys, expected, atol=1e-6, rtol=0)
     assert (expected - plain).abs().max() > 1e-2
@@ -129,7 +135,7 @@ def test_a_padding_mask_of_two_dimensions_as_flash_attention_takes_it(monkeypatc
     )
     model = llama("sdpa")
     model.config._attn_implementation = "flash_like"
-    tap = Tap(ALL, queries, keys, first)
+    tap = Tap(ALL, chosen(queries), keys, first)
     with torch.no_grad():
         tapped(model, attention, embeds(), tap)
         mask = masks.additive(masks.causal(attention, None), torch.float32)
@@ -145,12 +151,12 @@ def test_an_untapped_pass_is_the_same_bit_by_bit():
     with torch.no_grad():
         assert torch.equal(plain(inputs_embeds=embeds())[0], model(inputs_embeds=embeds())[0])
         _, queries, keys, first = sets()
-        assert torch.equal(plain(inputs_embeds=embeds())[0], tapped(model, None, embeds(), Tap(ALL, queries, keys, first)))
+        assert torch.equal(plain(inputs_embeds=embeds())[0], tapped(model, None, embeds(), Tap(ALL, chosen(queries), keys, first)))
 
 
 def test_chosen_layers_alone_are_measured_in_the_order_asked_for():
     _, queries, keys, first = sets()
-    everything, some = Tap(ALL, queries, keys, first), Tap(Taps(layers=(2, 0)), queries, keys, first)
+    everything, some = Tap(ALL, chosen(queries), keys, first), Tap(Taps(layers=(2, 0)), chosen(queries), keys, first)
     model = llama("sdpa")
     with torch.no_grad():
         tapped(model, None, embeds(), everything)
@@ -162,15 +168,15 @@ def test_chosen_layers_alone_are_measured_in_the_order_asked_for():
 def test_a_random_part_of_the_queries_is_unbiased():
     _, queries, keys, first = sets()
     model = llama("sdpa")
-    exact = Tap(ALL, queries, keys, first)
+    exact = Tap(ALL, chosen(queries), keys, first)
     with torch.no_grad():
         tapped(model, None, embeds(), exact)
         torch.manual_seed(0)
         drawn = []
         for _ in range(300):
-            tap = Tap(Taps(layers=ALL.layers, rows=3), queries, keys, first)
-            assert tap.positions.shape == (ROWS, 3)
-            assert (queries.gather(1, tap.positions).sum(1) == queries.sum(1).clamp_max(3)).all()
+            tap = Tap(ALL, chosen(queries, 3), keys, first)
+            assert tap.queries.positions.shape == (ROWS, 3)
+            assert (queries.gather(1, tap.queries.positions).sum(1) == queries.sum(1).clamp_max(3)).all()
             tapped(model, None, embeds(), tap)
             drawn.append(tap.shares().keys)
     drawn = torch.stack(drawn)
@@ -178,11 +184,35 @@ def test_a_random_part_of_the_queries_is_unbiased():
     assert (error < 4 * drawn.std(0) / 300**0.5 + 1e-6).all() and drawn.std(0)[:, 0].min() > 0.01
 
 
+@pytest.mark.parametrize("most", [0, 4])
+@pytest.mark.parametrize("chunk", [1, 2**22])
+def test_drawn_tokens_are_at_the_same_places_in_every_row(monkeypatch, chunk, most):
+    """Their places are known on the host, which bounds the keys that each query sees; answers are taken to see all."""
+    monkeypatch.setattr(attention_taps, "CHUNK_ELEMENTS", chunk)
+    attention, _, keys, first = sets()
+    places = torch.tensor([11, 12, 13, 15, 16, 18])
+    drawn = drawn_tokens(places, ROWS, most, torch.device("cpu"))
+    queries = torch.zeros_like(attention).scatter(1, drawn.positions, True)
+    assert queries.sum(1).tolist() == [most or len(places)] * ROWS and not queries[:, 14].any()
+    assert drawn.counted.all() and (drawn.positions.diff() > 0).all()
+    for at, (clear, seen) in zip(drawn.positions.T + 1, drawn.reach, strict=True):
+        assert clear == at.min() and seen == at.max()
+    theirs, ours = Tap(ALL, chosen(queries), keys, first), Tap(ALL, drawn, keys, first)
+    gradients = []
+    for tap in (theirs, ours):
+        given = embeds().requires_grad_()
+        tapped(llama("sdpa"), None, given, tap)
+        tap.shares().keys.square().sum().backward()
+        gradients.append(given.grad)
+    torch.testing.assert_close(ours.shares().keys, theirs.shares().keys, atol=1e-6, rtol=0)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=0)
+
+
 def test_rows_without_queries_or_keys_are_finite_and_without_gradient():
     _, queries, keys, first = sets()
     queries[0], keys[1] = False, False
     given = embeds().requires_grad_()
-    tap = Tap(ALL, queries, keys, first)
+    tap = Tap(ALL, chosen(queries), keys, first)
     tapped(llama("sdpa"), None, given, tap)
     shares = tap.shares().keys
     assert shares[:, :2].abs().max() == 0
@@ -192,7 +222,7 @@ def test_rows_without_queries_or_keys_are_finite_and_without_gradient():
 
 def test_bfloat16_stays_near():
     _, queries, keys, first = sets()
-    exact, near = Tap(ALL, queries, keys, first), Tap(ALL, queries, keys, first)
+    exact, near = Tap(ALL, chosen(queries), keys, first), Tap(ALL, chosen(queries), keys, first)
     with torch.no_grad():
         tapped(llama("sdpa"), None, embeds() / 8, exact)
         tapped(llama("sdpa").bfloat16(), None, (embeds() / 8).bfloat16(), near)
@@ -209,7 +239,7 @@ def test_a_model_that_cannot_be_tapped_says_so(monkeypatch):
 def test_a_layer_that_never_attended_is_named():
     _, queries, keys, first = sets()
     model = llama("sdpa")
-    tap = Tap(Taps(layers=(0, 7)), queries, keys, first)
+    tap = Tap(Taps(layers=(0, 7)), chosen(queries), keys, first)
     with torch.no_grad():
         tapped(model, None, embeds(), tap)
     with pytest.raises(ModelError, match=r"layer 7 could not be tapped; layers \[0\] were"):

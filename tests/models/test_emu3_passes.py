@@ -20,7 +20,7 @@ def whole_sequence(model, inputs, codes, row):
         seen = model.vision_tokenizer.encode(inputs.images[row]).flatten() + model.rows.first
         tokens[row, inputs.image_slots[row]] = seen
     prompt = tokens[row, inputs.attention[row]]
-    places = len(prompt) + model.rows.is_code().nonzero().squeeze(1)
+    places = len(prompt) + model.rows.places()
     return torch.cat([prompt, model.rows.tokens(codes)[row]]), places
 
 

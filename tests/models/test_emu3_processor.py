@@ -60,7 +60,7 @@ def test_rows_of_codes(processor):
     names = processor.tokenizer.convert_ids_to_tokens(tokens[0].tolist())
     assert names[:6] == [*(f"<|visual token 00000{i}|>" for i in range(4)), "<|extra_200|>", "<|visual token 000004|>"]
     assert names[-1] == "<|extra_200|>" and len(names) == rows.length == 20
-    assert torch.equal(tokens[0][rows.is_code()] - rows.first, codes[0])
+    assert torch.equal(tokens[0][rows.places()] - rows.first, codes[0])
     assert rows.grid(codes)[0, 1].tolist() == [4, 5, 6, 7] and rows.size == "4*4"
 
 

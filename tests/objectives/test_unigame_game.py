@@ -17,7 +17,7 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.objective import HARD
 from megaunigame.objectives.unigame.paths import DecoderPath
 from megaunigame.objectives.unigame.pool import PATIENCE
-from megaunigame.objectives.unigame.replay import to_records, to_rows
+from megaunigame.objectives.unigame.replay import pack, to_records, to_rows
 from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs
 from tests.multi_process.tiny_run import write_model
 from tests.objectives.played_by_hand import Played, calls_of, captured, shards
@@ -124,11 +124,11 @@ def test_a_candidate_whose_loss_is_not_finite_is_dropped_and_counted(play):
     game = play()
     mine = game.pool.mine
 
-    def spoiled(attack: Any, attacked: Any, pictures: Tensor, losses: Tensor, step: int) -> None:
+    def spoiled(attack: Any, attacked: Any, pictures: Tensor, losses: Tensor, *rest: Any) -> None:
         losses = losses.clone()
-        if step == 0:
+        if game.number == 0:
             losses[0, 1] = math.nan
-        mine(attack, attacked, pictures, losses, step)
+        mine(attack, attacked, pictures, losses, *rest)
 
     game.pool.mine = spoiled
     metrics = game.step()
@@ -209,7 +209,7 @@ def test_what_is_mined_is_plausible_and_hard(play, settings):
     metrics = game.step()
 
     similarity, losses, real = [], [], []
-    for attack, _, pictures, sums, _ in offered:
+    for attack, _, pictures, sums, *_ in offered:
         for shown, of_rows in zip(pictures, sums, strict=True):
             similarity += unigame.clip.similarity(shown, sources=attack.redraw.targets).tolist()
             losses += (of_rows / attack.question.counts.clamp(min=1)).tolist()
@@ -232,7 +232,7 @@ def test_an_adversary_metric_is_a_mean_over_attacked_pictures(play):
     game = play(adversary=ADVERSARIES["noise"])
     offered = captured(game)
     metrics = game.step()
-    ((attack, attacked, _, losses, _),) = offered
+    ((attack, attacked, _, losses, *_),) = offered
     assert metrics[names.LOSS_ADVERSARIAL] == pytest.approx(float(losses.sum() / attack.question.counts.sum()), rel=1e-5)
     assert metrics[names.ADVERSARY_DELTA] == pytest.approx(float(attacked.delta.norm(dim=-1).mean()), rel=1e-5)
     assert metrics[names.ADVERSARY_CHANGED_CODES] == pytest.approx(float(attacked.changed.mean()), rel=1e-5)
@@ -272,7 +272,7 @@ def test_mined_questions_come_back_as_they_were(play, independent):
     game = play(turns=0, independent=independent, attack_rows=4)
     offered = captured(game)
     game.step()
-    ((attack, _, pictures, _, _),) = offered
+    ((attack, _, pictures, _, *_),) = offered
     question, buffer = attack.question, game.pool.buffer
     assert buffer.size == 4 and (question.segments is not None) == independent
     rows = game.pool.rows(np.arange(buffer.size))
@@ -297,7 +297,7 @@ def test_replayed_rows_give_the_loss_of_the_mined_ones(play):
     game = play(turns=0, attack_rows=4, independent=True)
     offered = captured(game)
     game.step()
-    ((attack, _, pictures, _, _),) = offered
+    ((attack, _, pictures, _, *_),) = offered
     rows = game.pool.rows(np.arange(4))
     question = attack.question
     question.images = game.model.as_source(((pictures[0] + 1) * 127.5).round() / 127.5 - 1).unsqueeze(1)  # as stored
@@ -320,7 +320,9 @@ def test_rows_keep_every_similarity_and_step(play):
     game = play()
     layout, attack = game.pool.buffer.layout, game.attack()
     losses, similarity = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.25, 0.5, -0.75])
-    records = to_records(layout, attack.question, attack.redraw.targets, losses, similarity, step=17)
+    packed = pack(attack.redraw.targets, losses, similarity, torch.tensor([True, False, True]))
+    records, accepted = to_records(layout, attack.question, packed, step=17)
+    assert accepted.tolist() == [True, False, True]
     assert records["loss"].tolist() == losses.tolist() and records["similarity"].tolist() == similarity.tolist()
     assert records["step"].tolist() == [17] * 3 and records["length"].tolist() == attack.question.attention.sum(1).tolist()
     targets = game.model.as_source(attack.redraw.targets)

@@ -110,7 +110,7 @@ def test_what_the_learner_has_drawn_is_attacked(play, mode):
     pixel = game.micro_batches[0].inputs[GENERATE].keys[game.plan.slots(GENERATE, "pixel")]
     assert attack.redraw.keys == attack.question.keys == pixel and (attack.question.counts > 0).all()
     game.step()
-    ((_, attacked, _, _, _),) = offered
+    ((_, attacked, _, _, *_),) = offered
     again = game.unigame.path.attack(game.model, attack, game.unigame._generator("attack", 0, 0))
     torch.testing.assert_close(attacked.delta, again.delta, rtol=0, atol=1e-5)
     torch.testing.assert_close(attacked.pictures, again.pictures, rtol=0, atol=1e-5)

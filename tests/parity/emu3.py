@@ -73,10 +73,11 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     )
     generated = model.predict_codes(prompts, codes, predict=False)
     labels = torch.full_like(tokens, fixture.config["ignore_id"])
-    labels[:, start : start + model.rows.length] = torch.where(model.rows.is_code(), drawn, fixture.config["ignore_id"])
+    labels[:, start + model.rows.places()] = drawn[:, model.rows.places()]
     embeds = model.language_model.embed_tokens(tokens)
     logits = model.lm_head(model._read(embeds, attention))
     # One official loss counts padding too, and what a padding position sees differs between the official mask and ours.
+    model.language_model.set_attn_implementation("sdpa")  # which takes a padding mask
     official = model.language_model(inputs_embeds=embeds, attention_mask=attention).last_hidden_state
     everywhere = model.lm_head(official[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     real = int(attention[0].sum())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import JanusConfig
 
+from megaunigame.labels import label_positions
 from megaunigame.models.janus.checkpoint_keys import open_weights, translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.models.janus.vq import ImageTokenizer
@@ -125,6 +126,8 @@ def guided_outputs(model: Janus, given: dict[str, Tensor], weight: float) -> dic
 
 def pass_inputs(tokens: Tensor, mask: Tensor, **fields: Tensor) -> PassInputs:
     rows = len(tokens)
+    if "labels" in fields:
+        fields["label_positions"] = label_positions(fields["labels"])
     return PassInputs(
         tokens=tokens,
         attention=mask.bool(),

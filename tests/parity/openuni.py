@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import InternVLConfig
 
+from megaunigame.labels import label_positions
 from megaunigame.models.loading import load_plain
 from megaunigame.models.openuni import flow
 from megaunigame.models.openuni.checkpoint_keys import open_weights, translate
@@ -161,9 +162,11 @@ def generation_outputs(
 def understanding_outputs(model: OpenUni, given: dict[str, Tensor]) -> dict[str, Tensor]:
     labels, pixels = given["und_labels"], given["und_pixel_values"].unsqueeze(1)
     counts = (labels != IGNORE).sum(1).float()
-    inputs = pass_inputs(given["und_input_ids"], given["und_attention_mask"], 7, pixels, labels=labels, counts=counts)
+    fields = {"labels": labels, "label_positions": label_positions(labels), "counts": counts}
+    inputs = pass_inputs(given["und_input_ids"], given["und_attention_mask"], 7, pixels, **fields)
     embeds = model.embed(inputs)
     # What a padding position sees has no part in any loss; the official mask and ours differ there.
+    model.language_model.set_attn_implementation("sdpa")  # which takes a padding mask
     official = model.language_model(inputs_embeds=embeds, attention_mask=inputs.attention).last_hidden_state
     hidden = torch.where(inputs.attention.unsqueeze(-1), model._read(embeds, inputs.attention), official)
     return {

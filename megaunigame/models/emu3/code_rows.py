@@ -40,9 +40,10 @@ class CodeRows:
         """As it is written before the codes."""
         return f"{self.height}*{self.width}"
 
-    def is_code(self) -> Tensor:
-        """(length,) bool: True at codes, False at line ends."""
-        return torch.arange(self.length) % (self.width + 1) < self.width
+    def places(self, device: torch.device | str = "cpu") -> Tensor:
+        """(N,) int64: where the codes stand among the tokens of the picture, line ends left out."""
+        order = torch.arange(self.count, device=device)
+        return order + order // self.width
 
     def tokens(self, codes: Tensor) -> Tensor:
         """(B, N) codes -> (B, length) tokens."""

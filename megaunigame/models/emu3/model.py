@@ -26,6 +26,7 @@ from megaunigame.models.emu3.processor import Emu3Processor
 from megaunigame.models.emu3.sizes import SIZES, write_size
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.frozen import Frozen
+from megaunigame.models.plain_attention import choose_attention
 from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.models.token_rows import left_padded
 from megaunigame.passes import PassInputs, PassOutput, Taps
@@ -49,7 +50,7 @@ class Emu3(CodeModel):
         for name, part in trained_parts(config).items():
             self.add_module(name, part)
         self.frozen: Frozen[VisionTokenizer] = Frozen("vision tokenizer")
-        self.language_model.set_attn_implementation(attention)
+        choose_attention(self.language_model, attention)
         if gradient_checkpointing:
             self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
@@ -145,10 +146,10 @@ class Emu3(CodeModel):
         read = rows.tokens(codes)[:, :-2]  # the last code is predicted, never read, and so is the line end behind it
         embeds = torch.cat([self.embed(inputs), self.language_model.embed_tokens(read)], dim=1)
         attention = F.pad(inputs.attention, (0, read.shape[1]), value=True)
-        tap = self._prompt_tap(inputs, drawn=rows.is_code()[:-2])
+        tap = self._prompt_tap(inputs, drawn=rows.places()[:-1])
         # The state at a place predicts what stands at the next: from the last token of the prompt to the last but one code.
-        states = self._read(embeds, attention, tap=tap)[:, -read.shape[1] - 1 :]
-        hidden = states[:, rows.is_code()[:-1].to(states.device)]
+        states = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -read.shape[1] - 1 :]
+        hidden = states.index_select(1, rows.places(states.device))
         scored = self.lm_head(hidden.flatten(0, 1), (codes + rows.first).flatten())
         return PassOutput(
             loss_sum=torch.where(inputs.counts > 0, scored.losses.view(codes.shape).sum(1), 0.0),

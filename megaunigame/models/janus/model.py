@@ -24,6 +24,7 @@ from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.sizes import SIZES, write_size
 from megaunigame.models.janus.vq import ImageTokenizer
+from megaunigame.models.plain_attention import choose_attention
 from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.models.settings_files import copy_settings
 from megaunigame.models.tensor_files import TensorFiles
@@ -50,9 +51,10 @@ class Janus(CodeModel):
         self.config = config
         self.processor = processor
         self.frozen: Frozen[ImageTokenizer] = Frozen("image tokenizer")
-        for part in (self.model.language_model, self.model.vision_model):
-            part.set_attn_implementation(attention)
-            if gradient_checkpointing:
+        choose_attention(self.model.language_model, attention)
+        self.model.vision_model.set_attn_implementation(attention)
+        if gradient_checkpointing:
+            for part in (self.model.language_model, self.model.vision_model):
                 part.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     @classmethod
@@ -139,8 +141,8 @@ class Janus(CodeModel):
         # The last code is predicted, never read.
         embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
         attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
-        tap = self._prompt_tap(inputs, drawn=torch.ones(codes.shape[1] - 1, dtype=torch.bool))
-        hidden = self._read(embeds, attention, tap=tap)[:, -codes.shape[1] :]
+        tap = self._prompt_tap(inputs, drawn=torch.arange(codes.shape[1] - 1))
+        hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -codes.shape[1] :]
         logits = self.code_logits(hidden).float()
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
         return PassOutput(

@@ -21,15 +21,15 @@ LEVELS = 1000
 EVALUATION_SEED = 0
 
 
-def train_sigmas(shift: float) -> Tensor:
+def train_sigmas(shift: float, device: torch.device | str = "cpu") -> Tensor:
     """(LEVELS,) float32, from 1 down to about 1 / LEVELS; `shift` above 1 moves them towards 1."""
-    sigmas = torch.arange(LEVELS, 0, -1, dtype=torch.float32) / LEVELS
+    sigmas = torch.arange(LEVELS, 0, -1, dtype=torch.float32, device=device) / LEVELS
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def levels(u: Tensor, shift: float) -> Tensor:
     """(B,) numbers in [0, 1) -> (B,) sigmas: 0 draws the largest level."""
-    return train_sigmas(shift).to(u.device)[(u * LEVELS).long()]
+    return train_sigmas(shift, u.device)[(u * LEVELS).long()]
 
 
 def mix(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def clean_from(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 def evaluation_draw(latents: Tensor) -> tuple[Tensor, Tensor]:
     """u (B,) evenly spread and fixed noise: losses of two conditions or two checkpoints then differ by nothing else."""
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device, non_blocking=True)
     rows = torch.arange(len(latents), device=latents.device)
     return (rows + 0.5) / len(latents), noise
 
@@ -56,6 +56,7 @@ def solver(shift: float, steps: int) -> DPMSolverMultistepScheduler:
     kind = diffusers_class("DPMSolverMultistepScheduler")
     scheduler = kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)  # else it looks for the first time among all times
     return scheduler
 
 

@@ -150,8 +150,8 @@ class OpenUni(CausalModel):
 
         Loss of a row: sum over the latent elements of (velocity(z_sigma, sigma, hidden) - (noise - z))^2.
         """
-        tap = self._prompt_tap(inputs, drawn=torch.ones(self.config.queries, dtype=torch.bool))
-        hidden = self.query_states(self.embed(inputs), inputs.attention, tap)
+        tap = self._prompt_tap(inputs, drawn=torch.arange(self.config.queries))
+        hidden = self.query_states(self.embed(inputs), inputs.attention, inputs.front_padding, tap)
         sigma = flow.levels(u, self.config.flow.train_shift)
         velocity = self.velocity(flow.mix(latents, noise, sigma), sigma * flow.LEVELS, self.condition(hidden))
         loss = (velocity - (noise - latents)).square().flatten(1).sum(1)
@@ -162,13 +162,18 @@ class OpenUni(CausalModel):
             attention=None if tap is None else tap.shares(),
         )
 
-    def query_states(self, embeds: Tensor, attention: Tensor, tap: Tap | None = None) -> Tensor:
-        """(B, S, D) embedded prompts, padded on either side -> (B, N, D): hidden states of the meta queries behind them."""
+    def query_states(
+        self, embeds: Tensor, attention: Tensor, front_padding: bool = True, tap: Tap | None = None
+    ) -> Tensor:
+        """(B, S, D) embedded prompts, padded on either side -> (B, N, D): hidden states of the meta queries after them.
+
+        `front_padding` False: no prompt is padded, on either side.
+        """
         embeds = torch.cat([embeds, self.meta_queries(len(embeds)).to(embeds.dtype)], dim=1)
         attention = F.pad(attention, (0, self.config.queries), value=True)
         # The queries follow the last real token: with padding between them, counted positions would leave a gap.
         positions = (attention.long().cumsum(1) - 1).clamp_min(0)
-        return self._read(embeds, attention, positions=positions, tap=tap)[:, -self.config.queries :]
+        return self._read(embeds, attention, front_padding=front_padding, positions=positions, tap=tap)[:, -self.config.queries :]
 
     def condition(self, hidden: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, caption width): what the transformer reads of the hidden states."""
@@ -223,7 +228,7 @@ class OpenUni(CausalModel):
     def _clean(self, hidden: Tensor, anchor: Tensor | None) -> Tensor:
         """(B, N, D) -> (B, C, h, w) float32: one-step prediction."""
         generator = torch.Generator().manual_seed(DECODE_SEED)
-        noise = torch.randn(1, *self.config.latent_shape, generator=generator).to(hidden.device)
+        noise = torch.randn(1, *self.config.latent_shape, generator=generator).to(hidden.device, non_blocking=True)
         level = 1.0 if anchor is None else self.config.flow.decode_sigma
         sigma = torch.full((len(hidden),), level, device=hidden.device)
         noisy = noise.expand(len(hidden), -1, -1, -1) if anchor is None else flow.mix(anchor, noise, sigma)

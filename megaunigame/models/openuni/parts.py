@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.errors import ModelError
+from megaunigame.models import plain_attention
 from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.token_head import TokenHead
 
@@ -71,7 +72,7 @@ def autoencoder(config: OpenUniConfig) -> AutoencoderDC:
 
 def choose_attention(parts: dict[str, Any], attention: str) -> None:
     """Attention implementation of tower, language model and connector; the transformer's is linear, and torch's sdpa."""
-    parts["model"].language_model.set_attn_implementation(attention)
+    plain_attention.choose_attention(parts["model"].language_model, attention)
     parts["model"].vision_tower.set_attn_implementation(attention)
     parts["connector"].config._attn_implementation = attention
 

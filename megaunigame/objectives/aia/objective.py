@@ -58,7 +58,7 @@ class AIA(Objective):
                 raise ConfigError("objectives.aia.terms: " + unknown("loss term", term, list(plan.terms)))
         wanted = self.config.terms or plan.terms
         self.plan, self.passes = plan, [p for p in plan.passes if any(r.term in wanted for r in plan.of_pass(p))]
-        self.row_terms = torch.tensor([plan.terms.index(term) for term in wanted])
+        self.row_terms = [plan.terms.index(term) for term in wanted]
 
     def check_family(self, family: type[UnifiedModel], name: str, path: str) -> None:
         c, depth = self.config, family.language_layers(path)
@@ -83,7 +83,6 @@ class AIA(Objective):
     def prepare(self, stage: Stage) -> None:
         self.world = stage.world
         stage.model.install_taps()
-        self.row_terms = self.row_terms.to(stage.world.device)
         self._forget()
 
     def taps(self, pass_name: str) -> Taps | None:
@@ -101,7 +100,7 @@ class AIA(Objective):
 
     def counts(self, pass_name: str, inputs: PassInputs) -> Tensor:
         """(B,) bool: rows of the chosen terms that can be measured."""
-        ours = torch.isin(inputs.terms, self.row_terms.to(inputs.terms.device))
+        ours = torch.stack([inputs.terms == term for term in self.row_terms]).any(0)
         return ours & measurable(pass_name, inputs, self._taps)
 
     def note(self, pass_name: str, output: AttentionShares, counted: Tensor) -> None:
@@ -195,7 +194,7 @@ def pull(shares: Tensor, aims: list[Aim]) -> Tensor:
 
     huber_d(x) = x^2 / 2 where |x| <= d, else d |x| - d^2 / 2.
     """
-    targets = shares.new_tensor([aim.target for aim in aims]).unsqueeze(1)
-    deltas = shares.new_tensor([aim.delta for aim in aims]).unsqueeze(1)
+    given = torch.tensor([(aim.target, aim.delta) for aim in aims], dtype=shares.dtype)
+    targets, deltas = given.to(shares.device, non_blocking=True).unsqueeze(1).unbind(2)
     distance = (shares - targets).abs()
     return torch.where(distance <= deltas, distance.square() / 2, deltas * (distance - deltas / 2)).mean(0)

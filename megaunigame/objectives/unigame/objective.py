@@ -185,8 +185,9 @@ class UniGame(Objective):
         self._put_hard_rows(step)
         if not self._attacks(step):
             return
-        counts = torch.stack([attack.question.counts for attack in step.attacks]).to(self.stage.world.device)
-        totals = self.stage.world.all_reduce_sum(torch.stack([counts.sum(), (counts > 0).sum()])).clamp(min=1)
+        counts = torch.stack([attack.question.counts for attack in step.attacks])
+        local = torch.stack([counts.sum(), (counts > 0).sum()]).to(self.stage.world.device)
+        totals = self.stage.world.all_reduce_sum(local).clamp(min=1)
         self.positions, self.pictures = totals
         self.gradients = [torch.zeros_like(p) for p in self.parameters]
         if self.simultaneous:
@@ -228,10 +229,10 @@ class UniGame(Objective):
             at = plan.slots(UNDERSTAND, HARD)
             self.pool.refresh(self.drawn[micro], (losses / inputs.counts.clamp(min=1))[at])
         if self.simultaneous and self._attacks(step):
-            at, attack = plan.slots(UNDERSTAND, ADVERSARIAL), step.attacks[micro].to(self.stage.world.device)
+            at, (attack, attacked) = plan.slots(UNDERSTAND, ADVERSARIAL), self.joined
             with self.stage.as_opponent():
-                shown = self._mine(step, micro, attack, self.attacked, losses[at])
-            self._show(step, micro, attack, self.attacked, shown)
+                shown = self._mine(step, micro, attack, attacked, losses[at])
+            self._show(step, micro, attack, attacked, shown)
         return None
 
     def after_learner(self, step: Step) -> dict[str, float]:
@@ -243,6 +244,7 @@ class UniGame(Objective):
             self.gradients = [torch.zeros_like(p) if p.grad is None else p.grad / world.size for p in self.parameters]
         if attacks and (self.simultaneous or self.redrawn_by is not None):
             self._update(step)
+        self.pool.collect()
         if (step.number + 1) % self.config.buffer.merge_every == 0:
             self.pool.merge(step.number)
         metrics = self.pool.metrics(step.number, attacks)
@@ -284,12 +286,13 @@ class UniGame(Objective):
         """Simultaneous: put one attacked micro-batch among the learner's rows. Returns what the adversary pays."""
         model, attack = self.stage.model, step.attacks[micro].to(self.stage.world.device)
         with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
-            self.attacked = self.path.attack(model, attack, self._generator("attack", step.number, micro), redrawn)
-        step.passes += self.attacked.passes
+            attacked = self.path.attack(model, attack, self._generator("attack", step.number, micro), redrawn)
+        self.joined = attack, attacked
+        step.passes += attacked.passes
         inputs, at = step.inputs[micro], step.plans[micro].slots(UNDERSTAND, ADVERSARIAL)
-        rows = reverse_gradient(self.attacked.question, self.config.gain / self.config.beta)
+        rows = reverse_gradient(attacked.question, self.config.gain / self.config.beta)
         inputs[UNDERSTAND] = put_rows(inputs[UNDERSTAND], at, rows)
-        return self._price(attack, self.attacked) if self.adversary.learns else None
+        return self._price(attack, attacked) if self.adversary.learns else None
 
     def _update(self, step: Step) -> None:
         if not self.adversary.learns:
@@ -313,7 +316,7 @@ class UniGame(Objective):
         generator = self._generator("harvest", step.number, micro)
         pictures, sums = self.path.harvest(self.stage.model, attack, attacked, losses, generator)
         step.passes += attacked.passes - before
-        self.pool.mine(attack, attacked, pictures, sums, step.number)
+        self.pool.mine(attack, attacked, pictures, sums, step.attacks[micro].question, step.number)
         return pictures[0]
 
     def _show(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, pictures: Tensor) -> None:

@@ -17,9 +17,9 @@ from megaunigame.adversary.hard_buffer import HardBuffer, MergeReport
 from megaunigame.monitoring import names
 from megaunigame.objectives.base import Stage
 from megaunigame.objectives.unigame.paths import Attacked
-from megaunigame.objectives.unigame.replay import to_records, to_rows
+from megaunigame.objectives.unigame.replay import pack, to_records, to_rows
 from megaunigame.objectives.unigame.settings import BufferSettings
-from megaunigame.objectives.unigame.tally import Tally
+from megaunigame.objectives.unigame.tally import Tally, Totals
 from megaunigame.passes import AttackInputs, PassInputs
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,11 @@ class Pool:
 
     def __init__(self, settings: BufferSettings, buffer: HardBuffer, clip: ClipFilter | None, stage: Stage):
         self.settings, self.buffer, self.clip, self.stage = settings, buffer, clip, stage
-        self.tally = Tally()
+        self.tally = Tally(stage.world.device)
+        self.mined: list[tuple[PassInputs, Tensor, int]] = []
+        """Per micro-step: questions on the host, packed candidates (B, K, n) on the device, and the step."""
+        self.replayed: list[tuple[np.ndarray, Tensor]] = []
+        """Per micro-step: records that were replayed, and their losses on the device."""
         self.merged: MergeReport | None = None
         """The last merge."""
         self.empty_merges = 0
@@ -46,22 +50,43 @@ class Pool:
         return self.clip.similarity(pictures, sources=attack.redraw.targets, texts=attack.texts)
 
     @torch.no_grad()
-    def mine(self, attack: AttackInputs, attacked: Attacked, pictures: Tensor, losses: Tensor, step: int) -> None:
-        """Offer the candidates of one micro-step: pictures (K, B, 3, H, W) in [-1, 1], loss sums (K, B)."""
-        question = attack.question
-        real = question.counts > 0
-        records: list[np.ndarray] = []
-        accepted: list[np.ndarray] = []
+    def mine(
+        self,
+        attack: AttackInputs,
+        attacked: Attacked,
+        pictures: Tensor,
+        losses: Tensor,
+        question: PassInputs,
+        step: int,
+    ) -> None:
+        """Offer the candidates of one micro-step: pictures (K, B, 3, H, W) in [-1, 1], loss sums (K, B).
+
+        `question` is that of `attack`, on the host. The buffer has them after `collect`.
+        """
+        counts = attack.question.counts
+        real = counts > 0
+        packed: list[Tensor] = []
         for shown, loss in zip(pictures, losses, strict=True):
             similarity = self.similarity(attack, shown)
             plausible = torch.ones_like(real) if self.clip is None else self.clip.accepts(similarity)
-            means = loss / question.counts.clamp(min=1)
-            records.append(to_records(self.buffer.layout, question, shown, means, similarity, step))
-            accepted.append((real & plausible).cpu().numpy())
+            packed.append(pack(shown, loss / counts.clamp(min=1), similarity, real & plausible))
             length = attacked.delta.norm(dim=-1).mean(1)
-            self.tally.add(real, plausible, similarity, loss, question.counts, attacked.changed, length)
-        # Row by row and there candidate by candidate: the order in which a single rank would have met them.
-        self.tally.not_finite += self.buffer.mine(np.stack(records, 1).ravel(), np.stack(accepted, 1).ravel())
+            self.tally.add(real, plausible, similarity, loss, counts, attacked.changed, length)
+        self.mined.append((question, torch.stack(packed, 1), step))
+
+    def collect(self) -> None:
+        """Put what was mined and replayed in this step into the buffer.
+
+        Once per step, after the update, when the device has nothing to do: each copy to the host waits for it.
+        """
+        for question, packed, step in self.mined:
+            candidates = [to_records(self.buffer.layout, question, each, step) for each in packed.cpu().unbind(1)]
+            # Row by row and there candidate by candidate: the order in which a single rank would have met them.
+            records, accepted = (np.stack(each, 1).ravel() for each in zip(*candidates, strict=True))
+            self.tally.not_finite += self.buffer.mine(records, accepted)
+        for indices, losses in self.replayed:
+            self.buffer.refresh(indices, losses.cpu().numpy()[: len(indices)])
+        self.mined, self.replayed = [], []
 
     def draw(self, rows: int, micro_steps: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Indices of at most `rows` records for each micro-step, none twice."""
@@ -74,8 +99,9 @@ class Pool:
         return to_rows(self.stage.model, self.buffer.records(indices))
 
     def refresh(self, indices: np.ndarray, losses: Tensor) -> None:
-        """Note the losses (B,) that replayed records had just now."""
-        self.buffer.refresh(indices, losses.cpu().numpy()[: len(indices)])
+        """Note the losses (B,) that replayed records had just now. The buffer has them after `collect`."""
+        if len(indices):
+            self.replayed.append((indices, losses))
 
     def merge(self, step: int) -> None:
         """Collective: let the hardest candidates of all ranks in."""
@@ -93,10 +119,12 @@ class Pool:
     def metrics(self, step: int, attacked: bool) -> dict[str, float]:
         """Collective: the counts of this step over all ranks, by one small all-reduce."""
         size = self.buffer.size
-        local = [*self.tally.sums(), size, size * self.buffer.mean_age(step) if size else 0.0]
-        sums = self.stage.world.all_reduce_sum(torch.tensor(local, dtype=torch.float64).to(self.stage.world.device)).tolist()
-        total, whole, ages = Tally(*sums[:-2]), sums[-2], sums[-1]
-        self.tally = Tally()
+        device = self.stage.world.device
+        held = torch.tensor([size, size * self.buffer.mean_age(step) if size else 0.0], dtype=torch.float64)
+        local = torch.cat([self.tally.sums(), held.to(device, non_blocking=True)])
+        sums = self.stage.world.all_reduce_sum(local).tolist()
+        total, whole, ages = Totals(*sums[:-2]), sums[-2], sums[-1]
+        self.tally = Tally(device)
         metrics = {names.BUFFER_SIZE: whole, names.BUFFER_REPLAYED: total.replayed}
         if whole:
             metrics[names.BUFFER_AGE] = ages / whole

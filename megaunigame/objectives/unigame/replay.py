@@ -7,30 +7,44 @@ import torch
 from torch import Tensor
 
 from megaunigame.adversary.records import RecordLayout, decode_key, encode_key
+from megaunigame.labels import label_positions
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import IGNORE, PassInputs
-from megaunigame.pixels import to_bytes
+from megaunigame.pixels import quantized
+
+NUMBERS_BYTES = 3 * 4
+"""Of a packed candidate: three float32 after the picture."""
 
 
-def to_records(
-    layout: RecordLayout, question: PassInputs, pictures: Tensor, losses: Tensor, similarity: Tensor, step: int
-) -> np.ndarray:
-    """(B,) records of questions about `pictures` (B, 3, S, S) in [-1, 1], with per-row `losses` and `similarity` (B,)."""
+def pack(pictures: Tensor, losses: Tensor, similarity: Tensor, accepted: Tensor) -> Tensor:
+    """What the device knows about candidates, as bytes (B, n) that one copy brings to the host.
+
+    `pictures` (B, 3, S, S) in [-1, 1]; `losses`, `similarity` and the verdict of the filter `accepted`: (B,).
+    """
+    numbers = torch.stack([losses.detach().float(), similarity.detach().float(), accepted.float()], dim=1)
+    return torch.cat([quantized(pictures).flatten(1), numbers.view(torch.uint8)], dim=1)
+
+
+def to_records(layout: RecordLayout, question: PassInputs, packed: Tensor, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B,) records of questions about packed candidates (B, n), and (B,) bool: which of them the filter accepted.
+
+    Both arguments are on the host.
+    """
     assert question.labels is not None and question.image_slots is not None
-    records = layout.empty(len(pictures))
+    records = layout.empty(len(packed))
     width = min(question.tokens.shape[1], layout.max_length)  # rows near the longest are padded beyond it
-    records["image"] = to_bytes(pictures).numpy()
-    records["tokens"][:, :width] = question.tokens[:, :width].cpu().numpy()
-    records["labelled"][:, :width] = (question.labels[:, :width] != IGNORE).cpu().numpy()
-    records["slots"][:, :width] = question.image_slots[:, :width].cpu().numpy()
+    pictures, numbers = packed[:, :-NUMBERS_BYTES], packed[:, -NUMBERS_BYTES:].contiguous().view(torch.float32)
+    records["image"] = pictures.numpy().reshape(records["image"].shape)
+    records["tokens"][:, :width] = question.tokens[:, :width].numpy()
+    records["labelled"][:, :width] = (question.labels[:, :width] != IGNORE).numpy()
+    records["slots"][:, :width] = question.image_slots[:, :width].numpy()
     if question.segments is not None:
-        records["segments"][:, :width] = question.segments[:, :width].cpu().numpy()
-    records["length"] = question.attention.sum(1).cpu().numpy()
-    records["loss"] = losses.detach().float().cpu().numpy()
-    records["similarity"] = similarity.detach().float().cpu().numpy()
+        records["segments"][:, :width] = question.segments[:, :width].numpy()
+    records["length"] = question.attention.sum(1).numpy()
+    records["loss"], records["similarity"], accepted = numbers.T.numpy()
     records["step"] = step
     records["key"] = [encode_key(key) for key in question.keys]
-    return records
+    return records, accepted > 0
 
 
 def to_rows(model: UnifiedModel, records: np.ndarray) -> PassInputs:
@@ -43,12 +57,15 @@ def to_rows(model: UnifiedModel, records: np.ndarray) -> PassInputs:
     tokens, labelled, segments = column("tokens").long(), column("labelled"), column("segments").long()
     pictures = torch.from_numpy(records["image"].copy()).float() / 127.5 - 1
     used = torch.from_numpy(records["length"].copy())[:, None] > torch.arange(width)
+    labels = torch.where(labelled, tokens, IGNORE)
     return PassInputs(
         tokens=tokens,
         attention=used,
         terms=torch.zeros(len(records), dtype=torch.long),
         counts=labelled.sum(1).float(),
-        labels=torch.where(labelled, tokens, IGNORE),
+        labels=labels,
+        label_positions=label_positions(labels),
+        front_padding=False,
         segments=segments if bool(segments.any()) else None,
         images=model.as_source(pictures).unsqueeze(1),
         image_valid=torch.ones(len(records), 1, dtype=torch.bool),

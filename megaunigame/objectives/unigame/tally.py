@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from megaunigame.monitoring import names
 
 
 @dataclass
-class Tally:
+class Totals:
     """Every field is a sum, so that ranks can be added."""
 
-    pictures: float = 0.0
+    pictures: float
     """Attacked pictures."""
-    plausible: float = 0.0
+    plausible: float
     """Of which the filter let pass."""
-    similarity: float = 0.0
-    changed: float = 0.0
-    delta: float = 0.0
-    loss: float = 0.0
-    positions: float = 0.0
-    not_finite: float = 0.0
+    similarity: float
+    changed: float
+    delta: float
+    loss: float
+    positions: float
+    not_finite: float
     """Candidates dropped because of their loss."""
-    replayed: float = 0.0
+    replayed: float
     """Rows of the step that came from the buffer."""
-
-    def add(
-        self, real: Tensor, plausible: Tensor, similarity: Tensor, loss: Tensor, counts: Tensor, changed: Tensor, delta: Tensor
-    ) -> None:
-        """One candidate per row, all (B,): `real` marks rows that are no dummies; `loss` is summed over `counts` positions."""
-        self.pictures += float(real.sum())
-        self.plausible += float((real & plausible).sum())
-        self.similarity += float(similarity[real].sum())
-        self.changed += float(changed[real].sum())
-        self.delta += float(delta[real].sum())
-        finite = real & loss.isfinite()
-        self.loss += float(loss[finite].sum())
-        self.positions += float(counts[finite].sum())
-
-    def sums(self) -> list[float]:
-        return list(astuple(self))
 
     def metrics(self, filtered: bool) -> dict[str, float]:
         """Means over the attacked pictures; nothing when there were none."""
@@ -57,3 +42,27 @@ class Tally:
         if self.positions:
             metrics[names.LOSS_ADVERSARIAL] = self.loss / self.positions
         return metrics
+
+
+class Tally:
+    """Adds up on the device, where the attacks are; the host reads nothing before the step is over."""
+
+    def __init__(self, device: torch.device):
+        self._attacked = torch.zeros(7, dtype=torch.float64, device=device)
+        """The fields of `Totals` from `pictures` to `positions`."""
+        self.not_finite = 0
+        self.replayed = 0
+
+    def add(
+        self, real: Tensor, plausible: Tensor, similarity: Tensor, loss: Tensor, counts: Tensor, changed: Tensor, delta: Tensor
+    ) -> None:
+        """One candidate per row, all (B,): `real` marks rows that are no dummies; `loss` is summed over `counts` positions."""
+        finite = real & loss.isfinite()
+        rows = [real, real & plausible, *(torch.where(real, each, 0) for each in (similarity, changed, delta))]
+        rows += [torch.where(finite, each, 0) for each in (loss, counts)]
+        self._attacked += torch.stack([row.double().sum() for row in rows])
+
+    def sums(self) -> Tensor:
+        """The fields of `Totals`, float64 on the device."""
+        host = torch.tensor([self.not_finite, self.replayed], dtype=torch.float64)
+        return torch.cat([self._attacked, host.to(self._attacked.device, non_blocking=True)])

@@ -1,0 +1,52 @@
+"""Which queries of a pass are tapped: a set of positions for each row, all of them or some at random.
+
+The shapes depend on arguments only, and nothing is read back from the device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Queries(NamedTuple):
+    """R positions of each row."""
+
+    positions: Tensor
+    """(B, R) int64."""
+    counted: Tensor
+    """(B, R) bool: False where a row has fewer than R queries."""
+    reach: list[tuple[int, int]]
+    """For the r-th query: how many positions it sees in every row, and how many it sees in some row at most (causal
+    attention). (0, S) is always right; narrower bounds spare work."""
+
+
+def answers(label_positions: Tensor, most: int, length: int) -> Queries:
+    """The labels (B, P) of rows of `length` tokens (see `PassInputs.label_positions`); of more than `most`, that many.
+
+    `most` 0: all. Draws from torch's generator of the device the positions are on.
+    """
+    positions, counted = _some(label_positions, label_positions > 0, most)
+    return Queries(positions, counted, [(0, length)] * positions.shape[1])
+
+
+def drawn_tokens(places: Tensor, rows: int, most: int, device: torch.device) -> Queries:
+    """The same `places` (n,), ascending and on the host, in each of `rows` rows, as tensors on `device`.
+
+    Of more than `most`, other ones in each row. `most` 0: all. Draws from torch's generator of the CPU.
+    """
+    expanded = places.expand(rows, -1)
+    positions, counted = _some(expanded, torch.ones_like(expanded, dtype=torch.bool), most)
+    reach = list(zip((positions.amin(0) + 1).tolist(), (positions.amax(0) + 1).tolist(), strict=True))
+    return Queries(positions.to(device, non_blocking=True), counted.to(device, non_blocking=True), reach)
+
+
+def _some(positions: Tensor, counted: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most `most` entries of each row, drawn at random among those that count, in the order they have."""
+    if not 0 < most < positions.shape[1]:
+        return positions, counted
+    order = counted + torch.rand(positions.shape, device=positions.device)  # what counts stays above all others
+    chosen = order.topk(most, dim=1).indices.sort(dim=1).values
+    return positions.gather(1, chosen), counted.gather(1, chosen)
