@@ -25,15 +25,18 @@ import torch
 from deepspeed.ops import __compatible_ops__
 from torch import Tensor, nn
 
-from megaunigame.config import Recipe
+from megaunigame.config import RANDOM, Recipe
 from megaunigame.distributed import World
 from megaunigame.engine.ds_config import zero_stage
 from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
 from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
 from megaunigame.engine.partitioning import PartitionedParameters
+from megaunigame.engine.random_weights import fill_randomly
+from megaunigame.engine.reductions import time_reductions
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.passes import PassInputs, PassOutput, StepPlan
+from megaunigame.phases import BACKWARD, OPTIMIZER, Phases
 
 # deepspeed would compile this op (half a minute, under a lock shared by all environments) for a collective we do not use.
 __compatible_ops__["deepspeed_shm_comm"] = False
@@ -53,6 +56,7 @@ class Learner:
         """Where weights are partitioned."""
         self.gathered = count_gathered_bytes()
         """Bytes of weights this rank has gathered so far."""
+        self.phases = Phases()
 
     @property
     def module(self) -> UnifiedModel:
@@ -67,8 +71,15 @@ class Learner:
 
         `loss` is this rank's share of the global loss, over all passes. The engine averages over ranks, hence the factor.
         """
-        self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
-        self.engine.step()
+        with self.phases(BACKWARD):
+            self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+        with self.phases(OPTIMIZER):
+            self.engine.step()
+
+    def measure(self, phases: Phases) -> None:
+        """From now on, tell `phases` what the engine is doing."""
+        self.phases = phases
+        time_reductions(self.engine.optimizer, phases)
 
     @contextlib.contextmanager
     def as_opponent(self) -> Iterator[None]:
@@ -119,9 +130,13 @@ def build_learner(
         model = family.build(
             config.path, processor, attention=config.attention, gradient_checkpointing=config.gradient_checkpointing
         )
-    load_weights(model, family.weights(config.path), world)
     # The tokenizers in fp32: in bf16 about one target code in a hundred would be another one.
-    model.load_frozen(config.path, world.device, torch.float32)
+    if config.weights == RANDOM:
+        fill_randomly(model, recipe.seed, world)
+        model.fill_frozen(lambda tokenizer: fill_randomly(tokenizer, recipe.seed, world), world.device, torch.float32)
+    else:
+        load_weights(model, family.weights(config.path), world)
+        model.load_frozen(config.path, world.device, torch.float32)
     choose_trainable(model, config, plan, recipe.seed)
     groups = optimizer_groups(model, recipe.optimizer)
     trained = [list(group["params"]) for group in groups]

@@ -25,6 +25,8 @@ class Processor(Protocol):
     """Side of the pictures the family generates, in pixels."""
     max_length: int
     """Longest sequence of a row, in tokens."""
+    behind_prompt: int
+    """Tokens of a generate row that follow its prompt."""
 
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
@@ -124,6 +126,10 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the frozen tokenizers, outside the module tree."""
+
+    @abstractmethod
+    def fill_frozen(self, fill: Callable[[nn.Module], None], device: torch.device, dtype: torch.dtype) -> None:
+        """Build the frozen tokenizers and let `fill` give them weights, without a checkpoint."""
 
     @abstractmethod
     def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
