@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> None:
     if options.against:
         twins = [fine_tuning_twin(recipe, build_plan(build_objectives(recipe))) for recipe in recipes]
         recipes = [variant for pair in zip(recipes, twins, strict=True) for variant in pair]
-    _profile(recipes, options, shlex.join(["launch/profile.py", *arguments]))
+    typed = [given for given in arguments if not given.startswith("--local_rank")]
+    _profile(recipes, options, shlex.join(["launch/profile.py", *typed]))
 
 
 def _profile(recipes: list[Recipe], options: argparse.Namespace, command: str) -> None:

@@ -216,8 +216,6 @@ class Trainer:
             for objective in self.objectives:
                 objective.before_learner(step)
 
-        # Counted before the inputs move: on the device, every count would have the host wait for it.
-        tokens = sum(int(inputs.attention.sum()) for inputs_of in step.inputs for inputs in inputs_of.values())
         weights, counts = self.terms.weights(step), self.terms.counts(step)
         sums = torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
@@ -239,7 +237,7 @@ class Trainer:
                     extra += [o.after_pass(step, micro, inputs, output, pass_name) for o in self.objectives]
             sums += term_sums.detach()
             if micro == self.accumulation - 1:
-                totals = self._agree(sums, tokens, batches, row_losses)
+                totals = self._agree(sums, batches, row_losses)
             loss = (weights * term_sums / counts.clamp(min=1)).sum()
             self.learner.backward_and_step(sum((term for term in extra if term is not None), loss))
 
@@ -289,9 +287,7 @@ class Trainer:
         here = self.first_step == self.state.step and evaluation_file(self.folder, self.state.step).exists()
         return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see a shared folder at different ages
 
-    def _agree(
-        self, sums: Tensor, tokens: int, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]
-    ) -> Tensor:
+    def _agree(self, sums: Tensor, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
         """All-ranks totals of this step, before the update: loss sums, tokens, and who wants to stop.
 
         Raises DivergenceError on every rank when any loss of any rank is not finite.
@@ -299,11 +295,9 @@ class Trainer:
         for batch in batches:
             self.bad_samples.add(batch.plan, batch.bad)
         # float64, because token counts of a large step do not fit fp32 exactly.
-        pending = torch.tensor(self.bad_samples.pending(), dtype=torch.float64).to(sums.device)
-        signalled = torch.tensor([self.signalled], dtype=torch.float64).to(sums.device)
-        totals = self.world.all_reduce_sum(
-            torch.cat([sums.double(), pending, self.performance.tokens.taken(), signalled])
-        ).cpu()
+        local = torch.tensor([*self.bad_samples.pending(), self.signalled], dtype=torch.float64).to(sums.device)
+        parts = [sums.double(), local[:-1], self.performance.tokens.taken(), local[-1:]]
+        totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
         terms = len(self.terms.names)
         self.bad_samples.merge([int(x) for x in totals[terms:-3]])
         self.stop_requested = bool(totals[-1] > 0)

@@ -151,7 +151,9 @@ def test_an_untapped_pass_is_the_same_bit_by_bit():
     with torch.no_grad():
         assert torch.equal(plain(inputs_embeds=embeds())[0], model(inputs_embeds=embeds())[0])
         _, queries, keys, first = sets()
-        assert torch.equal(plain(inputs_embeds=embeds())[0], tapped(model, None, embeds(), Tap(ALL, chosen(queries), keys, first)))
+        assert torch.equal(
+            plain(inputs_embeds=embeds())[0], tapped(model, None, embeds(), Tap(ALL, chosen(queries), keys, first))
+        )
 
 
 def test_chosen_layers_alone_are_measured_in_the_order_asked_for():

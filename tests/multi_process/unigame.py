@@ -231,7 +231,9 @@ def hard_rows(trainer: Trainer, step: Any, world: World) -> list[PassInputs]:
     own = []
     for inputs in step.inputs:
         fields = vars(inputs[UNDERSTAND])
-        own.append(PassInputs(**{n: v[at] if isinstance(v, Tensor | list) and n != "visual_delta" else v for n, v in fields.items()}))
+        own.append(
+            PassInputs(**{n: v[at] if isinstance(v, Tensor | list) and n != "visual_delta" else v for n, v in fields.items()})
+        )
     return [rows for rank in world.all_gather_object(own) for rows in rank]
 
 

@@ -162,9 +162,7 @@ class OpenUni(CausalModel):
             attention=None if tap is None else tap.shares(),
         )
 
-    def query_states(
-        self, embeds: Tensor, attention: Tensor, front_padding: bool = True, tap: Tap | None = None
-    ) -> Tensor:
+    def query_states(self, embeds: Tensor, attention: Tensor, front_padding: bool = True, tap: Tap | None = None) -> Tensor:
         """(B, S, D) embedded prompts, padded on either side -> (B, N, D): hidden states of the meta queries after them.
 
         `front_padding` False: no prompt is padded, on either side.
@@ -173,7 +171,9 @@ class OpenUni(CausalModel):
         attention = F.pad(attention, (0, self.config.queries), value=True)
         # The queries follow the last real token: with padding between them, counted positions would leave a gap.
         positions = (attention.long().cumsum(1) - 1).clamp_min(0)
-        return self._read(embeds, attention, front_padding=front_padding, positions=positions, tap=tap)[:, -self.config.queries :]
+        return self._read(embeds, attention, front_padding=front_padding, positions=positions, tap=tap)[
+            :, -self.config.queries :
+        ]
 
     def condition(self, hidden: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, caption width): what the transformer reads of the hidden states."""
