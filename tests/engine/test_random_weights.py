@@ -143,7 +143,7 @@ def test_frozen_tokenizers_are_filled_too() -> None:
             folder, Janus.open_processor(folder, max_length=96), attention="eager", gradient_checkpointing=False
         )
         model.fill_frozen(lambda tokenizer: fill_randomly(tokenizer, 3, rank(1)), torch.device("cpu"), torch.float32)
-        again = Janus.build(folder, model.processor, attention="eager", gradient_checkpointing=False)
+        again = Janus.build(folder, processor, attention="eager", gradient_checkpointing=False)
         again.fill_frozen(lambda tokenizer: fill_randomly(tokenizer, 3, rank(2)), torch.device("cpu"), torch.float32)
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     codes = model.encode_target(pixels)
