@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     if not recipe.evaluation.suites:
         raise ConfigError(f"{options.recipe} names no evaluation suite. Add one under evaluation.suites.")
-    world = start_world(recipe.engine.timeout_minutes)
+    world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     trainer = Trainer(recipe, world)
     evaluation = trainer.evaluate()
     if world.is_main:

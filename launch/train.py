@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     recipe = load_recipe(options.recipe, options.overrides)
-    world = start_world(recipe.engine.timeout_minutes)
+    world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     rank_log(recipe.output, world.rank)
     trainer = Trainer(recipe, world)
     plan = trainer.describe()

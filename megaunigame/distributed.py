@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from megaunigame.accelerator import choose_device, configure, use_expandable_segments
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class World:
         dist.all_gather_object(gathered, value)
         return gathered
 
+    def gather_object(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on rank 0; nothing on the others."""
+        gathered: list[Any] = [None] * self.size if self.is_main else []
+        dist.gather_object(value, gathered if self.is_main else None, dst=0)
+        return gathered
+
     def barrier(self) -> None:
         dist.barrier()
 
@@ -67,28 +74,31 @@ class World:
         dist.destroy_process_group()
 
 
-def start_world(timeout_minutes: float) -> World:
+def start_world(timeout_minutes: float, *, deterministic: bool = False) -> World:
     """Join the process group a launcher described in the environment; without a launcher, be a world of one.
 
     Reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as deepspeed, torchrun and srun wrappers set them.
+    `deterministic`: see `accelerator.configure`. Raises ConfigError where there is no GPU and DS_ACCELERATOR=cpu was not given.
     """
-    if "WORLD_SIZE" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    alone = "WORLD_SIZE" not in os.environ
+    if alone:  # deepspeed reads these too
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if not on_gpu:
-        # Must be set before deepspeed is imported: its own detection warns and guesses.
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    use_expandable_segments()
+    device = choose_device(local_rank)
+    configure(device, deterministic=deterministic)
+    if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=timeout_minutes))
+        # A world of one meets nobody, so it needs no port that another process might take meanwhile.
+        meeting: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
+        dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **_backend(device), **meeting)
     return World(rank, size, local_rank, device)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _backend(device: torch.device) -> dict[str, Any]:
+    """How the process group talks. On a GPU, Python objects (pictures of an evaluation among them) go over the host: NCCL
+    would pad each to the largest and hold those of all ranks in GPU memory."""
+    if device.type == "cpu":
+        return {"backend": "gloo"}
+    return {"backend": "cpu:gloo,cuda:nccl", "device_id": device}

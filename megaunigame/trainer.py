@@ -27,7 +27,7 @@ from megaunigame.data.opening import open_stream
 from megaunigame.data.source import Cursor, Stream
 from megaunigame.data.stream import MicroBatch, MicroBatches, micro_batch_loader
 from megaunigame.distributed import World
-from megaunigame.engine.dry_run import dry_run
+from megaunigame.engine.dry_run import check_peak, dry_run, uncovered_bytes
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.memory_plan import describe
 from megaunigame.engine.model_folder import model_folder
@@ -90,7 +90,7 @@ class Trainer:
         self.objective_of = {r.term: o for o in self.objectives for r in o.rows()}
         self.plan = build_plan(self.objectives)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), world.size)
-        ds_config = complete_ds_config(recipe, self.accumulation, world.size)
+        self.ds_config = complete_ds_config(recipe, self.accumulation, world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, world)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume)
@@ -112,7 +112,7 @@ class Trainer:
             self.taps = {name: self._taps(name) for name in self.plan.passes}
             self.terms = LossTerms(self.plan, self.objectives, world)
             placed = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, path=path))
-            self.learner: Learner = build_learner(family, placed, self.plan, ds_config, world)
+            self.learner: Learner = build_learner(family, placed, self.plan, self.ds_config, world)
         if phases is not None:
             self.learner.measure(phases)
         self.performance = Performance(self.learner, world, recipe.engine.precision, count_flops=phases is not None)
@@ -154,7 +154,20 @@ class Trainer:
         )
 
     def dry_run(self) -> None:
-        """Forward and backward of every pass on the largest legal rows; changes nothing."""
+        """Forward and backward of every pass on the largest legal rows; changes nothing.
+
+        Raises ConfigError when a step of such rows would not fit into the memory of the GPU.
+        """
+        on_gpu = self.world.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.world.device)
+        self._rehearse()
+        if on_gpu:
+            uncovered = uncovered_bytes(self.learner.module, self.ds_config, self.world.size)
+            capacity = torch.cuda.get_device_properties(self.world.device).total_memory
+            check_peak(torch.cuda.max_memory_allocated(self.world.device), uncovered, capacity)
+
+    def _rehearse(self) -> None:
         dry_run(self.learner, self._largest())
         if self.plan.of_pass(ATTACK):
             plan = attack_plan(self.plan.widest(GENERATE))
@@ -179,7 +192,10 @@ class Trainer:
         if first == 0 and recipe.evaluation.before:
             self._evaluate_into(monitor)
         last = (recipe.schedule.steps - first) * self.accumulation
-        micro_batches = iter(micro_batch_loader(self.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch))
+        loader, on_gpu = recipe.loader, self.world.device.type == "cuda"
+        micro_batches = iter(
+            micro_batch_loader(self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu)
+        )
         saved = first if self.resumed_from is not None else None
         while self.state.step < recipe.schedule.steps and not self.stop_requested:
             metrics = self.train_step(micro_batches)

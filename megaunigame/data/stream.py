@@ -204,7 +204,7 @@ class MicroBatchLoader:
     The sequence does not depend on `workers`. Leaves the global random state of torch alone.
     """
 
-    def __init__(self, dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int):
+    def __init__(self, dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int, pin_memory: bool):
         self.steps = range(first, last)
         self._loader = DataLoader(
             _Reporting(dataset),
@@ -214,7 +214,7 @@ class MicroBatchLoader:
             prefetch_factor=prefetch if workers else None,
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_start_worker if workers else None,
-            pin_memory=torch.accelerator.is_available(),
+            pin_memory=pin_memory,
             generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
         )
 
@@ -229,9 +229,14 @@ class MicroBatchLoader:
             yield batch.unpacked()
 
 
-def micro_batch_loader(dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2) -> MicroBatchLoader:
-    """Loader over micro-steps [first, last) of this run; `prefetch` micro-batches are kept ready per worker."""
-    return MicroBatchLoader(dataset, first, last, workers, prefetch)
+def micro_batch_loader(
+    dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2, *, pin_memory: bool = False
+) -> MicroBatchLoader:
+    """Loader over micro-steps [first, last) of this run; `prefetch` micro-batches are kept ready per worker.
+
+    `pin_memory`: for a run on a GPU only; it opens a context there.
+    """
+    return MicroBatchLoader(dataset, first, last, workers, prefetch, pin_memory)
 
 
 class _Reporting(Dataset["Packed[MicroBatch] | UserError"]):

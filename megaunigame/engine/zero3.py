@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from megaunigame.config import RANDOM, Recipe
 from megaunigame.distributed import World
+from megaunigame.engine.capacity import check_everywhere
 from megaunigame.engine.ds_config import zero_stage
 from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
@@ -126,10 +127,11 @@ def build_learner(
     partitioned = stage == 3
     deepspeed.init_distributed(verbose=False)  # adopts the process group that exists; zero.Init reads the world size from it
     processor = family.open_processor(config.path, max_length=config.max_length)
+    options: dict[str, Any] = {"attention": config.attention, "gradient_checkpointing": config.gradient_checkpointing}
+    with torch.device("meta"):
+        check_everywhere(family.build(config.path, processor, **options), recipe, plan, stage=stage, world=world)
     with PartitionedParameters(ds_config) if partitioned else contextlib.nullcontext():
-        model = family.build(
-            config.path, processor, attention=config.attention, gradient_checkpointing=config.gradient_checkpointing
-        )
+        model = family.build(config.path, processor, **options)
     # The tokenizers in fp32: in bf16 about one target code in a hundred would be another one.
     if config.weights == RANDOM:
         fill_randomly(model, recipe.seed, world)

@@ -7,7 +7,7 @@ an error of one rank (a sample that cannot be read, a row that does not fit) is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -79,6 +79,18 @@ def collate(
 
 
 def gathered(world: World, items: Sequence[T]) -> list[T]:
-    """The items of all ranks on every rank, in the order of their `position`."""
-    everything = [item for items_of_rank in world.all_gather_object(list(items)) for item in items_of_rank]
+    """The items of all ranks on every rank, in the order of their `position`. Not for pictures: see `gathered_to_main`."""
+    return _in_order(world.all_gather_object(list(items)))
+
+
+def gathered_to_main(world: World, items: Sequence[T]) -> list[T]:
+    """The items of all ranks on rank 0, in the order of their `position`; nothing on the others.
+
+    For pictures: on every rank they would take the memory of the whole suite as often as there are ranks.
+    """
+    return _in_order(world.gather_object(list(items)))
+
+
+def _in_order(items_of_ranks: Sequence[list[T]]) -> list[T]:
+    everything: list[Any] = [item for items in items_of_ranks for item in items]
     return sorted(everything, key=lambda item: item.position)

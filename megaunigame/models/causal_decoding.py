@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from megaunigame.models.causal import CausalModel
 
 
+UNITS = 2.0**40
+"""Into how many equal parts a probability of 1 is divided when a code is drawn."""
+
+
 class CachedReader:
     """Feeds a (left padded) sequence to the language model piece by piece and returns the last hidden state."""
 
@@ -108,12 +112,12 @@ def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor],
         return logits.argmax(-1)
 
     def draw(logits: Tensor) -> Tensor:
-        # Inverse distribution function: one uniform number per row, whatever device the generator lives on.
-        cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+        # Inverse distribution function: one uniform number per row, whatever device the generator lives on. In integers,
+        # because a running sum of floats depends on the order of threads on a GPU.
+        cumulative = ((logits / temperature).softmax(-1).double() * UNITS).long().cumsum(-1)
         uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
-        return (
-            torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
-        )
+        place = (uniform.double() * cumulative[:, -1:]).long()
+        return torch.searchsorted(cumulative, place, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
 
     return greedy if temperature == 0 else draw
 

@@ -67,6 +67,24 @@ def test_many_numbers_of_ranks_agree_on_one_stream():
     assert all(numbers == kept[1] for numbers in kept.values()) and kept[1][-1]
 
 
+def test_a_rehearsal_reaches_every_rank_and_changes_nothing():
+    game = random_game(2, world_size=3)
+
+    def work(world: ThreadWorld) -> tuple[list[list[int]], list[tuple[str, int]]]:
+        buffer = new_buffer(game, world.rank, world.size)
+        held = []
+        for step in range(len(game.rounds)):
+            buffer.rehearse(world)
+            rehearsed = world.calls[-2:]
+            play_round(buffer, game, step, world)
+            held.append(held_numbers(buffer))
+        return held, rehearsed
+
+    results = on_ranks(3, work)
+    assert [held for held, _ in results] == [[numbers for numbers, _ in story] for story in play(game, 3)]
+    assert all([name for name, _ in calls] == ["all_gather", "all_to_all"] for _, calls in results)
+
+
 def test_bytes_are_those_on_the_wire():
     game = replace(random_game(1, 4), capacity=10, rows=2)
     for step in range(len(game.rounds)):

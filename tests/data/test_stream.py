@@ -14,6 +14,7 @@ from megaunigame.data.source import Cursor, Found
 from megaunigame.data.stream import MicroBatch, MicroBatches, micro_batch_loader
 from megaunigame.errors import DataError
 from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
+from megaunigame.turns import ROUND_ROBIN, Turns
 from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
 
 PLAN = StepPlan(
@@ -151,6 +152,62 @@ def test_rows_that_share_a_sample_read_it_once(folder, backend):
 def test_rows_without_data_are_dummy_rows(folder):
     batch = batches(folder, objective=NumberRows(empty=range(sum(SIZES))))[0]
     assert batch.inputs[UNDERSTAND].counts.tolist() == [0, 0, 0] and batch.bad == []
+
+
+TAKING_TURNS = StepPlan(
+    (
+        RowRequest("answer", UNDERSTAND, "scenes", 2),
+        RowRequest("pixel", GENERATE, "scenes", 1, takes_source=True),
+        RowRequest("caption", GENERATE, "scenes", 3),
+    ),
+    (Turns(("pixel", "caption"), ROUND_ROBIN),),
+)
+
+
+def test_a_resumed_run_goes_on_with_the_turn_it_left(folder):
+    # Three turns and two micro-steps a step, so that counting steps instead of micro-steps shows.
+    plan = dataclasses.replace(TAKING_TURNS, turns=(Turns(("pixel", "caption", "answer"), ROUND_ROBIN),))
+
+    def made(first_step, cursors):
+        streams = batches(folder, cursors=cursors, plan=plan).streams
+        return MicroBatches(plan, dict.fromkeys(plan.terms, NumberRows()), streams, NumberCollator(), 2, 0, 1, 0, first_step)
+
+    whole = made(0, None)
+    resumed = made(1, whole.cursors(1))
+    assert [content(whole[2 + micro]) for micro in range(4)] == [content(resumed[micro]) for micro in range(4)]
+
+
+def test_rows_that_take_turns_keep_their_place_among_the_terms_of_the_run(folder):
+    micro_batches = batches(folder, plan=TAKING_TURNS)
+    assert [micro_batches[n].inputs[GENERATE].terms.tolist() for n in range(3)] == [[1], [2, 2, 2], [1]]
+
+
+def test_whether_a_pass_takes_images_is_decided_by_the_plan_of_the_run(folder):
+    """While the rows with a source rest, the vision tower runs all the same."""
+    seen = []
+
+    class Collator(NumberCollator):
+        def collate(self, plan, pass_name, rows, terms, keys):
+            seen.append((pass_name, plan.takes_images(GENERATE)))
+            return super().collate(plan, pass_name, rows, terms, keys)
+
+    micro_batches = batches(folder, plan=TAKING_TURNS)
+    micro_batches.processor = Collator()
+    assert micro_batches[0] and micro_batches[1]
+    assert seen == [(GENERATE, True), (UNDERSTAND, True)] * 2
+
+
+def test_every_row_has_randomness_of_its_position_and_term(folder):
+    drawn = []
+
+    class Drawing(NumberRows):
+        def row(self, request, sample, rng):
+            drawn.append(float(rng.random()))
+            return super().row(request, sample, rng)
+
+    micro_batches = batches(folder, objective=Drawing())
+    assert micro_batches[0] and micro_batches[1]
+    assert len(drawn) == 8 and len(set(drawn)) == 8
 
 
 def test_cursor_of_other_data(folder, tmp_path):

@@ -36,6 +36,10 @@ class ThreadWorld:
         self.shared["barrier"].wait()
         return gathered
 
+    def gather_object(self, value: Any) -> list[Any]:
+        gathered = self.all_gather_object(value)
+        return gathered if self.rank == 0 else []
+
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).sum(0))
 

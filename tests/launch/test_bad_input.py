@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
 from tests.data.shard_files import write_shards
@@ -53,6 +55,7 @@ CASES = {
     "no rows": ("objectives={understanding: {rows: 0}}", ConfigError, ["at least one row"]),
     "batch triple": ("batch={accumulation: 2, global_rows: 5}", ConfigError, ["does not multiply", "batch.accumulation=1"]),
     "world does not divide": ("batch.global_rows=7", ConfigError, ["multiple of 5", "1 ranks", "batch.global_rows=5"]),
+    "rounded reduction": ("engine.reduce_dtype=bf16", ConfigError, ["engine.reduce_dtype=fp32", "engine.precision=bf16"]),
     "ds_config owns": ("engine.ds_config={home}/owned.json", ConfigError, ["'gradient_clipping'", "optimizer.clip"]),
     "no such shards": ("data.train.shards={home}/nowhere", DataError, ["nowhere"]),
     "empty folder": ("data.train.shards={home}/empty", DataError, ["empty"]),
@@ -203,6 +206,18 @@ def test_exit_code_and_one_message(home, tmp_path):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("ConfigError: ") and "'cosine'" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_machine_without_a_gpu_trains_only_where_it_was_told_to(home, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.yaml", home, output=str(tmp_path / "run"))
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", str(recipe)], cwd=REPOSITORY, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("ConfigError: No GPU can be used: torch") and "type DS_ACCELERATOR=cpu before" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_exit_code_under_the_deepspeed_launcher(home, tmp_path):

@@ -85,6 +85,9 @@ def test_drawn_codes_follow_the_distribution():
     frequencies = torch.bincount(drawn, minlength=4) / len(drawn)
     torch.testing.assert_close(frequencies, torch.tensor([0.1, 0.0, 0.6, 0.3]), rtol=0, atol=0.015)
     assert torch.equal(picker(0, torch.Generator())(logits[:3]), torch.full((3,), 2))
+    sharper = torch.tensor([0.1, 0.0, 0.6, 0.3]).square()  # a temperature of 1/2 squares what the likelihoods are to each other
+    drawn = picker(0.5, torch.Generator().manual_seed(0))(logits)
+    torch.testing.assert_close(torch.bincount(drawn, minlength=4) / len(drawn), sharper / sharper.sum(), rtol=0, atol=0.015)
 
 
 def test_the_unconditional_prompt_keeps_its_ends_only(model):

@@ -20,7 +20,7 @@ from megaunigame.data.decode import Sample
 from megaunigame.data.shards import ShardIndex
 from megaunigame.distributed import World
 from megaunigame.errors import DataError
-from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, together
+from megaunigame.evaluation.lockstep import collate, gathered, gathered_to_main, lockstep_batches, read_share, together
 from megaunigame.evaluation.oracle import Objects, Oracle, Scores, caption_relations, score
 from megaunigame.evaluation.pictures import contact_sheet, save_png
 from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
@@ -110,7 +110,7 @@ class Generation(Suite):
                 for i, item in enumerate(slots)
                 if item is not None and item.position < c.pictures
             ]
-        pictures = write_panels(gathered(world, panels), world, folder)
+        pictures = write_panels(panels, world, folder)
         if self.oracle is None:
             return suite_result({}, [], pictures)
         metrics, scored = _summary(gathered(world, judged))
@@ -165,15 +165,27 @@ def _score_row(name: str, pictures: int, scored: Scores) -> list[Cell]:
     return [name, pictures, *shares, relation, round(scored.extra_objects, 3)]
 
 
-def write_panels(panels: Sequence[Panel], world: World, folder: Path) -> list[dict[str, str]]:
-    """Write the pictures and a contact sheet on rank 0; returns the entries for the report."""
-    entries = []
+def write_panels(own: Sequence[Panel], world: World, folder: Path) -> list[dict[str, str]]:
+    """Collective: write the pictures of all ranks and a contact sheet on rank 0; returns the entries for the report."""
+    panels = gathered_to_main(world, own)
     for panel in panels:
         for name, picture in panel.pictures.items():
-            file = f"{panel.position:04d}-{name.replace(' ', '-')}.png"
-            entries.append({"file": file, "caption": panel.caption, "row": str(panel.position), "column": name})
-            if world.rank == 0:
-                save_png(picture, folder / file)
-    if world.rank == 0 and panels:
+            save_png(picture, folder / _file(panel, name))
+    if panels:
         contact_sheet([(panel.caption, panel.pictures) for panel in panels]).save(folder / "contact-sheet.png")
-    return entries
+    entries = [
+        _Entry(p.position, {"file": _file(p, name), "caption": p.caption, "row": str(p.position), "column": name})
+        for p in own
+        for name in p.pictures
+    ]
+    return [entry.fields for entry in gathered(world, entries)]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    position: int
+    fields: dict[str, str]
+
+
+def _file(panel: Panel, name: str) -> str:
+    return f"{panel.position:04d}-{name.replace(' ', '-')}.png"

@@ -14,7 +14,7 @@ from megaunigame.data.shards import ShardIndex
 from megaunigame.distributed import World
 from megaunigame.errors import DataError
 from megaunigame.evaluation.asking import Sheet, ask, questions_of
-from megaunigame.evaluation.lockstep import gathered, read_share, together
+from megaunigame.evaluation.lockstep import gathered, gathered_to_main, read_share, together
 from megaunigame.evaluation.metrics import Answer, kind_scores, pair_consistency, text_match
 from megaunigame.evaluation.pictures import save_png
 from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
@@ -69,21 +69,22 @@ class Questions(Suite):
     def _shown(self, sheets: Sequence[Sheet], answers: Sequence[Answer], world: World, folder: Path) -> list[dict[str, Any]]:
         """The questions of the first images, and the images as files."""
         own = [_Shown(s.position, s.image) for s in sheets if s.position < self.config.shown]
-        images = {shown.position: shown.image for shown in gathered(world, own)}
-        if world.rank == 0:
-            for position, image in images.items():
-                if image is not None:
-                    save_png(image, folder / _file(position))
+        for shown in gathered_to_main(world, own):
+            if shown.image is not None:
+                save_png(shown.image, folder / _file(shown.position))
+        has_image = dict(
+            pair for pairs in world.all_gather_object([(s.position, s.image is not None) for s in own]) for pair in pairs
+        )
         return [
             {
-                "image": "" if images[a.position] is None else _file(a.position),
+                "image": _file(a.position) if has_image[a.position] else "",
                 "question": a.question,
                 "answer": a.reference,
                 "predicted": a.predicted,
                 "correct": a.correct,
             }
             for a in answers
-            if a.position in images
+            if a.position in has_image
         ]
 
 

@@ -97,7 +97,7 @@ class ReconstructionQuestions(Suite):
             for seen, (copy, own) in zip(share, copies, strict=True)
             if seen.position < c.pictures
         ]
-        return suite_result(metrics, [_table(answers)], write_panels(gathered(world, panels), world, folder))
+        return suite_result(metrics, [_table(answers)], write_panels(panels, world, folder))
 
     def _reconstruct(self, model: UnifiedModel, world: World, share: Sequence[_Seen]) -> list[tuple[Tensor, Tensor]]:
         """Per sample: the copy through the tokenizer and the model's own reconstruction, uint8 (3, H, W)."""

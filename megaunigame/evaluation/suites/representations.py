@@ -90,7 +90,7 @@ class Representations(Suite):
             rows.append([name, representation.measure, len(everyone), *map(percent, means.values())])
         columns = ["representation", "measure", "pictures", *(f"{kind} (%)" for kind in (DRAWN, TOKENIZER, UNRELATED))]
         scores = table("Agreement with the true picture", columns, rows)
-        return suite_result(metrics, [scores], write_panels(_lines(gathered(world, panels)), world, folder))
+        return suite_result(metrics, [scores], write_panels(_lines(panels), world, folder))
 
     def _items(
         self, samples: list[tuple[int, Sample]], others: dict[int, Sample], representation: Representation

@@ -60,7 +60,7 @@ class Tokenizer(Suite):
                 metrics[f"psnr/{name}"] = statistics.fmean(decibels)
             rows.append([name, len(decibels), round(statistics.fmean(decibels), 2) if decibels else None])
         columns = ["representation", "pictures", "PSNR (dB)"]
-        pictures = write_panels(gathered(world, list(panels.values())), world, folder)
+        pictures = write_panels(list(panels.values()), world, folder)
         return suite_result(metrics, [table("Image tokenizer, encode and decode", columns, rows)], pictures)
 
     def _copy(

@@ -176,6 +176,7 @@ class UniGame(Objective):
             losses = model(UNDERSTAND, attacked.question).loss_sum
             if self.adversary.learns:
                 torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+        self.pool.rehearse()
 
     # The step
 

@@ -103,6 +103,10 @@ class Pool:
         if len(indices):
             self.replayed.append((indices, losses))
 
+    def rehearse(self) -> None:
+        """Collective: the calls of a merge, without one."""
+        self.buffer.rehearse(self.stage.world)
+
     def merge(self, step: int) -> None:
         """Collective: let the hardest candidates of all ranks in."""
         self.merged = self.buffer.merge(self.stage.world, self.settings.percentile, step, self.settings.max_age)

@@ -1,0 +1,64 @@
+"""Which device a process computes on, and how its kernels round."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from megaunigame.errors import ConfigError
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """The GPU number `local_rank` of this machine; the CPU where DS_ACCELERATOR=cpu was given, and only there.
+
+    Raises ConfigError where no GPU can be used: a job of many nodes must not run on CPUs because a driver is too old.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"No GPU can be used: {_why_not()}. To run on the CPU, type DS_ACCELERATOR=cpu before the command; otherwise "
+            "install a driver and a torch that fit each other (python -m torch.utils.collect_env shows both)."
+        )
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise ConfigError(
+            f"This is process {local_rank} of its machine, counted from 0, which shows {gpus} GPU(s). Start {gpus} process(es) "
+            f"on each machine, for example deepspeed --num_gpus {gpus} ..."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _why_not() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built for the CPU"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # `is_available` keeps the reason to itself
+        return f"torch {torch.__version__} says: {str(error).strip().splitlines()[0].rstrip('.')}"
+    return f"torch {torch.__version__} finds none"
+
+
+def configure(device: torch.device, *, deterministic: bool) -> None:
+    """How kernels compute in this process. Call it before the first use of the device.
+
+    On a GPU, convolutions in float32 are not rounded to TF32: the frozen tokenizers are the float32 part of a bf16 run, in
+    forward, recomputation and backward, and TF32 changes which codes they choose. `deterministic`: kernels whose result
+    depends on the order of threads are replaced or refused by torch.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def use_expandable_segments() -> None:
+    """Let torch's allocator grow its blocks: with gathers of every size next to rows of every length, fixed ones fragment.
+
+    Must come before the first allocation on a GPU. A setting of the user stays.
+    """
+    if not os.environ.get("PYTORCH_ALLOC_CONF") and not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
+        os.environ["PYTORCH_ALLOC_CONF"] = os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"

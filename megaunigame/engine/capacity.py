@@ -1,0 +1,79 @@
+"""Memory of GPUs and hosts, and runs refused because their weights cannot fit there, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megaunigame.config import Recipe
+from megaunigame.distributed import World
+from megaunigame.errors import ConfigError
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import StepPlan
+
+GIB = 2**30
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the weights of a run can take."""
+
+    host: int
+    """On this machine, for all its ranks together."""
+    device: int
+    """On the GPU of one rank; on a CPU, its share of the host."""
+    ranks: int
+    """Ranks on this machine."""
+
+
+def memory_of(world: World) -> Memory:
+    """Collective: what this rank's machine has."""
+    here = socket.gethostname()
+    ranks = world.all_gather_object(here).count(here)
+    host = host_bytes()
+    on_gpu = world.device.type == "cuda"
+    return Memory(host, torch.cuda.get_device_properties(world.device).total_memory if on_gpu else host // ranks, ranks)
+
+
+def host_bytes() -> int:
+    """Physical memory of this machine, or what its container may take of it."""
+    limits = [file.read_text().strip() for file in CONTAINER_LIMITS if file.is_file()]
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *(int(limit) for limit in limits if limit.isdecimal())])
+
+
+def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage: int, world_size: int, memory: Memory) -> None:
+    """Raise ConfigError for weights that this machine cannot hold. `model` may be on the meta device."""
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    if stage == 2 and 4 * elements * memory.ranks > memory.host:
+        raise ConfigError(
+            f"engine.ds_config={recipe.engine.ds_config} is ZeRO-2, under which every rank builds the whole model in float32 "
+            f"on its host: {memory.ranks} ranks x {4 * elements / GIB:.1f} GiB on this machine, which has "
+            f"{memory.host / GIB:.1f} GiB. Type engine.ds_config=ds_configs/zero3.json."
+        )
+    if stage == 3 and len(plan.passes) > 1 and not recipe.model.gradient_checkpointing:
+        weight = 2 if recipe.engine.precision == "bf16" else 4
+        whole, slices = weight * elements, weight * elements // world_size
+        if whole + slices > memory.device:
+            raise ConfigError(
+                f"Without gradient checkpointing, a micro-step of {len(plan.passes)} passes leaves the model whole on every "
+                f"rank until its backward is done: {whole / GIB:.1f} GiB next to a slice of {slices / GIB:.1f} GiB, where a "
+                f"rank has {memory.device / GIB:.1f} GiB. Type model.gradient_checkpointing=true."
+            )
+
+
+def check_everywhere(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage: int, world: World) -> None:
+    """Collective: `check_capacity` on every rank; what one rank cannot hold is a ConfigError on all."""
+    problem = None
+    try:
+        check_capacity(model, recipe, plan, stage=stage, world_size=world.size, memory=memory_of(world))
+    except ConfigError as error:
+        problem = str(error)
+    problems = [found for found in world.all_gather_object(problem) if found is not None]
+    if problems:
+        raise ConfigError(problems[0])
