@@ -126,6 +126,14 @@ class UnifiedModel(nn.Module, ABC):
         """Build and load the frozen tokenizers, outside the module tree."""
 
     @abstractmethod
+    def build_frozen(self) -> nn.Module:
+        """The frozen tokenizer that the configuration asks for, its weights not loaded."""
+
+    @abstractmethod
+    def hold_frozen(self, module: nn.Module) -> None:
+        """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
+
+    @abstractmethod
     def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
         """Run one pass. With `predict`, also return the greedy predictions."""
 
