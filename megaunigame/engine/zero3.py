@@ -134,8 +134,10 @@ def build_learner(
         model = family.build(config.path, processor, **options)
     # The tokenizers in fp32: in bf16 about one target code in a hundred would be another one.
     if config.weights == RANDOM:
-        fill_randomly(model, recipe.seed, world)
-        model.fill_frozen(lambda tokenizer: fill_randomly(tokenizer, recipe.seed, world), world.device, torch.float32)
+        tokenizer = model.build_frozen()
+        for module in (model, tokenizer):
+            fill_randomly(module, recipe.seed, world)
+        model.hold_frozen(tokenizer.to(world.device))
     else:
         load_weights(model, family.weights(config.path), world)
         model.load_frozen(config.path, world.device, torch.float32)

@@ -128,8 +128,12 @@ class UnifiedModel(nn.Module, ABC):
         """Build and load the frozen tokenizers, outside the module tree."""
 
     @abstractmethod
-    def fill_frozen(self, fill: Callable[[nn.Module], None], device: torch.device, dtype: torch.dtype) -> None:
-        """Build the frozen tokenizers and let `fill` give them weights, without a checkpoint."""
+    def build_frozen(self) -> nn.Module:
+        """The frozen tokenizer that the configuration asks for, its weights not loaded."""
+
+    @abstractmethod
+    def hold_frozen(self, module: nn.Module) -> None:
+        """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
 
     @abstractmethod
     def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:

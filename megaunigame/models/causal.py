@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -63,20 +63,14 @@ class CausalModel(UnifiedModel):
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
         """The generate pass."""
 
-    @abstractmethod
-    def build_frozen(self) -> nn.Module:
-        """The frozen tokenizer that the configuration asks for, its weights not loaded."""
+    def hold_frozen(self, module: nn.Module) -> None:
+        """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
+        self.frozen.keep(module)
 
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the frozen tokenizer, outside the module tree."""
         _, weights = self.open_weights(path)
         self.frozen.load(self.build_frozen(), weights, path, device, dtype)
-
-    def fill_frozen(self, fill: Callable[[nn.Module], None], device: torch.device, dtype: torch.dtype) -> None:
-        """Build the frozen tokenizer and let `fill` give it weights, without a checkpoint."""
-        tokenizer = self.build_frozen()
-        fill(tokenizer)
-        self.frozen.place(tokenizer, device, dtype)
 
     frozen_prefix: ClassVar[str]
     """Of the names that the frozen tokenizer has in an exported folder."""

@@ -28,10 +28,6 @@ class Frozen(Generic[T]):
     def load(self, module: T, weights: Weights, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Copy the weights of the folder `path` into `module`, move it, and hold it. Raises ModelError for other weights."""
         load_plain(module, weights, f"The {self.name} in {path}")
-        self.place(module, device, dtype)
-
-    def place(self, module: T, device: torch.device, dtype: torch.dtype) -> None:
-        """Move `module`, which has its weights, and hold it."""
         for tensor in (*module.parameters(), *module.buffers()):  # not module.to(dtype), which diffusers warns of
             tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
         self.keep(module)

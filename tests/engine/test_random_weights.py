@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -145,8 +144,9 @@ def test_frozen_tokenizers_are_filled_too() -> None:
         processor = Janus.open_processor(folder, max_length=96)
         for number in (1, 2):
             model = Janus.build(folder, processor, attention="eager", gradient_checkpointing=False)
-            fill = partial(fill_randomly, seed=3, world=rank(number))
-            model.fill_frozen(fill, torch.device("cpu"), torch.float32)
+            tokenizer = model.build_frozen()
+            fill_randomly(tokenizer, 3, rank(number))
+            model.hold_frozen(tokenizer)
             codes.append(model.encode_target(pixels))
             assert not any(p.requires_grad for p in model.image_tokenizer.parameters())
     assert codes[0].shape == (2, 64) and torch.equal(*codes)
