@@ -5,8 +5,9 @@
     python launch/profile.py launch/recipes/tiny_unigame.yaml launch/recipes/tiny_aia.yaml
     deepspeed --num_gpus 8 launch/profile.py launch/recipes/janus_pro_7b_sft.yaml model.weights=random model.size=7b
 
-Rows are random and of the largest legal length. Several recipes run one after the other; the last is the unit of the others,
-and `key=value` changes all of them. Writes profile.json and profile.html into --out, and prints the table.
+Rows are random and of the largest legal length. Several recipes run one after the other: each is compared with its twin of
+--against, or with the last one; `key=value` changes all of them. Writes profile.json and profile.html into --out, and prints
+the tables. How to read them: docs/profiling.md.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--against", choices=[NAME], help="compare with plain fine-tuning on the same learner rows")
     parser.add_argument("--out", type=Path, help="folder (default: OUTPUT/profile of the first recipe)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # settings may follow options
     files = [given for given in options.recipes if "=" not in given]
     if not files:
         parser.error("give a recipe, for example launch/recipes/tiny_unigame.yaml")

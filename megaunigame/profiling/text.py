@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 from megaunigame.phases import PHASES
 from megaunigame.profiling.measure import Measured
+from megaunigame.profiling.twin import NAME as TWIN
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+VISIBLE = 5e-5
+"""Seconds below which a phase would be printed as 0."""
 BYTE_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def phase_rows(measured: Sequence[Measured]) -> list[list[str]]:
     """A row per phase that took time in any recipe: its name, then seconds and share for each recipe."""
-    seen = [phase for phase in PHASES if any(m.phases[phase] > 0 for m in measured)]
+    seen = [phase for phase in PHASES if any(m.phases[phase] >= VISIBLE for m in measured)]
     rows = [[phase, *(f"{m.phases[phase]:.4f} ({m.phases[phase] / total(m):.0%})" for m in measured)] for phase in seen]
     return [*rows, ["step, mean", *(f"{total(m):.4f}" for m in measured)]]
 
@@ -41,17 +44,22 @@ def fact_rows(measured: Sequence[Measured]) -> list[list[str]]:
     return [[name, *values] for name, values in facts.items()]
 
 
+def unit_of(measured: Sequence[Measured], index: int) -> Measured:
+    """What the recipe at `index` is compared with: its twin, or else the last recipe."""
+    return next((m for m in measured[index:] if m.name == TWIN), measured[-1])
+
+
 def ratio_rows(measured: Sequence[Measured]) -> list[list[str]]:
-    """A row per cost: its name, then what each recipe takes of it, in units of the last one."""
-    base = measured[-1]
+    """A row per cost: its name, then what each recipe takes of it, as a multiple of its unit."""
+    pairs = [(m, unit_of(measured, index)) for index, m in enumerate(measured)]
     costs: dict[str, list[tuple[float, float]]] = {
-        "seconds, median": [(m.seconds, base.seconds) for m in measured],
-        "model FLOPs": [(m.flops, base.flops) for m in measured],
-        "gathered weights": [(m.gathered_bytes, base.gathered_bytes) for m in measured],
-        "passes": [(m.passes, base.passes) for m in measured],
-        "learner rows": [(m.learner_rows, base.learner_rows) for m in measured],
+        "seconds, median": [(m.seconds, unit.seconds) for m, unit in pairs],
+        "model FLOPs": [(m.flops, unit.flops) for m, unit in pairs],
+        "gathered weights": [(m.gathered_bytes, unit.gathered_bytes) for m, unit in pairs],
+        "passes": [(m.passes, unit.passes) for m, unit in pairs],
+        "learner rows": [(m.learner_rows, unit.learner_rows) for m, unit in pairs],
     }
-    return [[name, *(f"{cost / unit:.2f}" if unit else "-" for cost, unit in pairs)] for name, pairs in costs.items()]
+    return [[name, *(f"{cost / unit:.2f}" if unit else "-" for cost, unit in values)] for name, values in costs.items()]
 
 
 def as_text(measured: Sequence[Measured]) -> str:

@@ -13,6 +13,8 @@ from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.phases import ATTACK, BACKWARD, DATA, GENERATE, PHASES, UNDERSTAND
+from megaunigame.profiling.measure import Measured
+from megaunigame.profiling.text import phase_rows, ratio_rows
 from megaunigame.profiling.twin import fine_tuning_twin
 from tests.data.shard_files import write_shards
 from tests.multi_process.launcher import REPOSITORY
@@ -60,11 +62,11 @@ def test_rows_have_the_legal_length_and_every_pass_counts(profile) -> None:
 
 def test_seconds_are_those_of_the_phases(profile) -> None:
     game, sft = profile[0]
-    for measured in profile[0]:
-        assert set(measured["phases"]) == set(PHASES)
-        assert sum(measured["phases"].values()) == pytest.approx(measured["seconds"], rel=0.2)
-        assert min(measured["phases"][name] for name in (DATA, UNDERSTAND, BACKWARD)) > 0
-        assert measured["phases"][GENERATE] == 0 and measured["mfu"] is None
+    for recipe in profile[0]:
+        assert set(recipe["phases"]) == set(PHASES)
+        assert sum(recipe["phases"].values()) == pytest.approx(recipe["seconds"], rel=0.2)
+        assert min(recipe["phases"][name] for name in (DATA, UNDERSTAND, BACKWARD)) > 0
+        assert recipe["phases"][GENERATE] == 0 and recipe["mfu"] is None
     assert game["phases"][ATTACK] > 10 * sft["phases"][ATTACK]
 
 
@@ -78,11 +80,11 @@ def test_operations_are_about_four_per_weight_and_token_under_lora(profile) -> N
 
 
 def test_page_and_terminal_say_the_same(profile) -> None:
-    measured, page, said = profile
+    (game, sft), page, said = profile
     assert "profile.py" in page and "seed=3" in page and page.count("data:image/png;base64,") == 1
     for text in ("tiny", "sft", "attack", "useful tokens/s", "planned model states", "in units of sft"):
         assert text.lower() in said.lower() and text.lower() in page.lower(), text
-    ratio = f"{measured[0]['flops'] / measured[1]['flops']:.2f}"
+    ratio = f"{game['flops'] / sft['flops']:.2f}"
     assert f" {ratio} " in said and f">{ratio}<" in page
 
 
@@ -126,3 +128,24 @@ def test_no_step_is_no_profile(tmp_path) -> None:
     command = [sys.executable, "launch/profile.py", str(shape(tmp_path)), "--steps", "0"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2 and "--steps and --warmup must be at least 1; got 0 and 3" in done.stderr
+
+
+def measured(name: str, seconds: float) -> Measured:
+    """A recipe of which only the seconds matter."""
+    counts = dict(tokens=1, tokens_per_second=1, useful_tokens_per_second=1, flops=2e9, mfu=None, peak_memory_bytes=1)
+    size = dict(planned_bytes={}, gathered_bytes=0, passes=1, learner_rows=1)
+    phases = dict.fromkeys(PHASES, 0.0) | {BACKWARD: seconds}
+    return Measured(name, steps=1, warmup=1, world_size=1, device="CPU", seconds=seconds, phases=phases, **counts, **size)
+
+
+def test_each_recipe_is_compared_with_its_own_twin() -> None:
+    pairs = [measured("a", 6), measured("sft", 2), measured("b", 12), measured("sft", 3)]
+    rows = {row[0]: row[1:] for row in ratio_rows(pairs)}
+    assert rows["seconds, median"] == ["3.00", "1.00", "4.00", "1.00"]
+    assert rows["gathered weights"] == ["-"] * 4, "one rank gathers nothing"
+    plain = ratio_rows([measured("a", 6), measured("b", 12)])
+    assert plain[0] == ["seconds, median", "0.50", "1.00"]
+
+
+def test_phases_that_took_no_time_are_left_out() -> None:
+    assert [row[0] for row in phase_rows([measured("a", 6)])] == [BACKWARD, "step, mean"]
