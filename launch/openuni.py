@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch

@@ -17,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megaunigame.launching import run_to_exit

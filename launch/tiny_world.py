@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch

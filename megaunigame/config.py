@@ -19,6 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
 
+PRETRAINED, RANDOM = "pretrained", "random"
+"""Where the weights of a run begin."""
+
 
 @dataclass
 class LoraConfig:
@@ -32,10 +35,16 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    path: str = MISSING
+    path: str = ""
     """Folder of a Hugging Face model of the family, or of an official checkpoint."""
     family: str = "janus"
     """Module name in megaunigame/models."""
+    weights: str = "pretrained"
+    """`pretrained`: those in `path`; `random`: drawn, to measure speed and memory of a shape. Nothing is read of `path` but
+    the configuration."""
+    size: str = ""
+    """Name of a published size of the family: used where `weights: random`, and by launch/plan.py where no folder is at
+    `path`."""
     train: str = "lora"
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)
@@ -252,6 +261,7 @@ def check_ranges(recipe: Recipe) -> None:
     """Rules between and within settings that types cannot say."""
     legal = {
         "model.train": (recipe.model.train, ["lora", "full"]),
+        "model.weights": (recipe.model.weights, [PRETRAINED, RANDOM]),
         "model.attention": (recipe.model.attention, ["sdpa", "eager", "flash_attention_2"]),
         "schedule.kind": (recipe.schedule.kind, ["cosine", "constant", "flat_linear"]),
         "engine.precision": (recipe.engine.precision, ["bf16", "fp32"]),
@@ -261,6 +271,13 @@ def check_ranges(recipe: Recipe) -> None:
     for key, (got, choices) in legal.items():
         if got not in choices:
             raise ConfigError(unknown(f"value of {key}", got, choices))
+    if not recipe.model.path and not recipe.model.size:
+        raise ConfigError("`model.path` is missing. Give the folder of a model, for example model.path=models/Janus-Pro-7B.")
+    if not recipe.model.path and recipe.model.weights == PRETRAINED:
+        raise ConfigError(
+            f"model.size={recipe.model.size} is a shape without weights. Give the folder of a model in model.path, or type "
+            "model.weights=random to measure the shape."
+        )
     positive = {
         "schedule.steps": recipe.schedule.steps,
         "optimizer.lr": recipe.optimizer.lr,

@@ -226,6 +226,11 @@ class StepPlan:
         asked = {r.pass_name for r in self.requests}
         return tuple(name for name in PASS_ORDER if name in asked)
 
+    @property
+    def streams(self) -> list[str]:
+        """Names of the data streams that rows are drawn from."""
+        return sorted({r.stream for r in self.requests if r.stream is not None})
+
     def of_pass(self, pass_name: str) -> tuple[RowRequest, ...]:
         return tuple(r for r in self.requests if r.pass_name == pass_name)
 

@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from megaunigame.checkpoint.manager import CheckpointManager
-from megaunigame.config import Recipe, fill, resolve_batch
+from megaunigame.config import PRETRAINED, Recipe, fill, resolve_batch
 from megaunigame.data.bad_samples import BadSampleCounter
 from megaunigame.data.opening import open_stream
 from megaunigame.data.source import Cursor, Stream
@@ -30,17 +30,21 @@ from megaunigame.distributed import World
 from megaunigame.engine.dry_run import check_peak, dry_run, uncovered_bytes
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.memory_plan import describe
+from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.engine.zero3 import Learner, build_learner
-from megaunigame.errors import ConfigError, DivergenceError
+from megaunigame.errors import CheckpointError, ConfigError, DivergenceError
 from megaunigame.evaluation.run import as_text, evaluation_file, run_evaluation, scalars
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.loss_terms import LossTerms
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
-from megaunigame.objectives.base import Objective, Stage, Step
-from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, AttackInputs, PassInputs, StepPlan, Taps, attack_plan, plan_from
+from megaunigame.objectives.base import Stage, Step
+from megaunigame.objectives.building import build_objectives, build_plan
+from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, AttackInputs, PassInputs, Taps, attack_plan
+from megaunigame.performance import Performance
+from megaunigame.phases import DATA, MERGE, Phases
 from megaunigame.randomness import seed_micro_step
 from megaunigame.registry import find, unknown
 
@@ -57,48 +61,61 @@ class TrainState:
     """Position of every data stream after `step`."""
     bad_samples: dict[str, Any] = field(default_factory=dict)
     """Rows seen and substituted so far, per stream."""
+    weights: str = PRETRAINED
+    """What the run began with: `model.weights`."""
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainState:
-        return cls(state["step"], {name: Cursor(**c) for name, c in state["cursors"].items()}, state["bad_samples"])
+        cursors = {name: Cursor(**c) for name, c in state["cursors"].items()}
+        return cls(state["step"], cursors, state["bad_samples"], state.get("weights", PRETRAINED))
 
 
 class Trainer:
     """Builds a run in reading order (objectives, data, engine, checkpoint) and carries it out."""
 
-    def __init__(self, recipe: Recipe, world: World):
+    micro_batches_of: ClassVar[type[MicroBatches]] = MicroBatches
+    """Where the rows of a micro-step come from."""
+
+    def __init__(self, recipe: Recipe, world: World, phases: Phases | None = None):
+        """`phases`: who is told what a step is doing."""
         self.recipe, self.world = recipe, world
+        self.phases = phases or Phases()
         self.folder = Path(recipe.output)
 
         # Everything that can be wrong without a model is checked before one is loaded.
-        self.objectives = [_objective(name, settings) for name, settings in recipe.objectives.items()]
+        self.objectives = build_objectives(recipe)
         self.objective_of = {r.term: o for o in self.objectives for r in o.rows()}
-        turns = [t for o in self.objectives if (t := o.turns()) is not None]
-        self.plan = plan_from((r for o in self.objectives for r in o.rows()), turns)
-        for objective in self.objectives:
-            objective.check_plan(self.plan)
+        self.plan = build_plan(self.objectives)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), world.size)
         self.ds_config = complete_ds_config(recipe, self.accumulation, world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, world)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume)
         self.state = (
-            TrainState.from_state_dict(self.checkpoints.train_state(self.resumed_from)) if self.resumed_from else TrainState()
+            TrainState.from_state_dict(self.checkpoints.train_state(self.resumed_from))
+            if self.resumed_from
+            else TrainState(weights=recipe.model.weights)
         )
-        self.streams = _open_streams(recipe, self.plan, self.state.cursors)
+        self._check_weights()
+        self.streams = self.open_streams()
         self.bad_samples = BadSampleCounter(self.plan, recipe.loader.max_bad_fraction)
         if self.resumed_from:
             self.bad_samples.load_state_dict(self.state.bad_samples)
 
         family = find("models", recipe.model.family, UnifiedModel)
-        for objective in self.objectives:
-            objective.check_family(family, recipe.model.family, recipe.model.path)
-        self.taps = {name: self._taps(name) for name in self.plan.passes}
-        self.terms = LossTerms(self.plan, self.objectives, world)
-        self.learner: Learner = build_learner(family, recipe, self.plan, self.ds_config, world)
+        with model_folder(family, recipe.model) as path:
+            for objective in self.objectives:
+                objective.check_family(family, recipe.model.family, path)
+            self.taps = {name: self._taps(name) for name in self.plan.passes}
+            self.terms = LossTerms(self.plan, self.objectives, world)
+            placed = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, path=path))
+            self.learner: Learner = build_learner(family, placed, self.plan, self.ds_config, world)
+        if phases is not None:
+            self.learner.measure(phases)
+        self.performance = Performance(self.learner, world, recipe.engine.precision, count_flops=phases is not None)
         self.processor = self.learner.module.processor
         stage = Stage(self.learner.module, self.learner.as_opponent, self.plan, world, recipe.seed, self.accumulation)
         for objective in self.objectives:
@@ -108,7 +125,7 @@ class Trainer:
             for objective in self.objectives:
                 objective.load(self.resumed_from)
         self.first_step = self.state.step
-        self.micro_batches = MicroBatches(
+        self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
             self.streams,
@@ -198,38 +215,45 @@ class Trainer:
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step; returns its metrics, equal on all ranks."""
+        with self.performance.flops.counting():
+            return self._train_step(micro_batches)
+
+    def _train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
+        self.performance.begin()
         started = time.perf_counter()
-        batches = [next(micro_batches) for _ in range(self.accumulation)]
+        with self.phases(DATA):
+            batches = [next(micro_batches) for _ in range(self.accumulation)]
         waited = time.perf_counter() - started
-        self.learner.gathered.taken()  # what an evaluation gathered since the last step is no cost of this one
         lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.state.step)
         self.learner.set_lr(lr)
         attacks = [batch.attack for batch in batches if batch.attack is not None]
         step = Step(self.state.step, lr, [b.inputs for b in batches], [b.plan for b in batches], attacks)
-        for objective in self.objectives:
-            objective.before_learner(step)
+        with self.phases(ATTACK):
+            for objective in self.objectives:
+                objective.before_learner(step)
 
-        # Counted before the inputs move: on the device, every count would have the host wait for it.
-        tokens = sum(int(inputs.attention.sum()) for inputs_of in step.inputs for inputs in inputs_of.values())
         weights, counts = self.terms.weights(step), self.terms.counts(step)
         sums = torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
         for micro, inputs_of in enumerate(step.inputs):
             for name, inputs in inputs_of.items():
                 inputs_of[name] = inputs.to(self.world.device)
-            extra = [o.before_micro_step(step, micro) for o in self.objectives]
+            with self.phases(ATTACK):
+                extra = [o.before_micro_step(step, micro) for o in self.objectives]
             seed_micro_step(self.recipe.seed, self.state.step, micro, self.world.rank)
             term_sums = torch.zeros_like(counts)
             for pass_name in self.plan.passes:
                 inputs = dataclasses.replace(inputs_of[pass_name], taps=self.taps[pass_name])
-                output = self.learner.forward(pass_name, inputs)
-                term_sums = term_sums + self.terms.sums(pass_name, inputs, output)
+                with self.phases(pass_name):
+                    output = self.learner.forward(pass_name, inputs)
+                    term_sums = term_sums + self.terms.sums(pass_name, inputs, output)
                 row_losses.append((inputs.keys, output.loss_sum.detach()))
                 # An objective may put rows into the passes that are still to come.
-                extra += [o.after_pass(step, micro, inputs, output, pass_name) for o in self.objectives]
+                with self.phases(ATTACK):
+                    extra += [o.after_pass(step, micro, inputs, output, pass_name) for o in self.objectives]
             sums += term_sums.detach()
             if micro == self.accumulation - 1:
-                totals = self._agree(sums, tokens, batches, row_losses)
+                totals = self._agree(sums, batches, row_losses)
             loss = (weights * term_sums / counts.clamp(min=1)).sum()
             self.learner.backward_and_step(sum((term for term in extra if term is not None), loss))
 
@@ -241,18 +265,16 @@ class Trainer:
                 f"in {self.folder / 'checkpoints'}."
             )
         step.losses = self.terms.means(totals[: len(counts)], counts)
-        reported = [objective.after_learner(step) for objective in self.objectives]
+        with self.phases(MERGE):
+            reported = [objective.after_learner(step) for objective in self.objectives]
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
-        seconds = time.perf_counter() - started
+        rows = sum(p.rows_per_micro_step() for p in step.plans)
+        passes = len(self.plan.passes) * self.accumulation + step.passes
         metrics = self.terms.metrics(step.losses, weights) | {
             names.OPTIM_LR: lr,
             names.OPTIM_GRAD_NORM: grad_norm,
-            names.PERF_STEP_SECONDS: seconds,
-            names.PERF_ROWS_PER_SECOND: sum(p.rows_per_micro_step() for p in step.plans) * self.world.size / seconds,
-            names.PERF_TOKENS_PER_SECOND: totals[-2].item() / seconds,
-            names.PERF_PASSES: len(self.plan.passes) * self.accumulation + step.passes,
-            names.PERF_ALLGATHER_BYTES: self.learner.gathered.taken(),
+            **self.performance.metrics(rows, passes, *totals[-3:-1].tolist()),
             names.DATA_WAIT_SECONDS: waited,
             names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
         }
@@ -281,9 +303,7 @@ class Trainer:
         here = self.first_step == self.state.step and evaluation_file(self.folder, self.state.step).exists()
         return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see a shared folder at different ages
 
-    def _agree(
-        self, sums: Tensor, tokens: int, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]
-    ) -> Tensor:
+    def _agree(self, sums: Tensor, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
         """All-ranks totals of this step, before the update: loss sums, tokens, and who wants to stop.
 
         Raises DivergenceError on every rank when any loss of any rank is not finite.
@@ -291,10 +311,11 @@ class Trainer:
         for batch in batches:
             self.bad_samples.add(batch.plan, batch.bad)
         # float64, because token counts of a large step do not fit fp32 exactly.
-        local = torch.tensor([*self.bad_samples.pending(), tokens, self.signalled], dtype=torch.float64)
-        totals = self.world.all_reduce_sum(torch.cat([sums.double(), local.to(sums.device)])).cpu()
+        local = torch.tensor([*self.bad_samples.pending(), self.signalled], dtype=torch.float64).to(sums.device)
+        parts = [sums.double(), local[:-1], self.performance.tokens.taken(), local[-1:]]
+        totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
         terms = len(self.terms.names)
-        self.bad_samples.merge([int(x) for x in totals[terms:-2]])
+        self.bad_samples.merge([int(x) for x in totals[terms:-3]])
         self.stop_requested = bool(totals[-1] > 0)
         if not bool(torch.isfinite(totals[:terms]).all()):
             bad = [k for keys, loss in row_losses for k, x in zip(keys, loss.tolist(), strict=True) if not math.isfinite(x)]
@@ -308,6 +329,25 @@ class Trainer:
                 f"from its newest checkpoint in {self.folder / 'checkpoints'}."
             )
         return totals
+
+    def open_streams(self) -> dict[str, Stream]:
+        """The streams that rows are drawn from, each at its cursor, or at its beginning."""
+        for request in self.plan.requests:
+            if request.stream is not None and request.stream not in self.recipe.data:
+                raise ConfigError(f"Term {request.term}: " + unknown("stream", request.stream, sorted(self.recipe.data)))
+        return {
+            name: open_stream(name, self.recipe.data[name], self.recipe.seed, self.state.cursors.get(name))
+            for name in self.plan.streams
+        }
+
+    def _check_weights(self) -> None:
+        """What has learned from random weights must not go on as if it had not, nor the reverse."""
+        if self.state.weights != self.recipe.model.weights:
+            raise CheckpointError(
+                f"{self.resumed_from} belongs to a run with model.weights={self.state.weights}, this one has "
+                f"model.weights={self.recipe.model.weights}. Give another `output`, or type checkpoint.resume=never; or "
+                f"model.weights={self.state.weights} to resume it."
+            )
 
     def _taps(self, pass_name: str) -> Taps | None:
         """The attention that one objective asks a pass to measure."""
@@ -331,23 +371,7 @@ class Trainer:
             signal.signal(number, request_stop)
 
 
-def _objective(name: str, settings: dict[str, Any]) -> Objective:
-    kind = find("objectives", name, Objective)
-    return kind(fill(kind.Config, settings or {}, f"objectives.{name}"))
-
-
 def _suite(label: str, settings: dict[str, Any]) -> Suite:
     settings = dict(settings or {})
     kind = find("evaluation.suites", settings.pop("suite", label), Suite)
     return kind(fill(kind.Config, settings, f"evaluation.suites.{label}"))
-
-
-def _open_streams(recipe: Recipe, plan: StepPlan, cursors: dict[str, Cursor]) -> dict[str, Stream]:
-    """The streams that rows are drawn from, each at its cursor, or at its beginning."""
-    for request in plan.requests:
-        if request.stream is not None and request.stream not in recipe.data:
-            raise ConfigError(f"Term {request.term}: " + unknown("stream", request.stream, sorted(recipe.data)))
-    return {
-        name: open_stream(name, recipe.data[name], recipe.seed, cursors.get(name))
-        for name in sorted({r.stream for r in plan.requests if r.stream is not None})
-    }

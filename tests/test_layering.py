@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "accelerator": {"errors"},
     "distributed": {"accelerator", "errors"},
     "launching": {"errors"},
+    "phases": set(),
     "turns": set(),
     "passes": {"errors", "turns"},
     "rows": {"passes"},
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("monitoring.names", "passes", "pixels", "randomness", "registry"),
         *("representations", "rows", "turns"),
     },
-    "engine": {"config", "distributed", "errors", "models.base", "passes", "randomness", "registry"},
+    "engine": {"config", "distributed", "errors", "models.base", "passes", "phases", "randomness", "registry"},
     "evaluation": {
         *("attention", "attention_targets", "data", "distributed", "errors", "models.base", "monitoring.names", "passes"),
         *("pixels", "registry", "representations"),
@@ -62,14 +63,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config", "distributed", "engine", "errors", "models.base"},
     # third floor: the loop
     "loss_terms": {"distributed", "errors", "monitoring.names", "objectives", "passes"},
+    "performance": {"distributed", "engine", "monitoring.names"},
     "trainer": {
         *("adversary", "checkpoint", "config", "data", "distributed", "engine", "errors", "evaluation", "models.base"),
-        *("loss_terms", "monitoring", "objectives", "passes", "randomness", "registry", "representations"),
+        *("loss_terms", "monitoring", "objectives", "passes", "performance", "phases", "randomness", "registry"),
+        "representations",
     },
     # the tools and the front doors
     "tiny_world": {
         *("config", "data", "distributed", "errors", "evaluation", "launching", "models", "passes", "randomness", "registry"),
         "representations",
+    },
+    "profiling": {
+        *("config", "data", "distributed", "engine", "errors", "models.base", "monitoring", "passes", "phases", "trainer"),
     },
     "sweeping": {"config", "errors", "monitoring", "registry"},
     "data_prep": {"clip", "config", "data", "errors", "registry"},
@@ -246,7 +252,15 @@ def test_files_stay_readable() -> None:
     assert lengths and not long, f"longer than {LONGEST_FILE} lines: {long}"
 
 
-def test_no_launch_script_hides_a_standard_module() -> None:
-    """`python launch/x.py` puts launch/ first on sys.path: a profile.py there breaks `import cProfile` in torch."""
-    names = {file.stem for file in (REPOSITORY / "launch").glob("*.py")} & set(sys.stdlib_module_names)
-    assert not names, f"rename launch/{min(names)}.py: it hides the standard module of that name from torch"
+def test_no_launch_script_finds_its_siblings() -> None:
+    """`python launch/x.py` puts launch/ first on sys.path, where profile.py hides the standard module that torch imports:
+    each script puts the repository there instead, before it imports anything that is not of the standard library."""
+    replaced = re.compile(r"^sys\.path\.pop\(0\).*\nsys\.path\.insert\(0, str\(Path\(__file__\)", re.MULTILINE)
+    scripts = sorted((REPOSITORY / "launch").glob("*.py"))
+    assert scripts
+    for script in scripts:
+        text = script.read_text()
+        found = replaced.search(text)
+        assert found, f"{script.name} must take launch/ off sys.path, as train.py does"
+        early = {name.split(".")[0] for _, name in imported(ast.parse(text[: found.start()]), script.stem, False, set())}
+        assert early <= set(sys.stdlib_module_names), f"{script.name} imports {early} before it"

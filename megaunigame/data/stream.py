@@ -73,7 +73,7 @@ class MicroBatch:
 
 
 @dataclass
-class _Draw:
+class Draw:
     """What one micro-step has read so far. Rows of several terms may share a sample: it is read and decoded once."""
 
     sharing: bool
@@ -120,7 +120,7 @@ class MicroBatches(Dataset[MicroBatch]):
     def __getitem__(self, micro_step: int) -> MicroBatch:
         """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
         plan = self.plan.at(self.first_micro_step + micro_step, self.seed)
-        draw = _Draw(sharing=any(request.shares for request in plan.requests))
+        draw = Draw(sharing=any(request.shares for request in plan.requests))
         inputs: dict[str, PassInputs] = {}
         for name in plan.passes:
             inputs[name] = self.processor.collate(self.plan, name, *self._rows(plan, name, micro_step, draw))
@@ -155,7 +155,7 @@ class MicroBatches(Dataset[MicroBatch]):
         )
 
     def _rows(
-        self, plan: StepPlan, pass_name: str, micro_step: int, draw: _Draw
+        self, plan: StepPlan, pass_name: str, micro_step: int, draw: Draw
     ) -> tuple[list[Row | None], list[int], list[str]]:
         """Rows, terms and sample keys of a pass, in plan order; None where the objective fills the row itself."""
         rows: list[Row | None] = []
@@ -174,7 +174,7 @@ class MicroBatches(Dataset[MicroBatch]):
                 keys.append(key)
         return rows, terms, keys
 
-    def _row(self, request: RowRequest, name: str, position: int, draw: _Draw) -> tuple[Row | None, str]:
+    def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
         """Row and key of the sample at `position` or of its first good substitute; notes the bad ones."""
         stream, objective = self.streams[name], self.objective_of[request.term]
         for attempt in range(1 + SUBSTITUTES):

@@ -25,7 +25,7 @@ import torch
 from deepspeed.ops import __compatible_ops__
 from torch import Tensor, nn
 
-from megaunigame.config import Recipe
+from megaunigame.config import RANDOM, Recipe
 from megaunigame.distributed import World
 from megaunigame.engine.capacity import check_everywhere
 from megaunigame.engine.ds_config import zero_stage
@@ -33,8 +33,11 @@ from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
 from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
 from megaunigame.engine.partitioning import PartitionedParameters
+from megaunigame.engine.random_weights import fill_randomly
+from megaunigame.engine.reductions import time_reductions
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.passes import PassInputs, PassOutput, StepPlan
+from megaunigame.phases import BACKWARD, OPTIMIZER, Phases
 
 # deepspeed would compile this op (half a minute, under a lock shared by all environments) for a collective we do not use.
 __compatible_ops__["deepspeed_shm_comm"] = False
@@ -54,6 +57,7 @@ class Learner:
         """Where weights are partitioned."""
         self.gathered = count_gathered_bytes()
         """Bytes of weights this rank has gathered so far."""
+        self.phases = Phases()
 
     @property
     def module(self) -> UnifiedModel:
@@ -68,8 +72,15 @@ class Learner:
 
         `loss` is this rank's share of the global loss, over all passes. The engine averages over ranks, hence the factor.
         """
-        self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
-        self.engine.step()
+        with self.phases(BACKWARD):
+            self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+        with self.phases(OPTIMIZER):
+            self.engine.step()
+
+    def measure(self, phases: Phases) -> None:
+        """From now on, tell `phases` what the engine is doing."""
+        self.phases = phases
+        time_reductions(self.engine.optimizer, phases)
 
     @contextlib.contextmanager
     def as_opponent(self) -> Iterator[None]:
@@ -121,9 +132,15 @@ def build_learner(
         check_everywhere(family.build(config.path, processor, **options), recipe, plan, stage=stage, world=world)
     with PartitionedParameters(ds_config) if partitioned else contextlib.nullcontext():
         model = family.build(config.path, processor, **options)
-    load_weights(model, family.weights(config.path), world)
     # The tokenizers in fp32: in bf16 about one target code in a hundred would be another one.
-    model.load_frozen(config.path, world.device, torch.float32)
+    if config.weights == RANDOM:
+        tokenizer = model.build_frozen()
+        for module in (model, tokenizer):
+            fill_randomly(module, recipe.seed, world)
+        model.hold_frozen(tokenizer.to(world.device))
+    else:
+        load_weights(model, family.weights(config.path), world)
+        model.load_frozen(config.path, world.device, torch.float32)
     choose_trainable(model, config, plan, recipe.seed)
     groups = optimizer_groups(model, recipe.optimizer)
     trained = [list(group["params"]) for group in groups]

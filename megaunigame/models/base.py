@@ -25,6 +25,8 @@ class Processor(Protocol):
     """Side of the pictures the family generates, in pixels."""
     max_length: int
     """Longest sequence of a row, in tokens."""
+    behind_prompt: int
+    """Tokens of a generate row that follow its prompt."""
 
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
@@ -98,6 +100,18 @@ class UnifiedModel(nn.Module, ABC):
         """Write into `out` what a Hugging Face folder holds beside weights: configuration, tokenizer, preprocessing."""
 
     @classmethod
+    def sizes(cls) -> tuple[str, ...]:
+        """Names of the sizes that `write_size` knows, the smallest first."""
+        return ()
+
+    @classmethod
+    def write_size(cls, size: str, folder: Path) -> None:
+        """Write the model folder of a published size, without weights: configuration, a stand-in tokenizer with the family's
+        special tokens, picture settings. Raises ModelError for a size that `sizes` does not name.
+        """
+        raise ModelError(f"{cls.__name__} has no size {size!r}: it has no named sizes. Give the path of a model folder.")
+
+    @classmethod
     def language_layers(cls, path: str) -> int:
         """Layers of the language model in `path`, from its configuration alone; 0: no attention of it can be measured."""
         return 0
@@ -112,6 +126,14 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the frozen tokenizers, outside the module tree."""
+
+    @abstractmethod
+    def build_frozen(self) -> nn.Module:
+        """The frozen tokenizer that the configuration asks for, its weights not loaded."""
+
+    @abstractmethod
+    def hold_frozen(self, module: nn.Module) -> None:
+        """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
 
     @abstractmethod
     def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:

@@ -63,9 +63,9 @@ class CausalModel(UnifiedModel):
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
         """The generate pass."""
 
-    @abstractmethod
-    def build_frozen(self) -> nn.Module:
-        """The frozen tokenizer that the configuration asks for, its weights not loaded."""
+    def hold_frozen(self, module: nn.Module) -> None:
+        """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
+        self.frozen.keep(module)
 
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the frozen tokenizer, outside the module tree."""

@@ -26,7 +26,10 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder. Raises ModelError when it has none."""
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"No tokenizer.json in {folder}. Copy the tokenizer files of the model there.")
-    return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    # A long text is cut to the recipe's max_length afterwards: no reason for transformers to warn of its length.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def copy_settings(folder: Path, out: Path) -> None:

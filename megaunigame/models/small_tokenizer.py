@@ -9,6 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
 
+STAND_IN_TEXT = ("USER: ASSISTANT: user assistant", "You are a helpful assistant.", "Generate an image: a picture of a cat.")
+"""What the tokenizer of a folder without weights is trained on."""
+STAND_IN_VOCABULARY = 320
+
 
 def small_tokenizer(
     texts: Iterable[str], vocabulary: int, special: Sequence[str], *, pad: str, bos: str | None, eos: str

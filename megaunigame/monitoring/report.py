@@ -78,6 +78,8 @@ def summary(run: RunFolder) -> str:
     for name, label in (
         (names.PERF_ROWS_PER_SECOND, "rows/s, median"),
         (names.PERF_TOKENS_PER_SECOND, "tokens/s, median"),
+        (names.PERF_USEFUL_TOKENS_PER_SECOND, "useful tokens/s, median"),
+        (names.PERF_MFU, "MFU, median"),
     ):
         if name in run.series:
             values.append((label, f"{_significant(statistics.median(run.series[name][1]))}"))

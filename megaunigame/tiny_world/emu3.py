@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Emu3Config, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from megaunigame.launching import run_to_exit
 from megaunigame.models.emu3.conversation import BOS, EOS, PAD
-from megaunigame.models.emu3.folder import random_state, special_tokens, tiny_config, write_folder
+from megaunigame.models.emu3.folder import random_state, special_tokens, write_folder
+from megaunigame.models.emu3.sizes import tiny as tiny_emu3
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.settings_files import read_tokenizer
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
@@ -38,13 +39,6 @@ def tokenizer_with_codes() -> PreTrainedTokenizerFast:
         {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "additional_special_tokens": special_tokens(CODES)}
     )
     return tokenizer
-
-
-def tiny_emu3(tokenizer: PreTrainedTokenizerFast) -> Emu3Config:
-    """64 x 64 pixels, 8 x 8 codes out of 256, one frame in time; the language model is as large as the tiny Janus's."""
-    return tiny_config(
-        tokenizer, width=192, layers=6, heads=6, intermediate=512, max_positions=512, codes=CODES, frames=1, res_blocks=1
-    )
 
 
 def spread_codebook(tokenizer: VisionTokenizer, generator: torch.Generator) -> Tensor:

@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ConfigError
 from megaunigame.launching import run_to_exit
-from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
 from megaunigame.models.openuni.conversation import REQUEST, UNCONDITIONAL
-from megaunigame.models.openuni.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.models.openuni.folder import random_state, train_tokenizer, write_folder
+from megaunigame.models.openuni.sizes import tiny as tiny_openuni
 from megaunigame.models.settings_files import read_tokenizer
 from megaunigame.tiny_world.autoencoder_training import evaluate_autoencoder, read_autoencoder, train_autoencoder
 from megaunigame.tiny_world.loop import LoopSettings
 from megaunigame.tiny_world.scenes import load_scenes
-from megaunigame.tiny_world.sizes import IMAGE_SIZE, VOCABULARY
+from megaunigame.tiny_world.sizes import VOCABULARY
 from megaunigame.tiny_world.start_folder import parameters_per_part
 from megaunigame.tiny_world.tokenizer_text import TASK_SENTENCES, sentences, words_of
 
@@ -35,32 +34,6 @@ SHIPPED = Path(__file__).parent / "weights" / "openuni"
 STEPS, LEARNING_RATE = 1500, 2e-3
 TEMPLATE = ("user\n", "assistant\n", REQUEST, UNCONDITIONAL, "draw the regions of this image .")
 """Text of the rows that the scenes do not contain."""
-
-
-def tiny_openuni(tokenizer: PreTrainedTokenizerFast, scaling_factor: float = 1.0) -> OpenUniConfig:
-    """64 x 64 pixels, 64 visual tokens, 64 queries, latents of 8 channels on 8 x 8."""
-    return tiny_config(
-        tokenizer,
-        image_size=IMAGE_SIZE,
-        patch_size=4,
-        vision_width=64,
-        vision_layers=4,
-        width=128,
-        layers=4,
-        heads=4,
-        intermediate=384,
-        max_positions=512,
-        queries=64,
-        connector_layers=2,
-        dit_width=128,
-        dit_layers=6,
-        dit_heads=4,
-        autoencoder_widths=(32, 32, 64, 64),
-        autoencoder_layers=(0, 2, 1, 1),
-        latent_channels=8,
-        scaling_factor=scaling_factor,
-        flow=Flow(train_shift=1.0, sample_shift=1.0, sample_steps=20),
-    )
 
 
 def train_parts(data: Path, work: Path, loop: LoopSettings) -> dict[str, Any]:

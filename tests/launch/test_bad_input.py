@@ -120,6 +120,21 @@ CASES = {
         CheckpointError,
         ["no measured weights of AIA", "preset=code"],
     ),
+    "random weights on resume": (
+        "output={home}/run model.weights=random",
+        CheckpointError,
+        ["model.weights=pretrained, this one has model.weights=random", "resume=never"],
+    ),
+    "a checkpoint of random weights": ("output={home}/random_run", CheckpointError, ["run with model.weights=random"]),
+    "random weights without a shape": (
+        "model.weights=random model.path={home}/nothing",
+        ConfigError,
+        ["nothing", "model.size=NAME (tiny, 1b, 7b)"],
+    ),
+    "unknown size": ("model.weights=random model.size=tinny", ConfigError, ["'tinny'", "Did you mean 'tiny'"]),
+    "a shape without weights": ("model.path='' model.size=tiny", ConfigError, ["model.size=tiny", "model.weights=random"]),
+    "no path": ("model.path=''", ConfigError, ["`model.path` is missing"]),
+    "other kind of weights": ("model.weights=ramdom", ConfigError, ["Did you mean 'random'"]),
     "unknown suite": ("evaluation.suites={question: {shards: x}}", ConfigError, ["Did you mean 'questions'"]),
 }  # fmt: skip
 
@@ -136,13 +151,15 @@ def wrong_things(home: Path) -> Path:
     write_shards(home / "other_shards", [16, 16], fields=sample)
     mixed = write_model(home / "mixed_model", width=64)
     shutil.copy(home / "model" / "model.safetensors", mixed / "model.safetensors")
-    for name in ("truncated", "other_world"):
+    for name in ("truncated", "other_world", "random_run"):
         shutil.copytree(home / "run", home / name)
     step = home / "truncated" / "checkpoints" / "step-00000002"
     shard = next(step.glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[:-100])
     manifest = home / "other_world" / "checkpoints" / "step-00000002" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"world_size": 1', '"world_size": 8'))
+    state = home / "random_run" / "checkpoints" / "step-00000002" / "train_state.json"
+    state.write_text(state.read_text().replace('"weights": "pretrained"', '"weights": "random"    '))  # as long as it was
     return home
 
 

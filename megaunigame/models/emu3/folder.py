@@ -50,9 +50,22 @@ def write_folder(
     transformers' own Emu3ForConditionalGeneration can read the folder.
     """
     folder = Path(path)
+    write_small_files(folder, config, tokenizer, image_size=image_size, source_size=source_size, system_prompt=system_prompt)
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_small_files(
+    folder: Path,
+    config: Emu3Config,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    image_size: int,
+    source_size: int | None = None,
+    system_prompt: str = SYSTEM_PROMPT,
+) -> None:
+    """What `write_folder` writes, without the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_config(config, tokenizer, folder)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
     source = image_size if source_size is None else source_size
     pictures = {

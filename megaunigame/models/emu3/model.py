@@ -23,6 +23,7 @@ from megaunigame.models.emu3.configuration import read_config, tensor_files
 from megaunigame.models.emu3.folder import write_settings
 from megaunigame.models.emu3.parts import trained_parts
 from megaunigame.models.emu3.processor import Emu3Processor
+from megaunigame.models.emu3.sizes import SIZES, write_size
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.frozen import Frozen
 from megaunigame.models.plain_attention import choose_attention
@@ -77,6 +78,16 @@ class Emu3(CodeModel):
     def write_settings(cls, path: str, out: Path) -> None:
         """config.json in the Hugging Face form, whatever the form in `path`; the other small files as they are."""
         write_settings(path, out)
+
+    @classmethod
+    def sizes(cls) -> tuple[str, ...]:
+        """The sizes of megaunigame/models/emu3/sizes.py."""
+        return tuple(SIZES)
+
+    @classmethod
+    def write_size(cls, size: str, folder: Path) -> None:
+        """A model folder without weights."""
+        write_size(size, folder)
 
     @classmethod
     def language_layers(cls, path: str) -> int:

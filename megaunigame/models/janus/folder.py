@@ -37,10 +37,23 @@ def write_folder(
     understanding path. transformers' own JanusForConditionalGeneration can read the folder.
     """
     folder = Path(path)
+    write_small_files(folder, config, tokenizer, system_prompt=system_prompt, mean=mean, std=std)
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_small_files(
+    folder: Path,
+    config: JanusConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    system_prompt: str = "",
+    mean: Sequence[float] = HALF,
+    std: Sequence[float] = HALF,
+) -> None:
+    """What `write_folder` writes, without the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config.architectures = ["JanusForConditionalGeneration"]
     config.save_pretrained(folder)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
     side = config.vision_config.image_size
     pictures = {

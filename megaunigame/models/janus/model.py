@@ -22,6 +22,7 @@ from megaunigame.models.frozen import Frozen
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.processor import JanusProcessor
+from megaunigame.models.janus.sizes import SIZES, write_size
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.plain_attention import choose_attention
 from megaunigame.models.renamed_weights import RenamedWeights
@@ -86,6 +87,16 @@ class Janus(CodeModel):
         config = read_config(path)
         config.architectures = ["JanusForConditionalGeneration"]
         config.save_pretrained(out)
+
+    @classmethod
+    def sizes(cls) -> tuple[str, ...]:
+        """The sizes of megaunigame/models/janus/sizes.py."""
+        return tuple(SIZES)
+
+    @classmethod
+    def write_size(cls, size: str, folder: Path) -> None:
+        """A model folder without weights."""
+        write_size(size, folder)
 
     @classmethod
     def language_layers(cls, path: str) -> int:

@@ -38,9 +38,22 @@ def write_folder(
     `state` has our names, the autoencoder under `vae.`; `mean` and `std` are those of the understanding path.
     """
     folder = Path(path)
+    write_small_files(folder, config, tokenizer, system_prompt=system_prompt, mean=mean, std=std)
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_small_files(
+    folder: Path,
+    config: OpenUniConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    system_prompt: str = "",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> None:
+    """What `write_folder` writes, without the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config.write(folder)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
     pictures = {"image_mean": list(mean), "image_std": list(std)}
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n")

@@ -27,6 +27,7 @@ from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
 from megaunigame.models.openuni.parts import MetaQueries, autoencoder, checkpoint_activations, choose_attention, trained_parts
 from megaunigame.models.openuni.processor import OpenUniProcessor
+from megaunigame.models.openuni.sizes import SIZES, TINY, write_size
 from megaunigame.models.renamed_weights import RenamedWeights
 from megaunigame.models.settings_files import copy_settings
 from megaunigame.models.tensor_files import TensorFiles
@@ -91,6 +92,16 @@ class OpenUni(CausalModel):
     def write_settings(cls, path: str, out: Path) -> None:
         """config.json and the other small files as they are."""
         copy_settings(Path(path), out)
+
+    @classmethod
+    def sizes(cls) -> tuple[str, ...]:
+        """The sizes of megaunigame/models/openuni/sizes.py."""
+        return (TINY, *SIZES)
+
+    @classmethod
+    def write_size(cls, size: str, folder: Path) -> None:
+        """A model folder without weights."""
+        write_size(size, folder)
 
     @classmethod
     def language_layers(cls, path: str) -> int:

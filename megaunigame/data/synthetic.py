@@ -1,0 +1,60 @@
+"""Rows without data: random pictures and random words, as long as a row may be. For measuring what a step costs."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from megaunigame.data.source import Found, Stream
+from megaunigame.data.stream import Collator, Draw, MicroBatches
+from megaunigame.passes import ATTACK, GENERATE, AttackRow, GenerateRow, Row, RowRequest, UnderstandRow
+
+LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+
+
+class SyntheticSource:
+    """Stands where a source of samples stands; its rows are made by `SyntheticMicroBatches`."""
+
+    location = "synthetic rows"
+    identity: dict[str, str | int] = {}
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def find(self, position: int, attempt: int) -> Found:
+        raise RuntimeError("Synthetic rows are not samples of anything.")
+
+
+class SizedCollator(Collator, Protocol):
+    """A collator that says how large a row can be."""
+
+    image_size: int
+    max_length: int
+
+
+class SyntheticMicroBatches(MicroBatches):
+    """Micro-batches of the plan whose rows are all of the largest legal length, equal in shape on all ranks."""
+
+    processor: SizedCollator
+
+    def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
+        rng = np.random.default_rng([self.streams[name].source.seed, zlib.crc32(request.term.encode()), position])
+        return self._random_row(request, rng), f"synthetic {position}"
+
+    def _random_row(self, request: RowRequest, rng: np.random.Generator) -> Row:
+        side = self.processor.image_size
+        picture = torch.from_numpy(rng.integers(0, 256, (3, side, side), dtype=np.uint8))
+        text = " ".join(LETTERS[rng.integers(0, len(LETTERS), self.processor.max_length)])  # a word is a token or more
+        drawn = GenerateRow(text, picture, source=picture if request.takes_source else None)
+        if request.pass_name == GENERATE:
+            return drawn
+        question = UnderstandRow([picture], [("a", text)])
+        return AttackRow(None if request.shares else drawn, question, text) if request.pass_name == ATTACK else question
+
+
+def synthetic_streams(names: list[str], seed: int) -> dict[str, Stream]:
+    """A stream of each name; none of them reads anything."""
+    return {name: Stream(name, SyntheticSource(seed)) for name in names}

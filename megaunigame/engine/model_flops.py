@@ -1,0 +1,101 @@
+"""Floating-point operations that a step takes, counted while it runs; and how many a device can make.
+
+Counted are products of matrices, convolutions and attention (in full, also where it is causal), forward and backward, of all
+passes of a step, of frozen tokenizers and of adversaries. So a frozen matrix under LoRA counts 4 operations per element and
+token, a trained one 6. What gradient checkpointing computes a second time is counted apart: it is work, but not the model's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+
+from megaunigame.distributed import World
+
+PEAK_BF16 = {
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA A100": 312e12,
+    "AMD Instinct MI300X": 1307e12,
+}
+"""Beginning of torch.cuda.get_device_name() -> peak FLOP/s in bf16 without sparsity, from the makers' data sheets."""
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of `device` in bf16; None for a CPU, for a device not in the table, and in another precision."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [start for start in PEAK_BF16 if name.startswith(start)]
+    return PEAK_BF16[max(known, key=len)] if known else None
+
+
+FORMULAS = {
+    **flop_registry,
+    # The CPU's own kernel of attention, which torch does not list.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
+
+
+class CountFlops(TorchDispatchMode):
+    """Counts what is computed inside the block, on this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        """Of the model."""
+        self.recomputed = 0
+        """Spent on computing a second time what gradient checkpointing had dropped."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = FORMULAS.get(func.overloadpacket)
+        if formula is not None:
+            counted = formula(*args, **(kwargs or {}), out_val=result)
+            # A backward computes without gradients; only what it recomputes is to be differentiated in turn.
+            if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+                self.recomputed += counted
+            else:
+                self.flops += counted
+        return result
+
+
+class ModelFlops:
+    """Operations of a step of a run: those of its first step are counted, the others follow from their tokens.
+
+    That is exact where rows have one length; where they vary, the part of attention that grows with the square of the length
+    is an average.
+    """
+
+    def __init__(self, world: World, wanted: bool):
+        """`wanted`: whether to count at all; the counted step is slower."""
+        self.world, self.wanted = world, wanted
+        self._count: CountFlops | None = None
+        self._per_token: float | None = None
+
+    def counting(self) -> AbstractContextManager[Any]:
+        """Goes around each step; counts in the first."""
+        if not self.wanted or self._count is not None:
+            return contextlib.nullcontext()
+        self._count = CountFlops()
+        return self._count
+
+    def of(self, tokens: float) -> float | None:
+        """Operations of all ranks in a step of `tokens` on all ranks; None: not counted. Collective in the counted step."""
+        if self._count is None:
+            return None
+        if self._per_token is None:
+            flops = torch.tensor([float(self._count.flops)], dtype=torch.float64, device=self.world.device)
+            self._per_token = self.world.all_reduce_sum(flops).item() / tokens
+        return self._per_token * tokens

@@ -1,0 +1,38 @@
+"""The folder a model is built from: the recipe's own, or one written for a published size."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from megaunigame.config import RANDOM, ModelConfig
+from megaunigame.errors import ConfigError
+from megaunigame.models.base import UnifiedModel
+from megaunigame.registry import unknown
+
+
+@contextlib.contextmanager
+def model_folder(family: type[UnifiedModel], config: ModelConfig) -> Iterator[str]:
+    """Path of the folder while the model is built; that of a size is temporary, one for each process.
+
+    Raises ConfigError for a size that the family does not have, and where random weights come with neither size nor folder.
+    """
+    if config.weights != RANDOM or not config.size:
+        if config.weights == RANDOM and not Path(config.path).is_dir():
+            raise ConfigError(
+                f"model.weights=random needs a configuration, and there is no folder model.path={config.path}. "
+                f"Type model.size=NAME{_legal(family)}, or give a model folder; its weights are not read."
+            )
+        yield config.path
+        return
+    if config.size not in family.sizes():
+        raise ConfigError(unknown(f"value of model.size for model.family={config.family}", config.size, list(family.sizes())))
+    with tempfile.TemporaryDirectory(prefix="megaunigame-") as folder:
+        family.write_size(config.size, Path(folder))
+        yield folder
+
+
+def _legal(family: type[UnifiedModel]) -> str:
+    return f" ({', '.join(family.sizes())})" if family.sizes() else ""

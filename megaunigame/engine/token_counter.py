@@ -1,0 +1,38 @@
+"""Counts the tokens that a language model reads in passes, whoever asks for them: the trainer or an adversary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megaunigame.passes import GENERATE, PassInputs
+
+
+class TokenCounter:
+    """Tokens of the passes of one process. All of them are known from shapes; the useful ones are summed on the device, so
+    that no pass waits for a number. What `sample` and `answer` draw token by token is not in it.
+    """
+
+    def __init__(self, model: nn.Module, after_prompt: int, device: torch.device):
+        """`after_prompt`: tokens of a generate row that follow its prompt."""
+        self.after_prompt = after_prompt
+        self._computed = 0
+        self._useful = torch.zeros((), dtype=torch.int64, device=device)
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def taken(self) -> Tensor:
+        """(2,) float64 on the device: tokens computed, padding and dummy rows included, and those without; both start again."""
+        counts = torch.stack([torch.full_like(self._useful, self._computed), self._useful]).double()
+        self._computed, self._useful = 0, torch.zeros_like(self._useful)
+        return counts
+
+    @torch.no_grad()
+    def _count(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        name, inputs = args[:2]
+        assert isinstance(inputs, PassInputs)
+        rows, length = inputs.tokens.shape
+        more = self.after_prompt if name == GENERATE else 0
+        self._computed += rows * (length + more)
+        self._useful = self._useful + ((inputs.attention.sum(1) + more) * (inputs.counts > 0)).sum()

@@ -1,0 +1,103 @@
+"""What was measured, as a table: on the terminal and on the page the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megaunigame.phases import PHASES
+from megaunigame.profiling.measure import Measured
+from megaunigame.profiling.twin import NAME as TWIN
+
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+VISIBLE = 5e-5
+"""Seconds below which a phase would be printed as 0."""
+BYTE_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def phase_rows(measured: Sequence[Measured]) -> list[list[str]]:
+    """A row per phase that took time in any recipe: its name, then seconds and share for each recipe."""
+    seen = [phase for phase in PHASES if any(m.phases[phase] >= VISIBLE for m in measured)]
+    rows = [[phase, *(f"{m.phases[phase]:.4f} ({m.phases[phase] / total(m):.0%})" for m in measured)] for phase in seen]
+    return [*rows, ["step, mean", *(f"{total(m):.4f}" for m in measured)]]
+
+
+def total(measured: Measured) -> float:
+    """Seconds of all phases."""
+    return sum(measured.phases.values())
+
+
+def fact_rows(measured: Sequence[Measured]) -> list[list[str]]:
+    """A row per number of a step: its name, then its value for each recipe."""
+    facts = {
+        "seconds, median": [f"{m.seconds:.4f}" for m in measured],
+        "learner rows, all ranks": [f"{m.learner_rows:,}" for m in measured],
+        "passes, one rank": [f"{m.passes:,.0f}" for m in measured],
+        "tokens, all ranks": [f"{m.tokens:,.0f}" for m in measured],
+        "tokens/s": [f"{m.tokens_per_second:,.0f}" for m in measured],
+        "useful tokens/s": [f"{m.useful_tokens_per_second:,.0f}" for m in measured],
+        "model FLOPs, all ranks": [short(m.flops) for m in measured],
+        "MFU": ["-" if m.mfu is None else f"{m.mfu:.1%}" for m in measured],
+        "gathered weights, one rank": [short_bytes(m.gathered_bytes) for m in measured],
+        "planned model states, one rank": [short_bytes(sum(m.planned_bytes.values())) for m in measured],
+        "peak memory, one rank": [short_bytes(m.peak_memory_bytes) for m in measured],
+    }
+    return [[name, *values] for name, values in facts.items()]
+
+
+def unit_of(measured: Sequence[Measured], index: int) -> Measured:
+    """What the recipe at `index` is compared with: its twin, or else the last recipe."""
+    return next((m for m in measured[index:] if m.name == TWIN), measured[-1])
+
+
+def ratio_rows(measured: Sequence[Measured]) -> list[list[str]]:
+    """A row per cost: its name, then what each recipe takes of it, as a multiple of its unit."""
+    pairs = [(m, unit_of(measured, index)) for index, m in enumerate(measured)]
+    costs: dict[str, list[tuple[float, float]]] = {
+        "seconds, median": [(m.seconds, unit.seconds) for m, unit in pairs],
+        "model FLOPs": [(m.flops, unit.flops) for m, unit in pairs],
+        "gathered weights": [(m.gathered_bytes, unit.gathered_bytes) for m, unit in pairs],
+        "passes": [(m.passes, unit.passes) for m, unit in pairs],
+        "learner rows": [(m.learner_rows, unit.learner_rows) for m, unit in pairs],
+    }
+    return [[name, *(f"{cost / unit:.2f}" if unit else "-" for cost, unit in values)] for name, values in costs.items()]
+
+
+def as_text(measured: Sequence[Measured]) -> str:
+    """All tables, in columns."""
+    head = measured[0]
+    heading = f"{head.steps} steps after {head.warmup} of warm-up, {head.world_size} ranks, {head.device}"
+    columns = [m.name for m in measured]
+    parts = [
+        heading,
+        _table("seconds of a step", columns, phase_rows(measured)),
+        _table("a step", columns, fact_rows(measured)),
+    ]
+    if len(measured) > 1:
+        parts.append(_table(f"in units of {columns[-1]}", columns, ratio_rows(measured)))
+    return "\n\n".join(parts)
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    lines = [[title, *columns], *rows]
+    first = max(len(line[0]) for line in lines)
+    widths = [max(len(line[i + 1]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        f"{line[0]:<{first}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(line[1:], widths, strict=True))
+        for line in lines
+    )
+
+
+def short(value: float) -> str:
+    """12.3 T for 12.3e12."""
+    for unit, letter in UNITS:
+        if value >= unit:
+            return f"{value / unit:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def short_bytes(value: float) -> str:
+    """12.3 MiB."""
+    for unit, letters in BYTE_UNITS:
+        if value >= unit:
+            return f"{value / unit:.1f} {letters}"
+    return f"{value:.0f} B"

@@ -1,0 +1,88 @@
+"""Counted operations against those on paper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from megaunigame.distributed import World
+from megaunigame.engine import model_flops
+from megaunigame.engine.model_flops import CountFlops, ModelFlops, peak_flops
+
+TOKENS, WIDTH, OUT = 11, 7, 5
+LINEAR = 2 * TOKENS * WIDTH * OUT
+"""Operations of the forward of one linear layer."""
+
+
+class OneRank(World):
+    def all_reduce_sum(self, tensor):
+        return tensor * self.size  # as if all ranks had counted the same
+
+
+def counted(trained: bool, differentiated: bool, again: bool = False) -> CountFlops:
+    # Without the sigmoid, which keeps its output, nothing would have to be computed again.
+    layer = nn.Sequential(nn.Linear(WIDTH, OUT, bias=False), nn.Sigmoid()).requires_grad_(trained)
+    inputs = torch.rand(TOKENS, WIDTH, requires_grad=differentiated)
+    with CountFlops() as count:
+        output = checkpoint(layer, inputs, use_reentrant=False) if again else layer(inputs)
+        if output.requires_grad:
+            output.sum().backward()
+    return count
+
+
+def test_a_frozen_matrix_counts_four_and_a_trained_one_six() -> None:
+    assert counted(trained=False, differentiated=False).flops == LINEAR
+    assert counted(trained=False, differentiated=True).flops == 2 * LINEAR
+    assert counted(trained=True, differentiated=True).flops == 3 * LINEAR
+
+
+def test_what_is_computed_again_is_not_the_models() -> None:
+    count = counted(trained=True, differentiated=True, again=True)
+    assert (count.flops, count.recomputed) == (3 * LINEAR, LINEAR)
+
+
+def test_attention_on_a_cpu_is_counted_in_full() -> None:
+    q, k, v = (torch.rand(2, 3, length, 8, requires_grad=True) for length in (13, 17, 17))
+    with CountFlops() as count:
+        output = F.scaled_dot_product_attention(q, k, v)
+    assert count.flops == 2 * (2 * 2 * 3 * 13 * 17 * 8)
+    with CountFlops() as count:
+        output.sum().backward()
+    assert count.flops >= 2 * 2 * (2 * 2 * 3 * 13 * 17 * 8)
+
+
+def test_only_the_first_step_is_counted_and_others_follow_their_tokens() -> None:
+    flops = ModelFlops(OneRank(0, 3, 0, torch.device("cpu")), wanted=True)
+    for size in (4, 40):
+        with flops.counting():
+            torch.rand(size, WIDTH) @ torch.rand(WIDTH, OUT)
+    first = flops.of(10)
+    assert first == 3 * 2 * 4 * WIDTH * OUT
+    assert flops.of(25) == 2.5 * first
+
+
+def test_nothing_is_counted_where_nobody_asks() -> None:
+    flops = ModelFlops(OneRank(0, 1, 0, torch.device("cpu")), wanted=False)
+    with flops.counting() as mode:
+        assert mode is None
+    assert flops.of(10) is None
+
+
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_the_peak_is_that_of_the_longest_name(monkeypatch, name, peak) -> None:
+    monkeypatch.setattr(model_flops.torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda", 0), "bf16") == peak
+    assert peak_flops(torch.device("cuda", 0), "fp32") is None
+    assert peak_flops(torch.device("cpu"), "bf16") is None

@@ -1,0 +1,54 @@
+"""Tokens of passes: all that is computed, and what of it is useful."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from megaunigame.engine.token_counter import TokenCounter
+from megaunigame.passes import GENERATE, UNDERSTAND, PassInputs
+
+AFTER_PROMPT = 9
+
+
+class Silent(nn.Module):
+    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> None:
+        pass
+
+
+def inputs(lengths: list[int], counts: list[float], width: int) -> PassInputs:
+    attention = torch.arange(width).expand(len(lengths), -1) < torch.tensor(lengths).unsqueeze(1)
+    return PassInputs(
+        tokens=torch.zeros(len(lengths), width, dtype=torch.int64),
+        attention=attention,
+        terms=torch.zeros(len(lengths), dtype=torch.int64),
+        counts=torch.tensor(counts),
+        front_padding=False,
+    )
+
+
+def test_padding_and_dummies_are_computed_but_not_useful() -> None:
+    model = Silent()
+    counter = TokenCounter(model, AFTER_PROMPT, torch.device("cpu"))
+    model(UNDERSTAND, inputs([6, 4, 1], [3, 2, 0], width=7))
+    assert counter.taken().tolist() == [3 * 7, 6 + 4]
+    model(GENERATE, inputs([3, 1], [4, 0], width=5), predict=True)
+    assert counter.taken().tolist() == [2 * (5 + AFTER_PROMPT), 3 + AFTER_PROMPT]
+
+
+def test_passes_add_up_until_they_are_taken() -> None:
+    model = Silent()
+    counter = TokenCounter(model, AFTER_PROMPT, torch.device("cpu"))
+    for _ in range(3):
+        model(UNDERSTAND, inputs([2], [1], width=4))
+    assert counter.taken().tolist() == [12, 6]
+    assert counter.taken().tolist() == [0, 0]
+    assert counter.taken().dtype == torch.float64
+
+
+def test_no_pass_asks_the_device_for_a_number() -> None:
+    """On the meta device a number cannot be had."""
+    model = Silent()
+    counter = TokenCounter(model, AFTER_PROMPT, torch.device("meta"))
+    model(GENERATE, inputs([3, 1], [4, 0], width=5).to(torch.device("meta")))
+    assert counter.taken().shape == (2,)

@@ -1,0 +1,123 @@
+"""Folders of published sizes: written without weights, opened like any other, with the published numbers of parameters."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from megaunigame.errors import ModelError
+from megaunigame.models.base import UnifiedModel
+from megaunigame.models.causal import CausalModel
+from megaunigame.models.emu3.processor import Emu3Processor
+from megaunigame.models.emu3.vq import VisionTokenizer
+from megaunigame.models.janus.processor import JanusProcessor
+from megaunigame.models.janus.vq import ImageTokenizer
+from megaunigame.models.openuni.parts import autoencoder
+from megaunigame.models.settings_files import read_tokenizer
+from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.registry import available, find
+from megaunigame.tiny_world.emu3 import tokenizer_with_codes
+from megaunigame.tiny_world.openuni import SHIPPED, tiny_openuni
+
+# Trained parameters and frozen tokenizer together, as published; of OpenUni, whose parts are published apart, in billions.
+TOTALS = {("janus", "1b"): 2_076_636_811, ("janus", "7b"): 7_407_773_323, ("emu3", "8b"): 8_762_751_807}
+BILLIONS = {"b": 0.938 + 0.592 + 0.052 + 0.312, "l": 2.089 + 1.604 + 0.226 + 0.312, "38b": 38.388 + 4.722 + 0.231 + 0.312}
+PROCESSORS: dict[str, type[JanusProcessor] | type[Emu3Processor]] = {"janus": JanusProcessor, "emu3": Emu3Processor}
+Folders = Callable[[str, str], Path]
+JANUS_WEIGHTS = Path(__file__).parents[2] / "megaunigame/tiny_world/weights/janus"
+
+
+def family(name: str) -> type[CausalModel]:
+    return find("models", name, CausalModel)
+
+
+def frozen(model: UnifiedModel) -> torch.nn.Module:
+    config = model.config
+    if hasattr(config, "autoencoder"):
+        return autoencoder(config)
+    return (VisionTokenizer if config.model_type == "emu3" else ImageTokenizer)(config.vq_config)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Writes the folder of a size once."""
+
+    @functools.cache
+    def write(name: str, size: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"{name}_{size}")
+        family(name).write_size(size, folder)
+        return folder
+
+    return write
+
+
+def build(name: str, folder: Path) -> CausalModel:
+    """The model on the meta device."""
+    with torch.device("meta"):
+        return family(name).build(str(folder), attention="sdpa", max_length=512, gradient_checkpointing=False)
+
+
+@pytest.mark.parametrize("name, size", [*TOTALS, *(("openuni", size) for size in BILLIONS)])
+def test_a_published_size_has_the_published_number_of_parameters(folder_of: Folders, name: str, size: str) -> None:
+    folder = folder_of(name, size)
+    model = build(name, folder)
+    with torch.device("meta"):
+        parts = (model, frozen(model))
+    total = sum(p.numel() for part in parts for p in part.parameters())
+    if (name, size) in TOTALS:
+        assert total == TOTALS[name, size]
+    else:
+        assert total / 1e9 == pytest.approx(BILLIONS[size], abs=0.005)
+    assert not list(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "name, size, length, picture, codes", [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100)]
+)
+def test_the_largest_rows_of_a_size_collate(
+    folder_of: Folders, name: str, size: str, length: int, picture: int, codes: int
+) -> None:
+    processor = PROCESSORS[name].from_folder(folder_of(name, size), max_length=length)
+    plan = plan_from([RowRequest("answers", UNDERSTAND, "scenes", 1), RowRequest("pixels", GENERATE, "scenes", 2)])
+    understand, generate = processor.largest(plan, UNDERSTAND), processor.largest(plan, GENERATE)
+    assert understand.tokens.shape == (1, length)
+    assert (generate.attention.sum(1) + processor.behind_prompt).tolist() == [length, length]
+    assert generate.targets.shape == (2, 3, picture, picture) and generate.counts.tolist() == [codes, codes]
+
+
+def test_the_codes_of_a_size_lie_next_to_each_other(folder_of: Folders) -> None:
+    tokenizer = read_tokenizer(folder_of("emu3", "8b"))
+    first, last = tokenizer.convert_tokens_to_ids(["<|visual token 000000|>", "<|visual token 032767|>"])
+    assert last - first == 32767 and len(tokenizer) <= 184622
+
+
+@pytest.mark.parametrize("name", available("models", UnifiedModel))
+def test_every_family_has_sizes_and_names_them_for_another(tmp_path: Path, name: str) -> None:
+    sizes = family(name).sizes()
+    assert "tiny" in sizes and len(sizes) > 1
+    with pytest.raises(ModelError, match=f"Unknown size of {name} 'tinny'. Did you mean 'tiny'.*{sizes[-1]}"):
+        family(name).write_size("tinny", tmp_path)
+
+
+def shape_of(config: dict) -> dict:
+    """A configuration without the ids of its tokenizer, which a stand-in numbers differently."""
+    return {
+        key: shape_of(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if not key.endswith("_token_id") and key not in ("vocabulary_map", "num_patches", "scaling_factor")
+    }
+
+
+def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of: Folders) -> None:
+    names = ("janus", "emu3", "openuni")
+    written = {name: json.loads((folder_of(name, "tiny") / "config.json").read_text()) for name in names}
+    shipped = json.loads((JANUS_WEIGHTS / "config.json").read_text())
+    assert shape_of(written["janus"]) == shape_of(shipped)
+    words = read_tokenizer(SHIPPED)
+    assert shape_of(written["openuni"]) == shape_of(json.loads(json.dumps(tiny_openuni(words).to_dict())))
+    assert written["emu3"]["text_config"]["vocab_size"] == len(tokenizer_with_codes())
