@@ -22,7 +22,7 @@ from tests.multi_process.tiny_run import leave, long_world, write_recipe
 
 STEPS = 4
 LOSS_BOUND, NORM_BOUND, MASTER_BOUND = 5e-5, 1e-3, 1e-3
-"""Relative; of the masters, to their update. Reached: 2e-7, and 2e-5, 3e-4, 6e-4 where a weight was rounded to the other side."""
+"""Relative; of the masters, to their update. Reached: 2e-7; and 2e-5, 3e-4, 6e-4 where a weight was rounded the other way."""
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 ZERO2 = {"ds_config": "ds_configs/zero2.json"}
 CASES: dict[str, dict] = {

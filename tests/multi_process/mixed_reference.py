@@ -8,12 +8,11 @@ Each rank and micro-step has a backward of its own, because that is where gradie
     G      = sum over micro-steps of fp32(g)                     in fp32
     master = AdamW(master, clipped G)                            in fp32
 
-Buffers (rotary frequencies) and frozen tokenizers are fp32. Sums over two ranks are gloo's to the last bit; over more, bf16 sums
-depend on the order of the ring. Under ZeRO-3 the engine puts a node of the graph in front of every module, which groups the sums
-of an activation's gradients; the reference puts one there too. What is left is the norm of the gradient, which the engine adds up in another order: the clipped
-gradients differ in their last bit, and now and then a weight is rounded to the other side.
-
-Linear layers are those of the process: deepspeed replaces `F.linear` once a model was partitioned.
+Buffers (rotary frequencies) and frozen tokenizers are fp32. Sums over two ranks are gloo's to the last bit; over more, bf16
+sums depend on the order of the ring. Under ZeRO-3 the engine puts a node of the graph in front of every module, which groups
+the sums of an activation's gradients; the reference puts one there too. What is left is the norm of the gradient, which the
+engine adds up in another order: the clipped gradients differ in their last bit, and now and then a weight is rounded to the
+other side.  Linear layers are those of the process: deepspeed replaces `F.linear` once a model was partitioned.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.objectives.aia.objective import pull
-from megaunigame.passes import PassInputs
+from megaunigame.passes import PassInputs, PassOutput
 from megaunigame.randomness import seed_micro_step
 from megaunigame.trainer import Trainer
 from tests.multi_process.plain_reference import PlainReference
@@ -53,7 +52,10 @@ class MixedReference(PlainReference):
         """One optimizer step: mean loss per term, gradient norm before clipping."""
         names = [*self.plan.terms, *(term.term for term in self.added)]
         weights = torch.tensor(
-            [*(r.weight for r in self.plan.requests), *(self.recipe.objectives["aia"]["weights"][term.pass_name] for term in self.added)]
+            [
+                *(r.weight for r in self.plan.requests),
+                *(self.recipe.objectives["aia"]["weights"][term.pass_name] for term in self.added),
+            ]
         )
         counts = sum(self._counts(inputs) for _, _, inputs in self.batches())
         sums = torch.zeros_like(weights)
