@@ -58,8 +58,9 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 
 def build(name: str, folder: Path) -> CausalModel:
     """The model on the meta device."""
+    processor = family(name).open_processor(str(folder), max_length=512)
     with torch.device("meta"):
-        return family(name).build(str(folder), attention="sdpa", max_length=512, gradient_checkpointing=False)
+        return family(name).build(str(folder), processor, attention="sdpa", gradient_checkpointing=False)
 
 
 @pytest.mark.parametrize("name, size", [*TOTALS, *(("openuni", size) for size in BILLIONS)])
