@@ -11,8 +11,9 @@ Each rank and micro-step has a backward of its own, because that is where gradie
 Buffers (rotary frequencies) and frozen tokenizers are fp32. Sums over two ranks are gloo's to the last bit; over more, bf16
 sums depend on the order of the ring. Under ZeRO-3 the engine puts a node of the graph in front of every module, which groups
 the sums of an activation's gradients; the reference puts one there too. What is left is the norm of the gradient, which the
-engine adds up in another order: the clipped gradients differ in their last bit, and now and then a weight is rounded to the
-other side.  Linear layers are those of the process: deepspeed replaces `F.linear` once a model was partitioned.
+engine adds up in another order: the clipped gradients differ in their last bit, and now and then rounding flips a weight.
+
+Linear layers are those of the process: deepspeed replaces `F.linear` once a model was partitioned.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.multi_process import gradients, resume, unigame
+from tests.multi_process import gradients, mixed, resume, unigame
 from tests.multi_process.launcher import run_ranks
-from tests.multi_process.tiny_run import write_data, write_emu3, write_model, write_openuni, write_pictures
+from tests.multi_process.tiny_run import write_data, write_emu3, write_long_world, write_model, write_openuni, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,14 @@ def test_every_step_on_two_ranks_equals_plain_torch(home):
     for case in gradients.CASES:
         assert f"{case}: largest error" in said
     assert "divergence on rank 1: both ranks stop" in said
+
+
+@pytest.mark.timeout(600)
+def test_every_bf16_step_on_two_ranks_equals_plain_mixed_precision(home):
+    write_long_world(home)
+    said = run_ranks("tests.multi_process.mixed", 2, home, *mixed.CASES, timeout=580)[0]
+    for case in mixed.CASES:
+        assert f"{case}: losses" in said
 
 
 @pytest.mark.timeout(300)
