@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format test-multinode
+.PHONY: help setup demo test lint format test-gpu test-multinode
 
 help:             ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 22
@@ -37,6 +37,12 @@ lint: $(INSTALLED) ## ruff and mypy.
 format: $(INSTALLED) ## Apply ruff's fixes and format.
 	ruff check --fix .
 	ruff format .
+
+test-gpu: export DS_ACCELERATOR := cuda
+test-gpu: $(INSTALLED) ## Tests and profiles on one NVIDIA GPU (driver 580 or newer); writes docs/gpu.md.
+	@python -c 'import torch; torch.cuda.init()'
+	python -m pytest tests/gpu
+	python -m tests.gpu.measure
 
 test-multinode: $(INSTALLED) ## Train two steps on two network namespaces (root; iproute2, openssh-server, pdsh).
 	bash tests/multi_node/run.sh

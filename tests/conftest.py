@@ -9,7 +9,7 @@ import os
 import sys
 
 os.environ.update(
-    DS_ACCELERATOR="cpu",
+    DS_ACCELERATOR=os.environ.get("DS_ACCELERATOR", "cpu"),  # make test-gpu sets another
     OMP_NUM_THREADS="1",
     TORCH_DISTRIBUTED_DEBUG="DETAIL",  # ranks that disagree on a collective raise an error instead of waiting
     TORCH_EXTENSIONS_DIR=os.path.join(sys.prefix, "torch_extensions"),

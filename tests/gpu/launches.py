@@ -1,0 +1,74 @@
+"""Tiny runs through launch/train.py on one device: trained, saved, and resumed by the same command."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.tiny_run import FOLDERS, write_data, write_family, write_recipe
+
+FIRST, LAST = 2, 4
+"""Steps after which the first and the second launch end."""
+LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
+NO_OTHERS = {"understanding": {"rows": 0}, "generation": {"caption_rows": 0, "pixel_rows": 0}}
+GAME: dict[str, Any] = {
+    "clean_rows": 2,
+    "hard_rows": 2,
+    "attack_rows": 3,
+    "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
+    "clip": {"model": "tiny-random", "tau": -1.0},
+    "buffer": {"merge_every": 2, "capacity": 8},
+}
+TASKS = {"rows": {"understanding": 2, "edges": 1, "pixel": 2}}
+PULL = {"weights": {"generate": 5.0, "understand": 10.0}}
+CASES: dict[str, dict[str, Any]] = {
+    "sft_lora": {"model": {**LORA, "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
+    "sft_full_fp32": {"engine": {"precision": "fp32"}},
+    "sft_zero2": {"engine": {"ds_config": "ds_configs/zero2.json"}},
+    "unigame_alternating_lora": {"objectives": {**NO_OTHERS, "unigame": GAME}, "model": LORA},
+    "unigame_simultaneous": {"objectives": {**NO_OTHERS, "unigame": {**GAME, "mode": "simultaneous"}}},
+    "unigame_emu3": {"objectives": {**NO_OTHERS, "unigame": GAME}, "model": {"family": "emu3", "gradient_checkpointing": True}},
+    "unimrg": {"objectives": {**NO_OTHERS, "unimrg": TASKS}, "model": {"family": "openuni"}},
+    "unimrg_lora": {"objectives": {**NO_OTHERS, "unimrg": TASKS}, "model": LORA},
+    "aia": {"objectives": {"aia": PULL}},
+    "aia_lora": {"objectives": {"aia": PULL}, "model": {**LORA, "family": "emu3"}},
+}
+
+
+def write_world(home: Path) -> None:
+    """Models of all families and shards."""
+    for family, folder in FOLDERS.items():
+        write_family(home / folder, family)
+    write_data(home / "shards")
+
+
+def train_and_resume(case: str, home: Path, accelerator: str) -> list[dict[str, float]]:
+    """Two launches of one recipe; returns the metrics of all their steps.
+
+    `accelerator`: DS_ACCELERATOR of the launches, `cuda` or `cpu`. Raises AssertionError with the end of the output when a
+    launch fails, when a loss is not finite, or when the second launch does not go on where the first one ended.
+    """
+    settings = {"loader": {"workers": 2, "prefetch": 2}, **CASES[case]}
+    settings["engine"] = {"precision": "bf16", "timeout_minutes": 2, **settings.get("engine", {})}
+    run = home / "runs" / case
+    recipe = write_recipe(home / f"{case}.yaml", home, output=str(run), **settings)
+    for steps in (FIRST, LAST):
+        launched = subprocess.run(
+            [sys.executable, "launch/train.py", str(recipe), f"schedule.steps={steps}"],
+            cwd=REPOSITORY,
+            env=dict(os.environ, DS_ACCELERATOR=accelerator),
+            capture_output=True,
+            text=True,
+        )
+        assert launched.returncode == 0, f"{case}, to step {steps}:\n{launched.stdout[-2000:]}\n{launched.stderr[-4000:]}"
+        assert (run / "checkpoints" / "latest").read_text() == f"step-{steps:08d}"
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics] == list(range(1, LAST + 1))
+    assert all(math.isfinite(value) for m in metrics for name, value in m.items() if name.startswith("loss/"))
+    return metrics
