@@ -43,8 +43,7 @@ class ModelConfig:
     """`pretrained`: those in `path`; `random`: drawn, to measure speed and memory of a shape. Nothing is read of `path` but
     the configuration."""
     size: str = ""
-    """Name of a published size of the family: used where `weights: random`, and by launch/plan.py where no folder is at
-    `path`."""
+    """Name of a published size of the family, instead of a `path`; needs `weights: random`."""
     train: str = "lora"
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)
