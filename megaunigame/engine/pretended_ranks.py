@@ -18,6 +18,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -45,6 +46,8 @@ class PretendedRanks:
         knobs = {key: value for key, value in ds_config["zero_optimization"].items() if not key.startswith("offload_")}
         self.ds_config = {**ds_config, "zero_optimization": knobs}  # where partitions lie does not change what is gathered
         self.gathered = GatheredBytes()
+        self.most_available = 0
+        """Most bytes of gathered weights at once, since the start."""
         self.is_opponent = False
 
     def partitioned(self) -> contextlib.AbstractContextManager[Any]:
@@ -80,7 +83,22 @@ class PretendedRanks:
         given = {ours: knobs[theirs] for ours, theirs in options.items() if theirs in knobs}
         with self.running():
             self.offload = DeepSpeedZeRoOffload(model, timers=None, ds_config=self.ds_config, overlap_comm=True, **given)
+        self.parameters: list[Any] = list(model.parameters())
         self.plans = GatherPlans(model, self.offload, lambda: self.is_opponent)
+
+    @contextlib.contextmanager
+    def opponent(self) -> Iterator[None]:
+        """What passes in here gather is recorded apart, as in `Learner.as_opponent`."""
+        self.is_opponent = True
+        try:
+            with self.plans.aside():
+                yield
+        finally:
+            self.is_opponent = False
+
+    def available_bytes(self) -> int:
+        """Bytes of weights that are gathered now, those that always are included."""
+        return sum(p.ds_numel * p.element_size() for p in self.parameters if p.ds_status != ZeroParamStatus.NOT_AVAILABLE)
 
     def after_backward(self) -> None:
         """What the engine releases after each backward."""
@@ -99,6 +117,7 @@ class PretendedRanks:
 
     def _counted(self, input_tensor: Tensor, output_tensor: Tensor, group: Any = None) -> _Done:
         self.gathered.total += output_tensor.nbytes
+        self.most_available = max(self.most_available, self.available_bytes())
         return _Done()
 
 
