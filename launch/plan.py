@@ -1,11 +1,11 @@
 """Say before a run what it will hold and cost on a cluster, from the recipe and the configuration of its model alone.
 
     python launch/plan.py launch/recipes/janus_pro_7b_sft.yaml --gpus-per-node 8 --gpu h100-80g
-    python launch/plan.py launch/recipes/emu3_8b_aia.yaml model.path=models/Emu3 --nodes 4 --json plan.json
+    python launch/plan.py launch/recipes/emu3_8b_aia.yaml model.size=8b --nodes 4 --json plan.json
     torchrun --nproc_per_node 2 launch/plan.py launch/recipes/tiny_sft.yaml --gpus-per-node 2 --check
 
-Needs no GPU, no data and no weights. Where there is no folder at model.path, the shape is that of model.size. --check builds the
-engine on the ranks of this launch and compares; for tiny recipes. What the lines mean: docs/planning.md.
+Needs no GPU, no data and no weights. Where there is no folder at model.path, the shape is that of model.size. --check builds
+the engine on the ranks of this launch and compares; for tiny recipes. What the lines mean: docs/planning.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 
     machine = cluster(options.gpu, options.nodes, options.gpus_per_node)
     recipe = load_recipe(options.recipe, options.overrides)
-    plan = make_plan(recipe, machine)
+    plan = make_plan(recipe, machine, like_a_run=options.check)
     main_rank = os.environ.get("RANK", "0") == "0"
     if main_rank:
         zero = Path(recipe.engine.ds_config).stem

@@ -98,8 +98,11 @@ class Plan:
         return {**asdict(self), **{name: getattr(self, name) for name in estimates}}
 
 
-def make_plan(recipe: Recipe, cluster: Cluster) -> Plan:
-    """Rehearse `recipe` as rank 0 of `cluster`. Raises ConfigError for what the trainer would refuse before loading."""
+def make_plan(recipe: Recipe, cluster: Cluster, *, like_a_run: bool = False) -> Plan:
+    """Rehearse `recipe` as rank 0 of `cluster`; `like_a_run`: so that gathered bytes are equal to those of a run.
+
+    Raises ConfigError for what the trainer would refuse before loading.
+    """
     with workload(recipe, cluster.ranks) as work:
         partitioned = work.stage == 3 and work.ranks > 1
         rehearsals: dict[bool, Rehearsed] = {}
@@ -107,7 +110,7 @@ def make_plan(recipe: Recipe, cluster: Cluster) -> Plan:
             asked = checkpointing == recipe.model.gradient_checkpointing
             rehearsal = Rehearsal(work, gradient_checkpointing=checkpointing, partitioned=partitioned and asked)
             try:
-                rehearsals[checkpointing] = rehearsal.rehearse()
+                rehearsals[checkpointing] = rehearsal.rehearse(like_a_run=like_a_run and asked)
                 if asked:
                     shape, late = rehearsal.shape(), uncovered_bytes(rehearsal.model, work.ds_config, work.ranks)
             finally:

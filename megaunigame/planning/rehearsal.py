@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from megaunigame.engine.dry_run import walk
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.engine.memory_plan import GroupSize, group_sizes
 from megaunigame.engine.parameters import choose_trainable, element_count
@@ -80,10 +81,10 @@ class Rehearsal:
             tokenizer = self.model.build_frozen()
             self.frozen_bytes = sum(p.numel() * p.element_size() for p in tokenizer.parameters())
             self.model.hold_frozen(tokenizer)
-            if self.ranks is None:
-                for parameter in self.model.parameters():
-                    parameter.data = parameter.data.to(DTYPES[work.recipe.engine.precision])
             choose_trainable(self.model, config, work.plan, work.recipe.seed)
+            for parameter in self.model.parameters():
+                if not hasattr(parameter, "ds_id"):  # adapters always, as in deepspeed.initialize
+                    parameter.data = parameter.data.to(DTYPES[work.recipe.engine.precision])
             self.model.train()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         if self.ranks is not None:
@@ -104,13 +105,20 @@ class Rehearsal:
             {name: size for o in objectives for name, size in o.host_bytes().items()},
         )
 
-    def rehearse(self) -> Rehearsed:
-        """An attack where the plan has one, and a micro-step with gathers that follow each other as in the long run."""
+    def rehearse(self, *, like_a_run: bool) -> Rehearsed:
+        """An attack where the plan has one, and a micro-step after the coordinator has recorded the order of modules.
+
+        `like_a_run`: begin as a run does, with its dry run, and wait until gathers repeat exactly. Without, two steps less are
+        made, and layers whose adapters the dry run leaves gathered are counted as all others.
+        """
         with self._running(), fused_attention():
+            if like_a_run:
+                walk(self.model, self.largest)
             attack_peak, attack_flops = self._attack()
-            if self.ranks is not None:  # the coordinator records the order of modules
-                run_backward(self.model, sum_of([loss_of(self.model(n, i)) for n, i in self.largest.items()]))
-                self._after_update()
+            if self.ranks is not None:
+                for _ in range(2 if like_a_run else 1):
+                    run_backward(self.model, sum_of([loss_of(self.model(n, i)) for n, i in self.largest.items()]))
+                    self._after_update()
                 self.ranks.gathered.taken()
             return self._micro_step(attack_peak, attack_flops)
 

@@ -57,8 +57,8 @@ def _step(plan: Plan) -> list[str]:
         f"traffic {plan.network_seconds:.3g}), MFU {least:.0%} to {most:.0%}"
     )
     lines.append(
-        f"  assumed: {ACHIEVED_FLOPS:.0%} of {plan.cluster.gpu.flops / TERA:,.0f} TFLOP/s, {ACHIEVED_BANDWIDTH:.0%} of the links, "
-        f"which is {plan.cluster.collective_bandwidth / 1e9:,.0f} GB/s into a rank"
+        f"  assumed: {ACHIEVED_FLOPS:.0%} of {plan.cluster.gpu.flops / TERA:,.0f} TFLOP/s, {ACHIEVED_BANDWIDTH:.0%} of the "
+        f"links, which is {plan.cluster.collective_bandwidth / 1e9:,.0f} GB/s into a rank"
     )
     return lines
 
