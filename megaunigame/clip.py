@@ -94,6 +94,28 @@ class FrozenClip:
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
 
 
+def clip_elements(model: str) -> int:
+    """Elements of the CLIP called `model` (that of `ClipConfig`), from its architecture alone.
+
+    Raises ConfigError for an architecture that open_clip does not know.
+    """
+    with torch.device("meta"):
+        if model == TINY_RANDOM:
+            built = open_clip.model.CLIP(**TINY_MODEL)
+        elif Path(model).is_dir():
+            built = open_clip.model.CLIP(**_read_config(Path(model) / CONFIG_FILE)["model_cfg"])
+        elif model in open_clip.list_models():
+            config = open_clip.get_model_config(model)
+            kind = open_clip.model.CustomTextCLIP if config.pop("custom_text", False) else open_clip.model.CLIP
+            built = kind(**config)
+        else:
+            raise ConfigError(
+                f"clip.model: no folder and no open_clip architecture {model!r}."
+                f"{_nearest(model, [TINY_RANDOM, *open_clip.list_models()])}"
+            )
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where a CLIP comes from; everything named here exists."""

@@ -74,7 +74,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("config", "data", "distributed", "errors", "evaluation", "launching", "models", "passes", "randomness", "registry"),
         "representations",
     },
-    "planning": {"config", "distributed", "engine", "errors", "models.base", "passes", "registry"},
+    "planning": {
+        *("config", "distributed", "engine", "errors", "models.base", "monitoring.names", "objectives", "passes", "profiling"),
+        "registry",
+    },
     "profiling": {
         *("config", "data", "distributed", "engine", "errors", "models.base", "monitoring", "passes", "phases", "trainer"),
     },

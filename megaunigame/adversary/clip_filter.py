@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.clip import FrozenClip
+from megaunigame.clip import FrozenClip, clip_elements
 from megaunigame.errors import ConfigError
 
 DEFAULT_TAU = {"image": 0.6, "text": 0.3}
@@ -39,6 +39,11 @@ class ClipFilter(FrozenClip):
         """Raises ConfigError for tau outside [-1, 1], an unknown comparison, and a CLIP that cannot be loaded."""
         self.compare, self.tau = config.compare, _checked_tau(config)
         super().__init__(config.model, config.pretrained, config.compare == "text", device)
+
+    @staticmethod
+    def elements(config: ClipConfig) -> int:
+        """Elements of its network, from the architecture alone. Raises ConfigError for an unknown one."""
+        return clip_elements(config.model)
 
     def similarity(self, pictures: Tensor, sources: Tensor | None = None, texts: list[str] | None = None) -> Tensor:
         """(B,) float32 cosine in [-1, 1] of each picture with its source (`compare: image`) or its text (`compare: text`).

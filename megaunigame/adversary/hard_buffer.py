@@ -82,6 +82,11 @@ class HardBuffer:
         self._calls = 0
 
     @property
+    def most_bytes(self) -> int:
+        """Host memory of this rank when it owns as many records as it can."""
+        return self._share * self.layout.dtype.itemsize
+
+    @property
     def size(self) -> int:
         """Records of this rank."""
         return len(self._places)

@@ -23,10 +23,15 @@ def dry_run(learner: Learner, largest: dict[str, PassInputs]) -> None:
     all passes are alive at once. Autograd is asked for one parameter's gradient per group, which walks the whole graph;
     what the other weight gradients and the update need besides is `uncovered_bytes`.
     """
-    outputs = [learner.module(name, inputs.to(learner.world.device)) for name, inputs in largest.items()]
+    walk(learner.module, {name: inputs.to(learner.world.device) for name, inputs in largest.items()})
+
+
+def walk(model: UnifiedModel, largest: dict[str, PassInputs]) -> None:
+    """The dry run of a model whose inputs are where it is."""
+    outputs = [model(name, inputs) for name, inputs in largest.items()]
     losses = [output.loss_sum.sum() for output in outputs]
     losses += [output.attention.keys.sum() for output in outputs if output.attention is not None]
-    torch.autograd.grad(torch.stack(losses).sum(), _one_per_group(learner.module), allow_unused=True)
+    torch.autograd.grad(torch.stack(losses).sum(), _one_per_group(model), allow_unused=True)
 
 
 def uncovered_bytes(model: UnifiedModel, ds_config: dict[str, Any], world_size: int) -> int:

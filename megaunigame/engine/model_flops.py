@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import _recomputation_hook
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from megaunigame.distributed import World
@@ -49,7 +50,10 @@ FORMULAS = {
 
 
 class CountFlops(TorchDispatchMode):
-    """Counts what is computed inside the block, on this process."""
+    """Counts what is computed inside the block, on this process.
+
+    Keeps no tensor alive; torch's FlopCounterMode does, by hooks on modules, so no memory can be measured next to it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,17 +62,30 @@ class CountFlops(TorchDispatchMode):
         self.recomputed = 0
         """Spent on computing a second time what gradient checkpointing had dropped."""
 
+    @property
+    def total(self) -> int:
+        """All that was computed."""
+        return self.flops + self.recomputed
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         formula = FORMULAS.get(func.overloadpacket)
         if formula is not None:
             counted = formula(*args, **(kwargs or {}), out_val=result)
-            # A backward computes without gradients; only what it recomputes is to be differentiated in turn.
-            if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+            if _recomputing():
                 self.recomputed += counted
             else:
                 self.flops += counted
         return result
+
+
+def _recomputing() -> bool:
+    """Whether gradient checkpointing computes a second time just now: it then watches what is saved for the backward.
+
+    Whether gradients are enabled does not tell: under ZeRO-3, linear layers are functions that compute without them.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__qualname__.startswith(_recomputation_hook.__qualname__)
 
 
 class ModelFlops:

@@ -96,6 +96,19 @@ class Objective(ABC):
     def __init__(self, config: Any):
         self.config = config
 
+    @classmethod
+    def planned(cls, config: Any) -> Objective:
+        """The objective of a run that is planned, not made: it asks for the same rows and reads nothing from disk."""
+        return cls(config)
+
+    def replicated_bytes(self) -> dict[str, int]:
+        """What every GPU holds for it besides the model, by name; asked for after `prepare`."""
+        return {}
+
+    def host_bytes(self) -> dict[str, int]:
+        """What every rank holds for it in host memory at most, by name; asked for after `prepare`."""
+        return {}
+
     @abstractmethod
     def rows(self) -> list[RowRequest]:
         """The rows of every micro-step of every rank."""

@@ -10,10 +10,14 @@ from megaunigame.passes import StepPlan, plan_from
 from megaunigame.registry import find
 
 
-def build_objectives(recipe: Recipe) -> list[Objective]:
-    """In the recipe's order. Raises ConfigError for names and settings that do not exist."""
+def build_objectives(recipe: Recipe, *, planned: bool = False) -> list[Objective]:
+    """In the recipe's order; `planned`: without reading anything from disk.
+
+    Raises ConfigError for names and settings that do not exist.
+    """
     kinds = {name: find("objectives", name, Objective) for name in recipe.objectives}
-    return [kind(fill(kind.Config, recipe.objectives[name] or {}, f"objectives.{name}")) for name, kind in kinds.items()]
+    settings = {name: fill(kind.Config, recipe.objectives[name] or {}, f"objectives.{name}") for name, kind in kinds.items()}
+    return [kind.planned(settings[name]) if planned else kind(settings[name]) for name, kind in kinds.items()]
 
 
 def build_plan(objectives: Sequence[Objective]) -> StepPlan:

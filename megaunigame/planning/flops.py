@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from megaunigame.engine.model_flops import CountFlops
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import PassInputs, PassOutput
 from megaunigame.planning.fused_attention import fused_attention
@@ -38,11 +38,11 @@ def pass_flops(model: UnifiedModel, pass_name: str, inputs: PassInputs) -> PassF
     which MFU is defined; one with it gives the operations that a run executes.
     """
     with fused_attention():
-        with FlopCounterMode(display=False) as forward:
+        with CountFlops() as forward:
             output = model(pass_name, on_meta(inputs))
-        with FlopCounterMode(display=False) as backward:
+        with CountFlops() as backward:
             run_backward(model, loss_of(output))
-    return PassFlops(forward.get_total_flops(), backward.get_total_flops())
+    return PassFlops(forward.total, backward.total)
 
 
 def loss_of(output: PassOutput) -> Tensor:

@@ -91,6 +91,15 @@ def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path)
     return measured
 
 
+def synthetic_steps(recipe: Recipe, world: World, *, steps: int, out: Path) -> tuple[Trainer, list[dict[str, float]]]:
+    """The trainer of a recipe after `steps` steps on synthetic rows, and their metrics. Collective."""
+    trainer = SyntheticTrainer(_for_measuring(recipe, steps, out), world)
+    trainer.dry_run()
+    loader = micro_batch_loader(trainer.micro_batches, 0, steps * trainer.accumulation, 0, recipe.loader.prefetch)
+    micro_batches = iter(loader)
+    return trainer, [trainer.train_step(micro_batches) for _ in range(steps)]
+
+
 def _for_measuring(recipe: Recipe, steps: int, out: Path) -> Recipe:
     """The recipe without what a run leaves or resumes, and with a schedule that is long enough."""
     return dataclasses.replace(

@@ -15,6 +15,7 @@ attack follows it, before the understand pass of the same micro-step.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -95,6 +96,25 @@ class UniGame(Objective):
         self.clip = (
             ClipFilter(fill(ClipConfig, config.clip, "objectives.unigame.clip"), torch.device("cpu")) if filtered else None
         )
+
+    @classmethod
+    def planned(cls, config: Settings) -> UniGame:
+        """Without its CLIP, whose bytes are still counted."""
+        objective = cls(dataclasses.replace(config, clip=None))
+        objective.config = config
+        return objective
+
+    def replicated_bytes(self) -> dict[str, int]:
+        if not self.plays:
+            return {}
+        adversary = 16 * sum(p.numel() for p in self.parameters)  # with gradients and two moments, in float32
+        if self.config.clip is None:
+            return {"adversary": adversary}
+        settings = fill(ClipConfig, self.config.clip, "objectives.unigame.clip")
+        return {"adversary": adversary, "CLIP": 4 * ClipFilter.elements(settings)}
+
+    def host_bytes(self) -> dict[str, int]:
+        return {"hard buffer": self.pool.buffer.most_bytes} if self.plays else {}
 
     # Rows
 
@@ -345,7 +365,8 @@ class UniGame(Objective):
         """Randomness of one attack, from where we are in the run alone."""
         world = self.stage.world
         seed = derive(self.stage.seed, step, micro, world.rank, PURPOSES[purpose])
-        return torch.Generator(world.device).manual_seed(seed)
+        device = "cpu" if world.device.type == "meta" else world.device
+        return torch.Generator(device).manual_seed(seed)
 
     # Checkpoints
 

@@ -1,0 +1,63 @@
+"""Say before a run what it will hold and cost on a cluster, from the recipe and the configuration of its model alone.
+
+    python launch/plan.py launch/recipes/janus_pro_7b_sft.yaml --gpus-per-node 8 --gpu h100-80g
+    python launch/plan.py launch/recipes/emu3_8b_aia.yaml model.size=8b --nodes 4 --json plan.json
+    torchrun --nproc_per_node 2 launch/plan.py launch/recipes/tiny_sft.yaml --gpus-per-node 2 --check
+
+Needs no GPU, no data and no weights. Where there is no folder at model.path, the shape is that of model.size. --check builds
+the engine on the ranks of this launch and compares; for tiny recipes. What the lines mean: docs/planning.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a plan is made on the host, whatever the machine has
+
+from megaunigame.config import load_recipe
+from megaunigame.errors import ConfigError
+from megaunigame.launching import run_to_exit
+from megaunigame.planning.advice import advice
+from megaunigame.planning.check import check
+from megaunigame.planning.machines import cluster
+from megaunigame.planning.plan import make_plan
+from megaunigame.planning.text import describe
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the recipe")
+    parser.add_argument("--nodes", type=int, default=1, help="default %(default)s")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="default %(default)s")
+    parser.add_argument("--gpu", default="h100-80g", help="default %(default)s")
+    parser.add_argument("--json", type=Path, help="also write every number into this file")
+    parser.add_argument("--check", action="store_true", help="compare with the engine on the ranks of this launch")
+    options = parser.parse_intermixed_args(arguments)
+
+    machine = cluster(options.gpu, options.nodes, options.gpus_per_node)
+    recipe = load_recipe(options.recipe, options.overrides)
+    plan = make_plan(recipe, machine, like_a_run=options.check)
+    main_rank = os.environ.get("RANK", "0") == "0"
+    if main_rank:
+        zero = Path(recipe.engine.ds_config).stem
+        has = {"checkpointing": recipe.model.gradient_checkpointing, "lora": recipe.model.train == "lora"}
+        print(describe(plan, advice(plan, **has, offload="offload" in zero)), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
+    if options.check:
+        checked = check(plan, recipe, Path(recipe.output) / "plan")
+        if main_rank:
+            print(*checked, sep="\n", flush=True)
+        if wrong := [str(c) for c in checked if c.planned != c.found]:
+            raise ConfigError(f"The plan is not what the engine does: {'; '.join(wrong)}.")
+
+
+if __name__ == "__main__":
+    run_to_exit(main, sys.argv[1:])

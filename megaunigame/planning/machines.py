@@ -1,0 +1,78 @@
+"""Accelerators a plan can be made for: published peaks, and the shares of them that the plan counts on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megaunigame.errors import ConfigError
+from megaunigame.registry import unknown
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One accelerator of a node. Peaks are those of the data sheets; nothing here was measured."""
+
+    name: str
+    memory: float
+    """Bytes that a process can use."""
+    flops: float
+    """Dense bf16 operations per second."""
+    memory_bandwidth: float
+    """Bytes per second."""
+    node_bandwidth: float
+    """Bytes per second in and out of one GPU, to the others of its node."""
+    network_bandwidth: float
+    """Bytes per second of a node's network for each of its GPUs."""
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100-80g", 79 * GB, 312e12, 2.0e12, 300 * GB, 25 * GB),
+        Gpu("h100-80g", 79 * GB, 989e12, 3.35e12, 450 * GB, 50 * GB),
+        Gpu("h200-141g", 140 * GB, 989e12, 4.8e12, 450 * GB, 50 * GB),
+        Gpu("b200-180g", 178 * GB, 2250e12, 8.0e12, 900 * GB, 50 * GB),
+        Gpu("mi300x", 190 * GB, 1307e12, 5.3e12, 448 * GB, 50 * GB),
+    )
+}
+ACHIEVED_FLOPS = 0.55
+"""Share of the peak that matrix products of training reach, with the elementwise kernels between them."""
+ACHIEVED_BANDWIDTH = 0.75
+"""Share of a link that large collectives reach."""
+OVERHEAD = 3 * GB
+"""Bytes of one GPU for CUDA, its libraries, NCCL and fragmentation."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal nodes of equal GPUs, one rank each."""
+
+    gpu: Gpu
+    nodes: int
+    gpus_per_node: int
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def collective_bandwidth(self) -> float:
+        """Bytes per second at which one rank receives in an all-gather over all ranks."""
+        link = (
+            self.gpu.node_bandwidth
+            if self.nodes == 1
+            else min(self.gpu.node_bandwidth, self.gpu.network_bandwidth * self.gpus_per_node)
+        )
+        return ACHIEVED_BANDWIDTH * link
+
+
+def cluster(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
+    """Raises ConfigError for an unknown GPU and for numbers below 1."""
+    if gpu not in GPUS:
+        raise ConfigError(unknown("GPU", gpu, sorted(GPUS)))
+    for option, count in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
+        if count < 1:
+            raise ConfigError(f"{option} must be at least 1; got {count}.")
+    return Cluster(GPUS[gpu], nodes, gpus_per_node)

@@ -1,0 +1,181 @@
+"""A recipe's steps as rank 0 of a cluster would make them, on the meta device: bytes alive, bytes gathered, operations.
+
+The modules are the real ones, on the largest legal rows; under ZeRO-3 deepspeed's own coordinator gathers and releases their
+weights (`PretendedRanks`). Under ZeRO-2 weights are whole and nothing is gathered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaunigame.engine.dry_run import walk
+from megaunigame.engine.live_bytes import LiveBytes
+from megaunigame.engine.memory_plan import GroupSize, group_sizes
+from megaunigame.engine.model_flops import CountFlops
+from megaunigame.engine.parameters import choose_trainable, element_count
+from megaunigame.engine.pretended_ranks import PretendedRanks
+from megaunigame.objectives.base import Stage
+from megaunigame.planning.flops import loss_of, run_backward
+from megaunigame.planning.fused_attention import fused_attention
+from megaunigame.planning.meta_model import DTYPES
+from megaunigame.planning.pretended_world import PretendedWorld
+from megaunigame.planning.workload import Workload
+
+ATTENTION = "sdpa"
+"""Of every rehearsal: torch's fused kernels and flash attention hold the same. `eager` holds (S, S) scores on top."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """One rank, one micro-step on the largest legal rows."""
+
+    kept: dict[str, int]
+    """Pass -> bytes that its graph holds until the backward, gathered weights not among them."""
+    peak: int
+    """Most bytes alive at once: graphs of all passes, gathered weights, weight gradients that wait for another pass."""
+    gathered_at_once: int
+    """Most bytes of gathered weights alive at once."""
+    gathered: int
+    """Bytes of weights gathered in one micro-step, once the coordinator knows the order of modules."""
+    forward_flops: dict[str, int]
+    backward_flops: int
+    attack_peak: int
+    """Most bytes alive at once in an attack; 0 without one."""
+    attack_flops: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the model and of what is held next to it."""
+
+    groups: list[GroupSize]
+    parameters: list[tuple[int, bool]]
+    """Elements of each parameter, and whether it is trained."""
+    frozen_bytes: int
+    """The frozen tokenizer, in float32."""
+    replicated: dict[str, int]
+    """What objectives hold on every GPU."""
+    host: dict[str, int]
+    """What objectives hold in the host memory of every rank."""
+
+
+class Rehearsal:
+    """The model of a workload on the meta device, ready to make micro-steps."""
+
+    def __init__(self, work: Workload, *, gradient_checkpointing: bool, partitioned: bool):
+        """`partitioned`: gather weights as ZeRO-3 does; one such rehearsal at a time in a process."""
+        config = work.recipe.model
+        self.work = work
+        self.ranks = PretendedRanks(work.ds_config, work.ranks) if partitioned else None
+        processor = work.open_processor()
+        with self.ranks.partitioned() if self.ranks else contextlib.nullcontext(), torch.device("meta"):
+            self.model = work.family.build(
+                work.folder, processor, attention=ATTENTION, gradient_checkpointing=gradient_checkpointing
+            )
+        with torch.device("meta"):
+            tokenizer = self.model.build_frozen()
+            self.frozen_bytes = sum(p.numel() * p.element_size() for p in tokenizer.parameters())
+            self.model.hold_frozen(tokenizer)
+            choose_trainable(self.model, config, work.plan, work.recipe.seed)
+            for parameter in self.model.parameters():
+                if not hasattr(parameter, "ds_id"):  # adapters always, as in deepspeed.initialize
+                    parameter.data = parameter.data.to(DTYPES[work.recipe.engine.precision])
+            self.model.train()
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        if self.ranks is not None:
+            self.ranks.hook(self.model)
+        self.largest, self.attack = work.largest(processor), work.largest_attack(processor)
+        world = PretendedWorld(0, work.ranks, 0, torch.device("meta"))
+        stage = Stage(self.model, self._as_opponent, work.plan, world, work.recipe.seed, work.accumulation)
+        for objective in work.objectives:
+            objective.prepare(stage)
+
+    def shape(self) -> Shape:
+        objectives = self.work.objectives
+        return Shape(
+            group_sizes(self.model),
+            [(element_count(p), p.requires_grad) for p in self.model.parameters()],
+            self.frozen_bytes,
+            {name: size for o in objectives for name, size in o.replicated_bytes().items()},
+            {name: size for o in objectives for name, size in o.host_bytes().items()},
+        )
+
+    def rehearse(self, *, like_a_run: bool) -> Rehearsed:
+        """An attack where the plan has one, and a micro-step after the coordinator has recorded the order of modules.
+
+        `like_a_run`: begin as a run does, with its dry run, and wait until gathers repeat exactly. Without, two steps less are
+        made, and layers whose adapters the dry run leaves gathered are counted as all others.
+        """
+        with self._running(), fused_attention():
+            if like_a_run:
+                walk(self.model, self.largest)
+            attack_peak, attack_flops = self._attack()
+            if self.ranks is not None:
+                for _ in range(2 if like_a_run else 1):
+                    run_backward(self.model, sum_of([loss_of(self.model(n, i)) for n, i in self.largest.items()]))
+                    self._after_update()
+                self.ranks.gathered.taken()
+            return self._micro_step(attack_peak, attack_flops)
+
+    def close(self) -> None:
+        if self.ranks is not None:
+            self.ranks.close()
+
+    def _micro_step(self, attack_peak: int, attack_flops: int) -> Rehearsed:
+        kept: dict[str, int] = {}
+        forward: dict[str, int] = {}
+        losses: list[Tensor] = []
+        with LiveBytes() as live:
+            for name, inputs in self.largest.items():
+                before = live.current - self._available()
+                with CountFlops() as counter:
+                    losses.append(loss_of(self.model(name, inputs)))
+                kept[name], forward[name] = live.current - self._available() - before, counter.total
+            with CountFlops() as counter:
+                run_backward(self.model, sum_of(losses))
+        gathered = self.ranks.gathered.taken() if self.ranks else 0
+        at_once = self.ranks.most_available if self.ranks else 0
+        self._after_update()
+        return Rehearsed(kept, live.peak, at_once, gathered, forward, counter.total, attack_peak, attack_flops)
+
+    def _attack(self) -> tuple[int, int]:
+        if self.attack is None:
+            return 0, 0
+        with LiveBytes() as live, CountFlops() as counter:
+            for objective in self.work.objectives:
+                objective.rehearse(self.attack)
+        return live.peak, counter.total
+
+    def _available(self) -> int:
+        return self.ranks.available_bytes() if self.ranks else 0
+
+    def _after_update(self) -> None:
+        if self.ranks is not None:
+            self.ranks.after_backward()
+            self.ranks.after_update()
+
+    def _running(self) -> contextlib.AbstractContextManager[None]:
+        return self.ranks.running() if self.ranks else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _as_opponent(self) -> Iterator[None]:
+        """No weight takes a gradient, as in a run; dropout stays, which changes no shape."""
+        aside = self.ranks.opponent() if self.ranks else contextlib.nullcontext()
+        for parameter in self.trained:
+            parameter.requires_grad_(False)
+        try:
+            with aside:
+                yield
+        finally:
+            for parameter in self.trained:
+                parameter.requires_grad_(True)
+
+
+def sum_of(losses: list[Tensor]) -> Tensor:
+    """() their sum."""
+    return torch.stack(losses).sum()

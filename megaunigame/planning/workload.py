@@ -1,0 +1,89 @@
+"""What a recipe asks of every rank, without a model, data or a process group: objectives, rows, taps, micro-steps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaunigame.config import RANDOM, Recipe, resolve_batch
+from megaunigame.engine.ds_config import complete_ds_config, zero_stage
+from megaunigame.engine.model_folder import model_folder
+from megaunigame.errors import ConfigError
+from megaunigame.models.base import Processor, UnifiedModel
+from megaunigame.objectives.base import Objective
+from megaunigame.objectives.building import build_objectives, build_plan
+from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, AttackInputs, PassInputs, StepPlan, attack_plan
+from megaunigame.planning.meta_model import on_meta
+from megaunigame.registry import find
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A recipe resolved for a number of ranks."""
+
+    recipe: Recipe
+    ranks: int
+    family: type[UnifiedModel]
+    folder: str
+    """Of the configuration of the model."""
+    objectives: tuple[Objective, ...]
+    plan: StepPlan
+    accumulation: int
+    ds_config: dict[str, Any]
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+        return zero_stage(self.ds_config)
+
+    def open_processor(self) -> Processor:
+        return self.family.open_processor(self.folder, max_length=self.recipe.model.max_length)
+
+    def largest(self, processor: Processor) -> dict[str, PassInputs]:
+        """Pass -> its largest legal rows, without data, with the attention that an objective measures."""
+        return {name: self._tapped(name, processor.largest(self.plan.widest(name), name)) for name in self.plan.passes}
+
+    def largest_attack(self, processor: Processor) -> AttackInputs | None:
+        """The largest legal rows of an attack, without data; None where the plan has none."""
+        if not self.plan.of_pass(ATTACK):
+            return None
+        plan = attack_plan(self.plan.widest(GENERATE))
+        return AttackInputs(on_meta(processor.largest(plan, GENERATE)), on_meta(processor.largest(plan, UNDERSTAND)))
+
+    def _tapped(self, name: str, inputs: PassInputs) -> PassInputs:
+        asked = [taps for objective in self.objectives if (taps := objective.taps(name)) is not None]
+        return dataclasses.replace(on_meta(inputs), taps=asked[0] if asked else None)
+
+
+@contextlib.contextmanager
+def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
+    """Resolve `recipe` for `ranks`; a folder that is made for `model.size` is there while the context is.
+
+    Raises ConfigError for what the trainer would refuse before it loads a model, and where the recipe has neither a folder at
+    `model.path` nor a size.
+    """
+    family = find("models", recipe.model.family, UnifiedModel)
+    with _folder(recipe, family) as folder:
+        objectives = build_objectives(recipe, planned=True)
+        plan = build_plan(objectives)
+        for objective in objectives:
+            objective.check_family(family, recipe.model.family, folder)
+        accumulation = resolve_batch(recipe.batch, plan.rows_per_micro_step(), ranks)
+        ds_config = complete_ds_config(recipe, accumulation, ranks)
+        yield Workload(recipe, ranks, family, folder, tuple(objectives), plan, accumulation, ds_config)
+
+
+def _folder(recipe: Recipe, family: type[UnifiedModel]) -> contextlib.AbstractContextManager[str]:
+    model = recipe.model
+    if Path(model.path or " ").is_dir():
+        return contextlib.nullcontext(model.path)
+    if not model.size:
+        raise ConfigError(
+            f"No model folder at model.path={model.path}, and the recipe names no size to plan with. Give another model.path, "
+            f"or type model.size=NAME; the family {model.family!r} has {', '.join(family.sizes()) or 'no sizes'}."
+        )
+    return model_folder(family, dataclasses.replace(model, weights=RANDOM))
