@@ -60,7 +60,7 @@ def check_peak(peak: int, uncovered: int, capacity: int) -> None:
             f"The largest step does not fit: the dry run took {peak / GIB:.1f} GiB and gradients and update take up to "
             f"{uncovered / GIB:.1f} GiB more, where the GPU has {capacity / GIB:.1f} GiB. Type "
             "model.gradient_checkpointing=true, fewer rows in the objectives with a larger batch.accumulation, a smaller "
-            "model.max_length, or more ranks."
+            "model.max_length, or more ranks; python launch/plan.py RECIPE shows what takes the memory."
         )
 
 
