@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megaunigame.engine.model_flops import PEAK_BF16
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
 
@@ -30,11 +31,11 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-80g", 79 * GB, 312e12, 2.0e12, 300 * GB, 25 * GB),
-        Gpu("h100-80g", 79 * GB, 989e12, 3.35e12, 450 * GB, 50 * GB),
-        Gpu("h200-141g", 140 * GB, 989e12, 4.8e12, 450 * GB, 50 * GB),
-        Gpu("b200-180g", 178 * GB, 2250e12, 8.0e12, 900 * GB, 50 * GB),
-        Gpu("mi300x", 190 * GB, 1307e12, 5.3e12, 448 * GB, 50 * GB),
+        Gpu("a100-80g", 79 * GB, PEAK_BF16["NVIDIA A100"], 2.0e12, 300 * GB, 25 * GB),
+        Gpu("h100-80g", 79 * GB, PEAK_BF16["NVIDIA H100"], 3.35e12, 450 * GB, 50 * GB),
+        Gpu("h200-141g", 140 * GB, PEAK_BF16["NVIDIA H200"], 4.8e12, 450 * GB, 50 * GB),
+        Gpu("b200-180g", 178 * GB, PEAK_BF16["NVIDIA B200"], 8.0e12, 900 * GB, 50 * GB),
+        Gpu("mi300x", 190 * GB, PEAK_BF16["AMD Instinct MI300X"], 5.3e12, 448 * GB, 50 * GB),
     )
 }
 ACHIEVED_FLOPS = 0.55
