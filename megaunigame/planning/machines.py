@@ -8,7 +8,8 @@ from megaunigame.engine.model_flops import PEAK_BF16
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
 
-GB = 1e9
+GB = 10**9
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,6 @@ class Gpu:
     """Bytes that a process can use."""
     flops: float
     """Dense bf16 operations per second."""
-    memory_bandwidth: float
-    """Bytes per second."""
     node_bandwidth: float
     """Bytes per second in and out of one GPU, to the others of its node."""
     network_bandwidth: float
@@ -31,11 +30,11 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-80g", 79 * GB, PEAK_BF16["NVIDIA A100"], 2.0e12, 300 * GB, 25 * GB),
-        Gpu("h100-80g", 79 * GB, PEAK_BF16["NVIDIA H100"], 3.35e12, 450 * GB, 50 * GB),
-        Gpu("h200-141g", 140 * GB, PEAK_BF16["NVIDIA H200"], 4.8e12, 450 * GB, 50 * GB),
-        Gpu("b200-180g", 178 * GB, PEAK_BF16["NVIDIA B200"], 8.0e12, 900 * GB, 50 * GB),
-        Gpu("mi300x", 190 * GB, PEAK_BF16["AMD Instinct MI300X"], 5.3e12, 448 * GB, 50 * GB),
+        Gpu("a100-80g", 79 * GIB, PEAK_BF16["NVIDIA A100"], 300 * GB, 25 * GB),
+        Gpu("h100-80g", 79 * GIB, PEAK_BF16["NVIDIA H100"], 450 * GB, 50 * GB),
+        Gpu("h200-141g", 139 * GIB, PEAK_BF16["NVIDIA H200"], 450 * GB, 50 * GB),
+        Gpu("b200-180g", 178 * GIB, PEAK_BF16["NVIDIA B200"], 900 * GB, 50 * GB),
+        Gpu("mi300x", 191 * GIB, PEAK_BF16["AMD Instinct MI300X"], 448 * GB, 50 * GB),
     )
 }
 ACHIEVED_FLOPS = 0.55

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from megaunigame.config import load_recipe
-from megaunigame.distributed import start_world
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.zero3 import build_learner
 from megaunigame.models.base import UnifiedModel
@@ -18,13 +17,6 @@ from tests.multi_process.tiny_run import FOLDERS, write_family, write_recipe
 
 FAMILIES = available("models", UnifiedModel)
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 1), RowRequest("g", GENERATE, "train", 5)])
-
-
-@pytest.fixture(scope="module")
-def world():
-    this_world = start_world(1)
-    yield this_world
-    this_world.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import torch
 from deepspeed.runtime.zero import partition_parameters
 from torch import Tensor, nn
 
-from megaunigame.distributed import start_world
 from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import available, find
@@ -18,13 +17,6 @@ from tests.multi_process.tiny_run import write_family
 
 FAMILIES = available("models", UnifiedModel)
 CODE = (type, ModuleType, FunctionType, BuiltinFunctionType)
-
-
-@pytest.fixture(scope="module")
-def world():
-    this_world = start_world(1)
-    yield this_world
-    this_world.close()
 
 
 def ds_config(precision: str) -> dict:
