@@ -10,12 +10,12 @@ from data_prep.scenes import command as scenes
 from megaunigame.errors import UserError
 
 EXAMPLES = """examples (COMMAND --help shows more):
-  python -m data_prep scenes --out data/train --count 24000 --seed 1 --split train
+  python -m data_prep scenes --out shards/train --count 24000 --seed 1 --split train
   python -m data_prep pack --format llava-json --json F --image-root D --out data/mine
   python -m data_prep pack --format wds --source 'cc3m/*.tar' --out data/cc3m --workers 8
   python -m data_prep annotate data/mine --out data/targets --tasks depth,segmentation
-  python -m data_prep verify data/train
-  python -m data_prep stats data/train --sheet sheet.png
+  python -m data_prep verify shards/train
+  python -m data_prep stats shards/train --sheet sheet.png
 """
 
 

@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "verify",
         help="check every shard of a folder",
         description="Checks sizes, indices and every field of every sample. A line per shard; exit code 1 on a fault.",
-        epilog="examples:\n  python -m data_prep verify data/train\n  python -m data_prep verify shards/llava --workers 8\n",
+        epilog="examples:\n  python -m data_prep verify shards/train\n  python -m data_prep verify shards/llava --workers 8\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of shards")

@@ -1,6 +1,6 @@
 """Put an OpenUni folder together from published parts, or write one's weights under the official keys.
 
-    python launch/openuni.py assemble --size l --internvl InternVL3-2B --transformer Sana_1600M_512px_diffusers/transformer \
+    python launch/openuni.py assemble --size l --internvl InternVL3-2B --transformer Sana_1600M_512px_diffusers/transformer \\
         --autoencoder Sana_1600M_512px_diffusers/vae --openuni openuni_l_512.pth --out models/openuni_l
     python launch/openuni.py official --model models/openuni_l --out exported/official
 

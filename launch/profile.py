@@ -5,9 +5,9 @@
     python launch/profile.py launch/recipes/tiny_unigame.yaml launch/recipes/tiny_aia.yaml
     deepspeed --num_gpus 8 launch/profile.py launch/recipes/janus_pro_7b_sft.yaml model.weights=random model.size=7b
 
-Rows are random and of the largest legal length. Several recipes run one after the other: each is compared with its twin of
---against, or with the last one; `key=value` changes all of them. Writes profile.json and profile.html into --out, and prints
-the tables. How to read them: docs/profiling.md.
+Without a GPU, type DS_ACCELERATOR=cpu before the command. Rows are random and of the largest legal length. Several recipes run
+one after the other: each is compared with its twin of --against, or with the last one; `key=value` changes all of them. Writes
+profile.json and profile.html into --out, and prints the tables. How to read them: docs/profiling.md.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     deepspeed --num_gpus 8 launch/train.py launch/recipes/tiny_sft.yaml
     deepspeed --hostfile hosts launch/train.py launch/recipes/tiny_sft.yaml output=runs/a schedule.steps=2000
-    python launch/train.py launch/recipes/tiny_sft.yaml                    (one process, no launcher)
+    DS_ACCELERATOR=cpu python launch/train.py launch/recipes/tiny_sft.yaml     one process on the CPU, no launcher
 
-The same command again resumes the run from its newest checkpoint.
+The same command again resumes the run from its newest checkpoint. Without DS_ACCELERATOR=cpu a run needs GPUs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> None:
     trainer = Trainer(recipe, world)
     plan = trainer.describe()
     if world.is_main:
+        if trainer.resumed_from is not None:
+            print(f"resumed from {trainer.resumed_from}, after step {trainer.first_step}", flush=True)
         print(plan, flush=True)
         record = RunRecord(
             trainer.folder,

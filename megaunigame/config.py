@@ -233,7 +233,8 @@ def fill(schema: Any, given: Any, path: str) -> Any:
         filled = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = ".".join(part for part in (path, error.full_key or "") if part)
-        raise ConfigError(f"Setting {key!r}: {error.msg or error}") from error
+        # OmegaConf adds lines about its own classes.
+        raise ConfigError(f"Setting {key!r}: {str(error.msg or error).splitlines()[0]}") from error
     return filled
 
 
@@ -321,7 +322,8 @@ def check_ranges(recipe: Recipe) -> None:
         raise ConfigError(f"model.lora.dropout must lie in [0, 1); got {recipe.model.lora.dropout}.")
     if not 0 <= recipe.schedule.warmup_steps <= recipe.schedule.steps:
         raise ConfigError(
-            f"schedule.warmup_steps must lie in 0..schedule.steps={recipe.schedule.steps}; got {recipe.schedule.warmup_steps}."
+            f"schedule.warmup_steps must lie in 0..schedule.steps={recipe.schedule.steps}; got {recipe.schedule.warmup_steps}. "
+            f"Type schedule.warmup_steps={min(max(0, recipe.schedule.warmup_steps), recipe.schedule.steps)}."
         )
     for name, stream in recipe.data.items():
         _check_stream(f"data.{name}", stream)

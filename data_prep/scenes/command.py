@@ -13,7 +13,7 @@ from data_prep.shard_writer import Job, Shard, write_dataset, write_manifest
 from megaunigame.errors import DataError
 
 EXAMPLES = """examples:
-  python -m data_prep scenes --out data/train --count 24000 --seed 1 --split train --workers 8
+  python -m data_prep scenes --out shards/train --count 24000 --seed 1 --split train --workers 8
   python -m data_prep scenes --out data/ood --count 1500 --seed 1 --split ood
 """
 RENDERER = 1

@@ -160,11 +160,11 @@ class ShardIndex:
         else:
             paths = sorted(Path(p) for p in glob.glob(str(location)) if p.endswith(".tar"))
         if not paths:
-            found = "an empty folder" if path.is_dir() else "nothing"
+            found = "is an empty folder" if path.is_dir() else "does not exist"
             if path.is_dir() and any(path.iterdir()):
-                found = "a folder without a .tar file"
+                found = "is a folder without a .tar file"
             raise DataError(
-                f"No shards: {location} is {found}. Give a folder of .tar shards, one .tar, or a quoted glob; "
+                f"No shards: {location} {found}. Give a folder of .tar shards, one .tar, or a quoted glob; "
                 "`python -m data_prep --help` shows how to make shards."
             )
         return cls._from_tars(str(location), paths, open_shards)
