@@ -45,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="count samples, questions and answers; histograms; a contact sheet",
         description="Counts samples, captions, questions and answers, shows how far guessing from the question gets, and "
         "how large pictures are, how many masks they have and where their depth lies.",
-        epilog="examples:\n  python -m data_prep stats shards/train\n  python -m data_prep stats shards/train --sheet sheet.png\n",
+        epilog="examples:\n  python -m data_prep stats shards/train\n  python -m data_prep stats shards/train --sheet a.png\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of shards")

@@ -66,7 +66,9 @@ def describe(
         drawn = "" if plan.redrawn_by is None else f", as {plan.redrawn_by} has drawn them"
         lines.append(f"  attack, per micro-step and rank, the learner frozen: {rows}{drawn}")
     tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
-    lines.append(f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} text slots a step")
+    lines.append(
+        f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} text slots a step"
+    )
     states = bytes_per_rank(model, world_size, precision)
     parts = ", ".join(f"{name} {_human(size)}" for name, size in states.items())
     lines.append(f"bytes per rank ({world_size} ranks, {precision}): {parts}; activations come on top")

@@ -32,11 +32,11 @@ This page is written by `python -m tests.gpu.write_page`; do not edit it.
 `constraints.txt` pins a torch that is built for CUDA 13.0, which needs an NVIDIA driver of release 580 or newer. With an older
 driver, install a torch built for an older CUDA into `.venv`.
 
-No data is needed. Results and logs are in `runs/gpu/SHAPE/`; a shape that runs out of memory is "does not fit" in the table, any
-other failure ends the target. One shape alone: `python -m tests.gpu.measure janus_7b_lora` (names: `tests/gpu/shapes.py`). The
-numbers of another recipe, or of several GPUs: `launch/profile.py` with the settings below, [profiling.md](profiling.md).
-`model.groups=[]` empties the list of a recipe that trains whole groups, because adapters are trained instead. Without a GPU,
-[planning.md](planning.md) estimates the same shapes.
+No data is needed. Results and logs are in `runs/gpu/SHAPE/`; a shape that runs out of memory is "does not fit" in the
+table, any other failure ends the target. One shape alone: `python -m tests.gpu.measure janus_7b_lora` (names:
+`tests/gpu/shapes.py`). For numbers of another recipe, or of several GPUs: `launch/profile.py` with the settings below,
+[profiling.md](profiling.md). `model.groups=[]` empties the list of a recipe that trains whole groups, because adapters are
+trained instead. Without a GPU, [planning.md](planning.md) estimates the same shapes.
 """
 TITLES = ["shape", "step, s", "tokens/s", "useful tokens/s", "FLOPs a step", "MFU", "peak memory"]
 
