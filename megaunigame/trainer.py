@@ -168,12 +168,18 @@ class Trainer:
             check_peak(torch.cuda.max_memory_allocated(self.world.device), uncovered, capacity)
 
     def _rehearse(self) -> None:
-        dry_run(self.learner, self._largest())
+        largest = {name: inputs.to(self.world.device) for name, inputs in self._largest().items()}
+        losses: list[Tensor] = []
+        leaves: list[Tensor] = []
         if self.plan.of_pass(ATTACK):
             plan = attack_plan(self.plan.widest(GENERATE))
-            largest = AttackInputs(self.processor.largest(plan, GENERATE), self.processor.largest(plan, UNDERSTAND))
+            texts = ["largest"] * plan.rows(UNDERSTAND)
+            attack = AttackInputs(self.processor.largest(plan, GENERATE), self.processor.largest(plan, UNDERSTAND), texts)
             for objective in self.objectives:
-                objective.rehearse(largest)
+                joined = objective.rehearse(attack, largest)
+                losses += joined.losses
+                leaves += joined.leaves
+        dry_run(self.learner, largest, losses, leaves)
 
     def fit(self) -> None:
         """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""

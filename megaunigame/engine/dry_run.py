@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megaunigame.engine.parameters import element_count, group_label
 from megaunigame.engine.zero3 import Learner
@@ -16,22 +17,28 @@ from megaunigame.passes import PassInputs
 GIB = 2**30
 
 
-def dry_run(learner: Learner, largest: dict[str, PassInputs]) -> None:
+def dry_run(
+    learner: Learner, largest: dict[str, PassInputs], losses: Sequence[Tensor] = (), leaves: Sequence[Tensor] = ()
+) -> None:
     """Forward and backward of every pass, leaving no trace: no gradient is kept, nothing is updated.
+
+    `largest` is on the device. `losses` and `leaves`: what objectives let the same backward walk, and reach.
 
     Goes through the module, not the engine: its accumulation state stays untouched. As in a real micro-step, the graphs of
     all passes are alive at once. Autograd is asked for one parameter's gradient per group, which walks the whole graph;
     what the other weight gradients and the update need besides is `uncovered_bytes`.
     """
-    walk(learner.module, {name: inputs.to(learner.world.device) for name, inputs in largest.items()})
+    walk(learner.module, largest, losses, leaves)
 
 
-def walk(model: UnifiedModel, largest: dict[str, PassInputs]) -> None:
-    """The dry run of a model whose inputs are where it is."""
+def walk(
+    model: UnifiedModel, largest: dict[str, PassInputs], losses: Sequence[Tensor] = (), leaves: Sequence[Tensor] = ()
+) -> None:
+    """The dry run of a model, without an engine."""
     outputs = [model(name, inputs) for name, inputs in largest.items()]
-    losses = [output.loss_sum.sum() for output in outputs]
-    losses += [output.attention.keys.sum() for output in outputs if output.attention is not None]
-    torch.autograd.grad(torch.stack(losses).sum(), _one_per_group(model), allow_unused=True)
+    walked = [*losses, *(output.loss_sum.sum() for output in outputs)]
+    walked += [output.attention.keys.sum() for output in outputs if output.attention is not None]
+    torch.autograd.grad(torch.stack(walked).sum(), [*_one_per_group(model), *leaves], allow_unused=True)
 
 
 def uncovered_bytes(model: UnifiedModel, ds_config: dict[str, Any], world_size: int) -> int:

@@ -72,9 +72,14 @@ class Tap:
         """(B,): position of the first token."""
 
     def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """Called by the attention function of each tapped layer; with gradient checkpointing twice, for the same result."""
+        """Called by the attention function of each tapped layer.
+
+        With gradient checkpointing, a second time in the backward, for the same result. That one is not kept: its graph would
+        hold queries and keys of every layer until the whole backward is done.
+        """
         sets = (self.queries.positions, self.weights, self.keys, self.first, self.queries.reach)
-        self.found[layer] = _Shares.apply(query, key, mask, *sets, scaling)
+        measured = _Shares.apply(query, key, mask, *sets, scaling)
+        self.found.setdefault(layer, measured)
 
     def shares(self) -> AttentionShares:
         """Raises ModelError when a tapped layer never attended: its model does not pass on what it is given."""

@@ -74,6 +74,16 @@ class PassTerm(ABC):
 
 
 @dataclass
+class Joined:
+    """What the rehearsal of an objective adds to that of the learner's passes."""
+
+    losses: Sequence[Tensor] = ()
+    """() each: walked back together with the losses of the passes."""
+    leaves: Sequence[Tensor] = ()
+    """Parameters of the objective that the backward reaches."""
+
+
+@dataclass
 class Panel:
     """One line of pictures for the report."""
 
@@ -141,8 +151,13 @@ class Objective(ABC):
     def prepare(self, stage: Stage) -> None:
         """Once, when the learner is built."""
 
-    def rehearse(self, largest: AttackInputs) -> None:
-        """Before step 1: what the objective does outside the learner's passes, on the largest legal rows, without trace."""
+    def rehearse(self, attack: AttackInputs, learner: dict[str, PassInputs]) -> Joined:
+        """Before step 1: what the objective does outside the learner's passes, on the largest legal rows, without trace.
+
+        `learner`: the largest inputs of the learner's passes, whose forward and backward follow. An objective whose rows join
+        them puts those rows in, and returns what that backward must reach besides weights.
+        """
+        return Joined()
 
     def before_learner(self, step: Step) -> None:
         """Once per optimizer step, before anything is counted. Inputs are still where the loader left them."""

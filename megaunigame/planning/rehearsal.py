@@ -148,7 +148,7 @@ class Rehearsal:
             return 0, 0
         with LiveBytes() as live, CountFlops() as counter:
             for objective in self.work.objectives:
-                objective.rehearse(self.attack)
+                objective.rehearse(self.attack, dict(self.largest))
         return live.peak, counter.total
 
     def _available(self) -> int:

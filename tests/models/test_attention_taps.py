@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.errors import ModelError
 from megaunigame.labels import label_positions
 from megaunigame.models import attention_taps, masks
@@ -246,3 +247,33 @@ def test_a_layer_that_never_attended_is_named():
         tapped(model, None, embeds(), tap)
     with pytest.raises(ModelError, match=r"layer 7 could not be tapped; layers \[0\] were"):
         tap.shares()
+
+
+def test_what_is_computed_again_is_let_go_layer_by_layer():
+    """With gradient checkpointing the peak of a measured backward does not grow with the layers that are measured."""
+
+    def peak(layers: int, measured: bool) -> int:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=HEADS,
+            num_key_value_heads=2, attn_implementation="sdpa", use_cache=False,
+        )  # fmt: skip
+        model = LlamaModel(config)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train().requires_grad_(False)  # no weight gradients, which would grow with the layers too
+        attention_taps.install(model)
+        _, queries, keys, first = sets()
+        tap = Tap(Taps(tuple(range(layers))), chosen(queries), keys, first)
+        given = embeds().requires_grad_()
+        with LiveBytes() as live:
+            hidden = model(inputs_embeds=given, attention_mask=None, **({"tap": tap} if measured else {})).last_hidden_state
+            loss = hidden.square().sum() + (tap.shares().keys.sum() if measured else 0)
+            del hidden
+            kept = live.current
+            live.reset_peak()
+            loss.backward()
+        return live.peak - kept
+
+    few, many = (peak(layers, True) - peak(layers, False) for layers in (2, 8))
+    of_layer = 4 * ROWS * LENGTH * 8 * (HEADS + 2)  # queries and keys in float32
+    assert many - few < of_layer

@@ -37,7 +37,7 @@ from megaunigame.data.decode import Sample
 from megaunigame.errors import CheckpointError, ConfigError, DataError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
-from megaunigame.objectives.base import Objective, Panel, Stage, Step
+from megaunigame.objectives.base import Joined, Objective, Panel, Stage, Step
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unigame.panels import attack_panels
 from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
@@ -183,20 +183,27 @@ class UniGame(Objective):
         self.grad_norm = 0.0
         self.shown: list[Panel] = []
 
-    def rehearse(self, largest: AttackInputs) -> None:
+    def rehearse(self, attack: AttackInputs, learner: dict[str, PassInputs]) -> Joined:
         if not self.plays:
-            return
-        model, largest = self.stage.model, largest.to(self.stage.world.device)
+            return Joined()
+        model, attack = self.stage.model, attack.to(self.stage.world.device)
         redrawn = None
         if self.redrawn_by is not None:  # then the graph of the learner's pass lies in memory under the attack
-            learners = model(GENERATE, largest.redraw)
+            learners = model(GENERATE, attack.redraw)
             redrawn = redrawn_in(learners, self.stage.plan.widest(GENERATE).slots(GENERATE, self.redrawn_by))
         with self.stage.as_opponent(), torch.set_grad_enabled(self.adversary.learns):
-            attacked = self.path.attack(model, largest, self._generator("attack", 0, 0), redrawn)
-            losses = model(UNDERSTAND, attacked.question).loss_sum
-            if self.adversary.learns:
-                torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+            attacked = self.path.attack(model, attack, self._generator("attack", 0, 0), redrawn)
+            penalty = self._penalties(attack, attacked).sum()
+            if not self.simultaneous:
+                losses = model(UNDERSTAND, attacked.question).loss_sum
+                if self.adversary.learns:
+                    torch.autograd.grad(losses.sum() + penalty, self.parameters, allow_unused=True)
         self.pool.rehearse()
+        if not self.simultaneous:
+            return Joined()
+        at = self.stage.plan.widest(UNDERSTAND).slots(UNDERSTAND, ADVERSARIAL)
+        learner[UNDERSTAND] = put_rows(learner[UNDERSTAND], at, reverse_gradient(attacked.question, 1.0))
+        return Joined([penalty], self.parameters) if self.adversary.learns else Joined()
 
     # The step
 
@@ -324,12 +331,17 @@ class UniGame(Objective):
 
     def _price(self, attack: AttackInputs, attacked: Attacked) -> Tensor:
         """(): this rank's share of the penalties, a mean over the attacked pictures of all ranks."""
+        rows = self._penalties(attack, attacked)
+        return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.pictures
+
+    def _penalties(self, attack: AttackInputs, attacked: Attacked) -> Tensor:
+        """(B,) of each attacked picture."""
         p, delta = self.config.penalties, attacked.delta
         rows = p.l2 * delta.square().mean((1, 2)) + p.tv * (delta[:, 1:] - delta[:, :-1]).square().mean((1, 2))
         rows = rows + p.gate * (self.adversary.eps / self.adversary_config.eps_max).square()
         if p.clip and self.clip is not None:
             rows = rows + p.clip * (self.clip.tau - self.pool.similarity(attack, attacked.pictures)).clamp(min=0)
-        return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.pictures
+        return rows
 
     def _mine(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, losses: Tensor) -> Tensor:
         """Candidates of one micro-step, inside `as_opponent`; returns one per row, (B, 3, H, W)."""
@@ -341,10 +353,10 @@ class UniGame(Objective):
         return pictures[0]
 
     def _show(self, step: Step, micro: int, attack: AttackInputs, attacked: Attacked, pictures: Tensor) -> None:
-        """On some steps, pictures for the report. The same calls on every rank."""
-        every = self.config.pictures_every * self.config.every
-        if micro == 0 and every and step.number % every == 0:
-            with self.stage.as_opponent():  # anew: the calls belong to none of the passes around them
+        """On every `pictures_every`-th step that attacks, pictures for the report. The same calls on every rank."""
+        attacks = step.number // self.config.every + 1
+        if micro == 0 and self.config.pictures_every and attacks % self.config.pictures_every == 0:
+            with self.stage.as_opponent():  # once more: the calls belong to none of the passes around them
                 panels = attack_panels(self.stage.model, self.path, attack, attacked, pictures)
             self.shown = panels[: self.config.pictures]
 

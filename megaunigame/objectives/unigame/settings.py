@@ -117,7 +117,7 @@ class Settings:
     buffer: BufferSettings = field(default_factory=BufferSettings)
     sampling: Sampling = field(default_factory=Sampling)
     pictures_every: int = 50
-    """Optimizer steps between picture grids of the report; 0: none."""
+    """Attacking steps between picture grids of the report, the last of each has one; 0: none."""
     pictures: int = 4
     """Rows of a grid."""
 
