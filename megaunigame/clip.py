@@ -78,9 +78,10 @@ class FrozenClip:
         """
         pictures = (pictures.float() + 1) / 2
         for step in self._transform:
-            pictures = step(pictures)
             if isinstance(step, Resize):
-                pictures = pictures.clamp(0, 1)  # bicubic overshoots at edges; bytes cannot
+                pictures = _resized(step, pictures).clamp(0, 1)  # bicubic overshoots at edges; bytes cannot
+            else:
+                pictures = step(pictures)
         return pictures
 
     def embed_inputs(self, inputs: Tensor) -> Tensor:
@@ -92,6 +93,24 @@ class FrozenClip:
         if self.tokenizer is None:
             raise ValueError("This CLIP was loaded without its tokenizer; give `texts=True`.")
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
+
+
+def _resized(resize: Resize, pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, h, w) as `resize` does it, as two products of matrices.
+
+    Resampling is linear, and one edge after the other. The backward of torch's own kernel is not deterministic on a GPU.
+    """
+    height, width = pictures.shape[-2:]
+    shorter = min(height, width)
+    size = [resize.size * edge // shorter for edge in (height, width)] if isinstance(resize.size, int) else resize.size
+    mode = resize.interpolation.value
+    down, across = (_resampling(n, m, mode).to(pictures) for n, m in zip((height, width), size, strict=True))
+    return down @ pictures @ across.T
+
+
+def _resampling(length: int, size: int, mode: str) -> Tensor:
+    """(size, length): an edge of `length` pixels -> one of `size`, antialiased."""
+    return F.interpolate(torch.eye(length)[None, None], (size, length), mode=mode, antialias=True, align_corners=False)[0, 0]
 
 
 def clip_elements(model: str) -> int:

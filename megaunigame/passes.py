@@ -156,6 +156,8 @@ class PassInputs:
     """(B, S) bool: positions overwritten, in order, by the visual tokens of the row's valid images."""
     visual_delta: Tensor | None = None
     """(B, I, T, D) float32: added to the visual tokens of `images` before the language model reads them."""
+    gradient_rows: slice | None = None
+    """Where `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
     source_gradient: Tensor | None = None
     """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
     targets: Tensor | None = None

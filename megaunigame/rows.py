@@ -15,7 +15,7 @@ def take_rows(inputs: PassInputs, at: slice) -> PassInputs:
     """The rows `at` alone."""
     tensors = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs)}
     taken: dict[str, Any] = {name: value[at] for name, value in tensors.items() if isinstance(value, Tensor | list)}
-    return dataclasses.replace(inputs, **taken)
+    return dataclasses.replace(inputs, gradient_rows=None, **taken)
 
 
 def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
@@ -64,12 +64,24 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
         segments=segments,
         image_slots=put(inputs.image_slots, rows.image_slots, length),
         images=put(inputs.images, rows.images, places),
+        gradient_rows=_gradient_rows(inputs, at, rows),
         image_valid=put(inputs.image_valid, rows.image_valid, places),
         visual_delta=delta,
         counts=put(inputs.counts, rows.counts),
         intact=put(_intact(inputs), _intact(rows)),
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
     )
+
+
+def _gradient_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> slice | None:
+    """Where pictures require a gradient after `rows` were put in at `at`."""
+    assert inputs.images is not None and rows.images is not None
+    if not rows.images.requires_grad:
+        return inputs.gradient_rows
+    if not inputs.images.requires_grad:
+        return at
+    before = inputs.gradient_rows
+    return None if before is None else slice(min(before.start, at.start), max(before.stop, at.stop))
 
 
 def _intact(inputs: PassInputs) -> Tensor:

@@ -27,7 +27,7 @@ from megaunigame.data.opening import open_stream
 from megaunigame.data.source import Cursor, Stream
 from megaunigame.data.stream import MicroBatch, MicroBatches, micro_batch_loader
 from megaunigame.distributed import World
-from megaunigame.engine.dry_run import check_peak, dry_run, uncovered_bytes
+from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.memory_plan import describe
 from megaunigame.engine.model_folder import model_folder
@@ -158,14 +158,8 @@ class Trainer:
 
         Raises ConfigError when a step of such rows would not fit into the memory of the GPU.
         """
-        on_gpu = self.world.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.world.device)
-        self._rehearse()
-        if on_gpu:
-            uncovered = uncovered_bytes(self.learner.module, self.ds_config, self.world.size)
-            capacity = torch.cuda.get_device_properties(self.world.device).total_memory
-            check_peak(torch.cuda.max_memory_allocated(self.world.device), uncovered, capacity)
+        with checked_peak(self.learner, self.ds_config):
+            self._rehearse()
 
     def _rehearse(self) -> None:
         largest = {name: inputs.to(self.world.device) for name, inputs in self._largest().items()}

@@ -57,20 +57,25 @@ def test_asking_for_the_cpu_outranks_a_gpu(monkeypatch):
 
 @pytest.fixture
 def torch_flags():
-    before = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    before = (
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+    )
     yield
-    torch.backends.cudnn.allow_tf32 = before[0]
-    torch.use_deterministic_algorithms(before[1])
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[:2]
+    torch.use_deterministic_algorithms(before[2])
 
 
-def test_convolutions_on_a_gpu_are_not_rounded_to_tf32(monkeypatch, torch_flags):
-    torch.backends.cudnn.allow_tf32 = True
+def test_float32_on_a_gpu_is_not_rounded_to_tf32(monkeypatch, torch_flags):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     accelerator.configure(torch.device("cpu"), deterministic=False)
     assert torch.backends.cudnn.allow_tf32
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     accelerator.configure(torch.device("cuda", 1), deterministic=False)
-    assert chosen == [torch.device("cuda", 1)] and not torch.backends.cudnn.allow_tf32
+    assert chosen == [torch.device("cuda", 1)]
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert not torch.are_deterministic_algorithms_enabled()
 
 

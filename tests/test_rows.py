@@ -148,6 +148,18 @@ def test_the_gradient_behind_the_put_rows_is_kept(behind):
     torch.testing.assert_close(source.grad, weight[:2])
 
 
+def test_rows_whose_pictures_carry_a_gradient_are_known():
+    inputs, part = rows([0, 0, 5, 0], 8), rows([4], 8, seed=1)
+    carrying = dataclasses.replace(part, images=part.images.clone().requires_grad_())
+    assert put_rows(inputs, slice(1, 2), part).gradient_rows is None
+    once = put_rows(inputs, slice(1, 2), carrying)
+    assert once.gradient_rows == slice(1, 2)
+    assert put_rows(once, slice(0, 1), part).gradient_rows == slice(1, 2)
+    assert put_rows(once, slice(3, 4), carrying).gradient_rows == slice(1, 4)
+    assert put_rows(dataclasses.replace(once, gradient_rows=None), slice(3, 4), carrying).gradient_rows is None
+    assert take_rows(once, slice(1, 3)).gradient_rows is None
+
+
 def test_padding_in_front_of_one_part_is_padding_in_front():
     inputs, part = rows([0, 5], 8), rows([4], 8, seed=1)
     assert put_rows(inputs, slice(0, 1), dataclasses.replace(part, front_padding=True)).front_padding

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,11 +43,11 @@ def walk(
 
 
 def uncovered_bytes(model: UnifiedModel, ds_config: dict[str, Any], world_size: int) -> int:
-    """What a step takes on each rank at most besides what the dry run has done.
+    """What a step takes on the GPU of each rank at most, and gives back, besides what the dry run has done.
 
     The largest weight gradient whole, its copy in the dtype of the reduction and this rank's part of the sum; a bucket of
     gradients that wait for their reduction (two, where it overlaps with the backward), with their copies; and the gradient in
-    float32 of the slice that is updated at a time. Masters, moments and accumulated gradients exist before the dry run.
+    float32 of the slice that is updated at a time. What a step leaves in memory is `late_state_bytes`.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     zero = ds_config["zero_optimization"]
@@ -54,18 +55,53 @@ def uncovered_bytes(model: UnifiedModel, ds_config: dict[str, Any], world_size: 
     largest = max(trained, key=element_count)
     elements = sum(map(element_count, trained))
     alone = element_count(largest) * (largest.element_size() + reduced) + element_count(largest) * reduced // world_size
-    buckets = 2 if zero.get("overlap_comm") else 1
+    buckets = 2 if zero.get("overlap_comm", zero["stage"] == 3) else 1  # deepspeed's own default
     waiting = buckets * min(zero.get("reduce_bucket_size", elements), elements) * (largest.element_size() + reduced)
-    updated = 4 * min(zero.get("sub_group_size", elements), -(-elements // world_size))
+    on_host = "offload_optimizer" in zero
+    updated = 0 if on_host else 4 * min(zero.get("sub_group_size", elements), -(-elements // world_size))
     return alone + waiting + updated
 
 
+def late_state_bytes(learner: Learner, ds_config: dict[str, Any]) -> int:
+    """What the first update of a fresh run makes on the GPU of each rank, and keeps.
+
+    Masters exist before; AdamW's moments do not, unless they were loaded, and neither do the summed gradients of ZeRO-2.
+    """
+    zero = ds_config["zero_optimization"]
+    if "offload_optimizer" in zero:
+        return 0
+    elements = sum(element_count(p) for p in learner.module.parameters() if p.requires_grad)
+    of_rank = -(-elements // learner.world.size)
+    gradients = 4 * of_rank if zero["stage"] == 2 else 0
+    return max(0, 8 * of_rank - learner.moment_bytes()) + gradients
+
+
+@contextlib.contextmanager
+def checked_peak(learner: Learner, ds_config: dict[str, Any]) -> Iterator[None]:
+    """Collective, around a dry run on GPUs: raises ConfigError on every rank when a step would not fit on one of them.
+
+    Peaks differ from rank to rank, and so do cards. What other libraries and processes hold of a card is not free.
+    """
+    device, world = learner.world.device, learner.world
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats(device)
+    yield
+    free, _ = torch.cuda.mem_get_info(device)
+    capacity = free + torch.cuda.memory_reserved(device)
+    uncovered = uncovered_bytes(learner.module, ds_config, world.size) + late_state_bytes(learner, ds_config)
+    peak = torch.cuda.max_memory_allocated(device)
+    tight = max(world.all_gather_object((peak + uncovered - capacity, peak, uncovered, capacity)))
+    check_peak(*tight[1:])
+
+
 def check_peak(peak: int, uncovered: int, capacity: int) -> None:
-    """Raise ConfigError when the `peak` of the dry run and what it does not cover exceed the memory of the device."""
+    """Raise ConfigError when the `peak` of the dry run and what it does not cover exceed what the device has for it."""
     if peak + uncovered > capacity:
         raise ConfigError(
             f"The largest step does not fit: the dry run took {peak / GIB:.1f} GiB and gradients and update take up to "
-            f"{uncovered / GIB:.1f} GiB more, where the GPU has {capacity / GIB:.1f} GiB. Type "
+            f"{uncovered / GIB:.1f} GiB more, where {capacity / GIB:.1f} GiB of the GPU are free for it. Type "
             "model.gradient_checkpointing=true, fewer rows in the objectives with a larger batch.accumulation, a smaller "
             "model.max_length, or more ranks; python launch/plan.py RECIPE shows what takes the memory."
         )

@@ -109,6 +109,11 @@ class Learner:
             for dropout in dropouts:
                 dropout.training = True
 
+    def moment_bytes(self) -> int:
+        """Bytes of AdamW's moments on this rank; none before the first update of a fresh run."""
+        states = self.engine.optimizer.optimizer.state.values()
+        return sum(value.nbytes for state in states for name, value in state.items() if name.startswith("exp_avg"))
+
     def set_lr(self, lr: float) -> None:
         """Learning rate of the coming update; each group applies its own factor."""
         for group in self.engine.optimizer.param_groups:

@@ -152,13 +152,18 @@ class CausalModel(UnifiedModel):
             return self._generate(inputs, predict)
         raise ValueError(f"{type(self).__name__} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
 
+    def source_tokens(self, inputs: PassInputs) -> Tensor:
+        """(B, I, T, D): the visual tokens of the source images."""
+        assert inputs.images is not None
+        return self.visual_tokens(inputs.images)
+
     def embed(self, inputs: PassInputs, tokens: Tensor | None = None) -> Tensor:
         """(B, S, D): embedded tokens, image slots overwritten by the visual tokens of the valid images."""
         embeds = self.language_model.embed_tokens(inputs.tokens if tokens is None else tokens)
         if inputs.images is None:
             return embeds
         assert inputs.image_valid is not None and inputs.image_slots is not None
-        visual = self.visual_tokens(inputs.images)
+        visual = self.source_tokens(inputs)
         if inputs.visual_delta is not None:
             visual = visual + inputs.visual_delta.to(visual.dtype)
         if inputs.source_gradient is not None:

@@ -166,7 +166,8 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """(n, k) @ (k, m) in float32, not rounded to the dtype of the factors."""
-    if left.dtype.itemsize == 2 and left.device.type != "cpu":  # the CPU has no such product
+    # Not on the CPU, which has no such product, nor on ROCm, where it was not tried.
+    if left.dtype.itemsize == 2 and left.device.type != "cpu" and torch.version.hip is None:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 

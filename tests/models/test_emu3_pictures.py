@@ -179,3 +179,26 @@ def test_a_generated_picture_is_resized_to_a_source(emu3, picture):
     assert emu3.as_source(pixels).shape == (1, 3, 12, 12)
     small = pixels[..., :12, :12]
     assert torch.equal(emu3.as_source(small), small)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 2), slice(1, 2), slice(1, 4), slice(0, 4)])
+def test_rows_without_a_gradient_are_encoded_as_they_always_are(emu3, picture, rows, monkeypatch):
+    """Next to an adversary's pictures, clean ones keep no graph of the tokenizer."""
+    images = torch.stack([emu3.processor.normalise_source(picture(seed)) for seed in range(4)]).unsqueeze(1)
+    asked = []
+    neighbours = emu3.vision_tokenizer.neighbours
+    monkeypatch.setattr(emu3.vision_tokenizer, "neighbours", lambda pixels: asked.append(len(pixels)) or neighbours(pixels))
+
+    def tokens_and_gradient(gradient_rows):
+        attacked = images[rows].clone().requires_grad_()
+        joined = torch.cat([images[: rows.start], attacked, images[rows.stop :]])
+        tokens = emu3.visual_tokens(joined, gradient_rows)
+        (tokens * torch.linspace(-1, 1, tokens.numel()).view_as(tokens)).sum().backward()
+        return tokens.detach(), attacked.grad
+
+    theirs, expected = tokens_and_gradient(None)
+    ours, got = tokens_and_gradient(rows)
+    assert asked == [4, rows.stop - rows.start]
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    assert got.abs().max() > 1e-6

@@ -123,19 +123,29 @@ class Emu3(CodeModel):
 
     # Passes
 
-    def visual_tokens(self, images: Tensor) -> Tensor:
+    def visual_tokens(self, images: Tensor, gradient_rows: slice | None = None) -> Tensor:
         """(B, I, 3, H, W) -> (B, I, T, D): embedded codes, line ends not among them; the language model reads those as text.
 
-        Choosing a code has no gradient. Where `images` ask for one (an adversary's pictures do), it passes by way of the
-        codes that are nearly as near: see `VisionTokenizer.neighbours` and `TokenEmbedding`. The values are the same.
+        Choosing a code has no gradient. Where `images` ask for one (an adversary's pictures do), it passes through the codes
+        that are nearly as near: see `VisionTokenizer.neighbours` and `TokenEmbedding`. The values are the same. It is costly,
+        so where other rows stand next to such pictures, `gradient_rows` says which rows need it.
         """
         pixels, first = images.flatten(0, 1), self.rows.first
-        if images.requires_grad and torch.is_grad_enabled():
-            codes, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbours(pixels))
-            tokens = self.language_model.embed_tokens(codes[..., 0] + first, codes + first, shares)
-        else:
+        if not (images.requires_grad and torch.is_grad_enabled()):
             tokens = self.language_model.embed_tokens(self.vision_tokenizer.encode(pixels).flatten(1) + first)
-        return tokens.unflatten(0, images.shape[:2])
+            return tokens.unflatten(0, images.shape[:2])
+        rows, per_row = slice(0, len(images)) if gradient_rows is None else gradient_rows, images.shape[1]
+        at = slice(rows.start * per_row, rows.stop * per_row)
+        near, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbours(pixels[at]))
+        without = (pixels[: at.start], pixels[at.stop :])
+        before, after = (self.vision_tokenizer.encode(some).flatten(1) if len(some) else near[:0, :, 0] for some in without)
+        codes = torch.cat([before, near[..., 0], after])
+        return self.language_model.embed_tokens(codes + first, near + first, shares, at).unflatten(0, images.shape[:2])
+
+    def source_tokens(self, inputs: PassInputs) -> Tensor:
+        """(B, I, T, D): the visual tokens of the source images."""
+        assert inputs.images is not None
+        return self.visual_tokens(inputs.images, inputs.gradient_rows)
 
     def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read.

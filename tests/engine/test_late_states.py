@@ -1,0 +1,65 @@
+"""What only the first update makes is known before it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megaunigame.config import load_recipe
+from megaunigame.engine.dry_run import checked_peak, late_state_bytes, uncovered_bytes
+from megaunigame.engine.ds_config import complete_ds_config
+from megaunigame.engine.parameters import element_count
+from megaunigame.engine.zero3 import build_learner
+from megaunigame.errors import ConfigError
+from megaunigame.models.janus import Janus
+from megaunigame.passes import UNDERSTAND, RowRequest, plan_from
+from tests.multi_process.tiny_run import write_model, write_recipe
+
+PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 3)])
+
+
+def built(home, world, stage):
+    if not (home / "model").exists():
+        write_model(home / "model")
+    ds_config = {2: "ds_configs/zero2.json", 3: "ds_configs/zero3_cpu.json"}[stage]
+    file = write_recipe(home / "recipe.yaml", home, engine={"precision": "bf16", "ds_config": ds_config})
+    recipe = load_recipe(str(file), [])
+    complete = complete_ds_config(recipe, 1, 1)
+    return build_learner(Janus, recipe, PLAN, complete, world), complete
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_moments_come_with_the_first_update(stage, world, tmp_path):
+    learner, ds_config = built(tmp_path, world, stage)
+    elements = sum(element_count(p) for p in learner.module.parameters() if p.requires_grad)
+    gradients = 4 * elements if stage == 2 else 0
+    assert learner.moment_bytes() == 0 and late_state_bytes(learner, ds_config) == 8 * elements + gradients
+    offloaded = {**ds_config, "zero_optimization": {**ds_config["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
+    assert late_state_bytes(learner, offloaded) == 0
+
+    output = learner.forward(UNDERSTAND, learner.module.processor.largest(PLAN, UNDERSTAND))
+    learner.backward_and_step(output.loss_sum.sum())
+    assert learner.moment_bytes() == 8 * elements and late_state_bytes(learner, ds_config) == gradients
+
+
+@pytest.mark.parametrize("tight", ["here", "there", "nowhere"])
+def test_a_rank_without_room_stops_all(tight, world, tmp_path, monkeypatch):
+    learner, ds_config = built(tmp_path, world, 3)
+    needed = 1000 + uncovered_bytes(learner.module, ds_config, 1) + late_state_bytes(learner, ds_config)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 600)
+    free = needed - 600 - (tight == "here")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    other = (1 if tight == "there" else -5, 2000, 3000, 4000)
+    learner.world = SimpleNamespace(device=torch.device("cuda", 0), size=1, all_gather_object=lambda value: [value, other])
+    ran = []
+    if tight == "nowhere":
+        with checked_peak(learner, ds_config):
+            ran.append(1)
+    else:
+        with pytest.raises(ConfigError, match="The largest step does not fit"), checked_peak(learner, ds_config):
+            ran.append(1)
+    assert ran == [1]
