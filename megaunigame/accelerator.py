@@ -43,9 +43,9 @@ def _why_not() -> str:
 def configure(device: torch.device, *, deterministic: bool) -> None:
     """How kernels compute in this process. Call it before the first use of the device.
 
-    On a GPU, convolutions and products in float32 are not rounded to TF32: the frozen tokenizers are the float32 part of a bf16 run, in
-    forward, recomputation and backward, and TF32 changes which codes they choose. `deterministic`: kernels whose result
-    depends on the order of threads are replaced or refused by torch.
+    On a GPU, convolutions and products in float32 are not rounded to TF32: the frozen tokenizers are the float32 part of a bf16
+    run, in forward, recomputation and backward, and TF32 changes which codes they choose. `deterministic`: kernels whose
+    result depends on the order of threads are replaced or refused by torch.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
