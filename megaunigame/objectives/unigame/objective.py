@@ -116,6 +116,16 @@ class UniGame(Objective):
     def host_bytes(self) -> dict[str, int]:
         return {"hard buffer": self.pool.buffer.most_bytes} if self.plays else {}
 
+    def rehearsed_every(self) -> int:
+        return self.config.every
+
+    def unplanned(self) -> str:
+        c = self.config
+        drawn = "drawing pictures token by token and asking about them" if c.path == "sampled" else ""
+        replayed = "attacks on the rows that are replayed" if c.path == "embedding" and c.hard_rows else ""
+        scored = "CLIP's scores of pictures" if c.clip is not None else ""
+        return ", ".join(part for part in (drawn, replayed, scored) if part) if self.plays else ""
+
     # Rows
 
     def rows(self) -> list[RowRequest]:
