@@ -124,7 +124,7 @@ class Objective(ABC):
         return 1
 
     def unplanned(self) -> str:
-        """What it does in a step and does not rehearse, in words; empty: nothing that costs."""
+        """What it does with the model in a step and does not rehearse, in words; empty: nothing."""
         return ""
 
     @abstractmethod

@@ -60,8 +60,10 @@ class Plan:
     """Bytes of updated weights that a rank gathers after an optimizer step, under ZeRO-2."""
     reduced: int
     """Bytes of gradients that a rank hands over in an optimizer step."""
-    left_out: tuple[str, ...]
-    """What a step takes and no number here has in it, in words."""
+    unplanned: tuple[str, ...]
+    """What objectives do in a step and no number here has in it, in words."""
+    notes: tuple[str, ...]
+    """What else the numbers leave out, in words."""
 
     @property
     def total(self) -> int:
@@ -160,7 +162,8 @@ def make_plan(
             attack_gathered=step.attack_gathered * work.accumulation // every,
             updated=weight * trained if work.stage == 2 and work.ranks > 1 else 0,
             reduced=REDUCED[recipe.engine.reduce_dtype] * trained * work.accumulation if work.ranks > 1 else 0,
-            left_out=_left_out(work),
+            unplanned=tuple(text for objective in work.objectives if (text := objective.unplanned())),
+            notes=_notes(work),
         )
 
 
@@ -183,11 +186,10 @@ def _rehearsals(work: Workload, like_a_run: bool, tell: Callable[[str], None]) -
     return rehearsals, shape, late
 
 
-def _left_out(work: Workload) -> tuple[str, ...]:
-    zero = work.ds_config["zero_optimization"]
-    found = [text for objective in work.objectives if (text := objective.unplanned())]
-    if any(key.startswith("offload_") for key in zero):
-        found.append("traffic between host and GPU, and the time of an update on the host")
+def _notes(work: Workload) -> tuple[str, ...]:
+    notes = []
+    if any(key.startswith("offload_") for key in work.ds_config["zero_optimization"]):
+        notes.append("bytes between host and GPU, and the time of an update on the host (offload)")
     if hpz_group(work) > 1:
-        found.append("hpZ: what is gathered within a group is counted as traffic between all ranks")
-    return tuple(found)
+        notes.append("traffic inside a group of hpZ, which spares the network, is not separated")
+    return tuple(notes)

@@ -88,4 +88,4 @@ def _time(plan: Plan) -> list[str]:
     )
     peaks = f"{peak.bf16 / TERA:,.0f} TFLOP/s in bf16 and {peak.fp32 / TERA:,.4g} in fp32"
     lines.append(f"  assumed: {ACHIEVED_FLOPS:.0%} of {peaks}{network}")
-    return lines + [f"  left out: {text}" for text in plan.left_out]
+    return lines + [f"  left out: {text}" for text in (*plan.unplanned, *plan.notes)]

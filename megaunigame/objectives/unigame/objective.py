@@ -120,11 +120,11 @@ class UniGame(Objective):
         return self.config.every
 
     def unplanned(self) -> str:
-        c = self.config
-        drawn = "drawing pictures token by token and asking about them" if c.path == "sampled" else ""
-        replayed = "attacks on the rows that are replayed" if c.path == "embedding" and c.hard_rows else ""
-        scored = "CLIP's scores of pictures" if c.clip is not None else ""
-        return ", ".join(part for part in (drawn, replayed, scored) if part) if self.plays else ""
+        if self.plays and self.config.path == "sampled":
+            return "drawing pictures token by token and asking about them (path=sampled)"
+        if self.plays and self.config.path == "embedding" and self.config.hard_rows:
+            return "attacks on replayed rows (path=embedding)"
+        return ""
 
     # Rows
 
