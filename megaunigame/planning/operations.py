@@ -22,7 +22,7 @@ class Operations:
     model: int = 0
     """By which MFU is defined: nothing is counted twice."""
     again: int = 0
-    """Computed a second time for gradient checkpointing."""
+    """Computed a second time by gradient checkpointing, of layers and of frozen tokenizers."""
     in_fp32: int = 0
     """Of both, those in float32: frozen tokenizers, adversaries, or all."""
 

@@ -66,7 +66,7 @@ def _operations(plan: Plan) -> list[str]:
         every = f", every {plan.attack_every} steps" if plan.attack_every > 1 else ""
         lines.append(f"  attack {tera(step.attack.model)}{every}")
     if again := step.learner.again + step.attack.again:
-        lines.append(f"  computed again for gradient checkpointing {tera(again)}")
+        lines.append(f"  computed again in the backward {tera(again)}")
     if plan.precision == "bf16":
         lines.append(f"  of all these in fp32 {tera(step.learner.in_fp32 + step.attack.in_fp32)}")
     return lines
