@@ -13,8 +13,10 @@ from megaunigame.planning.states import GRADIENTS, STATES, WEIGHTS
 from megaunigame.planning.units import gib
 
 MOST_NODES = 1024
+MOST_TOGETHER = 4
 NODE = 8
 """GPUs of a usual node."""
+CLUSTER = "cluster"
 GATHERED_LIMIT = 10**9
 """Elements that `stage3_max_live_parameters` of ds_configs/zero3.json lets a rank gather ahead."""
 
@@ -54,6 +56,16 @@ class Change:
     price: str
     apply: Callable[[Parts], Parts]
 
+    @property
+    def kind(self) -> str:
+        """The setting or option that it changes."""
+        return self.typed.partition("=")[0].partition(" ")[0]
+
+    @property
+    def exclusive(self) -> str:
+        """Of changes that say the same, one can be made."""
+        return CLUSTER if self.typed.startswith("--") else self.kind
+
 
 def advice(plan: Plan) -> list[str]:
     """Lines: the changes that fit alone; where none does, the first few that fit together; what to type, price, estimate."""
@@ -62,16 +74,21 @@ def advice(plan: Plan) -> list[str]:
     memory = plan.cluster.gpu.memory
     verdict = f"does not fit: {gib(plan.total)} of {gib(memory)}"
     changes, now = list(_changes(plan)), parts(plan)
-    alone: list[tuple[Change, ...]] = [(c,) for c in changes if c.apply(now).total <= memory]
-    if alone:
-        return [f"{verdict}. One of these changes would do, by estimate:", *_lines(alone, now)]
-    first = changes[:1] if changes and not plan.checkpointing else []
-    for count in (1, 2, 3):
-        others = combinations([c for c in changes if c not in first], count)
-        together = [t for more in others if _total(t := (*first, *more), now) <= memory]
-        if len(together) and count + len(first) > 1:
-            return [f"{verdict}. No change alone would do; together, by estimate:", *_lines(together, now)]
+    for count in range(1, MOST_TOGETHER + 1):
+        found = [together for together in _together(changes, count, plan) if _total(together, now) <= memory]
+        if found:
+            would = "One of these changes would do" if count == 1 else "No change alone would do; together"
+            return [f"{verdict}. {would}, by estimate:", *_lines(found, now)]
     return [f"{verdict}. Type a smaller model.max_length, or plan for a GPU with more memory."]
+
+
+def _together(changes: list[Change], count: int, plan: Plan) -> Iterator[tuple[Change, ...]]:
+    """`count` changes that go together; several always begin with gradient checkpointing where it is off."""
+    for together in combinations(changes, count):
+        if len({change.exclusive for change in together}) == count and (
+            count == 1 or plan.checkpointing or together[0] == changes[0]
+        ):
+            yield together
 
 
 def parts(plan: Plan) -> Parts:
@@ -138,8 +155,8 @@ def _halved(p: Parts) -> Parts:
 
 
 def _adapters(p: Parts) -> Parts:
-    """The adapters themselves, about a hundredth of the weights, are not in it."""
-    return replace(p, gradients=0, optimizer=0, whole=0, late=0)
+    """What the adapters need themselves is less than the bytes of the reduction that stay in the estimate."""
+    return replace(p, gradients=0, optimizer=0, whole=0)
 
 
 def _without_groups(plan: Plan) -> str:
@@ -211,11 +228,11 @@ def _total(changes: tuple[Change, ...], now: Parts) -> int:
 
 
 def _lines(found: list[tuple[Change, ...]], now: Parts) -> Iterator[str]:
-    """One line each; of clusters and what goes with them, the smallest alone."""
+    """One line each; of those that differ in numbers alone, the first."""
     seen: set[tuple[str, ...]] = set()
     for changes in found:
-        kind = tuple("--nodes" if c.typed.startswith("--nodes") else c.typed for c in changes)
+        kind = tuple(change.kind for change in changes)
         if kind not in seen:
             seen.add(kind)
-            typed = "  and  ".join(c.typed for c in changes)
-            yield f"  {typed}: {'; '.join(c.price for c in changes)}; {gib(_total(changes, now))}"
+            typed = " and ".join(change.typed for change in changes)
+            yield f"  {typed}: {'; '.join(change.price for change in changes)}; {gib(_total(changes, now))}"

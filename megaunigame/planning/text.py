@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megaunigame.planning.machines import ACHIEVED_BANDWIDTH, ACHIEVED_FLOPS
 from megaunigame.planning.plan import Plan
-from megaunigame.planning.units import GIGA, TERA, gib, seconds, seconds_between, tera
+from megaunigame.planning.units import GIGA, TERA, between, gib, seconds, tera
 
 NAME = 50
 """Columns of the name of a number of bytes."""
@@ -75,12 +75,11 @@ def _operations(plan: Plan) -> list[str]:
 def _time(plan: Plan) -> list[str]:
     peak = plan.cluster.gpu.peak
     lines = [
-        f"estimate: {seconds_between(*plan.seconds)} a step (computation {seconds(plan.compute_seconds)}, "
+        f"estimate: {between(*map(seconds, plan.seconds))} a step (computation {seconds(plan.compute_seconds)}, "
         f"traffic {seconds(plan.network_seconds)})"
     ]
     if plan.mfu is not None:
-        least, most = (f"{share:.0%}" for share in plan.mfu)
-        lines[0] += f", MFU {most if least == most else f'{least} to {most}'}"
+        lines[0] += f", MFU {between(*(f'{share:.0%}' for share in plan.mfu))}"
     network = (
         f", {ACHIEVED_BANDWIDTH:.0%} of the links, which is {plan.cluster.collective_bandwidth / GIGA:,.0f} GB/s into a rank"
         if plan.cluster.ranks > 1
