@@ -8,7 +8,8 @@ import pytest
 
 from megaunigame.engine.memory_plan import GroupSize
 from megaunigame.engine.peaks import PEAKS
-from megaunigame.planning.advice import advice, parts
+from megaunigame.planning.advice import advice
+from megaunigame.planning.changes import parts
 from megaunigame.planning.machines import Cluster, Gpu
 from megaunigame.planning.operations import Operations
 from megaunigame.planning.plan import LATE, LIVE, Plan
