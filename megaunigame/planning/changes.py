@@ -135,7 +135,7 @@ def _adapters(p: Parts) -> Parts:
 
 def _without_groups(plan: Plan) -> str:
     lost = [group.name for group in plan.shape.groups if group.trained and group.name != "lm"]
-    return f"adapters only: {', '.join(lost)} are not trained" if lost else "adapters only"
+    return f"adapters only (not trained: {', '.join(lost)})" if lost else "adapters only"
 
 
 def _slices(plan: Plan) -> int:

@@ -67,8 +67,9 @@ def _operations(plan: Plan) -> list[str]:
         lines.append(f"  attack {tera(step.attack.model)}{every}")
     if again := step.learner.again + step.attack.again:
         lines.append(f"  computed again in the backward {tera(again)}")
-    if plan.precision == "bf16":
-        lines.append(f"  of all these in fp32 {tera(step.learner.in_fp32 + step.attack.in_fp32)}")
+    in_fp32 = step.learner.in_fp32 + step.attack.in_fp32
+    if in_fp32 and plan.precision == "bf16":
+        lines.append(f"  of all these in fp32 {tera(in_fp32)}")
     return lines
 
 
