@@ -4,8 +4,9 @@
     python launch/plan.py launch/recipes/emu3_8b_aia.yaml model.size=8b --nodes 4 --json plan.json
     torchrun --nproc_per_node 2 launch/plan.py launch/recipes/tiny_sft.yaml --gpus-per-node 2 --check
 
-Needs no GPU, no data and no weights. Where there is no folder at model.path, the shape is that of model.size. --check builds
-the engine on the ranks of this launch and compares; for tiny recipes. What the lines mean: docs/planning.md.
+Needs no GPU, no data and no weights. Where there is no folder at model.path, or with model.weights=random, the shape is that of
+model.size. --check builds the engine on the ranks of this launch and compares; for tiny recipes. docs/planning.md says what the
+lines mean.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.launching import run_to_exit
 from megaunigame.planning.advice import advice
 from megaunigame.planning.check import check
-from megaunigame.planning.machines import cluster
+from megaunigame.planning.machines import GPUS, cluster
 from megaunigame.planning.plan import make_plan
 from megaunigame.planning.text import describe
 
@@ -36,27 +37,44 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the recipe")
     parser.add_argument("--nodes", type=int, default=1, help="default %(default)s")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="default %(default)s")
-    parser.add_argument("--gpu", default="h100-80g", help="default %(default)s")
+    parser.add_argument("--gpu", default="h100-80g", help=f"{', '.join(GPUS)} (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write every number into this file")
     parser.add_argument("--check", action="store_true", help="compare with the engine on the ranks of this launch")
     options = parser.parse_intermixed_args(arguments)
 
     machine = cluster(options.gpu, options.nodes, options.gpus_per_node)
     recipe = load_recipe(options.recipe, options.overrides)
-    plan = make_plan(recipe, machine, like_a_run=options.check)
     main_rank = os.environ.get("RANK", "0") == "0"
+    if options.json and main_rank:
+        _make_room(options.json)
+    plan = make_plan(recipe, machine, like_a_run=options.check, tell=_tell if main_rank else _nothing)
     if main_rank:
-        zero = Path(recipe.engine.ds_config).stem
-        has = {"checkpointing": recipe.model.gradient_checkpointing, "lora": recipe.model.train == "lora"}
-        print(describe(plan, advice(plan, **has, offload="offload" in zero)), flush=True)
+        print(describe(plan, advice(plan)), flush=True)
         if options.json:
             options.json.write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
     if options.check:
         checked = check(plan, recipe, Path(recipe.output) / "plan")
         if main_rank:
             print(*checked, sep="\n", flush=True)
-        if wrong := [str(c) for c in checked if c.planned != c.found]:
+        if wrong := [str(c) for c in checked if c.wrong]:
             raise ConfigError(f"The plan is not what the engine does: {'; '.join(wrong)}.")
+
+
+def _make_room(file: Path) -> None:
+    """Make the folder of `file`. Raises ConfigError where no file can be written, before the work and not after it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise ConfigError(f"--json {file} cannot be written: {error.strerror}. Give another file.") from error
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _nothing(text: str) -> None:
+    """Ranks besides the first are silent."""
 
 
 if __name__ == "__main__":

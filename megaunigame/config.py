@@ -43,8 +43,8 @@ class ModelConfig:
     """`pretrained`: those in `path`; `random`: drawn, to measure speed and memory of a shape. Nothing is read of `path` but
     the configuration."""
     size: str = ""
-    """Name of a published size of the family: what is built where `weights: random` and no `path` is given, and what
-    launch/plan.py plans where no folder is at `path`."""
+    """Name of a published size of the family: what is built where `weights: random`, before the configuration in `path`, and
+    what launch/plan.py plans where no folder is at `path`."""
     train: str = "lora"
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)

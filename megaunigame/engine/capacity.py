@@ -11,6 +11,7 @@ import torch
 
 from megaunigame.config import Recipe
 from megaunigame.distributed import World
+from megaunigame.engine.element_bytes import WEIGHT
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import StepPlan
@@ -57,7 +58,7 @@ def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage
             f"{memory.host / GIB:.1f} GiB. Type engine.ds_config=ds_configs/zero3.json."
         )
     if stage == 3 and len(plan.passes) > 1 and not recipe.model.gradient_checkpointing:
-        weight = 2 if recipe.engine.precision == "bf16" else 4
+        weight = WEIGHT[recipe.engine.precision]
         whole, slices = weight * elements, weight * elements // world_size
         if whole + slices > memory.device:
             raise ConfigError(

@@ -8,14 +8,13 @@ rounding and fragmentation of an allocator are not in it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -68,7 +67,13 @@ class LiveBytes(TorchDispatchMode):
         self.current -= size
 
 
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    """Of all strided tensors in a nest of lists, tuples and dictionaries."""
-    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
-    return [tensor.untyped_storage() for tensor in tensors]
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    """Of all strided tensors in a nest of lists, tuples and dictionaries. Runs twice for every operation: no pytree."""
+    if isinstance(tree, Tensor):
+        if tree.layout == torch.strided:
+            yield tree.untyped_storage()
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from _storages(item)
+    elif isinstance(tree, dict):
+        yield from _storages(tuple(tree.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megaunigame.engine.element_bytes import GRADIENT, OPTIMIZER
 from megaunigame.engine.parameters import element_count, group_label, rank_count
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import ATTACK, PassInputs, StepPlan
@@ -35,7 +36,7 @@ def bytes_per_rank(model: UnifiedModel, world_size: int, precision: str) -> dict
     weights = sum(rank_count(p) * p.element_size() for p in model.parameters())
     trained = sum(element_count(p) for p in model.parameters() if p.requires_grad)
     slice_of_trained = -(-trained // world_size)
-    return {"weights": weights, "gradients": 4 * slice_of_trained, "optimizer": 12 * slice_of_trained}
+    return {"weights": weights, "gradients": GRADIENT * slice_of_trained, "optimizer": OPTIMIZER * slice_of_trained}
 
 
 def describe(

@@ -1,4 +1,4 @@
-"""Floating-point operations that a step takes, counted while it runs; and how many a device can make.
+"""Floating-point operations that a step takes, counted while it runs.
 
 Counted are products of matrices, convolutions and attention (in full, also where it is causal), forward and backward, of all
 passes of a step, of frozen tokenizers and of adversaries. So a frozen matrix under LoRA counts 4 operations per element and
@@ -17,29 +17,6 @@ from torch.utils.checkpoint import _recomputation_hook
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from megaunigame.distributed import World
-
-PEAK_BF16 = {
-    "NVIDIA H200 NVL": 835e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA GH200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA A100": 312e12,
-    "AMD Instinct MI300X": 1307e12,
-}
-"""Beginning of torch.cuda.get_device_name() -> peak FLOP/s in bf16 without sparsity, from the makers' data sheets."""
-
-
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s of `device` in bf16; None for a CPU, for a device not in the table, and in another precision."""
-    if device.type != "cuda" or precision != "bf16":
-        return None
-    name = torch.cuda.get_device_name(device)
-    known = [start for start in PEAK_BF16 if name.startswith(start)]
-    return PEAK_BF16[max(known, key=len)] if known else None
-
 
 FORMULAS = {
     **flop_registry,
@@ -61,6 +38,8 @@ class CountFlops(TorchDispatchMode):
         """Of the model."""
         self.recomputed = 0
         """Spent on computing a second time what gradient checkpointing had dropped."""
+        self.in_fp32 = 0
+        """Of all that was computed, with a first factor in float32."""
 
     @property
     def total(self) -> int:
@@ -76,6 +55,8 @@ class CountFlops(TorchDispatchMode):
                 self.recomputed += counted
             else:
                 self.flops += counted
+            if args[0].dtype == torch.float32:
+                self.in_fp32 += counted
         return result
 
 

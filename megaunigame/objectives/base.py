@@ -119,6 +119,14 @@ class Objective(ABC):
         """What every rank holds for it in host memory at most, by name; asked for after `prepare`."""
         return {}
 
+    def rehearsed_every(self) -> int:
+        """Optimizer steps from one of those in which it does what it rehearses to the next."""
+        return 1
+
+    def unplanned(self) -> str:
+        """What it does with the model in a step and does not rehearse, in words; empty: nothing."""
+        return ""
+
     @abstractmethod
     def rows(self) -> list[RowRequest]:
         """The rows of every micro-step of every rank."""

@@ -1,51 +1,53 @@
-"""What to change so that a run fits, the cheapest first, estimated from the parts of a plan that does not."""
+"""What to change so that a run fits: single changes, or several together where none would do alone."""
 
 from __future__ import annotations
 
-from megaunigame.planning.plan import STATES, Plan
+from collections.abc import Iterator
+from itertools import combinations
 
-MOST_NODES = 1024
-LIVE = "activations, gathered weights, whole gradients"
+from megaunigame.planning.changes import Change, Parts, changes_of, parts
+from megaunigame.planning.plan import Plan
+from megaunigame.planning.units import gib
 
-
-def advice(plan: Plan, *, checkpointing: bool, lora: bool, offload: bool) -> str:
-    """One line that says what to type. The arguments say what the recipe has already."""
-    over = plan.total - plan.cluster.gpu.memory
-    if over <= 0:
-        return "fits"
-    if not checkpointing:
-        saved = plan.memory[LIVE] - max(plan.checkpointed.peak, plan.checkpointed.attack_peak)
-        if saved >= over:
-            return "type model.gradient_checkpointing=true"
-    kept = sum((plan.step if checkpointing else plan.checkpointed).kept.values())
-    rows = sum(count for terms in plan.rows.values() for count in terms.values())
-    if kept // 2 >= over and rows > len(plan.passes):
-        return (
-            "halve the rows of the objectives and double batch.accumulation"
-            f" (now {plan.accumulation}){'' if checkpointing else ', with model.gradient_checkpointing=true'}"
-        )
-    trained = sum(elements for elements, is_trained in plan.shape.parameters if is_trained)
-    gradients = STATES * trained // plan.cluster.ranks
-    if not lora and gradients + _whole_gradients(plan) >= over:
-        return "type model.train=lora"
-    if (nodes := _nodes(plan, over)) is not None:
-        return f"use --nodes {nodes}: slices of weights, gradients and optimizer become smaller"
-    if not offload and plan.stage == 3:
-        return "type engine.ds_config=ds_configs/zero3_offload.json, with fewer rows or a smaller model.max_length if need be"
-    return "type a smaller model.max_length, or plan for a GPU with more memory"
+MOST_TOGETHER = 4
 
 
-def _whole_gradients(plan: Plan) -> int:
-    """Weight gradients that wait for another pass: what the peak holds besides graphs and gathered weights."""
-    return max(0, plan.step.peak - sum(plan.step.kept.values()) - plan.step.gathered_at_once)
+def advice(plan: Plan) -> list[str]:
+    """Lines: the changes that fit alone; where none does, the first few that fit together; what to type, price, estimate."""
+    if plan.fits:
+        return ["fits"]
+    memory = plan.cluster.gpu.memory
+    verdict = f"does not fit: {gib(plan.total)} of {gib(memory)}"
+    changes, now = list(changes_of(plan)), parts(plan)
+    for count in range(1, MOST_TOGETHER + 1):
+        found = [together for together in _together(changes, count, plan) if _total(together, now) <= memory]
+        if found:
+            would = "One of these changes would do" if count == 1 else "No change alone would do; together"
+            return [f"{verdict}. {would}, by estimate:", *_lines(found, now)]
+    return [f"{verdict}. Type a smaller model.max_length, or plan for a GPU with more memory."]
 
 
-def _nodes(plan: Plan, over: float) -> int | None:
-    """The least number of nodes, a multiple of the present, whose smaller slices save `over` bytes."""
-    sliced = sum(plan.memory.get(name, 0) for name in ("weights", "gradients", "optimizer"))
-    nodes = plan.cluster.nodes
-    while nodes < MOST_NODES:
-        nodes *= 2
-        if plan.stage == 3 and sliced * (1 - plan.cluster.nodes / nodes) >= over:
-            return nodes
-    return None
+def _together(changes: list[Change], count: int, plan: Plan) -> Iterator[tuple[Change, ...]]:
+    """`count` changes that go together; several always begin with gradient checkpointing where it is off."""
+    for together in combinations(changes, count):
+        if len({change.exclusive for change in together}) == count and (
+            count == 1 or plan.checkpointing or together[0] == changes[0]
+        ):
+            yield together
+
+
+def _total(changes: tuple[Change, ...], now: Parts) -> int:
+    for change in changes:
+        now = change.apply(now)
+    return now.total
+
+
+def _lines(found: list[tuple[Change, ...]], now: Parts) -> Iterator[str]:
+    """One line each; of those that differ in numbers alone, the first."""
+    seen: set[tuple[str, ...]] = set()
+    for changes in found:
+        kind = tuple(change.kind for change in changes)
+        if kind not in seen:
+            seen.add(kind)
+            typed = " and ".join(change.typed for change in changes)
+            yield f"  {typed}: {'; '.join(change.price for change in changes)}; {gib(_total(changes, now))}"

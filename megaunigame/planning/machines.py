@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megaunigame.engine.model_flops import PEAK_BF16
+from megaunigame.engine.peaks import PEAKS, Peak
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
 
@@ -19,8 +19,7 @@ class Gpu:
     name: str
     memory: float
     """Bytes that a process can use."""
-    flops: float
-    """Dense bf16 operations per second."""
+    peak: Peak
     node_bandwidth: float
     """Bytes per second in and out of one GPU, to the others of its node."""
     network_bandwidth: float
@@ -30,18 +29,18 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-80g", 79 * GIB, PEAK_BF16["NVIDIA A100"], 300 * GB, 25 * GB),
-        Gpu("h100-80g", 79 * GIB, PEAK_BF16["NVIDIA H100"], 450 * GB, 50 * GB),
-        Gpu("h200-141g", 139 * GIB, PEAK_BF16["NVIDIA H200"], 450 * GB, 50 * GB),
-        Gpu("b200-180g", 178 * GIB, PEAK_BF16["NVIDIA B200"], 900 * GB, 50 * GB),
-        Gpu("mi300x", 191 * GIB, PEAK_BF16["AMD Instinct MI300X"], 448 * GB, 50 * GB),
+        Gpu("a100-80g", 79 * GIB, PEAKS["NVIDIA A100"], 300 * GB, 25 * GB),
+        Gpu("h100-80g", 79 * GIB, PEAKS["NVIDIA H100"], 450 * GB, 50 * GB),
+        Gpu("h200-141g", 139 * GIB, PEAKS["NVIDIA H200"], 450 * GB, 50 * GB),
+        Gpu("b200-180g", 178 * GIB, PEAKS["NVIDIA B200"], 900 * GB, 50 * GB),
+        Gpu("mi300x", 191 * GIB, PEAKS["AMD Instinct MI300X"], 448 * GB, 50 * GB),
     )
 }
 ACHIEVED_FLOPS = 0.55
 """Share of the peak that matrix products of training reach, with the elementwise kernels between them."""
 ACHIEVED_BANDWIDTH = 0.75
 """Share of a link that large collectives reach."""
-OVERHEAD = 3 * GB
+OVERHEAD = 3 * GIB
 """Bytes of one GPU for CUDA, its libraries, NCCL and fragmentation."""
 
 

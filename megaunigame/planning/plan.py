@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from megaunigame.config import Recipe
 from megaunigame.engine.dry_run import uncovered_bytes
+from megaunigame.engine.element_bytes import REDUCED, WEIGHT
 from megaunigame.planning.machines import ACHIEVED_FLOPS, OVERHEAD, Cluster
+from megaunigame.planning.operations import Operations
 from megaunigame.planning.rehearsal import Rehearsal, Rehearsed, Shape
+from megaunigame.planning.states import hpz_group, states
 from megaunigame.planning.workload import Workload, workload
 
-STATES = 16
-"""Bytes of an element that is trained: gradient, master weight and two moments in float32."""
-MASTERS = 12
-"""Of these, without the gradient."""
+LIVE, LATE = "activations, gathered weights, whole gradients", "reduction and update"
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,22 @@ class Plan:
     """One recipe on one cluster."""
 
     name: str
+    source: str
+    """Where the shape of the model comes from, in words."""
     cluster: Cluster
     stage: int
     """Of ZeRO."""
+    precision: str
+    checkpointing: bool
+    lora: bool
+    global_rows: int | None
+    """Rows of all ranks in an optimizer step, where the recipe fixes them."""
     passes: tuple[str, ...]
     rows: dict[str, dict[str, int]]
     """Pass -> term -> rows of a rank in a micro-step."""
     accumulation: int
+    attack_every: int
+    """Optimizer steps from one with attacks to the next."""
     shape: Shape
     elements_per_rank: int
     """Of weights that rank 0 holds, padding of the slices included."""
@@ -41,11 +51,19 @@ class Plan:
     checkpointed: Rehearsed
     """A micro-step with gradient checkpointing."""
     plain: Rehearsed
-    """A micro-step without; its operations are those of the model."""
+    """A micro-step without."""
     gathered: int
-    """Bytes of weights that a rank gathers in an optimizer step, attacks left out."""
+    """Bytes of weights that a rank gathers for the learner in an optimizer step."""
+    attack_gathered: int
+    """Those it gathers for attacks, as a mean over optimizer steps."""
+    updated: int
+    """Bytes of updated weights that a rank gathers after an optimizer step, under ZeRO-2."""
     reduced: int
     """Bytes of gradients that a rank hands over in an optimizer step."""
+    unplanned: tuple[str, ...]
+    """What objectives do in a step and no number here has in it, in words."""
+    notes: tuple[str, ...]
+    """What else the numbers leave out, in words."""
 
     @property
     def total(self) -> int:
@@ -57,28 +75,24 @@ class Plan:
         return self.total <= self.cluster.gpu.memory
 
     @property
-    def attack_flops(self) -> int:
-        return self.step.attack_flops * self.accumulation
-
-    @property
-    def model_flops(self) -> int:
-        """Operations of a rank in an optimizer step, nothing counted twice."""
-        return (sum(self.plain.forward_flops.values()) + self.plain.backward_flops) * self.accumulation
-
-    @property
-    def executed_flops(self) -> int:
-        """With what gradient checkpointing computes again, and with attacks."""
-        micro = sum(self.step.forward_flops.values()) + self.step.backward_flops + self.step.attack_flops
-        return micro * self.accumulation
+    def operations(self) -> Operations:
+        """Of a rank in an optimizer step, attacks included, as a mean over optimizer steps."""
+        return self.step.learner.times(self.accumulation) + self.step.attack.times(self.accumulation / self.attack_every)
 
     @property
     def compute_seconds(self) -> float:
-        return self.executed_flops / (ACHIEVED_FLOPS * self.cluster.gpu.flops)
+        peak = self.cluster.gpu.peak
+        return self.operations.seconds(ACHIEVED_FLOPS * peak.bf16, ACHIEVED_FLOPS * peak.fp32)
+
+    @property
+    def traffic(self) -> int:
+        """Bytes a rank gathers or hands over in an optimizer step."""
+        return self.gathered + self.attack_gathered + self.updated + self.reduced
 
     @property
     def network_seconds(self) -> float:
         others = (self.cluster.ranks - 1) / self.cluster.ranks
-        return (self.gathered + self.reduced) * others / self.cluster.collective_bandwidth
+        return self.traffic * others / self.cluster.collective_bandwidth
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -86,80 +100,96 @@ class Plan:
         return max(self.compute_seconds, self.network_seconds), self.compute_seconds + self.network_seconds
 
     @property
-    def mfu(self) -> tuple[float, float]:
-        """Share of the peak that model operations reach: at the longest and at the shortest step."""
+    def mfu(self) -> tuple[float, float] | None:
+        """Model operations, attacks included, per second over the peak in bf16: at the longest and at the shortest step.
+
+        None in float32, for which it is not defined.
+        """
+        if self.precision != "bf16":
+            return None
         shortest, longest = self.seconds
-        peak = self.cluster.gpu.flops
-        return self.model_flops / longest / peak, self.model_flops / shortest / peak
+        peak = self.cluster.gpu.peak.bf16
+        return self.operations.model / longest / peak, self.operations.model / shortest / peak
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        estimates = ("total", "fits", "model_flops", "executed_flops", "compute_seconds", "network_seconds", "seconds", "mfu")
-        return {**asdict(self), **{name: getattr(self, name) for name in estimates}}
+        estimates = ("total", "fits", "compute_seconds", "network_seconds", "seconds", "mfu")
+        return {**asdict(self), "operations": asdict(self.operations), **{name: getattr(self, name) for name in estimates}}
 
 
-def make_plan(recipe: Recipe, cluster: Cluster, *, like_a_run: bool = False) -> Plan:
+def make_plan(
+    recipe: Recipe, cluster: Cluster, *, like_a_run: bool = False, tell: Callable[[str], None] = lambda text: None
+) -> Plan:
     """Rehearse `recipe` as rank 0 of `cluster`; `like_a_run`: so that gathered bytes are equal to those of a run.
 
-    Raises ConfigError for what the trainer would refuse before loading.
+    `tell` hears what is going on. Raises ConfigError for what the trainer would refuse before loading.
     """
     with workload(recipe, cluster.ranks) as work:
-        partitioned = work.stage == 3 and work.ranks > 1
-        rehearsals: dict[bool, Rehearsed] = {}
-        for checkpointing in (not recipe.model.gradient_checkpointing, recipe.model.gradient_checkpointing):
-            asked = checkpointing == recipe.model.gradient_checkpointing
-            rehearsal = Rehearsal(work, gradient_checkpointing=checkpointing, partitioned=partitioned and asked)
-            try:
-                rehearsals[checkpointing] = rehearsal.rehearse(like_a_run=like_a_run and asked)
-                if asked:
-                    shape, late = rehearsal.shape(), uncovered_bytes(rehearsal.model, work.ds_config, work.ranks)
-            finally:
-                rehearsal.close()
+        rehearsals, shape, late = _rehearsals(work, like_a_run, tell)
         step = rehearsals[recipe.model.gradient_checkpointing]
-        on_gpu, on_host = _states(work, shape)
+        on_gpu, on_host = states(work, shape)
+        weight = WEIGHT[recipe.engine.precision]
+        trained = sum(elements for elements, is_trained in shape.parameters if is_trained)
+        every = max(objective.rehearsed_every() for objective in work.objectives)
         memory = on_gpu | {
             "frozen tokenizer": shape.frozen_bytes,
             **shape.replicated,
-            "activations, gathered weights, whole gradients": max(step.peak, step.attack_peak),
-            "reduction and update": late,
-            "CUDA, NCCL, fragmentation (assumed)": int(OVERHEAD),
+            LIVE: max(step.peak, step.attack_peak),
+            LATE: late,
+            "CUDA, NCCL, fragmentation (assumed)": OVERHEAD,
         }
-        weight = 2 if recipe.engine.precision == "bf16" else 4
-        reduced = 2 if recipe.engine.reduce_dtype == "bf16" else 4
-        trained = sum(elements for elements, is_trained in shape.parameters if is_trained)
         return Plan(
             name=recipe.name,
+            source=work.shape,
             cluster=cluster,
             stage=work.stage,
+            precision=recipe.engine.precision,
+            checkpointing=recipe.model.gradient_checkpointing,
+            lora=recipe.model.train == "lora",
+            global_rows=recipe.batch.global_rows,
             passes=work.plan.passes,
             rows={name: {r.term: r.count for r in work.plan.of_pass(name)} for name in work.plan.passes},
             accumulation=work.accumulation,
+            attack_every=every,
             shape=shape,
-            elements_per_rank=on_gpu.get("weights", on_host.get("weights", 0)) // weight,
-            memory=memory,
+            elements_per_rank=(on_gpu | on_host)["weights"] // weight,
+            memory={name: size for name, size in memory.items() if size},
             host=on_host | shape.host,
             step=step,
             checkpointed=rehearsals[True],
             plain=rehearsals[False],
             gathered=step.gathered * work.accumulation,
-            reduced=reduced * trained * work.accumulation,
+            attack_gathered=step.attack_gathered * work.accumulation // every,
+            updated=weight * trained if work.stage == 2 and work.ranks > 1 else 0,
+            reduced=REDUCED[recipe.engine.reduce_dtype] * trained * work.accumulation if work.ranks > 1 else 0,
+            unplanned=tuple(text for objective in work.objectives if (text := objective.unplanned())),
+            notes=_notes(work),
         )
 
 
-def _states(work: Workload, shape: Shape) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of weights, gradients and optimizer of one rank: on the GPU, and on the host where the ds_config offloads."""
-    zero = work.ds_config["zero_optimization"]
-    weight = 2 if work.recipe.engine.precision == "bf16" else 4
-    slices = work.ranks if work.stage == 3 else 1
-    trained = sum(-(-elements // work.ranks) for elements, is_trained in shape.parameters if is_trained)
-    threshold = zero.get("stage3_param_persistence_threshold", 0) if slices > 1 else 0
-    states = {
-        "weights": weight * sum(-(-elements // slices) for elements, _ in shape.parameters),
-        "gradients": (STATES - MASTERS) * trained,
-        "optimizer": MASTERS * trained,
-    }
-    offloaded = {name for key, name in (("offload_param", "weights"), ("offload_optimizer", "optimizer")) if key in zero}
-    offloaded |= {"gradients"} if "offload_optimizer" in zero else set()
-    persistent = weight * sum(elements for elements, _ in shape.parameters if elements <= threshold)
-    on_gpu = {name: size for name, size in states.items() if name not in offloaded} | {"weights that stay whole": persistent}
-    return on_gpu, {name: size for name, size in states.items() if name in offloaded}
+def _rehearsals(work: Workload, like_a_run: bool, tell: Callable[[str], None]) -> tuple[dict[bool, Rehearsed], Shape, int]:
+    """With gradient checkpointing or without -> a micro-step; and of what the recipe asks, the shape and late bytes.
+
+    Weights are gathered and released in what the recipe asks alone.
+    """
+    asked = work.recipe.model.gradient_checkpointing
+    rehearsals: dict[bool, Rehearsed] = {}
+    for checkpointing in (not asked, asked):
+        tell(f"rehearsing {'with' if checkpointing else 'without'} gradient checkpointing ...")
+        partitioned = checkpointing == asked and work.stage == 3 and work.ranks > 1
+        rehearsal = Rehearsal(work, gradient_checkpointing=checkpointing, partitioned=partitioned)
+        try:
+            rehearsals[checkpointing] = rehearsal.rehearse(like_a_run=like_a_run)
+            shape, late = rehearsal.shape(), uncovered_bytes(rehearsal.model, work.ds_config, work.ranks)
+        finally:
+            rehearsal.close()
+    return rehearsals, shape, late
+
+
+def _notes(work: Workload) -> tuple[str, ...]:
+    notes = []
+    if any(key.startswith("offload_") for key in work.ds_config["zero_optimization"]):
+        notes.append("bytes between host and GPU, and the time of an update on the host (offload)")
+    if hpz_group(work) > 1:
+        notes.append("traffic inside a group of hpZ, which spares the network, is not separated")
+    return tuple(notes)

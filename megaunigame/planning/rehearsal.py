@@ -19,13 +19,14 @@ from megaunigame.engine.memory_plan import GroupSize, group_sizes
 from megaunigame.engine.model_flops import CountFlops
 from megaunigame.engine.parameters import choose_trainable, element_count
 from megaunigame.engine.pretended_ranks import PretendedRanks
-from megaunigame.objectives.base import Stage
-from megaunigame.planning.flops import loss_of, run_backward
+from megaunigame.objectives.base import Joined, Stage
+from megaunigame.passes import PassInputs
 from megaunigame.planning.fused_attention import fused_attention
-from megaunigame.planning.meta_model import DTYPES
+from megaunigame.planning.operations import Operations, loss_of, run_backward
 from megaunigame.planning.pretended_world import PretendedWorld
 from megaunigame.planning.workload import Workload
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ATTENTION = "sdpa"
 """Of every rehearsal: torch's fused kernels and flash attention hold the same. `eager` holds (S, S) scores on top."""
 
@@ -42,11 +43,19 @@ class Rehearsed:
     """Most bytes of gathered weights alive at once."""
     gathered: int
     """Bytes of weights gathered in one micro-step, once the coordinator knows the order of modules."""
-    forward_flops: dict[str, int]
-    backward_flops: int
+    forward: dict[str, Operations]
+    """Pass -> operations, those of the frozen tokenizer included."""
+    backward: Operations
     attack_peak: int
     """Most bytes alive at once in an attack; 0 without one."""
-    attack_flops: int
+    attack_gathered: int
+    """Bytes of weights gathered in the attack of one micro-step."""
+    attack: Operations
+
+    @property
+    def learner(self) -> Operations:
+        """Of all passes, forward and backward."""
+        return sum(self.forward.values(), self.backward)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,8 @@ class Rehearsal:
                 if not hasattr(parameter, "ds_id"):  # adapters always, as in deepspeed.initialize
                     parameter.data = parameter.data.to(DTYPES[work.recipe.engine.precision])
             self.model.train()
+        self.attack_operations, self.attack_gathered = Operations(), 0
+        """Of the attack of this micro-step, so far."""
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         if self.ranks is not None:
             self.ranks.hook(self.model)
@@ -106,50 +117,66 @@ class Rehearsal:
         )
 
     def rehearse(self, *, like_a_run: bool) -> Rehearsed:
-        """An attack where the plan has one, and a micro-step after the coordinator has recorded the order of modules.
+        """A micro-step, with its attack where the plan has one, after the coordinator has recorded the order of modules.
 
         `like_a_run`: begin as a run does, with its dry run, and wait until gathers repeat exactly. Without, two steps less are
         made, and layers whose adapters the dry run leaves gathered are counted as all others.
         """
         with self._running(), fused_attention():
-            if like_a_run:
-                walk(self.model, self.largest)
-            attack_peak, attack_flops = self._attack()
             if self.ranks is not None:
+                if like_a_run:
+                    largest = dict(self.largest)
+                    joined = self._attack(largest)
+                    walk(self.model, largest, [x for j in joined for x in j.losses], [x for j in joined for x in j.leaves])
                 for _ in range(2 if like_a_run else 1):
-                    run_backward(self.model, sum_of([loss_of(self.model(n, i)) for n, i in self.largest.items()]))
-                    self._after_update()
-                self.ranks.gathered.taken()
-            return self._micro_step(attack_peak, attack_flops)
+                    self._unmeasured()
+            return self._micro_step()
 
     def close(self) -> None:
         if self.ranks is not None:
             self.ranks.close()
 
-    def _micro_step(self, attack_peak: int, attack_flops: int) -> Rehearsed:
+    def _unmeasured(self) -> None:
+        """A micro-step for the coordinator alone."""
+        largest = dict(self.largest)
+        joined = self._attack(largest)
+        losses = [loss for j in joined for loss in j.losses]
+        run_backward(self.model, sum_of(losses + [loss_of(self.model(name, inputs)) for name, inputs in largest.items()]))
+        self._after_update()
+
+    def _micro_step(self) -> Rehearsed:
         kept: dict[str, int] = {}
-        forward: dict[str, int] = {}
-        losses: list[Tensor] = []
+        forward: dict[str, Operations] = {}
+        largest = dict(self.largest)
+        self.attack_operations, self.attack_gathered = Operations(), 0
+        self._gathered()
         with LiveBytes() as live:
-            for name, inputs in self.largest.items():
+            joined = self._attack(largest)
+            attack_peak = live.peak if joined else 0
+            live.reset_peak()
+            self._gathered()
+            losses = [loss for j in joined for loss in j.losses]
+            for name, inputs in largest.items():
                 before = live.current - self._available()
                 with CountFlops() as counter:
                     losses.append(loss_of(self.model(name, inputs)))
-                kept[name], forward[name] = live.current - self._available() - before, counter.total
+                kept[name], forward[name] = live.current - self._available() - before, Operations.of(counter)
             with CountFlops() as counter:
                 run_backward(self.model, sum_of(losses))
-        gathered = self.ranks.gathered.taken() if self.ranks else 0
-        at_once = self.ranks.most_available if self.ranks else 0
+        gathered, at_once = self._gathered(), self.ranks.most_available if self.ranks else 0
         self._after_update()
-        return Rehearsed(kept, live.peak, at_once, gathered, forward, counter.total, attack_peak, attack_flops)
+        attacks = (attack_peak, self.attack_gathered, self.attack_operations)
+        return Rehearsed(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *attacks)
 
-    def _attack(self) -> tuple[int, int]:
+    def _attack(self, learner: dict[str, PassInputs]) -> list[Joined]:
+        """What objectives rehearse; rows that join the passes of `learner` are put in. Empty where the plan has no attack."""
         if self.attack is None:
-            return 0, 0
-        with LiveBytes() as live, CountFlops() as counter:
-            for objective in self.work.objectives:
-                objective.rehearse(self.attack, dict(self.largest))
-        return live.peak, counter.total
+            return []
+        return [objective.rehearse(self.attack, learner) for objective in self.work.objectives]
+
+    def _gathered(self) -> int:
+        """Bytes gathered since the last call."""
+        return self.ranks.gathered.taken() if self.ranks else 0
 
     def _available(self) -> int:
         return self.ranks.available_bytes() if self.ranks else 0
@@ -164,16 +191,22 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def _as_opponent(self) -> Iterator[None]:
-        """No weight takes a gradient, as in a run; dropout stays, which changes no shape."""
+        """No weight takes a gradient, as in a run; dropout stays, which changes no shape. What happens inside is an attack's.
+
+        A pass of the learner that an attack reads is outside, and is not counted twice.
+        """
         aside = self.ranks.opponent() if self.ranks else contextlib.nullcontext()
         for parameter in self.trained:
             parameter.requires_grad_(False)
+        before = self.ranks.gathered.total if self.ranks else 0
         try:
-            with aside:
+            with aside, CountFlops() as counter:
                 yield
         finally:
             for parameter in self.trained:
                 parameter.requires_grad_(True)
+        self.attack_operations += Operations.of(counter)
+        self.attack_gathered += self.ranks.gathered.total - before if self.ranks else 0
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:

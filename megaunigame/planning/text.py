@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from megaunigame.planning.machines import ACHIEVED_BANDWIDTH, ACHIEVED_FLOPS
 from megaunigame.planning.plan import Plan
+from megaunigame.planning.units import GIGA, TERA, between, gib, seconds, tera
 
-TERA = 1e12
+NAME = 50
+"""Columns of the name of a number of bytes."""
 
 
-def describe(plan: Plan, advice: str) -> str:
+def describe(plan: Plan, advice: list[str]) -> str:
     """Parameters, rows, bytes of a GPU, traffic, operations, time, and whether it fits."""
-    return "\n".join([*_model(plan), *_memory(plan), *_step(plan), *_verdict(plan, advice)])
+    return "\n".join([*_model(plan), *_memory(plan), *_traffic(plan), *_operations(plan), *_time(plan), *advice])
 
 
 def _model(plan: Plan) -> list[str]:
@@ -18,7 +20,8 @@ def _model(plan: Plan) -> list[str]:
     total, trained = sum(g.elements for g in groups), sum(g.trained for g in groups)
     cluster = plan.cluster
     lines = [
-        f"{plan.name}: {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}, ZeRO-{plan.stage}",
+        f"{plan.name}: {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}, ZeRO-{plan.stage}, {plan.precision}",
+        f"shape: {plan.source}",
         f"parameters: {total:,}, of which {trained:,} trained",
     ]
     lines += [f"  {g.name:<20}{g.elements:>18,}{g.trained:>18,} trained" for g in groups]
@@ -29,44 +32,60 @@ def _model(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
-    lines = ["bytes of one GPU, largest legal rows:"]
-    lines += [f"  {name:<50}{_gb(size)}" for name, size in plan.memory.items()]
-    lines.append(f"  {'total':<50}{_gb(plan.total)} of {_gb(plan.cluster.gpu.memory).strip()}")
+    lines = ["memory of one GPU, largest legal rows:"]
+    lines += [f"  {name:<{NAME}}{gib(size):>12}" for name, size in plan.memory.items()]
+    lines.append(f"  {'total':<{NAME}}{gib(plan.total):>12} of {gib(plan.cluster.gpu.memory)}")
     lines.append("of the activations:")
     for name in plan.passes:
-        kept = (f"{_gb(r.kept[name]).strip()} {how}" for r, how in ((plan.checkpointed, "with"), (plan.plain, "without")))
-        lines.append(f"  graph of the {name} pass: {', '.join(kept)} gradient checkpointing")
-    lines.append(f"  a micro-step at its peak, all passes alive: {_gb(plan.step.peak).strip()}")
+        kept = f"{gib(plan.checkpointed.kept[name])} with, {gib(plan.plain.kept[name])} without"
+        lines.append(f"  graph of the {name} pass: {kept} gradient checkpointing")
+    lines.append(f"  a micro-step at its peak, all passes alive: {gib(plan.step.peak)}")
     if plan.step.attack_peak:
-        lines.append(f"  an attack at its peak: {_gb(plan.step.attack_peak).strip()}")
-    lines.append(f"  gathered weights, most at once: {_gb(plan.step.gathered_at_once).strip()}")
-    lines += [f"host memory of a rank: {name} {_gb(size).strip()}" for name, size in plan.host.items()]
+        lines.append(f"  an attack at its peak: {gib(plan.step.attack_peak)}")
+    if plan.step.gathered_at_once:
+        lines.append(f"  gathered weights, most at once: {gib(plan.step.gathered_at_once)}")
+    lines += [f"host memory of a rank: {name} {gib(size)}" for name, size in plan.host.items()]
     return lines
 
 
-def _step(plan: Plan) -> list[str]:
-    lines = [f"weights gathered in a step: {_gb(plan.gathered).strip()}; gradients reduced: {_gb(plan.reduced).strip()}"]
-    flops = ", ".join(f"{name} forward {flops / TERA:.4g}" for name, flops in plan.plain.forward_flops.items())
-    lines.append(f"TFLOP of a micro-step and rank: {flops}, backward {plan.plain.backward_flops / TERA:.4g}")
-    again = plan.step.backward_flops - plan.plain.backward_flops
-    attack = f", attack {plan.step.attack_flops / TERA:.4g}" if plan.step.attack_flops else ""
-    lines.append(f"  on top: computed again for gradient checkpointing {again / TERA:.4g}{attack}")
-    (shortest, longest), (least, most) = plan.seconds, plan.mfu
-    lines.append(
-        f"estimate: {shortest:.3g} to {longest:.3g} s a step (computation {plan.compute_seconds:.3g}, "
-        f"traffic {plan.network_seconds:.3g}), MFU {least:.0%} to {most:.0%}"
-    )
-    lines.append(
-        f"  assumed: {ACHIEVED_FLOPS:.0%} of {plan.cluster.gpu.flops / TERA:,.0f} TFLOP/s, {ACHIEVED_BANDWIDTH:.0%} of the "
-        f"links, which is {plan.cluster.collective_bandwidth / 1e9:,.0f} GB/s into a rank"
-    )
+def _traffic(plan: Plan) -> list[str]:
+    parts = [f"weights gathered {gib(plan.gathered)}"]
+    if plan.attack_gathered:
+        parts.append(f"for attacks {gib(plan.attack_gathered)}")
+    if plan.updated:
+        parts.append(f"updated weights gathered {gib(plan.updated)}")
+    parts.append(f"gradients reduced {gib(plan.reduced)}")
+    return [f"traffic of a rank in a step: {', '.join(parts)}"]
+
+
+def _operations(plan: Plan) -> list[str]:
+    step = plan.step
+    forward = ", ".join(f"{name} forward {tera(operations.model)}" for name, operations in step.forward.items())
+    lines = [f"operations of a rank in a micro-step: {forward}, backward {tera(step.backward.model)}"]
+    if step.attack.total:
+        every = f", every {plan.attack_every} steps" if plan.attack_every > 1 else ""
+        lines.append(f"  attack {tera(step.attack.model)}{every}")
+    if again := step.learner.again + step.attack.again:
+        lines.append(f"  computed again in the backward {tera(again)}")
+    in_fp32 = step.learner.in_fp32 + step.attack.in_fp32
+    if in_fp32 and plan.precision == "bf16":
+        lines.append(f"  of all these in fp32 {tera(in_fp32)}")
     return lines
 
 
-def _verdict(plan: Plan, advice: str) -> list[str]:
-    return ["fits" if plan.fits else f"does not fit; {advice}"]
-
-
-def _gb(size: float) -> str:
-    """Gigabytes of 10^9 bytes, or megabytes below a tenth of one."""
-    return f"{size / 1e9:>9.2f} GB" if size >= 1e8 else f"{size / 1e6:>9.2f} MB"
+def _time(plan: Plan) -> list[str]:
+    peak = plan.cluster.gpu.peak
+    lines = [
+        f"estimate: {between(*map(seconds, plan.seconds))} a step (computation {seconds(plan.compute_seconds)}, "
+        f"traffic {seconds(plan.network_seconds)})"
+    ]
+    if plan.mfu is not None:
+        lines[0] += f", MFU {between(*(f'{share:.0%}' for share in plan.mfu))}"
+    network = (
+        f", {ACHIEVED_BANDWIDTH:.0%} of the links, which is {plan.cluster.collective_bandwidth / GIGA:,.0f} GB/s into a rank"
+        if plan.cluster.ranks > 1
+        else ""
+    )
+    peaks = f"{peak.bf16 / TERA:,.0f} TFLOP/s in bf16 and {peak.fp32 / TERA:,.4g} in fp32"
+    lines.append(f"  assumed: {ACHIEVED_FLOPS:.0%} of {peaks}{network}")
+    return lines + [f"  left out: {text}" for text in (*plan.unplanned, *plan.notes)]

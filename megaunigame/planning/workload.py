@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaunigame.config import RANDOM, Recipe, resolve_batch
+from torch import Tensor
+
+from megaunigame.config import RANDOM, ModelConfig, Recipe, resolve_batch
 from megaunigame.engine.ds_config import complete_ds_config, zero_stage
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.errors import ConfigError
@@ -17,7 +19,6 @@ from megaunigame.models.base import Processor, UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, AttackInputs, PassInputs, StepPlan, attack_plan
-from megaunigame.planning.meta_model import on_meta
 from megaunigame.registry import find
 
 
@@ -30,6 +31,8 @@ class Workload:
     family: type[UnifiedModel]
     folder: str
     """Of the configuration of the model."""
+    shape: str
+    """Where the shape comes from, in words."""
     objectives: tuple[Objective, ...]
     plan: StepPlan
     accumulation: int
@@ -52,7 +55,8 @@ class Workload:
         if not self.plan.of_pass(ATTACK):
             return None
         plan = attack_plan(self.plan.widest(GENERATE))
-        return AttackInputs(on_meta(processor.largest(plan, GENERATE)), on_meta(processor.largest(plan, UNDERSTAND)))
+        texts = ["largest"] * plan.rows(UNDERSTAND)
+        return AttackInputs(on_meta(processor.largest(plan, GENERATE)), on_meta(processor.largest(plan, UNDERSTAND)), texts)
 
     def _tapped(self, name: str, inputs: PassInputs) -> PassInputs:
         asked = [taps for objective in self.objectives if (taps := objective.taps(name)) is not None]
@@ -67,23 +71,46 @@ def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
     `model.path` nor a size.
     """
     family = find("models", recipe.model.family, UnifiedModel)
-    with _folder(recipe, family) as folder:
+    model = planned_model(recipe.model, family)
+    with model_folder(family, model) as folder:
         objectives = build_objectives(recipe, planned=True)
         plan = build_plan(objectives)
         for objective in objectives:
-            objective.check_family(family, recipe.model.family, folder)
+            objective.check_family(family, model.family, folder)
         accumulation = resolve_batch(recipe.batch, plan.rows_per_micro_step(), ranks)
         ds_config = complete_ds_config(recipe, accumulation, ranks)
-        yield Workload(recipe, ranks, family, folder, tuple(objectives), plan, accumulation, ds_config)
+        shape = shape_of(model)
+        yield Workload(recipe, ranks, family, folder, shape, tuple(objectives), plan, accumulation, ds_config)
 
 
-def _folder(recipe: Recipe, family: type[UnifiedModel]) -> contextlib.AbstractContextManager[str]:
-    model = recipe.model
-    if Path(model.path or " ").is_dir():
-        return contextlib.nullcontext(model.path)
+def planned_model(model: ModelConfig, family: type[UnifiedModel]) -> ModelConfig:
+    """The model whose shape is planned: a run's own, or `model.size` where a run would find no folder at `model.path`.
+
+    So one rule serves plans, profiles and runs (`model_folder`): with random weights the size goes before the folder, without
+    them the folder before the size. Raises ConfigError where the recipe has neither.
+    """
+    if model.weights == RANDOM or Path(model.path or " ").is_dir():
+        return model
     if not model.size:
         raise ConfigError(
             f"No model folder at model.path={model.path}, and the recipe names no size to plan with. Give another model.path, "
             f"or type model.size=NAME; the family {model.family!r} has {', '.join(family.sizes()) or 'no sizes'}."
         )
-    return model_folder(family, dataclasses.replace(model, weights=RANDOM))
+    return dataclasses.replace(model, weights=RANDOM)
+
+
+def shape_of(model: ModelConfig) -> str:
+    """In words, where the shape of a `planned_model` comes from, and which size is not used."""
+    if model.weights == RANDOM and model.size:
+        return f"size {model.size} of {model.family}"
+    unused = f"; model.size={model.size} is not used, type model.weights=random to plan with it" if model.size else ""
+    return f"the configuration in {model.path}{unused}"
+
+
+def on_meta(inputs: PassInputs) -> PassInputs:
+    """The same inputs without their data."""
+    return dataclasses.replace(inputs, **{f.name: _moved(getattr(inputs, f.name)) for f in dataclasses.fields(inputs)})
+
+
+def _moved(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Plans: what is counted on the meta device, and the verdict that is drawn from it."""
+"""Plans: what is counted on the meta device, and what follows from it."""
 
 from __future__ import annotations
 
@@ -10,76 +10,46 @@ from pathlib import Path
 
 import pytest
 
-from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.models.causal import CausalModel
-from megaunigame.passes import GENERATE, RowRequest, plan_from
-from megaunigame.planning.advice import advice
-from megaunigame.planning.flops import pass_flops
-from megaunigame.planning.machines import cluster
-from megaunigame.planning.meta_model import meta_model
-from megaunigame.planning.plan import Plan, make_plan
+from megaunigame.planning.machines import ACHIEVED_FLOPS, cluster
+from megaunigame.planning.operations import Operations
+from megaunigame.planning.plan import Plan
+from megaunigame.planning.text import describe
 from megaunigame.registry import find
-
-REPOSITORY = Path(__file__).parents[2]
-WHOLE = ["engine.ds_config=ds_configs/zero2.json"]
-"""Weights that no coordinator gathers: a plan that needs no process group, so that it can be made in a test."""
+from tests.planning.plans import REPOSITORY, tiny
 
 
-def tiny(name: str, *overrides: str, ranks: int = 2) -> Plan:
-    recipe = load_recipe(str(REPOSITORY / f"launch/recipes/{name}.yaml"), [*WHOLE, *overrides])
-    return make_plan(recipe, cluster("h100-80g", 1, ranks))
-
-
-@pytest.fixture(scope="module")
-def full() -> Plan:
-    return tiny("tiny_unimrg", "model.train=full", "model.path=absent", "model.size=tiny", ranks=3)
-
-
-def linear_flops(model: CausalModel, tokens: int) -> int:
-    """Of the matrices of the decoder layers: 2 operations per element and token."""
-    layers = model.language_model.layers
-    return 2 * tokens * sum(p.numel() for p in layers.parameters() if p.dim() == 2)
-
-
-@pytest.mark.parametrize("trained", [True, False])
-def test_operations_of_a_pass_follow_from_its_matrices(tmp_path: Path, trained: bool) -> None:
-    family = find("models", "emu3", CausalModel)
-    family.write_size("tiny", tmp_path)
-    processor = family.open_processor(str(tmp_path), max_length=200)
-    inputs = processor.largest(plan_from([RowRequest("pixels", GENERATE, "scenes", 3)]), GENERATE)
-    model = meta_model(
-        family, str(tmp_path), processor, attention="sdpa", gradient_checkpointing=False, precision="bf16"
-    ).requires_grad_(trained)
-    layers, head = model.language_model.layers, model.lm_head
-    for part in (layers[-1].mlp, head):
-        part.requires_grad_(True)
-    tokens = 3 * (inputs.tokens.shape[1] + processor.behind_prompt)
-    counted = pass_flops(model, GENERATE, inputs)
-    matrices = linear_flops(model, tokens)
-    assert counted.forward > matrices
-    if trained:  # two products of the backward for each of the forward, and attention on top
-        assert counted.backward > 2 * matrices
-    else:  # only the last block is walked back
-        assert counted.backward < matrices
+def trained(plan: Plan) -> int:
+    return sum(elements for elements, is_trained in plan.shape.parameters if is_trained)
 
 
 def test_states_of_a_rank_are_slices(full: Plan) -> None:
     elements = sum(elements for elements, _ in full.shape.parameters)
-    trained = sum(elements for elements, is_trained in full.shape.parameters if is_trained)
     assert full.elements_per_rank == elements and full.memory["weights"] == 2 * elements, "ZeRO-2 keeps weights whole"
     sliced = full.memory["gradients"] // 4
-    assert trained / 3 <= sliced < trained / 3 + len(full.shape.parameters)
+    assert trained(full) / 3 <= sliced < trained(full) / 3 + len(full.shape.parameters)
     assert full.memory["optimizer"] == 3 * full.memory["gradients"]
-    assert full.reduced == 4 * trained
     assert full.total == sum(full.memory.values()) and full.fits
+
+
+def test_traffic_of_zero_2_is_gradients_and_updated_weights(full: Plan, game: Plan) -> None:
+    assert (full.reduced, full.updated) == (4 * trained(full), 2 * trained(full))
+    assert full.traffic == 6 * trained(full)
+    assert full.network_seconds == pytest.approx(full.traffic * 2 / 3 / full.cluster.collective_bandwidth)
+    attacked = replace(game, attack_gathered=7 * 10**9)
+    assert attacked.network_seconds - game.network_seconds == pytest.approx(
+        7e9 * 1 / 2 / game.cluster.collective_bandwidth, rel=1e-6
+    )
 
 
 def test_checkpointing_trades_memory_for_operations(full: Plan) -> None:
     for name in full.passes:
         assert full.checkpointed.kept[name] < 0.2 * full.plain.kept[name]
-        assert full.checkpointed.forward_flops[name] == full.plain.forward_flops[name]
-    assert full.checkpointed.backward_flops > full.plain.backward_flops
+        assert full.checkpointed.forward[name] == full.plain.forward[name]
+    assert full.checkpointed.backward.model == full.plain.backward.model
+    assert full.checkpointed.backward.again > 0.5 * sum(o.model for o in full.plain.forward.values())
+    assert full.plain.backward.again == 0
     assert full.checkpointed.peak < full.plain.peak
 
 
@@ -90,26 +60,51 @@ def test_gradients_wait_for_the_other_pass(full: Plan) -> None:
     assert waiting > 2 * 0.8 * lm
 
 
-def test_an_attack_is_counted() -> None:
-    plan = tiny("tiny_unigame")
-    assert plan.step.attack_peak > 0 and plan.step.attack_flops > 0
-    assert plan.memory["adversary"] > 0 and plan.memory["CLIP"] > 0 and plan.host["hard buffer"] > 0
-    without = tiny("tiny_unigame", "objectives.unigame.attack_rows=0", "objectives.unigame.hard_rows=0")
-    assert without.step.attack_peak == without.step.attack_flops == 0 and "CLIP" not in without.memory
+def test_an_attack_is_counted(game: Plan) -> None:
+    assert game.step.attack_peak > 0 and game.memory["adversary"] > 0 and game.memory["CLIP"] > 0
+    assert game.host["hard buffer"] > 0
+    micro = game.step.learner.model + game.step.attack.model
+    assert game.operations.model == micro * game.accumulation and game.step.attack.model > 10**9
+    assert game.step.attack.again > 0, "frozen tokenizers compute again, which is not the model's"
+    assert game.mfu is not None
+    assert game.mfu[1] == pytest.approx(game.operations.model / game.seconds[0] / game.cluster.gpu.peak.bf16)
 
 
-def test_the_cheapest_change_comes_first(full: Plan) -> None:
-    def over(bytes_: float) -> Plan:
-        gpu = replace(full.cluster.gpu, memory=full.total - bytes_)
-        return replace(full, cluster=replace(full.cluster, gpu=gpu))
+def test_a_step_without_a_game_has_none_of_it() -> None:
+    without = tiny("tiny_unigame", "objectives.unigame.attack_rows=0", "objectives.unigame.hard_rows=0", ranks=1)
+    assert without.step.attack_peak == without.step.attack.total == 0 and "CLIP" not in without.memory
+    assert without.reduced == without.updated == 0 and without.network_seconds == 0, "one rank has nobody to talk to"
 
-    has = {"checkpointing": False, "lora": False, "offload": False}
-    assert advice(full, **has) == "fits"
-    assert advice(over(1), **has) == "type model.gradient_checkpointing=true"
-    assert "halve the rows" in advice(over(1), **{**has, "checkpointing": True})
-    one_row = replace(over(full.memory["gradients"] * 4 - 1), rows={name: {"row": 1} for name in full.passes})
-    assert advice(one_row, **{**has, "checkpointing": True}) == "type model.train=lora"
-    assert "max_length" in advice(over(full.total), **{**has, "checkpointing": True, "lora": True})
+
+def test_attacks_that_come_seldom_cost_less(game: Plan) -> None:
+    third = replace(game, attack_every=3)
+    assert third.operations.model == game.step.learner.model + game.step.attack.model // 3
+    assert "every 3 steps" in describe(third, [])
+
+
+def test_attacked_rows_that_join_the_learners_lie_in_its_graph(game: Plan) -> None:
+    joined = tiny("tiny_unigame", "objectives.unigame.mode=simultaneous", "objectives.unigame.every=2")
+    assert joined.attack_every == 2
+    rows = {name: sum(terms.values()) for name, terms in joined.rows.items()}["understand"]
+    assert rows == 8 + 4 + 8
+    ratio = joined.step.forward["understand"].model / game.step.forward["understand"].model
+    assert ratio == pytest.approx(20 / 12, rel=0.01)
+    assert joined.step.attack_peak < game.step.attack_peak, "an attack alone also asks about its pictures"
+    assert joined.step.backward.in_fp32 > 0, "the learner's backward goes on into the decoder"
+    assert game.step.backward.in_fp32 == 0
+
+
+def test_operations_in_float32_take_the_time_of_float32(game: Plan) -> None:
+    operations = Operations(model=700, again=50, in_fp32=150)
+    assert operations.total == 750 and operations.seconds(bf16=60, fp32=3) == 600 / 60 + 150 / 3
+    peak = game.cluster.gpu.peak
+    slow = game.operations.in_fp32 / (ACHIEVED_FLOPS * peak.fp32)
+    assert (
+        slow
+        < game.compute_seconds
+        == pytest.approx(slow + (game.operations.total - game.operations.in_fp32) / (ACHIEVED_FLOPS * peak.bf16))
+    )
+    assert replace(game, precision="fp32").mfu is None
 
 
 @pytest.mark.parametrize(
@@ -125,13 +120,6 @@ def test_clusters_that_do_not_exist(gpu: str, nodes: int, per_node: int, message
         cluster(gpu, nodes, per_node)
 
 
-def test_recipes_that_cannot_be_planned() -> None:
-    with pytest.raises(ConfigError, match=r"model.path=absent.*model.size=NAME; the family 'emu3' has tiny, 8b"):
-        tiny("tiny_emu3_sft", "model.path=absent", "model.size=''")
-    with pytest.raises(ConfigError, match="batch.global_rows=50 is not a multiple of 48"):
-        tiny("tiny_emu3_sft", "batch={global_rows: 50}", ranks=3)
-
-
 def test_no_adapter_of_a_34b_model_is_above_the_threshold() -> None:
     knobs = json.loads((REPOSITORY / "ds_configs/zero3_30b.json").read_text())["zero_optimization"]
     family = find("models", "openuni", CausalModel)
@@ -145,7 +133,7 @@ def test_no_adapter_of_a_34b_model_is_above_the_threshold() -> None:
 @pytest.mark.parametrize(
     "recipe, overrides",
     [
-        ("tiny_sft", []),
+        ("tiny_unigame", []),
         ("tiny_unimrg", ["model.train=full", "model.gradient_checkpointing=true"]),
     ],
 )
@@ -155,7 +143,8 @@ def test_plans_equal_the_engine(tmp_path: Path, recipe: str, overrides: list[str
     zero |= {"stage3_prefetch_bucket_size": 60000, "stage3_param_persistence_threshold": 1000}
     zero |= {"stage3_max_live_parameters": 900000, "stage3_max_reuse_distance": 150000}
     (tmp_path / "knobs.json").write_text(json.dumps({"zero_optimization": zero}))
-    given = [*overrides, f"engine.ds_config={tmp_path / 'knobs.json'}", f"output={tmp_path / 'run'}"]
+    written = tmp_path / "made" / "plan.json"
+    given = [*overrides, f"engine.ds_config={tmp_path / 'knobs.json'}", f"output={tmp_path / 'run'}", "--json", str(written)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, "launch/plan.py", f"launch/recipes/{recipe}.yaml", *given, "--gpus-per-node", "2", "--check"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
@@ -163,3 +152,5 @@ def test_plans_equal_the_engine(tmp_path: Path, recipe: str, overrides: list[str
     checked = [line for line in done.stdout.splitlines() if "engine" in line and "planned" in line]
     assert len(checked) == 2 and all(line.endswith(": equal") for line in checked), done.stdout
     assert not any("planned 0," in line for line in checked)
+    plan = json.loads(written.read_text())
+    assert (plan["attack_gathered"] > plan["gathered"] > 0) == (recipe == "tiny_unigame")

@@ -116,6 +116,16 @@ class UniGame(Objective):
     def host_bytes(self) -> dict[str, int]:
         return {"hard buffer": self.pool.buffer.most_bytes} if self.plays else {}
 
+    def rehearsed_every(self) -> int:
+        return self.config.every
+
+    def unplanned(self) -> str:
+        if self.plays and self.config.path == "sampled":
+            return "drawing pictures token by token and asking about them (path=sampled)"
+        if self.plays and self.config.path == "embedding" and self.config.hard_rows:
+            return "attacks on replayed rows (path=embedding)"
+        return ""
+
     # Rows
 
     def rows(self) -> list[RowRequest]:

@@ -1,0 +1,195 @@
+"""What may be changed so that a plan takes less memory, with prices: arithmetic on the parts of a plan, an estimate each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from megaunigame.engine.element_bytes import WEIGHT
+from megaunigame.planning.plan import LATE, LIVE, Plan
+from megaunigame.planning.rehearsal import Rehearsed
+from megaunigame.planning.states import GRADIENTS, STATES, WEIGHTS
+from megaunigame.planning.units import gib
+
+MOST_NODES = 1024
+NODE = 8
+"""GPUs of a usual node."""
+CLUSTER = "cluster"
+GATHERED_LIMIT = 10**9
+"""Elements that `stage3_max_live_parameters` of ds_configs/zero3.json lets a rank gather ahead."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes of one GPU, apart by what a change touches."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    late: int
+    """Of the reduction and the update."""
+    graphs: int
+    """What passes keep until the backward."""
+    passing: int
+    """What an operation needs while it runs, most at once."""
+    whole: int
+    """Gradients that wait for another pass."""
+    gathered: int
+    attack: int
+    """Peak of an attack."""
+    fixed: int
+    """What none of these changes touches."""
+
+    @property
+    def total(self) -> int:
+        live = max(self.graphs + self.passing + self.whole + self.gathered, self.attack)
+        return self.weights + self.gradients + self.optimizer + self.late + live + self.fixed
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the recipe or of the cluster."""
+
+    typed: str
+    price: str
+    apply: Callable[[Parts], Parts]
+
+    @property
+    def kind(self) -> str:
+        """The setting or option that it changes."""
+        return self.typed.partition("=")[0].partition(" ")[0]
+
+    @property
+    def exclusive(self) -> str:
+        """Of changes that say the same, one can be made."""
+        return CLUSTER if self.typed.startswith("--") else self.kind
+
+
+def parts(plan: Plan) -> Parts:
+    """The plan as it is."""
+    graphs, passing, whole = _live(plan, plan.step, plan.step.gathered_at_once)
+    changed = {name: plan.memory.get(name, 0) for name in (WEIGHTS, GRADIENTS, STATES, LATE)}
+    return Parts(
+        weights=changed[WEIGHTS],
+        gradients=changed[GRADIENTS],
+        optimizer=changed[STATES],
+        late=changed[LATE],
+        graphs=graphs,
+        passing=passing,
+        whole=whole,
+        gathered=plan.step.gathered_at_once,
+        attack=plan.step.attack_peak,
+        fixed=plan.total - sum(changed.values()) - plan.memory[LIVE],
+    )
+
+
+def _live(plan: Plan, step: Rehearsed, gathered: int) -> tuple[int, int, int]:
+    """Of the peak of a micro-step besides gathered weights: graphs, passing bytes, and gradients that wait."""
+    graphs = min(sum(step.kept.values()), step.peak)
+    rest = max(0, step.peak - graphs - gathered)
+    trained = sum(elements for elements, is_trained in plan.shape.parameters if is_trained)
+    whole = min(rest, WEIGHT[plan.precision] * trained) if len(plan.passes) > 1 else 0
+    return graphs, rest - whole, whole
+
+
+def changes_of(plan: Plan) -> Iterator[Change]:
+    """The cheapest first; those of one kind (more nodes) from the smallest to the largest."""
+    offloaded = WEIGHTS in plan.host or STATES in plan.host
+    if not plan.checkpointing:
+        yield _checkpointing(plan)
+    if all(count % 2 == 0 for terms in plan.rows.values() for count in terms.values()):
+        price = f"the same rows in {2 * plan.accumulation} micro-steps, which gather twice as many weights"
+        yield Change("half the rows of every objective and twice the batch.accumulation", price, _halved)
+    if plan.stage == 2 and plan.cluster.ranks > 1:
+        yield Change("engine.ds_config=ds_configs/zero3.json", "weights are gathered in every pass", _sliced(plan))
+    if not plan.lora:
+        yield Change("model.train=lora", _without_groups(plan), _adapters)
+    yield from _larger_clusters(plan)
+    if not offloaded:
+        host = plan.memory.get(GRADIENTS, 0) + plan.memory.get(STATES, 0) + _slices(plan)
+        price = f"{gib(host)} of host memory a rank, and an update on the host"
+        yield Change("engine.ds_config=ds_configs/zero3_offload.json", price, _offloaded(plan))
+
+
+def _checkpointing(plan: Plan) -> Change:
+    """The rehearsal with it was not partitioned: what is gathered comes on top."""
+    step, gathered = plan.checkpointed, plan.step.gathered_at_once
+    graphs, passing, whole = _live(plan, step, 0)
+    attack = step.attack_peak + gathered if step.attack_peak else 0
+
+    def apply(p: Parts) -> Parts:
+        return replace(p, graphs=graphs, passing=passing, whole=whole, attack=attack)
+
+    share = step.backward.again / max(1, plan.plain.learner.model)
+    return Change("model.gradient_checkpointing=true", f"{share:.0%} more operations in the learner's passes", apply)
+
+
+def _halved(p: Parts) -> Parts:
+    return replace(p, graphs=p.graphs // 2, passing=p.passing // 2)  # the attack keeps its rows
+
+
+def _adapters(p: Parts) -> Parts:
+    """What the adapters need themselves is less than the bytes of the reduction that stay in the estimate."""
+    return replace(p, gradients=0, optimizer=0, whole=0)
+
+
+def _without_groups(plan: Plan) -> str:
+    lost = [group.name for group in plan.shape.groups if group.trained and group.name != "lm"]
+    return f"adapters only (not trained: {', '.join(lost)})" if lost else "adapters only"
+
+
+def _slices(plan: Plan) -> int:
+    """Bytes of the weights of a rank under ZeRO-3."""
+    elements = sum(elements for elements, _ in plan.shape.parameters)
+    return WEIGHT[plan.precision] * elements // plan.cluster.ranks
+
+
+def _gathered(plan: Plan) -> int:
+    """Bytes of gathered weights, of a plan that was rehearsed with whole weights, under ZeRO-3."""
+    elements = sum(elements for elements, _ in plan.shape.parameters)
+    stays_whole = len(plan.passes) > 1 and not plan.checkpointing
+    return WEIGHT[plan.precision] * (elements if stays_whole else min(elements, GATHERED_LIMIT))
+
+
+def _sliced(plan: Plan) -> Callable[[Parts], Parts]:
+    def apply(p: Parts) -> Parts:
+        return replace(p, weights=_slices(plan), gathered=max(p.gathered, _gathered(plan)))
+
+    return apply
+
+
+def _offloaded(plan: Plan) -> Callable[[Parts], Parts]:
+    gathered = plan.step.gathered_at_once or _gathered(plan)
+
+    def apply(p: Parts) -> Parts:
+        return replace(p, weights=0, gradients=0, optimizer=0, gathered=max(p.gathered, gathered))
+
+    return apply
+
+
+def _larger_clusters(plan: Plan) -> Iterator[Change]:
+    """A full node, then twice, four times ... the nodes, as far as the rows of a step can be shared out."""
+    cluster = plan.cluster
+    sizes = [(cluster.nodes, NODE)] if cluster.gpus_per_node < NODE else []
+    nodes = 2 * cluster.nodes
+    while nodes <= MOST_NODES:
+        sizes.append((nodes, cluster.gpus_per_node))
+        nodes *= 2
+    rows = sum(count for terms in plan.rows.values() for count in terms.values())
+    for nodes, per_node in sizes:
+        if plan.global_rows is None or plan.global_rows % (rows * nodes * per_node) == 0:
+            typed = f"--nodes {nodes}" if nodes > cluster.nodes else f"--gpus-per-node {per_node}"
+            price = f"{nodes * per_node} GPUs instead of {cluster.ranks}"
+            yield Change(typed, price, _spread(plan, nodes * per_node))
+
+
+def _spread(plan: Plan, ranks: int) -> Callable[[Parts], Parts]:
+    share = plan.cluster.ranks / ranks
+    gathered = _gathered(plan) if plan.stage == 3 and plan.cluster.ranks == 1 else 0
+
+    def apply(p: Parts) -> Parts:
+        weights = int(p.weights * share) if plan.stage == 3 else p.weights
+        states = {"gradients": int(p.gradients * share), "optimizer": int(p.optimizer * share)}
+        return replace(p, weights=weights, gathered=max(p.gathered, gathered), **states)
+
+    return apply

@@ -1,0 +1,63 @@
+"""Floating-point operations of a rehearsed pass: every matrix product and convolution of the real modules.
+
+A product of (m, k) and (k, n) is 2 m k n operations. Attention counts all pairs of a query and a key, also those that a causal
+mask hides. The backward is what autograd computes: with adapters, no weight gradient of a frozen matrix is in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from megaunigame.engine.model_flops import CountFlops
+from megaunigame.models.base import UnifiedModel
+from megaunigame.passes import PassOutput
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Of one rank."""
+
+    model: int = 0
+    """By which MFU is defined: nothing is counted twice."""
+    again: int = 0
+    """Computed a second time by gradient checkpointing, of layers and of frozen tokenizers."""
+    in_fp32: int = 0
+    """Of both, those in float32: frozen tokenizers, adversaries, or all."""
+
+    @classmethod
+    def of(cls, counter: CountFlops) -> Operations:
+        return cls(counter.flops, counter.recomputed, counter.in_fp32)
+
+    @property
+    def total(self) -> int:
+        return self.model + self.again
+
+    def __add__(self, other: Operations) -> Operations:
+        return Operations(self.model + other.model, self.again + other.again, self.in_fp32 + other.in_fp32)
+
+    def times(self, factor: float) -> Operations:
+        return Operations(int(self.model * factor), int(self.again * factor), int(self.in_fp32 * factor))
+
+    def seconds(self, bf16: float, fp32: float) -> float:
+        """On a device that makes `bf16` operations per second in 16 bits, and `fp32` in 32."""
+        return (self.total - self.in_fp32) / bf16 + self.in_fp32 / fp32
+
+
+def loss_of(output: PassOutput) -> Tensor:
+    """() what a micro-step would walk back from: the losses of all rows, and the attention that was measured."""
+    loss = output.loss_sum.sum()
+    return loss if output.attention is None else loss + output.attention.keys.sum()
+
+
+def run_backward(model: UnifiedModel, loss: Tensor) -> None:
+    """Walk back from `loss`; every gradient is dropped as soon as it is complete, as ZeRO does when it has reduced it."""
+    hooks = [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
+    loss.backward()
+    for hook in hooks:
+        hook.remove()
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,37 @@
+"""Operations of rehearsed passes against those of their matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megaunigame.models.causal import CausalModel
+from megaunigame.passes import GENERATE
+from megaunigame.planning.rehearsal import Rehearsal
+from megaunigame.planning.workload import workload
+from tests.planning.plans import tiny_recipe
+
+
+def linear_flops(model: CausalModel, tokens: int) -> int:
+    """Of the matrices of the decoder layers: 2 operations per element and token."""
+    layers = model.language_model.layers
+    return 2 * tokens * sum(p.numel() for p in layers.parameters() if p.dim() == 2)
+
+
+@pytest.mark.parametrize("groups", ["[lm, head]", "[head]"])
+def test_operations_of_a_pass_follow_from_its_matrices(groups: str) -> None:
+    given = ["model.path=absent", "model.max_length=200", f"model.groups={groups}", "objectives.generation.caption_rows=3"]
+    recipe = tiny_recipe("tiny_emu3_sft", *given, "objectives.generation.pixel_rows=0", "objectives.understanding.rows=1")
+    with workload(recipe, 2) as work:
+        rehearsal = Rehearsal(work, gradient_checkpointing=False, partitioned=False)
+        model = rehearsal.model
+        assert isinstance(model, CausalModel) and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        del rehearsal.largest["understand"]
+        inputs = rehearsal.largest[GENERATE]
+        counted = rehearsal.rehearse(like_a_run=False)
+    matrices = linear_flops(model, 3 * (inputs.tokens.shape[1] + model.processor.behind_prompt))
+    assert counted.forward[GENERATE].model > matrices
+    if groups == "[head]":  # the decoder layers are not walked back
+        assert counted.backward.model < matrices
+    else:  # two products of the backward for each of the forward, and attention on top
+        assert counted.backward.model > 2 * matrices
