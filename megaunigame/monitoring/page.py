@@ -36,6 +36,7 @@ table { border-collapse: collapse; font-size: 14.5px; }
 th { text-align: left; font-weight: 600; color: var(--muted); font-size: 13px; }
 th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 tr.total td { font-weight: 600; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .plot { width: 100%; height: auto; display: block; margin-bottom: 10px; }

@@ -29,7 +29,7 @@ from megaunigame.profiling.text import (
 
 COLORS = ("#9aa5b1", "#b3362b", "#2f6f9f", "#5fa3c7", "#e0a33c", "#8a5a9e", "#1b7f4b", "#c26a8f", "#d8dde3")
 """Of the phases, in their order."""
-OPTION = re.compile(r"--\w+ \d+")
+OPTION = re.compile(r"(?<!\S)--\w[\w-]*( \d+)?")
 NARROW = 0.06
 """Share of the longest bar below which a phase is not labelled."""
 
@@ -49,7 +49,7 @@ def profile_page(measured: Sequence[Measured], command: str) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="muted">{escape(heading(measured))}. Rows of the largest legal length, random pictures and words.</p>',
         f'<p class="bad">{_unbroken(warning)}</p>' if warning else "",
-        f'<code class="command">{escape(command)}</code>',
+        f'<code class="command">{_unbroken(command)}</code>',
         page.tiles(_tiles(measured)) if len(recipes) == 1 else "",
         "<h2>Seconds of a step</h2>",
         f'<img class="plot" alt="seconds by phase" src="{data_uri(bars(measured))}">',

@@ -48,11 +48,13 @@ def visible_phases(measured: Sequence[Measured]) -> list[str]:
 
 def phase_rows(measured: Sequence[Measured]) -> list[list[str]]:
     """A row per visible phase: its name, then seconds and share for each recipe."""
-    rows = [
-        [phase, *(f"{m.phases[phase]:.4f} ({m.phases[phase] / total(m):.0%})" for m in measured)]
-        for phase in visible_phases(measured)
-    ]
+    rows = [[phase, *(_of_step(m, phase) for m in measured)] for phase in visible_phases(measured)]
     return [*rows, ["step, mean", *(f"{total(m):.4f}" for m in measured)]]
+
+
+def _of_step(measured: Measured, phase: str) -> str:
+    seconds = measured.phases[phase]
+    return f"{seconds:.4f} ({seconds / total(measured):.0%})" if seconds >= VISIBLE else "-"
 
 
 def total(measured: Measured) -> float:
@@ -64,7 +66,7 @@ def fact_rows(measured: Sequence[Measured]) -> list[list[str]]:
     """A row per number of a step: its name, then its value for each recipe."""
     facts = {
         "seconds, median": [f"{m.seconds:.4f}" for m in measured],
-        "seconds, least to most": [f"{m.seconds_range[0]:.4f} - {m.seconds_range[1]:.4f}" for m in measured],
+        "seconds, least to most": [f"{m.seconds_range[0]:.3g} to {m.seconds_range[1]:.3g}" for m in measured],
         "learner rows, all ranks": [f"{m.learner_rows:,}" for m in measured],
         "passes, one rank": [f"{m.passes:,.2f}".removesuffix(".00") for m in measured],
         "tokens, all ranks": [f"{m.tokens:,.0f}" for m in measured],
@@ -74,9 +76,10 @@ def fact_rows(measured: Sequence[Measured]) -> list[list[str]]:
         "MFU": ["-" if m.mfu is None else f"{m.mfu:.1%}" for m in measured],
         "gathered weights, one rank": [short_bytes(m.gathered_bytes) for m in measured],
         "planned model states, one rank": [short_bytes(m.states_bytes) for m in measured],
-        "planned memory, one rank": ["-" if m.planned_bytes is None else short_bytes(m.planned_bytes) for m in measured],
         "peak memory, one rank": [short_bytes(m.peak_memory_bytes) for m in measured],
     }
+    if any(m.planned_bytes is not None for m in measured):
+        facts["planned memory, one rank"] = ["-" if m.planned_bytes is None else short_bytes(m.planned_bytes) for m in measured]
     return [[name, *values] for name, values in facts.items()]
 
 
