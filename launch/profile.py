@@ -28,8 +28,8 @@ from megaunigame.launching import run_to_exit
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.profiling.measure import measure
 from megaunigame.profiling.page import profile_page
-from megaunigame.profiling.text import as_text
-from megaunigame.profiling.twin import NAME, fine_tuning_twin
+from megaunigame.profiling.text import as_text, warm_up_warning
+from megaunigame.profiling.twin import KIND, fine_tuning_twin
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("recipes", nargs="+", metavar="RECIPE|key=value", help="YAML files, and settings for all of them")
     parser.add_argument("--steps", type=int, default=5, help="measured (default %(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="before them (default %(default)s)")
-    parser.add_argument("--against", choices=[NAME], help="compare with plain fine-tuning on the same learner rows")
+    parser.add_argument("--against", choices=[KIND], help="compare with plain fine-tuning on the same learner rows")
     parser.add_argument("--out", type=Path, help="folder (default: OUTPUT/profile of the first recipe)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_intermixed_args(arguments)  # settings may follow options
@@ -56,6 +56,9 @@ def main(arguments: list[str]) -> None:
 def _profile(recipes: list[Recipe], options: argparse.Namespace, command: str) -> None:
     out = options.out or Path(recipes[0].output) / "profile"
     world = start_world(recipes[0].engine.timeout_minutes)
+    warning = warm_up_warning(options.warmup)
+    if warning and world.is_main:
+        print(warning, file=sys.stderr, flush=True)
     measured = [measure(recipe, world, steps=options.steps, warmup=options.warmup, out=out) for recipe in recipes]
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)

@@ -147,7 +147,8 @@ class EngineConfig:
     reduce_dtype: str = "fp32"
     """In which dtype gradients are summed over the ranks: `fp32`, or `bf16` for half the traffic."""
     deterministic: bool = False
-    """Deterministic kernels only, on a GPU too: the same run twice is equal to the last bit. Slower."""
+    """Deterministic kernels of torch only; an operation without one is an error. Slower. Whether two runs on GPUs are then
+    equal to the last bit is checked by `make test-gpu`; on CPUs they are with or without it."""
     timeout_minutes: float = 30.0
     """How long a collective may wait for the slowest rank."""
 

@@ -13,6 +13,10 @@ class ConfigError(UserError):
     """A recipe, an override or a ds_config is not legal."""
 
 
+class CapacityError(ConfigError):
+    """A run does not fit into the memory of a GPU or of its host."""
+
+
 class DataError(UserError):
     """Shards, an index, or a source file cannot be used."""
 

@@ -115,7 +115,7 @@ class Trainer:
             self.learner: Learner = build_learner(family, placed, self.plan, self.ds_config, world)
         if phases is not None:
             self.learner.measure(phases)
-        self.performance = Performance(self.learner, world, recipe.engine.precision, count_flops=phases is not None)
+        self.performance = Performance(self.learner, world, recipe.engine.precision)
         self.processor = self.learner.module.processor
         stage = Stage(self.learner.module, self.learner.as_opponent, self.plan, world, recipe.seed, self.accumulation)
         for objective in self.objectives:
@@ -156,7 +156,7 @@ class Trainer:
     def dry_run(self) -> None:
         """Forward and backward of every pass on the largest legal rows; changes nothing.
 
-        Raises ConfigError when a step of such rows would not fit into the memory of the GPU.
+        Raises CapacityError when a step of such rows would not fit into the memory of the GPU.
         """
         with checked_peak(self.learner, self.ds_config):
             self._rehearse()
@@ -253,7 +253,7 @@ class Trainer:
                     extra += [o.after_pass(step, micro, inputs, output, pass_name) for o in self.objectives]
             sums += term_sums.detach()
             if micro == self.accumulation - 1:
-                totals = self._agree(sums, batches, row_losses)
+                totals, counted = self._agree(sums, batches, row_losses)
             loss = (weights * term_sums / counts.clamp(min=1)).sum()
             self.learner.backward_and_step(sum((term for term in extra if term is not None), loss))
 
@@ -264,7 +264,7 @@ class Trainer:
                 f"and nothing of it was saved. Lower optimizer.lr and start again: the run resumes from its newest checkpoint "
                 f"in {self.folder / 'checkpoints'}."
             )
-        step.losses = self.terms.means(totals[: len(counts)], counts)
+        step.losses = self.terms.means(totals, counts)
         with self.phases(MERGE):
             reported = [objective.after_learner(step) for objective in self.objectives]
         self.state.step += 1
@@ -274,7 +274,7 @@ class Trainer:
         metrics = self.terms.metrics(step.losses, weights) | {
             names.OPTIM_LR: lr,
             names.OPTIM_GRAD_NORM: grad_norm,
-            **self.performance.metrics(rows, passes, *totals[-3:-1].tolist()),
+            **self.performance.metrics(rows, passes, counted.tolist()),
             names.DATA_WAIT_SECONDS: waited,
             names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
         }
@@ -303,19 +303,23 @@ class Trainer:
         here = self.first_step == self.state.step and evaluation_file(self.folder, self.state.step).exists()
         return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see a shared folder at different ages
 
-    def _agree(self, sums: Tensor, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
-        """All-ranks totals of this step, before the update: loss sums, tokens, and who wants to stop.
+    def _agree(
+        self, sums: Tensor, batches: list[MicroBatch], row_losses: list[tuple[list[str], Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Totals of this step over all ranks, before the update: the sum of each loss term, and what `Performance` counts.
 
+        Also agrees on bad samples and on whether to stop, in the same collective.
         Raises DivergenceError on every rank when any loss of any rank is not finite.
         """
         for batch in batches:
             self.bad_samples.add(batch.plan, batch.bad)
         # float64, because token counts of a large step do not fit fp32 exactly.
         local = torch.tensor([*self.bad_samples.pending(), self.signalled], dtype=torch.float64).to(sums.device)
-        parts = [sums.double(), local[:-1], self.performance.tokens.taken(), local[-1:]]
+        parts = [sums.double(), local[:-1], self.performance.counts(), local[-1:]]
         totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
         terms = len(self.terms.names)
-        self.bad_samples.merge([int(x) for x in totals[terms:-3]])
+        counted = terms + len(local) - 1
+        self.bad_samples.merge([int(x) for x in totals[terms:counted]])
         self.stop_requested = bool(totals[-1] > 0)
         if not bool(torch.isfinite(totals[:terms]).all()):
             bad = [k for keys, loss in row_losses for k, x in zip(keys, loss.tolist(), strict=True) if not math.isfinite(x)]
@@ -328,7 +332,7 @@ class Trainer:
                 f"Samples: {'; '.join(everywhere)}. Lower optimizer.lr or optimizer.clip and start again: the run resumes "
                 f"from its newest checkpoint in {self.folder / 'checkpoints'}."
             )
-        return totals
+        return totals[:terms], totals[counted:-1]
 
     def open_streams(self) -> dict[str, Stream]:
         """The streams that rows are drawn from, each at its cursor, or at its beginning."""

@@ -12,7 +12,7 @@ import torch
 from megaunigame.config import Recipe
 from megaunigame.distributed import World
 from megaunigame.engine.element_bytes import WEIGHT
-from megaunigame.errors import ConfigError
+from megaunigame.errors import CapacityError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import StepPlan
 
@@ -49,10 +49,10 @@ def host_bytes() -> int:
 
 
 def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage: int, world_size: int, memory: Memory) -> None:
-    """Raise ConfigError for weights that this machine cannot hold. `model` may be on the meta device."""
+    """Raise CapacityError for weights that this machine cannot hold. `model` may be on the meta device."""
     elements = sum(parameter.numel() for parameter in model.parameters())
     if stage == 2 and 4 * elements * memory.ranks > memory.host:
-        raise ConfigError(
+        raise CapacityError(
             f"engine.ds_config={recipe.engine.ds_config} is ZeRO-2, under which every rank builds the whole model in float32 "
             f"on its host: {memory.ranks} ranks x {4 * elements / GIB:.1f} GiB on this machine, which has "
             f"{memory.host / GIB:.1f} GiB. Type engine.ds_config=ds_configs/zero3.json."
@@ -61,7 +61,7 @@ def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage
         weight = WEIGHT[recipe.engine.precision]
         whole, slices = weight * elements, weight * elements // world_size
         if whole + slices > memory.device:
-            raise ConfigError(
+            raise CapacityError(
                 f"Without gradient checkpointing, a micro-step of {len(plan.passes)} passes leaves the model whole on every "
                 f"rank until its backward is done: {whole / GIB:.1f} GiB next to a slice of {slices / GIB:.1f} GiB, where a "
                 f"rank has {memory.device / GIB:.1f} GiB. Type model.gradient_checkpointing=true."
@@ -69,12 +69,12 @@ def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage
 
 
 def check_everywhere(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage: int, world: World) -> None:
-    """Collective: `check_capacity` on every rank; what one rank cannot hold is a ConfigError on all."""
+    """Collective: `check_capacity` on every rank; what one rank cannot hold is a CapacityError on all."""
     problem = None
     try:
         check_capacity(model, recipe, plan, stage=stage, world_size=world.size, memory=memory_of(world))
-    except ConfigError as error:
+    except CapacityError as error:
         problem = str(error)
     problems = [found for found in world.all_gather_object(problem) if found is not None]
     if problems:
-        raise ConfigError(problems[0])
+        raise CapacityError(problems[0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megaunigame.engine.parameters import element_count, group_label
 from megaunigame.engine.zero3 import Learner
-from megaunigame.errors import ConfigError
+from megaunigame.errors import CapacityError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.passes import PassInputs
 
@@ -78,7 +78,7 @@ def late_state_bytes(learner: Learner, ds_config: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def checked_peak(learner: Learner, ds_config: dict[str, Any]) -> Iterator[None]:
-    """Collective, around a dry run on GPUs: raises ConfigError on every rank when a step would not fit on one of them.
+    """Collective, around a dry run on GPUs: raises CapacityError on every rank when a step would not fit on one of them.
 
     Peaks differ from rank to rank, and so do cards. What other libraries and processes hold of a card is not free.
     """
@@ -97,9 +97,9 @@ def checked_peak(learner: Learner, ds_config: dict[str, Any]) -> Iterator[None]:
 
 
 def check_peak(peak: int, uncovered: int, capacity: int) -> None:
-    """Raise ConfigError when the `peak` of the dry run and what it does not cover exceed what the device has for it."""
+    """Raise CapacityError when the `peak` of the dry run and what it does not cover exceed what the device has for it."""
     if peak + uncovered > capacity:
-        raise ConfigError(
+        raise CapacityError(
             f"The largest step does not fit: the dry run took {peak / GIB:.1f} GiB and gradients and update take up to "
             f"{uncovered / GIB:.1f} GiB more, where {capacity / GIB:.1f} GiB of the GPU are free for it. Type "
             "model.gradient_checkpointing=true, fewer rows in the objectives with a larger batch.accumulation, a smaller "

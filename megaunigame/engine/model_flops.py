@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import _recomputation_hook
+from torch.utils.checkpoint import _checkpoint_hook, _recomputation_hook
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from megaunigame.distributed import World
@@ -24,6 +24,8 @@ FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
 }
+WATCHES = (_checkpoint_hook.__qualname__, _recomputation_hook.__qualname__)
+"""Beginnings of the names of what gradient checkpointing calls when a tensor is saved, the first and the second time."""
 
 
 class CountFlops(TorchDispatchMode):
@@ -61,12 +63,15 @@ class CountFlops(TorchDispatchMode):
 
 
 def _recomputing() -> bool:
-    """Whether gradient checkpointing computes a second time just now: it then watches what is saved for the backward.
+    """Whether gradient checkpointing computes a second time just now: within a backward it watches what is saved for one.
 
-    Whether gradients are enabled does not tell: under ZeRO-3, linear layers are functions that compute without them.
+    Recomputed blocks may be checkpointed themselves: then the watch of the inner block is on top. Whether gradients are enabled
+    does not tell: under ZeRO-3, linear layers are functions that compute without them.
     """
+    if torch._C._current_graph_task_id() == -1:
+        return False
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks is not None and hooks[0].__qualname__.startswith(_recomputation_hook.__qualname__)
+    return hooks is not None and hooks[0].__qualname__.startswith(WATCHES)
 
 
 class ModelFlops:

@@ -17,14 +17,10 @@ from megaunigame.registry import unknown
 def model_folder(family: type[UnifiedModel], config: ModelConfig) -> Iterator[str]:
     """Path of the folder while the model is built; that of a size is temporary, one for each process.
 
-    Raises ConfigError for a size that the family does not have, and where random weights come with neither size nor folder.
+    Raises ConfigError for a size that the family does not have, and where a folder is needed and there is none.
     """
     if config.weights != RANDOM or not config.size:
-        if config.weights == RANDOM and not Path(config.path).is_dir():
-            raise ConfigError(
-                f"model.weights=random needs a configuration, and there is no folder model.path={config.path}. "
-                f"Type model.size=NAME{_legal(family)}, or give a model folder; its weights are not read."
-            )
+        _check_folder(family, config)
         yield config.path
         return
     if config.size not in family.sizes():
@@ -32,6 +28,21 @@ def model_folder(family: type[UnifiedModel], config: ModelConfig) -> Iterator[st
     with tempfile.TemporaryDirectory(prefix="megaunigame-") as folder:
         family.write_size(config.size, Path(folder))
         yield folder
+
+
+def _check_folder(family: type[UnifiedModel], config: ModelConfig) -> None:
+    if Path(config.path).is_dir():
+        return
+    if config.weights == RANDOM:
+        raise ConfigError(
+            f"model.weights=random needs a configuration, and there is no folder at model.path={config.path}. "
+            f"Type model.size=NAME{_legal(family)}, or give a model folder; its weights are not read."
+        )
+    size = "" if config.size else f" model.size=NAME{_legal(family)}"
+    raise ConfigError(
+        f"No folder at model.path={config.path}. Give the folder of a model, or measure a shape without weights with "
+        f"launch/profile.py: model.weights=random{size}."
+    )
 
 
 def _legal(family: type[UnifiedModel]) -> str:

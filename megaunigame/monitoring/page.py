@@ -36,9 +36,10 @@ table { border-collapse: collapse; font-size: 14.5px; }
 th { text-align: left; font-weight: 600; color: var(--muted); font-size: 13px; }
 th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 tr.total td { font-weight: 600; }
 .good { color: var(--good); } .bad { color: var(--bad); }
-.plot { width: 100%; height: auto; display: block; }
+.plot { width: 100%; height: auto; display: block; margin-bottom: 10px; }
 .picture { width: 128px; height: auto; image-rendering: pixelated; border-radius: 4px; display: block; }
 .asked { display: flex; gap: 20px; margin: 18px 0; align-items: flex-start; }
 .asked th:first-child { width: 340px; }

@@ -16,15 +16,21 @@ from megaunigame.data.stream import micro_batch_loader
 from megaunigame.data.synthetic import SyntheticMicroBatches, synthetic_streams
 from megaunigame.distributed import World
 from megaunigame.engine.memory_plan import bytes_per_rank
+from megaunigame.engine.peak_memory import peak_memory
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.phases import PHASES, PhaseTimer
+from megaunigame.profiling.operations import count_flops
+from megaunigame.profiling.planned import planned_bytes
 from megaunigame.trainer import Trainer
+
+SETTLED = 3
+"""Warm-up steps after which a step costs what later ones cost."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The steps of one recipe. Seconds of a phase are means over the steps and ranks; the rest are medians over the steps."""
+    """The steps of one recipe: means over the steps, where nothing else is said."""
 
     name: str
     steps: int
@@ -32,21 +38,26 @@ class Measured:
     world_size: int
     device: str
     seconds: float
-    """Of a step."""
+    """Of a step, median over the steps."""
+    seconds_range: tuple[float, float]
+    """Of the shortest and of the longest step."""
     phases: dict[str, float]
-    """Phase -> seconds."""
+    """Phase -> seconds, mean over steps and ranks."""
     tokens: float
     """Of a step, all ranks and passes; padding and dummy rows are in it."""
     tokens_per_second: float
+    """Of all steps together."""
     useful_tokens_per_second: float
     flops: float
     """Model FLOPs of a step, all ranks."""
     mfu: float | None
-    """None: the peak of the device is not known."""
+    """Of all steps together; None: the peak of the device is not known."""
     peak_memory_bytes: float
-    """The rank with the most."""
-    planned_bytes: dict[str, int]
-    """Model states of a rank, as planned; activations come on top."""
+    """The rank with the most, in any of the steps."""
+    states_bytes: int
+    """Weights, gradients and optimizer of a rank, as planned; activations come on top."""
+    planned_bytes: int | None
+    """All that a rank holds, as launch/plan.py plans it; None: not planned."""
     gathered_bytes: float
     """Weights that a rank gathered in a step."""
     passes: float
@@ -65,11 +76,11 @@ class SyntheticTrainer(Trainer):
 
 
 def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path) -> Measured:
-    """`warmup` steps, the first of which is counted, then `steps` measured ones. Leaves no checkpoint. Collective."""
+    """`warmup` steps, then `steps` measured ones, then one of each kind to count. Leaves no checkpoint. Collective."""
     if steps < 1 or warmup < 1:
-        raise ConfigError(
-            f"--steps and --warmup must be at least 1; got {steps} and {warmup}. The first warm-up step is counted."
-        )
+        raise ConfigError(f"--steps and --warmup must be at least 1; got {steps} and {warmup}.")
+    on_gpu = world.device.type == "cuda"
+    planned = planned_bytes(recipe, world.size) if on_gpu and world.is_main else None
     timer = PhaseTimer(world.device)
     trainer = SyntheticTrainer(_for_measuring(recipe, steps + warmup, out), world, timer)
     trainer.dry_run()
@@ -83,10 +94,12 @@ def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path)
     for _ in range(steps):
         metrics.append(trainer.train_step(micro_batches))
         phases.append(timer.taken())
-    measured = _summary(recipe.name, trainer, metrics, phases, warmup)
+    peak = _peak(world, metrics)
+    flops = count_flops(trainer, metrics, first=warmup)
+    measured = _summary(recipe.name, trainer, metrics, phases, flops, warmup=warmup, peak=peak, planned=planned)
     del trainer, loader, micro_batches
     gc.collect()  # the next model needs the room of this one
-    if world.device.type == "cuda":
+    if on_gpu:
         torch.cuda.empty_cache()
     return measured
 
@@ -111,33 +124,48 @@ def _for_measuring(recipe: Recipe, steps: int, out: Path) -> Recipe:
     )
 
 
+def _peak(world: World, metrics: list[dict[str, float]]) -> float:
+    """Most bytes of any rank in the steps that reported `metrics`: each has reported the step before it."""
+    last = torch.tensor([peak_memory(world.device)], dtype=torch.float64, device=world.device)
+    return max(world.all_reduce_max(last).item(), *(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics[1:]))
+
+
 def _summary(
-    name: str, trainer: Trainer, metrics: list[dict[str, float]], phases: list[dict[str, float]], warmup: int
+    name: str,
+    trainer: Trainer,
+    metrics: list[dict[str, float]],
+    phases: list[dict[str, float]],
+    flops: list[float],
+    *,
+    warmup: int,
+    peak: float,
+    planned: int | None,
 ) -> Measured:
     world = trainer.world
-
-    def median(metric: str) -> float:
-        return statistics.median(step[metric] for step in metrics)
-
-    seconds = torch.tensor([statistics.fmean(step[phase] for step in phases) for phase in PHASES], dtype=torch.float64)
-    mean = (world.all_reduce_sum(seconds.to(world.device)) / world.size).tolist()
-    tokens = statistics.median(step[names.PERF_TOKENS_PER_SECOND] * step[names.PERF_STEP_SECONDS] for step in metrics)
+    seconds = [step[names.PERF_STEP_SECONDS] for step in metrics]
+    tokens = [step[names.PERF_TOKENS_PER_SECOND] * step[names.PERF_STEP_SECONDS] for step in metrics]
+    useful = [step[names.PERF_USEFUL_TOKENS_PER_SECOND] * step[names.PERF_STEP_SECONDS] for step in metrics]
+    of_phases = torch.tensor([statistics.fmean(step[phase] for step in phases) for phase in PHASES], dtype=torch.float64)
+    mean = (world.all_reduce_sum(of_phases.to(world.device)) / world.size).tolist()
+    device_peak = trainer.performance.peak
     return Measured(
         name=name,
         steps=len(metrics),
         warmup=warmup,
         world_size=world.size,
         device=torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU",
-        seconds=median(names.PERF_STEP_SECONDS),
+        seconds=statistics.median(seconds),
+        seconds_range=(min(seconds), max(seconds)),
         phases=dict(zip(PHASES, mean, strict=True)),
-        tokens=tokens,
-        tokens_per_second=median(names.PERF_TOKENS_PER_SECOND),
-        useful_tokens_per_second=median(names.PERF_USEFUL_TOKENS_PER_SECOND),
-        flops=trainer.performance.flops.of(tokens) or 0.0,
-        mfu=median(names.PERF_MFU) if trainer.performance.peak is not None else None,
-        peak_memory_bytes=max(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics),
-        planned_bytes=bytes_per_rank(trainer.learner.module, world.size, trainer.recipe.engine.precision),
-        gathered_bytes=median(names.PERF_ALLGATHER_BYTES),
-        passes=median(names.PERF_PASSES),
+        tokens=statistics.fmean(tokens),
+        tokens_per_second=sum(tokens) / sum(seconds),
+        useful_tokens_per_second=sum(useful) / sum(seconds),
+        flops=statistics.fmean(flops),
+        mfu=None if device_peak is None else sum(flops) / sum(seconds) / (device_peak * world.size),
+        peak_memory_bytes=peak,
+        states_bytes=sum(bytes_per_rank(trainer.learner.module, world.size, trainer.recipe.engine.precision).values()),
+        planned_bytes=planned,
+        gathered_bytes=statistics.fmean(step[names.PERF_ALLGATHER_BYTES] for step in metrics),
+        passes=statistics.fmean(step[names.PERF_PASSES] for step in metrics),
         learner_rows=trainer.plan.rows_per_micro_step() * trainer.accumulation * world.size,
     )

@@ -8,7 +8,10 @@ from megaunigame.config import Recipe
 from megaunigame.errors import ConfigError
 from megaunigame.passes import GENERATE, UNDERSTAND, StepPlan
 
-NAME = "sft"
+KIND = "sft"
+"""What --against takes."""
+PREFIX = f"{KIND} of "
+"""Begins the name of a twin; the name of its recipe follows."""
 
 
 def fine_tuning_twin(recipe: Recipe, plan: StepPlan) -> Recipe:
@@ -33,4 +36,4 @@ def fine_tuning_twin(recipe: Recipe, plan: StepPlan) -> Recipe:
             "pixel_rows": shown,
             "stream": stream,
         }
-    return dataclasses.replace(recipe, name=NAME, objectives=objectives)
+    return dataclasses.replace(recipe, name=PREFIX + recipe.name, objectives=objectives)

@@ -11,7 +11,7 @@ from torch import nn
 from megaunigame.engine import capacity
 from megaunigame.engine.capacity import Memory, check_capacity, check_everywhere, host_bytes, memory_of
 from megaunigame.engine.dry_run import check_peak, uncovered_bytes
-from megaunigame.errors import ConfigError
+from megaunigame.errors import CapacityError
 from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, plan_from
 from tests.evaluation.fakes import on_ranks
 
@@ -41,7 +41,7 @@ def test_zero2_needs_a_float32_copy_per_rank_on_the_host(model, ranks, missing):
         check_capacity(model, recipe(), ONE, stage=2, world_size=4, memory=memory)
     else:
         cure = rf"some.json is ZeRO-2.*{ranks} ranks x 7.0 GiB.*engine.ds_config=ds_configs/zero3"
-        with pytest.raises(ConfigError, match=cure):
+        with pytest.raises(CapacityError, match=cure):
             check_capacity(model, recipe(), ONE, stage=2, world_size=4, memory=memory)
 
 
@@ -50,7 +50,7 @@ def test_two_passes_without_checkpointing_leave_the_model_whole(model, precision
     enough = weight * ELEMENTS + weight * ELEMENTS // 4
     check_capacity(model, recipe(precision=precision), BOTH, stage=3, world_size=4, memory=Memory(1, enough, 1))
     little = Memory(1, enough - 1, 1)
-    with pytest.raises(ConfigError, match="micro-step of 2 passes leaves the model whole.*model.gradient_checkpointing=true"):
+    with pytest.raises(CapacityError, match="micro-step of 2 passes leaves the model whole.*model.gradient_checkpointing=true"):
         check_capacity(model, recipe(precision=precision), BOTH, stage=3, world_size=4, memory=little)
     check_capacity(model, recipe(precision=precision), ONE, stage=3, world_size=4, memory=little)
     check_capacity(model, recipe(checkpointing=True, precision=precision), BOTH, stage=3, world_size=4, memory=little)
@@ -60,7 +60,7 @@ def test_what_one_rank_cannot_hold_stops_all(model, monkeypatch):
     monkeypatch.setattr(capacity, "memory_of", lambda world: Memory(8 * ELEMENTS, 1, 1 if world.rank else 9))
 
     def work(world):
-        with pytest.raises(ConfigError, match="9 ranks"):
+        with pytest.raises(CapacityError, match="9 ranks"):
             check_everywhere(model, recipe(), ONE, stage=2, world=world)
         return True
 
@@ -103,5 +103,5 @@ def test_bytes_that_a_dry_run_does_not_touch(reduce_dtype, size):
 
 def test_the_verdict_counts_what_the_dry_run_did_not_touch():
     check_peak(6 * 2**30, 2 * 2**30, 8 * 2**30)
-    with pytest.raises(ConfigError, match="the dry run took 6.0 GiB.*2.0 GiB more, where 8.0 GiB.*gradient_ch"):
+    with pytest.raises(CapacityError, match="the dry run took 6.0 GiB.*2.0 GiB more, where 8.0 GiB.*gradient_ch"):
         check_peak(6 * 2**30 + 1, 2 * 2**30, 8 * 2**30)

@@ -12,7 +12,7 @@ from megaunigame.engine.dry_run import checked_peak, late_state_bytes, uncovered
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.parameters import element_count
 from megaunigame.engine.zero3 import build_learner
-from megaunigame.errors import ConfigError
+from megaunigame.errors import CapacityError
 from megaunigame.models.janus import Janus
 from megaunigame.passes import UNDERSTAND, RowRequest, plan_from
 from tests.multi_process.tiny_run import write_model, write_recipe
@@ -60,6 +60,6 @@ def test_a_rank_without_room_stops_all(tight, world, tmp_path, monkeypatch):
         with checked_peak(learner, ds_config):
             ran.append(1)
     else:
-        with pytest.raises(ConfigError, match="The largest step does not fit"), checked_peak(learner, ds_config):
+        with pytest.raises(CapacityError, match="The largest step does not fit"), checked_peak(learner, ds_config):
             ran.append(1)
     assert ran == [1]

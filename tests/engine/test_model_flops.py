@@ -53,6 +53,21 @@ def test_operations_in_float32_are_known() -> None:
     assert (count.flops, count.in_fp32) == (2 * TOKENS * WIDTH * 8, 2 * TOKENS * WIDTH * 3)
 
 
+def test_what_is_recomputed_within_what_is_recomputed_is_not_the_models() -> None:
+    first, last = (nn.Sequential(nn.Linear(*size, bias=False), nn.Sigmoid()) for size in ((WIDTH, OUT), (OUT, WIDTH)))
+
+    def both(x):
+        return checkpoint(last, checkpoint(first, x, use_reentrant=False), use_reentrant=False)
+
+    inputs = torch.rand(TOKENS, WIDTH, requires_grad=True)
+    with CountFlops() as count:
+        output = checkpoint(both, inputs, use_reentrant=False)
+        assert (count.flops, count.recomputed) == (2 * LINEAR, 0)
+        output.sum().backward()
+    # The outer block is computed again up to the input of the last inner one, then each inner one.
+    assert (count.flops, count.recomputed) == (2 * 3 * LINEAR, 3 * LINEAR)
+
+
 def test_attention_on_a_cpu_is_counted_in_full() -> None:
     q, k, v = (torch.rand(2, 3, length, 8, requires_grad=True) for length in (13, 17, 17))
     with CountFlops() as count:

@@ -120,8 +120,8 @@ def test_a_size_goes_before_a_folder_and_only_for_random_weights(tmp_path) -> No
         assert folder != str(tmp_path)
     with model_folder(Emu3, random(family="emu3", path=str(tmp_path))) as folder:
         assert folder == str(tmp_path)
-    with model_folder(Emu3, random(family="emu3", size="tiny", path="there", weights="pretrained")) as folder:
-        assert folder == "there"
+    with model_folder(Emu3, random(family="emu3", size="tiny", path=str(tmp_path), weights="pretrained")) as folder:
+        assert folder == str(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,8 @@ def test_a_size_goes_before_a_folder_and_only_for_random_weights(tmp_path) -> No
     [
         (random(size="7bb"), ["model.size", "Did you mean '7b'", "model.family=janus"]),
         (random(path="nowhere"), ["model.path=nowhere", "model.size=NAME (tiny, 1b, 7b)"]),
+        (random(path="nowhere", weights="pretrained", size="7b"), ["No folder at model.path=nowhere", "model.weights=random."]),
+        (random(path="nowhere", weights="pretrained"), ["No folder", "model.weights=random model.size=NAME (tiny, 1b, 7b)."]),
     ],
 )
 def test_a_shape_that_does_not_exist(config, parts) -> None:

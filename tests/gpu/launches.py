@@ -25,15 +25,26 @@ GAME: dict[str, Any] = {
     "clip": {"model": "tiny-random", "tau": -1.0},
     "buffer": {"merge_every": 2, "capacity": 8},
 }
+JUDGED = {**GAME, "clip": {"model": "tiny-random", "tau": 0.9}, "penalties": {"clip": 0.5}}
+"""The adversary pays for pictures that CLIP does not take for their sources, and no such picture is replayed."""
+JOINED = {"mode": "simultaneous"}
 TASKS = {"rows": {"understanding": 2, "edges": 1, "pixel": 2}}
 PULL = {"weights": {"generate": 5.0, "understand": 10.0}}
+TIMINGS = ("time", "perf/", "data/wait_seconds")
+"""Beginnings of the names of metrics that no two runs share."""
 CASES: dict[str, dict[str, Any]] = {
     "sft_lora": {"model": {**LORA, "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
     "sft_full_fp32": {"engine": {"precision": "fp32"}},
     "sft_zero2": {"engine": {"ds_config": "ds_configs/zero2.json"}},
+    "unigame_alternating": {"objectives": {**NO_OTHERS, "unigame": JUDGED}},
     "unigame_alternating_lora": {"objectives": {**NO_OTHERS, "unigame": GAME}, "model": LORA},
-    "unigame_simultaneous": {"objectives": {**NO_OTHERS, "unigame": {**GAME, "mode": "simultaneous"}}},
-    "unigame_emu3": {"objectives": {**NO_OTHERS, "unigame": GAME}, "model": {"family": "emu3", "gradient_checkpointing": True}},
+    "unigame_alternating_emu3": {
+        "objectives": {**NO_OTHERS, "unigame": GAME},
+        "model": {"family": "emu3", "gradient_checkpointing": True},
+    },
+    "unigame_simultaneous": {"objectives": {**NO_OTHERS, "unigame": {**GAME, **JOINED}}},
+    "unigame_simultaneous_lora": {"objectives": {**NO_OTHERS, "unigame": {**JUDGED, **JOINED}}, "model": LORA},
+    "unigame_simultaneous_emu3": {"objectives": {**NO_OTHERS, "unigame": {**GAME, **JOINED}}, "model": {"family": "emu3"}},
     "unimrg": {"objectives": {**NO_OTHERS, "unimrg": TASKS}, "model": {"family": "openuni"}},
     "unimrg_lora": {"objectives": {**NO_OTHERS, "unimrg": TASKS}, "model": LORA},
     "aia": {"objectives": {"aia": PULL}},
@@ -54,11 +65,30 @@ def train_and_resume(case: str, home: Path, accelerator: str) -> list[dict[str, 
     `accelerator`: DS_ACCELERATOR of the launches, `cuda` or `cpu`. Raises AssertionError with the end of the output when a
     launch fails, when a loss is not finite, or when the second launch does not go on where the first one ended.
     """
-    settings = {"loader": {"workers": 2, "prefetch": 2}, **CASES[case]}
-    settings["engine"] = {"precision": "bf16", "timeout_minutes": 2, **settings.get("engine", {})}
-    run = home / "runs" / case
-    recipe = write_recipe(home / f"{case}.yaml", home, output=str(run), **settings)
-    for steps in (FIRST, LAST):
+    return launch(case, home, home / "runs" / case, (FIRST, LAST), accelerator)
+
+
+def run_whole_and_in_parts(case: str, home: Path, accelerator: str) -> list[list[dict[str, float]]]:
+    """With `engine.deterministic`: what the steps of one launch report, and those of a launch that was resumed; no timings."""
+    settings = {"engine": {"deterministic": True}, "schedule": {"kind": "constant"}}
+    runs = [
+        launch(case, home, home / "runs" / f"{case}_{len(parts)}", parts, accelerator, **settings)
+        for parts in ((LAST,), (FIRST, LAST))
+    ]
+    return [[{name: m[name] for name in m if not name.startswith(TIMINGS)} for m in metrics] for metrics in runs]
+
+
+def launch(
+    case: str, home: Path, run: Path, parts: tuple[int, ...], accelerator: str, **more: dict[str, Any]
+) -> list[dict[str, float]]:
+    """A case in the folder `run`, launched once for each of `parts`, steps after which a launch ends; `more`: blocks of
+    settings on top of the case. Returns and raises as `train_and_resume` does.
+    """
+    settings: dict[str, Any] = {"loader": {"workers": 2, "prefetch": 2}, **CASES[case], **more}
+    own = {**CASES[case].get("engine", {}), **more.get("engine", {})}
+    settings["engine"] = {"precision": "bf16", "timeout_minutes": 2, **own}
+    recipe = write_recipe(home / f"{run.name}.yaml", home, output=str(run), **settings)
+    for steps in parts:
         launched = subprocess.run(
             [sys.executable, "launch/train.py", str(recipe), f"schedule.steps={steps}"],
             cwd=REPOSITORY,
@@ -69,6 +99,6 @@ def train_and_resume(case: str, home: Path, accelerator: str) -> list[dict[str, 
         assert launched.returncode == 0, f"{case}, to step {steps}:\n{launched.stdout[-2000:]}\n{launched.stderr[-4000:]}"
         assert (run / "checkpoints" / "latest").read_text() == f"step-{steps:08d}"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [m["step"] for m in metrics] == list(range(1, LAST + 1))
+    assert [m["step"] for m in metrics] == list(range(1, parts[-1] + 1))
     assert all(math.isfinite(value) for m in metrics for name, value in m.items() if name.startswith("loss/"))
     return metrics

@@ -16,7 +16,8 @@ import torch
 from tests.gpu.shapes import SHAPES
 from tests.gpu.write_page import PAGE, RESULTS, read_results, write_page
 
-OUT_OF_MEMORY = "CUDA out of memory"
+OUT_OF_MEMORY = ("CUDA out of memory", "CapacityError: ")
+"""What torch says, and what a launch script says when it refuses a run before it runs out."""
 
 
 def measure(name: str) -> bool:
@@ -27,7 +28,7 @@ def measure(name: str) -> bool:
     with (out / "log.txt").open("w") as log:
         code = subprocess.run([sys.executable, *SHAPES[name].command, "--out", str(out)], stdout=log, stderr=log).returncode
     said = (out / "log.txt").read_text(errors="replace")
-    too_large = code != 0 and OUT_OF_MEMORY in said
+    too_large = code != 0 and does_not_fit(said)
     result = {
         "name": name,
         "card": torch.cuda.get_device_name(0),
@@ -42,6 +43,11 @@ def measure(name: str) -> bool:
         return True
     print(f"{name} failed, see {out / 'log.txt'}:\n" + "\n".join(said.splitlines()[-10:]), file=sys.stderr)
     return False
+
+
+def does_not_fit(said: str) -> bool:
+    """Whether a command that failed, and said this, was too large for the GPU."""
+    return any(words in said for words in OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.launches import CASES, train_and_resume, write_world
+from tests.gpu.launches import CASES, run_whole_and_in_parts, train_and_resume, write_world
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +18,10 @@ def home(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_trains_saves_and_resumes(case, home):
     train_and_resume(case, home, "cuda")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", ["sft_lora", "unigame_alternating", "unigame_simultaneous_emu3", "unimrg", "aia_lora"])
+def test_a_deterministic_run_that_is_resumed_equals_one_that_was_not(case, home):
+    whole, resumed = run_whole_and_in_parts(case, home, "cuda")
+    assert whole == resumed

@@ -17,6 +17,8 @@ CPU = torch.device("cpu")
 FLOAT32_LOSSES, FLOAT32_GRADIENTS = 1e-4, 1e-3
 ROOM = 2.0
 """bf16 on a GPU may be this many times as far from float32 as bf16 on the CPU is."""
+FLOOR = 1e-3
+"""Or this far: a loss that the CPU happens to round well is no measure."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -40,6 +42,5 @@ def test_bf16(model, gpu, attention):
     rounded = pass_results(*model, CPU, torch.bfloat16)
     for name, result in pass_results(*model, gpu, torch.bfloat16, attention).items():
         distance, allowed = apart(result, exact[name]), apart(rounded[name], exact[name])
-        assert distance.losses < ROOM * allowed.losses and distance.gradients < ROOM * allowed.gradients, (
-            name, distance, allowed,
-        )  # fmt: skip
+        losses, gradients = (max(ROOM * size, FLOOR) for size in (allowed.losses, allowed.gradients))
+        assert distance.losses < losses and distance.gradients < gradients, (name, distance, allowed)

@@ -26,17 +26,19 @@ This page is written by `python -m tests.gpu.write_page`; do not edit it.
   `attention: flash_attention_2` where `flash_attn` is installed;
 - tiny runs through `launch/train.py` over NCCL: fine-tuning, UniGame in both modes, UniMRG, AIA, with adapters and whole
   models, with loader workers, saved and resumed;
+- some of these with `engine.deterministic`: a run that was resumed reports the same numbers as one that was not;
 - `launch/profile.py` on the shapes below, with random weights, one GPU, one micro-step per update. It takes a while: drawing
   and partitioning 38 B weights alone needs minutes.
 
 `constraints.txt` pins a torch that is built for CUDA 13.0, which needs an NVIDIA driver of release 580 or newer. With an older
 driver, install a torch built for an older CUDA into `.venv`.
 
-No data is needed. Results and logs are in `runs/gpu/SHAPE/`; a shape that runs out of memory is "does not fit" in the
-table, any other failure ends the target. One shape alone: `python -m tests.gpu.measure janus_7b_lora` (names:
-`tests/gpu/shapes.py`). For numbers of another recipe, or of several GPUs: `launch/profile.py` with the settings below,
-[profiling.md](profiling.md). `model.groups=[]` empties the list of a recipe that trains whole groups, because adapters are
-trained instead. Without a GPU, [planning.md](planning.md) estimates the same shapes.
+No data is needed. Results and logs are in `runs/gpu/SHAPE/`. A shape that runs out of memory, or that is refused because it
+would (`CapacityError`), is "does not fit" in the table; any other failure ends the target. One shape alone:
+`python -m tests.gpu.measure janus_7b_lora` (names: `tests/gpu/shapes.py`). For numbers of another recipe, or of several
+GPUs: `launch/profile.py` with the settings below, [profiling.md](profiling.md). `model.groups=[]` empties the list of a recipe
+that trains whole groups, because adapters are trained instead. Without a GPU, [planning.md](planning.md) estimates the same
+shapes.
 """
 TITLES = ["shape", "step, s", "tokens/s", "useful tokens/s", "FLOPs a step", "MFU", "peak memory"]
 

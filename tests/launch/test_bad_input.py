@@ -62,7 +62,11 @@ CASES = {
     "missing shard": ("data.train.shards={home}/missing", DataError, ["data-000001.tar"]),
     "not images": ("data.train.shards={home}/not_images", DataError, ["cannot be used", "png"]),
     "no conversations": ("data.train.shards={home}/no_talk", DataError, ["conversations"]),
-    "no model": ("model.path={home}/nothing", ModelError, ["nothing"]),
+    "no model": (
+        "model.path={home}/nothing",
+        ConfigError,
+        ["No folder at model.path=", "nothing. Give", "model.weights=random model.size=NAME (tiny, 1b, 7b)"],
+    ),
     "weights of another size": ("model.path={home}/mixed_model", ModelError, ["checkpoint of another model"]),
     "unused group": (
         "objectives={understanding: {rows: 2}} model.groups=[lm,generation_head]",

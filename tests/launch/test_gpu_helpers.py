@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from megaunigame.config import load_recipe
+from megaunigame.errors import CapacityError, ConfigError
+from megaunigame.launching import run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.registry import available, find
-from tests.gpu.launches import CASES, LAST, train_and_resume, write_world
+from tests.gpu.launches import CASES, LAST, run_whole_and_in_parts, write_world
+from tests.gpu.measure import does_not_fit
 from tests.gpu.parity import Distance, apart, pass_results
 from tests.gpu.shapes import SHAPES
 from tests.gpu.write_page import PAGE, page, read_results, write_page
 from tests.multi_process.launcher import REPOSITORY
-from tests.multi_process.tiny_run import write_family
+from tests.multi_process.tiny_run import write_family, write_recipe
 
 CPU = torch.device("cpu")
 
@@ -37,8 +41,23 @@ def test_the_comparison_is_zero_for_the_same_and_sees_the_precision(family, tmp_
 @pytest.mark.timeout(240)
 def test_a_launch_trains_saves_and_resumes(tmp_path):
     write_world(tmp_path)
-    metrics = train_and_resume("unigame_alternating_lora", tmp_path, "cpu")
-    assert len(metrics) == LAST and any("loss/adversarial" in m for m in metrics)
+    whole, resumed = run_whole_and_in_parts("unigame_alternating_lora", tmp_path, "cpu")
+    assert len(whole) == LAST and any("loss/adversarial" in m for m in whole)
+    assert {"loss/total", "optim/grad_norm"} < set(whole[0]) and not any(name.startswith("perf/") for name in whole[0])
+    assert whole == resumed
+    for parts in (1, 2):
+        recipe = load_recipe(str(tmp_path / f"unigame_alternating_lora_{parts}.yaml"), [])
+        assert recipe.engine.deterministic and recipe.engine.precision == "bf16" and recipe.model.train == "lora"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_is_a_legal_recipe(case, tmp_path):
+    recipe = load_recipe(str(write_recipe(tmp_path / "recipe.yaml", tmp_path, **CASES[case])), [])
+    game = case.startswith("unigame")
+    if game and recipe.objectives["unigame"].get("penalties"):
+        assert recipe.objectives["unigame"]["clip"]["tau"] > 0, "a hinge that is never reached costs nothing"
+    assert len(build_objectives(recipe)) == len(recipe.objectives)
+    assert game == ("attack" in {request.pass_name for request in build_plan(build_objectives(recipe)).requests})
 
 
 def test_cases_cover_every_method_with_adapters_and_whole_models():
@@ -57,6 +76,25 @@ def test_every_profile_is_a_legal_recipe_of_a_published_size(name, monkeypatch):
     assert Path(script).is_file() and recipe.model.weights == "random"
     assert recipe.model.size in find("models", recipe.model.family, UnifiedModel).sizes()
     assert build_plan(build_objectives(recipe)).rows_per_micro_step() > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "too_large"),
+    [
+        (CapacityError("The largest step does not fit: ..."), True),
+        (ConfigError("No folder at model.path=nowhere."), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_what_does_not_fit_is_told_from_what_fails(error, too_large, capfd, monkeypatch):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit):
+        run_to_exit(fail, [])
+    assert does_not_fit(capfd.readouterr().err) == too_large
 
 
 def result(name: str, **fields) -> dict:

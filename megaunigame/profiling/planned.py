@@ -1,0 +1,33 @@
+"""What launch/plan.py says that a rank will hold, to put next to what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from megaunigame.config import Recipe, as_yaml
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "plan.py"
+OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def planned_bytes(recipe: Recipe, ranks: int) -> int | None:
+    """Bytes of one GPU of `ranks`, in all; None, with the reason on stderr, where the recipe cannot be planned.
+
+    A process of its own: a plan pretends to be a process group, and this process is in a real one.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}
+    with tempfile.TemporaryDirectory(prefix="megaunigame-") as folder:
+        file, numbers = Path(folder) / "recipe.yaml", Path(folder) / "plan.json"
+        file.write_text(as_yaml(recipe))
+        command = [sys.executable, str(SCRIPT), str(file), "--gpus-per-node", str(ranks), "--json", str(numbers)]
+        done = subprocess.run(command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:]
+            print(f"{recipe.name} is profiled without a plan of its memory. {' '.join(reason)}", file=sys.stderr, flush=True)
+            return None
+        return json.loads(numbers.read_text())["total"]
