@@ -17,7 +17,7 @@ from data_prep.options import add_failure_options, add_part_options, part_of, re
 from data_prep.shard_writer import FAILURES, MANIFEST, Job, enforce_limit, finish_dataset, write_dataset
 from data_prep.teachers.base import TASKS, Machine, Teacher, load_teacher
 from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
-from megaunigame.data.shards import ShardIndex
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
 
 EXAMPLES = """examples:

@@ -21,7 +21,7 @@ from data_prep.shard_writer import Shard, ShardSample
 from data_prep.target_fields import SIMILARITY, TARGETS, target_size
 from data_prep.teachers.base import Failure, Prediction, Teacher
 from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD, Sample, decode_sample
-from megaunigame.data.shards import ShardIndex
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
 
 EXISTING = ("refuse", "keep", "replace")

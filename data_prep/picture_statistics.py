@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megaunigame.data.decode import Sample, decode_sample
-from megaunigame.data.shards import ShardIndex
+from megaunigame.data.shards.index import ShardIndex
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
 """Lower edges, in pixels, of the bars for the shorter side; the last is open."""

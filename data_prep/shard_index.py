@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megaunigame.data.tar_scan import scan_tar
+from megaunigame.data.shards.tar_scan import scan_tar
 
 INDEX_VERSION = 1
 META_FIELD = "json"

@@ -20,7 +20,7 @@ from data_prep.contact_sheet import contact_sheet
 from data_prep.options import require_at_least
 from data_prep.picture_statistics import picture_statistics, sample_at
 from data_prep.shard_writer import FAILURES, MANIFEST
-from megaunigame.data.shards import ShardIndex
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 
 MARKER = "<image>\n"

@@ -20,17 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from megaunigame.attention_targets import write_targets
-from megaunigame.data.shards import ShardIndex
-from megaunigame.distributed import start_world
+from megaunigame.attention.targets import write_targets
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ModelError
-from megaunigame.evaluation import attention_curves
-from megaunigame.evaluation.attention_bands import check_bands, provenance, quantised
+from megaunigame.evaluation.attention import curves as attention_curves
+from megaunigame.evaluation.attention.bands import check_bands, provenance, quantised
 from megaunigame.evaluation.run import as_text
 from megaunigame.launching import run_to_exit
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.causal import CausalModel
+from megaunigame.models.causal.model import CausalModel
 from megaunigame.monitoring.attention_plots import write_curves
+from megaunigame.parallel.world import start_world
 from megaunigame.registry import find
 
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]

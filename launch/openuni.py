@@ -28,7 +28,7 @@ from megaunigame.models.openuni import OpenUni
 from megaunigame.models.openuni.assembling import assemble
 from megaunigame.models.openuni.checkpoint_keys import official_weights
 from megaunigame.models.openuni.sizes import SIZES
-from megaunigame.models.settings_files import copy_settings, read_tokenizer
+from megaunigame.models.weights.settings_files import copy_settings, read_tokenizer
 
 
 def main(arguments: list[str]) -> None:

@@ -18,11 +18,11 @@ sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megaunigame.config import as_yaml, load_recipe
-from megaunigame.distributed import start_world
 from megaunigame.launching import run_to_exit
 from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
-from megaunigame.trainer import Trainer
+from megaunigame.parallel.world import start_world
+from megaunigame.training.trainer import Trainer
 
 
 def main(arguments: list[str]) -> None:

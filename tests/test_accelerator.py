@@ -7,9 +7,9 @@ import os
 import pytest
 import torch
 
-from megaunigame import accelerator
-from megaunigame.distributed import _backend
 from megaunigame.errors import ConfigError
+from megaunigame.parallel import accelerator
+from megaunigame.parallel.world import _backend
 
 
 def fails(message):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.attention_targets import Aim, read_targets, table, write_targets
+from megaunigame.attention.targets import Aim, read_targets, table, write_targets
 from megaunigame.errors import ConfigError
-from megaunigame.passes import GENERATE, UNDERSTAND
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 def test_the_published_tables():

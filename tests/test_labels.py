@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from megaunigame.labels import label_positions, scored_labels
-from megaunigame.passes import IGNORE, PassInputs
+from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.labels import label_positions, scored_labels
 
 LABELS = torch.tensor(
     [

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from megaunigame import performance
-from megaunigame.distributed import World
 from megaunigame.monitoring import names
-from megaunigame.performance import Performance
+from megaunigame.parallel.world import World
+from megaunigame.training import performance
+from megaunigame.training.performance import Performance
 
 RANKS = 3
 

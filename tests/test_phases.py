@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame import phases
 from megaunigame.engine.reductions import REDUCING, time_reductions
-from megaunigame.phases import ATTACK, BACKWARD, DATA, GENERATE, OTHER, PHASES, REDUCE, Phases, PhaseTimer
+from megaunigame.step import phases
+from megaunigame.step.phases import ATTACK, BACKWARD, DATA, GENERATE, OTHER, PHASES, REDUCE, Phases, PhaseTimer
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ NEW_FILES = {
         """
 from dataclasses import dataclass
 from megaunigame.objectives.base import Objective
-from megaunigame.passes import UNDERSTAND, RowRequest, UnderstandRow
+from megaunigame.step.requests import UNDERSTAND, RowRequest
+from megaunigame.step.rows import UnderstandRow
 
 class Captioning(Objective):
     @dataclass

@@ -8,18 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from megaunigame.labels import label_positions
-from megaunigame.passes import (
-    ATTACK,
-    GENERATE,
-    IGNORE,
-    UNDERSTAND,
-    PassInputs,
-    RowRequest,
-    attack_plan,
-    plan_from,
-)
-from megaunigame.rows import put_rows, take_rows
+from megaunigame.step.inputs import IGNORE, PassInputs, put_rows, take_rows
+from megaunigame.step.labels import label_positions
+from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, RowRequest, attack_plan, plan_from
 
 PAD = 7
 SIDE, VISUAL, WIDTH = 2, 3, 4

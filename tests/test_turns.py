@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, RowRequest, plan_from
-from megaunigame.turns import ROUND_ROBIN, SAMPLED, Turns
+from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rotation import ROUND_ROBIN, SAMPLED, Turns
 
 TASKS = ("understanding", "depth", "pixel", "segmentation")
 ROWS = {"understanding": 8, "depth": 2, "pixel": 5, "segmentation": 3}

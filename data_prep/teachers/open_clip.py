@@ -14,10 +14,10 @@ import torch
 
 from data_prep.teachers.base import Failure, Machine, Prediction, Teacher
 from data_prep.teachers.pretrained import digest
-from megaunigame.clip import FrozenClip
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
+from megaunigame.judges.clip import FrozenClip
 
 
 class OpenClip(Teacher):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaunigame.distributed import World
+from megaunigame.parallel.world import World
 
 
 class ReplicatedAdamW:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.checkpoint import zero3_io
-from megaunigame.distributed import World
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError
+from megaunigame.parallel.world import World
 
 MANIFEST, LATEST, TRAIN_STATE = "manifest.json", "latest", "train_state.json"
 

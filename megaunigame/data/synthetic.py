@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from megaunigame.data.source import Found, Stream
-from megaunigame.data.stream import Collator, Draw, MicroBatches
-from megaunigame.passes import ATTACK, GENERATE, AttackRow, GenerateRow, Row, RowRequest, UnderstandRow
+from megaunigame.data.loading.stream import Collator, Draw, MicroBatches
+from megaunigame.data.sources.base import Found, Stream
+from megaunigame.step.requests import ATTACK, GENERATE, RowRequest
+from megaunigame.step.rows import AttackRow, GenerateRow, Row, UnderstandRow
 
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from megaunigame.config import Recipe
-from megaunigame.distributed import World
 from megaunigame.engine.element_bytes import WEIGHT
 from megaunigame.errors import CapacityError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import StepPlan
+from megaunigame.parallel.world import World
+from megaunigame.step.requests import StepPlan
 
 GIB = 2**30
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

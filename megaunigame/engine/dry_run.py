@@ -13,7 +13,7 @@ from megaunigame.engine.parameters import element_count, group_label
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CapacityError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import PassInputs
+from megaunigame.step.inputs import PassInputs
 
 GIB = 2**30
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from megaunigame.engine.element_bytes import GRADIENT, OPTIMIZER
 from megaunigame.engine.parameters import element_count, group_label, rank_count
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import ATTACK, PassInputs, StepPlan
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import ATTACK, StepPlan
 
 
 @dataclass(frozen=True)

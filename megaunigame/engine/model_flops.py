@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import _checkpoint_hook, _recomputation_hook
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from megaunigame.distributed import World
+from megaunigame.parallel.world import World
 
 FORMULAS = {
     **flop_registry,

@@ -10,8 +10,8 @@ from torch import nn
 from megaunigame.config import ModelConfig, OptimizerConfig
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import StepPlan
 from megaunigame.registry import unknown
+from megaunigame.step.requests import StepPlan
 
 LORA = "lora"
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaunigame.distributed import World
+from megaunigame.parallel.world import World
 from megaunigame.randomness import derive
 
 STD = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megaunigame.phases import REDUCE, Phases
+from megaunigame.step.phases import REDUCE, Phases
 
 REDUCING = ("reduce_independent_p_g_buckets_and_remove_grads", "overlapping_partition_gradients_reduce_epilogue")
 """Methods of DeepSpeed's optimizers of stages 2 and 3: a gradient goes into the bucket, which is sent when full; the last

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaunigame.passes import GENERATE, PassInputs
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import GENERATE
 
 
 class TokenCounter:

@@ -26,7 +26,6 @@ from deepspeed.ops import __compatible_ops__
 from torch import Tensor, nn
 
 from megaunigame.config import RANDOM, Recipe
-from megaunigame.distributed import World
 from megaunigame.engine.capacity import check_everywhere
 from megaunigame.engine.ds_config import zero_stage
 from megaunigame.engine.gather_plans import GatherPlans
@@ -36,8 +35,10 @@ from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.engine.random_weights import fill_randomly
 from megaunigame.engine.reductions import time_reductions
 from megaunigame.models.base import UnifiedModel, Weights
-from megaunigame.passes import PassInputs, PassOutput, StepPlan
-from megaunigame.phases import BACKWARD, OPTIMIZER, Phases
+from megaunigame.parallel.world import World
+from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.phases import BACKWARD, OPTIMIZER, Phases
+from megaunigame.step.requests import StepPlan
 
 # deepspeed would compile this op (half a minute, under a lock shared by all environments) for a collective we do not use.
 __compatible_ops__["deepspeed_shm_comm"] = False

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
-from megaunigame.distributed import World
 from megaunigame.errors import DataError
 from megaunigame.evaluation.lockstep import collate, lockstep_batches, together
 from megaunigame.evaluation.metrics import Answer
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import IGNORE, UNDERSTAND, PassInputs, UnderstandRow
+from megaunigame.parallel.world import World
+from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.requests import UNDERSTAND
+from megaunigame.step.rows import UnderstandRow
 
 UNNAMED_KIND = "question"
 

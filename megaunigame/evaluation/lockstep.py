@@ -12,11 +12,13 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from megaunigame.data.decode import Sample, decode_sample
-from megaunigame.data.shards import ShardIndex
-from megaunigame.distributed import World
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import UserError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import PassInputs, Row, RowRequest, StepPlan
+from megaunigame.parallel.world import World
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import RowRequest, StepPlan
+from megaunigame.step.rows import Row
 
 T = TypeVar("T")
 P = ParamSpec("P")

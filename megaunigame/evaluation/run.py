@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from megaunigame.distributed import World
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
+from megaunigame.parallel.world import World
 
 
 def evaluation_file(folder: str | Path, step: int) -> Path:

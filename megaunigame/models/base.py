@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
-from megaunigame.passes import PassInputs, PassOutput, Row, StepPlan
+from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.requests import StepPlan
+from megaunigame.step.rows import Row
 
 
 class Processor(Protocol):

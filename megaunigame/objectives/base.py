@@ -13,10 +13,14 @@ import numpy as np
 from torch import Tensor
 
 from megaunigame.data.decode import Sample
-from megaunigame.distributed import World
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import AttackInputs, PassInputs, PassOutput, Row, RowRequest, StepPlan, Taps
-from megaunigame.turns import Turns
+from megaunigame.parallel.world import World
+from megaunigame.step.inputs import AttackInputs, PassInputs, PassOutput, Taps
+from megaunigame.step.losses import PassTerm
+from megaunigame.step.micro import Step
+from megaunigame.step.requests import RowRequest, StepPlan
+from megaunigame.step.rotation import Turns
+from megaunigame.step.rows import Row
 
 
 @dataclass(frozen=True)
@@ -31,46 +35,6 @@ class Stage:
     world: World
     seed: int
     accumulation: int
-
-
-@dataclass
-class Step:
-    """One optimizer step in the making, the same kind of calls on every rank whatever the data."""
-
-    number: int
-    """0 is the first step of the whole run."""
-    lr: float
-    """Learning rate of the learner."""
-    inputs: list[dict[str, PassInputs]]
-    """Per micro-step: the learner's passes by name. Objectives may put rows into them."""
-    plans: list[StepPlan]
-    """Per micro-step: the rows that take part in it."""
-    attacks: list[AttackInputs]
-    """Per micro-step: the rows of the attack pass; empty when the plan has none."""
-    losses: dict[str, float] = field(default_factory=dict)
-    """Term -> its mean over all ranks; filled once the learner has made its passes."""
-    passes: int = 0
-    """Forwards through the language model that objectives made beside the learner's own."""
-
-
-class PassTerm(ABC):
-    """A loss term over rows that others ask for: it adds to what a pass computes, never a row and never a pass."""
-
-    def __init__(self, term: str, pass_name: str):
-        """`term`: name, unique among all terms; also the metric name `loss/<term>`."""
-        self.term, self.pass_name = term, pass_name
-
-    @abstractmethod
-    def weight(self, step: Step) -> float:
-        """Weight in this step, the same on all ranks."""
-
-    @abstractmethod
-    def counted(self, inputs: PassInputs) -> Tensor:
-        """(B,) bool: rows of the pass over which the term is a mean."""
-
-    @abstractmethod
-    def losses(self, inputs: PassInputs, output: PassOutput) -> Tensor:
-        """(B,) float32: the loss of every counted row, 0 elsewhere."""
 
 
 @dataclass

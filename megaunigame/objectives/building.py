@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from megaunigame.config import Recipe, fill
 from megaunigame.objectives.base import Objective
-from megaunigame.passes import StepPlan, plan_from
 from megaunigame.registry import find
+from megaunigame.step.requests import StepPlan, plan_from
 
 
 def build_objectives(recipe: Recipe, *, planned: bool = False) -> list[Objective]:

@@ -13,9 +13,10 @@ import numpy as np
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.objectives.base import Objective
-from megaunigame.passes import GENERATE, GenerateRow, Row, RowRequest
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
+from megaunigame.step.requests import GENERATE, RowRequest
+from megaunigame.step.rows import GenerateRow, Row
 
 CAPTION, PIXEL = "caption", "pixel"
 

@@ -13,7 +13,8 @@ from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
-from megaunigame.passes import UNDERSTAND, RowRequest, UnderstandRow
+from megaunigame.step.requests import UNDERSTAND, RowRequest
+from megaunigame.step.rows import UnderstandRow
 
 
 class Understanding(Objective):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaunigame.config import Recipe
-from megaunigame.distributed import start_world
 from megaunigame.engine.parameters import rank_count
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
+from megaunigame.parallel.world import start_world
 from megaunigame.planning.plan import Plan
 from megaunigame.profiling.measure import synthetic_steps
 

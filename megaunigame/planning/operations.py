@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megaunigame.engine.model_flops import CountFlops
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import PassOutput
+from megaunigame.step.inputs import PassOutput
 
 
 @dataclass(frozen=True)

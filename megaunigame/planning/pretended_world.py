@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megaunigame.distributed import World
+from megaunigame.parallel.world import World
 
 
 class PretendedWorld(World):

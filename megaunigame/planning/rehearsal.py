@@ -20,11 +20,11 @@ from megaunigame.engine.model_flops import CountFlops
 from megaunigame.engine.parameters import choose_trainable, element_count
 from megaunigame.engine.pretended_ranks import PretendedRanks
 from megaunigame.objectives.base import Joined, Stage
-from megaunigame.passes import PassInputs
 from megaunigame.planning.fused_attention import fused_attention
 from megaunigame.planning.operations import Operations, loss_of, run_backward
 from megaunigame.planning.pretended_world import PretendedWorld
 from megaunigame.planning.workload import Workload
+from megaunigame.step.inputs import PassInputs
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ATTENTION = "sdpa"

@@ -18,8 +18,9 @@ from megaunigame.errors import ConfigError
 from megaunigame.models.base import Processor, UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
-from megaunigame.passes import ATTACK, GENERATE, UNDERSTAND, AttackInputs, PassInputs, StepPlan, attack_plan
 from megaunigame.registry import find
+from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, StepPlan, attack_plan
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 
 from megaunigame.config import CheckpointConfig, EvaluationConfig, Recipe
-from megaunigame.data.source import Stream
-from megaunigame.data.stream import micro_batch_loader
+from megaunigame.data.loading.stream import micro_batch_loader
+from megaunigame.data.sources.base import Stream
 from megaunigame.data.synthetic import SyntheticMicroBatches, synthetic_streams
-from megaunigame.distributed import World
 from megaunigame.engine.memory_plan import bytes_per_rank
 from megaunigame.engine.peak_memory import peak_memory
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
-from megaunigame.phases import PHASES, PhaseTimer
+from megaunigame.parallel.world import World
 from megaunigame.profiling.operations import count_flops
 from megaunigame.profiling.planned import planned_bytes
-from megaunigame.trainer import Trainer
+from megaunigame.step.phases import PHASES, PhaseTimer
+from megaunigame.training.trainer import Trainer
 
 SETTLED = 3
 """Warm-up steps after which a step costs what later ones cost."""

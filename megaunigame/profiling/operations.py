@@ -6,10 +6,10 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from megaunigame.data.stream import micro_batch_loader
+from megaunigame.data.loading.stream import micro_batch_loader
 from megaunigame.engine.model_flops import CountFlops
 from megaunigame.monitoring import names
-from megaunigame.trainer import Trainer
+from megaunigame.training.trainer import Trainer
 
 
 def count_flops(trainer: Trainer, metrics: Sequence[dict[str, float]], first: int) -> list[float]:

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from megaunigame.monitoring import page
 from megaunigame.monitoring.plots import GRID, INK, MUTED, data_uri
-from megaunigame.phases import PHASES
 from megaunigame.profiling.measure import Measured
 from megaunigame.profiling.text import (
     fact_rows,
@@ -26,6 +25,7 @@ from megaunigame.profiling.text import (
     visible_phases,
     warm_up_warning,
 )
+from megaunigame.step.phases import PHASES
 
 COLORS = ("#9aa5b1", "#b3362b", "#2f6f9f", "#5fa3c7", "#e0a33c", "#8a5a9e", "#1b7f4b", "#c26a8f", "#d8dde3")
 """Of the phases, in their order."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megaunigame.phases import PHASES
 from megaunigame.profiling.measure import SETTLED, Measured
 from megaunigame.profiling.twin import PREFIX
+from megaunigame.step.phases import PHASES
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 VISIBLE = 5e-5

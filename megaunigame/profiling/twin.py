@@ -6,7 +6,7 @@ import dataclasses
 
 from megaunigame.config import Recipe
 from megaunigame.errors import ConfigError
-from megaunigame.passes import GENERATE, UNDERSTAND, StepPlan
+from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
 
 KIND = "sft"
 """What --against takes."""

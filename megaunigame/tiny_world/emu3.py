@@ -23,7 +23,7 @@ from megaunigame.models.emu3.conversation import BOS, EOS, PAD
 from megaunigame.models.emu3.folder import random_state, special_tokens, write_folder
 from megaunigame.models.emu3.sizes import tiny as tiny_emu3
 from megaunigame.models.emu3.vq import VisionTokenizer
-from megaunigame.models.settings_files import read_tokenizer
+from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
 from megaunigame.tiny_world.start_folder import parameters_per_part
 

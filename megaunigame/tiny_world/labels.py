@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.evaluation.oracle import COLORS, SHAPES
+from megaunigame.judges.scenes import COLORS, SHAPES
 from megaunigame.tiny_world.scenes import Scenes
 
 OBJECT_SHARE = 0.3

@@ -22,7 +22,7 @@ from megaunigame.launching import run_to_exit
 from megaunigame.models.openuni.conversation import REQUEST, UNCONDITIONAL
 from megaunigame.models.openuni.folder import random_state, train_tokenizer, write_folder
 from megaunigame.models.openuni.sizes import tiny as tiny_openuni
-from megaunigame.models.settings_files import read_tokenizer
+from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.tiny_world.autoencoder_training import evaluate_autoencoder, read_autoencoder, train_autoencoder
 from megaunigame.tiny_world.loop import LoopSettings
 from megaunigame.tiny_world.scenes import load_scenes

@@ -1,4 +1,4 @@
-"""Training of the oracle (evaluation/oracle.py), on real pictures and on pictures of the image tokenizer.
+"""Training of the oracle (judges/scenes.py), on real pictures and on pictures of the image tokenizer.
 
 Half of every batch went through the tokenizer, since generated pictures are made by its decoder: an oracle that only
 knows sharp pictures would count their blur as mistakes.
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.evaluation.oracle import CELL, Oracle, Scores, caption_relations, score, true_objects
+from megaunigame.judges.scenes import CELL, Oracle, Scores, caption_relations, score, true_objects
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.tiny_world.labels import IGNORED, cell_labels
 from megaunigame.tiny_world.loop import LoopSettings, Stage, train

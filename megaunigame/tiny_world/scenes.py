@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.data.decode import META_FIELD, Sample, decode_sample
-from megaunigame.data.shards import ShardIndex
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.representations.depth import Depth
 from megaunigame.representations.pixel import Pixel

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVisionModel
 
-from megaunigame.evaluation.oracle import COLORS, SHAPES
+from megaunigame.judges.scenes import COLORS, SHAPES
 from megaunigame.tiny_world.labels import IGNORED, cell_labels
 from megaunigame.tiny_world.loop import LoopSettings, Stage, train
 from megaunigame.tiny_world.scenes import Scenes

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megaunigame.adversary.hard_buffer import HardBuffer, MergeReport
-from megaunigame.adversary.records import RecordLayout, encode_key
+from megaunigame.replay.hard_buffer import HardBuffer, MergeReport
+from megaunigame.replay.records import RecordLayout, encode_key
 
 T = TypeVar("T")
 LAYOUT = RecordLayout(image_size=2, max_length=3)

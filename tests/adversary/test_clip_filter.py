@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megaunigame.adversary.clip_filter import ClipConfig, ClipFilter
-from megaunigame.clip import TINY_MODEL, TINY_RANDOM
 from megaunigame.errors import ConfigError
+from megaunigame.judges.clip import TINY_MODEL, TINY_RANDOM
+from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
 
 CPU = torch.device("cpu")
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic", "resize_mode": "shortest"}

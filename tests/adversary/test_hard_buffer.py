@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from megaunigame.adversary.hard_buffer import FILE, HardBuffer, MergeReport, draw_probabilities
-from megaunigame.adversary.records import KEY_BYTES, RecordLayout, decode_key, encode_key
 from megaunigame.errors import CheckpointError
+from megaunigame.replay.hard_buffer import FILE, HardBuffer, MergeReport, draw_probabilities
+from megaunigame.replay.records import KEY_BYTES, RecordLayout, decode_key, encode_key
 from tests.adversary.simulated_ranks import (
     LAYOUT,
     Candidate,

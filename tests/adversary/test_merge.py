@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaunigame.adversary.merge import CandidateGrid, deal, plan_merge, share_of
+from megaunigame.replay.merge import CandidateGrid, deal, plan_merge, share_of
 
 NAN = float("nan")
 

@@ -24,7 +24,7 @@ from data_prep.annotator import Annotator
 from data_prep.shard_writer import Job, finish_dataset, write_dataset
 from data_prep.teachers.base import Machine, Prediction, Teacher
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards import ShardIndex
+from megaunigame.data.shards.index import ShardIndex
 from tests.benchmarks.loader import SIDE, photograph
 from tests.data.shard_files import write_shards
 

@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from megaunigame.attention_targets import table
-from megaunigame.models import attention_taps
-from megaunigame.models.attention_taps import Tap
+from megaunigame.attention import taps as attention_taps
+from megaunigame.attention.taps import Tap
+from megaunigame.attention.targets import table
 from megaunigame.objectives.aia.objective import pull
-from megaunigame.passes import GENERATE, Taps
+from megaunigame.step.inputs import Taps
+from megaunigame.step.requests import GENERATE
 
 VARIANTS = ("base", "tapped", "eager")
 HEAD = 64

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.models.token_head import TokenHead
+from megaunigame.models.causal.head import TokenHead
 
 TARGET = 0.25
 """Largest ratio of the memories that the design allows."""

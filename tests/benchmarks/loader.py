@@ -31,11 +31,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import decode_sample
-from megaunigame.data.opening import open_stream
-from megaunigame.data.shards import ShardIndex
-from megaunigame.data.source import Cursor
-from megaunigame.data.stream import MicroBatches, micro_batch_loader
-from megaunigame.passes import UNDERSTAND, Row, RowRequest, StepPlan, UnderstandRow
+from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.sources.base import Cursor
+from megaunigame.data.sources.opening import open_stream
+from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
+from megaunigame.step.rows import Row, UnderstandRow
 from tests.data.shard_files import NumberCollator, NumberRows, encoded, write_shards
 
 SIDE = 384

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from megaunigame.adversary import hard_buffer
-from megaunigame.adversary.hard_buffer import HardBuffer
-from megaunigame.adversary.merge import MergePlan, plan_merge, share_of
-from megaunigame.adversary.records import RecordLayout
+from megaunigame.replay import hard_buffer
+from megaunigame.replay.hard_buffer import HardBuffer
+from megaunigame.replay.merge import MergePlan, plan_merge, share_of
+from megaunigame.replay.records import RecordLayout
 
 CAPACITY, PERCENTILE, MERGES = 4096, 60, 12
 REPLAYED, EASIER = 4, 0.9

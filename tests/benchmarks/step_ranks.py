@@ -18,10 +18,10 @@ from typing import Any, TextIO
 import torch.distributed as dist
 
 from megaunigame.config import load_recipe
-from megaunigame.data.stream import MicroBatch, micro_batch_loader
-from megaunigame.distributed import World, start_world
+from megaunigame.data.loading.stream import MicroBatch, micro_batch_loader
 from megaunigame.monitoring import names
-from megaunigame.trainer import Trainer
+from megaunigame.parallel.world import World, start_world
+from megaunigame.training.trainer import Trainer
 
 MEASURED = (names.PERF_STEP_SECONDS, names.PERF_PASSES, names.PERF_ALLGATHER_BYTES)
 CPU_SECONDS, REPLAYED = "cpu_seconds", names.BUFFER_REPLAYED

@@ -16,7 +16,9 @@ from PIL import Image
 
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
-from megaunigame.passes import PassInputs, Row, RowRequest, StepPlan, UnderstandRow
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import RowRequest, StepPlan
+from megaunigame.step.rows import Row, UnderstandRow
 
 
 def encoded(array: np.ndarray, form: str = "PNG", palette: int | None = None) -> bytes:

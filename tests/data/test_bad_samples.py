@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from megaunigame.data.bad_samples import BadSample, BadSampleCounter
+from megaunigame.data.loading.bad_samples import BadSample, BadSampleCounter
 from megaunigame.errors import DataError
-from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 
 PLAN = StepPlan(
     (

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaunigame.config import MixedConfig, StreamConfig
-from megaunigame.data.blend import Blend
-from megaunigame.data.opening import open_stream
-from megaunigame.data.order import Order
-from megaunigame.data.source import Cursor, Found
-from megaunigame.data.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.sources.base import Cursor, Found
+from megaunigame.data.sources.blend import Blend
+from megaunigame.data.sources.opening import open_stream
+from megaunigame.data.sources.order import Order
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 from tests.data.shard_files import NumberCollator, NumberRows, sample_fields, write_shards
 
 PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "train", 2), RowRequest("pixel", GENERATE, "train", 1)))

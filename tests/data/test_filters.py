@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.opening import open_stream
-from megaunigame.data.shard_table import read_table
+from megaunigame.data.shards.table import read_table
+from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from tests.data.shard_files import sample_fields, write_shards
 

@@ -6,7 +6,7 @@ import pickle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.data.order import Order
+from megaunigame.data.sources.order import Order
 
 sizes_with_a_sample = st.lists(st.integers(0, 7), min_size=1, max_size=12).filter(any)
 seeds = st.integers(0, 2**40)

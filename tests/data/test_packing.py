@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from megaunigame.data.packing import INLINE, Packed, pack
-from megaunigame.passes import UNDERSTAND, AttackInputs, PassInputs, RowRequest, StepPlan
+from megaunigame.data.loading.packing import INLINE, Packed, pack
+from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 
 
 @dataclass

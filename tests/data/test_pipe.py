@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.opening import open_stream
-from megaunigame.data.source import Cursor
-from megaunigame.data.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.sources.base import Cursor
+from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.passes import UNDERSTAND, RowRequest, StepPlan
+from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
 
 SIZES = [9, 4, 11, 6]

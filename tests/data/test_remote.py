@@ -13,13 +13,13 @@ import fsspec
 import pytest
 
 from megaunigame.config import CacheConfig, MixedConfig, StreamConfig
-from megaunigame.data import shard_cache
-from megaunigame.data.opening import open_stream
-from megaunigame.data.shard_cache import ShardCache
-from megaunigame.data.shards import ShardIndex
-from megaunigame.data.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.shards import cache as shard_cache
+from megaunigame.data.shards.cache import ShardCache
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.passes import UNDERSTAND, RowRequest, StepPlan
+from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from tests.data.http_folder import served
 from tests.data.shard_files import NumberCollator, NumberRows, sample_fields, write_shards
 

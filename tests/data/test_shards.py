@@ -8,8 +8,8 @@ import tarfile
 
 import pytest
 
-from megaunigame.data.shard_table import read_table, scan_table
-from megaunigame.data.shards import ShardIndex
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.table import read_table, scan_table
 from megaunigame.errors import DataError
 from tests.data.shard_files import sample_fields, write_shards
 

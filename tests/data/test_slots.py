@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.data.slots import Slots
-from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
+from megaunigame.data.loading.positions import Slots
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 
 
 @st.composite

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.bad_samples import BadSampleCounter
-from megaunigame.data.opening import open_stream
-from megaunigame.data.source import Cursor, Found
-from megaunigame.data.stream import MicroBatch, MicroBatches, micro_batch_loader
+from megaunigame.data.loading.bad_samples import BadSampleCounter
+from megaunigame.data.loading.stream import MicroBatch, MicroBatches, micro_batch_loader
+from megaunigame.data.sources.base import Cursor, Found
+from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import DataError
-from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, StepPlan
-from megaunigame.turns import ROUND_ROBIN, Turns
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
+from megaunigame.step.rotation import ROUND_ROBIN, Turns
 from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
 
 PLAN = StepPlan(

@@ -20,9 +20,9 @@ from data_prep.target_fields import clip_target, depth_target, segmentation_targ
 from data_prep.teachers.base import Failure, Machine, load_teacher
 from data_prep.teachers.ids import ids_from_labels, ids_from_masks
 from data_prep.teachers.pretrained import licence_of
-from megaunigame.clip import FrozenClip
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.errors import ConfigError, ModelError
+from megaunigame.judges.clip import FrozenClip
 from tests.data_prep.tiny_teachers import KEEP_ALL, depth_checkpoint, picture, sam2_checkpoint, sam_checkpoint
 
 CPU = torch.device("cpu")

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from data_prep.shard_writer import Job, Shard, ShardSample, finish_dataset, write_dataset
-from megaunigame.data.shards import ShardIndex
+from megaunigame.data.shards.index import ShardIndex
 from tests.data.shard_files import encoded
 
 KEEP_ALL = {"points_per_side": 2, "pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}

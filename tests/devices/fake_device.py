@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megaunigame.distributed import World
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.causal import CausalModel
+from megaunigame.models.causal.model import CausalModel
+from megaunigame.parallel.world import World
 from megaunigame.registry import find
 from tests.multi_process.tiny_run import FOLDERS
 

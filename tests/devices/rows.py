@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from megaunigame.passes import (
-    GENERATE,
-    UNDERSTAND,
-    AttackInputs,
-    GenerateRow,
-    PassInputs,
-    RowRequest,
-    UnderstandRow,
-    plan_from,
-)
+from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 4, takes_source=True), RowRequest("g", GENERATE, "s", 3, takes_source=True)])
 

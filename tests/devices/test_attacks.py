@@ -9,15 +9,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from megaunigame.adversary.hard_buffer import HardBuffer
-from megaunigame.adversary.records import RecordLayout
 from megaunigame.config import fill
 from megaunigame.models.openuni import flow
-from megaunigame.objectives.base import Stage, Step
+from megaunigame.objectives.base import Stage
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.passes import ATTACK, UNDERSTAND, RowRequest, plan_from
-from megaunigame.rows import put_rows
+from megaunigame.replay.hard_buffer import HardBuffer
+from megaunigame.replay.records import RecordLayout
+from megaunigame.step.inputs import put_rows
+from megaunigame.step.micro import Step
+from megaunigame.step.requests import ATTACK, UNDERSTAND, RowRequest, plan_from
 from tests.devices.fake_device import DEVICE, OneDevice, load, move, no_waiting, on_host, transfer
 from tests.devices.rows import attacked, collated
 

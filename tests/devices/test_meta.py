@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from megaunigame.passes import Taps
+from megaunigame.step.inputs import Taps
 from tests.devices.fake_device import load, move
 from tests.devices.rows import collated
 

@@ -7,15 +7,16 @@ import dataclasses
 import pytest
 import torch
 
-from megaunigame.loss_terms import LossTerms
-from megaunigame.models import causal
-from megaunigame.models.causal import CausalModel
-from megaunigame.models.tap_queries import Queries
+from megaunigame.attention.queries import Queries
+from megaunigame.models.causal import model as causal
+from megaunigame.models.causal.model import CausalModel
 from megaunigame.objectives.aia.objective import AIA
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.base import Stage, Step
-from megaunigame.passes import GENERATE, UNDERSTAND
-from megaunigame.rows import put_rows, take_rows
+from megaunigame.objectives.base import Stage
+from megaunigame.step.inputs import put_rows, take_rows
+from megaunigame.step.losses import LossTerms
+from megaunigame.step.micro import Step
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 from tests.devices.fake_device import DEVICE, OneDevice, load, no_waiting, on_host, transfer
 from tests.devices.rows import PLAN, collated
 from tests.multi_process.tiny_run import FOLDERS
@@ -62,7 +63,7 @@ def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
     objective = AIA(Settings(queries=queries))
     objective.check_plan(PLAN)
     objective.check_family(type(model), family, str(home / FOLDERS[family]))
-    terms = LossTerms(PLAN, [objective], world)
+    terms = LossTerms(PLAN, objective.pass_terms(), world)
     rows = collated(model)
     monkeypatch.setattr(causal, "drawn_tokens", drawn_on_the_host(causal.drawn_tokens))
     with no_waiting(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megaunigame.distributed import World, start_world
+from megaunigame.parallel.world import World, start_world
 
 
 @pytest.fixture(scope="session")

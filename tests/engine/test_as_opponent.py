@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from megaunigame.distributed import World
 from megaunigame.engine.zero3 import Learner
+from megaunigame.parallel.world import World
 
 
 def test_an_opponent_has_no_dropout_not_even_in_its_attention():

@@ -12,7 +12,7 @@ from megaunigame.engine import capacity
 from megaunigame.engine.capacity import Memory, check_capacity, check_everywhere, host_bytes, memory_of
 from megaunigame.engine.dry_run import check_peak, uncovered_bytes
 from megaunigame.errors import CapacityError
-from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from tests.evaluation.fakes import on_ranks
 
 ONE = plan_from([RowRequest("u", UNDERSTAND, "s", 3)])

@@ -11,8 +11,9 @@ from megaunigame.config import load_recipe
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.zero3 import build_learner
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, plan_from
 from megaunigame.registry import available, find
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import GenerateRow
 from tests.multi_process.tiny_run import FOLDERS, write_family, write_recipe
 
 FAMILIES = available("models", UnifiedModel)

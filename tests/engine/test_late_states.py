@@ -14,7 +14,7 @@ from megaunigame.engine.parameters import element_count
 from megaunigame.engine.zero3 import build_learner
 from megaunigame.errors import CapacityError
 from megaunigame.models.janus import Janus
-from megaunigame.passes import UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
 from tests.multi_process.tiny_run import write_model, write_recipe
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 3)])

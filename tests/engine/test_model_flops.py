@@ -9,8 +9,8 @@ from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from megaunigame.distributed import World
 from megaunigame.engine.model_flops import CountFlops, ModelFlops
+from megaunigame.parallel.world import World
 
 TOKENS, WIDTH, OUT = 11, 7, 5
 LINEAR = 2 * TOKENS * WIDTH * OUT

@@ -9,7 +9,8 @@ import torch
 from megaunigame.engine.zero3 import Learner
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3.folder import random_state, tiny_config, train_tokenizer, write_folder
-from megaunigame.passes import UNDERSTAND, RowRequest, UnderstandRow, plan_from
+from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import UnderstandRow
 
 
 def test_an_opponent_drops_nothing(tmp_path):

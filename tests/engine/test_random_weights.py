@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from megaunigame.config import ModelConfig
-from megaunigame.distributed import World
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.random_weights import STD, fill_randomly
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.janus import Janus
+from megaunigame.parallel.world import World
 
 
 class Small(nn.Module):

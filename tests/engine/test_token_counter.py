@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from megaunigame.engine.token_counter import TokenCounter
-from megaunigame.passes import GENERATE, UNDERSTAND, PassInputs
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 AFTER_PROMPT = 9
 

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from megaunigame.errors import DataError
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, PassInputs, PassOutput, UnderstandRow
+from megaunigame.step.inputs import IGNORE, PassInputs, PassOutput
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 
 T = TypeVar("T")
 END = 1

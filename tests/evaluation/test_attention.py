@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from megaunigame import registry
-from megaunigame.attention_targets import Aim, read_targets, write_targets
-from megaunigame.data.shards import ShardIndex
+from megaunigame.attention.targets import Aim, read_targets, write_targets
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError, ModelError
-from megaunigame.evaluation.attention_curves import Measuring, measure
+from megaunigame.evaluation.attention.curves import Measuring, measure
 from megaunigame.evaluation.lockstep import collate, read_sample
 from megaunigame.evaluation.run import run_evaluation
 from megaunigame.evaluation.suites.attention import Attention
@@ -25,8 +25,10 @@ from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, Taps
 from megaunigame.registry import find
+from megaunigame.step.inputs import Taps
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow
 from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
 from tests.multi_process.launcher import REPOSITORY
 

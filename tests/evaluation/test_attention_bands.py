@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.attention_targets import Aim, read_targets, write_targets
+from megaunigame.attention.targets import Aim, read_targets, write_targets
 from megaunigame.errors import ConfigError
-from megaunigame.evaluation.attention_bands import (
+from megaunigame.evaluation.attention.bands import (
     DELTAS,
     GRID,
     MOST_BANDS,
@@ -21,7 +21,7 @@ from megaunigame.evaluation.attention_bands import (
     split,
     squared_error,
 )
-from megaunigame.evaluation.attention_curves import Curve
+from megaunigame.evaluation.attention.curves import Curve
 
 shares = st.floats(0, 1, width=32)
 curves = st.lists(shares, min_size=1, max_size=12)

@@ -10,7 +10,8 @@ import torch
 
 from megaunigame.errors import ConfigError, UserError
 from megaunigame.evaluation.suites.representations import DRAWN, TOKENIZER, UNRELATED, Representations
-from megaunigame.passes import GENERATE, GenerateRow
+from megaunigame.step.requests import GENERATE
+from megaunigame.step.rows import GenerateRow
 from tests.data.shard_files import encoded, write_shards
 from tests.evaluation.fakes import on_ranks
 

@@ -9,7 +9,6 @@ from PIL import Image
 
 from megaunigame.errors import ConfigError, DataError, UserError
 from megaunigame.evaluation.lockstep import lockstep_batches, read_share
-from megaunigame.evaluation.oracle import Oracle
 from megaunigame.evaluation.run import as_text, evaluation_file, run_evaluation, scalars
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.evaluation.suites.generation import Generation
@@ -17,6 +16,7 @@ from megaunigame.evaluation.suites.questions import Questions
 from megaunigame.evaluation.suites.reconstruction_questions import ReconstructionQuestions
 from megaunigame.evaluation.suites.teacher_forced import TeacherForced
 from megaunigame.evaluation.suites.tokenizer import Tokenizer
+from megaunigame.judges.scenes import Oracle
 from megaunigame.registry import find
 from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, on_ranks, write_tars
 

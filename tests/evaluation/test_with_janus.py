@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megaunigame.evaluation.oracle import Oracle
 from megaunigame.evaluation.run import run_evaluation
 from megaunigame.evaluation.suites.generation import Generation
 from megaunigame.evaluation.suites.questions import Questions
 from megaunigame.evaluation.suites.reconstruction_questions import ReconstructionQuestions
 from megaunigame.evaluation.suites.teacher_forced import TeacherForced
 from megaunigame.evaluation.suites.tokenizer import Tokenizer
+from megaunigame.judges.scenes import Oracle
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
 from tests.evaluation.fakes import bright_dark, on_ranks, write_tars

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megaunigame.accelerator import choose_device
 from megaunigame.errors import ConfigError
+from megaunigame.parallel.accelerator import choose_device
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megaunigame.accelerator import configure
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, UnderstandRow
+from megaunigame.parallel.accelerator import configure
 from megaunigame.registry import find
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import TURNS, generate, understand
 
 

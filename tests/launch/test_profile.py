@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from megaunigame.config import load_recipe
-from megaunigame.distributed import World
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import build_objectives, build_plan
-from megaunigame.phases import ATTACK, BACKWARD, DATA, GENERATE, PHASES, UNDERSTAND
+from megaunigame.parallel.world import World
 from megaunigame.profiling import measure
 from megaunigame.profiling.measure import Measured
 from megaunigame.profiling.page import bars, profile_page
 from megaunigame.profiling.planned import planned_bytes
 from megaunigame.profiling.text import fact_rows, phase_rows, ratio_rows, unit_name, warm_up_warning
 from megaunigame.profiling.twin import fine_tuning_twin
+from megaunigame.step.phases import ATTACK, BACKWARD, DATA, GENERATE, PHASES, UNDERSTAND
 from tests.data.shard_files import write_shards
 from tests.multi_process.launcher import REPOSITORY
 from tests.multi_process.tiny_run import sample, write_recipe

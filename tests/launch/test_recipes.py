@@ -11,8 +11,8 @@ from megaunigame.config import fill, load_recipe
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
-from megaunigame.passes import ATTACK, plan_from
 from megaunigame.registry import find
+from megaunigame.step.requests import ATTACK, plan_from
 from megaunigame.sweeping.definition import load_sweep
 from tests.multi_process.launcher import REPOSITORY
 

@@ -6,8 +6,9 @@ import shutil
 
 import torch
 
-from megaunigame.labels import label_positions
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.inputs import IGNORE
+from megaunigame.step.labels import label_positions
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])

@@ -8,13 +8,14 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from megaunigame.attention import taps as attention_taps
+from megaunigame.attention.queries import Queries, answers, drawn_tokens
+from megaunigame.attention.taps import Tap
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.errors import ModelError
-from megaunigame.labels import label_positions
-from megaunigame.models import attention_taps, masks
-from megaunigame.models.attention_taps import Tap
-from megaunigame.models.tap_queries import Queries, answers, drawn_tokens
-from megaunigame.passes import IGNORE, Taps
+from megaunigame.models.causal import masks
+from megaunigame.step.inputs import IGNORE, Taps
+from megaunigame.step.labels import label_positions
 
 ROWS, LENGTH, LAYERS, HEADS = 3, 24, 3, 4
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megaunigame.labels import label_positions
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.janus import Janus
 from megaunigame.models.openuni import OpenUni
-from megaunigame.passes import IGNORE, UNDERSTAND, UnderstandRow
+from megaunigame.step.inputs import IGNORE
+from megaunigame.step.labels import label_positions
+from megaunigame.step.requests import UNDERSTAND
+from megaunigame.step.rows import UnderstandRow
 from tests.models.shared import TURNS, understand
 
 FAMILIES = {"folder": Janus, "emu3_path": Emu3, "openuni_path": OpenUni}

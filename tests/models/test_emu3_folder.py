@@ -17,7 +17,8 @@ from megaunigame.models.emu3.checkpoint_keys import translate
 from megaunigame.models.emu3.configuration import IMAGE_AREA, read_config, read_sides
 from megaunigame.models.emu3.folder import tiny_config, write_folder
 from megaunigame.models.emu3.parts import trained_parts
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, UnderstandRow
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import built, copied, generate, understand
 
 OFFICIAL = {

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from megaunigame.models.emu3 import Emu3
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, Taps, UnderstandRow
+from megaunigame.step.inputs import Taps
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import TURNS, generate, left_padded, understand
 
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from megaunigame.adversary.perturber import Perturber
-from megaunigame.models import token_head
-from megaunigame.models.code_model import CodeModel
+from megaunigame.models.causal import head as token_head
+from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.emu3 import Emu3
 from megaunigame.objectives.unigame.paths import build_path
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, GenerateRow, UnderstandRow
+from megaunigame.step.inputs import AttackInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import check_answers_equal_decoding_without_a_cache, counted_calls, generate, understand
 
 

@@ -10,7 +10,9 @@ import torch
 
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.emu3 import Emu3Processor
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, UnderstandRow
+from megaunigame.step.inputs import IGNORE
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import PLAN, TURNS, generate, understand, with_replaced, words
 
 CODE = "<|visual token 000000|>"

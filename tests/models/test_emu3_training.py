@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from megaunigame.models.emu3 import Emu3
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, UnderstandRow
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import ALL_TARGETS, built, generate, understand
 
 

@@ -15,7 +15,8 @@ from megaunigame.models.janus import Janus
 from megaunigame.models.janus.checkpoint_keys import translate
 from megaunigame.models.janus.configuration import codes_per_image, from_official, read_config, visual_tokens
 from megaunigame.models.janus.folder import tiny_config, train_tokenizer, write_folder
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import built, copied
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1)])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.models import masks
-from megaunigame.models.causal import place
+from megaunigame.models.causal import masks
+from megaunigame.models.causal.model import place
 from megaunigame.models.janus import Janus
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, UnderstandRow
+from megaunigame.step.inputs import IGNORE
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import TURNS, generate, left_padded, understand
 
 

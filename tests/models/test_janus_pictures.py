@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from megaunigame.models.causal_decoding import picker
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+from megaunigame.models.causal.decoding import picker
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import check_answers_equal_decoding_without_a_cache
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])

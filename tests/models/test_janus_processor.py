@@ -9,8 +9,10 @@ import torch
 
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.janus import JanusProcessor
-from megaunigame.models.pictures import BACKGROUND, Normalise, crop, fit
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, RowRequest, UnderstandRow, plan_from
+from megaunigame.models.text.pictures import BACKGROUND, Normalise, crop, fit
+from megaunigame.step.inputs import IGNORE
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import PLAN, generate, understand, words
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]

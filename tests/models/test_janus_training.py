@@ -7,7 +7,8 @@ import torch
 
 from megaunigame.errors import ModelError
 from megaunigame.models.janus import Janus
-from megaunigame.passes import UNDERSTAND, RowRequest, UnderstandRow, plan_from
+from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import UnderstandRow
 from tests.models.shared import ALL_TARGETS, built
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1)])

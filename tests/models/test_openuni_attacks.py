@@ -8,7 +8,9 @@ import torch
 from megaunigame.adversary.perturber import Perturber
 from megaunigame.objectives.unigame.paths import build_path
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, GenerateRow, RowRequest, UnderstandRow, plan_from
+from megaunigame.step.inputs import AttackInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 
 PLAN = plan_from([RowRequest("r", GENERATE, "s", 2, takes_source=True), RowRequest("q", UNDERSTAND, "s", 2)])
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megaunigame.models.openuni import OpenUni, flow
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, UnderstandRow
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import TURNS, generate, left_padded, understand
 
 

@@ -9,7 +9,9 @@ import torch
 
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.models.openuni import OpenUniProcessor
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, GenerateRow, UnderstandRow
+from megaunigame.step.inputs import IGNORE
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import PLAN, generate, understand, words
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from megaunigame.models.openuni import OpenUni
-from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, UnderstandRow, plan_from
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import UnderstandRow
 from tests.models.shared import ALL_TARGETS, built
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1)])

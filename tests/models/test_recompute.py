@@ -13,7 +13,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.models import recompute
 from megaunigame.models.emu3 import Emu3, sliced_norm
-from megaunigame.models.emu3.code_rows import CodeRows
+from megaunigame.models.emu3.code_grid import CodeRows
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.openuni import autoencoding

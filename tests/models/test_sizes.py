@@ -12,15 +12,15 @@ import torch
 
 from megaunigame.errors import ModelError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.causal import CausalModel
+from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.emu3.processor import Emu3Processor
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.openuni.parts import autoencoder
-from megaunigame.models.settings_files import read_tokenizer
-from megaunigame.passes import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import available, find
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.tiny_world.emu3 import tokenizer_with_codes
 from megaunigame.tiny_world.openuni import SHIPPED, tiny_openuni
 

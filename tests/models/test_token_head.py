@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaunigame.engine.live_bytes import LiveBytes
-from megaunigame.models import token_head
-from megaunigame.models.token_head import TokenHead
-from megaunigame.passes import IGNORE
+from megaunigame.models.causal import head as token_head
+from megaunigame.models.causal.head import TokenHead
+from megaunigame.step.inputs import IGNORE
 
 WIDTH, VOCABULARY, POSITIONS = 12, 53, 9
 

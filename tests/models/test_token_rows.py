@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.labels import label_positions
-from megaunigame.models.token_rows import MULTIPLE, TokenRow, pad
-from megaunigame.passes import PassInputs
+from megaunigame.models.text.sequences import MULTIPLE, TokenRow, pad
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.labels import label_positions
 
 PAD = 9
 

@@ -7,8 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from megaunigame.attention_targets import table
-from megaunigame.passes import GENERATE, IGNORE, PassInputs
+from megaunigame.attention.targets import table
+from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.requests import GENERATE
 from tests.multi_process.plain_reference import PlainReference
 
 

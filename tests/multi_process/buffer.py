@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from megaunigame.distributed import World, start_world
+from megaunigame.parallel.world import World, start_world
 from tests.adversary.simulated_ranks import (
     Game,
     check_round,

@@ -15,15 +15,15 @@ import deepspeed
 import torch
 
 from megaunigame.config import load_recipe
-from megaunigame.data.stream import micro_batch_loader
-from megaunigame.distributed import World, start_world
+from megaunigame.data.loading.stream import micro_batch_loader
 from megaunigame.engine import zero3
 from megaunigame.engine.parameters import element_count, rank_count
 from megaunigame.errors import DivergenceError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
+from megaunigame.parallel.world import World, start_world
 from megaunigame.registry import find
-from megaunigame.trainer import Trainer
+from megaunigame.training.trainer import Trainer
 from tests.multi_process.attention_reference import AttentionReference
 from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.tiny_run import leave, write_recipe

@@ -13,10 +13,10 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
 from megaunigame.config import load_recipe
-from megaunigame.data.stream import micro_batch_loader
-from megaunigame.distributed import World, start_world
+from megaunigame.data.loading.stream import micro_batch_loader
 from megaunigame.monitoring import names
-from megaunigame.trainer import Trainer
+from megaunigame.parallel.world import World, start_world
+from megaunigame.training.trainer import Trainer
 from tests.multi_process.mixed_reference import MixedReference
 from tests.multi_process.tiny_run import leave, long_world, write_recipe
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.objectives.aia.objective import pull
-from megaunigame.passes import PassInputs, PassOutput
 from megaunigame.randomness import seed_micro_step
-from megaunigame.trainer import Trainer
+from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.training.trainer import Trainer
 from tests.multi_process.plain_reference import PlainReference
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

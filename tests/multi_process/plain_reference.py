@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.config import Recipe
-from megaunigame.data.opening import open_stream
-from megaunigame.data.source import Stream
-from megaunigame.data.stream import MicroBatches
+from megaunigame.data.loading.stream import MicroBatches
+from megaunigame.data.sources.base import Stream
+from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import PassInputs, StepPlan
 from megaunigame.randomness import seed_micro_step
 from megaunigame.registry import find
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import StepPlan
 
 
 class PlainReference:

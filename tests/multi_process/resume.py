@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from megaunigame.config import load_recipe
-from megaunigame.distributed import World, start_world
 from megaunigame.monitoring import names
-from megaunigame.trainer import Trainer
+from megaunigame.parallel.world import World, start_world
+from megaunigame.training.trainer import Trainer
 from tests.multi_process.tiny_run import leave, write_recipe
 
 STEPS, STOP = 7, 3

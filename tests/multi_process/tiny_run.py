@@ -11,10 +11,10 @@ from typing import NoReturn
 import numpy as np
 import yaml
 
-from megaunigame.distributed import World
 from megaunigame.models.emu3 import folder as emu3_folder
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
 from megaunigame.models.openuni import folder as openuni_folder
+from megaunigame.parallel.world import World
 from tests.data.shard_files import encoded, write_shards
 
 QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]

@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megaunigame.config import load_recipe
-from megaunigame.data.stream import micro_batch_loader
-from megaunigame.distributed import World, start_world
+from megaunigame.data.loading.stream import micro_batch_loader
 from megaunigame.engine.parameters import element_count
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.monitoring import names
-from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, PassInputs
+from megaunigame.parallel.world import World, start_world
 from megaunigame.randomness import derive
-from megaunigame.trainer import Trainer
+from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.training.trainer import Trainer
 from tests.multi_process.gradients import gathered
 from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.tiny_run import leave, write_recipe

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.config import StreamConfig, fill
-from megaunigame.data.opening import open_stream
-from megaunigame.data.stream import MicroBatches
-from megaunigame.distributed import World
+from megaunigame.data.loading.stream import MicroBatches
+from megaunigame.data.sources.opening import open_stream
 from megaunigame.models.janus import Janus
-from megaunigame.objectives.base import Objective, Stage, Step
+from megaunigame.objectives.base import Objective, Stage
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.passes import AttackInputs, PassInputs, PassOutput, plan_from
+from megaunigame.parallel.world import World
+from megaunigame.step.inputs import AttackInputs, PassInputs, PassOutput
+from megaunigame.step.micro import Step
+from megaunigame.step.requests import plan_from
 from tests.data.shard_files import write_shards
 from tests.multi_process.tiny_run import sample
 

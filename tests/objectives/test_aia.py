@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megaunigame.attention import measurable
-from megaunigame.attention_targets import Aim, table, write_targets
+from megaunigame.attention.positions import measurable
+from megaunigame.attention.targets import Aim, table, write_targets
 from megaunigame.config import fill
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.models.janus import Janus
@@ -17,19 +17,11 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.aia import AIA
 from megaunigame.objectives.aia.objective import pull
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.base import Stage, Step
-from megaunigame.passes import (
-    GENERATE,
-    UNDERSTAND,
-    AttentionShares,
-    GenerateRow,
-    PassInputs,
-    PassOutput,
-    RowRequest,
-    Taps,
-    UnderstandRow,
-    plan_from,
-)  # fmt: skip
+from megaunigame.objectives.base import Stage
+from megaunigame.step.inputs import AttentionShares, PassInputs, PassOutput, Taps
+from megaunigame.step.micro import Step
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.conftest import config, folder, model, picture, state, tokenizer  # noqa: F401
 
 PLAN = plan_from([

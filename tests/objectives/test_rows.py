@@ -10,7 +10,7 @@ from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.objectives.generation import CAPTION, Generation
 from megaunigame.objectives.understanding import Understanding
-from megaunigame.passes import GENERATE, UNDERSTAND, plan_from
+from megaunigame.step.requests import GENERATE, UNDERSTAND, plan_from
 
 IMAGE = torch.arange(48, dtype=torch.uint8).reshape(3, 4, 4)
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
-from megaunigame.adversary.records import RecordLayout
-from megaunigame.labels import label_positions
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.objective import HARD
 from megaunigame.objectives.unigame.paths import DecoderPath
 from megaunigame.objectives.unigame.pool import PATIENCE
-from megaunigame.objectives.unigame.replay import pack, to_records, to_rows
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs
+from megaunigame.replay.records import RecordLayout
+from megaunigame.replay.rows import pack, to_records, to_rows
+from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.labels import label_positions
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 from tests.multi_process.tiny_run import write_model
 from tests.objectives.played_by_hand import Played, calls_of, captured, shards
 

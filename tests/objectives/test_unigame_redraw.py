@@ -16,7 +16,7 @@ from megaunigame.objectives.base import Objective
 from megaunigame.objectives.generation import Generation
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unimrg import UniMRG
-from megaunigame.passes import ATTACK, GENERATE, StepPlan, attack_plan, plan_from
+from megaunigame.step.requests import ATTACK, GENERATE, StepPlan, attack_plan, plan_from
 from tests.multi_process.tiny_run import write_model
 from tests.objectives.played_by_hand import Played, calls_of, captured, shards
 from tests.objectives.test_unigame_game import ADVERSARIES, CLIP, LM, PICTURES, TEXTS

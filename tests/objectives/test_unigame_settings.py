@@ -12,8 +12,8 @@ from megaunigame.models.janus import Janus
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.passes import ATTACK, UNDERSTAND, plan_from
 from megaunigame.registry import find
+from megaunigame.step.requests import ATTACK, UNDERSTAND, plan_from
 
 ROOT = "objectives.unigame"
 SIMULTANEOUS, SAMPLED, CLIP = {"mode": "simultaneous"}, {"path": "sampled"}, {"clip": {"model": "tiny-random"}}

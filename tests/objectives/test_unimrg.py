@@ -13,8 +13,8 @@ from megaunigame.objectives.unimrg import UniMRG
 from megaunigame.objectives.unimrg.condition import soften
 from megaunigame.objectives.unimrg.prompts import DESCRIBED, PAPER
 from megaunigame.objectives.unimrg.settings import Settings
-from megaunigame.passes import GENERATE, UNDERSTAND, plan_from
-from megaunigame.turns import Turns
+from megaunigame.step.requests import GENERATE, UNDERSTAND, plan_from
+from megaunigame.step.rotation import Turns
 
 IMAGE = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
 DEPTH = torch.arange(64, dtype=torch.int32).reshape(8, 8) * 1000

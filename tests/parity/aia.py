@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.attention import answer_tokens, image_tokens, prompt_text
-from megaunigame.attention_targets import Aim, table
+from megaunigame.attention.positions import answer_tokens, image_tokens, prompt_text
+from megaunigame.attention.targets import Aim, table
 from megaunigame.objectives.aia.objective import pull
 from megaunigame.objectives.aia.settings import PRESETS
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, Taps
+from megaunigame.step.inputs import IGNORE, PassInputs, Taps
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 from tests.parity.fixture import Fixture, Tolerance
 
 EXACT_SETS, NO_BOS, RELEASED = Taps(layers=()), Taps(layers=(), exclude_bos=True), Taps(layers=(), compat=True)

@@ -7,12 +7,13 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from megaunigame.attention_targets import table
+from megaunigame.attention.targets import table
 from megaunigame.models.janus.checkpoint_keys import translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.objectives.aia.objective import pull
 from megaunigame.objectives.aia.settings import PRESETS
-from megaunigame.passes import GENERATE, IGNORE, UNDERSTAND, PassInputs, PassOutput, Taps
+from megaunigame.step.inputs import IGNORE, PassInputs, PassOutput, Taps
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 from tests.parity.janus_pro import load, pass_inputs
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import Emu3Config
 
 from megaunigame.models.emu3.checkpoint_keys import open_weights
-from megaunigame.models.emu3.code_rows import CodeRows
+from megaunigame.models.emu3.code_grid import CodeRows
 from megaunigame.models.emu3.model import Emu3
-from megaunigame.models.loading import load_plain
-from megaunigame.models.tensor_files import TensorFiles
-from megaunigame.passes import PassInputs
+from megaunigame.models.weights.loading import load_plain
+from megaunigame.models.weights.tensor_files import TensorFiles
+from megaunigame.step.inputs import PassInputs
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 
 

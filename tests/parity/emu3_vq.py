@@ -10,8 +10,8 @@ from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
 from megaunigame.models.emu3.checkpoint_keys import open_weights
 from megaunigame.models.emu3.vq import VisionTokenizer
-from megaunigame.models.loading import load_plain
-from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.weights.loading import load_plain
+from megaunigame.models.weights.tensor_files import TensorFiles
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 
 GROUPS, EPSILON = 32, 1e-6

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import JanusConfig
 
-from megaunigame.labels import label_positions
 from megaunigame.models.janus.checkpoint_keys import open_weights, translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.loading import load_plain
-from megaunigame.models.tensor_files import TensorFiles
-from megaunigame.passes import IGNORE, UNDERSTAND, PassInputs
+from megaunigame.models.weights.loading import load_plain
+from megaunigame.models.weights.tensor_files import TensorFiles
+from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.labels import label_positions
+from megaunigame.step.requests import UNDERSTAND
 from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance
 from tests.parity.janus_vq import vq_settings
 

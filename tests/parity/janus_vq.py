@@ -9,8 +9,8 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights, translate
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.loading import load_plain
-from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.weights.loading import load_plain
+from megaunigame.models.weights.tensor_files import TensorFiles
 from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance
 
 GROUPS, EPSILON = 32, 1e-6

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 from transformers import InternVLConfig
 
-from megaunigame.labels import label_positions
-from megaunigame.models.loading import load_plain
 from megaunigame.models.openuni import flow
 from megaunigame.models.openuni.checkpoint_keys import open_weights, translate
 from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
 from megaunigame.models.openuni.model import OpenUni
 from megaunigame.models.openuni.parts import autoencoder
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
-from megaunigame.models.pictures import Normalise
-from megaunigame.models.tensor_files import TensorFiles
-from megaunigame.passes import IGNORE, UNDERSTAND, PassInputs
+from megaunigame.models.text.pictures import Normalise
+from megaunigame.models.weights.loading import load_plain
+from megaunigame.models.weights.tensor_files import TensorFiles
+from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.labels import label_positions
+from megaunigame.step.requests import UNDERSTAND
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 
 OF_LARGEST = Tolerance(of_largest=1e-4)

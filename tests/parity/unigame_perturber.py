@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megaunigame.adversary.hard_buffer import HardBuffer, draw_probabilities
-from megaunigame.adversary.merge import plan_merge
 from megaunigame.adversary.perturber import Perturber
-from megaunigame.adversary.records import RecordLayout
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.paths import Attacked
 from megaunigame.objectives.unigame.settings import Penalties, Settings
-from megaunigame.passes import AttackInputs, PassInputs
+from megaunigame.replay.hard_buffer import HardBuffer, draw_probabilities
+from megaunigame.replay.merge import plan_merge
+from megaunigame.replay.records import RecordLayout
+from megaunigame.step.inputs import AttackInputs, PassInputs
 from tests.adversary.simulated_ranks import ThreadWorld, on_ranks
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 

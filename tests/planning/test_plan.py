@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megaunigame.errors import ConfigError
-from megaunigame.models.causal import CausalModel
+from megaunigame.models.causal.model import CausalModel
 from megaunigame.planning.machines import ACHIEVED_FLOPS, cluster
 from megaunigame.planning.operations import Operations
 from megaunigame.planning.plan import Plan

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.models.causal import CausalModel
-from megaunigame.passes import GENERATE
+from megaunigame.models.causal.model import CausalModel
 from megaunigame.planning.rehearsal import Rehearsal
 from megaunigame.planning.workload import workload
+from megaunigame.step.requests import GENERATE
 from tests.planning.plans import tiny_recipe
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 import megaunigame.tiny_world
 from data_prep.scenes.samples import sample
-from megaunigame.adversary.clip_filter import ClipConfig, ClipFilter
 from megaunigame.data.decode import META_FIELD, decode_sample
 from megaunigame.errors import CheckpointError
+from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.tiny_world import clip_training
 from megaunigame.tiny_world.clip_training import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from megaunigame.models.emu3 import Emu3
-from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.tiny_world.emu3 import main
 from tests.tiny_world.toy import toy_scenes
 

@@ -8,16 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from megaunigame.errors import ModelError
-from megaunigame.evaluation.oracle import (
-    CELL,
-    COLORS,
-    SHAPES,
-    Oracle,
-    caption_relations,
-    read_objects,
-    score,
-    true_objects,
-)
+from megaunigame.judges.scenes import CELL, COLORS, SHAPES, Oracle, caption_relations, read_objects, score, true_objects
 from megaunigame.tiny_world.labels import cell_labels
 from megaunigame.tiny_world.loop import LoopSettings, train
 from megaunigame.tiny_world.oracle_training import OracleStage

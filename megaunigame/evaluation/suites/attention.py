@@ -11,12 +11,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from megaunigame.attention_targets import check_targets, find_targets
-from megaunigame.data.shards import ShardIndex
-from megaunigame.distributed import World
-from megaunigame.evaluation.attention_curves import Measuring, check, curve_metrics, curve_tables, measure
+from megaunigame.attention.targets import check_targets, find_targets
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.evaluation.attention.curves import Measuring, check, curve_metrics, curve_tables, measure
 from megaunigame.evaluation.suites.base import Suite, suite_result
 from megaunigame.models.base import UnifiedModel
+from megaunigame.parallel.world import World
 
 
 class Attention(Suite):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megaunigame.distributed import World
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
+from megaunigame.parallel.world import World
 
 Cell = str | int | float | None
 

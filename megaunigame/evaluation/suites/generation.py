@@ -17,16 +17,17 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards import ShardIndex
-from megaunigame.distributed import World
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.evaluation.lockstep import collate, gathered, gathered_to_main, lockstep_batches, read_share, together
-from megaunigame.evaluation.oracle import Objects, Oracle, Scores, caption_relations, score
 from megaunigame.evaluation.pictures import contact_sheet, save_png
 from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
+from megaunigame.judges.scenes import Objects, Oracle, Scores, caption_relations, score
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import GENERATE, GenerateRow
+from megaunigame.parallel.world import World
 from megaunigame.pixels import to_bytes
+from megaunigame.step.requests import GENERATE
+from megaunigame.step.rows import GenerateRow
 
 SOURCE, TOKENIZER, GENERATED = "source", "through tokenizer", "generated"
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from megaunigame.data.shards import ShardIndex
-from megaunigame.distributed import World
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.evaluation.asking import Sheet, ask, questions_of
 from megaunigame.evaluation.lockstep import gathered, gathered_to_main, read_share, together
@@ -19,6 +18,7 @@ from megaunigame.evaluation.metrics import Answer, kind_scores, pair_consistency
 from megaunigame.evaluation.pictures import save_png
 from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
+from megaunigame.parallel.world import World
 
 
 class Questions(Suite):

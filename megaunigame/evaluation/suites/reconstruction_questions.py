@@ -18,8 +18,7 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards import ShardIndex
-from megaunigame.distributed import World
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.evaluation.asking import Sheet, ask, questions_of
 from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, sample_count, together
@@ -27,8 +26,10 @@ from megaunigame.evaluation.metrics import Answer, accuracy, by_kind, chance, ma
 from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
 from megaunigame.evaluation.suites.generation import Panel, write_panels
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import GENERATE, GenerateRow
+from megaunigame.parallel.world import World
 from megaunigame.pixels import to_bytes
+from megaunigame.step.requests import GENERATE
+from megaunigame.step.rows import GenerateRow
 
 REAL, TOKENIZER, OWN, UNRELATED = "real", "through tokenizer", "own reconstruction", "unrelated image"
 

@@ -16,15 +16,16 @@ import torch
 from omegaconf import MISSING
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards import ShardIndex
-from megaunigame.distributed import World
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.asking import questions_of
 from megaunigame.evaluation.lockstep import collate, lockstep_batches, read_share, sample_count, together
 from megaunigame.evaluation.suites.base import Suite, suite_result, table
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, Row, UnderstandRow
+from megaunigame.parallel.world import World
 from megaunigame.registry import unknown
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
 ANSWERS, CAPTION, PIXEL = "answers", "caption", "pixel"
 TERMS = {ANSWERS: UNDERSTAND, CAPTION: GENERATE, PIXEL: GENERATE}

@@ -10,17 +10,18 @@ from typing import Any
 from omegaconf import MISSING
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards import ShardIndex
-from megaunigame.distributed import World
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.evaluation.generation_metrics import psnr
 from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, together
 from megaunigame.evaluation.suites.base import Suite, suite_result, table
 from megaunigame.evaluation.suites.generation import Panel, write_panels
 from megaunigame.models.base import UnifiedModel
-from megaunigame.passes import GENERATE, GenerateRow
+from megaunigame.parallel.world import World
 from megaunigame.pixels import to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
+from megaunigame.step.requests import GENERATE
+from megaunigame.step.rows import GenerateRow
 
 
 @dataclass(frozen=True)

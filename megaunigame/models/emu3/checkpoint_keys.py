@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from megaunigame.models.renamed_weights import KeyTable
+from megaunigame.models.weights.renamed import KeyTable
 
 LANGUAGE_MODEL, VISION_TOKENIZER = "model.text_model.", "model.vqmodel."
 UNUSED = re.compile(r".*rotary_emb\.inv_freq")

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import Emu3Config
 
 from megaunigame.errors import ModelError
-from megaunigame.models.settings_files import read_settings
-from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.weights.settings_files import read_settings
+from megaunigame.models.weights.tensor_files import TensorFiles
 
 TOKENIZER_FOLDER = "vision_tokenizer"
 """Where an official folder holds the vision tokenizer, which is published in a repository of its own."""

@@ -16,9 +16,9 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
-from megaunigame.models.conversation import ConversationFormat
-from megaunigame.models.emu3.code_rows import CodeRows
-from megaunigame.models.token_rows import TokenRow
+from megaunigame.models.emu3.code_grid import CodeRows
+from megaunigame.models.text.conversation import ConversationFormat
+from megaunigame.models.text.sequences import TokenRow
 
 BEGIN_OF_IMAGE, BEGIN_OF_CODES, END_OF_IMAGE = "<|image start|>", "<|image token|>", "<|image end|>"
 LINE_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"

@@ -25,9 +25,9 @@ from megaunigame.models.emu3.conversation import (
     SYSTEM_PROMPT,
     code_token,
 )
-from megaunigame.models.row_processor import HALF
-from megaunigame.models.settings_files import copy_settings, read_settings, read_tokenizer
-from megaunigame.models.small_tokenizer import small_tokenizer
+from megaunigame.models.text.processor import HALF
+from megaunigame.models.text.small_tokenizer import small_tokenizer
+from megaunigame.models.weights.settings_files import copy_settings, read_settings, read_tokenizer
 
 PLACEHOLDER = "<image>"
 """Stands for a picture in transformers' processor; ours needs none."""

@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Emu3Config, PreTrainedModel
 
-from megaunigame.models.causal import check_attention
-from megaunigame.models.code_model import CodeModel
+from megaunigame.attention.plain import choose_attention
+from megaunigame.models.causal.codes import CodeModel
+from megaunigame.models.causal.model import check_attention
 from megaunigame.models.emu3.checkpoint_keys import VISION_TOKENIZER, open_weights
-from megaunigame.models.emu3.code_rows import CodeRows
+from megaunigame.models.emu3.code_grid import CodeRows
 from megaunigame.models.emu3.configuration import read_config, tensor_files
 from megaunigame.models.emu3.folder import write_settings
 from megaunigame.models.emu3.parts import trained_parts
 from megaunigame.models.emu3.processor import Emu3Processor
 from megaunigame.models.emu3.sizes import SIZES, write_size
 from megaunigame.models.emu3.vq import VisionTokenizer
-from megaunigame.models.frozen import Frozen
-from megaunigame.models.plain_attention import choose_attention
-from megaunigame.models.renamed_weights import RenamedWeights
-from megaunigame.models.token_rows import left_padded
-from megaunigame.passes import PassInputs, PassOutput, Taps
+from megaunigame.models.text.sequences import left_padded
+from megaunigame.models.weights.frozen import Frozen
+from megaunigame.models.weights.renamed import RenamedWeights
+from megaunigame.step.inputs import PassInputs, PassOutput, Taps
 
 
 class Emu3(CodeModel):

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import Emu3Config, Emu3TextModel
 from transformers.initialization import no_init_weights
 
+from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.emu3.token_embedding import TokenEmbedding
-from megaunigame.models.token_head import TokenHead
 
 
 def trained_parts(config: Emu3Config) -> dict[str, nn.Module]:

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from megaunigame.errors import ModelError
 from megaunigame.models.emu3.configuration import cell, read_config, read_sides
 from megaunigame.models.emu3.conversation import SYSTEM_PROMPT, Emu3Format
-from megaunigame.models.row_processor import HALF, RowProcessor
-from megaunigame.models.settings_files import read_settings, read_tokenizer
+from megaunigame.models.text.processor import HALF, RowProcessor
+from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
 
 
 class Emu3Processor(RowProcessor):

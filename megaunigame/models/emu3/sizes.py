@@ -14,7 +14,7 @@ from transformers import Emu3Config, PreTrainedTokenizerFast
 from megaunigame.models.emu3.conversation import SYSTEM_PROMPT
 from megaunigame.models.emu3.folder import tiny_config, train_tokenizer, write_small_files
 from megaunigame.models.named_sizes import named
-from megaunigame.models.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
+from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
 
 VOCABULARY, CODES, IMAGE_SIZE = 184622, 32768, 720
 TINY_VOCABULARY, TINY_CODES, TINY_IMAGE_SIZE = 707, 256, 64

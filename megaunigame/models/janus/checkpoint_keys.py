@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from megaunigame.models.renamed_weights import KeyTable
+from megaunigame.models.weights.renamed import KeyTable
 
 IMAGE_TOKENIZER = "model.vqmodel."
 

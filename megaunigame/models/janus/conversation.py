@@ -13,8 +13,8 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
-from megaunigame.models.conversation import ConversationFormat
-from megaunigame.models.token_rows import TokenRow
+from megaunigame.models.text.conversation import ConversationFormat
+from megaunigame.models.text.sequences import TokenRow
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 END_OF_IMAGE = "<end_of_image>"

@@ -14,8 +14,8 @@ from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedT
 
 from megaunigame.errors import ModelError
 from megaunigame.models.janus.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE
-from megaunigame.models.row_processor import HALF
-from megaunigame.models.small_tokenizer import small_tokenizer
+from megaunigame.models.text.processor import HALF
+from megaunigame.models.text.small_tokenizer import small_tokenizer
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 GROUP_NORM_GROUPS = 32

@@ -15,21 +15,22 @@ from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from megaunigame.attention import first_token
-from megaunigame.models.causal import check_attention
-from megaunigame.models.code_model import CodeModel
-from megaunigame.models.frozen import Frozen
+from megaunigame.attention.plain import choose_attention
+from megaunigame.attention.positions import first_token
+from megaunigame.models.causal.codes import CodeModel
+from megaunigame.models.causal.head import TokenHead
+from megaunigame.models.causal.model import check_attention
 from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.sizes import SIZES, write_size
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.plain_attention import choose_attention
-from megaunigame.models.renamed_weights import RenamedWeights
-from megaunigame.models.settings_files import copy_settings
-from megaunigame.models.tensor_files import TensorFiles
-from megaunigame.models.token_head import TokenHead
-from megaunigame.passes import UNDERSTAND, PassInputs, PassOutput
+from megaunigame.models.weights.frozen import Frozen
+from megaunigame.models.weights.renamed import RenamedWeights
+from megaunigame.models.weights.settings_files import copy_settings
+from megaunigame.models.weights.tensor_files import TensorFiles
+from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.requests import UNDERSTAND
 
 
 class Janus(CodeModel):

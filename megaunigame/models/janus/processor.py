@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.models.janus.configuration import codes_per_image, read_config, visual_tokens
 from megaunigame.models.janus.conversation import JanusFormat
-from megaunigame.models.row_processor import HALF, RowProcessor
-from megaunigame.models.settings_files import read_settings, read_tokenizer
+from megaunigame.models.text.processor import HALF, RowProcessor
+from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
 
 
 class JanusProcessor(RowProcessor):

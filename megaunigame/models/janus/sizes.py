@@ -14,7 +14,7 @@ from megaunigame.models.janus.configuration import TOWERS
 from megaunigame.models.janus.conversation import IMAGE
 from megaunigame.models.janus.folder import tiny_config, train_tokenizer, write_small_files
 from megaunigame.models.named_sizes import named
-from megaunigame.models.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
+from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
 
 TOWER = "siglip_large_patch16_384"
 IMAGE_SIZE = 384

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.models.base import Weights
-from megaunigame.models.loading import check_names, check_shapes
 from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
 from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.folder import fresh_bridge
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
-from megaunigame.models.renamed_weights import RenamedWeights, Source
-from megaunigame.models.tensor_files import TensorFiles
+from megaunigame.models.weights.loading import check_names, check_shapes
+from megaunigame.models.weights.renamed import RenamedWeights, Source
+from megaunigame.models.weights.tensor_files import TensorFiles
 
 TRANSFORMER = "transformer."
 

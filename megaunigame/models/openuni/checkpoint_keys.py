@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.models.base import Weights
-from megaunigame.models.renamed_weights import KeyTable
+from megaunigame.models.weights.renamed import KeyTable
 
 AUTOENCODER = "vae."
 UNUSED = re.compile(r".*rotary_emb\.inv_freq|.*position_ids")

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.models.conversation import ConversationFormat
-from megaunigame.models.token_rows import TokenRow
+from megaunigame.models.text.conversation import ConversationFormat
+from megaunigame.models.text.sequences import TokenRow
 
 BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"

@@ -16,7 +16,7 @@ from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
 from megaunigame.models.openuni.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, TURN_END, TURN_START
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
-from megaunigame.models.small_tokenizer import small_tokenizer
+from megaunigame.models.text.small_tokenizer import small_tokenizer
 
 PAD = "<|endoftext|>"
 POSITION_STD = 0.02

@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from transformers import InternVLModel, PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from megaunigame.models.attention_taps import Tap
+from megaunigame.attention.taps import Tap
 from megaunigame.models.base import Decoded
-from megaunigame.models.causal import CausalModel, check_attention
-from megaunigame.models.causal_decoding import evaluating
-from megaunigame.models.frozen import Frozen
+from megaunigame.models.causal.decoding import evaluating
+from megaunigame.models.causal.model import CausalModel, check_attention
 from megaunigame.models.openuni import autoencoding, flow
 from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
 from megaunigame.models.openuni.parts import MetaQueries, autoencoder, checkpoint_activations, choose_attention, trained_parts
 from megaunigame.models.openuni.processor import OpenUniProcessor
 from megaunigame.models.openuni.sizes import SIZES, TINY, write_size
-from megaunigame.models.renamed_weights import RenamedWeights
-from megaunigame.models.settings_files import copy_settings
-from megaunigame.models.tensor_files import TensorFiles
-from megaunigame.models.token_rows import left_padded
-from megaunigame.passes import GENERATE, UNDERSTAND, PassInputs, PassOutput
+from megaunigame.models.text.sequences import left_padded
+from megaunigame.models.weights.frozen import Frozen
+from megaunigame.models.weights.renamed import RenamedWeights
+from megaunigame.models.weights.settings_files import copy_settings
+from megaunigame.models.weights.tensor_files import TensorFiles
+from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, SanaTransformer2DModel

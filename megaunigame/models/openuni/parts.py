@@ -12,10 +12,10 @@ from transformers import InternVLModel
 from transformers.initialization import no_init_weights
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
+from megaunigame.attention import plain as plain_attention
 from megaunigame.errors import ModelError
-from megaunigame.models import plain_attention
+from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.openuni.configuration import OpenUniConfig
-from megaunigame.models.token_head import TokenHead
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
 from megaunigame.models.openuni.conversation import OpenUniFormat
-from megaunigame.models.row_processor import RowProcessor
-from megaunigame.models.settings_files import read_settings, read_tokenizer
+from megaunigame.models.text.processor import RowProcessor
+from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -15,7 +15,7 @@ from megaunigame.models.named_sizes import named
 from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
 from megaunigame.models.openuni.conversation import IMAGE
 from megaunigame.models.openuni.folder import tiny_config, train_tokenizer, write_small_files
-from megaunigame.models.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
+from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
 
 VOCABULARY = 151674
 IMAGE_TOKEN = 151667

@@ -17,16 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megaunigame.attention import measurable
-from megaunigame.attention_targets import PASSES, Aim, find_targets
+from megaunigame.attention.positions import measurable
+from megaunigame.attention.targets import PASSES, Aim, find_targets
 from megaunigame.data.decode import Sample
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.base import Objective, PassTerm, Stage, Step
-from megaunigame.passes import AttentionShares, PassInputs, PassOutput, Row, RowRequest, StepPlan, Taps
+from megaunigame.objectives.base import Objective, Stage
 from megaunigame.registry import unknown
+from megaunigame.step.inputs import AttentionShares, PassInputs, PassOutput, Taps
+from megaunigame.step.losses import PassTerm
+from megaunigame.step.micro import Step
+from megaunigame.step.requests import RowRequest, StepPlan
+from megaunigame.step.rows import Row
 
 FILE = "aia.json"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from megaunigame.attention_targets import PASSES
+from megaunigame.attention.targets import PASSES
 from megaunigame.errors import ConfigError
-from megaunigame.passes import GENERATE, UNDERSTAND
 from megaunigame.registry import unknown
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 AUTO = "auto"
 PRESETS = {"code": {GENERATE: 5.0, UNDERSTAND: 10.0}, "paper": {GENERATE: 40.0, UNDERSTAND: 40.0}, AUTO: {}}

@@ -28,16 +28,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
-from megaunigame.adversary.clip_filter import ClipConfig, ClipFilter
-from megaunigame.adversary.hard_buffer import HardBuffer
 from megaunigame.adversary.optimizer import ReplicatedAdamW
-from megaunigame.adversary.records import RecordLayout
 from megaunigame.config import fill
 from megaunigame.data.decode import Sample
 from megaunigame.errors import CheckpointError, ConfigError, DataError
+from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
-from megaunigame.objectives.base import Joined, Objective, Panel, Stage, Step
+from megaunigame.objectives.base import Joined, Objective, Panel, Stage
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unigame.panels import attack_panels
 from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
@@ -45,23 +43,15 @@ from megaunigame.objectives.unigame.pool import Pool
 from megaunigame.objectives.unigame.redraw import check_redraw, redrawn_in
 from megaunigame.objectives.unigame.reversal import reverse_gradient
 from megaunigame.objectives.unigame.settings import OWN, Settings
-from megaunigame.passes import (
-    ATTACK,
-    GENERATE,
-    UNDERSTAND,
-    AttackInputs,
-    AttackRow,
-    GenerateRow,
-    PassInputs,
-    PassOutput,
-    Row,
-    RowRequest,
-    StepPlan,
-)
 from megaunigame.randomness import derive
 from megaunigame.registry import available, find
+from megaunigame.replay.hard_buffer import HardBuffer
+from megaunigame.replay.records import RecordLayout
 from megaunigame.representations.base import Representation
-from megaunigame.rows import put_rows, take_rows
+from megaunigame.step.inputs import AttackInputs, PassInputs, PassOutput, put_rows, take_rows
+from megaunigame.step.micro import Step
+from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, RowRequest, StepPlan
+from megaunigame.step.rows import AttackRow, GenerateRow, Row
 
 log = logging.getLogger(__name__)
 

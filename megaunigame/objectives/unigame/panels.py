@@ -8,8 +8,9 @@ from torch import Tensor
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Panel
 from megaunigame.objectives.unigame.paths import Attacked, AttackPath
-from megaunigame.passes import IGNORE, UNDERSTAND, AttackInputs, PassInputs
 from megaunigame.pixels import to_bytes
+from megaunigame.step.inputs import IGNORE, AttackInputs, PassInputs
+from megaunigame.step.requests import UNDERSTAND
 
 GAIN = 10
 """The difference is shown ten times as strong, around grey."""

@@ -23,7 +23,8 @@ from torch import Tensor
 from megaunigame.adversary.base import Adversary
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.unigame.settings import Sampling, Settings
-from megaunigame.passes import GENERATE, UNDERSTAND, AttackInputs, PassInputs
+from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 class Redrawn(NamedTuple):

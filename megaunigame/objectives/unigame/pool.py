@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megaunigame.adversary.clip_filter import ClipFilter
-from megaunigame.adversary.hard_buffer import HardBuffer, MergeReport
+from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.monitoring import names
 from megaunigame.objectives.base import Stage
 from megaunigame.objectives.unigame.paths import Attacked
-from megaunigame.objectives.unigame.replay import pack, to_records, to_rows
 from megaunigame.objectives.unigame.settings import BufferSettings
 from megaunigame.objectives.unigame.tally import Tally, Totals
-from megaunigame.passes import AttackInputs, PassInputs
+from megaunigame.replay.hard_buffer import HardBuffer, MergeReport
+from megaunigame.replay.rows import pack, to_records, to_rows
+from megaunigame.step.inputs import AttackInputs, PassInputs
 
 log = logging.getLogger(__name__)
 

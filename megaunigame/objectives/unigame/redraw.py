@@ -9,8 +9,9 @@ from __future__ import annotations
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.unigame.paths import Redrawn
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.passes import GENERATE, PassOutput, StepPlan
 from megaunigame.registry import unknown
+from megaunigame.step.inputs import PassOutput
+from megaunigame.step.requests import GENERATE, StepPlan
 
 
 def check_redraw(settings: Settings, plan: StepPlan) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megaunigame.passes import PassInputs
+from megaunigame.step.inputs import PassInputs
 
 
 class _Reversed(torch.autograd.Function):

@@ -18,10 +18,11 @@ from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unimrg.condition import soften
 from megaunigame.objectives.unimrg.prompts import prompts_of
 from megaunigame.objectives.unimrg.settings import ALL, PIXEL, UNDERSTANDING, Settings
-from megaunigame.passes import GENERATE, UNDERSTAND, GenerateRow, Row, RowRequest
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
-from megaunigame.turns import Turns
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest
+from megaunigame.step.rotation import Turns
+from megaunigame.step.rows import GenerateRow, Row
 
 
 class UniMRG(Objective):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from megaunigame.errors import ConfigError
 from megaunigame.registry import available, unknown
 from megaunigame.representations.base import Representation
-from megaunigame.turns import ROUND_ROBIN, SAMPLED
+from megaunigame.step.rotation import ROUND_ROBIN, SAMPLED
 
 UNDERSTANDING, PIXEL = "understanding", "pixel"
 RELEASED = {UNDERSTANDING: 4, "depth": 4, PIXEL: 4, "segmentation": 4}

@@ -1,0 +1,50 @@
+"""Which positions of a row attend across modalities, and to which: the sets of attention interaction (arXiv 2511.22663).
+
+Sets are (B, S) bool over the positions of `PassInputs.tokens`. The picture that a generate row draws stands behind them, in
+places that only the family knows; everything else is said here, once for all families.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megaunigame.step.inputs import IGNORE, PassInputs, Taps
+from megaunigame.step.requests import UNDERSTAND
+
+
+def answer_tokens(inputs: PassInputs) -> Tensor:
+    """(B, S): queries of the understand pass, the answers of all turns with their end tokens."""
+    assert inputs.labels is not None
+    return inputs.labels != IGNORE
+
+
+def image_tokens(inputs: PassInputs, taps: Taps) -> Tensor:
+    """(B, S): keys of the understand pass."""
+    assert inputs.image_slots is not None
+    if not taps.compat:
+        return inputs.image_slots
+    return torch.cat([inputs.image_slots[:, 1:], torch.zeros_like(inputs.image_slots[:, :1])], dim=1)
+
+
+def prompt_text(inputs: PassInputs, taps: Taps) -> Tensor:
+    """(B, S): keys of the generate pass, the text before the picture; a source picture is none of it."""
+    assert inputs.image_slots is not None
+    text = inputs.attention & ~inputs.image_slots
+    if taps.exclude_bos:
+        text &= ~first_token(inputs.attention)
+    if taps.compat:
+        text[:, -1] = False  # prompts are padded in front
+    return text
+
+
+def first_token(attention: Tensor) -> Tensor:
+    """(B, S): the first position of each row that is no padding."""
+    return attention & (attention.long().cumsum(1) == 1)
+
+
+def measurable(pass_name: str, inputs: PassInputs, taps: Taps) -> Tensor:
+    """(B,) bool: rows with queries and keys whose text is whole and whose condition was not dropped."""
+    keys = image_tokens(inputs, taps) if pass_name == UNDERSTAND else prompt_text(inputs, taps)
+    usable = (inputs.counts > 0) & keys.any(1)
+    return usable if inputs.intact is None else usable & inputs.intact

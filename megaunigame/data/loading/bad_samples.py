@@ -1,0 +1,110 @@
+"""Counting samples that cannot be used, and giving up when there are too many."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from megaunigame.errors import DataError
+from megaunigame.step.requests import StepPlan
+
+FIRST_READS = 1000
+"""The fraction is taken of at least this many reads, so that one early bad sample is not 100 %."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read, decoded or turned into a row; another one took its place."""
+
+    stream: str
+    key: str
+    shard: str
+    """File name of the shard."""
+    reason: str
+
+
+class BadSampleCounter:
+    """Counts, per stream and over all ranks, the reads and the bad ones among them. Lives in the main process.
+
+    Every micro-batch goes through `add`. Once in a while the trainer sums `pending()` over the ranks and gives the sums
+    to `merge`, which raises DataError on all ranks alike when, for some stream,
+
+        bad > max_bad_fraction * max(reads, 1000).
+
+    So a fraction of 0 allows no bad sample at all, and 0.01 allows ten at any time.
+    """
+
+    def __init__(self, plan: StepPlan, max_bad_fraction: float):
+        self.max_bad_fraction = max_bad_fraction
+        self.streams = tuple(_rows(plan))
+        self.reads = dict.fromkeys(self.streams, 0)
+        """Stream -> samples read over all ranks, substitutes included, as of the last `merge`."""
+        self.bad = dict.fromkeys(self.streams, 0)
+        """Stream -> bad samples over all ranks, as of the last `merge`."""
+        self._pending = {s: [0, 0] for s in self.streams}
+        self._logged: set[tuple[str, str, str]] = set()
+        self._by_shard: dict[str, Counter[str]] = {s: Counter() for s in self.streams}
+        self._last: dict[str, BadSample] = {}
+
+    def add(self, plan: StepPlan, bad: Iterable[BadSample]) -> None:
+        """Count one micro-batch of this rank, given its plan and its bad samples; log each bad key once."""
+        for stream, rows in _rows(plan).items():
+            self._pending[stream][0] += rows
+        for sample in bad:
+            counts = self._pending[sample.stream]
+            counts[0] += 1
+            counts[1] += 1
+            self._by_shard[sample.stream][sample.shard] += 1
+            self._last[sample.stream] = sample
+            stream = sample.stream
+            name = (stream, sample.shard, sample.key)
+            if name not in self._logged:
+                self._logged.add(name)
+                log.warning("Stream %s: replaced sample %s of %s: %s", stream, sample.key, sample.shard, sample.reason)
+
+    def pending(self) -> list[int]:
+        """This rank's counts since the last `merge`: reads and bad of each stream, in a fixed order."""
+        return [n for stream in self.streams for n in self._pending[stream]]
+
+    def merge(self, all_ranks: Sequence[int]) -> None:
+        """Take the sums of `pending()` over all ranks. Raises DataError on every rank when a stream is too bad."""
+        for i, stream in enumerate(self.streams):
+            self.reads[stream] += int(all_ranks[2 * i])
+            self.bad[stream] += int(all_ranks[2 * i + 1])
+            self._pending[stream] = [0, 0]
+        for stream in self.streams:
+            if self.bad[stream] > self.max_bad_fraction * max(self.reads[stream], FIRST_READS):
+                raise DataError(self._verdict(stream))
+
+    def _verdict(self, stream: str) -> str:
+        message = (
+            f"Stream {stream!r}: {self.bad[stream]:,} of {self.reads[stream]:,} samples could not be used, more than "
+            f"max_bad_fraction={self.max_bad_fraction:g} allows (of at least {FIRST_READS} reads)."
+        )
+        if stream in self._last:
+            shard, count = self._by_shard[stream].most_common(1)[0]
+            last = self._last[stream]
+            message += f" {count} of those met by this rank are in {shard}. The last, in {last.shard}: {last.reason}"
+        return message + " Make those shards again, or raise loader.max_bad_fraction to go on without them."
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        """Totals over all ranks; valid for any number of ranks. Merge before saving, pending counts are not in it."""
+        return {"reads": dict(self.reads), "bad": dict(self.bad)}
+
+    def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
+        """Streams new in this recipe start at 0, those no longer in it are forgotten."""
+        for name, totals in (("reads", self.reads), ("bad", self.bad)):
+            totals.update({s: n for s, n in state[name].items() if s in totals})
+
+
+def _rows(plan: StepPlan) -> dict[str, int]:
+    """Stream -> rows of a micro-step of one rank."""
+    rows: dict[str, int] = {}
+    for request in plan.requests:
+        if request.stream is not None:
+            rows[request.stream] = rows.get(request.stream, 0) + request.count
+    return rows

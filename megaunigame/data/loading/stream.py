@@ -1,0 +1,251 @@
+"""The seekable stream: from a cursor and a micro-step number to the tensors of that micro-step.
+
+Nothing here has a state that moves. A micro-batch is a pure function of (shards, seed, plan, start cursor, micro-step,
+rank, world size), so any number of loader workers gives the same sequence, and resuming means opening the index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import signal
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.loading.bad_samples import BadSample
+from megaunigame.data.loading.packing import Packed, pack
+from megaunigame.data.loading.positions import Slots
+from megaunigame.data.sources.base import Cursor, Found, Stream
+from megaunigame.errors import DataError, UserError
+from megaunigame.step.inputs import AttackInputs, PassInputs, take_rows
+from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, RowRequest, StepPlan, attack_plan
+from megaunigame.step.rows import AttackRow, Row
+
+SUBSTITUTES = 8
+"""Other samples tried in place of a bad one before giving up."""
+
+
+class RowMaker(Protocol):
+    """What a stream needs of an objective."""
+
+    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
+        """None: the sample has nothing for this term, the slot becomes a dummy row. DataError: the sample is bad."""
+        ...
+
+
+class Collator(Protocol):
+    """What a stream needs of a family's processor."""
+
+    def collate(
+        self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
+    ) -> PassInputs: ...
+
+
+@dataclass
+class MicroBatch:
+    """The inputs of every pass of one micro-step of one rank."""
+
+    plan: StepPlan
+    """What takes part in this micro-step."""
+    inputs: dict[str, PassInputs]
+    """The learner's passes by name -> their rows: requests in plan order, `count` rows each."""
+    bad: list[BadSample]
+    """Samples that were replaced."""
+    attack: AttackInputs | None = None
+    """The rows of the attack pass, where the plan has one."""
+
+
+@dataclass
+class Draw:
+    """What one micro-step has read so far. Rows of several terms may share a sample: it is read and decoded once."""
+
+    sharing: bool
+    """Whether any rows share; else samples are let go as soon as they are rows."""
+    bad: list[BadSample] = field(default_factory=list)
+    found: dict[tuple[str, int, int], Found] = field(default_factory=dict)
+    """By stream, position and attempt."""
+    samples: dict[tuple[str, int, int], Sample] = field(default_factory=dict)
+
+
+class MicroBatches(Dataset[MicroBatch]):
+    """Item n is micro-step n of this run (n = 0 is the first after the cursors) on this rank."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        objective_of: Mapping[str, RowMaker],
+        streams: Mapping[str, Stream],
+        processor: Collator,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        first_step: int,
+    ):
+        """`seed` draws the turns of the plan; `first_step` optimizer steps were made before this run."""
+        self.plan = plan
+        self.seed = seed
+        self.first_micro_step = first_step * accumulation
+        self.objective_of = objective_of
+        """Loss term -> the objective that makes its rows."""
+        self.streams = streams
+        self.processor = processor
+        self.rank = rank
+        self.slots = Slots(plan, accumulation, world_size)
+
+    def cursors(self, steps: int) -> dict[str, Cursor]:
+        """The streams' cursors after `steps` optimizer steps of this run."""
+        return {
+            name: dataclasses.replace(s.cursor, position=s.cursor.position + steps * self.slots.per_step(name))
+            for name, s in self.streams.items()
+        }
+
+    def __getitem__(self, micro_step: int) -> MicroBatch:
+        """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
+        plan = self.plan.at(self.first_micro_step + micro_step, self.seed)
+        draw = Draw(sharing=any(request.shares for request in plan.requests))
+        inputs: dict[str, PassInputs] = {}
+        for name in plan.passes:
+            inputs[name] = self.processor.collate(self.plan, name, *self._rows(plan, name, micro_step, draw))
+        attack = None
+        if plan.of_pass(ATTACK):
+            shares = plan.redrawn_by
+            redraw = None if shares is None else take_rows(inputs[GENERATE], plan.slots(GENERATE, shares))
+            attack = self._attack(*self._rows(plan, ATTACK, micro_step, draw), redraw)
+        return MicroBatch(plan, inputs, draw.bad, attack)
+
+    def _attack(
+        self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], redraw: PassInputs | None
+    ) -> AttackInputs:
+        """Both halves of the rows, collated as rows of the passes they go through.
+
+        `redraw`: the generate rows that draw the pictures. One whose sample turned out bad on one side only would be asked
+        about another picture: it is a dummy.
+        """
+        plan = attack_plan(self.plan)
+        attacked = [row if isinstance(row, AttackRow) else None for row in rows]
+        if redraw is None:
+            redraw = self.processor.collate(plan, GENERATE, [row and row.redraw for row in attacked], terms, keys)
+        else:
+            drawn = zip(redraw.keys, redraw.counts.tolist(), keys, strict=True)
+            usable = [count > 0 and theirs == ours for theirs, count, ours in drawn]
+            attacked = [row if use else None for row, use in zip(attacked, usable, strict=True)]
+        return AttackInputs(
+            redraw=redraw,
+            question=self.processor.collate(plan, UNDERSTAND, [row and row.question for row in attacked], terms, keys),
+            texts=["" if row is None else row.text for row in attacked],
+            first_turns=[("", "") if row is None else row.question.turns[0] for row in attacked],
+        )
+
+    def _rows(
+        self, plan: StepPlan, pass_name: str, micro_step: int, draw: Draw
+    ) -> tuple[list[Row | None], list[int], list[str]]:
+        """Rows, terms and sample keys of a pass, in plan order; None where the objective fills the row itself."""
+        rows: list[Row | None] = []
+        terms: list[int] = []
+        keys: list[str] = []
+        for request in plan.of_pass(pass_name):
+            terms += [self.plan.terms.index(request.term)] * request.count
+            if request.stream is None:
+                rows += [None] * request.count
+                keys += [""] * request.count
+                continue
+            base = self.streams[request.stream].cursor.position
+            for position in self.slots.positions(request, micro_step, self.rank, base):
+                row, key = self._row(request, request.stream, position, draw)
+                rows.append(row)
+                keys.append(key)
+        return rows, terms, keys
+
+    def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
+        """Row and key of the sample at `position` or of its first good substitute; notes the bad ones."""
+        stream, objective = self.streams[name], self.objective_of[request.term]
+        for attempt in range(1 + SUBSTITUTES):
+            place = name, position, attempt
+            if place not in draw.found:  # a broken index is not a bad sample: its DataError ends the run
+                draw.found[place] = stream.source.find(position, attempt)
+            found = draw.found[place]
+            rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
+            try:
+                sample = draw.samples.get(place) or decode_sample(found.key, found.read())
+                if draw.sharing:
+                    draw.samples[place] = sample
+                return objective.row(request, sample, rng), found.key
+            except (DataError, OSError) as error:
+                found.confirm()
+                draw.bad.append(BadSample(stream.name, found.key, found.shard, str(error)))
+        last = draw.bad[-1]
+        raise DataError(
+            f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
+            f"last, in {last.shard}: {last.reason} Make the shards of {stream.source.location} again."
+        )
+
+
+class MicroBatchLoader:
+    """Micro-steps `first`..`last - 1` in order, prepared ahead by `workers` processes (0: in this one).
+
+    The sequence does not depend on `workers`. Leaves the global random state of torch alone.
+    """
+
+    def __init__(self, dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int, pin_memory: bool):
+        self.steps = range(first, last)
+        self._loader = DataLoader(
+            _Reporting(dataset),
+            sampler=self.steps,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_start_worker if workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
+        )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """Raises UserError as the worker met it."""
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch.unpacked()
+
+
+def micro_batch_loader(
+    dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2, *, pin_memory: bool = False
+) -> MicroBatchLoader:
+    """Loader over micro-steps [first, last) of this run; `prefetch` micro-batches are kept ready per worker.
+
+    `pin_memory`: for a run on a GPU only; it opens a context there.
+    """
+    return MicroBatchLoader(dataset, first, last, workers, prefetch, pin_memory)
+
+
+class _Reporting(Dataset["Packed[MicroBatch] | UserError"]):
+    """Returns a UserError instead of raising it: the DataLoader would wrap the worker's traceback into its message."""
+
+    def __init__(self, dataset: MicroBatches):
+        self.dataset = dataset
+
+    def __getitem__(self, micro_step: int) -> Packed[MicroBatch] | UserError:
+        try:
+            return pack(self.dataset[micro_step])
+        except UserError as error:
+            return error
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    gc.freeze()  # collections would walk, and so copy, all that was inherited from the main process
+    # Launchers and Ctrl-C signal whole process trees. The main process then finishes its step and saves, for which it
+    # needs its workers; they end with it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

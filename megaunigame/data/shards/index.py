@@ -1,0 +1,286 @@
+"""Random access to the samples of a folder of tar shards.
+
+A folder with a `dataset.json` (written by `python -m data_prep`) opens without reading any per-sample index: the number
+of samples per shard is in the manifest, and a shard's own `idx.json` is read when the shard is first touched. Any other
+WebDataset tars work too; every shard's index is then read, or scanned, when the folder is opened. A folder behind a URL
+must have a manifest; its shards pass through a cache on the node (`shard_cache`).
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from megaunigame.data.shards.cache import ShardCache
+from megaunigame.data.shards.manifest import MANIFEST, ListedShard, parse_manifest
+from megaunigame.data.shards.remote import CachedFiles, is_url
+from megaunigame.data.shards.table import ShardTable, check_length, index_name, index_path, parse_table, read_table, scan_table
+from megaunigame.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class ShardFiles(Protocol):
+    """Where the files of the shards come from."""
+
+    def open_tar(self, shard: int) -> io.FileIO:
+        """The tar, whole and still the one this run began with. Raises DataError."""
+        ...
+
+    def read_index(self, shard: int) -> bytes:
+        """The content of its idx.json. Raises DataError."""
+        ...
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """These will be opened soon, in this order. Returns at once."""
+        ...
+
+    def check_unchanged(self, shard: int) -> None:
+        """Raises DataError when the tar is not the one this run began with."""
+        ...
+
+
+class LocalFiles:
+    """Shards on a local or network file system. Sizes and times of change are those of the moment of opening."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+        self._began_with = [_signature(path.stat()) for path in paths]
+
+    def size(self, shard: int) -> int:
+        return self._began_with[shard][0]
+
+    def open_tar(self, shard: int) -> io.FileIO:
+        try:
+            file = io.FileIO(self.paths[shard], "r")
+        except OSError as error:
+            raise DataError(f"{self.paths[shard]} can no longer be opened ({error}). Put it back and start again.") from error
+        self._compare(shard, os.fstat(file.fileno()))
+        return file
+
+    def read_index(self, shard: int) -> bytes:
+        path = index_path(self.paths[shard])
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} can no longer be read ({error}). Put it back and start again.") from error
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Nothing to do: the shards are read where they are."""
+
+    def check_unchanged(self, shard: int) -> None:
+        try:
+            now = self.paths[shard].stat()
+        except OSError as error:
+            raise DataError(f"{self.paths[shard]} has gone while this run reads it ({error}). Put it back.") from error
+        self._compare(shard, now)
+
+    def _compare(self, shard: int, now: os.stat_result) -> None:
+        size, changed = self._began_with[shard]
+        if _signature(now) != (size, changed):
+            raise DataError(
+                f"{self.paths[shard]} was replaced or written to while this run reads it: it had {size:,} bytes when the run "
+                f"began and has {now.st_size:,} now, or another time of change. Which samples the run has seen is no longer "
+                "known. Put the old shard back and resume, or start anew with checkpoint.resume=never."
+            )
+
+
+def _signature(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
+
+
+@dataclass
+class _OpenShard:
+    table: ShardTable
+    file: io.FileIO
+
+    def __del__(self) -> None:
+        self.file.close()  # here, when no thread reads from it any more
+
+
+class ShardIndex:
+    """The samples of a set of shards, addressed by (shard, index in the shard).
+
+    Safe to use after a fork (reads are positional, nothing shares a file offset) and to send to another process.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        places: list[str],
+        files: ShardFiles,
+        sizes: Sequence[int],
+        digests: list[str],
+        fields: tuple[str, ...],
+        index_sha256: list[str] | None = None,
+        scanned: dict[int, ShardTable] | None = None,
+        open_shards: int = 32,
+    ):
+        self.location = location
+        self.places = places
+        """Path or URL of every shard."""
+        self.files = files
+        self.sizes = np.array(sizes, dtype=np.int64)
+        """(shards,) int64: samples per shard."""
+        self.fields = fields
+        self._digests = digests
+        self._index_sha256 = index_sha256
+        self._scanned = scanned or {}
+        self._open_shards = open_shards
+        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
+        if self.samples == 0:
+            raise DataError(f"{location}: {len(places)} shard(s) but not one sample. Make the shards again.")
+
+    @classmethod
+    def open(cls, location: str | Path, open_shards: int = 32, cache: ShardCache | None = None) -> ShardIndex:
+        """Open a folder of shards, one tar, a glob of tars, or the URL of a folder, which needs a `cache`.
+
+        `open_shards` bounds the shards whose table and file stay open; more than two shuffle windows is enough.
+        Raises DataError when nothing is there, or when a shard, an index or the manifest is missing, cut or wrong.
+        """
+        if is_url(str(location)):
+            return cls._from_url(str(location).rstrip("/"), open_shards, cache)
+        path = Path(location)
+        if (path / MANIFEST).is_file():
+            return cls._from_manifest(path, open_shards)
+        if path.is_dir():
+            paths = sorted(path.glob("*.tar"))
+        else:
+            paths = sorted(Path(p) for p in glob.glob(str(location)) if p.endswith(".tar"))
+        if not paths:
+            found = "is an empty folder" if path.is_dir() else "does not exist"
+            if path.is_dir() and any(path.iterdir()):
+                found = "is a folder without a .tar file"
+            raise DataError(
+                f"No shards: {location} {found}. Give a folder of .tar shards, one .tar, or a quoted glob; "
+                "`python -m data_prep --help` shows how to make shards."
+            )
+        return cls._from_tars(str(location), paths, open_shards)
+
+    @classmethod
+    def _from_manifest(cls, folder: Path, open_shards: int) -> ShardIndex:
+        manifest = parse_manifest(str(folder / MANIFEST), (folder / MANIFEST).read_bytes())
+        paths = [folder / s.file for s in manifest.shards]
+        again = "Run the same `python -m data_prep` command again (it makes what is missing), or copy the folder anew."
+        for path in paths:
+            if not path.is_file():
+                raise DataError(f"{path} is listed in {MANIFEST} but missing. {again}")
+            if not index_path(path).is_file():
+                raise DataError(f"{index_path(path)} is missing: {MANIFEST} wants an index beside every shard. {again}")
+        files = LocalFiles(paths)
+        for number, shard in enumerate(manifest.shards):
+            size = files.size(number)
+            if size != shard.bytes:
+                raise DataError(f"{paths[number]} has {size:,} bytes, {MANIFEST} says {shard.bytes:,}. Delete it. {again}")
+        return cls._listed(str(folder), files, manifest.shards, manifest.fields, open_shards)
+
+    @classmethod
+    def _from_url(cls, url: str, open_shards: int, cache: ShardCache | None) -> ShardIndex:
+        if cache is None:
+            raise DataError(f"{url} needs a cache on the node to keep its shards in. Name a folder on a local disk.")
+        manifest = parse_manifest(f"{url}/{MANIFEST}", cache.read(f"{url}/{MANIFEST}"))
+        files = CachedFiles(url, manifest.shards, cache)
+        return cls._listed(url, files, manifest.shards, manifest.fields, open_shards)
+
+    @classmethod
+    def _listed(
+        cls, location: str, files: ShardFiles, shards: list[ListedShard], fields: tuple[str, ...], open_shards: int
+    ) -> ShardIndex:
+        digests = [s.index_sha256 for s in shards]
+        sizes = [s.samples for s in shards]
+        places = [f"{location}/{s.file}" for s in shards]
+        return cls(location, places, files, sizes, digests, fields, index_sha256=digests, open_shards=open_shards)
+
+    @classmethod
+    def _from_tars(cls, location: str, paths: list[Path], open_shards: int) -> ShardIndex:
+        sizes, digests = [], []
+        fields: set[str] = set()
+        scanned: dict[int, ShardTable] = {}
+        files = LocalFiles(paths)
+        for shard, path in enumerate(paths):
+            if index_path(path).is_file():
+                table = read_table(path)
+                check_length(str(path), files.size(shard), table)
+            else:
+                table = scanned[shard] = scan_table(path)
+            sizes.append(len(table))
+            digests.append(table.digest())
+            fields.update(table.fields)
+        log.info("%s has no %s: found %d shard(s), %d of them scanned.", location, MANIFEST, len(paths), len(scanned))
+        places, order = [str(path) for path in paths], tuple(sorted(fields))
+        return cls(location, places, files, sizes, digests, order, scanned=scanned, open_shards=open_shards)
+
+    @cached_property
+    def samples(self) -> int:
+        return int(self.sizes.sum())
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over file names, sizes and per-shard contents; independent of the folder the shards lie in."""
+        names = [self.name(shard) for shard in range(len(self.places))]
+        rows = [[name, int(n), d] for name, n, d in zip(names, self.sizes, self._digests, strict=True)]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def name(self, shard: int) -> str:
+        """File name of the shard."""
+        return self.places[shard].rpartition("/")[2]
+
+    def table(self, shard: int) -> ShardTable:
+        """Raises DataError when the shard's index does not fit the manifest or the tar."""
+        return self._open(shard).table
+
+    def tables(self) -> Iterator[ShardTable]:
+        """The table of every shard in turn, each read and let go; no tar is opened. Raises DataError as `table` does."""
+        return (self._load(shard) for shard in range(len(self.places)))
+
+    def key(self, shard: int, i: int) -> str:
+        return self.table(shard).key(i)
+
+    def read(self, shard: int, i: int) -> tuple[str, dict[str, bytes]]:
+        """Key and raw fields of a sample, in one read. Raises DataError (the file ends too early) or OSError."""
+        opened = self._open(shard)
+        key, spans = opened.table.key(i), opened.table.spans_of(i)
+        start = min((offset for offset, _ in spans.values()), default=0)
+        length = max((offset + size for offset, size in spans.values()), default=0) - start
+        data = os.pread(opened.file.fileno(), length, start)
+        if len(data) != length:
+            raise DataError(
+                f"{self.places[shard]} ends inside sample {key!r} ({len(data):,} of {length:,} bytes are "
+                "there). Copy or make the shard again."
+            )
+        return key, {field: data[offset - start : offset - start + size] for field, (offset, size) in spans.items()}
+
+    def _open(self, shard: int) -> _OpenShard:
+        if shard in self._opened:
+            self._opened.move_to_end(shard)
+            return self._opened[shard]
+        if len(self._opened) >= self._open_shards:
+            self._opened.popitem(last=False)
+        table, file = self._load(shard), self.files.open_tar(shard)
+        check_length(self.places[shard], os.fstat(file.fileno()).st_size, table)
+        self._opened[shard] = _OpenShard(table, file)
+        return self._opened[shard]
+
+    def _load(self, shard: int) -> ShardTable:
+        if shard in self._scanned:
+            return self._scanned[shard]
+        path = index_name(self.places[shard])
+        table = parse_table(path, self.files.read_index(shard), self._index_sha256[shard] if self._index_sha256 else None)
+        if len(table) != self.sizes[shard]:
+            raise DataError(f"{path} lists {len(table)} samples, {int(self.sizes[shard])} were expected. Make the shard again.")
+        return table
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": OrderedDict()}  # files stay behind; the other process opens its own

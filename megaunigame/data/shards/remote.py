@@ -1,0 +1,76 @@
+"""The shards of a folder behind a URL, as they pass through the cache of the node."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from megaunigame.data.shards.cache import RemoteFile, ShardCache
+from megaunigame.data.shards.manifest import ListedShard
+from megaunigame.data.shards.table import index_name
+from megaunigame.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def is_url(location: str) -> bool:
+    return "://" in location
+
+
+class CachedFiles:
+    """The files of a remote folder with a manifest: their sizes, and the sha256 of every index, must be as it says."""
+
+    def __init__(self, url: str, shards: Sequence[ListedShard], cache: ShardCache):
+        # Another edition of the data set under the same URL has other files.
+        edition = json.dumps([url, [s.index_sha256 for s in shards]])
+        folder = hashlib.sha256(edition.encode()).hexdigest()[:16]
+
+        def remote(file: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
+            return RemoteFile(f"{url}/{file}", f"{folder}/{file}", size, sha256)
+
+        self.cache = cache
+        self.tars = [remote(s.file, size=s.bytes) for s in shards]
+        self.indices = [remote(index_name(s.file), sha256=s.index_sha256) for s in shards]
+        self._requests: queue.SimpleQueue[Sequence[int]] | None = None
+        self._process = 0
+
+    def largest(self, shards: int) -> int:
+        """Bytes of that many of the largest tars."""
+        return sum(sorted((tar.size or 0 for tar in self.tars), reverse=True)[:shards])
+
+    def open_tar(self, shard: int) -> io.FileIO:
+        return self.cache.open(self.tars[shard])
+
+    def read_index(self, shard: int) -> bytes:
+        with self.cache.open(self.indices[shard]) as file:
+            return file.readall()
+
+    def check_unchanged(self, shard: int) -> None:
+        """A file in the cache does not change, and it was compared with the manifest when it came."""
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Have a thread of this process download the shards; the latest request replaces the earlier ones."""
+        if self._requests is None or self._process != os.getpid():  # threads do not survive a fork
+            self._requests, self._process = queue.SimpleQueue(), os.getpid()
+            threading.Thread(target=self._fetch_ahead, args=(self._requests,), daemon=True).start()
+        self._requests.put(shards)
+
+    def _fetch_ahead(self, requests: queue.SimpleQueue[Sequence[int]]) -> None:
+        while True:
+            for shard in requests.get():
+                if not requests.empty():
+                    break
+                try:
+                    self.cache.fetch_ahead(self.tars[shard])
+                except (DataError, OSError) as error:  # whoever opens the shard tries again, and raises
+                    log.warning("Fetching ahead failed: %s", error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_requests": None}

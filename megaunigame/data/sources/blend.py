@@ -1,0 +1,73 @@
+"""Several sources as one, in fixed proportions.
+
+Positions are cut into blocks of K = (sum of the weights) slots. In every block source j has exactly weight_j slots, in an
+order drawn from (seed, block). So the c-th slot of source j in block b is its position b * weight_j + c: which sample lies
+at a position is known without walking there, and each source runs through its own epochs, whatever the others do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from megaunigame.data.sources.base import Found, Source
+from megaunigame.data.sources.order import permutation
+from megaunigame.errors import ConfigError
+
+
+class Blend:
+    """`sources` by name, each with its share of every block."""
+
+    def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, int], seed: int):
+        """Raises ConfigError unless all weights are whole numbers above 0."""
+        wrong = {name: weight for name, weight in weights.items() if weight < 1}
+        if wrong:
+            raise ConfigError(f"Weights of a mix are whole numbers from 1 on; got {wrong}. Leave out what is not wanted.")
+        self.names = sorted(sources)
+        self.sources = [sources[name] for name in self.names]
+        common = math.gcd(*weights.values())
+        self.weights = np.array([weights[name] // common for name in self.names], dtype=np.int64)
+        """(sources,) int64: slots of each source in a block."""
+        self.seed = seed
+        self.location = ", ".join(source.location for source in self.sources)
+        self.identity: dict[str, str | int] = {}
+        for name, source, weight in zip(self.names, self.sources, self.weights, strict=True):
+            self.identity |= {f"{name}.{what}": value for what, value in source.identity.items()}
+            self.identity[f"{name}.weight (in lowest terms)"] = int(weight)
+        self._block = lru_cache(maxsize=64)(self._make_block)
+
+    @property
+    def block(self) -> int:
+        """K: slots in a block."""
+        return int(self.weights.sum())
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(source, position in the source) of a position >= 0."""
+        block, slot = divmod(position, self.block)
+        source_of, count_of = self._block(block)
+        source = int(source_of[slot])
+        return source, block * int(self.weights[source]) + int(count_of[slot])
+
+    def find(self, position: int, attempt: int) -> Found:
+        source, inner = self.locate(position)
+        found = self.sources[source].find(inner, attempt)
+        return dataclasses.replace(found, shard=f"{self.names[source]}/{found.shard}")
+
+    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Per slot: its source, and how many slots of that source come before it in the block."""
+        source_of = np.repeat(np.arange(len(self.weights)), self.weights)[permutation(self.block, self.seed, block)]
+        count_of = np.empty(self.block, dtype=np.int64)
+        for source, weight in enumerate(self.weights):
+            count_of[source_of == source] = np.arange(weight)
+        return source_of, count_of
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_block"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _block=lru_cache(maxsize=64)(self._make_block))

@@ -1,0 +1,157 @@
+"""Which samples a stream uses, said on what the index knows of them: `clip_similarity >= 0.28`, `has depth.png`.
+
+Filters act before the order is made. So the number of samples that are left is known, and the same, on every rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import operator
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from megaunigame.data.decode import IMAGE_FIELDS
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.table import ShardTable
+from megaunigame.errors import ConfigError, DataError
+
+COMPARISONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+COMPARED = re.compile(r"([A-Za-z_][\w.-]*)\s*(>=|<=|==|!=|>|<)\s*(\S+)")
+PRESENT = re.compile(r"has\s+([\w.-]+)")
+ANY_IMAGE = "image"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`COLUMN OP NUMBER`. A sample without the column does not pass, whatever the operator."""
+
+    column: str
+    sign: str
+    number: float
+
+    def passing(self, table: ShardTable) -> np.ndarray:
+        """(n,) bool."""
+        if self.column not in table.columns:
+            return np.zeros(len(table), dtype=bool)
+        values = table.columns[self.column]
+        return COMPARISONS[self.sign](values, self.number) & ~np.isnan(values)
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.sign} {self.number:g}"
+
+
+@dataclass(frozen=True)
+class Presence:
+    """`has FIELD`; `has image` is any of the image fields."""
+
+    field: str
+
+    def passing(self, table: ShardTable) -> np.ndarray:
+        """(n,) bool."""
+        wanted = IMAGE_FIELDS if self.field == ANY_IMAGE else (self.field,)
+        return np.any([table.has(field) for field in wanted], axis=0)
+
+    def __str__(self) -> str:
+        return f"has {self.field}"
+
+
+Filter = Comparison | Presence
+
+
+def parse_filter(text: str) -> Filter:
+    """`COLUMN OP NUMBER` or `has FIELD`. Raises ConfigError."""
+    if present := PRESENT.fullmatch(text.strip()):
+        return Presence(present[1])
+    if compared := COMPARED.fullmatch(text.strip()):
+        column, sign, literal = compared.groups()
+        try:
+            number = float(literal)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return Comparison(column, sign, number)
+    raise ConfigError(
+        f"{text!r} is not a filter. Write a column, one of {', '.join(COMPARISONS)} and a number, for example "
+        "'clip_similarity >= 0.28', or 'has FIELD', for example 'has depth.png' or 'has image'."
+    )
+
+
+class Selection:
+    """The samples that pass all filters, one bit per sample of the data set."""
+
+    def __init__(self, bits: list[np.ndarray], counts: Sequence[int]):
+        self._bits = bits
+        self.counts = np.array(counts, dtype=np.int64)
+        """(shards,) int64: samples of each shard that pass."""
+        self._indices = lru_cache(maxsize=64)(self._unpacked)
+
+    def index(self, shard: int, i: int) -> int:
+        """Index in its shard of the i-th sample of it that passes."""
+        return int(self._indices(shard)[i])
+
+    def digest(self) -> str:
+        """sha256 of which samples pass."""
+        digest = hashlib.sha256()
+        for bits in self._bits:
+            digest.update(len(bits).to_bytes(8, "little") + bits.tobytes())
+        return digest.hexdigest()
+
+    def _unpacked(self, shard: int) -> np.ndarray:
+        return np.flatnonzero(np.unpackbits(self._bits[shard])).astype(np.int32)
+
+    def __getstate__(self) -> tuple[list[np.ndarray], np.ndarray]:
+        return self._bits, self.counts
+
+    def __setstate__(self, state: tuple[list[np.ndarray], np.ndarray]) -> None:
+        Selection.__init__(self, *state)  # type: ignore[arg-type]
+
+
+def select(index: ShardIndex, filters: Sequence[Filter]) -> Selection:
+    """The samples of `index` that pass all `filters`; reads the index of every shard.
+
+    Raises DataError when a filter names a column or field that no sample has, or when nothing passes.
+    """
+    began = time.perf_counter()
+    columns: set[str] = set()
+    bits, counts = [], []
+    passed_alone = np.zeros(len(filters), dtype=np.int64)
+    for table in index.tables():
+        columns.update(table.columns)
+        passing = np.array([f.passing(table) for f in filters])
+        passed_alone += passing.sum(axis=1)
+        kept = passing.all(axis=0)
+        bits.append(np.packbits(kept))
+        counts.append(int(kept.sum()))
+    _check_names(index, filters, columns)
+    if not any(counts):
+        alone = ", ".join(f"'{f}' passes {n:,}" for f, n in zip(filters, passed_alone, strict=True))
+        raise DataError(f"{index.location}: none of {index.samples:,} samples passes `where`. By itself, {alone}. Loosen them.")
+    rule = " and ".join(map(str, filters))
+    seconds = time.perf_counter() - began
+    log.info("%s: %s of %s samples pass %s (%.1f s).", index.location, f"{sum(counts):,}", f"{index.samples:,}", rule, seconds)
+    return Selection(bits, counts)
+
+
+def _check_names(index: ShardIndex, filters: Sequence[Filter], columns: set[str]) -> None:
+    for f in filters:
+        if isinstance(f, Comparison) and f.column not in columns:
+            there = ", ".join(sorted(columns)) or "none; data_prep makes them of the numbers in the samples' JSON"
+            raise DataError(f"{index.location}: no sample has the column of the filter '{f}'. Columns: {there}.")
+        if isinstance(f, Presence) and f.field != ANY_IMAGE and f.field not in index.fields:
+            raise DataError(f"{index.location}: no sample has the field of '{f}'. Fields: image, {', '.join(index.fields)}.")

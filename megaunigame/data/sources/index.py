@@ -1,0 +1,74 @@
+"""One data set as an endless source: its index, what filters leave of it, and the order of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from megaunigame.data.shards.cache import ShardCache
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.remote import CachedFiles
+from megaunigame.data.sources.base import Found
+from megaunigame.data.sources.filters import parse_filter, select
+from megaunigame.data.sources.order import Order
+from megaunigame.errors import ConfigError
+
+NEAR = 4
+"""Substitutes drawn from the same window, whose shards are at hand; later ones come from the whole epoch."""
+
+
+class IndexedSource:
+    """Every sample that passes the filters once per epoch, in an order that is a pure function of the seed."""
+
+    def __init__(self, index: ShardIndex, seed: int, window: int, where: Sequence[str] = ()):
+        """`window` is in shards. Raises ConfigError for a filter that cannot be read, DataError for one that cannot be met."""
+        filters = [parse_filter(text) for text in where]
+        self.index = index
+        self.location = index.location
+        self.seed = seed
+        self.selection = select(index, filters) if filters else None
+        self.order = Order(index.sizes if self.selection is None else self.selection.counts, seed, window)
+        self.identity: dict[str, str | int] = {"window": window, "shards (index hash)": index.hash}
+        if self.selection is not None:
+            self.identity["where"] = " and ".join(map(str, filters))
+            self.identity["samples that pass (hash)"] = self.selection.digest()
+        self._near: range = range(0)
+        """Positions of the window last met."""
+
+    @classmethod
+    def open(
+        cls, location: str, seed: int, window: int, where: Sequence[str] = (), cache: ShardCache | None = None
+    ) -> IndexedSource:
+        """`location` as in `ShardIndex.open`. Raises DataError or ConfigError."""
+        index = ShardIndex.open(location, open_shards=max(32, 3 * window) if cache is None else 2 * window + 1, cache=cache)
+        if cache is not None and isinstance(index.files, CachedFiles):
+            needed = index.files.largest(2 * window)
+            if needed > cache.bound:
+                raise ConfigError(
+                    f"cache.gigabytes={cache.bound / 1e9:g} cannot hold two windows of {window} shards of {location}. Type "
+                    f"cache.gigabytes={1.5 * needed / 1e9:.3g}, which also leaves room to fetch ahead, or a smaller window."
+                )
+        return cls(index, seed, window, where)
+
+    def find(self, position: int, attempt: int) -> Found:
+        if position not in self._near:
+            self._enter_window(position)
+        if attempt:
+            epoch = range(*(self.order.samples * (position // self.order.samples + k) for k in (0, 1)))
+            near = self._near if attempt <= NEAR else epoch
+            drawn = np.random.SeedSequence([self.seed, position, attempt]).generate_state(1, np.uint64)
+            position = near[int(drawn[0]) % len(near)]
+        _, shard, i = self.order.locate(position)
+        if self.selection is not None:
+            i = self.selection.index(shard, i)
+        confirm = partial(self.index.files.check_unchanged, shard)
+        return Found(self.index.key(shard, i), self.index.name(shard), partial(self._read, shard, i), confirm)
+
+    def _read(self, shard: int, i: int) -> Mapping[str, bytes]:
+        return self.index.read(shard, i)[1]
+
+    def _enter_window(self, position: int) -> None:
+        self._near = self.order.window_of(position)
+        self.index.files.prefetch([*self.order.shards_of_window(position), *self.order.shards_of_window(self._near.stop)])

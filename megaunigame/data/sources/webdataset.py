@@ -1,0 +1,105 @@
+"""`backend: webdataset`: tars read front to back through anything webdataset can open, `pipe:` commands included.
+
+For data without an index, or behind a command. What this gives up against an indexed stream:
+
+- Shards are drawn with replacement, by every loader worker of every rank for itself. There are no epochs: after as many
+  samples as there are, about 63 % of the shards have been seen, some more than once. Two workers may read the same shard.
+- Resuming is statistical, not exact. The cursor counts samples as for any stream, but it names no sample: a resumed run
+  draws other shards than the run it continues, from the same distribution, and starts with an empty shuffle buffer.
+- The sequence repeats exactly only for the same cursor, number of ranks, batch and number of workers.
+- Filters and mixes need an index.
+
+What it keeps: ranks stay in lockstep, for no reader ever runs dry; bad samples and shards are counted and replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import webdataset
+
+from megaunigame.data.sources.base import Found
+from megaunigame.errors import ConfigError, DataError
+from megaunigame.randomness import derive
+
+
+@dataclass(frozen=True)
+class _Sample:
+    key: str
+    shard: str
+    fields: Mapping[str, bytes]
+
+    def read(self) -> Mapping[str, bytes]:
+        return self.fields
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A shard that could not be opened or read to its end."""
+
+    key: str
+    shard: str
+    reason: str
+
+    def read(self) -> NoReturn:
+        raise DataError(f"{self.shard} cannot be read to its end ({self.reason}).")
+
+
+class Pipe:
+    """An endless source for which a position is only a turn: whoever asks gets the next sample of its own reader.
+
+    The reader of a process begins with the first position that process is asked for. Ranks, workers and resumed runs
+    begin at different positions, so each draws its own shards.
+    """
+
+    def __init__(self, urls: str, seed: int, shuffle_buffer: int):
+        """`urls` as webdataset takes them: braces, `::` between several, `pipe:COMMAND`. Raises ConfigError."""
+        self.urls = [url for url in webdataset.shardlists.expand_urls(urls) if url]
+        if not self.urls:
+            raise ConfigError(f"shards={urls!r} names no tar. Write for example 'pipe:cat data/train-{{000000..000099}}.tar'.")
+        self.location = urls
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.identity: dict[str, str | int] = {"backend": "webdataset"}
+        self._process = 0
+        self._reader: Iterator[_Sample | _Failure] = iter(())
+
+    def find(self, position: int, attempt: int) -> Found:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._reader = self._read(derive(self.seed, position))
+        item = next(self._reader)
+        return Found(item.key, item.shard, item.read, lambda: None)
+
+    def _read(self, seed: int) -> Iterator[_Sample | _Failure]:
+        """Samples in shuffled order; a failure comes at once, so that a source of nothing but failures is noticed."""
+        rng = random.Random(seed)
+        buffer: list[_Sample] = []
+        for item in self._drawn(seed):
+            if isinstance(item, _Failure):
+                yield item
+                continue
+            buffer.append(item)
+            if len(buffer) >= self.shuffle_buffer:
+                chosen = rng.randrange(len(buffer))
+                buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+                yield buffer.pop()
+
+    def _drawn(self, seed: int) -> Iterator[_Sample | _Failure]:
+        """Whole shards, drawn with replacement, without end."""
+        for source in webdataset.ResampledShards(self.urls, seed=seed, worker_seed=lambda: 0, deterministic=True):
+            shard, empty = source["url"], True
+            try:
+                for sample in webdataset.tarfile_samples([source]):
+                    fields = {name: data for name, data in sample.items() if not name.startswith("__")}
+                    yield _Sample(sample["__key__"], shard, fields)
+                    empty = False
+            except Exception as error:  # a tar, a pipe, curl, ...: each has error types of its own
+                yield _Failure("", shard, f"{type(error).__name__}: {error}")
+            else:
+                if empty:
+                    yield _Failure("", shard, "it holds no sample")

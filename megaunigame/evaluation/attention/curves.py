@@ -1,0 +1,190 @@
+"""How much a model attends across modalities in each layer, over held-out samples, with the truth as history.
+
+Understand: from the answers about a picture to the picture; generate: from the picture drawn for a caption to the caption
+(`megaunigame.attention.positions`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from megaunigame.attention.positions import measurable
+from megaunigame.attention.targets import Aim, Targets
+from megaunigame.data.conversation import question_answers
+from megaunigame.data.decode import Sample
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.errors import ConfigError, DataError
+from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, sample_count, together
+from megaunigame.evaluation.suites.base import Cell, percent, table
+from megaunigame.models.base import UnifiedModel
+from megaunigame.monitoring import names
+from megaunigame.parallel.world import World
+from megaunigame.registry import unknown
+from megaunigame.step.inputs import Taps
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
+
+PASSES = (UNDERSTAND, GENERATE)
+NEEDS = {UNDERSTAND: "an image and `conversations`", GENERATE: "an image and a `caption`"}
+DIRECTION = {UNDERSTAND: "answers to the picture (understand)", GENERATE: "the drawn picture to the text (generate)"}
+
+
+@dataclass
+class Measuring:
+    """What is measured, and on how many samples."""
+
+    limit: int = 100
+    """Samples looked at, the first of the shards; 0: all."""
+    batch: int = 16
+    passes: list[str] = field(default_factory=lambda: list(PASSES))
+    """`understand` needs samples with an image and `conversations`, `generate` with an image and a `caption`."""
+    independent: bool = False
+    """Every question sees the image and itself only; False: the turns of a conversation follow one another."""
+    exclude_bos: bool = False
+    """Whether the first token is left out of the text that a drawn picture attends to."""
+    compat: bool = False
+    """The positions of the released code instead of the exact ones."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Shares of attention, in [0, 1], one number per layer, over the samples that could be measured."""
+
+    mean: list[float]
+    spread: list[float]
+    """Standard deviation over the samples."""
+    first: list[float]
+    """Mean share that rests on the first token."""
+    samples: int
+
+    def distance(self, aims: Sequence[Aim]) -> float:
+        """Mean over the layers of |mean - target|."""
+        return float(np.mean([abs(m - aim.target) for m, aim in zip(self.mean, aims, strict=True)]))
+
+
+@dataclass(frozen=True)
+class _Found:
+    position: int
+    keys: Tensor
+    """(L,)."""
+    first: Tensor
+    """(L,)."""
+
+
+def check(settings: Measuring) -> None:
+    """Raise ConfigError for settings that measure nothing."""
+    if not settings.passes:
+        raise ConfigError(f"No pass to measure; name {' or '.join(PASSES)}.")
+    for name in settings.passes:
+        if name not in PASSES:
+            raise ConfigError(unknown("pass", name, list(PASSES)))
+    if settings.batch < 1 or settings.limit < 0:
+        raise ConfigError(f"batch must be 1 or more, samples 0 (all) or more; got {settings.batch} and {settings.limit}.")
+
+
+@torch.no_grad()
+def measure(
+    model: UnifiedModel, world: World, index: ShardIndex, settings: Measuring, progress: bool = False
+) -> dict[str, Curve]:
+    """Pass -> its curve. All ranks call this together.
+
+    Samples that lack what a pass needs, and rows that were cut at the model's max_length, are not counted. Raises DataError
+    when nothing is left of a pass, ModelError when the attention of the model cannot be measured.
+    """
+    taps = Taps(tuple(range(model.install_taps())), exclude_bos=settings.exclude_bos, compat=settings.compat)
+    samples = read_share(index, settings.limit, world)
+    curves = {}
+    for name in settings.passes:
+        everyone = gathered(world, _shares(model, world, name, samples, settings, taps, progress))
+        if not everyone:
+            raise DataError(
+                f"Nothing to measure for {name}: it needs {NEEDS[name]} in a row that fits into max_length, and none of the "
+                f"first {sample_count(index, settings.limit)} samples of {index.location} gives that. Give other shards, more "
+                f"samples or a longer max_length, or leave {name} out of the passes."
+            )
+        keys = np.stack([found.keys.numpy() for found in everyone]).astype(np.float64)
+        first = np.stack([found.first.numpy() for found in everyone]).astype(np.float64)
+        curves[name] = Curve(keys.mean(0).tolist(), keys.std(0).tolist(), first.mean(0).tolist(), len(everyone))
+    return curves
+
+
+def _shares(
+    model: UnifiedModel,
+    world: World,
+    pass_name: str,
+    samples: Sequence[tuple[int, Sample]],
+    settings: Measuring,
+    taps: Taps,
+    progress: bool,
+) -> list[_Found]:
+    """What the samples of this rank gave."""
+    built = together(world, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
+    rows = [item for item in built if item[2] is not None]
+    found: list[_Found] = []
+    batches = lockstep_batches(rows, settings.batch, world)
+    for slots in tqdm(batches, desc=pass_name, unit=" batches", disable=not progress):
+        asked = [None if slot is None else slot[2] for slot in slots]
+        keys = ["" if slot is None else slot[1] for slot in slots]
+        inputs = together(world, collate, model, pass_name, asked, keys, pass_name == UNDERSTAND)
+        inputs = dataclasses.replace(inputs, taps=taps)
+        counted = measurable(pass_name, inputs, taps)
+        shares = model(pass_name, inputs.to(world.device)).attention
+        of_keys, of_first = shares.keys.cpu(), shares.first.cpu()
+        found += [
+            _Found(slot[0], of_keys[:, i], of_first[:, i]) for i, slot in enumerate(slots) if slot is not None and counted[i]
+        ]
+    return found
+
+
+def _row(pass_name: str, sample: Sample, settings: Measuring) -> Row | None:
+    """The row of a sample, or None when it lacks what the pass needs."""
+    if sample.image is None:
+        return None
+    if pass_name == GENERATE:
+        return GenerateRow(sample.meta["caption"], sample.image) if "caption" in sample.meta else None
+    if "conversations" not in sample.meta:
+        return None
+    return UnderstandRow([sample.image], question_answers(sample), settings.independent)
+
+
+def curve_metrics(curves: Mapping[str, Curve], targets: Targets) -> dict[str, float]:
+    """The numbers of all curves under their names; `targets` may lack passes."""
+    metrics: dict[str, float] = {}
+    for name, curve in curves.items():
+        lines: dict[str, Sequence[float]] = {
+            names.ATTENTION_LAYER: curve.mean,
+            names.ATTENTION_SPREAD: curve.spread,
+            names.ATTENTION_FIRST_LAYER: curve.first,
+        }
+        if name in targets:
+            lines[names.ATTENTION_TARGET] = [aim.target for aim in targets[name]]
+            metrics[names.attended(name, names.ATTENTION_DISTANCE)] = curve.distance(targets[name])
+        metrics[names.attended(name, names.ATTENTION_FIRST)] = float(np.mean(curve.first))
+        metrics[names.attended(name, names.ATTENTION_COUNTED)] = float(curve.samples)
+        metrics |= {names.attended(name, what, i): v for what, values in lines.items() for i, v in enumerate(values)}
+    return metrics
+
+
+def curve_tables(curves: Mapping[str, Curve], targets: Targets) -> list[dict[str, Any]]:
+    """One table of the passes, and one of the layers of each."""
+    passes: list[list[Cell]] = []
+    layers = []
+    for name, curve in curves.items():
+        aims = targets.get(name)
+        distance = None if aims is None else percent(curve.distance(aims))
+        passes.append([name, curve.samples, distance, percent(float(np.mean(curve.first)))])
+        wanted = [None] * len(curve.mean) if aims is None else [percent(aim.target) for aim in aims]
+        columns = ["layer", "mean (%)", "spread over samples (%)", "target (%)", "first token (%)"]
+        numbers = zip(curve.mean, curve.spread, wanted, curve.first, strict=True)
+        rows = [[str(i), percent(m), percent(s), t, percent(f)] for i, (m, s, t, f) in enumerate(numbers)]
+        layers.append(table(f"Attention of {DIRECTION[name]}", columns, rows))
+    columns = ["pass", "samples", "distance from the targets (%)", "first token (%)"]
+    return [table("Attention across modalities, mean over the layers", columns, passes), *layers]

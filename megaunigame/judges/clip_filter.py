@@ -1,0 +1,83 @@
+"""The plausibility filter: a frozen CLIP says how much a decoded picture still resembles its source or its caption.
+
+similarity(x) = cos(E(x), E(source))  or  cos(E(x), T(caption));  a picture is plausible when similarity >= tau.
+
+Cosines between two pictures and cosines between a picture and a text live on different scales (the latter hardly exceed
+.35 with a large CLIP), so each comparison has its own default threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaunigame.errors import ConfigError
+from megaunigame.judges.clip import FrozenClip, clip_elements
+
+DEFAULT_TAU = {"image": 0.6, "text": 0.3}
+
+
+@dataclass
+class ClipConfig:
+    """Which CLIP, and what a decoded picture is compared with."""
+
+    model: str = "ViT-B-32"
+    """Name of an open_clip architecture; or a folder with open_clip_config.json, weights and, for `compare: text`, tokenizer
+    files; or `tiny-random`: small, random, always the same, for tests."""
+    pretrained: str = ""
+    """Weights of a named architecture: a file, a folder that holds one, or (with a network) a tag of open_clip."""
+    compare: str = "image"
+    """`image`: with the source picture; `text`: with the caption or question."""
+    tau: float | None = None
+    """Smallest accepted cosine, -1..1. None: .6 for image, .3 for text."""
+
+
+class ClipFilter(FrozenClip):
+    def __init__(self, config: ClipConfig, device: torch.device):
+        """Raises ConfigError for tau outside [-1, 1], an unknown comparison, and a CLIP that cannot be loaded."""
+        self.compare, self.tau = config.compare, _checked_tau(config)
+        super().__init__(config.model, config.pretrained, config.compare == "text", device)
+
+    @staticmethod
+    def elements(config: ClipConfig) -> int:
+        """Elements of its network, from the architecture alone. Raises ConfigError for an unknown one."""
+        return clip_elements(config.model)
+
+    def similarity(self, pictures: Tensor, sources: Tensor | None = None, texts: list[str] | None = None) -> Tensor:
+        """(B,) float32 cosine in [-1, 1] of each picture with its source (`compare: image`) or its text (`compare: text`).
+
+        `pictures` and `sources` are (B, 3, H, W) in [-1, 1], `texts` has B entries. Differentiable with respect to
+        `pictures` only. Raises ValueError when what is to be compared with is not given.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = self._embed_wanted(sources, texts)
+            similarity = (self._embed(pictures) * wanted).sum(-1)
+        return similarity.clamp(-1, 1)
+
+    def accepts(self, similarity: Tensor) -> Tensor:
+        """(B,) bool: similarity at or above tau. NaN is not accepted."""
+        return similarity >= self.tau
+
+    def _embed(self, pictures: Tensor) -> Tensor:
+        return self.embed_inputs(self.preprocess(pictures))
+
+    def _embed_wanted(self, sources: Tensor | None, texts: list[str] | None) -> Tensor:
+        if self.compare == "text":
+            if texts is None:
+                raise ValueError("compare: text needs `texts`.")
+            return self.embed_texts(texts)
+        if sources is None:
+            raise ValueError("compare: image needs `sources`.")
+        return self._embed(sources)
+
+
+def _checked_tau(config: ClipConfig) -> float:
+    if config.compare not in DEFAULT_TAU:
+        raise ConfigError(f"clip.compare is {config.compare!r}; legal: {', '.join(DEFAULT_TAU)}.")
+    tau = DEFAULT_TAU[config.compare] if config.tau is None else config.tau
+    if not -1 <= tau <= 1:
+        raise ConfigError(f"clip.tau is {tau}; a cosine lies in -1..1, for example clip.tau={DEFAULT_TAU[config.compare]}.")
+    return tau

@@ -1,0 +1,123 @@
+"""What families share whose pictures are codes that the language model draws one by one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from megaunigame.models.base import Decoded
+from megaunigame.models.causal.decoding import draw_codes, evaluating, picker
+from megaunigame.models.causal.model import CausalModel
+from megaunigame.step.inputs import PassInputs, PassOutput
+
+
+class CodeModel(CausalModel):
+    """N codes a picture; the hidden state (D,) that predicts a code gives the logits (V,) of all codes."""
+
+    @abstractmethod
+    def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
+        """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read."""
+
+    @abstractmethod
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+
+    @abstractmethod
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """(...) -> (..., D): codes as the language model reads them."""
+
+    @abstractmethod
+    def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
+        """Embedded requests (B, P, D) without their condition, and their attention (B, P), padded as `inputs` are."""
+
+    @property
+    def lines(self) -> tuple[int, Tensor | None]:
+        """Codes of a line and what is read after each line, embedded (D,); (0, None) where nothing is."""
+        return 0, None
+
+    @abstractmethod
+    def codebook(self) -> Tensor:
+        """(V, C) float32: what the frozen tokenizer decodes a code from."""
+
+    @abstractmethod
+    def pixels_of(self, codes: Tensor, mean: Tensor | None = None) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W), not clamped; with `mean` (B, N, C) rows of the codebook, the gradient is theirs."""
+
+    def expected_codes(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, D) -> the likeliest codes (B, N), and the mean rows of the codebook (B, N, C), differentiable."""
+        logits = self.code_logits(hidden).float()
+        return logits.argmax(-1), logits.softmax(-1) @ self.codebook()
+
+    @property
+    @abstractmethod
+    def codes_per_image(self) -> int:
+        """N."""
+
+    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
+        assert inputs.targets is not None
+        return self.predict_codes(inputs, self.encode_target(inputs.targets), predict)
+
+    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
+        """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
+
+        Straight-through: the pixels are those of the chosen codes, the gradient that of the mean code. The chosen code is
+        the likeliest; with `anchor` (B, N codes) only where the perturbation changes which is the likeliest, else the anchor.
+        """
+        moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
+        codes, mean = self.expected_codes(moved)
+        # Also without delta: on every rank the same calls. It costs a head on N positions, without its backward.
+        with torch.no_grad():
+            changed = codes != self.expected_codes(hidden)[0]
+        chosen = codes if anchor is None else torch.where(changed, codes, anchor)
+        return Decoded(self.pixels_of(chosen, mean).float().clamp(-1, 1), changed.float().mean(1))
+
+    @torch.no_grad()
+    def decode_target(self, target: Tensor) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W) in [-1, 1]."""
+        return self.pixels_of(target).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample_codes(
+        self,
+        inputs: PassInputs,
+        *,
+        guidance: float,
+        pick: Callable[[Tensor], Tensor],
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). Guidance 1 runs the conditional rows alone."""
+        with evaluating(self):
+            embeds, attention = self.embed(inputs), inputs.attention
+            if guidance != 1:
+                without, read = self.unconditional(inputs)
+                embeds, attention = torch.cat([embeds, without]), torch.cat([attention, read])
+            line, line_end = self.lines
+            return draw_codes(
+                self,
+                embeds,
+                attention,
+                self.codes_per_image,
+                embed=self.embed_codes,
+                score=self.code_logits,
+                pick=pick,
+                guidance=guidance,
+                disturb=disturb,
+                line=line,
+                line_end=line_end,
+            )
+
+    def sample(
+        self,
+        inputs: PassInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: torch.Generator,
+        disturb: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
+        pick = picker(temperature, generator)
+        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, disturb=disturb))

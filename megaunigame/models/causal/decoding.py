@@ -1,0 +1,135 @@
+"""Token by token with a key-value cache. The number of calls depends on arguments only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from megaunigame.models.causal import masks
+from megaunigame.step.inputs import PassInputs
+
+if TYPE_CHECKING:
+    from megaunigame.models.causal.model import CausalModel
+
+
+UNITS = 2.0**40
+"""Into how many equal parts a probability of 1 is divided when a code is drawn."""
+
+
+class CachedReader:
+    """Feeds a (left padded) sequence to the language model piece by piece and returns the last hidden state."""
+
+    def __init__(self, model: CausalModel, attention: Tensor):
+        self.language_model = model.language_model
+        self.flash = model._flash
+        self.attention = attention
+        self.cache = DynamicCache(config=model.language_model.config)
+
+    def prompt(self, embeds: Tensor) -> Tensor:
+        """(B, P, D) -> (B, D)."""
+        mask = self.attention if self.flash else masks.additive(masks.causal(self.attention, None), embeds.dtype)
+        return self._read(embeds, mask)
+
+    def token(self, embed: Tensor) -> Tensor:
+        """(B, D): the next input -> (B, D)."""
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(embed), 1)], dim=1)
+        mask = self.attention if self.flash else masks.additive(self.attention.unsqueeze(1), embed.dtype)
+        return self._read(embed.unsqueeze(1), mask)
+
+    def _read(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        read = self.language_model(inputs_embeds=embeds, attention_mask=mask, past_key_values=self.cache, use_cache=True)
+        return read.last_hidden_state[:, -1]
+
+
+@torch.no_grad()
+def answer(model: CausalModel, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
+    """(B, max_new_tokens) greedy tokens; a row that has ended repeats the end token."""
+    end = model.processor.eos_id
+    with evaluating(model):
+        reader = CachedReader(model, inputs.attention)
+        hidden = reader.prompt(model.embed(inputs))
+        ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        tokens: list[Tensor] = []
+        for _ in range(max_new_tokens):
+            if tokens:
+                hidden = reader.token(model.language_model.embed_tokens(tokens[-1]))
+            tokens.append(model.lm_head(hidden).argmax(-1).masked_fill(ended, end))
+            ended = ended | (tokens[-1] == end)
+    return torch.stack(tokens, dim=1)
+
+
+@torch.no_grad()
+def draw_codes(
+    model: CausalModel,
+    prompts: Tensor,
+    attention: Tensor,
+    count: int,
+    *,
+    embed: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], Tensor],
+    pick: Callable[[Tensor], Tensor],
+    guidance: float,
+    disturb: Callable[[Tensor], Tensor] | None = None,
+    line: int = 0,
+    line_end: Tensor | None = None,
+) -> Tensor:
+    """(B, count) codes drawn behind embedded prompts (B, P, D). To be called inside `evaluating`.
+
+    With a guidance other than 1, logits are u + guidance * (c - u), and `prompts` (2 B, P, D) has the ones without condition
+    behind the others. `embed`: codes (B,) -> (B, D), as the language model reads them. `score`: hidden states (R, D) -> logits
+    (R, V). `pick`: guided logits (B, V) -> codes (B,). `disturb`: from the embedding (B, 1, D) of the last code to what is
+    added to it before it is read. Behind every `line` codes, `line_end` (D,) is read as well.
+    """
+    copies = 1 if guidance == 1 else 2
+    reader = CachedReader(model, attention)
+    hidden = reader.prompt(prompts)
+    codes: list[Tensor] = []
+    while True:
+        logits = score(hidden).float()
+        if copies == 2:
+            conditional, without = logits.chunk(2)
+            logits = without + guidance * (conditional - without)
+        codes.append(pick(logits))
+        if len(codes) == count:
+            return torch.stack(codes, dim=1)
+        read = embed(codes[-1])
+        if disturb is not None:
+            read = read + disturb(read.unsqueeze(1)).squeeze(1).to(read.dtype)
+        hidden = reader.token(read.repeat(copies, 1))
+        if line_end is not None and len(codes) % line == 0:
+            hidden = reader.token(line_end.expand(len(hidden), -1))
+
+
+def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """How a code is chosen from logits (B, V): the likeliest at temperature 0, else drawn."""
+
+    def greedy(logits: Tensor) -> Tensor:
+        return logits.argmax(-1)
+
+    def draw(logits: Tensor) -> Tensor:
+        # Inverse distribution function: one uniform number per row, whatever device the generator lives on. In integers,
+        # because a running sum of floats depends on the order of threads on a GPU.
+        cumulative = ((logits / temperature).softmax(-1).double() * UNITS).long().cumsum(-1)
+        uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
+        place = (uniform.double() * cumulative[:, -1:]).long()
+        return torch.searchsorted(cumulative, place, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
+
+    return greedy if temperature == 0 else draw
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside: dropout is off, and gradient checkpointing (which would empty the cache) too."""
+    # Module by module: the caller may have switched off single ones, such as the dropouts of an opponent.
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag

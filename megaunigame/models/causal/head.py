@@ -1,0 +1,178 @@
+"""The head of a language model, and what is computed from its logits without all of them in memory.
+
+A vocabulary of 184,622 tokens makes 3 GB of float32 logits out of 4,096 positions, and the loss holds them three times over:
+the logits, their softmax, its gradient. Here the vocabulary is gone through slice by slice, in the forward and again in the
+backward, where every slice of logits is computed a second time. That is a third more arithmetic in the head, for memory that
+no longer grows with the vocabulary. Slices of the vocabulary rather than of the positions: the gradient of each weight is
+then one product, rounded once, and only the (small) gradient of the hidden states is a sum.
+
+Logits are float32 products of hidden states and weights, whatever the dtype of both. A logit of 20 rounded to bfloat16 is off
+by up to 0.06, and so would be its loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megaunigame.step.inputs import IGNORE
+
+SLICE_ELEMENTS = 1 << 25
+"""Logits held at a time, and weights that they are made of: 128 MiB in float32."""
+
+
+class Scored(NamedTuple):
+    """What the head says about labelled positions. A tuple, because the engine hooks the tensors of tuples."""
+
+    losses: Tensor
+    """(P,) float32: cross-entropy of each position; 0 where the label is IGNORE."""
+    likeliest: Tensor
+    """(P,) int64: the token of the largest logit."""
+
+
+class Expected(NamedTuple):
+    """What the head expects at positions, in the terms of a table with one row per token."""
+
+    likeliest: Tensor
+    """(P,) int64: the token of the largest logit, counted from the first of those asked about."""
+    mean: Tensor
+    """(P, C) float32: mean row of the table, weighted by the softmax over the tokens asked about."""
+
+
+class TokenHead(nn.Linear):
+    """A linear layer without bias from hidden states to the vocabulary; its parameter is called as in transformers."""
+
+    def __init__(self, width: int, vocabulary: int):
+        super().__init__(width, vocabulary, bias=False)
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, labels: Tensor | None = None, ids: slice | None = None, table: Tensor | None = None
+    ) -> Tensor | Scored | Expected:
+        """Logits (..., V) of hidden states (..., D); of the tokens `ids` alone when given.
+
+        Instead of logits: with `labels` (P,), the losses of hidden states (P, D); with `table` (V, C), a constant, what is
+        expected at hidden states (P, D), with its gradient. All of it is in this forward, because a partitioned weight is
+        whole nowhere else.
+        """
+        if labels is not None:
+            return Scored(*_SlicedCrossEntropy.apply(hidden, self.weight, labels))
+        ids = slice(0, len(self.weight)) if ids is None else ids
+        if table is not None:
+            return Expected(*_SlicedMean.apply(hidden, self.weight, ids, table))
+        return F.linear(hidden, self.weight[ids])
+
+
+class _SlicedCrossEntropy(torch.autograd.Function):
+    """(P, D) hidden states, (V, D) weight, (P,) labels -> (P,) losses, (P,) likeliest tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        positions = len(hidden)
+        total = hidden.new_full((positions,), -torch.inf, dtype=torch.float32)
+        largest, own = total.clone(), torch.zeros_like(total)
+        likeliest = labels.new_zeros(positions)
+        for ids in _slices(hidden, slice(0, len(weight))):
+            logits = _logits(hidden, weight[ids])
+            top, place = logits.max(1)
+            likeliest = torch.where(top > largest, place + ids.start, likeliest)
+            largest = torch.maximum(largest, top)
+            total = torch.logaddexp(total, logits.logsumexp(1))
+            inside, column = _own_column(labels, ids)
+            own = torch.where(inside, logits.gather(1, column).squeeze(1), own)
+        ctx.save_for_backward(hidden, weight, labels, total)
+        ctx.mark_non_differentiable(likeliest)
+        return torch.where(labels == IGNORE, 0.0, total - own), likeliest
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden, weight, labels, total = ctx.saved_tensors
+        into_hidden, into_weight = ctx.needs_input_grad[:2]
+        factor = torch.where(labels == IGNORE, 0.0, gradients[0]).unsqueeze(1)
+        hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32) if into_hidden else None
+        weight_gradient = torch.empty_like(weight) if into_weight else None
+        for ids in _slices(hidden, slice(0, len(weight))):
+            shares = _logits(hidden, weight[ids]).sub_(total.unsqueeze(1)).exp_()
+            inside, column = _own_column(labels, ids)
+            shares.scatter_add_(1, column, -inside.float().unsqueeze(1))
+            shares = shares.mul_(factor).to(hidden.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient += _product(shares, weight[ids])
+            if weight_gradient is not None:
+                weight_gradient[ids] = shares.T @ hidden
+        return None if hidden_gradient is None else hidden_gradient.to(hidden.dtype), weight_gradient, None
+
+
+class _SlicedMean(torch.autograd.Function):
+    """(P, D) hidden states, (V, D) weight, the tokens asked about, (n, C) table -> (P,) likeliest, (P, C) mean rows."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: slice, table: Tensor) -> tuple[Tensor, Tensor]:
+        table = table.float()
+        largest = hidden.new_full((len(hidden), 1), -torch.inf, dtype=torch.float32)
+        total, mean = torch.zeros_like(largest), table.new_zeros(len(hidden), table.shape[1])
+        likeliest = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        for part in _slices(hidden, ids):
+            logits = _logits(hidden, weight[part])
+            top, place = logits.max(1, keepdim=True)
+            first = part.start - ids.start
+            likeliest = torch.where(top > largest, place + first, likeliest.unsqueeze(1)).squeeze(1)
+            # Sums so far are relative to the largest logit so far.
+            higher = torch.maximum(largest, top)
+            shares, kept = logits.sub_(higher).exp_(), (largest - higher).exp()
+            total = total * kept + shares.sum(1, keepdim=True)
+            mean = mean * kept + shares @ table[first : first + shares.shape[1]]
+            largest = higher
+        mean = mean / total
+        ctx.ids = ids
+        ctx.save_for_backward(hidden, weight, table, mean, largest + total.log())
+        ctx.mark_non_differentiable(likeliest)
+        return likeliest, mean
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden, weight, table, mean, total = ctx.saved_tensors
+        into_hidden, into_weight = ctx.needs_input_grad[:2]
+        gradient = gradients[1]
+        centre = (gradient * mean).sum(1, keepdim=True)
+        hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32) if into_hidden else None
+        weight_gradient = torch.zeros_like(weight) if into_weight else None
+        for part in _slices(hidden, ctx.ids):
+            first = part.start - ctx.ids.start
+            shares = _logits(hidden, weight[part]).sub_(total).exp_()
+            pull = gradient @ table[first : first + shares.shape[1]].T
+            shares = shares.mul_(pull.sub_(centre)).to(hidden.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient += _product(shares, weight[part])
+            if weight_gradient is not None:
+                weight_gradient[part] = shares.T @ hidden
+        return None if hidden_gradient is None else hidden_gradient.to(hidden.dtype), weight_gradient, None, None
+
+
+def _slices(hidden: Tensor, ids: slice) -> Iterator[slice]:
+    """`ids` in pieces of at most SLICE_ELEMENTS logits of all positions (P, D), and as many weights."""
+    size = max(1, SLICE_ELEMENTS // max(1, *hidden.shape))
+    for start in range(ids.start, ids.stop, size):
+        yield slice(start, min(start + size, ids.stop))
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(P, size) float32, a tensor that nobody else holds."""
+    return _product(hidden, weight.T)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """(n, k) @ (k, m) in float32, not rounded to the dtype of the factors."""
+    # Not on the CPU, which has no such product, nor on ROCm, where it was not tried.
+    if left.dtype.itemsize == 2 and left.device.type != "cpu" and torch.version.hip is None:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def _own_column(labels: Tensor, ids: slice) -> tuple[Tensor, Tensor]:
+    """(P,) whether the label is among `ids`, and (P, 1) its column there (any column where it is not)."""
+    inside = (labels >= ids.start) & (labels < ids.stop)
+    return inside, (labels - ids.start).clamp(0, ids.stop - ids.start - 1).unsqueeze(1)

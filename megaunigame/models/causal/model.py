@@ -1,0 +1,292 @@
+"""What families share whose causal language model (of transformers) reads text and visual tokens in one line."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from megaunigame.attention import taps as attention_taps
+from megaunigame.attention.positions import first_token, image_tokens, prompt_text
+from megaunigame.attention.queries import answers, drawn_tokens
+from megaunigame.attention.taps import Tap
+from megaunigame.errors import ModelError
+from megaunigame.models.base import UnifiedModel
+from megaunigame.models.causal import decoding as causal_decoding
+from megaunigame.models.causal import masks
+from megaunigame.models.causal.gradient_scale import scale_gradient
+from megaunigame.models.causal.head import TokenHead
+from megaunigame.models.text.processor import RowProcessor
+from megaunigame.models.weights.frozen import Frozen
+from megaunigame.models.weights.loading import check_names, check_shapes, load_plain
+from megaunigame.models.weights.renamed import RenamedWeights
+from megaunigame.step.inputs import PassInputs, PassOutput, Taps
+from megaunigame.step.labels import scored_labels
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+
+M = TypeVar("M", bound="CausalModel")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+
+
+def check_attention(attention: str) -> None:
+    """Raise ModelError for an attention implementation that cannot run here."""
+    if attention not in ATTENTIONS:
+        raise ModelError(f"Unknown attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
+    if attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ModelError("attention=flash_attention_2 needs the package flash_attn; type attention=sdpa.")
+
+
+class CausalModel(UnifiedModel):
+    """The understand pass, answers and adapters; a family adds its vision path and its generate pass."""
+
+    processor: RowProcessor
+    lm_head: TokenHead
+    frozen: Frozen
+    """The frozen tokenizer."""
+
+    @property
+    @abstractmethod
+    def language_model(self) -> PreTrainedModel:
+        """The decoder without its head."""
+
+    @property
+    def vision_tower(self) -> nn.Module | None:
+        """What understood pictures go through; None in families that read codes of the frozen tokenizer."""
+        return None
+
+    @abstractmethod
+    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
+        """The generate pass."""
+
+    def hold_frozen(self, module: nn.Module) -> None:
+        """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
+        self.frozen.keep(module)
+
+    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Build and load the frozen tokenizer, outside the module tree."""
+        _, weights = self.open_weights(path)
+        self.frozen.load(self.build_frozen(), weights, path, device, dtype)
+
+    frozen_prefix: ClassVar[str]
+    """Of the names that the frozen tokenizer has in an exported folder."""
+
+    @classmethod
+    @abstractmethod
+    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
+        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`.
+
+        Raises ModelError for keys of another family.
+        """
+
+    @classmethod
+    @abstractmethod
+    def skeleton(cls, path: str) -> nn.Module:
+        """The trained modules of the configuration in `path`, under the names of this model; called on the meta device."""
+
+    @classmethod
+    def weights(cls, path: str) -> RenamedWeights:
+        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
+
+        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
+        """
+        weights, _ = cls.open_weights(path)
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in cls.skeleton(path).state_dict().items()}
+        check_names(expected, weights.names(), path)
+        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
+        return weights
+
+    @classmethod
+    def frozen_weights(cls, path: str) -> RenamedWeights:
+        """The frozen tokenizer, under the names it has in an exported folder."""
+        return cls.open_weights(path)[1].prefixed(cls.frozen_prefix)
+
+    @classmethod
+    def load(
+        cls: type[M],
+        path: str | Path,
+        *,
+        attention: str = "sdpa",
+        max_length: int = 2048,
+        gradient_checkpointing: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> M:
+        """The whole model in one process, without an engine; in eval mode."""
+        processor = cls.open_processor(str(path), max_length=max_length)
+        model = cls.build(str(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+        assert isinstance(model, cls)
+        for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
+            parameter.data = parameter.data.to(dtype)
+        load_plain(model, cls.weights(str(path)), str(path))
+        model.load_frozen(str(path), torch.device(device), dtype)
+        return model.to(device).eval()
+
+    @property
+    def token_width(self) -> int:
+        """D."""
+        return self.language_model.config.hidden_size
+
+    @property
+    def _flash(self) -> bool:
+        return attention_taps.untapped(self.language_model.config._attn_implementation).startswith("flash")
+
+    def install_taps(self) -> int:
+        """Make `PassInputs.taps` work; returns the layers of the language model.
+
+        Raises ModelError when their attention cannot be reached.
+        """
+        attention_taps.install(self.language_model)
+        return self.language_model.config.num_hidden_layers
+
+    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
+        """Run one pass. With `predict`, also return the greedy predictions."""
+        if pass_name == UNDERSTAND:
+            return self._understand(inputs, predict)
+        if pass_name == GENERATE:
+            return self._generate(inputs, predict)
+        raise ValueError(f"{type(self).__name__} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
+
+    def source_tokens(self, inputs: PassInputs) -> Tensor:
+        """(B, I, T, D): the visual tokens of the source images."""
+        assert inputs.images is not None
+        return self.visual_tokens(inputs.images)
+
+    def embed(self, inputs: PassInputs, tokens: Tensor | None = None) -> Tensor:
+        """(B, S, D): embedded tokens, image slots overwritten by the visual tokens of the valid images."""
+        embeds = self.language_model.embed_tokens(inputs.tokens if tokens is None else tokens)
+        if inputs.images is None:
+            return embeds
+        assert inputs.image_valid is not None and inputs.image_slots is not None
+        visual = self.source_tokens(inputs)
+        if inputs.visual_delta is not None:
+            visual = visual + inputs.visual_delta.to(visual.dtype)
+        if inputs.source_gradient is not None:
+            visual = scale_gradient(visual, inputs.source_gradient)
+        return place(embeds, visual, inputs.image_valid, inputs.image_slots)
+
+    def _read(
+        self,
+        embeds: Tensor,
+        attention: Tensor,
+        *,
+        front_padding: bool = True,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; what `tap` asks for is measured on the way.
+
+        `front_padding`: as in `PassInputs`. `positions` (B, S): None counts every place, padding included, which is the
+        same to rotary embeddings as long as no padding stands between two tokens.
+        """
+        if self._flash:
+            if segments is not None:
+                raise ModelError("Independent turns need attention=sdpa or attention=eager: flash takes no mask.")
+            mask = attention
+        elif segments is not None:
+            mask = masks.additive(masks.causal(attention, segments), embeds.dtype)
+            positions = masks.segment_positions(attention, segments)
+        elif front_padding:
+            mask = masks.additive(masks.causal(attention, None), embeds.dtype)
+        else:
+            mask = None
+        options = {} if tap is None else {"tap": tap}
+        read = self.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
+        )
+        return read.last_hidden_state
+
+    def _understand(self, inputs: PassInputs, predict: bool) -> PassOutput:
+        assert inputs.label_positions is not None
+        tap = None
+        if inputs.taps is not None:
+            queries = answers(inputs.label_positions, inputs.taps.rows, inputs.tokens.shape[1])
+            tap = Tap(inputs.taps, queries, image_tokens(inputs, inputs.taps), first_token(inputs.attention))
+        hidden = self._read(
+            self.embed(inputs), inputs.attention, front_padding=inputs.front_padding, segments=inputs.segments, tap=tap
+        )
+        # The head is by far the largest product of a row: it runs where a label is.
+        positions = _all_but_first(inputs.tokens) if predict else inputs.label_positions
+        scored = self.lm_head(_before(hidden, positions), scored_labels(inputs, positions).flatten())
+        likeliest = scored.likeliest.view(positions.shape) if predict else None
+        return PassOutput(
+            loss_sum=scored.losses.view(positions.shape).sum(1),
+            predictions=None if likeliest is None else torch.cat([inputs.tokens[:, :1], likeliest], dim=1),
+            attention=None if tap is None else tap.shares(),
+        )
+
+    def _prompt_tap(self, inputs: PassInputs, drawn: Sequence[int]) -> Tap | None:
+        """The tap of a generate pass. `drawn`, ascending: which of the positions read after the prompts are Q."""
+        if inputs.taps is None:
+            return None
+        rows, width = inputs.tokens.shape
+        after = (0, drawn[-1] + 1)
+        keys = F.pad(self._prompt_text(inputs, inputs.taps), after)
+        queries = drawn_tokens([width + place for place in drawn], rows, inputs.taps.rows, keys.device)
+        return Tap(inputs.taps, queries, keys, F.pad(first_token(inputs.attention), after))
+
+    def _prompt_text(self, inputs: PassInputs, taps: Taps) -> Tensor:
+        """(B, S): K of a generate pass."""
+        return prompt_text(inputs, taps)
+
+    def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
+        """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
+        return causal_decoding.answer(self, inputs, max_new_tokens=max_new_tokens)
+
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
+        """Adapters on the linear layers of the language model called `targets`; every other parameter is frozen."""
+        linear = (name for name, module in self.language_model.named_modules() if isinstance(module, nn.Linear))
+        legal = sorted({name.rpartition(".")[2] for name in linear})
+        unknown = sorted(set(targets) - set(legal))
+        if unknown or not targets:
+            got = f"Unknown LoRA target {unknown[0]!r}" if unknown else "No LoRA targets"
+            raise ModelError(f"{got}; the language model of {type(self).__name__} has: {', '.join(legal)}.")
+        self.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+        # All ranks must start from the same adapters, and the caller's random state is not ours to move.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, self.language_model)
+
+    def train(self, mode: bool = True) -> CausalModel:
+        """A vision tower that is not trained stays in eval mode."""
+        super().train(mode)
+        if self.vision_tower is not None:
+            self.vision_tower.train(mode and any(p.requires_grad for p in self.vision_tower.parameters()))
+        return self
+
+
+def _all_but_first(tokens: Tensor) -> Tensor:
+    """(B, S) -> (B, S - 1): positions 1, 2, ... of every row."""
+    return torch.arange(1, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+
+
+def _before(hidden: Tensor, positions: Tensor) -> Tensor:
+    """(B, S, D), (B, P) -> (B * P, D): the states that predict the tokens at `positions`; for position 0 any state."""
+    first = torch.arange(len(hidden), device=hidden.device).unsqueeze(1) * hidden.shape[1]
+    return hidden.flatten(0, 1).index_select(0, (first + (positions - 1).clamp_min(0)).flatten())
+
+
+def place(embeds: Tensor, visual: Tensor, valid: Tensor, slots: Tensor) -> Tensor:
+    """Overwrite slots (B, S) of embeds (B, S, D), in order, by the visual tokens (B, I, T, D) of valid images (B, I).
+
+    Index arithmetic only: shapes and the path of the gradient are the same whether or not a row has images, so tower
+    and aligner take part in every pass of every rank (with a zero gradient where nothing was placed).
+    """
+    rows, images, length, width = visual.shape
+    number = (slots.long().cumsum(1) - 1).clamp_min(0)  # how many-th visual token of the row belongs here
+    valid_first = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+    image = valid_first.gather(1, (number // length).clamp_max(images - 1))
+    row = torch.arange(rows, device=embeds.device).unsqueeze(1)
+    source = (row * images + image) * length + number % length
+    placed = visual.reshape(-1, width).index_select(0, source.flatten()).view_as(embeds)
+    return torch.where(slots.unsqueeze(-1), placed.to(embeds.dtype), embeds)

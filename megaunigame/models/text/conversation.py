@@ -1,0 +1,132 @@
+"""Conversations as token ids, with labels, image slots and segments that are exact by construction.
+
+Every piece is tokenised alone, so a label can never start in the middle of a token. A family states its pieces::
+
+    head opening [images] question closing answer eos   next_opening question closing answer eos   ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+from megaunigame.errors import ModelError
+from megaunigame.models.text.sequences import TokenRow
+
+
+class ConversationFormat(ABC):
+    """Builds sequences for one tokenizer. Raises ModelError when a token of the format is missing from it."""
+
+    family: str
+    begin_of_image: str
+    end_of_image: str
+    image_token: str
+    between_images: str = ""
+    behind_images: str = "\n"
+    """Before a question that follows images."""
+    before_answer: str = ""
+
+    head: list[int]
+    """Before the first turn."""
+    opening: list[int]
+    """Before the first question."""
+    next_opening: list[int]
+    """Before every other question."""
+    closing: list[int]
+    """Between question and answer."""
+    eos: int
+    """Ends an answer."""
+    pad: int
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, visual_tokens: int, where: str):
+        self.tokenizer = tokenizer
+        self.visual_tokens = visual_tokens
+        self.begin, self.end, self.image = self.ids_of((self.begin_of_image, self.end_of_image, self.image_token), where)
+
+    def ids_of(self, names: Sequence[str], where: str) -> list[int]:
+        """Ids of special tokens. Raises ModelError for one the tokenizer (of the folder `where`) does not have."""
+        vocabulary = self.tokenizer.get_vocab()
+        for name in names:
+            if name not in vocabulary:
+                raise ModelError(f"The tokenizer in {where} has no token {name}, which {self.family} needs.")
+        return [vocabulary[name] for name in names]
+
+    @abstractmethod
+    def request(self, prompt: str, source: bool) -> str:
+        """What stands behind the source (if any) in a request for a picture."""
+
+    @abstractmethod
+    def unconditional(self, sequence: TokenRow) -> TokenRow:
+        """The request `sequence` without its condition, text and source picture alike."""
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    def understand(self, images: int, turns: list[tuple[str, str]], independent: bool, limit: int) -> TokenRow:
+        """At most `limit` tokens: turns that do not fit are dropped, a first one that is too long is cut at its end."""
+        sequence = self._opening(images)
+        for number, (question, answer) in enumerate(turns, start=1):
+            segment = number if independent else 0
+            before = len(sequence)
+            if number > 1 and not independent:
+                sequence.add(self.next_opening)
+            self._ask(sequence, question, after_images=images > 0 and (number == 1 or independent), segment=segment)
+            sequence.add([*self.encode(self.before_answer + answer), self.eos], labelled=True, segment=segment)
+            if len(sequence) > limit:
+                sequence.cut(limit if number == 1 else before)
+                sequence.intact = number > 1
+                break
+        return sequence
+
+    def question(self, images: int, question: str) -> TokenRow:
+        """A conversation that ends where the answer begins."""
+        sequence = self._opening(images)
+        self._ask(sequence, question, after_images=images > 0)
+        return sequence
+
+    def generate(self, prompt: str, source: bool, limit: int) -> TokenRow:
+        """A request for a picture, ending where its codes begin; its text is cut so that `limit` tokens suffice."""
+        sequence = self._request_opening(source)
+        text = self.encode(self.request(prompt, source))
+        room = max(0, limit - len(sequence) - len(self.request_closing))
+        sequence.add(text[:room])
+        sequence.add(self.request_closing)
+        sequence.intact = len(text) <= room
+        return sequence
+
+    @property
+    def request_closing(self) -> list[int]:
+        """Behind the text of a request for a picture."""
+        return [*self.closing, self.begin]
+
+    def fixed_length(self, images: int) -> int:
+        """Tokens of a conversation that no truncation can remove, one of question and answer each included."""
+        return len(self._opening(images)) + len(self.closing) + 2
+
+    def shortest_request(self, source: bool) -> int:
+        """Tokens of a request for a picture that no truncation can remove, one token of text included."""
+        return len(self._request_opening(source)) + len(self.request_closing) + 1
+
+    def _opening(self, images: int) -> TokenRow:
+        sequence = TokenRow()
+        sequence.add(self.head)
+        sequence.add(self.opening)
+        for number in range(images):
+            sequence.add(self.encode(self.between_images) if number else [])
+            self._picture(sequence)
+        return sequence
+
+    def _request_opening(self, source: bool) -> TokenRow:
+        return self._opening(int(source))
+
+    def _picture(self, sequence: TokenRow) -> None:
+        """Add the places of one understood picture."""
+        sequence.add([self.begin])
+        sequence.add([self.image] * self.visual_tokens, slots=True)
+        sequence.add([self.end])
+
+    def _ask(self, sequence: TokenRow, question: str, *, after_images: bool, segment: int = 0) -> None:
+        sequence.add(self.encode((self.behind_images if after_images else "") + question), segment=segment)
+        sequence.add(self.closing, segment=segment)

@@ -1,0 +1,92 @@
+"""Sequences of one row as lists, and their stacking into the tensors of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.labels import label_positions
+
+MULTIPLE = 8
+"""Sequences are padded to a multiple of this."""
+
+
+@dataclass
+class TokenRow:
+    """One row before padding; the lists have equal length."""
+
+    tokens: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    slots: list[bool] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    intact: bool = True
+    """False: some of its text is missing."""
+
+    def add(self, tokens: list[int], *, labelled: bool = False, slots: bool = False, segment: int = 0) -> None:
+        self.tokens += tokens
+        self.labels += tokens if labelled else [IGNORE] * len(tokens)
+        self.slots += [slots] * len(tokens)
+        self.segments += [segment] * len(tokens)
+
+    def cut(self, length: int) -> None:
+        """Drop everything from position `length` on."""
+        for values in (self.tokens, self.labels, self.slots, self.segments):
+            del values[length:]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def pad(sequences: list[TokenRow], pad_id: int, *, left: bool, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
+    """Stack sequences of different lengths; every field is filled, the caller drops what its pass has not."""
+    size = -(-max(map(len, sequences)) // MULTIPLE) * MULTIPLE
+    shape = (len(sequences), size)
+    tokens = torch.full(shape, pad_id)
+    labels = torch.full(shape, IGNORE)
+    segments = torch.zeros(shape, dtype=torch.long)
+    attention, slots = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for index, sequence in enumerate(sequences):
+        where = slice(size - len(sequence), size) if left else slice(0, len(sequence))
+        tokens[index, where] = torch.tensor(sequence.tokens)
+        labels[index, where] = torch.tensor(sequence.labels)
+        segments[index, where] = torch.tensor(sequence.segments)
+        slots[index, where] = torch.tensor(sequence.slots)
+        attention[index, where] = True
+    return PassInputs(
+        tokens=tokens,
+        attention=attention,
+        terms=torch.tensor(list(terms), dtype=torch.long),
+        counts=(labels != IGNORE).sum(1).float(),
+        labels=labels,
+        label_positions=label_positions(labels),
+        front_padding=left and any(len(sequence) < size for sequence in sequences),
+        segments=segments,
+        image_slots=slots,
+        intact=torch.tensor([sequence.intact for sequence in sequences]),
+        keys=list(keys),
+    )
+
+
+def stack_sources(images: list[list[Tensor]], side: int, prepare: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Pictures per row -> (B, I, 3, side, side) and (B, I) validity; I >= 1 even without pictures.
+
+    `prepare` makes a normalised picture (3, side, side) of a uint8 one of any size.
+    """
+    slots = max(1, *map(len, images))
+    pixels = torch.zeros(len(images), slots, 3, side, side)
+    valid = torch.zeros(len(images), slots, dtype=torch.bool)
+    for row, pictures in enumerate(images):
+        for slot, picture in enumerate(pictures):
+            pixels[row, slot] = prepare(picture)
+            valid[row, slot] = True
+    return pixels, valid
+
+
+def left_padded(values: Tensor, width: int) -> Tensor:
+    """(B, S, ...) -> (B, width, ...), zeros in front."""
+    missing = width - values.shape[1]
+    return torch.cat([values.new_zeros(len(values), missing, *values.shape[2:]), values], dim=1)

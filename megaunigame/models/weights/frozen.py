@@ -1,0 +1,40 @@
+"""A frozen tokenizer beside a model: replicated, always in eval mode, and no part of the model's module tree."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+from megaunigame.models.base import Weights
+from megaunigame.models.weights.loading import load_plain
+
+T = TypeVar("T", bound=nn.Module)
+
+
+class Frozen(Generic[T]):
+    """Holds one module for a model. It is no module itself, so no engine partitions, trains or saves what it holds."""
+
+    def __init__(self, name: str):
+        """`name`: what the module is, for messages."""
+        self.name = name
+        self._kept: T | None = None
+
+    def keep(self, module: T) -> None:
+        """Hold `module` (on the right device, in the right dtype), frozen."""
+        self._kept = module.eval().requires_grad_(False)
+
+    def load(self, module: T, weights: Weights, path: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Copy the weights of the folder `path` into `module`, move it, and hold it. Raises ModelError for other weights."""
+        load_plain(module, weights, f"The {self.name} in {path}")
+        for tensor in (*module.parameters(), *module.buffers()):  # not module.to(dtype), which diffusers warns of
+            tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        self.keep(module)
+
+    @property
+    def module(self) -> T:
+        """Raises RuntimeError before anything was loaded."""
+        if self._kept is None:
+            raise RuntimeError(f"The {self.name} is not loaded: call load_frozen(path, device, dtype) first.")
+        return self._kept

@@ -1,0 +1,108 @@
+"""Weights read lazily from checkpoint files that know them under other names (the `Weights` contract)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megaunigame.errors import ModelError
+from megaunigame.models.weights.loading import SHOWN
+from megaunigame.models.weights.tensor_files import TensorFiles
+
+FUSED = ".qkv."
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one parameter is stored."""
+
+    key: str
+    third: int | None = None
+    """Which third of a fused query-key-value tensor; None: the whole tensor."""
+    squeeze: bool = False
+    """Whether it is stored with a first dimension of 1 that the parameter does not have."""
+    flatten: bool = False
+    """Whether it is stored as a 1 x 1 convolution where the parameter is a matrix."""
+
+
+class RenamedWeights:
+    """Our name of every parameter -> its source."""
+
+    def __init__(self, files: TensorFiles, sources: Mapping[str, Source]):
+        self.files = files
+        self.sources = dict(sources)
+
+    def names(self) -> set[str]:
+        return set(self.sources)
+
+    def prefixed(self, prefix: str) -> RenamedWeights:
+        """The same weights, every name with `prefix` before it."""
+        return RenamedWeights(self.files, {prefix + name: source for name, source in self.sources.items()})
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of one tensor, read from the header of its file."""
+        source = self.sources[name]
+        shape = self.files.shape(source.key)
+        if source.third is not None:
+            return torch.Size([shape[0] // 3, *shape[1:]])
+        return shape[:2] if source.flatten else shape[1:] if source.squeeze else shape
+
+    def read(self, name: str) -> Tensor:
+        source = self.sources[name]
+        if source.third is not None:
+            third = self.files.shape(source.key)[0] // 3
+            return self.files.read(source.key, slice(source.third * third, (source.third + 1) * third))
+        tensor = self.files.read(source.key)
+        return tensor.flatten(1) if source.flatten else tensor[0] if source.squeeze else tensor
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """How the keys of a family's checkpoints are read."""
+
+    family: str
+    translate: Callable[[str], str | None]
+    """Stored key -> name of our parameter (still fused: `.qkv.`), or None for a key of another model."""
+    unused: re.Pattern[str]
+    """Keys in checkpoints without part in any output."""
+    frozen: str
+    """Prefix of the names that belong to the frozen tokenizer."""
+    expected: str
+    """What keys look like, for the message."""
+    squeezed: tuple[str, ...] = ()
+    """Ends of keys whose tensors are stored with a first dimension of 1 too many."""
+    flattened: tuple[str, ...] = ()
+    """Ends of keys whose tensors are stored as 1 x 1 convolutions and read as matrices."""
+
+    def open(self, files: TensorFiles, what: str | Path) -> tuple[RenamedWeights, RenamedWeights]:
+        """(weights of the trained model, weights of the frozen tokenizer) under our names; the latter without its prefix.
+
+        Raises ModelError, naming `what`, when a key belongs to another model.
+        """
+        model: dict[str, Source] = {}
+        frozen: dict[str, Source] = {}
+        unknown = []
+        for key in sorted(files.index):
+            if self.unused.fullmatch(key):
+                continue
+            name = self.translate(key)
+            if name is None:
+                unknown.append(key)
+            elif name.startswith(self.frozen):
+                frozen[name.removeprefix(self.frozen)] = Source(key, flatten=key.endswith(self.flattened))
+            elif FUSED in name:
+                for third, letter in enumerate("qkv"):
+                    model[name.replace(FUSED, f".{letter}_proj.")] = Source(key, third)
+            else:
+                model[name] = Source(key, squeeze=key.endswith(self.squeezed))
+        if unknown:
+            raise ModelError(
+                f"{what} is the checkpoint of another model: {len(unknown)} keys are not {self.family}'s, such as "
+                f"{', '.join(unknown[:SHOWN])}. Expected {self.expected}."
+            )
+        return RenamedWeights(files, model), RenamedWeights(files, frozen)

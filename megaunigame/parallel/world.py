@@ -1,0 +1,104 @@
+"""The ranks of a run: who we are, and the few collectives the trainer makes itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megaunigame.parallel.accelerator import choose_device, configure, use_expandable_segments
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all ranks. Every method is a collective: all ranks call it, in the same order."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        """Largest value over the ranks, in place."""
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """(n,) of this rank -> (W, n), in rank order; n is the same on all ranks."""
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor)
+        return torch.stack(gathered)
+
+    def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """`parts[r]` goes to rank r; returns what came from each rank. Tensors are 1-D of one dtype.
+
+        `sizes[r]` is the length of what rank r sends here; every rank must know it beforehand.
+        """
+        received = parts[0].new_empty(sum(sizes))
+        dist.all_to_all_single(received, torch.cat(list(parts)), list(sizes), [len(part) for part in parts])
+        return list(received.split(list(sizes)))
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order."""
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def gather_object(self, value: Any) -> list[Any]:
+        """The value of every rank, in rank order, on rank 0; nothing on the others."""
+        gathered: list[Any] = [None] * self.size if self.is_main else []
+        dist.gather_object(value, gathered if self.is_main else None, dst=0)
+        return gathered
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group, together: a rank that goes first can bring down the one that still talks to it."""
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def start_world(timeout_minutes: float, *, deterministic: bool = False) -> World:
+    """Join the process group a launcher described in the environment; without a launcher, be a world of one.
+
+    Reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as deepspeed, torchrun and srun wrappers set them.
+    `deterministic`: see `accelerator.configure`. Raises ConfigError where there is no GPU and DS_ACCELERATOR=cpu was not given.
+    """
+    alone = "WORLD_SIZE" not in os.environ
+    if alone:  # deepspeed reads these too
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    use_expandable_segments()
+    device = choose_device(local_rank)
+    configure(device, deterministic=deterministic)
+    if device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if not dist.is_initialized():
+        # A world of one meets nobody, so it needs no port that another process might take meanwhile.
+        meeting: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
+        dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **_backend(device), **meeting)
+    return World(rank, size, local_rank, device)
+
+
+def _backend(device: torch.device) -> dict[str, Any]:
+    """How the process group talks. On a GPU, Python objects (pictures of an evaluation among them) go over the host: NCCL
+    would pad each to the largest and hold those of all ranks in GPU memory."""
+    if device.type == "cpu":
+        return {"backend": "gloo"}
+    return {"backend": "cpu:gloo,cuda:nccl", "device_id": device}

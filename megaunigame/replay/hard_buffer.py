@@ -1,0 +1,300 @@
+"""The hard buffer: the adversarial examples the learner fails at most, shared evenly among the ranks and replayed.
+
+Each rank mines candidates; every so often a merge lets the hardest of all ranks in (see :mod:`megaunigame.replay.merge`):
+one all-gather of losses, then one all-to-all of the few records that change rank. Both happen on every rank at every merge,
+with sizes that all ranks know, whatever the data.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from megaunigame.errors import CheckpointError
+from megaunigame.parallel.world import World
+from megaunigame.replay.merge import CandidateGrid, MergePlan, plan_merge, share_of
+from megaunigame.replay.records import RecordLayout
+
+FILE, FILES = "hard_buffer-rank-{:05d}.safetensors", "hard_buffer-rank-*.safetensors"
+HEADER = "hard_buffer"
+"""Name of the entry in a file's metadata; its value is the JSON of :class:`SavedShape`."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What one merge did. All numbers but `bytes` are of all ranks together."""
+
+    threshold: float
+    """Percentile of the new losses; NaN when there was no candidate."""
+    candidates: int
+    accepted: int
+    """Candidates at or above the threshold."""
+    kept: int
+    """Records in the buffer now."""
+    entered: int
+    left: int
+    moved: int
+    """Records that changed rank."""
+    bytes: int
+    """Bytes this rank gathered (losses of all ranks) and sent (records)."""
+
+
+@dataclass(frozen=True)
+class SavedShape:
+    """What must be known of a saved buffer before its bytes mean anything."""
+
+    image_size: int
+    max_length: int
+    world_size: int
+    rows: int
+    calls: int
+    """Micro-steps mined since the last merge."""
+
+
+class HardBuffer:
+    """This rank's share of the records, and the candidates it has mined since the last merge.
+
+    Records are numpy arrays of `layout.dtype`. An index means a record of this rank, 0 <= index < size, hardest first as of
+    the last merge; it stays valid until the next merge.
+    """
+
+    def __init__(self, layout: RecordLayout, capacity: int, rows: int, rank: int, world_size: int):
+        """`capacity` is that of all ranks together; `rows` is the number of candidates in every call of `mine`."""
+        self.layout, self.capacity, self.rows, self.rank, self.world_size = layout, capacity, rows, rank, world_size
+        self._share = share_of(capacity, world_size)
+        self._memory = layout.empty(self._share)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._places = np.zeros(0, np.int64)
+        """Index -> row of `_memory`, so that a record that stays is not copied."""
+        self._ledger = np.zeros(0, np.int64)
+        """Owner of every record of the last merge, hardest first; the same on all ranks."""
+        self._candidates: dict[int, np.ndarray] = {}
+        """Slot (call * rows + row) -> (1,) record."""
+        self._calls = 0
+
+    @property
+    def most_bytes(self) -> int:
+        """Host memory of this rank when it owns as many records as it can."""
+        return self._share * self.layout.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Records of this rank."""
+        return len(self._places)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(size,) float32: the latest known loss of each record."""
+        return self._memory["loss"][self._places]
+
+    def mean_age(self, step: int) -> float:
+        """Optimizer steps since this rank's records were mined; NaN when it has none."""
+        return float((step - self._memory["step"][self._places]).mean()) if self.size else float("nan")
+
+    def mine(self, records: np.ndarray, accepted: np.ndarray) -> int:
+        """Offer the (rows,) records of one micro-step, in row order; `accepted` (rows,) bool is the verdict of the filter.
+
+        Every rank calls this equally often between two merges, with nothing accepted where it has nothing. Returns how many
+        accepted records were dropped because their loss is not finite.
+        """
+        if len(records) != self.rows:
+            raise ValueError(f"mine() got {len(records)} rows; this buffer takes {self.rows} in every micro-step")
+        finite = np.isfinite(records["loss"])
+        for row in np.flatnonzero(accepted & finite).tolist():
+            self._candidates[self._calls * self.rows + row] = records[row : row + 1].copy()
+        self._calls += 1
+        return int((accepted & ~finite).sum())
+
+    def merge(self, world: World, percentile: float, step: int, max_age: int) -> MergeReport:
+        """Collective: let in the candidates at or above the `percentile` in [0, 100) of all ranks' new losses, hardest first.
+
+        Records mined more than `max_age` steps before `step` leave (0: no limit). Forgets the candidates.
+        """
+        table = world.all_gather(torch.from_numpy(self._line(step, max_age)).to(world.device)).cpu().numpy()
+        plan = plan_merge(table, self._ledger, self.rows, self.capacity, percentile)
+        sent, received = self._exchange(world, plan)
+        self._settle(plan, received)
+        return MergeReport(
+            threshold=plan.threshold,
+            candidates=plan.candidates,
+            accepted=plan.accepted,
+            kept=len(plan.owners),
+            entered=plan.entered,
+            left=plan.left,
+            moved=int(plan.moving.sum()),
+            bytes=table.nbytes + sent,
+        )
+
+    def rehearse(self, world: World) -> None:
+        """Collective: the calls of a merge, with a byte between any two ranks: connections that are opened by the first call
+        take their memory before step 1. Changes nothing."""
+        world.all_gather(torch.zeros(self._share + self.rows, device=world.device))
+        world.all_to_all([torch.zeros(1, dtype=torch.uint8, device=world.device)] * world.size, [1] * world.size)
+
+    def _line(self, step: int, max_age: int) -> np.ndarray:
+        """(K + C,) float32: this rank's line of the table of losses."""
+        line = np.full(self._share + self._calls * self.rows, np.nan, np.float32)
+        stale = step - self._memory["step"][self._places] > max_age if max_age else np.zeros(self.size, bool)
+        line[: self.size] = np.where(stale, np.float32(np.nan), self.losses)
+        for slot, record in self._candidates.items():
+            line[self._share + slot] = record["loss"][0]
+        return line
+
+    def _exchange(self, world: World, plan: MergePlan) -> tuple[int, list[Tensor]]:
+        """Send away what others shall own: (bytes sent, bytes of the records from each rank, hardest first)."""
+        record = self.layout.dtype.itemsize
+        leaving = np.flatnonzero(plan.moving & (plan.holders == self.rank))
+        leaving = leaving[np.argsort(plan.owners[leaving], kind="stable")]
+        coming = np.flatnonzero(plan.moving & (plan.owners == self.rank))
+        out_sizes = np.bincount(plan.owners[leaving], minlength=self.world_size) * record
+        in_sizes = np.bincount(plan.holders[coming], minlength=self.world_size) * record
+        packed = np.concatenate([self.layout.empty(0), *(self._at(column) for column in plan.columns[leaving].tolist())])
+        parts = torch.from_numpy(packed.view(np.uint8)).to(world.device).split(out_sizes.tolist())
+        return packed.nbytes, world.all_to_all(parts, in_sizes.tolist())
+
+    def _at(self, column: int) -> np.ndarray:
+        """(1,) the record in that column of this rank's line."""
+        if column >= self._share:
+            return self._candidates[column - self._share]
+        place = self._places[column]
+        return self._memory[place : place + 1]
+
+    def _settle(self, plan: MergePlan, received: list[Tensor]) -> None:
+        """Make this rank's memory what the plan says it owns."""
+        owned = np.flatnonzero(plan.owners == self.rank)  # one of each block, in order: the new index
+        holders, columns = plan.holders[owned], plan.columns[owned]
+        remains = (holders == self.rank) & (columns < self._share)
+        places = np.full(len(owned), -1)
+        places[remains] = self._places[columns[remains]]
+        free = np.setdiff1d(np.arange(self._share), places[remains], assume_unique=True)
+        places[~remains] = free[: (~remains).sum()]
+        mined_here = np.flatnonzero((holders == self.rank) & ~remains)
+        for index in mined_here.tolist():
+            self._memory[places[index]] = self._candidates[int(columns[index]) - self._share][0]
+        for source in np.unique(holders[holders != self.rank]).tolist():
+            self._memory[places[holders == source]] = received[source].cpu().numpy().view(self.layout.dtype)
+        self._places, self._ledger = places, plan.owners
+        self._candidates, self._calls = {}, 0
+
+    def draw(self, count: int, temperature: float, rng: np.random.Generator) -> np.ndarray:
+        """Indices of `count` records (all, when there are fewer), no record twice, the hard ones with preference.
+
+        One after the other, each among those left, with `draw_probabilities` of the present losses. Records stay.
+        """
+        hardest_first = np.argsort(-self.losses, kind="stable")
+        # Adding Gumbel noise to the logits and taking the largest is drawing without replacement, and unlike drawing from
+        # the probabilities it still works where those are too small for a float.
+        noisy = _draw_logits(self.size, temperature) + rng.gumbel(size=self.size)
+        return hardest_first[np.argsort(-noisy, kind="stable")[:count]]
+
+    def records(self, indices: np.ndarray) -> np.ndarray:
+        """A copy of those records, (len(indices),)."""
+        return self._memory[self._places[indices]]
+
+    def refresh(self, indices: np.ndarray, losses: np.ndarray) -> None:
+        """Note the losses of replayed records, (len(indices),). One that is not finite leaves the old one in place."""
+        finite = np.isfinite(losses)
+        self._memory["loss"][self._places[indices[finite]]] = losses[finite]
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's file into `folder`. No collective."""
+        slots = np.array(sorted(self._candidates), np.int64)
+        candidates = np.concatenate([self.layout.empty(0), *(self._candidates[slot] for slot in slots.tolist())])
+        shape = SavedShape(self.layout.image_size, self.layout.max_length, self.world_size, self.rows, self._calls)
+        tensors = {
+            "records": self._as_bytes(self._memory[self._places]),
+            "candidates": self._as_bytes(candidates),
+            "slots": slots,
+            "ledger": self._ledger,
+        }
+        save_file(tensors, folder / FILE.format(self.rank), {HEADER: json.dumps(asdict(shape))})
+
+    def _as_bytes(self, records: np.ndarray) -> np.ndarray:
+        """(n, bytes of a record) uint8."""
+        return records.view(np.uint8).reshape(len(records), self.layout.dtype.itemsize)
+
+    def load(self, folder: Path) -> None:
+        """Take this rank's part of what all ranks saved; no collective, but every rank must see all files.
+
+        At the same number of ranks the state is the saved one to the last bit. At another, records are dealt out anew in the
+        saved order, and candidates at their position in the data stream: the next merge keeps the same records. A smaller
+        `capacity` keeps the hardest of the last merge. Raises CheckpointError when files are missing or records differ in
+        layout.
+        """
+        files = _saved_files(folder)
+        saved = _read_shape(files[0])
+        if (saved.image_size, saved.max_length) != (self.layout.image_size, self.layout.max_length):
+            side, length = self.layout.image_size, self.layout.max_length
+            raise CheckpointError(
+                f"{folder}: the hard buffer was saved with pictures of {saved.image_size}x{saved.image_size} and room for "
+                f"{saved.max_length} tokens, this run has {side}x{side} and {length}. Use the model and the longest row it was "
+                "saved with, or type checkpoint.resume=never to begin anew in another `output`."
+            )
+        self._clear()
+        with safe_open(files[0], "numpy") as file:
+            holders = file.get_tensor("ledger")[: self.capacity]
+        same_ranks = saved.world_size == self.world_size
+        self._ledger = holders if same_ranks else np.arange(len(holders)) % self.world_size
+        owned = np.flatnonzero(self._ledger == self.rank)
+        self._places = np.arange(len(owned))
+
+        old, new = CandidateGrid(saved.world_size, saved.rows), CandidateGrid(self.world_size, self.rows)
+        self._calls = new.calls(saved.calls * saved.world_size * saved.rows)
+        for source in [self.rank] if old == new else range(saved.world_size):
+            with safe_open(files[source], "numpy") as file:
+                for index in np.flatnonzero(holders[owned] == source).tolist():
+                    self._memory[index] = self._read(file, "records", int(owned[index]) // saved.world_size)[0]
+                ranks, slots = new.place(old.position(source, file.get_tensor("slots")))
+                for number in np.flatnonzero(ranks == self.rank).tolist():
+                    self._candidates[int(slots[number])] = self._read(file, "candidates", number)
+
+    def _read(self, file: safe_open, name: str, number: int) -> np.ndarray:
+        """(1,) one record of an open file."""
+        return file.get_slice(name)[number : number + 1].view(self.layout.dtype)[0]
+
+
+def draw_probabilities(size: int, temperature: float) -> np.ndarray:
+    """(size,) float64: chance of each record, hardest first, to be the first one drawn.
+
+    softmax over j of (size - 1 - j) / temperature: only the rank of a loss counts, not how large it is.
+    """
+    weights = np.exp(_draw_logits(size, temperature))
+    return weights / weights.sum()
+
+
+def _draw_logits(size: int, temperature: float) -> np.ndarray:
+    """(size,) float64, the largest is 0."""
+    return -np.arange(size) / max(temperature, 1e-6)
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The files of all ranks that saved, in rank order."""
+    found = sorted(folder.glob(FILES))
+    if not found:
+        raise CheckpointError(
+            f"{folder} holds no hard buffer (no {FILES}): it was saved by a run without one. Resume with the objectives it was "
+            "saved with, or type checkpoint.resume=never to begin anew in another `output`."
+        )
+    world_size = _read_shape(found[0]).world_size
+    files = [folder / FILE.format(rank) for rank in range(world_size)]
+    missing = [file.name for file in files if file not in found]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: the hard buffer was saved by {world_size} ranks, but {', '.join(missing)} is missing. Every rank must "
+            "see the files of all: use one shared file system, or resume from an older one, checkpoint.resume=PATH/step-... ."
+        )
+    return files
+
+
+def _read_shape(file: Path) -> SavedShape:
+    with safe_open(file, "numpy") as opened:
+        return SavedShape(**json.loads(opened.metadata()[HEADER]))

@@ -1,0 +1,75 @@
+"""Between the rows of a pass and the records of the hard buffer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megaunigame.models.base import UnifiedModel
+from megaunigame.pixels import quantized
+from megaunigame.replay.records import RecordLayout, decode_key, encode_key
+from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.labels import label_positions
+
+NUMBERS_BYTES = 3 * 4
+"""Of a packed candidate: three float32 after the picture."""
+
+
+def pack(pictures: Tensor, losses: Tensor, similarity: Tensor, accepted: Tensor) -> Tensor:
+    """What the device knows about candidates, as bytes (B, n) that one copy brings to the host.
+
+    `pictures` (B, 3, S, S) in [-1, 1]; `losses`, `similarity` and the verdict of the filter `accepted`: (B,).
+    """
+    numbers = torch.stack([losses.detach().float(), similarity.detach().float(), accepted.float()], dim=1)
+    return torch.cat([quantized(pictures).flatten(1), numbers.view(torch.uint8)], dim=1)
+
+
+def to_records(layout: RecordLayout, question: PassInputs, packed: Tensor, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B,) records of questions about packed candidates (B, n), and (B,) bool: which of them the filter accepted.
+
+    Both arguments are on the host.
+    """
+    assert question.labels is not None and question.image_slots is not None
+    records = layout.empty(len(packed))
+    width = min(question.tokens.shape[1], layout.max_length)  # rows near the longest are padded beyond it
+    pictures, numbers = packed[:, :-NUMBERS_BYTES], packed[:, -NUMBERS_BYTES:].contiguous().view(torch.float32)
+    records["image"] = pictures.numpy().reshape(records["image"].shape)
+    records["tokens"][:, :width] = question.tokens[:, :width].numpy()
+    records["labelled"][:, :width] = (question.labels[:, :width] != IGNORE).numpy()
+    records["slots"][:, :width] = question.image_slots[:, :width].numpy()
+    if question.segments is not None:
+        records["segments"][:, :width] = question.segments[:, :width].numpy()
+    records["length"] = question.attention.sum(1).numpy()
+    records["loss"], records["similarity"], accepted = numbers.T.numpy()
+    records["step"] = step
+    records["key"] = [encode_key(key) for key in question.keys]
+    return records, accepted > 0
+
+
+def to_rows(model: UnifiedModel, records: np.ndarray) -> PassInputs:
+    """Understand rows of the stored questions, on the CPU; `terms` mean nothing yet."""
+    width = int(records["length"].max())
+
+    def column(name: str) -> Tensor:
+        return torch.from_numpy(records[name][:, :width].copy())
+
+    tokens, labelled, segments = column("tokens").long(), column("labelled"), column("segments").long()
+    pictures = torch.from_numpy(records["image"].copy()).float() / 127.5 - 1
+    used = torch.from_numpy(records["length"].copy())[:, None] > torch.arange(width)
+    labels = torch.where(labelled, tokens, IGNORE)
+    return PassInputs(
+        tokens=tokens,
+        attention=used,
+        terms=torch.zeros(len(records), dtype=torch.long),
+        counts=labelled.sum(1).float(),
+        labels=labels,
+        label_positions=label_positions(labels),
+        front_padding=False,
+        segments=segments if bool(segments.any()) else None,
+        images=model.as_source(pictures).unsqueeze(1),
+        image_valid=torch.ones(len(records), 1, dtype=torch.bool),
+        image_slots=column("slots"),
+        intact=torch.from_numpy(records["length"] < records["tokens"].shape[1]),  # a full record may have been cut
+        keys=[decode_key(key) for key in records["key"].tolist()],
+    )

@@ -1,0 +1,223 @@
+"""Rows, passes and the step plan: the vocabulary every other file speaks.
+
+Shape legend, used in every docstring of this package::
+
+    B  rows of one pass in one micro-step of one rank
+    S  sequence length after padding
+    I  source images per row (>= 1 whenever the pass takes images)
+    N  visual tokens of one image
+    D  width of the language model
+    V  codes of the image tokenizer
+
+An objective asks for rows (:class:`RowRequest`), turns a decoded sample into a neutral row (:class:`UnderstandRow` or
+:class:`GenerateRow`), the family's processor turns rows into tensors (:class:`PassInputs`), and the model answers with one
+loss sum and one count per row (:class:`PassOutput`). All rows of a pass share one forward, so the number and the order of
+forwards is a property of the plan and never of the data: under ZeRO-3 that is what keeps the ranks in lockstep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Which attention of the language model a pass is to measure, from its queries Q to its keys K.
+
+    understand: from the answer tokens of all turns to the image tokens; generate: from the tokens of the drawn image, the last
+    excepted (nothing is read behind it), to the text before it.
+    """
+
+    layers: tuple[int, ...]
+    """Indices of the layers, the first is 0."""
+    rows: int = 0
+    """At most this many queries of each row, drawn at random (the mean stays unbiased); 0: all."""
+    exclude_bos: bool = False
+    """Whether the first token of a row, on which much idle attention rests, is no key."""
+    compat: bool = False
+    """The keys of the released code: begin-of-image to the last image token but one; text without its last token."""
+
+
+class AttentionShares(NamedTuple):
+    """Attention that the queries of each row give to its keys, per tapped layer: mean over heads and queries, in [0, 1]."""
+
+    keys: Tensor
+    """(L, B) float32; differentiable. Means nothing for rows without queries or keys."""
+    first: Tensor
+    """(L, B) float32: the same to the first token of the row alone."""
+
+
+@dataclass
+class PassInputs:
+    """The rows of one pass, as tensors. Row b belongs to loss term `terms[b]`."""
+
+    tokens: Tensor
+    """(B, S) int64."""
+    attention: Tensor
+    """(B, S) bool, False at padding."""
+    terms: Tensor
+    """(B,) int64: index into `StepPlan.terms`."""
+    counts: Tensor
+    """(B,) float32: loss positions of the row; 0 for a dummy row (no data for this slot)."""
+    labels: Tensor | None = None
+    """(B, S) int64, `IGNORE` where no loss falls (understand)."""
+    label_positions: Tensor | None = None
+    """(B, P) int64: positions of the labels of each row, ascending, then 0 (understand; see `megaunigame.step.labels`)."""
+    front_padding: bool = True
+    """False promises that no padding stands before a token, so that a plain causal mask hides all padding. Known on the
+    host, where the rows are made; True is always right."""
+    segments: Tensor | None = None
+    """(B, S) int64: 0 = shared prefix, k = k-th independent turn, which sees the prefix and itself only. None: plain causal."""
+    images: Tensor | None = None
+    """(B, I, 3, H, W) float32, normalised as the understanding path expects."""
+    image_valid: Tensor | None = None
+    """(B, I) bool: False marks an unused image slot."""
+    image_slots: Tensor | None = None
+    """(B, S) bool: positions overwritten, in order, by the visual tokens of the row's valid images."""
+    visual_delta: Tensor | None = None
+    """(B, I, T, D) float32: added to the visual tokens of `images` before the language model reads them."""
+    gradient_rows: slice | None = None
+    """Where `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
+    source_gradient: Tensor | None = None
+    """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
+    targets: Tensor | None = None
+    """(B, 3, H, W) float32 in [-1, 1]: the pictures to generate."""
+    intact: Tensor | None = None
+    """(B,) bool: False for a row whose text was cut, or whose condition was dropped; None: all are intact."""
+    taps: Taps | None = None
+    """Attention to measure on the way; None: none."""
+    keys: list[str] = field(default_factory=list)
+    """Sample key per row, for error messages."""
+
+    def to(self, device: torch.device) -> PassInputs:
+        """A copy with every tensor on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in tensors.items() if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass
+class AttackInputs:
+    """The rows of one attack pass: row b of both parts is the same sample."""
+
+    redraw: PassInputs
+    """As for the generate pass; its targets are the source pictures."""
+    question: PassInputs
+    """As for the understand pass, about the source pictures."""
+    texts: list[str] = field(default_factory=list)
+    """What each picture shows or is asked."""
+    first_turns: list[tuple[str, str]] = field(default_factory=list)
+    """The first question and answer of each row, for the report."""
+
+    def to(self, device: torch.device) -> AttackInputs:
+        return dataclasses.replace(self, redraw=self.redraw.to(device), question=self.question.to(device))
+
+
+class PassOutput(NamedTuple):
+    """What one pass returns. A named tuple, because the engine hooks the tensors of tuples and would miss a dataclass's."""
+
+    loss_sum: Tensor
+    """(B,) float32: summed (not averaged) loss of each row over its loss positions; 0 for dummy rows."""
+    hidden: Tensor | None = None
+    """(B, N, D): post-LM visual tokens that predict the target picture (generate)."""
+    target: Tensor | None = None
+    """What was generated towards: codes (B, N) or latents (generate)."""
+    predictions: Tensor | None = None
+    """(B, S) int64 greedy token predicted *for* each position (understand) or (B, N) codes (generate); only when asked."""
+    attention: AttentionShares | None = None
+    """What `PassInputs.taps` asked for."""
+
+
+def take_rows(inputs: PassInputs, at: slice) -> PassInputs:
+    """The rows `at` alone."""
+    tensors = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs)}
+    taken: dict[str, Any] = {name: value[at] for name, value in tensors.items() if isinstance(value, Tensor | list)}
+    return dataclasses.replace(inputs, gradient_rows=None, **taken)
+
+
+def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
+    """A copy of understand inputs whose rows `at` (dummies) are `rows`; terms and all other rows stay as they are.
+
+    Sequences are padded at their end and grow where a row needs it. A gradient that hangs on `rows.images` or on
+    `rows.visual_delta` is kept.
+    """
+    assert inputs.labels is not None and rows.labels is not None
+    assert inputs.label_positions is not None and rows.label_positions is not None
+    assert (
+        inputs.images is not None
+        and inputs.image_valid is not None
+        and rows.images is not None
+        and rows.image_valid is not None
+    )
+    assert inputs.image_slots is not None and rows.image_slots is not None
+    length = max(inputs.tokens.shape[1], rows.tokens.shape[1])
+    places = max(inputs.images.shape[1], rows.images.shape[1])
+    labels = max(inputs.label_positions.shape[1], rows.label_positions.shape[1])
+    pad_id = inputs.tokens[at][0, -1]  # a dummy row ends with padding
+
+    def put(whole: Tensor, part: Tensor, width: int | None = None, fill: int | Tensor = 0) -> Tensor:
+        if width is not None:
+            whole, part = _widened(whole, width, fill), _widened(part, width, fill)
+        return torch.cat([whole[: at.start], part.to(whole.dtype), whole[at.stop :]])
+
+    segments, delta = None, None
+    if inputs.segments is not None or rows.segments is not None:
+        before, after = (torch.zeros_like(x.tokens) if x.segments is None else x.segments for x in (inputs, rows))
+        segments = put(before, after, length)
+    given = [x.visual_delta for x in (inputs, rows) if x.visual_delta is not None]
+    if given:
+        before, after = (
+            given[0].new_zeros(len(x.tokens), places, *given[0].shape[2:]) if x.visual_delta is None else x.visual_delta
+            for x in (inputs, rows)
+        )
+        delta = put(before, after, places)
+    return dataclasses.replace(
+        inputs,
+        tokens=put(inputs.tokens, rows.tokens, length, pad_id),
+        attention=put(inputs.attention, rows.attention, length),
+        labels=put(inputs.labels, rows.labels, length, IGNORE),
+        label_positions=put(inputs.label_positions, rows.label_positions, labels),
+        front_padding=inputs.front_padding or rows.front_padding,
+        segments=segments,
+        image_slots=put(inputs.image_slots, rows.image_slots, length),
+        images=put(inputs.images, rows.images, places),
+        gradient_rows=_gradient_rows(inputs, at, rows),
+        image_valid=put(inputs.image_valid, rows.image_valid, places),
+        visual_delta=delta,
+        counts=put(inputs.counts, rows.counts),
+        intact=put(_intact(inputs), _intact(rows)),
+        keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
+    )
+
+
+def _gradient_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> slice | None:
+    """Where pictures require a gradient after `rows` were put in at `at`."""
+    assert inputs.images is not None and rows.images is not None
+    if not rows.images.requires_grad:
+        return inputs.gradient_rows
+    if not inputs.images.requires_grad:
+        return at
+    before = inputs.gradient_rows
+    return None if before is None else slice(min(before.start, at.start), max(before.stop, at.stop))
+
+
+def _intact(inputs: PassInputs) -> Tensor:
+    return torch.ones_like(inputs.counts, dtype=torch.bool) if inputs.intact is None else inputs.intact
+
+
+def _widened(tensor: Tensor, width: int, fill: int | Tensor) -> Tensor:
+    """(B, w, ...) -> (B, width, ...), new places filled."""
+    missing = width - tensor.shape[1]
+    if not missing:
+        return tensor
+    new = torch.zeros(len(tensor), missing, *tensor.shape[2:], dtype=tensor.dtype, device=tensor.device) + fill
+    return torch.cat([tensor, new.to(tensor.dtype)], dim=1)

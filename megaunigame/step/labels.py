@@ -1,0 +1,30 @@
+"""Where the labels of understand rows stand.
+
+How many positions are labeled depends on the data. Counting them inside a pass would make the host wait for the device, so
+whoever makes the rows, on the host, also says where their labels are.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from megaunigame.step.inputs import IGNORE, PassInputs
+
+
+def label_positions(labels: Tensor) -> Tensor:
+    """(B, S) labels on the host -> (B, P) int64, the positions of each row's labels in ascending order.
+
+    P is the largest number of labels in a row, at least 1. Rows with fewer have position 0 in their last entries: no state
+    predicts the first token, so its label is never scored (see `scored_labels`).
+    """
+    labeled = labels != IGNORE
+    labeled[:, 0] = False
+    most = max(1, int(labeled.sum(1).max()))
+    order = labeled.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return order.masked_fill(~labeled.gather(1, order), 0)
+
+
+def scored_labels(inputs: PassInputs, positions: Tensor) -> Tensor:
+    """(B, P) positions -> (B, P) labels there; IGNORE at position 0."""
+    assert inputs.labels is not None
+    return inputs.labels.gather(1, positions).masked_fill(positions == 0, IGNORE)

@@ -1,0 +1,90 @@
+"""The loss of a step: terms of rows, and terms that objectives add over rows of others.
+
+    L = sum over terms t of weight_t * (sum over all ranks and micro-steps of t's losses) / (all-ranks count of t)
+
+Every term is its sum over valid positions (or rows) divided by its count over all ranks: never a mean of means.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megaunigame.errors import ConfigError
+from megaunigame.monitoring import names
+from megaunigame.parallel.world import World
+from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.micro import Step
+from megaunigame.step.requests import StepPlan
+
+
+class PassTerm(ABC):
+    """A loss term over rows that others ask for: it adds to what a pass computes, never a row and never a pass."""
+
+    def __init__(self, term: str, pass_name: str):
+        """`term`: name, unique among all terms; also the metric name `loss/<term>`."""
+        self.term, self.pass_name = term, pass_name
+
+    @abstractmethod
+    def weight(self, step: Step) -> float:
+        """Weight in this step, the same on all ranks."""
+
+    @abstractmethod
+    def counted(self, inputs: PassInputs) -> Tensor:
+        """(B,) bool: rows of the pass over which the term is a mean."""
+
+    @abstractmethod
+    def losses(self, inputs: PassInputs, output: PassOutput) -> Tensor:
+        """(B,) float32: the loss of every counted row, 0 elsewhere."""
+
+
+class LossTerms:
+    """Terms in a fixed order: first those of the plan, then the added ones."""
+
+    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], world: World):
+        self.plan, self.world = plan, world
+        self.added = added
+        self.names = (*plan.terms, *(term.term for term in self.added))
+        """(T,)"""
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"Two objectives have a loss term {twice[0]!r}. Remove one of them from `objectives`.")
+
+    def weights(self, step: Step) -> Tensor:
+        """(T,) float32."""
+        given = [*(r.weight for r in self.plan.requests), *(term.weight(step) for term in self.added)]
+        return torch.tensor(given, device=self.world.device)
+
+    def counts(self, step: Step) -> Tensor:
+        """(T,) float32: loss positions of each term in this optimizer step, over all ranks and micro-steps."""
+        counts = torch.zeros(len(self.names))
+        for inputs_of in step.inputs:
+            for inputs in inputs_of.values():
+                counts.index_add_(0, inputs.terms.cpu(), inputs.counts.cpu())
+            for index, term in enumerate(self.added, start=len(self.plan.terms)):
+                counts[index] += term.counted(inputs_of[term.pass_name]).sum()
+        return self.world.all_reduce_sum(counts.to(self.world.device))
+
+    def sums(self, pass_name: str, inputs: PassInputs, output: PassOutput) -> Tensor:
+        """(T,) float32, differentiable: what one pass adds to each term."""
+        sums = output.loss_sum.new_zeros(len(self.names)).index_add(0, inputs.terms, output.loss_sum)
+        for index, term in enumerate(self.added, start=len(self.plan.terms)):
+            if term.pass_name == pass_name:
+                added = term.losses(inputs, output).sum().unsqueeze(0)
+                sums = sums + F.pad(added, (index, len(self.names) - index - 1))  # an index would be copied to the device
+        return sums
+
+    def means(self, totals: Tensor, counts: Tensor) -> dict[str, float]:
+        """Term -> mean loss, from its sum over all ranks; terms without a position in this step are missing."""
+        pairs = zip(self.names, totals.tolist(), counts.tolist(), strict=True)
+        return {name: total / count for name, total, count in pairs if count > 0}
+
+    def metrics(self, means: dict[str, float], weights: Tensor) -> dict[str, float]:
+        """The means by their metric names, and their weighted sum."""
+        weight = dict(zip(self.names, weights.tolist(), strict=True))
+        losses = {names.loss(name): mean for name, mean in means.items()}
+        return {**losses, names.LOSS_TOTAL: sum(weight[name] * mean for name, mean in means.items())}

@@ -1,0 +1,48 @@
+"""Neutral rows: what an objective makes of a decoded sample, before any family's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class UnderstandRow:
+    """Images and a conversation; the loss falls on the answers."""
+
+    images: list[Tensor]
+    """uint8 (3, h, w) each; may be empty (text-only conversation)."""
+    turns: list[tuple[str, str]]
+    """(question, answer) pairs, without `<image>` markers."""
+    independent: bool = False
+    """True: every turn sees the images and itself only, so that no answer leaks into the next question."""
+
+
+@dataclass
+class GenerateRow:
+    """A prompt, perhaps a source image, and the picture to generate."""
+
+    prompt: str
+    target: Tensor
+    """uint8 (3, h, w)."""
+    source: Tensor | None = None
+    """uint8 (3, h, w), or None for text-to-image rows."""
+    unconditional: bool = False
+    """True: the condition is dropped (text and source together), as classifier-free guidance needs."""
+    source_gradient: float = 1.0
+    """Factor on the gradient that reaches the understanding path through the source."""
+
+
+@dataclass
+class AttackRow:
+    """A picture under attack: how the model is asked to draw it again, and what is asked about the result."""
+
+    redraw: GenerateRow | None
+    """None: the learner's generate pass draws it, in the rows of the term whose samples are shared."""
+    question: UnderstandRow
+    text: str = ""
+    """What the picture shows or is asked: a filter may compare it with the result."""
+
+
+Row = UnderstandRow | GenerateRow | AttackRow

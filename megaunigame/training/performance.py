@@ -1,0 +1,66 @@
+"""What a step costs: seconds, tokens, gathered weights, memory, and which share of the devices' peak it reaches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from megaunigame.engine.model_flops import ModelFlops
+from megaunigame.engine.peak_memory import forget_peak, peak_memory
+from megaunigame.engine.peaks import peak_flops
+from megaunigame.engine.token_counter import TokenCounter
+from megaunigame.engine.zero3 import Learner
+from megaunigame.monitoring import names
+from megaunigame.parallel.world import World
+
+
+class Performance:
+    """The `perf/` metrics of each step."""
+
+    def __init__(self, learner: Learner, world: World, precision: str):
+        self.learner, self.world = learner, world
+        self.tokens = TokenCounter(learner.module, learner.module.processor.behind_prompt, world.device)
+        self.peak = peak_flops(world.device, precision)
+        """FLOP/s of one device; None: not known."""
+        self.flops = ModelFlops(world, wanted=self.peak is not None)
+        self._started, self._peak = 0.0, 0
+
+    def begin(self) -> None:
+        """A step begins. What an evaluation gathered or read since the last one is not a cost of this one."""
+        self._started = time.perf_counter()
+        self.learner.gathered.taken()
+        self.tokens.taken()
+        self._peak = peak_memory(self.world.device)
+        forget_peak(self.world.device)
+
+    def counts(self) -> Tensor:
+        """(2 + W,) float64 on the device, for `metrics` once they are summed over the ranks: tokens of this step up to now, all
+        and useful ones, and in each rank's place the most bytes it held since the step before began.
+
+        That step's and not this one's, so that the step has no collective at its end, which would wait for the device.
+        """
+        peaks = torch.zeros(self.world.size, dtype=torch.float64, device=self.world.device)
+        peaks[self.world.rank] = self._peak
+        return torch.cat([self.tokens.taken(), peaks])
+
+    def metrics(self, rows: int, passes: int, counts: Sequence[float]) -> dict[str, float]:
+        """At the end of a step; collective in the step whose operations are counted. `rows` and `passes` of this rank."""
+        seconds = time.perf_counter() - self._started
+        tokens, useful_tokens, *peaks = counts
+        metrics = {
+            names.PERF_STEP_SECONDS: seconds,
+            names.PERF_ROWS_PER_SECOND: rows * self.world.size / seconds,
+            names.PERF_TOKENS_PER_SECOND: tokens / seconds,
+            names.PERF_USEFUL_TOKENS_PER_SECOND: useful_tokens / seconds,
+            names.PERF_USEFUL_TOKEN_SHARE: useful_tokens / tokens,
+            names.PERF_PASSES: passes,
+            names.PERF_ALLGATHER_BYTES: self.learner.gathered.taken(),
+            names.PERF_PEAK_MEMORY_BYTES: max(peaks),
+        }
+        flops = self.flops.of(tokens)
+        if flops is not None and self.peak is not None:
+            metrics[names.PERF_MFU] = flops / seconds / (self.peak * self.world.size)
+        return metrics
