@@ -22,7 +22,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import as_text
 from megaunigame.launching import run_to_exit
 from megaunigame.parallel.world import start_world
-from megaunigame.training.trainer import Trainer
+from megaunigame.training.assembly import Assembly
 
 
 def main(arguments: list[str]) -> None:
@@ -36,8 +36,11 @@ def main(arguments: list[str]) -> None:
     if not recipe.evaluation.suites:
         raise ConfigError(f"{options.recipe} names no evaluation suite. Add one under evaluation.suites.")
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
-    trainer = Trainer(recipe, world)
-    evaluation = trainer.evaluate()
+    run = Assembly(recipe, world)
+    learner = run.build_learner()
+    if run.resumed_from is not None:
+        run.checkpoints.load(learner, run.resumed_from)
+    evaluation = run.evaluate(learner)
     if world.is_main:
         print(as_text(evaluation))
     world.close()

@@ -10,8 +10,8 @@ import torch
 
 from megaunigame.data.loading.stream import Collator, Draw, MicroBatches
 from megaunigame.data.sources.base import Found, Stream
-from megaunigame.step.requests import ATTACK, GENERATE, RowRequest
-from megaunigame.step.rows import AttackRow, GenerateRow, Row, UnderstandRow
+from megaunigame.step.requests import GENERATE, RowRequest
+from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
@@ -49,11 +49,9 @@ class SyntheticMicroBatches(MicroBatches):
         side = self.processor.image_size
         picture = torch.from_numpy(rng.integers(0, 256, (3, side, side), dtype=np.uint8))
         text = " ".join(LETTERS[rng.integers(0, len(LETTERS), self.processor.max_length)])  # a word is a token or more
-        drawn = GenerateRow(text, picture, source=picture if request.takes_source else None)
         if request.pass_name == GENERATE:
-            return drawn
-        question = UnderstandRow([picture], [("a", text)])
-        return AttackRow(None if request.shares else drawn, question, text) if request.pass_name == ATTACK else question
+            return GenerateRow(text, picture, source=picture if request.takes_source else None)
+        return UnderstandRow([picture], [("a", text)])
 
 
 def synthetic_streams(names: list[str], seed: int) -> dict[str, Stream]:

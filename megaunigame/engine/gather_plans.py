@@ -20,10 +20,10 @@ from torch import nn
 class GatherPlans:
     """Chooses the record of a pass when its forward begins; what follows it until the next forward belongs to it."""
 
-    def __init__(self, module: nn.Module, offload: Any, as_opponent: Callable[[], bool]):
+    def __init__(self, module: nn.Module, offload: Any, is_aside: Callable[[], bool]):
         """`offload`: the part of the engine's optimizer that gathers and releases weights of `module`."""
         self.offload = offload
-        self.as_opponent = as_opponent
+        self._is_aside = is_aside
         self._unused = offload.param_coordinator
         self._of_kind: dict[tuple, Any] = {}
         # First of all hooks: the engine's own begins a new round of the record that it finds.
@@ -42,7 +42,7 @@ class GatherPlans:
 
     def _choose(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         options = (*(a for a in args[2:]), *sorted(kwargs.items()))
-        kind = (args[0], options, self.as_opponent(), module.training, torch.is_grad_enabled())
+        kind = (args[0], options, self._is_aside(), module.training, torch.is_grad_enabled())
         if kind not in self._of_kind:
             self._of_kind[kind] = copy.copy(self._unused)
             self._of_kind[kind]._clear_trace_structures()

@@ -8,7 +8,7 @@ from megaunigame.engine.element_bytes import GRADIENT, OPTIMIZER
 from megaunigame.engine.parameters import element_count, group_label, rank_count
 from megaunigame.models.base import UnifiedModel
 from megaunigame.step.inputs import PassInputs
-from megaunigame.step.requests import ATTACK, StepPlan
+from megaunigame.step.requests import StepPlan
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,9 @@ def describe(
         if (taps := largest[name].taps) is not None:
             queries = f"from {taps.rows} random queries a row" if taps.rows else "from all queries"
             lines.append(f"    its attention is measured in {len(taps.layers)} layers, {queries}")
-    if plan.of_pass(ATTACK):
-        rows = ", ".join(f"{r.count} pictures" for r in plan.of_pass(ATTACK))
-        drawn = "" if plan.redrawn_by is None else f", as {plan.redrawn_by} has drawn them"
-        lines.append(f"  attack, per micro-step and rank, the learner frozen: {rows}{drawn}")
+    if plan.aside:
+        rows = ", ".join(f"{r.term} {r.count}" + (f" (samples of {r.shares})" if r.shares else "") for r in plan.aside)
+        lines.append(f"  aside, per micro-step and rank, the learner frozen: {rows}")
     tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
     lines.append(
         f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} text slots a step"

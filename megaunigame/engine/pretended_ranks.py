@@ -50,7 +50,7 @@ class PretendedRanks:
         self.gathered = GatheredBytes()
         self.most_available = 0
         """Most bytes of gathered weights at once, since the start."""
-        self.is_opponent = False
+        self.is_aside = False
 
     def partitioned(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which a model is constructed."""
@@ -86,17 +86,17 @@ class PretendedRanks:
         with self.running():
             self.offload = DeepSpeedZeRoOffload(model, timers=None, ds_config=self.ds_config, overlap_comm=True, **given)
         self.parameters: list[Any] = list(model.parameters())
-        self.plans = GatherPlans(model, self.offload, lambda: self.is_opponent)
+        self.plans = GatherPlans(model, self.offload, lambda: self.is_aside)
 
     @contextlib.contextmanager
-    def opponent(self) -> Iterator[None]:
-        """What passes in here gather is recorded apart, as in `Learner.as_opponent`."""
-        self.is_opponent = True
+    def aside(self) -> Iterator[None]:
+        """What passes in here gather is recorded apart, as in `Learner.aside`."""
+        self.is_aside = True
         try:
             with self.plans.aside():
                 yield
         finally:
-            self.is_opponent = False
+            self.is_aside = False
 
     def available_bytes(self) -> int:
         """Bytes of weights that are gathered now, those that always are included."""

@@ -53,7 +53,7 @@ class Learner:
         self.stage = stage
         self.trained_groups = trained_groups
         """Trained parameters by optimizer group."""
-        self.is_opponent = False
+        self.is_aside = False
         self.gather_plans: GatherPlans | None = None
         """Where weights are partitioned."""
         self.gathered = count_gathered_bytes()
@@ -84,27 +84,27 @@ class Learner:
         time_reductions(self.engine.optimizer, phases)
 
     @contextlib.contextmanager
-    def as_opponent(self) -> Iterator[None]:
-        """The learner stands still while an adversary plays against it, through `module`.
+    def aside(self) -> Iterator[None]:
+        """The learner is frozen: passes through `module` that are not the learner's.
 
         No weight takes a gradient, which keeps the engine's accumulation untouched, and dropout is off. The flags are back
         before the learner's own forward: the engine looks at them there. Gradient checkpointing stays on. May come between
         two of the learner's forwards whose one backward is still to come.
         """
         trained = [p for group in self.trained_groups for p in group]
-        # Attention drops out by a number of its own, without a module for it.
+        # Attention dropout is a float, not a module.
         droppers = (m for m in self.module.modules() if isinstance(m, nn.Dropout) or hasattr(m, "attention_dropout"))
         dropouts = [m for m in droppers if m.training]
         for parameter in trained:
             parameter.requires_grad_(False)
         for dropout in dropouts:
             dropout.training = False
-        self.is_opponent = True
+        self.is_aside = True
         try:
             with self.gather_plans.aside() if self.gather_plans is not None else contextlib.nullcontext():
                 yield
         finally:
-            self.is_opponent = False
+            self.is_aside = False
             for parameter in trained:
                 parameter.requires_grad_(True)
             for dropout in dropouts:
@@ -159,7 +159,7 @@ def build_learner(
     engine.module.train()
     learner = Learner(engine, world, stage, trained)
     if partitioned:
-        learner.gather_plans = GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_opponent)
+        learner.gather_plans = GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_aside)
     return learner
 
 

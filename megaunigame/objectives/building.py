@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from megaunigame.config import Recipe, fill
+from megaunigame.errors import ConfigError
+from megaunigame.models.base import Processor
 from megaunigame.objectives.base import Objective
+from megaunigame.objectives.player import Player, Stage
 from megaunigame.registry import find
+from megaunigame.step.inputs import PassInputs, Taps
+from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import StepPlan, plan_from
 
 
@@ -22,8 +28,38 @@ def build_objectives(recipe: Recipe, *, planned: bool = False) -> list[Objective
 
 def build_plan(objectives: Sequence[Objective]) -> StepPlan:
     """The rows that all of them ask for. Raises ConfigError when they do not go together."""
-    turns = [t for o in objectives if (t := o.turns()) is not None]
-    plan = plan_from((r for o in objectives for r in o.rows()), turns)
+    rotations = [rotation for o in objectives if (rotation := o.rotation()) is not None]
+    plan = plan_from((r for o in objectives for r in o.rows()), rotations)
     for objective in objectives:
         objective.check_plan(plan)
     return plan
+
+
+def build_players(objectives: Sequence[Objective], stage: Stage) -> list[Player]:
+    """In the order of the objectives. Raises ConfigError when two of them measure the attention of one pass."""
+    players = [player for o in objectives if (player := o.player(stage)) is not None]
+    for name in stage.plan.passes:
+        taps_of(players, name)
+    return players
+
+
+def taps_of(players: Sequence[Player], pass_name: str) -> Taps | None:
+    """The attention that one player asks a pass to measure."""
+    asked = [taps for player in players if (taps := player.taps(pass_name)) is not None]
+    if len(asked) > 1:
+        raise ConfigError(f"Two objectives measure the attention of the {pass_name} pass. Remove one from `objectives`.")
+    return asked[0] if asked else None
+
+
+def largest_micro_step(processor: Processor, players: Sequence[Player], plan: StepPlan) -> MicroStep:
+    """The largest legal rows of every pass, with the attention that players measure, and of what is aside."""
+    inputs = {
+        name: dataclasses.replace(_with_texts(processor.largest(plan.widest(name), name)), taps=taps_of(players, name))
+        for name in plan.passes
+    }
+    aside = {r.term: _with_texts(processor.largest(plan.alone(r), r.pass_name)) for r in plan.aside}
+    return MicroStep(0, plan, inputs, aside)
+
+
+def _with_texts(inputs: PassInputs) -> PassInputs:
+    return dataclasses.replace(inputs, texts=[("largest", "largest")] * len(inputs.tokens))

@@ -130,7 +130,7 @@ def make_plan(
         on_gpu, on_host = states(work, shape)
         weight = WEIGHT[recipe.engine.precision]
         trained = sum(elements for elements, is_trained in shape.parameters if is_trained)
-        every = max(objective.rehearsed_every() for objective in work.objectives)
+        every = shape.rehearsed_every
         memory = on_gpu | {
             "frozen tokenizer": shape.frozen_bytes,
             **shape.replicated,
@@ -162,7 +162,7 @@ def make_plan(
             attack_gathered=step.attack_gathered * work.accumulation // every,
             updated=weight * trained if work.stage == 2 and work.ranks > 1 else 0,
             reduced=REDUCED[recipe.engine.reduce_dtype] * trained * work.accumulation if work.ranks > 1 else 0,
-            unplanned=tuple(text for objective in work.objectives if (text := objective.unplanned())),
+            unplanned=shape.unplanned,
             notes=_notes(work),
         )
 

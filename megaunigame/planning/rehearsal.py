@@ -7,6 +7,7 @@ weights (`PretendedRanks`). Under ZeRO-2 weights are whole and nothing is gather
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,12 +20,13 @@ from megaunigame.engine.memory_plan import GroupSize, group_sizes
 from megaunigame.engine.model_flops import CountFlops
 from megaunigame.engine.parameters import choose_trainable, element_count
 from megaunigame.engine.pretended_ranks import PretendedRanks
-from megaunigame.objectives.base import Joined, Stage
+from megaunigame.objectives.building import build_players, largest_micro_step
+from megaunigame.objectives.player import Stage
 from megaunigame.planning.fused_attention import fused_attention
 from megaunigame.planning.operations import Operations, loss_of, run_backward
 from megaunigame.planning.pretended_world import PretendedWorld
 from megaunigame.planning.workload import Workload
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.micro import MicroStep
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ATTENTION = "sdpa"
@@ -71,6 +73,10 @@ class Shape:
     """What objectives hold on every GPU."""
     host: dict[str, int]
     """What objectives hold in the host memory of every rank."""
+    rehearsed_every: int
+    """Optimizer steps from one that makes all that is rehearsed to the next."""
+    unplanned: tuple[str, ...]
+    """What players do and do not rehearse, in words."""
 
 
 class Rehearsal:
@@ -100,20 +106,21 @@ class Rehearsal:
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         if self.ranks is not None:
             self.ranks.hook(self.model)
-        self.largest, self.attack = work.largest(processor), work.largest_attack(processor)
         world = PretendedWorld(0, work.ranks, 0, torch.device("meta"))
-        stage = Stage(self.model, self._as_opponent, work.plan, world, work.recipe.seed, work.accumulation)
-        for objective in work.objectives:
-            objective.prepare(stage)
+        stage = Stage(self.model, self._aside, work.plan, world, work.recipe.seed, work.accumulation)
+        self.players = build_players(work.objectives, stage)
+        self.largest = largest_micro_step(processor, self.players, work.plan)
 
     def shape(self) -> Shape:
-        objectives = self.work.objectives
+        players = self.players
         return Shape(
             group_sizes(self.model),
             [(element_count(p), p.requires_grad) for p in self.model.parameters()],
             self.frozen_bytes,
-            {name: size for o in objectives for name, size in o.replicated_bytes().items()},
-            {name: size for o in objectives for name, size in o.host_bytes().items()},
+            {name: size for player in players for name, size in player.replicated_bytes().items()},
+            {name: size for player in players for name, size in player.host_bytes().items()},
+            max((player.rehearsed_every for player in players), default=1),
+            tuple(player.unplanned for player in players if player.unplanned),
         )
 
     def rehearse(self, *, like_a_run: bool) -> Rehearsed:
@@ -125,9 +132,8 @@ class Rehearsal:
         with self._running(), fused_attention():
             if self.ranks is not None:
                 if like_a_run:
-                    largest = dict(self.largest)
-                    joined = self._attack(largest)
-                    walk(self.model, largest, [x for j in joined for x in j.losses], [x for j in joined for x in j.leaves])
+                    micro, leaves = self._rehearsed()
+                    walk(self.model, micro.inputs, list(micro.losses.values()), leaves)
                 for _ in range(2 if like_a_run else 1):
                     self._unmeasured()
             return self._micro_step()
@@ -138,25 +144,23 @@ class Rehearsal:
 
     def _unmeasured(self) -> None:
         """A micro-step for the coordinator alone."""
-        largest = dict(self.largest)
-        joined = self._attack(largest)
-        losses = [loss for j in joined for loss in j.losses]
-        run_backward(self.model, sum_of(losses + [loss_of(self.model(name, inputs)) for name, inputs in largest.items()]))
+        micro, _ = self._rehearsed()
+        losses = [loss_of(self.model(name, inputs)) for name, inputs in micro.inputs.items()]
+        run_backward(self.model, sum_of([*micro.losses.values(), *losses]))
         self._after_update()
 
     def _micro_step(self) -> Rehearsed:
         kept: dict[str, int] = {}
         forward: dict[str, Operations] = {}
-        largest = dict(self.largest)
         self.attack_operations, self.attack_gathered = Operations(), 0
         self._gathered()
         with LiveBytes() as live:
-            joined = self._attack(largest)
-            attack_peak = live.peak if joined else 0
+            micro, _ = self._rehearsed()
+            attack_peak = live.peak if micro.aside else 0
             live.reset_peak()
             self._gathered()
-            losses = [loss for j in joined for loss in j.losses]
-            for name, inputs in largest.items():
+            losses = list(micro.losses.values())
+            for name, inputs in micro.inputs.items():
                 before = live.current - self._available()
                 with CountFlops() as counter:
                     losses.append(loss_of(self.model(name, inputs)))
@@ -168,11 +172,10 @@ class Rehearsal:
         attacks = (attack_peak, self.attack_gathered, self.attack_operations)
         return Rehearsed(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *attacks)
 
-    def _attack(self, learner: dict[str, PassInputs]) -> list[Joined]:
-        """What objectives rehearse; rows that join the passes of `learner` are put in. Empty where the plan has no attack."""
-        if self.attack is None:
-            return []
-        return [objective.rehearse(self.attack, learner) for objective in self.work.objectives]
+    def _rehearsed(self) -> tuple[MicroStep, list[Tensor]]:
+        """The largest micro-step after what players rehearse: with the rows and losses they joined, and their leaves."""
+        micro = dataclasses.replace(self.largest, inputs=dict(self.largest.inputs), losses={})
+        return micro, [leaf for player in self.players for leaf in player.rehearse(micro)]
 
     def _gathered(self) -> int:
         """Bytes gathered since the last call."""
@@ -190,12 +193,12 @@ class Rehearsal:
         return self.ranks.running() if self.ranks else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _as_opponent(self) -> Iterator[None]:
+    def _aside(self) -> Iterator[None]:
         """No weight takes a gradient, as in a run; dropout stays, which changes no shape. What happens inside is an attack's.
 
         A pass of the learner that an attack reads is outside, and is not counted twice.
         """
-        aside = self.ranks.opponent() if self.ranks else contextlib.nullcontext()
+        aside = self.ranks.aside() if self.ranks else contextlib.nullcontext()
         for parameter in self.trained:
             parameter.requires_grad_(False)
         before = self.ranks.gathered.total if self.ranks else 0

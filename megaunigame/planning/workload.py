@@ -19,8 +19,8 @@ from megaunigame.models.base import Processor, UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.registry import find
-from megaunigame.step.inputs import AttackInputs, PassInputs
-from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, StepPlan, attack_plan
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import StepPlan
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,6 @@ class Workload:
     def open_processor(self) -> Processor:
         return self.family.open_processor(self.folder, max_length=self.recipe.model.max_length)
 
-    def largest(self, processor: Processor) -> dict[str, PassInputs]:
-        """Pass -> its largest legal rows, without data, with the attention that an objective measures."""
-        return {name: self._tapped(name, processor.largest(self.plan.widest(name), name)) for name in self.plan.passes}
-
-    def largest_attack(self, processor: Processor) -> AttackInputs | None:
-        """The largest legal rows of an attack, without data; None where the plan has none."""
-        if not self.plan.of_pass(ATTACK):
-            return None
-        plan = attack_plan(self.plan.widest(GENERATE))
-        texts = ["largest"] * plan.rows(UNDERSTAND)
-        return AttackInputs(on_meta(processor.largest(plan, GENERATE)), on_meta(processor.largest(plan, UNDERSTAND)), texts)
-
-    def _tapped(self, name: str, inputs: PassInputs) -> PassInputs:
-        asked = [taps for objective in self.objectives if (taps := objective.taps(name)) is not None]
-        return dataclasses.replace(on_meta(inputs), taps=asked[0] if asked else None)
-
 
 @contextlib.contextmanager
 def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
@@ -77,7 +61,7 @@ def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
         objectives = build_objectives(recipe, planned=True)
         plan = build_plan(objectives)
         for objective in objectives:
-            objective.check_family(family, model.family, folder)
+            objective.check_family(family, model.family, folder, plan)
         accumulation = resolve_batch(recipe.batch, plan.rows_per_micro_step(), ranks)
         ds_config = complete_ds_config(recipe, accumulation, ranks)
         shape = shape_of(model)

@@ -147,7 +147,7 @@ def _summary(
     useful = [step[names.PERF_USEFUL_TOKENS_PER_SECOND] * step[names.PERF_STEP_SECONDS] for step in metrics]
     of_phases = torch.tensor([statistics.fmean(step[phase] for step in phases) for phase in PHASES], dtype=torch.float64)
     mean = (world.all_reduce_sum(of_phases.to(world.device)) / world.size).tolist()
-    device_peak = trainer.performance.peak
+    device_peak = trainer.stepper.performance.peak
     return Measured(
         name=name,
         steps=len(metrics),

@@ -19,7 +19,7 @@ def fine_tuning_twin(recipe: Recipe, plan: StepPlan) -> Recipe:
 
     Raises ConfigError where tasks take turns: their rows differ from one micro-step to the next.
     """
-    if plan.turns:
+    if plan.rotations:
         raise ConfigError(
             "--against sft needs the same rows in every micro-step, but some tasks of this recipe take turns. "
             "Type objectives.unimrg.schedule=all."

@@ -95,6 +95,10 @@ class PassInputs:
     """Attention to measure on the way; None: none."""
     keys: list[str] = field(default_factory=list)
     """Sample key per row, for error messages."""
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    """Per row, for filters and reports: the first question and its answer, or the prompt and ""; dummies have two empty ones.
+
+    Empty when rows were put in."""
 
     def to(self, device: torch.device) -> PassInputs:
         """A copy with every tensor on `device`."""
@@ -103,23 +107,6 @@ class PassInputs:
             name: value.to(device, non_blocking=True) for name, value in tensors.items() if isinstance(value, Tensor)
         }
         return dataclasses.replace(self, **moved)
-
-
-@dataclass
-class AttackInputs:
-    """The rows of one attack pass: row b of both parts is the same sample."""
-
-    redraw: PassInputs
-    """As for the generate pass; its targets are the source pictures."""
-    question: PassInputs
-    """As for the understand pass, about the source pictures."""
-    texts: list[str] = field(default_factory=list)
-    """What each picture shows or is asked."""
-    first_turns: list[tuple[str, str]] = field(default_factory=list)
-    """The first question and answer of each row, for the report."""
-
-    def to(self, device: torch.device) -> AttackInputs:
-        return dataclasses.replace(self, redraw=self.redraw.to(device), question=self.question.to(device))
 
 
 class PassOutput(NamedTuple):
@@ -196,6 +183,7 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
         counts=put(inputs.counts, rows.counts),
         intact=put(_intact(inputs), _intact(rows)),
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
+        texts=[],
     )
 
 

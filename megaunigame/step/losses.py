@@ -43,12 +43,13 @@ class PassTerm(ABC):
 
 
 class LossTerms:
-    """Terms in a fixed order: first those of the plan, then the added ones."""
+    """Terms in a fixed order: those of the plan, those over rows of others, those of single micro-steps."""
 
-    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], world: World):
+    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], joined: Sequence[str], world: World):
+        """`joined`: names of losses in `MicroStep.losses`, each one this rank's share of the loss of the step."""
         self.plan, self.world = plan, world
-        self.added = added
-        self.names = (*plan.terms, *(term.term for term in self.added))
+        self.added, self.joined = added, tuple(joined)
+        self.names = (*plan.terms, *(term.term for term in added), *joined)
         """(T,)"""
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
@@ -56,18 +57,22 @@ class LossTerms:
 
     def weights(self, step: Step) -> Tensor:
         """(T,) float32."""
-        given = [*(r.weight for r in self.plan.requests), *(term.weight(step) for term in self.added)]
+        of_rows = [request.weight for request in self.plan.requests if not request.aside]
+        given = [*of_rows, *(term.weight(step) for term in self.added), *(1.0 for _ in self.joined)]
         return torch.tensor(given, device=self.world.device)
 
     def counts(self, step: Step) -> Tensor:
         """(T,) float32: loss positions of each term in this optimizer step, over all ranks and micro-steps."""
         counts = torch.zeros(len(self.names))
-        for inputs_of in step.inputs:
-            for inputs in inputs_of.values():
+        for micro in step.micro_steps:
+            for inputs in micro.inputs.values():
                 counts.index_add_(0, inputs.terms.cpu(), inputs.counts.cpu())
             for index, term in enumerate(self.added, start=len(self.plan.terms)):
-                counts[index] += term.counted(inputs_of[term.pass_name]).sum()
-        return self.world.all_reduce_sum(counts.to(self.world.device))
+                counts[index] += term.counted(micro.inputs[term.pass_name]).sum()
+        counts = self.world.all_reduce_sum(counts.to(self.world.device))
+        first = len(self.names) - len(self.joined)
+        counts[first:] = 1.0  # they are shares already
+        return counts
 
     def sums(self, pass_name: str, inputs: PassInputs, output: PassOutput) -> Tensor:
         """(T,) float32, differentiable: what one pass adds to each term."""
@@ -76,6 +81,14 @@ class LossTerms:
             if term.pass_name == pass_name:
                 added = term.losses(inputs, output).sum().unsqueeze(0)
                 sums = sums + F.pad(added, (index, len(self.names) - index - 1))  # an index would be copied to the device
+        return sums
+
+    def joined_sums(self, losses: dict[str, Tensor], like: Tensor) -> Tensor:
+        """(T,) float32, differentiable: what players put into a micro-step. `like`: (T,)."""
+        sums = torch.zeros_like(like)
+        for index, name in enumerate(self.joined, start=len(self.names) - len(self.joined)):
+            if name in losses:
+                sums = sums + F.pad(losses[name].float().unsqueeze(0), (index, len(self.names) - index - 1))
         return sums
 
     def means(self, totals: Tensor, counts: Tensor) -> dict[str, float]:

@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from megaunigame.step.inputs import AttackInputs, PassInputs
+from torch import Tensor
+
+from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import StepPlan
+
+
+@dataclass
+class MicroStep:
+    """One forward per pass and one backward, on one rank."""
+
+    number: int
+    """0 is the first of its optimizer step."""
+    plan: StepPlan
+    """The rows that take part in it."""
+    inputs: dict[str, PassInputs]
+    """The learner's passes by name. Players may put rows into them."""
+    aside: dict[str, PassInputs] = field(default_factory=dict)
+    """Rows that the learner does not run, by term, where the loader left them."""
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """Losses of players that the backward walks as well, by name: () each, this rank's share of the loss of the step."""
 
 
 @dataclass
@@ -16,13 +34,8 @@ class Step:
     """0 is the first step of the whole run."""
     lr: float
     """Learning rate of the learner."""
-    inputs: list[dict[str, PassInputs]]
-    """Per micro-step: the learner's passes by name. Objectives may put rows into them."""
-    plans: list[StepPlan]
-    """Per micro-step: the rows that take part in it."""
-    attacks: list[AttackInputs]
-    """Per micro-step: the rows of the attack pass; empty when the plan has none."""
+    micro_steps: list[MicroStep]
     losses: dict[str, float] = field(default_factory=dict)
     """Term -> its mean over all ranks; filled once the learner has made its passes."""
     passes: int = 0
-    """Forwards through the language model that objectives made beside the learner's own."""
+    """Forwards through the language model that players made in addition to the learner's."""

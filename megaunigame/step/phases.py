@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-DATA, ATTACK, GENERATE, UNDERSTAND = "data", "attack", "generate", "understand"
+DATA, PLAYERS, GENERATE, UNDERSTAND = "data", "players", "generate", "understand"
 BACKWARD, REDUCE, OPTIMIZER, MERGE = "backward", "reduce", "optimizer", "merge"
 OTHER = "other"
 """Whatever happens between the phases."""
-PHASES = (DATA, ATTACK, GENERATE, UNDERSTAND, BACKWARD, REDUCE, OPTIMIZER, MERGE, OTHER)
+PHASES = (DATA, PLAYERS, GENERATE, UNDERSTAND, BACKWARD, REDUCE, OPTIMIZER, MERGE, OTHER)
 """In the order in which a step comes to them."""
 
 

@@ -7,12 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megaunigame.errors import ConfigError
-from megaunigame.step.rotation import Turns
+from megaunigame.step.rotation import Rotation
 
 UNDERSTAND = "understand"
 GENERATE = "generate"
-ATTACK = "attack"
-"""No pass of the learner: pictures that an adversary disturbs while the learner stands still."""
 PASS_ORDER = (GENERATE, UNDERSTAND)
 """The learner's passes, in the order in which a micro-step makes them."""
 
@@ -24,7 +22,7 @@ class RowRequest:
     term: str
     """Name of the loss term, unique in a plan; also the metric name `loss/<term>`."""
     pass_name: str
-    """`understand`, `generate` or `attack`."""
+    """`understand` or `generate`."""
     stream: str | None
     """Name of the data stream (a key of the recipe's `data`); None: the objective fills the rows itself, before the step."""
     count: int
@@ -32,11 +30,13 @@ class RowRequest:
     takes_source: bool = False
     """Whether rows carry a source image through the understanding path (understand rows always do)."""
     shares: str | None = None
-    """Another term of the same stream and count, whose samples these rows are made of; None: samples of their own.
+    """Another term of the same stream and count, whose samples these rows are made of; None: other samples.
 
-    An attack that shares the samples of a generate term is redrawn by that term's rows, in the learner's own pass."""
+    Rows of one sample stand or fall together: where that term has a dummy row or another sample, these have a dummy."""
     redraws: bool = False
     """Generate rows only: whether the picture to generate is the sample's own."""
+    aside: bool = False
+    """The loader makes the rows, the learner does not run them: its player does with them what it likes. No loss term."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,23 @@ class StepPlan:
     """What every micro-step does, on every rank: which passes, in which order, with which rows."""
 
     requests: tuple[RowRequest, ...]
-    turns: tuple[Turns, ...] = ()
+    rotations: tuple[Rotation, ...] = ()
     """Terms that take part in some micro-steps only; all others take part in each."""
 
     @property
     def terms(self) -> tuple[str, ...]:
-        return tuple(r.term for r in self.requests)
+        """Loss terms."""
+        return tuple(r.term for r in self.requests if not r.aside)
+
+    @property
+    def aside(self) -> tuple[RowRequest, ...]:
+        """Rows that the learner does not run."""
+        return tuple(r for r in self.requests if r.aside)
 
     @property
     def passes(self) -> tuple[str, ...]:
         """Names of the learner's passes that have rows, in the fixed order of `PASS_ORDER`."""
-        asked = {r.pass_name for r in self.requests}
+        asked = {r.pass_name for r in self.requests if not r.aside}
         return tuple(name for name in PASS_ORDER if name in asked)
 
     @property
@@ -63,7 +69,12 @@ class StepPlan:
         return sorted({r.stream for r in self.requests if r.stream is not None})
 
     def of_pass(self, pass_name: str) -> tuple[RowRequest, ...]:
-        return tuple(r for r in self.requests if r.pass_name == pass_name)
+        """The rows of one of the learner's passes."""
+        return tuple(r for r in self.requests if r.pass_name == pass_name and not r.aside)
+
+    def alone(self, request: RowRequest) -> StepPlan:
+        """One request as a pass: how rows aside are put together."""
+        return StepPlan((dataclasses.replace(request, aside=False),))
 
     def takes_images(self, pass_name: str) -> bool:
         """Whether this pass runs the vision tower; decided by the plan so that all ranks agree."""
@@ -75,7 +86,7 @@ class StepPlan:
 
     def rows_per_micro_step(self) -> int:
         """Rows of the learner's passes, resting ones included."""
-        return sum(r.count for r in self.requests if r.pass_name in PASS_ORDER)
+        return sum(r.count for r in self.requests if not r.aside)
 
     def at(self, micro_step: int, seed: int) -> StepPlan:
         """The plan of one micro-step (counted from the first of the run): resting terms have no rows in it.
@@ -83,26 +94,21 @@ class StepPlan:
         A pass whose terms all rest keeps one dummy row: every pass is made in every micro-step, because a trained
         parameter must take part in each backward.
         """
-        resting = frozenset[str]().union(*(t.resting(micro_step, seed) for t in self.turns))
+        resting = frozenset[str]().union(*(t.resting(micro_step, seed) for t in self.rotations))
         return self._without(resting) if resting else self
 
     def widest(self, pass_name: str) -> StepPlan:
         """The plan of a micro-step that gives this pass as many rows as any can."""
         rows = {r.term: r.count for r in self.of_pass(pass_name)}
-        resting = [frozenset(t.terms) - {max(t.terms, key=lambda term: rows.get(term, 0))} for t in self.turns]
+        resting = [frozenset(t.terms) - {max(t.terms, key=lambda term: rows.get(term, 0))} for t in self.rotations]
         return self._without(frozenset[str]().union(*resting))
 
     def _without(self, resting: frozenset[str]) -> StepPlan:
-        kept = {name: [r for r in self.of_pass(name) if r.term not in resting] for name in (*PASS_ORDER, ATTACK)}
+        kept = {name: [r for r in self.of_pass(name) if r.term not in resting] for name in PASS_ORDER}
         for name in self.passes:
             if not kept[name]:
                 kept[name] = [dataclasses.replace(self.of_pass(name)[0], stream=None, count=1, shares=None)]
-        return StepPlan(tuple(r for rows in kept.values() for r in rows))
-
-    @property
-    def redrawn_by(self) -> str | None:
-        """The generate term whose rows redraw the attacked pictures; None: the attack has rows of its own for it."""
-        return next((r.shares for r in self.of_pass(ATTACK)), None)
+        return StepPlan((*(r for rows in kept.values() for r in rows), *self.aside))
 
     def slots(self, pass_name: str, term: str) -> slice:
         """Where the rows of a term lie among the rows of its pass."""
@@ -114,29 +120,16 @@ class StepPlan:
         raise KeyError(f"The {pass_name} pass has no rows of {term}.")
 
 
-def attack_plan(plan: StepPlan) -> StepPlan:
-    """The attack rows of a plan as rows of the two passes they go through: redrawn first, then asked about.
-
-    Where the learner's generate pass redraws them, it is that whole pass.
-    """
-    attacks = plan.of_pass(ATTACK)
-    own = tuple(dataclasses.replace(r, pass_name=GENERATE) for r in attacks)
-    redraw = own if plan.redrawn_by is None else plan.of_pass(GENERATE)
-    question = (dataclasses.replace(r, term=f"{r.term} question", pass_name=UNDERSTAND, takes_source=True) for r in attacks)
-    return StepPlan((*redraw, *question))
-
-
-def plan_from(requests: Iterable[RowRequest], turns: Iterable[Turns] = ()) -> StepPlan:
+def plan_from(requests: Iterable[RowRequest], rotations: Iterable[Rotation] = ()) -> StepPlan:
     """Merge the rows all objectives ask for; a term asked for twice is an error of the recipe."""
     requests = tuple(r for r in requests if r.count > 0)
     names = [r.term for r in requests]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ConfigError(f"Two objectives ask for the loss term {twice[0]!r}. Remove one of them from `objectives`.")
-    known = (*PASS_ORDER, ATTACK)
-    unknown = sorted({r.pass_name for r in requests} - set(known))
+    unknown = sorted({r.pass_name for r in requests} - set(PASS_ORDER))
     if unknown:
-        raise ConfigError(f"Unknown pass {unknown[0]!r}; passes are {', '.join(known)}.")
-    if not any(r.pass_name in PASS_ORDER for r in requests):
+        raise ConfigError(f"Unknown pass {unknown[0]!r}; passes are {', '.join(PASS_ORDER)}.")
+    if all(r.aside for r in requests):
         raise ConfigError("No objective asks for rows. Give at least one row, for example objectives.understanding.rows=4.")
-    return StepPlan(requests, tuple(turns))
+    return StepPlan(requests, tuple(rotations))

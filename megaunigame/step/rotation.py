@@ -1,4 +1,4 @@
-"""Tasks that take turns: which loss terms take part in which micro-step."""
+"""Tasks in rotation: which loss terms take part in which micro-step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ ROUND_ROBIN, SAMPLED = "round_robin", "sampled"
 
 
 @dataclass(frozen=True)
-class Turns:
+class Rotation:
     """One of `terms` takes part in each micro-step, the others rest: a pure function of (seed, micro-step)."""
 
     terms: tuple[str, ...]
     order: str
-    """`round_robin`: in the order given; `sampled`: drawn anew for every micro-step, all equally likely."""
+    """`round_robin`: in the order given; `sampled`: drawn for every micro-step, all equally likely."""
 
     def resting(self, micro_step: int, seed: int) -> frozenset[str]:
         """The terms without rows in a micro-step, which is counted from the first one of the whole run."""

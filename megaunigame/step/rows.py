@@ -18,6 +18,11 @@ class UnderstandRow:
     independent: bool = False
     """True: every turn sees the images and itself only, so that no answer leaks into the next question."""
 
+    @property
+    def text(self) -> tuple[str, str]:
+        """The first question and its answer."""
+        return self.turns[0]
+
 
 @dataclass
 class GenerateRow:
@@ -33,16 +38,10 @@ class GenerateRow:
     source_gradient: float = 1.0
     """Factor on the gradient that reaches the understanding path through the source."""
 
-
-@dataclass
-class AttackRow:
-    """A picture under attack: how the model is asked to draw it again, and what is asked about the result."""
-
-    redraw: GenerateRow | None
-    """None: the learner's generate pass draws it, in the rows of the term whose samples are shared."""
-    question: UnderstandRow
-    text: str = ""
-    """What the picture shows or is asked: a filter may compare it with the result."""
+    @property
+    def text(self) -> tuple[str, str]:
+        """The prompt, and nothing that is said to it."""
+        return self.prompt, ""
 
 
-Row = UnderstandRow | GenerateRow | AttackRow
+Row = UnderstandRow | GenerateRow

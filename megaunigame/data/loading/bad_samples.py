@@ -102,9 +102,9 @@ class BadSampleCounter:
 
 
 def _rows(plan: StepPlan) -> dict[str, int]:
-    """Stream -> rows of a micro-step of one rank."""
+    """Stream -> samples of a micro-step of one rank; those that rows share are read once."""
     rows: dict[str, int] = {}
     for request in plan.requests:
-        if request.stream is not None:
+        if request.stream is not None and request.shares is None:
             rows[request.stream] = rows.get(request.stream, 0) + request.count
     return rows

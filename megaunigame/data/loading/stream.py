@@ -24,9 +24,9 @@ from megaunigame.data.loading.packing import Packed, pack
 from megaunigame.data.loading.positions import Slots
 from megaunigame.data.sources.base import Cursor, Found, Stream
 from megaunigame.errors import DataError, UserError
-from megaunigame.step.inputs import AttackInputs, PassInputs, take_rows
-from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, RowRequest, StepPlan, attack_plan
-from megaunigame.step.rows import AttackRow, Row
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import RowRequest, StepPlan
+from megaunigame.step.rows import Row
 
 SUBSTITUTES = 8
 """Other samples tried in place of a bad one before giving up."""
@@ -58,8 +58,8 @@ class MicroBatch:
     """The learner's passes by name -> their rows: requests in plan order, `count` rows each."""
     bad: list[BadSample]
     """Samples that were replaced."""
-    attack: AttackInputs | None = None
-    """The rows of the attack pass, where the plan has one."""
+    aside: dict[str, PassInputs] = field(default_factory=dict)
+    """Rows that the learner does not run, by term."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Draw:
 
     sharing: bool
     """Whether any rows share; else samples are let go as soon as they are rows."""
-    bad: list[BadSample] = field(default_factory=list)
+    bad: dict[tuple[str, int, int], BadSample] = field(default_factory=dict)
     found: dict[tuple[str, int, int], Found] = field(default_factory=dict)
     """By stream, position and attempt."""
     samples: dict[tuple[str, int, int], Sample] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class MicroBatches(Dataset[MicroBatch]):
         seed: int,
         first_step: int,
     ):
-        """`seed` draws the turns of the plan; `first_step` optimizer steps were made before this run."""
+        """`seed` draws the rotations of the plan; `first_step` optimizer steps were made before this run."""
         self.plan = plan
         self.seed = seed
         self.first_micro_step = first_step * accumulation
@@ -111,58 +111,41 @@ class MicroBatches(Dataset[MicroBatch]):
         """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
         plan = self.plan.at(self.first_micro_step + micro_step, self.seed)
         draw = Draw(sharing=any(request.shares for request in plan.requests))
-        inputs: dict[str, PassInputs] = {}
-        for name in plan.passes:
-            inputs[name] = self.processor.collate(self.plan, name, *self._rows(plan, name, micro_step, draw))
-        attack = None
-        if plan.of_pass(ATTACK):
-            shares = plan.redrawn_by
-            redraw = None if shares is None else take_rows(inputs[GENERATE], plan.slots(GENERATE, shares))
-            attack = self._attack(*self._rows(plan, ATTACK, micro_step, draw), redraw)
-        return MicroBatch(plan, inputs, draw.bad, attack)
+        made = {request.term: self._rows(request, micro_step, draw) for request in plan.requests}
+        inputs = {name: self._collated(self.plan, name, plan.of_pass(name), made) for name in plan.passes}
+        aside = {r.term: self._collated(plan.alone(r), r.pass_name, [r], made) for r in plan.aside}
+        return MicroBatch(plan, inputs, list(draw.bad.values()), aside)
 
-    def _attack(
-        self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], redraw: PassInputs | None
-    ) -> AttackInputs:
-        """Both halves of the rows, collated as rows of the passes they go through.
+    def _collated(
+        self,
+        plan: StepPlan,
+        pass_name: str,
+        requests: Sequence[RowRequest],
+        made: dict[str, list[tuple[Row | None, str]]],
+    ) -> PassInputs:
+        """The rows of `requests` as one pass of `plan`."""
+        slots = [(request, index) for request in requests for index in range(request.count)]
+        rows = [made[request.term][index][0] if self._stands(request, index, made) else None for request, index in slots]
+        terms = [plan.terms.index(request.term) for request, _ in slots]
+        keys = [made[request.term][index][1] for request, index in slots]
+        inputs = self.processor.collate(plan, pass_name, rows, terms, keys)
+        return dataclasses.replace(inputs, texts=[("", "") if row is None else row.text for row in rows])
 
-        `redraw`: the generate rows that draw the pictures. One whose sample turned out bad on one side only would be asked
-        about another picture: it is a dummy.
-        """
-        plan = attack_plan(self.plan)
-        attacked = [row if isinstance(row, AttackRow) else None for row in rows]
-        if redraw is None:
-            redraw = self.processor.collate(plan, GENERATE, [row and row.redraw for row in attacked], terms, keys)
-        else:
-            drawn = zip(redraw.keys, redraw.counts.tolist(), keys, strict=True)
-            usable = [count > 0 and theirs == ours for theirs, count, ours in drawn]
-            attacked = [row if use else None for row, use in zip(attacked, usable, strict=True)]
-        return AttackInputs(
-            redraw=redraw,
-            question=self.processor.collate(plan, UNDERSTAND, [row and row.question for row in attacked], terms, keys),
-            texts=["" if row is None else row.text for row in attacked],
-            first_turns=[("", "") if row is None else row.question.turns[0] for row in attacked],
-        )
+    def _stands(self, request: RowRequest, index: int, made: dict[str, list[tuple[Row | None, str]]]) -> bool:
+        """Whether a row and all it shares its sample with are real rows of that sample, not of a substitute of it."""
+        row, key = made[request.term][index]
+        if row is None or request.shares is None:
+            return row is not None
+        shared = next(r for r in self.plan.requests if r.term == request.shares)
+        return made[shared.term][index][1] == key and self._stands(shared, index, made)
 
-    def _rows(
-        self, plan: StepPlan, pass_name: str, micro_step: int, draw: Draw
-    ) -> tuple[list[Row | None], list[int], list[str]]:
-        """Rows, terms and sample keys of a pass, in plan order; None where the objective fills the row itself."""
-        rows: list[Row | None] = []
-        terms: list[int] = []
-        keys: list[str] = []
-        for request in plan.of_pass(pass_name):
-            terms += [self.plan.terms.index(request.term)] * request.count
-            if request.stream is None:
-                rows += [None] * request.count
-                keys += [""] * request.count
-                continue
-            base = self.streams[request.stream].cursor.position
-            for position in self.slots.positions(request, micro_step, self.rank, base):
-                row, key = self._row(request, request.stream, position, draw)
-                rows.append(row)
-                keys.append(key)
-        return rows, terms, keys
+    def _rows(self, request: RowRequest, micro_step: int, draw: Draw) -> list[tuple[Row | None, str]]:
+        """Row and sample key of each slot of a request; None where a player fills the row itself."""
+        if request.stream is None:
+            return [(None, "")] * request.count
+        base = self.streams[request.stream].cursor.position
+        positions = self.slots.positions(request, micro_step, self.rank, base)
+        return [self._row(request, request.stream, position, draw) for position in positions]
 
     def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
         """Row and key of the sample at `position` or of its first good substitute; notes the bad ones."""
@@ -180,8 +163,8 @@ class MicroBatches(Dataset[MicroBatch]):
                 return objective.row(request, sample, rng), found.key
             except (DataError, OSError) as error:
                 found.confirm()
-                draw.bad.append(BadSample(stream.name, found.key, found.shard, str(error)))
-        last = draw.bad[-1]
+                last = BadSample(stream.name, found.key, found.shard, str(error))
+                draw.bad.setdefault(place, last)
         raise DataError(
             f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
             f"last, in {last.shard}: {last.reason} Make the shards of {stream.source.location} again."

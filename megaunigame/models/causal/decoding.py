@@ -125,7 +125,7 @@ def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor],
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside: dropout is off, and gradient checkpointing (which would empty the cache) too."""
-    # Module by module: the caller may have switched off single ones, such as the dropouts of an opponent.
+    # Module by module: the caller may have switched off single ones, such as the dropouts of a frozen learner.
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

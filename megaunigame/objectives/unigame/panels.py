@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from megaunigame.models.base import UnifiedModel
-from megaunigame.objectives.base import Panel
+from megaunigame.objectives.player import Panel
+from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.paths import Attacked, AttackPath
 from megaunigame.pixels import to_bytes
-from megaunigame.step.inputs import IGNORE, AttackInputs, PassInputs
+from megaunigame.step.inputs import IGNORE, PassInputs
 from megaunigame.step.requests import UNDERSTAND
 
 GAIN = 10
@@ -17,9 +18,7 @@ GAIN = 10
 
 
 @torch.no_grad()
-def attack_panels(
-    model: UnifiedModel, path: AttackPath, inputs: AttackInputs, attacked: Attacked, pictures: Tensor
-) -> list[Panel]:
+def attack_panels(model: UnifiedModel, path: AttackPath, inputs: Attack, attacked: Attacked, pictures: Tensor) -> list[Panel]:
     """One line per real row, for `pictures` (B, 3, H, W) in [-1, 1]. The same model calls on every rank, whatever the data."""
     plain = path.undisturbed(model, inputs, attacked)
     before = _answers(model, inputs.question)
@@ -34,8 +33,8 @@ def attack_panels(
                 f"difference x {GAIN}": to_bytes((pictures[row] - plain[row]) * GAIN / 2),
             },
             texts={
-                "question": inputs.first_turns[row][0],
-                "answer": inputs.first_turns[row][1],
+                "question": inputs.question.texts[row][0],
+                "answer": inputs.question.texts[row][1],
                 "prediction before": before[row],
                 "prediction after": after[row],
             },

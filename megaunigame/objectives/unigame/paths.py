@@ -22,8 +22,9 @@ from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
 from megaunigame.models.base import UnifiedModel
+from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.settings import Sampling, Settings
-from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
@@ -55,7 +56,7 @@ class Attacked:
 
 
 class AttackPath(ABC):
-    """Turns sources into attacked questions. Everything happens inside `as_opponent` of the learner."""
+    """Turns sources into attacked questions. Everything happens inside `aside` of the learner."""
 
     def __init__(self, adversary: Adversary):
         self.adversary = adversary
@@ -64,11 +65,11 @@ class AttackPath(ABC):
 
     @abstractmethod
     def attack(
-        self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator, redrawn: Redrawn | None = None
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
     ) -> Attacked:
         """The source pictures of one micro-batch under attack; `redrawn` where the learner's own pass has drawn them."""
 
-    def undisturbed(self, model: UnifiedModel, inputs: AttackInputs, attacked: Attacked) -> Tensor:
+    def undisturbed(self, model: UnifiedModel, inputs: Attack, attacked: Attacked) -> Tensor:
         """(B, 3, H, W) in [-1, 1]: what would be shown without a perturbation."""
         assert inputs.redraw.targets is not None
         return inputs.redraw.targets
@@ -78,7 +79,7 @@ class AttackPath(ABC):
         return question
 
     def harvest(
-        self, model: UnifiedModel, inputs: AttackInputs, attacked: Attacked, losses: Tensor, generator: torch.Generator
+        self, model: UnifiedModel, inputs: Attack, attacked: Attacked, losses: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Candidates for the buffer: pictures (K, B, 3, H, W) in [-1, 1] and loss sums (K, B); most paths have K = 1."""
         return attacked.pictures.detach().unsqueeze(0), losses.detach().unsqueeze(0)
@@ -102,7 +103,7 @@ class DecoderPath(AttackPath):
         self.anchored = anchored
 
     def attack(
-        self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator, redrawn: Redrawn | None = None
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
     ) -> Attacked:
         passes = 0
         if redrawn is None:
@@ -119,7 +120,7 @@ class DecoderPath(AttackPath):
         question = about(model, inputs.question, decoded.pixels)
         return Attacked(question, delta, decoded.changed, decoded.pixels, passes + self.calls, redrawn)
 
-    def undisturbed(self, model: UnifiedModel, inputs: AttackInputs, attacked: Attacked) -> Tensor:
+    def undisturbed(self, model: UnifiedModel, inputs: Attack, attacked: Attacked) -> Tensor:
         assert attacked.redrawn is not None
         return model.decode(attacked.redrawn.hidden, None, self._anchor(attacked.redrawn)).pixels
 
@@ -131,7 +132,7 @@ class EmbeddingPath(AttackPath):
     """On the tokens the language model reads. No picture shows it: the buffer keeps sources, attacked anew on replay."""
 
     def attack(
-        self, model: UnifiedModel, inputs: AttackInputs, generator: torch.Generator, redrawn: Redrawn | None = None
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
     ) -> Attacked:
         question, delta = self._disturbed(model, inputs.question, generator)
         assert inputs.redraw.targets is not None
@@ -167,7 +168,7 @@ class SampledPath(EmbeddingPath):
         return question  # here the buffer holds pictures that were attacked
 
     def harvest(
-        self, model: UnifiedModel, inputs: AttackInputs, attacked: Attacked, losses: Tensor, generator: torch.Generator
+        self, model: UnifiedModel, inputs: Attack, attacked: Attacked, losses: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         drawn: list[Tensor] = []
         sums: list[Tensor] = []

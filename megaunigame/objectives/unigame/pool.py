@@ -14,13 +14,14 @@ from torch import Tensor
 
 from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.monitoring import names
-from megaunigame.objectives.base import Stage
+from megaunigame.objectives.player import Stage
+from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.paths import Attacked
 from megaunigame.objectives.unigame.settings import BufferSettings
 from megaunigame.objectives.unigame.tally import Tally, Totals
 from megaunigame.replay.hard_buffer import HardBuffer, MergeReport
 from megaunigame.replay.rows import pack, to_records, to_rows
-from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.inputs import PassInputs
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Pool:
         self.empty_merges = 0
         """Merges in a row without a candidate."""
 
-    def similarity(self, attack: AttackInputs, pictures: Tensor) -> Tensor:
+    def similarity(self, attack: Attack, pictures: Tensor) -> Tensor:
         """(B,) cosine of pictures (B, 3, H, W) in [-1, 1] with what they should show; 1 without a filter."""
         if self.clip is None:
             return pictures.new_ones(len(pictures))
@@ -52,7 +53,7 @@ class Pool:
     @torch.no_grad()
     def mine(
         self,
-        attack: AttackInputs,
+        attack: Attack,
         attacked: Attacked,
         pictures: Tensor,
         losses: Tensor,

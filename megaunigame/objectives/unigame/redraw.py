@@ -41,7 +41,7 @@ def check_redraw(settings: Settings, plan: StepPlan) -> None:
                 f"{where}.{name}={ours}, but {where}.redraw={term}, whose rows have {theirs}. Type {where}.{name}={theirs}, "
                 f"or {where}.redraw=own."
             )
-    if any(term in turns.terms for turns in plan.turns):
+    if any(term in rotation.terms for rotation in plan.rotations):
         raise ConfigError(
             f"{where}.redraw={term}: the term takes turns with others, and every attack needs it. Type "
             f"objectives.unimrg.schedule=all, or {where}.redraw=own."

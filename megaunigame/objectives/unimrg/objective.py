@@ -21,7 +21,7 @@ from megaunigame.objectives.unimrg.settings import ALL, PIXEL, UNDERSTANDING, Se
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest
-from megaunigame.step.rotation import Turns
+from megaunigame.step.rotation import Rotation
 from megaunigame.step.rows import GenerateRow, Row
 
 
@@ -61,8 +61,8 @@ class UniMRG(Objective):
             for task in c.tasks
         ]
 
-    def turns(self) -> Turns | None:
-        return None if self.config.schedule == ALL else Turns(self.config.tasks, self.config.schedule)
+    def rotation(self) -> Rotation | None:
+        return None if self.config.schedule == ALL else Rotation(self.config.tasks, self.config.schedule)
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
         c, task = self.config, request.term

@@ -1,0 +1,45 @@
+"""What AIA measures: which passes, in which layers, and the target of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megaunigame.attention.targets import PASSES, Aim, find_targets
+from megaunigame.errors import ConfigError
+from megaunigame.objectives.aia.settings import Settings
+from megaunigame.step.inputs import Taps
+from megaunigame.step.requests import StepPlan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """For a model of known depth and the rows of a plan."""
+
+    aims: dict[str, list[Aim]]
+    """Pass -> target of each tapped layer."""
+    row_terms: tuple[int, ...]
+    """Indices of the loss terms whose rows are measured."""
+    taps: Taps
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return tuple(self.aims)
+
+
+def measured_passes(config: Settings, plan: StepPlan, depth: int) -> Measured:
+    """Raises ConfigError for a layer that the model does not have, and when no pass of the plan has targets."""
+    wanted = config.terms or plan.terms
+    for layer in config.layers:
+        if not 0 <= layer < depth:
+            raise ConfigError(f"objectives.aia.layers: {layer} is no layer; this model has 0 to {depth - 1}.")
+    layers = tuple(sorted(config.layers)) or tuple(range(depth))
+    targets = find_targets(config.targets, depth, config.compat)
+    passes = [p for p in plan.passes if p in targets and any(r.term in wanted for r in plan.of_pass(p))]
+    if not passes:
+        raise ConfigError(
+            f"objectives.aia.targets={config.targets} has targets for {', '.join(targets)}, and no such pass is made. Add rows "
+            f"of another objective, or give targets for {' or '.join(PASSES)}."
+        )
+    aims = {p: [targets[p][layer] for layer in layers] for p in passes}
+    row_terms = tuple(plan.terms.index(term) for term in wanted)
+    return Measured(aims, row_terms, Taps(layers, config.queries, config.exclude_bos, config.compat))

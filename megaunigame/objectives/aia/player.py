@@ -1,0 +1,135 @@
+"""AIA in the step: the attention loss of each pass, its weight, and what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megaunigame.attention.positions import measurable
+from megaunigame.attention.targets import Aim
+from megaunigame.errors import CheckpointError
+from megaunigame.monitoring import names
+from megaunigame.objectives.aia.measured import Measured
+from megaunigame.objectives.aia.settings import Settings
+from megaunigame.objectives.player import Player, Stage
+from megaunigame.step.inputs import PassInputs, PassOutput, Taps
+from megaunigame.step.losses import PassTerm
+from megaunigame.step.micro import Step
+
+FILE = "aia.json"
+
+
+class AttentionPlayer(Player):
+    """Adds one attention loss per measured pass."""
+
+    terms: list[AttentionLoss]
+
+    def __init__(self, config: Settings, measured: Measured, stage: Stage):
+        self.config, self.measured, self.world = config, measured, stage.world
+        self.terms = [AttentionLoss(config, measured, name, stage) for name in measured.passes]
+
+    def taps(self, pass_name: str) -> Taps | None:
+        return self.measured.taps if pass_name in self.measured.passes else None
+
+    def after_learner(self, step: Step) -> dict[str, float]:
+        totals = self.world.all_reduce_sum(torch.stack([term.taken() for term in self.terms])).tolist()
+        metrics: dict[str, float] = {}
+        for term, total in zip(self.terms, totals, strict=True):
+            metrics |= term.metrics(total) | {names.attention(term.pass_name, names.ATTENTION_WEIGHT): term.weight(step)}
+            term.calibrate(step)
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        if self.world.is_main:
+            weights = {t.pass_name: t.full_weight for t in self.terms if t.full_weight is not None}
+            seen = {t.pass_name: t.seen for t in self.terms if t.seen[2]}
+            (folder / FILE).write_text(json.dumps({"weights": self.config.given_weights | weights, "seen": seen}))
+
+    def load(self, folder: Path) -> None:
+        if set(self.config.given_weights) >= set(self.measured.passes):
+            return  # the recipe's weights hold
+        if not (folder / FILE).is_file():
+            raise CheckpointError(
+                f"{folder} holds no measured weights of AIA: that run had no objectives.aia. Give another `output`, or type "
+                "objectives.aia.preset=code."
+            )
+        state = json.loads((folder / FILE).read_text())
+        for term in self.terms:
+            term.full_weight = self.config.given_weights.get(term.pass_name, state["weights"].get(term.pass_name))
+            term.seen = state["seen"].get(term.pass_name, term.seen)
+
+
+class AttentionLoss(PassTerm):
+    """Distance of the attention of one pass from its targets."""
+
+    def __init__(self, config: Settings, measured: Measured, pass_name: str, stage: Stage):
+        super().__init__(f"aia_{pass_name}", pass_name)
+        self.config, self.measured, self.plan = config, measured, stage.plan
+        self.aims = measured.aims[pass_name]
+        self.full_weight = config.given_weights.get(pass_name)
+        """Lambda after warm-up; None: still to be measured."""
+        self.seen = [0.0, 0.0, 0]
+        """While lambda is measured: sums of the pass's loss and of this one, and steps."""
+        self.sums = torch.zeros(len(measured.taps.layers) + 2, device=stage.world.device)
+        """Over this rank's counted rows of this step: share by layer, share of the first token, 1."""
+
+    def weight(self, step: Step) -> float:
+        """Lambda in this step; 0 while it is measured."""
+        warm = min(1.0, (step.number + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+        return warm * (self.full_weight or 0.0)
+
+    def counted(self, inputs: PassInputs) -> Tensor:
+        """(B,) bool: rows of the chosen terms that can be measured."""
+        ours = torch.stack([inputs.terms == term for term in self.measured.row_terms]).any(0)
+        return ours & measurable(self.pass_name, inputs, self.measured.taps)
+
+    def losses(self, inputs: PassInputs, output: PassOutput) -> Tensor:
+        assert output.attention is not None
+        counted = self.counted(inputs)
+        shares = output.attention.keys.detach()
+        seen = torch.stack([*shares, output.attention.first.detach().mean(0), torch.ones_like(shares[0])])
+        self.sums += (seen * counted).sum(1)
+        return torch.where(counted, attention_loss(output.attention.keys, self.aims), 0.0)
+
+    def taken(self) -> Tensor:
+        """The sums of this step, which start again at 0."""
+        sums, self.sums = self.sums, torch.zeros_like(self.sums)
+        return sums
+
+    def metrics(self, total: list[float]) -> dict[str, float]:
+        """From sums over all ranks; none but the count when no row was measured."""
+        *sums, first, rows = total
+        metrics = {names.attention(self.pass_name, names.ATTENTION_COUNTED): rows}
+        if not rows:
+            return metrics
+        for layer, share, aim in zip(self.measured.taps.layers, sums, self.aims, strict=True):
+            metrics[names.attention(self.pass_name, names.ATTENTION_LAYER, layer)] = share / rows
+            metrics[names.attention(self.pass_name, names.ATTENTION_TARGET, layer)] = aim.target
+        distance = sum(abs(share / rows - aim.target) for share, aim in zip(sums, self.aims, strict=True)) / len(self.aims)
+        metrics[names.attention(self.pass_name, names.ATTENTION_DISTANCE)] = distance
+        metrics[names.attention(self.pass_name, names.ATTENTION_FIRST)] = first / rows
+        return metrics
+
+    def calibrate(self, step: Step) -> None:
+        """Unless it is known: one more step towards lambda = loss of the pass / (ratio * this loss), means over all ranks."""
+        requests = [r for r in self.plan.of_pass(self.pass_name) if r.term in step.losses]
+        if self.full_weight is not None or self.term not in step.losses or not requests:
+            return
+        loss = sum(r.weight * step.losses[r.term] for r in requests)
+        self.seen = [self.seen[0] + loss, self.seen[1] + step.losses[self.term], self.seen[2] + 1]
+        if self.seen[2] >= self.config.calibration_steps and self.seen[1] > 0:
+            self.full_weight = self.seen[0] / (self.config.ratio * self.seen[1])
+
+
+def attention_loss(shares: Tensor, aims: list[Aim]) -> Tensor:
+    """Shares (L, B) and one aim per layer -> (B,): mean over layers of huber_delta(share - target) (eq. 3).
+
+    huber_d(x) = x^2 / 2 where |x| <= d, else d |x| - d^2 / 2.
+    """
+    given = torch.tensor([(aim.target, aim.delta) for aim in aims], dtype=shares.dtype)
+    targets, deltas = given.to(shares.device, non_blocking=True).unsqueeze(1).unbind(2)
+    distance = (shares - targets).abs()
+    return torch.where(distance <= deltas, distance.square() / 2, deltas * (distance - deltas / 2)).mean(0)

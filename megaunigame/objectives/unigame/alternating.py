@@ -1,0 +1,64 @@
+"""Alternating (the paper): the adversary moves while the learner is frozen, then the learner.
+
+The sources are redrawn before the learner's passes. Or the learner's own generate pass has drawn them (`redraw`), and the
+attack follows it, before the understand pass of the same micro-step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from megaunigame.monitoring import names
+from megaunigame.objectives.unigame.game import PENALTY, Game
+from megaunigame.objectives.unigame.paths import Redrawn
+from megaunigame.step.micro import MicroStep, Step
+from megaunigame.step.requests import UNDERSTAND
+
+
+class Alternating(Game):
+    """The adversary takes gradients of passes that are its alone."""
+
+    def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
+        attack, redrawn = self.rehearsed(micro)
+        with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
+            attacked = self.perturbed(attack, 0, 0, redrawn)
+            penalty = self.penalties(attack, attacked).sum()
+            losses = self.stage.model(UNDERSTAND, attacked.question).loss_sum
+            if self.adversary.learns:
+                torch.autograd.grad(losses.sum() + penalty, self.parameters, allow_unused=True)
+        self.pool.rehearse()
+        return ()
+
+    def before_learner(self, step: Step) -> None:
+        super().before_learner(step)
+        if self.round.attacks and self.redrawn_by is None:
+            for micro in step.micro_steps:
+                self.attack(step, micro, None)
+            self.update(step)
+
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
+        """Attack one micro-step, add the adversary's gradient, offer the results to the pool."""
+        attack = self.attack_of(micro).to(self.stage.world.device)
+        with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
+            attacked = self.perturbed(attack, step.number, micro.number, redrawn)
+            losses = self.stage.model(UNDERSTAND, attacked.question).loss_sum
+            step.passes += attacked.passes + 1
+            if self.adversary.learns:
+                penalty = self.penalty_share(attack, attacked)
+                self.round.penalty = self.round.penalty + penalty.detach()
+                goal = penalty - self.config.gain * losses.sum() / self.round.positions
+                for total, part in zip(self.round.gradients, torch.autograd.grad(goal, self.parameters), strict=True):
+                    total += part
+            pictures = self.mine(step, micro, attack, attacked, losses.detach())
+        self.show(step, micro, attack, attacked, pictures)
+
+    def after_learner(self, step: Step) -> dict[str, float]:
+        if self.round.attacks and self.redrawn_by is not None:
+            self.update(step)
+        metrics = super().after_learner(step)
+        if self.round.attacks and self.adversary.learns:
+            metrics[names.loss(PENALTY)] = self.stage.world.all_reduce_sum(self.round.penalty).item()
+        return metrics

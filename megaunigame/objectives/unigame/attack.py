@@ -1,0 +1,43 @@
+"""The rows of one attack."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from megaunigame.step.inputs import PassInputs, take_rows
+from megaunigame.step.micro import MicroStep
+from megaunigame.step.requests import GENERATE
+
+QUESTION, REDRAW = "attack", "redraw"
+"""Terms of the rows aside: questions about the attacked pictures, and how the model is asked to draw them."""
+
+
+@dataclass
+class Attack:
+    """Row b of both parts is the same sample."""
+
+    redraw: PassInputs
+    """As for the generate pass; its targets are the source pictures."""
+    question: PassInputs
+    """As for the understand pass, about the source pictures."""
+    texts: list[str] = dataclasses.field(default_factory=list)
+    """What each picture shows or is asked."""
+
+    def to(self, device: torch.device) -> Attack:
+        return dataclasses.replace(self, redraw=self.redraw.to(device), question=self.question.to(device))
+
+
+def attack_of(micro: MicroStep, redrawn_by: str | None, *, captioned: bool, at: slice | None = None) -> Attack:
+    """The attack of a micro-step. `redrawn_by`: the learner's generate rows, at `at`, that draw the sources; None: rows aside.
+
+    `captioned`: the pictures are drawn from a caption, which then is their text; else it is what they are asked.
+    """
+    question = micro.aside[QUESTION]
+    if redrawn_by is None:
+        redraw = micro.aside[REDRAW]
+    else:
+        redraw = take_rows(micro.inputs[GENERATE], at or micro.plan.slots(GENERATE, redrawn_by))
+    return Attack(redraw, question, [text for text, _ in (redraw if captioned else question).texts])

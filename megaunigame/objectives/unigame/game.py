@@ -1,0 +1,282 @@
+"""What both modes of the game share: the adversary, its penalties and updates, the hard buffer, pictures for the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megaunigame.adversary.base import Adversary
+from megaunigame.adversary.optimizer import ReplicatedAdamW
+from megaunigame.config import fill
+from megaunigame.errors import CheckpointError
+from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
+from megaunigame.monitoring import names
+from megaunigame.objectives.player import Panel, Player, Stage
+from megaunigame.objectives.unigame.attack import QUESTION, Attack, attack_of
+from megaunigame.objectives.unigame.panels import attack_panels
+from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
+from megaunigame.objectives.unigame.pool import Pool
+from megaunigame.objectives.unigame.redraw import redrawn_in
+from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.randomness import derive
+from megaunigame.replay.hard_buffer import HardBuffer
+from megaunigame.replay.records import RecordLayout
+from megaunigame.step.inputs import PassOutput, put_rows, take_rows
+from megaunigame.step.micro import MicroStep, Step
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+
+log = logging.getLogger(__name__)
+
+HARD, ADVERSARIAL = "hard", "adversarial"
+PENALTY = "adversary_penalty"
+FILE, HEADER = "unigame.safetensors", "unigame"
+PURPOSES = {"adversary": 1, "attack": 2, "harvest": 3, "draw": 4, "replay": 5}
+"""What a random stream is for -> its number among the parts of a seed."""
+
+
+@dataclass
+class Round:
+    """The game in one optimizer step."""
+
+    drawn: list[np.ndarray]
+    """Per micro-step: the records of the buffer that are replayed."""
+    attacks: bool
+    """Whether this step attacks at all."""
+    gradients: list[Tensor]
+    """Of the adversary's parameters, summed over micro-steps."""
+    penalty: Tensor
+    """() this rank's share of the penalties."""
+    positions: Tensor | float = 1.0
+    """Answer tokens asked about attacked pictures, over all ranks and micro-steps."""
+    pictures: Tensor | float = 1.0
+    """Attacked pictures, over all ranks and micro-steps."""
+    shown: list[Panel] = field(default_factory=list)
+
+
+class Game(Player):
+    """The adversary, its buffer, and one round per optimizer step."""
+
+    def __init__(
+        self,
+        config: Settings,
+        redrawn_by: str | None,
+        kind: type[Adversary],
+        adversary_config: Any,
+        clip: ClipFilter | None,
+        stage: Stage,
+    ):
+        """`redrawn_by`: the learner's generate term that redraws the sources; None: the attack does."""
+        self.config, self.redrawn_by, self.stage = config, redrawn_by, stage
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(stage.seed, PURPOSES["adversary"]))  # every rank draws the same adversary
+            self.adversary = kind(adversary_config, stage.model.token_width).to(stage.world.device)
+        self.parameters = list(self.adversary.parameters())
+        self.optimizer = ReplicatedAdamW(self.parameters, clip=config.clip_norm, weight_decay=config.weight_decay)
+        self.grad_norm = 0.0
+        self.path = build_path(config, self.adversary)
+        self.clip = clip
+        if clip is not None:
+            clip.to(stage.world.device)
+        layout = RecordLayout(stage.model.processor.image_size, stage.model.processor.max_length)
+        candidates = config.attack_rows * (config.sampling.candidates if config.path == "sampled" else 1)
+        buffer = HardBuffer(layout, config.buffer.capacity, candidates, stage.world.rank, stage.world.size)
+        self.pool = Pool(config.buffer, buffer, clip, stage)
+        self.round = self._round([], False)
+        self.rehearsed_every = config.every
+        if config.path == "sampled":
+            self.unplanned = "drawing pictures token by token and asking about them (path=sampled)"
+        elif config.path == "embedding" and config.hard_rows:
+            self.unplanned = "attacks on replayed rows (path=embedding)"
+
+    def replicated_bytes(self) -> dict[str, int]:
+        adversary = 16 * sum(p.numel() for p in self.parameters)  # with gradients and two moments, in float32
+        if self.config.clip is None:
+            return {"adversary": adversary}
+        settings = fill(ClipConfig, self.config.clip, "objectives.unigame.clip")
+        return {"adversary": adversary, "CLIP": 4 * ClipFilter.elements(settings)}
+
+    def host_bytes(self) -> dict[str, int]:
+        return {"hard buffer": self.pool.buffer.most_bytes}
+
+    # The round
+
+    @abstractmethod
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
+        """Attack the sources of one micro-step; `redrawn` where the learner's own pass has drawn them."""
+
+    def before_learner(self, step: Step) -> None:
+        attacks = step.number % self.config.every == 0
+        self.round = self._round(self._put_hard_rows(step), attacks)
+        if not attacks:
+            return
+        counts = torch.stack([micro.aside[QUESTION].counts for micro in step.micro_steps])
+        local = torch.stack([counts.sum(), (counts > 0).sum()]).to(self.stage.world.device)
+        self.round.positions, self.round.pictures = self.stage.world.all_reduce_sum(local).clamp(min=1)
+
+    def before_micro_step(self, step: Step, micro: MicroStep) -> None:
+        if not self.config.hard_rows or self.config.path != "embedding":
+            return
+        at = micro.plan.slots(UNDERSTAND, HARD)
+        stored = take_rows(micro.inputs[UNDERSTAND], at)
+        with self.stage.aside():
+            rows = self.path.replay(self.stage.model, stored, self._generator("replay", step.number, micro.number))
+        micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, rows)
+        step.passes += self.path.calls
+
+    def after_pass(self, step: Step, micro: MicroStep, pass_name: str, output: PassOutput) -> None:
+        if pass_name == UNDERSTAND and self.config.hard_rows:
+            losses = output.loss_sum.detach() / micro.inputs[UNDERSTAND].counts.clamp(min=1)
+            self.pool.refresh(self.round.drawn[micro.number], losses[micro.plan.slots(UNDERSTAND, HARD)])
+        if pass_name == GENERATE and self.redrawn_by is not None and self.round.attacks:
+            self.attack(step, micro, redrawn_in(output, micro.plan.slots(GENERATE, self.redrawn_by)))
+
+    def after_learner(self, step: Step) -> dict[str, float]:
+        self.pool.collect()
+        if (step.number + 1) % self.config.buffer.merge_every == 0:
+            self.pool.merge(step.number)
+        metrics = self.pool.metrics(step.number, self.round.attacks)
+        if self.round.attacks:
+            metrics[names.ADVERSARY_EPS] = self.adversary.eps.item()
+            if self.adversary.learns:
+                metrics |= {names.ADVERSARY_LR: self._lr(step), names.ADVERSARY_GRAD_NORM: self.grad_norm}
+        return metrics
+
+    def panels(self) -> list[Panel]:
+        shown, self.round.shown = self.round.shown, []
+        return shown
+
+    # Parts of an attack
+
+    def perturbed(self, attack: Attack, step: int, micro: int, redrawn: Redrawn | None) -> Attacked:
+        """The attacked questions, inside `aside`; they carry the gradient to an adversary that learns."""
+        return self.path.attack(self.stage.model, attack, self._generator("attack", step, micro), redrawn)
+
+    def update(self, step: Step) -> None:
+        """One step of the adversary, with the gradients of the round."""
+        if not self.adversary.learns:
+            return
+        self.grad_norm = self.optimizer.step(self.round.gradients, self._lr(step), self.stage.world)
+        if not math.isfinite(self.grad_norm) and self.stage.world.is_main:
+            log.warning("The adversary's gradient of step %d is not finite; it was not updated.", step.number + 1)
+
+    def penalty_share(self, attack: Attack, attacked: Attacked) -> Tensor:
+        """(): this rank's share of the penalties, a mean over the attacked pictures of all ranks."""
+        rows = self.penalties(attack, attacked)
+        return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.round.pictures
+
+    def penalties(self, attack: Attack, attacked: Attacked) -> Tensor:
+        """(B,) of each attacked picture."""
+        p, delta = self.config.penalties, attacked.delta
+        rows = p.l2 * delta.square().mean((1, 2)) + p.tv * (delta[:, 1:] - delta[:, :-1]).square().mean((1, 2))
+        rows = rows + p.gate * (self.adversary.eps / self.adversary.config.eps_max).square()
+        if p.clip and self.clip is not None:
+            rows = rows + p.clip * (self.clip.tau - self.pool.similarity(attack, attacked.pictures)).clamp(min=0)
+        return rows
+
+    def mine(self, step: Step, micro: MicroStep, attack: Attack, attacked: Attacked, losses: Tensor) -> Tensor:
+        """Inside `aside`: offer the candidates of one micro-step, given loss sums (B,). Returns one per row, (B, 3, H, W)."""
+        before = attacked.passes
+        generator = self._generator("harvest", step.number, micro.number)
+        pictures, sums = self.path.harvest(self.stage.model, attack, attacked, losses, generator)
+        step.passes += attacked.passes - before
+        self.pool.mine(attack, attacked, pictures, sums, micro.aside[QUESTION], step.number)
+        return pictures[0]
+
+    def show(self, step: Step, micro: MicroStep, attack: Attack, attacked: Attacked, pictures: Tensor) -> None:
+        """On every `pictures_every`-th step that attacks, pictures for the report. The same calls on every rank."""
+        attacks = step.number // self.config.every + 1
+        if micro.number == 0 and self.config.pictures_every and attacks % self.config.pictures_every == 0:
+            with self.stage.aside():  # once more: the calls belong to none of the passes around them
+                panels = attack_panels(self.stage.model, self.path, attack, attacked, pictures)
+            self.round.shown = panels[: self.config.pictures]
+
+    def _round(self, drawn: list[np.ndarray], attacks: bool) -> Round:
+        nothing = torch.zeros((), device=self.stage.world.device)
+        return Round(drawn, attacks, [torch.zeros_like(p) for p in self.parameters], nothing)
+
+    def attack_of(self, micro: MicroStep) -> Attack:
+        """Where the loader left it."""
+        return attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption")
+
+    def _lr(self, step: Step) -> float:
+        return self.config.ratio * step.lr
+
+    def _put_hard_rows(self, step: Step) -> list[np.ndarray]:
+        """Rows from this rank's buffer into the hard slots of every micro-step; slots without one stay dummies."""
+        drawn = [np.zeros(0, np.int64)] * len(step.micro_steps)
+        if not self.config.hard_rows:
+            return drawn
+        rng = np.random.default_rng([self.stage.seed, step.number, self.stage.world.rank, PURPOSES["draw"]])
+        drawn = self.pool.draw(self.config.hard_rows, len(step.micro_steps), rng)
+        for micro, records in zip(step.micro_steps, drawn, strict=True):
+            if len(records):
+                first = micro.plan.slots(UNDERSTAND, HARD).start
+                at = slice(first, first + len(records))
+                micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, self.pool.rows(records))
+        return drawn
+
+    def _generator(self, purpose: str, step: int, micro: int) -> torch.Generator:
+        """Randomness of one attack, from where we are in the run alone."""
+        world = self.stage.world
+        seed = derive(self.stage.seed, step, micro, world.rank, PURPOSES[purpose])
+        device = "cpu" if world.device.type == "meta" else world.device
+        return torch.Generator(device).manual_seed(seed)
+
+    # Rehearsal
+
+    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redrawn | None]:
+        """The largest attack, on the device, and what the learner's own pass has drawn, whose graph then lies in memory."""
+        widest = self.stage.plan.widest(GENERATE)
+        at = None if self.redrawn_by is None else widest.slots(GENERATE, self.redrawn_by)
+        attack = attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption", at=at)
+        redrawn = None if at is None else redrawn_in(self._generated(micro), at)
+        return attack.to(self.stage.world.device), redrawn
+
+    def _generated(self, micro: MicroStep) -> PassOutput:
+        inputs = dataclasses.replace(micro.inputs[GENERATE], taps=None)
+        output: PassOutput = self.stage.model(GENERATE, inputs)
+        return output
+
+    # Checkpoints
+
+    def save(self, folder: Path) -> None:
+        self.pool.save(folder)
+        if self.stage.world.is_main:
+            tensors = {f"adversary.{name}": value for name, value in self.adversary.state_dict().items()}
+            tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
+            header = json.dumps({"adversary": repr(self.adversary), "pool": self.pool.state_dict()})
+            save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, folder / FILE, {HEADER: header})
+
+    def load(self, folder: Path) -> None:
+        if not (folder / FILE).is_file():
+            raise CheckpointError(
+                f"{folder} holds no adversary: that run had no attacks. Give another `output`, or type checkpoint.resume=never."
+            )
+        with safe_open(folder / FILE, "pt") as file:
+            header = json.loads(file.metadata()[HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["adversary"] != repr(self.adversary):
+            raise CheckpointError(
+                f"{folder} was saved with another adversary:\n{header['adversary']}\nThis run has:\n{self.adversary!r}\n"
+                "Give the same settings in objectives.unigame.adversary, or another `output`."
+            )
+        self.adversary.load_state_dict(_under("adversary.", tensors))
+        self.optimizer.load_tensors(_under("optimizer.", tensors))
+        self.pool.load_state_dict(header["pool"])
+        self.pool.load(folder)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,83 @@
+"""Simultaneous: attacked rows join the learner's understand pass; the adversary receives their gradient reversed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megaunigame.objectives.unigame.attack import QUESTION, Attack
+from megaunigame.objectives.unigame.game import ADVERSARIAL, PENALTY, Game
+from megaunigame.objectives.unigame.paths import Attacked, Redrawn
+from megaunigame.objectives.unigame.reversal import reverse_gradient
+from megaunigame.step.inputs import PassOutput, put_rows
+from megaunigame.step.micro import MicroStep, Step
+from megaunigame.step.requests import UNDERSTAND
+
+
+class Simultaneous(Game):
+    """One backward serves both players."""
+
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        self.losses = (PENALTY,) if self.adversary.learns else ()
+        self.joined: tuple[Attack, Attacked] | None = None
+        """The attack whose rows are in the present micro-step."""
+
+    def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
+        attack, redrawn = self.rehearsed(micro)
+        with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
+            attacked = self.perturbed(attack, 0, 0, redrawn)
+            penalty = self.penalties(attack, attacked).sum()
+        self.pool.rehearse()
+        at = self.stage.plan.widest(UNDERSTAND).slots(UNDERSTAND, ADVERSARIAL)
+        micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, reverse_gradient(attacked.question, 1.0))
+        if not self.adversary.learns:
+            return ()
+        micro.losses[PENALTY] = penalty
+        return self.parameters
+
+    def before_learner(self, step: Step) -> None:
+        super().before_learner(step)
+        if self.round.attacks:
+            for micro in step.micro_steps:
+                at = micro.plan.slots(UNDERSTAND, ADVERSARIAL)  # the sources hold the places of what they become
+                micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, micro.aside[QUESTION])
+
+    def before_micro_step(self, step: Step, micro: MicroStep) -> None:
+        super().before_micro_step(step, micro)
+        if self.redrawn_by is None and self.round.attacks:
+            self.attack(step, micro, None)
+
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
+        """Put the attacked rows of one micro-step among the learner's, and what the adversary pays among its losses."""
+        attack = self.attack_of(micro).to(self.stage.world.device)
+        with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
+            attacked = self.perturbed(attack, step.number, micro.number, redrawn)
+        self.joined = attack, attacked
+        step.passes += attacked.passes
+        rows = reverse_gradient(attacked.question, self.config.gain / self.config.beta)
+        at = micro.plan.slots(UNDERSTAND, ADVERSARIAL)
+        micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, rows)
+        if self.adversary.learns:
+            micro.losses[PENALTY] = self.penalty_share(attack, attacked)
+
+    def after_pass(self, step: Step, micro: MicroStep, pass_name: str, output: PassOutput) -> None:
+        super().after_pass(step, micro, pass_name, output)
+        if pass_name == UNDERSTAND and self.joined is not None:
+            attack, attacked = self.joined
+            self.joined = None
+            losses = output.loss_sum.detach()[micro.plan.slots(UNDERSTAND, ADVERSARIAL)]
+            with self.stage.aside():
+                pictures = self.mine(step, micro, attack, attacked, losses)
+            self.show(step, micro, attack, attacked, pictures)
+
+    def after_learner(self, step: Step) -> dict[str, float]:
+        if self.round.attacks:
+            # The engine averages over ranks, so the loss came times their number; the sum over ranks wants it once.
+            size = self.stage.world.size
+            self.round.gradients = [torch.zeros_like(p) if p.grad is None else p.grad / size for p in self.parameters]
+            self.update(step)
+        return super().after_learner(step)

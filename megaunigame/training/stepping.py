@@ -1,0 +1,187 @@
+"""One optimizer step: fetch its micro-batches, run the passes, agree with all ranks, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megaunigame.data.loading.bad_samples import BadSample, BadSampleCounter
+from megaunigame.data.loading.stream import MicroBatch
+from megaunigame.engine.schedule import lr_factor
+from megaunigame.engine.zero3 import Learner
+from megaunigame.errors import DivergenceError
+from megaunigame.monitoring import names
+from megaunigame.objectives.building import taps_of
+from megaunigame.objectives.player import Player
+from megaunigame.randomness import seed_micro_step
+from megaunigame.step.losses import LossTerms
+from megaunigame.step.micro import MicroStep, Step
+from megaunigame.step.phases import DATA, MERGE, PLAYERS, Phases
+from megaunigame.training.assembly import Assembly
+from megaunigame.training.performance import Performance
+
+
+@dataclass
+class Fetched:
+    """The data of one step of this rank."""
+
+    step: Step
+    bad: list[list[BadSample]]
+    """Per micro-step: samples that were replaced."""
+    waited: float
+    """Seconds."""
+
+
+@dataclass
+class Agreed:
+    """Sums over all ranks, known before the update."""
+
+    terms: Tensor
+    """(T,) float64: of each loss term."""
+    counted: list[float]
+    """What `Performance` counts."""
+
+
+class Stepper:
+    """Makes optimizer steps. Every rank makes the same calls in the same order, whatever its data."""
+
+    def __init__(
+        self, parts: Assembly, learner: Learner, players: Sequence[Player], bad_samples: BadSampleCounter, phases: Phases
+    ):
+        self.recipe, self.world, self.plan, self.folder = parts.recipe, parts.world, parts.plan, parts.folder
+        self.accumulation = parts.accumulation
+        self.learner, self.players, self.bad_samples, self.phases = learner, players, bad_samples, phases
+        self.taps = {name: taps_of(players, name) for name in self.plan.passes}
+        added = [term for player in players for term in player.terms]
+        self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
+        self.performance = Performance(learner, self.world, self.recipe.engine.precision)
+        self.signalled = False
+        """This rank was asked to stop. Written by the signal handler only, at any moment."""
+        self.stop_requested = False
+        """All ranks have agreed to stop after this step. Written in `_agree` only: a rank must never leave alone."""
+
+    def step(self, number: int, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
+        """Optimizer step `number` (0 is the first of the run); returns its metrics, equal on all ranks."""
+        with self.performance.flops.counting():
+            self.performance.begin()
+            fetched = self._fetch(number, micro_batches)
+            step = fetched.step
+            self.learner.set_lr(step.lr)
+            with self.phases(PLAYERS):
+                for player in self.players:
+                    player.before_learner(step)
+            weights, counts = self.terms.weights(step), self.terms.counts(step)
+            agreed = self._run(fetched, weights, counts)
+            grad_norm = self._gradient_norm(step)
+            step.losses = self.terms.means(agreed.terms, counts)
+            with self.phases(MERGE):
+                reported = [player.after_learner(step) for player in self.players]
+            return self._report(fetched, agreed, weights, grad_norm, reported)
+
+    def _fetch(self, number: int, micro_batches: Iterator[MicroBatch]) -> Fetched:
+        started = time.perf_counter()
+        with self.phases(DATA):
+            batches = [next(micro_batches) for _ in range(self.accumulation)]
+        lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, number)
+        micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
+        return Fetched(Step(number, lr, micro_steps), [b.bad for b in batches], time.perf_counter() - started)
+
+    def _run(self, fetched: Fetched, weights: Tensor, counts: Tensor) -> Agreed:
+        """All passes and backwards, and the update. The ranks agree before the last backward, which updates."""
+        step, sums = fetched.step, torch.zeros_like(counts)
+        row_losses: list[tuple[list[str], Tensor]] = []
+        for micro in step.micro_steps:
+            term_sums = self._forward(step, micro, sums, row_losses)
+            sums += term_sums.detach()
+            if micro.number == self.accumulation - 1:
+                agreed = self._agree(fetched, sums, row_losses)
+            self.learner.backward_and_step((weights * term_sums / counts.clamp(min=1)).sum())
+        return agreed
+
+    def _forward(self, step: Step, micro: MicroStep, like: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
+        """The passes of one micro-step; (T,) what it adds to each term. Notes the loss of each row."""
+        for name, inputs in micro.inputs.items():
+            micro.inputs[name] = inputs.to(self.world.device)
+        with self.phases(PLAYERS):
+            for player in self.players:
+                player.before_micro_step(step, micro)
+        seed_micro_step(self.recipe.seed, step.number, micro.number, self.world.rank)
+        term_sums = torch.zeros_like(like)
+        for name in self.plan.passes:
+            inputs = dataclasses.replace(micro.inputs[name], taps=self.taps[name])
+            with self.phases(name):
+                output = self.learner.forward(name, inputs)
+                term_sums = term_sums + self.terms.sums(name, inputs, output)
+            row_losses.append((inputs.keys, output.loss_sum.detach()))
+            # A player may put rows into the passes that are still to come.
+            with self.phases(PLAYERS):
+                for player in self.players:
+                    player.after_pass(step, micro, name, output)
+        return term_sums + self.terms.joined_sums(micro.losses, like)
+
+    def _agree(self, fetched: Fetched, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> Agreed:
+        """One collective before the update: loss terms, bad samples, tokens, and whether to stop.
+
+        Raises DivergenceError on every rank when any loss of any rank is not finite.
+        """
+        for micro, bad in zip(fetched.step.micro_steps, fetched.bad, strict=True):
+            self.bad_samples.add(micro.plan, bad)
+        # float64, because token counts of a large step do not fit fp32 exactly.
+        local = torch.tensor([*self.bad_samples.pending(), self.signalled], dtype=torch.float64).to(sums.device)
+        parts = [sums.double(), local[:-1], self.performance.counts(), local[-1:]]
+        totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
+        terms = len(self.terms.names)
+        counted = terms + len(local) - 1
+        self.bad_samples.merge([int(x) for x in totals[terms:counted]])
+        self.stop_requested = bool(totals[-1] > 0)
+        if not bool(torch.isfinite(totals[:terms]).all()):
+            self._diverged(fetched.step, totals[:terms], row_losses)
+        return Agreed(totals[:terms], totals[counted:-1].tolist())
+
+    def _diverged(self, step: Step, totals: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> None:
+        """Collective; raises DivergenceError with the samples of all ranks."""
+        bad = [k for keys, loss in row_losses for k, x in zip(keys, loss.tolist(), strict=True) if not math.isfinite(x)]
+        everywhere = [
+            f"rank {rank}: {', '.join(keys[:8])}" for rank, keys in enumerate(self.world.all_gather_object(bad)) if keys
+        ]
+        broken = [term for term, total in zip(self.terms.names, totals.tolist(), strict=True) if not math.isfinite(total)]
+        raise DivergenceError(
+            f"The loss of {', '.join(broken)} is not finite in step {step.number + 1}; nothing was updated with it. "
+            f"Samples: {'; '.join(everywhere)}. Lower optimizer.lr or optimizer.clip and start again: the run resumes "
+            f"from its newest checkpoint in {self.folder / 'checkpoints'}."
+        )
+
+    def _gradient_norm(self, step: Step) -> float:
+        norm = self.learner.grad_norm()
+        if not math.isfinite(norm):
+            raise DivergenceError(
+                f"The gradient of step {step.number + 1} is not finite although its losses are; the update with it is lost "
+                f"and nothing of it was saved. Lower optimizer.lr and start again: the run resumes from its newest checkpoint "
+                f"in {self.folder / 'checkpoints'}."
+            )
+        return norm
+
+    def _report(
+        self, fetched: Fetched, agreed: Agreed, weights: Tensor, grad_norm: float, reported: Sequence[dict[str, float]]
+    ) -> dict[str, float]:
+        """The metrics of the step."""
+        step = fetched.step
+        rows = sum(micro.plan.rows_per_micro_step() for micro in step.micro_steps)
+        passes = len(self.plan.passes) * self.accumulation + step.passes
+        metrics: dict[str, Any] = self.terms.metrics(step.losses, weights) | {
+            names.OPTIM_LR: step.lr,
+            names.OPTIM_GRAD_NORM: grad_norm,
+            **self.performance.metrics(rows, passes, agreed.counted),
+            names.DATA_WAIT_SECONDS: fetched.waited,
+            names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
+        }
+        for more in reported:
+            metrics |= more
+        return metrics
