@@ -63,9 +63,10 @@ class Trainer:
             parts.checkpoints.load(self.learner, self.resumed_from)
             for player in self.players:
                 player.load(self.resumed_from)
+        self.objective_of = {request.term: objective for objective in parts.objectives for request in objective.rows()}
         self.micro_batches = self.micro_batches_of(
             self.plan,
-            {request.term: objective for objective in parts.objectives for request in objective.rows()},
+            self.objective_of,
             self.streams,
             self.processor,
             self.accumulation,

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaModel
 from megaunigame.attention import taps as attention_taps
 from megaunigame.attention.taps import Tap
 from megaunigame.attention.targets import table
-from megaunigame.objectives.aia.objective import pull
+from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE
 
@@ -60,11 +60,11 @@ class Step:
         if variant == "eager":
             output = self.model(inputs_embeds=self.embeds, output_attentions=True)
             shares = torch.stack([a[:, :, self.picture[0]][..., self.text[0]].sum(-1).mean((1, 2)) for a in output.attentions])
-            loss = pull(shares, self.aims).sum()
+            loss = attention_loss(shares, self.aims).sum()
         elif variant == "tapped":
             tap = Tap(Taps(tuple(range(self.layers))), self.picture, self.text, self.first)
             output = self.model(inputs_embeds=self.embeds, tap=tap)
-            loss = pull(tap.shares().keys, self.aims).sum()
+            loss = attention_loss(tap.shares().keys, self.aims).sum()
         else:
             output = self.model(inputs_embeds=self.embeds)
         (output.last_hidden_state.square().mean() + loss).backward()

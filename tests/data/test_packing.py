@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from megaunigame.data.loading.packing import INLINE, Packed, pack
-from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 
 
@@ -15,7 +16,7 @@ from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 class Holder:
     inputs: dict[str, PassInputs]
     plan: StepPlan
-    attack: AttackInputs | None = None
+    aside: dict[str, PassInputs] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
 
 
@@ -36,13 +37,13 @@ def inputs(rows: int, side: int, seed: int) -> PassInputs:
 
 def holder(side: int, seed: int = 0) -> Holder:
     plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 3),))
-    attack = AttackInputs(redraw=inputs(1, side, 9), question=inputs(1, side, 8), texts=["t"])
-    return Holder({"a": inputs(3, side, seed), "b": inputs(2, side, seed + 1)}, plan, attack, ["x"])
+    aside = {"redraw": inputs(1, side, 9), "attack": dataclasses.replace(inputs(1, side, 8), texts=[("q", "a")])}
+    return Holder({"a": inputs(3, side, seed), "b": inputs(2, side, seed + 1)}, plan, aside, ["x"])
 
 
 def same(one: Holder, other: Holder) -> bool:
     pairs = [(one.inputs[n], other.inputs[n]) for n in one.inputs]
-    pairs += [(one.attack.redraw, other.attack.redraw), (one.attack.question, other.attack.question)]
+    pairs += [(one.aside[n], other.aside[n]) for n in one.aside]
     for a, b in pairs:
         for name, value in vars(a).items():
             got = getattr(b, name)

@@ -14,7 +14,7 @@ from megaunigame.data.sources.base import Cursor, Found
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import DataError
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
-from megaunigame.step.rotation import ROUND_ROBIN, Turns
+from megaunigame.step.rotation import ROUND_ROBIN, Rotation
 from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
 
 PLAN = StepPlan(
@@ -160,13 +160,13 @@ TAKING_TURNS = StepPlan(
         RowRequest("pixel", GENERATE, "scenes", 1, takes_source=True),
         RowRequest("caption", GENERATE, "scenes", 3),
     ),
-    (Turns(("pixel", "caption"), ROUND_ROBIN),),
+    (Rotation(("pixel", "caption"), ROUND_ROBIN),),
 )
 
 
 def test_a_resumed_run_goes_on_with_the_turn_it_left(folder):
     # Three turns and two micro-steps a step, so that counting steps instead of micro-steps shows.
-    plan = dataclasses.replace(TAKING_TURNS, turns=(Turns(("pixel", "caption", "answer"), ROUND_ROBIN),))
+    plan = dataclasses.replace(TAKING_TURNS, rotations=(Rotation(("pixel", "caption", "answer"), ROUND_ROBIN),))
 
     def made(first_step, cursors):
         streams = batches(folder, cursors=cursors, plan=plan).streams

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
-from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 
@@ -32,14 +34,14 @@ def collated(model, independent: bool = False) -> dict[str, PassInputs]:
     }
 
 
-def attacked(model) -> AttackInputs:
-    """Two pictures to attack, on the host."""
+def aside(model) -> dict[str, PassInputs]:
+    """Two pictures to attack, on the host, one of them a dummy."""
     plan = plan_from([RowRequest("q", UNDERSTAND, "s", 2), RowRequest("r", GENERATE, "s", 2, takes_source=True)])
     question = [UnderstandRow([picture(5)], [("what is it ?", "a ball")]), None]
     redraw = [GenerateRow("a ball", picture(5), picture(5)), None]
-    return AttackInputs(
-        model.processor.collate(plan, GENERATE, redraw, [1, 1], ["key"] * 2),
-        model.processor.collate(plan, UNDERSTAND, question, [0, 0], ["key"] * 2),
-        texts=["a ball", ""],
-        first_turns=[("what is it ?", "a ball"), ("", "")],
-    )
+    inputs = {
+        "redraw": model.processor.collate(plan, GENERATE, redraw, [1, 1], ["key"] * 2),
+        "attack": model.processor.collate(plan, UNDERSTAND, question, [0, 0], ["key"] * 2),
+    }
+    texts = [("what is it ?", "a ball"), ("", "")]
+    return {term: dataclasses.replace(given, texts=texts) for term, given in inputs.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,33 +12,35 @@ from safetensors import safe_open
 
 from megaunigame.config import fill
 from megaunigame.models.openuni import flow
-from megaunigame.objectives.base import Stage
+from megaunigame.objectives.player import Stage
 from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame.game import PENALTY, Game
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.records import RecordLayout
 from megaunigame.step.inputs import put_rows
-from megaunigame.step.micro import Step
-from megaunigame.step.requests import ATTACK, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.micro import MicroStep, Step
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from tests.devices.fake_device import DEVICE, OneDevice, load, move, no_waiting, on_host, transfer
-from tests.devices.rows import attacked, collated
+from tests.devices.rows import aside, collated
 
 ADVERSARIES = {"perturber": {"kind": "perturber", "hidden": 8}, "pgd": {"kind": "pgd", "steps": 2}}
 PLAN = plan_from(
     [
         RowRequest("clean", UNDERSTAND, "s", 2),
         RowRequest("adversarial", UNDERSTAND, None, 2),
-        RowRequest("attack", ATTACK, "s", 2, takes_source=True),
+        RowRequest("redraw", GENERATE, "s", 2, takes_source=True, aside=True),
+        RowRequest("attack", UNDERSTAND, "s", 2, takes_source=True, shares="redraw", aside=True),
     ]
 )
 
 
-def game(model, monkeypatch, **settings) -> UniGame:
+def game(model, monkeypatch, **settings) -> Game:
     """Ready for its first step; built on the host."""
     objective = UniGame(fill(Settings, {"clean_rows": 2, "attack_rows": 2, "pictures_every": 0, **settings}, "unigame"))
 
     @contextlib.contextmanager
-    def as_opponent():
+    def frozen():
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -45,22 +48,23 @@ def game(model, monkeypatch, **settings) -> UniGame:
         for parameter in trained:
             parameter.requires_grad_(True)
 
-    objective.prepare(Stage(model, as_opponent, PLAN, OneDevice(torch.device("cpu")), 0, 1))
+    game = objective.player(Stage(model, frozen, PLAN, OneDevice(torch.device("cpu")), 0, 1))
+    assert game is not None
     # A generator of a device without a driver cannot be made: these draw on the host, and what they draw is carried over.
-    monkeypatch.setattr(objective, "_generator", lambda *where: torch.Generator().manual_seed(0))
-    return objective
+    monkeypatch.setattr(game, "_generator", lambda *where: torch.Generator().manual_seed(0))
+    return game
 
 
-def carried(objective: UniGame) -> None:
+def carried(objective: Game) -> None:
     """The game to the device; inside of `no_waiting`."""
     move(objective.adversary, DEVICE)
     objective.parameters = list(objective.adversary.parameters())
     world = OneDevice()
-    objective.stage = Stage(objective.stage.model, objective.stage.as_opponent, PLAN, world, 0, 1)
+    objective.stage = dataclasses.replace(objective.stage, world=world)
     objective.pool.stage = objective.stage
     objective.pool.tally = type(objective.pool.tally)(DEVICE)
-    objective.positions, objective.pictures = torch.ones((), device=DEVICE), torch.ones((), device=DEVICE)
-    objective.gradients = [torch.zeros_like(p) for p in objective.parameters]
+    objective.round = objective._round([], attacks=True)
+    objective.round.positions = objective.round.pictures = torch.ones((), device=DEVICE)
 
 
 @pytest.mark.parametrize("adversary", ADVERSARIES)
@@ -68,15 +72,16 @@ def carried(objective: UniGame) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_alternating_attacks(monkeypatch, home, family, path, adversary, dtype):
     model = load(family, home)
-    objective, attack = game(model, monkeypatch, path=path, adversary=ADVERSARIES[adversary]), attacked(model)
-    step = Step(0, 1e-3, [], [PLAN], [attack])
+    objective = game(model, monkeypatch, path=path, adversary=ADVERSARIES[adversary])
+    micro = MicroStep(0, PLAN, {}, aside(model))
+    step = Step(0, 1e-3, [micro])
     with no_waiting(monkeypatch):
         transfer(model, DEVICE, dtype)
         carried(objective)
-        objective._climb(step, 0, None)
-        assert all(gradient.device == DEVICE for gradient in objective.gradients)
+        objective.attack(step, micro, None)
+        assert all(gradient.device == DEVICE for gradient in objective.round.gradients)
         [(question, packed, _)] = objective.pool.mined
-        assert question is attack.question and packed.device == DEVICE and packed.shape[:2] == (2, 1)
+        assert question is micro.aside["attack"] and packed.device == DEVICE and packed.shape[:2] == (2, 1)
         assert objective.pool.tally.sums().device == DEVICE
 
 
@@ -84,17 +89,18 @@ def test_alternating_attacks(monkeypatch, home, family, path, adversary, dtype):
 def test_simultaneous_attacks_join_the_learners_rows(monkeypatch, home, family, path):
     model = load(family, home)
     settings = {"path": path, "mode": "simultaneous", "adversary": ADVERSARIES["perturber"], "hard_rows": 0}
-    objective, attack, rows = game(model, monkeypatch, **settings), attacked(model), collated(model)[UNDERSTAND]
-    rows = put_rows(rows, slice(2, 4), attack.question)
+    objective, sources, rows = game(model, monkeypatch, **settings), aside(model), collated(model)[UNDERSTAND]
+    rows = put_rows(rows, slice(2, 4), sources["attack"])
     with no_waiting(monkeypatch):
         transfer(model, DEVICE, torch.bfloat16)
         carried(objective)
-        step = Step(0, 1e-3, [{UNDERSTAND: rows.to(DEVICE)}], [PLAN], [attack])
-        price = objective._join(step, 0, None)
-        inputs = step.inputs[0][UNDERSTAND]
-        output = model(UNDERSTAND, inputs)
-        (output.loss_sum.sum() + price).backward()
-        assert objective.after_pass(step, 0, inputs, output, UNDERSTAND) is None
+        micro = MicroStep(0, PLAN, {UNDERSTAND: rows.to(DEVICE)}, sources)
+        step = Step(0, 1e-3, [micro])
+        objective.attack(step, micro, None)
+        output = model(UNDERSTAND, micro.inputs[UNDERSTAND])
+        (output.loss_sum.sum() + micro.losses[PENALTY]).backward()
+        objective.after_pass(step, micro, UNDERSTAND, output)
+        assert len(objective.pool.mined) == 1
         assert all(p.grad.device == DEVICE for p in objective.parameters)
         assert sum(p.grad is not None for p in model.parameters()) > 10
 

@@ -12,14 +12,13 @@ from megaunigame.models.causal import model as causal
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.objectives.aia.objective import AIA
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.base import Stage
+from megaunigame.objectives.player import Stage
 from megaunigame.step.inputs import put_rows, take_rows
 from megaunigame.step.losses import LossTerms
-from megaunigame.step.micro import Step
+from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from tests.devices.fake_device import DEVICE, OneDevice, load, no_waiting, on_host, transfer
 from tests.devices.rows import PLAN, collated
-from tests.multi_process.tiny_run import FOLDERS
 
 PRECISIONS = [torch.float32, torch.bfloat16]
 
@@ -61,17 +60,15 @@ def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
     """With gradient checkpointing: the backward measures again."""
     model, world = load(family, home, checkpointing=True), OneDevice()
     objective = AIA(Settings(queries=queries))
-    objective.check_plan(PLAN)
-    objective.check_family(type(model), family, str(home / FOLDERS[family]))
-    terms = LossTerms(PLAN, objective.pass_terms(), world)
     rows = collated(model)
     monkeypatch.setattr(causal, "drawn_tokens", drawn_on_the_host(causal.drawn_tokens))
     with no_waiting(monkeypatch):
         transfer(model, DEVICE, dtype)
-        objective.prepare(Stage(model, None, PLAN, world, 0, 1))
+        player = objective.player(Stage(model, None, PLAN, world, 0, 1))
+        terms = LossTerms(PLAN, player.terms, (), world)
         total = torch.zeros(len(terms.names), device=DEVICE)
         for name, given in rows.items():
-            inputs = dataclasses.replace(given.to(DEVICE), taps=objective.taps(name))
+            inputs = dataclasses.replace(given.to(DEVICE), taps=player.taps(name))
             output = model(name, inputs)
             assert output.attention.keys.device == DEVICE
             total = total + terms.sums(name, inputs, output)
@@ -81,9 +78,9 @@ def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
 
 def test_counts_of_a_step_are_taken_on_the_host(home, family):
     model = load(family, home)
-    terms = LossTerms(PLAN, [], OneDevice(torch.device("cpu")))
+    terms = LossTerms(PLAN, [], (), OneDevice(torch.device("cpu")))
     rows = collated(model)
-    counted = terms.counts(Step(0, 1.0, [rows], [PLAN], []))
+    counted = terms.counts(Step(0, 1.0, [MicroStep(0, PLAN, rows)]))
     assert counted.tolist() == [rows[name].counts.sum() for name in (UNDERSTAND, GENERATE)]
 
 

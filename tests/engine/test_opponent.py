@@ -33,7 +33,7 @@ def test_an_opponent_drops_nothing(tmp_path):
     model.train()
     before = {name: module.training for name, module in model.named_modules()}
     assert not torch.equal(loss(), loss())
-    with learner.as_opponent():
+    with learner.aside():
         assert torch.equal(loss(), expected) and not any(p.requires_grad for p in trained)
     assert {name: module.training for name, module in model.named_modules()} == before
     assert all(p.requires_grad for p in trained)

@@ -25,7 +25,7 @@ from megaunigame.profiling.page import bars, profile_page
 from megaunigame.profiling.planned import planned_bytes
 from megaunigame.profiling.text import fact_rows, phase_rows, ratio_rows, unit_name, warm_up_warning
 from megaunigame.profiling.twin import fine_tuning_twin
-from megaunigame.step.phases import ATTACK, BACKWARD, DATA, GENERATE, PHASES, UNDERSTAND
+from megaunigame.step.phases import BACKWARD, DATA, GENERATE, PHASES, PLAYERS, UNDERSTAND
 from tests.data.shard_files import write_shards
 from tests.multi_process.launcher import REPOSITORY
 from tests.multi_process.tiny_run import sample, write_recipe
@@ -88,7 +88,7 @@ def test_seconds_are_those_of_the_phases(profile) -> None:
         assert least <= recipe["seconds"] <= most and least < sum(recipe["phases"].values()) < 1.1 * most
         every_step = recipe["tokens"] / recipe["tokens_per_second"]
         assert every_step == pytest.approx(sum(recipe["phases"].values()), rel=0.1), "of all steps together"
-    assert game["phases"][ATTACK] > 10 * sft["phases"][ATTACK]
+    assert game["phases"][PLAYERS] > 10 * sft["phases"][PLAYERS]
 
 
 def test_operations_are_about_four_per_weight_and_token_under_lora(profile) -> None:
@@ -243,11 +243,11 @@ def test_each_recipe_is_compared_with_its_own_twin() -> None:
 
 
 def test_phases_that_took_no_time_are_left_out_of_tables_and_bars() -> None:
-    short_attack = dict.fromkeys(PHASES, 0.0) | {BACKWARD: 6.0, ATTACK: 1e-6}
+    short_attack = dict.fromkeys(PHASES, 0.0) | {BACKWARD: 6.0, PLAYERS: 1e-6}
     recipe = measured("a", 6, phases=short_attack)
     assert [row[0] for row in phase_rows([recipe])] == [BACKWARD, "step, mean"]
-    other = measured("b", 6, phases=short_attack | {ATTACK: 2.0})
-    assert phase_rows([recipe, other])[0] == [ATTACK, "-", "2.0000 (25%)"]
+    other = measured("b", 6, phases=short_attack | {PLAYERS: 2.0})
+    assert phase_rows([recipe, other])[0] == [PLAYERS, "-", "2.0000 (25%)"]
     assert [text.get_text() for text in bars([recipe]).legends[0].get_texts()] == [BACKWARD]
 
 

@@ -9,9 +9,9 @@ from megaunigame.adversary.perturber import Perturber
 from megaunigame.models.causal import head as token_head
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.emu3 import Emu3
+from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.paths import build_path
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.step.inputs import AttackInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import check_answers_equal_decoding_without_a_cache, counted_calls, generate, understand
@@ -111,7 +111,7 @@ def test_an_adversary_gets_a_gradient_on_every_path(emu3, picture, settings):
     path = build_path(Settings(**settings), adversary)
     redraw = [GenerateRow("the same", picture(seed), picture(seed)) for seed in (0, 1)]
     question = [UnderstandRow([picture(seed)], [("what ?", "ball")]) for seed in (0, 1)]
-    inputs = AttackInputs(generate(emu3, *redraw), understand(emu3, *question))
+    inputs = Attack(generate(emu3, *redraw), understand(emu3, *question))
     emu3.requires_grad_(False)
     attack = path.attack(emu3, inputs, torch.Generator().manual_seed(0))
     emu3(UNDERSTAND, attack.question).loss_sum.sum().backward()

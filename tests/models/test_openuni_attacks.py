@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from megaunigame.adversary.perturber import Perturber
+from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.paths import build_path
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.step.inputs import AttackInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 
@@ -25,7 +25,7 @@ def attacked(openuni, picture):
         path = build_path(Settings(**settings), adversary)
         redraw = [GenerateRow("the same", picture(seed), picture(seed)) for seed in (0, 1)]
         question = [UnderstandRow([picture(seed)], [("what ?", "ball")]) for seed in (0, 1)]
-        inputs = AttackInputs(
+        inputs = Attack(
             openuni.processor.collate(PLAN, GENERATE, redraw, [0, 0], ["a", "b"]),
             openuni.processor.collate(PLAN, UNDERSTAND, question, [1, 1], ["a", "b"]),
         )

@@ -143,7 +143,7 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
         trainer = Trainer(recipe, world)
     reference = AttentionReference if "aia" in recipe.objectives else PlainReference
     plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
-    measured = sum(name.startswith("aia_") for name in trainer.terms.names)
+    measured = sum(name.startswith("aia_") for name in trainer.stepper.terms.names)
     assert trainer.describe().count("its attention is measured in") == measured
     stage3 = "zero2" not in case
     if stage3:

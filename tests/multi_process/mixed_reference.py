@@ -23,7 +23,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from megaunigame.objectives.aia.objective import pull
+from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.randomness import seed_micro_step
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.training.trainer import Trainer
@@ -37,7 +37,7 @@ class MixedReference(PlainReference):
 
     def __init__(self, trainer: Trainer, world_size: int):
         super().__init__(trainer.recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world_size)
-        self.world_size, self.taps, self.added = world_size, trainer.taps, trainer.terms.added
+        self.world_size, self.taps, self.added = world_size, trainer.stepper.taps, trainer.stepper.terms.added
         self.reduce_dtype = DTYPES[self.recipe.engine.reduce_dtype]
         if any(self.taps.values()):
             self.model.install_taps()
@@ -54,7 +54,7 @@ class MixedReference(PlainReference):
         names = [*self.plan.terms, *(term.term for term in self.added)]
         weights = torch.tensor(
             [
-                *(r.weight for r in self.plan.requests),
+                *(r.weight for r in self.plan.requests if not r.aside),
                 *(self.recipe.objectives["aia"]["weights"][term.pass_name] for term in self.added),
             ]
         )
@@ -105,7 +105,7 @@ class MixedReference(PlainReference):
         """(1,) what one pass adds to a term of AIA; its definition is tested in fp32, against whole attention maps."""
         if term.pass_name != pass_name:
             return output.loss_sum.new_zeros(1)
-        pulls = pull(output.attention.keys, term.objective.aims[pass_name])
+        pulls = attention_loss(output.attention.keys, term.aims)
         return torch.where(term.counted(inputs), pulls, 0.0).sum().view(1)
 
 

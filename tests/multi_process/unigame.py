@@ -21,9 +21,12 @@ from megaunigame.data.loading.stream import micro_batch_loader
 from megaunigame.engine.parameters import element_count
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.monitoring import names
+from megaunigame.objectives.unigame.attack import Attack, attack_of
+from megaunigame.objectives.unigame.game import Game
 from megaunigame.parallel.world import World, start_world
 from megaunigame.randomness import derive
-from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.gradients import gathered
@@ -98,6 +101,7 @@ class PlainGame(PlainReference):
     def __init__(self, trainer: Trainer, game: dict[str, Any], world: World):
         super().__init__(trainer.recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
         self.game, self.world = {"mode": "alternating", "path": "decoder", "anchor": "source", "every": 1, **game}, world
+        self.redrawn_by = game["redraw"] if game.get("redraw", "own") != "own" else None
         width, hidden = self.model.token_width, game["adversary"]["hidden"]
         torch.manual_seed(derive(trainer.recipe.seed, 1))
         layers = [
@@ -112,11 +116,12 @@ class PlainGame(PlainReference):
         self.adversary = [self.gate, *self.network.parameters()]
         self.adversary_optimizer = torch.optim.AdamW(self.adversary, lr=0.0, weight_decay=0.0)
 
-    def attack_inputs(self) -> list[AttackInputs]:
+    def attack_inputs(self) -> list[Attack]:
         first = self.step_number * self.accumulation
-        return [ranks[m].attack for ranks in self.ranks for m in range(first, first + self.accumulation)]
+        batches = [ranks[m] for ranks in self.ranks for m in range(first, first + self.accumulation)]
+        return [attack_of(MicroStep(0, b.plan, b.inputs, b.aside), self.redrawn_by, captioned=False) for b in batches]
 
-    def attacked_losses(self, inputs: AttackInputs) -> tuple[Tensor, Tensor]:
+    def attacked_losses(self, inputs: Attack) -> tuple[Tensor, Tensor]:
         """Loss sums and penalties, (B,) each."""
         game, model = self.game, self.model
         if game["path"] == "embedding":
@@ -138,7 +143,7 @@ class PlainGame(PlainReference):
         price = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
         return losses, price + p["gate"] * self.gate.sigmoid() ** 2
 
-    def decoded(self, tokens: Tensor, delta: Tensor, inputs: AttackInputs) -> Tensor:
+    def decoded(self, tokens: Tensor, delta: Tensor, inputs: Attack) -> Tensor:
         """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written anew; Emu3's own is tested alone.
 
         The learner does not learn to draw from what the adversary draws.
@@ -230,8 +235,8 @@ def hard_rows(trainer: Trainer, step: Any, world: World) -> list[PassInputs]:
     """The hard rows that every rank put into this step, rank by rank and micro-step by micro-step."""
     at = trainer.plan.slots(UNDERSTAND, "hard")
     own = []
-    for inputs in step.inputs:
-        fields = vars(inputs[UNDERSTAND])
+    for micro in step.micro_steps:
+        fields = vars(micro.inputs[UNDERSTAND])
         own.append(
             PassInputs(**{n: v[at] if isinstance(v, Tensor | list) and n != "visual_delta" else v for n, v in fields.items()})
         )
@@ -248,7 +253,7 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
     game = {**GAME, **game}
     file = write_recipe(home / f"{case}-{world.rank}.yaml", home, objectives={**objectives, "unigame": game}, **settings)
     trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / case}"]), world)
-    unigame = next(o for o in trainer.objectives if type(o).__name__ == "UniGame")
+    [unigame] = [player for player in trainer.players if isinstance(player, Game)]
     plain = PlainGame(trainer, game, world)
     for optimizer in (unigame.optimizer.optimizer, plain.adversary_optimizer):
         optimizer.param_groups[0]["eps"] = 1e-2  # keeps AdamW's update a smooth function of the gradient
@@ -257,9 +262,10 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
     taken: list[list[PassInputs]] = []
     put = unigame._put_hard_rows
 
-    def put_and_take(step: Any) -> None:
-        put(step)
+    def put_and_take(step: Any) -> Any:
+        drawn = put(step)
         taken.append(hard_rows(trainer, step, world))
+        return drawn
 
     unigame._put_hard_rows = put_and_take
     batches = iter(micro_batch_loader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
@@ -314,11 +320,12 @@ def check_uneven_ranks(home: Path, world: World) -> None:
     """Rank 1 mines nothing: its filter rejects all, then it has no pictures at all. Both ranks go on, and both replay."""
     game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "buffer": {"merge_every": 2, "capacity": 8}}
     trainer = trainer_of("uneven", game, home, world)
-    unigame = next(o for o in trainer.objectives if type(o).__name__ == "UniGame")
-    row = unigame.row
+    [unigame] = [player for player in trainer.players if isinstance(player, Game)]
+    objective = trainer.objective_of["attack"]
+    row = objective.row
     if world.rank == 1:
         unigame.pool.clip.accepts = lambda similarity: torch.zeros_like(similarity, dtype=torch.bool)
-        unigame.row = lambda request, sample, rng: None if trainer.state.step >= 3 else row(request, sample, rng)
+        objective.row = lambda request, sample, rng: None if trainer.state.step >= 3 else row(request, sample, rng)
     batches = iter(micro_batch_loader(trainer.micro_batches, 0, 6, 0, 2))
     for _ in range(6):
         metrics = trainer.train_step(batches)

@@ -14,12 +14,14 @@ from megaunigame.config import StreamConfig, fill
 from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.models.janus import Janus
-from megaunigame.objectives.base import Objective, Stage
+from megaunigame.objectives.base import Objective
+from megaunigame.objectives.player import Stage
 from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.parallel.world import World
-from megaunigame.step.inputs import AttackInputs, PassInputs, PassOutput
-from megaunigame.step.micro import Step
+from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import plan_from
 from tests.data.shard_files import write_shards
 from tests.multi_process.tiny_run import sample
@@ -66,15 +68,18 @@ class Played:
     """
 
     def __init__(self, model: Janus, data: Path, *, accumulation: int = 1, others: Sequence[Objective] = (), **settings: Any):
-        self.unigame = UniGame(fill(Settings, merged(SETTINGS, settings), "objectives.unigame"))
+        self.objective = UniGame(fill(Settings, merged(SETTINGS, settings), "objectives.unigame"))
         self.model, self.accumulation = model, accumulation
-        self.plan = plan_from(r for objective in (self.unigame, *others) for r in objective.rows())
-        self.unigame.check_plan(self.plan)
+        self.plan = plan_from(r for objective in (self.objective, *others) for r in objective.rows())
+        self.objective.check_plan(self.plan)
         stream = {"train": open_stream("train", StreamConfig(str(data), window=2), SEED)}
-        objective_of = {r.term: objective for objective in (self.unigame, *others) for r in objective.rows()}
+        objective_of = {r.term: objective for objective in (self.objective, *others) for r in objective.rows()}
         self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1, SEED, 0)
         self.learner = [p for p in model.parameters() if p.requires_grad]
-        self.unigame.prepare(Stage(model, self.as_opponent, self.plan, OneRank(), SEED, accumulation))
+        stage = Stage(model, self.aside, self.plan, OneRank(), SEED, accumulation)
+        game = self.objective.player(stage)
+        assert game is not None
+        self.unigame = game
         self.number = 0
         self.model_calls = 0
         """Passes of the learner in the last step."""
@@ -84,33 +89,33 @@ class Played:
         return self.unigame.pool
 
     @contextmanager
-    def as_opponent(self) -> Iterator[None]:
+    def aside(self) -> Iterator[None]:
         for parameter in self.learner:
             parameter.requires_grad_(False)
         yield
         for parameter in self.learner:
             parameter.requires_grad_(True)
 
-    def attack(self, micro_step: int = 0) -> AttackInputs:
-        attack = self.micro_batches[micro_step].attack
-        assert attack is not None
-        return attack
+    def attack(self, micro_step: int = 0) -> Attack:
+        batch = self.micro_batches[micro_step]
+        return self.unigame.attack_of(MicroStep(0, batch.plan, batch.inputs, batch.aside))
 
     def step(self, watch: Callable[[PassInputs, PassOutput], None] = lambda inputs, output: None) -> dict[str, float]:
         """Metrics of one step; `watch` sees each pass when the objective has."""
         batches = [self.micro_batches[self.number * self.accumulation + m] for m in range(self.accumulation)]
-        attacks = [batch.attack for batch in batches if batch.attack is not None]
-        step = Step(self.number, LR, [b.inputs for b in batches], [b.plan for b in batches], attacks)
+        micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
+        step = Step(self.number, LR, micro_steps)
         self.unigame.before_learner(step)
-        for micro, inputs_of in enumerate(step.inputs):
-            losses = [self.unigame.before_micro_step(step, micro)]
+        for micro in micro_steps:
+            self.unigame.before_micro_step(step, micro)
+            losses: list[Tensor] = []
             for name in self.plan.passes:
-                inputs = inputs_of[name]
+                inputs = micro.inputs[name]
                 output = self.model(name, inputs)
                 losses += [output.loss_sum.sum() / inputs.counts.sum().clamp(min=1)]
-                losses += [self.unigame.after_pass(step, micro, inputs, output, name)]
+                self.unigame.after_pass(step, micro, name, output)
                 watch(inputs, output)
-            sum(loss for loss in losses if loss is not None).backward()
+            torch.stack([*losses, *micro.losses.values()]).sum().backward()
         self.model.zero_grad()
         metrics = self.unigame.after_learner(step)
         self.number += 1

@@ -15,9 +15,9 @@ from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
 from megaunigame.objectives.aia import AIA
-from megaunigame.objectives.aia.objective import pull
+from megaunigame.objectives.aia.player import AttentionPlayer, attention_loss
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.base import Stage
+from megaunigame.objectives.player import Stage
 from megaunigame.step.inputs import AttentionShares, PassInputs, PassOutput, Taps
 from megaunigame.step.micro import Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
@@ -40,13 +40,12 @@ class Family:
         return LAYERS
 
 
-def aia(**settings) -> AIA:
+def aia(**settings) -> AttentionPlayer:
     objective = AIA(fill(Settings, settings, "objectives.aia"))
     objective.check_plan(PLAN)
-    objective.check_family(Family, "family", "path")
+    objective.check_family(Family, "family", "path", PLAN)
     world = SimpleNamespace(device=torch.device("cpu"), is_main=True, all_reduce_sum=lambda total: total)
-    objective.prepare(Stage(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, world, 0, 1))
-    return objective
+    return objective.player(Stage(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, world, 0, 1))
 
 
 def inputs(terms, counts, slots=True, intact=None) -> PassInputs:
@@ -64,28 +63,28 @@ def output(shares: torch.Tensor) -> PassOutput:
 
 
 def step(number: int = 0, **losses: float) -> Step:
-    return Step(number, 1.0, [], [], [], losses=losses)
+    return Step(number, 1.0, [], losses=losses)
 
 
-def named(objective: AIA) -> list[tuple[str, str]]:
-    return [(term.term, term.pass_name) for term in objective.pass_terms()]
+def named(objective: AttentionPlayer) -> list[tuple[str, str]]:
+    return [(term.term, term.pass_name) for term in objective.terms]
 
 
-def test_the_pull_is_the_huber_loss_of_every_layer():
+def test_the_attention_loss_is_the_huber_loss_of_every_layer():
     shares = torch.rand(LAYERS, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
     aims = table("relative", LAYERS)[GENERATE]
     expected = sum(
         torch.nn.functional.huber_loss(shares[x], torch.full((7,), aim.target), delta=aim.delta, reduction="none") / LAYERS
         for x, aim in enumerate(aims)
     )
-    ours = pull(shares, aims)
+    ours = attention_loss(shares, aims)
     torch.testing.assert_close(ours, expected)
-    assert ours.shape == (7,) and pull(torch.tensor([[0.4]]), [Aim(0.2, 0.4)]).item() == 0
+    assert ours.shape == (7,) and attention_loss(torch.tensor([[0.4]]), [Aim(0.2, 0.4)]).item() == 0
 
 
 def test_it_has_a_term_for_each_pass_and_no_row():
     objective = aia()
-    assert objective.rows() == [] and objective.turns() is None
+    assert AIA(Settings()).rows() == []
     assert named(objective) == [("aia_generate", GENERATE), ("aia_understand", UNDERSTAND)]
     assert objective.taps(UNDERSTAND) == Taps(tuple(range(LAYERS))) == objective.taps(GENERATE)
     only = aia(terms=["caption"], layers=[4, 1], queries=8, exclude_bos=True, compat=True)
@@ -95,13 +94,13 @@ def test_it_has_a_term_for_each_pass_and_no_row():
 
 def test_the_loss_is_a_sum_over_counted_rows():
     objective = aia(weights={"generate": 3.0})
-    generate, understand = objective.pass_terms()
+    generate, understand = objective.terms
     shares = torch.full((LAYERS, 3), 0.3)
     rows = inputs([0, 0, 0], [2, 0, 1], intact=torch.tensor([True, True, False]))
     assert understand.counted(rows).tolist() == [True, False, False]
     losses = understand.losses(rows, output(shares))
     assert losses[1:].tolist() == [0, 0]
-    assert losses[0] == pytest.approx(pull(shares, objective.aims[UNDERSTAND])[0].item()) and losses[0] > 0
+    assert losses[0] == pytest.approx(attention_loss(shares, understand.aims)[0].item()) and losses[0] > 0
     metrics = objective.after_learner(step(aia_understand=1.0))
     assert metrics[names.attention(UNDERSTAND, names.ATTENTION_COUNTED)] == 1
     assert metrics[names.attention(UNDERSTAND, names.ATTENTION_LAYER, 3)] == pytest.approx(0.3)
@@ -118,21 +117,21 @@ def test_the_loss_is_a_sum_over_counted_rows():
 
 def test_rows_of_other_terms_do_not_count():
     objective = aia(terms=["pixel"])
-    (generate,) = objective.pass_terms()
+    (generate,) = objective.terms
     assert generate.counted(inputs([1, 2], [4, 4], slots=False)).tolist() == [False, True]
 
 
 def test_weights_of_the_presets():
     for settings, expected in (({}, (5, 10)), ({"preset": "paper"}, (40, 40)), ({"weights": {"understand": 0.5}}, (5, 0.5))):
         objective = aia(**settings)
-        assert tuple(term.weight(step()) for term in objective.pass_terms()) == expected
+        assert tuple(term.weight(step()) for term in objective.terms) == expected
     warming = aia(warmup_steps=4)
-    assert [warming.pass_terms()[0].weight(step(n)) for n in (0, 1, 3, 9)] == [1.25, 2.5, 5, 5]
+    assert [warming.terms[0].weight(step(n)) for n in (0, 1, 3, 9)] == [1.25, 2.5, 5, 5]
 
 
 def test_measured_weights_are_found_once_and_kept(tmp_path):
     objective = aia(preset="auto", ratio=50, calibration_steps=2, weights={"understand": 7.0})
-    generate, understand = objective.pass_terms()
+    generate, understand = objective.terms
     assert generate.weight(step()) == 0 and understand.weight(step()) == 7
     objective.after_learner(step(0, caption=2.0, pixel=1.0, aia_generate=0.02))
     objective.after_learner(step(1))  # a step without counted rows measures nothing
@@ -141,7 +140,7 @@ def test_measured_weights_are_found_once_and_kept(tmp_path):
     resumed = aia(preset="auto", ratio=50, calibration_steps=2, weights={"understand": 7.0})
     resumed.load(tmp_path)
     for one in (objective, resumed):
-        generate, understand = one.pass_terms()
+        generate, understand = one.terms
         one.after_learner(step(2, caption=4.0, aia_generate=0.03))  # pixel rows rested
         # (2 x 2 + 1) + 2 x 4 = 13 nats of loss against 50 times .05
         assert generate.weight(step(3)) == pytest.approx(13 / (50 * 0.05))
@@ -159,8 +158,8 @@ def test_measured_weights_are_missed_on_resume(tmp_path):
 def test_a_targets_file_may_speak_of_one_pass(tmp_path):
     write_targets(tmp_path / "t.yaml", {GENERATE: [Aim(0.1, 0.3)] * LAYERS})
     objective = aia(targets=str(tmp_path / "t.yaml"), layers=[2])
-    assert [term.pass_name for term in objective.pass_terms()] == [GENERATE]
-    assert objective.aims == {GENERATE: [Aim(0.1, 0.3)]} and objective.taps(UNDERSTAND) is None
+    assert [term.pass_name for term in objective.terms] == [GENERATE]
+    assert objective.measured.aims == {GENERATE: [Aim(0.1, 0.3)]} and objective.taps(UNDERSTAND) is None
     write_targets(tmp_path / "other.yaml", {UNDERSTAND: [Aim(0.1, 0.3)] * LAYERS})
     with pytest.raises(ConfigError, match="targets for understand, and no such pass is made"):
         aia(targets=str(tmp_path / "other.yaml"), terms=["caption"])
@@ -192,14 +191,15 @@ def test_a_family_that_cannot_measure_is_refused():
     objective = AIA(Settings())
     objective.check_plan(PLAN)
     with pytest.raises(ConfigError, match="'blind' does not measure its attention"):
-        objective.check_family(SimpleNamespace(language_layers=lambda path: 0), "blind", "path")
+        objective.check_family(SimpleNamespace(language_layers=lambda path: 0), "blind", "path", PLAN)
 
 
 def test_the_depth_is_read_from_the_configuration_alone(folder):  # noqa: F811
     objective = AIA(Settings())
     objective.check_plan(PLAN)
-    objective.check_family(Janus, "janus", str(folder))
-    assert objective.layers == (0, 1)
+    objective.check_family(Janus, "janus", str(folder), PLAN)
+    with pytest.raises(ConfigError, match="2 is no layer; this model has 0 to 1"):
+        AIA(Settings(layers=[2])).check_family(Janus, "janus", str(folder), PLAN)
 
 
 TURN = [("what is this ?", "a red ball")]

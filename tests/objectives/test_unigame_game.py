@@ -14,7 +14,7 @@ from torch import Tensor
 from megaunigame.adversary.base import Adversary
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
-from megaunigame.objectives.unigame.objective import HARD
+from megaunigame.objectives.unigame.game import HARD
 from megaunigame.objectives.unigame.paths import DecoderPath
 from megaunigame.objectives.unigame.pool import PATIENCE
 from megaunigame.replay.records import RecordLayout
@@ -68,7 +68,7 @@ class Still(Adversary):
 
 
 def attacked_by_nobody(game: Played, anchored: bool):
-    adversary = Still(game.unigame.adversary_config, game.model.token_width)
+    adversary = Still(game.unigame.adversary.config, game.model.token_width)
     attack = game.attack()
     with torch.no_grad():
         return attack, DecoderPath(adversary, anchored).attack(game.model, attack, torch.Generator())
@@ -113,7 +113,7 @@ def test_with_an_anchor_only_changed_places_are_redrawn(play):
 def test_the_answers_loss_reaches_the_adversary(play, path):
     game = play(path=path, adversary=ADVERSARIES["perturber"])
     unigame = game.unigame
-    with game.as_opponent():
+    with game.aside():
         attacked = unigame.path.attack(game.model, game.attack(), torch.Generator().manual_seed(0))
         loss = game.model(UNDERSTAND, attacked.question).loss_sum.sum()
     gradients = torch.autograd.grad(loss, unigame.parameters)
@@ -252,7 +252,7 @@ def test_replay_refreshes_the_stored_losses(play, path):
     before = buffer.losses.copy()
     seen: list[Tensor] = []
     metrics = game.step(lambda inputs, output: seen.append((output.loss_sum / inputs.counts).detach()[at]))
-    drawn = np.concatenate(game.unigame.drawn)
+    drawn = np.concatenate(game.unigame.round.drawn)
     assert metrics[names.BUFFER_REPLAYED] == len(drawn) == 4 == len(set(drawn.tolist()))
     after = buffer.losses  # no merge in the third step
     np.testing.assert_allclose(after[drawn], torch.cat(seen).numpy(), rtol=1e-6)

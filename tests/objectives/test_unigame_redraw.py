@@ -13,10 +13,12 @@ from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
 from megaunigame.objectives.base import Objective
+from megaunigame.objectives.building import build_plan
 from megaunigame.objectives.generation import Generation
 from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame.attack import QUESTION
 from megaunigame.objectives.unimrg import UniMRG
-from megaunigame.step.requests import ATTACK, GENERATE, StepPlan, attack_plan, plan_from
+from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
 from tests.multi_process.tiny_run import write_model
 from tests.objectives.played_by_hand import Played, calls_of, captured, shards
 from tests.objectives.test_unigame_game import ADVERSARIES, CLIP, LM, PICTURES, TEXTS
@@ -36,25 +38,23 @@ def tasks(**settings) -> list[Objective]:
 def planned(others: list[Objective], **settings) -> StepPlan:
     unigame = UniGame(fill(UniGame.Config, settings, "objectives.unigame"))
     objectives = [unigame, *others]
-    turns = [t for o in objectives if (t := o.turns()) is not None]
-    plan = plan_from((r for o in objectives for r in o.rows()), turns)
-    unigame.check_plan(plan)
-    return plan
+    return build_plan(objectives)
 
 
 @pytest.mark.parametrize("others", [drawing(), tasks(), tasks(images="paired", rows={"depth": 4, "pixel": 4})])
 def test_another_objectives_rows_redraw_the_sources(others):
     plan = planned(others, redraw="pixel")
-    assert plan.redrawn_by == "pixel" and plan.of_pass(ATTACK)[0].shares == "pixel"
-    assert attack_plan(plan).of_pass(GENERATE) == plan.of_pass(GENERATE)
+    (question,) = plan.aside
+    assert (question.term, question.pass_name, question.shares) == (QUESTION, UNDERSTAND, "pixel")
 
 
 def test_captions_redraw_sources_too():
-    assert planned(drawing(), redraw="caption", condition="caption", attack_rows=3).redrawn_by == "caption"
+    (question,) = planned(drawing(), redraw="caption", condition="caption", attack_rows=3).aside
+    assert question.shares == "caption"
 
 
 def test_without_an_attack_nothing_is_redrawn():
-    assert planned([], redraw="pixel", attack_rows=0, hard_rows=0).redrawn_by is None
+    assert planned([], redraw="pixel", attack_rows=0, hard_rows=0).aside == ()
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,14 @@ def test_dummies_that_others_redraw_make_the_same_calls(play, mode, adversary):
 def test_a_question_about_another_picture_than_is_drawn_is_not_asked(play):
     """A sample whose conversation is bad is replaced for the attack and not for the row that draws."""
     game = play(others=PIXEL, redraw="pixel", clean_rows=0)
-    row, bad = game.unigame.row, game.attack().question.keys[1]
+    row, bad = game.objective.row, game.attack().question.keys[1]
 
     def refusing(request: Any, sample: Any, rng: np.random.Generator):
         if sample.key == bad:
             raise DataError(f"Sample {sample.key} has no conversation.")
         return row(request, sample, rng)
 
-    game.unigame.row = refusing
+    game.objective.row = refusing
     attack = game.attack()
     assert [key == bad for key in attack.redraw.keys] == [False, True, False]
     assert attack.question.keys[1] != bad and (attack.question.counts > 0).tolist() == [True, False, True]

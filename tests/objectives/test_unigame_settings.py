@@ -13,7 +13,7 @@ from megaunigame.objectives.base import Objective
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.registry import find
-from megaunigame.step.requests import ATTACK, UNDERSTAND, plan_from
+from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan, plan_from
 
 ROOT = "objectives.unigame"
 SIMULTANEOUS, SAMPLED, CLIP = {"mode": "simultaneous"}, {"path": "sampled"}, {"clip": {"model": "tiny-random"}}
@@ -136,6 +136,8 @@ def test_the_defaults_are_those_of_the_paper():
 
 # Families
 
+PLAN = StepPlan(())
+
 
 class Latents(UnifiedModel):
     """A family that generates latents and has no way back to pixels with a gradient."""
@@ -146,7 +148,7 @@ class Latents(UnifiedModel):
 @pytest.mark.parametrize("path", ["decoder", "sampled"])
 def test_a_family_without_a_decoder_is_told_of_those_that_have_one(path):
     with pytest.raises(ConfigError) as caught:
-        game(path=path).check_family(Latents, "latents", "")
+        game(path=path).check_family(Latents, "latents", "", PLAN)
     for part in (
         "'latents'",
         f"path={path}",
@@ -159,17 +161,17 @@ def test_a_family_without_a_decoder_is_told_of_those_that_have_one(path):
 def test_families_without_a_decoder_are_not_recommended(monkeypatch):
     monkeypatch.setattr(Janus, "has_decoder", False)
     with pytest.raises(ConfigError) as caught:
-        game().check_family(Janus, "janus", "")
+        game().check_family(Janus, "janus", "", PLAN)
     assert "Families that have one: emu3, openuni." in str(caught.value)
 
 
 @pytest.mark.parametrize("settings", [{"path": "embedding"}, {"attack_rows": 0, "hard_rows": 0}], ids=str)
 def test_without_a_picture_no_decoder_is_needed(settings):
-    game(**settings).check_family(Latents, "latents", "")
+    game(**settings).check_family(Latents, "latents", "", PLAN)
 
 
 def test_a_family_with_a_decoder_is_welcome():
-    game().check_family(Janus, "janus", "")
+    game().check_family(Janus, "janus", "", PLAN)
 
 
 # Rows
@@ -181,17 +183,19 @@ def test_the_objective_is_found_by_its_name():
 
 def test_the_plan_of_each_mode():
     alternating = plan_from(game(clean_rows=3, hard_rows=2, attack_rows=4).rows())
-    assert alternating.terms == ("clean", "hard", "attack") and alternating.rows(UNDERSTAND) == 5
-    assert alternating.rows(ATTACK) == 4 and alternating.rows_per_micro_step() == 5
+    assert alternating.terms == ("clean", "hard") and alternating.rows(UNDERSTAND) == 5
+    assert [r.count for r in alternating.aside] == [4, 4] and alternating.rows_per_micro_step() == 5
     simultaneous = plan_from(game(clean_rows=3, hard_rows=2, attack_rows=4, **SIMULTANEOUS).rows())
-    assert simultaneous.terms == ("clean", "hard", "adversarial", "attack") and simultaneous.rows(UNDERSTAND) == 9
-    weights = {r.term: (r.weight, r.stream, r.takes_source) for r in simultaneous.requests}
+    assert simultaneous.terms == ("clean", "hard", "adversarial") and simultaneous.rows(UNDERSTAND) == 9
+    weights = {r.term: (r.weight, r.stream, r.takes_source) for r in simultaneous.requests if not r.aside}
     assert weights == {
         "clean": (1.0, "train", True),
         "hard": (0.5, None, True),
         "adversarial": (0.5, None, True),
-        "attack": (0.0, "train", True),
     }
-    (attack,) = plan_from(game(condition="caption").rows()).of_pass(ATTACK)
-    assert not attack.takes_source
+    redraw, question = simultaneous.aside
+    assert (redraw.pass_name, redraw.stream, redraw.takes_source) == (GENERATE, "train", True)
+    assert (question.pass_name, question.stream, question.shares) == (UNDERSTAND, "train", redraw.term)
+    redraw, _ = plan_from(game(condition="caption").rows()).aside
+    assert not redraw.takes_source
     assert plan_from(game(attack_rows=0, hard_rows=0, **SIMULTANEOUS).rows()).terms == ("clean",)

@@ -14,7 +14,7 @@ from megaunigame.objectives.unimrg.condition import soften
 from megaunigame.objectives.unimrg.prompts import DESCRIBED, PAPER
 from megaunigame.objectives.unimrg.settings import Settings
 from megaunigame.step.requests import GENERATE, UNDERSTAND, plan_from
-from megaunigame.step.rotation import Turns
+from megaunigame.step.rotation import Rotation
 
 IMAGE = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
 DEPTH = torch.arange(64, dtype=torch.int32).reshape(8, 8) * 1000
@@ -41,8 +41,10 @@ def test_the_released_tasks_share_two_passes():
     plan = plan_from(objective.rows())
     assert plan.passes == (GENERATE, UNDERSTAND) and plan.rows(GENERATE) == 12 and plan.rows(UNDERSTAND) == 4
     assert all(r.weight == 1 for r in plan.requests) and plan.takes_images(GENERATE)
-    assert objective.turns() is None
-    assert unimrg(schedule="round_robin").turns() == Turns(("understanding", "depth", "pixel", "segmentation"), "round_robin")
+    assert objective.rotation() is None
+    assert unimrg(schedule="round_robin").rotation() == Rotation(
+        ("understanding", "depth", "pixel", "segmentation"), "round_robin"
+    )
 
 
 def test_rows_of_the_four_tasks():

@@ -18,13 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megaunigame.adversary.perturber import Perturber
-from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame.alternating import Alternating
+from megaunigame.objectives.unigame.attack import Attack
+from megaunigame.objectives.unigame.game import Round
 from megaunigame.objectives.unigame.paths import Attacked
 from megaunigame.objectives.unigame.settings import Penalties, Settings
 from megaunigame.replay.hard_buffer import HardBuffer, draw_probabilities
 from megaunigame.replay.merge import plan_merge
 from megaunigame.replay.records import RecordLayout
-from megaunigame.step.inputs import AttackInputs, PassInputs
+from megaunigame.step.inputs import PassInputs
 from tests.adversary.simulated_ranks import ThreadWorld, on_ranks
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 
@@ -74,13 +76,14 @@ FREE = {"l2": 0.0, "tv": 0.0, "gate": 0.0, "clip": 0.0}
 
 def price(adversary: Perturber, delta: Tensor, penalties: Penalties) -> Tensor:
     """(): what our objective makes the adversary pay for `delta`."""
-    game = UniGame(Settings(penalties=penalties))
+    game = object.__new__(Alternating)  # of the game, its penalties alone
     rows = len(delta)
-    game.adversary, game.adversary_config, game.pictures = adversary, adversary.config, torch.tensor(rows)
+    game.config, game.adversary, game.clip = Settings(penalties=penalties), adversary, None
+    game.round = Round([], True, [], torch.zeros(()), pictures=torch.tensor(rows))
     nothing, ones = torch.zeros(rows, 1, dtype=torch.long), torch.ones(rows)
     inputs = PassInputs(tokens=nothing, attention=nothing.bool(), terms=nothing[:, 0], counts=ones)
     attacked = Attacked(inputs, delta, changed=ones, pictures=torch.zeros(rows, 3, 1, 1), passes=0)
-    return game._price(AttackInputs(redraw=inputs, question=inputs), attacked)
+    return game.penalty_share(Attack(redraw=inputs, question=inputs), attacked)
 
 
 def starts(fixture: Fixture) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def test_an_opponent_has_no_dropout_not_even_in_its_attention():
         return module[1](inputs_embeds=module[0](given)).last_hidden_state
 
     assert not torch.equal(states(), states())
-    with learner.as_opponent():
+    with learner.aside():
         assert torch.equal(states(), states()) and not states().requires_grad
     assert not torch.equal(states(), states()) and states().requires_grad
     assert all(m.training for m in module.modules())

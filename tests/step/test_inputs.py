@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from megaunigame.errors import ConfigError
 from megaunigame.step.inputs import IGNORE, PassInputs, put_rows, take_rows
 from megaunigame.step.labels import label_positions
-from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, RowRequest, attack_plan, plan_from
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 
 PAD = 7
 SIDE, VISUAL, WIDTH = 2, 3, 4
@@ -186,30 +187,21 @@ def test_what_is_taken_can_be_put_back():
 # Plans
 
 
-def test_an_attack_is_planned_as_the_two_passes_it_goes_through():
-    plan = plan_from(
-        [
-            RowRequest("clean", UNDERSTAND, "train", 2),
-            RowRequest("attack", ATTACK, "train", 3, 0.0, takes_source=True),
-        ]
-    )
-    attack = attack_plan(plan)
-    assert attack.terms == ("attack", "attack question")
-    assert attack.passes == (GENERATE, UNDERSTAND)
-    assert attack.rows(GENERATE) == attack.rows(UNDERSTAND) == 3
-    assert attack.takes_images(GENERATE) and attack.takes_images(UNDERSTAND)
-    assert {r.stream for r in attack.requests} == {"train"}
+def test_rows_aside_are_not_rows_of_the_learner():
+    redraw = RowRequest("redraw", GENERATE, "s", 3, takes_source=True, aside=True)
+    plan = plan_from([RowRequest("clean", UNDERSTAND, "s", 2), redraw])
+    assert plan.passes == (UNDERSTAND,) and plan.rows_per_micro_step() == 2 and plan.aside == (redraw,)
+    assert plan.terms == ("clean",) and plan.rows(GENERATE) == 0 and plan.streams == ["s"]
+    with pytest.raises(ConfigError, match="No objective asks for rows"):
+        plan_from([redraw])
 
 
-def test_redrawn_from_a_caption_no_picture_is_read():
-    attack = attack_plan(plan_from([RowRequest("c", UNDERSTAND, "s", 1), RowRequest("attack", ATTACK, "s", 1)]))
-    assert not attack.takes_images(GENERATE) and attack.takes_images(UNDERSTAND)
-
-
-def test_attacks_are_no_rows_of_the_learner():
-    plan = plan_from([RowRequest("clean", UNDERSTAND, "s", 2), RowRequest("attack", ATTACK, "s", 3)])
-    assert plan.passes == (UNDERSTAND,) and plan.rows_per_micro_step() == 2 and plan.rows(ATTACK) == 3
-    assert plan.terms == ("clean", "attack")
+@pytest.mark.parametrize("takes_source", [True, False])
+def test_rows_aside_are_put_together_as_a_pass_without_others(takes_source):
+    redraw = RowRequest("redraw", GENERATE, "s", 3, takes_source=takes_source, aside=True)
+    plan = plan_from([RowRequest("pixel", GENERATE, "s", 2, takes_source=not takes_source), redraw])
+    alone = plan.alone(redraw)
+    assert alone.terms == ("redraw",) and alone.rows(GENERATE) == 3 and alone.takes_images(GENERATE) == takes_source
 
 
 def test_slots_are_where_a_term_lies_in_its_pass():
@@ -219,11 +211,11 @@ def test_slots_are_where_a_term_lies_in_its_pass():
             RowRequest("draw", GENERATE, "s", 4),
             RowRequest("none", UNDERSTAND, None, 0),
             RowRequest("hard", UNDERSTAND, None, 3),
-            RowRequest("attack", ATTACK, "s", 5),
+            RowRequest("redraw", GENERATE, "s", 5, aside=True),
         ]
     )
     assert plan.slots(UNDERSTAND, "clean") == slice(0, 2) and plan.slots(UNDERSTAND, "hard") == slice(2, 5)
-    assert plan.slots(GENERATE, "draw") == slice(0, 4) and plan.slots(ATTACK, "attack") == slice(0, 5)
-    for pass_name, term in ((GENERATE, "hard"), (UNDERSTAND, "none")):
+    assert plan.slots(GENERATE, "draw") == slice(0, 4)
+    for pass_name, term in ((GENERATE, "hard"), (UNDERSTAND, "none"), (GENERATE, "redraw")):
         with pytest.raises(KeyError, match=term):
             plan.slots(pass_name, term)

@@ -7,7 +7,7 @@ import torch
 
 from megaunigame.engine.reductions import REDUCING, time_reductions
 from megaunigame.step import phases
-from megaunigame.step.phases import ATTACK, BACKWARD, DATA, GENERATE, OTHER, PHASES, REDUCE, Phases, PhaseTimer
+from megaunigame.step.phases import BACKWARD, DATA, GENERATE, OTHER, PHASES, PLAYERS, REDUCE, Phases, PhaseTimer
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def test_seconds_by_phase_without_gap_or_overlap(clock) -> None:
 
 def test_a_phase_ends_when_it_fails(clock) -> None:
     timer = PhaseTimer(torch.device("cpu"))
-    with pytest.raises(ValueError), timer(ATTACK):
+    with pytest.raises(ValueError), timer(PLAYERS):
         clock(1)
         raise ValueError
     clock(2)
-    assert timer.taken() == dict.fromkeys(PHASES, 0.0) | {ATTACK: 1, OTHER: 2}
+    assert timer.taken() == dict.fromkeys(PHASES, 0.0) | {PLAYERS: 1, OTHER: 2}
 
 
 def test_nobody_listens_by_default() -> None:
