@@ -2,7 +2,7 @@
 
 ZeRO-3 records in which order a pass visits the modules, and from then on gathers weights ahead of their use, many in one
 call. It keeps one such record and throws it away when a pass comes that visits them in another order. Here passes of several
-kinds alternate (generate, understand, the same under attack), so nothing would ever be gathered ahead; with a record for each
+kinds alternate (generate, understand, the same aside), so nothing would ever be gathered ahead; with a record for each
 kind, every one is complete from its third time on.
 """
 

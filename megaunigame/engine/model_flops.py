@@ -1,7 +1,7 @@
 """Floating-point operations that a step takes, counted while it runs.
 
 Counted are products of matrices, convolutions and attention (in full, also where it is causal), forward and backward, of all
-passes of a step, of frozen tokenizers and of adversaries. So a frozen matrix under LoRA counts 4 operations per element and
+passes of a step, of frozen tokenizers and of players. So a frozen matrix under LoRA counts 4 operations per element and
 token, a trained one 6. What gradient checkpointing computes a second time is counted apart: it is work, but not the model's.
 """
 

@@ -1,4 +1,4 @@
-"""Counts the tokens that a language model reads in passes, whoever asks for them: the trainer or an adversary."""
+"""Counts the tokens that a language model reads in passes, whoever asks for them: the trainer or a player."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from megaunigame.objectives.player import Stage
 from megaunigame.planning.fused_attention import fused_attention
 from megaunigame.planning.operations import Operations, loss_of, run_backward
 from megaunigame.planning.pretended_world import PretendedWorld
-from megaunigame.planning.workload import Workload
+from megaunigame.planning.workload import Workload, on_meta
 from megaunigame.step.micro import MicroStep
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -73,9 +73,9 @@ class Shape:
     """What objectives hold on every GPU."""
     host: dict[str, int]
     """What objectives hold in the host memory of every rank."""
-    rehearsed_every: int
+    rehearsed_every: int = 1
     """Optimizer steps from one that makes all that is rehearsed to the next."""
-    unplanned: tuple[str, ...]
+    unplanned: tuple[str, ...] = ()
     """What players do and do not rehearse, in words."""
 
 
@@ -109,7 +109,9 @@ class Rehearsal:
         world = PretendedWorld(0, work.ranks, 0, torch.device("meta"))
         stage = Stage(self.model, self._aside, work.plan, world, work.recipe.seed, work.accumulation)
         self.players = build_players(work.objectives, stage)
-        self.largest = largest_micro_step(processor, self.players, work.plan)
+        largest = largest_micro_step(processor, self.players, work.plan)
+        inputs, aside = ({name: on_meta(rows) for name, rows in given.items()} for given in (largest.inputs, largest.aside))
+        self.largest = dataclasses.replace(largest, inputs=inputs, aside=aside)
 
     def shape(self) -> Shape:
         players = self.players

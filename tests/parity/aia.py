@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megaunigame.attention.positions import answer_tokens, image_tokens, prompt_text
 from megaunigame.attention.targets import Aim, table
-from megaunigame.objectives.aia.objective import pull
+from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
 from megaunigame.step.inputs import IGNORE, PassInputs, Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
@@ -108,7 +108,7 @@ def losses(
         f"{task}_ntp": ntp,
     }
     for depth in depths:
-        pulled = (pull(shares[:depth], aims[:depth]) * use).sum() / len(use)
+        pulled = (attention_loss(shares[:depth], aims[:depth]) * use).sum() / len(use)
         ours |= {f"{task}_loss_attn_L{depth}": pulled, f"{task}_total_L{depth}": ntp + weight * pulled}
     (ours[f"{task}_grad_attn_L{len(maps)}"],) = torch.autograd.grad(ours[f"{task}_loss_attn_L{len(maps)}"], maps)
     return ours
@@ -118,7 +118,7 @@ def exact_losses(name: str, maps: Tensor, queries: Tensor, keys: Tensor, use: Te
     """Our sets; `counted` is our divisor."""
     maps = maps.clone().requires_grad_()
     shares, depth = shares_of(maps, queries, keys), len(maps)
-    pulled = (pull(shares, aims) * use).sum()
+    pulled = (attention_loss(shares, aims) * use).sum()
     (gradient,) = torch.autograd.grad(pulled / len(use), maps)
     return {
         f"{name}_intensity": shares * use,

@@ -10,7 +10,7 @@ from torch import Tensor
 from megaunigame.attention.targets import table
 from megaunigame.models.janus.checkpoint_keys import translate
 from megaunigame.models.janus.model import Janus
-from megaunigame.objectives.aia.objective import pull
+from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
 from megaunigame.step.inputs import IGNORE, PassInputs, PassOutput, Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
@@ -61,7 +61,7 @@ def results(
     assert output.attention is not None
     use = torch.tensor(fixture.config[task]["use"])
     aims = table("janus_pro", len(output.attention.keys), compat=True)[pass_name]
-    pulled = (pull(output.attention.keys, aims) * use).sum() / len(use)
+    pulled = (attention_loss(output.attention.keys, aims) * use).sum() / len(use)
     positions = output.target.numel() if output.target is not None else int(inputs.counts.sum())
     ntp = output.loss_sum.sum() / positions
     total = ntp + PRESETS["code"][pass_name] * pulled

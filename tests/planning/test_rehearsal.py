@@ -26,8 +26,8 @@ def test_operations_of_a_pass_follow_from_its_matrices(groups: str) -> None:
         rehearsal = Rehearsal(work, gradient_checkpointing=False, partitioned=False)
         model = rehearsal.model
         assert isinstance(model, CausalModel) and {p.dtype for p in model.parameters()} == {torch.bfloat16}
-        del rehearsal.largest["understand"]
-        inputs = rehearsal.largest[GENERATE]
+        del rehearsal.largest.inputs["understand"]
+        inputs = rehearsal.largest.inputs[GENERATE]
         counted = rehearsal.rehearse(like_a_run=False)
     matrices = linear_flops(model, 3 * (inputs.tokens.shape[1] + model.processor.behind_prompt))
     assert counted.forward[GENERATE].model > matrices
