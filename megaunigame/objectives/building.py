@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megaunigame.config import Recipe, fill
+from megaunigame.config import Recipe
 from megaunigame.objectives.base import Objective
 from megaunigame.registry import find
+from megaunigame.settings import fill
 from megaunigame.step.requests import StepPlan, plan_from
 
 

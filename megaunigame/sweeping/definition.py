@@ -11,9 +11,9 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from megaunigame.config import fill
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
+from megaunigame.settings import at_least, fill
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 OWN_KEYS = ("output", "seed")
@@ -39,9 +39,9 @@ class Sweep:
     """Folder of the sweep; a run is OUTPUT/ARM/seed-S."""
     recipe: str = MISSING
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    ranks: int = 1
+    ranks: int = at_least(1, 1)
     """Processes of one run."""
-    jobs: int = 0
+    jobs: int = at_least(0, 0)
     """Runs at a time; 0: as many as the cores or GPUs of this machine hold."""
     common: dict[str, Any] = field(default_factory=dict)
     """Overrides of all runs; an arm that sets the same key wins."""
@@ -54,6 +54,24 @@ class Sweep:
     metrics: dict[str, str] = field(default_factory=dict)
     """Title of a column -> name of a metric in metrics.jsonl: the last value of an evaluation, of others the mean over the
     second half of the steps."""
+
+    def check(self, path: str) -> None:
+        arms = list(self.arms)
+        for arm in arms:
+            if not FOLDER_NAME.fullmatch(arm):
+                raise ConfigError(
+                    f"Arm {arm!r} names a folder: use letters, digits and . _ = - only, the first a letter or digit."
+                )
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(
+                f"{path}.seeds must be one or more different numbers, for example seeds=[0,1,2]; got {self.seeds}."
+            )
+        if not self.metrics:
+            raise ConfigError(f"{path}.metrics is empty. Name what is compared, for example metrics: {{loss: loss/total}}.")
+        if self.baseline and self.baseline not in arms:
+            raise ConfigError(f"{path}.baseline: " + unknown("arm", self.baseline, arms))
+        if self.x.title or self.x.values:
+            _check_axis(self.x, f"{path}.x", arms, self.baseline)
 
 
 def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
@@ -86,7 +104,6 @@ def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
     plain: Any = OmegaConf.to_container(given, resolve=True)
     _check_overrides(plain)
     sweep: Sweep = fill(Sweep, plain, "sweep")
-    _check_values(sweep)
     _refuse_conflicts(for_all, sweep.arms)
     sweep.common |= for_all
     return sweep
@@ -112,36 +129,19 @@ def _check_overrides(plain: dict[str, Any]) -> None:
                 )
 
 
-def _check_values(sweep: Sweep) -> None:
-    arms = list(sweep.arms)
-    for arm in arms:
-        if not FOLDER_NAME.fullmatch(arm):
-            raise ConfigError(f"Arm {arm!r} names a folder: use letters, digits and . _ = - only, the first a letter or digit.")
-    if not sweep.seeds or len(set(sweep.seeds)) != len(sweep.seeds):
-        raise ConfigError(f"sweep.seeds must be one or more different numbers, for example seeds=[0,1,2]; got {sweep.seeds}.")
-    if sweep.ranks < 1 or sweep.jobs < 0:
-        raise ConfigError(f"sweep.ranks must be at least 1 and sweep.jobs at least 0; got {sweep.ranks} and {sweep.jobs}.")
-    if not sweep.metrics:
-        raise ConfigError("sweep.metrics is empty. Name what is compared, for example metrics: {loss: loss/total}.")
-    if sweep.baseline and sweep.baseline not in arms:
-        raise ConfigError("sweep.baseline: " + unknown("arm", sweep.baseline, arms))
-    if sweep.x.title or sweep.x.values:
-        _check_axis(sweep.x, arms, sweep.baseline)
-
-
-def _check_axis(x: Axis, arms: list[str], baseline: str) -> None:
+def _check_axis(x: Axis, path: str, arms: list[str], baseline: str) -> None:
     if not x.title or not x.values:
         raise ConfigError(
-            "sweep.x needs both a title and values, for example x: {title: eps_max, values: {small: 0.01, large: 0.1}}."
+            f"{path} needs both a title and values, for example x: {{title: eps_max, values: {{small: 0.01, large: 0.1}}}}."
         )
     for arm, value in x.values.items():
         if arm not in arms:
-            raise ConfigError("sweep.x.values: " + unknown("arm", arm, arms))
+            raise ConfigError(f"{path}.values: " + unknown("arm", arm, arms))
         if x.log and value <= 0:
-            raise ConfigError(f"sweep.x.values.{arm} is {value}, which a logarithmic axis cannot show. Leave x.log out.")
+            raise ConfigError(f"{path}.values.{arm} is {value}, which a logarithmic axis cannot show. Leave x.log out.")
     without = [arm for arm in arms if arm not in x.values and arm != baseline]
     if without:
-        raise ConfigError(f"sweep.x.values has no value for arm {without[0]!r}; only the baseline may do without one.")
+        raise ConfigError(f"{path}.values has no value for arm {without[0]!r}; only the baseline may do without one.")
 
 
 def _refuse_conflicts(for_all: dict[str, Any], arms: dict[str, dict[str, Any]]) -> None:

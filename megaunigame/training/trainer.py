@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.checkpoint.manager import CheckpointManager
-from megaunigame.config import Recipe, fill, resolve_batch
+from megaunigame.config import Recipe, resolve_batch
 from megaunigame.data.loading.bad_samples import BadSampleCounter
 from megaunigame.data.loading.stream import MicroBatch, MicroBatches, micro_batch_loader
 from megaunigame.data.sources.base import Stream
@@ -42,6 +42,7 @@ from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.parallel.world import World
 from megaunigame.randomness import seed_micro_step
 from megaunigame.registry import find, unknown
+from megaunigame.settings import fill
 from megaunigame.step.inputs import AttackInputs, PassInputs, Taps
 from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import Step

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from megaunigame.config import fill
 from megaunigame.models.openuni import flow
 from megaunigame.objectives.base import Stage
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.records import RecordLayout
+from megaunigame.settings import fill
 from megaunigame.step.inputs import put_rows
 from megaunigame.step.micro import Step
 from megaunigame.step.requests import ATTACK, UNDERSTAND, RowRequest, plan_from

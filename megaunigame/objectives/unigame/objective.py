@@ -29,10 +29,9 @@ from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
 from megaunigame.adversary.optimizer import ReplicatedAdamW
-from megaunigame.config import fill
 from megaunigame.data.decode import Sample
 from megaunigame.errors import CheckpointError, ConfigError, DataError
-from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
+from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.objectives.base import Joined, Objective, Panel, Stage
@@ -48,6 +47,7 @@ from megaunigame.registry import available, find
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.records import RecordLayout
 from megaunigame.representations.base import Representation
+from megaunigame.settings import fill
 from megaunigame.step.inputs import AttackInputs, PassInputs, PassOutput, put_rows, take_rows
 from megaunigame.step.micro import Step
 from megaunigame.step.requests import ATTACK, GENERATE, UNDERSTAND, RowRequest, StepPlan
@@ -68,7 +68,6 @@ class UniGame(Objective):
 
     def __init__(self, config: Settings):
         super().__init__(config)
-        config.check()
         self.plays = config.attack_rows > 0
         """Without attacks this is fine-tuning on the clean rows."""
         self.simultaneous = self.plays and config.mode == "simultaneous"
@@ -81,11 +80,7 @@ class UniGame(Objective):
         own = dict(config.adversary)
         self.kind = find("adversary", own.pop("kind"), Adversary)
         self.adversary_config = fill(self.kind.Config, own, "objectives.unigame.adversary")
-        self.adversary_config.check()
-        filtered = self.plays and config.clip is not None
-        self.clip = (
-            ClipFilter(fill(ClipConfig, config.clip, "objectives.unigame.clip"), torch.device("cpu")) if filtered else None
-        )
+        self.clip = ClipFilter(config.clip, torch.device("cpu")) if self.plays and config.clip else None
 
     @classmethod
     def planned(cls, config: Settings) -> UniGame:
@@ -100,8 +95,7 @@ class UniGame(Objective):
         adversary = 16 * sum(p.numel() for p in self.parameters)  # with gradients and two moments, in float32
         if self.config.clip is None:
             return {"adversary": adversary}
-        settings = fill(ClipConfig, self.config.clip, "objectives.unigame.clip")
-        return {"adversary": adversary, "CLIP": 4 * ClipFilter.elements(settings)}
+        return {"adversary": adversary, "CLIP": 4 * ClipFilter.elements(self.config.clip)}
 
     def host_bytes(self) -> dict[str, int]:
         return {"hard buffer": self.pool.buffer.most_bytes} if self.plays else {}
