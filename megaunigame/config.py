@@ -7,15 +7,12 @@ The settings of an objective or an evaluation suite are the dataclass `Config` i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, OmegaConf
 
 from megaunigame.errors import ConfigError
-from megaunigame.settings import above, at_least, check_values, fill, half_open, one_of
+from megaunigame.settings import above, at_least, check_values, fill, half_open, one_of, read
 
 PRETRAINED, RANDOM = "pretrained", "random"
 """Where the weights of a run begin."""
@@ -256,22 +253,10 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
 
     Raises ConfigError naming the key: unknown (with the nearest legal one), missing, of a wrong type, or out of range.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"No recipe at {path}. Give the path of a YAML file, for example launch/recipes/tiny_sft.yaml.")
     bad = [o for o in overrides if "=" not in o]
     if bad:
         raise ConfigError(f"Override {bad[0]!r} has no '='. Write key=value, for example schedule.steps=100.")
-    try:
-        given = OmegaConf.load(path)
-        for override in overrides:
-            key, _, value = override.partition("=")
-            # Replaced, not merged: `evaluation.suites={}` means no suites.
-            OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not a legal YAML recipe: {error}") from error
-    if not isinstance(given, DictConfig):
-        raise ConfigError(f"{path} must hold a mapping of settings at its top level.")
-    return fill(Recipe, OmegaConf.to_container(given, resolve=True), "")
+    return fill(Recipe, read(path, overrides, "recipe", "launch/recipes/tiny_sft.yaml"), "")
 
 
 def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, world_size: int) -> int:

@@ -1,4 +1,4 @@
-"""Settings: strict dataclasses, each field of which says what is legal.
+"""Settings: strict dataclasses, each field of which says what is legal, filled from YAML.
 
     @dataclass
     class Rows:
@@ -18,9 +18,11 @@ import dataclasses
 import typing
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megaunigame.errors import ConfigError
@@ -33,6 +35,8 @@ BOUND = "bound"
 
 @dataclass(frozen=True)
 class Bound:
+    """What a field accepts, and what is said of anything else."""
+
     accepts: Callable[[Any], bool]
     refusal: Callable[[str, Any], str]
     """The full key and what was got -> the message."""
@@ -72,6 +76,26 @@ def _bounded(bound: Bound, default: Any) -> Any:
     if callable(default):
         return field(default_factory=default, metadata={BOUND: bound})
     return field(default=default, metadata={BOUND: bound})
+
+
+def read(path: str, overrides: list[str], kind: str, example: str) -> Any:
+    """The mapping in a YAML file, with `key.sub=value` overrides: YAML values, each replacing what stood under its key.
+
+    Raises ConfigError when there is no such file or it is not a mapping; `kind` names such files and `example` is one.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"No {kind} at {path}. Give the path of a YAML file, for example {example}.")
+    try:
+        given = OmegaConf.load(path)
+        if not isinstance(given, DictConfig):
+            raise ConfigError(f"{path} must hold a mapping of settings at its top level.")
+        for override in overrides:
+            key, _, value = override.partition("=")
+            # Replaced, not merged: `evaluation.suites={}` means no suites.
+            OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
+        return OmegaConf.to_container(given, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not a legal YAML {kind}: {error}") from error
 
 
 def fill(schema: type[T], given: Any, path: str) -> T:

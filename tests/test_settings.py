@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaunigame.errors import ConfigError
@@ -84,6 +84,7 @@ def last(value: object) -> object:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", OUTSIDE)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_value_out_of_its_bounds_is_refused_under_its_full_key(place, name, data):
     key, legal, values = OUTSIDE[name]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
-from megaunigame.settings import at_least, fill
+from megaunigame.settings import at_least, fill, read
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 OWN_KEYS = ("output", "seed")
@@ -84,26 +82,16 @@ def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
 
     Raises ConfigError that names the key and what is legal.
     """
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"No sweep file at {path}. Give the path of a YAML file, for example launch/sweeps/unigame_budget.yaml."
-        )
     for text in (*overrides, *settings):
         if "=" not in text:
             raise ConfigError(f"{text!r} has no '='. Write key=value, for example seeds=[0] or --set schedule.steps=20.")
     try:
-        given = OmegaConf.load(path)
-        if not isinstance(given, DictConfig):
-            raise ConfigError(f"{path} must hold a mapping of settings at its top level.")
-        for override in overrides:
-            key, _, value = override.partition("=")
-            OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
         for_all = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings)}
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not a legal YAML sweep file: {error}") from error
-    plain: Any = OmegaConf.to_container(given, resolve=True)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"A value of --set is not legal YAML: {error}") from error
+    plain = read(path, overrides, "sweep file", "launch/sweeps/unigame_budget.yaml")
     _check_overrides(plain)
-    sweep: Sweep = fill(Sweep, plain, "sweep")
+    sweep = fill(Sweep, plain, "sweep")
     _refuse_conflicts(for_all, sweep.arms)
     sweep.common |= for_all
     return sweep

@@ -123,6 +123,11 @@ def test_a_recipe_that_names_no_kind_gets_the_perturber():
     assert made.kind is Perturber and made.adversary_config.eps_max == 0.1
 
 
+def test_a_game_that_pays_for_clip_is_planned_without_loading_one():
+    planned = UniGame.planned(fill(Settings, {**CLIP, "penalties": {"clip": 1.0}}, ROOT))
+    assert planned.clip is None and planned.config.clip is not None
+
+
 def test_negative_turns_are_not_blamed_on_another_objective():
     with pytest.raises(ConfigError, match=r"objectives\.unigame"):
         game(turns=-1)
