@@ -27,7 +27,7 @@ class Understanding(Objective):
         stream: str = "train"
         weight: float = 1.0
         turns: int = at_least(0, 0)
-        """At most this many question-answer pairs of a conversation, drawn anew each epoch; 0: all, in their order."""
+        """At most this many question-answer pairs of a conversation, drawn again each epoch; 0: all, in their order."""
         independent: bool = False
         """Every question sees the image and itself only; one image then serves many questions without leaking answers."""
 

@@ -38,7 +38,7 @@ class Settings:
     terms: list[str] = field(default_factory=list)
     """Loss terms whose rows are pulled; empty: all rows of both passes."""
     exclude_bos: bool = False
-    """Whether the first token, on which much idle attention rests, is no part of the text that a picture attends to."""
+    """Whether the first token, on which much idle attention rests, is not part of the text that a picture attends to."""
     compat: bool = False
     """The sets of the released code, one position off, and its target in understanding layer 20."""
 

@@ -35,12 +35,12 @@ class BufferSettings:
 
 @dataclass
 class Penalties:
-    """What the adversary pays, per row. The adversary maximises gain * loss - penalties."""
+    """What the adversary pays, per row. The adversary maximizes gain * loss - penalties."""
 
     l2: float = at_least(0, 1.0e-4)
     """On the mean square of the perturbation."""
     tv: float = at_least(0, 1.0e-5)
-    """Total variation: on the mean squared difference of neighbouring tokens."""
+    """Total variation: on the mean squared difference of neighboring tokens."""
     gate: float = at_least(0, 0.0)
     """On (eps / eps_max)^2."""
     clip: float = at_least(0, 0.0)
@@ -87,7 +87,7 @@ class Settings:
     prompts: list[str] = field(default_factory=lambda: ["draw this image again ."])
     """Condition `image`: one is drawn per attacked row. Use the wording the model knows."""
     redraw: str = OWN
-    """`own`: a forward of its own redraws the sources; or a generate term (`pixel`) whose rows draw the same samples in the
+    """`own`: a separate forward redraws the sources; or a generate term (`pixel`) whose rows draw the same samples in the
     learner's pass, which the attack then reuses. Prompts, dropped conditions and LoRA dropout are then those of the term."""
     ratio: float = above(0, 250.0)
     """Learning rate of the adversary over that of the learner."""

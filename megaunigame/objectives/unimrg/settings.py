@@ -32,7 +32,7 @@ class Settings:
     schedule: str = one_of(SCHEDULES, ALL)
     """`all`: every task in every micro-step; `round_robin` (released code): one task per micro-step; `sampled`: one drawn."""
     images: str = one_of(IMAGES, "independent")
-    """`independent`: every task has images of its own; `paired`: all tasks of a micro-step look at the same ones."""
+    """`independent`: every task has its own images; `paired`: all tasks of a micro-step look at the same ones."""
     stream: str = "train"
     prompts: str = "described"
     """`described`: many wordings; `paper`: the sentences of the paper's figure."""
