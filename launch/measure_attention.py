@@ -22,7 +22,7 @@ import torch
 
 from megaunigame.attention.targets import write_targets
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.errors import ModelError
+from megaunigame.errors import ConfigError, ModelError
 from megaunigame.evaluation.attention import curves as attention_curves
 from megaunigame.evaluation.attention.bands import check_bands, provenance, quantised
 from megaunigame.evaluation.run import as_text
@@ -32,6 +32,7 @@ from megaunigame.models.causal.model import CausalModel
 from megaunigame.monitoring.attention_plots import write_curves
 from megaunigame.parallel.world import start_world
 from megaunigame.registry import find
+from megaunigame.settings import check_values
 
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
@@ -55,7 +56,9 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     size = (options.samples, options.batch, options.passes)
     measuring = attention_curves.Measuring(*size, independent=options.independent, exclude_bos=options.exclude_bos)
-    attention_curves.check(measuring)
+    if options.samples < 0:
+        raise ConfigError(f"--samples must be at least 0 (all); got {options.samples}.")
+    check_values(measuring, "")
     index = ShardIndex.open(options.shards)
     family = find("models", options.family, UnifiedModel)
     if not issubclass(family, CausalModel):

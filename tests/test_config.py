@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from megaunigame.config import BatchConfig, as_yaml, fill, load_recipe, resolve_batch
+from megaunigame.config import BatchConfig, as_yaml, load_recipe, resolve_batch
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.generation import Generation
 from megaunigame.objectives.understanding import Understanding
+from megaunigame.settings import fill
 
 RECIPE = """
 name: test

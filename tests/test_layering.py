@@ -25,11 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "randomness": set(),
     "registry": {"errors"},
-    "config": {"errors", "registry"},
+    "settings": {"errors", "registry"},
+    "config": {"errors", "settings"},
     "launching": {"errors"},
     "pixels": set(),
     "parallel": {"errors"},
-    "judges": {"errors"},
+    "judges": {"errors", "settings"},
     "monitoring.names": set(),
     # the vocabulary of a step
     "step": {"errors"},
@@ -43,24 +44,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"attention", "errors", "registry", "step"},
     "monitoring": {"errors"},
     "representations": {"data.decode", "errors"},
-    "adversary": {"errors", "parallel"},
+    "adversary": {"errors", "parallel", "settings"},
     "replay": {"errors", "models.base", "parallel", "pixels", "step"},
     # second floor: what a step is made of
     "objectives": {
         *("adversary", "attention", "config", "data.conversation", "data.decode", "errors", "judges", "models.base"),
         *("monitoring.names", "parallel", "pixels", "randomness", "registry", "replay", "representations", "step"),
-        "step.losses",
+        *("settings", "step.losses"),
     },
     "engine": {"config", "errors", "models.base", "parallel", "randomness", "registry", "step"},
     "evaluation": {
         *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "parallel", "pixels", "registry"),
-        *("representations", "step"),
+        *("representations", "settings", "step"),
     },
     "checkpoint": {"config", "engine", "errors", "models.base", "parallel"},
     # third floor: the loop
     "training": {
         *("checkpoint", "config", "data", "engine", "errors", "evaluation", "models.base", "monitoring", "objectives"),
-        *("parallel", "randomness", "registry", "step", "step.losses"),
+        *("parallel", "randomness", "registry", "settings", "step", "step.losses"),
     },
     # the tools and the front doors
     "tiny_world": {"data", "errors", "judges", "launching", "models", "representations"},
@@ -69,8 +70,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("config", "engine", "errors", "models.base", "monitoring.names", "objectives", "parallel", "profiling", "registry"),
         "step",
     },
-    "sweeping": {"config", "errors", "monitoring", "registry"},
-    "data_prep": {"config", "data", "errors", "judges", "registry"},
+    "sweeping": {"config", "errors", "monitoring", "registry", "settings"},
+    "data_prep": {"data", "errors", "judges", "registry", "settings"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from megaunigame.config import fill
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.registry import available, find
+from megaunigame.settings import fill
 
 TASKS = ("depth", "segmentation", "clip")
 

@@ -18,6 +18,7 @@ from data_prep.teachers.ids import ids_from_labels
 from data_prep.teachers.pictures import shrunk
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
+from megaunigame.settings import at_least
 
 
 class Classic(Teacher):
@@ -31,7 +32,7 @@ class Classic(Teacher):
         """Width of the Gaussian that smooths the picture first, in pixels."""
         min_size: int = 200
         """Smallest region, in pixels."""
-        longest_side: int = 384
+        longest_side: int = at_least(1, 384)
         """Larger pictures are shrunk to it first, so that the sizes above mean the same for all."""
 
     def __init__(self, task: str, config: Config, machine: Machine):
@@ -41,8 +42,6 @@ class Classic(Teacher):
             raise ConfigError(
                 "--segmentation-teacher classic needs scikit-image; type pip install 'megaunigame[teachers]'."
             ) from error
-        if config.longest_side < 1:
-            raise ConfigError(f"segmentation.longest_side is {config.longest_side}; it must be at least 1.")
         self._config, self._felzenszwalb, self._version = config, felzenszwalb, version("scikit-image")
 
     @property

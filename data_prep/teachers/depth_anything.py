@@ -14,7 +14,8 @@ from transformers import AutoModelForDepthEstimation
 from data_prep.teachers.base import Machine, Prediction, Teacher
 from data_prep.teachers.pretrained import Checkpoint
 from megaunigame.data.decode import Sample
-from megaunigame.errors import ConfigError, ModelError
+from megaunigame.errors import ModelError
+from megaunigame.settings import at_least
 
 RELATIVE_MODELS = ("depth_anything", "dpt")
 
@@ -28,12 +29,10 @@ class DepthAnything(Teacher):
         """Hub id or folder. The paper of UniMRG used ...-Large-hf, whose weights are not for commercial use."""
         revision: str | None = None
         """Branch, tag or commit of a hub id."""
-        size: int = 0
+        size: int = at_least(0, 0)
         """Pixels of the shorter side the model sees; 0: what its preprocessor_config.json says (518)."""
 
     def __init__(self, task: str, config: Config, machine: Machine):
-        if config.size < 0:
-            raise ConfigError(f"depth.size is {config.size}; legal: 0 (the model's own), or pixels, for example 518.")
         self._checkpoint = Checkpoint(AutoModelForDepthEstimation, config.model, config.revision, machine)
         kind = self._checkpoint.network.config
         if kind.model_type not in RELATIVE_MODELS or getattr(kind, "depth_estimation_type", "relative") != "relative":

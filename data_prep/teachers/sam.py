@@ -18,7 +18,7 @@ from data_prep.teachers.ids import ids_from_masks
 from data_prep.teachers.pictures import shrunk
 from data_prep.teachers.pretrained import Checkpoint
 from megaunigame.data.decode import Sample
-from megaunigame.errors import ConfigError
+from megaunigame.settings import at_least
 
 
 class Sam(Teacher):
@@ -30,7 +30,7 @@ class Sam(Teacher):
         """Hub id or folder."""
         revision: str | None = None
         """Branch, tag or commit of a hub id."""
-        points_per_side: int = 32
+        points_per_side: int = at_least(1, 32)
         """The grid has the square of it; transformers calls it `points_per_crop`."""
         pred_iou_thresh: float = 0.88
         """Least IoU the model itself predicts for a mask; 0 or less keeps all."""
@@ -40,15 +40,12 @@ class Sam(Teacher):
         """Distance of the two cut-offs, in logits."""
         box_nms_thresh: float = 0.7
         """Of masks whose boxes overlap more than this, the best stays."""
-        points_per_batch: int = 64
+        points_per_batch: int = at_least(1, 64)
         """Points in one forward of the decoder: memory against speed."""
-        longest_side: int = 2048
+        longest_side: int = at_least(1, 2048)
         """Larger pictures are shrunk to it first: masks of all points are held at the picture's size."""
 
     def __init__(self, task: str, config: Config, machine: Machine):
-        for name in ("points_per_side", "points_per_batch", "longest_side"):
-            if getattr(config, name) < 1:
-                raise ConfigError(f"segmentation.{name} is {getattr(config, name)}; it must be at least 1.")
         checkpoint = Checkpoint(AutoModelForMaskGeneration, config.model, config.revision, machine)
         self._config, self._model_identity = config, checkpoint.identity
         self._pipeline = pipeline(

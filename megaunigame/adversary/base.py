@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megaunigame.errors import ConfigError
+from megaunigame.settings import above, one_of
 
 BUDGETS = ("absolute", "relative")
 
@@ -20,17 +20,10 @@ BUDGETS = ("absolute", "relative")
 class Budget:
     """How far a visual token may be moved; the settings every adversary has."""
 
-    eps_max: float = 0.02
+    eps_max: float = above(0, 0.02)
     """Largest length of a token's perturbation."""
-    budget: str = "absolute"
+    budget: str = one_of(BUDGETS, "absolute")
     """`absolute`: eps is an L2 length (the paper's); `relative`: it is a share of the token's own length."""
-
-    def check(self) -> None:
-        """Raises ConfigError for a budget that allows nothing, or is of an unknown kind."""
-        if not self.eps_max > 0:
-            raise ConfigError(f"adversary.eps_max must be greater than 0; got {self.eps_max}. The paper uses 0.02.")
-        if self.budget not in BUDGETS:
-            raise ConfigError(f"adversary.budget must be {' or '.join(BUDGETS)}; got {self.budget!r}.")
 
 
 class Adversary(nn.Module, ABC):
@@ -46,7 +39,6 @@ class Adversary(nn.Module, ABC):
     def __init__(self, config: Any, width: int):
         """`width`: D of the tokens. Parameters come from torch's global generator: seed it, so that all ranks start alike."""
         super().__init__()
-        config.check()
         self.config = config
 
     @abstractmethod

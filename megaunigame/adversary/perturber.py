@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from megaunigame.adversary.base import Adversary, Budget
 from megaunigame.errors import ConfigError
+from megaunigame.settings import above, at_least, one_of
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
@@ -26,27 +27,18 @@ class Perturber(Adversary):
 
     @dataclass
     class Config(Budget):
-        eps_init: float | None = None
+        eps_init: float | None = above(0, None)
         """Length at the start (with eps_min = 0), cut to just below eps_max; the gate is set from it. None: half of eps_max."""
         eps_min: float = 0.0
-        hidden: int = 256
+        hidden: int = at_least(1, 256)
         """Width of the bottleneck."""
-        layers: int = 3
-        """Linear layers, at least 2."""
-        activation: str = "gelu"
+        layers: int = at_least(2, 3)
+        """Linear layers."""
+        activation: str = one_of(ACTIVATIONS, "gelu")
 
-        def check(self) -> None:
-            super().check()
+        def check(self, path: str) -> None:
             if not 0 <= self.eps_min < self.eps_max:
-                raise ConfigError(f"adversary.eps_min must lie in [0, eps_max={self.eps_max}); got {self.eps_min}.")
-            if self.eps_init is not None and not self.eps_init > 0:
-                raise ConfigError(f"adversary.eps_init must be greater than 0; got {self.eps_init}. Half of eps_max is usual.")
-            if self.hidden < 1 or self.layers < 2:
-                raise ConfigError(
-                    f"adversary: hidden must be at least 1 and layers at least 2; got {self.hidden} and {self.layers}."
-                )
-            if self.activation not in ACTIVATIONS:
-                raise ConfigError(f"adversary.activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}.")
+                raise ConfigError(f"{path}.eps_min must lie in [0, eps_max={self.eps_max}); got {self.eps_min}.")
 
     def __init__(self, config: Config, width: int):
         super().__init__(config, width)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.adversary.base import Adversary, Budget
-from megaunigame.errors import ConfigError
+from megaunigame.settings import above, at_least
 
 
 class Pgd(Adversary):
@@ -20,14 +20,9 @@ class Pgd(Adversary):
 
     @dataclass
     class Config(Budget):
-        steps: int = 3
-        step: float = 0.5
+        steps: int = at_least(1, 3)
+        step: float = above(0, 0.5)
         """Length of a step, in units of eps_max."""
-
-        def check(self) -> None:
-            super().check()
-            if self.steps < 1 or self.step <= 0:
-                raise ConfigError(f"adversary: steps must be at least 1, step above 0; got {self.steps} and {self.step}.")
 
     def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
         c = self.config

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.errors import ConfigError
 from megaunigame.judges.clip import FrozenClip, clip_elements
+from megaunigame.settings import between, one_of
 
 DEFAULT_TAU = {"image": 0.6, "text": 0.3}
 
@@ -28,16 +28,17 @@ class ClipConfig:
     files; or `tiny-random`: small, random, always the same, for tests."""
     pretrained: str = ""
     """Weights of a named architecture: a file, a folder that holds one, or (with a network) a tag of open_clip."""
-    compare: str = "image"
+    compare: str = one_of(DEFAULT_TAU, "image")
     """`image`: with the source picture; `text`: with the caption or question."""
-    tau: float | None = None
-    """Smallest accepted cosine, -1..1. None: .6 for image, .3 for text."""
+    tau: float | None = between(-1, 1, None)
+    """Smallest accepted cosine. None: .6 for image, .3 for text."""
 
 
 class ClipFilter(FrozenClip):
     def __init__(self, config: ClipConfig, device: torch.device):
-        """Raises ConfigError for tau outside [-1, 1], an unknown comparison, and a CLIP that cannot be loaded."""
-        self.compare, self.tau = config.compare, _checked_tau(config)
+        """Raises ConfigError for a CLIP that cannot be loaded."""
+        self.compare = config.compare
+        self.tau = DEFAULT_TAU[config.compare] if config.tau is None else config.tau
         super().__init__(config.model, config.pretrained, config.compare == "text", device)
 
     @staticmethod
@@ -72,12 +73,3 @@ class ClipFilter(FrozenClip):
         if sources is None:
             raise ValueError("compare: image needs `sources`.")
         return self._embed(sources)
-
-
-def _checked_tau(config: ClipConfig) -> float:
-    if config.compare not in DEFAULT_TAU:
-        raise ConfigError(f"clip.compare is {config.compare!r}; legal: {', '.join(DEFAULT_TAU)}.")
-    tau = DEFAULT_TAU[config.compare] if config.tau is None else config.tau
-    if not -1 <= tau <= 1:
-        raise ConfigError(f"clip.tau is {tau}; a cosine lies in -1..1, for example clip.tau={DEFAULT_TAU[config.compare]}.")
-    return tau

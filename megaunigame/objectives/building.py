@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from megaunigame.config import Recipe, fill
+from megaunigame.config import Recipe
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import Processor
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.player import Player, Stage
 from megaunigame.registry import find
+from megaunigame.settings import fill
 from megaunigame.step.inputs import PassInputs, Taps
 from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import StepPlan, plan_from

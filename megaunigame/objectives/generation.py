@@ -15,6 +15,7 @@ from megaunigame.errors import ConfigError, DataError
 from megaunigame.objectives.base import Objective
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
+from megaunigame.settings import at_least, half_open
 from megaunigame.step.requests import GENERATE, RowRequest
 from megaunigame.step.rows import GenerateRow, Row
 
@@ -26,25 +27,23 @@ class Generation(Objective):
 
     @dataclass
     class Config:
-        caption_rows: int = 4
-        pixel_rows: int = 0
+        caption_rows: int = at_least(0, 4)
+        pixel_rows: int = at_least(0, 0)
         """Rows per micro-step and rank."""
         stream: str = "train"
         caption_weight: float = 1.0
         pixel_weight: float = 1.0
-        drop: float = 0.1
+        drop: float = half_open(0, 1, 0.1)
         """Probability that a row loses its condition, for classifier-free guidance."""
         pixel_prompts: list[str] = field(default_factory=lambda: ["draw this image again ."])
         """One is drawn per pixel row."""
 
+        def check(self, path: str) -> None:
+            if self.pixel_rows and not self.pixel_prompts:
+                raise ConfigError(f"{path}.pixel_prompts is empty; give at least one prompt for the pixel rows.")
+
     def __init__(self, config: Config):
         super().__init__(config)
-        if not 0 <= config.drop < 1:
-            raise ConfigError(f"objectives.generation.drop must lie in [0, 1); got {config.drop}.")
-        if min(config.caption_rows, config.pixel_rows) < 0:
-            raise ConfigError("objectives.generation: caption_rows and pixel_rows must be 0 or more.")
-        if config.pixel_rows and not config.pixel_prompts:
-            raise ConfigError("objectives.generation.pixel_prompts is empty; give at least one prompt for the pixel rows.")
         self.pixel: Representation = find("representations", "pixel", Representation)()
 
     def rows(self) -> list[RowRequest]:

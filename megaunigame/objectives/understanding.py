@@ -11,8 +11,8 @@ import numpy as np
 
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
-from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
+from megaunigame.settings import at_least
 from megaunigame.step.requests import UNDERSTAND, RowRequest
 from megaunigame.step.rows import UnderstandRow
 
@@ -22,19 +22,14 @@ class Understanding(Objective):
 
     @dataclass
     class Config:
-        rows: int = 4
+        rows: int = at_least(0, 4)
         """Rows per micro-step and rank."""
         stream: str = "train"
         weight: float = 1.0
-        turns: int = 0
-        """At most this many question-answer pairs of a conversation, drawn anew each epoch; 0: all, in their order."""
+        turns: int = at_least(0, 0)
+        """At most this many question-answer pairs of a conversation, drawn again each epoch; 0: all, in their order."""
         independent: bool = False
         """Every question sees the image and itself only; one image then serves many questions without leaking answers."""
-
-    def __init__(self, config: Config):
-        super().__init__(config)
-        if config.rows < 0 or config.turns < 0:
-            raise ConfigError("objectives.understanding: rows and turns must be 0 or more.")
 
     def rows(self) -> list[RowRequest]:
         c = self.config

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
-from megaunigame.config import fill
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
+from megaunigame.settings import at_least, fill, read
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 OWN_KEYS = ("output", "seed")
@@ -39,9 +37,9 @@ class Sweep:
     """Folder of the sweep; a run is OUTPUT/ARM/seed-S."""
     recipe: str = MISSING
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    ranks: int = 1
+    ranks: int = at_least(1, 1)
     """Processes of one run."""
-    jobs: int = 0
+    jobs: int = at_least(0, 0)
     """Runs at a time; 0: as many as the cores or GPUs of this machine hold."""
     common: dict[str, Any] = field(default_factory=dict)
     """Overrides of all runs; an arm that sets the same key wins."""
@@ -55,6 +53,24 @@ class Sweep:
     """Title of a column -> name of a metric in metrics.jsonl: the last value of an evaluation, of others the mean over the
     second half of the steps."""
 
+    def check(self, path: str) -> None:
+        arms = list(self.arms)
+        for arm in arms:
+            if not FOLDER_NAME.fullmatch(arm):
+                raise ConfigError(
+                    f"Arm {arm!r} names a folder: use letters, digits and . _ = - only, the first a letter or digit."
+                )
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(
+                f"{path}.seeds must be one or more different numbers, for example seeds=[0,1,2]; got {self.seeds}."
+            )
+        if not self.metrics:
+            raise ConfigError(f"{path}.metrics is empty. Name what is compared, for example metrics: {{loss: loss/total}}.")
+        if self.baseline and self.baseline not in arms:
+            raise ConfigError(f"{path}.baseline: " + unknown("arm", self.baseline, arms))
+        if self.x.title or self.x.values:
+            _check_axis(self.x, f"{path}.x", arms, self.baseline)
+
 
 def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
     """Read a sweep file.
@@ -66,27 +82,16 @@ def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
 
     Raises ConfigError that names the key and what is legal.
     """
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"No sweep file at {path}. Give the path of a YAML file, for example launch/sweeps/unigame_budget.yaml."
-        )
     for text in (*overrides, *settings):
         if "=" not in text:
             raise ConfigError(f"{text!r} has no '='. Write key=value, for example seeds=[0] or --set schedule.steps=20.")
     try:
-        given = OmegaConf.load(path)
-        if not isinstance(given, DictConfig):
-            raise ConfigError(f"{path} must hold a mapping of settings at its top level.")
-        for override in overrides:
-            key, _, value = override.partition("=")
-            OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
         for_all = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings)}
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not a legal YAML sweep file: {error}") from error
-    plain: Any = OmegaConf.to_container(given, resolve=True)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"A value of --set is not legal YAML: {error}") from error
+    plain = read(path, overrides, "sweep file", "launch/sweeps/unigame_budget.yaml")
     _check_overrides(plain)
-    sweep: Sweep = fill(Sweep, plain, "sweep")
-    _check_values(sweep)
+    sweep = fill(Sweep, plain, "sweep")
     _refuse_conflicts(for_all, sweep.arms)
     sweep.common |= for_all
     return sweep
@@ -112,36 +117,19 @@ def _check_overrides(plain: dict[str, Any]) -> None:
                 )
 
 
-def _check_values(sweep: Sweep) -> None:
-    arms = list(sweep.arms)
-    for arm in arms:
-        if not FOLDER_NAME.fullmatch(arm):
-            raise ConfigError(f"Arm {arm!r} names a folder: use letters, digits and . _ = - only, the first a letter or digit.")
-    if not sweep.seeds or len(set(sweep.seeds)) != len(sweep.seeds):
-        raise ConfigError(f"sweep.seeds must be one or more different numbers, for example seeds=[0,1,2]; got {sweep.seeds}.")
-    if sweep.ranks < 1 or sweep.jobs < 0:
-        raise ConfigError(f"sweep.ranks must be at least 1 and sweep.jobs at least 0; got {sweep.ranks} and {sweep.jobs}.")
-    if not sweep.metrics:
-        raise ConfigError("sweep.metrics is empty. Name what is compared, for example metrics: {loss: loss/total}.")
-    if sweep.baseline and sweep.baseline not in arms:
-        raise ConfigError("sweep.baseline: " + unknown("arm", sweep.baseline, arms))
-    if sweep.x.title or sweep.x.values:
-        _check_axis(sweep.x, arms, sweep.baseline)
-
-
-def _check_axis(x: Axis, arms: list[str], baseline: str) -> None:
+def _check_axis(x: Axis, path: str, arms: list[str], baseline: str) -> None:
     if not x.title or not x.values:
         raise ConfigError(
-            "sweep.x needs both a title and values, for example x: {title: eps_max, values: {small: 0.01, large: 0.1}}."
+            f"{path} needs both a title and values, for example x: {{title: eps_max, values: {{small: 0.01, large: 0.1}}}}."
         )
     for arm, value in x.values.items():
         if arm not in arms:
-            raise ConfigError("sweep.x.values: " + unknown("arm", arm, arms))
+            raise ConfigError(f"{path}.values: " + unknown("arm", arm, arms))
         if x.log and value <= 0:
-            raise ConfigError(f"sweep.x.values.{arm} is {value}, which a logarithmic axis cannot show. Leave x.log out.")
+            raise ConfigError(f"{path}.values.{arm} is {value}, which a logarithmic axis cannot show. Leave x.log out.")
     without = [arm for arm in arms if arm not in x.values and arm != baseline]
     if without:
-        raise ConfigError(f"sweep.x.values has no value for arm {without[0]!r}; only the baseline may do without one.")
+        raise ConfigError(f"{path}.values has no value for arm {without[0]!r}; only the baseline may do without one.")
 
 
 def _refuse_conflicts(for_all: dict[str, Any], arms: dict[str, dict[str, Any]]) -> None:

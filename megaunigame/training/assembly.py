@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.checkpoint.manager import CheckpointManager
-from megaunigame.config import Recipe, fill, resolve_batch
+from megaunigame.config import Recipe, resolve_batch
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.zero3 import Learner, build_learner
@@ -18,6 +18,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.parallel.world import World
 from megaunigame.registry import find
+from megaunigame.settings import fill
 from megaunigame.training.state import TrainState
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from megaunigame.errors import ConfigError
 from megaunigame.judges.clip import TINY_MODEL, TINY_RANDOM
 from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
+from megaunigame.settings import fill
 
 CPU = torch.device("cpu")
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -145,9 +146,9 @@ def test_weights_of_a_named_architecture_come_with_the_preprocessing_beside_them
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"tau": 1.5}, r"clip.tau is 1.5; .* -1..1"),
-        ({"tau": float("nan")}, "clip.tau is nan"),
-        ({"compare": "picture"}, "legal: image, text"),
+        ({"tau": 1.5}, r"objectives.unigame.clip.tau must lie in \[-1, 1\]; got 1.5"),
+        ({"tau": float("nan")}, r"clip.tau must lie in \[-1, 1\]; got nan"),
+        ({"compare": "picture"}, "objectives.unigame.clip.compare 'picture'. Legal: image, text"),
         ({"model": "ViT-B-23"}, "Did you mean 'ViT-B-32'"),
         ({"model": "tiny-randm"}, "Did you mean 'tiny-random'"),
         ({"model": "nowhere/clip"}, "no folder and no open_clip architecture 'nowhere/clip'"),
@@ -160,7 +161,7 @@ def test_weights_of_a_named_architecture_come_with_the_preprocessing_beside_them
 def test_bad_settings_are_refused_before_anything_is_built(changes, message, monkeypatch):
     monkeypatch.setattr(open_clip, "create_model", None)
     with pytest.raises(ConfigError, match=message):
-        ClipFilter(ClipConfig(**changes), CPU)
+        ClipFilter(fill(ClipConfig, changes, "objectives.unigame.clip"), CPU)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from megaunigame.config import fill
 from megaunigame.models.openuni import flow
 from megaunigame.objectives.player import Stage
 from megaunigame.objectives.unigame import UniGame
@@ -18,6 +17,7 @@ from megaunigame.objectives.unigame.game import PENALTY, Game
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.records import RecordLayout
+from megaunigame.settings import fill
 from megaunigame.step.inputs import put_rows
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from

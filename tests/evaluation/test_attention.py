@@ -26,6 +26,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
 from megaunigame.registry import find
+from megaunigame.settings import fill
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
@@ -168,9 +169,9 @@ def test_a_model_that_cannot_be_measured(model, shards, tmp_path, monkeypatch) -
 def test_bad_settings(model, shards, tmp_path) -> None:
     assert find("evaluation.suites", "attention", Suite) is Attention
     with pytest.raises(ConfigError, match="'generat'. Did you mean 'generate'"):
-        Attention(Attention.Config(shards=shards, passes=["generat"]))
+        fill(Attention.Config, {"shards": shards, "passes": ["generat"]}, "evaluation.suites.attention")
     with pytest.raises(ConfigError, match="No pass to measure"):
-        Attention(Attention.Config(shards=shards, passes=[]))
+        fill(Attention.Config, {"shards": shards, "passes": []}, "evaluation.suites.attention")
     with pytest.raises(ConfigError, match="No targets file nowhere.yaml"):
         Attention(Attention.Config(shards=shards, targets="nowhere.yaml"))
     with pytest.raises(ConfigError, match="'janus'. Did you mean 'janus_pro'"):
@@ -213,8 +214,9 @@ def test_from_a_teacher_to_a_file(shards, tmp_path) -> None:
     [
         (["--family", "januss"], ConfigError, "Did you mean 'janus'"),
         (["--bands", "9"], ConfigError, "9 bands of 3 layers"),
-        (["--passes", "attack"], ConfigError, "Unknown pass 'attack'"),
-        (["--batch", "0"], ConfigError, "batch must be 1 or more"),
+        (["--passes", "attack"], ConfigError, r"Unknown value of passes\[0\] 'attack'"),
+        (["--batch", "0"], ConfigError, "batch must be at least 1; got 0"),
+        (["--samples", "-1"], ConfigError, "--samples must be at least 0"),
         (["--shards", "nowhere"], DataError, "nowhere"),
         (["--model", "nowhere"], ModelError, "nowhere"),
         (["--family", "base"], ConfigError, "must define exactly one"),

@@ -10,6 +10,7 @@ import torch
 
 from megaunigame.errors import ConfigError, UserError
 from megaunigame.evaluation.suites.representations import DRAWN, TOKENIZER, UNRELATED, Representations
+from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 from tests.data.shard_files import encoded, write_shards
@@ -89,6 +90,6 @@ def test_missing_targets_and_missing_prompts_are_named(shards, tmp_path):
     with pytest.raises(UserError, match=r"has no image or no seg.png"):
         on_ranks(1, lambda world: wrong.run(Draughtsman(), world, tmp_path))
     with pytest.raises(ConfigError, match="no prompts"):
-        Representations(Representations.Config(shards=shards))
+        fill(Representations.Config, {"shards": shards}, "evaluation.suites.val")
     with pytest.raises(ConfigError, match=r"Did you mean 'depth'"):
         Representations(Representations.Config(shards=shards, prompts={"dept": "x"}))

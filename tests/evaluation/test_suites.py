@@ -18,6 +18,7 @@ from megaunigame.evaluation.suites.teacher_forced import TeacherForced
 from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.registry import find
+from megaunigame.settings import fill
 from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, on_ranks, write_tars
 
 SAMPLES = 11
@@ -243,10 +244,12 @@ def test_a_dropped_question_is_an_error(shards, tmp_path) -> None:
 
 
 def test_bad_settings(shards, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="batch of an evaluation suite must be at least 1; got 0"):
-        Questions(Questions.Config(shards=shards, batch=0))
+    with pytest.raises(ConfigError, match=r"evaluation\.suites\.val\.batch must be at least 1; got 0"):
+        fill(Questions.Config, {"shards": shards, "batch": 0}, "evaluation.suites.val")
+    with pytest.raises(ConfigError, match=r"evaluation\.suites\.val\.questions_per_row must be at least 1; got 0"):
+        fill(Questions.Config, {"shards": shards, "questions_per_row": 0}, "evaluation.suites.val")
     with pytest.raises(ConfigError, match="'captions'. Did you mean 'caption'"):
-        TeacherForced(TeacherForced.Config(shards=shards, terms=["captions"]))
+        fill(TeacherForced.Config, {"shards": shards, "terms": ["captions"]}, "evaluation.suites.loss")
     with pytest.raises(DataError):
         Questions(Questions.Config(shards=str(tmp_path / "nowhere")))
     suite = Questions(Questions.Config(shards=shards, skip_kinds=["light", "color", "description"]))

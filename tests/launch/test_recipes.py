@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from megaunigame.config import fill, load_recipe
+from megaunigame.config import load_recipe
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_plan
 from megaunigame.registry import find
+from megaunigame.settings import fill
 from megaunigame.sweeping.definition import load_sweep
 from tests.multi_process.launcher import REPOSITORY
 

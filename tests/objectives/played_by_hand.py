@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaunigame.config import StreamConfig, fill
+from megaunigame.config import StreamConfig
 from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.models.janus import Janus
@@ -20,6 +20,7 @@ from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.parallel.world import World
+from megaunigame.settings import fill
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import plan_from

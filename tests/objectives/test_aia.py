@@ -10,7 +10,6 @@ import torch
 
 from megaunigame.attention.positions import measurable
 from megaunigame.attention.targets import Aim, table, write_targets
-from megaunigame.config import fill
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
@@ -18,6 +17,7 @@ from megaunigame.objectives.aia import AIA
 from megaunigame.objectives.aia.player import AttentionPlayer, attention_loss
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.player import Stage
+from megaunigame.settings import fill
 from megaunigame.step.inputs import AttentionShares, PassInputs, PassOutput, Taps
 from megaunigame.step.micro import Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
@@ -170,9 +170,9 @@ def test_a_targets_file_may_speak_of_one_pass(tmp_path):
     [
         ({"preset": "cod"}, "Did you mean 'code'"),
         ({"weights": {"gen": 1.0}}, "Unknown pass in objectives.aia.weights 'gen'"),
-        ({"weights": {"generate": -1.0}}, "weights.generate must be 0 or more"),
+        ({"weights": {"generate": -1.0}}, "objectives.aia.weights.generate must be at least 0; got -1"),
         ({"calibration_steps": 0}, "calibration_steps must be at least 1"),
-        ({"ratio": 0.0}, "ratio must be above 0"),
+        ({"ratio": 0.0}, "objectives.aia.ratio must be greater than 0; got 0"),
         ({"layers": [1, 1]}, "names a layer twice"),
         ({"layers": [6]}, "6 is no layer; this model has 0 to 5"),
         ({"layers": [-1]}, "-1 is no layer"),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from megaunigame.config import fill
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
@@ -18,6 +17,7 @@ from megaunigame.objectives.generation import Generation
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.attack import QUESTION
 from megaunigame.objectives.unimrg import UniMRG
+from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
 from tests.multi_process.tiny_run import write_model
 from tests.objectives.played_by_hand import Played, calls_of, captured, shards

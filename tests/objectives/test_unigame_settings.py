@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from megaunigame.adversary.perturber import Perturber
-from megaunigame.config import fill
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.janus import Janus
@@ -13,6 +12,7 @@ from megaunigame.objectives.base import Objective
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.registry import find
+from megaunigame.settings import check_values, fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan, plan_from
 
 ROOT = "objectives.unigame"
@@ -62,26 +62,26 @@ ILLEGAL = [
     ({**SIMULTANEOUS, "beta": 0.0}, ["objectives.unigame.beta=0", "beta above 0"]),
     ({**SIMULTANEOUS, **SAMPLED}, ["path=sampled", "Type objectives.unigame.mode=alternating"]),
     ({**SAMPLED, "adversary": {"kind": "pgd"}}, ["pgd", "path=sampled", "Type objectives.unigame.path=decoder"]),
-    ({**SAMPLED, "sampling": {"candidates": 0}}, ["objectives.unigame.sampling", "candidates must be at least 1"]),
-    ({**SAMPLED, "sampling": {"temperature": -1.0}}, ["objectives.unigame.sampling", "temperature 0 or more"]),
+    ({**SAMPLED, "sampling": {"candidates": 0}}, ["objectives.unigame.sampling.candidates must be at least 1", "got 0"]),
+    ({**SAMPLED, "sampling": {"temperature": -1.0}}, ["objectives.unigame.sampling.temperature", "at least 0", "got -1.0"]),
     ({"redraw": "pixel", "path": "embedding"}, ["redraw=pixel", "path=embedding", "Type objectives.unigame.redraw=own"]),
     ({"redraw": "pixel", **SAMPLED}, ["redraw=pixel", "path=sampled", "objectives.unigame.path=decoder"]),
     ({"prompts": []}, ["objectives.unigame.prompts", "at least one"]),
     ({"adversary": {"kind": "pertuber"}}, ["adversary", "'pertuber'", "Did you mean 'perturber'", "noise", "pgd"]),
     ({"adversary": {"kind": "perturber", "eps": 0.1}}, ["objectives.unigame.adversary", "eps"]),
-    ({"adversary": {"kind": "noise", "eps_max": 0.0}}, ["adversary.eps_max", "greater than 0", "got 0.0"]),
+    ({"adversary": {"kind": "noise", "eps_max": 0.0}}, ["objectives.unigame.adversary.eps_max", "greater than 0", "got 0.0"]),
     ({"penalties": {"clip": 1.0}}, ["objectives.unigame.penalties.clip", "objectives.unigame.clip"]),
     ({"buffer": {"percentile": 100.0}}, ["objectives.unigame.buffer.percentile", "[0, 100)", "got 100.0"]),
     ({"buffer": {"percentile": -1.0}}, ["objectives.unigame.buffer.percentile", "[0, 100)", "got -1.0"]),
     ({"buffer": {"percentile": float("nan")}}, ["objectives.unigame.buffer.percentile", "got nan"]),
-    ({"buffer": {"capacity": 0}}, ["objectives.unigame.buffer", "capacity", "at least 1", "got 0"]),
-    ({"buffer": {"merge_every": 0}}, ["objectives.unigame.buffer", "merge_every", "at least 1", " 0,"]),
-    ({"buffer": {"max_age": -1}}, ["objectives.unigame.buffer", "max_age at least 0", "-1"]),
-    ({"buffer": {"temperature": 0.0}}, ["objectives.unigame.buffer", "temperature above 0", "0.0"]),
-    ({"clip": {"model": "tiny-random", "tau": 1.5}}, ["clip.tau", "1.5", "-1..1"]),
-    ({"clip": {"model": "tiny-random", "tau": -1.01}}, ["clip.tau", "-1.01", "-1..1"]),
+    ({"buffer": {"capacity": 0}}, ["objectives.unigame.buffer.capacity must be at least 1", "got 0"]),
+    ({"buffer": {"merge_every": 0}}, ["objectives.unigame.buffer.merge_every must be at least 1", "got 0"]),
+    ({"buffer": {"max_age": -1}}, ["objectives.unigame.buffer.max_age must be at least 0", "got -1"]),
+    ({"buffer": {"temperature": 0.0}}, ["objectives.unigame.buffer.temperature must be greater than 0", "got 0.0"]),
+    ({"clip": {"model": "tiny-random", "tau": 1.5}}, ["objectives.unigame.clip.tau", "got 1.5", "[-1, 1]"]),
+    ({"clip": {"model": "tiny-random", "tau": -1.01}}, ["objectives.unigame.clip.tau", "got -1.01", "[-1, 1]"]),
     ({"clip": {"model": "ViT-B-32"}}, ["clip.pretrained", "is empty", "/path/to"]),
-    ({"clip": {"model": "tiny-random", "compare": "caption"}}, ["clip.compare", "'caption'", "image, text"]),
+    ({"clip": {"model": "tiny-random", "compare": "caption"}}, ["objectives.unigame.clip.compare", "'caption'", "image, text"]),
     ({"clip": {"model": "tiny-random", "tow": 0.5}}, ["objectives.unigame.clip", "tow"]),
     ({"turns": -1}, ["objectives.unigame.turns", "at least 0"]),
     ({"betta": 0.5}, ["objectives.unigame", "betta"]),
@@ -114,13 +114,18 @@ def test_a_negative_penalty_is_named_with_its_value(key, value):
 
 def test_an_adversary_without_a_kind():
     with pytest.raises(ConfigError, match=r"names no kind\. Type objectives\.unigame\.adversary\.kind=perturber"):
-        UniGame(Settings(adversary={"eps_max": 0.1}))
+        check_values(Settings(adversary={"eps_max": 0.1}), ROOT)
 
 
 def test_a_recipe_that_names_no_kind_gets_the_perturber():
     """The recipe's settings are merged into the defaults."""
     made = game(adversary={"eps_max": 0.1})
     assert made.kind is Perturber and made.adversary_config.eps_max == 0.1
+
+
+def test_a_game_that_pays_for_clip_is_planned_without_loading_one():
+    planned = UniGame.planned(fill(Settings, {**CLIP, "penalties": {"clip": 1.0}}, ROOT))
+    assert planned.clip is None and planned.config.clip is not None
 
 
 def test_negative_turns_are_not_blamed_on_another_objective():

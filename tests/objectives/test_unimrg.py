@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from megaunigame.config import fill
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.objectives.unimrg import UniMRG
 from megaunigame.objectives.unimrg.condition import soften
 from megaunigame.objectives.unimrg.prompts import DESCRIBED, PAPER
 from megaunigame.objectives.unimrg.settings import Settings
+from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, plan_from
 from megaunigame.step.rotation import Rotation
 
@@ -119,17 +119,17 @@ def test_paired_tasks_look_at_the_same_samples():
     ("settings", "message"),
     [
         ({"rows": {"depht": 2}}, r"'depht'. Did you mean 'depth'"),
-        ({"rows": {"depth": -1}}, r"rows must be 0 or more"),
+        ({"rows": {"depth": -1}}, r"objectives.unimrg.rows.depth must be at least 0; got -1"),
         ({"rows": {"depth": 0}}, r"gives no task a row"),
         ({"weights": {"dept": 1.0}}, r"Did you mean 'depth'"),
-        ({"weights": {"depth": -1.0}}, r"weights must be 0 or more"),
+        ({"weights": {"depth": -1.0}}, r"objectives.unimrg.weights.depth must be at least 0; got -1"),
         ({"schedule": "roundrobin"}, r"Did you mean 'round_robin'"),
         ({"images": "same"}, r"Legal: independent, paired"),
         ({"prompts": "papers"}, r"Did you mean 'paper'"),
         ({"renderings": {"segmentation": "lines"}}, r"no rendering 'lines'. Legal: regions, contours"),
         ({"renderings": {"depth": "grey"}}, r"Legal: none, leave it out"),
         ({"drop": 1.0}, r"drop must lie in \[0, 1\)"),
-        ({"source_downscale": 0.5}, r"source_downscale must be 1 or more"),
+        ({"source_downscale": 0.5}, r"objectives.unimrg.source_downscale must be at least 1; got 0.5"),
         ({"source_gradient": 2.0}, r"source_gradient must lie in \[0, 1\]"),
         ({"missing": "skip"}, r"Legal: substitute, error"),
         ({"images": "paired", "rows": {"understanding": 2, "depth": 1}}, r"paired needs the same number of rows"),

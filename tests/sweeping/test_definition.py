@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megaunigame.config import fill, load_recipe
+from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
 from megaunigame.registry import find
+from megaunigame.settings import fill
 from megaunigame.sweeping.definition import load_sweep
 from megaunigame.sweeping.runs import as_typed, plan_runs, write_origin
 from tests.multi_process.launcher import REPOSITORY

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from megaunigame.evaluation.suites.base import Cell, percent, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.parallel.world import World
-from megaunigame.registry import unknown
+from megaunigame.settings import at_least, one_of
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
@@ -41,10 +41,10 @@ DIRECTION = {UNDERSTAND: "answers to the picture (understand)", GENERATE: "the d
 class Measuring:
     """What is measured, and on how many samples."""
 
-    limit: int = 100
+    limit: int = at_least(0, 100)
     """Samples looked at, the first of the shards; 0: all."""
-    batch: int = 16
-    passes: list[str] = field(default_factory=lambda: list(PASSES))
+    batch: int = at_least(1, 16)
+    passes: list[str] = one_of(PASSES, lambda: list(PASSES))
     """`understand` needs samples with an image and `conversations`, `generate` with an image and a `caption`."""
     independent: bool = False
     """Every question sees the image and itself only; False: the turns of a conversation follow one another."""
@@ -52,6 +52,10 @@ class Measuring:
     """Whether the first token is left out of the text that a drawn picture attends to."""
     compat: bool = False
     """The positions of the released code instead of the exact ones."""
+
+    def check(self, path: str) -> None:
+        if not self.passes:
+            raise ConfigError(f"No pass to measure; name {' or '.join(PASSES)}.")
 
 
 @dataclass(frozen=True)
@@ -77,17 +81,6 @@ class _Found:
     """(L,)."""
     first: Tensor
     """(L,)."""
-
-
-def check(settings: Measuring) -> None:
-    """Raise ConfigError for settings that measure nothing."""
-    if not settings.passes:
-        raise ConfigError(f"No pass to measure; name {' or '.join(PASSES)}.")
-    for name in settings.passes:
-        if name not in PASSES:
-            raise ConfigError(unknown("pass", name, list(PASSES)))
-    if settings.batch < 1 or settings.limit < 0:
-        raise ConfigError(f"batch must be 1 or more, samples 0 (all) or more; got {settings.batch} and {settings.limit}.")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from megaunigame.attention.targets import check_targets, find_targets
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.evaluation.attention.curves import Measuring, check, curve_metrics, curve_tables, measure
+from megaunigame.evaluation.attention.curves import Measuring, curve_metrics, curve_tables, measure
 from megaunigame.evaluation.suites.base import Suite, suite_result
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
@@ -30,7 +30,6 @@ class Attention(Suite):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        check(config)
         if config.targets:
             check_targets(config.targets)
         self.index = ShardIndex.open(config.shards)

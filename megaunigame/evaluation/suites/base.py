@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 
@@ -25,9 +24,6 @@ class Suite(ABC):
 
     def __init__(self, config: Any):
         self.config = config
-        for name in ("batch", "questions_per_row"):
-            if hasattr(config, name) and getattr(config, name) < 1:
-                raise ConfigError(f"{name} of an evaluation suite must be at least 1; got {getattr(config, name)}.")
 
     @abstractmethod
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:

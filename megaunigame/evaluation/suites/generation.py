@@ -26,6 +26,7 @@ from megaunigame.judges.scenes import Objects, Oracle, Scores, caption_relations
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 from megaunigame.pixels import to_bytes
+from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -72,7 +73,7 @@ class Generation(Suite):
         shards: str = MISSING
         limit: int = 128
         """Samples, the first of the shards; 0: all."""
-        batch: int = 16
+        batch: int = at_least(1, 16)
         guidance: float = 3.0
         """Scale of classifier-free guidance; 1: none."""
         temperature: float = 1.0

@@ -19,6 +19,7 @@ from megaunigame.evaluation.pictures import save_png
 from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
+from megaunigame.settings import at_least
 
 
 class Questions(Suite):
@@ -30,9 +31,9 @@ class Questions(Suite):
         """Folder of held-out shards."""
         limit: int = 0
         """Samples, the first of the shards; 0: all."""
-        batch: int = 16
+        batch: int = at_least(1, 16)
         """Rows per forward and rank."""
-        questions_per_row: int = 8
+        questions_per_row: int = at_least(1, 8)
         """Questions of one image that share a row without seeing each other; 1 asks each in a row of its own."""
         skip_kinds: list[str] = field(default_factory=lambda: ["description"])
         """Kinds that are not asked: free text has no exact match."""

@@ -28,6 +28,7 @@ from megaunigame.evaluation.suites.generation import Panel, write_panels
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 from megaunigame.pixels import to_bytes
+from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -51,8 +52,8 @@ class ReconstructionQuestions(Suite):
         shards: str = MISSING
         limit: int = 128
         """Samples, the first of the shards; 0: all."""
-        batch: int = 16
-        questions_per_row: int = 8
+        batch: int = at_least(1, 16)
+        questions_per_row: int = at_least(1, 8)
         skip_kinds: list[str] = field(default_factory=lambda: ["description"])
         """Kinds that are not asked: free text has no exact match."""
         prompt: str = "draw this image again ."

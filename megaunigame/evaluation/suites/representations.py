@@ -26,6 +26,7 @@ from megaunigame.parallel.world import World
 from megaunigame.pixels import to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
+from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -61,7 +62,7 @@ class Representations(Suite):
         renderings: dict[str, str] = field(default_factory=dict)
         limit: int = 64
         """Samples, the first of the shards; 0: all."""
-        batch: int = 16
+        batch: int = at_least(1, 16)
         guidance: float = 1.0
         temperature: float = 0.0
         """0: the likeliest picture, where the family has one."""
@@ -69,10 +70,12 @@ class Representations(Suite):
         pictures: int = 8
         """Samples whose pictures are kept for the report."""
 
+        def check(self, path: str) -> None:
+            if not self.prompts:
+                raise ConfigError(f"{path} has no prompts. Give some, for example {path}.prompts={{depth: draw the depth .}}.")
+
     def __init__(self, config: Config):
         super().__init__(config)
-        if not config.prompts:
-            raise ConfigError("The suite `representations` has no prompts. Give some, for example {depth: draw the depth .}.")
         self.index = ShardIndex.open(config.shards)
         self.representations = {
             name: find("representations", name, Representation)(config.renderings.get(name, "")) for name in config.prompts

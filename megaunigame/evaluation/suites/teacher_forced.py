@@ -8,7 +8,7 @@ A gap near 0 means that the condition is ignored: a caption loss can look health
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from omegaconf import MISSING
 
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.errors import ConfigError
 from megaunigame.evaluation.asking import questions_of
 from megaunigame.evaluation.lockstep import collate, lockstep_batches, read_share, sample_count, together
 from megaunigame.evaluation.suites.base import Suite, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.registry import unknown
+from megaunigame.settings import at_least, one_of
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
@@ -39,17 +38,14 @@ class TeacherForced(Suite):
         shards: str = MISSING
         limit: int = 256
         """Samples, the first of the shards; 0: all."""
-        batch: int = 16
-        terms: list[str] = field(default_factory=lambda: [ANSWERS, CAPTION])
+        batch: int = at_least(1, 16)
+        terms: list[str] = one_of(TERMS, lambda: [ANSWERS, CAPTION])
         """`answers` (condition: the image), `caption` (the text), `pixel` (the source image)."""
         prompt: str = "draw this image again ."
         """Prompt of the `pixel` term."""
 
     def __init__(self, config: Config):
         super().__init__(config)
-        for term in config.terms:
-            if term not in TERMS:
-                raise ConfigError(unknown("term of the teacher_forced suite", term, list(TERMS)))
         self.index = ShardIndex.open(config.shards)
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from megaunigame.parallel.world import World
 from megaunigame.pixels import to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
+from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -38,7 +39,7 @@ class Tokenizer(Suite):
         shards: str = MISSING
         limit: int = 128
         """Samples, the first of the shards; 0: all."""
-        batch: int = 16
+        batch: int = at_least(1, 16)
         representations: list[str] = field(default_factory=lambda: ["pixel", "depth", "segmentation"])
         """Module names in megaunigame/representations; samples without the picture are left out."""
         pictures: int = 4

@@ -30,10 +30,6 @@ class AIA(Objective):
 
     Config = Settings
 
-    def __init__(self, config: Settings):
-        super().__init__(config)
-        config.check()
-
     def rows(self) -> list[RowRequest]:
         return []
 

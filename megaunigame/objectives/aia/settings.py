@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from megaunigame.attention.targets import PASSES
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
+from megaunigame.settings import above, at_least, one_of
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 AUTO = "auto"
@@ -17,49 +18,36 @@ PRESETS = {"code": {GENERATE: 5.0, UNDERSTAND: 10.0}, "paper": {GENERATE: 40.0, 
 class Settings:
     """Defaults are those of the released code; paper and code disagree about the weights."""
 
-    preset: str = "code"
+    preset: str = one_of(PRESETS, "code")
     """Weights: `code` 5 and 10 (generate, understand); `paper` 40; `auto`: measured once, so that the loss of a pass is
     `ratio` times its pull, then kept."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = at_least(0, dict)
     """Pass -> weight, in place of the preset's; 0 only measures."""
-    ratio: float = 50.0
+    ratio: float = above(0, 50.0)
     """`auto` only: loss of the pass over weighted pull. The paper's best of 1, 10, 50, 100."""
-    calibration_steps: int = 10
+    calibration_steps: int = at_least(1, 10)
     """`auto` only: optimizer steps over which both are averaged, without a pull."""
-    warmup_steps: int = 0
+    warmup_steps: int = at_least(0, 0)
     """Optimizer steps over which the weights rise from 0; the method has none."""
     targets: str = "auto"
     """Table (`auto`, `janus_pro`, `emu3`, `relative`) or YAML file of (delta, target) by layer; auto goes by the depth."""
     layers: list[int] = field(default_factory=list)
     """Layers that are pulled; empty: all. The loss is a mean over them."""
-    queries: int = 0
+    queries: int = at_least(0, 0)
     """At most this many queries of a row, drawn at random, for long sequences; 0: all."""
     terms: list[str] = field(default_factory=list)
     """Loss terms whose rows are pulled; empty: all rows of both passes."""
     exclude_bos: bool = False
-    """Whether the first token, on which much idle attention rests, is no part of the text that a picture attends to."""
+    """Whether the first token, on which much idle attention rests, is not part of the text that a picture attends to."""
     compat: bool = False
     """The sets of the released code, one position off, and its target in understanding layer 20."""
 
-    def check(self) -> None:
-        """Raises ConfigError naming the key, what was got and what is legal."""
-        where = "objectives.aia"
-        if self.preset not in PRESETS:
-            raise ConfigError(unknown(f"value of {where}.preset", self.preset, list(PRESETS)))
-        for name, weight in self.weights.items():
+    def check(self, path: str) -> None:
+        for name in self.weights:
             if name not in PASSES:
-                raise ConfigError(unknown(f"pass in {where}.weights", name, list(PASSES)))
-            if weight < 0:
-                raise ConfigError(
-                    f"{where}.weights.{name} must be 0 or more; got {weight:g}. Usual: 5 (generate), 10 (understand)."
-                )
-        for name, least in {"calibration_steps": 1, "warmup_steps": 0, "queries": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{where}.{name} must be at least {least}; got {getattr(self, name)}.")
-        if not self.ratio > 0:
-            raise ConfigError(f"{where}.ratio must be above 0; got {self.ratio:g}. Usual: 50.")
+                raise ConfigError(unknown(f"pass in {path}.weights", name, list(PASSES)))
         if len(set(self.layers)) != len(self.layers):
-            raise ConfigError(f"{where}.layers names a layer twice: {self.layers}.")
+            raise ConfigError(f"{path}.layers names a layer twice: {self.layers}.")
 
     @property
     def given_weights(self) -> dict[str, float]:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
 from megaunigame.adversary.optimizer import ReplicatedAdamW
-from megaunigame.config import fill
 from megaunigame.errors import CheckpointError
-from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
+from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.monitoring import names
 from megaunigame.objectives.player import Panel, Player, Stage
 from megaunigame.objectives.unigame.attack import QUESTION, Attack, attack_of
@@ -104,8 +103,7 @@ class Game(Player):
         adversary = 16 * sum(p.numel() for p in self.parameters)  # with gradients and two moments, in float32
         if self.config.clip is None:
             return {"adversary": adversary}
-        settings = fill(ClipConfig, self.config.clip, "objectives.unigame.clip")
-        return {"adversary": adversary, "CLIP": 4 * ClipFilter.elements(settings)}
+        return {"adversary": adversary, "CLIP": 4 * ClipFilter.elements(self.config.clip)}
 
     def host_bytes(self) -> dict[str, int]:
         return {"hard buffer": self.pool.buffer.most_bytes}

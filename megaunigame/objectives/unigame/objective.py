@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from megaunigame.adversary.base import Adversary
-from megaunigame.config import fill
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
+from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.player import Stage
@@ -31,6 +30,7 @@ from megaunigame.objectives.unigame.settings import OWN, Settings
 from megaunigame.objectives.unigame.simultaneous import Simultaneous
 from megaunigame.registry import available, find
 from megaunigame.representations.base import Representation
+from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import GenerateRow, Row
 
@@ -44,7 +44,6 @@ class UniGame(Objective):
 
     def __init__(self, config: Settings):
         super().__init__(config)
-        config.check()
         self.attacks = config.attack_rows > 0
         """Without attacks this is fine-tuning on the clean rows."""
         self.redrawn_by = config.redraw if self.attacks and config.redraw != OWN else None
@@ -56,11 +55,8 @@ class UniGame(Objective):
         settings = dict(config.adversary)
         self.kind = find("adversary", settings.pop("kind"), Adversary)
         self.adversary_config = fill(self.kind.Config, settings, "objectives.unigame.adversary")
-        self.adversary_config.check()
-        filtered = self.attacks and config.clip is not None  # loaded before the model, so that wrong settings cost no time
-        self.clip = (
-            ClipFilter(fill(ClipConfig, config.clip, "objectives.unigame.clip"), torch.device("cpu")) if filtered else None
-        )
+        # Loaded before the model, so that wrong settings cost no time.
+        self.clip = ClipFilter(config.clip, torch.device("cpu")) if self.attacks and config.clip else None
 
     @classmethod
     def planned(cls, config: Settings) -> UniGame:

@@ -32,9 +32,6 @@ class UniMRG(Objective):
 
     def __init__(self, config: Settings):
         super().__init__(config)
-        config.check()
-        if not config.tasks:
-            raise ConfigError("objectives.unimrg.rows gives no task a row. Type for example objectives.unimrg.rows.depth=4.")
         self.questions = Understanding(
             Understanding.Config(stream=config.stream, turns=config.turns, independent=config.independent)
         )

@@ -1,0 +1,161 @@
+"""Settings: strict dataclasses, each field of which says what is legal, filled from YAML.
+
+    @dataclass
+    class Rows:
+        count: int = at_least(0, 4)
+        drop: float = half_open(0, 1, 0.1)
+        schedule: str = one_of(SCHEDULES, "all")
+        weights: dict[str, float] = at_least(0, dict)
+
+Each takes the default last, or what makes it (`dict`). The bound of a mapping or a list is that of every entry; None, where
+the type allows it, means "not given" and is legal. What relates two fields is checked by a method `check(path)` of the
+dataclass, which raises ConfigError; it is called once all bounds hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megaunigame.errors import ConfigError
+from megaunigame.registry import unknown
+
+T = TypeVar("T")
+BOUND = "bound"
+"""Key of a field's metadata."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a field accepts, and what is said of anything else."""
+
+    accepts: Callable[[Any], bool]
+    refusal: Callable[[str, Any], str]
+    """The full key and what was got -> the message."""
+
+
+def at_least(low: float, default: T | Callable[[], T]) -> T:
+    """A field in [low, infinity)."""
+    return _number(lambda got: got >= low, f"be at least {low}", default)
+
+
+def above(low: float, default: T | Callable[[], T]) -> T:
+    """A field in (low, infinity)."""
+    return _number(lambda got: got > low, f"be greater than {low}", default)
+
+
+def between(low: float, high: float, default: T | Callable[[], T]) -> T:
+    """A field in [low, high]."""
+    return _number(lambda got: low <= got <= high, f"lie in [{low}, {high}]", default)
+
+
+def half_open(low: float, high: float, default: T | Callable[[], T]) -> T:
+    """A field in [low, high)."""
+    return _number(lambda got: low <= got < high, f"lie in [{low}, {high})", default)
+
+
+def one_of(legal: Collection[str], default: T | Callable[[], T]) -> T:
+    """A field with one of these names."""
+    return _bounded(Bound(lambda got: got in legal, lambda key, got: unknown(f"value of {key}", got, list(legal))), default)
+
+
+def _number(accepts: Callable[[Any], bool], legal: str, default: T | Callable[[], T]) -> T:
+    hint = f" Default: {default}." if isinstance(default, int | float) else ""
+    return _bounded(Bound(accepts, lambda key, got: f"{key} must {legal}; got {got}.{hint}"), default)
+
+
+def _bounded(bound: Bound, default: Any) -> Any:
+    if callable(default):
+        return field(default_factory=default, metadata={BOUND: bound})
+    return field(default=default, metadata={BOUND: bound})
+
+
+def read(path: str, overrides: list[str], kind: str, example: str) -> Any:
+    """The mapping in a YAML file, with `key.sub=value` overrides: YAML values, each replacing what stood under its key.
+
+    Raises ConfigError when there is no such file or it is not a mapping; `kind` names such files and `example` is one.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"No {kind} at {path}. Give the path of a YAML file, for example {example}.")
+    try:
+        given = OmegaConf.load(path)
+        if not isinstance(given, DictConfig):
+            raise ConfigError(f"{path} must hold a mapping of settings at its top level.")
+        for override in overrides:
+            key, _, value = override.partition("=")
+            # Replaced, not merged: `evaluation.suites={}` means no suites.
+            OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
+        return OmegaConf.to_container(given, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not a legal YAML {kind}: {error}") from error
+
+
+def fill(schema: type[T], given: Any, path: str) -> T:
+    """An instance of the dataclass `schema` with the values of the mapping `given`; `path` is the key of `given`.
+
+    Raises ConfigError with the full key of what is unknown (and the nearest legal key), missing, of a wrong type or out of
+    its bounds.
+    """
+    check_keys(schema, given, path)
+    try:
+        filled: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    except OmegaConfBaseException as error:
+        # OmegaConf adds lines about its own classes.
+        raise ConfigError(f"Setting {_under(path, error.full_key)!r}: {str(error.msg or error).splitlines()[0]}") from error
+    check_values(filled, path)
+    return filled
+
+
+def check_keys(schema: Any, given: Any, path: str) -> None:
+    """Refuse keys the schema does not have, at any depth, naming the nearest legal key."""
+    if not isinstance(given, dict):
+        raise ConfigError(f"Setting {path or 'recipe'!r} must be a mapping of settings; got {given!r}.")
+    types = typing.get_type_hints(schema)
+    fields = [f.name for f in dataclasses.fields(schema)]
+    for key, value in given.items():
+        if key not in fields:
+            raise ConfigError(f"In {path or 'the recipe'}: {unknown('key', str(key), fields)}")
+        where, kind, parts = _under(path, key), types[key], typing.get_args(types[key])
+        inner = next((part for part in (kind, *parts) if dataclasses.is_dataclass(part)), None)
+        if typing.get_origin(kind) is dict:
+            if not isinstance(value, dict | None):
+                raise ConfigError(f"Setting {where!r} must be a mapping of settings; got {value!r}.")
+            if inner:
+                for name, item in (value or {}).items():
+                    check_keys(inner, item, f"{where}.{name}")
+        elif inner and (value is not None or type(None) not in parts):
+            check_keys(inner, value, where)
+
+
+def check_values(settings: Any, path: str) -> None:
+    """Refuse a value out of its bounds, at any depth, and what the dataclasses' own `check` refuses. `fill` has done this;
+    call it for settings that are built in code from what a user gave."""
+    for f in dataclasses.fields(settings):
+        _check_value(getattr(settings, f.name), f.metadata.get(BOUND), _under(path, f.name))
+    if hasattr(settings, "check"):
+        settings.check(path)
+
+
+def _check_value(value: Any, bound: Bound | None, key: str) -> None:
+    if dataclasses.is_dataclass(value):
+        check_values(value, key)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_value(item, bound, f"{key}.{name}")
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            _check_value(item, bound, f"{key}[{place}]")
+    elif bound and value is not None and not bound.accepts(value):
+        raise ConfigError(bound.refusal(key, value))
+
+
+def _under(path: str, key: Any) -> str:
+    return ".".join(str(part) for part in (path, key) if part)
