@@ -25,9 +25,7 @@ def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
 
     What a sample lacks stays grey; its key, caption and questions stand at the right.
     """
-    columns = ["image"]
-    columns += ["depth"] if any(sample.depth is not None for sample in samples) else []
-    columns += ["segmentation"] if any(sample.segmentation is not None for sample in samples) else []
+    columns = [IMAGE, *(name for name in (DEPTH, SEGMENTATION) if any(s.picture(name) is not None for s in samples))]
     width = len(columns) * (CELL + GAP) + GAP + TEXT_WIDTH
     sheet = Image.new("RGB", (width, len(samples) * (CELL + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
@@ -53,7 +51,7 @@ def id_colours() -> np.ndarray:
 
 
 def _rendered(sample: Sample, name: str) -> Image.Image | None:
-    pixels: Tensor | None = getattr(sample, name)
+    pixels = sample.picture(name)
     if pixels is None:
         return None
     if name == "image":

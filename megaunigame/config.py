@@ -91,7 +91,8 @@ class StreamConfig:
     """Instead of `shards`: several data sets by weight."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     backend: str = "index"
-    """`index`; or `webdataset` for tars without random access (`pipe:...`), with weaker guarantees: docs/streaming.md."""
+    """Module name in megaunigame/data/sources: `index`; or `webdataset` for tars without random access
+    (`pipe:...`), with weaker guarantees: docs/streaming.md."""
     shuffle_buffer: int = 1000
     """Samples shuffled together by a loader worker, for `webdataset`."""
 
@@ -268,7 +269,6 @@ def check_ranges(recipe: Recipe) -> None:
         "schedule.kind": (recipe.schedule.kind, ["cosine", "constant", "flat_linear"]),
         "engine.precision": (recipe.engine.precision, ["bf16", "fp32"]),
         "engine.reduce_dtype": (recipe.engine.reduce_dtype, ["bf16", "fp32"]),
-        **{f"data.{name}.backend": (stream.backend, ["index", "webdataset"]) for name, stream in recipe.data.items()},
     }
     for key, (got, choices) in legal.items():
         if got not in choices:
@@ -341,8 +341,6 @@ def _check_stream(path: str, stream: StreamConfig) -> None:
         for rule in where:
             if not isinstance(rule, str):  # OmegaConf lets mappings through
                 raise ConfigError(f"{key}.where must be a list of text such as 'clip_similarity >= 0.28'; got {rule!r}.")
-    if stream.backend == "webdataset" and (stream.mix or stream.where):
-        raise ConfigError(f"{path}: mixes and filters need an index, which backend=webdataset does without. Leave out one.")
     if stream.mix and (stream.where or stream.window != StreamConfig.window):
         raise ConfigError(f"{path}: give `where` and `window` to the data sets of the mix, as {path}.mix.NAME.where=[...].")
 

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"errors", "registry", "step"},
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
-    "data": {"config", "errors", "randomness", "step"},
+    "data": {"config", "errors", "randomness", "registry", "step"},
     "models.base": {"errors", "step"},
     "models": {"attention", "errors", "registry", "step"},
     "monitoring": {"errors"},
