@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.decode import DEPTH, SEGMENTATION, Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
