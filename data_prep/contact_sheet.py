@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_prep.inputs.conversation import MARKER
 from megaunigame.data.decode import DEPTH, IMAGE, SEGMENTATION, Sample
+from megaunigame.pixels import as_image
 
 CELL = 192
 """Pixels per side of a picture on the sheet."""
@@ -54,7 +55,7 @@ def _rendered(sample: Sample, name: str) -> Image.Image | None:
     if pixels is None:
         return None
     if name == IMAGE:
-        return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        return as_image(pixels)
     if name == DEPTH:
         return Image.fromarray((pixels.numpy() >> 8).astype(np.uint8))
     return Image.fromarray(id_colours()[pixels.numpy()])

@@ -1,8 +1,8 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
 A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `data.decode`,
-`data.conversation`, `monitoring.names` and `step.losses` are rooms: they may be imported where their siblings may not.
-Imports are read from the syntax tree, so one inside a function counts as well.
+`data.conversation`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms: they may be imported where their
+siblings may not. Imports are read from the syntax tree, so one inside a function counts as well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parallel": {"errors"},
     "judges": {"errors"},
     "monitoring.names": set(),
+    "monitoring.whole_files": set(),
     # the vocabulary of a step
     "step": {"errors"},
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"config", "errors", "randomness", "registry", "step"},
     "models.base": {"errors", "step"},
     "models": {"attention", "errors", "registry", "step"},
-    "monitoring": {"errors"},
+    "monitoring": {"errors", "pixels"},
     "representations": {"data.decode", "errors"},
     "adversary": {"errors", "parallel"},
     "replay": {"errors", "models.base", "parallel", "pixels", "step"},
@@ -53,8 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "engine": {"config", "errors", "models.base", "parallel", "randomness", "registry", "step"},
     "evaluation": {
-        *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "parallel", "pixels", "registry"),
-        *("representations", "step"),
+        *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "monitoring.whole_files", "parallel"),
+        *("pixels", "registry", "representations", "step"),
     },
     "checkpoint": {"config", "engine", "errors", "models.base", "parallel"},
     # third floor: the loop
@@ -63,14 +64,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("parallel", "randomness", "registry", "step", "step.losses"),
     },
     # the tools and the front doors
-    "tiny_world": {"data", "errors", "judges", "launching", "models", "representations"},
+    "tiny_world": {"data", "errors", "judges", "launching", "models", "pixels", "representations"},
     "profiling": {"config", "data", "engine", "errors", "monitoring", "parallel", "step", "training"},
     "planning": {
         *("config", "engine", "errors", "models.base", "monitoring.names", "objectives", "parallel", "profiling", "registry"),
         "step",
     },
     "sweeping": {"config", "errors", "monitoring", "registry"},
-    "data_prep": {"config", "data", "errors", "judges", "registry"},
+    "data_prep": {"config", "data", "errors", "judges", "pixels", "registry"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

@@ -17,7 +17,7 @@ from torch import Tensor
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
-from megaunigame.evaluation.lockstep import collate, lockstep_batches, together
+from megaunigame.evaluation.lockstep import batches, together
 from megaunigame.evaluation.metrics import Answer
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
@@ -45,6 +45,10 @@ class Sheet:
     """uint8 (3, h, w): the sample's image, or a picture that stands for it."""
     questions: tuple[Question, ...]
 
+    @property
+    def key(self) -> str:
+        return self.sample.key
+
 
 def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, ...]:
     """The question-answer pairs of a sample, without image markers and without the kinds to skip.
@@ -69,27 +73,19 @@ def ask(model: UnifiedModel, world: World, sheets: Sequence[Sheet], *, batch: in
         for first in range(0, len(sheet.questions), per_row)
     ]
     answers: list[Answer] = []
-    for slots in lockstep_batches(rows, batch, world):
-        inputs, positions = together(world, _prepare, model, slots)
+    for present, inputs in batches(model, world, rows, UNDERSTAND, _row, batch=batch, takes_source=True):
+        positions = together(world, _positions, inputs, present)
         predictions = model(UNDERSTAND, inputs.to(world.device), predict=True).predictions.cpu()
         assert inputs.labels is not None
-        for row, sheet in enumerate(slots):
-            if sheet is not None:
-                answers += _score(model, sheet, positions[row], inputs.labels[row], predictions[row])
+        for row, sheet in enumerate(present):
+            answers += _score(model, sheet, positions[row], inputs.labels[row], predictions[row])
     return answers
 
 
-def _prepare(model: UnifiedModel, slots: Sequence[Sheet | None]) -> tuple[PassInputs, list[list[Tensor]]]:
-    """The tensors of a batch and, per row and question, the positions of the answer."""
-    inputs = collate(
-        model,
-        UNDERSTAND,
-        [None if sheet is None else _row(sheet) for sheet in slots],
-        ["" if sheet is None else sheet.sample.key for sheet in slots],
-        takes_source=True,
-    )
-    questions = [0 if sheet is None else len(sheet.questions) for sheet in slots]
-    return inputs, [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
+def _positions(inputs: PassInputs, sheets: Sequence[Sheet]) -> list[list[Tensor]]:
+    """Per sheet and question, the positions of the answer."""
+    questions = [len(sheet.questions) for sheet in sheets]
+    return [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
 
 
 def _row(sheet: Sheet) -> UnderstandRow:

@@ -6,10 +6,11 @@ an error of one rank (a sample that cannot be read, a row that does not fit) is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
@@ -20,7 +21,16 @@ from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
 
+
+class Keyed(Protocol):
+    """What a batch is made of: something about one sample."""
+
+    @property
+    def key(self) -> str: ...
+
+
 T = TypeVar("T")
+K = TypeVar("K", bound=Keyed)
 P = ParamSpec("P")
 
 
@@ -70,6 +80,33 @@ def lockstep_batches(rows: Sequence[T], batch: int, world: World) -> list[list[T
     slots = -(-most // batch) * batch
     padded = [*rows, *[None] * (slots - len(rows))]
     return [padded[start : start + batch] for start in range(0, slots, batch)]
+
+
+def batches(
+    model: UnifiedModel,
+    world: World,
+    items: Sequence[K],
+    pass_name: str,
+    row: Callable[[K], Row],
+    *,
+    batch: int,
+    takes_source: bool,
+    progress: str = "",
+) -> Iterator[tuple[list[K], PassInputs]]:
+    """This rank's items, `batch` at a time, each with the inputs of a pass on the CPU. All ranks take every batch together.
+
+    Item i has row i of the inputs. A batch may hold fewer items than rows, or none where another rank has more: the rows left
+    over are dummies. `progress`: the name of a bar to show; empty: none.
+    """
+    for slots in tqdm(lockstep_batches(items, batch, world), desc=progress, unit=" batches", disable=not progress):
+        present = [item for item in slots if item is not None]
+
+        def collated(present: list[K] = present) -> PassInputs:
+            missing = batch - len(present)
+            keys = [*(item.key for item in present), *[""] * missing]
+            return collate(model, pass_name, [*map(row, present), *[None] * missing], keys, takes_source)
+
+        yield present, together(world, collated)
 
 
 def collate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from megaunigame.data.decode import Sample
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
+from megaunigame.pixels import Panel
 from megaunigame.step.inputs import AttackInputs, PassInputs, PassOutput, Taps
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import Step
@@ -45,16 +46,6 @@ class Joined:
     """() each: walked back together with the losses of the passes."""
     leaves: Sequence[Tensor] = ()
     """Parameters of the objective that the backward reaches."""
-
-
-@dataclass
-class Panel:
-    """One line of pictures for the report."""
-
-    pictures: dict[str, Tensor]
-    """Title -> uint8 (3, H, W)."""
-    texts: dict[str, str] = field(default_factory=dict)
-    """Title -> text shown beside the pictures."""
 
 
 class Objective(ABC):
@@ -147,7 +138,7 @@ class Objective(ABC):
         return {}
 
     def panels(self) -> list[Panel]:
-        """Pictures of the step just made, on rank 0; taken once."""
+        """Pictures of the step just made, on rank 0; taken once. Their titles are headings of the report."""
         return []
 
     def save(self, folder: Path) -> None:

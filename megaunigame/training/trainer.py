@@ -180,7 +180,7 @@ class Trainer:
         while self.state.step < recipe.schedule.steps and not self.stop_requested:
             metrics = self.train_step(micro_batches)
             monitor.log(self.state.step, metrics)
-            monitor.panels(self.state.step, [(p.texts, p.pictures) for o in self.objectives for p in o.panels()])
+            monitor.panels(self.state.step, [panel for o in self.objectives for panel in o.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0:
                 self.save()

@@ -4,14 +4,53 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 
 Cell = str | int | float | None
+
+
+@dataclass
+class SuiteConfig:
+    """What every suite that looks at held-out samples is told."""
+
+    shards: str = MISSING
+    """Folder of held-out shards."""
+    limit: int = 128
+    """Samples, the first of the shards; 0: all."""
+    batch: int = 16
+    """Rows per forward and rank."""
+
+
+@dataclass
+class DrawingConfig(SuiteConfig):
+    """A suite whose model draws."""
+
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1: none."""
+    temperature: float = 1.0
+    """0: the likeliest picture, where the family has one."""
+    seed: int = 0
+    pictures: int = 8
+    """Samples whose pictures are kept for the report."""
+
+
+@dataclass
+class AskingConfig(SuiteConfig):
+    """A suite whose model answers."""
+
+    questions_per_row: int = 8
+    """Questions of one image that share a row without seeing each other; 1 asks each in a row of its own."""
+    skip_kinds: list[str] = field(default_factory=lambda: ["description"])
+    """Kinds that are not asked: free text has no exact match."""
 
 
 class Suite(ABC):
@@ -21,13 +60,14 @@ class Suite(ABC):
     """
 
     Config: type[Any]
-    """Dataclass of the suite's settings, filled from the recipe."""
+    """Dataclass of the suite's settings, a `SuiteConfig`, filled from the recipe."""
 
     def __init__(self, config: Any):
         self.config = config
         for name in ("batch", "questions_per_row"):
             if hasattr(config, name) and getattr(config, name) < 1:
                 raise ConfigError(f"{name} of an evaluation suite must be at least 1; got {getattr(config, name)}.")
+        self.index = ShardIndex.open(config.shards)
 
     @abstractmethod
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:

@@ -7,25 +7,25 @@ model draws can beat, and the true picture of another sample, which needs no loo
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, sample_count, together
-from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
-from megaunigame.evaluation.suites.generation import Panel, write_panels
+from megaunigame.evaluation.lockstep import batches, gathered, read_share, sample_count, together
+from megaunigame.evaluation.pictures import write_panels
+from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.pixels import to_bytes
+from megaunigame.pixels import Panel, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
+from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -54,26 +54,17 @@ class Representations(Suite):
     """Draws depth, segmentation, ... of held-out images, and scores what was drawn."""
 
     @dataclass
-    class Config:
-        shards: str = MISSING
+    class Config(DrawingConfig):
+        limit: int = 64
+        temperature: float = 0.0
         prompts: dict[str, str] = field(default_factory=dict)
         """Representation -> the prompt it is asked for with, in the wording the model was trained with."""
         renderings: dict[str, str] = field(default_factory=dict)
-        limit: int = 64
-        """Samples, the first of the shards; 0: all."""
-        batch: int = 16
-        guidance: float = 1.0
-        temperature: float = 0.0
-        """0: the likeliest picture, where the family has one."""
-        seed: int = 0
-        pictures: int = 8
-        """Samples whose pictures are kept for the report."""
 
     def __init__(self, config: Config):
         super().__init__(config)
         if not config.prompts:
             raise ConfigError("The suite `representations` has no prompts. Give some, for example {depth: draw the depth .}.")
-        self.index = ShardIndex.open(config.shards)
         self.representations = {
             name: find("representations", name, Representation)(config.renderings.get(name, "")) for name in config.prompts
         }
@@ -117,12 +108,16 @@ class Representations(Suite):
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         scored: list[_Scored] = []
         panels: list[Panel] = []
-        for slots in lockstep_batches(items, c.batch, world):
-            asked = [None if i is None else GenerateRow(c.prompts[name], i.truth, i.image) for i in slots]
-            unrelated = [None if i is None else GenerateRow(c.prompts[name], i.unrelated, i.image) for i in slots]
-            keys = ["" if item is None else item.key for item in slots]
-            inputs = together(world, collate, model, GENERATE, asked, keys, True).to(world.device)
-            other = together(world, collate, model, GENERATE, unrelated, keys, True)
+
+        def batches_of(target: Callable[[_Item], Tensor]) -> Iterator[tuple[list[_Item], PassInputs]]:
+            def row(item: _Item) -> GenerateRow:
+                return GenerateRow(c.prompts[name], target(item), item.image)
+
+            return batches(model, world, items, GENERATE, row, batch=c.batch, takes_source=True)
+
+        both = zip(batches_of(lambda item: item.truth), batches_of(lambda item: item.unrelated), strict=True)
+        for (present, inputs), (_, other) in both:
+            inputs = inputs.to(world.device)
             assert inputs.targets is not None and other.targets is not None
             truth = to_bytes(inputs.targets)
             made = {
@@ -130,13 +125,11 @@ class Representations(Suite):
                 TOKENIZER: to_bytes(model.decode_target(model.encode_target(inputs.targets))),
                 UNRELATED: to_bytes(other.targets),
             }
-            for i, item in enumerate(slots):
-                if item is None:
-                    continue
+            for i, item in enumerate(present):
                 scored.append(_Scored(item.position, {k: representation.agreement(p[i], truth[i]) for k, p in made.items()}))
                 if item.position < c.pictures:
                     shown = {"source": item.image, f"{name} true": truth[i], f"{name} drawn": made[DRAWN][i]}
-                    panels.append(Panel(item.position, item.key, shown))
+                    panels.append(Panel(item.key, shown, position=item.position))
         return scored, panels
 
 
@@ -144,6 +137,6 @@ def _lines(panels: list[Panel]) -> list[Panel]:
     """One line of the report per sample: the source, then every representation."""
     lines: dict[int, Panel] = {}
     for panel in panels:
-        line = lines.setdefault(panel.position, Panel(panel.position, panel.caption, {}))
+        line = lines.setdefault(panel.position, Panel(panel.title, {}, position=panel.position))
         line.pictures.update(panel.pictures)
     return list(lines.values())

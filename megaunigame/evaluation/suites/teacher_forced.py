@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.asking import questions_of
-from megaunigame.evaluation.lockstep import collate, lockstep_batches, read_share, sample_count, together
-from megaunigame.evaluation.suites.base import Suite, suite_result, table
+from megaunigame.evaluation.lockstep import batches, read_share, sample_count, together
+from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 from megaunigame.registry import unknown
@@ -31,15 +29,18 @@ ANSWERS, CAPTION, PIXEL = "answers", "caption", "pixel"
 TERMS = {ANSWERS: UNDERSTAND, CAPTION: GENERATE, PIXEL: GENERATE}
 
 
+@dataclass(frozen=True)
+class _Item:
+    key: str
+    row: Row
+
+
 class TeacherForced(Suite):
     """Mean loss of answers, caption -> picture and picture -> same picture, given the right and another condition."""
 
     @dataclass
-    class Config:
-        shards: str = MISSING
+    class Config(SuiteConfig):
         limit: int = 256
-        """Samples, the first of the shards; 0: all."""
-        batch: int = 16
         terms: list[str] = field(default_factory=lambda: [ANSWERS, CAPTION])
         """`answers` (condition: the image), `caption` (the text), `pixel` (the source image)."""
         prompt: str = "draw this image again ."
@@ -50,7 +51,6 @@ class TeacherForced(Suite):
         for term in config.terms:
             if term not in TERMS:
                 raise ConfigError(unknown("term of the teacher_forced suite", term, list(TERMS)))
-        self.index = ShardIndex.open(config.shards)
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
@@ -76,13 +76,10 @@ class TeacherForced(Suite):
         """(mean loss per position, positions) over all ranks."""
         pairs = list(zip(samples, conditions, strict=True))
         built = together(world, lambda: [self._row(term, s, c) for s, c in pairs])
-        rows = [(row, s.key) for row, (s, _) in zip(built, pairs, strict=True) if row is not None]
+        items = [_Item(s.key, row) for row, (s, _) in zip(built, pairs, strict=True) if row is not None]
         totals = torch.zeros(2, dtype=torch.float64)
-        for slots in lockstep_batches(rows, self.config.batch, world):
-            batch = [None if slot is None else slot[0] for slot in slots]
-            keys = ["" if slot is None else slot[1] for slot in slots]
-            name, source = TERMS[term], term != CAPTION
-            inputs = together(world, collate, model, name, batch, keys, source)
+        name, batch, source = TERMS[term], self.config.batch, term != CAPTION
+        for _, inputs in batches(model, world, items, name, lambda item: item.row, batch=batch, takes_source=source):
             loss_sum = model(name, inputs.to(world.device)).loss_sum
             totals += torch.stack([loss_sum.double().sum().cpu(), inputs.counts.double().sum()])
         loss, positions = world.all_reduce_sum(totals.to(world.device)).tolist()

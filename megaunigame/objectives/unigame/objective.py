@@ -35,7 +35,7 @@ from megaunigame.errors import CheckpointError, ConfigError, DataError
 from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
-from megaunigame.objectives.base import Joined, Objective, Panel, Stage
+from megaunigame.objectives.base import Joined, Objective, Stage
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unigame.panels import attack_panels
 from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
@@ -43,6 +43,7 @@ from megaunigame.objectives.unigame.pool import Pool
 from megaunigame.objectives.unigame.redraw import check_redraw, redrawn_in
 from megaunigame.objectives.unigame.reversal import reverse_gradient
 from megaunigame.objectives.unigame.settings import OWN, Settings
+from megaunigame.pixels import Panel
 from megaunigame.randomness import derive
 from megaunigame.registry import available, find
 from megaunigame.replay.hard_buffer import HardBuffer
