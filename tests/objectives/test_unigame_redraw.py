@@ -11,10 +11,9 @@ import torch
 from megaunigame.config import fill
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.janus import Janus
-from megaunigame.monitoring import names
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.generation import Generation
-from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame import UniGame, names
 from megaunigame.objectives.unimrg import UniMRG
 from megaunigame.step.requests import ATTACK, GENERATE, StepPlan, attack_plan, plan_from
 from tests.multi_process.tiny_run import write_model

@@ -33,6 +33,8 @@ from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
 
 FILE = "aia.json"
+WEIGHT = "weight"
+"""Metric `attention/<pass>/weight`: the weight of the pull in the loss."""
 
 
 class AIA(Objective):
@@ -119,7 +121,7 @@ class AIA(Objective):
         metrics: dict[str, float] = {}
         for term, total in zip(self.pass_terms(), totals, strict=True):
             metrics |= self._measurements(term, total) | {
-                names.attention(term.pass_name, names.ATTENTION_WEIGHT): self.weight(term.pass_name, step)
+                names.attention(term.pass_name, WEIGHT): self.weight(term.pass_name, step)
             }
             if term.pass_name not in self.weights:
                 self._calibrate(term, step)

@@ -34,9 +34,9 @@ from megaunigame.data.decode import Sample
 from megaunigame.errors import CheckpointError, ConfigError, DataError
 from megaunigame.judges.clip_filter import ClipConfig, ClipFilter
 from megaunigame.models.base import UnifiedModel
-from megaunigame.monitoring import names
 from megaunigame.objectives.base import Joined, Objective, Stage
 from megaunigame.objectives.understanding import Understanding
+from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.panels import attack_panels
 from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
 from megaunigame.objectives.unigame.pool import Pool
