@@ -7,7 +7,8 @@ an error of one rank (a sample that cannot be read, a row that does not fit) is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -22,15 +23,18 @@ from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
 
 
-class Keyed(Protocol):
-    """What a batch is made of: something about one sample."""
+@dataclass(frozen=True)
+class Item:
+    """One row of a batch."""
 
-    @property
-    def key(self) -> str: ...
+    position: int
+    """Place of its sample in the order of the shards."""
+    key: str
+    row: Row
 
 
 T = TypeVar("T")
-K = TypeVar("K", bound=Keyed)
+ItemT = TypeVar("ItemT", bound=Item)
 P = ParamSpec("P")
 
 
@@ -85,28 +89,23 @@ def lockstep_batches(rows: Sequence[T], batch: int, world: World) -> list[list[T
 def batches(
     model: UnifiedModel,
     world: World,
-    items: Sequence[K],
+    items: Sequence[ItemT],
     pass_name: str,
-    row: Callable[[K], Row],
-    *,
     batch: int,
-    takes_source: bool,
+    *,
+    takes_source: bool = False,
     progress: str = "",
-) -> Iterator[tuple[list[K], PassInputs]]:
-    """This rank's items, `batch` at a time, each with the inputs of a pass on the CPU. All ranks take every batch together.
+) -> Iterator[tuple[list[ItemT], PassInputs]]:
+    """This rank's items, `batch` at a time, with the inputs of a pass on the CPU. All ranks take every batch together.
 
-    Item i has row i of the inputs. A batch may hold fewer items than rows, or none where another rank has more: the rows left
-    over are dummies. `progress`: the name of a bar to show; empty: none.
+    Item i has row i; rows without an item, perhaps all where another rank has more, are dummies. `takes_source`: rows to
+    generate have a source image. `progress`: the name of a bar to show; empty: none.
     """
     for slots in tqdm(lockstep_batches(items, batch, world), desc=progress, unit=" batches", disable=not progress):
-        present = [item for item in slots if item is not None]
-
-        def collated(present: list[K] = present) -> PassInputs:
-            missing = batch - len(present)
-            keys = [*(item.key for item in present), *[""] * missing]
-            return collate(model, pass_name, [*map(row, present), *[None] * missing], keys, takes_source)
-
-        yield present, together(world, collated)
+        rows = [None if item is None else item.row for item in slots]
+        keys = ["" if item is None else item.key for item in slots]
+        inputs = together(world, collate, model, pass_name, rows, keys, takes_source)
+        yield [item for item in slots if item is not None], inputs
 
 
 def collate(

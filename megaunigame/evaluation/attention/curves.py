@@ -21,7 +21,7 @@ from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.evaluation.lockstep import batches, gathered, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
 from megaunigame.evaluation.suites.base import Cell, percent, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
@@ -67,13 +67,6 @@ class Curve:
     def distance(self, aims: Sequence[Aim]) -> float:
         """Mean over the layers of |mean - target|."""
         return float(np.mean([abs(m - aim.target) for m, aim in zip(self.mean, aims, strict=True)]))
-
-
-@dataclass(frozen=True)
-class _Item:
-    position: int
-    key: str
-    row: Row
 
 
 @dataclass(frozen=True)
@@ -133,18 +126,9 @@ def _shares(
 ) -> list[_Found]:
     """What the samples of this rank gave."""
     built = together(world, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
-    items = [_Item(position, key, row) for position, key, row in built if row is not None]
+    items = [Item(position, key, row) for position, key, row in built if row is not None]
     found: list[_Found] = []
-    for present, inputs in batches(
-        model,
-        world,
-        items,
-        pass_name,
-        lambda item: item.row,
-        batch=settings.batch,
-        takes_source=pass_name == UNDERSTAND,
-        progress=pass_name if progress else "",
-    ):
+    for present, inputs in batches(model, world, items, pass_name, settings.batch, progress=pass_name if progress else ""):
         inputs = dataclasses.replace(inputs, taps=taps)
         counted = measurable(pass_name, inputs, taps)
         shares = model(pass_name, inputs.to(world.device)).attention

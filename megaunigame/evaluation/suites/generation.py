@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
-from megaunigame.evaluation.lockstep import batches, gathered, read_share, together
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, together
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.judges.scenes import Objects, Oracle, Scores, caption_relations, score
@@ -31,13 +31,10 @@ SOURCE, TOKENIZER, GENERATED = "source", "through tokenizer", "generated"
 
 
 @dataclass(frozen=True)
-class _Item:
+class _Item(Item):
     """One caption to draw."""
 
-    position: int
-    key: str
     caption: str
-    image: Tensor
     objects: Objects = field(default_factory=dict)
     """What the picture should show; empty without an oracle."""
 
@@ -73,7 +70,7 @@ class Generation(Suite):
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         panels: list[Panel] = []
         judged: list[_Judged] = []
-        for present, inputs in batches(model, world, items, GENERATE, _row, batch=c.batch, takes_source=False):
+        for present, inputs in batches(model, world, items, GENERATE, c.batch):
             inputs = inputs.to(world.device)
             assert inputs.targets is not None
             made = {
@@ -98,16 +95,14 @@ class Generation(Suite):
         """Raises DataError when the sample lacks what this suite needs."""
         if sample.image is None or "caption" not in sample.meta:
             raise DataError(f"Sample {sample.key} of {self.config.shards} has no image or no `caption`; generation needs both.")
+        caption = sample.meta["caption"]
+        row = GenerateRow(caption, sample.image)
         if self.oracle is None:
-            return _Item(position, sample.key, sample.meta["caption"], sample.image)
+            return _Item(position, sample.key, row, caption)
         if "objects" not in sample.meta:
             raise DataError(f"Sample {sample.key} has no `objects` for the oracle. Leave out `oracle` to keep pictures only.")
         objects = {o["color"]: (o["shape"], (o["x"], o["y"])) for o in sample.meta["objects"]}
-        return _Item(position, sample.key, sample.meta["caption"], sample.image, objects)
-
-
-def _row(item: _Item) -> GenerateRow:
-    return GenerateRow(item.caption, item.image)
+        return _Item(position, sample.key, row, caption, objects)
 
 
 def _judge(oracle: Oracle, items: Sequence[_Item], made: dict[str, Tensor]) -> list[_Judged]:

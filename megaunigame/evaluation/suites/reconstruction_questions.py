@@ -19,7 +19,7 @@ from torch import Tensor
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
 from megaunigame.evaluation.asking import Sheet, ask, questions_of
-from megaunigame.evaluation.lockstep import batches, gathered, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
 from megaunigame.evaluation.metrics import Answer, accuracy, by_kind, chance, majority
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import AskingConfig, Cell, DrawingConfig, Suite, percent, suite_result, table
@@ -39,10 +39,6 @@ class _Seen:
     position: int
     sample: Sample
     image: Tensor
-
-    @property
-    def key(self) -> str:
-        return self.sample.key
 
 
 class ReconstructionQuestions(Suite):
@@ -80,7 +76,7 @@ class ReconstructionQuestions(Suite):
         metrics = {f"accuracy/{name}".replace(" ", "_"): _mean_accuracy(a) for name, a in answers.items()}
         metrics["own_minus_tokenizer"] = _mean_accuracy(answers[OWN]) - _mean_accuracy(answers[TOKENIZER])
         panels = [
-            Panel(seen.key, {REAL: seen.image, TOKENIZER: copy, OWN: own}, position=seen.position)
+            Panel(seen.sample.key, {REAL: seen.image, TOKENIZER: copy, OWN: own}, position=seen.position)
             for seen, (copy, own) in zip(share, copies, strict=True)
             if seen.position < c.pictures
         ]
@@ -91,11 +87,8 @@ class ReconstructionQuestions(Suite):
         c = self.config
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         copies: list[tuple[Tensor, Tensor]] = []
-
-        def row(seen: _Seen) -> GenerateRow:
-            return GenerateRow(c.prompt, seen.image, seen.image)
-
-        for present, inputs in batches(model, world, share, GENERATE, row, batch=c.batch, takes_source=True):
+        items = [Item(s.position, s.sample.key, GenerateRow(c.prompt, s.image, s.image)) for s in share]
+        for present, inputs in batches(model, world, items, GENERATE, c.batch, takes_source=True):
             inputs = inputs.to(world.device)
             assert inputs.targets is not None
             through = to_bytes(model.decode_target(model.encode_target(inputs.targets)))

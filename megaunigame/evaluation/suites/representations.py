@@ -7,17 +7,15 @@ model draws can beat, and the true picture of another sample, which needs no loo
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.evaluation.lockstep import batches, gathered, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
@@ -25,23 +23,10 @@ from megaunigame.parallel.world import World
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
-from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
 DRAWN, TOKENIZER, UNRELATED = "drawn", "through tokenizer", "unrelated image"
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One image and its true picture."""
-
-    position: int
-    key: str
-    image: Tensor
-    truth: Tensor
-    unrelated: Tensor
-    """The true picture of another sample."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +70,20 @@ class Representations(Suite):
         return suite_result(metrics, [scores], write_panels(_lines(panels), world, folder))
 
     def _items(
-        self, samples: list[tuple[int, Sample]], others: dict[int, Sample], representation: Representation
-    ) -> list[_Item]:
-        found = []
+        self, samples: list[tuple[int, Sample]], others: dict[int, Sample], name: str, representation: Representation
+    ) -> tuple[list[Item], list[Item]]:
+        """What is to be drawn of each image; and in its place the true picture of another sample."""
+        prompt = self.config.prompts[name]
+        asked: list[Item] = []
+        unrelated: list[Item] = []
         for position, sample in samples:
-            truth, unrelated = representation.picture(sample), representation.picture(others[position])
-            if sample.image is None or truth is None or unrelated is None:
+            truth, other = representation.picture(sample), representation.picture(others[position])
+            if sample.image is None or truth is None or other is None:
                 shards, needs = self.config.shards, representation.needs
                 raise DataError(f"Sample {sample.key} of {shards} (or the one it is compared with) has no image or no {needs}.")
-            found.append(_Item(position, sample.key, sample.image, truth, unrelated))
-        return found
+            asked.append(Item(position, sample.key, GenerateRow(prompt, truth, sample.image)))
+            unrelated.append(Item(position, sample.key, GenerateRow(prompt, other, sample.image)))
+        return asked, unrelated
 
     def _draw(
         self, model: UnifiedModel, world: World, name: str, representation: Representation
@@ -104,19 +93,13 @@ class Representations(Suite):
         samples = read_share(self.index, c.limit, world)
         # Half-way round: neighbours may be near-identical (adversarial pairs).
         others = dict(read_share(self.index, c.limit, world, shift=sample_count(self.index, c.limit) // 2))
-        items = together(world, self._items, samples, others, representation)
+        asked, unrelated = together(world, self._items, samples, others, name, representation)
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
+        images = {position: sample.image for position, sample in samples if sample.image is not None}
         scored: list[_Scored] = []
         panels: list[Panel] = []
-
-        def batches_of(target: Callable[[_Item], Tensor]) -> Iterator[tuple[list[_Item], PassInputs]]:
-            def row(item: _Item) -> GenerateRow:
-                return GenerateRow(c.prompts[name], target(item), item.image)
-
-            return batches(model, world, items, GENERATE, row, batch=c.batch, takes_source=True)
-
-        both = zip(batches_of(lambda item: item.truth), batches_of(lambda item: item.unrelated), strict=True)
-        for (present, inputs), (_, other) in both:
+        both = (batches(model, world, items, GENERATE, c.batch, takes_source=True) for items in (asked, unrelated))
+        for (present, inputs), (_, other) in zip(*both, strict=True):
             inputs = inputs.to(world.device)
             assert inputs.targets is not None and other.targets is not None
             truth = to_bytes(inputs.targets)
@@ -128,7 +111,7 @@ class Representations(Suite):
             for i, item in enumerate(present):
                 scored.append(_Scored(item.position, {k: representation.agreement(p[i], truth[i]) for k, p in made.items()}))
                 if item.position < c.pictures:
-                    shown = {"source": item.image, f"{name} true": truth[i], f"{name} drawn": made[DRAWN][i]}
+                    shown = {"source": images[item.position], f"{name} true": truth[i], f"{name} drawn": made[DRAWN][i]}
                     panels.append(Panel(item.key, shown, position=item.position))
         return scored, panels
 

@@ -7,7 +7,6 @@ A gap near 0 means that the condition is ignored: a caption loss can look health
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.asking import questions_of
-from megaunigame.evaluation.lockstep import batches, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, read_share, sample_count, together
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
@@ -27,12 +26,8 @@ from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
 ANSWERS, CAPTION, PIXEL = "answers", "caption", "pixel"
 TERMS = {ANSWERS: UNDERSTAND, CAPTION: GENERATE, PIXEL: GENERATE}
-
-
-@dataclass(frozen=True)
-class _Item:
-    key: str
-    row: Row
+Share = list[tuple[int, Sample]]
+"""Samples of a rank, with their positions."""
 
 
 class TeacherForced(Suite):
@@ -54,9 +49,8 @@ class TeacherForced(Suite):
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
-        share = [sample for _, sample in read_share(self.index, limit, world)]
-        half = sample_count(self.index, limit) // 2
-        others = [sample for _, sample in read_share(self.index, limit, world, shift=half)]
+        share = read_share(self.index, limit, world)
+        others = read_share(self.index, limit, world, shift=sample_count(self.index, limit) // 2)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
         for term in self.config.terms:
@@ -70,16 +64,14 @@ class TeacherForced(Suite):
         columns = ["term", "positions", "loss", "loss, other sample's condition", "gap"]
         return suite_result(metrics, [table("Teacher-forced loss (nats per position)", columns, rows)])
 
-    def _mean_loss(
-        self, model: UnifiedModel, world: World, term: str, samples: Sequence[Sample], conditions: Sequence[Sample]
-    ) -> tuple[float, int]:
+    def _mean_loss(self, model: UnifiedModel, world: World, term: str, share: Share, conditions: Share) -> tuple[float, int]:
         """(mean loss per position, positions) over all ranks."""
-        pairs = list(zip(samples, conditions, strict=True))
-        built = together(world, lambda: [self._row(term, s, c) for s, c in pairs])
-        items = [_Item(s.key, row) for row, (s, _) in zip(built, pairs, strict=True) if row is not None]
+        pairs = [(p, sample, condition) for (p, sample), (_, condition) in zip(share, conditions, strict=True)]
+        built = together(world, lambda: [(p, s.key, self._row(term, s, c)) for p, s, c in pairs])
+        items = [Item(position, key, row) for position, key, row in built if row is not None]
         totals = torch.zeros(2, dtype=torch.float64)
-        name, batch, source = TERMS[term], self.config.batch, term != CAPTION
-        for _, inputs in batches(model, world, items, name, lambda item: item.row, batch=batch, takes_source=source):
+        name = TERMS[term]
+        for _, inputs in batches(model, world, items, name, self.config.batch, takes_source=term == PIXEL):
             loss_sum = model(name, inputs.to(world.device)).loss_sum
             totals += torch.stack([loss_sum.double().sum().cpu(), inputs.counts.double().sum()])
         loss, positions = world.all_reduce_sum(totals.to(world.device)).tolist()

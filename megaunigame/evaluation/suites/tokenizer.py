@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from megaunigame.data.decode import Sample
-from megaunigame.evaluation.lockstep import batches, gathered, read_share
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
@@ -20,15 +18,6 @@ from megaunigame.registry import find
 from megaunigame.representations.base import Representation
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One picture that is copied."""
-
-    position: int
-    key: str
-    picture: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,9 +66,9 @@ class Tokenizer(Suite):
     ) -> list[_Copied]:
         """PSNR of this rank's pictures of one representation; the first ones are added to `panels`."""
         drawn = ((position, sample.key, representation.picture(sample)) for position, sample in share)
-        items = [_Item(position, key, picture) for position, key, picture in drawn if picture is not None]
+        items = [Item(position, key, GenerateRow("", picture)) for position, key, picture in drawn if picture is not None]
         copied: list[_Copied] = []
-        for present, inputs in batches(model, world, items, GENERATE, _row, batch=self.config.batch, takes_source=False):
+        for present, inputs in batches(model, world, items, GENERATE, self.config.batch):
             assert inputs.targets is not None
             targets = inputs.targets.to(world.device)
             copies = model.decode_target(model.encode_target(targets))
@@ -90,7 +79,3 @@ class Tokenizer(Suite):
                     panel = panels.setdefault(item.position, Panel(item.key, {}, position=item.position))
                     panel.pictures.update({name: to_bytes(targets[i]), f"{name} through tokenizer": to_bytes(copies[i])})
         return copied
-
-
-def _row(item: _Item) -> GenerateRow:
-    return GenerateRow("", item.picture)
