@@ -73,6 +73,12 @@ def read_share(index: ShardIndex, limit: int, world: World, shift: int = 0) -> l
     return together(world, read)
 
 
+def read_others(index: ShardIndex, limit: int, world: World) -> list[tuple[int, Sample]]:
+    """As `read_share`, each position with an unrelated sample: half-way round, as neighbors may be near-identical (adversarial
+    pairs)."""
+    return read_share(index, limit, world, shift=sample_count(index, limit) // 2)
+
+
 def sample_count(index: ShardIndex, limit: int) -> int:
     """Samples a suite looks at: the first `limit`, or all when that is 0."""
     return min(limit, index.samples) if limit else index.samples

@@ -19,7 +19,7 @@ from torch import Tensor
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
 from megaunigame.evaluation.asking import Sheet, ask, questions_of
-from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_others, read_share, together
 from megaunigame.evaluation.metrics import Answer, accuracy, by_kind, chance, majority
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import AskingConfig, Cell, DrawingConfig, Suite, percent, suite_result, table
@@ -52,8 +52,7 @@ class ReconstructionQuestions(Suite):
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         c = self.config
         share = [_Seen(p, s, s.image) for p, s in read_share(self.index, c.limit, world) if s.image is not None]
-        # Half-way round: neighbours may be near-identical (adversarial pairs).
-        others = dict(read_share(self.index, c.limit, world, shift=sample_count(self.index, c.limit) // 2))
+        others = dict(read_others(self.index, c.limit, world))
         if not any(world.all_gather_object(len(share))):
             raise DataError(f"No images in the first samples of {c.shards}; reconstruction questions need some.")
         questions = together(world, lambda: [questions_of(seen.sample, c.skip_kinds) for seen in share])

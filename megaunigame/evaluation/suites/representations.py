@@ -15,7 +15,7 @@ import torch
 
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_others, read_share, together
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
@@ -57,17 +57,15 @@ class Representations(Suite):
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         metrics: dict[str, float] = {}
         rows: list[list[Cell]] = []
-        panels: list[Panel] = []
+        panels: dict[int, Panel] = {}
         for name, representation in self.representations.items():
-            scored, shown = self._draw(model, world, name, representation)
-            panels += shown
-            everyone = gathered(world, scored)
+            everyone = gathered(world, self._draw(model, world, name, representation, panels))
             means = {kind: statistics.fmean(s.agreement[kind] for s in everyone) for kind in (DRAWN, TOKENIZER, UNRELATED)}
             metrics |= {f"{name}/{kind.replace(' ', '_')}": mean for kind, mean in means.items()}
             rows.append([name, representation.measure, len(everyone), *map(percent, means.values())])
         columns = ["representation", "measure", "pictures", *(f"{kind} (%)" for kind in (DRAWN, TOKENIZER, UNRELATED))]
         scores = table("Agreement with the true picture", columns, rows)
-        return suite_result(metrics, [scores], write_panels(_lines(panels), world, folder))
+        return suite_result(metrics, [scores], write_panels(list(panels.values()), world, folder))
 
     def _items(
         self, samples: list[tuple[int, Sample]], others: dict[int, Sample], name: str, representation: Representation
@@ -86,18 +84,16 @@ class Representations(Suite):
         return asked, unrelated
 
     def _draw(
-        self, model: UnifiedModel, world: World, name: str, representation: Representation
-    ) -> tuple[list[_Scored], list[Panel]]:
-        """Scores and some pictures of this rank's share of the samples."""
+        self, model: UnifiedModel, world: World, name: str, representation: Representation, panels: dict[int, Panel]
+    ) -> list[_Scored]:
+        """Scores of this rank's share of the samples; some pictures are added to `panels`, whose lines are samples."""
         c = self.config
         samples = read_share(self.index, c.limit, world)
-        # Half-way round: neighbours may be near-identical (adversarial pairs).
-        others = dict(read_share(self.index, c.limit, world, shift=sample_count(self.index, c.limit) // 2))
+        others = dict(read_others(self.index, c.limit, world))
         asked, unrelated = together(world, self._items, samples, others, name, representation)
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         images = {position: sample.image for position, sample in samples if sample.image is not None}
         scored: list[_Scored] = []
-        panels: list[Panel] = []
         both = (batches(model, world, items, GENERATE, c.batch, takes_source=True) for items in (asked, unrelated))
         for (present, inputs), (_, other) in zip(*both, strict=True):
             inputs = inputs.to(world.device)
@@ -112,14 +108,6 @@ class Representations(Suite):
                 scored.append(_Scored(item.position, {k: representation.agreement(p[i], truth[i]) for k, p in made.items()}))
                 if item.position < c.pictures:
                     shown = {"source": images[item.position], f"{name} true": truth[i], f"{name} drawn": made[DRAWN][i]}
-                    panels.append(Panel(item.key, shown, position=item.position))
-        return scored, panels
-
-
-def _lines(panels: list[Panel]) -> list[Panel]:
-    """One line of the report per sample: the source, then every representation."""
-    lines: dict[int, Panel] = {}
-    for panel in panels:
-        line = lines.setdefault(panel.position, Panel(panel.title, {}, position=panel.position))
-        line.pictures.update(panel.pictures)
-    return list(lines.values())
+                    panel = panels.setdefault(item.position, Panel(item.key, {}, position=item.position))
+                    panel.pictures.update(shown)
+        return scored

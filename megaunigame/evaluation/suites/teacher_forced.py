@@ -16,7 +16,7 @@ import torch
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.asking import questions_of
-from megaunigame.evaluation.lockstep import Item, batches, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, read_others, read_share, together
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
@@ -50,7 +50,7 @@ class TeacherForced(Suite):
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
         share = read_share(self.index, limit, world)
-        others = read_share(self.index, limit, world, shift=sample_count(self.index, limit) // 2)
+        others = read_others(self.index, limit, world)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
         for term in self.config.terms:
