@@ -125,7 +125,7 @@ def _depth(key: str, field: str, data: bytes) -> Tensor:
 
 def _segmentation(key: str, field: str, data: bytes) -> Tensor:
     """uint8 (H, W): object ids, 0 = background."""
-    # Not torchvision: it returns uninitialized memory for palettes of 16 colours or fewer, which encoders store with
+    # Not torchvision: it returns uninitialized memory for palettes of 16 colors or fewer, which encoders store with
     # 1, 2 or 4 bits a pixel. Pillow unpacks them.
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
