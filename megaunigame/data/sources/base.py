@@ -52,7 +52,8 @@ class Backend(Source):
     def open(cls, key: str, config: StreamConfig, seed: int) -> Self:
         """The one data set of `config`, which has no mix, without what `config.where` leaves out (never given unless `exact`).
 
-        `key` is its place in the recipe, for messages. Raises ConfigError or DataError: shards that are not there or not whole, settings that cannot be met.
+        `key` is its place in the recipe, for messages. Raises ConfigError or DataError: shards that are not there or not
+        whole, settings that cannot be met.
         """
 
 
