@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch import Tensor
 
 from data_prep.inputs.conversation import MARKER
-from megaunigame.data.decode import Sample
+from megaunigame.data.decode import DEPTH, IMAGE, SEGMENTATION, Sample
+from megaunigame.pixels import as_image
 
 CELL = 192
 """Pixels per side of a picture on the sheet."""
@@ -25,9 +25,7 @@ def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
 
     What a sample lacks stays grey; its key, caption and questions stand at the right.
     """
-    columns = ["image"]
-    columns += ["depth"] if any(sample.depth is not None for sample in samples) else []
-    columns += ["segmentation"] if any(sample.segmentation is not None for sample in samples) else []
+    columns = [IMAGE, *(name for name in (DEPTH, SEGMENTATION) if any(s.picture(name) is not None for s in samples))]
     width = len(columns) * (CELL + GAP) + GAP + TEXT_WIDTH
     sheet = Image.new("RGB", (width, len(samples) * (CELL + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
@@ -38,7 +36,7 @@ def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
             draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=(225, 225, 225))
             picture = _rendered(sample, name)
             if picture is not None:
-                method = Image.Resampling.NEAREST if name == "segmentation" else Image.Resampling.BICUBIC
+                method = Image.Resampling.NEAREST if name == SEGMENTATION else Image.Resampling.BICUBIC
                 picture = ImageOps.contain(picture, (CELL, CELL), method)
                 sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
         words = "\n".join(line for text in _texts(sample) for line in textwrap.wrap(text, 58)[:4])
@@ -47,18 +45,18 @@ def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
 
 
 def id_colours() -> np.ndarray:
-    """(256, 3) uint8: black for 0, then hues a golden angle apart, so that neighbouring ids differ."""
+    """(256, 3) uint8: black for 0, then hues a golden angle apart, so that neighboring ids differ."""
     colours = [colorsys.hsv_to_rgb(k * GOLDEN_RATIO % 1, 0.75, 1 - 0.4 * (k % 3) / 2) for k in range(255)]
     return np.concatenate([np.zeros((1, 3)), np.round(255 * np.array(colours))]).astype(np.uint8)
 
 
 def _rendered(sample: Sample, name: str) -> Image.Image | None:
-    pixels: Tensor | None = getattr(sample, name)
+    pixels = sample.picture(name)
     if pixels is None:
         return None
-    if name == "image":
-        return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    if name == "depth":
+    if name == IMAGE:
+        return as_image(pixels)
+    if name == DEPTH:
         return Image.fromarray((pixels.numpy() >> 8).astype(np.uint8))
     return Image.fromarray(id_colours()[pixels.numpy()])
 

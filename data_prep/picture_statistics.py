@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.decode import DEPTH, SEGMENTATION, Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048)
@@ -37,10 +37,11 @@ class PictureStatistics:
         self.samples += 1
         if sample.image is not None:
             self.shorter_sides.append(min(sample.image.shape[1:]))
-        if sample.segmentation is not None:
-            self.masks.append(int(np.count_nonzero(np.unique(sample.segmentation.numpy()))))
-        if sample.depth is not None:
-            depth = sample.depth.numpy()
+        ids, nearness = sample.picture(SEGMENTATION), sample.picture(DEPTH)
+        if ids is not None:
+            self.masks.append(int(np.count_nonzero(np.unique(ids.numpy()))))
+        if nearness is not None:
+            depth = nearness.numpy()
             self.depth += np.bincount(depth.ravel() * DEPTH_BARS // 65536, minlength=DEPTH_BARS) / depth.size
             self.depth_maps += 1
             self.constant_depth += bool(depth.min() == depth.max())

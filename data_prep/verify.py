@@ -22,7 +22,7 @@ from data_prep.options import require_at_least
 from data_prep.shard_index import index_of
 from data_prep.shard_writer import MANIFEST
 from data_prep.statistics import read_manifest
-from megaunigame.data.decode import SEGMENTATION_FIELD, Sample, decode_sample
+from megaunigame.data.decode import DEPTH, SEGMENTATION, SEGMENTATION_FIELD, Sample, decode_sample
 from megaunigame.errors import DataError
 
 
@@ -132,7 +132,7 @@ def check_sample(sample: Sample) -> None:
     def refuse(problem: str) -> NoReturn:
         raise DataError(f"sample {sample.key!r}: {problem}")
 
-    meta, image, depth, segmentation = sample.meta, sample.image, sample.depth, sample.segmentation
+    meta, image, depth, segmentation = sample.meta, sample.image, sample.picture(DEPTH), sample.picture(SEGMENTATION)
     if not {"conversations", "caption", "questions"} & meta.keys():
         refuse("has neither conversations nor a caption nor questions")
     if "caption" in meta and not (isinstance(meta["caption"], str) and meta["caption"].strip()):

@@ -97,8 +97,9 @@ class StreamConfig:
     mix: dict[str, MixedConfig] = field(default_factory=dict)
     """Instead of `shards`: several data sets by weight."""
     cache: CacheConfig = field(default_factory=CacheConfig)
-    backend: str = one_of(["index", "webdataset"], "index")
-    """`index`; or `webdataset` for tars without random access (`pipe:...`), with weaker guarantees: docs/streaming.md."""
+    backend: str = "index"
+    """Module name in megaunigame/data/sources: `index`; or `webdataset` for tars without random access
+    (`pipe:...`), with weaker guarantees: docs/streaming.md."""
     shuffle_buffer: int = above(0, 1000)
     """Samples shuffled together by a loader worker, for `webdataset`."""
 
@@ -106,8 +107,6 @@ class StreamConfig:
         if bool(self.shards) == bool(self.mix):
             raise ConfigError(f"{path} needs either `shards` (a folder or URL) or `mix` (data sets by weight), and not both.")
         _check_where(self.where, path)
-        if self.backend == "webdataset" and (self.mix or self.where):
-            raise ConfigError(f"{path}: mixes and filters need an index, which backend=webdataset does without. Leave out one.")
         if self.mix and (self.where or self.window != StreamConfig.window):
             raise ConfigError(f"{path}: give `where` and `window` to the data sets of the mix, as {path}.mix.NAME.where=[...].")
 

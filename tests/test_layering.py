@@ -1,8 +1,8 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
 A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `data.decode`,
-`data.conversation`, `monitoring.names` and `step.losses` are rooms: they may be imported where their siblings may not.
-Imports are read from the syntax tree, so one inside a function counts as well.
+`data.conversation`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms: they may be imported where their
+siblings may not. Imports are read from the syntax tree, so one inside a function counts as well.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parallel": {"errors"},
     "judges": {"errors", "settings"},
     "monitoring.names": set(),
+    "monitoring.whole_files": set(),
     # the vocabulary of a step
     "step": {"errors"},
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
@@ -39,10 +40,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"errors", "registry", "step"},
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
-    "data": {"config", "errors", "randomness", "step"},
+    "data": {"config", "errors", "randomness", "registry", "step"},
     "models.base": {"errors", "step"},
     "models": {"attention", "errors", "registry", "step"},
-    "monitoring": {"errors"},
+    "monitoring": {"errors", "pixels"},
     "representations": {"data.decode", "errors"},
     "adversary": {"errors", "parallel", "settings"},
     "replay": {"errors", "models.base", "parallel", "pixels", "step"},
@@ -54,8 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "engine": {"config", "errors", "models.base", "parallel", "randomness", "registry", "step"},
     "evaluation": {
-        *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "parallel", "pixels", "registry"),
-        *("representations", "settings", "step"),
+        *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "monitoring.whole_files", "parallel"),
+        *("pixels", "registry", "representations", "settings", "step"),
     },
     "checkpoint": {"config", "engine", "errors", "models.base", "parallel"},
     # third floor: the loop
@@ -64,14 +65,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("parallel", "randomness", "registry", "settings", "step", "step.losses"),
     },
     # the tools and the front doors
-    "tiny_world": {"data", "errors", "judges", "launching", "models", "representations"},
+    "tiny_world": {"data", "errors", "judges", "launching", "models", "pixels", "representations"},
     "profiling": {"config", "data", "engine", "errors", "monitoring", "parallel", "step", "training"},
     "planning": {
         *("config", "engine", "errors", "models.base", "monitoring.names", "objectives", "parallel", "profiling", "registry"),
         "step",
     },
     "sweeping": {"config", "errors", "monitoring", "registry", "settings"},
-    "data_prep": {"data", "errors", "judges", "registry", "settings"},
+    "data_prep": {"data", "errors", "judges", "pixels", "registry", "settings"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from megaunigame.config import MixedConfig, StreamConfig
+from megaunigame.data.sources.base import Backend
+from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Objective
@@ -44,6 +47,25 @@ class Mirror(Representation):
         return None if sample.image is None else sample.image.flip(-1)
 """,
     ),
+    "data.sources": (
+        Backend,
+        """
+from megaunigame.data.sources.base import Backend, Found
+
+class Numbers(Backend):
+    exact = True
+
+    def __init__(self, location, seed):
+        self.location, self.seed, self.identity = location, seed, {}
+
+    @classmethod
+    def open(cls, key, config, seed):
+        return cls(config.shards, seed)
+
+    def find(self, position, attempt):
+        return Found(f"{self.location}{position}", "", dict, lambda: None)
+""",
+    ),
     "models": (
         UnifiedModel,
         """
@@ -67,6 +89,10 @@ def test_a_dropped_file_is_found(room, tmp_path, monkeypatch):
         assert issubclass(kind, base) and "newcomer" in available(room, base)
         if room == "objectives":
             assert kind(kind.Config(rows=2)).rows()[0].count == 2
+        if room == "data.sources":
+            mixed = StreamConfig(mix={"a": MixedConfig("a"), "b": MixedConfig("b")}, backend="newcomer")
+            source = open_stream("train", mixed, 0).source
+            assert {source.find(position, 0).key for position in range(4)} == {"a0", "a1", "b0", "b1"}
     finally:
         sys.modules.pop(f"megaunigame.{room}.newcomer", None)
 

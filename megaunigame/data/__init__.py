@@ -1,8 +1,8 @@
-"""From tar shards to micro-batches: index, order, slots, stream, decoding.
+"""From tar shards to micro-batches.
 
-Read in this order: `manifest`, `shard_table` and `shards` (where samples lie; `remote` and `shard_cache` when that is behind
-a URL), `order` (in which order they are visited), `filters` and `indexed` (one data set as an endless source), `blend` (several
-of them), `pipe` (tars without an index), `source` and `opening` (streams and their cursors), `slots` (which rank takes which
-sample), `decode` (bytes to tensors), `bad_samples`, and `stream`, which puts them together; `packing` carries its micro-batches
-from the loader's workers.
+Read in this order: `shards/` (where samples lie: `manifest`, `table`, `index`; `remote` and `cache` when that is a URL),
+`sources/` (`base`: what a source is; `order`, `filters` and `index`: one data set as an endless source; `webdataset`: tars
+without an index; `blend`: several sources as one; `opening`: from a recipe to a stream), `decode` (bytes to tensors), and
+`loading/` (`positions`: which rank takes which sample; `bad_samples`; `stream`, which puts them together; `packing`, which
+carries its micro-batches from the loader's workers).
 """

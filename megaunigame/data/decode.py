@@ -21,6 +21,8 @@ DEPTH_FIELD = "depth.png"
 SEGMENTATION_FIELD = "seg.png"
 META_FIELD = "json"
 
+IMAGE, DEPTH, SEGMENTATION = "image", "depth", "segmentation"
+"""Names of the pictures of a sample."""
 
 Picture = Tensor | Callable[[], Tensor] | None
 """A decoded picture, how to decode it, or None where the sample has none."""
@@ -29,41 +31,37 @@ Picture = Tensor | Callable[[], Tensor] | None
 class Sample:
     """One sample: its JSON, and pictures that are decoded when they are first asked for.
 
-    Text-only samples have no image; depth and segmentation are there only if the shards carry them. The first use of a
-    picture that cannot be decoded raises DataError.
+    Text-only samples have no image; other pictures are there only if the shards carry them.
     """
 
-    def __init__(
-        self, key: str, meta: dict[str, Any], image: Picture = None, depth: Picture = None, segmentation: Picture = None
-    ):
+    def __init__(self, key: str, meta: dict[str, Any], **pictures: Picture):
+        """`pictures` by their names in `DECODERS`."""
         self.key = key
         self.meta = meta
         """The sample's JSON: `conversations`, perhaps `caption`, `objects`, ..."""
-        self._image = image
-        self._depth = depth
-        self._segmentation = segmentation
+        self._pictures = {name: pictures.pop(name, None) for name in DECODERS}
+        if pictures:
+            raise TypeError(f"A sample has no picture {', '.join(pictures)}; DECODERS has {', '.join(DECODERS)}.")
+
+    def picture(self, name: str) -> Tensor | None:
+        """The picture `name` as its decoder in `DECODERS` returns it, or None where the sample has none.
+
+        Raises DataError, at every use, when it cannot be decoded.
+        """
+        picture = self._pictures[name]
+        if callable(picture):
+            picture = self._pictures[name] = picture()
+        return picture
 
     @property
     def image(self) -> Tensor | None:
         """uint8 (3, H, W), RGB, as stored (an EXIF rotation is not applied)."""
-        self._image = _made(self._image)
-        return self._image
-
-    @property
-    def depth(self) -> Tensor | None:
-        """int32 (H, W) in 0..65535: relative inverse depth, near = large."""
-        self._depth = _made(self._depth)
-        return self._depth
-
-    @property
-    def segmentation(self) -> Tensor | None:
-        """uint8 (H, W): object ids, 0 = background."""
-        self._segmentation = _made(self._segmentation)
-        return self._segmentation
+        return self.picture(IMAGE)
 
     def decoded(self) -> Sample:
         """This sample with every picture decoded now. Raises DataError for the first that cannot be."""
-        self._image, self._depth, self._segmentation = self.image, self.depth, self.segmentation
+        for name in self._pictures:
+            self.picture(name)
         return self
 
 
@@ -75,18 +73,11 @@ def decode_sample(key: str, fields: Mapping[str, bytes]) -> Sample:
     """
     if META_FIELD not in fields:
         _refuse(key, META_FIELD, f"is missing; the sample has {sorted(fields)}")
-    stored = next((name for name in IMAGE_FIELDS if name in fields), None)
-    return Sample(
-        key,
-        _meta(key, fields[META_FIELD]),
-        image=None if stored is None else partial(_image, key, stored, fields[stored]),
-        depth=partial(_depth, key, fields[DEPTH_FIELD]) if DEPTH_FIELD in fields else None,
-        segmentation=partial(_segmentation, key, fields[SEGMENTATION_FIELD]) if SEGMENTATION_FIELD in fields else None,
-    )
-
-
-def _made(picture: Picture) -> Tensor | None:
-    return picture() if callable(picture) else picture
+    pictures: dict[str, Picture] = {}
+    for name, (stored_as, decoder) in DECODERS.items():
+        field = next((field for field in stored_as if field in fields), None)
+        pictures[name] = None if field is None else partial(decoder, key, field, fields[field])
+    return Sample(key, _meta(key, fields[META_FIELD]), **pictures)
 
 
 def _refuse(key: str, field: str, problem: str) -> NoReturn:
@@ -116,28 +107,40 @@ def _pixels(key: str, field: str, data: bytes, mode: ImageReadMode) -> Tensor:
 
 
 def _image(key: str, field: str, data: bytes) -> Tensor:
+    """uint8 (3, H, W), RGB."""
     pixels = _pixels(key, field, data, ImageReadMode.RGB)
     if pixels.dtype == torch.uint16:  # PNG with 16 bits a channel
         pixels = pixels.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
     return pixels
 
 
-def _depth(key: str, data: bytes) -> Tensor:
-    pixels = _pixels(key, DEPTH_FIELD, data, ImageReadMode.UNCHANGED)
+def _depth(key: str, field: str, data: bytes) -> Tensor:
+    """int32 (H, W) in 0..65535: relative inverse depth, near = large."""
+    pixels = _pixels(key, field, data, ImageReadMode.UNCHANGED)
     if pixels.dtype != torch.uint16 or len(pixels) != 1:
         bits = 16 if pixels.dtype == torch.uint16 else 8
-        _refuse(key, DEPTH_FIELD, f"has {len(pixels)} channel(s) of {bits} bits; one channel of 16 bits is wanted")
+        _refuse(key, field, f"has {len(pixels)} channel(s) of {bits} bits; one channel of 16 bits is wanted")
     return pixels[0].to(torch.int32)
 
 
-def _segmentation(key: str, data: bytes) -> Tensor:
-    # Not torchvision: it returns uninitialised memory for palettes of 16 colours or fewer, which encoders store with
+def _segmentation(key: str, field: str, data: bytes) -> Tensor:
+    """uint8 (H, W): object ids, 0 = background."""
+    # Not torchvision: it returns uninitialized memory for palettes of 16 colors or fewer, which encoders store with
     # 1, 2 or 4 bits a pixel. Pillow unpacks them.
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             mode, ids = picture.mode, np.array(picture)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
-        _refuse(key, SEGMENTATION_FIELD, f"({len(data)} bytes) is not a readable PNG ({type(error).__name__})")
+        _refuse(key, field, f"({len(data)} bytes) is not a readable PNG ({type(error).__name__})")
     if mode not in ("P", "L"):
-        _refuse(key, SEGMENTATION_FIELD, f"is a PNG of mode {mode}; ids in a palette (P) or 8-bit grey (L) PNG are wanted")
+        _refuse(key, field, f"is a PNG of mode {mode}; ids in a palette (P) or 8-bit grey (L) PNG are wanted")
     return torch.from_numpy(ids)
+
+
+DECODERS: dict[str, tuple[tuple[str, ...], Callable[[str, str, bytes], Tensor]]] = {
+    IMAGE: (IMAGE_FIELDS, _image),
+    DEPTH: ((DEPTH_FIELD,), _depth),
+    SEGMENTATION: ((SEGMENTATION_FIELD,), _segmentation),
+}
+"""Name of a picture -> the fields of a shard that may hold it, the first that is there counting, and how it is decoded from
+(key of the sample, field, bytes). A new stored target is a line here."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
-from megaunigame.evaluation.lockstep import collate, lockstep_batches, together
+from megaunigame.evaluation.lockstep import Item, batches, together
 from megaunigame.evaluation.metrics import Answer
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
@@ -46,6 +46,11 @@ class Sheet:
     questions: tuple[Question, ...]
 
 
+@dataclass(frozen=True)
+class _Asked(Item):
+    sheet: Sheet
+
+
 def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, ...]:
     """The question-answer pairs of a sample, without image markers and without the kinds to skip.
 
@@ -63,38 +68,32 @@ def ask(model: UnifiedModel, world: World, sheets: Sequence[Sheet], *, batch: in
     Up to `per_row` questions of a picture share a row as independent turns, none of which sees another. Every rank must
     call this together; the answers are those of this rank, in the order of the sheets.
     """
-    rows = [
-        dataclasses.replace(sheet, questions=sheet.questions[first : first + per_row])
+    items = [
+        _item(dataclasses.replace(sheet, questions=sheet.questions[first : first + per_row]))
         for sheet in sheets
         for first in range(0, len(sheet.questions), per_row)
     ]
     answers: list[Answer] = []
-    for slots in lockstep_batches(rows, batch, world):
-        inputs, positions = together(world, _prepare, model, slots)
+    for present, inputs in batches(model, world, items, UNDERSTAND, batch):
+        sheets_asked = [item.sheet for item in present]
+        positions = together(world, _positions, inputs, sheets_asked)
         predictions = model(UNDERSTAND, inputs.to(world.device), predict=True).predictions.cpu()
         assert inputs.labels is not None
-        for row, sheet in enumerate(slots):
-            if sheet is not None:
-                answers += _score(model, sheet, positions[row], inputs.labels[row], predictions[row])
+        for row, sheet in enumerate(sheets_asked):
+            answers += _score(model, sheet, positions[row], inputs.labels[row], predictions[row])
     return answers
 
 
-def _prepare(model: UnifiedModel, slots: Sequence[Sheet | None]) -> tuple[PassInputs, list[list[Tensor]]]:
-    """The tensors of a batch and, per row and question, the positions of the answer."""
-    inputs = collate(
-        model,
-        UNDERSTAND,
-        [None if sheet is None else _row(sheet) for sheet in slots],
-        ["" if sheet is None else sheet.sample.key for sheet in slots],
-        takes_source=True,
-    )
-    questions = [0 if sheet is None else len(sheet.questions) for sheet in slots]
-    return inputs, [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
+def _positions(inputs: PassInputs, sheets: Sequence[Sheet]) -> list[list[Tensor]]:
+    """Per sheet and question, the positions of the answer."""
+    questions = [len(sheet.questions) for sheet in sheets]
+    return [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
 
 
-def _row(sheet: Sheet) -> UnderstandRow:
+def _item(sheet: Sheet) -> _Asked:
     turns = [(question.text, question.reference) for question in sheet.questions]
-    return UnderstandRow([] if sheet.image is None else [sheet.image], turns, independent=True)
+    row = UnderstandRow([] if sheet.image is None else [sheet.image], turns, independent=True)
+    return _Asked(sheet.position, sheet.sample.key, row, sheet)
 
 
 def _score(

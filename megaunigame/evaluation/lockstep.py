@@ -6,10 +6,12 @@ an error of one rank (a sample that cannot be read, a row that does not fit) is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
@@ -20,7 +22,19 @@ from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
 
+
+@dataclass(frozen=True)
+class Item:
+    """One row of a batch."""
+
+    position: int
+    """Place of its sample in the order of the shards."""
+    key: str
+    row: Row
+
+
 T = TypeVar("T")
+ItemT = TypeVar("ItemT", bound=Item)
 P = ParamSpec("P")
 
 
@@ -59,6 +73,12 @@ def read_share(index: ShardIndex, limit: int, world: World, shift: int = 0) -> l
     return together(world, read)
 
 
+def read_others(index: ShardIndex, limit: int, world: World) -> list[tuple[int, Sample]]:
+    """As `read_share`, each position with an unrelated sample: half-way round, as neighbors may be near-identical (adversarial
+    pairs)."""
+    return read_share(index, limit, world, shift=sample_count(index, limit) // 2)
+
+
 def sample_count(index: ShardIndex, limit: int) -> int:
     """Samples a suite looks at: the first `limit`, or all when that is 0."""
     return min(limit, index.samples) if limit else index.samples
@@ -70,6 +90,28 @@ def lockstep_batches(rows: Sequence[T], batch: int, world: World) -> list[list[T
     slots = -(-most // batch) * batch
     padded = [*rows, *[None] * (slots - len(rows))]
     return [padded[start : start + batch] for start in range(0, slots, batch)]
+
+
+def batches(
+    model: UnifiedModel,
+    world: World,
+    items: Sequence[ItemT],
+    pass_name: str,
+    batch: int,
+    *,
+    takes_source: bool = False,
+    progress: str = "",
+) -> Iterator[tuple[list[ItemT], PassInputs]]:
+    """This rank's items, `batch` at a time, with the inputs of a pass on the CPU. All ranks take every batch together.
+
+    Item i has row i; rows without an item, perhaps all where another rank has more, are dummies. `takes_source`: rows to
+    generate have a source image. `progress`: the name of a bar to show; empty: none.
+    """
+    for slots in tqdm(lockstep_batches(items, batch, world), desc=progress, unit=" batches", disable=not progress):
+        rows = [None if item is None else item.row for item in slots]
+        keys = ["" if item is None else item.key for item in slots]
+        inputs = together(world, collate, model, pass_name, rows, keys, takes_source)
+        yield [item for item in slots if item is not None], inputs
 
 
 def collate(

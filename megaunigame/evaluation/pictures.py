@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from megaunigame.evaluation.lockstep import gathered, gathered_to_main
+from megaunigame.parallel.world import World
+from megaunigame.pixels import Panel, as_image
 
 CELL, TEXT_WIDTH, GAP = 160, 260, 10
 
@@ -19,23 +23,45 @@ def save_png(picture: Tensor, path: Path) -> None:
     as_image(picture).save(path)
 
 
-def as_image(picture: Tensor) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()))
+def write_panels(own: Sequence[Panel], world: World, folder: Path) -> list[dict[str, str]]:
+    """Collective: write the pictures of all ranks and a contact sheet on rank 0; returns the entries for the report."""
+    panels = gathered_to_main(world, own)
+    for panel in panels:
+        for name, picture in panel.pictures.items():
+            save_png(picture, folder / _file(panel, name))
+    if panels:
+        contact_sheet(panels).save(folder / "contact-sheet.png")
+    entries = [
+        _Entry(p.position, {"file": _file(p, name), "caption": p.title, "row": str(p.position), "column": name})
+        for p in own
+        for name in p.pictures
+    ]
+    return [entry.fields for entry in gathered(world, entries)]
 
 
-def contact_sheet(rows: Sequence[tuple[str, Mapping[str, Tensor]]]) -> Image.Image:
-    """One picture of many: per row a caption and its pictures (uint8 (3, h, w)), names of the columns above."""
-    columns = list(rows[0][1])
+@dataclass(frozen=True)
+class _Entry:
+    position: int
+    fields: dict[str, str]
+
+
+def _file(panel: Panel, name: str) -> str:
+    return f"{panel.position:04d}-{name.replace(' ', '-')}.png"
+
+
+def contact_sheet(panels: Sequence[Panel]) -> Image.Image:
+    """One picture of many: per row a title and its pictures, names of the columns above."""
+    columns = list(panels[0].pictures)
     font = ImageFont.load_default(13)
     line = CELL + GAP
-    sheet = Image.new("RGB", (TEXT_WIDTH + line * len(columns) + GAP, 28 + line * len(rows)), "white")
+    sheet = Image.new("RGB", (TEXT_WIDTH + line * len(columns) + GAP, 28 + line * len(panels)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(columns):
         draw.text((TEXT_WIDTH + column * line, 8), name, fill="#1f2933", font=font)
-    for row, (caption, pictures) in enumerate(rows):
+    for row, panel in enumerate(panels):
         top = 28 + row * line
-        draw.multiline_text((GAP, top), textwrap.fill(caption, 36), fill="#1f2933", font=font)
+        draw.multiline_text((GAP, top), textwrap.fill(panel.title, 36), fill="#1f2933", font=font)
         for column, name in enumerate(columns):
-            cell = as_image(pictures[name]).resize((CELL, CELL), Image.Resampling.NEAREST)
+            cell = as_image(panel.pictures[name]).resize((CELL, CELL), Image.Resampling.NEAREST)
             sheet.paste(cell, (TEXT_WIDTH + column * line, top))
     return sheet

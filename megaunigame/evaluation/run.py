@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
+from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.parallel.world import World
 
 
@@ -28,7 +28,7 @@ def run_evaluation(
     """Run every suite (label -> suite) and return {"step", "seconds", "suites": {label: result}} on every rank.
 
     All ranks call this together; under ZeRO-3 `model` is the engine's module. Rank 0 writes
-    `folder/evaluation/step-XXXXXXXX.json` and the pictures beside it, in `step-XXXXXXXX/LABEL/`. No weight, no training
+    `folder/evaluation/step-XXXXXXXX.json` and the pictures next to it, in `step-XXXXXXXX/LABEL/`. No weight, no training
     flag and no global random state is changed.
     """
     pictures = evaluation_file(folder, step).with_suffix("")
@@ -47,11 +47,7 @@ def run_evaluation(
             module.training = flag
     evaluation = {"step": step, "seconds": round(time.monotonic() - started, 2), "suites": results}
     if world.rank == 0:
-        file = evaluation_file(folder, step)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".tmp")
-        fresh.write_text(json.dumps(evaluation, indent=1), encoding="utf-8")
-        os.replace(fresh, file)
+        write_whole(evaluation_file(folder, step), json.dumps(evaluation, indent=1))
     return evaluation
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
 from tqdm import tqdm
 
 from megaunigame.monitoring import names
 from megaunigame.monitoring.panels import write_panels
+from megaunigame.monitoring.whole_files import write_whole
+from megaunigame.pixels import Panel
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -96,8 +96,8 @@ class Monitor:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
-    def panels(self, step: int, panels: Sequence[tuple[Mapping[str, str], Mapping[str, Tensor]]]) -> None:
-        """Keep lines of pictures, uint8 (3, H, W) by title, with texts by title; the report shows them."""
+    def panels(self, step: int, panels: Sequence[Panel]) -> None:
+        """Keep lines of pictures; the report shows them."""
         if self.active and panels:
             write_panels(self.folder, step, panels)
 
@@ -126,9 +126,7 @@ def drop_from(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if step > 1 and line.endswith("\n") and json.loads(line)["step"] < step]
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(kept), encoding="utf-8")
-    os.replace(fresh, path)
+    write_whole(path, "".join(kept))
 
 
 def log_line(step: int, total_steps: int, metrics: Mapping[str, float], remaining: float | None) -> str:

@@ -1,4 +1,7 @@
-"""Names of the metrics, `group/name`: the same in metrics.jsonl, in TensorBoard and in the report."""
+"""Names of the metrics, `group/name`: the same in metrics.jsonl, in TensorBoard and in the report.
+
+Names that only one objective logs are in the folder of that objective.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ EVALUATION = "evaluation/"
 """Prefix of a number an evaluation suite reports: `evaluation/<label>/<metric>`."""
 
 LOSS_TOTAL = "loss/total"
-"""Weighted sum of the terms: what is minimised."""
+"""Weighted sum of the terms: what is minimized."""
 
 OPTIM_LR = "optim/lr"
 OPTIM_GRAD_NORM = "optim/grad_norm"
@@ -55,38 +58,6 @@ ATTENTION_FIRST_LAYER = "first_token_"
 """`first_token_07`: the same in that layer; evaluations only."""
 ATTENTION_COUNTED = "rows"
 """Rows that were measured, all ranks."""
-ATTENTION_WEIGHT = "weight"
-"""Weight of the pull in the loss."""
-
-LOSS_ADVERSARIAL = "loss/adversarial"
-"""Mean loss of the answers about attacked pictures."""
-ADVERSARY_EPS = "adversary/eps"
-"""Present length of a perturbation, in units of the budget."""
-ADVERSARY_LR = "adversary/lr"
-ADVERSARY_GRAD_NORM = "adversary/grad_norm"
-"""Before clipping."""
-ADVERSARY_CHANGED_CODES = "adversary/flipped_codes"
-"""Share of the codes of a picture whose likeliest value the perturbation changes."""
-ADVERSARY_DELTA = "adversary/delta_norm"
-"""Mean length of a token's perturbation."""
-
-BUFFER_SIZE = "buffer/size"
-"""Pictures in the hard buffers of all ranks."""
-BUFFER_REPLAYED = "buffer/replayed"
-"""Rows of this step that came from the buffers, all ranks."""
-BUFFER_ACCEPT_RATE = "buffer/accept_rate"
-"""Share of attacked pictures that the CLIP filter let pass."""
-BUFFER_SIMILARITY = "buffer/clip_similarity"
-"""Mean cosine of the CLIP filter."""
-BUFFER_NOT_FINITE = "buffer/dropped_not_finite"
-"""Candidates of this step that were dropped because their loss was not finite."""
-BUFFER_AGE = "buffer/age"
-"""Mean age of the pictures in the buffer, in optimizer steps."""
-BUFFER_THRESHOLD = "buffer/threshold"
-"""Loss that a candidate had to reach at the last merge."""
-BUFFER_ENTERED = "buffer/entered"
-BUFFER_MOVED = "buffer/moved"
-"""Pictures that entered, and that changed rank, at the last merge."""
 
 
 def loss(term: str) -> str:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
-from torch import Tensor
+from typing import Any
 
 from megaunigame.monitoring import page
+from megaunigame.monitoring.whole_files import write_whole
+from megaunigame.pixels import Panel, as_image
 
 FOLDER = "panels"
-SHOWN = 3
-"""Steps the report shows: the first, the middle and the last."""
+UNTITLED = "Pictures"
+"""Heading of lines that runs wrote before lines had titles."""
 
 
 @dataclass
@@ -25,24 +23,22 @@ class PanelStep:
     """The lines of one step, as read back."""
 
     step: int
-    lines: list[dict[str, dict[str, str]]]
-    """Per line: `texts` by title, and `files` (relative to the run folder) by title."""
+    lines: list[dict[str, Any]]
+    """Per line: its `title`, `texts` by name, and `files` (relative to the run folder) by name."""
 
 
-def write_panels(folder: Path, step: int, panels: Sequence[tuple[Mapping[str, str], Mapping[str, Tensor]]]) -> None:
-    """Write (texts, pictures) lines; pictures are uint8 (3, H, W). The index appears last, so a reader finds all its files."""
+def write_panels(folder: Path, step: int, panels: Sequence[Panel]) -> None:
+    """Write lines of pictures. The index appears last, so a reader finds all its files."""
     name = f"step-{step:08d}"
     (folder / FOLDER).mkdir(exist_ok=True)
     lines = []
-    for number, (texts, pictures) in enumerate(panels):
+    for number, panel in enumerate(panels):
         files = {}
-        for column, (title, picture) in enumerate(pictures.items()):
+        for column, (title, picture) in enumerate(panel.pictures.items()):
             files[title] = f"{FOLDER}/{name}-{number}-{column}.png"
-            Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy())).save(folder / files[title])
-        lines.append({"texts": dict(texts), "files": files})
-    fresh = folder / FOLDER / f"{name}.tmp"
-    fresh.write_text(json.dumps({"step": step, "lines": lines}, indent=1), encoding="utf-8")
-    os.replace(fresh, folder / FOLDER / f"{name}.json")
+            as_image(picture).save(folder / files[title])
+        lines.append({"title": panel.title, "texts": panel.texts, "files": files})
+    write_whole(folder / FOLDER / f"{name}.json", json.dumps({"step": step, "lines": lines}, indent=1))
 
 
 def read_panels(folder: Path) -> list[PanelStep]:
@@ -52,20 +48,25 @@ def read_panels(folder: Path) -> list[PanelStep]:
 
 
 def panels_section(folder: Path, steps: Sequence[PanelStep]) -> str:
-    """The first, the middle and the last step with pictures; nothing when there is none."""
-    if not steps:
-        return ""
-    chosen = sorted({0, len(steps) // 2, len(steps) - 1})[:SHOWN]
-    parts = ["<h2>Attacked pictures</h2>"]
-    for step in (steps[i] for i in chosen):
-        first = step.lines[0]
-        columns = [*first["files"], *first["texts"]]
-        rows = [
-            [
-                *(page.picture(folder / file, f"{title}, step {step.step}") for title, file in line["files"].items()),
-                *(escape(text) for text in line["texts"].values()),
-            ]
-            for line in step.lines
-        ]
-        parts.append(f"<h3>Step {step.step:,}</h3>" + page.table(columns, rows, [False] * len(columns)))
+    """The first, the middle and the last step with pictures of each title; nothing when there is none."""
+    titles = dict.fromkeys(line.get("title", UNTITLED) for step in steps for line in step.lines)
+    parts = []
+    for title in titles:
+        parts.append(f"<h2>{escape(title)}</h2>")
+        lines_of = {step.step: [line for line in step.lines if line.get("title", UNTITLED) == title] for step in steps}
+        shown = [step for step, lines in lines_of.items() if lines]
+        for step in (shown[i] for i in sorted({0, len(shown) // 2, len(shown) - 1})):
+            parts.append(f"<h3>Step {step:,}</h3>" + _lines_table(folder, step, lines_of[step]))
     return "\n".join(parts)
+
+
+def _lines_table(folder: Path, step: int, lines: Sequence[dict[str, Any]]) -> str:
+    columns = [*lines[0]["files"], *lines[0]["texts"]]
+    rows = [
+        [
+            *(page.picture(folder / file, f"{name}, step {step}") for name, file in line["files"].items()),
+            *(escape(text) for text in line["texts"].values()),
+        ]
+        for line in lines
+    ]
+    return page.table(columns, rows, [False] * len(columns))

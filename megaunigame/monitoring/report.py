@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,12 +10,13 @@ from html import escape
 from pathlib import Path
 
 from megaunigame.monitoring import names, page
-from megaunigame.monitoring.attention_heat import heat_figure, per_layer
+from megaunigame.monitoring.attention_plots import heat_figure, per_layer
 from megaunigame.monitoring.comparison import suite_section
 from megaunigame.monitoring.history import RunFolder, read_run_folder
 from megaunigame.monitoring.monitor import clock_time
 from megaunigame.monitoring.panels import panels_section
 from megaunigame.monitoring.plots import data_uri, panels
+from megaunigame.monitoring.whole_files import write_whole
 
 REPORT_FILE = "report.html"
 
@@ -30,9 +30,7 @@ def write_report(run_folder: str | Path) -> Path:
     run = read_run_folder(run_folder)
     sections = [header(run), summary(run), curves(run), panels_section(run.path, run.panels), *evaluations(run)]
     path = run.path / REPORT_FILE
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(page.page(_title(run), "\n".join(s for s in sections if s)), encoding="utf-8")
-    os.replace(fresh, path)
+    write_whole(path, page.page(_title(run), "\n".join(s for s in sections if s)))
     return path
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
+from megaunigame.pixels import Panel
 from megaunigame.step.inputs import PassOutput, Taps
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import MicroStep, Step
@@ -33,16 +34,6 @@ class Stage:
     world: World
     seed: int
     accumulation: int
-
-
-@dataclass
-class Panel:
-    """One line of pictures for the report."""
-
-    pictures: dict[str, Tensor]
-    """Title -> uint8 (3, H, W)."""
-    texts: dict[str, str] = field(default_factory=dict)
-    """Title -> text shown beside the pictures."""
 
 
 class Player:
@@ -91,7 +82,7 @@ class Player:
         return {}
 
     def panels(self) -> list[Panel]:
-        """Pictures of the step just made, on rank 0; taken once."""
+        """Pictures of the step just made, on rank 0; taken once. Their titles are headings of the report."""
         return []
 
     def save(self, folder: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megaunigame.data.decode import Sample
+from megaunigame.data.decode import SEGMENTATION, SEGMENTATION_FIELD, Sample
 from megaunigame.representations.base import Representation
 
 LOW, HIGH = 100, 200
@@ -27,17 +27,18 @@ DARK = 96
 
 
 class Segmentation(Representation):
-    needs = "seg.png"
+    needs = SEGMENTATION_FIELD
     renderings = ("regions", "contours")
     measure = "IoU of what is not background"
 
     def picture(self, sample: Sample) -> Tensor | None:
-        if sample.segmentation is None:
+        ids = sample.picture(SEGMENTATION)
+        if ids is None:
             return None
         if self.rendering == "contours":
-            return torch.from_numpy(contours(sample.segmentation.numpy())).expand(3, -1, -1).contiguous()
+            return torch.from_numpy(contours(ids.numpy())).expand(3, -1, -1).contiguous()
         palette = torch.from_numpy(region_colours(sample.key))  # (256, 3)
-        return palette[sample.segmentation.long()].permute(2, 0, 1).contiguous()
+        return palette[ids.long()].permute(2, 0, 1).contiguous()
 
     def agreement(self, drawn: Tensor, truth: Tensor) -> float:
         """Colours of regions are arbitrary, so it is the covered area that is compared: intersection over union."""

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from megaunigame.monitoring.plots import GRID, INK, LINE, MUTED
+from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.sweeping.definition import Sweep
-from megaunigame.sweeping.table import Result, heading, replace, scale, spread, values_of
+from megaunigame.sweeping.table import Result, heading, scale, spread, values_of
 
 PLOT_FILE = "plot.png"
 BASELINE = "#b3362b"
@@ -43,7 +44,7 @@ def write_plot(sweep: Sweep, results: Sequence[Result]) -> Path:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     path = Path(sweep.output) / PLOT_FILE
-    replace(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
     return path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaunigame.monitoring.names import EVALUATION
+from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.sweeping.definition import Sweep
 from megaunigame.sweeping.runs import Run, is_done, run_values
 
@@ -151,14 +151,6 @@ def as_csv(results: Iterable[Result]) -> str:
 def write_table(sweep: Sweep, results: Sequence[Result]) -> Path:
     """Write table.md and results.csv into the sweep's folder; returns the path of the table."""
     folder = Path(sweep.output)
-    replace(folder / RESULTS_FILE, as_csv(results).encode())
-    replace(folder / TABLE_FILE, as_markdown(sweep, results).encode())
+    write_whole(folder / RESULTS_FILE, as_csv(results))
+    write_whole(folder / TABLE_FILE, as_markdown(sweep, results))
     return folder / TABLE_FILE
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.tmp")
-    fresh.write_bytes(content)
-    os.replace(fresh, path)

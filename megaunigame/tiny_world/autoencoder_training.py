@@ -20,7 +20,7 @@ from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.parts import autoencoder
 from megaunigame.tiny_world.loop import LoopSettings, Stage, train
 from megaunigame.tiny_world.scenes import KINDS, Scenes
-from megaunigame.tiny_world.tokenizer_training import draw_mix, psnr
+from megaunigame.tiny_world.tokenizer_training import decibels, draw_mix
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
@@ -54,7 +54,7 @@ class AutoencoderStage(Stage):
             error = self.module.decode(noisy, return_dict=False)[0].float() - pixels
         size = SIZE_WEIGHT * latents.square().mean()
         loss = (weight * error.square()).mean() + ABSOLUTE_WEIGHT * (weight * error.abs()).mean() + size
-        return loss, {"psnr": psnr(error.detach() + pixels, pixels), "std": float(latents.detach().std())}
+        return loss, {"psnr": decibels(error.detach() + pixels, pixels), "std": float(latents.detach().std())}
 
 
 def train_autoencoder(config: OpenUniConfig, scenes: Scenes, folder: Path, loop: LoopSettings) -> AutoencoderDC:
@@ -107,8 +107,8 @@ def evaluate_autoencoder(module: AutoencoderDC, scale: float, scenes: Scenes, co
             for given in (latents, latents + noise)
         ]
         report[kind] = {
-            "psnr": round(psnr(copies[0], pixels), 2),
-            "psnr_noisy_latents": round(psnr(copies[1], pixels), 2),
+            "psnr": round(decibels(copies[0], pixels), 2),
+            "psnr_noisy_latents": round(decibels(copies[1], pixels), 2),
             "scaled_std": round(float(latents.std() * scale), 3),
         }
     return report

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megaunigame.data.decode import META_FIELD, Sample, decode_sample
+from megaunigame.data.decode import META_FIELD, SEGMENTATION, Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.representations.depth import Depth
@@ -54,7 +54,8 @@ def load_scenes(folder: Path, limit: int | None = None) -> Scenes:
     segmentations: list[Tensor] = []
     metas: list[dict] = []
     for sample in read_samples(folder, limit):
-        if sample.segmentation is None:
+        ids = sample.picture(SEGMENTATION)
+        if ids is None:
             raise DataError(f"{folder}: sample {sample.key} has no segmentation; make it with data_prep scenes.")
         for kind, maker in makers.items():
             picture = maker.picture(sample)
@@ -63,8 +64,8 @@ def load_scenes(folder: Path, limit: int | None = None) -> Scenes:
                     f"{folder}: sample {sample.key} gives no {kind} picture; make the scenes with data_prep scenes."
                 )
             pictures[kind].append(picture)
-        pictures["contours"].append(contours(sample.segmentation))
-        segmentations.append(sample.segmentation)
+        pictures["contours"].append(contours(ids))
+        segmentations.append(ids)
         metas.append(sample.meta)
     # Decoders hand out views of (H, W, 3) arrays; convolutions over such strides are several times slower.
     stacked = {kind: torch.stack(stack).contiguous() for kind, stack in pictures.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
 from megaunigame.models.janus.vq import ImageTokenizer
+from megaunigame.pixels import psnr
 from megaunigame.tiny_world.codebook import RunningCodebook
 from megaunigame.tiny_world.loop import LoopSettings, Stage, generator_at, train
 from megaunigame.tiny_world.scenes import KINDS, Scenes
@@ -116,7 +117,7 @@ class TokenizerStage(Stage):
         loss = square + settings.absolute_weight * (weight * error.abs()).mean()
         if quantise:
             loss = loss + settings.commitment_weight * F.mse_loss(latents, target)
-        numbers = {"psnr_rgb": psnr(output[: MIX["rgb"]].detach(), pixels[: MIX["rgb"]])}
+        numbers = {"psnr_rgb": decibels(output[: MIX["rgb"]].detach(), pixels[: MIX["rgb"]])}
         if quantise:
             numbers |= {"codes": float(len(codes.unique())), "perplexity": module.codebook.perplexity()}
         return loss, numbers
@@ -153,9 +154,9 @@ def draw_mix(scenes: Scenes, object_weight: float, generator: torch.Generator) -
     return pixels, weight
 
 
-def psnr(output: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1] (peak 2), from the mean squared error of all of them."""
-    return float(10 * torch.log10(4 / (output.clamp(-1, 1) - target).square().mean().clamp(min=1e-12)))
+def decibels(output: Tensor, target: Tensor) -> float:
+    """PSNR of pictures (B, 3, H, W) in [-1, 1], clamped to it, from the mean squared error of all of them."""
+    return float(psnr(output.clamp(-1, 1).unsqueeze(0), target.unsqueeze(0)))
 
 
 def train_tokenizer(scenes: Scenes, folder: Path, loop: LoopSettings, settings: TokenizerSettings) -> ImageTokenizer:
@@ -197,7 +198,7 @@ def evaluate_tokenizer(vq: ImageTokenizer, scenes: Scenes, count: int = 256) -> 
         pictures, codes = reconstruct(vq, pixels)
         shares = torch.bincount(codes.flatten(), minlength=CODES).double() / codes.numel()
         report[kind] = {
-            "psnr": psnr(pictures, pixels),
+            "psnr": decibels(pictures, pixels),
             "codes": float((shares > 0).sum()),
             "perplexity": float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum())),
         }

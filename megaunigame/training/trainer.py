@@ -130,7 +130,7 @@ class Trainer:
         while self.state.step < recipe.schedule.steps and not self.stepper.stop_requested:
             metrics = self.train_step(micro_batches)
             monitor.log(self.state.step, metrics)
-            monitor.panels(self.state.step, [(p.texts, p.pictures) for player in self.players for p in player.panels()])
+            monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0:
                 self.save()

@@ -20,11 +20,12 @@ import torch.distributed as dist
 from megaunigame.config import load_recipe
 from megaunigame.data.loading.stream import MicroBatch, micro_batch_loader
 from megaunigame.monitoring import names
+from megaunigame.objectives.unigame import names as unigame_names
 from megaunigame.parallel.world import World, start_world
 from megaunigame.training.trainer import Trainer
 
 MEASURED = (names.PERF_STEP_SECONDS, names.PERF_PASSES, names.PERF_ALLGATHER_BYTES)
-CPU_SECONDS, REPLAYED = "cpu_seconds", names.BUFFER_REPLAYED
+CPU_SECONDS, REPLAYED = "cpu_seconds", unigame_names.BUFFER_REPLAYED
 
 
 class Case:
@@ -42,7 +43,7 @@ class Case:
         metrics = self.trainer.train_step(self.batches)
         measured = {name: metrics[name] for name in MEASURED} | {CPU_SECONDS: time.process_time() - started}
         # A case without a buffer replays nothing.
-        return measured | {REPLAYED: metrics.get(names.BUFFER_REPLAYED, 0.0)}
+        return measured | {REPLAYED: metrics.get(unigame_names.BUFFER_REPLAYED, 0.0)}
 
 
 def measure(block: dict[str, Any], world: World, progress: TextIO) -> dict[str, dict[int, dict[str, float]]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.decode import DECODERS, Sample, decode_sample
 from megaunigame.errors import DataError
 from tests.data.shard_files import encoded
 
@@ -19,7 +19,7 @@ def test_lossless_image_is_kept():
     sample = decode_sample("k", {**META, "png": encoded(RGB)})
     assert sample.image.dtype == torch.uint8
     assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), RGB)
-    assert sample.meta == {"conversations": []} and sample.depth is None and sample.segmentation is None
+    assert sample.meta == {"conversations": []} and sample.picture("depth") is None and sample.picture("segmentation") is None
 
 
 @pytest.mark.parametrize(("field", "form"), [("jpg", "JPEG"), ("webp", "WEBP")])
@@ -33,7 +33,7 @@ def test_grey_image_becomes_rgb():
 
 
 def test_depth_keeps_16_bits():
-    depth = decode_sample("k", {**META, "depth.png": encoded(DEPTH)}).depth
+    depth = decode_sample("k", {**META, "depth.png": encoded(DEPTH)}).picture("depth")
     assert depth.dtype == torch.int32
     assert np.array_equal(depth.numpy(), DEPTH)
 
@@ -43,7 +43,7 @@ def test_palette_ids_are_kept(colours):
     ids = np.random.default_rng(2).integers(0, colours, (7, 9), dtype=np.uint8)
     data = encoded(ids, palette=colours)
     assert data[24] == {2: 1, 4: 2, 16: 4}.get(colours, 8)  # bit depth in the PNG header
-    segmentation = decode_sample("k", {**META, "seg.png": data}).segmentation
+    segmentation = decode_sample("k", {**META, "seg.png": data}).picture("segmentation")
     assert segmentation.dtype == torch.uint8
     assert np.array_equal(segmentation.numpy(), ids)
 
@@ -85,12 +85,20 @@ def test_pictures_are_decoded_at_first_use():
     assert sample.image is sample.image
     for _ in range(2):  # the second use fails like the first
         with pytest.raises(DataError, match="'depth.png'"):
-            _ = sample.depth
+            sample.picture("depth")
     with pytest.raises(DataError, match="'depth.png'"):
         sample.decoded()
 
 
 def test_a_sample_of_tensors():
     image = torch.zeros(3, 2, 2, dtype=torch.uint8)
-    sample = Sample("k", {}, image)
-    assert sample.decoded() is sample and sample.image is image and sample.depth is None
+    sample = Sample("k", {}, image=image)
+    assert sample.decoded() is sample and sample.image is image and sample.picture("depth") is None
+
+
+def test_a_new_stored_target_is_one_line(monkeypatch):
+    monkeypatch.setitem(DECODERS, "normals", (("normals.bin",), lambda key, field, data: torch.tensor(list(data))))
+    sample = decode_sample("k", {**META, "normals.bin": b"\x01\x02"}).decoded()
+    assert sample.picture("normals").tolist() == [1, 2] and Sample("k", {}).picture("normals") is None
+    with pytest.raises(TypeError, match="no picture normal; DECODERS has image, depth, segmentation, normals"):
+        Sample("k", {}, normal=None)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from megaunigame.config import StreamConfig
+from megaunigame.config import MixedConfig, StreamConfig
 from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
 from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream
@@ -85,6 +85,17 @@ def test_bad_samples_and_cut_shards_are_counted_and_replaced(tmp_path):
 def test_nothing_but_failures_ends_the_run(tmp_path, shards):
     with pytest.raises(DataError, match="substitutes cannot be used"):
         batches(shards.replace("{folder}", str(tmp_path)), buffer=1000)[0]
+
+
+@pytest.mark.parametrize("settings", [{"where": ["has image"]}, {"mix": {"a": MixedConfig("x")}}])
+def test_mixes_and_filters_need_an_index(settings):
+    with pytest.raises(ConfigError, match=r"data\.train: .*need an index.*backend=webdataset"):
+        open_stream("train", StreamConfig("x", backend="webdataset", **settings), 3)
+
+
+def test_a_wrong_backend_is_answered():
+    with pytest.raises(ConfigError, match=r"data\.train\.backend.*'wds'.*index, webdataset\."):
+        open_stream("train", StreamConfig("x", backend="wds"), 3)
 
 
 def test_what_names_no_tar_and_other_backends(folder):

@@ -95,13 +95,17 @@ def test_all_tasks_on_checkpoints_loaded_like_real_ones(
         assert fields["jpg"] == before[key]["jpg"]
         sample, meta = decode_sample(key, fields), json.loads(before[key]["json"])
         height, width = sample.image.shape[1:]
-        assert sample.depth.shape == sample.segmentation.shape == ((48, 48) if height == width else (height, width))
-        assert (sample.depth.min(), sample.depth.max()) == (0, 65535)
+        assert (
+            sample.picture("depth").shape
+            == sample.picture("segmentation").shape
+            == ((48, 48) if height == width else (height, width))
+        )
+        assert (sample.picture("depth").min(), sample.picture("depth").max()) == (0, 65535)
         added = {name: value for name, value in sample.meta.items() if name not in meta}
         assert {name: sample.meta[name] for name in meta} == meta
         assert set(added) == {"depth_kind", "depth_min", "depth_max", "segmentation_masks", "clip_similarity"}
         assert added["depth_max"] > added["depth_min"] and added["segmentation_masks"] > 1
-        assert sample.segmentation.max() <= added["segmentation_masks"]
+        assert sample.picture("segmentation").max() <= added["segmentation_masks"]
         similarities.add(added["clip_similarity"])
     assert len(similarities) == 24 and max(map(abs, similarities)) < 1
     manifest = read_manifest(tmp_path / "out")
@@ -126,7 +130,9 @@ def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path)
     with_image = [sample for sample in samples if sample.image is not None]
     assert len(samples) >= 20 and len(with_image) == len(samples) - 1
     for sample in with_image:
-        assert sample.depth.shape == sample.segmentation.shape and min(sample.depth.shape) <= 128
+        assert (
+            sample.picture("depth").shape == sample.picture("segmentation").shape and min(sample.picture("depth").shape) <= 128
+        )
         assert sample.meta["segmentation_masks"] >= 1
     assert np.median([sample.meta["segmentation_masks"] for sample in with_image]) > 10
 
@@ -144,7 +150,10 @@ def test_published_forms_from_files_to_verified_shards(form: str, models: Path, 
     samples = [decode_sample(key, fields) for key, fields in stored(tmp_path / "out").items()]
     assert [sample.key for sample in samples] == list(before) and len(samples) == (3 if form == "vqa" else 12)
     for sample in samples:
-        assert sample.depth.shape == sample.segmentation.shape == (12, 20) and sample.depth.max() == 65535
+        assert (
+            sample.picture("depth").shape == sample.picture("segmentation").shape == (12, 20)
+            and sample.picture("depth").max() == 65535
+        )
         assert -1 < sample.meta["clip_similarity"] < 1 and ("answers" in sample.meta) == (form == "vqa")
 
 
@@ -222,7 +231,7 @@ def test_samples_without_a_usable_prediction_fail_and_can_be_retried(
     assert "NaN or infinite depth" in failures[0]["reason"] and "0011.npy: No such file" in failures[1]["reason"]
     found = stored(out)
     assert len(found) == 28 and not {"0003", "0011"} & set(found)
-    assert not decode_sample("0005", found["0005"]).depth.any()  # constant: zeros
+    assert not decode_sample("0005", found["0005"]).picture("depth").any()  # constant: zeros
     assert main(["verify", str(out)]) == 0
 
     untouched = (out / "toy-000002.tar").stat().st_mtime_ns
@@ -246,7 +255,7 @@ def test_no_mask_gives_an_empty_map(source: Path, models: Path, tmp_path: Path) 
     for key, fields in stored(tmp_path).items():
         if "jpg" in fields:
             sample = decode_sample(key, fields)
-            assert not sample.segmentation.any() and sample.meta["segmentation_masks"] == 0
+            assert not sample.picture("segmentation").any() and sample.meta["segmentation_masks"] == 0
     assert main(["verify", str(tmp_path)]) == 0
 
 

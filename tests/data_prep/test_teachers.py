@@ -296,7 +296,7 @@ def test_ids_survive_the_png_whatever_their_number(most: int) -> None:
     ids = (np.arange(600, dtype=np.int64).reshape(20, 30) % (most + 1)).astype(np.uint8)
     fields, numbers = segmentation_target(ids, (20, 30))
     assert numbers == {"segmentation_masks": most}
-    back = decode_sample("k", {"json": b"{}", **fields}).segmentation
+    back = decode_sample("k", {"json": b"{}", **fields}).picture("segmentation")
     assert back is not None
     np.testing.assert_array_equal(back.numpy(), ids)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from megaunigame.evaluation.asking import open_answers
-from megaunigame.evaluation.generation_metrics import psnr
 from megaunigame.evaluation.metrics import (
     Answer,
     chance,
@@ -16,6 +15,7 @@ from megaunigame.evaluation.metrics import (
     pair_consistency,
     text_match,
 )
+from megaunigame.pixels import psnr
 
 
 def answer(reference: str, correct: bool = True, **fields) -> Answer:

@@ -10,8 +10,15 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from megaunigame.monitoring.attention_heat import COLUMNS, heat_figure, per_layer
-from megaunigame.monitoring.attention_plots import curves_figure, layers_of, read_curves, write_curves
+from megaunigame.monitoring.attention_plots import (
+    COLUMNS,
+    curves_figure,
+    heat_figure,
+    layers_of,
+    per_layer,
+    read_curves,
+    write_curves,
+)
 from megaunigame.monitoring.history import read_run_folder
 from megaunigame.monitoring.report import write_report
 from tests.monitoring.runs import attention_result, write_attention, write_run

@@ -7,15 +7,17 @@ import torch
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.monitoring.panels import read_panels
 from megaunigame.monitoring.report import write_report
+from megaunigame.pixels import Panel
 
 
 def monitor(folder, rank=0) -> Monitor:
     return Monitor(folder, every=1, total_steps=9, start_step=1, rank=rank, tensorboard=False, progress=False)
 
 
-def line(value: int) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def line(value: int, title: str = "Shown") -> Panel:
     picture = torch.full((3, 8, 8), value, dtype=torch.uint8)
-    return {"question": f"is <{value}> it ?", "answer": "no"}, {"source": picture, "adversarial": 255 - picture}
+    texts = {"question": f"is <{value}> it ?", "answer": "no"}
+    return Panel(title, {"source": picture, "other": 255 - picture}, texts)
 
 
 def test_what_is_written_is_read_back_in_order(tmp_path):
@@ -41,3 +43,17 @@ def test_the_report_shows_the_first_the_middle_and_the_last_step(tmp_path):
     text = write_report(tmp_path).read_text()
     assert [f"<h3>Step {step}</h3>" in text for step in range(1, 8)] == [True, False, False, True, False, False, True]
     assert "is &lt;4&gt; it ?" in text and text.count('class="picture"') == 6
+
+
+def test_every_title_is_a_heading_over_its_own_lines(tmp_path):
+    run = monitor(tmp_path)
+    for step in range(1, 6):
+        run.panels(step, [line(step, "Drawn <twice>")] + ([line(10 * step, "Attacked")] if step > 2 else []))
+    (tmp_path / "panels" / "step-00000009.json").write_text(
+        '{"step": 9, "lines": [{"texts": {"question": "old"}, "files": {}}]}'  # of a run before lines had titles
+    )
+    text = write_report(tmp_path).read_text()
+    drawn, attacked, old = (text.index(f"<h2>{title}</h2>") for title in ("Drawn &lt;twice&gt;", "Attacked", "Pictures"))
+    assert drawn < attacked < old
+    assert [f"<h3>Step {step}</h3>" in text[drawn:attacked] for step in range(1, 6)] == [True, False, True, False, True]
+    assert [f"is &lt;{n}&gt; it ?" in text[attacked:old] for n in (20, 30, 40, 50)] == [False, True, True, True]

@@ -21,6 +21,7 @@ from megaunigame.data.loading.stream import micro_batch_loader
 from megaunigame.engine.parameters import element_count
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.monitoring import names
+from megaunigame.objectives.unigame import names as unigame_names
 from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.objectives.unigame.game import Game
 from megaunigame.parallel.world import World, start_world
@@ -274,7 +275,7 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
     for number in range(STEPS):
         metrics = trainer.train_step(batches)
         adversarial, norm, losses = plain.play(taken[-1])
-        replayed += metrics[names.BUFFER_REPLAYED]
+        replayed += metrics[unigame_names.BUFFER_REPLAYED]
         if case.startswith("redraw"):  # one generate, one understand pass; alternating asks about the pictures in a third
             attack = int(plain.game["mode"] == "alternating" and number % plain.game["every"] == 0)
             assert metrics[names.PERF_PASSES] == (2 + attack) * trainer.accumulation, (case, number, metrics)
@@ -288,8 +289,12 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
             plain.norm,
         )
         if number % plain.game["every"] == 0:
-            assert abs(metrics[names.LOSS_ADVERSARIAL] - adversarial) < 2 * TOLERANCE * adversarial, (case, number, adversarial)
-            assert abs(metrics[names.ADVERSARY_GRAD_NORM] - norm) < 1e-3 * norm, (case, number, metrics, norm)
+            assert abs(metrics[unigame_names.LOSS_ADVERSARIAL] - adversarial) < 2 * TOLERANCE * adversarial, (
+                case,
+                number,
+                adversarial,
+            )
+            assert abs(metrics[unigame_names.ADVERSARY_GRAD_NORM] - norm) < 1e-3 * norm, (case, number, metrics, norm)
         pairs = [
             (f"adversary {n}", p, q) for (n, p), q in zip(unigame.adversary.named_parameters(), plain.adversary, strict=True)
         ]
@@ -331,7 +336,7 @@ def check_uneven_ranks(home: Path, world: World) -> None:
         metrics = trainer.train_step(batches)
     sizes = world.all_gather_object(unigame.pool.buffer.size)
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1, sizes
-    assert metrics[names.BUFFER_REPLAYED] == 2 * world.size and metrics[names.BUFFER_MOVED] > 0, metrics
+    assert metrics[unigame_names.BUFFER_REPLAYED] == 2 * world.size and metrics[unigame_names.BUFFER_MOVED] > 0, metrics
     if world.is_main:
         print(f"uneven ranks: both replay, buffer {sizes}", flush=True)
 
@@ -354,7 +359,7 @@ def check_combined(home: Path, world: World) -> None:
             assert metrics[names.PERF_PASSES] == passes * trainer.accumulation == 2 * passes, (mode, metrics)
         terms = ("clean", "hard", "adversarial", "pixel", "edges", "aia_generate", "aia_understand")
         assert all(metrics[names.loss(term)] > 0 for term in terms), metrics
-        assert metrics[names.ADVERSARY_GRAD_NORM] > 0 and metrics[names.BUFFER_REPLAYED] > 0, metrics
+        assert metrics[unigame_names.ADVERSARY_GRAD_NORM] > 0 and metrics[unigame_names.BUFFER_REPLAYED] > 0, metrics
     if world.is_main:
         print("combined recipe: one generate, one attack, one understand pass", flush=True)
 

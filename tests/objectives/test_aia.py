@@ -14,7 +14,7 @@ from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
 from megaunigame.objectives.aia import AIA
-from megaunigame.objectives.aia.player import AttentionPlayer, attention_loss
+from megaunigame.objectives.aia.player import WEIGHT, AttentionPlayer, attention_loss
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.player import Stage
 from megaunigame.settings import fill
@@ -107,7 +107,7 @@ def test_the_loss_is_a_sum_over_counted_rows():
     assert metrics[names.attention(UNDERSTAND, names.ATTENTION_TARGET, 3)] == 0.15
     assert metrics[names.attention(UNDERSTAND, names.ATTENTION_FIRST)] == 0.25
     assert metrics[names.attention(UNDERSTAND, names.ATTENTION_DISTANCE)] == pytest.approx((0.2 + 0.2 + 0.15 + 0.15) / 6)
-    assert metrics[names.attention(GENERATE, names.ATTENTION_WEIGHT)] == 3.0
+    assert metrics[names.attention(GENERATE, WEIGHT)] == 3.0
     # Nothing was measured in the other pass: no share, and no division by zero.
     assert metrics[names.attention(GENERATE, names.ATTENTION_COUNTED)] == 0
     assert names.attention(GENERATE, names.ATTENTION_DISTANCE) not in metrics

@@ -20,7 +20,7 @@ def talk(*pairs: tuple[str, str]) -> list[dict[str, str]]:
 
 
 def sample(image: torch.Tensor | None = IMAGE, **meta) -> Sample:
-    return Sample("k", {"conversations": talk(("<image>\nq0", "a0"), ("q1", "a1"), ("q2", "a2")), **meta}, image)
+    return Sample("k", {"conversations": talk(("<image>\nq0", "a0"), ("q1", "a1"), ("q2", "a2")), **meta}, image=image)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -56,7 +56,7 @@ def test_understanding_draws_turns_in_their_order():
 )
 def test_a_broken_conversation_is_a_bad_sample(talk):
     with pytest.raises(DataError, match="Sample k"):
-        Understanding(Understanding.Config()).row(None, Sample("k", {"conversations": talk}, IMAGE), rng())
+        Understanding(Understanding.Config()).row(None, Sample("k", {"conversations": talk}, image=IMAGE), rng())
 
 
 def test_generation_rows():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
 from megaunigame.models.janus import Janus
-from megaunigame.monitoring import names
+from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.game import HARD
 from megaunigame.objectives.unigame.paths import DecoderPath
 from megaunigame.objectives.unigame.pool import PATIENCE

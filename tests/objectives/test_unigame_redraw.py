@@ -10,11 +10,10 @@ import torch
 
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.janus import Janus
-from megaunigame.monitoring import names
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_plan
 from megaunigame.objectives.generation import Generation
-from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame import UniGame, names
 from megaunigame.objectives.unigame.attack import QUESTION
 from megaunigame.objectives.unimrg import UniMRG
 from megaunigame.settings import fill

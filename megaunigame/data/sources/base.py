@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
+from megaunigame.config import StreamConfig
 from megaunigame.errors import DataError
 
 
@@ -28,7 +30,7 @@ class Source(Protocol):
     location: str
     seed: int
     identity: dict[str, str | int]
-    """Everything beside the seed that decides which sample a position means, by names a message can use."""
+    """Everything except the seed that decides which sample a position means, by names a message can use."""
 
     def find(self, position: int, attempt: int) -> Found:
         """The sample at `position`; for attempt k >= 1, its k-th substitute.
@@ -37,6 +39,22 @@ class Source(Protocol):
         be fetched): that ends the run.
         """
         ...
+
+
+class Backend(Source):
+    """A source that a recipe can ask for: `data.NAME.backend` is the name of the module in this folder that defines it."""
+
+    exact: ClassVar[bool]
+    """A position means the same sample in every run and every process: what mixes and filters need."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, key: str, config: StreamConfig, seed: int) -> Self:
+        """The one data set of `config`, which has no mix, without what `config.where` leaves out (never given unless `exact`).
+
+        `key` is its place in the recipe, for messages. Raises ConfigError or DataError: shards that are not there or not
+        whole, settings that cannot be met.
+        """
 
 
 @dataclass(frozen=True)

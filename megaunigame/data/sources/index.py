@@ -1,4 +1,4 @@
-"""One data set as an endless source: its index, what filters leave of it, and the order of that."""
+"""`backend: index`: one data set as an endless source: its index, what filters leave of it, and the order of that."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from functools import partial
 
 import numpy as np
 
+from megaunigame.config import StreamConfig
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.data.shards.remote import CachedFiles
-from megaunigame.data.sources.base import Found
+from megaunigame.data.shards.remote import CachedFiles, is_url
+from megaunigame.data.sources.base import Backend, Found
 from megaunigame.data.sources.filters import parse_filter, select
 from megaunigame.data.sources.order import Order
-from megaunigame.errors import ConfigError
+from megaunigame.errors import ConfigError, UserError
 
 NEAR = 4
 """Substitutes drawn from the same window, whose shards are at hand; later ones come from the whole epoch."""
 
 
-class IndexedSource:
+class IndexedSource(Backend):
     """Every sample that passes the filters once per epoch, in an order that is a pure function of the seed."""
+
+    exact = True
 
     def __init__(self, index: ShardIndex, seed: int, window: int, where: Sequence[str] = ()):
         """`window` is in shards. Raises ConfigError for a filter that cannot be read, DataError for one that cannot be met."""
@@ -38,19 +41,23 @@ class IndexedSource:
         """Positions of the window last met."""
 
     @classmethod
-    def open(
-        cls, location: str, seed: int, window: int, where: Sequence[str] = (), cache: ShardCache | None = None
-    ) -> IndexedSource:
-        """`location` as in `ShardIndex.open`. Raises DataError or ConfigError."""
-        index = ShardIndex.open(location, open_shards=max(32, 3 * window) if cache is None else 2 * window + 1, cache=cache)
-        if cache is not None and isinstance(index.files, CachedFiles):
-            needed = index.files.largest(2 * window)
-            if needed > cache.bound:
-                raise ConfigError(
-                    f"cache.gigabytes={cache.bound / 1e9:g} cannot hold two windows of {window} shards of {location}. Type "
-                    f"cache.gigabytes={1.5 * needed / 1e9:.3g}, which also leaves room to fetch ahead, or a smaller window."
-                )
-        return cls(index, seed, window, where)
+    def open(cls, key: str, config: StreamConfig, seed: int) -> IndexedSource:
+        cache = _cache(key, config) if is_url(config.shards) else None
+        window = config.window
+        try:
+            open_shards = max(32, 3 * window) if cache is None else 2 * window + 1
+            index = ShardIndex.open(config.shards, open_shards=open_shards, cache=cache)
+            if cache is not None and isinstance(index.files, CachedFiles):
+                needed = index.files.largest(2 * window)
+                if needed > cache.bound:
+                    raise ConfigError(
+                        f"cache.gigabytes={cache.bound / 1e9:g} cannot hold two windows of {window} shards of "
+                        f"{config.shards}. Type cache.gigabytes={1.5 * needed / 1e9:.3g}, which also leaves room to fetch "
+                        "ahead, or a smaller window."
+                    )
+            return cls(index, seed, window, config.where)
+        except UserError as error:
+            raise type(error)(f"{key}: {error}") from error
 
     def find(self, position: int, attempt: int) -> Found:
         if position not in self._near:
@@ -72,3 +79,14 @@ class IndexedSource:
     def _enter_window(self, position: int) -> None:
         self._near = self.order.window_of(position)
         self.index.files.prefetch([*self.order.shards_of_window(position), *self.order.shards_of_window(self._near.stop)])
+
+
+def _cache(key: str, config: StreamConfig) -> ShardCache:
+    """Where shards of a URL are kept; a mix has one for all its data sets."""
+    if not config.cache.folder:
+        stream = key.partition(".mix.")[0]
+        raise ConfigError(
+            f"{key}.shards={config.shards} is a URL: its shards need a folder on a disk of every node. Type for example "
+            f"{stream}.cache.folder=LOCAL_DISK/shards (and {stream}.cache.gigabytes={config.cache.gigabytes:g})."
+        )
+    return ShardCache(config.cache.folder, config.cache.gigabytes)

@@ -22,7 +22,8 @@ from typing import NoReturn
 
 import webdataset
 
-from megaunigame.data.sources.base import Found
+from megaunigame.config import StreamConfig
+from megaunigame.data.sources.base import Backend, Found
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
 
@@ -49,12 +50,14 @@ class _Failure:
         raise DataError(f"{self.shard} cannot be read to its end ({self.reason}).")
 
 
-class Pipe:
+class Pipe(Backend):
     """An endless source for which a position is only a turn: whoever asks gets the next sample of its own reader.
 
     The reader of a process begins with the first position that process is asked for. Ranks, workers and resumed runs
     begin at different positions, so each draws its own shards.
     """
+
+    exact = False
 
     def __init__(self, urls: str, seed: int, shuffle_buffer: int):
         """`urls` as webdataset takes them: braces, `::` between several, `pipe:COMMAND`. Raises ConfigError."""
@@ -67,6 +70,10 @@ class Pipe:
         self.identity: dict[str, str | int] = {"backend": "webdataset"}
         self._process = 0
         self._reader: Iterator[_Sample | _Failure] = iter(())
+
+    @classmethod
+    def open(cls, key: str, config: StreamConfig, seed: int) -> Pipe:
+        return cls(config.shards, seed, config.shuffle_buffer)
 
     def find(self, position: int, attempt: int) -> Found:
         if self._process != os.getpid():

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from megaunigame.attention.positions import measurable
 from megaunigame.attention.targets import Aim, Targets
@@ -22,7 +21,7 @@ from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
 from megaunigame.evaluation.suites.base import Cell, percent, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
@@ -120,20 +119,14 @@ def _shares(
 ) -> list[_Found]:
     """What the samples of this rank gave."""
     built = together(world, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
-    rows = [item for item in built if item[2] is not None]
+    items = [Item(position, key, row) for position, key, row in built if row is not None]
     found: list[_Found] = []
-    batches = lockstep_batches(rows, settings.batch, world)
-    for slots in tqdm(batches, desc=pass_name, unit=" batches", disable=not progress):
-        asked = [None if slot is None else slot[2] for slot in slots]
-        keys = ["" if slot is None else slot[1] for slot in slots]
-        inputs = together(world, collate, model, pass_name, asked, keys, pass_name == UNDERSTAND)
+    for present, inputs in batches(model, world, items, pass_name, settings.batch, progress=pass_name if progress else ""):
         inputs = dataclasses.replace(inputs, taps=taps)
         counted = measurable(pass_name, inputs, taps)
         shares = model(pass_name, inputs.to(world.device)).attention
         of_keys, of_first = shares.keys.cpu(), shares.first.cpu()
-        found += [
-            _Found(slot[0], of_keys[:, i], of_first[:, i]) for i, slot in enumerate(slots) if slot is not None and counted[i]
-        ]
+        found += [_Found(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
     return found
 
 

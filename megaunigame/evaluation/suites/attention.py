@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from megaunigame.attention.targets import check_targets, find_targets
-from megaunigame.data.shards.index import ShardIndex
 from megaunigame.evaluation.attention.curves import Measuring, curve_metrics, curve_tables, measure
-from megaunigame.evaluation.suites.base import Suite, suite_result
+from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 
@@ -23,8 +20,7 @@ class Attention(Suite):
     """Share of attention per layer and pass: mean, spread over samples, first token, distance from the targets."""
 
     @dataclass
-    class Config(Measuring):
-        shards: str = MISSING
+    class Config(Measuring, SuiteConfig):
         targets: str = ""
         """A table (`auto`, `janus_pro`, `emu3`, `relative`), a file, or empty: no targets."""
 
@@ -32,7 +28,6 @@ class Attention(Suite):
         super().__init__(config)
         if config.targets:
             check_targets(config.targets)
-        self.index = ShardIndex.open(config.shards)
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         c = self.config

@@ -4,13 +4,53 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
+from megaunigame.data.shards.index import ShardIndex
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
+from megaunigame.settings import at_least
 
 Cell = str | int | float | None
+
+
+@dataclass
+class SuiteConfig:
+    """What every suite that looks at held-out samples is told."""
+
+    shards: str = MISSING
+    """Folder of held-out shards."""
+    limit: int = at_least(0, 128)
+    """Samples, the first of the shards; 0: all."""
+    batch: int = at_least(1, 16)
+    """Rows per forward and rank."""
+
+
+@dataclass
+class DrawingConfig(SuiteConfig):
+    """A suite whose model draws."""
+
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1: none."""
+    temperature: float = 1.0
+    """0: the likeliest picture, where the family has one."""
+    seed: int = 0
+    pictures: int = at_least(0, 8)
+    """Samples whose pictures are kept for the report."""
+
+
+@dataclass
+class AskingConfig(SuiteConfig):
+    """A suite whose model answers."""
+
+    questions_per_row: int = at_least(1, 8)
+    """Questions of one image that share a row without seeing each other; 1 asks each in a row of its own."""
+    skip_kinds: list[str] = field(default_factory=lambda: ["description"])
+    """Kinds that are not asked: free text has no exact match."""
 
 
 class Suite(ABC):
@@ -20,10 +60,11 @@ class Suite(ABC):
     """
 
     Config: type[Any]
-    """Dataclass of the suite's settings, filled from the recipe."""
+    """Dataclass of the suite's settings, a `SuiteConfig`, filled from the recipe."""
 
     def __init__(self, config: Any):
         self.config = config
+        self.index = ShardIndex.open(config.shards)
 
     @abstractmethod
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:

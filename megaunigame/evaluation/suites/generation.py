@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
-from megaunigame.evaluation.lockstep import collate, gathered, gathered_to_main, lockstep_batches, read_share, together
-from megaunigame.evaluation.pictures import contact_sheet, save_png
-from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, together
+from megaunigame.evaluation.pictures import write_panels
+from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.judges.scenes import Objects, Oracle, Scores, caption_relations, score
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.pixels import to_bytes
-from megaunigame.settings import at_least
+from megaunigame.pixels import Panel, to_bytes
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -34,23 +31,10 @@ SOURCE, TOKENIZER, GENERATED = "source", "through tokenizer", "generated"
 
 
 @dataclass(frozen=True)
-class Panel:
-    """The pictures of one sample, side by side."""
-
-    position: int
-    caption: str
-    pictures: dict[str, Tensor]
-    """Name of the column -> uint8 (3, h, w)."""
-
-
-@dataclass(frozen=True)
-class _Item:
+class _Item(Item):
     """One caption to draw."""
 
-    position: int
-    key: str
     caption: str
-    image: Tensor
     objects: Objects = field(default_factory=dict)
     """What the picture should show; empty without an oracle."""
 
@@ -69,23 +53,14 @@ class Generation(Suite):
     """Text to image on held-out captions."""
 
     @dataclass
-    class Config:
-        shards: str = MISSING
-        limit: int = 128
-        """Samples, the first of the shards; 0: all."""
-        batch: int = at_least(1, 16)
+    class Config(DrawingConfig):
         guidance: float = 3.0
-        """Scale of classifier-free guidance; 1: none."""
-        temperature: float = 1.0
-        seed: int = 0
+        pictures: int = 16
         oracle: str = ""
         """File of the oracle that counts objects in scenes; empty: pictures only, no score."""
-        pictures: int = 16
-        """Samples whose pictures are kept for the report."""
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.index = ShardIndex.open(config.shards)
         self.oracle = Oracle.load(Path(config.oracle)) if config.oracle else None
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
@@ -95,10 +70,8 @@ class Generation(Suite):
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         panels: list[Panel] = []
         judged: list[_Judged] = []
-        for slots in lockstep_batches(items, c.batch, world):
-            rows = [None if item is None else GenerateRow(item.caption, item.image) for item in slots]
-            keys = ["" if item is None else item.key for item in slots]
-            inputs = together(world, collate, model, GENERATE, rows, keys, False).to(world.device)
+        for present, inputs in batches(model, world, items, GENERATE, c.batch):
+            inputs = inputs.to(world.device)
             assert inputs.targets is not None
             made = {
                 SOURCE: inputs.targets,
@@ -106,11 +79,11 @@ class Generation(Suite):
                 GENERATED: model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator),
             }
             if self.oracle is not None:
-                judged += _judge(self.oracle, slots, made)
+                judged += _judge(self.oracle, present, made)
             panels += [
-                Panel(item.position, item.caption, {name: to_bytes(images[i]) for name, images in made.items()})
-                for i, item in enumerate(slots)
-                if item is not None and item.position < c.pictures
+                Panel(item.caption, {name: to_bytes(images[i]) for name, images in made.items()}, position=item.position)
+                for i, item in enumerate(present)
+                if item.position < c.pictures
             ]
         pictures = write_panels(panels, world, folder)
         if self.oracle is None:
@@ -122,21 +95,22 @@ class Generation(Suite):
         """Raises DataError when the sample lacks what this suite needs."""
         if sample.image is None or "caption" not in sample.meta:
             raise DataError(f"Sample {sample.key} of {self.config.shards} has no image or no `caption`; generation needs both.")
+        caption = sample.meta["caption"]
+        row = GenerateRow(caption, sample.image)
         if self.oracle is None:
-            return _Item(position, sample.key, sample.meta["caption"], sample.image)
+            return _Item(position, sample.key, row, caption)
         if "objects" not in sample.meta:
             raise DataError(f"Sample {sample.key} has no `objects` for the oracle. Leave out `oracle` to keep pictures only.")
         objects = {o["color"]: (o["shape"], (o["x"], o["y"])) for o in sample.meta["objects"]}
-        return _Item(position, sample.key, sample.meta["caption"], sample.image, objects)
+        return _Item(position, sample.key, row, caption, objects)
 
 
-def _judge(oracle: Oracle, slots: Sequence[_Item | None], made: dict[str, Tensor]) -> list[_Judged]:
+def _judge(oracle: Oracle, items: Sequence[_Item], made: dict[str, Tensor]) -> list[_Judged]:
     """The oracle's view of a batch."""
     found = {name: oracle.objects(images.cpu()) for name, images in made.items()}
     return [
         _Judged(item.position, {n: found[n][i] for n in made}, item.objects, caption_relations(item.caption))
-        for i, item in enumerate(slots)
-        if item is not None
+        for i, item in enumerate(items)
     ]
 
 
@@ -165,29 +139,3 @@ def _score_row(name: str, pictures: int, scored: Scores) -> list[Cell]:
     relation = None if math.isnan(scored.relation) else percent(scored.relation)
     shares = map(percent, (scored.object_accuracy, scored.color_present, scored.all_exact))
     return [name, pictures, *shares, relation, round(scored.extra_objects, 3)]
-
-
-def write_panels(own: Sequence[Panel], world: World, folder: Path) -> list[dict[str, str]]:
-    """Collective: write the pictures of all ranks and a contact sheet on rank 0; returns the entries for the report."""
-    panels = gathered_to_main(world, own)
-    for panel in panels:
-        for name, picture in panel.pictures.items():
-            save_png(picture, folder / _file(panel, name))
-    if panels:
-        contact_sheet([(panel.caption, panel.pictures) for panel in panels]).save(folder / "contact-sheet.png")
-    entries = [
-        _Entry(p.position, {"file": _file(p, name), "caption": p.caption, "row": str(p.position), "column": name})
-        for p in own
-        for name in p.pictures
-    ]
-    return [entry.fields for entry in gathered(world, entries)]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    position: int
-    fields: dict[str, str]
-
-
-def _file(panel: Panel, name: str) -> str:
-    return f"{panel.position:04d}-{name.replace(' ', '-')}.png"

@@ -4,45 +4,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
-from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.evaluation.asking import Sheet, ask, questions_of
 from megaunigame.evaluation.lockstep import gathered, gathered_to_main, read_share, together
 from megaunigame.evaluation.metrics import Answer, kind_scores, pair_consistency, text_match
 from megaunigame.evaluation.pictures import save_png
-from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
+from megaunigame.evaluation.suites.base import AskingConfig, Cell, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.settings import at_least
 
 
 class Questions(Suite):
     """Every question of every conversation, each asked alone about its image."""
 
     @dataclass
-    class Config:
-        shards: str = MISSING
-        """Folder of held-out shards."""
+    class Config(AskingConfig):
         limit: int = 0
-        """Samples, the first of the shards; 0: all."""
-        batch: int = at_least(1, 16)
-        """Rows per forward and rank."""
-        questions_per_row: int = at_least(1, 8)
-        """Questions of one image that share a row without seeing each other; 1 asks each in a row of its own."""
-        skip_kinds: list[str] = field(default_factory=lambda: ["description"])
-        """Kinds that are not asked: free text has no exact match."""
         shown: int = 8
         """Images whose questions are listed in the report."""
-
-    def __init__(self, config: Config):
-        super().__init__(config)
-        self.index = ShardIndex.open(config.shards)
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         c = self.config

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.evaluation.asking import Sheet, ask, questions_of
-from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, sample_count, together
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_others, read_share, together
 from megaunigame.evaluation.metrics import Answer, accuracy, by_kind, chance, majority
-from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
-from megaunigame.evaluation.suites.generation import Panel, write_panels
+from megaunigame.evaluation.pictures import write_panels
+from megaunigame.evaluation.suites.base import AskingConfig, Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.pixels import to_bytes
-from megaunigame.settings import at_least
+from megaunigame.pixels import Panel, to_bytes
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -48,31 +45,14 @@ class ReconstructionQuestions(Suite):
     """Questions on the real image, the tokenizer's copy, the model's own reconstruction, and an unrelated image."""
 
     @dataclass
-    class Config:
-        shards: str = MISSING
-        limit: int = 128
-        """Samples, the first of the shards; 0: all."""
-        batch: int = at_least(1, 16)
-        questions_per_row: int = at_least(1, 8)
-        skip_kinds: list[str] = field(default_factory=lambda: ["description"])
-        """Kinds that are not asked: free text has no exact match."""
+    class Config(AskingConfig, DrawingConfig):
         prompt: str = "draw this image again ."
         """Asks for the reconstruction; the wording the model was trained with."""
-        guidance: float = 1.0
-        temperature: float = 1.0
-        seed: int = 0
-        pictures: int = 8
-        """Samples whose pictures are kept for the report."""
-
-    def __init__(self, config: Config):
-        super().__init__(config)
-        self.index = ShardIndex.open(config.shards)
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         c = self.config
         share = [_Seen(p, s, s.image) for p, s in read_share(self.index, c.limit, world) if s.image is not None]
-        # Half-way round: neighbours may be near-identical (adversarial pairs).
-        others = dict(read_share(self.index, c.limit, world, shift=sample_count(self.index, c.limit) // 2))
+        others = dict(read_others(self.index, c.limit, world))
         if not any(world.all_gather_object(len(share))):
             raise DataError(f"No images in the first samples of {c.shards}; reconstruction questions need some.")
         questions = together(world, lambda: [questions_of(seen.sample, c.skip_kinds) for seen in share])
@@ -95,7 +75,7 @@ class ReconstructionQuestions(Suite):
         metrics = {f"accuracy/{name}".replace(" ", "_"): _mean_accuracy(a) for name, a in answers.items()}
         metrics["own_minus_tokenizer"] = _mean_accuracy(answers[OWN]) - _mean_accuracy(answers[TOKENIZER])
         panels = [
-            Panel(seen.position, seen.sample.key, {REAL: seen.image, TOKENIZER: copy, OWN: own})
+            Panel(seen.sample.key, {REAL: seen.image, TOKENIZER: copy, OWN: own}, position=seen.position)
             for seen, (copy, own) in zip(share, copies, strict=True)
             if seen.position < c.pictures
         ]
@@ -106,14 +86,13 @@ class ReconstructionQuestions(Suite):
         c = self.config
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         copies: list[tuple[Tensor, Tensor]] = []
-        for slots in lockstep_batches(share, c.batch, world):
-            rows = [None if seen is None else GenerateRow(c.prompt, seen.image, seen.image) for seen in slots]
-            keys = ["" if seen is None else seen.sample.key for seen in slots]
-            inputs = together(world, collate, model, GENERATE, rows, keys, True).to(world.device)
+        items = [Item(s.position, s.sample.key, GenerateRow(c.prompt, s.image, s.image)) for s in share]
+        for present, inputs in batches(model, world, items, GENERATE, c.batch, takes_source=True):
+            inputs = inputs.to(world.device)
             assert inputs.targets is not None
             through = to_bytes(model.decode_target(model.encode_target(inputs.targets)))
             own = to_bytes(model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator))
-            copies += [(through[i], own[i]) for i, seen in enumerate(slots) if seen is not None]
+            copies += [(through[i], own[i]) for i in range(len(present))]
         return copies
 
 

@@ -12,37 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING
-from torch import Tensor
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, sample_count, together
-from megaunigame.evaluation.suites.base import Cell, Suite, percent, suite_result, table
-from megaunigame.evaluation.suites.generation import Panel, write_panels
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_others, read_share, together
+from megaunigame.evaluation.pictures import write_panels
+from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.pixels import to_bytes
+from megaunigame.pixels import Panel, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
-from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
 DRAWN, TOKENIZER, UNRELATED = "drawn", "through tokenizer", "unrelated image"
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One image and its true picture."""
-
-    position: int
-    key: str
-    image: Tensor
-    truth: Tensor
-    unrelated: Tensor
-    """The true picture of another sample."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +39,12 @@ class Representations(Suite):
     """Draws depth, segmentation, ... of held-out images, and scores what was drawn."""
 
     @dataclass
-    class Config:
-        shards: str = MISSING
+    class Config(DrawingConfig):
+        limit: int = 64
+        temperature: float = 0.0
         prompts: dict[str, str] = field(default_factory=dict)
         """Representation -> the prompt it is asked for with, in the wording the model was trained with."""
         renderings: dict[str, str] = field(default_factory=dict)
-        limit: int = 64
-        """Samples, the first of the shards; 0: all."""
-        batch: int = at_least(1, 16)
-        guidance: float = 1.0
-        temperature: float = 0.0
-        """0: the likeliest picture, where the family has one."""
-        seed: int = 0
-        pictures: int = 8
-        """Samples whose pictures are kept for the report."""
 
         def check(self, path: str) -> None:
             if not self.prompts:
@@ -76,7 +52,6 @@ class Representations(Suite):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.index = ShardIndex.open(config.shards)
         self.representations = {
             name: find("representations", name, Representation)(config.renderings.get(name, "")) for name in config.prompts
         }
@@ -84,48 +59,46 @@ class Representations(Suite):
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         metrics: dict[str, float] = {}
         rows: list[list[Cell]] = []
-        panels: list[Panel] = []
+        panels: dict[int, Panel] = {}
         for name, representation in self.representations.items():
-            scored, shown = self._draw(model, world, name, representation)
-            panels += shown
-            everyone = gathered(world, scored)
+            everyone = gathered(world, self._draw(model, world, name, representation, panels))
             means = {kind: statistics.fmean(s.agreement[kind] for s in everyone) for kind in (DRAWN, TOKENIZER, UNRELATED)}
             metrics |= {f"{name}/{kind.replace(' ', '_')}": mean for kind, mean in means.items()}
             rows.append([name, representation.measure, len(everyone), *map(percent, means.values())])
         columns = ["representation", "measure", "pictures", *(f"{kind} (%)" for kind in (DRAWN, TOKENIZER, UNRELATED))]
         scores = table("Agreement with the true picture", columns, rows)
-        return suite_result(metrics, [scores], write_panels(_lines(panels), world, folder))
+        return suite_result(metrics, [scores], write_panels(list(panels.values()), world, folder))
 
     def _items(
-        self, samples: list[tuple[int, Sample]], others: dict[int, Sample], representation: Representation
-    ) -> list[_Item]:
-        found = []
+        self, samples: list[tuple[int, Sample]], others: dict[int, Sample], name: str, representation: Representation
+    ) -> tuple[list[Item], list[Item]]:
+        """What is to be drawn of each image; and in its place the true picture of another sample."""
+        prompt = self.config.prompts[name]
+        asked: list[Item] = []
+        unrelated: list[Item] = []
         for position, sample in samples:
-            truth, unrelated = representation.picture(sample), representation.picture(others[position])
-            if sample.image is None or truth is None or unrelated is None:
+            truth, other = representation.picture(sample), representation.picture(others[position])
+            if sample.image is None or truth is None or other is None:
                 shards, needs = self.config.shards, representation.needs
                 raise DataError(f"Sample {sample.key} of {shards} (or the one it is compared with) has no image or no {needs}.")
-            found.append(_Item(position, sample.key, sample.image, truth, unrelated))
-        return found
+            asked.append(Item(position, sample.key, GenerateRow(prompt, truth, sample.image)))
+            unrelated.append(Item(position, sample.key, GenerateRow(prompt, other, sample.image)))
+        return asked, unrelated
 
     def _draw(
-        self, model: UnifiedModel, world: World, name: str, representation: Representation
-    ) -> tuple[list[_Scored], list[Panel]]:
-        """Scores and some pictures of this rank's share of the samples."""
+        self, model: UnifiedModel, world: World, name: str, representation: Representation, panels: dict[int, Panel]
+    ) -> list[_Scored]:
+        """Scores of this rank's share of the samples; some pictures are added to `panels`, whose lines are samples."""
         c = self.config
         samples = read_share(self.index, c.limit, world)
-        # Half-way round: neighbours may be near-identical (adversarial pairs).
-        others = dict(read_share(self.index, c.limit, world, shift=sample_count(self.index, c.limit) // 2))
-        items = together(world, self._items, samples, others, representation)
+        others = dict(read_others(self.index, c.limit, world))
+        asked, unrelated = together(world, self._items, samples, others, name, representation)
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
+        images = {position: sample.image for position, sample in samples if sample.image is not None}
         scored: list[_Scored] = []
-        panels: list[Panel] = []
-        for slots in lockstep_batches(items, c.batch, world):
-            asked = [None if i is None else GenerateRow(c.prompts[name], i.truth, i.image) for i in slots]
-            unrelated = [None if i is None else GenerateRow(c.prompts[name], i.unrelated, i.image) for i in slots]
-            keys = ["" if item is None else item.key for item in slots]
-            inputs = together(world, collate, model, GENERATE, asked, keys, True).to(world.device)
-            other = together(world, collate, model, GENERATE, unrelated, keys, True)
+        both = (batches(model, world, items, GENERATE, c.batch, takes_source=True) for items in (asked, unrelated))
+        for (present, inputs), (_, other) in zip(*both, strict=True):
+            inputs = inputs.to(world.device)
             assert inputs.targets is not None and other.targets is not None
             truth = to_bytes(inputs.targets)
             made = {
@@ -133,20 +106,10 @@ class Representations(Suite):
                 TOKENIZER: to_bytes(model.decode_target(model.encode_target(inputs.targets))),
                 UNRELATED: to_bytes(other.targets),
             }
-            for i, item in enumerate(slots):
-                if item is None:
-                    continue
+            for i, item in enumerate(present):
                 scored.append(_Scored(item.position, {k: representation.agreement(p[i], truth[i]) for k, p in made.items()}))
                 if item.position < c.pictures:
-                    shown = {"source": item.image, f"{name} true": truth[i], f"{name} drawn": made[DRAWN][i]}
-                    panels.append(Panel(item.position, item.key, shown))
-        return scored, panels
-
-
-def _lines(panels: list[Panel]) -> list[Panel]:
-    """One line of the report per sample: the source, then every representation."""
-    lines: dict[int, Panel] = {}
-    for panel in panels:
-        line = lines.setdefault(panel.position, Panel(panel.position, panel.caption, {}))
-        line.pictures.update(panel.pictures)
-    return list(lines.values())
+                    shown = {"source": images[item.position], f"{name} true": truth[i], f"{name} drawn": made[DRAWN][i]}
+                    panel = panels.setdefault(item.position, Panel(item.key, {}, position=item.position))
+                    panel.pictures.update(shown)
+        return scored

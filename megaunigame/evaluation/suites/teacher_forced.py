@@ -7,38 +7,34 @@ A gap near 0 means that the condition is ignored: a caption loss can look health
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING
 
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards.index import ShardIndex
 from megaunigame.evaluation.asking import questions_of
-from megaunigame.evaluation.lockstep import collate, lockstep_batches, read_share, sample_count, together
-from megaunigame.evaluation.suites.base import Suite, suite_result, table
+from megaunigame.evaluation.lockstep import Item, batches, read_others, read_share, together
+from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.settings import at_least, one_of
+from megaunigame.settings import one_of
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
 ANSWERS, CAPTION, PIXEL = "answers", "caption", "pixel"
 TERMS = {ANSWERS: UNDERSTAND, CAPTION: GENERATE, PIXEL: GENERATE}
+Share = list[tuple[int, Sample]]
+"""Samples of a rank, with their positions."""
 
 
 class TeacherForced(Suite):
     """Mean loss of answers, caption -> picture and picture -> same picture, given the right and another condition."""
 
     @dataclass
-    class Config:
-        shards: str = MISSING
+    class Config(SuiteConfig):
         limit: int = 256
-        """Samples, the first of the shards; 0: all."""
-        batch: int = at_least(1, 16)
         terms: list[str] = one_of(TERMS, lambda: [ANSWERS, CAPTION])
         """`answers` (condition: the image), `caption` (the text), `pixel` (the source image)."""
         prompt: str = "draw this image again ."
@@ -46,13 +42,11 @@ class TeacherForced(Suite):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.index = ShardIndex.open(config.shards)
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
-        share = [sample for _, sample in read_share(self.index, limit, world)]
-        half = sample_count(self.index, limit) // 2
-        others = [sample for _, sample in read_share(self.index, limit, world, shift=half)]
+        share = read_share(self.index, limit, world)
+        others = read_others(self.index, limit, world)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
         for term in self.config.terms:
@@ -66,19 +60,14 @@ class TeacherForced(Suite):
         columns = ["term", "positions", "loss", "loss, other sample's condition", "gap"]
         return suite_result(metrics, [table("Teacher-forced loss (nats per position)", columns, rows)])
 
-    def _mean_loss(
-        self, model: UnifiedModel, world: World, term: str, samples: Sequence[Sample], conditions: Sequence[Sample]
-    ) -> tuple[float, int]:
+    def _mean_loss(self, model: UnifiedModel, world: World, term: str, share: Share, conditions: Share) -> tuple[float, int]:
         """(mean loss per position, positions) over all ranks."""
-        pairs = list(zip(samples, conditions, strict=True))
-        built = together(world, lambda: [self._row(term, s, c) for s, c in pairs])
-        rows = [(row, s.key) for row, (s, _) in zip(built, pairs, strict=True) if row is not None]
+        pairs = [(p, sample, condition) for (p, sample), (_, condition) in zip(share, conditions, strict=True)]
+        built = together(world, lambda: [(p, s.key, self._row(term, s, c)) for p, s, c in pairs])
+        items = [Item(position, key, row) for position, key, row in built if row is not None]
         totals = torch.zeros(2, dtype=torch.float64)
-        for slots in lockstep_batches(rows, self.config.batch, world):
-            batch = [None if slot is None else slot[0] for slot in slots]
-            keys = ["" if slot is None else slot[1] for slot in slots]
-            name, source = TERMS[term], term != CAPTION
-            inputs = together(world, collate, model, name, batch, keys, source)
+        name = TERMS[term]
+        for _, inputs in batches(model, world, items, name, self.config.batch, takes_source=term == PIXEL):
             loss_sum = model(name, inputs.to(world.device)).loss_sum
             totals += torch.stack([loss_sum.double().sum().cpu(), inputs.counts.double().sum()])
         loss, positions = world.all_reduce_sum(totals.to(world.device)).tolist()

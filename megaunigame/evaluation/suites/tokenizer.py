@@ -7,20 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from megaunigame.data.decode import Sample
-from megaunigame.data.shards.index import ShardIndex
-from megaunigame.evaluation.generation_metrics import psnr
-from megaunigame.evaluation.lockstep import collate, gathered, lockstep_batches, read_share, together
-from megaunigame.evaluation.suites.base import Suite, suite_result, table
-from megaunigame.evaluation.suites.generation import Panel, write_panels
+from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share
+from megaunigame.evaluation.pictures import write_panels
+from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.pixels import to_bytes
+from megaunigame.pixels import Panel, psnr, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
-from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -35,11 +30,7 @@ class Tokenizer(Suite):
     """PSNR per representation, in dB, mean over the pictures."""
 
     @dataclass
-    class Config:
-        shards: str = MISSING
-        limit: int = 128
-        """Samples, the first of the shards; 0: all."""
-        batch: int = at_least(1, 16)
+    class Config(SuiteConfig):
         representations: list[str] = field(default_factory=lambda: ["pixel", "depth", "segmentation"])
         """Module names in megaunigame/representations; samples without the picture are left out."""
         pictures: int = 4
@@ -47,7 +38,6 @@ class Tokenizer(Suite):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.index = ShardIndex.open(config.shards)
         self.representations = {n: find("representations", n, Representation)() for n in config.representations}
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
@@ -75,22 +65,17 @@ class Tokenizer(Suite):
         panels: dict[int, Panel],
     ) -> list[_Copied]:
         """PSNR of this rank's pictures of one representation; the first ones are added to `panels`."""
-        drawn = [(p, s, picture) for p, s in share for picture in [representation.picture(s)] if picture is not None]
+        drawn = ((position, sample.key, representation.picture(sample)) for position, sample in share)
+        items = [Item(position, key, GenerateRow("", picture)) for position, key, picture in drawn if picture is not None]
         copied: list[_Copied] = []
-        for slots in lockstep_batches(drawn, self.config.batch, world):
-            rows = [None if slot is None else GenerateRow("", slot[2]) for slot in slots]
-            keys = ["" if slot is None else slot[1].key for slot in slots]
-            inputs = together(world, collate, model, GENERATE, rows, keys, False)
+        for present, inputs in batches(model, world, items, GENERATE, self.config.batch):
             assert inputs.targets is not None
             targets = inputs.targets.to(world.device)
             copies = model.decode_target(model.encode_target(targets))
             decibels = psnr(copies, targets).tolist()
-            for i, slot in enumerate(slots):
-                if slot is None:
-                    continue
-                position, sample, _ = slot
-                copied.append(_Copied(position, decibels[i]))
-                if position < self.config.pictures:
-                    panel = panels.setdefault(position, Panel(position, sample.key, {}))
+            for i, item in enumerate(present):
+                copied.append(_Copied(item.position, decibels[i]))
+                if item.position < self.config.pictures:
+                    panel = panels.setdefault(item.position, Panel(item.key, {}, position=item.position))
                     panel.pictures.update({name: to_bytes(targets[i]), f"{name} through tokenizer": to_bytes(copies[i])})
         return copied

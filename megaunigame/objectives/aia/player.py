@@ -20,6 +20,8 @@ from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import Step
 
 FILE = "aia.json"
+WEIGHT = "weight"
+"""Metric `attention/<pass>/weight`: lambda in this step."""
 
 
 class AttentionPlayer(Player):
@@ -38,7 +40,7 @@ class AttentionPlayer(Player):
         totals = self.world.all_reduce_sum(torch.stack([term.taken() for term in self.terms])).tolist()
         metrics: dict[str, float] = {}
         for term, total in zip(self.terms, totals, strict=True):
-            metrics |= term.metrics(total) | {names.attention(term.pass_name, names.ATTENTION_WEIGHT): term.weight(step)}
+            metrics |= term.metrics(total) | {names.attention(term.pass_name, WEIGHT): term.weight(step)}
             term.calibrate(step)
         return metrics
 

@@ -21,14 +21,15 @@ from megaunigame.adversary.base import Adversary
 from megaunigame.adversary.optimizer import ReplicatedAdamW
 from megaunigame.errors import CheckpointError
 from megaunigame.judges.clip_filter import ClipFilter
-from megaunigame.monitoring import names
-from megaunigame.objectives.player import Panel, Player, Stage
+from megaunigame.objectives.player import Player, Stage
+from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.attack import QUESTION, Attack, attack_of
 from megaunigame.objectives.unigame.panels import attack_panels
 from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
 from megaunigame.objectives.unigame.pool import Pool
 from megaunigame.objectives.unigame.redraw import redrawn_in
 from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.pixels import Panel
 from megaunigame.randomness import derive
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.records import RecordLayout
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 HARD, ADVERSARIAL = "hard", "adversarial"
 PENALTY = "adversary_penalty"
+"""Loss term: what the adversary pays, mean over the attacked pictures of all ranks."""
 FILE, HEADER = "unigame.safetensors", "unigame"
 PURPOSES = {"adversary": 1, "attack": 2, "harvest": 3, "draw": 4, "replay": 5}
 """What a random stream is for -> its number among the parts of a seed."""

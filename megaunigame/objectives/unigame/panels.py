@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from megaunigame.models.base import UnifiedModel
-from megaunigame.objectives.player import Panel
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.paths import Attacked, AttackPath
-from megaunigame.pixels import to_bytes
+from megaunigame.pixels import Panel, to_bytes
 from megaunigame.step.inputs import IGNORE, PassInputs
 from megaunigame.step.requests import UNDERSTAND
 
+TITLE = "Attacked pictures"
 GAIN = 10
 """The difference is shown ten times as strong, around grey."""
 
@@ -26,6 +26,7 @@ def attack_panels(model: UnifiedModel, path: AttackPath, inputs: Attack, attacke
     assert inputs.redraw.targets is not None
     return [
         Panel(
+            title=TITLE,
             pictures={
                 "source": to_bytes(inputs.redraw.targets[row]),
                 "decoded": to_bytes(plain[row]),

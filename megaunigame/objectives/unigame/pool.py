@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from megaunigame.judges.clip_filter import ClipFilter
-from megaunigame.monitoring import names
 from megaunigame.objectives.player import Stage
+from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.paths import Attacked
 from megaunigame.objectives.unigame.settings import BufferSettings

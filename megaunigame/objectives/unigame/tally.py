@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.monitoring import names
+from megaunigame.objectives.unigame import names
 
 
 @dataclass

@@ -1,0 +1,14 @@
+"""Files that a reader finds whole or not at all, also when the writer is killed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` (text as UTF-8) and then put it where `path` is; folders that are missing are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.tmp")
+    fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(fresh, path)
