@@ -48,8 +48,7 @@ class ModelConfig:
     train: str = "lora"
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)
-    """Groups trained in `full`; empty: the family's default. Janus: vision, aligner, lm, generation_embed, generation_head.
-    OpenUni: vision, aligner, lm, queries, connector, dit."""
+    """Groups trained in `full`; empty: the family's default. A wrong group is answered with those of the family."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: str = "sdpa"
     """`sdpa`, `eager` or `flash_attention_2`."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import InternVLConfig
 
 from megaunigame.models.openuni import flow
-from megaunigame.models.openuni.checkpoint_keys import open_weights, translate
 from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
+from megaunigame.models.openuni.keys import KEYS, translate
 from megaunigame.models.openuni.model import OpenUni
 from megaunigame.models.openuni.parts import autoencoder
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
@@ -78,7 +78,7 @@ def load(fixture: Fixture) -> OpenUni:
     config = openuni_config(fixture.config)
     processor = SimpleNamespace(normalise_source=Normalise(IMAGENET_MEAN, IMAGENET_STD))
     model = OpenUni(config, processor, attention="sdpa", gradient_checkpointing=False)
-    weights, frozen = open_weights(TensorFiles([fixture.weights]), fixture.folder)
+    weights, frozen = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
     load_plain(model, weights)
     module = autoencoder(config)
     load_plain(module, frozen)

@@ -86,7 +86,7 @@ class CodeModel(CausalModel):
         *,
         guidance: float,
         pick: Callable[[Tensor], Tensor],
-        disturb: Callable[[Tensor], Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). Guidance 1 runs the conditional rows alone."""
         with evaluating(self):
@@ -104,7 +104,7 @@ class CodeModel(CausalModel):
                 score=self.code_logits,
                 pick=pick,
                 guidance=guidance,
-                disturb=disturb,
+                perturb=perturb,
                 line=line,
                 line_end=line_end,
             )
@@ -120,4 +120,4 @@ class CodeModel(CausalModel):
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
         pick = picker(temperature, generator)
-        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, disturb=disturb))
+        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, perturb=disturb))

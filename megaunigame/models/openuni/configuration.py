@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import InternVLConfig, SiglipVisionConfig
+from transformers import InternVLConfig, PretrainedConfig, SiglipVisionConfig
 
 from megaunigame.errors import ModelError
 
@@ -81,9 +81,14 @@ class OpenUniConfig:
             )
 
     @property
+    def text_config(self) -> PretrainedConfig:
+        """Of the language model."""
+        return self.internvl.text_config
+
+    @property
     def width(self) -> int:
         """D: width of the language model."""
-        return self.internvl.text_config.hidden_size
+        return self.text_config.hidden_size
 
     @property
     def source_size(self) -> int:
