@@ -67,7 +67,7 @@ class CausalModel(Family):
     @classmethod
     def language_layers(cls, path: str) -> int:
         """Layers of the language model in `path`."""
-        return cls.configuration(path).text_config.num_hidden_layers
+        return cls.configuration(path).get_text_config().num_hidden_layers
 
     def choose_attention(self, attention: str) -> None:
         """Language model and vision tower attend by `attention`."""
@@ -110,6 +110,13 @@ class CausalModel(Family):
         """(B, I, T, D): the visual tokens of the source images."""
         assert inputs.images is not None
         return self.visual_tokens(inputs.images)
+
+    def as_source(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> resized and normalized as understood pictures are; differentiable."""
+        size = self.processor.source_size
+        if pixels.shape[-1] != size:
+            pixels = F.interpolate(pixels, (size, size), mode="bilinear")
+        return self.processor.normalise_source((pixels + 1) * 127.5)
 
     def embed(self, inputs: PassInputs, tokens: Tensor | None = None) -> Tensor:
         """(B, S, D): embedded tokens, image slots overwritten by the visual tokens of the valid images."""

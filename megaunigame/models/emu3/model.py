@@ -25,7 +25,6 @@ from megaunigame.models.emu3.processor import Emu3Processor
 from megaunigame.models.emu3.sizes import SIZES
 from megaunigame.models.emu3.token_embedding import TokenEmbedding
 from megaunigame.models.emu3.vq import VisionTokenizer
-from megaunigame.models.text.sequences import left_padded
 from megaunigame.models.weights.frozen import Frozen
 from megaunigame.step.inputs import PassInputs, PassOutput, Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
@@ -187,14 +186,6 @@ class Emu3(CodeModel):
         if pixels.shape[-1] != size:
             pixels = F.interpolate(pixels, (size, size), mode="bilinear")
         return pixels
-
-    def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
-        """One request for all rows, with an empty prompt and no source."""
-        rows, width = inputs.tokens.shape
-        empty = torch.tensor([self.processor.unconditional_tokens()], device=inputs.tokens.device)
-        read = left_padded(torch.ones_like(empty, dtype=torch.bool), width)
-        without = left_padded(self.language_model.embed_tokens(empty), width)
-        return without.expand(rows, -1, -1), read.expand(rows, -1)
 
     @property
     def lines(self) -> tuple[int, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusConfig, JanusModel, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -23,7 +22,7 @@ from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.sizes import SIZES
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
@@ -97,34 +96,12 @@ class Janus(CodeModel):
         """N."""
         return codes_per_image(self.config)
 
-    @property
-    def calls_per_sample(self) -> int:
-        """One per code."""
-        return self.codes_per_image
-
     # Passes
 
     def visual_tokens(self, images: Tensor) -> Tensor:
         """(B, I, 3, H, W) -> (B, I, T, D): tower and aligner; the tokens the language model reads."""
         features = self.model.vision_model(images.flatten(0, 1)).last_hidden_state
         return self.model.aligner(features).unflatten(0, images.shape[:2])
-
-    def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
-        """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read."""
-        # The last code is predicted, never read.
-        embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
-        attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
-        tap = self._prompt_tap(inputs, drawn=range(codes.shape[1] - 1))
-        hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -codes.shape[1] :]
-        logits = self.code_logits(hidden).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
-        return PassOutput(
-            loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
-            hidden=hidden,
-            target=codes,
-            predictions=logits.argmax(-1) if predict else None,
-            attention=None if tap is None else tap.shares(),
-        )
 
     def code_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
@@ -149,10 +126,6 @@ class Janus(CodeModel):
         """(B, N) codes -> (B, 3, H, W), not clamped; with `mean` (B, N, C) rows of the codebook, the gradient is theirs."""
         tokenizer = self.image_tokenizer
         return tokenizer.decode_codes(codes) if mean is None else tokenizer.decode_mean(codes, mean)
-
-    def as_source(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> normalized as the vision tower expects; differentiable."""
-        return self.processor.normalise_source((pixels + 1) * 127.5)
 
     def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
         """Pads between the first and the last token of every request, source pictures included; they are read like any other

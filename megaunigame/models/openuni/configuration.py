@@ -80,15 +80,14 @@ class OpenUniConfig:
                 f"give {self.visual_tokens} visual tokens; write {self.visual_tokens}."
             )
 
-    @property
-    def text_config(self) -> PretrainedConfig:
-        """Of the language model."""
+    def get_text_config(self) -> PretrainedConfig:
+        """The configuration of the language model, under the name that transformers gives this method."""
         return self.internvl.text_config
 
     @property
     def width(self) -> int:
         """D: width of the language model."""
-        return self.text_config.hidden_size
+        return self.internvl.text_config.hidden_size
 
     @property
     def source_size(self) -> int:

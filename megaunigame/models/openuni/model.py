@@ -215,13 +215,6 @@ class OpenUni(CausalModel):
         noisy = noise.expand(len(hidden), -1, -1, -1) if anchor is None else flow.mix(anchor, noise, sigma)
         return flow.clean_from(noisy, self.velocity(noisy, sigma * flow.LEVELS, self.condition(hidden)), sigma)
 
-    def as_source(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> resized and normalized as the vision tower expects; differentiable."""
-        size = self.config.source_size
-        if pixels.shape[-1] != size:
-            pixels = F.interpolate(pixels, (size, size), mode="bilinear")
-        return self.processor.normalise_source((pixels + 1) * 127.5)
-
     @torch.no_grad()
     def sample(
         self,
