@@ -153,7 +153,7 @@ def test_a_generated_picture_is_resized_to_a_source(emu3, picture):
 @pytest.mark.parametrize("rows", [slice(0, 2), slice(1, 2), slice(1, 4), slice(0, 4)])
 def test_rows_without_a_gradient_are_encoded_as_they_always_are(emu3, picture, rows, monkeypatch):
     """Next to an adversary's pictures, clean ones keep no graph of the tokenizer."""
-    images = torch.stack([emu3.processor.normalise_source(picture(seed)) for seed in range(4)]).unsqueeze(1)
+    images = torch.stack([emu3.processor.normalize_source(picture(seed)) for seed in range(4)]).unsqueeze(1)
     asked = []
     neighbours = emu3.vision_tokenizer.neighbours
     monkeypatch.setattr(emu3.vision_tokenizer, "neighbours", lambda pixels: asked.append(len(pixels)) or neighbours(pixels))

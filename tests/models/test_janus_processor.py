@@ -7,7 +7,7 @@ import torch
 
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.janus import JanusProcessor
-from megaunigame.models.text.pictures import BACKGROUND, Normalise, crop, fit
+from megaunigame.models.text.pictures import BACKGROUND, Normalize, crop, fit
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.requests import GENERATE, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
@@ -155,14 +155,14 @@ def test_pictures_are_normalised_to_plus_minus_one(processor):
 
 
 def test_other_statistics():
-    normalise = Normalise((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    normalise = Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     image = torch.full((3, 2, 2), 255, dtype=torch.uint8)
     assert normalise(image)[:, 0, 0].tolist() == pytest.approx([5, 3, 7 / 3], rel=1e-5)
 
 
 def test_a_view_of_interleaved_channels_comes_out_in_order():
     image = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).permute(2, 0, 1)
-    assert Normalise((0.5,) * 3, (0.5,) * 3)(image).is_contiguous()
+    assert Normalize((0.5,) * 3, (0.5,) * 3)(image).is_contiguous()
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 40), (40, 20), (7, 5), (16, 16), (1, 300)])

@@ -116,7 +116,7 @@ class CausalModel(Family):
         size = self.processor.source_size
         if pixels.shape[-1] != size:
             pixels = F.interpolate(pixels, (size, size), mode="bilinear")
-        return self.processor.normalise_source((pixels + 1) * 127.5)
+        return self.processor.normalize_source((pixels + 1) * 127.5)
 
     def embed(self, inputs: PassInputs, tokens: Tensor | None = None) -> Tensor:
         """(B, S, D): embedded tokens, image slots overwritten by the visual tokens of the valid images."""

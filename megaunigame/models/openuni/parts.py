@@ -43,7 +43,7 @@ def diffusers_class(name: str) -> Any:
 
 
 def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
-    """Children of the model by name, their weights not initialised; built on the device of the surrounding context."""
+    """Children of the model by name, their weights not initialized; built on the device of the surrounding context."""
     transformer = diffusers_class("SanaTransformer2DModel")
     connector = config.connector_config()
     with no_init_weights():
@@ -61,7 +61,7 @@ def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
 
 
 def autoencoder(config: OpenUniConfig) -> AutoencoderDC:
-    """diffusers' AutoencoderDC, its weights not initialised."""
+    """diffusers' AutoencoderDC, its weights not initialized."""
     kind = diffusers_class("AutoencoderDC")
     with no_init_weights():
         return kind(**config.autoencoder)
