@@ -45,17 +45,13 @@ class Emu3(CodeModel):
     keys = KEYS
     frozen_name = "vision tokenizer"
     configuration = staticmethod(read_config)
+    open_processor = Emu3Processor.from_folder
     files = staticmethod(tensor_files)
 
     config: Emu3Config
     processor: Emu3Processor
     frozen: Frozen[VisionTokenizer]
     model: nn.ModuleDict
-
-    @classmethod
-    def open_processor(cls, path: str, *, max_length: int) -> Emu3Processor:
-        """From `path`/config.json, the tokenizer files and the picture settings."""
-        return Emu3Processor.from_folder(path, max_length=max_length)
 
     @staticmethod
     def trained_parts(config: Emu3Config) -> dict[str, nn.Module]:

@@ -1,7 +1,7 @@
 """Janus and Janus-Pro: a SigLIP tower to understand, codes of an image tokenizer to generate, one Llama for both.
 
-The modules are transformers'; what is written here is how rows become sequences, the loss of generation (transformers
-has none), and the way back from hidden states to pixels.
+The modules are transformers'; what is written here is how pictures are read, how codes are read and scored, and the way back
+from codes to pixels.
 """
 
 from __future__ import annotations
@@ -47,16 +47,12 @@ class Janus(CodeModel):
     keys = KEYS
     frozen_name = "image tokenizer"
     configuration = staticmethod(read_config)
+    open_processor = JanusProcessor.from_folder
 
     config: JanusConfig
     processor: JanusProcessor
     frozen: Frozen[ImageTokenizer]
     model: JanusModel
-
-    @classmethod
-    def open_processor(cls, path: str, *, max_length: int) -> JanusProcessor:
-        """From `path`/config.json, the tokenizer files and the picture settings."""
-        return JanusProcessor.from_folder(path, max_length=max_length)
 
     @staticmethod
     def trained_parts(config: JanusConfig) -> dict[str, nn.Module]:

@@ -61,6 +61,7 @@ class OpenUni(CausalModel):
     keys = KEYS
     frozen_name = "autoencoder"
     configuration = staticmethod(read_config)
+    open_processor = OpenUniProcessor.from_folder
     trained_parts = staticmethod(trained_parts)
 
     config: OpenUniConfig
@@ -72,11 +73,6 @@ class OpenUni(CausalModel):
     connector_input: nn.Linear
     projector: nn.Linear
     transformer: SanaTransformer2DModel
-
-    @classmethod
-    def open_processor(cls, path: str, *, max_length: int) -> OpenUniProcessor:
-        """From `path`/config.json, the tokenizer files and the picture settings."""
-        return OpenUniProcessor.from_folder(path, max_length=max_length)
 
     def choose_attention(self, attention: str) -> None:
         """Of tower, language model and connector; the transformer's is linear, and torch's sdpa."""
