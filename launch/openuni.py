@@ -26,7 +26,7 @@ from megaunigame.checkpoint.export import write_shards
 from megaunigame.launching import run_to_exit
 from megaunigame.models.openuni import OpenUni
 from megaunigame.models.openuni.assembling import assemble
-from megaunigame.models.openuni.checkpoint_keys import official_weights
+from megaunigame.models.openuni.keys import official_weights
 from megaunigame.models.openuni.sizes import SIZES
 from megaunigame.models.weights.settings_files import copy_settings, read_tokenizer
 

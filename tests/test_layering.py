@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
     "data": {"config", "errors", "randomness", "registry", "step"},
-    "models.base": {"errors", "step"},
+    "models.base": {"errors", "registry", "step"},
     "models": {"attention", "errors", "registry", "step"},
     "monitoring": {"errors", "pixels"},
     "representations": {"data.decode", "errors"},

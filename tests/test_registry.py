@@ -100,7 +100,8 @@ def test_a_dropped_file_is_found(room, tmp_path, monkeypatch):
 def test_wrong_names_are_answered():
     with pytest.raises(ConfigError, match=r"'understandin'.*Did you mean 'understanding'.*generation"):
         find("objectives", "understandin", Objective)
-    with pytest.raises(ConfigError, match=r"'emu9'.*Did you mean 'emu3'.*Legal: emu3, janus, openuni\."):
+    families = ", ".join(available("models", UnifiedModel))
+    with pytest.raises(ConfigError, match=rf"'emu9'.*Did you mean 'emu3'.*Legal: {families}\."):
         find("models", "emu9", UnifiedModel)
 
 

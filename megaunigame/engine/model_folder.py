@@ -23,8 +23,8 @@ def model_folder(family: type[UnifiedModel], config: ModelConfig) -> Iterator[st
         _check_folder(family, config)
         yield config.path
         return
-    if config.size not in family.sizes():
-        raise ConfigError(unknown(f"value of model.size for model.family={config.family}", config.size, list(family.sizes())))
+    if config.size not in family.sizes:
+        raise ConfigError(unknown(f"value of model.size for model.family={config.family}", config.size, list(family.sizes)))
     with tempfile.TemporaryDirectory(prefix="megaunigame-") as folder:
         family.write_size(config.size, Path(folder))
         yield folder
@@ -46,4 +46,4 @@ def _check_folder(family: type[UnifiedModel], config: ModelConfig) -> None:
 
 
 def _legal(family: type[UnifiedModel]) -> str:
-    return f" ({', '.join(family.sizes())})" if family.sizes() else ""
+    return f" ({', '.join(family.sizes)})" if family.sizes else ""

@@ -41,14 +41,14 @@ def choose_trainable(model: UnifiedModel, config: ModelConfig, plan: StepPlan, s
     else:
         used = {group for name in plan.passes for group in model.groups_of_pass(name, plan.takes_images(name))}
         for group in config.groups:
-            if group not in model.groups():
-                raise ConfigError(unknown("group in model.groups", group, list(model.groups())))
+            if group not in model.groups:
+                raise ConfigError(unknown("group in model.groups", group, list(model.groups)))
             if group not in used:
                 raise ConfigError(
                     f"model.groups names {group!r}, but no objective asks for rows that use it (passes: "
                     f"{', '.join(plan.passes)}). Remove it, or add an objective that trains it."
                 )
-        chosen = set(config.groups or model.default_trainable()) & used
+        chosen = set(config.groups or model.trained_by_default) & used
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(model.group_of(name) in chosen)
     scalars = [n for n, p in model.named_parameters() if len(getattr(p, "ds_shape", p.shape)) == 0]

@@ -7,7 +7,7 @@ replicated, stay in eval mode, and no engine partitions or saves them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
+from megaunigame.registry import unknown
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.requests import StepPlan
 from megaunigame.step.rows import Row
@@ -63,8 +64,24 @@ class Decoded(NamedTuple):
 
 
 class UnifiedModel(nn.Module, ABC):
-    """A model that understands and generates images through named passes."""
+    """A model that understands and generates images through named passes.
 
+    What a family is, before any model of it exists, stands in the class attributes.
+    """
+
+    name: ClassVar[str]
+    """The family's folder in megaunigame/models, and its name in recipes."""
+    groups: ClassVar[Mapping[str, Sequence[str]]]
+    """Name of a group (`lm`, `aligner`, ...) -> prefixes of parameter names; every parameter is in exactly one."""
+    trained_by_default: ClassVar[Sequence[str]]
+    """Groups trained in full fine-tuning when the recipe names none."""
+    passes: ClassVar[Mapping[str, Sequence[str]]]
+    """Name of a pass -> groups whose parameters take part in it."""
+    seeing: ClassVar[Sequence[str]] = ()
+    """Groups that take part only where rows carry source images."""
+    sizes: ClassVar[Mapping[str, Callable[[Path], None]]] = {}
+    """Name of a published size, the smallest first -> writes its model folder, without weights: configuration, a stand-in
+    tokenizer with the family's special tokens, picture settings."""
     has_decoder: ClassVar[bool] = True
     """Whether `decode` exists: a differentiable way from the generate pass's hidden states to pixels."""
     processor: Processor
@@ -102,16 +119,13 @@ class UnifiedModel(nn.Module, ABC):
         """Write into `out` what a Hugging Face folder holds beside weights: configuration, tokenizer, preprocessing."""
 
     @classmethod
-    def sizes(cls) -> tuple[str, ...]:
-        """Names of the sizes that `write_size` knows, the smallest first."""
-        return ()
-
-    @classmethod
     def write_size(cls, size: str, folder: Path) -> None:
-        """Write the model folder of a published size, without weights: configuration, a stand-in tokenizer with the family's
-        special tokens, picture settings. Raises ModelError for a size that `sizes` does not name.
-        """
-        raise ModelError(f"{cls.__name__} has no size {size!r}: it has no named sizes. Give the path of a model folder.")
+        """Write the model folder of a published size. Raises ModelError for a size that `sizes` does not name."""
+        if not cls.sizes:
+            raise ModelError(f"{cls.__name__} has no size {size!r}: it has no named sizes. Give the path of a model folder.")
+        if size not in cls.sizes:
+            raise ModelError(unknown(f"size of {cls.name}", size, list(cls.sizes)))
+        cls.sizes[size](folder)
 
     @classmethod
     def language_layers(cls, path: str) -> int:
@@ -152,11 +166,11 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def visual_tokens(self, images: Tensor) -> Tensor:
-        """Source images (B, I, 3, H, W), normalised -> the tokens the language model reads (B, I, T, D)."""
+        """Source images (B, I, 3, H, W), normalized -> the tokens the language model reads (B, I, T, D)."""
 
     @abstractmethod
     def as_source(self, pixels: Tensor) -> Tensor:
-        """Generated pixels (B, 3, H, W) in [-1, 1] -> source images (B, 3, H, W), normalised; differentiable."""
+        """Generated pixels (B, 3, H, W) in [-1, 1] -> source images (B, 3, H, W), normalized; differentiable."""
 
     @abstractmethod
     def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
@@ -200,27 +214,18 @@ class UnifiedModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def groups(self) -> Mapping[str, Sequence[str]]:
-        """Name of a group (`lm`, `aligner`, ...) -> prefixes of parameter names; every parameter is in exactly one."""
-
-    @abstractmethod
-    def groups_of_pass(self, pass_name: str, takes_images: bool) -> Sequence[str]:
-        """Groups whose parameters take part in this pass, given whether its rows carry source images."""
-
-    @abstractmethod
-    def default_trainable(self) -> Sequence[str]:
-        """Groups trained in full fine-tuning when the recipe names none."""
-
-    @abstractmethod
     def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
         """Put low-rank adapters into the language model; every other parameter is frozen."""
 
-    def group_of(self, name: str) -> str:
+    @classmethod
+    def groups_of_pass(cls, pass_name: str, takes_images: bool) -> list[str]:
+        """Groups whose parameters take part in this pass, given whether its rows carry source images."""
+        return [group for group in cls.passes[pass_name] if takes_images or group not in cls.seeing]
+
+    @classmethod
+    def group_of(cls, name: str) -> str:
         """The group a parameter belongs to."""
-        for group, prefixes in self.groups().items():
+        for group, prefixes in cls.groups.items():
             if any(name.startswith(prefix) for prefix in prefixes):
                 return group
-        raise KeyError(f"Parameter {name} belongs to no group of {type(self).__name__}.")
-
-    def group_parameters(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((n, p) for n, p in self.named_parameters() if self.group_of(n) == group)
+        raise KeyError(f"Parameter {name} belongs to no group of {cls.__name__}.")

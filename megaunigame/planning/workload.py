@@ -79,7 +79,7 @@ def planned_model(model: ModelConfig, family: type[UnifiedModel]) -> ModelConfig
     if not model.size:
         raise ConfigError(
             f"No model folder at model.path={model.path}, and the recipe names no size to plan with. Give another model.path, "
-            f"or type model.size=NAME; the family {model.family!r} has {', '.join(family.sizes()) or 'no sizes'}."
+            f"or type model.size=NAME; the family {model.family!r} has {', '.join(family.sizes) or 'no sizes'}."
         )
     return dataclasses.replace(model, weights=RANDOM)
 

@@ -1,7 +1,7 @@
 """A codebook of unit vectors, moved by running means instead of gradients.
 
 The rows are kept at unit norm after every change. Then the nearest row by distance and the row of largest cosine are
-the same for a latent of any length, so transformers' encoder (which forgets to normalise) and ours agree on every code.
+the same for a latent of any length, so transformers' encoder (which forgets to normalize) and ours agree on every code.
 """
 
 from __future__ import annotations

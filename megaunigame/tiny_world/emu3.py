@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.launching import run_to_exit
 from megaunigame.models.emu3.conversation import BOS, EOS, PAD
-from megaunigame.models.emu3.folder import random_state, special_tokens, write_folder
-from megaunigame.models.emu3.sizes import tiny as tiny_emu3
+from megaunigame.models.emu3.folder import config_for, random_state, special_tokens, write_folder
+from megaunigame.models.emu3.sizes import TINY
 from megaunigame.models.emu3.vq import VisionTokenizer
+from megaunigame.models.shapes import read_shape
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
 from megaunigame.tiny_world.start_folder import parameters_per_part
@@ -53,7 +54,7 @@ def spread_codebook(tokenizer: VisionTokenizer, generator: torch.Generator) -> T
 def write_start(out: Path, seed: int) -> dict[str, int]:
     """The start folder; numbers of weights per part."""
     tokenizer = tokenizer_with_codes()
-    config = tiny_emu3(tokenizer)
+    config = config_for(tokenizer, read_shape(TINY))
     state = random_state(config, seed)
     prefix = "model.vqmodel."
     vision = VisionTokenizer(config.vq_config).eval()

@@ -4,7 +4,7 @@
     python -m megaunigame.tiny_world.openuni --out runs/tiny_openuni/start --train --data shards --work runs/tiny_openuni
 
 The first takes the autoencoder and the text tokenizer that are shipped with the project and needs no data. The second trains
-both anew, on the `train` and `val` scenes in --data (`python -m data_prep scenes`); stopped, it continues where it was.
+both again, on the `train` and `val` scenes in --data (`python -m data_prep scenes`); stopped, it continues where it was.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ConfigError
 from megaunigame.launching import run_to_exit
+from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.conversation import REQUEST, UNCONDITIONAL
-from megaunigame.models.openuni.folder import random_state, train_tokenizer, write_folder
-from megaunigame.models.openuni.sizes import tiny as tiny_openuni
+from megaunigame.models.openuni.folder import config_for, random_state, train_tokenizer, write_folder
+from megaunigame.models.openuni.sizes import TINY
+from megaunigame.models.shapes import read_shape
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.tiny_world.autoencoder_training import evaluate_autoencoder, read_autoencoder, train_autoencoder
 from megaunigame.tiny_world.loop import LoopSettings
@@ -34,6 +37,11 @@ SHIPPED = Path(__file__).parent / "weights" / "openuni"
 STEPS, LEARNING_RATE = 1500, 2e-3
 TEMPLATE = ("user\n", "assistant\n", REQUEST, UNCONDITIONAL, "draw the regions of this image .")
 """Text of the rows that the scenes do not contain."""
+
+
+def tiny_openuni(tokenizer: PreTrainedTokenizerFast, scaling_factor: float = 1.0) -> OpenUniConfig:
+    """The tiny OpenUni for a text tokenizer and the scale of an autoencoder."""
+    return config_for(tokenizer, read_shape(TINY, {"autoencoder": {"scaling_factor": scaling_factor}}))
 
 
 def train_parts(data: Path, work: Path, loop: LoopSettings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import JanusConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
 from megaunigame.models.janus.folder import random_state, write_folder
@@ -28,7 +28,7 @@ def write_start_folder(out: Path, seed: int) -> dict[str, int]:
         if not (out / needed).is_file():
             raise ModelError(f"No {needed} in {out}. Make it with: launch/tiny_world.py --stage {stage} --out {out}")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(out / TEXT_FOLDER))
-    config = config_for(tokenizer)
+    config = janus_config(tokenizer)
     state = random_state(config, seed)
     state |= {f"model.vqmodel.{name}": value for name, value in load_file(out / VQ_FILE).items()}
     state |= {f"model.vision_model.{name}": value for name, value in load_file(out / TOWER_FILE).items()}
@@ -36,16 +36,6 @@ def write_start_folder(out: Path, seed: int) -> dict[str, int]:
     state["model.generation_embeddings.weight"] = state["model.vqmodel.quantize.embedding.weight"].clone()
     write_folder(out / START_FOLDER, config, state, tokenizer)
     return parameters_per_part(state)
-
-
-def config_for(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
-    """The configuration of the tiny Janus for its text tokenizer."""
-    return janus_config(
-        image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def parameters_per_part(state: dict[str, Tensor]) -> dict[str, int]:

@@ -72,7 +72,7 @@ def unflat(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def build_tokenizer(seed: int) -> TokenizerModule:
-    """A fresh network: torch's own initialisation of convolutions, which suits their fan-in better than N(0, .02)."""
+    """A fresh network: torch's own initialization of convolutions, which suits their fan-in better than N(0, .02)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vq = ImageTokenizer(vq_config())

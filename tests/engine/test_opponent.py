@@ -8,15 +8,21 @@ import torch
 
 from megaunigame.engine.zero3 import Learner
 from megaunigame.models.emu3 import Emu3
-from megaunigame.models.emu3.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.models.emu3.folder import random_state, train_tokenizer, write_folder
 from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import UnderstandRow
+from tests.tiny import tiny_config
 
 
 def test_an_opponent_drops_nothing(tmp_path):
     """Emu3 drops inside its attention too, not in a layer of its own."""
     tokenizer = train_tokenizer(["what is it ?"], 270, codes=8)
-    config = tiny_config(tokenizer, width=16, heads=2, intermediate=16, codes=8, channel_multiplier=(1, 1), dropout=0.5)
+    config = tiny_config(
+        "emu3",
+        tokenizer,
+        text_config={"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "attention_dropout": 0.5},
+        vq_config={"codebook_size": 8, "channel_multiplier": [1, 1], "attn_resolutions": [1]},
+    )
     write_folder(tmp_path, config, random_state(config, 0), tokenizer, image_size=4)
     model = Emu3.load(tmp_path, max_length=64).train()
     trained = list(model.parameters())

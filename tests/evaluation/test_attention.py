@@ -24,7 +24,7 @@ from megaunigame.evaluation.suites.attention import Attention
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.janus import Janus
-from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.step.inputs import Taps
@@ -32,6 +32,7 @@ from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
 from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
 from tests.multi_process.launcher import REPOSITORY
+from tests.tiny import tiny_config
 
 LAYERS, SAMPLES = 3, 7
 SHIPPED = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"
@@ -42,8 +43,7 @@ SCRIPT = REPOSITORY / "launch" / "measure_attention.py"
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("janus")
     tokenizer = train_tokenizer(["how light is 3 ?", "what color is it ? red", "a dark bright thing"] * 3, 300)
-    sizes = {"image_size": 16, "patch_size": 4, "vision_width": 32, "width": 64, "intermediate": 96, "layers": LAYERS}
-    config = tiny_config(tokenizer, **sizes, channel_multiplier=(1, 1, 1), latent_channels=16, codes=48)
+    config = tiny_config("janus", tokenizer, text_config={"num_hidden_layers": LAYERS})
     state = {name: value * 3 if value.dim() > 1 else value for name, value in random_state(config, seed=0).items()}
     write_folder(path, config, state, tokenizer)
     return path

@@ -13,16 +13,16 @@ from megaunigame.evaluation.suites.teacher_forced import TeacherForced
 from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.models.janus import Janus
-from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Janus:
     path = tmp_path_factory.mktemp("janus")
     tokenizer = train_tokenizer(["how light is 3 ?", "what color is it ? red", "a dark bright thing"] * 3, 300)
-    sizes = {"image_size": 16, "patch_size": 4, "vision_width": 32, "width": 64, "intermediate": 96}
-    config = tiny_config(tokenizer, **sizes, channel_multiplier=(1, 1, 1), latent_channels=16, codes=48)
+    config = tiny_config("janus", tokenizer)
     write_folder(path, config, random_state(config, seed=0), tokenizer)
     return Janus.load(path, max_length=160)
 

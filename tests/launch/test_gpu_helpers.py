@@ -74,7 +74,7 @@ def test_every_profile_is_a_legal_recipe_of_a_published_size(name, monkeypatch):
     script, recipe_file, *settings = SHAPES[name].command
     recipe = load_recipe(recipe_file, settings)
     assert Path(script).is_file() and recipe.model.weights == "random"
-    assert recipe.model.size in find("models", recipe.model.family, UnifiedModel).sizes()
+    assert recipe.model.size in find("models", recipe.model.family, UnifiedModel).sizes
     assert build_plan(build_objectives(recipe)).rows_per_micro_step() > 0
 
 

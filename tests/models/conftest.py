@@ -8,13 +8,12 @@ import torch
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3 import folder as emu3_folder
 from megaunigame.models.janus import Janus
-from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
-from megaunigame.models.openuni import Flow, OpenUni
+from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
+from megaunigame.models.openuni import OpenUni
 from megaunigame.models.openuni import folder as openuni_folder
+from tests.tiny import tiny_config
 
 CORPUS = ["what color is the cube left of the red ball ?", "a small green cone behind two blue balls"] * 5
-SIZES = {"image_size": 16, "patch_size": 4, "vision_width": 32, "width": 64, "layers": 2, "intermediate": 96}
-TOKENIZER_SIZES = {"channel_multiplier": (1, 1, 1), "latent_channels": 16, "codes": 48}
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +23,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def config(tokenizer):
-    return tiny_config(tokenizer, **SIZES, **TOKENIZER_SIZES)
+    return tiny_config("janus", tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +39,16 @@ def folder(tmp_path_factory, config, state, tokenizer):
     return path
 
 
+@pytest.fixture(scope="session")
+def janus_path(folder):
+    return folder
+
+
+@pytest.fixture(scope="session")
+def janus_state(state):
+    return state
+
+
 @pytest.fixture
 def model(folder):
     return Janus.load(folder, max_length=96)
@@ -51,13 +60,6 @@ def picture():
     return lambda seed: torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-OPENUNI_SIZES = {
-    "image_size": 32, "source_size": 16, "patch_size": 4, "vision_width": 32, "width": 64, "intermediate": 96, "queries": 6,
-    "dit_width": 32, "latent_channels": 4, "autoencoder_widths": (8, 16, 16), "autoencoder_layers": (1, 1, 1),
-    "scaling_factor": 0.7, "flow": Flow(sample_steps=3),
-}  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def openuni_tokenizer():
     return openuni_folder.train_tokenizer(CORPUS, 300)
@@ -65,7 +67,7 @@ def openuni_tokenizer():
 
 @pytest.fixture(scope="session")
 def openuni_config(openuni_tokenizer):
-    return openuni_folder.tiny_config(openuni_tokenizer, **OPENUNI_SIZES)
+    return tiny_config("openuni", openuni_tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +89,6 @@ def openuni(openuni_path):
     return OpenUni.load(openuni_path, max_length=96)
 
 
-EMU3_SIZES = {
-    "width": 64, "key_value_heads": 2, "intermediate": 96, "channel_multiplier": (1, 1, 1), "codes": 48,
-}  # fmt: skip
 EMU3_PICTURES = {"image_size": 16, "source_size": 12}
 
 
@@ -100,7 +99,7 @@ def emu3_tokenizer():
 
 @pytest.fixture(scope="session")
 def emu3_config(emu3_tokenizer):
-    return emu3_folder.tiny_config(emu3_tokenizer, **EMU3_SIZES)
+    return tiny_config("emu3", emu3_tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -71,20 +71,3 @@ def counted_calls(module):
     calls = []
     module.register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
-
-
-def check_answers_equal_decoding_without_a_cache(model, picture):
-    inputs = model.processor.prompt_inputs([[picture(0)], []], ["what color is the cube ?", "how many ?"])
-    calls = counted_calls(model.language_model)
-    answers = model.answer(inputs, max_new_tokens=6)
-    assert answers.shape == (2, 6) and len(calls) == 6
-    with torch.no_grad():
-        embeds, attention, tokens = model.embed(inputs), inputs.attention, []
-        for _ in range(6):
-            tokens.append(model.lm_head(model._read(embeds, attention)[:, -1]).argmax(-1))
-            embeds = torch.cat([embeds, model.language_model.embed_tokens(tokens[-1])[:, None]], dim=1)
-            attention = torch.cat([attention, torch.ones(2, 1, dtype=torch.bool)], dim=1)
-    end = model.processor.eos_id
-    for answer, expected in zip(answers.tolist(), torch.stack(tokens, dim=1).tolist(), strict=True):
-        length = answer.index(end) + 1 if end in answer else len(answer)
-        assert answer[:length] == expected[:length] and set(answer[length:]) <= {end}

@@ -14,7 +14,7 @@ from megaunigame.objectives.unigame.paths import build_path
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import check_answers_equal_decoding_without_a_cache, counted_calls, generate, understand
+from tests.models.shared import counted_calls, generate, understand
 
 
 def states(model, picture):
@@ -25,17 +25,6 @@ def states(model, picture):
 
 def greedy(logits):
     return logits.argmax(-1)
-
-
-def test_decode_shows_the_likeliest_codes_and_is_differentiable(emu3, picture):
-    output = states(emu3, picture)
-    hidden = output.hidden.clone().requires_grad_()
-    delta = torch.zeros_like(hidden, requires_grad=True)
-    decoded = emu3.decode(hidden, delta)
-    torch.testing.assert_close(decoded.pixels, emu3.decode_target(output.predictions), rtol=0, atol=1e-5)
-    assert decoded.pixels.shape == (2, 3, 16, 16) and decoded.pixels.abs().max() <= 1 and (decoded.changed == 0).all()
-    decoded.pixels.square().mean().backward()
-    assert hidden.grad.abs().max() > 0 and torch.equal(hidden.grad, delta.grad)
 
 
 def test_codes_are_expected_without_all_logits(emu3, picture, monkeypatch):
@@ -147,33 +136,11 @@ def test_greedy_sampling_equals_decoding_without_a_cache(emu3, picture, guidance
             assert codes[0].tolist() == cached[row].tolist()
 
 
-def test_teacher_forcing_on_sampled_codes_predicts_them_again(emu3):
-    inputs = emu3.processor.generate_prompts(["a cube"])
-    codes = emu3.sample_codes(inputs, guidance=1.0, pick=greedy)
-    with torch.no_grad():
-        assert torch.equal(emu3.predict_codes(inputs, codes, predict=True).predictions, codes)
-
-
-def test_sampling_repeats_with_the_generator_and_keeps_the_mode(emu3):
-    inputs = emu3.processor.generate_prompts(["a cube", "a ball"])
-    emu3.train()
-    pictures = [
-        emu3.sample(inputs, guidance=2.0, temperature=1.0, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    ]
-    assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
-    assert pictures[0].shape == (2, 3, 16, 16) and pictures[0].abs().max() <= 1
-    assert emu3.training and emu3.language_model.training
-
-
-def test_what_disturbs_codes_leaves_line_ends_alone(emu3):
+def test_what_perturbs_codes_leaves_line_ends_alone(emu3):
     inputs, shapes = emu3.processor.generate_prompts(["a cube"]), []
     plain = emu3.sample_codes(inputs, guidance=1.0, pick=greedy)
-    moved = emu3.sample_codes(inputs, guidance=1.0, pick=greedy, disturb=lambda e: shapes.append(e.shape) or 3 * e.flip(-1))
+    moved = emu3.sample_codes(inputs, guidance=1.0, pick=greedy, perturb=lambda e: shapes.append(e.shape) or 3 * e.flip(-1))
     assert shapes == [(1, 1, 64)] * 15 and plain[0, 0] == moved[0, 0] and not torch.equal(plain, moved)
-
-
-def test_answers_equal_decoding_without_a_cache(emu3, picture):
-    check_answers_equal_decoding_without_a_cache(emu3, picture)
 
 
 def test_a_generated_picture_is_resized_to_a_source(emu3, picture):
@@ -186,7 +153,7 @@ def test_a_generated_picture_is_resized_to_a_source(emu3, picture):
 @pytest.mark.parametrize("rows", [slice(0, 2), slice(1, 2), slice(1, 4), slice(0, 4)])
 def test_rows_without_a_gradient_are_encoded_as_they_always_are(emu3, picture, rows, monkeypatch):
     """Next to an adversary's pictures, clean ones keep no graph of the tokenizer."""
-    images = torch.stack([emu3.processor.normalise_source(picture(seed)) for seed in range(4)]).unsqueeze(1)
+    images = torch.stack([emu3.processor.normalize_source(picture(seed)) for seed in range(4)]).unsqueeze(1)
     asked = []
     neighbours = emu3.vision_tokenizer.neighbours
     monkeypatch.setattr(emu3.vision_tokenizer, "neighbours", lambda pixels: asked.append(len(pixels)) or neighbours(pixels))

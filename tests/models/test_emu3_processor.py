@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ import torch
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.emu3 import Emu3Processor
 from megaunigame.step.inputs import IGNORE
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import PLAN, TURNS, generate, understand, with_replaced, words
+from tests.models.shared import TURNS, generate, understand, with_replaced, words
 
 CODE = "<|visual token 000000|>"
 PICTURE = f"<|image start|>3*3<|image token|>{(CODE * 3 + '<|extra_200|>') * 3}<|extra_201|><|image end|>"
@@ -45,7 +43,7 @@ def test_generation_format(processor, picture):
     assert words(processor, inputs, 1) == f"<|extra_203|>{PICTURE}its depth{REQUEST}"
     assert inputs.counts.tolist() == [16, 16, 0] and inputs.targets.shape == (3, 3, 16, 16)
     assert inputs.image_valid.tolist() == [[False], [True], [False]] and inputs.attention[:, -1].all()
-    assert inputs.intact.tolist() == [True, True, True]
+    assert inputs.intact.tolist() == [True, True, True] and processor.behind_prompt == 19
 
 
 def test_a_dropped_condition_is_an_empty_prompt(processor, picture):
@@ -64,11 +62,6 @@ def test_rows_of_codes(processor):
     assert names[-1] == "<|extra_200|>" and len(names) == rows.length == 20
     assert torch.equal(tokens[0][rows.places()] - rows.first, codes[0])
     assert rows.grid(codes)[0, 1].tolist() == [4, 5, 6, 7] and rows.size == "4*4"
-
-
-def test_largest_rows_leave_room_for_codes_and_line_ends(processor):
-    assert processor.largest(PLAN, UNDERSTAND).attention.sum(1).tolist() == [128, 128]
-    assert (processor.largest(PLAN, GENERATE).attention.sum(1) + 19).tolist() == [128, 128]
 
 
 def test_a_long_prompt_loses_text_only(processor, picture):
@@ -92,14 +85,6 @@ def test_another_system_prompt_or_none(emu3_path, tmp_path):
         (tmp_path / "processor_config.json").write_text(json.dumps(settings | {"system_prompt": prompt}))
         processor = Emu3Processor.from_folder(tmp_path, max_length=128)
         assert words(processor, understand(processor, UnderstandRow([], TURNS[:1]))).startswith(f"<|extra_203|>{start}what")
-
-
-def test_it_travels_to_workers_and_gives_answers_back(processor, picture):
-    row = UnderstandRow([picture(0)], TURNS)
-    copy = pickle.loads(pickle.dumps(processor))
-    assert torch.equal(understand(copy, row).tokens, understand(processor, row).tokens)
-    tokens = processor.tokenizer.encode(" a red ball", add_special_tokens=False)
-    assert processor.text([*tokens, processor.eos_id, processor.pad_id]) == "a red ball"
 
 
 def test_a_tokenizer_of_another_model_is_refused(emu3_path, tmp_path):

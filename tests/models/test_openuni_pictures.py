@@ -7,7 +7,7 @@ import torch
 
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import check_answers_equal_decoding_without_a_cache, counted_calls
+from tests.models.shared import counted_calls
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])
 
@@ -53,20 +53,6 @@ def test_without_a_perturbation_the_states_still_get_a_gradient(openuni, picture
     assert hidden.grad.abs().max() > 0
 
 
-def test_pixels_reach_the_understand_pass_with_a_gradient(openuni, picture):
-    """The way of an adversary: delta -> pixels -> understanding loss, through frozen weights and a resized source."""
-    openuni.requires_grad_(False)
-    output = generated(openuni, picture)
-    delta = torch.zeros_like(output.hidden[:1], requires_grad=True)
-    inputs = openuni.processor.collate(PLAN, UNDERSTAND, [UnderstandRow([picture(0)], [("what ?", "ball")])], [0], ["a"])
-    pixels = openuni.decode(output.hidden[:1], delta, output.target[:1]).pixels
-    shown = openuni.as_source(pixels)
-    assert shown.shape == inputs.images[:, 0].shape
-    inputs.images = shown.unsqueeze(1)
-    (gradient,) = torch.autograd.grad(openuni(UNDERSTAND, inputs).loss_sum.sum(), [delta])
-    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
-
-
 def test_as_source_is_what_the_processor_shows(openuni, picture):
     image = picture(0)  # 16 x 16, the size of a source
     inputs = openuni.processor.collate(PLAN, UNDERSTAND, [UnderstandRow([image], [("what ?", "ball")])], [0], ["a"])
@@ -77,21 +63,14 @@ def test_as_source_is_what_the_processor_shows(openuni, picture):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_sampling_makes_a_fixed_number_of_calls_and_repeats_with_the_generator(openuni, picture, guidance):
+def test_sampling_calls_the_transformer_once_per_step_of_the_solver(openuni, picture, guidance):
     inputs = openuni.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
-    read, stepped = counted_calls(openuni.language_model), counted_calls(openuni.transformer)
-    openuni.train().vision_tower.eval()
-    pictures = [
-        openuni.sample(inputs, guidance=guidance, temperature=1.0, generator=torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    ]
-    assert (len(read), len(stepped)) == (3 * openuni.calls_per_sample, 3 * openuni.config.flow.sample_steps)
-    assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
-    assert pictures[0].shape == (2, 3, 32, 32) and pictures[0].abs().max() <= 1
-    assert openuni.training and openuni.transformer.training and not openuni.vision_tower.training
+    stepped = counted_calls(openuni.transformer)
+    openuni.train().sample(inputs, guidance=guidance, temperature=1.0, generator=torch.Generator().manual_seed(0))
+    assert len(stepped) == openuni.config.flow.sample_steps == 3 and openuni.transformer.training
 
 
-def test_the_condition_and_what_disturbs_it_change_a_sample(openuni):
+def test_the_condition_and_what_perturbs_it_change_a_sample(openuni):
     def drawn(prompt, disturb=None):
         generator = torch.Generator().manual_seed(0)
         prompts = openuni.processor.generate_prompts([prompt])
@@ -114,7 +93,3 @@ def test_guidance_of_one_has_no_part_of_the_unconditional_velocity(openuni):
         far = openuni.sample_latents(start, condition, 4.0)
     torch.testing.assert_close(near, plain, rtol=1e-3, atol=1e-3)
     assert (far - plain).abs().max() > 1e-2
-
-
-def test_answers_equal_decoding_without_a_cache(openuni, picture):
-    check_answers_equal_decoding_without_a_cache(openuni, picture)

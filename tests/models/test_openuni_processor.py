@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
-import torch
 
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.models.openuni import OpenUniProcessor
 from megaunigame.step.inputs import IGNORE
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import PLAN, generate, understand, words
+from tests.models.shared import generate, understand, words
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]
 PICTURE = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
@@ -41,13 +37,9 @@ def test_generation_format(processor, picture):
     asked = "<|im_end|>\n<|im_start|>assistant\n<img>"
     assert words(processor, inputs, 0) == f"<|im_start|>user\nGenerate an image: a cube{asked}"
     assert words(processor, inputs, 1) == f"<|im_start|>user\n{PICTURE}\nits depth{asked}"
+    assert processor.behind_prompt == 6
     assert inputs.counts.tolist() == [256, 256, 0] and inputs.targets.shape == (3, 3, 32, 32)
     assert inputs.image_valid.tolist() == [[False], [True], [False]] and inputs.attention[:, -1].all()
-
-
-def test_largest_rows_leave_room_for_the_queries(processor):
-    assert processor.largest(PLAN, UNDERSTAND).attention.sum(1).tolist() == [96, 96]
-    assert (processor.largest(PLAN, GENERATE).attention.sum(1) + 6).tolist() == [96, 96]
 
 
 def test_rows_that_cannot_fit_are_refused(openuni_path, picture):
@@ -62,14 +54,6 @@ def test_a_system_prompt_comes_first(openuni_path, tmp_path, picture):
     processor = OpenUniProcessor.from_folder(tmp_path, max_length=96)
     inputs = understand(processor, UnderstandRow([], TURNS[:1]))
     assert words(processor, inputs).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nwhat is this ?")
-
-
-def test_it_travels_to_workers_and_gives_answers_back(processor, picture):
-    row = UnderstandRow([picture(0)], TURNS)
-    copy = pickle.loads(pickle.dumps(processor))
-    assert torch.equal(understand(copy, row).tokens, understand(processor, row).tokens)
-    tokens = processor.tokenizer.encode("a red ball", add_special_tokens=False)
-    assert processor.text([*tokens, processor.eos_id, processor.pad_id]) == "a red ball"
 
 
 def test_a_tokenizer_without_image_tokens_is_refused(openuni_path, tmp_path):

@@ -99,7 +99,7 @@ def test_the_codes_of_a_size_lie_next_to_each_other(folder_of: Folders) -> None:
 
 @pytest.mark.parametrize("name", available("models", UnifiedModel))
 def test_every_family_has_sizes_and_names_them_for_another(tmp_path: Path, name: str) -> None:
-    sizes = family(name).sizes()
+    sizes = list(family(name).sizes)
     assert "tiny" in sizes and len(sizes) > 1
     with pytest.raises(ModelError, match=f"Unknown size of {name} 'tinny'. Did you mean 'tiny'.*{sizes[-1]}"):
         family(name).write_size("tinny", tmp_path)

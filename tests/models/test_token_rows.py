@@ -15,7 +15,7 @@ PAD = 9
 def row(length: int, labeled: int) -> TokenRow:
     row = TokenRow()
     row.add(list(range(length - labeled)))
-    row.add([1] * labeled, labelled=True)
+    row.add([1] * labeled, labeled=True)
     return row
 
 

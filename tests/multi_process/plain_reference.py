@@ -102,7 +102,7 @@ class PlainReference:
 
     def _groups(self) -> set[str]:
         unused = {"generation_embed", "generation_head"} if "generate" not in self.plan.passes else set()
-        return set(self.recipe.model.groups or self.model.default_trainable()) - unused
+        return set(self.recipe.model.groups or self.model.trained_by_default) - unused
 
     def _factor(self, name: str) -> float:
         return self.recipe.optimizer.group_lr.get("lora" if "lora_" in name else self.model.group_of(name), 1.0)

@@ -12,10 +12,11 @@ import numpy as np
 import yaml
 
 from megaunigame.models.emu3 import folder as emu3_folder
-from megaunigame.models.janus.folder import random_state, tiny_config, train_tokenizer, write_folder
+from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from megaunigame.models.openuni import folder as openuni_folder
 from megaunigame.parallel.world import World
 from tests.data.shard_files import encoded, write_shards
+from tests.tiny import tiny_config
 
 QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
 ANSWERS = ["a ball", "no", "dark red or blue"]
@@ -23,19 +24,26 @@ LONG = 4200
 """Tokens of a long row."""
 FOLDERS = {"janus": "model", "openuni": "openuni", "emu3": "emu3"}
 """Family -> its folder in the home of a launch."""
+TWO_HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+ONE_LAYER = {"num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def write_model(folder: Path, seed: int = 0, sharpness: float = 1.0, **sizes) -> Path:
-    """A random Janus for 16x16 pictures: 4 visual tokens, 4 codes.
+def write_model(folder: Path, seed: int = 0, sharpness: float = 1.0, width: int = 32, longest: int = 2048) -> Path:
+    """A random Janus for 16x16 pictures: 4 visual tokens, 4 codes; `longest`: positions of its language model.
 
     `sharpness`: factor on the queries and keys of the language model, whose attention is nearly even without it.
     """
     tokenizer = train_tokenizer(QUESTIONS + ANSWERS, 270)
-    small = dict(
-        image_size=16, patch_size=8, vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=2, heads=2,
-        intermediate=48, latent_channels=32, codes=32, channel_multiplier=(1, 1, 1, 1),
-    )  # fmt: skip
-    config = tiny_config(tokenizer, **{**small, **sizes})
+    config = tiny_config(
+        "janus",
+        tokenizer,
+        vision_config={"patch_size": 8, **ONE_LAYER, "projection_dim": width, "num_image_tokens": 4},
+        text_config={"hidden_size": width, "intermediate_size": 48, **TWO_HEADS, "max_position_embeddings": longest},
+        vq_config={
+            **{"channel_multiplier": [1, 1, 1, 1], "latent_channels": 32, "num_embeddings": 32},
+            **{"projection_dim": width, "image_token_embed_dim": width},
+        },
+    )
     state = random_state(config, seed)
     for name in state:
         if "language_model" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -47,11 +55,23 @@ def write_model(folder: Path, seed: int = 0, sharpness: float = 1.0, **sizes) ->
 def write_openuni(folder: Path) -> Path:
     """A random OpenUni for 16x16 pictures: 4 visual tokens, 4 meta queries, latents of 4 x 4 x 4."""
     tokenizer = openuni_folder.train_tokenizer(QUESTIONS + ANSWERS, 270)
-    config = openuni_folder.tiny_config(
-        tokenizer, image_size=16, patch_size=4, vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=2, heads=2,
-        intermediate=48, queries=4, dit_width=32, dit_layers=1, dit_heads=2, latent_channels=4, autoencoder_widths=(8, 16, 16),
-        autoencoder_layers=(1, 1, 1),
-    )  # fmt: skip
+    config = tiny_config(
+        "openuni",
+        tokenizer,
+        image_size=16,
+        queries=4,
+        internvl={
+            "vision_config": ONE_LAYER,
+            "text_config": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS},
+        },
+        connector={"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
+        transformer={
+            **{"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "num_cross_attention_heads": 2},
+            **{"cross_attention_head_dim": 16, "sample_size": 4},
+        },
+        autoencoder={"scaling_factor": 1.0},
+        flow={"sample_steps": 20},
+    )
     openuni_folder.write_folder(folder, config, openuni_folder.random_state(config, 0), tokenizer)
     return folder
 
@@ -59,9 +79,15 @@ def write_openuni(folder: Path) -> Path:
 def write_emu3(folder: Path) -> Path:
     """A random Emu3 for 16x16 pictures: 2 x 2 codes out of 32."""
     tokenizer = emu3_folder.train_tokenizer(QUESTIONS + ANSWERS, 270, codes=32)
-    config = emu3_folder.tiny_config(
-        tokenizer, width=32, heads=2, key_value_heads=1, intermediate=96, codes=32, channel_multiplier=(1, 1, 1, 1), frames=2,
-    )  # fmt: skip
+    config = tiny_config(
+        "emu3",
+        tokenizer,
+        text_config={"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
+        vq_config={
+            **{"channel_multiplier": [1, 1, 1, 1], "attn_resolutions": [3]},
+            **{"codebook_size": 32, "temporal_downsample_factor": 2},
+        },
+    )
     state = emu3_folder.random_state(config, 0)
     emu3_folder.write_folder(folder, config, state, tokenizer, image_size=16, system_prompt="")
     return folder
@@ -102,7 +128,7 @@ def long_sample(number: int) -> dict[str, bytes]:
 
 def write_long_world(home: Path) -> None:
     """A model and shards of long rows."""
-    write_model(home / "long_model", sharpness=20.0, max_positions=LONG)
+    write_model(home / "long_model", sharpness=20.0, longest=LONG)
     write_shards(home / "long_shards", [16], fields=long_sample)
 
 

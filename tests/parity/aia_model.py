@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.attention.targets import table
-from megaunigame.models.janus.checkpoint_keys import translate
+from megaunigame.models.janus.keys import translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS

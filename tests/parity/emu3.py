@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Emu3Config
 
-from megaunigame.models.emu3.checkpoint_keys import open_weights
 from megaunigame.models.emu3.code_grid import CodeRows
+from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.model import Emu3
 from megaunigame.models.weights.loading import load_plain
 from megaunigame.models.weights.tensor_files import TensorFiles
@@ -54,7 +54,7 @@ def load(fixture: Fixture) -> Emu3:
     rows = CodeRows(height, width, config["image_token_offset"], config["codebook_size"], config["special_ids"]["eol"])
     processor = SimpleNamespace(format=SimpleNamespace(rows=rows))
     model = Emu3(emu3_config(config), processor, attention="sdpa", gradient_checkpointing=False)
-    weights, _ = open_weights(TensorFiles([fixture.weights]), fixture.folder)
+    weights, _ = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
     load_plain(model, weights)
     return model.eval()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
-from megaunigame.models.emu3.checkpoint_keys import open_weights
+from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.weights.loading import load_plain
 from megaunigame.models.weights.tensor_files import TensorFiles
@@ -42,7 +42,7 @@ def vq_config(config: dict[str, Any]) -> Emu3VQVAEConfig:
 @torch.no_grad()
 def compute(fixture: Fixture) -> dict[str, Tensor]:
     tokenizer = VisionTokenizer(vq_config(fixture.config))
-    load_plain(tokenizer, open_weights(TensorFiles([fixture.weights]), fixture.folder)[1])
+    load_plain(tokenizer, KEYS.open(TensorFiles([fixture.weights]), fixture.folder)[1])
     tokenizer.eval()
     given = fixture.inputs
     codes = tokenizer.encode(given["pixels"])

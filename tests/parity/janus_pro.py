@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import JanusConfig
 
-from megaunigame.models.janus.checkpoint_keys import open_weights, translate
+from megaunigame.models.janus.keys import KEYS, translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.weights.loading import load_plain
@@ -81,7 +81,7 @@ def load(fixture: Fixture) -> Janus:
     language = fixture.config["language"]
     ids = SimpleNamespace(pad_id=language["pad_id"], eos_id=language["eos_id"])
     model = Janus(config, ids, attention="sdpa", gradient_checkpointing=False)
-    weights, tokenizer_weights = open_weights(TensorFiles([fixture.weights]), fixture.folder)
+    weights, tokenizer_weights = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
     load_plain(model, weights)
     tokenizer = ImageTokenizer(config.vq_config)
     load_plain(tokenizer, tokenizer_weights)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
-from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights, translate
+from megaunigame.models.janus.keys import IMAGE_TOKENIZER, KEYS, translate
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.weights.loading import load_plain
 from megaunigame.models.weights.tensor_files import TensorFiles
@@ -39,7 +39,7 @@ def tolerance(name: str) -> Tolerance:
 def compute(fixture: Fixture) -> dict[str, Tensor]:
     vq = fixture.config["vq"]
     tokenizer = ImageTokenizer(JanusVQVAEConfig(**vq_settings(vq)), commit_beta=vq["commit_beta"])
-    load_plain(tokenizer, open_weights(TensorFiles([fixture.weights]), fixture.folder)[1])
+    load_plain(tokenizer, KEYS.open(TensorFiles([fixture.weights]), fixture.folder)[1])
     tokenizer.eval()
     pixels = fixture.inputs["pixel_values"]
     codes = tokenizer.encode(pixels)

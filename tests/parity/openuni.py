@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import InternVLConfig
 
 from megaunigame.models.openuni import flow
-from megaunigame.models.openuni.checkpoint_keys import open_weights, translate
 from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
+from megaunigame.models.openuni.keys import KEYS, translate
 from megaunigame.models.openuni.model import OpenUni
 from megaunigame.models.openuni.parts import autoencoder
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
-from megaunigame.models.text.pictures import Normalise
+from megaunigame.models.text.pictures import Normalize
 from megaunigame.models.weights.loading import load_plain
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.step.inputs import IGNORE, PassInputs
@@ -76,9 +76,9 @@ def openuni_config(config: dict[str, Any]) -> OpenUniConfig:
 def load(fixture: Fixture) -> OpenUni:
     """The model of a fixture, from official keys; it has no tokenizer, only the normalisation of its sources."""
     config = openuni_config(fixture.config)
-    processor = SimpleNamespace(normalise_source=Normalise(IMAGENET_MEAN, IMAGENET_STD))
+    processor = SimpleNamespace(source_size=config.source_size, normalize_source=Normalize(IMAGENET_MEAN, IMAGENET_STD))
     model = OpenUni(config, processor, attention="sdpa", gradient_checkpointing=False)
-    weights, frozen = open_weights(TensorFiles([fixture.weights]), fixture.folder)
+    weights, frozen = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
     load_plain(model, weights)
     module = autoencoder(config)
     load_plain(module, frozen)

@@ -6,20 +6,35 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megaunigame.models.base import Decoded
 from megaunigame.models.causal.decoding import draw_codes, evaluating, picker
 from megaunigame.models.causal.model import CausalModel
+from megaunigame.models.text.sequences import left_padded
 from megaunigame.step.inputs import PassInputs, PassOutput
 
 
 class CodeModel(CausalModel):
     """N codes a picture; the hidden state (D,) that predicts a code gives the logits (V,) of all codes."""
 
-    @abstractmethod
     def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read."""
+        # The last code is predicted, never read.
+        embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
+        attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
+        tap = self._prompt_tap(inputs, drawn=range(codes.shape[1] - 1))
+        hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -codes.shape[1] :]
+        logits = self.code_logits(hidden).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
+        return PassOutput(
+            loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
+            hidden=hidden,
+            target=codes,
+            predictions=logits.argmax(-1) if predict else None,
+            attention=None if tap is None else tap.shares(),
+        )
 
     @abstractmethod
     def code_logits(self, hidden: Tensor) -> Tensor:
@@ -29,9 +44,14 @@ class CodeModel(CausalModel):
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(...) -> (..., D): codes as the language model reads them."""
 
-    @abstractmethod
     def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
-        """Embedded requests (B, P, D) without their condition, and their attention (B, P), padded as `inputs` are."""
+        """Embedded requests (B, P, D) without their condition, and their attention (B, P), padded as `inputs` are: one request
+        for all rows, with an empty prompt and no source."""
+        rows, width = inputs.tokens.shape
+        empty = torch.tensor([self.processor.unconditional_tokens()], device=inputs.tokens.device)
+        read = left_padded(torch.ones_like(empty, dtype=torch.bool), width)
+        without = left_padded(self.language_model.embed_tokens(empty), width)
+        return without.expand(rows, -1, -1), read.expand(rows, -1)
 
     @property
     def lines(self) -> tuple[int, Tensor | None]:
@@ -55,6 +75,11 @@ class CodeModel(CausalModel):
     @abstractmethod
     def codes_per_image(self) -> int:
         """N."""
+
+    @property
+    def calls_per_sample(self) -> int:
+        """One per code."""
+        return self.codes_per_image
 
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
         assert inputs.targets is not None
@@ -86,7 +111,7 @@ class CodeModel(CausalModel):
         *,
         guidance: float,
         pick: Callable[[Tensor], Tensor],
-        disturb: Callable[[Tensor], Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). Guidance 1 runs the conditional rows alone."""
         with evaluating(self):
@@ -104,7 +129,7 @@ class CodeModel(CausalModel):
                 score=self.code_logits,
                 pick=pick,
                 guidance=guidance,
-                disturb=disturb,
+                perturb=perturb,
                 line=line,
                 line_end=line_end,
             )
@@ -120,4 +145,4 @@ class CodeModel(CausalModel):
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
         pick = picker(temperature, generator)
-        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, disturb=disturb))
+        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, perturb=disturb))

@@ -74,7 +74,7 @@ def draw_codes(
     score: Callable[[Tensor], Tensor],
     pick: Callable[[Tensor], Tensor],
     guidance: float,
-    disturb: Callable[[Tensor], Tensor] | None = None,
+    perturb: Callable[[Tensor], Tensor] | None = None,
     line: int = 0,
     line_end: Tensor | None = None,
 ) -> Tensor:
@@ -82,7 +82,7 @@ def draw_codes(
 
     With a guidance other than 1, logits are u + guidance * (c - u), and `prompts` (2 B, P, D) has the ones without condition
     behind the others. `embed`: codes (B,) -> (B, D), as the language model reads them. `score`: hidden states (R, D) -> logits
-    (R, V). `pick`: guided logits (B, V) -> codes (B,). `disturb`: from the embedding (B, 1, D) of the last code to what is
+    (R, V). `pick`: guided logits (B, V) -> codes (B,). `perturb`: from the embedding (B, 1, D) of the last code to what is
     added to it before it is read. Behind every `line` codes, `line_end` (D,) is read as well.
     """
     copies = 1 if guidance == 1 else 2
@@ -98,8 +98,8 @@ def draw_codes(
         if len(codes) == count:
             return torch.stack(codes, dim=1)
         read = embed(codes[-1])
-        if disturb is not None:
-            read = read + disturb(read.unsqueeze(1)).squeeze(1).to(read.dtype)
+        if perturb is not None:
+            read = read + perturb(read.unsqueeze(1)).squeeze(1).to(read.dtype)
         hidden = reader.token(read.repeat(copies, 1))
         if line_end is not None and len(codes) % line == 0:
             hidden = reader.token(line_end.expand(len(hidden), -1))

@@ -26,7 +26,7 @@ SLICE_ELEMENTS = 1 << 25
 
 
 class Scored(NamedTuple):
-    """What the head says about labelled positions. A tuple, because the engine hooks the tensors of tuples."""
+    """What the head says about labeled positions. A tuple, because the engine hooks the tensors of tuples."""
 
     losses: Tensor
     """(P,) float32: cross-entropy of each position; 0 where the label is IGNORE."""

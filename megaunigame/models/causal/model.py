@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +13,22 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from megaunigame.attention import plain
 from megaunigame.attention import taps as attention_taps
 from megaunigame.attention.positions import first_token, image_tokens, prompt_text
 from megaunigame.attention.queries import answers, drawn_tokens
 from megaunigame.attention.taps import Tap
 from megaunigame.errors import ModelError
-from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal import decoding as causal_decoding
 from megaunigame.models.causal import masks
 from megaunigame.models.causal.gradient_scale import scale_gradient
 from megaunigame.models.causal.head import TokenHead
+from megaunigame.models.family import Family
 from megaunigame.models.text.processor import RowProcessor
-from megaunigame.models.weights.frozen import Frozen
-from megaunigame.models.weights.loading import check_names, check_shapes, load_plain
-from megaunigame.models.weights.renamed import RenamedWeights
 from megaunigame.step.inputs import PassInputs, PassOutput, Taps
 from megaunigame.step.labels import scored_labels
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
-M = TypeVar("M", bound="CausalModel")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -44,13 +40,15 @@ def check_attention(attention: str) -> None:
         raise ModelError("attention=flash_attention_2 needs the package flash_attn; type attention=sdpa.")
 
 
-class CausalModel(UnifiedModel):
+class CausalModel(Family):
     """The understand pass, answers and adapters; a family adds its vision path and its generate pass."""
 
     processor: RowProcessor
     lm_head: TokenHead
-    frozen: Frozen
-    """The frozen tokenizer."""
+
+    def __init__(self, config: Any, processor: RowProcessor, *, attention: str, gradient_checkpointing: bool):
+        check_attention(attention)
+        super().__init__(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @property
     @abstractmethod
@@ -58,7 +56,7 @@ class CausalModel(UnifiedModel):
         """The decoder without its head."""
 
     @property
-    def vision_tower(self) -> nn.Module | None:
+    def vision_tower(self) -> PreTrainedModel | None:
         """What understood pictures go through; None in families that read codes of the frozen tokenizer."""
         return None
 
@@ -66,69 +64,22 @@ class CausalModel(UnifiedModel):
     def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
         """The generate pass."""
 
-    def hold_frozen(self, module: nn.Module) -> None:
-        """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
-        self.frozen.keep(module)
-
-    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Build and load the frozen tokenizer, outside the module tree."""
-        _, weights = self.open_weights(path)
-        self.frozen.load(self.build_frozen(), weights, path, device, dtype)
-
-    frozen_prefix: ClassVar[str]
-    """Of the names that the frozen tokenizer has in an exported folder."""
-
     @classmethod
-    @abstractmethod
-    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
-        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`.
+    def language_layers(cls, path: str) -> int:
+        """Layers of the language model in `path`."""
+        return cls.configuration(path).get_text_config().num_hidden_layers
 
-        Raises ModelError for keys of another family.
-        """
+    def choose_attention(self, attention: str) -> None:
+        """Language model and vision tower attend by `attention`."""
+        plain.choose_attention(self.language_model, attention)
+        if self.vision_tower is not None:
+            self.vision_tower.set_attn_implementation(attention)
 
-    @classmethod
-    @abstractmethod
-    def skeleton(cls, path: str) -> nn.Module:
-        """The trained modules of the configuration in `path`, under the names of this model; called on the meta device."""
-
-    @classmethod
-    def weights(cls, path: str) -> RenamedWeights:
-        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
-
-        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
-        """
-        weights, _ = cls.open_weights(path)
-        with torch.device("meta"):
-            expected = {name: tensor.shape for name, tensor in cls.skeleton(path).state_dict().items()}
-        check_names(expected, weights.names(), path)
-        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
-        return weights
-
-    @classmethod
-    def frozen_weights(cls, path: str) -> RenamedWeights:
-        """The frozen tokenizer, under the names it has in an exported folder."""
-        return cls.open_weights(path)[1].prefixed(cls.frozen_prefix)
-
-    @classmethod
-    def load(
-        cls: type[M],
-        path: str | Path,
-        *,
-        attention: str = "sdpa",
-        max_length: int = 2048,
-        gradient_checkpointing: bool = False,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> M:
-        """The whole model in one process, without an engine; in eval mode."""
-        processor = cls.open_processor(str(path), max_length=max_length)
-        model = cls.build(str(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
-        assert isinstance(model, cls)
-        for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
-            parameter.data = parameter.data.to(dtype)
-        load_plain(model, cls.weights(str(path)), str(path))
-        model.load_frozen(str(path), torch.device(device), dtype)
-        return model.to(device).eval()
+    def checkpoint_activations(self) -> None:
+        """Language model and vision tower compute their activations again in the backward."""
+        for part in (self.language_model, self.vision_tower):
+            if part is not None:
+                part.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     @property
     def token_width(self) -> int:
@@ -159,6 +110,13 @@ class CausalModel(UnifiedModel):
         """(B, I, T, D): the visual tokens of the source images."""
         assert inputs.images is not None
         return self.visual_tokens(inputs.images)
+
+    def as_source(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> resized and normalized as understood pictures are; differentiable."""
+        size = self.processor.source_size
+        if pixels.shape[-1] != size:
+            pixels = F.interpolate(pixels, (size, size), mode="bilinear")
+        return self.processor.normalize_source((pixels + 1) * 127.5)
 
     def embed(self, inputs: PassInputs, tokens: Tensor | None = None) -> Tensor:
         """(B, S, D): embedded tokens, image slots overwritten by the visual tokens of the valid images."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Emu3Config, Emu3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from megaunigame.errors import ModelError
 from megaunigame.models.emu3.configuration import cell, read_config, read_sides
 from megaunigame.models.emu3.conversation import (
     BEGIN_OF_CODES,
@@ -25,13 +25,13 @@ from megaunigame.models.emu3.conversation import (
     SYSTEM_PROMPT,
     code_token,
 )
+from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.processor import HALF
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.settings_files import copy_settings, read_settings, read_tokenizer
 
 PLACEHOLDER = "<image>"
 """Stands for a picture in transformers' processor; ours needs none."""
-GROUP_NORM_GROUPS = 32
 
 
 def write_folder(
@@ -103,60 +103,24 @@ def _write_processor(folder: Path, settings: Mapping[str, object]) -> None:
     (folder / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def tiny_config(
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    width: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    key_value_heads: int | None = None,
-    intermediate: int = 256,
-    max_positions: int = 2048,
-    dropout: float = 0.0,
-    base_channels: int = 32,
-    channel_multiplier: Sequence[int] = (1, 1, 1, 1),
-    res_blocks: int = 1,
-    latent_channels: int = 4,
-    codes: int = 256,
-    frames: int = 4,
-) -> Emu3Config:
-    """An Emu3 of any size for `tokenizer`, which must have all `codes`; None: as many key-value heads as heads.
+def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> Emu3Config:
+    """The Emu3 of a `shape` (Emu3Config without token ids) for `tokenizer`, which must have all its codes.
 
-    One code covers 2^(number of multipliers - 1) pixels along an edge. Raises ModelError for a width that is not legal.
+    One code covers 2^(number of channel multipliers - 1) pixels along an edge. Raises ModelError for a width that is not legal.
     """
-    if base_channels % GROUP_NORM_GROUPS:
-        raise ModelError(f"base_channels={base_channels} must be a multiple of {GROUP_NORM_GROUPS} (norm groups).")
-    return Emu3Config(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
-            "max_position_embeddings": max_positions,
-            "attention_dropout": dropout,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vq_config={
-            "base_channels": base_channels,
-            "channel_multiplier": list(channel_multiplier),
-            "num_res_blocks": res_blocks,
-            "attn_resolutions": [len(channel_multiplier) - 1],
-            "hidden_size": base_channels * channel_multiplier[-1],
-            "latent_channels": latent_channels,
-            "embed_dim": latent_channels,
-            "codebook_size": codes,
-            "temporal_downsample_factor": frames,
-        },
-        tie_word_embeddings=False,
-    )
+    check_channels(shape["vq_config"]["base_channels"])
+    text = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **shape["text_config"],
+    }
+    return Emu3Config(text_config=text, vq_config=shape["vq_config"], tie_word_embeddings=False)
 
 
 def random_state(config: Emu3Config, seed: int) -> dict[str, Tensor]:
-    """Freshly initialised weights under Hugging Face names."""
+    """Freshly initialized weights under Hugging Face names."""
     if config.vocabulary_map is None:
         config.vocabulary_map = {}
     with torch.random.fork_rng(devices=[]):
@@ -165,7 +129,7 @@ def random_state(config: Emu3Config, seed: int) -> dict[str, Tensor]:
 
 
 def special_tokens(codes: int) -> list[str]:
-    """Emu3's special tokens, the `codes` last and behind one another."""
+    """Emu3's special tokens, the `codes` last, one after the other."""
     named = [PAD, BOS, EOS, LINE_END, FRAME_END, PLACEHOLDER, BEGIN_OF_CODES, BEGIN_OF_IMAGE, END_OF_IMAGE]
     return [*named, *(code_token(code) for code in range(codes))]
 

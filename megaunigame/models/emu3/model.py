@@ -7,92 +7,66 @@ vision-only loss these are. Unlike there, codes are made inside the pass, from p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Emu3Config, PreTrainedModel
+from transformers import Emu3Config, Emu3TextModel, PreTrainedModel
+from transformers.initialization import no_init_weights
 
-from megaunigame.attention.plain import choose_attention
 from megaunigame.models.causal.codes import CodeModel
-from megaunigame.models.causal.model import check_attention
-from megaunigame.models.emu3.checkpoint_keys import VISION_TOKENIZER, open_weights
+from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.emu3.code_grid import CodeRows
 from megaunigame.models.emu3.configuration import read_config, tensor_files
 from megaunigame.models.emu3.folder import write_settings
-from megaunigame.models.emu3.parts import trained_parts
+from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.processor import Emu3Processor
-from megaunigame.models.emu3.sizes import SIZES, write_size
+from megaunigame.models.emu3.sizes import SIZES
+from megaunigame.models.emu3.token_embedding import TokenEmbedding
 from megaunigame.models.emu3.vq import VisionTokenizer
-from megaunigame.models.text.sequences import left_padded
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.models.weights.renamed import RenamedWeights
 from megaunigame.step.inputs import PassInputs, PassOutput, Taps
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 class Emu3(CodeModel):
-    """The trained part of an Emu3; parameter names are those of transformers' Emu3ForConditionalGeneration.
+    """The trained part of an Emu3; parameter names are those of transformers' Emu3ForConditionalGeneration."""
 
-    The vision tokenizer is no submodule: `load_frozen` builds it, replicated and frozen.
-    """
+    name = "emu3"
+    groups = {
+        "embedding": ("model.text_model.embed_tokens.",),
+        "lm": ("model.text_model.layers.", "model.text_model.norm."),
+        "head": ("lm_head.",),
+    }
+    trained_by_default = ("embedding", "lm", "head")
+    passes = {UNDERSTAND: ("embedding", "lm", "head"), GENERATE: ("embedding", "lm", "head")}
+    sizes = SIZES
+    keys = KEYS
+    frozen_name = "vision tokenizer"
+    configuration = staticmethod(read_config)
+    open_processor = Emu3Processor.from_folder
+    files = staticmethod(tensor_files)
 
-    frozen_prefix = VISION_TOKENIZER
+    config: Emu3Config
     processor: Emu3Processor
+    frozen: Frozen[VisionTokenizer]
     model: nn.ModuleDict
 
-    def __init__(self, config: Emu3Config, processor: Emu3Processor, *, attention: str, gradient_checkpointing: bool):
-        super().__init__()
-        check_attention(attention)
-        self.config = config
-        self.processor = processor
-        for name, part in trained_parts(config).items():
-            self.add_module(name, part)
-        self.frozen: Frozen[VisionTokenizer] = Frozen("vision tokenizer")
-        choose_attention(self.language_model, attention)
-        if gradient_checkpointing:
-            self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-
-    @classmethod
-    def open_processor(cls, path: str, *, max_length: int) -> Emu3Processor:
-        """From `path`/config.json, the tokenizer files and the picture settings."""
-        return Emu3Processor.from_folder(path, max_length=max_length)
-
-    @classmethod
-    def build(cls, path: str, processor: Emu3Processor, *, attention: str, gradient_checkpointing: bool) -> Emu3:
-        """Construct from `path`/config.json; the weights are left uninitialised."""
-        return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
-
-    @classmethod
-    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
-        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`."""
-        return open_weights(tensor_files(path), path)
-
-    @classmethod
-    def skeleton(cls, path: str) -> nn.Module:
-        """The trained modules."""
-        return nn.ModuleDict(trained_parts(read_config(path)))
+    @staticmethod
+    def trained_parts(config: Emu3Config) -> dict[str, nn.Module]:
+        """transformers' language model, with an embedding and a head of ours."""
+        text = config.text_config
+        with no_init_weights():
+            language_model = Emu3TextModel(text)
+            language_model.embed_tokens = TokenEmbedding(text.vocab_size, text.hidden_size, text.pad_token_id)
+            head = TokenHead(text.hidden_size, text.vocab_size)
+        return {"model": nn.ModuleDict({"text_model": language_model}), "lm_head": head}
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
         """config.json in the Hugging Face form, whatever the form in `path`; the other small files as they are."""
         write_settings(path, out)
-
-    @classmethod
-    def sizes(cls) -> tuple[str, ...]:
-        """The sizes of megaunigame/models/emu3/sizes.py."""
-        return tuple(SIZES)
-
-    @classmethod
-    def write_size(cls, size: str, folder: Path) -> None:
-        """A model folder without weights."""
-        write_size(size, folder)
-
-    @classmethod
-    def language_layers(cls, path: str) -> int:
-        """Layers of the language model in `path`."""
-        return read_config(path).text_config.num_hidden_layers
 
     def build_frozen(self) -> VisionTokenizer:
         """The vision tokenizer, its weights not loaded."""
@@ -126,7 +100,7 @@ class Emu3(CodeModel):
     def visual_tokens(self, images: Tensor, gradient_rows: slice | None = None) -> Tensor:
         """(B, I, 3, H, W) -> (B, I, T, D): embedded codes, line ends not among them; the language model reads those as text.
 
-        Choosing a code has no gradient. Where `images` ask for one (an adversary's pictures do), it passes through the codes
+        Choosing a code has no gradient. Where `images` ask for one (generated pictures can), it passes through the codes
         that are nearly as near: see `VisionTokenizer.neighbours` and `TokenEmbedding`. The values are the same. It is costly,
         so where other rows stand next to such pictures, `gradient_rows` says which rows need it.
         """
@@ -209,33 +183,8 @@ class Emu3(CodeModel):
             pixels = F.interpolate(pixels, (size, size), mode="bilinear")
         return pixels
 
-    def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
-        """One request for all rows, with an empty prompt and no source."""
-        rows, width = inputs.tokens.shape
-        empty = torch.tensor([self.processor.unconditional_tokens()], device=inputs.tokens.device)
-        read = left_padded(torch.ones_like(empty, dtype=torch.bool), width)
-        without = left_padded(self.language_model.embed_tokens(empty), width)
-        return without.expand(rows, -1, -1), read.expand(rows, -1)
-
     @property
     def lines(self) -> tuple[int, Tensor]:
         """Only codes are drawn; line ends are put where they belong."""
         embed_tokens = self.language_model.embed_tokens
         return self.rows.width, embed_tokens(torch.tensor(self.rows.line_end, device=embed_tokens.weight.device))
-
-    # Training
-
-    def groups(self) -> Mapping[str, Sequence[str]]:
-        """Groups of parameters by prefix; every parameter is in exactly one."""
-        return {
-            "embedding": ("model.text_model.embed_tokens.",),
-            "lm": ("model.text_model.layers.", "model.text_model.norm."),
-            "head": ("lm_head.",),
-        }
-
-    def groups_of_pass(self, pass_name: str, takes_images: bool) -> Sequence[str]:
-        """All of them in both passes."""
-        return tuple(self.groups())
-
-    def default_trainable(self) -> Sequence[str]:
-        return tuple(self.groups())

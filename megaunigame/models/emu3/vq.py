@@ -27,7 +27,7 @@ CELLS_AT_A_TIME = 4096
 class VisionTokenizer(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, h, w), h = H / 2^(levels - 1).
 
-    Names of parameters and buffers are those of transformers' Emu3VQVAE; they are not initialised, and frozen: gradients pass
+    Names of parameters and buffers are those of transformers' Emu3VQVAE; they are not initialized, and frozen: gradients pass
     through to pixels and embeddings, none reaches a weight. Distances are float32 whatever the dtype of the weights.
     """
 

@@ -1,108 +1,75 @@
 """Janus and Janus-Pro: a SigLIP tower to understand, codes of an image tokenizer to generate, one Llama for both.
 
-The modules are transformers'; what is written here is how rows become sequences, the loss of generation (transformers
-has none), and the way back from hidden states to pixels.
+The modules are transformers'; what is written here is how pictures are read, how codes are read and scored, and the way back
+from codes to pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import JanusConfig, JanusForConditionalGeneration, JanusModel, PreTrainedModel
+from transformers import JanusConfig, JanusModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from megaunigame.attention.plain import choose_attention
 from megaunigame.attention.positions import first_token
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.causal.head import TokenHead
-from megaunigame.models.causal.model import check_attention
-from megaunigame.models.janus.checkpoint_keys import IMAGE_TOKENIZER, open_weights
 from megaunigame.models.janus.configuration import codes_per_image, read_config
+from megaunigame.models.janus.keys import KEYS
 from megaunigame.models.janus.processor import JanusProcessor
-from megaunigame.models.janus.sizes import SIZES, write_size
+from megaunigame.models.janus.sizes import SIZES
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.models.weights.renamed import RenamedWeights
-from megaunigame.models.weights.settings_files import copy_settings
-from megaunigame.models.weights.tensor_files import TensorFiles
-from megaunigame.step.inputs import PassInputs, PassOutput
-from megaunigame.step.requests import UNDERSTAND
+from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 class Janus(CodeModel):
-    """The trained part of a Janus model; parameter names are those of transformers' JanusForConditionalGeneration.
+    """The trained part of a Janus model; parameter names are those of transformers' JanusForConditionalGeneration."""
 
-    The image tokenizer is no submodule: `load_frozen` builds it, replicated and frozen.
-    """
+    name = "janus"
+    groups = {
+        "vision": ("model.vision_model.",),
+        "aligner": ("model.aligner.",),
+        "lm": ("model.language_model.", "lm_head."),
+        "generation_embed": ("model.generation_embeddings.", "model.generation_aligner."),
+        "generation_head": ("model.generation_head.",),
+    }
+    trained_by_default = ("aligner", "lm", "generation_embed", "generation_head")
+    passes = {
+        UNDERSTAND: ("vision", "aligner", "lm"),
+        GENERATE: ("vision", "aligner", "lm", "generation_embed", "generation_head"),
+    }
+    seeing = ("vision", "aligner")
+    sizes = SIZES
+    keys = KEYS
+    frozen_name = "image tokenizer"
+    configuration = staticmethod(read_config)
+    open_processor = JanusProcessor.from_folder
 
-    frozen_prefix = IMAGE_TOKENIZER
+    config: JanusConfig
     processor: JanusProcessor
+    frozen: Frozen[ImageTokenizer]
+    model: JanusModel
 
-    def __init__(self, config: JanusConfig, processor: JanusProcessor, *, attention: str, gradient_checkpointing: bool):
-        super().__init__()
-        check_attention(attention)
+    @staticmethod
+    def trained_parts(config: JanusConfig) -> dict[str, nn.Module]:
+        """transformers' model without its image tokenizer, and the head of text."""
         with no_init_weights():
-            self.model = JanusModel(config)
-            self.lm_head = TokenHead(config.text_config.hidden_size, config.text_config.vocab_size)
-        del self.model.vqmodel
-        self.config = config
-        self.processor = processor
-        self.frozen: Frozen[ImageTokenizer] = Frozen("image tokenizer")
-        choose_attention(self.model.language_model, attention)
-        self.model.vision_model.set_attn_implementation(attention)
-        if gradient_checkpointing:
-            for part in (self.model.language_model, self.model.vision_model):
-                part.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-
-    @classmethod
-    def open_processor(cls, path: str, *, max_length: int) -> JanusProcessor:
-        """From `path`/config.json, the tokenizer files and the picture settings."""
-        return JanusProcessor.from_folder(path, max_length=max_length)
-
-    @classmethod
-    def build(cls, path: str, processor: JanusProcessor, *, attention: str, gradient_checkpointing: bool) -> Janus:
-        """Construct from `path`/config.json; the weights are left uninitialised."""
-        return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
-
-    @classmethod
-    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
-        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`."""
-        return open_weights(TensorFiles.of_folder(path), path)
-
-    @classmethod
-    def skeleton(cls, path: str) -> nn.Module:
-        """The trained modules."""
-        with no_init_weights():
-            network = JanusForConditionalGeneration(read_config(path))
-        del network.model.vqmodel
-        return network
+            model = JanusModel(config)
+            head = TokenHead(config.text_config.hidden_size, config.text_config.vocab_size)
+        del model.vqmodel
+        return {"model": model, "lm_head": head}
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
         """config.json in the Hugging Face form, whatever the form in `path`; the other small files as they are."""
-        copy_settings(Path(path), out)
+        super().write_settings(path, out)
         config = read_config(path)
         config.architectures = ["JanusForConditionalGeneration"]
         config.save_pretrained(out)
-
-    @classmethod
-    def sizes(cls) -> tuple[str, ...]:
-        """The sizes of megaunigame/models/janus/sizes.py."""
-        return tuple(SIZES)
-
-    @classmethod
-    def write_size(cls, size: str, folder: Path) -> None:
-        """A model folder without weights."""
-        write_size(size, folder)
-
-    @classmethod
-    def language_layers(cls, path: str) -> int:
-        """Layers of the language model in `path`."""
-        return read_config(path).text_config.num_hidden_layers
 
     def build_frozen(self) -> ImageTokenizer:
         """The image tokenizer, its weights not loaded."""
@@ -125,34 +92,12 @@ class Janus(CodeModel):
         """N."""
         return codes_per_image(self.config)
 
-    @property
-    def calls_per_sample(self) -> int:
-        """One per code."""
-        return self.codes_per_image
-
     # Passes
 
     def visual_tokens(self, images: Tensor) -> Tensor:
         """(B, I, 3, H, W) -> (B, I, T, D): tower and aligner; the tokens the language model reads."""
         features = self.model.vision_model(images.flatten(0, 1)).last_hidden_state
         return self.model.aligner(features).unflatten(0, images.shape[:2])
-
-    def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
-        """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read."""
-        # The last code is predicted, never read.
-        embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
-        attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
-        tap = self._prompt_tap(inputs, drawn=range(codes.shape[1] - 1))
-        hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -codes.shape[1] :]
-        logits = self.code_logits(hidden).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
-        return PassOutput(
-            loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
-            hidden=hidden,
-            target=codes,
-            predictions=logits.argmax(-1) if predict else None,
-            attention=None if tap is None else tap.shares(),
-        )
 
     def code_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
@@ -178,10 +123,6 @@ class Janus(CodeModel):
         tokenizer = self.image_tokenizer
         return tokenizer.decode_codes(codes) if mean is None else tokenizer.decode_mean(codes, mean)
 
-    def as_source(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> normalised as the vision tower expects; differentiable."""
-        return self.processor.normalise_source((pixels + 1) * 127.5)
-
     def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
         """Pads between the first and the last token of every request, source pictures included; they are read like any other
         token, only the padding in front stays hidden."""
@@ -190,23 +131,3 @@ class Janus(CodeModel):
         inner[:, -1] = False
         empty = inputs.tokens.masked_fill(inner, self.processor.pad_id)
         return self.language_model.embed_tokens(empty), attention
-
-    # Training
-
-    def groups(self) -> Mapping[str, Sequence[str]]:
-        """Groups of parameters by prefix; every parameter is in exactly one."""
-        return {
-            "vision": ("model.vision_model.",),
-            "aligner": ("model.aligner.",),
-            "lm": ("model.language_model.", "lm_head."),
-            "generation_embed": ("model.generation_embeddings.", "model.generation_aligner."),
-            "generation_head": ("model.generation_head.",),
-        }
-
-    def groups_of_pass(self, pass_name: str, takes_images: bool) -> Sequence[str]:
-        """The head of the other task takes no part; tower and aligner only where rows carry images."""
-        seeing = ("vision", "aligner") if takes_images else ()
-        return (*seeing, "lm") if pass_name == UNDERSTAND else (*seeing, "lm", "generation_embed", "generation_head")
-
-    def default_trainable(self) -> Sequence[str]:
-        return ("aligner", "lm", "generation_embed", "generation_head")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.models.base import Weights
-from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
 from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.folder import fresh_bridge
+from megaunigame.models.openuni.keys import AUTOENCODER, KEYS
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.models.weights.renamed import RenamedWeights, Source
@@ -48,12 +48,12 @@ def assemble(
     from `seed`. Raises ModelError when a part is missing or has another size.
     """
     parts = [
-        open_weights(TensorFiles.of_folder(internvl), internvl)[0],
+        KEYS.open(TensorFiles.of_folder(internvl), internvl)[0],
         _plain(transformer).prefixed(TRANSFORMER),
         _plain(autoencoder_folder).prefixed(AUTOENCODER),
     ]
     if openuni is not None:
-        model, frozen = open_weights(TensorFiles([openuni]), openuni)
+        model, frozen = KEYS.open(TensorFiles([openuni]), openuni)
         parts += [model, frozen.prefixed(AUTOENCODER)]
     whole = Assembled(parts, fresh_bridge(config, seed) if openuni is None else {})
     with torch.device("meta"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import InternVLConfig, SiglipVisionConfig
+from transformers import InternVLConfig, PretrainedConfig, SiglipVisionConfig
 
 from megaunigame.errors import ModelError
 
@@ -79,6 +79,10 @@ class OpenUniConfig:
                 f"internvl.image_seq_length is {self.internvl.image_seq_length}, but pictures of {self.source_size} pixels "
                 f"give {self.visual_tokens} visual tokens; write {self.visual_tokens}."
             )
+
+    def get_text_config(self) -> PretrainedConfig:
+        """The configuration of the language model, under the name that transformers gives this method."""
+        return self.internvl.text_config
 
     @property
     def width(self) -> int:

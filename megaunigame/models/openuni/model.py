@@ -1,4 +1,4 @@
-"""OpenUni: InternVL reads pictures and text; behind a request for a picture it reads meta queries, whose hidden states are
+"""OpenUni: InternVL reads pictures and text; after a request for a picture it reads meta queries, whose hidden states are
 the condition of a SANA diffusion transformer on the latents of a deep-compression autoencoder.
 
 The modules are transformers' and diffusers'. Sources: arXiv 2505.23661 and the official repository (wusize/OpenUni). Unlike
@@ -7,31 +7,29 @@ there, the gradient of a generated picture reaches the understanding path throug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import InternVLModel, PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.attention.taps import Tap
 from megaunigame.models.base import Decoded
 from megaunigame.models.causal.decoding import evaluating
-from megaunigame.models.causal.model import CausalModel, check_attention
+from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.openuni import autoencoding, flow
-from megaunigame.models.openuni.checkpoint_keys import AUTOENCODER, open_weights
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
-from megaunigame.models.openuni.parts import MetaQueries, autoencoder, checkpoint_activations, choose_attention, trained_parts
+from megaunigame.models.openuni.keys import KEYS
+from megaunigame.models.openuni.parts import MetaQueries, autoencoder, trained_parts
 from megaunigame.models.openuni.processor import OpenUniProcessor
-from megaunigame.models.openuni.sizes import SIZES, TINY, write_size
+from megaunigame.models.openuni.sizes import WRITERS
 from megaunigame.models.text.sequences import left_padded
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.models.weights.renamed import RenamedWeights
-from megaunigame.models.weights.settings_files import copy_settings
-from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
@@ -42,13 +40,33 @@ DECODE_SEED = 0
 
 
 class OpenUni(CausalModel):
-    """The trained part of an OpenUni; InternVL's parameters are named as in transformers' InternVLForConditionalGeneration.
+    """The trained part of an OpenUni; InternVL's parameters are named as in transformers' InternVLForConditionalGeneration."""
 
-    The autoencoder is no submodule: `load_frozen` builds it, replicated and frozen.
-    """
+    name = "openuni"
+    groups = {
+        "vision": ("model.vision_tower.",),
+        "aligner": ("model.multi_modal_projector.",),
+        "lm": ("model.language_model.", "lm_head."),
+        "queries": ("meta_queries.",),
+        "connector": ("connector.", "connector_input.", "projector."),
+        "dit": ("transformer.",),
+    }
+    trained_by_default = ("aligner", "lm", "queries", "connector", "dit")
+    passes = {
+        UNDERSTAND: ("vision", "aligner", "lm"),
+        GENERATE: ("vision", "aligner", "lm", "queries", "connector", "dit"),
+    }
+    seeing = ("vision", "aligner")
+    sizes = WRITERS
+    keys = KEYS
+    frozen_name = "autoencoder"
+    configuration = staticmethod(read_config)
+    open_processor = OpenUniProcessor.from_folder
+    trained_parts = staticmethod(trained_parts)
 
-    frozen_prefix = AUTOENCODER
+    config: OpenUniConfig
     processor: OpenUniProcessor
+    frozen: Frozen[AutoencoderDC]
     model: InternVLModel
     meta_queries: MetaQueries
     connector: SiglipEncoder
@@ -56,58 +74,18 @@ class OpenUni(CausalModel):
     projector: nn.Linear
     transformer: SanaTransformer2DModel
 
-    def __init__(self, config: OpenUniConfig, processor: OpenUniProcessor, *, attention: str, gradient_checkpointing: bool):
-        super().__init__()
-        check_attention(attention)
-        self.config = config
-        self.processor = processor
-        parts = trained_parts(config)
-        choose_attention(parts, attention)
-        if gradient_checkpointing:
-            checkpoint_activations(parts)
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.frozen: Frozen[AutoencoderDC] = Frozen("autoencoder")
+    def choose_attention(self, attention: str) -> None:
+        """Of tower, language model and connector; the transformer's is linear, and torch's sdpa."""
+        super().choose_attention(attention)
+        self.connector.config._attn_implementation = attention
 
-    @classmethod
-    def open_processor(cls, path: str, *, max_length: int) -> OpenUniProcessor:
-        """From `path`/config.json, the tokenizer files and the picture settings."""
-        return OpenUniProcessor.from_folder(path, max_length=max_length)
-
-    @classmethod
-    def build(cls, path: str, processor: OpenUniProcessor, *, attention: str, gradient_checkpointing: bool) -> OpenUni:
-        """Construct from `path`/config.json; the weights are left uninitialised."""
-        return cls(read_config(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
-
-    @classmethod
-    def open_weights(cls, path: str) -> tuple[RenamedWeights, RenamedWeights]:
-        """Trained and frozen weights of the checkpoint in `path`, under our names; the latter without `frozen_prefix`."""
-        return open_weights(TensorFiles.of_folder(path), path)
-
-    @classmethod
-    def skeleton(cls, path: str) -> nn.Module:
-        """The trained modules."""
-        return nn.ModuleDict(trained_parts(read_config(path)))
-
-    @classmethod
-    def write_settings(cls, path: str, out: Path) -> None:
-        """config.json and the other small files as they are."""
-        copy_settings(Path(path), out)
-
-    @classmethod
-    def sizes(cls) -> tuple[str, ...]:
-        """The sizes of megaunigame/models/openuni/sizes.py."""
-        return (TINY, *SIZES)
-
-    @classmethod
-    def write_size(cls, size: str, folder: Path) -> None:
-        """A model folder without weights."""
-        write_size(size, folder)
-
-    @classmethod
-    def language_layers(cls, path: str) -> int:
-        """Layers of the language model in `path`."""
-        return read_config(path).internvl.text_config.num_hidden_layers
+    def checkpoint_activations(self) -> None:
+        """Of all parts, layer by layer."""
+        super().checkpoint_activations()
+        for layer in self.connector.layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        self.transformer.enable_gradient_checkpointing()
 
     def build_frozen(self) -> AutoencoderDC:
         """The autoencoder, its weights not loaded."""
@@ -214,12 +192,12 @@ class OpenUni(CausalModel):
         moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
         clean = self._clean(moved, anchor)
         if delta is None:
-            undisturbed = clean.detach()
+            plain = clean.detach()
         else:
             with torch.no_grad():
-                undisturbed = self._clean(hidden, anchor)
-        change = clean - undisturbed
-        reference = undisturbed if anchor is None else anchor
+                plain = self._clean(hidden, anchor)
+        change = clean - plain
+        reference = plain if anchor is None else anchor
         changed = (change.detach().flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).clamp(0, 1)
         latents = clean if anchor is None else anchor + change
         return Decoded(self.decode_latents(latents).clamp(-1, 1), changed)
@@ -232,13 +210,6 @@ class OpenUni(CausalModel):
         sigma = torch.full((len(hidden),), level, device=hidden.device)
         noisy = noise.expand(len(hidden), -1, -1, -1) if anchor is None else flow.mix(anchor, noise, sigma)
         return flow.clean_from(noisy, self.velocity(noisy, sigma * flow.LEVELS, self.condition(hidden)), sigma)
-
-    def as_source(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> resized and normalised as the vision tower expects; differentiable."""
-        size = self.config.source_size
-        if pixels.shape[-1] != size:
-            pixels = F.interpolate(pixels, (size, size), mode="bilinear")
-        return self.processor.normalise_source((pixels + 1) * 127.5)
 
     @torch.no_grad()
     def sample(
@@ -265,7 +236,7 @@ class OpenUni(CausalModel):
             return self.decode_target(self.sample_latents(start, self.condition(hidden), guidance))
 
     def _sample_states(self, inputs: PassInputs, *, guided: bool) -> Tensor:
-        """(B, N, D), or (B + 1, N, D) with those of the unconditional request behind them, from one call."""
+        """(B, N, D), or (B + 1, N, D) with those of the unconditional request after them, from one call."""
         embeds, attention = self.embed(inputs), inputs.attention
         if guided:
             tokens = torch.tensor([self.processor.unconditional_tokens()], device=embeds.device)
@@ -290,25 +261,3 @@ class OpenUni(CausalModel):
             return without + guidance * (conditional - without)
 
         return flow.solve(guided, start, self.config.flow.sample_shift, self.config.flow.sample_steps)
-
-    # Training
-
-    def groups(self) -> Mapping[str, Sequence[str]]:
-        """Groups of parameters by prefix; every parameter is in exactly one."""
-        return {
-            "vision": ("model.vision_tower.",),
-            "aligner": ("model.multi_modal_projector.",),
-            "lm": ("model.language_model.", "lm_head."),
-            "queries": ("meta_queries.",),
-            "connector": ("connector.", "connector_input.", "projector."),
-            "dit": ("transformer.",),
-        }
-
-    def groups_of_pass(self, pass_name: str, takes_images: bool) -> Sequence[str]:
-        """What is behind the language model takes part in generation only; tower and aligner where rows carry images."""
-        seeing = ("vision", "aligner") if takes_images else ()
-        assert pass_name in (UNDERSTAND, GENERATE)
-        return (*seeing, "lm") if pass_name == UNDERSTAND else (*seeing, "lm", "queries", "connector", "dit")
-
-    def default_trainable(self) -> Sequence[str]:
-        return ("aligner", "lm", "queries", "connector", "dit")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import InternVLModel
 from transformers.initialization import no_init_weights
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from megaunigame.attention import plain as plain_attention
 from megaunigame.errors import ModelError
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.openuni.configuration import OpenUniConfig
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 class MetaQueries(nn.Module):
     """Learned inputs whose hidden states describe the picture to generate.
 
-    A module of their own: ZeRO-3 gathers a parameter in its module's forward only.
+    A separate module: ZeRO-3 gathers a parameter in its module's forward only.
     """
 
     def __init__(self, count: int, width: int):
@@ -46,7 +43,7 @@ def diffusers_class(name: str) -> Any:
 
 
 def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
-    """Children of the model by name, their weights not initialised; built on the device of the surrounding context."""
+    """Children of the model by name, their weights not initialized; built on the device of the surrounding context."""
     transformer = diffusers_class("SanaTransformer2DModel")
     connector = config.connector_config()
     with no_init_weights():
@@ -64,24 +61,7 @@ def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
 
 
 def autoencoder(config: OpenUniConfig) -> AutoencoderDC:
-    """diffusers' AutoencoderDC, its weights not initialised."""
+    """diffusers' AutoencoderDC, its weights not initialized."""
     kind = diffusers_class("AutoencoderDC")
     with no_init_weights():
         return kind(**config.autoencoder)
-
-
-def choose_attention(parts: dict[str, Any], attention: str) -> None:
-    """Attention implementation of tower, language model and connector; the transformer's is linear, and torch's sdpa."""
-    plain_attention.choose_attention(parts["model"].language_model, attention)
-    parts["model"].vision_tower.set_attn_implementation(attention)
-    parts["connector"].config._attn_implementation = attention
-
-
-def checkpoint_activations(parts: dict[str, Any]) -> None:
-    """Recompute activations in the backward, layer by layer; non-reentrant, as partitioned parameters need it."""
-    for part in (parts["model"].language_model, parts["model"].vision_tower):
-        part.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    for layer in parts["connector"].layers:
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-    parts["transformer"].enable_gradient_checkpointing()

@@ -6,21 +6,25 @@ OpenUni-B and -L are the official ones; the 38-billion model has that of OpenUni
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import InternVLConfig, PreTrainedTokenizerFast
+from transformers import InternVLConfig
 
-from megaunigame.models.named_sizes import named
-from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
+from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.conversation import IMAGE
-from megaunigame.models.openuni.folder import tiny_config, train_tokenizer, write_small_files
+from megaunigame.models.openuni.folder import config_for, train_tokenizer, write_small_files
+from megaunigame.models.shapes import read_shape
 from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
 
 VOCABULARY = 151674
 IMAGE_TOKEN = 151667
 TURN_END_TOKEN = 151645
-TINY, TINY_VOCABULARY = "tiny", 443
+TINY = Path(__file__).with_name("tiny.json")
+"""The model of the project's own scenes: 64 x 64 pixels, 64 visual tokens, 64 queries, latents of 8 channels on 8 x 8."""
+TINY_VOCABULARY = 443
 
 INTERNVIT_300M = {
     "hidden_size": 1024,
@@ -128,38 +132,20 @@ def openuni_38b(image_size: int = 512) -> OpenUniConfig:
 SIZES = {"b": openuni_b, "l": openuni_l, "38b": openuni_38b}
 
 
-def tiny(tokenizer: PreTrainedTokenizerFast, scaling_factor: float = 1.0) -> OpenUniConfig:
-    """The model of the project's own scenes: 64 x 64 pixels, 64 visual tokens, 64 queries, latents of 8 channels on 8 x 8."""
-    return tiny_config(
-        tokenizer,
-        image_size=64,
-        patch_size=4,
-        vision_width=64,
-        vision_layers=4,
-        width=128,
-        layers=4,
-        heads=4,
-        intermediate=384,
-        max_positions=512,
-        queries=64,
-        connector_layers=2,
-        dit_width=128,
-        dit_layers=6,
-        dit_heads=4,
-        autoencoder_widths=(32, 32, 64, 64),
-        autoencoder_layers=(0, 2, 1, 1),
-        latent_channels=8,
-        scaling_factor=scaling_factor,
-        flow=Flow(train_shift=1.0, sample_shift=1.0, sample_steps=20),
-    )
-
-
-def write_size(size: str, folder: Path) -> None:
-    """Write a folder of this size without weights. Raises ModelError for another size."""
-    tokenizer = train_tokenizer(STAND_IN_TEXT, STAND_IN_VOCABULARY)
-    config = named({TINY: lambda: tiny(tokenizer), **SIZES}, size, "openuni")()
-    if size == TINY:
-        config.internvl.text_config.vocab_size = TINY_VOCABULARY
+def write_published(size: str, folder: Path) -> None:
+    """Write a folder of one of `SIZES` without weights; its tokenizer is a stand-in."""
+    tokenizer, config = train_tokenizer(STAND_IN_TEXT, STAND_IN_VOCABULARY), SIZES[size]()
     config.internvl.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
     config.internvl.text_config.eos_token_id = tokenizer.eos_token_id
     write_small_files(folder, config, tokenizer)
+
+
+def write_tiny(folder: Path) -> None:
+    """Write a folder of `TINY` without weights; its tokenizer is a stand-in."""
+    tokenizer = train_tokenizer(STAND_IN_TEXT, STAND_IN_VOCABULARY)
+    shape = read_shape(TINY, {"internvl": {"text_config": {"vocab_size": TINY_VOCABULARY}}})
+    write_small_files(folder, config_for(tokenizer, shape), tokenizer)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {"tiny": write_tiny, **{size: partial(write_published, size) for size in SIZES}}
+"""Name -> writes a folder without weights."""

@@ -1,6 +1,6 @@
 """Conversations as token ids, with labels, image slots and segments that are exact by construction.
 
-Every piece is tokenised alone, so a label can never start in the middle of a token. A family states its pieces::
+Every piece is tokenized alone, so a label can never start in the middle of a token. A family states its pieces::
 
     head opening [images] question closing answer eos   next_opening question closing answer eos   ...
 """
@@ -73,7 +73,7 @@ class ConversationFormat(ABC):
             if number > 1 and not independent:
                 sequence.add(self.next_opening)
             self._ask(sequence, question, after_images=images > 0 and (number == 1 or independent), segment=segment)
-            sequence.add([*self.encode(self.before_answer + answer), self.eos], labelled=True, segment=segment)
+            sequence.add([*self.encode(self.before_answer + answer), self.eos], labeled=True, segment=segment)
             if len(sequence) > limit:
                 sequence.cut(limit if number == 1 else before)
                 sequence.intact = number > 1

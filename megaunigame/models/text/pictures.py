@@ -1,4 +1,4 @@
-"""uint8 pictures of any size -> normalised square tensors."""
+"""uint8 pictures of any size -> normalized square tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def crop(image: Tensor, side: int) -> Tensor:
     return image[:, top : top + side, left : left + side]
 
 
-class Normalise:
+class Normalize:
     """Values 0..255 (..., 3, h, w) -> float32: (value / 255 - mean) / std per channel, as one multiply and one add."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):

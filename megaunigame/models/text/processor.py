@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.text.conversation import ConversationFormat
-from megaunigame.models.text.pictures import Normalise, crop, fit
+from megaunigame.models.text.pictures import Normalize, crop, fit
 from megaunigame.models.text.sequences import TokenRow, pad, stack_sources
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
@@ -52,8 +52,8 @@ class RowProcessor:
         self.behind_prompt = behind_prompt
         self.loss_positions = loss_positions
         self.max_length = max_length
-        self.normalise_source = Normalise(mean, std)
-        self.normalise_target = Normalise(HALF, HALF)
+        self.normalize_source = Normalize(mean, std)
+        self.normalize_target = Normalize(HALF, HALF)
 
     @property
     def pad_id(self) -> int:
@@ -147,7 +147,7 @@ class RowProcessor:
             sequence = self._prompt(row.prompt, row.source is not None)
             sequences.append(self.format.unconditional(sequence) if row.unconditional else sequence)
             images.append([] if row.source is None or row.unconditional else [row.source])
-            targets[index] = self.normalise_target(crop(row.target, self.image_size))
+            targets[index] = self.normalize_target(crop(row.target, self.image_size))
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient
             sequences[-1].intact &= not row.unconditional
@@ -185,5 +185,5 @@ class RowProcessor:
         return inputs
 
     def _sources(self, images: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-        """uint8 pictures per row -> (B, I, 3, H, W) normalised and (B, I) validity."""
-        return stack_sources(images, self.source_size, lambda p: self.normalise_source(fit(p, self.source_size)))
+        """uint8 pictures per row -> (B, I, 3, H, W) normalized and (B, I) validity."""
+        return stack_sources(images, self.source_size, lambda p: self.normalize_source(fit(p, self.source_size)))

@@ -26,9 +26,9 @@ class TokenRow:
     intact: bool = True
     """False: some of its text is missing."""
 
-    def add(self, tokens: list[int], *, labelled: bool = False, slots: bool = False, segment: int = 0) -> None:
+    def add(self, tokens: list[int], *, labeled: bool = False, slots: bool = False, segment: int = 0) -> None:
         self.tokens += tokens
-        self.labels += tokens if labelled else [IGNORE] * len(tokens)
+        self.labels += tokens if labeled else [IGNORE] * len(tokens)
         self.slots += [slots] * len(tokens)
         self.segments += [segment] * len(tokens)
 
@@ -74,7 +74,7 @@ def pad(sequences: list[TokenRow], pad_id: int, *, left: bool, terms: Sequence[i
 def stack_sources(images: list[list[Tensor]], side: int, prepare: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Pictures per row -> (B, I, 3, side, side) and (B, I) validity; I >= 1 even without pictures.
 
-    `prepare` makes a normalised picture (3, side, side) of a uint8 one of any size.
+    `prepare` makes a normalized picture (3, side, side) of a uint8 one of any size.
     """
     slots = max(1, *map(len, images))
     pixels = torch.zeros(len(images), slots, 3, side, side)

@@ -50,4 +50,3 @@ KEYS = KeyTable(
     expected="official keys (model.layers., lm_head., encoder.down.) or Hugging Face ones (model.text_model., model.vqmodel.)",
     flattened=(".q.weight", ".k.weight", ".v.weight", ".proj_out.weight"),
 )
-open_weights = KEYS.open

@@ -83,4 +83,3 @@ KEYS = KeyTable(
     "Hugging Face ones (model.vision_model., model.language_model., model.vqmodel.)",
     squeezed=("pos_embed",),
 )
-open_weights = KEYS.open

@@ -84,7 +84,6 @@ KEYS = KeyTable(
     expected="official keys (lmm.vision_model., lmm.language_model., connector., transformer., vae.) or "
     "ours (model.vision_tower., model.language_model., ...)",
 )
-open_weights = KEYS.open
 
 
 def official_weights(model: Weights, frozen: Weights) -> Iterator[tuple[str, Tensor]]:

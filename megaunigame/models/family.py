@@ -1,0 +1,130 @@
+"""What every family does with a model folder, from the few things that it states about itself.
+
+A family is a folder next to this file: `model.py` (the network and its two passes), `keys.py` (names in its checkpoints),
+`configuration.py` (its config.json), and its sequences (`conversation.py`, `processor.py`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from megaunigame.models.base import Processor, UnifiedModel
+from megaunigame.models.weights.frozen import Frozen
+from megaunigame.models.weights.loading import check_names, check_shapes, load_plain
+from megaunigame.models.weights.renamed import KeyTable, RenamedWeights
+from megaunigame.models.weights.settings_files import copy_settings
+from megaunigame.models.weights.tensor_files import TensorFiles
+
+F = TypeVar("F", bound="Family")
+
+
+class Family(UnifiedModel):
+    """A model whose trained modules follow from its configuration, next to one frozen tokenizer of pictures.
+
+    The frozen tokenizer is not a submodule: `load_frozen` builds it, replicated.
+    """
+
+    keys: ClassVar[KeyTable]
+    """How the keys of its checkpoints are read."""
+    frozen_name: ClassVar[str]
+    """What the frozen tokenizer is, for messages."""
+    config: Any
+    frozen: Frozen
+
+    @staticmethod
+    @abstractmethod
+    def configuration(path: str) -> Any:
+        """The configuration in the model folder `path`. Raises ModelError for another family or an incomplete one."""
+
+    @staticmethod
+    @abstractmethod
+    def trained_parts(config: Any) -> dict[str, nn.Module]:
+        """Children of the model by name, their weights not initialized; built on the device of the surrounding context."""
+
+    @abstractmethod
+    def choose_attention(self, attention: str) -> None:
+        """Attend by `attention`, a value of `model.attention`."""
+
+    @abstractmethod
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward, layer by layer; non-reentrant, as partitioned parameters need it."""
+
+    def __init__(self, config: Any, processor: Processor, *, attention: str, gradient_checkpointing: bool):
+        super().__init__()
+        self.config, self.processor, self.frozen = config, processor, Frozen(self.frozen_name)
+        for name, part in self.trained_parts(config).items():
+            self.add_module(name, part)
+        self.choose_attention(attention)
+        if gradient_checkpointing:
+            self.checkpoint_activations()
+
+    @classmethod
+    def build(cls: type[F], path: str, processor: Processor, *, attention: str, gradient_checkpointing: bool) -> F:
+        """Construct from the configuration in `path`; the weights are left uninitialized."""
+        config = cls.configuration(path)
+        return cls(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+
+    @classmethod
+    def write_settings(cls, path: str, out: Path) -> None:
+        """The small files of the folder `path` as they are."""
+        copy_settings(Path(path), out)
+
+    # Weights
+
+    @classmethod
+    def files(cls, path: str) -> TensorFiles:
+        """The files that hold the weights of the folder `path`."""
+        return TensorFiles.of_folder(path)
+
+    @classmethod
+    def weights(cls, path: str) -> RenamedWeights:
+        """Lazily read weights under our parameter names, names and shapes checked against `path`/config.json.
+
+        Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
+        """
+        weights, _ = cls.keys.open(cls.files(path), path)
+        with torch.device("meta"):
+            parts = nn.ModuleDict(cls.trained_parts(cls.configuration(path)))
+        expected = {name: tensor.shape for name, tensor in parts.state_dict().items()}
+        check_names(expected, weights.names(), path)
+        check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
+        return weights
+
+    @classmethod
+    def frozen_weights(cls, path: str) -> RenamedWeights:
+        """The frozen tokenizer, under the names it has in an exported folder."""
+        return cls.keys.open(cls.files(path), path)[1].prefixed(cls.keys.frozen)
+
+    def hold_frozen(self, module: nn.Module) -> None:
+        """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
+        self.frozen.keep(module)
+
+    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
+        """Build and load the frozen tokenizer, outside the module tree."""
+        _, weights = self.keys.open(self.files(path), path)
+        self.frozen.load(self.build_frozen(), weights, path, device, dtype)
+
+    @classmethod
+    def load(
+        cls: type[F],
+        path: str | Path,
+        *,
+        attention: str = "sdpa",
+        max_length: int = 2048,
+        gradient_checkpointing: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> F:
+        """The whole model in one process, without an engine; in eval mode."""
+        processor = cls.open_processor(str(path), max_length=max_length)
+        model = cls.build(str(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+        for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
+            parameter.data = parameter.data.to(dtype)
+        load_plain(model, cls.weights(str(path)), str(path))
+        model.load_frozen(str(path), torch.device(device), dtype)
+        return model.to(device).eval()

@@ -1,0 +1,74 @@
+"""One new folder is all that a family takes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import LlamaConfig
+
+from megaunigame import models
+from megaunigame.config import ModelConfig
+from megaunigame.engine.parameters import choose_trainable
+from megaunigame.errors import ConfigError
+from megaunigame.models.base import UnifiedModel
+from megaunigame.models.text.small_tokenizer import small_tokenizer
+from megaunigame.registry import available, find
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.models.shared import PLAN, built, generate, understand
+
+NEWCOMER = Path(__file__).parent / "new_family"
+
+
+@pytest.fixture
+def family(monkeypatch):
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(NEWCOMER)])
+    yield find("models", "patches", UnifiedModel)
+    sys.modules.pop("megaunigame.models.patches", None)
+
+
+@pytest.fixture
+def folder(family, tmp_path):
+    """A model folder with random weights."""
+    special = ["<pad>", "<eos>", "<img>", "<patch>", "</img>"]
+    tokenizer = small_tokenizer(["what is this ? a ball >"], 300, special, pad="<pad>", bos=None, eos="<eos>")
+    tokenizer.save_pretrained(tmp_path)
+    widths = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaConfig(vocab_size=len(tokenizer), **widths).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = built(family, tmp_path, max_length=64)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_one_folder_is_a_family(family, folder, picture):
+    assert "patches" in available("models", UnifiedModel) and family.language_layers(str(folder)) == 1
+    model = family.load(folder, max_length=64).train()
+    asked = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [("what is this ?", "a ball")]), None))
+    drawn = model(GENERATE, generate(model, GenerateRow("a ball", picture(0), source=picture(1)), None))
+    for output in (asked, drawn):
+        assert output.loss_sum[0] > 0 and output.loss_sum[1] == 0
+    pixels = model.decode(drawn.hidden, anchor=drawn.target).pixels
+    (asked.loss_sum.sum() + drawn.loss_sum.sum() + pixels.mean()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    sampled = model.sample(
+        model.processor.generate_prompts(["a ball"]), guidance=2.0, temperature=1.0, generator=torch.Generator()
+    )
+    assert sampled.shape == (1, 3, 16, 16)
+
+
+def test_a_wrong_group_is_answered_with_those_of_the_family(family, folder):
+    model = built(family, folder, max_length=64)
+    with pytest.raises(
+        ConfigError, match=r"Unknown group in model.groups 'lmm'. Did you mean 'lm'\? Legal: vision, lm, drawing"
+    ):
+        choose_trainable(model, ModelConfig(family="patches", train="full", groups=["lmm"]), PLAN, seed=0)
+    choose_trainable(model, ModelConfig(family="patches", train="full"), PLAN, seed=0)
+    assert {model.group_of(n) for n, p in model.named_parameters() if p.requires_grad} == {"lm", "drawing"}
