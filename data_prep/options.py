@@ -1,4 +1,4 @@
-"""Command line options that the commands writing shards have in common."""
+"""Command line options of all commands that write shards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_failure_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.01,
         metavar="X",
-        help="most entries, as a share of all, that may fail (default 0.01)",
+        help="largest fraction of the entries that may fail (default 0.01)",
     )
 
 

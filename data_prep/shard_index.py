@@ -17,7 +17,7 @@ META_FIELD = "json"
 def index_of(tar: Path) -> dict[str, Any]:
     """The index of a tar from one scan of its headers: for every key, offset and size of each field's data.
 
-    Numbers at the top level of a sample's json become its `columns`, which filters of a training run can ask for.
+    Numbers at the top level of a sample's json become its `columns`, which filters of a training run can use.
     Raises DataError when the tar cannot be read to its end or the fields of a key are not adjacent.
     """
     samples: list[dict[str, Any]] = []
@@ -34,7 +34,7 @@ def index_of(tar: Path) -> dict[str, Any]:
 
 
 def _numbers(meta: bytes) -> dict[str, int | float]:
-    """Finite numbers at the top level of a json object; none in what is no object (decoding the sample tells of that)."""
+    """Finite numbers at the top level of a json object; none if it is not an object (decoding the sample reports that)."""
     try:
         record = json.loads(meta)
     except ValueError:

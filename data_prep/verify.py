@@ -1,4 +1,4 @@
-"""`python -m data_prep verify DIR`: is every shard what its index, statistics and manifest say, and every field whole?"""
+"""`python -m data_prep verify DIR`: checks shards against index, statistics and manifest, and decodes every field."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns 0 when all is well, 1 when a shard has a fault. Raises DataError when there is no manifest."""
+    """Returns 0, or 1 when a shard has a fault. Raises DataError without a manifest."""
     require_at_least(arguments, workers=1)
     manifest = read_manifest(arguments.folder)
     faults = 0
@@ -127,7 +127,7 @@ def _fault_in(key: str, fields: dict[str, bytes]) -> str | None:
 
 
 def check_sample(sample: Sample) -> None:
-    """Raises DataError when a part of a sample cannot be decoded, or parts do not fit each other."""
+    """Raises DataError when a field of a sample cannot be decoded, or fields contradict each other."""
 
     def refuse(problem: str) -> NoReturn:
         raise DataError(f"sample {sample.key!r}: {problem}")
@@ -154,15 +154,15 @@ def check_sample(sample: Sample) -> None:
 
 
 def check_palette(key: str, segmentation: bytes) -> None:
-    """Raises DataError when an indexed segmentation PNG has ids that its palette does not have.
+    """Raises DataError when an indexed segmentation PNG has ids that its palette lacks.
 
-    Grey ones (ids without colours) pass; that the picture is one of the two has been seen when it was decoded.
+    Gray ones (ids without colors) pass; decoding has already checked that the picture is one of the two.
     """
     with Image.open(io.BytesIO(segmentation)) as picture:
         palette = picture.getpalette()
         largest = int(np.asarray(picture).max())
     if palette is not None and largest >= len(palette) // 3:
-        raise DataError(f"sample {key!r}: segmentation has id {largest}, its palette only {len(palette) // 3} colours")
+        raise DataError(f"sample {key!r}: segmentation has id {largest}, its palette only {len(palette) // 3} colors")
 
 
 def _check_conversations(key: str, meta: dict[str, Any], has_image: bool) -> None:
