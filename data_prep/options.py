@@ -8,14 +8,12 @@ from megaunigame.errors import DataError
 
 
 def add_part_options(parser: argparse.ArgumentParser) -> None:
-    """--rank, --world, --overwrite."""
     parser.add_argument("--rank", type=int, default=0, help="this process writes shards RANK, RANK+WORLD, ... (default 0)")
     parser.add_argument("--world", type=int, default=1, help="processes, of a job array for example (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace shards written with other settings")
 
 
 def add_failure_options(parser: argparse.ArgumentParser) -> None:
-    """--retry-failed, --max-failed-fraction."""
     parser.add_argument("--retry-failed", action="store_true", help="write the shards again in which something failed")
     parser.add_argument(
         "--max-failed-fraction",

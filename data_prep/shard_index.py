@@ -1,10 +1,11 @@
-"""What is where in a tar: the content of NAME-000000.idx.json."""
+"""The index of a tar (NAME-000000.idx.json), and reading samples by it."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def index_of(tar: Path) -> dict[str, Any]:
                     sample["columns"] = columns
             samples.append(sample)
     return {"version": INDEX_VERSION, "samples": samples}
+
+
+def read_samples(
+    tar: Path, index: dict[str, Any], only: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and fields of every sample of a tar, in order; of the fields those in `only`, if given."""
+    with open(tar, "rb") as stream:
+        for sample in index["samples"]:
+            fields = {}
+            for name, (offset, size) in sample["fields"].items():
+                if only is None or name in only:
+                    stream.seek(offset)
+                    fields[name] = stream.read(size)
+            yield sample["key"], fields
 
 
 def _numbers(meta: bytes) -> dict[str, int | float]:

@@ -20,6 +20,7 @@ from data_prep.contact_sheet import contact_sheet
 from data_prep.inputs.conversation import MARKER
 from data_prep.options import require_at_least
 from data_prep.picture_statistics import picture_statistics, sample_at
+from data_prep.shard_index import read_samples
 from data_prep.shard_writer import FAILURES, MANIFEST
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
@@ -120,11 +121,8 @@ def records(folder: Path, manifest: dict[str, Any]) -> Iterable[dict[str, Any]]:
     """The json of every sample, in order, read through the indices."""
     for shard in manifest["shards"]:
         index = json.loads((folder / shard["file"]).with_suffix(".idx.json").read_text())
-        with open(folder / shard["file"], "rb") as tar:
-            for sample in index["samples"]:
-                offset, size = sample["fields"]["json"]
-                tar.seek(offset)
-                yield json.loads(tar.read(size))
+        for _, fields in read_samples(folder / shard["file"], index, only=("json",)):
+            yield json.loads(fields["json"])
 
 
 def question_statistics(samples: Iterable[dict[str, Any]]) -> dict[str, KindStatistics]:

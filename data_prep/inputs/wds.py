@@ -15,7 +15,7 @@ from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
 from data_prep.inputs.sample import EntryFailure, packed, short_key
-from data_prep.shard_index import index_of
+from data_prep.shard_index import index_of, read_samples
 from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.errors import DataError
 
@@ -56,18 +56,11 @@ class Tars(Input):
 
 
 def _samples(tar: Path, failures: list[Failure]) -> Iterator[ShardSample]:
-    index = index_of(tar)
-    with open(tar, "rb") as stream:
-        for entry in index["samples"]:
-            fields = {}
-            for name, (offset, size) in entry["fields"].items():
-                if name in (*PICTURES, *TARGETS, "txt", "json"):
-                    stream.seek(offset)
-                    fields[name] = stream.read(size)
-            try:
-                yield _sample(entry["key"], fields)
-            except EntryFailure as failure:
-                failures.append({"key": entry["key"], "image": tar.name, "reason": str(failure)})
+    for key, fields in read_samples(tar, index_of(tar), only=(*PICTURES, *TARGETS, "txt", "json")):
+        try:
+            yield _sample(key, fields)
+        except EntryFailure as failure:
+            failures.append({"key": key, "image": tar.name, "reason": str(failure)})
 
 
 def _sample(key: str, fields: Mapping[str, bytes]) -> ShardSample:
