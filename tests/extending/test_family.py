@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig
 
-from megaunigame import models
 from megaunigame.config import ModelConfig
 from megaunigame.engine.parameters import choose_trainable
 from megaunigame.errors import ConfigError
@@ -20,16 +16,13 @@ from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.registry import available, find
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.models.conftest import picture  # noqa: F401
 from tests.models.shared import PLAN, built, generate, understand
-
-NEWCOMER = Path(__file__).parent / "new_family"
 
 
 @pytest.fixture
-def family(monkeypatch):
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(NEWCOMER)])
-    yield find("models", "patches", UnifiedModel)
-    sys.modules.pop("megaunigame.models.patches", None)
+def family(examples):
+    return find("models", "patches", UnifiedModel)
 
 
 @pytest.fixture
@@ -48,7 +41,7 @@ def folder(family, tmp_path):
     return tmp_path
 
 
-def test_one_folder_is_a_family(family, folder, picture):
+def test_one_folder_is_a_family(family, folder, picture):  # noqa: F811
     assert "patches" in available("models", UnifiedModel) and family.language_layers(str(folder)) == 1
     model = family.load(folder, max_length=64).train()
     asked = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [("what is this ?", "a ball")]), None))
