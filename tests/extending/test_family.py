@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import nn
-from transformers import LlamaConfig
 
 from megaunigame.config import ModelConfig
 from megaunigame.engine.parameters import choose_trainable
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.registry import available, find
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.extending.conftest import write_patches
 from tests.models.conftest import picture  # noqa: F401
 from tests.models.shared import PLAN, built, generate, understand
 
@@ -27,18 +24,7 @@ def family(examples):
 
 @pytest.fixture
 def folder(family, tmp_path):
-    """A model folder with random weights."""
-    special = ["<pad>", "<eos>", "<img>", "<patch>", "</img>"]
-    tokenizer = small_tokenizer(["what is this ? a ball >"], 300, special, pad="<pad>", bos=None, eos="<eos>")
-    tokenizer.save_pretrained(tmp_path)
-    widths = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaConfig(vocab_size=len(tokenizer), **widths).save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    model = built(family, tmp_path, max_length=64)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    return tmp_path
+    return write_patches(tmp_path)
 
 
 def test_one_folder_is_a_family(family, folder, picture):  # noqa: F811

@@ -1,4 +1,5 @@
-"""One run whose objectives, representations, adversary, data source and suite are the examples, in one process."""
+"""One run whose objectives, representations, adversary, data source and suite are the examples, in one process; on a family
+that is there, and on that of the example."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from megaunigame.objectives.player import Player
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.training.trainer import Trainer
 from tests.data.shard_files import encoded
+from tests.extending.conftest import write_patches
 from tests.multi_process.tiny_run import sample, write_model, write_pictures, write_recipe
 
 OBJECTIVES = {
@@ -73,10 +75,12 @@ def noted(player: Player, calls: list, passes: list) -> None:
         note(hook)
 
 
-@pytest.fixture(scope="module")
-def run(examples, world, tmp_path_factory):
+@pytest.fixture(scope="module", params=["janus", "patches"])
+def run(request, examples, world, tmp_path_factory):
     home = tmp_path_factory.mktemp("extended")
-    write_model(home / "model")
+    model = home / "model"
+    model.mkdir()
+    {"janus": write_model, "patches": write_patches}[request.param](model)
     write_folder(home / "pictures", [n for n in range(1, 40) if n % 5 and n % 7])
     write_pictures(home / "held_out", 3)
     recipe = write_recipe(
@@ -86,8 +90,8 @@ def run(examples, world, tmp_path_factory):
         batch={"accumulation": 2},
         evaluation={"suites": {"perplexity": {"shards": str(home / "held_out"), "batch": 2}}},
     )
-    text = json.dumps(OBJECTIVES)
-    trainer = Trainer(load_recipe(str(recipe), [f"objectives={text}"]), world)
+    overrides = [f"objectives={json.dumps(OBJECTIVES)}", f"model.family={request.param}"]
+    trainer = Trainer(load_recipe(str(recipe), overrides), world)
     squared, game = trainer.players
     first, calls, passes = game.adversary.direction.detach().clone(), [], []
     noted(squared, calls, passes)
