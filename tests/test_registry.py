@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 import pytest
 
@@ -26,3 +27,14 @@ def test_a_file_without_its_class_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     with pytest.raises(ConfigError, match="exactly one Objective; found 0"):
         find("objectives", "empty", Objective)
+
+
+def test_a_class_of_a_longer_name_is_not_taken_for_its_own(tmp_path, monkeypatch):
+    source = "from megaunigame.objectives.understanding import Understanding\n\nclass Understand(Understanding):\n    pass\n"
+    (tmp_path / "understand.py").write_text(source)
+    package = importlib.import_module("megaunigame.objectives")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    try:
+        assert find("objectives", "understand", Objective).__name__ == "Understand"
+    finally:
+        sys.modules.pop("megaunigame.objectives.understand", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from megaunigame.adversary.base import Adversary
 from megaunigame.config import MixedConfig, StreamConfig
@@ -20,6 +21,7 @@ from megaunigame.registry import available, find
 from megaunigame.representations.base import Representation
 from megaunigame.settings import fill
 from tests.data.shard_files import sample_fields
+from tests.evaluation.fakes import FakeModel, bright_dark, on_ranks, write_tars
 from tests.extending.conftest import ROOMS
 
 NEW = [
@@ -71,6 +73,19 @@ def test_a_new_source_can_be_mixed(examples, tmp_path):
         open_stream("train", StreamConfig(str(tmp_path), backend="pictures"), 0)
     with pytest.raises(ConfigError, match="data.train.where: backend=pictures has no filters"):
         open_stream("train", StreamConfig(str(tmp_path / "a"), where=["has depth.png"], backend="pictures"), 0)
+
+
+def test_a_new_suite_finds_the_same_on_any_number_of_ranks(examples, tmp_path):
+    shards = write_tars(tmp_path / "shards", bright_dark(5))
+    kind = find("evaluation.suites", "perplexity", Suite)
+    suite = kind(fill(kind.Config, {"shards": shards, "batch": 2}, "evaluation.suites.perplexity"))
+
+    def run(world):
+        with torch.no_grad():
+            return suite.run(FakeModel().eval(), world, tmp_path)
+
+    (alone,) = on_ranks(1, run)
+    assert on_ranks(2, run) == [alone, alone] and alone["tables"][0]["rows"][0][1] > 5
 
 
 def test_a_sample_without_a_new_target_says_what_to_do(examples):
