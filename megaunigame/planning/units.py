@@ -1,4 +1,4 @@
-"""Numbers of a plan as a reader takes them in."""
+"""Numbers of a plan with units."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ COLORS = ("#9aa5b1", "#b3362b", "#2f6f9f", "#5fa3c7", "#e0a33c", "#8a5a9e", "#1b
 """Of the phases, in their order."""
 OPTION = re.compile(r"(?<!\S)--\w[\w-]*( \d+)?")
 NARROW = 0.06
-"""Share of the longest bar below which a phase is not labelled."""
+"""Share of the longest bar below which a phase is not labeled."""
 
 
 def profile_page(measured: Sequence[Measured], command: str) -> str:
@@ -63,12 +63,12 @@ def profile_page(measured: Sequence[Measured], command: str) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """HTML in which no line breaks between the hyphens of an option."""
+    """HTML without line breaks inside an option."""
     return OPTION.sub(r'<span style="white-space: nowrap">\g<0></span>', escape(text))
 
 
 def _tiles(measured: Sequence[Measured]) -> list[tuple[str, str]]:
-    """Of one recipe, which comes first, and its twin, if any."""
+    """Of one recipe (the first) and its twin, if any."""
     head, *twin = measured
     tiles = [
         ("seconds a step, median", f"{head.seconds:.3g}"),
@@ -83,7 +83,7 @@ def _tiles(measured: Sequence[Measured]) -> list[tuple[str, str]]:
 
 
 def _is_light(color: str) -> bool:
-    """Whether dark letters are easier to read on it than white ones."""
+    """Whether dark letters are easier to read on `color` than white ones."""
     red, green, blue = to_rgb(color)
     return 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
 

@@ -34,23 +34,23 @@ class Fetched:
 
     step: Step
     bad: list[list[BadSample]]
-    """Per micro-step: samples that were replaced."""
+    """Replaced samples, per micro-step."""
     waited: float
-    """Seconds."""
+    """Seconds waited for the data."""
 
 
 @dataclass
 class Agreed:
-    """Sums over all ranks, known before the update."""
+    """Sums over all ranks, made before the update."""
 
     terms: Tensor
-    """(T,) float64: of each loss term."""
+    """(T,) float64: sum of each loss term."""
     counted: list[float]
-    """What `Performance` counts."""
+    """Sums of `Performance.counts`."""
 
 
 class Stepper:
-    """Makes optimizer steps. Every rank makes the same calls in the same order, whatever its data."""
+    """Makes optimizer steps. Every rank makes the same calls in the same order, regardless of its data."""
 
     def __init__(
         self, parts: Assembly, learner: Learner, players: Sequence[Player], bad_samples: BadSampleCounter, phases: Phases
@@ -65,7 +65,7 @@ class Stepper:
         self.signalled = False
         """This rank was asked to stop. Written by the signal handler only, at any moment."""
         self.stop_requested = False
-        """All ranks have agreed to stop after this step. Written in `_agree` only: a rank must never leave alone."""
+        """All ranks have agreed to stop after this step. Written in `_agree` only: a rank must never stop alone."""
 
     def step(self, number: int, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """Optimizer step `number` (0 is the first of the run); returns its metrics, equal on all ranks."""
@@ -94,7 +94,7 @@ class Stepper:
         return Fetched(Step(number, lr, micro_steps), [b.bad for b in batches], time.perf_counter() - started)
 
     def _run(self, fetched: Fetched, weights: Tensor, counts: Tensor) -> Agreed:
-        """All passes and backwards, and the update. The ranks agree before the last backward, which updates."""
+        """All passes and backwards, and the update. The ranks agree before the last backward, which includes the update."""
         step, sums = fetched.step, torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
         for micro in step.micro_steps:
@@ -106,7 +106,7 @@ class Stepper:
         return agreed
 
     def _forward(self, step: Step, micro: MicroStep, like: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
-        """The passes of one micro-step; (T,) what it adds to each term. Notes the loss of each row."""
+        """(T,) what the passes of one micro-step add to each term. Appends the loss of each row to `row_losses`."""
         for name, inputs in micro.inputs.items():
             micro.inputs[name] = inputs.to(self.world.device)
         with self.phases(PLAYERS):
@@ -120,7 +120,7 @@ class Stepper:
                 output = self.learner.forward(name, inputs)
                 term_sums = term_sums + self.terms.sums(name, inputs, output)
             row_losses.append((inputs.keys, output.loss_sum.detach()))
-            # A player may put rows into the passes that are still to come.
+            # A player may put rows into later passes.
             with self.phases(PLAYERS):
                 for player in self.players:
                     player.after_pass(step, micro, name, output)
