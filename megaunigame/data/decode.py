@@ -90,7 +90,7 @@ def _meta(key: str, data: bytes) -> dict[str, Any]:
     except ValueError as error:
         _refuse(key, META_FIELD, f"is not JSON ({error})")
     if not isinstance(meta, dict):
-        _refuse(key, META_FIELD, f"holds a JSON {type(meta).__name__}; an object with `conversations` is wanted")
+        _refuse(key, META_FIELD, f"holds a JSON {type(meta).__name__}, not an object with `conversations`")
     return meta
 
 
@@ -102,7 +102,7 @@ def _pixels(key: str, field: str, data: bytes, mode: ImageReadMode) -> Tensor:
         reason = str(error).split(", ", 2)[-1].split(". ")[0].rstrip(".")  # "function, file:line, reason. advice"
         _refuse(key, field, f"({len(data)} bytes) is not a readable JPEG, PNG or WebP picture: {reason}")
     if pixels.dim() != 3:
-        _refuse(key, field, f"is an animation of {len(pixels)} frames; one picture is wanted")
+        _refuse(key, field, f"is an animation of {len(pixels)} frames, not one picture")
     return pixels
 
 
@@ -119,7 +119,7 @@ def _depth(key: str, field: str, data: bytes) -> Tensor:
     pixels = _pixels(key, field, data, ImageReadMode.UNCHANGED)
     if pixels.dtype != torch.uint16 or len(pixels) != 1:
         bits = 16 if pixels.dtype == torch.uint16 else 8
-        _refuse(key, field, f"has {len(pixels)} channel(s) of {bits} bits; one channel of 16 bits is wanted")
+        _refuse(key, field, f"has {len(pixels)} channel(s) of {bits} bits; legal is one channel of 16 bits")
     return pixels[0].to(torch.int32)
 
 
@@ -133,7 +133,7 @@ def _segmentation(key: str, field: str, data: bytes) -> Tensor:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
         _refuse(key, field, f"({len(data)} bytes) is not a readable PNG ({type(error).__name__})")
     if mode not in ("P", "L"):
-        _refuse(key, field, f"is a PNG of mode {mode}; ids in a palette (P) or 8-bit gray (L) PNG are wanted")
+        _refuse(key, field, f"is a PNG of mode {mode}; legal are ids in a palette (P) or 8-bit gray (L) PNG")
     return torch.from_numpy(ids)
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from megaunigame.monitoring import page
-from megaunigame.monitoring.plots import GRID, INK, MUTED, data_uri
+from megaunigame.monitoring.plots import INK, MUTED, data_uri, style
 from megaunigame.profiling.measure import Measured
 from megaunigame.profiling.text import (
     fact_rows,
@@ -103,13 +103,8 @@ def bars(measured: Sequence[Measured]) -> Figure:
     axes.set_yticks(range(len(measured)), [m.name for m in measured], fontsize=9, color=INK)
     axes.invert_yaxis()
     axes.set_xlabel("seconds", fontsize=8, color=MUTED)
-    axes.tick_params(labelsize=8, colors=MUTED, length=0)
+    style(axes, grid="x")
     axes.tick_params(axis="y", labelsize=9, labelcolor=INK)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
     figure.legend(
         loc="outside upper left", ncols=len(shown_phases), fontsize=8, frameon=False, handlelength=1.0, columnspacing=1.2
     )

@@ -206,7 +206,7 @@ def test_remote_files_that_do_not_fit_the_manifest(tmp_path, what):
         (folder / "data-000000.idx.json").write_text(json.dumps({"version": 1, "samples": []}))
     else:
         (folder / "dataset.json").unlink()
-    words = {"tar": "bytes came, dataset.json says", "index": "sha256 differs", "manifest": "dataset.json is not there"}[what]
+    words = {"tar": "bytes, dataset.json says", "index": "sha256 differs", "manifest": "dataset.json is not there"}[what]
     with served(folder) as server, pytest.raises(DataError, match=words):
         index_of(server.url, tmp_path / "cache").read(0, 0)
     assert cached(tmp_path / "cache") == []

@@ -1,4 +1,4 @@
-"""`backend: index`: one data set as an endless source: its index, what filters leave of it, and the order of that."""
+"""`backend: index`: one data set as an endless source: its index, filters, and order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megaunigame.data.sources.order import Order
 from megaunigame.errors import ConfigError, UserError
 
 NEAR = 4
-"""Substitutes drawn from the same window, whose shards are at hand; later ones come from the whole epoch."""
+"""Number of substitutes from the same window, whose shards are open; later ones are from the whole epoch."""
 
 
 class IndexedSource(Backend):
@@ -26,7 +26,7 @@ class IndexedSource(Backend):
     exact = True
 
     def __init__(self, index: ShardIndex, seed: int, window: int, where: Sequence[str] = ()):
-        """`window` is in shards. Raises ConfigError for a filter that cannot be read, DataError for one that cannot be met."""
+        """`window` is in shards. Raises ConfigError for an illegal filter, DataError for one that nothing passes."""
         filters = [parse_filter(text) for text in where]
         self.index = index
         self.location = index.location
@@ -38,7 +38,7 @@ class IndexedSource(Backend):
             self.identity["where"] = " and ".join(map(str, filters))
             self.identity["samples that pass (hash)"] = self.selection.digest()
         self._near: range = range(0)
-        """Positions of the window last met."""
+        """Positions of the current window."""
 
     @classmethod
     def open(cls, key: str, config: StreamConfig, seed: int) -> IndexedSource:
@@ -82,7 +82,7 @@ class IndexedSource(Backend):
 
 
 def _cache(key: str, config: StreamConfig) -> ShardCache:
-    """Where shards of a URL are kept; a mix has one for all its data sets."""
+    """Cache for shards of a URL; one for all data sets of a mix."""
     if not config.cache.folder:
         stream = key.partition(".mix.")[0]
         raise ConfigError(
