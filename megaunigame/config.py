@@ -227,7 +227,7 @@ class Recipe:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, StreamConfig] = field(default_factory=dict)
-    """Name of a stream -> where its samples come from; objectives draw their rows from one of them."""
+    """Name of a stream -> its source of samples; objectives take their rows from a stream."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Module name in megaunigame/objectives -> its settings."""

@@ -50,7 +50,7 @@ class Mirror(Representation):
     "data.sources": (
         Backend,
         """
-from megaunigame.data.sources.base import Backend, Found
+from megaunigame.data.sources.base import Backend, SampleRef
 
 class Numbers(Backend):
     exact = True
@@ -63,7 +63,7 @@ class Numbers(Backend):
         return cls(config.shards, seed)
 
     def find(self, position, attempt):
-        return Found(f"{self.location}{position}", "", dict, lambda: None)
+        return SampleRef(f"{self.location}{position}", "", dict, lambda: None)
 """,
     ),
     "models": (

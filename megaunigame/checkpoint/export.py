@@ -62,7 +62,7 @@ def export_adapter(config: ModelConfig, step_folder: Path, out: Path) -> int:
 
 
 def _merged(family: type[UnifiedModel], config: ModelConfig, trained: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the exported folder, one at a time: W + (alpha / rank) B A where adapters were trained."""
+    """Every weight of the exported folder, one at a time: W + (alpha / rank) B A if adapters were trained."""
     for weights in (family.weights(config.path), family.frozen_weights(config.path)):
         for name in sorted(weights.names()):
             module = name.removesuffix(".weight")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megaunigame.data.loading.stream import Collator, Draw, MicroBatches
-from megaunigame.data.sources.base import Found, Stream
+from megaunigame.data.sources.base import SampleRef, Stream
 from megaunigame.step.requests import GENERATE, RowRequest
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
@@ -25,7 +25,7 @@ class SyntheticSource:
     def __init__(self, seed: int):
         self.seed = seed
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         raise RuntimeError("Synthetic rows are not samples of anything.")
 
 

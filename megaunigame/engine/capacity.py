@@ -63,7 +63,7 @@ def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage
         if whole + slices > memory.device:
             raise CapacityError(
                 f"Without gradient checkpointing, a micro-step of {len(plan.passes)} passes leaves the model whole on every "
-                f"rank until its backward is done: {whole / GIB:.1f} GiB next to a slice of {slices / GIB:.1f} GiB, where a "
+                f"rank until its backward is done: {whole / GIB:.1f} GiB plus a slice of {slices / GIB:.1f} GiB, but a "
                 f"rank has {memory.device / GIB:.1f} GiB. Type model.gradient_checkpointing=true."
             )
 

@@ -94,7 +94,7 @@ def check_peak(peak: int, uncovered: int, capacity: int) -> None:
     if peak + uncovered > capacity:
         raise CapacityError(
             f"The largest step does not fit: the dry run took {peak / GIB:.1f} GiB and gradients and update take up to "
-            f"{uncovered / GIB:.1f} GiB more, where {capacity / GIB:.1f} GiB of the GPU are free for it. Type "
+            f"{uncovered / GIB:.1f} GiB more, but only {capacity / GIB:.1f} GiB of the GPU are free. Type "
             "model.gradient_checkpointing=true, fewer rows in the objectives with a larger batch.accumulation, a smaller "
             "model.max_length, or more ranks; python launch/plan.py RECIPE shows what takes the memory."
         )

@@ -29,7 +29,7 @@ def seconds(value: float) -> str:
 
 
 def between(least: str, most: str) -> str:
-    """51.1 to 60.2 s, or 51.1 s where both are that."""
+    """51.1 to 60.2 s, or 51.1 s if both are equal."""
     if least == most:
         return most
     number, _, unit = least.partition(" ")

@@ -15,7 +15,7 @@ BYTE_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def heading(measured: Sequence[Measured]) -> str:
-    """What was measured, and on what."""
+    """Steps, warm-up, ranks and device."""
     m = measured[0]
     steps, warmup, ranks = _counted(m.steps, "step"), _counted(m.warmup, "step"), _counted(m.world_size, "rank")
     return f"{steps} after {warmup} of warm-up, {ranks}, {m.device}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megaunigame.config import MixedConfig, StreamConfig
 from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
-from megaunigame.data.sources.base import Cursor, Found
+from megaunigame.data.sources.base import Cursor, SampleRef
 from megaunigame.data.sources.blend import Blend
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.data.sources.order import Order
@@ -30,9 +30,9 @@ class Counted:
         self.location, self.seed, self.identity = name, seed, {"samples": samples}
         self.order = Order([samples], seed)
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         key = f"{self.location}:{self.order.locate(position)[2]}"
-        return Found(key, "0.tar", dict, lambda: None)
+        return SampleRef(key, "0.tar", dict, lambda: None)
 
 
 def blend(sizes: list[int], weights: list[int], seed: int) -> Blend:

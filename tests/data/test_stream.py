@@ -10,7 +10,7 @@ import torch
 from megaunigame.config import StreamConfig
 from megaunigame.data.loading.bad_samples import BadSampleCounter
 from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
-from megaunigame.data.sources.base import Cursor, Found
+from megaunigame.data.sources.base import Cursor, SampleRef
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import DataError
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
@@ -134,7 +134,7 @@ def test_rows_that_share_a_sample_read_it_once(folder, backend):
     reads = []
     find = stream.source.find
 
-    def counting(position: int, attempt: int) -> Found:
+    def counting(position: int, attempt: int) -> SampleRef:
         found = find(position, attempt)
         return dataclasses.replace(found, read=lambda: reads.append(found.key) or found.read())
 

@@ -34,7 +34,7 @@ class StreamPositions:
         assert request.stream is not None, "a player fills these rows"
         step, micro = divmod(micro_step, self.accumulation)
         owner, earlier = request, 0
-        while owner.shares is not None:  # what is shared may itself be shared
+        while owner.shares is not None:  # that term may itself share samples
             owner = next(r for r in self.plan.requests if r.term == owner.shares)
         for other in self.plan.requests:
             if other.term == owner.term:

@@ -22,7 +22,7 @@ from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.loading.bad_samples import BadSample
 from megaunigame.data.loading.packing import Packed, pack
 from megaunigame.data.loading.positions import StreamPositions
-from megaunigame.data.sources.base import Cursor, Found, Stream
+from megaunigame.data.sources.base import Cursor, SampleRef, Stream
 from megaunigame.errors import DataError, UserError
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
@@ -69,7 +69,7 @@ class Draw:
     sharing: bool
     """Whether any rows share samples; otherwise samples are not kept."""
     bad: dict[tuple[str, int, int], BadSample] = field(default_factory=dict)
-    found: dict[tuple[str, int, int], Found] = field(default_factory=dict)
+    refs: dict[tuple[str, int, int], SampleRef] = field(default_factory=dict)
     """By stream, position and attempt."""
     samples: dict[tuple[str, int, int], Sample] = field(default_factory=dict)
 
@@ -152,18 +152,18 @@ class MicroBatches(Dataset[MicroBatch]):
         stream, objective = self.streams[name], self.objective_of[request.term]
         for attempt in range(1 + SUBSTITUTES):
             place = name, position, attempt
-            if place not in draw.found:  # a broken index is not a bad sample: its DataError ends the run
-                draw.found[place] = stream.source.find(position, attempt)
-            found = draw.found[place]
+            if place not in draw.refs:  # a broken index is not a bad sample: its DataError ends the run
+                draw.refs[place] = stream.source.find(position, attempt)
+            ref = draw.refs[place]
             rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
             try:
-                sample = draw.samples.get(place) or decode_sample(found.key, found.read())
+                sample = draw.samples.get(place) or decode_sample(ref.key, ref.read())
                 if draw.sharing:
                     draw.samples[place] = sample
-                return objective.row(request, sample, rng), found.key
+                return objective.row(request, sample, rng), ref.key
             except (DataError, OSError) as error:
-                found.confirm()
-                last = BadSample(stream.name, found.key, found.shard, str(error))
+                ref.confirm()
+                last = BadSample(stream.name, ref.key, ref.shard, str(error))
                 draw.bad.setdefault(place, last)
         raise DataError(
             f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "

@@ -12,7 +12,7 @@ from megaunigame.errors import DataError
 
 
 @dataclass(frozen=True)
-class Found:
+class SampleRef:
     """Reference to a sample whose bytes are not read yet."""
 
     key: str
@@ -32,7 +32,7 @@ class Source(Protocol):
     identity: dict[str, str | int]
     """Everything besides the seed that determines which sample is at a position; names are for messages."""
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         """The sample at `position`; for attempt k >= 1, its k-th substitute.
 
         Raises DataError when the sample cannot be located (a broken index, a shard that was replaced or cannot be fetched):

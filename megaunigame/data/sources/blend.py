@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from megaunigame.data.sources.base import Found, Source
+from megaunigame.data.sources.base import SampleRef, Source
 from megaunigame.data.sources.order import permutation
 from megaunigame.errors import ConfigError
 
@@ -53,10 +53,10 @@ class Blend:
         source = int(source_of[offset])
         return source, block * int(self.weights[source]) + int(count_of[offset])
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         source, inner = self.locate(position)
-        found = self.sources[source].find(inner, attempt)
-        return dataclasses.replace(found, shard=f"{self.names[source]}/{found.shard}")
+        ref = self.sources[source].find(inner, attempt)
+        return dataclasses.replace(ref, shard=f"{self.names[source]}/{ref.shard}")
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Per position of the block: its source, and how many positions of that source come before it."""

@@ -11,7 +11,7 @@ from megaunigame.config import StreamConfig
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.remote import CachedFiles, is_url
-from megaunigame.data.sources.base import Backend, Found
+from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.data.sources.filters import parse_filter, select
 from megaunigame.data.sources.order import Order
 from megaunigame.errors import ConfigError, UserError
@@ -59,7 +59,7 @@ class IndexedSource(Backend):
         except UserError as error:
             raise type(error)(f"{key}: {error}") from error
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         if position not in self._near:
             self._enter_window(position)
         if attempt:
@@ -71,7 +71,7 @@ class IndexedSource(Backend):
         if self.selection is not None:
             i = self.selection.index(shard, i)
         confirm = partial(self.index.files.check_unchanged, shard)
-        return Found(self.index.key(shard, i), self.index.name(shard), partial(self._read, shard, i), confirm)
+        return SampleRef(self.index.key(shard, i), self.index.name(shard), partial(self._read, shard, i), confirm)
 
     def _read(self, shard: int, i: int) -> Mapping[str, bytes]:
         return self.index.read(shard, i)[1]

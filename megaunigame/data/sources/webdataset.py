@@ -23,7 +23,7 @@ from typing import NoReturn
 import webdataset
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.sources.base import Backend, Found
+from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
 
@@ -75,12 +75,12 @@ class Pipe(Backend):
     def open(cls, key: str, config: StreamConfig, seed: int) -> Pipe:
         return cls(config.shards, seed, config.shuffle_buffer)
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         if self._process != os.getpid():
             self._process = os.getpid()
             self._reader = self._read(derive(self.seed, position))
         item = next(self._reader)
-        return Found(item.key, item.shard, item.read, lambda: None)
+        return SampleRef(item.key, item.shard, item.read, lambda: None)
 
     def _read(self, seed: int) -> Iterator[_Sample | _Failure]:
         """Samples in shuffled order; a failure is yielded at once, so that a source with only failures is noticed."""
