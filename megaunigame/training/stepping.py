@@ -62,7 +62,7 @@ class Stepper:
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
-        self.signalled = False
+        self.signaled = False
         """This rank was asked to stop. Written by the signal handler only, at any moment."""
         self.stop_requested = False
         """All ranks have agreed to stop after this step. Written in `_agree` only: a rank must never stop alone."""
@@ -134,7 +134,7 @@ class Stepper:
         for micro, bad in zip(data.step.micro_steps, data.bad, strict=True):
             self.bad_samples.add(micro.plan, bad)
         # float64, because token counts of a large step do not fit fp32 exactly.
-        local = torch.tensor([*self.bad_samples.pending(), self.signalled], dtype=torch.float64).to(sums.device)
+        local = torch.tensor([*self.bad_samples.pending(), self.signaled], dtype=torch.float64).to(sums.device)
         parts = [sums.double(), local[:-1], self.performance.counts(), local[-1:]]
         totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
         terms = len(self.terms.names)

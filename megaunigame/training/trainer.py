@@ -177,7 +177,7 @@ class Trainer:
 
         def request_stop(signum: int, _frame: Any) -> None:
             log.warning("%s received: saving after this step, then stopping.", signal.Signals(signum).name)
-            self.stepper.signalled = True
+            self.stepper.signaled = True
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, request_stop)
