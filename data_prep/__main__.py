@@ -20,7 +20,7 @@ EXAMPLES = """examples (COMMAND --help shows more):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 (verify found a fault) or 2 (something for the user to mend)."""
+    """Run one command. Returns the exit code: 0, 1 (verify found a fault) or 2 (an error the user can fix)."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep",
         description="Makes, packs and checks WebDataset shards.",

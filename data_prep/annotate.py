@@ -43,8 +43,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "annotate",
         help="add depth, segmentation and picture-text similarity to shards",
-        description="Reads a folder of shards and writes another with targets beside every picture, shard for shard. Rows "
-        "without a picture pass through. Samples whose picture cannot be decoded, or for which a teacher gives nothing usable, "
+        description="Reads a folder of shards and writes another with targets for every picture, shard for shard. "
+        "Samples without a picture pass through. Samples whose picture cannot be decoded, or without a usable prediction, "
         f"are left out and listed in {FAILURES}; too many of them end the run. An interrupted run continues.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,8 +77,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Annotate. Raises DataError or ConfigError before a teacher is loaded, where that can be known; DataError, too, as
-    soon as more samples failed than are allowed."""
+    """Annotate. Raises DataError or ConfigError, before a teacher is loaded where possible, and DataError as soon as more
+    samples failed than are allowed."""
     _check(arguments)
     tasks = parse_tasks(arguments.tasks)
     settings = parse_settings(arguments, tasks)
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
-    """The tasks of `--tasks a,b`, in the order of TASKS. Raises ConfigError for another word, or one given twice."""
+    """The tasks of `--tasks a,b`, in the order of TASKS. Raises ConfigError for an unknown or repeated task."""
     given = [word.strip() for word in text.split(",")]
     if sorted(given) != sorted(set(given) & set(TASKS)):
         raise ConfigError(f"--tasks {text}: legal are some of {','.join(TASKS)}, each once, for example --tasks depth,clip.")
@@ -127,7 +127,7 @@ def parse_tasks(text: str) -> tuple[str, ...]:
 
 
 def parse_settings(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Settings per task, from `--TASK-model` and `--set`. Raises ConfigError for what is no setting of an asked task."""
+    """Settings per task, from `--TASK-model` and `--set`. Raises ConfigError for a bad or repeated setting, or another task."""
     settings: dict[str, dict[str, Any]] = {task: {} for task in tasks}
     models = {task: getattr(arguments, f"{task}_model") for task in TASKS}
     for given in [*(f"{task}.model={model}" for task, model in models.items() if model is not None), *arguments.set]:
@@ -142,7 +142,7 @@ def parse_settings(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> dic
         try:
             settings[task][name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            settings[task][name] = value  # a text that looks like YAML, as {key}.png does
+            settings[task][name] = value  # a text that is not valid YAML, such as {key}.png
         if isinstance(settings[task][name], dict | list):
             settings[task][name] = value
     return settings
@@ -151,7 +151,7 @@ def parse_settings(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> dic
 def config_of(
     index: ShardIndex, arguments: argparse.Namespace, names: dict[str, str], teachers: dict[str, Teacher]
 ) -> dict[str, Any]:
-    """All that decides what is written. No path and no device: ranks on other nodes may have theirs."""
+    """Everything that decides what is written. No path and no device: these may differ between ranks."""
     manifest = arguments.source / MANIFEST
     return {
         "command": "annotate",
@@ -168,7 +168,7 @@ def config_of(
 
 
 def summary(annotator: Annotator) -> str:
-    """How many pictures, how fast, and who took the time."""
+    """How many pictures, how fast, and where the time went."""
     if not annotator.images:
         return "nothing was left to annotate"
     taken = annotator.teacher_seconds
@@ -195,7 +195,7 @@ class SampleProgress:
         self._bar.close()
 
     def done(self, shard: int, samples: int) -> None:
-        """Shards come in rising order; those left out were there before, and their samples count as done in no time."""
+        """Shards come in ascending order; skipped ones existed before, and their samples count as done in no time."""
         while self._ahead and self._ahead[0][0] <= shard:
             number, size = self._ahead.pop(0)
             if number < shard:
@@ -208,7 +208,7 @@ def _check(arguments: argparse.Namespace) -> None:
     require_at_least(arguments, batch=1, threads=1, target_size=0)
     part_of(arguments)
     if not 0 <= arguments.max_failed_fraction <= 1:
-        raise ConfigError(f"--max-failed-fraction {arguments.max_failed_fraction}: a share from 0 to 1 is wanted.")
+        raise ConfigError(f"--max-failed-fraction {arguments.max_failed_fraction}: must be a fraction from 0 to 1.")
     if arguments.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.name):
         raise ConfigError(f"--name {arguments.name}: only letters, digits, - and _ can be part of a shard's name.")
     if arguments.out.resolve() == arguments.source.resolve():
@@ -216,7 +216,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _check_source(index: ShardIndex, tasks: tuple[str, ...], arguments: argparse.Namespace) -> None:
-    """Raises DataError for shards without json or pictures, and for targets that are there already."""
+    """Raises DataError for shards without json or pictures, and for targets that already exist."""
     if META_FIELD not in index.fields:
         raise DataError(
             f"{arguments.source}: its samples have {', '.join(index.fields)}, but no json; bring them into this project's form "
@@ -235,7 +235,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's own words for: no such device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for: no such device
         raise ConfigError(
             f"--device {name}: {str(error).splitlines()[0]} Legal here: auto, cpu or a GPU that exists."
         ) from error
@@ -243,6 +243,6 @@ def _device(name: str) -> torch.device:
 
 
 def _name_of(index: ShardIndex) -> str:
-    """The shards' own name: what stands before the number of the first."""
+    """The name of the shards: what precedes the number of the first."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(index.name(0)).stem)
     return re.sub(r"[-_]?\d+$", "", stem) or "shard"

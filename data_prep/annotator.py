@@ -1,7 +1,7 @@
 """One shard in, the same shard with targets out: read, decode, predict and encode, at the same time.
 
-Threads read and decode what comes next and encode what is done, while the calling thread does nothing but run the
-teachers: a GPU must not wait for PNG files. All tasks share one decode of the picture.
+Threads read and decode what comes next and encode what is done; the calling thread only runs the teachers: a GPU must not
+wait for PNG files. All tasks share one decode of the picture.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from megaunigame.errors import ConfigError, DataError
 
 EXISTING = ("refuse", "keep", "replace")
 LOOK_AHEAD = 4
-"""Batches handed to a teacher at once: among so many pictures it finds enough of the same size to fill a forward."""
+"""Batches handed to a teacher at once, so that it finds enough pictures of the same size to fill a forward."""
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 @dataclass
-class Row:
-    """A sample on its way through."""
+class Item:
+    """A sample being annotated."""
 
     key: str
     fields: dict[str, bytes]
@@ -49,7 +49,7 @@ class Row:
 
 
 class Annotator:
-    """The shard function of `data_prep annotate`. Its counters tell where the time went."""
+    """The shard function of `data_prep annotate`. Its counters say where the time went."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Annotator:
         progress: Callable[[int, int], None],
         failed: Callable[[dict[str, str]], None],
     ):
-        """`existing` is one of `EXISTING`: what to do with a target the source has. `progress(shard, samples)` is told of
-        samples done, `failed({key, reason})` of each that failed; it may raise to end the run."""
+        """`existing` is one of `EXISTING`: what to do with a target the source has. `progress(shard, samples)` is called
+        for samples done, `failed({key, reason})` for each that failed; it may raise to end the run."""
         self._index, self._teachers = index, teachers
         self._chunk, self._threads = LOOK_AHEAD * batch, threads
         self._target_size, self._existing = target_size, existing
@@ -71,13 +71,12 @@ class Annotator:
         self.images = 0
         """Pictures the teachers saw."""
         self.seconds = 0.0
-        """In shards, all in all."""
+        """Spent in `shard`, in total."""
         self.teacher_seconds = dict.fromkeys(teachers, 0.0)
 
     def shard(self, number: int) -> Shard:
-        shard = Shard(samples=())
-        shard.samples = self._samples(number, shard.failures)
-        return shard
+        failures: list[dict[str, str]] = []
+        return Shard(self._samples(number, failures), failures)
 
     def _samples(self, number: int, failures: list[dict[str, str]]) -> Iterator[ShardSample]:
         start = time.perf_counter()
@@ -85,10 +84,10 @@ class Annotator:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="annotate")
         try:
             decoded = ahead(pool, self._decode, places, 2 * self._chunk)
-            for row, sample in ahead(pool, self._encode, self._predict(decoded), self._chunk):
+            for item, sample in ahead(pool, self._encode, self._predict(decoded), self._chunk):
                 self._progress(number, 1)
-                if row.failure:
-                    failures.append({"key": row.key, "reason": row.failure})
+                if item.failure:
+                    failures.append({"key": item.key, "reason": item.failure})
                     self._failed(failures[-1])
                 else:
                     yield sample
@@ -96,65 +95,67 @@ class Annotator:
             pool.shutdown(cancel_futures=True)
             self.seconds += time.perf_counter() - start
 
-    def _decode(self, place: tuple[int, int]) -> Row:
-        """Runs in a thread. Raises DataError when the shard cannot be read: that is no fault of one sample."""
-        row = Row(*self._index.read(*place))
-        images = [name for name in IMAGE_FIELDS if name in row.fields]
+    def _decode(self, place: tuple[int, int]) -> Item:
+        """Runs in a thread. Raises DataError when the shard cannot be read: that is not the fault of one sample."""
+        item = Item(*self._index.read(*place))
+        images = [name for name in IMAGE_FIELDS if name in item.fields]
         if not images:
-            return row
+            return item
         try:
             # Targets that are already there need no decoding.
-            sample = decode_sample(row.key, {name: row.fields[name] for name in (META_FIELD, images[0]) if name in row.fields})
+            sample = decode_sample(
+                item.key, {name: item.fields[name] for name in (META_FIELD, images[0]) if name in item.fields}
+            )
             pixels = sample.image  # decodes
         except DataError as error:
-            row.failure = str(error)
-            return row
+            item.failure = str(error)
+            return item
         assert pixels is not None  # an image field was given
-        row.tasks = open_tasks(row.key, row.fields, sample.meta, tuple(self._teachers), self._existing)
-        row.sample = sample
-        return row
+        item.tasks = open_tasks(item.key, item.fields, sample.meta, tuple(self._teachers), self._existing)
+        item.sample = sample
+        return item
 
-    def _predict(self, rows: Iterator[Row]) -> Iterator[Row]:
-        while chunk := list(islice(rows, self._chunk)):
+    def _predict(self, items: Iterator[Item]) -> Iterator[Item]:
+        while chunk := list(islice(items, self._chunk)):
             for task, teacher in self._teachers.items():
-                asked = [(row, row.sample) for row in chunk if row.sample is not None and task in row.tasks]
+                asked = [(item, item.sample) for item in chunk if item.sample is not None and task in item.tasks]
                 if asked:
                     start = time.perf_counter()
                     predictions = _predictions(teacher, [sample for _, sample in asked])
                     self.teacher_seconds[task] += time.perf_counter() - start
-                    for (row, _), prediction in zip(asked, predictions, strict=True):
-                        row.predictions[task] = prediction
-            self.images += sum(bool(row.tasks) for row in chunk)
+                    for (item, _), prediction in zip(asked, predictions, strict=True):
+                        item.predictions[task] = prediction
+            self.images += sum(bool(item.tasks) for item in chunk)
             yield from chunk
 
-    def _encode(self, row: Row) -> tuple[Row, ShardSample]:
+    def _encode(self, item: Item) -> tuple[Item, ShardSample]:
         """Runs in a thread."""
-        output: ShardSample = {"__key__": row.key, **row.fields}
-        if row.failure or row.sample is None or row.sample.image is None or not row.tasks:
-            return row, output
-        height, width = row.sample.image.shape[1:]
+        output: ShardSample = {"__key__": item.key, **item.fields}
+        if item.failure or item.sample is None or item.sample.image is None or not item.tasks:
+            return item, output
+        height, width = item.sample.image.shape[1:]
         size = target_size(height, width, self._target_size)
         numbers: dict[str, Any] = {}
-        for task, prediction in row.predictions.items():
+        for task, prediction in item.predictions.items():
             if isinstance(prediction, Failure):
-                row.failure = prediction.reason
-                return row, output
+                item.failure = prediction.reason
+                return item, output
             try:
                 fields, about = TARGETS[task](prediction, size)
             except ValueError as error:
-                row.failure = f"the {task} teacher gave {error}"
-                return row, output
+                item.failure = f"the {task} teacher gave {error}"
+                return item, output
             output |= fields
             numbers |= about
-        output[META_FIELD] = json.dumps({**row.sample.meta, **numbers}, ensure_ascii=False).encode()
-        row.sample = None  # the pixels are not needed while the row waits for its turn
-        return row, output
+        output[META_FIELD] = json.dumps({**item.sample.meta, **numbers}, ensure_ascii=False).encode()
+        item.sample = None  # free the pixels while the item waits
+        return item, output
 
 
 def open_tasks(
     key: str, fields: dict[str, bytes], meta: dict[str, Any], tasks: tuple[str, ...], existing: str
 ) -> tuple[str, ...]:
-    """The tasks still to be done for a sample with an image. Raises DataError when one is done and that is refused."""
+    """The tasks still to be done for a sample with an image. Raises DataError when one exists and that is refused."""
     done = {"depth": DEPTH_FIELD in fields, "segmentation": SEGMENTATION_FIELD in fields, "clip": SIMILARITY in meta}
     there = [task for task in tasks if done[task]]
     if there and existing == "refuse":
@@ -170,7 +171,7 @@ def already_there(what: str, tasks: list[str]) -> DataError:
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
-    """`work(item)` for all items, in their order; the pool works on up to `most` that nobody has asked for yet."""
+    """`work(item)` for all items, in their order; the pool works ahead on up to `most` of them."""
     waiting: deque[Future[B]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))

@@ -1,4 +1,4 @@
-"""A picture of a data set: image, depth and segmentation of a few samples side by side, with their text."""
+"""An overview picture of a data set: image, depth and segmentation of a few samples in columns, with their text."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ GOLDEN_RATIO = 0.618034
 
 
 def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
-    """One row per sample: image, then depth (near is white) and segmentation (a colour per id, 0 black) if any has them.
+    """One row per sample: image, then depth (near is white) and segmentation (a color per id, 0 black) if any has them.
 
-    What a sample lacks stays grey; its key, caption and questions stand at the right.
+    What a sample lacks stays gray; its key, caption and questions are at the right.
     """
     columns = [IMAGE, *(name for name in (DEPTH, SEGMENTATION) if any(s.picture(name) is not None for s in samples))]
     width = len(columns) * (CELL + GAP) + GAP + TEXT_WIDTH
@@ -44,10 +44,10 @@ def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
     return sheet
 
 
-def id_colours() -> np.ndarray:
+def id_colors() -> np.ndarray:
     """(256, 3) uint8: black for 0, then hues a golden angle apart, so that neighboring ids differ."""
-    colours = [colorsys.hsv_to_rgb(k * GOLDEN_RATIO % 1, 0.75, 1 - 0.4 * (k % 3) / 2) for k in range(255)]
-    return np.concatenate([np.zeros((1, 3)), np.round(255 * np.array(colours))]).astype(np.uint8)
+    colors = [colorsys.hsv_to_rgb(k * GOLDEN_RATIO % 1, 0.75, 1 - 0.4 * (k % 3) / 2) for k in range(255)]
+    return np.concatenate([np.zeros((1, 3)), np.round(255 * np.array(colors))]).astype(np.uint8)
 
 
 def _rendered(sample: Sample, name: str) -> Image.Image | None:
@@ -58,7 +58,7 @@ def _rendered(sample: Sample, name: str) -> Image.Image | None:
         return as_image(pixels)
     if name == DEPTH:
         return Image.fromarray((pixels.numpy() >> 8).astype(np.uint8))
-    return Image.fromarray(id_colours()[pixels.numpy()])
+    return Image.fromarray(id_colors()[pixels.numpy()])
 
 
 def _texts(sample: Sample) -> list[str]:

@@ -1,4 +1,4 @@
-"""Command line options that the commands writing shards have in common."""
+"""Command line options of all commands that write shards."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from megaunigame.errors import DataError
 
 
 def add_part_options(parser: argparse.ArgumentParser) -> None:
-    """--rank, --world, --overwrite."""
     parser.add_argument("--rank", type=int, default=0, help="this process writes shards RANK, RANK+WORLD, ... (default 0)")
     parser.add_argument("--world", type=int, default=1, help="processes, of a job array for example (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace shards written with other settings")
 
 
 def add_failure_options(parser: argparse.ArgumentParser) -> None:
-    """--retry-failed, --max-failed-fraction."""
     parser.add_argument("--retry-failed", action="store_true", help="write the shards again in which something failed")
     parser.add_argument(
         "--max-failed-fraction",
         type=float,
         default=0.01,
         metavar="X",
-        help="most entries, as a share of all, that may fail (default 0.01)",
+        help="largest fraction of the entries that may fail (default 0.01)",
     )
 
 

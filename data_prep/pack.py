@@ -1,4 +1,4 @@
-"""`python -m data_prep pack`: pictures and texts, as data sets come, into shards."""
+"""`python -m data_prep pack`: pictures and texts of published data sets into shards."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     name = source.shard_name if arguments.name is None else arguments.name
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise DataError(f"--name {name}: only letters, digits, - and _ can be part of a shard's name")
-    if arguments.rank == 0:  # for all: the limit is a share of the whole data set, and files of one kind lie together
+    if arguments.rank == 0:  # for all ranks: the limit is a fraction of the whole data set, and missing files may be clustered
         absent, entries = source.absent()
         enforce_limit(arguments.out, absent, entries, arguments.max_failed_fraction)
     job = Job(
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _require_options(arguments: argparse.Namespace) -> None:
-    """Raises DataError for a source option that is lacking, or that another format has."""
+    """Raises DataError for a missing source option, or one of another format."""
     wanted = FORMATS[arguments.format]
     for name in wanted.needs:
         if getattr(arguments, name) is None:

@@ -21,14 +21,14 @@ WIDTH = 40
 
 @dataclass
 class PictureStatistics:
-    """What was seen in the pictures and targets of the samples given to `add`."""
+    """Counts over the pictures and targets of the samples given to `add`."""
 
     samples: int = 0
     shorter_sides: list[int] = field(default_factory=list)
     masks: list[int] = field(default_factory=list)
-    """Different ids, 0 apart, of each segmentation."""
+    """Number of different ids of each segmentation, without 0."""
     depth: np.ndarray = field(default_factory=lambda: np.zeros(DEPTH_BARS))
-    """(DEPTH_BARS,) sum over depth maps of the share of pixels in each part."""
+    """(DEPTH_BARS,) sum over depth maps of the fraction of pixels in each part."""
     depth_maps: int = 0
     constant_depth: int = 0
     """Depth maps with one value everywhere."""
@@ -75,7 +75,7 @@ def sample_at(index: ShardIndex, position: int) -> Sample:
 
 
 def histogram(title: str, labels: Sequence[str], counts: Sequence[float]) -> Iterator[str]:
-    """Lines of a bar chart; bars at either end that are empty are left out."""
+    """Lines of a bar chart; empty bars at either end are left out."""
     filled = [k for k, count in enumerate(counts) if count]
     longest = max(counts)
     yield title

@@ -3,12 +3,13 @@
 Per shard, in this order: NAME-000000.tar.tmp -> (fsync, rename) NAME-000000.tar -> NAME-000000.idx.json ->
 NAME-000000_stats.json. The last one is the done marker: a shard without it, or with another config hash, does not
 count. When all shards are done, dataset.json lists them. The bytes depend on the config alone, not on the number of
-workers or ranks nor on interruptions. A shard whose every sample failed is an empty tar, so that numbers have no gap.
+workers or ranks nor on interruptions. A shard in which every sample failed is an empty tar, so that numbers have no gap.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -73,8 +74,8 @@ def write_dataset(
     """Write what is missing of the shards r, r + w, ... of `job`, `part` being (rank r, world w), with a progress bar.
 
     `retry_failed` also writes those again in which something failed. Returns the statistics of all shards, for
-    `finish_dataset`; None, after saying so, when shards of other ranks are still missing: whichever rank ends last gets
-    them. Raises DataError when the folder holds shards of another config (without `overwrite`), or cannot be written.
+    `finish_dataset`, or prints that shards of other ranks are missing and returns None: the last rank to end gets them.
+    Raises DataError when the folder holds shards of another config (without `overwrite`), or cannot be written.
     """
     rank, world = part
     try:
@@ -90,11 +91,11 @@ def write_dataset(
     if finished:
         print(f"{job.folder}: {len(finished)} of {len(own)} shards are already there")
     if missing:
-        (job.folder / MANIFEST).unlink(missing_ok=True)  # it says that all is there
+        (job.folder / MANIFEST).unlink(missing_ok=True)  # it means: complete
     failed = sum(stats["failed"] for stats in finished.values())
     label = job.name if world == 1 else f"{job.name} {rank}/{world}"
     with tqdm(total=len(own), initial=len(finished), unit="shard", desc=label) as bar:
-        for _, stats in _written(job, missing, workers):
+        for stats in _written(job, missing, workers):
             failed += stats["failed"]
             bar.set_postfix(failed=failed, refresh=False)
             bar.update()
@@ -116,7 +117,7 @@ def finish_dataset(job: Job, statistics: list[dict[str, Any]], max_failed_fracti
 
 
 def enforce_limit(folder: Path, failures: list[dict[str, str]], entries: int, max_failed_fraction: float) -> None:
-    """Raises DataError, with the failures in failures.jsonl, when more than this share of the entries failed."""
+    """Raises DataError, with the failures in failures.jsonl, when more than this fraction of the entries failed."""
     if len(failures) <= max_failed_fraction * entries:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def enforce_limit(folder: Path, failures: list[dict[str, str]], entries: int, ma
     first = failures[0]["image"] if "image" in failures[0] else failures[0]["key"]
     raise DataError(
         f"{len(failures)} of {entries} entries failed ({failures[0]['reason']}: {first}, ...); --max-failed-fraction allows "
-        f"{max_failed_fraction}. All are in {folder / FAILURES}. Mend them and type --retry-failed, or type "
+        f"{max_failed_fraction}. All are in {folder / FAILURES}. Fix them and type --retry-failed, or type "
         f"--max-failed-fraction {math.ceil(1e4 * len(failures) / entries) / 1e4:g} or more"
     )
 
@@ -160,7 +161,7 @@ def write_failures(folder: Path, failures: list[dict[str, str]]) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either absent, old, or complete, also when two processes write the same content at once.
+    """Write a file that is either absent, old, or complete, even when two processes write the same content at once.
 
     Raises DataError when it cannot be written.
     """
@@ -178,7 +179,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _make_room(job: Job, overwrite: bool, part: tuple[int, int]) -> None:
     """Clear what this rank left half-written; refuse (or, with overwrite, clear) its shards of another config."""
     rank, world = part
-    # Other ranks are at work in the same folder: their temporary files and shards are theirs to clear.
+    # Other ranks work in the same folder: leave their temporary files and shards to them.
     patterns = (f"{job.name}-*.tmp",) if world > 1 else (f"{job.name}-*.tmp", f"{MANIFEST}.*tmp", f"{FAILURES}.*tmp")
     for pattern in patterns:
         for leftover in job.folder.glob(pattern):
@@ -228,19 +229,15 @@ def _finished(job: Job, number: int) -> dict[str, Any] | None:
     return stats if whole else None
 
 
-def _written(job: Job, numbers: list[int], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _written(job: Job, numbers: list[int], workers: int) -> Iterator[dict[str, Any]]:
+    """Statistics of the shards, in the order in which they are done."""
+    write = functools.partial(_write_shard, job)
     workers = min(workers, len(numbers))
     if workers <= 1:
-        for number in numbers:
-            yield number, _write_shard(job, number)
+        yield from map(write, numbers)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(_write_numbered, [(job, number) for number in numbers])
-
-
-def _write_numbered(job_and_number: tuple[Job, int]) -> tuple[int, dict[str, Any]]:
-    job, number = job_and_number
-    return number, _write_shard(job, number)
+        yield from pool.imap_unordered(write, numbers)
 
 
 def _write_shard(job: Job, number: int) -> dict[str, Any]:
@@ -251,7 +248,7 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
     done = job.folder / f"{job.stem(number)}_stats.json"
     tar = job.folder / f"{job.stem(number)}.tar"
     temporary = tar.with_name(tar.name + ".tmp")
-    done.unlink(missing_ok=True)  # first: a new tar beside old statistics could pass for the old one
+    done.unlink(missing_ok=True)  # first: a new tar with old statistics could pass for the old one
     shard = job.shard(number)
     samples = 0
     try:
@@ -280,15 +277,15 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
 
 
 def _read_from_source(job: Job, number: int, samples: Iterable[ShardSample]) -> Iterator[ShardSample]:
-    """The samples; an OSError met while making them is the source's, not the disk's that is written to."""
+    """The samples; an OSError raised while making them comes from the source, not from the output disk."""
     try:
         yield from samples
     except OSError as error:
-        raise DataError(f"{job.stem(number)}: its source cannot be read ({error}); mend it, then run again") from error
+        raise DataError(f"{job.stem(number)}: its source cannot be read ({error}); fix that, then run again") from error
 
 
 def _unwritable(temporary: Path, error: OSError) -> DataError:
-    """Removes the half-written file (a full disk has room again) and says what happened."""
+    """Remove the half-written file (a full disk has room again) and make the error."""
     temporary.unlink(missing_ok=True)
     reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
     return DataError(

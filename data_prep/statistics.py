@@ -1,7 +1,7 @@
-"""`python -m data_prep stats DIR`: what a data set holds, what is asked in it, and how far guessing gets.
+"""`python -m data_prep stats DIR`: samples and questions of a data set, and the accuracy of guessing.
 
-Two guessers know the question text only:
-- chance: the share of right guesses if all legal answers of a kind's questions were equally likely;
+Two guessers see the question text only:
+- chance: the fraction of right guesses if all legal answers of a kind's questions were equally likely;
 - majority: for every exact question text the answer most often given to it, fitted on one half of the samples and
   scored on the other half. In a fair data set it does not beat chance by more than the sampling error.
 """
@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.contact_sheet import contact_sheet
+from data_prep.inputs.conversation import MARKER
 from data_prep.options import require_at_least
 from data_prep.picture_statistics import picture_statistics, sample_at
+from data_prep.shard_index import read_samples
 from data_prep.shard_writer import FAILURES, MANIFEST
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 
-MARKER = "<image>\n"
 YES_NO = {"yes", "no"}
 MOST_ANSWERS = 12
-"""A kind with more different answers than this is free text: no guesser is tried on it."""
+"""A kind with more different answers than this is free text: guessing is not measured."""
 
 
 @dataclass
 class KindStatistics:
-    """One kind of question. `chance` and `majority` are shares 0..1, None for free text."""
+    """One kind of question. `chance` and `majority` are fractions 0..1, None for free text."""
 
     asked: int = 0
     answers: Counter[str] = field(default_factory=Counter)
@@ -43,8 +44,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "stats",
         help="count samples, questions and answers; histograms; a contact sheet",
-        description="Counts samples, captions, questions and answers, shows how far guessing from the question gets, and "
-        "how large pictures are, how many masks they have and where their depth lies.",
+        description="Counts samples, captions, questions and answers, shows the accuracy of guessing from the question, "
+        "sizes of pictures, numbers of masks and the distribution of depth.",
         epilog="examples:\n  python -m data_prep stats shards/train\n  python -m data_prep stats shards/train --sheet a.png\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _counting_words(samples: Iterable[dict[str, Any]], words: list[int]) -> Iterator[dict[str, Any]]:
-    """The samples, in one pass, with the number of words of every caption added to `words`."""
+    """The samples; the number of words of every caption is appended to `words`."""
     for sample in samples:
         if "caption" in sample:
             words.append(len(sample["caption"].split()))
@@ -110,7 +111,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """dataset.json of a folder. Raises DataError when there is none."""
     if not (folder / MANIFEST).is_file():
         raise DataError(
-            f"{folder}: no {MANIFEST}, so it is no finished data set; run the scenes or pack command again to finish it"
+            f"{folder}: no {MANIFEST}, so the data set is not finished; run the scenes or pack command again to finish it"
         )
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     return manifest
@@ -120,11 +121,8 @@ def records(folder: Path, manifest: dict[str, Any]) -> Iterable[dict[str, Any]]:
     """The json of every sample, in order, read through the indices."""
     for shard in manifest["shards"]:
         index = json.loads((folder / shard["file"]).with_suffix(".idx.json").read_text())
-        with open(folder / shard["file"], "rb") as tar:
-            for sample in index["samples"]:
-                offset, size = sample["fields"]["json"]
-                tar.seek(offset)
-                yield json.loads(tar.read(size))
+        for _, fields in read_samples(folder / shard["file"], index, only=("json",)):
+            yield json.loads(fields["json"])
 
 
 def question_statistics(samples: Iterable[dict[str, Any]]) -> dict[str, KindStatistics]:
@@ -140,13 +138,13 @@ def question_statistics(samples: Iterable[dict[str, Any]]) -> dict[str, KindStat
             kinds[kind].answers[answer] += 1
             legal[question].add(answer)
             asked.append((kind, question))
-            # Neighbours go to the same half: the two of an adversarial pair answer each other.
+            # Neighbors go to the same half: one of an adversarial pair gives away the answer of the other.
             if number // 2 % 2:
                 held.append((kind, question, answer))
             else:
                 fitted[question][answer] += 1
     for answers in legal.values():
-        # A question asked so rarely that it met one answer only is still a yes-no question.
+        # A question so rare that only one of yes and no occurs is still a yes-no question.
         if answers <= YES_NO:
             answers |= YES_NO
     for kind, statistics in kinds.items():
@@ -165,7 +163,7 @@ def _turns(sample: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if "conversations" not in sample:
         return iter(())
     spoken = [turn["value"] for turn in sample["conversations"] if turn["from"] != "system"]
-    questions = [question.removeprefix(MARKER) for question in spoken[0::2]]
+    questions = [question.removeprefix(f"{MARKER}\n") for question in spoken[0::2]]
     kinds = sample["kinds"] if "kinds" in sample else ["conversation"] * len(questions)
     return zip(kinds, questions, spoken[1::2], strict=True)
 

@@ -30,7 +30,7 @@ def target_size(height: int, width: int, shorter: int) -> tuple[int, int]:
 
 
 def depth_target(depth: np.ndarray, size: tuple[int, int]) -> Target:
-    """float32 (h, w), near = large -> a 16-bit PNG of `size` and what the json says of it.
+    """float32 (h, w), near = large -> a 16-bit PNG of `size` and the json's numbers about it.
 
     A stored v means depth_min + v / 65535 * (depth_max - depth_min) in the teacher's unit. A constant map is stored as
     zeros. Raises ValueError for NaN and infinity.
@@ -45,13 +45,13 @@ def depth_target(depth: np.ndarray, size: tuple[int, int]) -> Target:
     spread = most - least
     levels = (resized - least) * (65535 / spread) if spread > 0 else np.zeros_like(resized)
     about = {"depth_kind": "relative_inverse", "depth_min": least, "depth_max": most}
-    # The low byte of 16 bits leaves nothing for string matching: Huffman codes alone take 2/3 of the time, and no more room.
+    # String matching finds nothing in the low byte of 16 bits: Huffman codes alone take 2/3 of the time, and no more space.
     png = _png(Image.fromarray(levels.round().astype(np.uint16)), compress_type=zlib.Z_HUFFMAN_ONLY)
     return {DEPTH_FIELD: png}, about
 
 
 def segmentation_target(ids: np.ndarray, size: tuple[int, int]) -> Target:
-    """uint8 (h, w) of ids -> an indexed PNG of `size` (nearest neighbour) and the number of masks before resizing."""
+    """uint8 (h, w) of ids -> an indexed PNG of `size` (nearest neighbor) and the number of masks before resizing."""
     masks = int(ids.max())
     picture = Image.fromarray(ids)
     if picture.size != size[::-1]:
@@ -61,7 +61,7 @@ def segmentation_target(ids: np.ndarray, size: tuple[int, int]) -> Target:
 
 
 def clip_target(similarity: float, size: tuple[int, int]) -> Target:
-    """A cosine -> the json's number; `size` plays no part. Raises ValueError for NaN and infinity."""
+    """A cosine -> the json's number; `size` is not used. Raises ValueError for NaN and infinity."""
     if not np.isfinite(similarity):
         raise ValueError("NaN or infinite similarity")
     return {}, {SIMILARITY: round(similarity, 6)}
@@ -72,15 +72,15 @@ TARGETS: dict[str, Callable[[Any, tuple[int, int]], Target]] = {
     "segmentation": segmentation_target,
     "clip": clip_target,
 }
-"""Task -> what makes its target of a prediction and the target's (height, width)."""
+"""Task -> function that makes its target from a prediction and the target's (height, width)."""
 
 
 def _viewing_palette() -> bytes:
-    """256 colours for picture viewers; training draws its own. All are written: with fewer than 17 the PNG would get 4 bits
+    """256 colors for picture viewers; training uses its own. All are written: with fewer than 17 the PNG would get 4 bits
     a pixel, which some decoders (torchvision's) misread."""
-    hues = (number * 0.6180339887 % 1.0 for number in range(255))  # the golden ratio keeps neighbours apart
-    colours = [(0.0, 0.0, 0.0), *(colorsys.hsv_to_rgb(hue, 0.8, 1.0) for hue in hues)]
-    return bytes(round(255 * channel) for colour in colours for channel in colour)
+    hues = (number * 0.6180339887 % 1.0 for number in range(255))  # the golden ratio keeps neighbors apart
+    colors = [(0.0, 0.0, 0.0), *(colorsys.hsv_to_rgb(hue, 0.8, 1.0) for hue in hues)]
+    return bytes(round(255 * channel) for color in colors for channel in color)
 
 
 _PALETTE = _viewing_palette()

@@ -1,4 +1,4 @@
-"""`python -m data_prep verify DIR`: is every shard what its index, statistics and manifest say, and every field whole?"""
+"""`python -m data_prep verify DIR`: checks shards against index, statistics and manifest, and decodes every field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data_prep.inputs.conversation import MARKER, checked_turns
 from data_prep.inputs.sample import EntryFailure
 from data_prep.options import require_at_least
-from data_prep.shard_index import index_of
+from data_prep.shard_index import index_of, read_samples
 from data_prep.shard_writer import MANIFEST
 from data_prep.statistics import read_manifest
 from megaunigame.data.decode import DEPTH, SEGMENTATION, SEGMENTATION_FIELD, Sample, decode_sample
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns 0 when all is well, 1 when a shard has a fault. Raises DataError when there is no manifest."""
+    """Returns 0, or 1 when a shard has a fault. Raises DataError without a manifest."""
     require_at_least(arguments, workers=1)
     manifest = read_manifest(arguments.folder)
     faults = 0
@@ -101,19 +101,9 @@ def check_shard(folder: Path, shard: dict[str, Any], config_hash: str) -> None:
         raise DataError(f"{index_path.name} does not match the members of the tar")
     if len(index["samples"]) != shard["samples"]:
         raise DataError(f"has {len(index['samples'])} samples, {MANIFEST} says {shard['samples']}")
-    faults = [fault for key, fields in _samples_in(tar, index) if (fault := _fault_in(key, fields)) is not None]
+    faults = [fault for key, fields in read_samples(tar, index) if (fault := _fault_in(key, fields)) is not None]
     if faults:
         raise DataError(faults[0] if len(faults) == 1 else f"{faults[0]} (and {len(faults) - 1} more samples with faults)")
-
-
-def _samples_in(tar: Path, index: dict[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    with open(tar, "rb") as stream:
-        for entry in index["samples"]:
-            fields = {}
-            for name, (offset, size) in entry["fields"].items():
-                stream.seek(offset)
-                fields[name] = stream.read(size)
-            yield entry["key"], fields
 
 
 def _fault_in(key: str, fields: dict[str, bytes]) -> str | None:
@@ -127,7 +117,7 @@ def _fault_in(key: str, fields: dict[str, bytes]) -> str | None:
 
 
 def check_sample(sample: Sample) -> None:
-    """Raises DataError when a part of a sample cannot be decoded, or parts do not fit each other."""
+    """Raises DataError when a field of a sample cannot be decoded, or fields contradict each other."""
 
     def refuse(problem: str) -> NoReturn:
         raise DataError(f"sample {sample.key!r}: {problem}")
@@ -138,7 +128,7 @@ def check_sample(sample: Sample) -> None:
     if "caption" in meta and not (isinstance(meta["caption"], str) and meta["caption"].strip()):
         refuse("has an empty caption")
     if "conversations" in meta:
-        _check_conversations(sample.key, meta, has_image=image is not None)
+        _check_conversations(meta, image is not None, refuse)
     if image is not None and {"width", "height"} <= meta.keys():
         if (meta["height"], meta["width"]) != tuple(image.shape[1:]):
             refuse(f"json says {meta['width']} x {meta['height']} pixels, the picture has {image.shape[2]} x {image.shape[1]}")
@@ -154,21 +144,18 @@ def check_sample(sample: Sample) -> None:
 
 
 def check_palette(key: str, segmentation: bytes) -> None:
-    """Raises DataError when an indexed segmentation PNG has ids that its palette does not have.
+    """Raises DataError when an indexed segmentation PNG has ids that its palette lacks.
 
-    Grey ones (ids without colours) pass; that the picture is one of the two has been seen when it was decoded.
+    Gray ones (ids without colors) pass; decoding has already checked that the picture is one of the two.
     """
     with Image.open(io.BytesIO(segmentation)) as picture:
         palette = picture.getpalette()
         largest = int(np.asarray(picture).max())
     if palette is not None and largest >= len(palette) // 3:
-        raise DataError(f"sample {key!r}: segmentation has id {largest}, its palette only {len(palette) // 3} colours")
+        raise DataError(f"sample {key!r}: segmentation has id {largest}, its palette only {len(palette) // 3} colors")
 
 
-def _check_conversations(key: str, meta: dict[str, Any], has_image: bool) -> None:
-    def refuse(problem: str) -> NoReturn:
-        raise DataError(f"sample {key!r}: {problem}")
-
+def _check_conversations(meta: dict[str, Any], has_image: bool, refuse: Callable[[str], NoReturn]) -> None:
     try:
         turns = checked_turns(meta["conversations"], has_image)
     except EntryFailure as failure:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole trip in a few minutes on two CPU cores: render shards, fine-tune the shipped tiny model with LoRA under ZeRO-3
-# on two processes, be killed, resume, evaluate on held-out scenes, write report.html. `make demo` sets up and runs this.
+# The whole workflow in a few minutes on two CPU cores: render shards, fine-tune the shipped tiny model with LoRA under ZeRO-3
+# on two processes, kill it, resume, evaluate on held-out scenes, write report.html. `make demo` sets up and runs this.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -4,7 +4,7 @@
     python launch/export.py runs/tiny_sft --out exported/adapter --adapter
     python launch/export.py runs/tiny_sft --step 30 --out exported/step_30
 
-One process, no GPU, whatever number of ranks trained.
+One process, no GPU, for any number of training ranks.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python launch/measure_attention.py --model models/teacher --family openuni --shards shards/captions --passes generate \\
         --samples 500 --bands 4 --device cuda --out targets.yaml --plot curves.png
 
-Then train with objectives.aia.targets=targets.yaml. The layers of the teacher must be as many as those of the trained model.
+Then train with objectives.aia.targets=targets.yaml. Teacher and trained model must have the same number of layers.
 Several GPUs: torchrun --nproc_per_node 8 launch/measure_attention.py ... (each holds the whole model).
 """
 

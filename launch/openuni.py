@@ -1,11 +1,11 @@
-"""Put an OpenUni folder together from published parts, or write one's weights under the official keys.
+"""Assemble an OpenUni folder from published parts, or write the weights of one under the official keys.
 
     python launch/openuni.py assemble --size l --internvl InternVL3-2B --transformer Sana_1600M_512px_diffusers/transformer \\
         --autoencoder Sana_1600M_512px_diffusers/vae --openuni openuni_l_512.pth --out models/openuni_l
     python launch/openuni.py official --model models/openuni_l --out exported/official
 
 Sizes: b (InternVL3-1B, SANA-0.6B), l (InternVL3-2B, SANA-1.6B), 38b (InternVL3-38B, SANA1.5-4.8B). Without --openuni, meta
-queries, connector and projector are drawn at random. InternVL's folder also gives the tokenizer.
+queries, connector and projector are random. The tokenizer comes from InternVL's folder.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> None:
     parts.add_argument("--image-size", type=int, default=512, help="side of generated pictures (default 512)")
     for name, what in (("internvl", "InternVL3"), ("transformer", "SANA, diffusers"), ("autoencoder", "DC-AE, diffusers")):
         parts.add_argument(f"--{name}", type=Path, required=True, help=f"folder of {what}")
-    parts.add_argument("--openuni", type=Path, help="file with official keys; replaces what it has")
-    parts.add_argument("--seed", type=int, default=0, help="of what is drawn without --openuni")
+    parts.add_argument("--openuni", type=Path, help="file with official keys; its weights replace the random ones")
+    parts.add_argument("--seed", type=int, default=0, help="of the random parts without --openuni")
     official = commands.add_parser("official", help="a model folder -> weights under the official keys")
     official.add_argument("--model", type=Path, required=True)
     for command in (parts, official):

@@ -1,10 +1,10 @@
-"""Say before a run what it will hold and cost on a cluster, from the recipe and the configuration of its model alone.
+"""Estimate memory and cost of a run on a cluster, from the recipe and the configuration of its model alone.
 
     python launch/plan.py launch/recipes/janus_pro_7b_sft.yaml --gpus-per-node 8 --gpu h100-80g
     python launch/plan.py launch/recipes/emu3_8b_aia.yaml model.size=8b --nodes 4 --json plan.json
     torchrun --nproc_per_node 2 launch/plan.py launch/recipes/tiny_sft.yaml --gpus-per-node 2 --check
 
-Needs no GPU, no data and no weights. Where there is no folder at model.path, or with model.weights=random, the shape is that of
+Needs no GPU, no data and no weights. Without a folder at model.path, or with model.weights=random, the shape is that of
 model.size. --check builds the engine on the ranks of this launch and compares; for tiny recipes. docs/planning.md says what the
 lines mean.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a plan is made on the host, whatever the machine has
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a plan is made on the host, with or without GPUs
 
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     main_rank = os.environ.get("RANK", "0") == "0"
     if options.json and main_rank:
         _make_room(options.json)
-    plan = make_plan(recipe, machine, like_a_run=options.check, tell=_tell if main_rank else _nothing)
+    plan = make_plan(recipe, machine, like_a_run=options.check, tell=_tell if main_rank else lambda text: None)
     if main_rank:
         print(describe(plan, advice(plan)), flush=True)
         if options.json:
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _make_room(file: Path) -> None:
-    """Make the folder of `file`. Raises ConfigError where no file can be written, before the work and not after it."""
+    """Make the folder of `file`. Raises ConfigError when it cannot be written, before the work."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
@@ -71,10 +71,6 @@ def _make_room(file: Path) -> None:
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _nothing(text: str) -> None:
-    """Ranks besides the first are silent."""
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Train every arm of a sweep with every seed, and compare them in one table and one plot.
+"""Train every arm of a sweep with every seed, and compare the arms in one table and one plot.
 
     python launch/sweep.py launch/sweeps/unigame_budget.yaml
-    python launch/sweep.py launch/sweeps/unigame_budget.yaml --dry-run             list the runs and how far they are
+    python launch/sweep.py launch/sweeps/unigame_budget.yaml --dry-run             list the runs and their progress
     python launch/sweep.py launch/sweeps/unigame_budget.yaml seeds=[0] output=runs/try --set schedule.steps=20
     python launch/sweep.py launch/sweeps/unigame_budget.yaml ranks=2 jobs=4        four runs at a time, of two ranks each
     python launch/sweep.py launch/sweeps/unigame_budget.yaml --table               only write table and plot again
 
 `key=value` changes the sweep file; `--set key=value` changes the recipe, in all runs. Runs go to OUTPUT/ARM/seed-S, as many
-at a time as the cores or GPUs of this machine hold. Ctrl-C or SIGTERM: the runs save and stop; the same command continues.
+at a time as the cores or GPUs of this machine allow. Ctrl-C or SIGTERM: the runs save and stop; the same command continues.
 Writes OUTPUT/table.md, results.csv and plot.png after every run. Exit code 1: some runs are not done.
 """
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     for line in missing(sweep, collect(runs)):
         print(f"shown as '-': {line}")
     if not outcome.complete:
-        raise SystemExit(f"{outcome.describe()}\nThe same command goes on with what is not done.")
+        raise SystemExit(f"{outcome.describe()}\nThe same command continues with the rest.")
 
 
 def train(sweep: Sweep, runs: list[Run]) -> Outcome:

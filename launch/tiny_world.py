@@ -1,10 +1,10 @@
-"""Make what the tiny world needs before joint training: tokenizers, vision tower, oracle, CLIP and the starting folder.
+"""Train what joint training of the tiny world starts from: tokenizers, vision tower, oracle, CLIP and the start folder.
 
     python launch/tiny_world.py --stage all --data scenes --out tiny
     python launch/tiny_world.py --stage vq --data scenes --out tiny --steps 2400
 
-`--data` holds `train` and `val` folders of `python -m data_prep scenes`; stage clip measures itself on the pairs of an
-`adversarial` one too, when there is one. A stage that was interrupted continues.
+`--data` holds `train` and `val` folders of `python -m data_prep scenes`; stage clip is also measured on the pairs of an
+`adversarial` folder, if there is one. A stage that was interrupted continues.
 """
 
 from __future__ import annotations

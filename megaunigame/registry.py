@@ -39,11 +39,9 @@ def find(room: str, name: str, base: type[T], house: str = "megaunigame") -> typ
 def _classes(package: str, name: str, base: type[T]) -> list[type[T]]:
     """Concrete subclasses of `base` that a module (or a module of its package) defines; imported ones do not count."""
     module = importlib.import_module(f"{package}.{name}")
-    return [
-        member
-        for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, base) and not inspect.isabstract(member) and member.__module__.startswith(module.__name__)
-    ]
+    concrete = inspect.getmembers(module, lambda member: inspect.isclass(member) and not inspect.isabstract(member))
+    mine = (member for _, member in concrete if f"{member.__module__}.".startswith(f"{module.__name__}."))
+    return [member for member in mine if issubclass(member, base)]
 
 
 def unknown(kind: str, got: str, legal: list[str]) -> str:

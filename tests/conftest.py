@@ -29,6 +29,15 @@ hypothesis.settings.register_profile("megaunigame", deadline=None)
 hypothesis.settings.load_profile("megaunigame")
 
 
+@pytest.fixture(scope="session")
+def world():
+    """A process group of one, for engines inside the test process. It stays open to the end of the process: deepspeed never
+    forgets a group, and refuses its work after it was closed."""
+    from megaunigame.parallel.world import start_world
+
+    return start_world(1)
+
+
 @pytest.fixture(autouse=True)
 def environment():
     """A launch script run inside a test sets the variables of a launcher; the next test must not take them for its own."""

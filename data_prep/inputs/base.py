@@ -1,4 +1,4 @@
-"""The interface of an input format, and the part that lists of picture files share."""
+"""The interface of an input format, and the common part of formats that list picture files."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ Failure = dict[str, str]
 
 
 class Input(ABC):
-    """A source of samples, cut into shards. Small enough to be sent to every worker; what is large is read there.
+    """A source of samples, cut into shards. Small enough to be sent to every worker; large files are read there.
 
     A sample has `json` with a `caption`, `conversations` or (test sets) `questions`; usually a picture, and then `width`
     and `height` in pixels; and `depth.png` and `seg.png` if the source has them.
     """
 
     shard_name: ClassVar[str]
-    """Shards are called so when --name is not given."""
+    """Name of the shards without --name."""
     needs: ClassVar[tuple[str, ...]]
-    """Options of the command line without which the format cannot be read."""
+    """Required options of the command line."""
     takes: ClassVar[tuple[str, ...]] = ()
-    """Options that may be given too."""
+    """Optional ones."""
 
     @classmethod
     @abstractmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Input:
-        """Open the source that the command line describes. Raises DataError for what cannot be read."""
+        """Open the source that the command line describes. Raises DataError when it cannot be read."""
 
     @property
     @abstractmethod
     def shards(self) -> int:
-        """How many shards it gives."""
+        """Number of shards."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -48,16 +48,16 @@ class Input(ABC):
 
     @abstractmethod
     def shard(self, number: int) -> Shard:
-        """Shard `number`. Raises DataError for a source that is not whole; single bad samples are its failures."""
+        """Shard `number`. Raises DataError for a damaged source; single bad samples are failures of the shard."""
 
     def absent(self) -> tuple[list[Failure], int]:
-        """Failures that are known without opening a picture, and of how many entries."""
+        """Failures known without opening a picture, and the number of entries."""
         return [], 0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample whose picture is a file of its own."""
+    """A sample whose picture is a separate file."""
 
     key: str
     record: dict[str, Any]
@@ -73,16 +73,15 @@ class ListedPictures(Input):
 
     @abstractmethod
     def entries(self) -> list[Entry]:
-        """All entries, checked. Called often, so it remembers them."""
+        """All entries, checked. Called often, so results are cached."""
 
     @property
     def shards(self) -> int:
         return -(-len(self.entries()) // self.shard_size)
 
     def shard(self, number: int) -> Shard:
-        shard = Shard(samples=())
-        shard.samples = self._samples(number, shard.failures)
-        return shard
+        failures: list[Failure] = []
+        return Shard(self._samples(number, failures), failures)
 
     def absent(self) -> tuple[list[Failure], int]:
         entries = self.entries()

@@ -1,4 +1,4 @@
-"""Conversations in the LLaVA form: checked, and with the image marker where the trainer wants it."""
+"""Conversations in the LLaVA form: checked, and with the image marker where the trainer expects it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARKER = "<image>"
 def checked_turns(turns: Any, has_image: bool) -> list[dict[str, Any]]:
     """The turns; those of a sample with a picture have the marker exactly once, at the start of the first human turn.
 
-    Raises EntryFailure, worded as what the entry has, for anything but human and gpt in turn (system apart).
+    Raises EntryFailure, worded as what the entry has, unless human and gpt alternate (system excepted).
     """
     if not isinstance(turns, list) or not turns:
         raise EntryFailure("has no conversations")
@@ -51,7 +51,7 @@ def checked_texts(record: dict[str, Any], has_image: bool) -> dict[str, Any]:
         texts["conversations"] = checked_turns(record["conversations"], has_image)
     if record.get("caption") is not None:
         if not isinstance(record["caption"], str) or not record["caption"].strip():
-            raise EntryFailure("has an empty caption, or one that is no text")
+            raise EntryFailure("has an empty caption, or one that is not text")
         texts["caption"] = record["caption"].strip()
     if not texts:
         raise EntryFailure("has neither a caption nor conversations")

@@ -30,7 +30,7 @@ def source_files(patterns: Sequence[str], ending: str, out: Path) -> tuple[Path,
         files.update(dict.fromkeys(found))
     for file in files:
         if not file.name.endswith(ending):
-            raise DataError(f"--source {file}: is no {ending} file")
+            raise DataError(f"--source {file}: is not a {ending} file")
         if out.resolve() == file.resolve().parent:
             raise DataError(f"--out {out}: the sources lie there; choose another folder")
     return tuple(files)

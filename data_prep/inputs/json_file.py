@@ -19,7 +19,7 @@ def sha256_of(path: Path, option: str) -> str:
 
 
 def read_json(path: Path, option: str, sha256: str) -> Any:
-    """The content. Raises DataError when it is no JSON, or no longer the file of that hash."""
+    """The content. Raises DataError when it is not JSON, or when the hash has changed."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{option} {path}: was changed while it was being packed; run the command again")
@@ -30,6 +30,5 @@ def read_json(path: Path, option: str, sha256: str) -> Any:
 
 
 def require_folder(path: Path, option: str) -> None:
-    """Raises DataError when there is no such folder."""
     if not path.is_dir():
         raise DataError(f"{option} {path}: no such folder")

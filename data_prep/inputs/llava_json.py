@@ -20,7 +20,7 @@ _ENTRY_FORM = '{"id": ..., "image": "a/b.jpg" (optional), "conversations": [{"fr
 
 @dataclass(frozen=True)
 class LlavaJson(ListedPictures):
-    """LLaVA-mix-665K and what is written like it. The whole file is checked before the first picture is opened."""
+    """LLaVA-mix-665K and files of the same form. The whole file is checked before the first picture is opened."""
 
     shard_name = "llava"
     needs = ("json", "image_root")

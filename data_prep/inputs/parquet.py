@@ -27,7 +27,7 @@ class Parquet(Input):
     """Rows of all files, in order, cut into shards of `shard_size`. A row without picture bytes is text-only.
 
     The picture column holds bytes, or {bytes, path}; conversations may be a list or its JSON text. Other columns of
-    single numbers, texts or truth values go into the json as they are.
+    single numbers, texts or booleans go into the json unchanged.
     """
 
     shard_name = "parquet"
@@ -64,9 +64,8 @@ class Parquet(Input):
         return {**files_identity(self.files), "columns": columns, "shard_size": self.shard_size}
 
     def shard(self, number: int) -> Shard:
-        shard = Shard(samples=())
-        shard.samples = self._samples(number * self.shard_size, shard.failures)
-        return shard
+        failures: list[Failure] = []
+        return Shard(self._samples(number * self.shard_size, failures), failures)
 
     def _samples(self, first: int, failures: list[Failure]) -> Iterator[ShardSample]:
         rows = itertools.islice(self._rows_from(first), self.shard_size)
@@ -111,7 +110,7 @@ class Parquet(Input):
             try:
                 record["conversations"] = json.loads(row[self.conversations])
             except ValueError as error:
-                raise EntryFailure(f"has conversations that are no JSON: {error}") from error
+                raise EntryFailure(f"has conversations that are not JSON: {error}") from error
         return packed(key, checked_texts(record, has_image=picture is not None), picture)
 
 
@@ -122,7 +121,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _opened(file: Path) -> Any:
-    """A pyarrow ParquetFile. Raises DataError when pyarrow is not there or the file is no Parquet."""
+    """A pyarrow ParquetFile. Raises DataError without pyarrow, or when the file is not Parquet."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:

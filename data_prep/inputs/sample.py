@@ -17,7 +17,7 @@ from data_prep.shard_writer import ShardSample
 STORED_AS_IS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 OTHER_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".JPG", ".JPEG", ".PNG", ".GIF")
 LONGEST_KEY = 80
-"""Bytes; with an extension behind it a key must fit the 100 bytes of a name in a tar."""
+"""Bytes; a key and its extension must fit the 100 bytes of a name in a tar."""
 
 
 class EntryFailure(Exception):
@@ -43,20 +43,20 @@ def packed(key: str, record: dict[str, Any], picture: bytes | None) -> ShardSamp
 
 
 def numbered_key(number: int, name: object) -> str:
-    """A unique shard key: the entry's number, then what of its name is fit for a file name (never a dot)."""
+    """A unique shard key: the entry's number, then the part of its name that a file name may hold (never a dot)."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", str(name)).strip("_")[:60]
     return f"{number:08d}-{readable}" if readable else f"{number:08d}"
 
 
 def short_key(key: str) -> str:
-    """The key itself, or, when too long for a tar, its beginning and a hash of all of it."""
+    """The key, or, when too long for a tar, its beginning and a hash of the whole."""
     if len(key.encode()) <= LONGEST_KEY:
         return key
     return f"{key.encode()[:48].decode(errors='ignore')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def find_picture(root: Path, relative: str) -> Path | None:
-    """The file, or the one of another ending that lies in its place (OCR-VQA lists .jpg and holds .gif and .png)."""
+    """The file, or the same name with another ending (OCR-VQA lists .jpg but has .gif and .png)."""
     path = root / relative
     if path.is_file():
         return path

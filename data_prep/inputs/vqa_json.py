@@ -111,7 +111,7 @@ def _annotations(source: VqaJson) -> dict[Any, dict[str, Any]] | None:
 
 
 def _rows(content: Any, name: str, needed: set[str], what: str) -> list[dict[str, Any]]:
-    """The list of objects under `name`. Raises DataError unless each has all that is needed."""
+    """The list of objects under `name`. Raises DataError unless each has all needed keys."""
     form = f'{{"{name}": [{{{", ".join(sorted(needed))}}}, ...]}}'
     rows = content.get(name) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
@@ -124,10 +124,10 @@ def _rows(content: Any, name: str, needed: set[str], what: str) -> list[dict[str
 
 
 def _coco_pattern(content: dict[str, Any], questions: Path) -> str:
-    """VQA v2 names the COCO folder its pictures come from; test-dev shares those of test."""
+    """VQA v2 names the COCO folder of its pictures; test-dev uses those of test."""
     if not isinstance(content.get("data_subtype"), str):
         raise DataError(
-            f"--questions {questions}: has no data_subtype that would tell how pictures are called; "
+            f"--questions {questions}: has no data_subtype to derive picture names from; "
             "type --image-pattern, for example --image-pattern 'COCO_train2014_{image_id:012d}.jpg'"
         )
     return f"COCO_{content['data_subtype'].replace('-dev', '')}_{{image_id:012d}}.jpg"

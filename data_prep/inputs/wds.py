@@ -1,4 +1,4 @@
-"""`--format wds`: tars of pictures with txt and/or json beside them (CC3M, BLIP3o-60k, img2dataset), shard for shard."""
+"""`--format wds`: tars of pictures with txt and/or json (CC3M, BLIP3o-60k, img2dataset), shard for shard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
 from data_prep.inputs.sample import EntryFailure, packed, short_key
-from data_prep.shard_index import index_of
+from data_prep.shard_index import index_of, read_samples
 from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.errors import DataError
 
@@ -27,7 +27,7 @@ TARGETS = ("depth.png", "seg.png")
 class Tars(Input):
     """Source tar k becomes shard k, keys stay. `txt` is the caption; json may hold `caption` and `conversations` too.
 
-    Fields other than the picture, txt, json, depth.png and seg.png are left behind. Rows that img2dataset marks with a
+    Fields other than the picture, txt, json, depth.png and seg.png are dropped. Rows that img2dataset marks with a
     `status` other than success are failures.
     """
 
@@ -51,24 +51,16 @@ class Tars(Input):
         return files_identity(self.tars)
 
     def shard(self, number: int) -> Shard:
-        shard = Shard(samples=())
-        shard.samples = _samples(self.tars[number], shard.failures)
-        return shard
+        failures: list[Failure] = []
+        return Shard(_samples(self.tars[number], failures), failures)
 
 
 def _samples(tar: Path, failures: list[Failure]) -> Iterator[ShardSample]:
-    index = index_of(tar)
-    with open(tar, "rb") as stream:
-        for entry in index["samples"]:
-            fields = {}
-            for name, (offset, size) in entry["fields"].items():
-                if name in (*PICTURES, *TARGETS, "txt", "json"):
-                    stream.seek(offset)
-                    fields[name] = stream.read(size)
-            try:
-                yield _sample(entry["key"], fields)
-            except EntryFailure as failure:
-                failures.append({"key": entry["key"], "image": tar.name, "reason": str(failure)})
+    for key, fields in read_samples(tar, index_of(tar), only=(*PICTURES, *TARGETS, "txt", "json")):
+        try:
+            yield _sample(key, fields)
+        except EntryFailure as failure:
+            failures.append({"key": key, "image": tar.name, "reason": str(failure)})
 
 
 def _sample(key: str, fields: Mapping[str, bytes]) -> ShardSample:
@@ -85,14 +77,14 @@ def _record(fields: Mapping[str, bytes]) -> dict[str, Any]:
     except ValueError as error:
         raise EntryFailure(f"has a json or txt that cannot be read: {error}") from error
     if not isinstance(record, dict):
-        raise EntryFailure(f"has a json that is no object but a {type(record).__name__}")
+        raise EntryFailure(f"has a json that is not an object but a {type(record).__name__}")
     if "status" in record and record["status"] != "success":
         raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
     return record | caption
 
 
 def _require_end_mark(tar: Path) -> None:
-    """Raises DataError for a tar that a killed download left: found before the first shard is written."""
+    """Raises DataError for a truncated download, before the first shard is written."""
     size = tar.stat().st_size
     with open(tar, "rb") as stream:
         mark = os.pread(stream.fileno(), tarfile.BLOCKSIZE, max(0, size - tarfile.BLOCKSIZE))

@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the split. Raises DataError for numbers that make no data set."""
+    """Write the split. Raises DataError for illegal numbers."""
     require_at_least(arguments, count=1, seed=0, size=SMALLEST, shard_size=1, workers=1)
     part = part_of(arguments)
     if arguments.split == "adversarial" and (arguments.count % 2 or arguments.shard_size % 2):

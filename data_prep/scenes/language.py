@@ -1,7 +1,7 @@
-"""Words about a scene: caption, dense description, and a fair draw of questions.
+"""Words about a scene: caption, dense description, and fair questions.
 
-A question must not betray its answer. So what is asked does not depend on the answer: yes/no questions draw the wanted
-answer first, and the slots to fill (`SLOTS`) are drawn before looking at the scene.
+A question must not betray its answer. So what is asked does not depend on the answer: yes/no questions draw the answer
+first, and the kinds to ask (`SLOTS`) are drawn before looking at the scene.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def description(scene: Scene) -> str:
-    """All objects from left to right with size, colour and shape: "large red cube , small blue sphere ."."""
+    """All objects from left to right with size, color and shape: "large red cube , small blue sphere ."."""
     return " , ".join(f"{thing.size} {thing.color} {thing.shape}" for thing in scene.things) + " ."
 
 
 def draw_questions(rng: np.random.Generator, scene: Scene, theme: str, allowed: frozenset[Pair] = SEEN_PAIRS) -> list[Question]:
-    """At most QUESTIONS_PER_SCENE questions with a clear answer, no two alike, in random order. `theme` is the shape
+    """At most QUESTIONS_PER_SCENE different questions with a clear answer, in random order. `theme` is the shape
     whose number is balanced (see sampling); only pairs out of `allowed` are ever named."""
     fair = _Asker(rng, scene, theme, allowed)
     slots = rng.permutation(len(SLOTS))[:QUESTIONS_PER_SCENE]
@@ -103,7 +103,7 @@ class _Asker:
                 return Extremum(extremum)
 
     def _exist(self, thing: Thing) -> Exist:
-        """Yes and no equally often; a no is the object's colour with a wrong shape, or its shape in a wrong colour."""
+        """Yes and no equally often; a no is the object's color with a wrong shape, or its shape in a wrong color."""
         if self.rng.random() < 0.5:
             return Exist(thing.color, thing.shape)
         if self.rng.random() < 0.5:
@@ -112,18 +112,18 @@ class _Asker:
             wrong = [(color, thing.shape) for color in COLORS]
         present = {(t.color, t.shape) for t in self.scene.things}
         wrong = [pair for pair in wrong if pair in self.allowed and pair not in present]
-        # Where held-out pairs may be named they are shown more often than others: let them be missed more often, too.
+        # Where held-out pairs may be named, more of them are present than of others: balance that with more absent ones.
         return Exist(*self._one([pair for pair in wrong if pair in HELD_OUT] or wrong))
 
     def _shape(self, thing: Thing) -> Shape | None:
-        # The fewer colours a shape may have, the more of each: asked less, all shapes come out even for every colour.
+        # A shape with fewer colors to choose from has each more often: ask less, so that shapes are uniform for every color.
         commonness = [sum(1 / shape_choices(c, self.allowed) for c, s in self.allowed if s == shape) for shape in SHAPES]
         keep = commonness[SHAPES.index(thing.shape)] / max(commonness)
         return Shape(thing.color) if self.rng.random() < keep else None
 
     def _color(self) -> Color | None:
         thing = self._one(self.scene.things)
-        # A colour with fewer shapes to choose from meets each of them more often: asked less, all come out even.
+        # A color with fewer shapes to choose from has each more often: ask less, so that colors are uniform for every shape.
         keep = shape_choices(thing.color, self.allowed) / len(SHAPES)
         return Color(thing.shape) if self.rng.random() < keep else None
 

@@ -1,7 +1,7 @@
-"""The questions one can ask about a scene. Each knows its words and its own true answer.
+"""The questions about a scene. Each has its text and computes its answer.
 
-`answer(scene)` is the single place where truth is computed; it is None where the question has no clear answer (the
-thing asked about is missing or not unique, or the difference is within the margin).
+`answer(scene)` is None where the question has no clear answer (the object asked about is missing or not unique, or the
+difference is within the margin).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Extremum:
     def answer(self, scene: Scene) -> str | None:
         if len(scene.things) < 2:
             return None
-        # Objects are ordered and set apart from left to right by construction; depth needs a margin.
+        # By construction objects are ordered from left to right with a margin; depth needs one.
         if self.kind == "leftmost":
             return scene.things[0].color
         if self.kind == "rightmost":
@@ -172,8 +172,8 @@ class CompareSizes:
 
 
 def depth(scene: Scene, thing: Thing) -> float:
-    """Depth of the object's centre along the camera's axis, in world units."""
-    return scene.camera.project(thing.centre)[2]
+    """Depth of the object's center along the camera's axis, in world units."""
+    return scene.camera.project(thing.center)[2]
 
 
 def _colored(scene: Scene, color: str) -> Thing | None:

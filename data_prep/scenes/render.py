@@ -1,6 +1,6 @@
-"""A ray-caster for scenes: colour (with shadows and highlights), exact depth, exact instance ids.
+"""A ray-caster for scenes: color (with shadows and highlights), exact depth, exact instance ids.
 
-Geometry (depth, ids) is taken at the pixel centres; colour is the mean of 2 x 2 rays per pixel.
+Geometry (depth, ids) is taken at the pixel centers; color is the mean of 2 x 2 rays per pixel.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from data_prep.scenes.world import HALF_WIDTH, Camera, Look, Scene, Thing, Tripl
 
 OVERSAMPLING = 2
 HORIZON = np.float32(1e4)
-"""Where sky rays end when they need an end."""
+"""Depth at which sky rays end where a finite one is needed."""
 NOISE = 0.008
-"""Standard deviation of the pixel noise; colours are 0..1."""
+"""Standard deviation of the pixel noise; colors are 0..1."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Geometry:
         return np.bincount(self.hit.ravel(), minlength=len(self.covered) + 1)[1:]
 
 
-@lru_cache(maxsize=1)  # placing objects and storing the accepted scene look at the same geometry
+@lru_cache(maxsize=1)  # placing objects and storing the accepted scene use the same geometry
 def geometry_of(scene: Scene, size: int) -> Geometry:
-    """What the pixel centres of a (size, size) picture see."""
+    """What the pixel centers of a (size, size) picture see."""
     return trace(scene.things, scene.camera, scene.camera.rays(size))
 
 
@@ -60,7 +60,7 @@ def trace(things: tuple[Thing, ...], camera: Camera, rays: np.ndarray) -> Geomet
     return Geometry(depth, hit, tuple(covered))
 
 
-def colour(scene: Scene, size: int) -> np.ndarray:
+def color(scene: Scene, size: int) -> np.ndarray:
     """The picture, (size, size, 3) uint8, a pure function of the scene."""
     fine = size * OVERSAMPLING
     rays = scene.camera.rays(fine)
@@ -96,14 +96,13 @@ def instance_ids(things: tuple[Thing, ...], geometry: Geometry) -> np.ndarray:
 
 
 def _to_own_frame(thing: Thing, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    centre = column(thing.centre)
-    return _turn((origin - centre) / np.float32(thing.radius), -thing.yaw), _turn(
-        direction / np.float32(thing.radius), -thing.yaw
-    )
+    center = column(thing.center)
+    radius = np.float32(thing.radius)
+    return _rotated((origin - center) / radius, -thing.yaw), _rotated(direction / radius, -thing.yaw)
 
 
-def _turn(vectors: np.ndarray, yaw: float) -> np.ndarray:
-    """Vectors (3, M) turned about the y axis."""
+def _rotated(vectors: np.ndarray, yaw: float) -> np.ndarray:
+    """Vectors (3, M) rotated about the y axis."""
     if yaw == 0:
         return vectors
     c, s = np.float32(np.cos(yaw)), np.float32(np.sin(yaw))
@@ -112,12 +111,12 @@ def _turn(vectors: np.ndarray, yaw: float) -> np.ndarray:
 
 def _bounding_box(thing: Thing, camera: Camera, size: int) -> tuple[slice, slice]:
     """Rows and columns that hold the projection of the object's bounding sphere."""
-    u, v, depth = camera.project(thing.centre)
+    u, v, depth = camera.project(thing.center)
     bound = BOUND[thing.shape] * thing.radius
 
-    def span(centre: float) -> slice:
-        reach = bound * (1 + (centre * HALF_WIDTH) ** 2) ** 0.5 / ((depth - bound) * HALF_WIDTH)
-        first, last = ((centre + sign * reach + 1) / 2 * size for sign in (-1, 1))
+    def span(center: float) -> slice:
+        reach = bound * (1 + (center * HALF_WIDTH) ** 2) ** 0.5 / ((depth - bound) * HALF_WIDTH)
+        first, last = ((center + sign * reach + 1) / 2 * size for sign in (-1, 1))
         return slice(max(0, int(first)), max(0, min(size, int(last) + 1)))
 
     return span(-v), span(u)
@@ -130,10 +129,10 @@ def _lit(scene: Scene, points: np.ndarray, owner: np.ndarray) -> np.ndarray:
     lit = np.ones(points.shape[1], dtype=bool)
     for number, thing in enumerate(scene.things, start=1):
         bound = BOUND[thing.shape] * thing.radius
-        centre = column(thing.centre)
-        a, b = sideways - dot(centre, across), above - dot(centre, upright)
-        near_beam = (a * a + b * b < bound * bound) & (along < dot(centre, light) + bound)
-        # The solids are convex: an object never shadows itself where it faces the light.
+        center = column(thing.center)
+        a, b = sideways - dot(center, across), above - dot(center, upright)
+        near_beam = (a * a + b * b < bound * bound) & (along < dot(center, light) + bound)
+        # The solids are convex: an object never shadows its lit side.
         shaded = np.flatnonzero(near_beam & (owner != number))
         t = entry(thing.shape, *_to_own_frame(thing, points[:, shaded], light))
         lit[shaded[t != MISS]] = False
@@ -159,16 +158,16 @@ def _ground(look: Look, points: np.ndarray, lit: np.ndarray) -> np.ndarray:
     if look.ground_checker is not None:
         other = column(look.ground_checker)
         odd = ((np.floor(points[0]) + np.floor(points[2])).astype(np.int32) & 1) * np.float32(1)
-        # Squares smaller than a pixel would flicker: far away they melt into their mean.
+        # Squares smaller than a pixel would alias: far away they fade into their mean.
         contrast = np.clip((points[2] + 9) / 6, 0, 1)
         albedo = albedo + (other - albedo) * ((odd - 0.5) * contrast + 0.5)
     return albedo * (look.ambient + (1 - look.ambient) * np.float32(look.light[1]) * lit)
 
 
 def _surface(look: Look, thing: Thing, points: np.ndarray, rays: np.ndarray, lit: np.ndarray) -> np.ndarray:
-    centre = column(thing.centre)
-    own_points = _turn((points - centre) / np.float32(thing.radius), -thing.yaw)
-    normals = _turn(normal(thing.shape, own_points), thing.yaw)
+    center = column(thing.center)
+    own_points = _rotated((points - center) / np.float32(thing.radius), -thing.yaw)
+    normals = _rotated(normal(thing.shape, own_points), thing.yaw)
     light = column(look.light)
     facing = np.maximum(dot(normals, light), 0) * lit
     ambient = look.ambient * (0.8 + 0.2 * normals[1])  # a little less from below than from the sky

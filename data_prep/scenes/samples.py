@@ -9,15 +9,14 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from data_prep.scenes.render import colour, geometry_of, instance_ids, inverse_depth
+from data_prep.scenes.render import color, geometry_of, instance_ids, inverse_depth
 from data_prep.scenes.splits import Example, example
 from data_prep.scenes.world import RADII
 
 SMALLEST = 64
-FIELDS = ("depth.png", "json", "png", "seg.png")
 
 _PALETTE = bytes((0, 0, 0, 230, 159, 0, 86, 180, 233, 0, 158, 115, 240, 228, 66)).ljust(768, b"\0")
-"""For picture viewers only; ids are drawn at random, so the colours mean nothing. All 256 entries are written: with
+"""For picture viewers only; ids are drawn at random, so the colors mean nothing. All 256 entries are written: with
 fewer than 17 the PNG gets 4 bits per pixel, which some decoders (torchvision's) misread."""
 
 
@@ -28,15 +27,15 @@ def sample(seed: int, split: str, index: int, size: int) -> dict[str, bytes | st
     geometry = geometry_of(scene, size)
     return {
         "__key__": f"{split}-{index:08d}",
-        # Pixel noise leaves nothing for string matching: Huffman codes alone are faster and smaller.
-        "png": _png(Image.fromarray(colour(scene, size)), compress_type=zlib.Z_HUFFMAN_ONLY),
+        # String matching finds nothing in pixel noise: Huffman codes alone are faster and smaller.
+        "png": _png(Image.fromarray(color(scene, size)), compress_type=zlib.Z_HUFFMAN_ONLY),
         "depth.png": _png(Image.fromarray(inverse_depth(geometry))),
         "seg.png": _png(_indexed(instance_ids(scene.things, geometry))),
         "json": json.dumps(_record(shown, geometry.visible() / size**2)).encode(),
     }
 
 
-def _record(shown: Example, shares: np.ndarray) -> dict[str, object]:
+def _record(shown: Example, visible: np.ndarray) -> dict[str, object]:
     scene = shown.scene
     conversations = []
     for _, question, answer in shown.turns:
@@ -44,8 +43,8 @@ def _record(shown: Example, shares: np.ndarray) -> dict[str, object]:
         conversations.append({"from": "gpt", "value": answer})
     conversations[0]["value"] = "<image>\n" + conversations[0]["value"]
     objects = []
-    for thing, share in zip(scene.things, shares.tolist(), strict=True):
-        u, v, depth = scene.camera.project(thing.centre)
+    for thing, fraction in zip(scene.things, visible.tolist(), strict=True):
+        u, v, depth = scene.camera.project(thing.center)
         objects.append(
             {
                 "id": thing.mask_id,
@@ -57,7 +56,7 @@ def _record(shown: Example, shares: np.ndarray) -> dict[str, object]:
                 "x": round((u + 1) / 2, 4),
                 "y": round((1 - v) / 2, 4),
                 "depth": round(depth, 4),
-                "visible": round(share, 5),
+                "visible": round(fraction, 5),
             }
         )
     return {

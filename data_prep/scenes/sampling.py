@@ -1,11 +1,11 @@
 """Random scenes whose attributes keep questions fair.
 
-The attributes are drawn so that question strings do not betray their answers:
+Attributes are drawn so that the text of a question does not betray its answer:
 - the number of objects is uniform on 1..4, and so is the number of objects of the scene's *theme shape* on 0..3
   (`COUNTS` is a joint table with both margins uniform): "how many ... are there" has four equally likely answers;
-- colours are unique in a scene, so "the red object" always refers, and every colour is equally likely although some
-  colour-shape pairs are held out from training.
-Only the places are drawn again when a scene is too crowded, never the attributes: crowding must not change the odds.
+- colors are unique in a scene, so "the red object" is never ambiguous, and every color is equally likely although some
+  color-shape pairs are held out from training.
+When a scene is too crowded only the places are redrawn, never the attributes: crowding must not change the odds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from data_prep.scenes.solids import BOUND, FOOTPRINT, HALF_HEIGHT, SHAPES
 from data_prep.scenes.world import COLORS, HALF_WIDTH, MATERIALS, RADII, Camera, Look, Scene, Thing, Triple
 
 Pair = tuple[str, str]
-"""(colour, shape)."""
+"""(color, shape)."""
 HELD_OUT: tuple[Pair, ...] = (("red", "cylinder"), ("blue", "cube"), ("green", "sphere"))
-"""Never in training or validation, in pictures or in words."""
+"""Never in training or validation, in pictures or in texts."""
 ALL_PAIRS = frozenset((color, shape) for color in COLORS for shape in SHAPES)
 SEEN_PAIRS = ALL_PAIRS - set(HELD_OUT)
 
@@ -41,7 +41,7 @@ NEAR_Z, FAR_Z = 2.5, -1.3
 GAP = 0.06
 TRIES = 20
 MIN_PIXELS, MIN_SHARE, CHECK_SIZE = 60, 0.55, 64
-"""An object must show this many pixels of a CHECK_SIZE picture, and this share of what it would show alone."""
+"""An object must show this many pixels of a CHECK_SIZE picture, and this fraction of what it would show alone."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def draw_attributes(
 
 
 def shape_choices(color: str, allowed: frozenset[Pair]) -> int:
-    """Number of shapes that may have this colour."""
+    """Number of shapes that may have this color."""
     return sum((color, shape) in allowed for shape in SHAPES)
 
 
 def draw_scene(rng: np.random.Generator, attributes: Attributes, look: Look) -> Scene:
-    """A scene with these attributes, in which every object can be seen and left-right order is beyond doubt."""
+    """A scene with these attributes, in which every object is visible and the left-right order is clear."""
     while True:
         camera = draw_camera(rng)
         things = _place(rng, attributes, camera)
@@ -106,15 +106,15 @@ def draw_camera(rng: np.random.Generator) -> Camera:
 
 
 def draw_look(rng: np.random.Generator) -> Look:
-    """The look of training: bright, light from above and in front, plain grey ground, pale sky."""
+    """The look of training: bright, light from above and in front, plain gray ground, pale sky."""
     azimuth, elevation = rng.uniform(-1.1, 1.1), rng.uniform(0.75, 1.1)
-    grey = rng.uniform(0.50, 0.64)
+    gray = rng.uniform(0.50, 0.64)
     tint = rng.uniform(-0.02, 0.02, size=3)
     sky = np.array([0.70, 0.76, 0.84]) + rng.uniform(-0.04, 0.04)
     return Look(
         light=_direction(azimuth, elevation),
         ambient=float(rng.uniform(0.36, 0.44)),
-        ground=_triple(grey + tint),
+        ground=_triple(gray + tint),
         ground_checker=None,
         sky_horizon=_triple(sky),
         sky_top=_triple(sky - [0.16, 0.10, 0.02]),
@@ -122,7 +122,7 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 
 def draw_unseen_look(rng: np.random.Generator) -> Look:
-    """A look that training never shows: low side light, little ambient, checkerboard ground, coloured sky."""
+    """A look that training never shows: low side light, little ambient, checkerboard ground, colored sky."""
     azimuth = rng.uniform(1.35, 1.75) * rng.choice([-1, 1])
     light_square = rng.uniform(0.62, 0.78) + rng.uniform(-0.06, 0.06, size=3)
     dark_square = rng.uniform(0.28, 0.40) + rng.uniform(-0.06, 0.06, size=3)
@@ -139,14 +139,14 @@ def draw_unseen_look(rng: np.random.Generator) -> Look:
 
 
 def is_clear(scene: Scene) -> bool:
-    """True when no object is cut by the frame, touches another, hides behind another or is level with it sideways."""
+    """True when no object is cut by the frame, touches or is hidden by another, or has the same horizontal position."""
     places = [Footing.of(thing.shape, thing.size, thing.x, thing.z, scene.camera) for thing in scene.things]
     fits = all(place.inside_frame and place.apart_from(places[:k]) for k, place in enumerate(places))
     return fits and _all_visible(scene)
 
 
 def from_left_to_right(things: list[Thing], camera: Camera) -> tuple[Thing, ...]:
-    return tuple(sorted(things, key=lambda thing: camera.project(thing.centre)[0]))
+    return tuple(sorted(things, key=lambda thing: camera.project(thing.center)[0]))
 
 
 @dataclass(slots=True)
@@ -186,7 +186,7 @@ def _place(rng: np.random.Generator, attributes: Attributes, camera: Camera) -> 
     places: list[Footing] = []
     for (_, shape), size in zip(attributes.pairs, attributes.sizes, strict=True):
         for z, side in rng.uniform((FAR_Z, -1), (NEAR_Z, 1), size=(TRIES, 2)).tolist():
-            # `side` is a place in the picture, so that near and far objects spread over its whole width.
+            # `side` is a position in the picture, so that near and far objects spread over its whole width.
             place = Footing.of(shape, size, side * HALF_WIDTH * (camera.position[2] - z), z, camera)
             if place.inside_frame and place.apart_from(places):
                 places.append(place)

@@ -1,6 +1,6 @@
 """The four solids: where a ray enters one, and the surface normal there.
 
-Every solid is described in its own unit frame (centre at the origin, y up); an object of size `radius` standing on the
+Every solid is described in a unit frame (center at the origin, y up); an object of size `radius` standing on the
 ground is that frame scaled by `radius` and lifted by `HALF_HEIGHT * radius`. Rays keep their parameter t under this
 change of frame, so an entry found here is the entry in the world.
 
@@ -25,7 +25,7 @@ BOUND = {
     "cylinder": (CYLINDER_RADIUS**2 + CYLINDER_HALF**2) ** 0.5,
     "cone": (CONE_RADIUS**2 + CONE_HALF**2) ** 0.5,
 }
-"""Radius of the bounding sphere about the centre, in units of the object's radius."""
+"""Radius of the bounding sphere about the center, in units of the object's radius."""
 FOOTPRINT = {"sphere": 1.0, "cube": CUBE_HALF * 2**0.5, "cylinder": CYLINDER_RADIUS, "cone": CONE_RADIUS}
 """Radius of the vertical cylinder that holds the solid: two objects touch at most when these do."""
 
@@ -33,13 +33,13 @@ MISS = np.float32(np.inf)
 
 
 def entry(shape: str, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Ray parameter t (M,) at which each ray enters the solid, +inf for rays that miss it or leave it behind."""
+    """Ray parameter t (M,) at which each ray enters the solid, +inf for rays that miss it or point away from it."""
     t = _ENTRY[shape](origin, direction)
     return np.where(t > 0, t, MISS)
 
 
 def normal(shape: str, point: np.ndarray) -> np.ndarray:
-    """Outward unit normals (3, M) at surface points (3, M) of the solid's own frame."""
+    """Outward unit normals (3, M) at surface points (3, M) of the solid's unit frame."""
     return _NORMAL[shape](point)
 
 
@@ -80,7 +80,7 @@ def _cube_normal(p: np.ndarray) -> np.ndarray:
 
 
 def _cylinder_entry(o: np.ndarray, d: np.ndarray) -> np.ndarray:
-    # The solid is the intersection of an infinite cylinder and a slab, both convex: so are the rays' stays in them.
+    # The solid is the intersection of an infinite cylinder and a slab, both convex: so a ray is inside each for one interval.
     a = d[0] * d[0] + d[2] * d[2]
     b = o[0] * d[0] + o[2] * d[2]
     discriminant = b * b - a * (o[0] * o[0] + o[2] * o[2] - CYLINDER_RADIUS**2)
@@ -98,7 +98,7 @@ def _cylinder_normal(p: np.ndarray) -> np.ndarray:
 
 
 def _cone_entry(o: np.ndarray, d: np.ndarray) -> np.ndarray:
-    # Apex at y = +CONE_HALF. The double cone is not convex, so every candidate surface point is tested by itself.
+    # Apex at y = +CONE_HALF. The double cone is not convex, so every candidate surface point is tested separately.
     drop = CONE_HALF - o[1]
     k = CONE_SLOPE**2
     a = d[0] * d[0] + d[2] * d[2] - k * d[1] * d[1]

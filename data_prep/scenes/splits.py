@@ -1,8 +1,8 @@
 """Scene i of a split, a pure function of (seed, split, i).
 
-- train, val: seen colour-shape pairs, the look of training.
-- ood: in turn a held-out pair, an unseen look, or both (`ood` in the sample says which). Its forced pairs make some
-  answers likelier than others ("the red object" is often a cylinder): a prior that only ood answers could teach.
+- train, val: seen color-shape pairs, the look of training.
+- ood: cycles through a held-out pair, an unseen look, and both (`ood` in the sample says which). Its forced pairs make some
+  answers more likely than others ("the red object" is often a cylinder): a prior that only ood answers could teach.
 - adversarial: samples 2k and 2k + 1 are one scene with one change, and one question with different answers.
 """
 
@@ -48,7 +48,7 @@ OOD_FACTORS = (("pair",), ("look",), ("pair", "look"))
 
 @dataclass(frozen=True)
 class Example:
-    """A scene with what is said about it. `turns` are (kind, question, answer); `extra` goes into the sample's json."""
+    """A scene with its texts. `turns` are (kind, question, answer); `extra` goes into the sample's json."""
 
     scene: Scene
     caption: str
@@ -74,7 +74,7 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 def _told(rng: np.random.Generator, scene: Scene, questions: list[Question], extra: dict[str, object]) -> Example:
     turns = [(question.kind, question.text, str(question.answer(scene))) for question in questions]
-    # Last, or its answer would give away all the others.
+    # Last: its answer gives away all others.
     turns.append(("description", DESCRIBE, description(scene)))
     return Example(scene, caption(rng, scene), tuple(turns), extra)
 
@@ -87,9 +87,9 @@ def _out_of_distribution(rng: np.random.Generator, factors: tuple[str, ...]) -> 
     return _told(rng, scene, draw_questions(rng, scene, attributes.theme, ALL_PAIRS), {"ood": list(factors)})
 
 
-@lru_cache(maxsize=1)  # both of a pair are asked for, one after the other
+@lru_cache(maxsize=1)  # both of a pair are requested, one after the other
 def _adversarial_pair(seed: int, pair: int) -> tuple[Example, Example]:
-    """Two scenes that differ in one change, in random order, with one question that tells them apart."""
+    """Two scenes that differ in one change, in random order, with one question that they answer differently."""
     rng = _generator(seed, "adversarial", pair)
     change = tuple(_CHANGES)[rng.integers(len(_CHANGES))]
     while True:
@@ -125,7 +125,7 @@ def _tells_apart(question: Question, scene: Scene, other: Scene) -> bool:
 
 
 def _questions_on(change: str) -> Iterable[Question]:
-    """Every question such a change can be asked with."""
+    """Every question whose answer such a change can flip."""
     color_pairs = list(permutations(COLORS, 2))
     if change in ("side", "depth"):
         ends, words = (("leftmost", "rightmost"), SIDE_WORDS) if change == "side" else (("nearest", "farthest"), DEPTH_WORDS)
@@ -166,7 +166,7 @@ def _fewer(rng: np.random.Generator, things: list[Thing]) -> list[Thing] | None:
     if len(things) < 2:
         return None
     del things[int(rng.integers(len(things)))]
-    # Ids of a scene have no gaps: a gap would tell the changed scene from the other.
+    # Ids have no gaps: a gap would reveal the changed scene.
     ranks = sorted(thing.mask_id for thing in things)
     return [dataclasses.replace(thing, mask_id=ranks.index(thing.mask_id) + 1) for thing in things]
 

@@ -23,7 +23,7 @@ COLORS: dict[str, Triple] = {
     "purple": (0.58, 0.14, 0.68),
     "cyan": (0.10, 0.74, 0.80),
 }
-"""Albedo of each colour word, linear, 0..1."""
+"""Albedo of each color word, linear, 0..1."""
 RADII = {"small": 0.55, "large": 0.82}
 MATERIALS = ("matte", "shiny")
 
@@ -33,7 +33,7 @@ HALF_WIDTH = 0.37
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene. `mask_id` is its id in the segmentation, drawn at random: it tells nothing about it."""
+    """One object of a scene. `mask_id` is its id in the segmentation, drawn at random: it carries no information."""
 
     shape: str
     color: str
@@ -50,7 +50,7 @@ class Thing:
         return RADII[self.size]
 
     @property
-    def centre(self) -> Triple:
+    def center(self) -> Triple:
         return self.x, HALF_HEIGHT[self.shape] * self.radius, self.z
 
 
@@ -82,8 +82,8 @@ class Camera:
         return u, v, depth
 
     def rays(self, size: int) -> np.ndarray:
-        """Directions (3, size, size) float32 through the pixel centres. Their part along `forward` is 1, so that the
-        ray parameter t IS the depth along the camera's axis."""
+        """Directions (3, size, size) float32 through the pixel centers. Their part along `forward` is 1, so that the
+        ray parameter t is the depth along the camera's axis."""
         u, v = _pixel_grid(size)
         axes = np.array([self.right, self.up, self.forward], dtype=np.float32)
         return axes[0, :, None, None] * u + axes[1, :, None, None] * v + axes[2, :, None, None]
@@ -91,7 +91,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Look:
-    """Everything about a scene that carries no answer: light, ground and sky. Colours are linear, 0..1."""
+    """Everything about a scene that carries no answer: light, ground and sky. Colors are linear, 0..1."""
 
     light: Triple
     ambient: float

@@ -1,1 +1,1 @@
-"""Models, rules and files that say what a picture's depth, segmentation and fit to its text are: one file each."""
+"""Sources of depth, segmentation and picture-text similarity (models, rules, files): one file each."""

@@ -1,8 +1,8 @@
-"""What a teacher is: it looks at decoded samples and predicts one target for each.
+"""A teacher predicts one target for each decoded sample.
 
-A teacher is a file of this folder, found by its name; nothing lists them. What it predicts, per task:
-- depth: float32 (h, w), relative inverse depth (near = large, any unit), at whatever resolution suits the teacher;
-- segmentation: uint8 (h, w), ids 1..n in falling order of area, 0 = none (`ids.py` makes them);
+A teacher is a file of this folder, found by its name. What it predicts, per task:
+- depth: float32 (h, w), relative inverse depth (near = large, any unit), at any resolution;
+- segmentation: uint8 (h, w), ids 1..n in descending order of area, 0 = none (`ids.py` makes them);
 - clip: the cosine in [-1, 1] of the picture and its text.
 """
 
@@ -36,7 +36,7 @@ Prediction = np.ndarray | float | Failure
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how a teacher runs. None of it but `dtype` is part of a data set's config: the rest only changes rounding."""
+    """Where and how a teacher runs. Only `dtype` is part of a data set's config: the rest only changes rounding."""
 
     device: torch.device
     dtype: torch.dtype
@@ -57,7 +57,7 @@ class Teacher(ABC):
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON for the manifest: which model, its digest and licence, and every setting that changes what it predicts."""
+        """JSON for the manifest: which model, its digest and license, and every setting that changes what it predicts."""
 
     @abstractmethod
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
@@ -67,7 +67,7 @@ class Teacher(ABC):
 def load_teacher(task: str, name: str, settings: dict[str, Any], machine: Machine) -> Teacher:
     """The teacher `name` for `task`, with `settings` over its defaults.
 
-    Raises ConfigError for an unknown name, a teacher of other tasks, or an unknown setting; and what its loading raises.
+    Raises ConfigError for an unknown name, a teacher of other tasks, or an unknown setting; and what loading it raises.
     """
     kind = find("teachers", name, Teacher, house="data_prep")
     if task not in kind.tasks:

@@ -1,7 +1,7 @@
 """Regions without a trained model: Felzenszwalb and Huttenlocher's graph-based segmentation, from scikit-image.
 
-No weights, no licence question, the same result everywhere: for tests, demos and a first look. Regions follow colour,
-not objects. There is no such thing for depth: one picture without a trained model says too little about it.
+No weights, no license, the same result everywhere: for tests, demos and a first look. Regions follow color,
+not objects. Depth has no such teacher: without a trained model one picture says too little about it.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class DepthAnything(Teacher):
     @dataclass
     class Config:
         model: str = "depth-anything/Depth-Anything-V2-Small-hf"
-        """Hub id or folder. The paper of UniMRG used ...-Large-hf, whose weights are not for commercial use."""
+        """Hub id or folder. The paper of UniMRG used ...-Large-hf, which excludes commercial use."""
         revision: str | None = None
         """Branch, tag or commit of a hub id."""
         size: int = at_least(0, 0)
@@ -37,8 +37,8 @@ class DepthAnything(Teacher):
         kind = self._checkpoint.network.config
         if kind.model_type not in RELATIVE_MODELS or getattr(kind, "depth_estimation_type", "relative") != "relative":
             raise ModelError(
-                f"{config.model}: is of type {kind.model_type} and gives distances; relative inverse depth (near = large) is "
-                f"wanted, from a relative model of type {' or '.join(RELATIVE_MODELS)}."
+                f"{config.model}: is of type {kind.model_type} and gives distances; give a model of relative inverse depth "
+                f"(near = large), of type {' or '.join(RELATIVE_MODELS)}."
             )
         self._config, self._machine = config, machine
         self._resize = {"size": {"height": config.size, "width": config.size}} if config.size else {}
@@ -48,7 +48,7 @@ class DepthAnything(Teacher):
         return {**self._checkpoint.identity, "size": self._config.size}
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """Pictures keep their aspect, so only those that end at the same size share a forward."""
+        """Pictures keep their aspect, so only those resized to the same size share a forward."""
         same_size: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
         for place, sample in enumerate(samples):
             pixels = self._pixels(sample)
@@ -61,7 +61,7 @@ class DepthAnything(Teacher):
         return [depths[place] for place in range(len(samples))]
 
     def _pixels(self, sample: Sample) -> Tensor:
-        """(3, h, w), resized and normalised on the device: a GPU does it in passing, a CPU thread would make it wait."""
+        """(3, h, w), resized and normalized on the device: fast on a GPU, which would wait for a CPU thread."""
         inputs = self._checkpoint.processor(
             images=sample.image, return_tensors="pt", device=self._machine.device, **self._resize
         )

@@ -1,4 +1,4 @@
-"""Maps that already exist, one file per sample in a folder: of another tool, another model, or measured."""
+"""Maps that already exist, one file per sample in a folder: from another tool or model, or measured."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from data_prep.teachers.ids import ids_from_labels
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 
-GREY = {"L", "I", "I;16", "I;16B"}
+GRAY = {"L", "I", "I;16", "I;16B"}
 INDEXED = {"L", "P", "I", "I;16", "I;16B"}
 
 
 class File(Teacher):
-    """Depth: relative inverse depth (near = large), as grey PNG of 8 or 16 bits or a 2-D .npy. Segmentation: ids, 0 = none,
-    as indexed or grey PNG or a 2-D .npy of integers; ids become 1..n in falling order of area."""
+    """Depth: relative inverse depth (near = large), as gray PNG of 8 or 16 bits or a 2-D .npy. Segmentation: ids, 0 = none,
+    as indexed or gray PNG or a 2-D .npy of integers; ids become 1..n in descending order of area."""
 
     tasks = ("depth", "segmentation")
 
@@ -52,22 +52,22 @@ class File(Teacher):
         try:
             relative = Path(self._config.pattern.format_map({**known, "key": sample.key}))
         except (KeyError, IndexError, ValueError) as error:
-            return Failure(f"{self._task}.pattern {self._config.pattern!r} asks for {error}, which the sample's json lacks")
+            return Failure(f"{self._task}.pattern {self._config.pattern!r} needs {error}, which the sample's json lacks")
         if relative.is_absolute() or ".." in relative.parts:
             return Failure(f"{relative} leads out of the folder of maps")
         try:
-            values = read_map(self._folder / relative, GREY if self._task == "depth" else INDEXED)
+            values = read_map(self._folder / relative, GRAY if self._task == "depth" else INDEXED)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
             return Failure(f"no {self._task} map {relative}: {getattr(error, 'strerror', None) or error}")
         if self._task == "depth":
             return values.astype(np.float32)
         if not np.issubdtype(values.dtype, np.integer):
-            return Failure(f"segmentation map {relative} holds {values.dtype} numbers; integer ids are wanted")
+            return Failure(f"segmentation map {relative} holds {values.dtype} numbers; must be integer ids")
         return ids_from_labels(values)
 
 
 def read_map(path: Path, modes: set[str]) -> np.ndarray:
-    """(H, W) numbers as stored. Raises OSError or ValueError: no such file, or not a map."""
+    """(H, W) numbers as stored. Raises OSError or ValueError when there is no such file or it is not a map."""
     if path.suffix == ".npy":
         values = np.load(path)
     else:
@@ -76,5 +76,5 @@ def read_map(path: Path, modes: set[str]) -> np.ndarray:
                 raise ValueError(f"is a picture of mode {picture.mode}; legal: {', '.join(sorted(modes))}")
             values = np.array(picture)
     if values.ndim != 2 or not values.size:
-        raise ValueError(f"has shape {values.shape}; (height, width) is wanted")
+        raise ValueError(f"has shape {values.shape}; must be (height, width)")
     return values

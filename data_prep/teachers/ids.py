@@ -16,7 +16,7 @@ def ids_from_masks(masks: Sequence[np.ndarray], height: int, width: int) -> np.n
     Of more than 255 masks the 255 largest count; empty ones do not, and no mask at all gives zeros.
     """
     areas = [int(mask.sum()) for mask in masks]
-    falling = sorted((k for k, area in enumerate(areas) if area), key=lambda k: -areas[k])  # stable: ties keep their order
+    falling = sorted((k for k, area in enumerate(areas) if area), key=lambda k: -areas[k])  # stable
     ids = np.zeros((height, width), dtype=np.uint8)
     for number, k in enumerate(falling[:MOST_IDS], start=1):
         ids[masks[k]] = number

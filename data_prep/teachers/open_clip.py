@@ -1,6 +1,6 @@
 """How well a picture and its text fit, by a CLIP (arXiv 2103.00020) of the open_clip library.
 
-The number is stored and nothing is dropped: the threshold is a choice of the training run (a filter on the column
+The number is stored and nothing is dropped: the training run chooses the threshold (a filter on the column
 `clip_similarity`).
 """
 
@@ -21,7 +21,7 @@ from megaunigame.judges.clip import FrozenClip
 
 
 class OpenClip(Teacher):
-    """Runs in float32 whatever `--dtype` says: it is small beside the other teachers, and thresholds are fine."""
+    """Always float32: it is small compared to the other teachers, and thresholds are fine-grained."""
 
     tasks = ("clip",)
 
@@ -30,7 +30,7 @@ class OpenClip(Teacher):
         model: str = "ViT-B-32"
         """An open_clip architecture, or a folder with open_clip_config.json, weights and tokenizer files."""
         pretrained: str = ""
-        """Weights of a named architecture: a file, a folder that holds one, or (with a network) a tag, as `openai`."""
+        """Weights of a named architecture: a file, a folder with one, or (with a network) a tag such as `openai`."""
 
     def __init__(self, task: str, config: Config, machine: Machine):
         self._clip = FrozenClip(config.model, config.pretrained, True, machine.device)
@@ -50,9 +50,9 @@ class OpenClip(Teacher):
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
         predictions: list[Prediction] = [Failure("no caption and no conversation to compare the picture with")] * len(samples)
-        told = [(place, sample, text) for place, sample in enumerate(samples) if (text := text_of(sample))]
-        for first in range(0, len(told), self._batch):
-            part = told[first : first + self._batch]
+        texted = [(place, sample, text) for place, sample in enumerate(samples) if (text := text_of(sample))]
+        for first in range(0, len(texted), self._batch):
+            part = texted[first : first + self._batch]
             similarity = self._similarity([sample for _, sample, _ in part], [text for _, _, text in part])
             for (place, _, _), cosine in zip(part, similarity, strict=True):
                 predictions[place] = cosine

@@ -1,4 +1,4 @@
-"""A sample's picture in the form that teachers outside PyTorch take."""
+"""A sample's picture as a PIL image, for teachers outside PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from megaunigame.data.decode import Sample
 
 
 def shrunk(sample: Sample, longest: int) -> Image.Image:
-    """The picture, made smaller if its longer side has more than `longest` pixels. Raises ValueError without a picture."""
+    """The picture, shrunk if its longer side has more than `longest` pixels. Raises ValueError without a picture."""
     if sample.image is None:
         raise ValueError(f"sample {sample.key!r} has no picture to look at")
     picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())

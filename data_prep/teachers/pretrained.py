@@ -1,4 +1,4 @@
-"""Checkpoints of the transformers library: loaded whole or not at all, and named so that another one is told apart."""
+"""Checkpoints of the transformers library: loaded completely or not at all, and identified by a digest."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from transformers import AutoImageProcessor
 from data_prep.teachers.base import Machine
 from megaunigame.errors import ModelError
 
-LICENCES = {
+LICENSES = {
     "depth-anything-v2-small": "Apache-2.0",
     "depth-anything-v2-base": "CC-BY-NC-4.0 (no commercial use)",
     "depth-anything-v2-large": "CC-BY-NC-4.0 (no commercial use)",
     "sam-vit": "Apache-2.0",
     "sam2": "Apache-2.0",
 }
-"""Of the weights, as their authors published them; found by what a model's name contains."""
+"""Of the weights, as their authors published them; matched by a part of the model's name."""
 
 WANTED = (
     "Give the folder of a transformers checkpoint (config.json, preprocessor_config.json, model.safetensors) or, with a "
@@ -34,7 +34,7 @@ class Checkpoint:
     def __init__(self, auto_class: Any, model: str, revision: str | None, machine: Machine):
         """`model` is a folder or a hub id, `revision` a branch, tag or commit of the hub.
 
-        Raises ModelError when there is no such model, when it is of another kind, or when it lacks weights.
+        Raises ModelError when the model is absent, of another kind, or lacks weights.
         """
         if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
             raise ModelError(f"{model}: no such folder. {WANTED}")
@@ -51,7 +51,7 @@ class Checkpoint:
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise ModelError(
-                f"{model}: the checkpoint lacks {len(missing)} weights, for example {missing[0]}. Download it anew."
+                f"{model}: the checkpoint lacks {len(missing)} weights, for example {missing[0]}. Download it again."
             )
         commit = getattr(network.config, "_commit_hash", None)
         self.identity = {
@@ -60,13 +60,13 @@ class Checkpoint:
             "weights_sha256": digest(network),
             "weights": sum(parameter.numel() for parameter in network.parameters()),
             "dtype": str(machine.dtype).removeprefix("torch."),
-            "licence": licence_of(model),
+            "licence": license_of(model),
         }
         self.network = network.to(machine.device).eval().requires_grad_(False)
 
 
 def digest(network: nn.Module) -> str:
-    """Hex SHA-256 of all weights and buffers: the same model found under another path is the same teacher."""
+    """Hex SHA-256 of all weights and buffers: the same model under another path is the same teacher."""
     content = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         content.update(name.encode())
@@ -74,10 +74,10 @@ def digest(network: nn.Module) -> str:
     return content.hexdigest()
 
 
-def licence_of(model: str) -> str:
-    """A note on the weights' licence, from the model's name."""
+def license_of(model: str) -> str:
+    """A note on the weights' license, from the model's name."""
     name = Path(model).name.lower().replace("_", "-")
-    return next((licence for part, licence in LICENCES.items() if part in name), "not known here: see the model's card")
+    return next((license for part, license in LICENSES.items() if part in name), "not known here: see the model's card")
 
 
 def _purpose(auto_class: Any) -> str:

@@ -1,7 +1,7 @@
-"""SAM (arXiv 2304.02643), SAM 2 and their kin: automatic mask generation through the pipeline of transformers.
+"""SAM (arXiv 2304.02643), SAM 2 and similar models: automatic mask generation through the pipeline of transformers.
 
 Settings and defaults are those of `SamAutomaticMaskGenerator`; a grid of points prompts the model, and masks that are
-unsure, unstable or repeated are dropped. The pipeline takes one picture at a time; a batch is a batch of points.
+uncertain, unstable or duplicates are dropped. The pipeline takes one picture at a time; a batch is a batch of points.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sam(Teacher):
         revision: str | None = None
         """Branch, tag or commit of a hub id."""
         points_per_side: int = at_least(1, 32)
-        """The grid has the square of it; transformers calls it `points_per_crop`."""
+        """The grid has the square of this; transformers calls it `points_per_crop`."""
         pred_iou_thresh: float = 0.88
         """Least IoU the model itself predicts for a mask; 0 or less keeps all."""
         stability_score_thresh: float = 0.95
@@ -77,13 +77,13 @@ class Sam(Teacher):
             stability_score_offset=self._config.stability_score_offset,
             crops_nms_thresh=self._config.box_nms_thresh,
         )["masks"]
-        # Scores that are no numbers fail every threshold: without this the picture would seem to hold nothing.
+        # NaN scores fail every threshold: without this check the picture would seem to hold nothing.
         if not bool(self._finite):
             return Failure("the segmentation teacher gave scores that are NaN or infinite")
         return ids_from_masks([mask.cpu().numpy() for mask in masks], picture.height, picture.width)
 
     def _checked(self, network: Any, inputs: Any, output: Any) -> Any:
-        """Runs behind every forward of the decoder."""
+        """Runs after every forward of the network."""
         # The pipeline compares boxes in float32 with scores, which torchvision refuses in another type.
         output.iou_scores, output.pred_masks = output.iou_scores.float(), output.pred_masks.float()
         self._finite &= torch.isfinite(output.iou_scores).all()

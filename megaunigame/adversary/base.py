@@ -35,6 +35,8 @@ class Adversary(nn.Module, ABC):
 
     Config: ClassVar[type[Any]]
     """Dataclass of the settings, a subclass of `Budget`."""
+    climbs: ClassVar[bool] = False
+    """Whether `perturb` takes the gradient of what `ascend` returns."""
 
     def __init__(self, config: Any, width: int):
         """`width`: D of the tokens. Parameters come from torch's global generator: seed it, so that all ranks start alike."""

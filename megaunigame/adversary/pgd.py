@@ -18,6 +18,8 @@ from megaunigame.settings import above, at_least
 class Pgd(Adversary):
     """Starts in a random direction at half the length; `steps` forwards and backwards through the learner."""
 
+    climbs = True
+
     @dataclass
     class Config(Budget):
         steps: int = at_least(1, 3)

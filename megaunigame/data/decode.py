@@ -106,7 +106,7 @@ def _pixels(key: str, field: str, data: bytes, mode: ImageReadMode) -> Tensor:
     return pixels
 
 
-def _image(key: str, field: str, data: bytes) -> Tensor:
+def rgb_pixels(key: str, field: str, data: bytes) -> Tensor:
     """uint8 (3, H, W), RGB."""
     pixels = _pixels(key, field, data, ImageReadMode.RGB)
     if pixels.dtype == torch.uint16:  # PNG with 16 bits a channel
@@ -138,9 +138,9 @@ def _segmentation(key: str, field: str, data: bytes) -> Tensor:
 
 
 DECODERS: dict[str, tuple[tuple[str, ...], Callable[[str, str, bytes], Tensor]]] = {
-    IMAGE: (IMAGE_FIELDS, _image),
+    IMAGE: (IMAGE_FIELDS, rgb_pixels),
     DEPTH: ((DEPTH_FIELD,), _depth),
     SEGMENTATION: ((SEGMENTATION_FIELD,), _segmentation),
 }
 """Name of a picture -> the fields of a shard that may hold it (the first one present is used), and its decoder, called with
-(key of the sample, field, bytes). A new stored target is a line here."""
+(key of the sample, field, bytes). A new stored target is a line here, or in the file of its representation."""

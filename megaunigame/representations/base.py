@@ -10,12 +10,16 @@ from torch import Tensor
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 
+ANNOTATE = "Make it: python -m data_prep annotate IN --out OUT --tasks depth,segmentation"
+
 
 class Representation(ABC):
     """One file in this folder, found by module name. A family maps the picture to its own range when it collates rows."""
 
     needs: ClassVar[str]
     """What a sample must carry beside its image: a field of a shard, or the empty text."""
+    remedy: ClassVar[str] = "Pack the shards with it"
+    """What to do where samples lack it, for messages."""
     renderings: ClassVar[tuple[str, ...]] = ()
     """Ways to draw the picture, the default first; empty: there is but one."""
 

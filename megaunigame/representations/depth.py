@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from megaunigame.data.decode import DEPTH, DEPTH_FIELD, Sample
-from megaunigame.representations.base import Representation
+from megaunigame.representations.base import ANNOTATE, Representation
 
 
 class Depth(Representation):
     needs = DEPTH_FIELD
+    remedy = ANNOTATE
 
     def picture(self, sample: Sample) -> Tensor | None:
         depth = sample.picture(DEPTH)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.data.decode import SEGMENTATION, SEGMENTATION_FIELD, Sample
-from megaunigame.representations.base import Representation
+from megaunigame.representations.base import ANNOTATE, Representation
 
 LOW, HIGH = 100, 200
 """Thresholds of Canny's gradients."""
@@ -28,6 +28,7 @@ DARK = 96
 
 class Segmentation(Representation):
     needs = SEGMENTATION_FIELD
+    remedy = ANNOTATE
     renderings = ("regions", "contours")
     measure = "IoU of what is not background"
 

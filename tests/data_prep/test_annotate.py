@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_prep import annotator
 from data_prep.__main__ import main
-from data_prep.annotator import Annotator, Row
+from data_prep.annotator import Annotator, Item
 from data_prep.statistics import read_manifest
 from megaunigame.data.decode import decode_sample
 from tests.data.shard_files import encoded
@@ -297,7 +297,7 @@ def test_a_picture_is_decoded_once_for_all_tasks(
     decoded: list[str] = []
     real = Annotator._decode
 
-    def counting(self: Annotator, place: tuple[int, int]) -> Row:
+    def counting(self: Annotator, place: tuple[int, int]) -> Item:
         row = real(self, place)
         decoded.append(row.key)
         return row
@@ -323,7 +323,7 @@ def test_a_picture_is_decoded_once_for_all_tasks(
         (["--tasks", "clip,clip"], "each once"),
         ([*CLASSIC, "--batch", "0"], "--batch 0: must be at least 1"),
         ([*CLASSIC, "--rank", "2", "--world", "2"], "ranks count from 0 to world - 1"),
-        ([*CLASSIC, "--max-failed-fraction", "2"], "a share from 0 to 1"),
+        ([*CLASSIC, "--max-failed-fraction", "2"], "a fraction from 0 to 1"),
         ([*CLASSIC, "--name", "a.b"], "--name a.b"),
         ([*CLASSIC, "--device", "quantum"], "--device quantum"),
         ([*CLASSIC, "--set", "scale=3"], "write TASK.KEY=VALUE"),

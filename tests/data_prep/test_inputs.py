@@ -275,7 +275,7 @@ def test_parquet_conversations_and_bad_rows(tmp_path: Path) -> None:
         assert list(samples_of(tmp_path / name)) == keys
         assert records_of(tmp_path / name)[0]["conversations"] == TALK
     reasons = [failure["reason"] for failure in failures_of(tmp_path / "text")]
-    assert reasons[0].startswith("has conversations that are no JSON") and reasons[1] == "not an image"
+    assert reasons[0].startswith("has conversations that are not JSON") and reasons[1] == "not an image"
 
 
 def test_parquet_files_that_do_not_fit_are_refused(

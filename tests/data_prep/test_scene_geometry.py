@@ -43,7 +43,7 @@ def a_thing(shape: str, **changes: object) -> Thing:
 
 def excess(thing: Thing, points: np.ndarray) -> np.ndarray:
     """Negative inside the solid, 0 on its surface, positive outside; points (3, ...)."""
-    x, y, z = (points - np.reshape(thing.centre, (3,) + (1,) * (points.ndim - 1))) / thing.radius
+    x, y, z = (points - np.reshape(thing.center, (3,) + (1,) * (points.ndim - 1))) / thing.radius
     if thing.shape == "sphere":
         return np.sqrt(x * x + y * y + z * z) - 1
     if thing.shape == "cylinder":
@@ -85,7 +85,7 @@ def test_normals_are_the_gradient_of_the_surface(shape: str) -> None:
     shifts = step * np.eye(3)[:, :, None]
     gradient = np.stack([excess(thing, points + e) - excess(thing, points - e) for e in shifts])
     gradient /= np.linalg.norm(gradient, axis=0)
-    own = (points - np.reshape(thing.centre, (3, 1))) / thing.radius
+    own = (points - np.reshape(thing.center, (3, 1))) / thing.radius
     agreement = (gradient * normal(shape, own.astype(np.float32))).sum(0)
     assert np.mean(agreement > 0.999) > 0.95  # the rest are the edges, where there is no gradient
 
@@ -93,7 +93,7 @@ def test_normals_are_the_gradient_of_the_surface(shape: str) -> None:
 def test_nearest_point_of_a_sphere_is_where_geometry_says() -> None:
     thing = a_thing("sphere")
     depth = render.trace((thing,), CAMERA, CAMERA.rays(400)).depth
-    _, _, centre_depth = CAMERA.project(thing.centre)
+    _, _, centre_depth = CAMERA.project(thing.center)
     hit = render.trace((thing,), CAMERA, CAMERA.rays(400)).hit == 1
     assert depth[hit].min() == pytest.approx(centre_depth - thing.radius, abs=2e-3)
 
@@ -141,7 +141,7 @@ def test_an_object_darkens_the_ground_below_the_light_and_nothing_else() -> None
     thing = a_thing("sphere")
     empty = Scene((), CAMERA, LOOK, noise_seed=5)
     full = Scene((thing,), CAMERA, LOOK, noise_seed=5)
-    difference = render.colour(full, 96).astype(int).sum(-1) - render.colour(empty, 96).astype(int).sum(-1)
+    difference = render.color(full, 96).astype(int).sum(-1) - render.color(empty, 96).astype(int).sum(-1)
     rays = CAMERA.rays(96)
     geometry = render.trace((thing,), CAMERA, rays)
     ground = (geometry.hit == 0) & np.isfinite(geometry.depth)

@@ -64,7 +64,7 @@ def test_adversarial_twins_share_all_but_one_change_and_answer_differently() -> 
         kept = _kept(one, two)
         things = max(len(one.scene.things), len(two.scene.things))
         assert kept >= things - (2 if one.extra["changed"] in ("side", "depth") else 1)
-        pictures = [render.colour(each.scene, 64).astype(int) for each in (one, two)]
+        pictures = [render.color(each.scene, 64).astype(int) for each in (one, two)]
         assert 0 < np.mean(np.abs(pictures[0] - pictures[1]).max(-1) > 12) < 0.5
     assert changes == {"color", "shape", "count", "side", "depth"}
 
@@ -85,6 +85,6 @@ def test_a_scene_depends_on_seed_split_and_index_only() -> None:
 
 def test_larger_pictures_show_the_same_scene() -> None:
     scene = example(1, "train", 11).scene
-    small, large = render.colour(scene, 64).astype(float), render.colour(scene, 128).astype(float)
+    small, large = render.color(scene, 64).astype(float), render.color(scene, 128).astype(float)
     shrunk = large.reshape(64, 2, 64, 2, 3).mean((1, 3))
     assert np.abs(small - shrunk).mean() < 4

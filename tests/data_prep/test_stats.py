@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data_prep.__main__ import main
-from data_prep.contact_sheet import CELL, GAP, TEXT_WIDTH, contact_sheet, id_colours
+from data_prep.contact_sheet import CELL, GAP, TEXT_WIDTH, contact_sheet, id_colors
 from data_prep.picture_statistics import PictureStatistics, histogram
 from data_prep.shard_writer import Job, Shard, ShardSample, finish_dataset, write_dataset
 from megaunigame.data.decode import Sample
@@ -97,13 +97,13 @@ def test_the_sheet_shows_image_depth_and_segmentation_of_each_sample() -> None:
     sheet = np.array(contact_sheet([full, Sample("text", {"questions": ["what ?"]})]))
     middles = [GAP + column * (CELL + GAP) + CELL // 2 for column in range(3)]
     rows = [GAP + row * (CELL + GAP) + CELL // 2 for row in range(2)]
-    assert [sheet[rows[0], x].tolist() for x in middles] == [[0, 200, 0], [255, 255, 255], id_colours()[5].tolist()]
+    assert [sheet[rows[0], x].tolist() for x in middles] == [[0, 200, 0], [255, 255, 255], id_colors()[5].tolist()]
     assert [sheet[rows[1], x].tolist() for x in middles] == 3 * [[225, 225, 225]]
     text = sheet[:, middles[-1] + CELL // 2 + GAP :]
     assert all((text[top : top + 40] < 100).any() for top in (GAP, 2 * GAP + CELL)), "key and text stand at the right"
 
 
 def test_the_colours_of_ids_differ() -> None:
-    colours = id_colours()
+    colours = id_colors()
     assert colours.shape == (256, 3) and colours[0].tolist() == [0, 0, 0]
     assert len({tuple(colour) for colour in colours.tolist()}) == 256

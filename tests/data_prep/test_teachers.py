@@ -19,7 +19,7 @@ from transformers import pipeline
 from data_prep.target_fields import clip_target, depth_target, segmentation_target, target_size
 from data_prep.teachers.base import Failure, Machine, load_teacher
 from data_prep.teachers.ids import ids_from_labels, ids_from_masks
-from data_prep.teachers.pretrained import licence_of
+from data_prep.teachers.pretrained import license_of
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.judges.clip import FrozenClip
@@ -142,7 +142,7 @@ def test_identity_names_weights_settings_and_licence(depth_folder: Path, tmp_pat
     ],
 )
 def test_licence_note(model: str, licence: str) -> None:
-    assert licence_of(model) == licence
+    assert license_of(model) == licence
 
 
 def test_classic_regions_follow_colours_and_are_the_same_every_time() -> None:
@@ -172,7 +172,7 @@ def test_files_give_depth_and_ids(tmp_path: Path) -> None:
     np.testing.assert_allclose(floats, ramp / 7.0, rtol=1e-6)
     said = [failure.reason for failure in failures]
     assert "mode RGB" in said[0] and "cannot identify" in said[1] and "k5.png: No such file" in said[2]
-    assert "asks for 'suffix'" in teacher.predict([seen()])[0].reason
+    assert "needs 'suffix'" in teacher.predict([seen()])[0].reason
     assert "leads out" in teacher.predict([seen(suffix="/../../x")])[0].reason
 
     labels = np.array([[0, 900, 900, 7], [0, 900, 900, 7], [0, 900, 900, 7]])

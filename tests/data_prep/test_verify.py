@@ -149,7 +149,7 @@ def _no_json(fields: ShardSample) -> None:
         (_kinds_short, "kinds for"),
         (_no_json, "json"),
         (_colours_for_ids, "'seg.png' is a PNG of mode RGB; ids in a palette"),
-        (_palette_too_short, "its palette only 1 colours"),
+        (_palette_too_short, "its palette only 1 colors"),
         (_other_size, "segmentation is (32, 32), depth (64, 64)"),
         (_cut_jpeg, "field 'jpg' (400 bytes) is not a readable"),
         (_wrong_width, "json says 65 x 64 pixels, the picture has 64 x 64"),

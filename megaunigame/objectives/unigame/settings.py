@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from megaunigame.adversary.base import Adversary
 from megaunigame.errors import ConfigError
 from megaunigame.judges.clip_filter import ClipConfig
-from megaunigame.registry import unknown
+from megaunigame.registry import find, unknown
 from megaunigame.settings import above, at_least, half_open, one_of
 
 MODES = ("alternating", "simultaneous")
@@ -133,7 +134,8 @@ class Settings:
             raise ConfigError(f"{path}.prompts is empty; give at least one, in the wording the model was trained with.")
         if "kind" not in self.adversary:
             raise ConfigError(f"{path}.adversary names no kind. Type {path}.adversary.kind=perturber.")
-        if self.path == "sampled" and self.adversary["kind"] == "pgd":
-            raise ConfigError(f"{path}: pgd needs a gradient, which path=sampled has not. Type {path}.path=decoder.")
+        kind = self.adversary["kind"]
+        if self.path == "sampled" and find("adversary", kind, Adversary).climbs:
+            raise ConfigError(f"{path}: {kind} needs a gradient, which path=sampled has not. Type {path}.path=decoder.")
         if self.penalties.clip and self.clip is None:
             raise ConfigError(f"{path}.penalties.clip needs the CLIP filter: give {path}.clip.pretrained.")

@@ -69,20 +69,17 @@ class UniMRG(Objective):
         dropped, prompt = rng.random() < c.drop, self.prompts[task][int(rng.integers(len(self.prompts[task])))]
         if sample.image is None:
             return None  # a conversation without an image is no fault of the data
-        representation = self.representations[task]
-        target = representation.picture(sample)
+        target = self.representations[task].picture(sample)
         if target is None:
-            raise self._lacking(sample, task, representation.needs)
+            raise self._lacking(sample, task)
         if task != PIXEL:
             return GenerateRow(prompt, target, sample.image, source_gradient=c.source_gradient)
         source = soften(sample.image, c.source_downscale, c.source_blur)
         return GenerateRow(prompt, target, source, dropped, c.source_gradient)
 
-    def _lacking(self, sample: Sample, task: str, field: str) -> DataError | ConfigError:
-        problem = (
-            f"Sample {sample.key} has no {field}, which {task} rows need. Make it: "
-            f"python -m data_prep annotate IN --out OUT --tasks depth,segmentation"
-        )
+    def _lacking(self, sample: Sample, task: str) -> DataError | ConfigError:
+        needed = self.representations[task]
+        problem = f"Sample {sample.key} has no {needed.needs}, which {task} rows need. {needed.remedy}"
         if self.config.missing == "error":
             return ConfigError(f"{problem}, or type objectives.unimrg.missing=substitute to use other samples instead.")
         return DataError(f"{problem}.")

@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import nn
-from transformers import LlamaConfig
 
-from megaunigame import models
 from megaunigame.config import ModelConfig
 from megaunigame.engine.parameters import choose_trainable
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.registry import available, find
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.extending.conftest import write_patches
+from tests.models.conftest import picture  # noqa: F401
 from tests.models.shared import PLAN, built, generate, understand
-
-NEWCOMER = Path(__file__).parent / "new_family"
 
 
 @pytest.fixture
-def family(monkeypatch):
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(NEWCOMER)])
-    yield find("models", "patches", UnifiedModel)
-    sys.modules.pop("megaunigame.models.patches", None)
+def family(examples):
+    return find("models", "patches", UnifiedModel)
 
 
 @pytest.fixture
 def folder(family, tmp_path):
-    """A model folder with random weights."""
-    special = ["<pad>", "<eos>", "<img>", "<patch>", "</img>"]
-    tokenizer = small_tokenizer(["what is this ? a ball >"], 300, special, pad="<pad>", bos=None, eos="<eos>")
-    tokenizer.save_pretrained(tmp_path)
-    widths = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaConfig(vocab_size=len(tokenizer), **widths).save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    model = built(family, tmp_path, max_length=64)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    return tmp_path
+    return write_patches(tmp_path)
 
 
-def test_one_folder_is_a_family(family, folder, picture):
+def test_one_folder_is_a_family(family, folder, picture):  # noqa: F811
     assert "patches" in available("models", UnifiedModel) and family.language_layers(str(folder)) == 1
     model = family.load(folder, max_length=64).train()
     asked = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [("what is this ?", "a ball")]), None))

@@ -1,0 +1,31 @@
+"""Perplexity of the answers about held-out images: exp(mean loss per answer token)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from megaunigame.data.conversation import question_answers
+from megaunigame.evaluation.lockstep import Item, batches, read_share, together
+from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
+from megaunigame.step.requests import UNDERSTAND
+from megaunigame.step.rows import UnderstandRow
+
+
+class Perplexity(Suite):
+    @dataclass
+    class Config(SuiteConfig):
+        limit: int = 64
+
+    def run(self, model, world, folder):
+        share = [(p, s) for p, s in read_share(self.index, self.config.limit, world) if s.image is not None]
+        rows = together(world, lambda: [UnderstandRow([s.image], question_answers(s)) for _, s in share])
+        items = [Item(p, s.key, row) for (p, s), row in zip(share, rows, strict=True)]
+        totals = torch.zeros(2, dtype=torch.float64, device=world.device)
+        for _, inputs in batches(model, world, items, UNDERSTAND, self.config.batch):
+            inputs = inputs.to(world.device)
+            totals += torch.stack([model(UNDERSTAND, inputs).loss_sum.double().sum(), inputs.counts.double().sum()])
+        loss, tokens = world.all_reduce_sum(totals).tolist()
+        perplexity = math.exp(loss / max(tokens, 1))
+        line = table("Perplexity of the answers", ["answers", "tokens", "perplexity"], [["all", int(tokens), perplexity]])
+        return suite_result({"perplexity": perplexity}, [line])

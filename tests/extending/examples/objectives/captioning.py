@@ -1,0 +1,23 @@
+"""Captioning: say what is in the picture; the loss is that of the answer's tokens."""
+
+from dataclasses import dataclass
+
+from megaunigame.objectives.base import Objective
+from megaunigame.settings import at_least
+from megaunigame.step.requests import UNDERSTAND, RowRequest
+from megaunigame.step.rows import UnderstandRow
+
+
+class Captioning(Objective):
+    @dataclass
+    class Config:
+        rows: int = at_least(0, 3)
+        """Rows per micro-step and rank."""
+        stream: str = "train"
+
+    def rows(self):
+        return [RowRequest("captioning", UNDERSTAND, self.config.stream, self.config.rows)]
+
+    def row(self, request, sample, rng):
+        caption = sample.meta.get("caption")
+        return UnderstandRow([sample.image], [("describe", caption)]) if sample.image is not None and caption else None
