@@ -15,7 +15,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.settings import above, at_least, check_values, fill, half_open, one_of, read
 
 PRETRAINED, RANDOM = "pretrained", "random"
-"""Where the weights of a run begin."""
+"""Initial weights of a run."""
 
 
 @dataclass
@@ -35,11 +35,11 @@ class ModelConfig:
     family: str = "janus"
     """Module name in megaunigame/models."""
     weights: str = one_of([PRETRAINED, RANDOM], PRETRAINED)
-    """`pretrained`: those in `path`; `random`: drawn, to measure speed and memory of a shape. Nothing is read of `path` but
-    the configuration."""
+    """`pretrained`: those in `path`; `random`: to measure speed and memory of a shape; only the configuration in `path` is
+    read."""
     size: str = ""
-    """Name of a published size of the family: what is built where `weights: random`, before the configuration in `path`, and
-    what launch/plan.py plans where no folder is at `path`."""
+    """Name of a published size of the family. Built with `weights: random`, instead of the configuration in `path`; planned by
+    launch/plan.py when there is no folder at `path`."""
     train: str = one_of(["lora", "full"], "lora")
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class CacheConfig:
     folder: str = ""
     """On a local disk. Must be given when shards are URLs."""
     gigabytes: float = above(0, 100.0)
-    """Longest unused shards make room for new ones. Must hold two windows."""
+    """The least recently used shards make room for new ones. Must hold two windows."""
 
 
 @dataclass
@@ -89,9 +89,9 @@ class MixedConfig:
 @dataclass
 class StreamConfig:
     shards: str = ""
-    """Folder of shards that data_prep wrote (any WebDataset tars work; an index is built where none is), or its URL."""
+    """Folder of shards that data_prep wrote (any WebDataset tars work; a missing index is built), or its URL."""
     window: int = above(0, 8)
-    """Shards shuffled together; only these are live at a time."""
+    """Shards shuffled together; only these are open at a time."""
     where: list[str] = field(default_factory=list)
     """Filters, all of which a sample must pass: `COLUMN OP NUMBER` on numbers of its JSON, or `has FIELD`."""
     mix: dict[str, MixedConfig] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class LoaderConfig:
     prefetch: int = above(0, 4)
     """Micro-batches that each worker prepares ahead."""
     max_bad_fraction: float = at_least(0, 0.001)
-    """The run stops when more than this share of a stream's samples had to be substituted."""
+    """The run stops when more than this fraction of a stream's samples had to be replaced."""
 
 
 @dataclass
@@ -177,10 +177,10 @@ class EngineConfig:
     precision: str = one_of(["bf16", "fp32"], "bf16")
     """`bf16` (fp32 master weights) or `fp32`."""
     reduce_dtype: str = one_of(["bf16", "fp32"], "fp32")
-    """In which dtype gradients are summed over the ranks: `fp32`, or `bf16` for half the traffic."""
+    """Dtype in which gradients are summed over the ranks: `fp32`, or `bf16` for half the traffic."""
     deterministic: bool = False
-    """Deterministic kernels of torch only; an operation without one is an error. Slower. Whether two runs on GPUs are then
-    equal to the last bit is checked by `make test-gpu`; on CPUs they are with or without it."""
+    """Deterministic kernels of torch only; an operation without one is an error. Slower. `make test-gpu` checks
+    whether two runs on GPUs are then bit-equal; on CPUs they are with or without it."""
     timeout_minutes: float = above(0, 30.0)
     """How long a collective may wait for the slowest rank."""
 
@@ -227,7 +227,7 @@ class Recipe:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, StreamConfig] = field(default_factory=dict)
-    """Name of a stream -> where its samples come from; objectives draw their rows from one of them."""
+    """Name of a stream -> its source of samples; objectives take their rows from a stream."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Module name in megaunigame/objectives -> its settings."""
@@ -247,7 +247,7 @@ class Recipe:
 
 
 def load_recipe(path: str, overrides: list[str]) -> Recipe:
-    """Read a recipe and apply `key.sub=value` overrides: YAML values, each replacing what stood under its key.
+    """Read a recipe and apply `key.sub=value` overrides: YAML values, each replacing the value of its key.
 
     Raises ConfigError naming the key: unknown (with the nearest legal one), missing, of a wrong type, or out of range.
     """

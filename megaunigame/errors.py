@@ -1,12 +1,11 @@
 """The errors a user can meet. Each message says what was got, what is legal and what to type.
 
-Everything derived from :class:`UserError` is the user's to mend: the launch scripts print its message alone (no traceback)
-and exit with code 2.
+For a :class:`UserError` the launch scripts print the message alone (no traceback) and exit with code 2.
 """
 
 
 class UserError(Exception):
-    """Base of every error that a change of recipe, data or command line mends."""
+    """Errors the user can fix by changing the recipe, the data or the command line."""
 
 
 class ConfigError(UserError):
@@ -30,4 +29,4 @@ class CheckpointError(UserError):
 
 
 class DivergenceError(UserError):
-    """A loss stopped being finite; nothing was updated with it."""
+    """A loss is not finite; no update was made with it."""

@@ -1,4 +1,4 @@
-"""How a launch script ends: exit code 0, or one message and exit code 2 for anything that is the user's to mend."""
+"""How a launch script ends: exit code 0, or one message and exit code 2 for errors the user can fix."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import NoReturn
 from megaunigame.errors import UserError
 
 OTHERS_WAIT_SECONDS = 5.0
-"""Rank 0 speaks first. Where it does, the launcher ends the other ranks before they repeat it; where only another rank
-failed, that one speaks after this delay."""
+"""Rank 0 prints at once, and the launcher then ends the other ranks before they repeat it. If only another rank failed, it
+prints after this delay."""
 
 
 def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoReturn:
@@ -31,13 +31,12 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
         # Not sys.exit: worker processes and process-group threads of a run that never began must not delay the end.
         os._exit(2)
     except Exception:
-        # Loader workers ignore the SIGTERM an ordinary exit would send them, and the exit would wait for them for ever.
+        # Loader workers ignore the SIGTERM an ordinary exit would send them, and the exit would wait for them forever.
         traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-    # Nothing is left to do, and threads of torch and gloo can abort the interpreter's own end: a run that is saved and
-    # reported must not look failed.
+    # Threads of torch and gloo can abort the interpreter's exit: a run that is saved and reported must not look failed.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Pictures: as the model draws them, as bytes, as images to look at, side by side."""
+"""Pictures: as the model generates them, as bytes, as images, side by side."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from PIL import Image
 from torch import Tensor
 
 SMALLEST_MSE = 1e-10
-"""Floor of the mean squared error: 106 dB stands for "equal"."""
+"""Floor of the mean squared error: 106 dB means "equal"."""
 
 
 @dataclass
 class Panel:
-    """Pictures that are shown side by side, on one line of a report."""
+    """Pictures side by side, on one line of a report."""
 
     title: str
-    """What is shown: the heading above the lines that share it, or the caption of one line."""
+    """Heading above all lines with this title, or the caption of one line."""
     pictures: dict[str, Tensor]
     """Name -> uint8 (3, H, W)."""
     texts: dict[str, str] = field(default_factory=dict)
     """Name -> text shown next to the pictures."""
     position: int = 0
-    """Place of the sample that the line is about, where lines are put in order."""
+    """Position of the sample, to sort lines by."""
 
 
 def quantized(pixels: Tensor) -> Tensor:
-    """(..., 3, H, W) in [-1, 1] -> uint8 where they are, without gradient."""
+    """(..., 3, H, W) in [-1, 1] -> uint8 on the same device, without gradient."""
     return ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -38,7 +38,7 @@ def to_bytes(pixels: Tensor) -> Tensor:
 
 
 def as_image(picture: Tensor) -> Image.Image:
-    """uint8 (3, H, W) on the CPU -> an RGB image of Pillow."""
+    """uint8 (3, H, W) on the CPU -> an RGB Pillow image."""
     return Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()))
 
 

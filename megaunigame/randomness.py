@@ -1,4 +1,4 @@
-"""Random state as a pure function of where we are in the run: nothing to save, nothing that can drift after a resume."""
+"""Random state as a pure function of (seed, step, micro-step, rank): nothing to save, nothing that drifts after a resume."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Names are module names: `objectives: {understanding: ...}` is the class in `megaunigame/objectives/understanding.py`.
 
-There is no list to edit: a file dropped into its folder is found.
+No list to edit: a file dropped into its folder is found.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 
 def available(room: str, base: type, house: str = "megaunigame") -> list[str]:
-    """Names of the modules in `<house>/<room>` that define a subclass of `base`; helpers beside them are not names."""
+    """Names of the modules in `<house>/<room>` that define a subclass of `base`; other modules are not names."""
     package = importlib.import_module(f"{house}.{room}")
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if _classes(package.__name__, m.name, base))
 
 
 def find(room: str, name: str, base: type[T], house: str = "megaunigame") -> type[T]:
-    """The one subclass of `base` that the module `<house>.<room>.<name>` defines.
+    """The subclass of `base` that the module `<house>.<room>.<name>` defines.
 
-    Raises ConfigError when there is no such module, or when it does not define exactly one such class.
+    Raises ConfigError unless the module exists and defines exactly one such class.
     """
     package = importlib.import_module(f"{house}.{room}")
     if name not in {m.name for m in pkgutil.iter_modules(package.__path__)}:

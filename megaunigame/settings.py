@@ -1,4 +1,4 @@
-"""Settings: strict dataclasses, each field of which says what is legal, filled from YAML.
+"""Settings: strict dataclasses filled from YAML; each field declares its legal values.
 
     @dataclass
     class Rows:
@@ -7,9 +7,9 @@
         schedule: str = one_of(SCHEDULES, "all")
         weights: dict[str, float] = at_least(0, dict)
 
-Each takes the default last, or what makes it (`dict`). The bound of a mapping or a list is that of every entry; None, where
-the type allows it, means "not given" and is legal. What relates two fields is checked by a method `check(path)` of the
-dataclass, which raises ConfigError; it is called once all bounds hold.
+The default, or its factory (`dict`), comes last. The bound of a mapping or a list applies to every entry; None, if the type
+allows it, means "not given" and is legal. A relation between fields is checked by a method `check(path)` of the dataclass,
+which raises ConfigError; it is called once all bounds hold.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ BOUND = "bound"
 
 @dataclass(frozen=True)
 class Bound:
-    """What a field accepts, and what is said of anything else."""
+    """What a field accepts, and the message for anything else."""
 
     accepts: Callable[[Any], bool]
     refusal: Callable[[str, Any], str]
-    """The full key and what was got -> the message."""
+    """(full key, value) -> the message."""
 
 
 def at_least(low: float, default: T | Callable[[], T]) -> T:
@@ -79,9 +79,9 @@ def _bounded(bound: Bound, default: Any) -> Any:
 
 
 def read(path: str, overrides: list[str], kind: str, example: str) -> Any:
-    """The mapping in a YAML file, with `key.sub=value` overrides: YAML values, each replacing what stood under its key.
+    """The mapping in a YAML file, with `key.sub=value` overrides: YAML values, each replacing the value of its key.
 
-    Raises ConfigError when there is no such file or it is not a mapping; `kind` names such files and `example` is one.
+    Raises ConfigError when the file is missing or not a mapping; `kind` names such files, `example` is one.
     """
     if not Path(path).is_file():
         raise ConfigError(f"No {kind} at {path}. Give the path of a YAML file, for example {example}.")
@@ -101,8 +101,8 @@ def read(path: str, overrides: list[str], kind: str, example: str) -> Any:
 def fill(schema: type[T], given: Any, path: str) -> T:
     """An instance of the dataclass `schema` with the values of the mapping `given`; `path` is the key of `given`.
 
-    Raises ConfigError with the full key of what is unknown (and the nearest legal key), missing, of a wrong type or out of
-    its bounds.
+    Raises ConfigError with the full key of a setting that is unknown (and the nearest legal key), missing, of a wrong type or
+    out of bounds.
     """
     check_keys(schema, given, path)
     try:
@@ -115,7 +115,7 @@ def fill(schema: type[T], given: Any, path: str) -> T:
 
 
 def check_keys(schema: Any, given: Any, path: str) -> None:
-    """Refuse keys the schema does not have, at any depth, naming the nearest legal key."""
+    """Refuse unknown keys, at any depth, naming the nearest legal key."""
     if not isinstance(given, dict):
         raise ConfigError(f"Setting {path or 'recipe'!r} must be a mapping of settings; got {given!r}.")
     types = typing.get_type_hints(schema)
@@ -136,8 +136,8 @@ def check_keys(schema: Any, given: Any, path: str) -> None:
 
 
 def check_values(settings: Any, path: str) -> None:
-    """Refuse a value out of its bounds, at any depth, and what the dataclasses' own `check` refuses. `fill` has done this;
-    call it for settings that are built in code from what a user gave."""
+    """Refuse a value out of bounds, at any depth, and what the dataclasses' `check` refuses. `fill` does this; call it for
+    settings built in code from user input."""
     for f in dataclasses.fields(settings):
         _check_value(getattr(settings, f.name), f.metadata.get(BOUND), _under(path, f.name))
     if hasattr(settings, "check"):

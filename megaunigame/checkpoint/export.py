@@ -1,7 +1,7 @@
-"""From a training checkpoint to what others load: a Hugging Face folder, or a PEFT adapter of a few kilobytes.
+"""Exports a training checkpoint as a Hugging Face folder, or as a PEFT adapter.
 
-Runs in one process without a GPU, whatever number of ranks trained: the engine's shards are put together on the host, and
-weights that were not trained are copied from the model folder one by one.
+Runs in one process without a GPU, for any number of training ranks: the engine's shards are merged on the host, and weights
+that were not trained are copied from the model folder one by one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def export_adapter(config: ModelConfig, step_folder: Path, out: Path) -> int:
     save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
     modules = sorted({name.split(".lora_")[0] for name in adapters})
     lora = config.lora
-    # Whole module names: the vision tower has projections of the same last name, and those were not adapted.
+    # Full module names: the vision tower has projections of the same last name, which have no adapters.
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def export_adapter(config: ModelConfig, step_folder: Path, out: Path) -> int:
 
 
 def _merged(family: type[UnifiedModel], config: ModelConfig, trained: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the exported folder, one at a time: W + (alpha / rank) B A where adapters were trained."""
+    """Every weight of the exported folder, one at a time: W + (alpha / rank) B A if adapters were trained."""
     for weights in (family.weights(config.path), family.frozen_weights(config.path)):
         for name in sorted(weights.names()):
             module = name.removesuffix(".weight")
@@ -75,7 +75,7 @@ def _merged(family: type[UnifiedModel], config: ModelConfig, trained: dict[str, 
 
 
 def write_shards(weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.dtype) -> int:
-    """model-00001.safetensors, ... and their index; one file under the plain name when it is enough."""
+    """model-00001.safetensors, ... and their index; or model.safetensors alone if one file is enough."""
     shard: dict[str, Tensor] = {}
     where: dict[str, str] = {}
     files: list[Path] = []

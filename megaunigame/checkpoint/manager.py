@@ -49,7 +49,7 @@ class CheckpointManager:
     ) -> Path:
         """Collective: write the folder of `step`; returns its path. A crash at any moment leaves the older ones intact.
 
-        `others`: called on every rank with the folder, to write files of their own into it.
+        `others`: called on every rank with the folder, to write more files into it.
         """
         name = f"step-{step:08d}"
         partial, final = self.folder / f"saving-{name}", self.folder / name
@@ -85,8 +85,8 @@ class CheckpointManager:
     def find(self, resume: str) -> Path | None:
         """Collective: the folder to resume from, checked, or None for a fresh start. `resume` as in CheckpointConfig.
 
-        Rank 0 looks, all others take its word: nodes may see a shared folder at different ages. Raises CheckpointError on
-        every rank when the folder is truncated, is no checkpoint, or was saved by another number of ranks.
+        Rank 0 decides for all: nodes may see different states of a shared folder. Raises CheckpointError on every rank when
+        the folder is truncated, is not a checkpoint, or was saved by another number of ranks.
         """
         answer: Path | CheckpointError | None = None
         if self.world.is_main:
@@ -113,19 +113,16 @@ class CheckpointManager:
         if manifest.world_size != self.world.size:
             raise CheckpointError(
                 f"{folder} was saved by {manifest.world_size} ranks, this run has {self.world.size}. "
-                f"Start {manifest.world_size} ranks, or type checkpoint.resume=never to begin anew in another `output`."
+                f"Start {manifest.world_size} ranks, or type checkpoint.resume=never to start again in another `output`."
             )
         return folder
 
     def train_state(self, folder: Path) -> dict[str, Any]:
-        """What `save` was given, from a folder that `find` has checked."""
+        """The `train_state` given to `save`, from a folder that `find` has checked."""
         return json.loads((folder / TRAIN_STATE).read_text())
 
     def load(self, learner: Learner, folder: Path) -> None:
-        """Collective: weights and optimizer back into the learner.
-
-        Raises CheckpointError when the checkpoint trained other parameters.
-        """
+        """Collective: restore weights and optimizer. Raises CheckpointError when the checkpoint trained other parameters."""
         if read_manifest(folder).model != zero3_io.signature(learner):
             raise CheckpointError(
                 f"{folder} belongs to another model or to other trained groups: names or shapes of its parameters differ. "
@@ -146,7 +143,7 @@ class CheckpointManager:
             self._delete(old)
 
     def _delete(self, step: Path) -> None:
-        """Under another name first: an interrupted deletion must not leave half a step folder."""
+        """Renames first: an interrupted deletion must not leave half a step folder."""
         if step.exists():
             doomed = step.rename(self.folder / f"deleting-{step.name}")
             shutil.rmtree(doomed)
@@ -160,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} is no complete checkpoint (no {MANIFEST}). Give a step-... folder in checkpoint.resume, or `auto`."
+            f"{folder} is not a complete checkpoint (no {MANIFEST}). Give a step-... folder in checkpoint.resume, or `auto`."
         )
     manifest = Manifest(**json.loads(path.read_text()))
     for name, size in manifest.files.items():

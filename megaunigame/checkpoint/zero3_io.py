@@ -1,4 +1,4 @@
-"""The engine's shards on disk. Frozen weights are never written: they are reloaded from the model's own folder."""
+"""The engine's shards on disk. Frozen weights are never written: they are reloaded from the model folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError
 
 SHARDS = "*_optim_states.pt"
-"""The files of which every rank writes one."""
+"""Every rank writes one."""
 
 
 def save(learner: Learner, parent: Path, tag: str) -> None:
@@ -21,12 +21,12 @@ def save(learner: Learner, parent: Path, tag: str) -> None:
 def load(learner: Learner, folder: Path) -> None:
     """Collective: restore what `save` wrote, at the same number of ranks.
 
-    The optimizer's settings stay those of the recipe: the engine would bring back the saved ones, and a learning-rate
-    factor or weight decay changed on resume would silently not count.
+    The optimizer's settings stay those of the recipe: the engine would restore the saved ones, and silently ignore a
+    learning-rate factor or weight decay changed on resume.
     """
     optimizer = learner.engine.optimizer
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    # Not strict: the frozen weights are absent on purpose. The manifest's signature has vouched for the trained ones.
+    # Not strict: the frozen weights are absent on purpose. The manifest's signature covers the trained ones.
     path, _ = learner.engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
     if path is None:
         raise CheckpointError(f"The engine found nothing to load in {folder}. Resume from an older step folder.")
@@ -36,7 +36,7 @@ def load(learner: Learner, folder: Path) -> None:
 
 
 def signature(learner: Learner) -> str:
-    """Fingerprint of what a checkpoint fits: ZeRO stage, and names and whole shapes of the trained parameters per group."""
+    """Hash of the ZeRO stage, and of names and whole shapes of the trained parameters per group."""
     names = {id(p): n for n, p in learner.module.named_parameters()}
     groups = [
         sorted(f"{names[id(p)]}{tuple(getattr(p, 'ds_shape', p.shape))}" for p in parameters)

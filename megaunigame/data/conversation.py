@@ -1,4 +1,4 @@
-"""The conversation of a sample, in the LLaVA form: speakers in turn, the image marked in the text."""
+"""The conversation of a sample, in the LLaVA form: speakers alternate, the image is marked in the text."""
 
 from __future__ import annotations
 

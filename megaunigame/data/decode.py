@@ -1,4 +1,4 @@
-"""Bytes of one sample to tensors. JSON and pictures only: nothing here can run code found in a shard."""
+"""Bytes of one sample to tensors. JSON and pictures only: nothing here can run code from a shard."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ IMAGE, DEPTH, SEGMENTATION = "image", "depth", "segmentation"
 """Names of the pictures of a sample."""
 
 Picture = Tensor | Callable[[], Tensor] | None
-"""A decoded picture, how to decode it, or None where the sample has none."""
+"""A decoded picture, its decoder, or None if the sample has none."""
 
 
 class Sample:
-    """One sample: its JSON, and pictures that are decoded when they are first asked for.
+    """One sample: its JSON, and pictures that are decoded at their first use.
 
-    Text-only samples have no image; other pictures are there only if the shards carry them.
+    Text-only samples have no image; other pictures exist only if the shards have them.
     """
 
     def __init__(self, key: str, meta: dict[str, Any], **pictures: Picture):
         """`pictures` by their names in `DECODERS`."""
         self.key = key
         self.meta = meta
-        """The sample's JSON: `conversations`, perhaps `caption`, `objects`, ..."""
+        """The sample's JSON: `conversations`, and optionally `caption`, `objects`, ..."""
         self._pictures = {name: pictures.pop(name, None) for name in DECODERS}
         if pictures:
             raise TypeError(f"A sample has no picture {', '.join(pictures)}; DECODERS has {', '.join(DECODERS)}.")
 
     def picture(self, name: str) -> Tensor | None:
-        """The picture `name` as its decoder in `DECODERS` returns it, or None where the sample has none.
+        """The picture `name` as its decoder in `DECODERS` returns it, or None if the sample has none.
 
-        Raises DataError, at every use, when it cannot be decoded.
+        Raises DataError, at every use, if it cannot be decoded.
         """
         picture = self._pictures[name]
         if callable(picture):
@@ -59,7 +59,7 @@ class Sample:
         return self.picture(IMAGE)
 
     def decoded(self) -> Sample:
-        """This sample with every picture decoded now. Raises DataError for the first that cannot be."""
+        """This sample with every picture decoded. Raises DataError for the first that cannot be."""
         for name in self._pictures:
             self.picture(name)
         return self
@@ -68,8 +68,8 @@ class Sample:
 def decode_sample(key: str, fields: Mapping[str, bytes]) -> Sample:
     """The sample of these raw fields; unknown fields are ignored, pictures are decoded at their first use.
 
-    Raises DataError, naming key and field: here for a missing or wrong JSON, at the first use of a picture when it is not
-    a picture or has the wrong depth of bits.
+    Raises DataError, naming key and field: here for a missing or wrong JSON, at the first use of a picture that is not
+    readable or has the wrong bit depth.
     """
     if META_FIELD not in fields:
         _refuse(key, META_FIELD, f"is missing; the sample has {sorted(fields)}")
@@ -81,7 +81,7 @@ def decode_sample(key: str, fields: Mapping[str, bytes]) -> Sample:
 
 
 def _refuse(key: str, field: str, problem: str) -> NoReturn:
-    raise DataError(f"Sample {key!r}: field {field!r} {problem}. Mend the source and pack the shard again.")
+    raise DataError(f"Sample {key!r}: field {field!r} {problem}. Fix the source and pack the shard again.")
 
 
 def _meta(key: str, data: bytes) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _meta(key: str, data: bytes) -> dict[str, Any]:
     except ValueError as error:
         _refuse(key, META_FIELD, f"is not JSON ({error})")
     if not isinstance(meta, dict):
-        _refuse(key, META_FIELD, f"holds a JSON {type(meta).__name__}; an object with `conversations` is wanted")
+        _refuse(key, META_FIELD, f"holds a JSON {type(meta).__name__}, not an object with `conversations`")
     return meta
 
 
@@ -98,11 +98,11 @@ def _pixels(key: str, field: str, data: bytes, mode: ImageReadMode) -> Tensor:
     """(C, H, W), uint8 or uint16 as stored."""
     try:
         pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
-    except (RuntimeError, ValueError) as error:  # torchvision has no error type of its own; ValueError: zero bytes
+    except (RuntimeError, ValueError) as error:  # torchvision has no error type; ValueError: zero bytes
         reason = str(error).split(", ", 2)[-1].split(". ")[0].rstrip(".")  # "function, file:line, reason. advice"
         _refuse(key, field, f"({len(data)} bytes) is not a readable JPEG, PNG or WebP picture: {reason}")
     if pixels.dim() != 3:
-        _refuse(key, field, f"is an animation of {len(pixels)} frames; one picture is wanted")
+        _refuse(key, field, f"is an animation of {len(pixels)} frames, not one picture")
     return pixels
 
 
@@ -119,7 +119,7 @@ def _depth(key: str, field: str, data: bytes) -> Tensor:
     pixels = _pixels(key, field, data, ImageReadMode.UNCHANGED)
     if pixels.dtype != torch.uint16 or len(pixels) != 1:
         bits = 16 if pixels.dtype == torch.uint16 else 8
-        _refuse(key, field, f"has {len(pixels)} channel(s) of {bits} bits; one channel of 16 bits is wanted")
+        _refuse(key, field, f"has {len(pixels)} channel(s) of {bits} bits; legal is one channel of 16 bits")
     return pixels[0].to(torch.int32)
 
 
@@ -133,7 +133,7 @@ def _segmentation(key: str, field: str, data: bytes) -> Tensor:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
         _refuse(key, field, f"({len(data)} bytes) is not a readable PNG ({type(error).__name__})")
     if mode not in ("P", "L"):
-        _refuse(key, field, f"is a PNG of mode {mode}; ids in a palette (P) or 8-bit grey (L) PNG are wanted")
+        _refuse(key, field, f"is a PNG of mode {mode}; legal are ids in a palette (P) or 8-bit gray (L) PNG")
     return torch.from_numpy(ids)
 
 
@@ -142,5 +142,5 @@ DECODERS: dict[str, tuple[tuple[str, ...], Callable[[str, str, bytes], Tensor]]]
     DEPTH: ((DEPTH_FIELD,), _depth),
     SEGMENTATION: ((SEGMENTATION_FIELD,), _segmentation),
 }
-"""Name of a picture -> the fields of a shard that may hold it, the first that is there counting, and how it is decoded from
+"""Name of a picture -> the fields of a shard that may hold it (the first one present is used), and its decoder, called with
 (key of the sample, field, bytes). A new stored target is a line here, or in the file of its representation."""

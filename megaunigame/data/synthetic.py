@@ -1,4 +1,4 @@
-"""Rows without data: random pictures and random words, as long as a row may be. For measuring what a step costs."""
+"""Rows without data: random pictures and words of the largest legal length. To measure the cost of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megaunigame.data.loading.stream import Collator, Draw, MicroBatches
-from megaunigame.data.sources.base import Found, Stream
+from megaunigame.data.sources.base import SampleRef, Stream
 from megaunigame.step.requests import GENERATE, RowRequest
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
@@ -17,7 +17,7 @@ LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 
 class SyntheticSource:
-    """Stands where a source of samples stands; its rows are made by `SyntheticMicroBatches`."""
+    """Placeholder for a source; rows are made by `SyntheticMicroBatches`."""
 
     location = "synthetic rows"
     identity: dict[str, str | int] = {}
@@ -25,19 +25,19 @@ class SyntheticSource:
     def __init__(self, seed: int):
         self.seed = seed
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         raise RuntimeError("Synthetic rows are not samples of anything.")
 
 
 class SizedCollator(Collator, Protocol):
-    """A collator that says how large a row can be."""
+    """A collator with the largest size of a row."""
 
     image_size: int
     max_length: int
 
 
 class SyntheticMicroBatches(MicroBatches):
-    """Micro-batches of the plan whose rows are all of the largest legal length, equal in shape on all ranks."""
+    """Micro-batches whose rows all have the largest legal length, equal in shape on all ranks."""
 
     processor: SizedCollator
 
@@ -55,5 +55,5 @@ class SyntheticMicroBatches(MicroBatches):
 
 
 def synthetic_streams(names: list[str], seed: int) -> dict[str, Stream]:
-    """A stream of each name; none of them reads anything."""
+    """A stream of each name that reads nothing."""
     return {name: Stream(name, SyntheticSource(seed)) for name in names}

@@ -6,11 +6,11 @@ import warnings
 import torch
 
 if not torch.cuda.is_available() and "DS_ACCELERATOR" not in os.environ:
-    # For tools that need no GPU, such as an export. The variable does not stay: for a run it means that a user asked for CPUs.
+    # For tools that need no GPU, such as an export. Deleted below: in a run the variable means that the user asked for CPUs.
     os.environ["DS_ACCELERATOR"] = "cpu"
     from deepspeed.accelerator import get_accelerator
 
     get_accelerator()
     del os.environ["DS_ACCELERATOR"]
-# deepspeed calls collectives under their former names; torch would say so in every step of every rank.
+# deepspeed calls collectives by deprecated names; torch would warn in every step of every rank.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

@@ -1,4 +1,4 @@
-"""Memory of GPUs and hosts, and runs refused because their weights cannot fit there, before anything is loaded."""
+"""Memory of GPUs and hosts; refuses runs whose weights cannot fit, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memo
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that the weights of a run can take."""
+    """Bytes available to the weights of a run."""
 
     host: int
     """On this machine, for all its ranks together."""
@@ -33,7 +33,7 @@ class Memory:
 
 
 def memory_of(world: World) -> Memory:
-    """Collective: what this rank's machine has."""
+    """Collective: memory of this rank's machine."""
     here = socket.gethostname()
     ranks = world.all_gather_object(here).count(here)
     host = host_bytes()
@@ -42,7 +42,7 @@ def memory_of(world: World) -> Memory:
 
 
 def host_bytes() -> int:
-    """Physical memory of this machine, or what its container may take of it."""
+    """Physical memory of this machine, or the limit of its container."""
     limits = [file.read_text().strip() for file in CONTAINER_LIMITS if file.is_file()]
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *(int(limit) for limit in limits if limit.isdecimal())])
@@ -63,13 +63,13 @@ def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage
         if whole + slices > memory.device:
             raise CapacityError(
                 f"Without gradient checkpointing, a micro-step of {len(plan.passes)} passes leaves the model whole on every "
-                f"rank until its backward is done: {whole / GIB:.1f} GiB next to a slice of {slices / GIB:.1f} GiB, where a "
+                f"rank until its backward is done: {whole / GIB:.1f} GiB plus a slice of {slices / GIB:.1f} GiB, but a "
                 f"rank has {memory.device / GIB:.1f} GiB. Type model.gradient_checkpointing=true."
             )
 
 
 def check_everywhere(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage: int, world: World) -> None:
-    """Collective: `check_capacity` on every rank; what one rank cannot hold is a CapacityError on all."""
+    """Collective: `check_capacity` on every rank; a CapacityError on one rank is raised on all."""
     problem = None
     try:
         check_capacity(model, recipe, plan, stage=stage, world_size=world.size, memory=memory_of(world))

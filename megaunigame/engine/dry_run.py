@@ -19,35 +19,28 @@ GIB = 2**30
 
 
 def dry_run(
-    learner: Learner, largest: dict[str, PassInputs], losses: Sequence[Tensor] = (), leaves: Sequence[Tensor] = ()
-) -> None:
-    """Forward and backward of every pass, leaving no trace: no gradient is kept, nothing is updated.
-
-    `largest` is on the device. `losses` and `leaves`: what objectives let the same backward walk, and reach.
-
-    Goes through the module, not the engine: its accumulation state stays untouched. As in a real micro-step, the graphs of
-    all passes are alive at once. Autograd is asked for one parameter's gradient per group, which walks the whole graph;
-    what the other weight gradients and the update need besides is `uncovered_bytes`.
-    """
-    walk(learner.module, largest, losses, leaves)
-
-
-def walk(
     model: UnifiedModel, largest: dict[str, PassInputs], losses: Sequence[Tensor] = (), leaves: Sequence[Tensor] = ()
 ) -> None:
-    """The dry run of a model, without an engine."""
+    """Forward and backward of every pass: no gradient is kept, nothing is updated.
+
+    `largest` is on the device. `losses` and `leaves`: what players add to the backward, and inputs it must reach.
+
+    Takes the module, not the engine, whose accumulation state must not change. As in a real micro-step, the graphs of
+    all passes are alive at once. Autograd computes the gradient of one parameter per group, which walks the whole graph;
+    the other weight gradients and the update are covered by `uncovered_bytes`.
+    """
     outputs = [model(name, inputs) for name, inputs in largest.items()]
-    walked = [*losses, *(output.loss_sum.sum() for output in outputs)]
-    walked += [output.attention.keys.sum() for output in outputs if output.attention is not None]
-    torch.autograd.grad(torch.stack(walked).sum(), [*_one_per_group(model), *leaves], allow_unused=True)
+    terms = [*losses, *(output.loss_sum.sum() for output in outputs)]
+    terms += [output.attention.keys.sum() for output in outputs if output.attention is not None]
+    torch.autograd.grad(torch.stack(terms).sum(), [*_one_per_group(model), *leaves], allow_unused=True)
 
 
 def uncovered_bytes(model: UnifiedModel, ds_config: dict[str, Any], world_size: int) -> int:
-    """What a step takes on the GPU of each rank at most, and gives back, besides what the dry run has done.
+    """Most temporary bytes of a step on the GPU of each rank that the dry run did not take.
 
     The largest weight gradient whole, its copy in the dtype of the reduction and this rank's part of the sum; a bucket of
-    gradients that wait for their reduction (two, where it overlaps with the backward), with their copies; and the gradient in
-    float32 of the slice that is updated at a time. What a step leaves in memory is `late_state_bytes`.
+    gradients waiting for reduction (two if it overlaps with the backward), with their copies; and the float32 gradient of the
+    slice updated at a time. Bytes that stay are `late_state_bytes`.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     zero = ds_config["zero_optimization"]
@@ -63,9 +56,9 @@ def uncovered_bytes(model: UnifiedModel, ds_config: dict[str, Any], world_size: 
 
 
 def late_state_bytes(learner: Learner, ds_config: dict[str, Any]) -> int:
-    """What the first update of a fresh run makes on the GPU of each rank, and keeps.
+    """Bytes that the first update of a fresh run allocates on the GPU of each rank, and keeps.
 
-    Masters exist before; AdamW's moments do not, unless they were loaded, and neither do the summed gradients of ZeRO-2.
+    AdamW's moments, unless they were loaded, and the summed gradients of ZeRO-2. Master weights exist before.
     """
     zero = ds_config["zero_optimization"]
     if "offload_optimizer" in zero:
@@ -80,7 +73,7 @@ def late_state_bytes(learner: Learner, ds_config: dict[str, Any]) -> int:
 def checked_peak(learner: Learner, ds_config: dict[str, Any]) -> Iterator[None]:
     """Collective, around a dry run on GPUs: raises CapacityError on every rank when a step would not fit on one of them.
 
-    Peaks differ from rank to rank, and so do cards. What other libraries and processes hold of a card is not free.
+    Peaks and GPUs differ between ranks. Memory held by other libraries and processes is not free.
     """
     device, world = learner.world.device, learner.world
     if device.type != "cuda":
@@ -97,18 +90,18 @@ def checked_peak(learner: Learner, ds_config: dict[str, Any]) -> Iterator[None]:
 
 
 def check_peak(peak: int, uncovered: int, capacity: int) -> None:
-    """Raise CapacityError when the `peak` of the dry run and what it does not cover exceed what the device has for it."""
+    """Raise CapacityError when `peak` of the dry run and the `uncovered` bytes exceed the capacity of the device."""
     if peak + uncovered > capacity:
         raise CapacityError(
             f"The largest step does not fit: the dry run took {peak / GIB:.1f} GiB and gradients and update take up to "
-            f"{uncovered / GIB:.1f} GiB more, where {capacity / GIB:.1f} GiB of the GPU are free for it. Type "
+            f"{uncovered / GIB:.1f} GiB more, but only {capacity / GIB:.1f} GiB of the GPU are free. Type "
             "model.gradient_checkpointing=true, fewer rows in the objectives with a larger batch.accumulation, a smaller "
             "model.max_length, or more ranks; python launch/plan.py RECIPE shows what takes the memory."
         )
 
 
 def _one_per_group(model: UnifiedModel) -> list[nn.Parameter]:
-    """The first trained parameter of each group: as deep as its backward goes."""
+    """The first trained parameter of each group, where its backward ends."""
     first: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

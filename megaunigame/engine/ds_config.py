@@ -28,7 +28,7 @@ RECIPE_OWNS = {
 def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> dict[str, Any]:
     """The JSON file of `engine.ds_config`, completed with what the recipe owns.
 
-    How many rows a micro-step holds is the trainer's business: to the engine, a micro-step is a batch of one.
+    The engine does not know rows: to it, a micro-step is a batch of one.
 
     Raises ConfigError: no file, not JSON, a key the recipe owns, or a ZeRO stage the trainer does not run.
     """
@@ -56,10 +56,10 @@ def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> di
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optimizer.clip,
         "bf16": {"enabled": recipe.engine.precision == "bf16"},
-        # By default bf16 runs add up micro-steps and ranks in bf16, where small contributions round away.
+        # By default bf16 runs sum micro-steps and ranks in bf16, which loses small contributions.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": recipe.engine.reduce_dtype,
-        # The optimizer is torch's AdamW, handed over: nothing is compiled at start-up, and its state is plain tensors.
+        # The optimizer is torch's AdamW: nothing is compiled at start-up, and its state is plain tensors.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

@@ -1,11 +1,11 @@
-"""Bytes that one element of a model takes in a run, by what holds it."""
+"""Bytes per model element: weights, gradients, optimizer state."""
 
 from __future__ import annotations
 
 WEIGHT = {"bf16": 2, "fp32": 4}
 """`engine.precision` -> a weight."""
 REDUCED = {"bf16": 2, "fp32": 4}
-"""`engine.reduce_dtype` -> a gradient on its way between the ranks."""
+"""`engine.reduce_dtype` -> a gradient in the reduction over ranks."""
 GRADIENT = 4
 """An accumulated gradient, in float32."""
 OPTIMIZER = 12

@@ -1,9 +1,9 @@
 """A plan of gathers for each kind of pass.
 
-ZeRO-3 records in which order a pass visits the modules, and from then on gathers weights ahead of their use, many in one
-call. It keeps one such record and throws it away when a pass comes that visits them in another order. Here passes of several
-kinds alternate (generate, understand, the same aside), so nothing would ever be gathered ahead; with a record for each
-kind, every one is complete from its third time on.
+ZeRO-3 records the order in which a pass visits the modules, and then gathers weights ahead of their use, many in one call.
+It keeps one such trace and discards it when a pass visits the modules in another order. Here passes of several kinds
+alternate (generate, understand, the same aside), so nothing would ever be gathered ahead; with one trace per kind, each is
+complete from its third pass on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 
 
 class GatherPlans:
-    """Chooses the record of a pass when its forward begins; what follows it until the next forward belongs to it."""
+    """Selects the trace of a pass when its forward begins; all gathers until the next forward belong to it."""
 
     def __init__(self, module: nn.Module, offload: Any, is_aside: Callable[[], bool]):
         """`offload`: the part of the engine's optimizer that gathers and releases weights of `module`."""
@@ -26,13 +26,13 @@ class GatherPlans:
         self._is_aside = is_aside
         self._unused = offload.param_coordinator
         self._of_kind: dict[tuple, Any] = {}
-        # First of all hooks: the engine's own begins a new round of the record that it finds.
+        # First of all hooks: the engine's hook begins a new round of the current trace.
         module.register_forward_pre_hook(self._choose, prepend=True, with_kwargs=True)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Between the learner's passes: what comes before the first forward in here belongs to no record and is gathered on
-        demand, and the interrupted pass finds its own record again, whose backward may still be to come."""
+        """Between the learner's passes. Gathers before the first forward in here are on demand, without a trace; the trace of
+        the interrupted pass, whose backward may still follow, is restored at the end."""
         interrupted = self.offload.param_coordinator
         self.offload.param_coordinator = self._unused
         try:

@@ -1,4 +1,4 @@
-"""Counts the bytes of weights that ZeRO-3 gathers: what a pass costs on the network, whatever its rows."""
+"""Counts the bytes of weights that ZeRO-3 gathers: the network cost of a pass, which does not depend on its rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class GatheredBytes:
     def __init__(self) -> None:
         self.total = 0
 
-    def taken(self) -> int:
-        """The total, which starts anew."""
+    def pop(self) -> int:
+        """Return the total and reset it."""
         total, self.total = self.total, 0
         return total
 
@@ -32,7 +32,7 @@ def _counted(input_tensor: Tensor, output_tensor: Tensor, group: Any = None) -> 
 def count_gathered_bytes() -> GatheredBytes:
     """The counter of this process. From the first call on, every gather of partitioned weights goes through it.
 
-    DeepSpeed reports no such number itself; all its gathers of weights end in this one function.
+    DeepSpeed does not report it; all its gathers of weights end in this one function.
     """
     partition_parameters._dist_allgather_fn = _counted
     return _counter

@@ -1,8 +1,8 @@
-"""Counts the bytes of tensors that are alive: what a forward and its backward hold at once, on any device.
+"""Counts the bytes of live tensors: what a forward and its backward hold at once, on any device.
 
 On the meta device or under a FakeTensorMode nothing is allocated, so a model of any size can be counted on a laptop. The count
-is exact for what torch operations return; memory that a kernel takes for itself while it runs (a workspace of cuDNN) and the
-rounding and fragmentation of an allocator are not in it.
+is exact for what torch operations return; it excludes workspaces of kernels (cuDNN) and the rounding and fragmentation of an
+allocator.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveBytes(TorchDispatchMode):
-    """Context that counts the storages that operations inside it make, from their making until they are freed.
+    """Context that counts the storages that operations inside it create, until they are freed.
 
-    A view counts nothing; a tensor that the graph keeps for its backward counts until the graph lets go of it. Tensors from
-    before the context do not count, also not through views of them, unless `register` was called with them. Storages are
-    followed when the context is left; a context may be entered again. With a FakeTensorMode, enter this one last.
+    Views count nothing; a tensor saved for the backward counts until the graph frees it. Older tensors and their views do not
+    count unless `register` was called with them. Storages are still tracked after the context is left; it may be entered
+    again. With a FakeTensorMode, enter this one last.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class LiveBytes(TorchDispatchMode):
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def register(self, tensors: Iterable[Tensor]) -> None:
-        """Also count these, which exist already: weights, inputs."""
+        """Also count these existing tensors: weights, inputs."""
         for tensor in tensors:
             self._follow(tensor.untyped_storage())
 
     def reset_peak(self) -> None:
-        """The peak starts from what is alive now."""
+        """Reset the peak to the bytes alive now."""
         self.peak = self.current
 
     def __torch_dispatch__(

@@ -1,4 +1,4 @@
-"""What a run will hold and do, before it holds or does it: parameters by group, rows, tokens, bytes per rank."""
+"""The start-up plan of a run: parameters by group, rows, tokens, bytes per rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GroupSize:
 
 
 def group_sizes(model: UnifiedModel) -> list[GroupSize]:
-    """Whole-model element counts per group (adapters are a group of their own)."""
+    """Whole-model element counts per group (adapters are a separate group)."""
     totals: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         entry = totals.setdefault(group_label(model, name), [0, 0])
@@ -29,10 +29,10 @@ def group_sizes(model: UnifiedModel) -> list[GroupSize]:
 
 
 def bytes_per_rank(model: UnifiedModel, world_size: int, precision: str) -> dict[str, int]:
-    """Model states on one rank. Activations are not in it: the dry-run step shows whether they fit.
+    """Model states on one rank, without activations: the dry run shows whether those fit.
 
     bf16: 2 bytes per weight, 4 per accumulated gradient, 12 for the fp32 master and AdamW's two moments. fp32: 4, 4 and 12
-    (the engine keeps an fp32 master slice beside the weights).
+    (the engine keeps an fp32 master slice in addition to the weights).
     """
     weights = sum(rank_count(p) * p.element_size() for p in model.parameters())
     trained = sum(element_count(p) for p in model.parameters() if p.requires_grad)
@@ -50,7 +50,7 @@ def describe(
     precision: str,
     steps: int,
 ) -> str:
-    """The start-up plan as a text of a few lines."""
+    """The start-up plan as text."""
     sizes = group_sizes(model)
     total, trained = sum(s.elements for s in sizes), sum(s.trained for s in sizes)
     width = max(len(s.name) for s in sizes) + 2

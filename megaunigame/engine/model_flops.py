@@ -1,8 +1,8 @@
-"""Floating-point operations that a step takes, counted while it runs.
+"""Floating-point operations of a step, counted while it runs.
 
-Counted are products of matrices, convolutions and attention (in full, also where it is causal), forward and backward, of all
-passes of a step, of frozen tokenizers and of players. So a frozen matrix under LoRA counts 4 operations per element and
-token, a trained one 6. What gradient checkpointing computes a second time is counted apart: it is work, but not the model's.
+Counts matrix products, convolutions and attention (all pairs, also under a causal mask), forward and backward, of all passes
+of a step, of frozen tokenizers and of players. So a frozen matrix under LoRA counts 4 operations per element and token, a
+trained one 6. Recomputation of gradient checkpointing is counted separately: it is not part of the model's FLOPs.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from megaunigame.parallel.world import World
 
 FORMULAS = {
     **flop_registry,
-    # The CPU's own kernel of attention, which torch does not list.
+    # The CPU kernel of attention, which torch does not list.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
 }
 WATCHES = (_checkpoint_hook.__qualname__, _recomputation_hook.__qualname__)
-"""Beginnings of the names of what gradient checkpointing calls when a tensor is saved, the first and the second time."""
+"""Name prefixes of the saved-tensor hooks of gradient checkpointing: in the forward and in the recomputation."""
 
 
 class CountFlops(TorchDispatchMode):
-    """Counts what is computed inside the block, on this process.
+    """Counts what this process computes inside the block.
 
-    Keeps no tensor alive; torch's FlopCounterMode does, by hooks on modules, so no memory can be measured next to it.
+    Keeps no tensor alive, unlike torch's FlopCounterMode, so memory can be measured at the same time.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,13 @@ class CountFlops(TorchDispatchMode):
         self.flops = 0
         """Of the model."""
         self.recomputed = 0
-        """Spent on computing a second time what gradient checkpointing had dropped."""
+        """Of the recomputation of gradient checkpointing."""
         self.in_fp32 = 0
-        """Of all that was computed, with a first factor in float32."""
+        """Of all operations, those whose first factor is float32."""
 
     @property
     def total(self) -> int:
-        """All that was computed."""
+        """With recomputation."""
         return self.flops + self.recomputed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,10 +63,10 @@ class CountFlops(TorchDispatchMode):
 
 
 def _recomputing() -> bool:
-    """Whether gradient checkpointing computes a second time just now: within a backward it watches what is saved for one.
+    """Whether gradient checkpointing recomputes now: inside a backward, its saved-tensor hook is on top.
 
-    Recomputed blocks may be checkpointed themselves: then the watch of the inner block is on top. Whether gradients are enabled
-    does not tell: under ZeRO-3, linear layers are functions that compute without them.
+    Recomputed blocks may be checkpointed themselves: then the hook of the inner block is on top. Whether gradients are enabled
+    says nothing: under ZeRO-3, linear layers are functions that compute without them.
     """
     if torch._C._current_graph_task_id() == -1:
         return False
@@ -75,10 +75,9 @@ def _recomputing() -> bool:
 
 
 class ModelFlops:
-    """Operations of a step of a run: those of its first step are counted, the others follow from their tokens.
+    """Operations of a step: counted in the first step, scaled by tokens in the others.
 
-    That is exact where rows have one length; where they vary, the part of attention that grows with the square of the length
-    is an average.
+    Exact if all rows have one length; otherwise the part of attention that is quadratic in the length is an average.
     """
 
     def __init__(self, world: World, wanted: bool):
@@ -88,7 +87,7 @@ class ModelFlops:
         self._per_token: float | None = None
 
     def counting(self) -> AbstractContextManager[Any]:
-        """Goes around each step; counts in the first."""
+        """Context for each step; counts in the first."""
         if not self.wanted or self._count is not None:
             return contextlib.nullcontext()
         self._count = CountFlops()

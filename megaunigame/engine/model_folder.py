@@ -1,4 +1,4 @@
-"""The folder a model is built from: the recipe's own, or one written for a published size."""
+"""The folder a model is built from: that of the recipe, or one written for a published size."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from megaunigame.registry import unknown
 
 @contextlib.contextmanager
 def model_folder(family: type[UnifiedModel], config: ModelConfig) -> Iterator[str]:
-    """Path of the folder while the model is built; that of a size is temporary, one for each process.
+    """Path of the folder while the model is built; temporary for a size, one per process.
 
-    Raises ConfigError for a size that the family does not have, and where a folder is needed and there is none.
+    Raises ConfigError for an unknown size, or when a folder is needed and missing.
     """
     if config.weights != RANDOM or not config.size:
         _check_folder(family, config)

@@ -17,23 +17,23 @@ LORA = "lora"
 
 
 def element_count(parameter: nn.Parameter) -> int:
-    """Elements of the whole parameter, also when this rank holds a slice of it."""
+    """Elements of the whole parameter, even if this rank holds a slice of it."""
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def rank_count(parameter: nn.Parameter) -> int:
-    """Elements of the parameter that live on this rank."""
+    """Elements of the parameter on this rank."""
     return parameter.ds_tensor.numel() if hasattr(parameter, "ds_tensor") else parameter.numel()
 
 
 def choose_trainable(model: UnifiedModel, config: ModelConfig, plan: StepPlan, seed: int) -> None:
     """Set requires_grad as the recipe asks: adapters only, or whole groups that take part in the plan's passes.
 
-    `seed`: start of the adapters, equal on all ranks.
+    `seed`: initializes the adapters, equal on all ranks.
 
-    Of the family's default groups, those that no pass of the plan uses stay frozen: without a gradient they would shrink
-    by weight decay alone. Raises ConfigError for a group the family does not have, for a group the recipe names although
-    no pass uses it, and for a parameter without dimensions, which the engine cannot broadcast (reshape it to [1]).
+    Default groups that no pass of the plan uses stay frozen: without a gradient they would shrink by weight decay alone.
+    Raises ConfigError for a group that the family does not have or that no pass uses, and for a parameter without
+    dimensions, which the engine cannot broadcast (reshape it to [1]).
     """
     if config.train == "lora":
         lora = config.lora

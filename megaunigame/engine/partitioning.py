@@ -1,4 +1,4 @@
-"""The context in which a model is constructed with partitioned parameters, and nothing else of it changed."""
+"""Context in which a model is constructed with partitioned parameters; buffers and other tensors are unchanged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 class PartitionedParameters(deepspeed.zero.Init):
-    """deepspeed's zero.Init, kept to parameters: each module's are shared out over the ranks when the module is constructed.
+    """deepspeed's zero.Init for parameters only: those of a module are partitioned over the ranks at its construction.
 
-    Left to itself, zero.Init replaces the factories of torch (`torch.tensor`, `torch.arange`, ...): every tensor made inside
-    it lands on the accelerator in the engine's dtype. Rotary frequencies in bf16 are off by radians at the far end of a long
-    sequence, and processors that hold CUDA tensors cannot be used by forked loader workers. Here the factories stay as they
-    are, so buffers and plain tensors are those of an ordinary construction: on the host, in their own dtype.
+    zero.Init itself replaces the factories of torch (`torch.tensor`, `torch.arange`, ...): every tensor made inside it is on
+    the accelerator in the engine's dtype. Rotary frequencies in bf16 are off by radians at the end of a long sequence, and
+    forked loader workers cannot use processors that hold CUDA tensors. Here the factories are unchanged, so buffers and plain
+    tensors are on the host, in their own dtype.
 
     Parameters are left uninitialized, on the device and in the engine's dtype: their weights are loaded later.
     """
@@ -28,7 +28,7 @@ class PartitionedParameters(deepspeed.zero.Init):
         """Called by zero.Init after the constructor of every module."""
         for name, parameter in module.named_parameters(recurse=False):
             if not hasattr(parameter, "ds_id"):
-                # Not converted: a copy would touch host memory of the size of the model for values that nobody reads.
+                # Not converted: a copy would touch host memory of the size of the model for values that are never read.
                 empty = torch.empty(parameter.shape, dtype=self.dtype, device=self.local_device)
                 setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
         super()._post_init_method(module)

@@ -1,4 +1,4 @@
-"""The most memory a step has held."""
+"""Peak memory of a step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 import torch
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in which the system counts a resident set."""
+"""Bytes per unit of ru_maxrss."""
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin a new measurement; on a CPU there is none to begin."""
+    """Begin a new measurement; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

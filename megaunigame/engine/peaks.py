@@ -1,4 +1,4 @@
-"""How many operations devices can make: one table, from the data sheets of their makers."""
+"""Peak operations per second of devices, from their data sheets."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""ZeRO-3's own gathering and releasing of weights, for any number of ranks, in one process, on tensors without data.
+"""Gathering and releasing of weights by ZeRO-3, for any number of ranks, in one process, on tensors without data.
 
-The coordinator of deepspeed decides from the order of modules, the sizes of parameters and the knobs of the ds_config which
-weights it gathers and when it lets go of them. It runs here as it is, hooks and all; only the collectives do nothing, and what
-is gathered lies on the meta device. So the bytes it moves and holds are those of a run, and no memory is needed.
+The coordinator of deepspeed decides from the order of modules, the sizes of parameters and the ds_config which weights it
+gathers and when it releases them. It runs here unchanged, with its hooks; only the collectives do nothing, and gathered
+weights are on the meta device. So it moves and holds the bytes of a run without using memory.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class PretendedRanks:
     """Rank 0 of `ranks` under ZeRO-3. Build a model in `partitioned`, then take micro-steps inside `self.running`."""
 
     def __init__(self, ds_config: dict[str, Any], ranks: int):
-        """Starts a process group that exists in this process alone. Raises RuntimeError where there is one already."""
+        """Starts a fake process group in this process. Raises RuntimeError if there is one already."""
         if dist.is_initialized():
-            raise RuntimeError("A process group is running in this process; pretended ranks need one of their own.")
+            raise RuntimeError("A process group is running in this process; pretended ranks need a separate one.")
         self._debug_level = dist.get_debug_level()
-        dist.set_debug_level(dist.DebugLevel.OFF)  # its wrapper around collectives would go through a group that does not exist
+        dist.set_debug_level(dist.DebugLevel.OFF)  # its wrapper of collectives would use a group that does not exist
         dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
         deepspeed.init_distributed(verbose=False)
         knobs = {key: value for key, value in ds_config["zero_optimization"].items() if not key.startswith("offload_")}
-        self.ds_config = {**ds_config, "zero_optimization": knobs}  # where partitions lie does not change what is gathered
+        self.ds_config = {**ds_config, "zero_optimization": knobs}  # offloading does not change what is gathered
         self.gathered = GatheredBytes()
         self.most_available = 0
         """Most bytes of gathered weights at once, since the start."""
@@ -63,7 +63,7 @@ class PretendedRanks:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Collectives do nothing, what they would fill is on the meta device, and gathers are counted."""
+        """Collectives do nothing, their outputs are on the meta device, and gathers are counted."""
         with (
             patch.object(partition_parameters, "_dist_allgather_fn", self._counted),
             patch.object(partition_parameters.dist, "broadcast", _nothing),
@@ -74,7 +74,7 @@ class PretendedRanks:
             yield
 
     def hook(self, model: nn.Module) -> None:
-        """Let the coordinator gather for `model`, as deepspeed.initialize does; what is trained has been chosen before."""
+        """Let the coordinator gather for `model`, as deepspeed.initialize does. Call it after `choose_trainable`."""
         knobs = self.ds_config["zero_optimization"]
         options = {
             "prefetch_bucket_size": "stage3_prefetch_bucket_size",
@@ -90,7 +90,7 @@ class PretendedRanks:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What passes in here gather is recorded apart, as in `Learner.aside`."""
+        """Passes in here have separate traces of gathers, as in `Learner.aside`."""
         self.is_aside = True
         try:
             with self.plans.aside():
@@ -99,15 +99,15 @@ class PretendedRanks:
             self.is_aside = False
 
     def available_bytes(self) -> int:
-        """Bytes of weights that are gathered now, those that always are included."""
+        """Bytes of weights gathered now, including those that always are."""
         return sum(p.ds_numel * p.element_size() for p in self.parameters if p.ds_status != ZeroParamStatus.NOT_AVAILABLE)
 
     def after_backward(self) -> None:
-        """What the engine releases after each backward."""
+        """Release what the engine releases after each backward."""
         self.offload.release_backward_leftovers()
 
     def after_update(self) -> None:
-        """What the engine releases and gathers around each update."""
+        """Release and gather what the engine does around each update."""
         self.offload.partition_all_parameters()
         persistent = self.offload.persistent_parameters
         if persistent:
@@ -125,7 +125,7 @@ class PretendedRanks:
 
 
 def _named_meta() -> Any:
-    """Where tensors are put by the name of the accelerator. Not for a forward: autocast asks for that name too."""
+    """Puts tensors placed by the accelerator's name on the meta device. Not for a forward: autocast uses that name too."""
     return patch.object(get_accelerator(), "device_name", _meta)
 
 

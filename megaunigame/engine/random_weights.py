@@ -1,7 +1,7 @@
-"""Random weights of any size, made where they belong: speed and memory of a model can be measured without a checkpoint.
+"""Random weights of any size, made in place: to measure speed and memory of a model without a checkpoint.
 
-What is drawn depends on (seed, name of the parameter, rank) alone. A rank fills its own slice of each parameter: no
-collective is made, and nothing is ever whole.
+Values depend on (seed, name of the parameter, rank) alone. A rank fills its own slice of each parameter: there is no
+collective, and no parameter is ever whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STD = 0.02
 
 @torch.no_grad()
 def fill_randomly(model: nn.Module, seed: int, world: World) -> None:
-    """Give every parameter of `model` random values. One that is not partitioned gets the same values on all ranks."""
+    """Give every parameter of `model` random values; the same on all ranks if it is not partitioned."""
     parameters: Iterator[tuple[str, Any]] = model.named_parameters()
     for name, parameter in parameters:
         if not hasattr(parameter, "ds_tensor"):
@@ -35,7 +35,7 @@ def fill_randomly(model: nn.Module, seed: int, world: World) -> None:
 
 
 def _fill_secondary(parameter: Any, name: str, seed: int, world: World) -> None:
-    """The copy that is shared out within a group of ranks (zero_hpz_partition_size): the slices of several ranks in a row."""
+    """The copy partitioned within a group of ranks (zero_hpz_partition_size): the slices of several consecutive ranks."""
     group = parameter.ds_secondary_tensor_group_size
     first = world.rank % group * (world.size // group)
     for number, part in enumerate(parameter.ds_secondary_tensor.data.split(parameter.ds_tensor.numel())):

@@ -1,4 +1,4 @@
-"""Counts the tokens that a language model reads in passes, whoever asks for them: the trainer or a player."""
+"""Counts the tokens that a language model reads in passes of the trainer and of players."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from megaunigame.step.requests import GENERATE
 
 
 class TokenCounter:
-    """Tokens of the passes of one process. All of them are known from shapes; the useful ones are summed on the device, so
-    that no pass waits for a number. What `sample` and `answer` draw token by token is not in it.
+    """Tokens of the passes of one process. All tokens are known from shapes; useful ones are summed on the device, so that
+    no pass waits for a number. Tokens generated one by one by `sample` and `answer` do not count.
     """
 
     def __init__(self, model: nn.Module, after_prompt: int, device: torch.device):
@@ -23,8 +23,8 @@ class TokenCounter:
         self._useful = torch.zeros((), dtype=torch.int64, device=device)
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def taken(self) -> Tensor:
-        """(2,) float64 on the device: tokens computed, padding and dummy rows included, and those without; both start again."""
+    def pop(self) -> Tensor:
+        """(2,) float64 on the device: tokens computed, with and without padding and dummy rows. Resets both."""
         counts = torch.stack([torch.full_like(self._useful, self._computed), self._useful]).double()
         self._computed, self._useful = 0, torch.zeros_like(self._useful)
         return counts

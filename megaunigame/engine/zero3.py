@@ -1,17 +1,17 @@
 """The learner under DeepSpeed: partitioned loading, forward, backward, step. ZeRO-2 and ZeRO-3, any world size.
 
-The rules this file keeps, each of which was measured to matter:
+Rules of this file, each measured to matter:
 
 - one engine; its module is entered through `forward(pass_name, inputs)` only;
-- a micro-step is one forward per pass and ONE backward through all of them. With a backward per pass, a parameter that
-  takes no part in the first one (lm_head, when generation comes first) is added to the previous step's gradient, and under
-  optimizer offload one that takes no part in the last is lost; both silently, and from the second step on only. Its price:
-  the engine releases a module's weights behind the first of its backwards only, so that the language model is whole when the
-  generate pass has been walked back; not so with gradient checkpointing, whose recomputation begins the count anew;
-- a trained parameter takes part in some pass of the plan: the engine updates it otherwise with a zero gradient, that is,
+- a micro-step is one forward per pass and ONE backward through all of them. With a backward per pass, the gradient of a
+  parameter that takes no part in the first one (lm_head, when generation comes first) is added to that of the previous step,
+  and under optimizer offload the gradient of one that takes no part in the last is lost; both silently, from the second step
+  on. The cost: the engine releases a module's weights after the first of its backwards only, so the language model is whole
+  after the backward of the generate pass; not with gradient checkpointing, whose recomputation restarts the count;
+- a trained parameter takes part in some pass of the plan: otherwise the engine updates it with a zero gradient, that is,
   with weight decay alone;
 - anything that must not touch the engine's gradient state (evaluation, the dry run) goes through `module`, not `engine`:
-  the engine's forward hooks would make the NEXT step's gradient wrong, silently.
+  the engine's forward hooks would silently make the NEXT step's gradient wrong.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class Learner:
-    """The model that is trained, as the trainer sees it."""
+    """The model that is trained, under its engine."""
 
     def __init__(self, engine: Any, world: World, stage: int, trained_groups: list[list[nn.Parameter]]):
         self.engine = engine
@@ -55,14 +55,14 @@ class Learner:
         """Trained parameters by optimizer group."""
         self.is_aside = False
         self.gather_plans: GatherPlans | None = None
-        """Where weights are partitioned."""
+        """None: weights are not partitioned."""
         self.gathered = count_gathered_bytes()
         """Bytes of weights this rank has gathered so far."""
         self.phases = Phases()
 
     @property
     def module(self) -> UnifiedModel:
-        """The model itself, with partitioned weights gathered on use; for passes that must leave no gradient behind."""
+        """The model itself, with partitioned weights gathered on use; for passes that must not accumulate gradients."""
         return self.engine.module
 
     def forward(self, pass_name: str, inputs: PassInputs) -> PassOutput:
@@ -79,7 +79,7 @@ class Learner:
             self.engine.step()
 
     def measure(self, phases: Phases) -> None:
-        """From now on, tell `phases` what the engine is doing."""
+        """Mark the phases of the engine in `phases` from now on."""
         self.phases = phases
         time_reductions(self.engine.optimizer, phases)
 
@@ -87,9 +87,9 @@ class Learner:
     def aside(self) -> Iterator[None]:
         """The learner is frozen: passes through `module` that are not the learner's.
 
-        No weight takes a gradient, which keeps the engine's accumulation untouched, and dropout is off. The flags are back
-        before the learner's own forward: the engine looks at them there. Gradient checkpointing stays on. May come between
-        two of the learner's forwards whose one backward is still to come.
+        No weight requires a gradient, so the engine's accumulation does not change, and dropout is off. The flags are restored
+        before the learner's next forward, where the engine reads them. Gradient checkpointing stays on. May come between two
+        of the learner's forwards, before their common backward.
         """
         trained = [p for group in self.trained_groups for p in group]
         # Attention dropout is a float, not a module.
@@ -116,7 +116,7 @@ class Learner:
         return sum(value.nbytes for state in states for name, value in state.items() if name.startswith("exp_avg"))
 
     def set_lr(self, lr: float) -> None:
-        """Learning rate of the coming update; each group applies its own factor."""
+        """Learning rate of the next update, times the factor of each group."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
@@ -128,17 +128,17 @@ class Learner:
 def build_learner(
     family: type[UnifiedModel], recipe: Recipe, plan: StepPlan, ds_config: dict[str, Any], world: World
 ) -> Learner:
-    """Construct, load, choose what is trained, and hand over to DeepSpeed. No rank ever holds the whole model (ZeRO-3)."""
+    """Construct, load, choose what is trained, and initialize DeepSpeed. No rank ever holds the whole model (ZeRO-3)."""
     config, stage = recipe.model, zero_stage(ds_config)
     partitioned = stage == 3
-    deepspeed.init_distributed(verbose=False)  # adopts the process group that exists; zero.Init reads the world size from it
+    deepspeed.init_distributed(verbose=False)  # uses the existing process group; zero.Init reads the world size from it
     processor = family.open_processor(config.path, max_length=config.max_length)
     options: dict[str, Any] = {"attention": config.attention, "gradient_checkpointing": config.gradient_checkpointing}
     with torch.device("meta"):
         check_everywhere(family.build(config.path, processor, **options), recipe, plan, stage=stage, world=world)
     with PartitionedParameters(ds_config) if partitioned else contextlib.nullcontext():
         model = family.build(config.path, processor, **options)
-    # The tokenizers in fp32: in bf16 about one target code in a hundred would be another one.
+    # The tokenizers in fp32: in bf16 about one target code in a hundred would differ.
     if config.weights == RANDOM:
         tokenizer = model.build_frozen()
         for module in (model, tokenizer):
@@ -151,7 +151,7 @@ def build_learner(
     groups = optimizer_groups(model, recipe.optimizer)
     trained = [list(group["params"]) for group in groups]
     optimizer = adamw(groups, recipe.optimizer, world.device)
-    # Under ZeRO-2 the engine may cast the whole module to bf16; rotary frequencies must stay fp32 to the last bit.
+    # Under ZeRO-2 the engine may cast the whole module to bf16; rotary frequencies must stay exact fp32.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     for name, buffer in engine.module.named_buffers():
@@ -164,10 +164,10 @@ def build_learner(
 
 
 def load_weights(model: nn.Module, weights: Weights, world: World) -> None:
-    """Copy a checkpoint into the model, one module at a time; rank 0 reads, the partitioning shares it out.
+    """Copy a checkpoint into the model, one module at a time; rank 0 reads, the partitioning distributes.
 
     At most the parameters of one module are whole at any time. The family has checked names and shapes before, on every
-    rank: a rank that stopped alone in here would leave the others waiting.
+    rank: an error on one rank in here would leave the others waiting.
     """
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix=prefix, recurse=False))
@@ -180,7 +180,7 @@ def load_weights(model: nn.Module, weights: Weights, world: World) -> None:
 
 
 def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager:
-    """Whole parameters inside the block, rank 0's values everywhere after it; nothing to do where none is partitioned."""
+    """Whole parameters inside the block, rank 0's values on all ranks after it; does nothing unless they are partitioned."""
     if hasattr(parameters[0], "ds_id"):
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
     return contextlib.nullcontext()

@@ -1,8 +1,8 @@
-"""Attention by layer, made from metrics alone: as curves, before and after a training and against the targets; and as a heat
-picture of how every layer moved while training, layers upwards, steps to the right, color for the share.
+"""Attention by layer, from metrics: curves before and after a training, with targets; and a heat map of every layer during
+training: layers upwards, steps to the right, color for the share.
 
-Where targets were logged the color of the heat picture is the distance from them: white on the target, blue below, red above.
-Next to it, the curve of the first and the last steps, on the same layers.
+If targets were logged, the color of the heat map is the distance from them: white on the target, blue below, red above. Next
+to it: curves of the first and the last steps, on the same layers.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from megaunigame.monitoring import names
-from megaunigame.monitoring.plots import GRID, INK, LINE, MUTED, Points
+from megaunigame.monitoring.plots import INK, LINE, MUTED, Points, png, style
+from megaunigame.monitoring.whole_files import write_whole
 
-BEFORE, AIM = "#9aa5b1", "#b3362b"
+BEFORE, TARGET = "#9aa5b1", "#b3362b"
 TITLES = {"generate": "generate: from the drawn picture to the text", "understand": "understand: from answers to the picture"}
 COLUMNS = 200
 """At most this many columns; more steps are averaged."""
@@ -29,7 +29,7 @@ ENDS = 20
 """The curves show the mean of the first and the last twentieth of the columns."""
 MISSING = "#eceff2"
 LEAST_RANGE = 0.02
-"""Colors span at least this share to either side, so that noise around a target stays pale."""
+"""Colors span at least this share to either side of a target, so that noise stays pale."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class LayerCurve:
 
 
 def layers_of(metrics: Mapping[str, float], pass_name: str) -> list[int]:
-    """Layers that `<pass>/layer_XX` metrics exist of, ascending."""
+    """Layers with `<pass>/layer_XX` metrics, ascending."""
     found = (re.fullmatch(rf"{re.escape(pass_name)}/{names.ATTENTION_LAYER}(\d+)", name) for name in metrics)
     return sorted(int(match[1]) for match in found if match)
 
 
 def passes_of(metrics: Mapping[str, float]) -> list[str]:
-    """Passes with metrics of layers, in the order of their names."""
+    """Passes with metrics of layers, by name."""
     found = (re.fullmatch(rf"(\w+)/{names.ATTENTION_LAYER}\d+", name) for name in metrics)
     return sorted({match[1] for match in found if match})
 
 
 def read_curves(metrics: Mapping[str, float]) -> dict[str, LayerCurve]:
-    """Pass -> its curve, from the metrics of an attention suite; empty for those of another suite."""
+    """Pass -> its curve, from the metrics of an attention suite; empty for another suite."""
     curves = {}
     for name in passes_of(metrics):
         layers = layers_of(metrics, name)
@@ -64,19 +64,19 @@ def read_curves(metrics: Mapping[str, float]) -> dict[str, LayerCurve]:
         def line(what: str, name: str = name, layers: list[int] = layers) -> np.ndarray:
             return np.array([metrics[names.attended(name, what, layer)] for layer in layers])
 
-        aimed = names.attended(name, names.ATTENTION_TARGET, layers[0]) in metrics
+        has_target = names.attended(name, names.ATTENTION_TARGET, layers[0]) in metrics
         curves[name] = LayerCurve(
             layers=np.array(layers),
             mean=line(names.ATTENTION_LAYER),
             spread=line(names.ATTENTION_SPREAD),
             first=line(names.ATTENTION_FIRST_LAYER),
-            target=line(names.ATTENTION_TARGET) if aimed else None,
+            target=line(names.ATTENTION_TARGET) if has_target else None,
         )
     return curves
 
 
 def curves_figure(after: Mapping[str, LayerCurve], before: Mapping[str, LayerCurve] | None = None) -> Figure:
-    """One panel per pass: mean and spread over samples by layer, targets as steps, the share of the first token faint."""
+    """One plot per pass: mean and spread over samples by layer, targets as steps, the share of the first token faint."""
     figure = Figure(figsize=(5.2 * len(after), 3.3), dpi=150, layout="constrained")
     for index, (name, curve) in enumerate(after.items()):
         axes = figure.add_subplot(1, len(after), index + 1)
@@ -86,13 +86,12 @@ def curves_figure(after: Mapping[str, LayerCurve], before: Mapping[str, LayerCur
         axes.plot(curve.layers, curve.first, color=LINE, linewidth=1.1, linestyle=":", alpha=0.6, label="to the first token")
         if curve.target is not None:
             edges = np.append(curve.layers - 0.5, curve.layers[-1] + 0.5)
-            axes.stairs(curve.target, edges, baseline=None, color=AIM, linewidth=1.4, label="target")
-        style(axes, TITLES.get(name, name))
+            axes.stairs(curve.target, edges, baseline=None, color=TARGET, linewidth=1.4, label="target")
+        style(axes, TITLES.get(name, name), grid="y")
         axes.set_xlabel("layer", fontsize=8, color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8, labelcolor=INK)
     return figure
@@ -104,32 +103,20 @@ def _draw(axes: Axes, curve: LayerCurve, color: str, label: str) -> None:
     axes.plot(curve.layers, curve.mean, color=color, linewidth=1.8, marker="o", markersize=3, label=label)
 
 
-def style(axes: Axes, title: str) -> None:
-    """As the other plots of the report."""
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold")
-    axes.tick_params(labelsize=8, colors=MUTED, length=0)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-
-
 def write_curves(path: Path, metrics: Mapping[str, float]) -> None:
-    """Write the curves of one measurement as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        FigureCanvasAgg(curves_figure(read_curves(metrics))).print_png(file)
+    """Write the curves of one evaluation as PNG."""
+    write_whole(path, png(curves_figure(read_curves(metrics))))
 
 
 def per_layer(name: str) -> bool:
-    """Whether a metric is part of a heat picture, rather than a curve of its own."""
+    """Whether a metric is shown in a heat map rather than as a curve."""
     group, _, rest = name.partition("/")
     what = rest.partition("/")[2]
     return f"{group}/" == names.ATTENTION and what.startswith((names.ATTENTION_LAYER, names.ATTENTION_TARGET))
 
 
 def heat_figure(series: Mapping[str, Points]) -> Figure | None:
-    """A picture with one row per pass, from metrics `attention/<pass>/layer_XX`; None when there are none."""
+    """A heat map per pass, from metrics `attention/<pass>/layer_XX`; None when there are none."""
     attended = {name.removeprefix(names.ATTENTION): points for name, points in series.items() if per_layer(name)}
     measured = dict.fromkeys(attended, 0.0)
     passes = passes_of(measured)
@@ -154,7 +141,7 @@ def heat_figure(series: Mapping[str, Points]) -> Figure | None:
 
 
 def _matrix(lines: list[Points]) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of the columns on the axis of steps, and (layers, columns) means; NaN where nothing was logged."""
+    """Edges of the columns in steps, and (layers, columns) means; NaN where nothing was logged."""
     every = np.unique(np.concatenate([np.asarray(steps) for steps, _ in lines]))
     columns = min(COLUMNS, len(every))
     edges = np.linspace(every[0] - 0.5, every[-1] + 0.5, columns + 1)
@@ -199,12 +186,11 @@ def _ends(axes: Axes, shares: np.ndarray, targets: np.ndarray | None) -> None:
     )
     if targets is not None:
         edges = np.arange(len(shares) + 1) - 0.5
-        axes.stairs(targets, edges, baseline=None, orientation="horizontal", color=AIM, linewidth=1.4, label="target")
-    style(axes, "share by layer")
+        axes.stairs(targets, edges, baseline=None, orientation="horizontal", color=TARGET, linewidth=1.4, label="target")
+    style(axes, "share by layer", grid="x")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(left=0)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    # Below the axes: curves of a few layers leave no free corner.
+    # Below the axes: curves of few layers leave no free corner.
     axes.legend(frameon=False, fontsize=7, labelcolor=MUTED, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 

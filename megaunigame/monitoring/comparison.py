@@ -13,11 +13,11 @@ from megaunigame.monitoring.plots import data_uri
 
 Cell = str | int | float | None
 LONG_TABLE = 20
-"""Tables with more rows are behind a click."""
+"""Tables with more rows are collapsed."""
 
 
 def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> str:
-    """Tables, pictures and questions of one suite; `before` is None in a run that was evaluated once."""
+    """Tables, pictures and questions of one suite; `before` is None in a run with one evaluation."""
     if before is not None and label not in before.suites:
         before = None
     parts = [f"<h2>Evaluation: {escape(label)}</h2>", _steps(before, after)]
@@ -32,12 +32,12 @@ def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> s
 def _steps(before: Evaluation | None, after: Evaluation) -> str:
     text = f"Measured at step {after.step:,}."
     if before:
-        text = f"Before: step {before.step:,}. After: step {after.step:,}. Columns that are equal in both stand once."
+        text = f"Before: step {before.step:,}. After: step {after.step:,}. Columns that are equal in both are shown once."
     return f'<p class="muted">{text}</p>'
 
 
 def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -> str:
-    """The plot of a suite that measured attention by layer; nothing for any other suite."""
+    """The plot of a suite that measured attention by layer; empty for any other suite."""
     curves = read_curves(after.suites[label]["metrics"])
     if not curves:
         return ""
@@ -47,7 +47,7 @@ def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -
 
 
 def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
-    """A table; each numeric column that changed is split into before and after, the others stand once.
+    """A table; each numeric column that changed is split into before and after, others are shown once.
 
     Rows are matched by their first cell.
     """

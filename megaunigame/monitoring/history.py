@@ -1,4 +1,4 @@
-"""Reads a run folder back: what the report is made of.
+"""Reads a run folder for the report.
 
 Any part may be missing: the run may have been killed, or never evaluated.
 """
@@ -40,11 +40,11 @@ class RunFolder:
     evaluations: list[Evaluation] = field(default_factory=list)
     """In order of their steps."""
     panels: list[PanelStep] = field(default_factory=list)
-    """Lines of pictures that steps left behind."""
+    """Lines of pictures of steps."""
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
-    """Read a run folder. Raises DataError when there is no such folder."""
+    """Read a run folder. Raises DataError when it does not exist."""
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"No run folder at {path}. Give the folder that holds the run's metrics.jsonl.")
@@ -69,7 +69,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     series: dict[str, tuple[list[int], list[float]]] = {}
-    # A line without its end is still being written.
+    # A line without a line break is still being written.
     for line in (line for line in _text(path).splitlines(keepends=True) if line.endswith("\n")):
         record = json.loads(line)
         step = record.pop("step")

@@ -1,7 +1,7 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard, a progress bar and a line every few steps. Rank 0 only.
+"""Logs of a run: metrics.jsonl, TensorBoard, a progress bar and a line every few steps. Rank 0 only.
 
-Steps count from 1. A run that was killed and resumed leaves one gapless history: what its killed part logged beyond the
-checkpoint is dropped when the resumed part starts.
+Steps count from 1. A run that was killed and resumed has one gapless history: lines logged after the checkpoint are dropped
+on resume.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Monitor:
         self.record(step, metrics)
         now = time.monotonic()
         if self.origin is None:
-            # The first step pays for warm-up (allocator, compilation); the estimate of the time left starts behind it.
+            # The first step includes warm-up (allocator, compilation); the estimate of the time left starts after it.
             self.origin = (step, now)
         done, elapsed = step - self.origin[0], now - self.origin[1]
         remaining = elapsed / done * (self.total_steps - step) if done else None
@@ -83,11 +83,11 @@ class Monitor:
             self.say(log_line(step, self.total_steps, metrics, remaining))
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics that are no step of their own (an evaluation) to metrics.jsonl and TensorBoard; no line."""
+        """Write metrics of a step or an evaluation to metrics.jsonl and TensorBoard; prints nothing."""
         if not self.active:
             return
         values = {name: float(value) for name, value in metrics.items()}
-        # JSON knows neither NaN nor infinity.
+        # JSON has neither NaN nor infinity.
         written = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"step": step, "time": round(time.time(), 3), **written}
         self.file.write(json.dumps(line) + "\n")
@@ -121,7 +121,7 @@ class Monitor:
 
 
 def drop_from(path: Path, step: int) -> None:
-    """Remove the lines of `path` from `step` on (from 1: all of them), and a last line that was cut off."""
+    """Remove the lines of `path` from `step` on (from 1: all of them), and an incomplete last line."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -154,7 +154,7 @@ def clock_time(seconds: float) -> str:
 
 
 def rank_log(folder: str | Path, rank: int) -> logging.Handler:
-    """Send warnings and errors of this rank to `rank_<r>.log` as well; the file appears with the first of them.
+    """Also write warnings and errors of this rank to `rank_<r>.log`; the file is created by the first of them.
 
     Returns the handler, which the caller removes from the root logger at the end of the run.
     """
@@ -167,7 +167,7 @@ def rank_log(folder: str | Path, rank: int) -> logging.Handler:
 
 
 def _tensorboard_writer(folder: Path, start_step: int) -> SummaryWriter:
-    # Imported here: it costs seconds, and only rank 0 of a run that wants it should pay them.
+    # Imported here: it takes seconds, and only rank 0 needs it.
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)

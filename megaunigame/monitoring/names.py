@@ -8,10 +8,10 @@ from __future__ import annotations
 LOSS = "loss/"
 """Prefix of the mean loss of a term over its positions on all ranks: `loss/<term>`."""
 EVALUATION = "evaluation/"
-"""Prefix of a number an evaluation suite reports: `evaluation/<label>/<metric>`."""
+"""Prefix of a metric of an evaluation suite: `evaluation/<label>/<metric>`."""
 
 LOSS_TOTAL = "loss/total"
-"""Weighted sum of the terms: what is minimized."""
+"""Weighted sum of the terms, which is minimized."""
 
 OPTIM_LR = "optim/lr"
 OPTIM_GRAD_NORM = "optim/grad_norm"
@@ -21,15 +21,15 @@ PERF_STEP_SECONDS = "perf/step_seconds"
 PERF_ROWS_PER_SECOND = "perf/rows_per_second"
 """Rows of all ranks."""
 PERF_TOKENS_PER_SECOND = "perf/tokens_per_second"
-"""Tokens that the language model read, of all ranks and all passes, attacks included. A generate row counts what follows its
-prompt (codes, or queries); padding and dummy rows count, for they are computed."""
+"""Tokens that the language model read, of all ranks and all passes, including those of players. For a generate row they
+include what follows its prompt (codes, or queries); padding and dummy rows count because they are computed."""
 PERF_USEFUL_TOKENS_PER_SECOND = "perf/useful_tokens_per_second"
 """The same without padding and dummy rows."""
 PERF_USEFUL_TOKEN_SHARE = "perf/useful_token_share"
 """Useful tokens over all tokens, in [0, 1]."""
 PERF_PEAK_MEMORY_BYTES = "perf/peak_memory_bytes"
-"""The rank with the most, from the beginning of the step before to that of this one (in the first step: the dry run). CUDA: the
-largest sum of tensors; CPU: the largest resident set since the process began."""
+"""Of the rank with the most, from the beginning of the previous step to that of this one (in the first step: the dry run).
+CUDA: the largest sum of tensors; CPU: the largest resident set since the process began."""
 PERF_MFU = "perf/mfu"
 """Model FLOPs utilization in [0, 1]; only on devices whose peak is known (engine/model_flops.py), and in bf16."""
 PERF_PASSES = "perf/passes"
@@ -38,22 +38,22 @@ PERF_ALLGATHER_BYTES = "perf/allgather_bytes"
 """Bytes of weights that one rank gathered for the passes of one optimizer step (ZeRO-3)."""
 
 DATA_BAD_SAMPLES = "data/bad_samples"
-"""Samples substituted so far, all ranks."""
+"""Samples replaced so far, all ranks."""
 DATA_WAIT_SECONDS = "data/wait_seconds"
 """Seconds the step waited for its rows."""
 
 ATTENTION = "attention/"
-"""Prefix of what a pass was measured to attend to: `attention/<pass>/<what>`, <what> being one of the following."""
+"""Prefix of measurements of attention: `attention/<pass>/<what>`, with <what> one of the following."""
 ATTENTION_LAYER = "layer_"
 """`layer_07`: share of attention that the queries give to the keys in that layer, in [0, 1], mean over the counted rows."""
 ATTENTION_TARGET = "target_"
-"""`target_07`: what it is pulled to."""
+"""`target_07`: its target."""
 ATTENTION_DISTANCE = "distance"
 """Mean over the layers of |share - target|."""
 ATTENTION_SPREAD = "spread_"
 """`spread_07`: standard deviation of the share over samples; evaluations only."""
 ATTENTION_FIRST = "first_token"
-"""Share of attention that rests on the first token, mean over the layers: in generation a part of the text's."""
+"""Share of attention to the first token, mean over the layers; in generation it is part of the share of the text."""
 ATTENTION_FIRST_LAYER = "first_token_"
 """`first_token_07`: the same in that layer; evaluations only."""
 ATTENTION_COUNTED = "rows"
@@ -71,7 +71,7 @@ def attention(pass_name: str, what: str, layer: int | None = None) -> str:
 
 
 def attended(pass_name: str, what: str, layer: int | None = None) -> str:
-    """The same without its group, as an evaluation names it."""
+    """`attention` without its group, as in evaluations."""
     return f"{pass_name}/{what}{'' if layer is None else f'{layer:02d}'}"
 
 

@@ -74,12 +74,12 @@ def tiles(values: Iterable[tuple[str, str]]) -> str:
 
 
 def folded(title: str, text: str) -> str:
-    """Text behind a click."""
+    """Collapsed text."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
 
 
 def number(value: float, column: str) -> str:
-    """A number as its column wants it: percentages and decibels with one decimal, counts whole."""
+    """A number in the format of its column: percentages and decibels with one decimal, counts whole."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.1f}" if "%" in column or "dB" in column else f"{value:.3f}"
@@ -99,7 +99,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequen
 
 
 def picture(path: Path, alt: str) -> str:
-    """An inline picture, reduced when it is larger than the report shows; empty when the file is gone."""
+    """An inline picture, at most THUMBNAIL pixels wide and high; a note if the file is missing."""
     if not path.exists():
         return '<span class="muted">picture missing</span>'
     with Image.open(path) as image:

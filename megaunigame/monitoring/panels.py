@@ -1,4 +1,4 @@
-"""Lines of pictures that a step leaves behind: `panels/step-XXXXXXXX.json` and PNG files beside it."""
+"""Lines of pictures of a step: `panels/step-XXXXXXXX.json` and PNG files next to it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from megaunigame.pixels import Panel, as_image
 
 FOLDER = "panels"
 UNTITLED = "Pictures"
-"""Heading of lines that runs wrote before lines had titles."""
+"""Heading of lines from runs before lines had titles."""
 
 
 @dataclass
 class PanelStep:
-    """The lines of one step, as read back."""
+    """The lines of one step, as read from disk."""
 
     step: int
     lines: list[dict[str, Any]]
@@ -28,7 +28,7 @@ class PanelStep:
 
 
 def write_panels(folder: Path, step: int, panels: Sequence[Panel]) -> None:
-    """Write lines of pictures. The index appears last, so a reader finds all its files."""
+    """Write lines of pictures. The index is written last, so a reader finds all its files."""
     name = f"step-{step:08d}"
     (folder / FOLDER).mkdir(exist_ok=True)
     lines = []
@@ -48,7 +48,7 @@ def read_panels(folder: Path) -> list[PanelStep]:
 
 
 def panels_section(folder: Path, steps: Sequence[PanelStep]) -> str:
-    """The first, the middle and the last step with pictures of each title; nothing when there is none."""
+    """The first, the middle and the last step with pictures of each title; empty when there are none."""
     titles = dict.fromkeys(line.get("title", UNTITLED) for step in steps for line in step.lines)
     parts = []
     for title in titles:

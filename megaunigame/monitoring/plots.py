@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ Points = tuple[Sequence[int], Sequence[float]]
 
 
 def smooth(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving average over `window` values (fewer at the ends), of the same length."""
+    """Centered moving average over `window` values (fewer at the ends), of the same length."""
     cumulative = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
     count = len(values)
     left = np.maximum(np.arange(count) - (window - 1) // 2, 0)
@@ -26,7 +27,7 @@ def smooth(values: Sequence[float], window: int) -> np.ndarray:
     return (cumulative[right] - cumulative[left]) / (right - left)
 
 
-def panels(series: Mapping[str, Points], exact: Collection[str] = (), columns: int = 2) -> str:
+def curve_plots(series: Mapping[str, Points], exact: Collection[str] = (), columns: int = 2) -> str:
     """One small plot per series, as a `data:` URI: the raw curve faint, its moving average in front.
 
     Series named in `exact` have no noise and are drawn as they are.
@@ -38,6 +39,18 @@ def panels(series: Mapping[str, Points], exact: Collection[str] = (), columns: i
     return data_uri(figure)
 
 
+def style(axes: Axes, title: str = "", grid: Literal["x", "y"] | None = None) -> None:
+    """Title, ticks, spines and grid lines of every plot."""
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold")
+    axes.tick_params(labelsize=8, colors=MUTED, length=0)
+    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+
+
 def _draw(axes: Axes, title: str, points: Points, smoothed: bool) -> None:
     steps, values = points
     window = max(1, len(values) // 25)
@@ -46,23 +59,21 @@ def _draw(axes: Axes, title: str, points: Points, smoothed: bool) -> None:
         axes.plot(steps, smooth(values, window), color=LINE, linewidth=1.7)
     else:
         axes.plot(steps, values, color=LINE, linewidth=1.5, marker="o" if len(values) == 1 else None)
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold")
+    style(axes, title, grid="y")
     axes.set_xlabel("step", fontsize=8, color=MUTED)
-    axes.tick_params(labelsize=8, colors=MUTED, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
     axes.margins(x=0.01)
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
 
 
 def data_uri(figure: Figure) -> str:
     """A figure as a `data:image/png` URI."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return png_uri(buffer.getvalue())
+    return png_uri(png(figure))
 
 
 def png_uri(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""One HTML page about a run, made from its folder alone: what was done, how it went, what it changed."""
+"""One HTML page about a run, made from its folder alone: settings, curves, evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megaunigame.monitoring.comparison import suite_section
 from megaunigame.monitoring.history import RunFolder, read_run_folder
 from megaunigame.monitoring.monitor import clock_time
 from megaunigame.monitoring.panels import panels_section
-from megaunigame.monitoring.plots import data_uri, panels
+from megaunigame.monitoring.plots import curve_plots, data_uri
 from megaunigame.monitoring.whole_files import write_whole
 
 REPORT_FILE = "report.html"
@@ -39,7 +39,7 @@ def _title(run: RunFolder) -> str:
 
 
 def header(run: RunFolder) -> str:
-    """Name, date, command, versions; recipe and plan behind a click."""
+    """Name, date, command, versions; collapsed recipe and plan."""
     facts = run.run
     parts = [f"<h1>{escape(_title(run))}</h1>"]
     dates = [f"{word} {escape(_date(facts[word]))}" for word in ("started", "finished") if facts.get(word)]
@@ -65,7 +65,7 @@ def _date(stamp: str) -> str:
 
 
 def summary(run: RunFolder) -> str:
-    """The numbers one asks for first."""
+    """The main numbers."""
     values: list[tuple[str, str]] = []
     losses = {name: points for name, points in run.series.items() if names.is_term(name)}
     steps = [points[0][-1] for points in run.series.values()]
@@ -100,25 +100,25 @@ def _significant(value: float) -> str:
 
 
 def curves(run: RunFolder) -> str:
-    """Loss per term, optimisation, speed; other groups of metrics after them. Attention by layer is one picture."""
+    """Loss per term, optimization, speed, then other groups of metrics. Attention by layer is one picture."""
     groups: dict[str, list[str]] = {}
     for name in run.series:
         if not name.startswith(names.EVALUATION):
             groups.setdefault(name.split("/")[0], []).append(name)
     first = ("loss", "attention", "adversary", "buffer", "optim", "perf")
     order = [g for g in first if g in groups] + sorted(set(groups) - set(first))
-    titles = {"loss": "Losses", "optim": "Optimisation", "perf": "Throughput", "data": "Data", "buffer": "Hard buffer"}
+    titles = {"loss": "Losses", "optim": "Optimization", "perf": "Throughput", "data": "Data", "buffer": "Hard buffer"}
     parts = []
     for group in order:
         drawn = [n for n in groups[group] if not per_layer(n)]
-        # A flat line says nothing that its value does not say in fewer pixels.
+        # Constant metrics are shown as a number.
         flat = [n for n in drawn if len(set(run.series[n][1])) == 1 and len(run.series[n][1]) > 1]
         moving = {n: run.series[n] for n in drawn if n not in flat}
         parts.append(f"<h2>{titles.get(group, escape(group.capitalize()))}</h2>")
         if len(drawn) < len(groups[group]):
             parts.append(attention_heat(run))
         if moving:
-            parts.append(f'<img class="plot" alt="{escape(group)} curves" src="{panels(moving, exact=[names.OPTIM_LR])}">')
+            parts.append(f'<img class="plot" alt="{escape(group)} curves" src="{curve_plots(moving, exact=[names.OPTIM_LR])}">')
         if flat:
             constant = ", ".join(f"{escape(n)} = {_constant(run.series[n][1][0])}" for n in flat)
             parts.append(f'<p class="muted">Constant: {constant}</p>')
@@ -141,7 +141,7 @@ def _constant(value: float) -> str:
 
 
 def evaluations(run: RunFolder) -> list[str]:
-    """Every suite of the last evaluation, beside the first."""
+    """Every suite of the last evaluation, next to the first."""
     if not run.evaluations:
         return ['<h2>Evaluation</h2><p class="muted">This run was not evaluated.</p>']
     before = run.evaluations[0] if len(run.evaluations) > 1 else None

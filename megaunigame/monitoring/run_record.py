@@ -1,4 +1,4 @@
-"""What a run writes about itself at its beginning and its end: recipe, plan, command, versions, duration."""
+"""Record of a run, written at its beginning and its end: recipe, plan, command, versions, duration."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RunRecord:
         self._write()
 
     def finish(self) -> Path:
-        """Note the end and write report.html; returns its path."""
+        """Record the end and write report.html; returns its path."""
         self.record |= {"finished": _now(), "seconds": self.record["seconds"] + time.monotonic() - self.clock}
         self._write()
         return write_report(self.folder)

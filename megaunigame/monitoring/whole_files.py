@@ -1,4 +1,4 @@
-"""Files that a reader finds whole or not at all, also when the writer is killed."""
+"""Atomic writes of files, also if the writer is killed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) and then put it where `path` is; folders that are missing are made."""
+    """Write `content` (text as UTF-8) and then move it to `path`; makes missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.tmp")
     fresh.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""Which device a process computes on, and how its kernels round."""
+"""The device of a process, and how its kernels round."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from megaunigame.errors import ConfigError
 
 
 def choose_device(local_rank: int) -> torch.device:
-    """The GPU number `local_rank` of this machine; the CPU where DS_ACCELERATOR=cpu was given, and only there.
+    """The GPU number `local_rank` of this machine; the CPU only if DS_ACCELERATOR=cpu is set.
 
-    Raises ConfigError where no GPU can be used: a job of many nodes must not run on CPUs because a driver is too old.
+    Raises ConfigError if no GPU can be used: a job of many nodes must not run on CPUs because a driver is too old.
     """
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         return torch.device("cpu")
@@ -35,7 +35,7 @@ def _why_not() -> str:
         return f"torch {torch.__version__} is built for the CPU"
     try:
         torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:  # `is_available` keeps the reason to itself
+    except (RuntimeError, AssertionError) as error:  # `is_available` hides the reason
         return f"torch {torch.__version__} says: {str(error).strip().splitlines()[0].rstrip('.')}"
     return f"torch {torch.__version__} finds none"
 
@@ -43,13 +43,13 @@ def _why_not() -> str:
 def configure(device: torch.device, *, deterministic: bool) -> None:
     """How kernels compute in this process. Call it before the first use of the device.
 
-    On a GPU, convolutions and products in float32 are not rounded to TF32: the frozen tokenizers are the float32 part of a bf16
-    run, in forward, recomputation and backward, and TF32 changes which codes they choose. `deterministic`: kernels whose
-    result depends on the order of threads are replaced or refused by torch.
+    On a GPU, float32 convolutions and products do not use TF32: in a bf16 run the frozen tokenizers are float32, and TF32
+    changes which codes they choose. `deterministic`: torch replaces or refuses kernels whose result depends on the order of
+    threads.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # Containers may have switched them on.
+        # Containers may enable TF32.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -57,9 +57,9 @@ def configure(device: torch.device, *, deterministic: bool) -> None:
 
 
 def use_expandable_segments() -> None:
-    """Let torch's allocator grow its blocks: with gathers of every size next to rows of every length, fixed ones fragment.
+    """Let torch's allocator grow its blocks: fixed ones fragment with gathers of many sizes and rows of many lengths.
 
-    Must come before the first allocation on a GPU. A setting of the user stays.
+    Call it before the first allocation on a GPU. Does not override the user's setting.
     """
     if not os.environ.get("PYTORCH_ALLOC_CONF") and not os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
         os.environ["PYTORCH_ALLOC_CONF"] = os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"

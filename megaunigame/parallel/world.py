@@ -1,4 +1,4 @@
-"""The ranks of a run: who we are, and the few collectives the trainer makes itself."""
+"""The ranks of a run, and the collectives that the engine does not make."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megaunigame.parallel.accelerator import choose_device, configure, use_expan
 
 @dataclass(frozen=True)
 class World:
-    """This process among all ranks. Every method is a collective: all ranks call it, in the same order."""
+    """This rank. Every method is a collective: all ranks call it, in the same order."""
 
     rank: int
     size: int
@@ -47,7 +47,7 @@ class World:
     def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         """`parts[r]` goes to rank r; returns what came from each rank. Tensors are 1-D of one dtype.
 
-        `sizes[r]` is the length of what rank r sends here; every rank must know it beforehand.
+        `sizes[r]` is the length of what rank r sends here; every rank must know it before.
         """
         received = parts[0].new_empty(sum(sizes))
         dist.all_to_all_single(received, torch.cat(list(parts)), list(sizes), [len(part) for part in parts])
@@ -69,16 +69,16 @@ class World:
         dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group, together: a rank that goes first can bring down the one that still talks to it."""
+        """Leave the process group after a barrier: a rank that leaves early can crash one that still communicates with it."""
         dist.barrier()
         dist.destroy_process_group()
 
 
 def start_world(timeout_minutes: float, *, deterministic: bool = False) -> World:
-    """Join the process group a launcher described in the environment; without a launcher, be a world of one.
+    """Join the process group that a launcher described in the environment; without a launcher, a world of one rank.
 
     Reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as deepspeed, torchrun and srun wrappers set them.
-    `deterministic`: see `accelerator.configure`. Raises ConfigError where there is no GPU and DS_ACCELERATOR=cpu was not given.
+    `deterministic`: see `accelerator.configure`. Raises ConfigError without a GPU unless DS_ACCELERATOR=cpu is set.
     """
     alone = "WORLD_SIZE" not in os.environ
     if alone:  # deepspeed reads these too
@@ -90,15 +90,15 @@ def start_world(timeout_minutes: float, *, deterministic: bool = False) -> World
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if not dist.is_initialized():
-        # A world of one meets nobody, so it needs no port that another process might take meanwhile.
+        # One rank needs no port, which another process might take.
         meeting: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
         dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **_backend(device), **meeting)
     return World(rank, size, local_rank, device)
 
 
 def _backend(device: torch.device) -> dict[str, Any]:
-    """How the process group talks. On a GPU, Python objects (pictures of an evaluation among them) go over the host: NCCL
-    would pad each to the largest and hold those of all ranks in GPU memory."""
+    """Arguments of the process group. On a GPU, Python objects (such as pictures of an evaluation) go over the host: NCCL would
+    pad each to the largest and hold those of all ranks in GPU memory."""
     if device.type == "cpu":
         return {"backend": "gloo"}
     return {"backend": "cpu:gloo,cuda:nccl", "device_id": device}

@@ -1,4 +1,4 @@
-"""What to change so that a run fits: single changes, or several together where none would do alone."""
+"""What to change so that a run fits: single changes, or several together if no single one is enough."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_TOGETHER = 4
 
 
 def advice(plan: Plan) -> list[str]:
-    """Lines: the changes that fit alone; where none does, the first few that fit together; what to type, price, estimate."""
+    """Lines: single changes that make it fit, else the first combinations that do: what to type, cost, estimate."""
     if plan.fits:
         return ["fits"]
     memory = plan.cluster.gpu.memory
@@ -28,7 +28,7 @@ def advice(plan: Plan) -> list[str]:
 
 
 def _together(changes: list[Change], count: int, plan: Plan) -> Iterator[tuple[Change, ...]]:
-    """`count` changes that go together; several always begin with gradient checkpointing where it is off."""
+    """Combinations of `count` changes; several always begin with gradient checkpointing if it is off."""
     for together in combinations(changes, count):
         if len({change.exclusive for change in together}) == count and (
             count == 1 or plan.checkpointing or together[0] == changes[0]
@@ -43,11 +43,11 @@ def _total(changes: tuple[Change, ...], now: Parts) -> int:
 
 
 def _lines(found: list[tuple[Change, ...]], now: Parts) -> Iterator[str]:
-    """One line each; of those that differ in numbers alone, the first."""
+    """One line each; the first of those that differ in numbers only."""
     seen: set[tuple[str, ...]] = set()
     for changes in found:
         kind = tuple(change.kind for change in changes)
         if kind not in seen:
             seen.add(kind)
             typed = " and ".join(change.typed for change in changes)
-            yield f"  {typed}: {'; '.join(change.price for change in changes)}; {gib(_total(changes, now))}"
+            yield f"  {typed}: {'; '.join(change.cost for change in changes)}; {gib(_total(changes, now))}"

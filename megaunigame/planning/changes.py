@@ -1,4 +1,4 @@
-"""What may be changed so that a plan takes less memory, with prices: arithmetic on the parts of a plan, an estimate each."""
+"""Changes that make a plan take less memory, with their costs: estimates by arithmetic on the parts of a plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GATHERED_LIMIT = 10**9
 
 @dataclass(frozen=True)
 class Parts:
-    """Bytes of one GPU, apart by what a change touches."""
+    """Bytes of one GPU, split by what a change affects."""
 
     weights: int
     gradients: int
@@ -29,16 +29,16 @@ class Parts:
     late: int
     """Of the reduction and the update."""
     graphs: int
-    """What passes keep until the backward."""
+    """Kept by passes until the backward."""
     passing: int
-    """What an operation needs while it runs, most at once."""
+    """Peak of temporary bytes inside operations."""
     whole: int
-    """Gradients that wait for another pass."""
+    """Gradients waiting for another pass."""
     gathered: int
     attack: int
     """Peak of an attack."""
     fixed: int
-    """What none of these changes touches."""
+    """Not affected by any of these changes."""
 
     @property
     def total(self) -> int:
@@ -51,7 +51,7 @@ class Change:
     """One change of the recipe or of the cluster."""
 
     typed: str
-    price: str
+    cost: str
     apply: Callable[[Parts], Parts]
 
     @property
@@ -61,12 +61,12 @@ class Change:
 
     @property
     def exclusive(self) -> str:
-        """Of changes that say the same, one can be made."""
+        """At most one change of each such key can be made."""
         return CLUSTER if self.typed.startswith("--") else self.kind
 
 
 def parts(plan: Plan) -> Parts:
-    """The plan as it is."""
+    """The parts of the plan without changes."""
     graphs, passing, whole = _live(plan, plan.step, plan.step.gathered_at_once)
     changed = {name: plan.memory.get(name, 0) for name in (WEIGHTS, GRADIENTS, STATES, LATE)}
     return Parts(
@@ -84,7 +84,7 @@ def parts(plan: Plan) -> Parts:
 
 
 def _live(plan: Plan, step: Rehearsed, gathered: int) -> tuple[int, int, int]:
-    """Of the peak of a micro-step besides gathered weights: graphs, passing bytes, and gradients that wait."""
+    """Parts of the peak of a micro-step besides gathered weights: graphs, temporary bytes, waiting gradients."""
     graphs = min(sum(step.kept.values()), step.peak)
     rest = max(0, step.peak - graphs - gathered)
     trained = sum(elements for elements, is_trained in plan.shape.parameters if is_trained)
@@ -98,8 +98,8 @@ def changes_of(plan: Plan) -> Iterator[Change]:
     if not plan.checkpointing:
         yield _checkpointing(plan)
     if all(count % 2 == 0 for terms in plan.rows.values() for count in terms.values()):
-        price = f"the same rows in {2 * plan.accumulation} micro-steps, which gather twice as many weights"
-        yield Change("half the rows of every objective and twice the batch.accumulation", price, _halved)
+        cost = f"the same rows in {2 * plan.accumulation} micro-steps, which gather twice as many weights"
+        yield Change("half the rows of every objective and twice the batch.accumulation", cost, _halved)
     if plan.stage == 2 and plan.cluster.ranks > 1:
         yield Change("engine.ds_config=ds_configs/zero3.json", "weights are gathered in every pass", _sliced(plan))
     if not plan.lora:
@@ -107,12 +107,12 @@ def changes_of(plan: Plan) -> Iterator[Change]:
     yield from _larger_clusters(plan)
     if not offloaded:
         host = plan.memory.get(GRADIENTS, 0) + plan.memory.get(STATES, 0) + _slices(plan)
-        price = f"{gib(host)} of host memory a rank, and an update on the host"
-        yield Change("engine.ds_config=ds_configs/zero3_offload.json", price, _offloaded(plan))
+        cost = f"{gib(host)} of host memory a rank, and an update on the host"
+        yield Change("engine.ds_config=ds_configs/zero3_offload.json", cost, _offloaded(plan))
 
 
 def _checkpointing(plan: Plan) -> Change:
-    """The rehearsal with it was not partitioned: what is gathered comes on top."""
+    """The rehearsal with checkpointing was not partitioned: gathered bytes come on top."""
     step, gathered = plan.checkpointed, plan.step.gathered_at_once
     graphs, passing, whole = _live(plan, step, 0)
     attack = step.attack_peak + gathered if step.attack_peak else 0
@@ -129,7 +129,7 @@ def _halved(p: Parts) -> Parts:
 
 
 def _adapters(p: Parts) -> Parts:
-    """What the adapters need themselves is less than the bytes of the reduction that stay in the estimate."""
+    """The adapters need less than the bytes of the reduction, which stay in the estimate."""
     return replace(p, gradients=0, optimizer=0, whole=0)
 
 
@@ -145,7 +145,7 @@ def _slices(plan: Plan) -> int:
 
 
 def _gathered(plan: Plan) -> int:
-    """Bytes of gathered weights, of a plan that was rehearsed with whole weights, under ZeRO-3."""
+    """Bytes of gathered weights under ZeRO-3, for a plan that was rehearsed with whole weights."""
     elements = sum(elements for elements, _ in plan.shape.parameters)
     stays_whole = len(plan.passes) > 1 and not plan.checkpointing
     return WEIGHT[plan.precision] * (elements if stays_whole else min(elements, GATHERED_LIMIT))
@@ -168,7 +168,7 @@ def _offloaded(plan: Plan) -> Callable[[Parts], Parts]:
 
 
 def _larger_clusters(plan: Plan) -> Iterator[Change]:
-    """A full node, then twice, four times ... the nodes, as far as the rows of a step can be shared out."""
+    """A full node, then twice, four times ... the nodes, while the rows of a step can be divided over the ranks."""
     cluster = plan.cluster
     sizes = [(cluster.nodes, NODE)] if cluster.gpus_per_node < NODE else []
     nodes = 2 * cluster.nodes
@@ -179,8 +179,8 @@ def _larger_clusters(plan: Plan) -> Iterator[Change]:
     for nodes, per_node in sizes:
         if plan.global_rows is None or plan.global_rows % (rows * nodes * per_node) == 0:
             typed = f"--nodes {nodes}" if nodes > cluster.nodes else f"--gpus-per-node {per_node}"
-            price = f"{nodes * per_node} GPUs instead of {cluster.ranks}"
-            yield Change(typed, price, _spread(plan, nodes * per_node))
+            cost = f"{nodes * per_node} GPUs instead of {cluster.ranks}"
+            yield Change(typed, cost, _spread(plan, nodes * per_node))
 
 
 def _spread(plan: Plan, ranks: int) -> Callable[[Parts], Parts]:

@@ -1,4 +1,4 @@
-"""A plan held against the engine it is about, on the ranks of this launch."""
+"""Compares a plan with the engine, on the ranks of this launch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from megaunigame.planning.plan import Plan
 from megaunigame.profiling.measure import synthetic_steps
 
 STEPS = 5
-"""The orders of modules are complete after three; the gathers of the last two are compared."""
+"""Traces of modules are complete after three; the gathers of the last two are compared."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was planned, and what the engine says."""
+    """A planned number and that of the engine."""
 
     what: str
     planned: int
@@ -38,9 +38,9 @@ class Checked:
 
 
 def check(plan: Plan, recipe: Recipe, out: Path) -> list[Checked]:
-    """Collective: a few steps on synthetic rows. Raises ConfigError where the launch has other ranks than the plan.
+    """Collective: a few steps on synthetic rows. Raises ConfigError if launch and plan differ in the number of ranks.
 
-    Where attacks come in some steps only, or do what a plan leaves out, the bytes of a step need not be equal.
+    If attacks are in some steps only, or do what a plan leaves out, the bytes of a step need not be equal.
     """
     world = start_world(recipe.engine.timeout_minutes)
     if world.size != plan.cluster.ranks:

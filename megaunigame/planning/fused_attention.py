@@ -18,10 +18,9 @@ _plain = F.scaled_dot_product_attention
 def fused_attention() -> Iterator[None]:
     """Inside, `scaled_dot_product_attention` of meta tensors is one of torch's fused kernels.
 
-    Left alone, torch takes on the meta device the plain products, whose scores no GPU run would hold: flash attention has
-    none, and with a mask the memory-efficient kernel has none either. Keys and values that several heads share are repeated
-    where there is a mask, as transformers does. (A TorchFunctionMode would not do: it is not seen by what gradient
-    checkpointing computes again inside a backward.)
+    On the meta device torch itself uses plain products, whose (S, S) scores no GPU run would hold: flash attention has none,
+    and with a mask the memory-efficient kernel has none either. Grouped keys and values are repeated if there is a mask, as
+    transformers does. (A TorchFunctionMode is not enough: it does not reach the recomputation of gradient checkpointing.)
     """
     with patch.object(F, "scaled_dot_product_attention", _on_meta):
         yield

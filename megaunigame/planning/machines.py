@@ -1,4 +1,4 @@
-"""Accelerators a plan can be made for: published peaks, and the shares of them that the plan counts on."""
+"""Accelerators a plan can be made for: published peaks, and the fractions of them that the plan assumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator of a node. Peaks are those of the data sheets; nothing here was measured."""
+    """One accelerator of a node. Peaks are from the data sheets; nothing here was measured."""
 
     name: str
     memory: float
@@ -37,9 +37,9 @@ GPUS = {
     )
 }
 ACHIEVED_FLOPS = 0.55
-"""Share of the peak that matrix products of training reach, with the elementwise kernels between them."""
+"""Fraction of the peak that matrix products of training reach, including elementwise kernels between them."""
 ACHIEVED_BANDWIDTH = 0.75
-"""Share of a link that large collectives reach."""
+"""Fraction of a link that large collectives reach."""
 OVERHEAD = 3 * GIB
 """Bytes of one GPU for CUDA, its libraries, NCCL and fragmentation."""
 

@@ -1,7 +1,7 @@
 """Floating-point operations of a rehearsed pass: every matrix product and convolution of the real modules.
 
-A product of (m, k) and (k, n) is 2 m k n operations. Attention counts all pairs of a query and a key, also those that a causal
-mask hides. The backward is what autograd computes: with adapters, no weight gradient of a frozen matrix is in it.
+A product of (m, k) and (k, n) is 2 m k n operations. Attention counts all pairs of a query and a key, also under a causal
+mask. The backward is what autograd computes: with adapters, without weight gradients of frozen matrices.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Operations:
     """Of one rank."""
 
     model: int = 0
-    """By which MFU is defined: nothing is counted twice."""
+    """Without recomputation, as MFU is defined."""
     again: int = 0
-    """Computed a second time by gradient checkpointing, of layers and of frozen tokenizers."""
+    """Recomputed by gradient checkpointing, of layers and of frozen tokenizers."""
     in_fp32: int = 0
     """Of both, those in float32: frozen tokenizers, adversaries, or all."""
 
@@ -46,13 +46,13 @@ class Operations:
 
 
 def loss_of(output: PassOutput) -> Tensor:
-    """() what a micro-step would walk back from: the losses of all rows, and the attention that was measured."""
+    """() root of the backward of a micro-step: the losses of all rows, and the measured attention."""
     loss = output.loss_sum.sum()
     return loss if output.attention is None else loss + output.attention.keys.sum()
 
 
 def run_backward(model: UnifiedModel, loss: Tensor) -> None:
-    """Walk back from `loss`; every gradient is dropped as soon as it is complete, as ZeRO does when it has reduced it."""
+    """Backward from `loss`; every gradient is dropped once complete, as ZeRO does after its reduction."""
     hooks = [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
     loss.backward()
     for hook in hooks:

@@ -32,18 +32,18 @@ class Plan:
     checkpointing: bool
     lora: bool
     global_rows: int | None
-    """Rows of all ranks in an optimizer step, where the recipe fixes them."""
+    """Rows of all ranks in an optimizer step, if the recipe fixes them."""
     passes: tuple[str, ...]
     rows: dict[str, dict[str, int]]
     """Pass -> term -> rows of a rank in a micro-step."""
     accumulation: int
     attack_every: int
-    """Optimizer steps from one with attacks to the next."""
+    """Optimizer steps between steps with attacks."""
     shape: Shape
     elements_per_rank: int
-    """Of weights that rank 0 holds, padding of the slices included."""
+    """Weights that rank 0 holds, including the padding of slices."""
     memory: dict[str, int]
-    """Bytes of one GPU by what they are for; their sum is the total."""
+    """Bytes of one GPU by purpose; their sum is the total."""
     host: dict[str, int]
     """Bytes of host memory of one rank."""
     step: Rehearsed
@@ -59,9 +59,9 @@ class Plan:
     updated: int
     """Bytes of updated weights that a rank gathers after an optimizer step, under ZeRO-2."""
     reduced: int
-    """Bytes of gradients that a rank hands over in an optimizer step."""
+    """Bytes of gradients that a rank sends in an optimizer step."""
     unplanned: tuple[str, ...]
-    """What objectives do in a step and no number here has in it, in words."""
+    """What players do in a step that no number here includes, in words."""
     notes: tuple[str, ...]
     """What else the numbers leave out, in words."""
 
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def traffic(self) -> int:
-        """Bytes a rank gathers or hands over in an optimizer step."""
+        """Bytes a rank gathers or sends in an optimizer step."""
         return self.gathered + self.attack_gathered + self.updated + self.reduced
 
     @property
@@ -96,14 +96,14 @@ class Plan:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Of a step: with traffic hidden by computation, and with none of it hidden."""
+        """Of a step: with all traffic hidden by computation, and with none hidden."""
         return max(self.compute_seconds, self.network_seconds), self.compute_seconds + self.network_seconds
 
     @property
     def mfu(self) -> tuple[float, float] | None:
         """Model operations, attacks included, per second over the peak in bf16: at the longest and at the shortest step.
 
-        None in float32, for which it is not defined.
+        None in float32, where it is undefined.
         """
         if self.precision != "bf16":
             return None
@@ -120,9 +120,9 @@ class Plan:
 def make_plan(
     recipe: Recipe, cluster: Cluster, *, like_a_run: bool = False, tell: Callable[[str], None] = lambda text: None
 ) -> Plan:
-    """Rehearse `recipe` as rank 0 of `cluster`; `like_a_run`: so that gathered bytes are equal to those of a run.
+    """Rehearse `recipe` as rank 0 of `cluster`; `like_a_run`: gathered bytes are equal to those of a run.
 
-    `tell` hears what is going on. Raises ConfigError for what the trainer would refuse before loading.
+    `tell` prints progress. Raises ConfigError for what the trainer would refuse before loading.
     """
     with workload(recipe, cluster.ranks) as work:
         rehearsals, shape, late = _rehearsals(work, like_a_run, tell)
@@ -168,9 +168,9 @@ def make_plan(
 
 
 def _rehearsals(work: Workload, like_a_run: bool, tell: Callable[[str], None]) -> tuple[dict[bool, Rehearsed], Shape, int]:
-    """With gradient checkpointing or without -> a micro-step; and of what the recipe asks, the shape and late bytes.
+    """Gradient checkpointing or not -> a micro-step; shape and late bytes of the recipe's setting.
 
-    Weights are gathered and released in what the recipe asks alone.
+    Weights are gathered and released only in the recipe's setting.
     """
     asked = work.recipe.model.gradient_checkpointing
     rehearsals: dict[bool, Rehearsed] = {}

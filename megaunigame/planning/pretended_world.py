@@ -1,4 +1,4 @@
-"""A rank whose others do not exist: every collective returns at once, with tensors of the right shapes."""
+"""A rank without the others: every collective returns at once, with tensors of the right shapes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megaunigame.parallel.world import World
 
 
 class PretendedWorld(World):
-    """All ranks have what this one has."""
+    """All ranks have the values of this one."""
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         return tensor.mul_(self.size)

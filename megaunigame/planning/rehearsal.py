@@ -1,4 +1,4 @@
-"""A recipe's steps as rank 0 of a cluster would make them, on the meta device: bytes alive, bytes gathered, operations.
+"""The steps of a recipe on rank 0 of a cluster, on the meta device: live bytes, gathered bytes, operations.
 
 The modules are the real ones, on the largest legal rows; under ZeRO-3 deepspeed's own coordinator gathers and releases their
 weights (`PretendedRanks`). Under ZeRO-2 weights are whole and nothing is gathered.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.engine.dry_run import walk
+from megaunigame.engine.dry_run import dry_run
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.engine.memory_plan import GroupSize, group_sizes
 from megaunigame.engine.model_flops import CountFlops
@@ -25,12 +25,12 @@ from megaunigame.objectives.player import Stage
 from megaunigame.planning.fused_attention import fused_attention
 from megaunigame.planning.operations import Operations, loss_of, run_backward
 from megaunigame.planning.pretended_world import PretendedWorld
-from megaunigame.planning.workload import Workload, on_meta
+from megaunigame.planning.workload import Workload
 from megaunigame.step.micro import MicroStep
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ATTENTION = "sdpa"
-"""Of every rehearsal: torch's fused kernels and flash attention hold the same. `eager` holds (S, S) scores on top."""
+"""Of every rehearsal: torch's fused kernels and flash attention hold the same bytes. `eager` also holds (S, S) scores."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Rehearsed:
     """One rank, one micro-step on the largest legal rows."""
 
     kept: dict[str, int]
-    """Pass -> bytes that its graph holds until the backward, gathered weights not among them."""
+    """Pass -> bytes that its graph holds until the backward, without gathered weights."""
     peak: int
-    """Most bytes alive at once: graphs of all passes, gathered weights, weight gradients that wait for another pass."""
+    """Most bytes alive at once: graphs of all passes, gathered weights, weight gradients waiting for another pass."""
     gathered_at_once: int
     """Most bytes of gathered weights alive at once."""
     gathered: int
-    """Bytes of weights gathered in one micro-step, once the coordinator knows the order of modules."""
+    """Bytes of weights gathered in one micro-step, once the coordinator has a trace."""
     forward: dict[str, Operations]
-    """Pass -> operations, those of the frozen tokenizer included."""
+    """Pass -> operations, including the frozen tokenizer."""
     backward: Operations
     attack_peak: int
     """Most bytes alive at once in an attack; 0 without one."""
@@ -62,7 +62,7 @@ class Rehearsed:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the model and of what is held next to it."""
+    """Sizes of the model and of what players hold."""
 
     groups: list[GroupSize]
     parameters: list[tuple[int, bool]]
@@ -70,17 +70,17 @@ class Shape:
     frozen_bytes: int
     """The frozen tokenizer, in float32."""
     replicated: dict[str, int]
-    """What objectives hold on every GPU."""
+    """What players hold on every GPU."""
     host: dict[str, int]
-    """What objectives hold in the host memory of every rank."""
+    """What players hold in the host memory of every rank."""
     rehearsed_every: int = 1
-    """Optimizer steps from one that makes all that is rehearsed to the next."""
+    """Period, in optimizer steps, of the steps that make everything rehearsed."""
     unplanned: tuple[str, ...] = ()
-    """What players do and do not rehearse, in words."""
+    """What players do in a step but do not rehearse, in words."""
 
 
 class Rehearsal:
-    """The model of a workload on the meta device, ready to make micro-steps."""
+    """The model of a workload on the meta device, to make micro-steps."""
 
     def __init__(self, work: Workload, *, gradient_checkpointing: bool, partitioned: bool):
         """`partitioned`: gather weights as ZeRO-3 does; one such rehearsal at a time in a process."""
@@ -106,11 +106,12 @@ class Rehearsal:
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         if self.ranks is not None:
             self.ranks.hook(self.model)
-        world = PretendedWorld(0, work.ranks, 0, torch.device("meta"))
+        meta = torch.device("meta")
+        world = PretendedWorld(0, work.ranks, 0, meta)
         stage = Stage(self.model, self._aside, work.plan, world, work.recipe.seed, work.accumulation)
         self.players = build_players(work.objectives, stage)
         largest = largest_micro_step(processor, self.players, work.plan)
-        inputs, aside = ({name: on_meta(rows) for name, rows in given.items()} for given in (largest.inputs, largest.aside))
+        inputs, aside = ({name: rows.to(meta) for name, rows in given.items()} for given in (largest.inputs, largest.aside))
         self.largest = dataclasses.replace(largest, inputs=inputs, aside=aside)
 
     def shape(self) -> Shape:
@@ -126,16 +127,16 @@ class Rehearsal:
         )
 
     def rehearse(self, *, like_a_run: bool) -> Rehearsed:
-        """A micro-step, with its attack where the plan has one, after the coordinator has recorded the order of modules.
+        """A micro-step, with its attack if any, after the coordinator has traced the order of modules.
 
-        `like_a_run`: begin as a run does, with its dry run, and wait until gathers repeat exactly. Without, two steps less are
-        made, and layers whose adapters the dry run leaves gathered are counted as all others.
+        `like_a_run`: begin with the dry run, as a run does, and continue until gathers repeat exactly. Otherwise two steps
+        fewer are made, and layers whose adapters the dry run leaves gathered are counted like all others.
         """
         with self._running(), fused_attention():
             if self.ranks is not None:
                 if like_a_run:
                     micro, leaves = self._rehearsed()
-                    walk(self.model, micro.inputs, list(micro.losses.values()), leaves)
+                    dry_run(self.model, micro.inputs, list(micro.losses.values()), leaves)
                 for _ in range(2 if like_a_run else 1):
                     self._unmeasured()
             return self._micro_step()
@@ -148,7 +149,7 @@ class Rehearsal:
         """A micro-step for the coordinator alone."""
         micro, _ = self._rehearsed()
         losses = [loss_of(self.model(name, inputs)) for name, inputs in micro.inputs.items()]
-        run_backward(self.model, sum_of([*micro.losses.values(), *losses]))
+        run_backward(self.model, torch.stack([*micro.losses.values(), *losses]).sum())
         self._after_update()
 
     def _micro_step(self) -> Rehearsed:
@@ -168,20 +169,20 @@ class Rehearsal:
                     losses.append(loss_of(self.model(name, inputs)))
                 kept[name], forward[name] = live.current - self._available() - before, Operations.of(counter)
             with CountFlops() as counter:
-                run_backward(self.model, sum_of(losses))
+                run_backward(self.model, torch.stack(losses).sum())
         gathered, at_once = self._gathered(), self.ranks.most_available if self.ranks else 0
         self._after_update()
         attacks = (attack_peak, self.attack_gathered, self.attack_operations)
         return Rehearsed(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *attacks)
 
     def _rehearsed(self) -> tuple[MicroStep, list[Tensor]]:
-        """The largest micro-step after what players rehearse: with the rows and losses they joined, and their leaves."""
+        """The largest micro-step with the rows and losses that players added in their rehearsal, and their leaves."""
         micro = dataclasses.replace(self.largest, inputs=dict(self.largest.inputs), losses={})
         return micro, [leaf for player in self.players for leaf in player.rehearse(micro)]
 
     def _gathered(self) -> int:
         """Bytes gathered since the last call."""
-        return self.ranks.gathered.taken() if self.ranks else 0
+        return self.ranks.gathered.pop() if self.ranks else 0
 
     def _available(self) -> int:
         return self.ranks.available_bytes() if self.ranks else 0
@@ -196,7 +197,7 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """No weight takes a gradient, as in a run; dropout stays, which changes no shape. What happens inside is an attack's.
+        """No weight requires a gradient, as in a run; dropout stays on, which changes no shape. Counts as part of the attack.
 
         A pass of the learner that an attack reads is outside, and is not counted twice.
         """
@@ -212,8 +213,3 @@ class Rehearsal:
                 parameter.requires_grad_(True)
         self.attack_operations += Operations.of(counter)
         self.attack_gathered += self.ranks.gathered.total - before if self.ranks else 0
-
-
-def sum_of(losses: list[Tensor]) -> Tensor:
-    """() their sum."""
-    return torch.stack(losses).sum()

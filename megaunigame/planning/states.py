@@ -11,7 +11,7 @@ COPIES = "second copy of the weights (hpZ)"
 
 
 def states(work: Workload, shape: Shape) -> tuple[dict[str, int], dict[str, int]]:
-    """On the GPU, and on the host where the ds_config offloads."""
+    """On the GPU, and on the host if the ds_config offloads."""
     zero = work.ds_config["zero_optimization"]
     weight = WEIGHT[work.recipe.engine.precision]
     slices = work.ranks if work.stage == 3 else 1
@@ -33,6 +33,6 @@ def states(work: Workload, shape: Shape) -> tuple[dict[str, int], dict[str, int]
 
 
 def hpz_group(work: Workload) -> int:
-    """Ranks that hold a second copy of the weights together, from which backwards gather; 1: there is none."""
+    """Ranks that together hold a second copy of the weights, from which backwards gather; 1: no copy."""
     group = work.ds_config["zero_optimization"].get("zero_hpz_partition_size", 1)
     return group if work.stage == 3 and work.ranks > 1 else 1

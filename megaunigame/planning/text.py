@@ -1,4 +1,4 @@
-"""A plan as a text."""
+"""A plan as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from megaunigame.planning.plan import Plan
 from megaunigame.planning.units import GIGA, TERA, between, gib, seconds, tera
 
 NAME = 50
-"""Columns of the name of a number of bytes."""
+"""Width of the names, in characters."""
 
 
 def describe(plan: Plan, advice: list[str]) -> str:

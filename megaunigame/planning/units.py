@@ -1,4 +1,4 @@
-"""Numbers of a plan as a reader takes them in."""
+"""Numbers of a plan with units."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def seconds(value: float) -> str:
 
 
 def between(least: str, most: str) -> str:
-    """51.1 to 60.2 s, or 51.1 s where both are that."""
+    """51.1 to 60.2 s, or 51.1 s if both are equal."""
     if least == most:
         return most
     number, _, unit = least.partition(" ")

@@ -1,4 +1,4 @@
-"""What a recipe asks of every rank, without a model, data or a process group: objectives, rows, taps, micro-steps."""
+"""The work of a recipe on every rank, without a model, data or a process group: objectives, rows, micro-steps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from megaunigame.config import RANDOM, ModelConfig, Recipe, resolve_batch
 from megaunigame.engine.ds_config import complete_ds_config, zero_stage
 from megaunigame.engine.model_folder import model_folder
@@ -19,7 +17,6 @@ from megaunigame.models.base import Processor, UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.registry import find
-from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import StepPlan
 
 
@@ -31,7 +28,7 @@ class Workload:
     ranks: int
     family: type[UnifiedModel]
     folder: str
-    """Of the configuration of the model."""
+    """With the configuration of the model."""
     shape: str
     """Where the shape comes from, in words."""
     objectives: tuple[Objective, ...]
@@ -50,9 +47,9 @@ class Workload:
 
 @contextlib.contextmanager
 def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
-    """Resolve `recipe` for `ranks`; a folder that is made for `model.size` is there while the context is.
+    """Resolve `recipe` for `ranks`; a folder made for `model.size` exists inside the context.
 
-    Raises ConfigError for what the trainer would refuse before it loads a model, and where the recipe has neither a folder at
+    Raises ConfigError for what the trainer would refuse before it loads a model, and when the recipe has neither a folder at
     `model.path` nor a size.
     """
     family = find("models", recipe.model.family, UnifiedModel)
@@ -69,10 +66,10 @@ def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
 
 
 def planned_model(model: ModelConfig, family: type[UnifiedModel]) -> ModelConfig:
-    """The model whose shape is planned: a run's own, or `model.size` where a run would find no folder at `model.path`.
+    """The model whose shape is planned: that of a run, or `model.size` if there is no folder at `model.path`.
 
-    So one rule serves plans, profiles and runs (`model_folder`): with random weights the size goes before the folder, without
-    them the folder before the size. Raises ConfigError where the recipe has neither.
+    The same rule holds for plans, profiles and runs (`model_folder`): with random weights the size has priority over the
+    folder, otherwise the folder over the size. Raises ConfigError if the recipe has neither.
     """
     if model.weights == RANDOM or Path(model.path or " ").is_dir():
         return model
@@ -85,17 +82,8 @@ def planned_model(model: ModelConfig, family: type[UnifiedModel]) -> ModelConfig
 
 
 def shape_of(model: ModelConfig) -> str:
-    """In words, where the shape of a `planned_model` comes from, and which size is not used."""
+    """In words: where the shape of a `planned_model` comes from, and which size is not used."""
     if model.weights == RANDOM and model.size:
         return f"size {model.size} of {model.family}"
     unused = f"; model.size={model.size} is not used, type model.weights=random to plan with it" if model.size else ""
     return f"the configuration in {model.path}{unused}"
-
-
-def on_meta(inputs: PassInputs) -> PassInputs:
-    """The same inputs without their data."""
-    return dataclasses.replace(inputs, **{f.name: _moved(getattr(inputs, f.name)) for f in dataclasses.fields(inputs)})
-
-
-def _moved(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, Tensor) else value

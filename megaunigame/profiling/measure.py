@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from megaunigame.config import CheckpointConfig, EvaluationConfig, Recipe
-from megaunigame.data.loading.stream import micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.synthetic import SyntheticMicroBatches, synthetic_streams
 from megaunigame.engine.memory_plan import bytes_per_rank
@@ -25,12 +25,12 @@ from megaunigame.step.phases import PHASES, PhaseTimer
 from megaunigame.training.trainer import Trainer
 
 SETTLED = 3
-"""Warm-up steps after which a step costs what later ones cost."""
+"""Warm-up steps after which the cost of a step no longer changes."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The steps of one recipe: means over the steps, where nothing else is said."""
+    """The steps of one recipe: means over the steps unless stated otherwise."""
 
     name: str
     steps: int
@@ -44,14 +44,14 @@ class Measured:
     phases: dict[str, float]
     """Phase -> seconds, mean over steps and ranks."""
     tokens: float
-    """Of a step, all ranks and passes; padding and dummy rows are in it."""
+    """Of a step, all ranks and passes, padding and dummy rows included."""
     tokens_per_second: float
     """Of all steps together."""
     useful_tokens_per_second: float
     flops: float
     """Model FLOPs of a step, all ranks."""
     mfu: float | None
-    """Of all steps together; None: the peak of the device is not known."""
+    """Of all steps together; None: the peak of the device is unknown."""
     peak_memory_bytes: float
     """The rank with the most, in any of the steps."""
     states_bytes: int
@@ -67,7 +67,7 @@ class Measured:
 
 
 class SyntheticTrainer(Trainer):
-    """The trainer, its rows made up."""
+    """The trainer on synthetic rows."""
 
     micro_batches_of = SyntheticMicroBatches
 
@@ -76,7 +76,7 @@ class SyntheticTrainer(Trainer):
 
 
 def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path) -> Measured:
-    """`warmup` steps, then `steps` measured ones, then one of each kind to count. Leaves no checkpoint. Collective."""
+    """Make `warmup` steps, then `steps` measured ones, then one of each kind to count. Writes no checkpoint. Collective."""
     if steps < 1 or warmup < 1:
         raise ConfigError(f"--steps and --warmup must be at least 1; got {steps} and {warmup}.")
     on_gpu = world.device.type == "cuda"
@@ -85,20 +85,20 @@ def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path)
     trainer = SyntheticTrainer(_for_measuring(recipe, steps + warmup, out), world, timer)
     trainer.dry_run()
     last = (steps + warmup) * trainer.accumulation
-    loader = micro_batch_loader(trainer.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch)
+    loader = MicroBatchLoader(trainer.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch)
     micro_batches = iter(loader)
     for _ in range(warmup):
         trainer.train_step(micro_batches)
-    timer.taken()
+    timer.pop()
     metrics, phases = [], []
     for _ in range(steps):
         metrics.append(trainer.train_step(micro_batches))
-        phases.append(timer.taken())
+        phases.append(timer.pop())
     peak = _peak(world, metrics)
     flops = count_flops(trainer, metrics, first=warmup)
     measured = _summary(recipe.name, trainer, metrics, phases, flops, warmup=warmup, peak=peak, planned=planned)
     del trainer, loader, micro_batches
-    gc.collect()  # the next model needs the room of this one
+    gc.collect()  # the next model needs the memory of this one
     if on_gpu:
         torch.cuda.empty_cache()
     return measured
@@ -108,13 +108,13 @@ def synthetic_steps(recipe: Recipe, world: World, *, steps: int, out: Path) -> t
     """The trainer of a recipe after `steps` steps on synthetic rows, and their metrics. Collective."""
     trainer = SyntheticTrainer(_for_measuring(recipe, steps, out), world)
     trainer.dry_run()
-    loader = micro_batch_loader(trainer.micro_batches, 0, steps * trainer.accumulation, 0, recipe.loader.prefetch)
+    loader = MicroBatchLoader(trainer.micro_batches, 0, steps * trainer.accumulation, 0, recipe.loader.prefetch)
     micro_batches = iter(loader)
     return trainer, [trainer.train_step(micro_batches) for _ in range(steps)]
 
 
 def _for_measuring(recipe: Recipe, steps: int, out: Path) -> Recipe:
-    """The recipe without what a run leaves or resumes, and with a schedule that is long enough."""
+    """The recipe without checkpoints and evaluation, and with a schedule that is long enough."""
     return dataclasses.replace(
         recipe,
         output=str(out),

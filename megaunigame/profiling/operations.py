@@ -1,4 +1,4 @@
-"""Operations of measured steps: one step of each kind is made again after them, and counted."""
+"""Operations of measured steps: one step of each kind is repeated after them, and counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from megaunigame.data.loading.stream import micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.engine.model_flops import CountFlops
 from megaunigame.monitoring import names
 from megaunigame.training.trainer import Trainer
@@ -15,9 +15,9 @@ from megaunigame.training.trainer import Trainer
 def count_flops(trainer: Trainer, metrics: Sequence[dict[str, float]], first: int) -> list[float]:
     """Model FLOPs of all ranks in each of the steps that reported `metrics`; `first`: steps that were made before them.
 
-    Counting slows a step down, so no step is both timed and counted. A step that is made again has the number and the rows that
-    it had. Two steps are of one kind when they make as many passes with as many tokens and the same rows of each term.
-    Collective; moves the trainer's step.
+    Counting slows a step down, so no step is both timed and counted. A repeated step has the same number and the same rows. Two
+    steps are of one kind if their passes, tokens and rows of each term are equal.
+    Collective; changes the trainer's step.
     """
     kinds = [_kind(trainer, first + index, step) for index, step in enumerate(metrics)]
     counted = {kind: _count(trainer, first + kinds.index(kind)) for kind in dict.fromkeys(kinds)}
@@ -31,10 +31,10 @@ def _kind(trainer: Trainer, number: int, step: dict[str, float]) -> Hashable:
 
 
 def _count(trainer: Trainer, number: int) -> float:
-    """Of step `number`, which is made again."""
+    """Of step `number`, which is repeated."""
     world, accumulation = trainer.world, trainer.accumulation
     trainer.state.step = number
-    rows = micro_batch_loader(trainer.micro_batches, number * accumulation, (number + 1) * accumulation, workers=0)
+    rows = MicroBatchLoader(trainer.micro_batches, number * accumulation, (number + 1) * accumulation, workers=0)
     with CountFlops() as count:
         trainer.train_step(iter(rows))
     return world.all_reduce_sum(torch.tensor([float(count.flops)], dtype=torch.float64, device=world.device)).item()

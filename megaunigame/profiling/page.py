@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from megaunigame.monitoring import page
-from megaunigame.monitoring.plots import GRID, INK, MUTED, data_uri
+from megaunigame.monitoring.plots import INK, MUTED, data_uri, style
 from megaunigame.profiling.measure import Measured
 from megaunigame.profiling.text import (
     fact_rows,
@@ -31,7 +31,7 @@ COLORS = ("#9aa5b1", "#b3362b", "#2f6f9f", "#5fa3c7", "#e0a33c", "#8a5a9e", "#1b
 """Of the phases, in their order."""
 OPTION = re.compile(r"(?<!\S)--\w[\w-]*( \d+)?")
 NARROW = 0.06
-"""Share of the longest bar below which a phase is not labelled."""
+"""Share of the longest bar below which a phase is not labeled."""
 
 
 def profile_page(measured: Sequence[Measured], command: str) -> str:
@@ -63,12 +63,12 @@ def profile_page(measured: Sequence[Measured], command: str) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """HTML in which no line breaks between the hyphens of an option."""
+    """HTML without line breaks inside an option."""
     return OPTION.sub(r'<span style="white-space: nowrap">\g<0></span>', escape(text))
 
 
 def _tiles(measured: Sequence[Measured]) -> list[tuple[str, str]]:
-    """Of one recipe, which comes first, and its twin, if any."""
+    """Of one recipe (the first) and its twin, if any."""
     head, *twin = measured
     tiles = [
         ("seconds a step, median", f"{head.seconds:.3g}"),
@@ -83,7 +83,7 @@ def _tiles(measured: Sequence[Measured]) -> list[tuple[str, str]]:
 
 
 def _is_light(color: str) -> bool:
-    """Whether dark letters are easier to read on it than white ones."""
+    """Whether dark letters are easier to read on `color` than white ones."""
     red, green, blue = to_rgb(color)
     return 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
 
@@ -103,13 +103,8 @@ def bars(measured: Sequence[Measured]) -> Figure:
     axes.set_yticks(range(len(measured)), [m.name for m in measured], fontsize=9, color=INK)
     axes.invert_yaxis()
     axes.set_xlabel("seconds", fontsize=8, color=MUTED)
-    axes.tick_params(labelsize=8, colors=MUTED, length=0)
+    style(axes, grid="x")
     axes.tick_params(axis="y", labelsize=9, labelcolor=INK)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
     figure.legend(
         loc="outside upper left", ncols=len(shown_phases), fontsize=8, frameon=False, handlelength=1.0, columnspacing=1.2
     )

@@ -1,4 +1,4 @@
-"""What launch/plan.py says that a rank will hold, to put next to what was measured."""
+"""Memory of a rank as planned by launch/plan.py, to compare with the measured one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT
 
 
 def planned_bytes(recipe: Recipe, ranks: int) -> int | None:
-    """Bytes of one GPU of `ranks`, in all; None, with the reason on stderr, where the recipe cannot be planned.
+    """Total bytes of one GPU of `ranks`; None, with the reason on stderr, if the recipe cannot be planned.
 
-    A process of its own: a plan pretends to be a process group, and this process is in a real one.
+    In a separate process: a plan needs a fake process group, and this process is in a real one.
     """
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}
     with tempfile.TemporaryDirectory(prefix="megaunigame-") as folder:

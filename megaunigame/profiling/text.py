@@ -1,4 +1,4 @@
-"""What was measured, as a table: on the terminal and on the page the same rows."""
+"""Measurements as tables: the same rows on the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BYTE_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def heading(measured: Sequence[Measured]) -> str:
-    """What was measured, and on what."""
+    """Steps, warm-up, ranks and device."""
     m = measured[0]
     steps, warmup, ranks = _counted(m.steps, "step"), _counted(m.warmup, "step"), _counted(m.world_size, "rank")
     return f"{steps} after {warmup} of warm-up, {ranks}, {m.device}"
@@ -26,7 +26,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def warm_up_warning(warmup: int) -> str:
-    """Why so few steps of warm-up measure something else; empty where they are enough."""
+    """A warning about too few steps of warm-up; empty if they are enough."""
     if warmup >= SETTLED:
         return ""
     return (
@@ -84,12 +84,12 @@ def fact_rows(measured: Sequence[Measured]) -> list[list[str]]:
 
 
 def unit_of(measured: Sequence[Measured], index: int) -> Measured:
-    """What the recipe at `index` is compared with: its twin, or else the last recipe."""
+    """What the recipe at `index` is compared with: its twin, else the last recipe."""
     return next((m for m in measured[index:] if m.name.startswith(PREFIX)), measured[-1])
 
 
 def ratio_rows(measured: Sequence[Measured]) -> list[list[str]]:
-    """A row per cost: its name, then what each recipe takes of it, as a multiple of its unit."""
+    """A row per cost: its name, then its value for each recipe, as a multiple of its unit."""
     pairs = [(m, unit_of(measured, index)) for index, m in enumerate(measured)]
     costs: dict[str, list[tuple[float, float]]] = {
         "seconds, mean": [(total(m), total(unit)) for m, unit in pairs],
@@ -103,7 +103,7 @@ def ratio_rows(measured: Sequence[Measured]) -> list[list[str]]:
 
 
 def unit_name(measured: Sequence[Measured]) -> str:
-    """Of what `ratio_rows` are multiples."""
+    """The unit of `ratio_rows`."""
     return "its plain fine-tuning" if recipes_of(measured) != list(measured) else measured[-1].name
 
 

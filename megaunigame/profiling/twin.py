@@ -1,4 +1,4 @@
-"""The plain fine-tuning that another recipe is compared with: the same rows of the learner, and nothing else."""
+"""The plain fine-tuning that a recipe is compared with: the same rows of the learner, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from megaunigame.errors import ConfigError
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
 
 KIND = "sft"
-"""What --against takes."""
+"""Value of --against."""
 PREFIX = f"{KIND} of "
-"""Begins the name of a twin; the name of its recipe follows."""
+"""Prefix of the name of a twin, before the name of its recipe."""
 
 
 def fine_tuning_twin(recipe: Recipe, plan: StepPlan) -> Recipe:
     """`recipe` with the objectives `understanding` and `generation` alone, which ask for as many rows of each pass as `plan`.
 
-    Raises ConfigError where tasks take turns: their rows differ from one micro-step to the next.
+    Raises ConfigError for tasks in rotation: their rows differ between micro-steps.
     """
     if plan.rotations:
         raise ConfigError(
-            "--against sft needs the same rows in every micro-step, but some tasks of this recipe take turns. "
+            "--against sft needs the same rows in every micro-step, but some tasks of this recipe are in rotation. "
             "Type objectives.unimrg.schedule=all."
         )
     drawn = plan.of_pass(GENERATE)

@@ -1,4 +1,4 @@
-"""Rows, passes and the step plan: the vocabulary every other file speaks.
+"""Tensors of a pass: its inputs and its outputs.
 
 Shape legend, used in every docstring of this package::
 
@@ -9,10 +9,10 @@ Shape legend, used in every docstring of this package::
     D  width of the language model
     V  codes of the image tokenizer
 
-An objective asks for rows (:class:`RowRequest`), turns a decoded sample into a neutral row (:class:`UnderstandRow` or
-:class:`GenerateRow`), the family's processor turns rows into tensors (:class:`PassInputs`), and the model answers with one
-loss sum and one count per row (:class:`PassOutput`). All rows of a pass share one forward, so the number and the order of
-forwards is a property of the plan and never of the data: under ZeRO-3 that is what keeps the ranks in lockstep.
+An objective asks for rows (:class:`RowRequest`) and makes a neutral row of a decoded sample (:class:`UnderstandRow` or
+:class:`GenerateRow`), the family's processor collates rows to tensors (:class:`PassInputs`), and the model returns one loss
+sum per row (:class:`PassOutput`). All rows of a pass are in one forward, so the number and the order of forwards depend on
+the plan and never on the data: this keeps the ranks in lockstep under ZeRO-3.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Taps:
-    """Which attention of the language model a pass is to measure, from its queries Q to its keys K.
+    """Which attention of the language model a pass measures, from queries Q to keys K.
 
-    understand: from the answer tokens of all turns to the image tokens; generate: from the tokens of the drawn image, the last
-    excepted (nothing is read behind it), to the text before it.
+    understand: from the answer tokens of all turns to the image tokens; generate: from the tokens of the generated image,
+    without the last (nothing follows it), to the text before it.
     """
 
     layers: tuple[int, ...]
@@ -40,16 +40,16 @@ class Taps:
     rows: int = 0
     """At most this many queries of each row, drawn at random (the mean stays unbiased); 0: all."""
     exclude_bos: bool = False
-    """Whether the first token of a row, on which much idle attention rests, is no key."""
+    """Exclude the first token of a row (an attention sink) from the keys."""
     compat: bool = False
-    """The keys of the released code: begin-of-image to the last image token but one; text without its last token."""
+    """Use the keys of the released code: begin-of-image to the last image token but one; text without its last token."""
 
 
 class AttentionShares(NamedTuple):
     """Attention that the queries of each row give to its keys, per tapped layer: mean over heads and queries, in [0, 1]."""
 
     keys: Tensor
-    """(L, B) float32; differentiable. Means nothing for rows without queries or keys."""
+    """(L, B) float32; differentiable. Undefined for rows without queries or keys."""
     first: Tensor
     """(L, B) float32: the same to the first token of the row alone."""
 
@@ -65,39 +65,38 @@ class PassInputs:
     terms: Tensor
     """(B,) int64: index into `StepPlan.terms`."""
     counts: Tensor
-    """(B,) float32: loss positions of the row; 0 for a dummy row (no data for this slot)."""
+    """(B,) float32: loss positions of the row; 0 for a dummy row."""
     labels: Tensor | None = None
     """(B, S) int64, `IGNORE` where no loss falls (understand)."""
     label_positions: Tensor | None = None
     """(B, P) int64: positions of the labels of each row, ascending, then 0 (understand; see `megaunigame.step.labels`)."""
     front_padding: bool = True
-    """False promises that no padding stands before a token, so that a plain causal mask hides all padding. Known on the
-    host, where the rows are made; True is always right."""
+    """False: no padding comes before a token, so a plain causal mask hides all padding. Known on the host, where the rows are
+    made; True is always safe."""
     segments: Tensor | None = None
     """(B, S) int64: 0 = shared prefix, k = k-th independent turn, which sees the prefix and itself only. None: plain causal."""
     images: Tensor | None = None
-    """(B, I, 3, H, W) float32, normalised as the understanding path expects."""
+    """(B, I, 3, H, W) float32, normalized as the understanding path expects."""
     image_valid: Tensor | None = None
     """(B, I) bool: False marks an unused image slot."""
     image_slots: Tensor | None = None
-    """(B, S) bool: positions overwritten, in order, by the visual tokens of the row's valid images."""
+    """(B, S) bool: positions replaced, in order, by the visual tokens of the row's valid images."""
     visual_delta: Tensor | None = None
     """(B, I, T, D) float32: added to the visual tokens of `images` before the language model reads them."""
     gradient_rows: slice | None = None
-    """Where `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
+    """When `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
     source_gradient: Tensor | None = None
     """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
     targets: Tensor | None = None
     """(B, 3, H, W) float32 in [-1, 1]: the pictures to generate."""
     intact: Tensor | None = None
-    """(B,) bool: False for a row whose text was cut, or whose condition was dropped; None: all are intact."""
+    """(B,) bool: False for a row whose text was truncated or whose condition was dropped; None: all are intact."""
     taps: Taps | None = None
-    """Attention to measure on the way; None: none."""
+    """Attention to measure; None: none."""
     keys: list[str] = field(default_factory=list)
     """Sample key per row, for error messages."""
     texts: list[tuple[str, str]] = field(default_factory=list)
-    """Per row, for filters and reports: the first question and its answer, or the prompt and ""; dummies have two empty ones.
-
+    """Per row, for filters and reports: the first question and its answer, or the prompt and ""; ("", "") for dummies.
     Empty when rows were put in."""
 
     def to(self, device: torch.device) -> PassInputs:
@@ -110,14 +109,14 @@ class PassInputs:
 
 
 class PassOutput(NamedTuple):
-    """What one pass returns. A named tuple, because the engine hooks the tensors of tuples and would miss a dataclass's."""
+    """What one pass returns. A named tuple: the engine hooks the tensors of tuples, not those of dataclasses."""
 
     loss_sum: Tensor
     """(B,) float32: summed (not averaged) loss of each row over its loss positions; 0 for dummy rows."""
     hidden: Tensor | None = None
     """(B, N, D): post-LM visual tokens that predict the target picture (generate)."""
     target: Tensor | None = None
-    """What was generated towards: codes (B, N) or latents (generate)."""
+    """Target of the generation: codes (B, N) or latents (generate)."""
     predictions: Tensor | None = None
     """(B, S) int64 greedy token predicted *for* each position (understand) or (B, N) codes (generate); only when asked."""
     attention: AttentionShares | None = None
@@ -134,8 +133,8 @@ def take_rows(inputs: PassInputs, at: slice) -> PassInputs:
 def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
     """A copy of understand inputs whose rows `at` (dummies) are `rows`; terms and all other rows stay as they are.
 
-    Sequences are padded at their end and grow where a row needs it. A gradient that hangs on `rows.images` or on
-    `rows.visual_delta` is kept.
+    Sequences are padded at their end and grow if a row needs it. Gradients through `rows.images` and `rows.visual_delta` are
+    kept.
     """
     assert inputs.labels is not None and rows.labels is not None
     assert inputs.label_positions is not None and rows.label_positions is not None
@@ -188,7 +187,7 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
 
 
 def _gradient_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> slice | None:
-    """Where pictures require a gradient after `rows` were put in at `at`."""
+    """Rows whose pictures require a gradient once `rows` are at `at`."""
     assert inputs.images is not None and rows.images is not None
     if not rows.images.requires_grad:
         return inputs.gradient_rows

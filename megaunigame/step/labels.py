@@ -1,7 +1,7 @@
-"""Where the labels of understand rows stand.
+"""Positions of the labels of understand rows.
 
 How many positions are labeled depends on the data. Counting them inside a pass would make the host wait for the device, so
-whoever makes the rows, on the host, also says where their labels are.
+the positions are computed on the host, where the rows are made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loss of a step: terms of rows, and terms that objectives add over rows of others.
+"""The loss of a step: terms of rows, and terms that objectives add over existing rows.
 
     L = sum over terms t of weight_t * (sum over all ranks and micro-steps of t's losses) / (all-ranks count of t)
 
@@ -23,7 +23,7 @@ from megaunigame.step.requests import StepPlan
 
 
 class PassTerm(ABC):
-    """A loss term over rows that others ask for: it adds to what a pass computes, never a row and never a pass."""
+    """A loss term over rows of other terms: it adds a loss to a pass, never a row and never a pass."""
 
     def __init__(self, term: str, pass_name: str):
         """`term`: name, unique among all terms; also the metric name `loss/<term>`."""
@@ -43,7 +43,7 @@ class PassTerm(ABC):
 
 
 class LossTerms:
-    """Terms in a fixed order: those of the plan, those over rows of others, those of single micro-steps."""
+    """Terms in a fixed order: those of the plan, those added over its rows, those of single micro-steps."""
 
     def __init__(self, plan: StepPlan, added: Sequence[PassTerm], joined: Sequence[str], world: World):
         """`joined`: names of losses in `MicroStep.losses`, each one this rank's share of the loss of the step."""
@@ -71,7 +71,7 @@ class LossTerms:
                 counts[index] += term.counted(micro.inputs[term.pass_name]).sum()
         counts = self.world.all_reduce_sum(counts.to(self.world.device))
         first = len(self.names) - len(self.joined)
-        counts[first:] = 1.0  # they are shares already
+        counts[first:] = 1.0  # these losses are divided already
         return counts
 
     def sums(self, pass_name: str, inputs: PassInputs, output: PassOutput) -> Tensor:
@@ -84,7 +84,7 @@ class LossTerms:
         return sums
 
     def joined_sums(self, losses: dict[str, Tensor], like: Tensor) -> Tensor:
-        """(T,) float32, differentiable: what players put into a micro-step. `like`: (T,)."""
+        """(T,) float32, differentiable: losses that players put into a micro-step. `like`: (T,)."""
         sums = torch.zeros_like(like)
         for index, name in enumerate(self.joined, start=len(self.names) - len(self.joined)):
             if name in losses:
@@ -92,7 +92,7 @@ class LossTerms:
         return sums
 
     def means(self, totals: Tensor, counts: Tensor) -> dict[str, float]:
-        """Term -> mean loss, from its sum over all ranks; terms without a position in this step are missing."""
+        """Term -> mean loss, from its sum over all ranks; without terms that have no position in this step."""
         pairs = zip(self.names, totals.tolist(), counts.tolist(), strict=True)
         return {name: total / count for name, total, count in pairs if count > 0}
 

@@ -1,4 +1,4 @@
-"""One optimizer step in the making."""
+"""State of the current optimizer step."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class MicroStep:
     inputs: dict[str, PassInputs]
     """The learner's passes by name. Players may put rows into them."""
     aside: dict[str, PassInputs] = field(default_factory=dict)
-    """Rows that the learner does not run, by term, where the loader left them."""
+    """Rows that the learner does not run, by term, as the loader made them."""
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """Losses of players that the backward walks as well, by name: () each, this rank's share of the loss of the step."""
+    """Losses of players in the same backward, by name: () each, this rank's share of the loss of the step."""
 
 
 @dataclass
 class Step:
-    """One optimizer step in the making, the same kind of calls on every rank whatever the data."""
+    """State of the current optimizer step. All ranks make the same calls regardless of data."""
 
     number: int
     """0 is the first step of the whole run."""
@@ -36,6 +36,6 @@ class Step:
     """Learning rate of the learner."""
     micro_steps: list[MicroStep]
     losses: dict[str, float] = field(default_factory=dict)
-    """Term -> its mean over all ranks; filled once the learner has made its passes."""
+    """Term -> its mean over all ranks; filled after the learner's passes."""
     passes: int = 0
     """Forwards through the language model that players made in addition to the learner's."""

@@ -1,4 +1,4 @@
-"""What a step is doing at the moment: told by the trainer and the engine, timed only by whoever asks for it."""
+"""Phases of a step: marked by the trainer and the engine, timed only under a `PhaseTimer`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 DATA, PLAYERS, GENERATE, UNDERSTAND = "data", "players", "generate", "understand"
 BACKWARD, REDUCE, OPTIMIZER, MERGE = "backward", "reduce", "optimizer", "merge"
 OTHER = "other"
-"""Whatever happens between the phases."""
+"""Time between the phases."""
 PHASES = (DATA, PLAYERS, GENERATE, UNDERSTAND, BACKWARD, REDUCE, OPTIMIZER, MERGE, OTHER)
-"""In the order in which a step comes to them."""
+"""In the order of a step."""
 
 
 class Phases:
-    """Where a step enters and leaves its phases. This one does nothing with it."""
+    """Marks the phases of a step. This base class measures nothing."""
 
     def __call__(self, name: str) -> AbstractContextManager[None]:
         """The block is phase `name`; a phase inside it is not counted as part of it."""
@@ -27,13 +27,13 @@ class Phases:
 
 
 class PhaseTimer(Phases):
-    """Seconds by phase. On CUDA they are those of the device's stream, from events: nothing waits before `taken`."""
+    """Seconds by phase. On CUDA they are those of the device's stream, from events: nothing waits before `pop`."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self._stack = [OTHER]
         self._marks = [(OTHER, self._now())]
-        """What began, and when."""
+        """(phase, begin) in order."""
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -44,7 +44,7 @@ class PhaseTimer(Phases):
             self._stack.pop()
             self._marks.append((self._stack[-1], self._now()))
 
-    def taken(self) -> dict[str, float]:
+    def pop(self) -> dict[str, float]:
         """Seconds by phase since the last call (or since the timer was made), without gap or overlap; waits for the device."""
         self._marks.append((self._stack[-1], self._now()))
         if self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What objectives ask for, and the plan it makes: which passes, in which order, with which rows."""
+"""Rows that objectives ask for, and the plan made of them: which passes, in which order, with which rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megaunigame.step.rotation import Rotation
 UNDERSTAND = "understand"
 GENERATE = "generate"
 PASS_ORDER = (GENERATE, UNDERSTAND)
-"""The learner's passes, in the order in which a micro-step makes them."""
+"""The learner's passes, in the order of a micro-step."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,19 @@ class RowRequest:
     pass_name: str
     """`understand` or `generate`."""
     stream: str | None
-    """Name of the data stream (a key of the recipe's `data`); None: the objective fills the rows itself, before the step."""
+    """Name of the data stream (a key of the recipe's `data`); None: a player fills the rows before the step."""
     count: int
     weight: float = 1.0
     takes_source: bool = False
     """Whether rows carry a source image through the understanding path (understand rows always do)."""
     shares: str | None = None
-    """Another term of the same stream and count, whose samples these rows are made of; None: other samples.
+    """Another term of the same stream and count; these rows are made of its samples. None: own samples.
 
-    Rows of one sample stand or fall together: where that term has a dummy row or another sample, these have a dummy."""
+    If that term has a dummy row or a substitute for a sample, these have a dummy."""
     redraws: bool = False
     """Generate rows only: whether the picture to generate is the sample's own."""
     aside: bool = False
-    """The loader makes the rows, the learner does not run them: its player does with them what it likes. No loss term."""
+    """The loader makes the rows, a player uses them, the learner does not run them. Not a loss term."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StepPlan:
 
     requests: tuple[RowRequest, ...]
     rotations: tuple[Rotation, ...] = ()
-    """Terms that take part in some micro-steps only; all others take part in each."""
+    """Terms that take part in some micro-steps only; all others take part in every one."""
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class StepPlan:
         return tuple(r for r in self.requests if r.pass_name == pass_name and not r.aside)
 
     def alone(self, request: RowRequest) -> StepPlan:
-        """One request as a pass: how rows aside are put together."""
+        """A plan of one request: how rows aside are collated."""
         return StepPlan((dataclasses.replace(request, aside=False),))
 
     def takes_images(self, pass_name: str) -> bool:
@@ -91,14 +91,13 @@ class StepPlan:
     def at(self, micro_step: int, seed: int) -> StepPlan:
         """The plan of one micro-step (counted from the first of the run): resting terms have no rows in it.
 
-        A pass whose terms all rest keeps one dummy row: every pass is made in every micro-step, because a trained
-        parameter must take part in each backward.
+        A pass whose terms all rest keeps one dummy row: a trained parameter must take part in each backward.
         """
         resting = frozenset[str]().union(*(t.resting(micro_step, seed) for t in self.rotations))
         return self._without(resting) if resting else self
 
     def widest(self, pass_name: str) -> StepPlan:
-        """The plan of a micro-step that gives this pass as many rows as any can."""
+        """The plan of the micro-step with the most rows in this pass."""
         rows = {r.term: r.count for r in self.of_pass(pass_name)}
         resting = [frozenset(t.terms) - {max(t.terms, key=lambda term: rows.get(term, 0))} for t in self.rotations]
         return self._without(frozenset[str]().union(*resting))
@@ -111,7 +110,7 @@ class StepPlan:
         return StepPlan((*(r for rows in kept.values() for r in rows), *self.aside))
 
     def slots(self, pass_name: str, term: str) -> slice:
-        """Where the rows of a term lie among the rows of its pass."""
+        """Range of the rows of a term within its pass."""
         first = 0
         for request in self.of_pass(pass_name):
             if request.term == term:
@@ -121,7 +120,7 @@ class StepPlan:
 
 
 def plan_from(requests: Iterable[RowRequest], rotations: Iterable[Rotation] = ()) -> StepPlan:
-    """Merge the rows all objectives ask for; a term asked for twice is an error of the recipe."""
+    """Merge the rows all objectives ask for. Raises ConfigError for a term asked for twice, or when there are no rows."""
     requests = tuple(r for r in requests if r.count > 0)
     names = [r.term for r in requests]
     twice = sorted({n for n in names if names.count(n) > 1})

@@ -1,4 +1,4 @@
-"""Tasks in rotation: which loss terms take part in which micro-step."""
+"""Rotation: which loss terms take part in which micro-step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Rotation:
 
     terms: tuple[str, ...]
     order: str
-    """`round_robin`: in the order given; `sampled`: drawn for every micro-step, all equally likely."""
+    """`round_robin`: in the order given; `sampled`: uniformly at random in every micro-step."""
 
     def resting(self, micro_step: int, seed: int) -> frozenset[str]:
-        """The terms without rows in a micro-step, which is counted from the first one of the whole run."""
+        """The terms without rows in a micro-step (counted from the first of the whole run)."""
         if self.order == ROUND_ROBIN:
-            turn = micro_step % len(self.terms)
+            active = micro_step % len(self.terms)
         else:
-            turn = int(np.random.default_rng([seed, micro_step, 0x7075]).integers(len(self.terms)))
-        return frozenset(self.terms) - {self.terms[turn]}
+            active = int(np.random.default_rng([seed, micro_step, 0x7075]).integers(len(self.terms)))
+        return frozenset(self.terms) - {self.terms[active]}

@@ -16,7 +16,7 @@ class UnderstandRow:
     turns: list[tuple[str, str]]
     """(question, answer) pairs, without `<image>` markers."""
     independent: bool = False
-    """True: every turn sees the images and itself only, so that no answer leaks into the next question."""
+    """True: every turn attends to the images and itself only, so that no answer leaks into the next question."""
 
     @property
     def text(self) -> tuple[str, str]:
@@ -26,7 +26,7 @@ class UnderstandRow:
 
 @dataclass
 class GenerateRow:
-    """A prompt, perhaps a source image, and the picture to generate."""
+    """A prompt, an optional source image, and the picture to generate."""
 
     prompt: str
     target: Tensor
@@ -40,7 +40,7 @@ class GenerateRow:
 
     @property
     def text(self) -> tuple[str, str]:
-        """The prompt, and nothing that is said to it."""
+        """The prompt, and no answer."""
         return self.prompt, ""
 
 

@@ -1,4 +1,4 @@
-"""The sweep file: one YAML file that says which arms are trained over which seeds, and what is compared."""
+"""The sweep file: one YAML file with arms, seeds, and the metrics to compare."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megaunigame.settings import at_least, fill, read
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 OWN_KEYS = ("output", "seed")
-"""Settings of a recipe that the sweep gives to each run itself."""
+"""Settings of a recipe that the sweep sets for each run."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Axis:
 
     title: str = ""
     values: dict[str, float] = field(default_factory=dict)
-    """Arm -> its place. The baseline may do without: it is then drawn as a horizontal line."""
+    """Arm -> its x. A baseline without x is drawn as a horizontal line."""
     log: bool = False
 
 
@@ -40,15 +40,15 @@ class Sweep:
     ranks: int = at_least(1, 1)
     """Processes of one run."""
     jobs: int = at_least(0, 0)
-    """Runs at a time; 0: as many as the cores or GPUs of this machine hold."""
+    """Runs at a time; 0: as many as fit on the cores or GPUs of this machine."""
     common: dict[str, Any] = field(default_factory=dict)
     """Overrides of all runs; an arm that sets the same key wins."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name of an arm -> its overrides; `{}` is the recipe as it stands."""
+    """Name of an arm -> its overrides; `{}` is the recipe itself."""
     baseline: str = ""
     """The arm that the others are compared with; empty: no comparison."""
     x: Axis = field(default_factory=Axis)
-    """Left out: the plot has one line per arm instead of an axis."""
+    """Empty: the plot has one line per arm instead of an axis."""
     metrics: dict[str, str] = field(default_factory=dict)
     """Title of a column -> name of a metric in metrics.jsonl: the last value of an evaluation, of others the mean over the
     second half of the steps."""
@@ -78,7 +78,7 @@ def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
     Args:
         path: the YAML file.
         overrides: `key=value` for keys of the sweep file itself, YAML values (`seeds=[0]`, `x.log=true`).
-        settings: `dotted.key=value` for every run, added to `common`; refused where an arm sets that very setting.
+        settings: `dotted.key=value` for every run, added to `common`; refused if an arm sets the same setting.
 
     Raises ConfigError that names the key and what is legal.
     """
@@ -98,7 +98,7 @@ def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
 
 
 def _check_overrides(plain: dict[str, Any]) -> None:
-    """`common` and every arm are flat mappings of dotted keys, of settings that are not the sweep's own."""
+    """`common` and every arm must be flat mappings of dotted keys, without OWN_KEYS."""
     arms = plain.get("arms")
     if not isinstance(arms, dict) or not arms:
         raise ConfigError("sweep.arms must name at least one arm, for example arms: {sft: {}, hard: {optimizer.lr: 1.0e-4}}.")
@@ -133,7 +133,7 @@ def _check_axis(x: Axis, path: str, arms: list[str], baseline: str) -> None:
 
 
 def _refuse_conflicts(for_all: dict[str, Any], arms: dict[str, dict[str, Any]]) -> None:
-    """What is set for all runs must not undo, or be undone by, what tells the arms apart."""
+    """Settings for all runs must not override settings of arms, or be overridden by them."""
     for key in for_all:
         if key in OWN_KEYS:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What this machine can run at a time, and the command and environment of one run on it."""
+"""How many runs this machine can run at a time, and the command and environment of one run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from megaunigame.sweeping.runs import Run
 class Machine:
     cores: int
     devices: tuple[str, ...]
-    """GPUs as CUDA_VISIBLE_DEVICES names them; none: runs go to the cores."""
+    """GPUs as in CUDA_VISIBLE_DEVICES; empty: runs use the cores."""
 
 
 def this_machine() -> Machine:
-    """The cores and GPUs this process may use (`DS_ACCELERATOR=cpu` leaves the GPUs alone, as in training)."""
-    import torch  # here: it costs seconds, and only a sweep that starts runs should pay them
+    """The cores and GPUs this process may use (no GPU with `DS_ACCELERATOR=cpu`, as in training)."""
+    import torch  # here: it takes seconds, and only a sweep that starts runs needs it
 
     cores = len(os.sched_getaffinity(0))
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
@@ -32,11 +32,11 @@ def this_machine() -> Machine:
 
 
 def places(machine: Machine, ranks: int, jobs: int) -> list[dict[str, str]]:
-    """One entry per run that goes on at a time: the environment variables that keep it to its place.
+    """One entry per concurrent run: the environment variables that assign its GPUs or cores.
 
     Args:
-        ranks: processes of a run; each wants a GPU, or a core where there are no GPUs.
-        jobs: runs at a time; 0: as many as fit. More than there are cores is allowed, more than there are GPUs is not.
+        ranks: processes of a run; each needs a GPU, or a core without GPUs.
+        jobs: runs at a time; 0: as many as fit. May exceed the cores, but not the GPUs.
 
     Raises ConfigError when a run does not fit.
     """
@@ -53,7 +53,7 @@ def places(machine: Machine, ranks: int, jobs: int) -> list[dict[str, str]]:
 
 
 def train_command(run: Run, train_script: Path, ranks: int, machine: Machine) -> list[str]:
-    """The command of a run, as one would type it."""
+    """The command line of a run."""
     training = [os.path.relpath(train_script), run.recipe, *run.overrides]
     if ranks == 1:
         return [sys.executable, *training]

@@ -1,18 +1,15 @@
-"""The sweep as one picture: a small panel per metric, one point per run, the mean over seeds in front."""
+"""The sweep as one picture: a small plot per metric, one point per run, the mean over seeds in front."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from megaunigame.monitoring.plots import GRID, INK, LINE, MUTED
+from megaunigame.monitoring.plots import INK, LINE, MUTED, png, style
 from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.sweeping.definition import Sweep
 from megaunigame.sweeping.table import Result, heading, scale, spread, values_of
@@ -23,12 +20,12 @@ COLUMNS = 4
 
 
 def write_plot(sweep: Sweep, results: Sequence[Result]) -> Path:
-    """Write plot.png into the sweep's folder and return its path. Arms without a done run stay empty."""
+    """Write plot.png into the sweep's folder and return its path. Arms without a finished run stay empty."""
     columns = min(COLUMNS, len(sweep.metrics))
     rows = -(-len(sweep.metrics) // columns)
     by_arm = not sweep.x.values
     height = 1.0 + 0.32 * len(sweep.arms) if by_arm else 2.9
-    margin = 0.09 * max(map(len, sweep.arms)) if by_arm else 0.0  # the names of the arms stand beside the first column
+    margin = 0.09 * max(map(len, sweep.arms)) if by_arm else 0.0  # names of the arms next to the first column
     figure = Figure(figsize=(3.3 * columns + margin, height * rows + 0.5), dpi=150, layout="constrained")
     total = len(sweep.arms) * len(sweep.seeds)
     partial = "" if len(results) == total else f" (partial: {len(results)} of {total} runs)"
@@ -40,16 +37,14 @@ def write_plot(sweep: Sweep, results: Sequence[Result]) -> Path:
             _arms(axes, sweep, values, named=index % columns == 0)
         else:
             _axis(axes, sweep, values)
-        _style(axes, heading(title, metric), grid="x" if by_arm else "y")
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+        style(axes, heading(title, metric), grid="x" if by_arm else "y")
     path = Path(sweep.output) / PLOT_FILE
-    write_whole(path, buffer.getvalue())
+    write_whole(path, png(figure))
     return path
 
 
 def _axis(axes: Axes, sweep: Sweep, values: dict[str, list[float]]) -> None:
-    """A line of means over x; a baseline without a place on the axis is a dashed line across it."""
+    """A line of means over x; a baseline without x is a dashed horizontal line."""
     places = sorted(sweep.x.values.items(), key=lambda item: item[1])
     for arm, x in places:
         axes.plot([x] * len(values[arm]), values[arm], "o", color=LINE, alpha=0.35, markersize=4, markeredgewidth=0)
@@ -84,13 +79,3 @@ def _arms(axes: Axes, sweep: Sweep, values: dict[str, list[float]], named: bool)
                 axes.axvline(found.mean, color=color, linewidth=0.8, linestyle="--", alpha=0.6)
     axes.set_ylim(len(sweep.arms) - 0.5, -0.5)
     axes.set_yticks(range(len(sweep.arms)), list(sweep.arms) if named else [""] * len(sweep.arms))
-
-
-def _style(axes: Axes, title: str, grid: Literal["x", "y"]) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold")
-    axes.tick_params(labelsize=8, colors=MUTED, length=0)
-    axes.grid(axis=grid, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)

@@ -1,4 +1,4 @@
-"""The runs of a sweep and what is on disk of each: nothing yet, a part, the whole."""
+"""The runs of a sweep and their state on disk."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Run:
     """Optimizer steps of its schedule."""
     recipe: str
     overrides: tuple[str, ...]
-    """`key=value` as one would type them, `seed` and `output` last."""
+    """`key=value` as on the command line, `seed` and `output` last."""
     origin: dict[str, Any]
-    """What must not change between two starts: content of the recipe, overrides, ranks."""
+    """Must not change between two starts: content of the recipe, overrides, ranks."""
 
     @property
     def name(self) -> str:
@@ -46,14 +46,14 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """Standard output and error of all its starts. Whoever runs it holds a lock on this file until it ends."""
+        """Standard output and error of all its starts. The process that runs it holds a lock on this file until it ends."""
         return self.folder / LOG_FILE
 
 
 def plan_runs(sweep: Sweep) -> list[Run]:
-    """All runs, seed by seed, so that a half-done sweep already compares all arms.
+    """All runs, seed by seed, so that a partial sweep already compares all arms.
 
-    Raises ConfigError where the recipe with an arm's overrides is not legal, or where a folder holds another run.
+    Raises ConfigError if the recipe with an arm's overrides is not legal, or a folder holds another run.
     """
     runs = [_run(sweep, arm, seed) for seed in sweep.seeds for arm in sweep.arms]
     for run in runs:
@@ -78,13 +78,13 @@ def _run(sweep: Sweep, arm: str, seed: int) -> Run:
 
 
 def as_typed(value: Any) -> str:
-    """A value as an override says it: YAML on one line."""
+    """A value as in an override: YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _refuse_another_origin(run: Run) -> None:
-    """A folder continues the run it was made for, and no other one."""
+    """A folder may only continue the run it was made for."""
     cure = f"Delete {run.folder}, or give the sweep another output."
     file = run.folder / ORIGIN_FILE
     if not file.exists():
@@ -105,13 +105,13 @@ def _refuse_another_origin(run: Run) -> None:
 
 
 def write_origin(run: Run) -> None:
-    """Note in the run's folder, made here, what it is made of."""
+    """Make the run's folder and write the origin of the run into it."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / ORIGIN_FILE).write_text(json.dumps(run.origin, indent=1))
 
 
 def state(run: Run) -> State:
-    """`running`: by this or any other process that shares the disk, an earlier sweep's orphan included."""
+    """`running`: by any process that shares the disk, including an orphan of an earlier sweep."""
     if is_running(run):
         return "running"
     if not (run.folder / ORIGIN_FILE).exists():
@@ -120,7 +120,7 @@ def state(run: Run) -> State:
 
 
 def is_done(run: Run) -> bool:
-    """Whether it reached its last step and what follows it. A run that was told to stop also calls itself finished."""
+    """Whether it reached its last step and finished. A run that was stopped by a signal also records `finished`."""
     if not run.folder.is_dir():
         return False
     found = read_run_folder(run.folder)
@@ -129,14 +129,14 @@ def is_done(run: Run) -> bool:
 
 
 def seconds_of(run: Run) -> float:
-    """Duration of a done run, all its starts together."""
+    """Duration of a finished run, all its starts together."""
     return read_run_folder(run.folder).run["seconds"]
 
 
 def run_values(run: Run) -> dict[str, float]:
     """Metric -> last value of an evaluation; mean over the second half of the steps of anything else.
 
-    A single step is noise: its rows differ from run to run.
+    A single step is noise: its rows differ between runs.
     """
     series = read_run_folder(run.folder).series
     half = max((steps[-1] for steps, _ in series.values()), default=0) / 2
@@ -148,7 +148,7 @@ def run_values(run: Run) -> dict[str, float]:
 
 
 def is_running(run: Run) -> bool:
-    """Whether any process still writes the run's log."""
+    """Whether any process holds the lock on the run's log."""
     if not run.log.exists():
         return False
     with run.log.open("ab") as log:
@@ -156,9 +156,9 @@ def is_running(run: Run) -> bool:
 
 
 def lock(log: IO[bytes]) -> bool:
-    """Take a run's log for this process and those that inherit it; False when others have it.
+    """Lock a run's log for this process and those that inherit the file; False when others hold it.
 
-    The lock goes when the last process that inherited the file ends, however it ends.
+    The kernel releases the lock when the last process with the file ends, also if it is killed.
     """
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)

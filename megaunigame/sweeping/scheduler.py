@@ -1,4 +1,4 @@
-"""Carries out the runs of a sweep, several at a time, each as a process group of its own."""
+"""Starts the runs of a sweep, several at a time, each in a separate process group."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TAIL_LINES = 12
 
 @dataclass
 class Outcome:
-    """What is not done after a sweep; all empty when everything is."""
+    """What is not done after a sweep; empty when everything is done."""
 
     failed: list[Run] = field(default_factory=list)
     elsewhere: list[Run] = field(default_factory=list)
-    """Another process is at them."""
+    """Another process runs them."""
     stopped_by: signal.Signals | None = None
 
     @property
@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass
 class Job:
-    """A run while it goes on."""
+    """A run in progress."""
 
     number: int
     run: Run
@@ -53,7 +53,7 @@ class Job:
     started: float
 
     def signal_group(self, number: signal.Signals) -> None:
-        """To the launcher, its ranks and their loaders; none may be left."""
+        """Signal the launcher, its ranks and their loaders: none may be left."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
@@ -63,13 +63,13 @@ class Job:
 
 
 class Scheduler:
-    """Starts what is not done, in order; a failed run does not keep the others from theirs.
+    """Starts the runs that are not done, in order; continues after a failed run.
 
     Args:
-        runs: all runs of the sweep; done ones are left alone, unfinished ones are started again and resume by themselves.
-        places: environment variables of each run that may go on at a time; their number is the limit.
-        command: the command line of a run. It must leave what `runs.is_done` looks for. Tests give a fake one.
-        after_run: called after every run that ended well.
+        runs: all runs of the sweep; done ones are skipped, unfinished ones are started again and resume.
+        places: environment variables of each concurrent run; their number is the limit.
+        command: the command line of a run. It must write what `runs.is_done` reads.
+        after_run: called after every successful run.
         say: prints a line.
     """
 
@@ -92,7 +92,7 @@ class Scheduler:
         """SIGTERM and SIGINT so far. Written by the signal handler only, at any moment."""
 
     def carry_out(self) -> Outcome:
-        """Run until nothing is left to start. SIGTERM or SIGINT ends the runs politely (each saves), a second one at once."""
+        """Run until nothing is left to start. SIGTERM or SIGINT lets the runs save and stop, a second one kills them."""
         say_done = f", {self.done} done before" if self.done else ""
         self.say(f"{len(self.runs)} runs{say_done}; {len(self.places)} at a time")
         with self._listening():
@@ -109,18 +109,18 @@ class Scheduler:
         free = [place for place in range(len(self.places)) if place not in {job.place for job in self.jobs}]
         while free and self.waiting and not self.signals:
             number, run = self.waiting.popleft()
-            # Looked at again: another sweep on the same disk may have come first.
+            # Checked again: another sweep on the same disk may have run it.
             if state(run) == "done":
                 self.done += 1
                 self._note(number, run, "done elsewhere")
             elif not self._start(number, run, free[0]):
                 self.outcome.elsewhere.append(run)
-                self._note(number, run, f"left alone: another process is at it ({run.log} is locked)")
+                self._note(number, run, f"skipped: another process runs it ({run.log} is locked)")
             else:
                 free.pop(0)
 
     def _start(self, number: int, run: Run, place: int) -> bool:
-        """False when another process is at this run."""
+        """False when another process runs it."""
         again = state(run) == "unfinished"
         write_origin(run)
         command = self.command(run)
@@ -133,16 +133,16 @@ class Scheduler:
                 command,
                 env={**os.environ, **self.places[place]},
                 stdin=subprocess.DEVNULL,
-                stdout=log,  # the children inherit the lock with it
+                stdout=log,  # the children inherit the lock
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches it through us alone, and as one group
+                start_new_session=True,  # Ctrl-C reaches it only through this process, as one group
             )
         self.jobs.append(Job(number, run, place, process, time.monotonic()))
         self._note(number, run, f"{'again' if again else 'start'}   log {run.log}")
         return True
 
     def _end(self, job: Job) -> None:
-        job.signal_group(signal.SIGKILL)  # what a dead launcher leaves behind must not hold the place
+        job.signal_group(signal.SIGKILL)  # processes left by a dead launcher must not hold the place
         self.jobs.remove(job)
         run, code = job.run, job.process.returncode
         if code == 0 and is_done(run):
@@ -169,7 +169,7 @@ class Scheduler:
         return clock_time(left / len(self.places))
 
     def _stop(self) -> None:
-        """Ask every group to end and wait for all of its processes: a launcher is gone long before its ranks have saved."""
+        """Terminate every group and wait for all of its processes: a launcher ends long before its ranks have saved."""
         self.outcome.stopped_by = self.signals[0]
         self.say(f"{self.signals[0].name}: {len(self.jobs)} runs save and stop; once more ends them at once")
         for job in self.jobs:

@@ -1,4 +1,4 @@
-"""What a sweep found: mean and spread over seeds per arm, and differences to the baseline, as Markdown and as CSV."""
+"""Results of a sweep: mean and spread over seeds per arm, and differences to the baseline, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from megaunigame.sweeping.runs import Run, is_done, run_values
 
 TABLE_FILE, RESULTS_FILE = "table.md", "results.csv"
 SHARE = re.compile(r"accuracy|consistency|match|share|present|exact|relation|representations")
-"""Metrics of an evaluation with such a word in their name lie in 0..1 and are shown in %."""
+"""Metrics of an evaluation with such a word in their name are in [0, 1] and shown in %."""
 
 MOST_COLUMNS = 20
-"""A table that would have more has the arms as columns."""
+"""A table with more columns is transposed: arms become columns."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A done run."""
+    """The metrics of a finished run."""
 
     arm: str
     seed: int
@@ -38,17 +38,17 @@ class Result:
 class Spread:
     mean: float
     deviation: float | None
-    """Standard deviation (n - 1 in the denominator), or standard error where said so; None for a single value."""
+    """Standard deviation (n - 1 in the denominator), or standard error for a `difference`; None for a single value."""
     count: int
 
 
 def collect(runs: Iterable[Run]) -> list[Result]:
-    """The results of all done runs: what an unfinished run measured so far is no result."""
+    """The results of all finished runs; not of unfinished ones."""
     return [Result(run.arm, run.seed, run_values(run)) for run in runs if is_done(run)]
 
 
 def missing(sweep: Sweep, results: Iterable[Result]) -> list[str]:
-    """One line per metric of the sweep that done runs did not record."""
+    """One line per metric of the sweep that finished runs did not record."""
     lines = []
     for title, metric in sweep.metrics.items():
         without = [f"{r.arm}/seed-{r.seed}" for r in results if metric not in r.values]
@@ -58,7 +58,7 @@ def missing(sweep: Sweep, results: Iterable[Result]) -> list[str]:
 
 
 def values_of(results: Iterable[Result], arm: str, metric: str) -> dict[int, float]:
-    """Seed -> value, where the arm has one."""
+    """Seed -> value, for seeds where the arm has one."""
     return {r.seed: r.values[metric] for r in results if r.arm == arm and metric in r.values}
 
 
@@ -72,7 +72,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 def difference(results: Sequence[Result], arm: str, baseline: str, metric: str) -> Spread | None:
     """Mean over the seeds both arms have of (arm - baseline), and its standard error.
 
-    Paired by seed: two arms with one seed see the same data in the same order, and what that does to both cancels.
+    Paired by seed: two arms with one seed see the same data in the same order, so its effect on both cancels.
     """
     ours, theirs = values_of(results, arm, metric), values_of(results, baseline, metric)
     paired = spread([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
@@ -82,7 +82,7 @@ def difference(results: Sequence[Result], arm: str, baseline: str, metric: str) 
 
 
 def scale(metric: str) -> float:
-    """What a value is multiplied with to be shown: 100 for shares."""
+    """Factor to show a value: 100 for fractions."""
     return 100.0 if metric.startswith(EVALUATION) and SHARE.search(metric) else 1.0
 
 
@@ -91,9 +91,9 @@ def heading(title: str, metric: str) -> str:
 
 
 def as_markdown(sweep: Sweep, results: Sequence[Result]) -> str:
-    """The whole of table.md: what was run, the table, how to read it."""
+    """The text of table.md: what was run, the table, a legend."""
     total = len(sweep.arms) * len(sweep.seeds)
-    # Nothing is compared with what the baseline does not have (an attack, where nothing attacks).
+    # Metrics that the baseline does not have are not compared.
     compared = {m for m in sweep.metrics.values() if sweep.baseline and (values_of(results, sweep.baseline, m) or not results)}
     columns = ["arm", "seeds"]
     for title, metric in sweep.metrics.items():
@@ -126,7 +126,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(value: Spread | None, metric: str, sign: str, runs: int) -> str:
-    """`mean ± deviation`; with `n=` where it stands on fewer runs than the arm has finished."""
+    """`mean ± deviation`; with `n=` if fewer runs than the arm has finished have it."""
     if value is None:
         return "-"
     factor = scale(metric)
@@ -138,7 +138,7 @@ def _cell(value: Spread | None, metric: str, sign: str, runs: int) -> str:
 
 
 def as_csv(results: Iterable[Result]) -> str:
-    """One line per done run: arm, seed, and the value of every metric it recorded."""
+    """One line per finished run: arm, seed, and the value of every metric it recorded."""
     results = list(results)
     metrics = sorted({name for r in results for name in r.values})
     out = io.StringIO()

@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a run, in one order: what can be wrong without a model comes before one is loaded."""
+"""From a recipe to the parts of a run, in one order: everything that can fail without a model comes before loading it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Assembly:
     """What a run and an evaluation have in common: the plan, the checkpoints, and the learner."""
 
     def __init__(self, recipe: Recipe, world: World):
-        """Raises UserError for whatever can be seen without the model."""
+        """Raises UserError for everything that can be checked without the model."""
         self.recipe, self.world = recipe, world
         self.folder = Path(recipe.output)
         self.objectives = build_objectives(recipe)
@@ -52,11 +52,11 @@ class Assembly:
             return build_learner(family, placed, self.plan, self.ds_config, self.world)
 
     def evaluate(self, learner: Learner) -> dict[str, Any]:
-        """Run the recipe's suites on the present weights; results go to the run folder and are returned."""
+        """Run the recipe's suites on the current weights; results go to the run folder and are returned."""
         return run_evaluation(learner.module, self.suites, self.world, self.state.step, self.folder)
 
     def _check_weights(self) -> None:
-        """A run that began with random weights must not resume as if it had not, nor the reverse."""
+        """A run must resume with the kind of weights (random or pretrained) it began with."""
         if self.state.weights != self.recipe.model.weights:
             raise CheckpointError(
                 f"{self.resumed_from} belongs to a run with model.weights={self.state.weights}, this one has "

@@ -1,4 +1,4 @@
-"""What a step costs: seconds, tokens, gathered weights, memory, and which share of the devices' peak it reaches."""
+"""What a step costs: seconds, tokens, gathered weights, memory, and the fraction of the devices' peak it reaches."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ class Performance:
         self.learner, self.world = learner, world
         self.tokens = TokenCounter(learner.module, learner.module.processor.behind_prompt, world.device)
         self.peak = peak_flops(world.device, precision)
-        """FLOP/s of one device; None: not known."""
+        """FLOP/s of one device; None: unknown."""
         self.flops = ModelFlops(world, wanted=self.peak is not None)
         self._started, self._peak = 0.0, 0
 
     def begin(self) -> None:
-        """A step begins. What an evaluation gathered or read since the last one is not a cost of this one."""
+        """A step begins: discard what an evaluation gathered or read since the last one."""
         self._started = time.perf_counter()
-        self.learner.gathered.taken()
-        self.tokens.taken()
+        self.learner.gathered.pop()
+        self.tokens.pop()
         self._peak = peak_memory(self.world.device)
         forget_peak(self.world.device)
 
     def counts(self) -> Tensor:
-        """(2 + W,) float64 on the device, for `metrics` once they are summed over the ranks: tokens of this step up to now, all
-        and useful ones, and in each rank's place the most bytes it held since the step before began.
+        """(2 + W,) float64 on the device, for `metrics` once summed over the ranks: tokens of this step so far, all and useful
+        ones, and per rank the peak bytes since the beginning of the previous step.
 
-        That step's and not this one's, so that the step has no collective at its end, which would wait for the device.
+        Not the peak of this step: that would need a collective at its end, which waits for the device.
         """
         peaks = torch.zeros(self.world.size, dtype=torch.float64, device=self.world.device)
         peaks[self.world.rank] = self._peak
-        return torch.cat([self.tokens.taken(), peaks])
+        return torch.cat([self.tokens.pop(), peaks])
 
     def metrics(self, rows: int, passes: int, counts: Sequence[float]) -> dict[str, float]:
-        """At the end of a step; collective in the step whose operations are counted. `rows` and `passes` of this rank."""
+        """At the end of a step; collective in the step whose operations are counted. `rows` and `passes` are of this rank."""
         seconds = time.perf_counter() - self._started
         tokens, useful_tokens, *peaks = counts
         metrics = {
@@ -57,7 +57,7 @@ class Performance:
             names.PERF_USEFUL_TOKENS_PER_SECOND: useful_tokens / seconds,
             names.PERF_USEFUL_TOKEN_SHARE: useful_tokens / tokens,
             names.PERF_PASSES: passes,
-            names.PERF_ALLGATHER_BYTES: self.learner.gathered.taken(),
+            names.PERF_ALLGATHER_BYTES: self.learner.gathered.pop(),
             names.PERF_PEAK_MEMORY_BYTES: max(peaks),
         }
         flops = self.flops.of(tokens)

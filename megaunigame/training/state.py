@@ -1,4 +1,4 @@
-"""What a checkpoint remembers of a run besides weights."""
+"""State of a run in a checkpoint, besides the engine's shards."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from megaunigame.data.sources.base import Cursor
 
 @dataclass
 class TrainState:
-    """Everything beside the learner's own shards that the future of a run depends on."""
+    """All that the rest of a run depends on, besides the learner's shards."""
 
     step: int = 0
     """Optimizer steps done."""
     cursors: dict[str, Cursor] = field(default_factory=dict)
     """Position of every data stream after `step`."""
     bad_samples: dict[str, Any] = field(default_factory=dict)
-    """Rows seen and substituted so far, per stream."""
+    """Samples read and replaced so far, per stream."""
     weights: str = PRETRAINED
-    """What the run began with: `model.weights`."""
+    """`model.weights` of the first launch."""
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -29,28 +29,28 @@ from megaunigame.training.performance import Performance
 
 
 @dataclass
-class Fetched:
+class StepData:
     """The data of one step of this rank."""
 
     step: Step
     bad: list[list[BadSample]]
-    """Per micro-step: samples that were replaced."""
+    """Replaced samples, per micro-step."""
     waited: float
-    """Seconds."""
+    """Seconds waited for the data."""
 
 
 @dataclass
-class Agreed:
-    """Sums over all ranks, known before the update."""
+class StepSums:
+    """Sums over all ranks, made before the update."""
 
     terms: Tensor
-    """(T,) float64: of each loss term."""
+    """(T,) float64: sum of each loss term."""
     counted: list[float]
-    """What `Performance` counts."""
+    """Sums of `Performance.counts`."""
 
 
 class Stepper:
-    """Makes optimizer steps. Every rank makes the same calls in the same order, whatever its data."""
+    """Makes optimizer steps. Every rank makes the same calls in the same order, regardless of its data."""
 
     def __init__(
         self, parts: Assembly, learner: Learner, players: Sequence[Player], bad_samples: BadSampleCounter, phases: Phases
@@ -62,51 +62,51 @@ class Stepper:
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
-        self.signalled = False
+        self.signaled = False
         """This rank was asked to stop. Written by the signal handler only, at any moment."""
         self.stop_requested = False
-        """All ranks have agreed to stop after this step. Written in `_agree` only: a rank must never leave alone."""
+        """All ranks have agreed to stop after this step. Written in `_agree` only: a rank must never stop alone."""
 
     def step(self, number: int, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """Optimizer step `number` (0 is the first of the run); returns its metrics, equal on all ranks."""
         with self.performance.flops.counting():
             self.performance.begin()
-            fetched = self._fetch(number, micro_batches)
-            step = fetched.step
+            data = self._fetch(number, micro_batches)
+            step = data.step
             self.learner.set_lr(step.lr)
             with self.phases(PLAYERS):
                 for player in self.players:
                     player.before_learner(step)
             weights, counts = self.terms.weights(step), self.terms.counts(step)
-            agreed = self._run(fetched, weights, counts)
+            totals = self._run(data, weights, counts)
             grad_norm = self._gradient_norm(step)
-            step.losses = self.terms.means(agreed.terms, counts)
+            step.losses = self.terms.means(totals.terms, counts)
             with self.phases(MERGE):
                 reported = [player.after_learner(step) for player in self.players]
-            return self._report(fetched, agreed, weights, grad_norm, reported)
+            return self._report(data, totals, weights, grad_norm, reported)
 
-    def _fetch(self, number: int, micro_batches: Iterator[MicroBatch]) -> Fetched:
+    def _fetch(self, number: int, micro_batches: Iterator[MicroBatch]) -> StepData:
         started = time.perf_counter()
         with self.phases(DATA):
             batches = [next(micro_batches) for _ in range(self.accumulation)]
         lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, number)
         micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
-        return Fetched(Step(number, lr, micro_steps), [b.bad for b in batches], time.perf_counter() - started)
+        return StepData(Step(number, lr, micro_steps), [b.bad for b in batches], time.perf_counter() - started)
 
-    def _run(self, fetched: Fetched, weights: Tensor, counts: Tensor) -> Agreed:
-        """All passes and backwards, and the update. The ranks agree before the last backward, which updates."""
-        step, sums = fetched.step, torch.zeros_like(counts)
+    def _run(self, data: StepData, weights: Tensor, counts: Tensor) -> StepSums:
+        """All passes and backwards, and the update. The ranks agree before the last backward, which includes the update."""
+        step, sums = data.step, torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
         for micro in step.micro_steps:
             term_sums = self._forward(step, micro, sums, row_losses)
             sums += term_sums.detach()
             if micro.number == self.accumulation - 1:
-                agreed = self._agree(fetched, sums, row_losses)
+                totals = self._agree(data, sums, row_losses)
             self.learner.backward_and_step((weights * term_sums / counts.clamp(min=1)).sum())
-        return agreed
+        return totals
 
     def _forward(self, step: Step, micro: MicroStep, like: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
-        """The passes of one micro-step; (T,) what it adds to each term. Notes the loss of each row."""
+        """(T,) what the passes of one micro-step add to each term. Appends the loss of each row to `row_losses`."""
         for name, inputs in micro.inputs.items():
             micro.inputs[name] = inputs.to(self.world.device)
         with self.phases(PLAYERS):
@@ -120,21 +120,21 @@ class Stepper:
                 output = self.learner.forward(name, inputs)
                 term_sums = term_sums + self.terms.sums(name, inputs, output)
             row_losses.append((inputs.keys, output.loss_sum.detach()))
-            # A player may put rows into the passes that are still to come.
+            # A player may put rows into later passes.
             with self.phases(PLAYERS):
                 for player in self.players:
                     player.after_pass(step, micro, name, output)
         return term_sums + self.terms.joined_sums(micro.losses, like)
 
-    def _agree(self, fetched: Fetched, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> Agreed:
+    def _agree(self, data: StepData, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> StepSums:
         """One collective before the update: loss terms, bad samples, tokens, and whether to stop.
 
         Raises DivergenceError on every rank when any loss of any rank is not finite.
         """
-        for micro, bad in zip(fetched.step.micro_steps, fetched.bad, strict=True):
+        for micro, bad in zip(data.step.micro_steps, data.bad, strict=True):
             self.bad_samples.add(micro.plan, bad)
         # float64, because token counts of a large step do not fit fp32 exactly.
-        local = torch.tensor([*self.bad_samples.pending(), self.signalled], dtype=torch.float64).to(sums.device)
+        local = torch.tensor([*self.bad_samples.pending(), self.signaled], dtype=torch.float64).to(sums.device)
         parts = [sums.double(), local[:-1], self.performance.counts(), local[-1:]]
         totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
         terms = len(self.terms.names)
@@ -142,8 +142,8 @@ class Stepper:
         self.bad_samples.merge([int(x) for x in totals[terms:counted]])
         self.stop_requested = bool(totals[-1] > 0)
         if not bool(torch.isfinite(totals[:terms]).all()):
-            self._diverged(fetched.step, totals[:terms], row_losses)
-        return Agreed(totals[:terms], totals[counted:-1].tolist())
+            self._diverged(data.step, totals[:terms], row_losses)
+        return StepSums(totals[:terms], totals[counted:-1].tolist())
 
     def _diverged(self, step: Step, totals: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> None:
         """Collective; raises DivergenceError with the samples of all ranks."""
@@ -169,17 +169,17 @@ class Stepper:
         return norm
 
     def _report(
-        self, fetched: Fetched, agreed: Agreed, weights: Tensor, grad_norm: float, reported: Sequence[dict[str, float]]
+        self, data: StepData, totals: StepSums, weights: Tensor, grad_norm: float, reported: Sequence[dict[str, float]]
     ) -> dict[str, float]:
         """The metrics of the step."""
-        step = fetched.step
+        step = data.step
         rows = sum(micro.plan.rows_per_micro_step() for micro in step.micro_steps)
         passes = len(self.plan.passes) * self.accumulation + step.passes
         metrics: dict[str, Any] = self.terms.metrics(step.losses, weights) | {
             names.OPTIM_LR: step.lr,
             names.OPTIM_GRAD_NORM: grad_norm,
-            **self.performance.metrics(rows, passes, agreed.counted),
-            names.DATA_WAIT_SECONDS: fetched.waited,
+            **self.performance.metrics(rows, passes, totals.counted),
+            names.DATA_WAIT_SECONDS: data.waited,
             names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
         }
         for more in reported:

@@ -2,7 +2,7 @@
 
 One optimizer step is: fetch `accumulation` micro-batches, agree on the count of every loss term over all ranks, then for
 each micro-batch one forward per pass of the plan and one backward through all of them. The plan is the same on all ranks
-and never looks at the data, so ranks cannot fall out of step.
+and does not depend on the data, so ranks stay in lockstep.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megaunigame.config import Recipe
 from megaunigame.data.loading.bad_samples import BadSampleCounter
-from megaunigame.data.loading.stream import MicroBatch, MicroBatches, micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Builds a run and carries it out."""
+    """Builds and runs a training."""
 
     micro_batches_of: ClassVar[type[MicroBatches]] = MicroBatches
-    """Where the rows of a micro-step come from."""
+    """Makes the rows of a micro-step."""
 
     def __init__(self, recipe: Recipe, world: World, phases: Phases | None = None):
-        """`phases`: who is told what a step is doing."""
+        """`phases`: times the phases of each step."""
         self.parts = parts = Assembly(recipe, world)
         self.recipe, self.world, self.folder = recipe, world, parts.folder
         self.plan, self.accumulation, self.state = parts.plan, parts.accumulation, parts.state
@@ -77,7 +77,7 @@ class Trainer:
         )
 
     def open_streams(self) -> dict[str, Stream]:
-        """The streams that rows are drawn from, each at its cursor, or at its beginning."""
+        """The plan's streams, each at its cursor or at its beginning."""
         for request in self.plan.requests:
             if request.stream is not None and request.stream not in self.recipe.data:
                 raise ConfigError(f"Term {request.term}: " + unknown("stream", request.stream, sorted(self.recipe.data)))
@@ -99,15 +99,15 @@ class Trainer:
         )
 
     def dry_run(self) -> None:
-        """Forward and backward of every pass, and what players do, on the largest legal rows; changes nothing.
+        """Forward and backward of every pass, and of the players, on the largest legal rows; changes nothing.
 
-        Raises CapacityError when a step of such rows would not fit into the memory of the GPU.
+        Raises CapacityError when such a step does not fit into GPU memory.
         """
         with checked_peak(self.learner, self.parts.ds_config):
             micro = largest_micro_step(self.processor, self.players, self.plan)
             micro.inputs = {name: inputs.to(self.world.device) for name, inputs in micro.inputs.items()}
             leaves: list[Tensor] = [leaf for player in self.players for leaf in player.rehearse(micro)]
-            dry_run(self.learner, micro.inputs, list(micro.losses.values()), leaves)
+            dry_run(self.learner.module, micro.inputs, list(micro.losses.values()), leaves)
 
     def fit(self) -> None:
         """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
@@ -151,7 +151,7 @@ class Trainer:
         return metrics
 
     def save(self) -> None:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the current step."""
         self.state.bad_samples = self.bad_samples.state_dict()
         others = [player.save for player in self.players]
         self.parts.checkpoints.save(self.learner, self.state.state_dict(), self.state.step, others)
@@ -159,7 +159,7 @@ class Trainer:
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation
         on_gpu = self.world.device.type == "cuda"
-        return iter(micro_batch_loader(self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu))
+        return iter(MicroBatchLoader(self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu))
 
     def _evaluate_into(self, monitor: Monitor) -> None:
         if self.parts.suites:
@@ -168,16 +168,16 @@ class Trainer:
             monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
 
     def _was_evaluated_at_the_end(self) -> bool:
-        """Whether an earlier launch trained to the last step and evaluated it, so that this one has nothing to add."""
+        """Whether an earlier launch trained to the last step and evaluated it."""
         here = self.first_step == self.state.step and evaluation_file(self.folder, self.state.step).exists()
-        return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see a shared folder at different ages
+        return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see different states of a shared folder
 
     def _listen_for_signals(self) -> None:
-        """A polite kill ends the run after the current step, with a checkpoint; the ranks agree on it in the step."""
+        """SIGTERM or SIGINT ends the run after the current step, with a checkpoint; the ranks agree on it in the step."""
 
         def request_stop(signum: int, _frame: Any) -> None:
             log.warning("%s received: saving after this step, then stopping.", signal.Signals(signum).name)
-            self.stepper.signalled = True
+            self.stepper.signaled = True
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, request_stop)

@@ -31,7 +31,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import decode_sample
-from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream
@@ -172,7 +172,7 @@ def micro_batches(folder: Path, rows: object, workers: int) -> Work:
     dataset = MicroBatches(plan, {"answer": rows}, streams, NumberCollator(), 1, 0, 1, 0, 0)
 
     def work(samples: int) -> None:
-        for _ in micro_batch_loader(dataset, 0, samples // ROWS, workers):
+        for _ in MicroBatchLoader(dataset, 0, samples // ROWS, workers):
             pass
 
     return work
@@ -277,7 +277,7 @@ def stateful_resume(skipped: int) -> None:
         def ours() -> None:
             streams = {"s": open_stream("s", StreamConfig(str(folder)), 0, cursor)}
             dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1, 0, 0)
-            next(iter(micro_batch_loader(dataset, 0, 1, 1)))
+            next(iter(MicroBatchLoader(dataset, 0, 1, 1)))
 
         _, wall = timed(ours)
         print(f"resume of this loader at the same place: {wall:.1f} s")

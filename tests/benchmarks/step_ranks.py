@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import torch.distributed as dist
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import MicroBatch, micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatch, MicroBatchLoader
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame import names as unigame_names
 from megaunigame.parallel.world import World, start_world
@@ -35,7 +35,7 @@ class Case:
         self.name, self.every, self.warmup = described["name"], described["every"], described["warmup"]
         self.trainer = Trainer(load_recipe(described["recipe"], described["overrides"]), world)
         steps = self.trainer.recipe.schedule.steps * self.trainer.accumulation
-        self.batches: Iterator[MicroBatch] = iter(micro_batch_loader(self.trainer.micro_batches, 0, steps, workers=0))
+        self.batches: Iterator[MicroBatch] = iter(MicroBatchLoader(self.trainer.micro_batches, 0, steps, workers=0))
 
     def step(self, world: World) -> dict[str, float]:
         world.barrier()  # a rank still busy with the step before is not this one's cost

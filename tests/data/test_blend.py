@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaunigame.config import MixedConfig, StreamConfig
-from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
-from megaunigame.data.sources.base import Cursor, Found
+from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
+from megaunigame.data.sources.base import Cursor, SampleRef
 from megaunigame.data.sources.blend import Blend
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.data.sources.order import Order
@@ -30,9 +30,9 @@ class Counted:
         self.location, self.seed, self.identity = name, seed, {"samples": samples}
         self.order = Order([samples], seed)
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         key = f"{self.location}:{self.order.locate(position)[2]}"
-        return Found(key, "0.tar", dict, lambda: None)
+        return SampleRef(key, "0.tar", dict, lambda: None)
 
 
 def blend(sizes: list[int], weights: list[int], seed: int) -> Blend:
@@ -114,7 +114,7 @@ def test_restarts_world_sizes_and_workers_lose_and_repeat_nothing(folders):
     cursor, seen = None, []
     for world, accumulation, steps, workers in ((1, 1, 5, 0), (2, 1, 4, 2), (1, 3, 3, 1), (4, 2, 2, 0), (2, 2, 3, 2)):
         ranks = [batches(folders, accumulation, rank, world, cursor) for rank in range(world)]
-        loaded = [list(micro_batch_loader(r, 0, steps * accumulation, workers)) for r in ranks]
+        loaded = [list(MicroBatchLoader(r, 0, steps * accumulation, workers)) for r in ranks]
         for step in range(steps):
             of_step = [n for rank in loaded for b in rank[step * accumulation : (step + 1) * accumulation] for n in numbers(b)]
             seen.append(sorted(of_step))

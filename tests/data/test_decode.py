@@ -61,7 +61,7 @@ def test_text_only_sample_has_no_image():
         ("json", b"{'conversations': []}", "not JSON"),
         ("json", b"\x80\x04\x95", "not JSON"),
         ("json", b"[]", "JSON list"),
-        ("depth.png", encoded(RGB[:, :, 0]), "8 bits; one channel of 16 bits"),
+        ("depth.png", encoded(RGB[:, :, 0]), "8 bits; legal is one channel of 16 bits"),
         ("depth.png", encoded(RGB), "3 channel"),
         ("depth.png", b"nothing", "not a readable"),
         ("seg.png", encoded(RGB), "mode RGB"),

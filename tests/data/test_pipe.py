@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from megaunigame.config import MixedConfig, StreamConfig
-from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
 from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
@@ -30,7 +30,7 @@ def batches(shards: str, rank=0, world_size=1, cursor=None, buffer=5) -> MicroBa
 
 
 def numbers(dataset: MicroBatches, steps: int, workers: int = 0) -> list[int]:
-    loaded = micro_batch_loader(dataset, 0, steps, workers)
+    loaded = MicroBatchLoader(dataset, 0, steps, workers)
     return [n for batch in loaded for n in batch.inputs[UNDERSTAND].tokens[:, 0].tolist()]
 
 

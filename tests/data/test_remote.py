@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from megaunigame.config import CacheConfig, MixedConfig, StreamConfig
-from megaunigame.data.loading.stream import MicroBatches, micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
 from megaunigame.data.shards import cache as shard_cache
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex
@@ -61,7 +61,7 @@ def test_a_server_in_another_process_and_loader_workers(shards, tmp_path):
             config = StreamConfig(location, window=2, where=["clip > 0.01"], cache=CacheConfig(str(tmp_path), 1))
             streams = {"s": open_stream("s", config, 7)}
             dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1, 0, 0)
-            return [b.inputs[UNDERSTAND].tokens.tolist() for b in micro_batch_loader(dataset, 0, 10, workers)]
+            return [b.inputs[UNDERSTAND].tokens.tolist() for b in MicroBatchLoader(dataset, 0, 10, workers)]
 
         local = numbers(str(shards), 0)
         assert numbers(f"http://127.0.0.1:{port}", 2) == local
@@ -206,7 +206,7 @@ def test_remote_files_that_do_not_fit_the_manifest(tmp_path, what):
         (folder / "data-000000.idx.json").write_text(json.dumps({"version": 1, "samples": []}))
     else:
         (folder / "dataset.json").unlink()
-    words = {"tar": "bytes came, dataset.json says", "index": "sha256 differs", "manifest": "dataset.json is not there"}[what]
+    words = {"tar": "bytes, dataset.json says", "index": "sha256 differs", "manifest": "dataset.json is not there"}[what]
     with served(folder) as server, pytest.raises(DataError, match=words):
         index_of(server.url, tmp_path / "cache").read(0, 0)
     assert cached(tmp_path / "cache") == []

@@ -139,9 +139,9 @@ def test_shard_replaced_while_it_is_closed(tmp_path, how):
     shard.unlink()
     if how != "removed":
         shard.write_bytes(content + bytes(512 if how == "other size" else 0))
-    with pytest.raises(DataError, match=r"data-000001\.tar (can no longer|was replaced|has gone)"):
+    with pytest.raises(DataError, match=r"data-000001\.tar (can no longer|was replaced|disappeared)"):
         index.read(1, 0)
-    with pytest.raises(DataError, match=r"data-000001\.tar (was replaced|has gone)"):
+    with pytest.raises(DataError, match=r"data-000001\.tar (was replaced|disappeared)"):
         index.files.check_unchanged(1)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.loading.bad_samples import BadSampleCounter
-from megaunigame.data.loading.stream import MicroBatch, MicroBatches, micro_batch_loader
-from megaunigame.data.sources.base import Cursor, Found
+from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
+from megaunigame.data.sources.base import Cursor, SampleRef
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import DataError
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
@@ -103,10 +103,10 @@ def test_same_steps_on_more_ranks(folder):
 @pytest.mark.parametrize(("first", "last"), [(0, 12), (5, 12)])
 def test_any_number_of_workers_gives_the_same_sequence(folder, first, last):
     dataset = batches(folder, accumulation=2, rank=1, world_size=2)
-    alone = [content(b) for b in micro_batch_loader(dataset, first, last, workers=0)]
+    alone = [content(b) for b in MicroBatchLoader(dataset, first, last, workers=0)]
     assert alone == [content(dataset[n]) for n in range(first, last)]
     for workers in (1, 2):
-        loader = micro_batch_loader(dataset, first, last, workers, prefetch=3)
+        loader = MicroBatchLoader(dataset, first, last, workers, prefetch=3)
         assert len(loader) == last - first
         assert [content(b) for b in loader] == alone
 
@@ -121,7 +121,7 @@ def test_loading_leaves_the_global_random_state_alone(folder):
     dataset = batches(folder)
     before = torch.get_rng_state()
     for workers in (0, 1):
-        list(micro_batch_loader(dataset, 0, 3, workers))
+        list(MicroBatchLoader(dataset, 0, 3, workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -134,7 +134,7 @@ def test_rows_that_share_a_sample_read_it_once(folder, backend):
     reads = []
     find = stream.source.find
 
-    def counting(position: int, attempt: int) -> Found:
+    def counting(position: int, attempt: int) -> SampleRef:
         found = find(position, attempt)
         return dataclasses.replace(found, read=lambda: reads.append(found.key) or found.read())
 
@@ -229,7 +229,7 @@ def test_bad_samples_are_replaced_alike_in_fresh_and_resumed_runs(tmp_path):
     fresh = batches(tmp_path, objective=refused)
     steps = [content(fresh[n]) for n in range(40)]
     again = batches(tmp_path, objective=refused, cursors=fresh.cursors(11))
-    with_workers = micro_batch_loader(again, 0, 29, workers=2)
+    with_workers = MicroBatchLoader(again, 0, 29, workers=2)
     assert [content(b) for b in with_workers] == steps[11:]
     replaced = {int(sample.key) for step in steps for sample in step["bad"]}
     used = {int(key) for step in steps for _, _, _, keys in step["inputs"].values() for key in keys}
@@ -247,7 +247,7 @@ def test_a_corrupt_shard_ends_the_run(tmp_path):
     dataset = batches(tmp_path, plan=plan)
     counter = BadSampleCounter(plan, max_bad_fraction=0.01)
     with pytest.raises(DataError, match=rf"\d\d of \d+ samples.*\d\d of those met by this rank are in {name}"):
-        for batch in micro_batch_loader(dataset, 0, 10_000, workers=1):
+        for batch in MicroBatchLoader(dataset, 0, 10_000, workers=1):
             counter.add(batch.plan, batch.bad)
             counter.merge(counter.pending())
 
@@ -256,7 +256,7 @@ def test_a_corrupt_shard_ends_the_run(tmp_path):
 def test_nothing_usable_ends_the_run_with_one_message(tmp_path, workers):
     write_shards(tmp_path, [3, 2], lambda n: {"json": b"{}", "png": b"not an image"})
     with pytest.raises(DataError, match="substitutes cannot be used") as error:
-        list(micro_batch_loader(batches(tmp_path), 0, 4, workers))
+        list(MicroBatchLoader(batches(tmp_path), 0, 4, workers))
     assert "Traceback" not in str(error.value)
 
 
@@ -275,4 +275,4 @@ def test_a_broken_index_is_not_a_bad_sample(tmp_path):
     write_shards(tmp_path, [3, 2])
     (tmp_path / "data-000000.idx.json").write_text("{}")
     with pytest.raises(DataError, match="sha256 differs"):
-        list(micro_batch_loader(batches(tmp_path), 0, 4, workers=1))
+        list(MicroBatchLoader(batches(tmp_path), 0, 4, workers=1))

@@ -103,5 +103,5 @@ def test_bytes_that_a_dry_run_does_not_touch(reduce_dtype, size):
 
 def test_the_verdict_counts_what_the_dry_run_did_not_touch():
     check_peak(6 * 2**30, 2 * 2**30, 8 * 2**30)
-    with pytest.raises(CapacityError, match="the dry run took 6.0 GiB.*2.0 GiB more, where 8.0 GiB.*gradient_ch"):
+    with pytest.raises(CapacityError, match="the dry run took 6.0 GiB.*2.0 GiB more, but only 8.0 GiB.*gradient_ch"):
         check_peak(6 * 2**30 + 1, 2 * 2**30, 8 * 2**30)

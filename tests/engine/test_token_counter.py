@@ -32,9 +32,9 @@ def test_padding_and_dummies_are_computed_but_not_useful() -> None:
     model = Silent()
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("cpu"))
     model(UNDERSTAND, inputs([6, 4, 1], [3, 2, 0], width=7))
-    assert counter.taken().tolist() == [3 * 7, 6 + 4]
+    assert counter.pop().tolist() == [3 * 7, 6 + 4]
     model(GENERATE, inputs([3, 1], [4, 0], width=5), predict=True)
-    assert counter.taken().tolist() == [2 * (5 + AFTER_PROMPT), 3 + AFTER_PROMPT]
+    assert counter.pop().tolist() == [2 * (5 + AFTER_PROMPT), 3 + AFTER_PROMPT]
 
 
 def test_passes_add_up_until_they_are_taken() -> None:
@@ -42,9 +42,9 @@ def test_passes_add_up_until_they_are_taken() -> None:
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("cpu"))
     for _ in range(3):
         model(UNDERSTAND, inputs([2], [1], width=4))
-    assert counter.taken().tolist() == [12, 6]
-    assert counter.taken().tolist() == [0, 0]
-    assert counter.taken().dtype == torch.float64
+    assert counter.pop().tolist() == [12, 6]
+    assert counter.pop().tolist() == [0, 0]
+    assert counter.pop().dtype == torch.float64
 
 
 def test_no_pass_asks_the_device_for_a_number() -> None:
@@ -52,4 +52,4 @@ def test_no_pass_asks_the_device_for_a_number() -> None:
     model = Silent()
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("meta"))
     model(GENERATE, inputs([3, 1], [4, 0], width=5).to(torch.device("meta")))
-    assert counter.taken().shape == (2,)
+    assert counter.pop().shape == (2,)

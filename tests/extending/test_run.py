@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.objectives.player import Player
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.training.trainer import Trainer
@@ -96,7 +96,7 @@ def run(request, examples, world, tmp_path_factory):
     first, calls, passes = game.adversary.direction.detach().clone(), [], []
     noted(squared, calls, passes)
     trainer.dry_run()
-    batches = iter(micro_batch_loader(trainer.micro_batches, 0, 4, 0))
+    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 4, 0))
     metrics = [trainer.train_step(batches) for _ in range(2)]
     trainer.save()
     return Run(trainer, first, metrics, calls, passes)

@@ -81,7 +81,7 @@ CASES = {
         ["another model or to other trained groups"],
     ),
     "truncated checkpoint": ("output={home}/truncated", CheckpointError, ["damaged", "its manifest says"]),
-    "no checkpoint there": ("checkpoint.resume={home}/empty", CheckpointError, ["no complete checkpoint"]),
+    "no checkpoint there": ("checkpoint.resume={home}/empty", CheckpointError, ["not a complete checkpoint"]),
     "other world size": ("output={home}/other_world", CheckpointError, ["saved by 8 ranks, this run has 1"]),
     "other shards on resume": (
         "output={home}/run data.train.shards={home}/other_shards",

@@ -143,7 +143,7 @@ def test_the_twin_has_the_rows_of_each_pass(tmp_path) -> None:
 def test_tasks_that_take_turns_have_no_twin(tmp_path) -> None:
     objectives = "objectives={unimrg: {rows: {understanding: 5, pixel: 2}, stream: train, schedule: round_robin}}"
     recipe = load_recipe(str(shape(tmp_path)), [objectives])
-    with pytest.raises(ConfigError, match=r"take turns.*objectives\.unimrg\.schedule=all"):
+    with pytest.raises(ConfigError, match=r"in rotation.*objectives\.unimrg\.schedule=all"):
         fine_tuning_twin(recipe, build_plan(build_objectives(recipe)))
 
 
@@ -186,7 +186,7 @@ def test_rates_are_those_of_all_steps_together(monkeypatch) -> None:
     monkeypatch.setattr(measure, "bytes_per_rank", lambda *_: {"weights": 3, "gradients": 4})
     trainer = SimpleNamespace(
         world=OneRank(0, 2, 0, torch.device("cpu")),
-        performance=SimpleNamespace(peak=50.0),
+        stepper=SimpleNamespace(performance=SimpleNamespace(peak=50.0)),
         learner=SimpleNamespace(module=None),
         recipe=SimpleNamespace(engine=SimpleNamespace(precision="bf16")),
         plan=SimpleNamespace(rows_per_micro_step=lambda: 7),

@@ -52,7 +52,7 @@ def test_the_report_has_one_picture_for_all_layers(run, html) -> None:
     text = " ".join(tags.text)
     assert "attention/generate/weight = 5" in text and "attention/understand/rows = 8" in text
     assert "layer_07" not in text
-    order = [html.index(f"<h2>{title}</h2>") for title in ("Losses", "Attention", "Optimisation")]
+    order = [html.index(f"<h2>{title}</h2>") for title in ("Losses", "Attention", "Optimization")]
     assert order == sorted(order)
 
 

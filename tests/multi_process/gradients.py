@@ -15,7 +15,7 @@ import deepspeed
 import torch
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.engine import zero3
 from megaunigame.engine.parameters import element_count, rank_count
 from megaunigame.errors import DivergenceError
@@ -153,7 +153,7 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
         trained = sum(element_count(p) for p in trainer.learner.module.parameters() if p.requires_grad)
         assert f"model: {whole:,} parameters, {trained:,} trained" in trainer.describe()
     trainer.dry_run()
-    batches = iter(micro_batch_loader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
+    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
     worst = 0.0
     for step in range(STEPS):
         metrics = trainer.train_step(batches)
@@ -214,7 +214,7 @@ def check_divergence(home: Path, world: World) -> None:
 
     trainer.learner.forward = broken
     try:
-        trainer.train_step(iter(micro_batch_loader(trainer.micro_batches, 0, 1, 0, 2)))
+        trainer.train_step(iter(MicroBatchLoader(trainer.micro_batches, 0, 1, 0, 2)))
     except DivergenceError as error:
         assert "rank 1: 00" in str(error) and "rank 0:" not in str(error), error
     else:

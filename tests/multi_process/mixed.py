@@ -13,7 +13,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.monitoring import names
 from megaunigame.parallel.world import World, start_world
 from megaunigame.training.trainer import Trainer
@@ -54,7 +54,7 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
     plain = MixedReference(trainer, world.size)
     start = {n: m.detach().clone() for n, m in plain.masters.items()}
     trainer.dry_run()
-    batches = iter(micro_batch_loader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
+    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
     worst_loss = worst_norm = 0.0
     for _ in range(STEPS):
         metrics = trainer.train_step(batches)

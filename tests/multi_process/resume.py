@@ -62,7 +62,7 @@ class StopsAfter(Trainer):
 
     def train_step(self, micro_batches):
         metrics = super().train_step(micro_batches)
-        self.stepper.signalled |= self.state.step == STOP - 1 and self.world.rank == 1
+        self.stepper.signaled |= self.state.step == STOP - 1 and self.world.rank == 1
         return metrics
 
 

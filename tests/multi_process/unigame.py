@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import micro_batch_loader
+from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.engine.parameters import element_count
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.monitoring import names
@@ -269,7 +269,7 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         return drawn
 
     unigame._put_hard_rows = put_and_take
-    batches = iter(micro_batch_loader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
+    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
     start = torch.cat([p.detach().flatten() for p in plain.adversary])
     worst, replayed, bytes_of = 0.0, 0.0, []
     for number in range(STEPS):
@@ -331,7 +331,7 @@ def check_uneven_ranks(home: Path, world: World) -> None:
     if world.rank == 1:
         unigame.pool.clip.accepts = lambda similarity: torch.zeros_like(similarity, dtype=torch.bool)
         objective.row = lambda request, sample, rng: None if trainer.state.step >= 3 else row(request, sample, rng)
-    batches = iter(micro_batch_loader(trainer.micro_batches, 0, 6, 0, 2))
+    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 6, 0, 2))
     for _ in range(6):
         metrics = trainer.train_step(batches)
     sizes = world.all_gather_object(unigame.pool.buffer.size)
@@ -353,7 +353,7 @@ def check_combined(home: Path, world: World) -> None:
         overrides = [*given, f"objectives.unigame.mode={mode}", f"output={home / 'runs' / f'combined-{mode}'}"]
         trainer = Trainer(load_recipe("launch/recipes/tiny_combined.yaml", overrides), world)
         trainer.dry_run()
-        batches = iter(micro_batch_loader(trainer.micro_batches, 0, 3 * trainer.accumulation, 0, 2))
+        batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 3 * trainer.accumulation, 0, 2))
         for _ in range(3):
             metrics = trainer.train_step(batches)
             assert metrics[names.PERF_PASSES] == passes * trainer.accumulation == 2 * passes, (mode, metrics)
@@ -371,7 +371,7 @@ def check_cost(home: Path, world: World) -> None:
     cost: dict[str, list[float]] = {}
     for label, game in games.items():
         trainer = trainer_of(f"cost-{label}", game, home, world)
-        batches = iter(micro_batch_loader(trainer.micro_batches, 0, 4, 0, 2))
+        batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 4, 0, 2))
         steps = [trainer.train_step(batches) for _ in range(4)]
         cost[label] = [steps[-1][names.PERF_PASSES], steps[-1][names.PERF_ALLGATHER_BYTES]]
     model = trainer.learner.module

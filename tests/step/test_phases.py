@@ -34,10 +34,10 @@ def test_seconds_by_phase_without_gap_or_overlap(clock) -> None:
         clock(16)
     with timer(DATA):
         clock(32)
-    taken = timer.taken()
+    taken = timer.pop()
     assert taken == dict.fromkeys(PHASES, 0.0) | {DATA: 33, OTHER: 2, BACKWARD: 20, REDUCE: 8}
     clock(64)
-    assert timer.taken() == dict.fromkeys(PHASES, 0.0) | {OTHER: 64}
+    assert timer.pop() == dict.fromkeys(PHASES, 0.0) | {OTHER: 64}
 
 
 def test_a_phase_ends_when_it_fails(clock) -> None:
@@ -46,7 +46,7 @@ def test_a_phase_ends_when_it_fails(clock) -> None:
         clock(1)
         raise ValueError
     clock(2)
-    assert timer.taken() == dict.fromkeys(PHASES, 0.0) | {PLAYERS: 1, OTHER: 2}
+    assert timer.pop() == dict.fromkeys(PHASES, 0.0) | {PLAYERS: 1, OTHER: 2}
 
 
 def test_nobody_listens_by_default() -> None:
@@ -76,7 +76,7 @@ def test_cuda_events_are_read_once(monkeypatch) -> None:
     timer = PhaseTimer(torch.device("cuda", 0))
     with timer(GENERATE):
         assert not waits
-    assert timer.taken() == dict.fromkeys(PHASES, 0.0) | {GENERATE: 0.5, OTHER: 1.0} and len(waits) == 1
+    assert timer.pop() == dict.fromkeys(PHASES, 0.0) | {GENERATE: 0.5, OTHER: 1.0} and len(waits) == 1
 
 
 def test_reductions_are_a_phase_of_their_own(clock) -> None:
@@ -96,5 +96,5 @@ def test_reductions_are_a_phase_of_their_own(clock) -> None:
         clock(1)
         assert getattr(optimizer, REDUCING[0])(7, index=2) == 9
         getattr(optimizer, REDUCING[1])()
-    taken = timer.taken()
+    taken = timer.pop()
     assert taken[REDUCE] == 8 and taken[BACKWARD] == 1

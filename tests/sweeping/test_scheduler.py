@@ -135,7 +135,7 @@ def test_runs_of_a_killed_sweep_are_not_started_twice(tmp_path, runs):
         sweep.kill()
         sweep.wait()
         outcome, text = carry_out(runs)
-        assert outcome.elsewhere == runs[:2] and "another process is at it" in text
+        assert outcome.elsewhere == runs[:2] and "another process runs it" in text
         assert [state(run) for run in runs] == ["running", "running", "done", "done"]
     finally:
         for group in groups:

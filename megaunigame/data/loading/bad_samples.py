@@ -1,4 +1,4 @@
-"""Counting samples that cannot be used, and giving up when there are too many."""
+"""Counts samples that cannot be used, and ends the run when there are too many."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from megaunigame.errors import DataError
 from megaunigame.step.requests import StepPlan
 
 FIRST_READS = 1000
-"""The fraction is taken of at least this many reads, so that one early bad sample is not 100 %."""
+"""The fraction is of at least this many reads, so that one early bad sample is not 100 %."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that could not be read, decoded or turned into a row; another one took its place."""
+    """A sample that could not be read, decoded or made into a row; a substitute replaced it."""
 
     stream: str
     key: str
@@ -30,8 +30,8 @@ class BadSample:
 class BadSampleCounter:
     """Counts, per stream and over all ranks, the reads and the bad ones among them. Lives in the main process.
 
-    Every micro-batch goes through `add`. Once in a while the trainer sums `pending()` over the ranks and gives the sums
-    to `merge`, which raises DataError on all ranks alike when, for some stream,
+    Every micro-batch goes through `add`. In every step the trainer sums `pending()` over the ranks and passes the sums to
+    `merge`, which raises DataError on all ranks if, for some stream,
 
         bad > max_bad_fraction * max(reads, 1000).
 
@@ -55,23 +55,22 @@ class BadSampleCounter:
         for stream, rows in _rows(plan).items():
             self._pending[stream][0] += rows
         for sample in bad:
-            counts = self._pending[sample.stream]
-            counts[0] += 1
-            counts[1] += 1
-            self._by_shard[sample.stream][sample.shard] += 1
-            self._last[sample.stream] = sample
             stream = sample.stream
+            self._pending[stream][0] += 1
+            self._pending[stream][1] += 1
+            self._by_shard[stream][sample.shard] += 1
+            self._last[stream] = sample
             name = (stream, sample.shard, sample.key)
             if name not in self._logged:
                 self._logged.add(name)
                 log.warning("Stream %s: replaced sample %s of %s: %s", stream, sample.key, sample.shard, sample.reason)
 
     def pending(self) -> list[int]:
-        """This rank's counts since the last `merge`: reads and bad of each stream, in a fixed order."""
+        """This rank's counts since the last `merge`: (reads, bad) of each stream, in a fixed order."""
         return [n for stream in self.streams for n in self._pending[stream]]
 
     def merge(self, all_ranks: Sequence[int]) -> None:
-        """Take the sums of `pending()` over all ranks. Raises DataError on every rank when a stream is too bad."""
+        """Add the sums of `pending()` over all ranks. Raises DataError on every rank when a stream has too many bad samples."""
         for i, stream in enumerate(self.streams):
             self.reads[stream] += int(all_ranks[2 * i])
             self.bad[stream] += int(all_ranks[2 * i + 1])
@@ -92,17 +91,17 @@ class BadSampleCounter:
         return message + " Make those shards again, or raise loader.max_bad_fraction to go on without them."
 
     def state_dict(self) -> dict[str, dict[str, int]]:
-        """Totals over all ranks; valid for any number of ranks. Merge before saving, pending counts are not in it."""
+        """Totals over all ranks; valid for any number of ranks. Without pending counts: merge before saving."""
         return {"reads": dict(self.reads), "bad": dict(self.bad)}
 
     def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
-        """Streams new in this recipe start at 0, those no longer in it are forgotten."""
+        """Streams new in this recipe start at 0; streams no longer in it are dropped."""
         for name, totals in (("reads", self.reads), ("bad", self.bad)):
             totals.update({s: n for s, n in state[name].items() if s in totals})
 
 
 def _rows(plan: StepPlan) -> dict[str, int]:
-    """Stream -> samples of a micro-step of one rank; those that rows share are read once."""
+    """Stream -> samples of a micro-step of one rank; shared samples count once."""
     rows: dict[str, int] = {}
     for request in plan.requests:
         if request.stream is not None and request.shares is None:

@@ -1,8 +1,8 @@
-"""All tensors of an object in one piece of memory: a loader worker hands over one block instead of dozens.
+"""Packs all tensors of an object into one block of memory, so that a loader worker sends one block instead of dozens.
 
-Handing a tensor to another process costs about 0.5 ms of CPU whatever its size (its memory is passed as a file
-descriptor, over a socket of its own), and pinning it costs another call. A micro-batch has ten to forty tensors. A small
-block rides in the message itself.
+Sending a tensor to another process costs about 0.5 ms of CPU for any size (its memory is passed as a file descriptor, over a
+separate socket), and pinning it costs another call. A micro-batch has ten to forty tensors. A small block is part of the
+message itself.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.utils.data import get_worker_info
 
 T = TypeVar("T")
 ALIGNMENT = 64
-"""Bytes; a tensor begins at a multiple of it."""
+"""Bytes; every tensor begins at a multiple."""
 INLINE = 64 * 1024
-"""Bytes up to which a block is sent and not shared."""
+"""Bytes up to which a block is sent, not shared."""
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """Where a tensor lies."""
+class _Span:
+    """Place of a tensor in the block."""
 
     start: int
     shape: torch.Size
@@ -40,48 +40,48 @@ class _Slot:
 
 @dataclass(frozen=True)
 class Packed(Generic[T]):
-    """An object whose tensors have moved into `memory`."""
+    """An object whose tensors are in `memory`."""
 
     content: Any
-    """The object, with a slot in place of each tensor."""
+    """The object, with a span in place of each tensor."""
     memory: Tensor | np.ndarray
     """uint8 (bytes,). A large block of a loader worker is shared with the main process from the start, not copied again."""
 
     def pin_memory(self) -> Packed[T]:
-        """Called by the DataLoader, which cannot look into our classes."""
+        """Called by the DataLoader."""
         return dataclasses.replace(self, memory=torch.as_tensor(self.memory).pin_memory())
 
     def unpacked(self) -> T:
         """The object; its tensors are views of `memory`."""
         memory = torch.as_tensor(self.memory)
 
-        def view(slot: _Slot) -> Tensor:
-            return memory[slot.start : slot.start + slot.bytes].view(slot.dtype).view(slot.shape)
+        def view(span: _Span) -> Tensor:
+            return memory[span.start : span.start + span.bytes].view(span.dtype).view(span.shape)
 
-        return cast(T, _mapped(self.content, _Slot, view))
+        return cast(T, _mapped(self.content, _Span, view))
 
 
 def pack(content: T) -> Packed[T]:
     """Copy every CPU tensor found in dataclasses and dictionaries, at any depth, into one block."""
-    tensors: list[tuple[_Slot, Tensor]] = []
+    tensors: list[tuple[_Span, Tensor]] = []
     end = 0
 
-    def place(tensor: Tensor) -> _Slot:
+    def place(tensor: Tensor) -> _Span:
         nonlocal end
-        slot = _Slot(end, tensor.shape, tensor.dtype)
-        end += -(-slot.bytes // ALIGNMENT) * ALIGNMENT
-        tensors.append((slot, tensor))
-        return slot
+        span = _Span(end, tensor.shape, tensor.dtype)
+        end += -(-span.bytes // ALIGNMENT) * ALIGNMENT
+        tensors.append((span, tensor))
+        return span
 
-    slots = _mapped(content, Tensor, place)
+    spans = _mapped(content, Tensor, place)
     shared = get_worker_info() is not None and end > INLINE
     if shared:
         memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))  # as torch's own collation does
     else:
         memory = torch.empty(end, dtype=torch.uint8)
-    for slot, tensor in tensors:
-        memory[slot.start : slot.start + slot.bytes].view(slot.dtype).view(slot.shape).copy_(tensor)
-    return Packed(slots, memory if shared else memory.numpy())
+    for span, tensor in tensors:
+        memory[span.start : span.start + span.bytes].view(span.dtype).view(span.shape).copy_(tensor)
+    return Packed(spans, memory if shared else memory.numpy())
 
 
 def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:

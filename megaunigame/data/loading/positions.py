@@ -1,10 +1,10 @@
-"""Which rank takes which positions of a stream: pure arithmetic, the same on every rank.
+"""Assigns positions of a stream to ranks: pure arithmetic, the same on every rank.
 
-In one optimizer step a stream hands out `accumulation * world_size * (rows its requests ask for)` consecutive
-positions. Inside the step each request owns one consecutive range, and inside that range micro-steps come first, then
-ranks, then rows. So the set of samples behind (step, request) depends on the product `accumulation * world_size *
-count` only: a run may come back on another number of ranks and, with the accumulation adapted, every step still sees
-the same samples. Terms that take turns keep their positions while they rest: those samples are passed over.
+One optimizer step uses `accumulation * world_size * (rows its requests ask for)` consecutive positions of a stream. Each
+request owns one consecutive range of them, ordered by micro-step, then rank, then row. So the set of samples of (step,
+request) depends on the product `accumulation * world_size * count` only: with an adapted accumulation, a run resumed on
+another number of ranks sees the same samples in every step. Terms in rotation keep their positions while they rest: those
+samples are skipped.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from megaunigame.step.requests import RowRequest, StepPlan
 
 
 @dataclass(frozen=True)
-class Slots:
-    """The division of streams among `world_size` ranks and `accumulation` micro-steps per optimizer step."""
+class StreamPositions:
+    """Division of streams among `world_size` ranks and `accumulation` micro-steps per optimizer step."""
 
     plan: StepPlan
     accumulation: int
     world_size: int
 
     def per_step(self, stream: str) -> int:
-        """Positions one optimizer step takes from `stream`, over all ranks."""
+        """Positions of `stream` in one optimizer step, over all ranks."""
         return self.accumulation * self.world_size * sum(r.count for r in self.plan.requests if _owns(r, stream))
 
-    def positions(self, request: RowRequest, micro_step: int, rank: int, base: int) -> range:
+    def of(self, request: RowRequest, micro_step: int, rank: int, base: int) -> range:
         """Positions of the request's `count` rows on `rank`.
 
-        `micro_step` counts from the start of this run, `base` is the stream's position at that start.
+        `micro_step` counts from the start of this run; `base` is the stream's position at that start.
         """
-        assert request.stream is not None, "an objective fills these rows itself"
+        assert request.stream is not None, "a player fills these rows"
         step, micro = divmod(micro_step, self.accumulation)
         owner, earlier = request, 0
-        while owner.shares is not None:  # what is shared may itself be shared
+        while owner.shares is not None:  # that term may itself share samples
             owner = next(r for r in self.plan.requests if r.term == owner.shares)
         for other in self.plan.requests:
             if other.term == owner.term:
@@ -48,5 +48,5 @@ class Slots:
 
 
 def _owns(request: RowRequest, stream: str | None) -> bool:
-    """Whether the request takes samples of its own from the stream."""
+    """Whether the request has own samples of the stream."""
     return request.stream == stream and request.shares is None

@@ -1,7 +1,7 @@
-"""The seekable stream: from a cursor and a micro-step number to the tensors of that micro-step.
+"""Micro-batches: from the cursors and a micro-step number to the tensors of that micro-step.
 
-Nothing here has a state that moves. A micro-batch is a pure function of (shards, seed, plan, start cursor, micro-step,
-rank, world size), so any number of loader workers gives the same sequence, and resuming means opening the index.
+Nothing here is stateful. A micro-batch is a pure function of (shards, seed, plan, start cursor, micro-step, rank, world
+size), so any number of loader workers gives the same sequence, and resuming means opening the index.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.loading.bad_samples import BadSample
 from megaunigame.data.loading.packing import Packed, pack
-from megaunigame.data.loading.positions import Slots
-from megaunigame.data.sources.base import Cursor, Found, Stream
+from megaunigame.data.loading.positions import StreamPositions
+from megaunigame.data.sources.base import Cursor, SampleRef, Stream
 from megaunigame.errors import DataError, UserError
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
@@ -33,15 +33,15 @@ SUBSTITUTES = 8
 
 
 class RowMaker(Protocol):
-    """What a stream needs of an objective."""
+    """Interface of an objective."""
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        """None: the sample has nothing for this term, the slot becomes a dummy row. DataError: the sample is bad."""
+        """None: the sample has nothing for this term, so the row is a dummy. DataError: the sample is bad."""
         ...
 
 
 class Collator(Protocol):
-    """What a stream needs of a family's processor."""
+    """Interface of a family's processor."""
 
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
@@ -53,7 +53,7 @@ class MicroBatch:
     """The inputs of every pass of one micro-step of one rank."""
 
     plan: StepPlan
-    """What takes part in this micro-step."""
+    """The rows that take part in this micro-step."""
     inputs: dict[str, PassInputs]
     """The learner's passes by name -> their rows: requests in plan order, `count` rows each."""
     bad: list[BadSample]
@@ -64,12 +64,12 @@ class MicroBatch:
 
 @dataclass
 class Draw:
-    """What one micro-step has read so far. Rows of several terms may share a sample: it is read and decoded once."""
+    """Samples that one micro-step has read so far. Rows of several terms may share a sample: it is read and decoded once."""
 
     sharing: bool
-    """Whether any rows share; else samples are let go as soon as they are rows."""
+    """Whether any rows share samples; otherwise samples are not kept."""
     bad: dict[tuple[str, int, int], BadSample] = field(default_factory=dict)
-    found: dict[tuple[str, int, int], Found] = field(default_factory=dict)
+    refs: dict[tuple[str, int, int], SampleRef] = field(default_factory=dict)
     """By stream, position and attempt."""
     samples: dict[tuple[str, int, int], Sample] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ class MicroBatches(Dataset[MicroBatch]):
         seed: int,
         first_step: int,
     ):
-        """`seed` draws the rotations of the plan; `first_step` optimizer steps were made before this run."""
+        """`seed` is that of the plan's rotations; `first_step` optimizer steps were made before this run."""
         self.plan = plan
         self.seed = seed
         self.first_micro_step = first_step * accumulation
@@ -98,12 +98,12 @@ class MicroBatches(Dataset[MicroBatch]):
         self.streams = streams
         self.processor = processor
         self.rank = rank
-        self.slots = Slots(plan, accumulation, world_size)
+        self.positions = StreamPositions(plan, accumulation, world_size)
 
     def cursors(self, steps: int) -> dict[str, Cursor]:
         """The streams' cursors after `steps` optimizer steps of this run."""
         return {
-            name: dataclasses.replace(s.cursor, position=s.cursor.position + steps * self.slots.per_step(name))
+            name: dataclasses.replace(s.cursor, position=s.cursor.position + steps * self.positions.per_step(name))
             for name, s in self.streams.items()
         }
 
@@ -124,46 +124,46 @@ class MicroBatches(Dataset[MicroBatch]):
         made: dict[str, list[tuple[Row | None, str]]],
     ) -> PassInputs:
         """The rows of `requests` as one pass of `plan`."""
-        slots = [(request, index) for request in requests for index in range(request.count)]
-        rows = [made[request.term][index][0] if self._stands(request, index, made) else None for request, index in slots]
-        terms = [plan.terms.index(request.term) for request, _ in slots]
-        keys = [made[request.term][index][1] for request, index in slots]
+        places = [(request, index) for request in requests for index in range(request.count)]
+        rows = [made[request.term][index][0] if self._is_real(request, index, made) else None for request, index in places]
+        terms = [plan.terms.index(request.term) for request, _ in places]
+        keys = [made[request.term][index][1] for request, index in places]
         inputs = self.processor.collate(plan, pass_name, rows, terms, keys)
         return dataclasses.replace(inputs, texts=[("", "") if row is None else row.text for row in rows])
 
-    def _stands(self, request: RowRequest, index: int, made: dict[str, list[tuple[Row | None, str]]]) -> bool:
-        """Whether a row and all it shares its sample with are real rows of that sample, not of a substitute of it."""
+    def _is_real(self, request: RowRequest, index: int, made: dict[str, list[tuple[Row | None, str]]]) -> bool:
+        """Whether a row, and all rows it shares its sample with, are not dummies and are made of the same sample."""
         row, key = made[request.term][index]
         if row is None or request.shares is None:
             return row is not None
         shared = next(r for r in self.plan.requests if r.term == request.shares)
-        return made[shared.term][index][1] == key and self._stands(shared, index, made)
+        return made[shared.term][index][1] == key and self._is_real(shared, index, made)
 
     def _rows(self, request: RowRequest, micro_step: int, draw: Draw) -> list[tuple[Row | None, str]]:
-        """Row and sample key of each slot of a request; None where a player fills the row itself."""
+        """Row and sample key of each row of a request; None if a player fills the row."""
         if request.stream is None:
             return [(None, "")] * request.count
         base = self.streams[request.stream].cursor.position
-        positions = self.slots.positions(request, micro_step, self.rank, base)
+        positions = self.positions.of(request, micro_step, self.rank, base)
         return [self._row(request, request.stream, position, draw) for position in positions]
 
     def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
-        """Row and key of the sample at `position` or of its first good substitute; notes the bad ones."""
+        """Row and key of the sample at `position` or of its first good substitute; records the bad ones in `draw`."""
         stream, objective = self.streams[name], self.objective_of[request.term]
         for attempt in range(1 + SUBSTITUTES):
             place = name, position, attempt
-            if place not in draw.found:  # a broken index is not a bad sample: its DataError ends the run
-                draw.found[place] = stream.source.find(position, attempt)
-            found = draw.found[place]
+            if place not in draw.refs:  # a broken index is not a bad sample: its DataError ends the run
+                draw.refs[place] = stream.source.find(position, attempt)
+            ref = draw.refs[place]
             rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
             try:
-                sample = draw.samples.get(place) or decode_sample(found.key, found.read())
+                sample = draw.samples.get(place) or decode_sample(ref.key, ref.read())
                 if draw.sharing:
                     draw.samples[place] = sample
-                return objective.row(request, sample, rng), found.key
+                return objective.row(request, sample, rng), ref.key
             except (DataError, OSError) as error:
-                found.confirm()
-                last = BadSample(stream.name, found.key, found.shard, str(error))
+                ref.confirm()
+                last = BadSample(stream.name, ref.key, ref.shard, str(error))
                 draw.bad.setdefault(place, last)
         raise DataError(
             f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
@@ -172,12 +172,15 @@ class MicroBatches(Dataset[MicroBatch]):
 
 
 class MicroBatchLoader:
-    """Micro-steps `first`..`last - 1` in order, prepared ahead by `workers` processes (0: in this one).
+    """Micro-steps [first, last) of this run in order, `prefetch` prepared ahead by each of `workers` processes (0: this one).
 
-    The sequence does not depend on `workers`. Leaves the global random state of torch alone.
+    The sequence does not depend on `workers`. Does not change the global random state of torch.
     """
 
-    def __init__(self, dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int, pin_memory: bool):
+    def __init__(
+        self, dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2, *, pin_memory: bool = False
+    ):
+        """`pin_memory`: for a run on a GPU only; it opens a context there."""
         self.steps = range(first, last)
         self._loader = DataLoader(
             _Reporting(dataset),
@@ -195,25 +198,15 @@ class MicroBatchLoader:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """Raises UserError as the worker met it."""
+        """Raises the UserError of a worker."""
         for batch in self._loader:
             if isinstance(batch, UserError):
                 raise batch
             yield batch.unpacked()
 
 
-def micro_batch_loader(
-    dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2, *, pin_memory: bool = False
-) -> MicroBatchLoader:
-    """Loader over micro-steps [first, last) of this run; `prefetch` micro-batches are kept ready per worker.
-
-    `pin_memory`: for a run on a GPU only; it opens a context there.
-    """
-    return MicroBatchLoader(dataset, first, last, workers, prefetch, pin_memory)
-
-
 class _Reporting(Dataset["Packed[MicroBatch] | UserError"]):
-    """Returns a UserError instead of raising it: the DataLoader would wrap the worker's traceback into its message."""
+    """Returns a UserError instead of raising it: the DataLoader would add the worker's traceback to its message."""
 
     def __init__(self, dataset: MicroBatches):
         self.dataset = dataset
@@ -227,8 +220,8 @@ class _Reporting(Dataset["Packed[MicroBatch] | UserError"]):
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    gc.freeze()  # collections would walk, and so copy, all that was inherited from the main process
-    # Launchers and Ctrl-C signal whole process trees. The main process then finishes its step and saves, for which it
-    # needs its workers; they end with it.
+    gc.freeze()  # garbage collection would touch, and so copy, all memory inherited from the main process
+    # Launchers and Ctrl-C signal whole process trees. The main process needs its workers to finish the step and save; they
+    # end with it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,12 +1,12 @@
-"""Shards behind a URL, kept on a disk of the node while they are needed.
+"""Keeps shards of a URL on a disk of the node while they are needed.
 
-All processes of a node share one folder of whole files. The rules, each held by an advisory lock that the kernel drops when
-its process dies:
+All processes of a node share one folder of whole files. Each rule is enforced by an advisory lock that the kernel releases
+when its process dies:
 
-- A file is downloaded by one process, under the lock `NAME.lock`; the others wait for it. It gets its name when it is whole.
-- Who reads a file holds a shared lock on it; only a file without one is removed to make room, longest unused first.
+- A file is downloaded by one process, under the lock `NAME.lock`; the others wait for it. It gets its name when complete.
+- A reader holds a shared lock on the file; only a file without one is evicted, least recently used first.
 
-The folder must lie on a local disk: locks of network file systems are not to be trusted, and it would be a detour.
+The folder must be on a local disk: locks of network file systems are unreliable.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class RemoteFile:
     name: str
     """Path below the cache's folder."""
     size: int | None = None
-    """Bytes, where they are known beforehand."""
+    """Bytes, if known before."""
     sha256: str | None = None
 
 
 class ShardCache:
-    """A folder on the node that holds at most about `gigabytes` of files behind URLs.
+    """A folder on the node that holds at most about `gigabytes` of downloaded files.
 
-    The bound is exceeded, with a warning, only when all files in the folder are being read. Everything lies in a subfolder
-    of its own, and nothing else in `folder` is ever touched.
+    The bound is exceeded, with a warning, only when all files in the folder are being read. Only one subfolder of `folder` is
+    ever used.
     """
 
     def __init__(self, folder: str | Path, gigabytes: float, first_pause: float = FIRST_PAUSE):
@@ -64,9 +64,9 @@ class ShardCache:
         return self._attempt(url, lambda: bytes(_file_system(url).cat_file(url)))
 
     def open(self, wanted: RemoteFile) -> io.FileIO:
-        """The file, open for reading; waits until it is here. It stays in the folder at least until it is closed.
+        """The file, open for reading; waits for its download. It is not evicted while open.
 
-        Raises DataError when it cannot be had, or is not what is expected.
+        Raises DataError when it cannot be downloaded, or has another size or hash.
         """
         path = self.folder / wanted.name
         while (file := _opened(path, wanted.size)) is None:
@@ -77,7 +77,7 @@ class ShardCache:
         return file
 
     def fetch_ahead(self, wanted: RemoteFile) -> None:
-        """Download a file that will be opened soon, if there is room and no other process is at it. Raises DataError."""
+        """Download a file that will be opened soon, if there is room and no other process does. Raises DataError."""
         path = self.folder / wanted.name
         with _locked(_lock_of(path), wait=False) as mine:
             if mine and not _whole(path, wanted.size) and self._make_room(wanted.size or 0, needed=False):
@@ -85,21 +85,21 @@ class ShardCache:
 
     def _download(self, wanted: RemoteFile, path: Path) -> None:
         """The caller holds the file's lock."""
-        # Its full size is in the name: others count it while it still grows.
+        # The name has the full size: other processes count it during the download.
         part = path.with_name(f"{path.name}.{wanted.size or 0}.part")
 
         def download() -> None:
             _file_system(wanted.url).get_file(wanted.url, str(part))
             got = part.stat().st_size
             if wanted.size not in (None, got):
-                raise OSError(f"{got:,} bytes came, dataset.json says {wanted.size:,}")
+                raise OSError(f"got {got:,} bytes, dataset.json says {wanted.size:,}")
 
         try:
             part.touch()
             self._attempt(wanted.url, download)
             if wanted.sha256 not in (None, hashlib.sha256(part.read_bytes()).hexdigest()):
                 raise DataError(
-                    f"{wanted.url} is not the index that dataset.json describes (its sha256 differs). Upload the folder anew, "
+                    f"{wanted.url} is not the index that dataset.json describes (its sha256 differs). Upload the folder again, "
                     "dataset.json last."
                 )
             with open(part, "rb") as file:
@@ -109,7 +109,7 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _attempt(self, url: str, work: Callable[[], T]) -> T:
-        """Do the work, again after ever longer pauses when it fails. Raises DataError."""
+        """Do the work; retries with exponential backoff. Raises DataError."""
         for attempt in range(ATTEMPTS):
             try:
                 return work()
@@ -117,7 +117,7 @@ class ShardCache:
                 raise
             except (FileNotFoundError, PermissionError) as error:
                 raise DataError(f"{url} is not there or may not be read ({error or type(error).__name__}).") from error
-            except Exception as error:  # every file system behind fsspec has error types of its own
+            except Exception as error:  # every file system of fsspec has other error types
                 problem: Exception = error
             if attempt < ATTEMPTS - 1:
                 pause = self.first_pause * 2**attempt
@@ -125,11 +125,11 @@ class ShardCache:
                 time.sleep(pause)
         raise DataError(
             f"{url} could not be read in {ATTEMPTS} attempts; the last failed with {type(problem).__name__}: {problem}. "
-            "When the network is well again, start again: the run resumes from its newest checkpoint."
+            "When the network works, start again: the run resumes from its newest checkpoint."
         ) from problem
 
     def _make_room(self, size: int, needed: bool) -> bool:
-        """Remove files nobody reads, longest unused first, until `size` more bytes fit; tells whether they do."""
+        """Evict files that no process reads, least recently used first, until `size` more bytes fit; whether they do."""
         with _locked(self.folder / "eviction.lock"):
             kept: list[tuple[int, int, Path]] = []
             total = size
@@ -155,7 +155,7 @@ class ShardCache:
 
 
 def _file_system(url: str) -> Any:
-    """Made anew in every process: connections do not survive a fork. fsspec keeps one per process and kind."""
+    """Made in every process: connections do not survive a fork. fsspec caches one per process and kind."""
     try:
         return fsspec.core.url_to_fs(url)[0]
     except ImportError as error:
@@ -170,7 +170,7 @@ def _lock_of(path: Path) -> Path:
 
 @contextmanager
 def _locked(lock: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock; without `wait`, yields False when someone else has it."""
+    """Hold an exclusive lock; without `wait`, yields False when another process has it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "wb") as file:
         try:
@@ -181,7 +181,7 @@ def _locked(lock: Path, wait: bool = True) -> Iterator[bool]:
         try:
             yield True
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has the file as well
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile also has the file
 
 
 def _whole(path: Path, size: int | None) -> bool:
@@ -204,7 +204,7 @@ def _opened(path: Path, size: int | None) -> io.FileIO | None:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file unless someone reads it."""
+    """Remove a file unless a process reads it; returns whether it did."""
     with open(path, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -215,7 +215,7 @@ def _removed(path: Path) -> bool:
 
 
 def _claimed(part: Path) -> int:
-    """Bytes a download will take; 0, and it is removed, when the process that made it has died."""
+    """Bytes a download will take; 0 when its process has died, and the partial file is removed."""
     name, size, _ = part.name.rsplit(".", 2)
     with _locked(part.with_name(name + ".lock"), wait=False) as free:
         if free:

@@ -2,8 +2,8 @@
 
 A folder with a `dataset.json` (written by `python -m data_prep`) opens without reading any per-sample index: the number
 of samples per shard is in the manifest, and a shard's own `idx.json` is read when the shard is first touched. Any other
-WebDataset tars work too; every shard's index is then read, or scanned, when the folder is opened. A folder behind a URL
-must have a manifest; its shards pass through a cache on the node (`shard_cache`).
+WebDataset tars work too; every shard's index is then read, or scanned, when the folder is opened. A folder at a URL
+must have a manifest; its shards are read through a cache on the node (`cache`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class ShardFiles(Protocol):
-    """Where the files of the shards come from."""
+    """Access to the files of the shards."""
 
     def open_tar(self, shard: int) -> io.FileIO:
-        """The tar, whole and still the one this run began with. Raises DataError."""
+        """The tar, complete and unchanged since the run began. Raises DataError."""
         ...
 
     def read_index(self, shard: int) -> bytes:
@@ -44,16 +44,16 @@ class ShardFiles(Protocol):
         ...
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """These will be opened soon, in this order. Returns at once."""
+        """Prefetch shards that will be opened soon, in this order. Returns at once."""
         ...
 
     def check_unchanged(self, shard: int) -> None:
-        """Raises DataError when the tar is not the one this run began with."""
+        """Raises DataError when the tar has changed since the run began."""
         ...
 
 
 class LocalFiles:
-    """Shards on a local or network file system. Sizes and times of change are those of the moment of opening."""
+    """Shards on a local or network file system. Sizes and modification times are recorded when opened."""
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = paths
@@ -78,13 +78,13 @@ class LocalFiles:
             raise DataError(f"{path} can no longer be read ({error}). Put it back and start again.") from error
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Nothing to do: the shards are read where they are."""
+        """Does nothing: local shards need no download."""
 
     def check_unchanged(self, shard: int) -> None:
         try:
             now = self.paths[shard].stat()
         except OSError as error:
-            raise DataError(f"{self.paths[shard]} has gone while this run reads it ({error}). Put it back.") from error
+            raise DataError(f"{self.paths[shard]} disappeared during this run ({error}). Put it back.") from error
         self._compare(shard, now)
 
     def _compare(self, shard: int, now: os.stat_result) -> None:
@@ -92,8 +92,8 @@ class LocalFiles:
         if _signature(now) != (size, changed):
             raise DataError(
                 f"{self.paths[shard]} was replaced or written to while this run reads it: it had {size:,} bytes when the run "
-                f"began and has {now.st_size:,} now, or another time of change. Which samples the run has seen is no longer "
-                "known. Put the old shard back and resume, or start anew with checkpoint.resume=never."
+                f"began and has {now.st_size:,} now, or its modification time changed. Which samples the run has seen is not "
+                "known anymore. Put the old shard back and resume, or start again with checkpoint.resume=never."
             )
 
 
@@ -107,7 +107,7 @@ class _OpenShard:
     file: io.FileIO
 
     def __del__(self) -> None:
-        self.file.close()  # here, when no thread reads from it any more
+        self.file.close()  # here, when no thread reads from it anymore
 
 
 class ShardIndex:
@@ -173,12 +173,12 @@ class ShardIndex:
     def _from_manifest(cls, folder: Path, open_shards: int) -> ShardIndex:
         manifest = parse_manifest(str(folder / MANIFEST), (folder / MANIFEST).read_bytes())
         paths = [folder / s.file for s in manifest.shards]
-        again = "Run the same `python -m data_prep` command again (it makes what is missing), or copy the folder anew."
+        again = "Run the same `python -m data_prep` command again (it makes what is missing), or copy the folder again."
         for path in paths:
             if not path.is_file():
                 raise DataError(f"{path} is listed in {MANIFEST} but missing. {again}")
             if not index_path(path).is_file():
-                raise DataError(f"{index_path(path)} is missing: {MANIFEST} wants an index beside every shard. {again}")
+                raise DataError(f"{index_path(path)} is missing: {MANIFEST} requires an index next to every shard. {again}")
         files = LocalFiles(paths)
         for number, shard in enumerate(manifest.shards):
             size = files.size(number)
@@ -228,7 +228,7 @@ class ShardIndex:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over file names, sizes and per-shard contents; independent of the folder the shards lie in."""
+        """sha256 over file names, sizes and per-shard contents; independent of the folder of the shards."""
         names = [self.name(shard) for shard in range(len(self.places))]
         rows = [[name, int(n), d] for name, n, d in zip(names, self.sizes, self._digests, strict=True)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
@@ -242,7 +242,7 @@ class ShardIndex:
         return self._open(shard).table
 
     def tables(self) -> Iterator[ShardTable]:
-        """The table of every shard in turn, each read and let go; no tar is opened. Raises DataError as `table` does."""
+        """The table of every shard, one at a time; no tar is opened. Raises DataError as `table` does."""
         return (self._load(shard) for shard in range(len(self.places)))
 
     def key(self, shard: int, i: int) -> str:
@@ -283,4 +283,4 @@ class ShardIndex:
         return table
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": OrderedDict()}  # files stay behind; the other process opens its own
+        return {**self.__dict__, "_opened": OrderedDict()}  # files are not sent; the other process opens its own

@@ -1,4 +1,4 @@
-"""`dataset.json`: what `python -m data_prep` says of a folder of shards it has finished."""
+"""`dataset.json`: the manifest of a folder of shards that `python -m data_prep` has finished."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ListedShard:
 class Manifest:
     shards: list[ListedShard]
     fields: tuple[str, ...]
-    """Every field some sample has, sorted."""
+    """All fields of all samples, sorted."""
 
 
 def parse_manifest(where: str, content: bytes) -> Manifest:
-    """The manifest in the `content` of the file `where`. Raises DataError when anything in it is missing or wrong."""
+    """The manifest in the `content` of the file `where`. Raises DataError when anything is missing or wrong."""
     remedy = "Run the same `python -m data_prep` command again, or delete the file to use every .tar in the folder."
     try:
         manifest = json.loads(content)

@@ -1,4 +1,4 @@
-"""The shards of a folder behind a URL, as they pass through the cache of the node."""
+"""The shards of a folder at a URL, read through the cache of the node."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def is_url(location: str) -> bool:
 
 
 class CachedFiles:
-    """The files of a remote folder with a manifest: their sizes, and the sha256 of every index, must be as it says."""
+    """The files of a remote folder with a manifest, which has their sizes and the sha256 of every index."""
 
     def __init__(self, url: str, shards: Sequence[ListedShard], cache: ShardCache):
-        # Another edition of the data set under the same URL has other files.
-        edition = json.dumps([url, [s.index_sha256 for s in shards]])
-        folder = hashlib.sha256(edition.encode()).hexdigest()[:16]
+        # Another version of the data set at the same URL has other files.
+        version = json.dumps([url, [s.index_sha256 for s in shards]])
+        folder = hashlib.sha256(version.encode()).hexdigest()[:16]
 
         def remote(file: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
             return RemoteFile(f"{url}/{file}", f"{folder}/{file}", size, sha256)
@@ -42,7 +42,7 @@ class CachedFiles:
         self._process = 0
 
     def largest(self, shards: int) -> int:
-        """Bytes of that many of the largest tars."""
+        """Bytes of the largest `shards` tars."""
         return sum(sorted((tar.size or 0 for tar in self.tars), reverse=True)[:shards])
 
     def open_tar(self, shard: int) -> io.FileIO:
@@ -53,10 +53,10 @@ class CachedFiles:
             return file.readall()
 
     def check_unchanged(self, shard: int) -> None:
-        """A file in the cache does not change, and it was compared with the manifest when it came."""
+        """A file in the cache does not change; its download was compared with the manifest."""
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Have a thread of this process download the shards; the latest request replaces the earlier ones."""
+        """Download the shards in a thread; the latest request replaces earlier ones."""
         if self._requests is None or self._process != os.getpid():  # threads do not survive a fork
             self._requests, self._process = queue.SimpleQueue(), os.getpid()
             threading.Thread(target=self._fetch_ahead, args=(self._requests,), daemon=True).start()
@@ -69,7 +69,7 @@ class CachedFiles:
                     break
                 try:
                     self.cache.fetch_ahead(self.tars[shard])
-                except (DataError, OSError) as error:  # whoever opens the shard tries again, and raises
+                except (DataError, OSError) as error:  # opening the shard tries again, and raises
                     log.warning("Fetching ahead failed: %s", error)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the samples of one shard lie inside its tar: read from `idx.json`, or found by one scan of the headers."""
+"""Byte ranges of the samples in the tar of a shard: read from `idx.json`, or found by one scan of the headers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ABSENT = -1
 
 @dataclass(frozen=True)
 class ShardTable:
-    """Keys and byte ranges as arrays: about 16 bytes per field and sample, and no object per sample."""
+    """Keys and byte ranges as arrays: about 16 bytes per field and sample, no object per sample."""
 
     keys: np.ndarray
     """(n,) UTF-8 byte strings."""
     fields: tuple[str, ...]
-    """Every field some sample has, sorted."""
+    """All fields of all samples, sorted."""
     spans: np.ndarray
-    """(n, len(fields), 2) int64: offset and size in bytes; offset `ABSENT` where the sample lacks the field."""
+    """(n, len(fields), 2) int64: offset and size in bytes; offset `ABSENT` if the sample lacks the field."""
     columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Name -> float64 (n,): a number of every sample's JSON, NaN where the sample has none. Empty for a scanned tar."""
+    """Name -> float64 (n,): a number of every sample's JSON, NaN if the sample has none. Empty for a scanned tar."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -44,7 +44,7 @@ class ShardTable:
         return {field: (offset, size) for field, (offset, size) in rows if offset != ABSENT}
 
     def has(self, field: str) -> np.ndarray:
-        """(n,) bool: which samples have the field."""
+        """(n,) bool: whether each sample has the field."""
         if field not in self.fields:
             return np.zeros(len(self), dtype=bool)
         present: np.ndarray = self.spans[:, self.fields.index(field), 0] != ABSENT
@@ -55,7 +55,7 @@ class ShardTable:
         return int(self.spans.sum(axis=-1).max(initial=0))
 
     def digest(self) -> str:
-        """sha256 of keys and spans; the same whether the table was read or scanned."""
+        """sha256 of keys and spans; the same for a read and a scanned table."""
         digest = hashlib.sha256(json.dumps([len(self), self.fields]).encode())
         digest.update(self.keys.tobytes())
         digest.update(self.spans.astype("<i8").tobytes())
@@ -65,7 +65,7 @@ class ShardTable:
 def build_table(
     keys: Sequence[str], spans: Sequence[Mapping[str, Sequence[int]]], numbers: Sequence[Mapping[str, float]] = ()
 ) -> ShardTable:
-    """The table of samples given by key, by field -> (offset, size), and by their columns, if there are any."""
+    """The table of samples, from their keys, field -> (offset, size), and columns, if any."""
     fields = tuple(sorted({field for of_sample in spans for field in of_sample}))
     array = np.zeros((len(keys), len(fields), 2), dtype=np.int64)
     for c, field in enumerate(fields):
@@ -76,17 +76,17 @@ def build_table(
 
 
 def index_path(shard: Path) -> Path:
-    """NAME-000000.tar -> NAME-000000.idx.json, beside it."""
+    """NAME-000000.tar -> NAME-000000.idx.json, next to it."""
     return Path(index_name(str(shard)))
 
 
 def index_name(shard: str) -> str:
-    """The same for a path or URL in text."""
+    """`index_path` for a path or URL as text."""
     return shard.removesuffix(".tar") + ".idx.json"
 
 
 def read_table(shard: Path) -> ShardTable:
-    """Read the `idx.json` beside the shard. Raises DataError when it cannot be read or is not an index."""
+    """Read the `idx.json` of the shard. Raises DataError when it cannot be read or is not an index."""
     path = index_path(shard)
     try:
         content = path.read_bytes()
@@ -96,9 +96,9 @@ def read_table(shard: Path) -> ShardTable:
 
 
 def parse_table(path: str, content: bytes, sha256: str | None = None) -> ShardTable:
-    """The table in the `content` of an index file; `sha256`, if given, is what the manifest says of that file.
+    """The table in the `content` of an index file; `sha256`, if given, is that of the manifest.
 
-    Raises DataError when the content is not an index, or not the one of the manifest.
+    Raises DataError when the content is not an index, or has another sha256.
     """
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{path} is not the index that dataset.json describes (its sha256 differs). {_remedy(path)}")
@@ -118,7 +118,7 @@ def parse_table(path: str, content: bytes, sha256: str | None = None) -> ShardTa
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """No garbage collection inside: it would walk the many objects of a parsed index again and again, for no garbage."""
+    """No garbage collection inside: it would repeatedly traverse the many objects of a parsed index, and find no garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The samples of a tar, found by one scan of its headers: seeks over the data, well under a millisecond per sample."""
+"""The samples of a tar, found by one scan of its headers: seeks over the data, under a millisecond per sample."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Spans = dict[str, tuple[int, int]]
 
 
 def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
-    """Key and spans of every sample, in order. Names are split as WebDataset does: at the first dot behind the last slash,
+    """Key and spans of every sample, in order. Names are split as WebDataset does: at the first dot after the last slash,
     the field in lower case.
 
-    Raises DataError when the tar cannot be read to its end, or when the fields of a key are not adjacent.
+    Raises DataError when the tar cannot be read to its end, or the fields of a key are not adjacent.
     """
     seen: set[str] = set()
     current, spans = "", Spans()
@@ -41,7 +41,7 @@ def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
                 if field in spans:
                     raise DataError(f"{tar}: sample {key!r} has two fields {field!r}. Write the tar again.")
                 spans[field] = (member.offset_data, member.size)
-            # tarfile takes both the end of the file and a damaged header for the end of the archive.
+            # tarfile treats both the end of the file and a damaged header as the end of the archive.
             stream.seek(archive.offset)
             mark = stream.read(tarfile.BLOCKSIZE)
             if mark != bytes(tarfile.BLOCKSIZE):

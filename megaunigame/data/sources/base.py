@@ -1,4 +1,4 @@
-"""Where samples come from, and where a stream of them stands."""
+"""Sources of samples, and streams: sources with a cursor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from megaunigame.errors import DataError
 
 
 @dataclass(frozen=True)
-class Found:
-    """A sample whose place is known and whose bytes are not read yet."""
+class SampleRef:
+    """Reference to a sample whose bytes are not read yet."""
 
     key: str
     shard: str
@@ -21,58 +21,58 @@ class Found:
     read: Callable[[], Mapping[str, bytes]]
     """The raw fields. DataError or OSError: the sample is bad."""
     confirm: Callable[[], None]
-    """Called when the sample turned out bad. DataError: it is not the sample's fault, the shard was changed."""
+    """Called for a bad sample. DataError: the shard has changed, which is not an error of the sample."""
 
 
 class Source(Protocol):
-    """Samples at positions 0, 1, 2, ... without end."""
+    """Samples at positions 0, 1, 2, ..., endless."""
 
     location: str
     seed: int
     identity: dict[str, str | int]
-    """Everything except the seed that decides which sample a position means, by names a message can use."""
+    """Everything besides the seed that determines which sample is at a position; names are for messages."""
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         """The sample at `position`; for attempt k >= 1, its k-th substitute.
 
-        Raises DataError when the place of the sample cannot be known (a broken index, a shard that was replaced or cannot
-        be fetched): that ends the run.
+        Raises DataError when the sample cannot be located (a broken index, a shard that was replaced or cannot be fetched):
+        that ends the run.
         """
         ...
 
 
 class Backend(Source):
-    """A source that a recipe can ask for: `data.NAME.backend` is the name of the module in this folder that defines it."""
+    """A source for recipes: `data.NAME.backend` is the name of its module in this folder."""
 
     exact: ClassVar[bool]
-    """A position means the same sample in every run and every process: what mixes and filters need."""
+    """A position is the same sample in every run and process; mixes and filters need this."""
 
     @classmethod
     @abstractmethod
     def open(cls, key: str, config: StreamConfig, seed: int) -> Self:
-        """The one data set of `config`, which has no mix, without what `config.where` leaves out (never given unless `exact`).
+        """The data set of `config` (not a mix), filtered by `config.where` (given only if `exact`).
 
-        `key` is its place in the recipe, for messages. Raises ConfigError or DataError: shards that are not there or not
-        whole, settings that cannot be met.
+        `key` is its key in the recipe, for messages. Raises ConfigError or DataError: missing or incomplete shards, settings
+        that cannot be satisfied.
         """
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a stream is: all that a checkpoint keeps of it. The fields are JSON values (`dataclasses.asdict`)."""
+    """Position of a stream: all that a checkpoint keeps of it. The fields are JSON values (`dataclasses.asdict`)."""
 
     seed: int
     position: int
-    """Samples handed out to all ranks since the very first step, over epochs."""
+    """Samples given to all ranks since the first step, over epochs."""
     identity: dict[str, str | int]
     """`Source.identity` of the run that saved the cursor."""
 
 
 class Stream:
-    """A named source of samples, in a fixed order, from where this run starts. Positions are global, over epochs."""
+    """A named source with the cursor at which this run starts. Positions are global, over epochs."""
 
     def __init__(self, name: str, source: Source, cursor: Cursor | None = None):
-        """At `cursor`, or at the beginning. Raises DataError when its position would mean other samples than it did."""
+        """At `cursor`, or at the beginning. Raises DataError when the source would give other samples at its position."""
         self.name = name
         self.source = source
         self.cursor = Cursor(source.seed, 0, source.identity) if cursor is None else cursor
@@ -83,5 +83,5 @@ class Stream:
                 raise DataError(
                     f"Stream {name!r}: the checkpoint was made with {what} {saved.get(what, 'not set')}, this run has "
                     f"{given.get(what, 'not set')} ({source.location}). Give the same shards, seed, window, filters and mix to "
-                    "resume exactly, or start anew with checkpoint.resume=never."
+                    "resume exactly, or start again with checkpoint.resume=never."
                 )

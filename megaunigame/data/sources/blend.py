@@ -1,8 +1,8 @@
 """Several sources as one, in fixed proportions.
 
-Positions are cut into blocks of K = (sum of the weights) slots. In every block source j has exactly weight_j slots, in an
-order drawn from (seed, block). So the c-th slot of source j in block b is its position b * weight_j + c: which sample lies
-at a position is known without walking there, and each source runs through its own epochs, whatever the others do.
+Positions are divided into blocks of K = (sum of the weights). In every block source j has exactly weight_j positions, in a
+random order given by (seed, block). So the c-th position of source j in block b is its position b * weight_j + c: any
+position is computed directly, and each source has its own epochs, independent of the others.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from megaunigame.data.sources.base import Found, Source
+from megaunigame.data.sources.base import SampleRef, Source
 from megaunigame.data.sources.order import permutation
 from megaunigame.errors import ConfigError
 
 
 class Blend:
-    """`sources` by name, each with its share of every block."""
+    """`sources` by name, with fixed proportions in every block."""
 
     def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, int], seed: int):
         """Raises ConfigError unless all weights are whole numbers above 0."""
         wrong = {name: weight for name, weight in weights.items() if weight < 1}
         if wrong:
-            raise ConfigError(f"Weights of a mix are whole numbers from 1 on; got {wrong}. Leave out what is not wanted.")
+            raise ConfigError(f"Weights of a mix are whole numbers from 1 on; got {wrong}. Leave out unwanted data sets.")
         self.names = sorted(sources)
         self.sources = [sources[name] for name in self.names]
         common = math.gcd(*weights.values())
         self.weights = np.array([weights[name] // common for name in self.names], dtype=np.int64)
-        """(sources,) int64: slots of each source in a block."""
+        """(sources,) int64: positions of each source in a block."""
         self.seed = seed
         self.location = ", ".join(source.location for source in self.sources)
         self.identity: dict[str, str | int] = {}
@@ -43,23 +43,23 @@ class Blend:
 
     @property
     def block(self) -> int:
-        """K: slots in a block."""
+        """K: positions in a block."""
         return int(self.weights.sum())
 
     def locate(self, position: int) -> tuple[int, int]:
         """(source, position in the source) of a position >= 0."""
-        block, slot = divmod(position, self.block)
+        block, offset = divmod(position, self.block)
         source_of, count_of = self._block(block)
-        source = int(source_of[slot])
-        return source, block * int(self.weights[source]) + int(count_of[slot])
+        source = int(source_of[offset])
+        return source, block * int(self.weights[source]) + int(count_of[offset])
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         source, inner = self.locate(position)
-        found = self.sources[source].find(inner, attempt)
-        return dataclasses.replace(found, shard=f"{self.names[source]}/{found.shard}")
+        ref = self.sources[source].find(inner, attempt)
+        return dataclasses.replace(ref, shard=f"{self.names[source]}/{ref.shard}")
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Per slot: its source, and how many slots of that source come before it in the block."""
+        """Per position of the block: its source, and how many positions of that source come before it."""
         source_of = np.repeat(np.arange(len(self.weights)), self.weights)[permutation(self.block, self.seed, block)]
         count_of = np.empty(self.block, dtype=np.int64)
         for source, weight in enumerate(self.weights):

@@ -1,6 +1,6 @@
-"""Which samples a stream uses, said on what the index knows of them: `clip_similarity >= 0.28`, `has depth.png`.
+"""Filters of samples by their columns and fields in the index: `clip_similarity >= 0.28`, `has depth.png`.
 
-Filters act before the order is made. So the number of samples that are left is known, and the same, on every rank.
+Filters apply before the order is made, so the number of samples left is the same on every rank.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Comparison:
-    """`COLUMN OP NUMBER`. A sample without the column does not pass, whatever the operator."""
+    """`COLUMN OP NUMBER`. A sample without the column does not pass, for any operator."""
 
     column: str
     sign: str
@@ -102,11 +102,11 @@ class Selection:
         self._indices = lru_cache(maxsize=64)(self._unpacked)
 
     def index(self, shard: int, i: int) -> int:
-        """Index in its shard of the i-th sample of it that passes."""
+        """Index within the shard of its i-th sample that passes."""
         return int(self._indices(shard)[i])
 
     def digest(self) -> str:
-        """sha256 of which samples pass."""
+        """sha256 of the selection."""
         digest = hashlib.sha256()
         for bits in self._bits:
             digest.update(len(bits).to_bytes(8, "little") + bits.tobytes())
@@ -151,7 +151,7 @@ def select(index: ShardIndex, filters: Sequence[Filter]) -> Selection:
 def _check_names(index: ShardIndex, filters: Sequence[Filter], columns: set[str]) -> None:
     for f in filters:
         if isinstance(f, Comparison) and f.column not in columns:
-            there = ", ".join(sorted(columns)) or "none; data_prep makes them of the numbers in the samples' JSON"
-            raise DataError(f"{index.location}: no sample has the column of the filter '{f}'. Columns: {there}.")
+            legal = ", ".join(sorted(columns)) or "none; data_prep makes them of the numbers in the samples' JSON"
+            raise DataError(f"{index.location}: no sample has the column of the filter '{f}'. Columns: {legal}.")
         if isinstance(f, Presence) and f.field != ANY_IMAGE and f.field not in index.fields:
             raise DataError(f"{index.location}: no sample has the field of '{f}'. Fields: image, {', '.join(index.fields)}.")

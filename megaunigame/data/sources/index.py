@@ -1,4 +1,4 @@
-"""`backend: index`: one data set as an endless source: its index, what filters leave of it, and the order of that."""
+"""`backend: index`: one data set as an endless source: its index, filters, and order."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from megaunigame.config import StreamConfig
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.remote import CachedFiles, is_url
-from megaunigame.data.sources.base import Backend, Found
+from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.data.sources.filters import parse_filter, select
 from megaunigame.data.sources.order import Order
 from megaunigame.errors import ConfigError, UserError
 
 NEAR = 4
-"""Substitutes drawn from the same window, whose shards are at hand; later ones come from the whole epoch."""
+"""Number of substitutes from the same window, whose shards are open; later ones are from the whole epoch."""
 
 
 class IndexedSource(Backend):
@@ -26,7 +26,7 @@ class IndexedSource(Backend):
     exact = True
 
     def __init__(self, index: ShardIndex, seed: int, window: int, where: Sequence[str] = ()):
-        """`window` is in shards. Raises ConfigError for a filter that cannot be read, DataError for one that cannot be met."""
+        """`window` is in shards. Raises ConfigError for an illegal filter, DataError for one that nothing passes."""
         filters = [parse_filter(text) for text in where]
         self.index = index
         self.location = index.location
@@ -38,7 +38,7 @@ class IndexedSource(Backend):
             self.identity["where"] = " and ".join(map(str, filters))
             self.identity["samples that pass (hash)"] = self.selection.digest()
         self._near: range = range(0)
-        """Positions of the window last met."""
+        """Positions of the current window."""
 
     @classmethod
     def open(cls, key: str, config: StreamConfig, seed: int) -> IndexedSource:
@@ -59,7 +59,7 @@ class IndexedSource(Backend):
         except UserError as error:
             raise type(error)(f"{key}: {error}") from error
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         if position not in self._near:
             self._enter_window(position)
         if attempt:
@@ -71,7 +71,7 @@ class IndexedSource(Backend):
         if self.selection is not None:
             i = self.selection.index(shard, i)
         confirm = partial(self.index.files.check_unchanged, shard)
-        return Found(self.index.key(shard, i), self.index.name(shard), partial(self._read, shard, i), confirm)
+        return SampleRef(self.index.key(shard, i), self.index.name(shard), partial(self._read, shard, i), confirm)
 
     def _read(self, shard: int, i: int) -> Mapping[str, bytes]:
         return self.index.read(shard, i)[1]
@@ -82,7 +82,7 @@ class IndexedSource(Backend):
 
 
 def _cache(key: str, config: StreamConfig) -> ShardCache:
-    """Where shards of a URL are kept; a mix has one for all its data sets."""
+    """Cache for shards of a URL; one for all data sets of a mix."""
     if not config.cache.folder:
         stream = key.partition(".mix.")[0]
         raise ConfigError(

@@ -16,8 +16,8 @@ from megaunigame.registry import find
 def open_stream(name: str, config: StreamConfig, seed: int, cursor: Cursor | None = None) -> Stream:
     """The stream `data.NAME` of a recipe, at `cursor` or at its beginning.
 
-    Raises ConfigError or DataError: a backend that does not exist, shards that are not there or not whole, filters that
-    cannot be met, a cursor of other data.
+    Raises ConfigError or DataError: an unknown backend, missing or incomplete shards, filters that nothing passes, a cursor of
+    other data.
     """
     return Stream(name, _source(f"data.{name}", config, seed), cursor)
 

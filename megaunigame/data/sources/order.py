@@ -1,8 +1,7 @@
-"""In which order samples are visited: a pure function of (shard sizes, seed, window), endless over epochs.
+"""The order of samples: a pure function of (shard sizes, seed, window), endless over epochs.
 
-In every epoch the shards are permuted, cut into windows of `window` shards, and the samples inside a window are
-permuted together. Only one window is live at a time, so reads stay local, and any position is found without walking
-to it.
+In every epoch the shards are permuted and divided into windows of `window` shards, and the samples inside a window are
+permuted together. Only one window is used at a time, so reads are local, and any position is computed directly.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 
 
 def permutation(n: int, *seed: int) -> np.ndarray:
-    """(n,) int64. Sorts raw generator output: NumPy keeps it over its versions, unlike `Generator.permutation`."""
+    """(n,) int64. Sorts raw generator output, which is stable over NumPy versions, unlike `Generator.permutation`."""
     return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
 
 
@@ -44,7 +43,7 @@ class Order:
         return epoch, int(shards[at]), inside - (int(shard_ends[at - 1]) if at else 0)
 
     def window_of(self, position: int) -> range:
-        """The positions that share a window with this one."""
+        """The positions in the window of this one."""
         epoch, offset = divmod(position, self.samples)
         _, ends = self._epoch(epoch)
         window = int(np.searchsorted(ends, offset, side="right"))
@@ -52,21 +51,21 @@ class Order:
         return range(first + (int(ends[window - 1]) if window else 0), first + int(ends[window]))
 
     def shards_of_window(self, position: int) -> list[int]:
-        """The shards of the window this position lies in."""
+        """The shards in the window of this position."""
         epoch, offset = divmod(position, self.samples)
         shards, ends = self._epoch(epoch)
         window = int(np.searchsorted(ends, offset, side="right"))
         return [int(s) for s in shards[window * self.window : (window + 1) * self.window]]
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Permuted shards, and the position in the epoch at which each window ends."""
+        """Permuted shards, and the end of each window within the epoch."""
         shards = permutation(len(self.sizes), self.seed, epoch, 0)
         ends = np.cumsum(self.sizes[shards])
         last = np.minimum(np.arange(self.window, len(shards) + self.window, self.window), len(shards)) - 1
         return shards, ends[last]
 
     def _make_window(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The window's shards, where each ends in their concatenation, and the permuted samples of it."""
+        """The window's shards, their ends in the concatenation, and its permuted samples."""
         shards = self._epoch(epoch)[0][window * self.window : (window + 1) * self.window]
         ends = np.cumsum(self.sizes[shards])
         # Window numbers start at 1 in the seed: 0 belongs to the shards' permutation.

@@ -1,15 +1,15 @@
 """`backend: webdataset`: tars read front to back through anything webdataset can open, `pipe:` commands included.
 
-For data without an index, or behind a command. What this gives up against an indexed stream:
+For data without an index, or from a command. Limits compared with an indexed stream:
 
-- Shards are drawn with replacement, by every loader worker of every rank for itself. There are no epochs: after as many
-  samples as there are, about 63 % of the shards have been seen, some more than once. Two workers may read the same shard.
-- Resuming is statistical, not exact. The cursor counts samples as for any stream, but it names no sample: a resumed run
-  draws other shards than the run it continues, from the same distribution, and starts with an empty shuffle buffer.
+- Every loader worker of every rank samples shards with replacement. There are no epochs: after as many samples as the data
+  set has, about 63 % of the shards have been seen, some more than once. Two workers may read the same shard.
+- Resuming is statistical, not exact. The cursor counts samples as for any stream, but does not identify one: a resumed run
+  samples other shards than the run it continues, from the same distribution, and starts with an empty shuffle buffer.
 - The sequence repeats exactly only for the same cursor, number of ranks, batch and number of workers.
 - Filters and mixes need an index.
 
-What it keeps: ranks stay in lockstep, for no reader ever runs dry; bad samples and shards are counted and replaced.
+Kept: ranks stay in lockstep, because readers are endless; bad samples and shards are counted and replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NoReturn
 import webdataset
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.sources.base import Backend, Found
+from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
 
@@ -51,10 +51,10 @@ class _Failure:
 
 
 class Pipe(Backend):
-    """An endless source for which a position is only a turn: whoever asks gets the next sample of its own reader.
+    """An endless source without random access: `find` returns the reader's next sample and ignores the position.
 
-    The reader of a process begins with the first position that process is asked for. Ranks, workers and resumed runs
-    begin at different positions, so each draws its own shards.
+    The first position requested in a process seeds its reader. Ranks, workers and resumed runs begin at different positions,
+    so they sample different shards.
     """
 
     exact = False
@@ -75,18 +75,18 @@ class Pipe(Backend):
     def open(cls, key: str, config: StreamConfig, seed: int) -> Pipe:
         return cls(config.shards, seed, config.shuffle_buffer)
 
-    def find(self, position: int, attempt: int) -> Found:
+    def find(self, position: int, attempt: int) -> SampleRef:
         if self._process != os.getpid():
             self._process = os.getpid()
             self._reader = self._read(derive(self.seed, position))
         item = next(self._reader)
-        return Found(item.key, item.shard, item.read, lambda: None)
+        return SampleRef(item.key, item.shard, item.read, lambda: None)
 
     def _read(self, seed: int) -> Iterator[_Sample | _Failure]:
-        """Samples in shuffled order; a failure comes at once, so that a source of nothing but failures is noticed."""
+        """Samples in shuffled order; a failure is yielded at once, so that a source with only failures is noticed."""
         rng = random.Random(seed)
         buffer: list[_Sample] = []
-        for item in self._drawn(seed):
+        for item in self._sampled(seed):
             if isinstance(item, _Failure):
                 yield item
                 continue
@@ -96,8 +96,8 @@ class Pipe(Backend):
                 buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
                 yield buffer.pop()
 
-    def _drawn(self, seed: int) -> Iterator[_Sample | _Failure]:
-        """Whole shards, drawn with replacement, without end."""
+    def _sampled(self, seed: int) -> Iterator[_Sample | _Failure]:
+        """Whole shards, sampled with replacement, endless."""
         for source in webdataset.ResampledShards(self.urls, seed=seed, worker_seed=lambda: 0, deterministic=True):
             shard, empty = source["url"], True
             try:
@@ -105,7 +105,7 @@ class Pipe(Backend):
                     fields = {name: data for name, data in sample.items() if not name.startswith("__")}
                     yield _Sample(sample["__key__"], shard, fields)
                     empty = False
-            except Exception as error:  # a tar, a pipe, curl, ...: each has error types of its own
+            except Exception as error:  # a tar, a pipe, curl, ...: each has other error types
                 yield _Failure("", shard, f"{type(error).__name__}: {error}")
             else:
                 if empty:

@@ -4,7 +4,7 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-from megaunigame.data.sources.base import Backend, Found
+from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.data.sources.order import Order
 from megaunigame.errors import ConfigError
 
@@ -29,7 +29,7 @@ class Pictures(Backend):
     def find(self, position, attempt):
         _, _, number = self.order.locate(position + attempt)
         sample = self.samples[number]
-        return Found(sample.stem, self.location, partial(read, sample), lambda: None)
+        return SampleRef(sample.stem, self.location, partial(read, sample), lambda: None)
 
 
 def read(sample):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.data.loading.positions import Slots
+from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 
 
@@ -21,16 +21,16 @@ def plans(draw: st.DrawFn) -> StepPlan:
     return StepPlan(tuple(requests))
 
 
-def positions_of_step(slots: Slots, request: RowRequest, step: int, base: int) -> list[int]:
+def positions_of_step(positions: StreamPositions, request: RowRequest, step: int, base: int) -> list[int]:
     """Positions of one request in one optimizer step, over all ranks and micro-steps."""
-    micro_steps = range(step * slots.accumulation, (step + 1) * slots.accumulation)
-    return [p for m in micro_steps for rank in range(slots.world_size) for p in slots.positions(request, m, rank, base)]
+    micro_steps = range(step * positions.accumulation, (step + 1) * positions.accumulation)
+    return [p for m in micro_steps for rank in range(positions.world_size) for p in positions.of(request, m, rank, base)]
 
 
 @given(plan=plans(), world=st.sampled_from([1, 2, 4]), scale=st.integers(1, 3), step=st.integers(0, 50))
 def test_a_steps_samples_do_not_depend_on_the_world_size(plan, world, scale, step):
-    alone = Slots(plan, accumulation=4 * scale, world_size=1)
-    together = Slots(plan, accumulation=4 * scale // world, world_size=world)
+    alone = StreamPositions(plan, accumulation=4 * scale, world_size=1)
+    together = StreamPositions(plan, accumulation=4 * scale // world, world_size=world)
     for request in plan.requests:
         assert positions_of_step(together, request, step, 17) == positions_of_step(alone, request, step, 17)
 
@@ -44,23 +44,23 @@ def test_no_position_is_lost_or_repeated_over_restarts(plan, runs):
     base = dict.fromkeys(sorted({r.stream for r in plan.requests}), 0)
     taken: dict[str, list[int]] = {stream: [] for stream in base}
     for world, accumulation, steps in runs:
-        slots = Slots(plan, accumulation, world)
+        positions = StreamPositions(plan, accumulation, world)
         for rank in range(world):
             for micro_step in range(steps * accumulation):
                 for request in plan.requests:
                     if request.shares is not None:
                         continue
-                    taken[request.stream] += slots.positions(request, micro_step, rank, base[request.stream])
-        base = {stream: position + steps * slots.per_step(stream) for stream, position in base.items()}
+                    taken[request.stream] += positions.of(request, micro_step, rank, base[request.stream])
+        base = {stream: position + steps * positions.per_step(stream) for stream, position in base.items()}
     for stream, position in base.items():
         assert sorted(taken[stream]) == list(range(position))
 
 
 @given(plan=plans(), world=st.integers(1, 3), accumulation=st.integers(1, 3), micro_step=st.integers(0, 30))
 def test_terms_that_share_have_the_same_samples(plan, world, accumulation, micro_step):
-    slots = Slots(plan, accumulation, world)
+    positions = StreamPositions(plan, accumulation, world)
     by_term = {r.term: r for r in plan.requests}
     for request in plan.requests:
         if request.shares is not None:
-            own = slots.positions(request, micro_step, world - 1, 5)
-            assert own == slots.positions(by_term[request.shares], micro_step, world - 1, 5)
+            own = positions.of(request, micro_step, world - 1, 5)
+            assert own == positions.of(by_term[request.shares], micro_step, world - 1, 5)
