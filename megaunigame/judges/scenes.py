@@ -1,8 +1,8 @@
-"""An independent judge of scene pictures: which colours are there, with which shape, and where.
+"""An independent judge of scene pictures: which colors are present, with which shape, and where.
 
 A small convolutional network that shares nothing with the model it scores labels cells of 4 x 4 pixels; since a color
 occurs at most once in a scene, the cells of one color are one object. Its own accuracy on real pictures and on
-pictures that went through the image tokenizer is the ceiling of every generation score: print it beside them.
+pictures after the image tokenizer is the ceiling of every generation score: print it next to them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CELL = 4
 WIDTH = 56
 DILATIONS = (1, 2, 4, 1, 2, 4)
 PRESENT_CELLS = 1.5
-"""Cells a colour must cover to count as an object; the smallest legal objects cover about three."""
+"""Cells a color must cover to count as an object; the smallest legal objects cover about three."""
 
 Objects = Mapping[str, tuple[str, tuple[float, float]]]
 """color -> (shape, (x, y)); x to the right and y downwards, both 0..1 over the picture."""

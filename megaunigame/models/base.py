@@ -192,11 +192,11 @@ class UnifiedModel(nn.Module, ABC):
         guidance: float,
         temperature: float,
         generator: torch.Generator,
-        disturb: Callable[[Tensor], Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Generate the pictures of a generate pass (its targets are not read): (B, 3, H, W) in [-1, 1].
 
-        `disturb` maps the embedding (B, 1, D) of what was just drawn to what is added to it before it is read; where nothing
+        `perturb` maps the embedding (B, 1, D) of what was just drawn to what is added to it before it is read; where nothing
         is drawn token by token, the hidden states (B, N, D) of the picture.
         Makes a fixed number of model calls whatever the data, so ranks stay in lockstep.
         """

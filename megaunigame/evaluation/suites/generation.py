@@ -1,7 +1,7 @@
-"""Captions to pictures, judged by an oracle that knows what a scene should show.
+"""Captions to pictures, scored by an oracle that knows what a scene should show.
 
-The same oracle also judges the real images and their copies through the image tokenizer. No generated picture can be
-better than the copies, so their score is the ceiling that the score of the model is read against.
+The oracle also scores the real images and their copies through the image tokenizer. No generated picture can be better than
+the copies, so their score is the ceiling of the model's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Item(Item):
 
 @dataclass(frozen=True)
 class _Judged:
-    """What the oracle sees in the pictures of one sample, and what it should see."""
+    """What the oracle finds in the pictures of one sample, and what it should find."""
 
     position: int
     found: dict[str, Objects]
@@ -128,7 +128,7 @@ def _summary(judged: Sequence[_Judged]) -> tuple[dict[str, float], dict[str, Any
     if ceiling > 0:
         metrics["share_of_ceiling"] = scores[GENERATED].object_accuracy / ceiling
     columns = [
-        *("picture", "pictures", "objects right (%)", "colour present (%)", "all exact (%)", "relations right (%)"),
+        *("picture", "pictures", "objects right (%)", "color present (%)", "all exact (%)", "relations right (%)"),
         "extra objects per picture",
     ]
     rows = [_score_row(name, len(judged), scored) for name, scored in scores.items()]

@@ -1,4 +1,4 @@
-"""Questions about held-out images: accuracy per kind beside chance and majority, consistency over adversarial pairs."""
+"""Questions about held-out images: accuracy per kind with chance and majority, consistency over adversarial pairs."""
 
 from __future__ import annotations
 

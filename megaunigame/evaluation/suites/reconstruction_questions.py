@@ -2,7 +2,7 @@
 
 The same questions are asked about four pictures: the real image, its copy through the image tokenizer (the ceiling of
 any generated picture), the model's own image-conditioned reconstruction, and the real image of another sample. The last
-is the control: an accuracy that an unrelated image reaches as well is no evidence of seeing anything.
+is the control: an accuracy that an unrelated image also reaches is not evidence of seeing anything.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ReconstructionQuestions(Suite):
     @dataclass
     class Config(AskingConfig, DrawingConfig):
         prompt: str = "draw this image again ."
-        """Asks for the reconstruction; the wording the model was trained with."""
+        """Prompt of the reconstruction, in the wording of the training."""
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         c = self.config

@@ -141,8 +141,8 @@ class CodeModel(CausalModel):
         guidance: float,
         temperature: float,
         generator: torch.Generator,
-        disturb: Callable[[Tensor], Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
         pick = picker(temperature, generator)
-        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, perturb=disturb))
+        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, perturb=perturb))

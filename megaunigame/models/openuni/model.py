@@ -219,18 +219,18 @@ class OpenUni(CausalModel):
         guidance: float,
         temperature: float,
         generator: torch.Generator,
-        disturb: Callable[[Tensor], Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance.
 
-        A flow draws by its starting noise, whose scale was fixed in training: `temperature` plays no part. `disturb` maps
+        A flow draws by its starting noise, whose scale was fixed in training: `temperature` plays no part. `perturb` maps
         the hidden states (B, N, D) to what is added to them.
         """
         with evaluating(self):
             hidden = self._sample_states(inputs, guided=guidance != 1)
-            if disturb is not None:
+            if perturb is not None:
                 rows = len(inputs.tokens)
-                hidden[:rows] += disturb(hidden[:rows]).to(hidden.dtype)
+                hidden[:rows] += perturb(hidden[:rows]).to(hidden.dtype)
             shape = (len(inputs.tokens), *self.config.latent_shape)
             start = torch.randn(shape, generator=generator, device=generator.device).to(hidden.device)
             return self.decode_target(self.sample_latents(start, self.condition(hidden), guidance))

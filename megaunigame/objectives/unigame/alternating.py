@@ -1,7 +1,7 @@
 """Alternating (the paper): the adversary moves while the learner is frozen, then the learner.
 
-The sources are redrawn before the learner's passes. Or the learner's own generate pass has drawn them (`redraw`), and the
-attack follows it, before the understand pass of the same micro-step.
+By default the sources are redrawn before the learner's passes. With `redraw`, the learner's generate pass redraws them, and
+the attack comes between it and the understand pass of the same micro-step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megaunigame.step.requests import UNDERSTAND
 
 
 class Alternating(Game):
-    """The adversary takes gradients of passes that are its alone."""
+    """The adversary gets its gradients from its own passes."""
 
     def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
         attack, redrawn = self.rehearsed(micro)

@@ -1,4 +1,4 @@
-"""What both modes of the game share: the adversary, its penalties and updates, the hard buffer, pictures for the report."""
+"""Common parts of both modes of the game: adversary, penalties, updates, hard buffer, pictures for the report."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 
 HARD, ADVERSARIAL = "hard", "adversarial"
 PENALTY = "adversary_penalty"
-"""Loss term: what the adversary pays, mean over the attacked pictures of all ranks."""
+"""Loss term: penalties of the adversary, mean over the attacked pictures of all ranks."""
 FILE, HEADER = "unigame.safetensors", "unigame"
 PURPOSES = {"adversary": 1, "attack": 2, "harvest": 3, "draw": 4, "replay": 5}
-"""What a random stream is for -> its number among the parts of a seed."""
+"""Purpose of a random stream -> its number in the seed."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Round:
     drawn: list[np.ndarray]
     """Per micro-step: the records of the buffer that are replayed."""
     attacks: bool
-    """Whether this step attacks at all."""
+    """Whether this step attacks."""
     gradients: list[Tensor]
     """Of the adversary's parameters, summed over micro-steps."""
     penalty: Tensor
@@ -81,7 +81,7 @@ class Game(Player):
         """`redrawn_by`: the learner's generate term that redraws the sources; None: the attack does."""
         self.config, self.redrawn_by, self.stage = config, redrawn_by, stage
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(stage.seed, PURPOSES["adversary"]))  # every rank draws the same adversary
+            torch.manual_seed(derive(stage.seed, PURPOSES["adversary"]))  # the same initial adversary on every rank
             self.adversary = kind(adversary_config, stage.model.token_width).to(stage.world.device)
         self.parameters = list(self.adversary.parameters())
         self.optimizer = ReplicatedAdamW(self.parameters, clip=config.clip_norm, weight_decay=config.weight_decay)
@@ -114,7 +114,7 @@ class Game(Player):
 
     @abstractmethod
     def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
-        """Attack the sources of one micro-step; `redrawn` where the learner's own pass has drawn them."""
+        """Attack the sources of one micro-step; `redrawn` if the learner's own pass redrew them."""
 
     def before_learner(self, step: Step) -> None:
         attacks = step.number % self.config.every == 0
@@ -157,10 +157,8 @@ class Game(Player):
         shown, self.round.shown = self.round.shown, []
         return shown
 
-    # Parts of an attack
-
     def perturbed(self, attack: Attack, step: int, micro: int, redrawn: Redrawn | None) -> Attacked:
-        """The attacked questions, inside `aside`; they carry the gradient to an adversary that learns."""
+        """The attacked questions, called inside `aside`; differentiable with respect to an adversary that learns."""
         return self.path.attack(self.stage.model, attack, self._generator("attack", step, micro), redrawn)
 
     def update(self, step: Step) -> None:
@@ -177,7 +175,7 @@ class Game(Player):
         return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.round.pictures
 
     def penalties(self, attack: Attack, attacked: Attacked) -> Tensor:
-        """(B,) of each attacked picture."""
+        """(B,): the penalty of each attacked picture."""
         p, delta = self.config.penalties, attacked.delta
         rows = p.l2 * delta.square().mean((1, 2)) + p.tv * (delta[:, 1:] - delta[:, :-1]).square().mean((1, 2))
         rows = rows + p.gate * (self.adversary.eps / self.adversary.config.eps_max).square()
@@ -198,7 +196,7 @@ class Game(Player):
         """On every `pictures_every`-th step that attacks, pictures for the report. The same calls on every rank."""
         attacks = step.number // self.config.every + 1
         if micro.number == 0 and self.config.pictures_every and attacks % self.config.pictures_every == 0:
-            with self.stage.aside():  # once more: the calls belong to none of the passes around them
+            with self.stage.aside():  # entered again: its calls are not part of the passes around them
                 panels = attack_panels(self.stage.model, self.path, attack, attacked, pictures)
             self.round.shown = panels[: self.config.pictures]
 
@@ -207,14 +205,14 @@ class Game(Player):
         return Round(drawn, attacks, [torch.zeros_like(p) for p in self.parameters], nothing)
 
     def attack_of(self, micro: MicroStep) -> Attack:
-        """Where the loader left it."""
+        """The attack of a micro-step, on the device of its inputs."""
         return attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption")
 
     def _lr(self, step: Step) -> float:
         return self.config.ratio * step.lr
 
     def _put_hard_rows(self, step: Step) -> list[np.ndarray]:
-        """Rows from this rank's buffer into the hard slots of every micro-step; slots without one stay dummies."""
+        """Put records of this rank's buffer into the hard rows of every micro-step; the others stay dummies."""
         drawn = [np.zeros(0, np.int64)] * len(step.micro_steps)
         if not self.config.hard_rows:
             return drawn
@@ -228,7 +226,7 @@ class Game(Player):
         return drawn
 
     def _generator(self, purpose: str, step: int, micro: int) -> torch.Generator:
-        """Randomness of one attack, from where we are in the run alone."""
+        """Randomness of one attack, a function of seed, step, micro-step, rank and purpose."""
         world = self.stage.world
         seed = derive(self.stage.seed, step, micro, world.rank, PURPOSES[purpose])
         device = "cpu" if world.device.type == "meta" else world.device
@@ -237,7 +235,7 @@ class Game(Player):
     # Rehearsal
 
     def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redrawn | None]:
-        """The largest attack, on the device, and what the learner's own pass has drawn, whose graph then lies in memory."""
+        """The largest attack, on the device, and the redrawn pictures of the learner's own pass, with its graph in memory."""
         widest = self.stage.plan.widest(GENERATE)
         at = None if self.redrawn_by is None else widest.slots(GENERATE, self.redrawn_by)
         attack = attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption", at=at)
