@@ -1,4 +1,4 @@
-"""Copying weights into a plain (not partitioned) model. The training engine has its own way, tensor by tensor."""
+"""Copying weights into a plain (not partitioned) model. The training engine loads in its own way, tensor by tensor."""
 
 from __future__ import annotations
 
