@@ -47,7 +47,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class _Asked(Item):
+class _SheetItem(Item):
     sheet: Sheet
 
 
@@ -90,10 +90,10 @@ def _positions(inputs: PassInputs, sheets: Sequence[Sheet]) -> list[list[Tensor]
     return [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
 
 
-def _item(sheet: Sheet) -> _Asked:
+def _item(sheet: Sheet) -> _SheetItem:
     turns = [(question.text, question.reference) for question in sheet.questions]
     row = UnderstandRow([] if sheet.image is None else [sheet.image], turns, independent=True)
-    return _Asked(sheet.position, sheet.sample.key, row, sheet)
+    return _SheetItem(sheet.position, sheet.sample.key, row, sheet)
 
 
 def _score(

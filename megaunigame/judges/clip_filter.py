@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.judges.clip import FrozenClip, clip_elements
+from megaunigame.judges.clip import FrozenClip
 from megaunigame.settings import between, one_of
 
 DEFAULT_TAU = {"image": 0.6, "text": 0.3}
@@ -40,11 +40,6 @@ class ClipFilter(FrozenClip):
         self.compare = config.compare
         self.tau = DEFAULT_TAU[config.compare] if config.tau is None else config.tau
         super().__init__(config.model, config.pretrained, config.compare == "text", device)
-
-    @staticmethod
-    def elements(config: ClipConfig) -> int:
-        """Elements of its network, from the architecture alone. Raises ConfigError for an unknown one."""
-        return clip_elements(config.model)
 
     def similarity(self, pictures: Tensor, sources: Tensor | None = None, texts: list[str] | None = None) -> Tensor:
         """(B,) float32 cosine in [-1, 1] of each picture with its source (`compare: image`) or its text (`compare: text`).

@@ -8,7 +8,7 @@ pictures after the image tokenizer is the ceiling of every generation score: pri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,6 @@ class Scores:
     """Objects found but not in the truth, per image."""
     relation: float
     """Left-right relations of the truth that hold; an object that was not found breaks them. NaN without any."""
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 class Oracle(nn.Module):
@@ -132,7 +129,7 @@ def score(
 ) -> Scores:
     """Compare the objects found in each picture with the true ones.
 
-    `relations[i]` lists pairs (color on the left, color on the right) that picture i must fulfil, such as those its
+    `relations[i]` lists pairs (color on the left, color on the right) that must hold in picture i, such as those its
     caption states; None: no relations are scored.
     """
     relations = relations or [[] for _ in truth]

@@ -54,5 +54,5 @@ class Objective(ABC):
         """Called before the model in `folder` is loaded. Raises ConfigError when it cannot do what the objective needs."""
 
     def player(self, stage: Stage) -> Player | None:
-        """What it does in the step, once the model is built; None: nothing."""
+        """Its player, built after the model; None: it does nothing in the step."""
         return None

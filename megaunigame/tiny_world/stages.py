@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def _oracle(settings: StageSettings) -> dict[str, Any]:
     tokenizer = load_tokenizer(settings.out)
     oracle = train_oracle(load_scenes(settings.data / "train"), tokenizer, settings.out, settings.loop("oracle"))
     scores = evaluate_oracle(oracle, tokenizer, load_scenes(settings.data / "val", limit=512))
-    return {"steps": settings.loop("oracle").steps, "val": {name: s.as_dict() for name, s in scores.items()}}
+    return {"steps": settings.loop("oracle").steps, "val": {name: asdict(s) for name, s in scores.items()}}
 
 
 def _folder(settings: StageSettings) -> dict[str, Any]:

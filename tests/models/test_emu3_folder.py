@@ -178,7 +178,7 @@ def test_folders_that_cannot_be_used_are_refused(emu3_path, tmp_path):
     vision.write_text("{}")
     with pytest.raises(ModelError, match="vision_tokenizer/config.json has no 'codebook_size'"):
         read_config(written())
-    with pytest.raises(ModelError, match="asks for rope_scaling"):
+    with pytest.raises(ModelError, match="has rope_scaling"):
         read_config(written(rope_scaling={"type": "linear"}))
     copied(emu3_path, tmp_path)
     (tmp_path / "processor_config.json").write_text('{"image_size": 18}')

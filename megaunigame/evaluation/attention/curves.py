@@ -74,7 +74,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SampleShares:
     position: int
     keys: Tensor
     """(L,)."""
@@ -116,17 +116,17 @@ def _shares(
     settings: Measuring,
     taps: Taps,
     progress: bool,
-) -> list[_Found]:
+) -> list[_SampleShares]:
     """Measurements of this rank's samples."""
     built = together(world, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
     items = [Item(position, key, row) for position, key, row in built if row is not None]
-    found: list[_Found] = []
+    found: list[_SampleShares] = []
     for present, inputs in batches(model, world, items, pass_name, settings.batch, progress=pass_name if progress else ""):
         inputs = dataclasses.replace(inputs, taps=taps)
         counted = measurable(pass_name, inputs, taps)
         shares = model(pass_name, inputs.to(world.device)).attention
         of_keys, of_first = shares.keys.cpu(), shares.first.cpu()
-        found += [_Found(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
+        found += [_SampleShares(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
     return found
 
 

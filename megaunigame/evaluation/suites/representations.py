@@ -30,7 +30,7 @@ DRAWN, TOKENIZER, UNRELATED = "drawn", "through tokenizer", "unrelated image"
 
 
 @dataclass(frozen=True)
-class _Scored:
+class _SampleScore:
     position: int
     agreement: dict[str, float]
 
@@ -87,7 +87,7 @@ class Representations(Suite):
 
     def _draw(
         self, model: UnifiedModel, world: World, name: str, representation: Representation, panels: dict[int, Panel]
-    ) -> list[_Scored]:
+    ) -> list[_SampleScore]:
         """Scores of this rank's samples; some pictures are added to `panels` (position -> panel)."""
         c = self.config
         samples = read_share(self.index, c.limit, world)
@@ -95,7 +95,7 @@ class Representations(Suite):
         asked, unrelated = together(world, self._items, samples, others, name, representation)
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         images = {position: sample.image for position, sample in samples if sample.image is not None}
-        scored: list[_Scored] = []
+        scored: list[_SampleScore] = []
         both = (batches(model, world, items, GENERATE, c.batch, takes_source=True) for items in (asked, unrelated))
         for (present, inputs), (_, other) in zip(*both, strict=True):
             inputs = inputs.to(world.device)
@@ -107,7 +107,9 @@ class Representations(Suite):
                 UNRELATED: to_bytes(other.targets),
             }
             for i, item in enumerate(present):
-                scored.append(_Scored(item.position, {k: representation.agreement(p[i], truth[i]) for k, p in made.items()}))
+                scored.append(
+                    _SampleScore(item.position, {k: representation.agreement(p[i], truth[i]) for k, p in made.items()})
+                )
                 if item.position < c.pictures:
                     shown = {"source": images[item.position], f"{name} true": truth[i], f"{name} drawn": made[DRAWN][i]}
                     panel = panels.setdefault(item.position, Panel(item.key, {}, position=item.position))

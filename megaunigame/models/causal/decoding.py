@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from megaunigame.models.causal import masks
-from megaunigame.step.inputs import PassInputs
 
 if TYPE_CHECKING:
     from megaunigame.models.causal.model import CausalModel
@@ -44,23 +43,6 @@ class CachedReader:
     def _read(self, embeds: Tensor, mask: Tensor) -> Tensor:
         read = self.language_model(inputs_embeds=embeds, attention_mask=mask, past_key_values=self.cache, use_cache=True)
         return read.last_hidden_state[:, -1]
-
-
-@torch.no_grad()
-def answer(model: CausalModel, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
-    """(B, max_new_tokens) greedy tokens; a row that has ended repeats the end token."""
-    end = model.processor.eos_id
-    with evaluating(model):
-        reader = CachedReader(model, inputs.attention)
-        hidden = reader.prompt(model.embed(inputs))
-        ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        tokens: list[Tensor] = []
-        for _ in range(max_new_tokens):
-            if tokens:
-                hidden = reader.token(model.language_model.embed_tokens(tokens[-1]))
-            tokens.append(model.lm_head(hidden).argmax(-1).masked_fill(ended, end))
-            ended = ended | (tokens[-1] == end)
-    return torch.stack(tokens, dim=1)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ SLICE_ELEMENTS = 1 << 25
 """Logits held at a time, and weights they are computed from: 128 MiB in float32."""
 
 
-class Scored(NamedTuple):
+class TokenScores(NamedTuple):
     """Losses and predictions at labeled positions. A tuple, because the engine hooks the tensors of tuples."""
 
     losses: Tensor
@@ -34,7 +34,7 @@ class Scored(NamedTuple):
     """(P,) int64: the token of the largest logit."""
 
 
-class Expected(NamedTuple):
+class ExpectedRows(NamedTuple):
     """Expectation at positions over a table with one row per token."""
 
     likeliest: Tensor
@@ -51,7 +51,7 @@ class TokenHead(nn.Linear):
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, labels: Tensor | None = None, ids: slice | None = None, table: Tensor | None = None
-    ) -> Tensor | Scored | Expected:
+    ) -> Tensor | TokenScores | ExpectedRows:
         """Logits (..., V) of hidden states (..., D); of the tokens `ids` alone when given.
 
         Instead of logits: with `labels` (P,), the losses of hidden states (P, D); with `table` (V, C), a constant, the
@@ -59,10 +59,10 @@ class TokenHead(nn.Linear):
         only here.
         """
         if labels is not None:
-            return Scored(*_SlicedCrossEntropy.apply(hidden, self.weight, labels))
+            return TokenScores(*_SlicedCrossEntropy.apply(hidden, self.weight, labels))
         ids = slice(0, len(self.weight)) if ids is None else ids
         if table is not None:
-            return Expected(*_SlicedMean.apply(hidden, self.weight, ids, table))
+            return ExpectedRows(*_SlicedMean.apply(hidden, self.weight, ids, table))
         return F.linear(hidden, self.weight[ids])
 
 

@@ -19,8 +19,8 @@ from megaunigame.attention.positions import first_token, image_tokens, prompt_te
 from megaunigame.attention.queries import answers, drawn_tokens
 from megaunigame.attention.taps import Tap
 from megaunigame.errors import ModelError
-from megaunigame.models.causal import decoding as causal_decoding
 from megaunigame.models.causal import masks
+from megaunigame.models.causal.decoding import CachedReader, evaluating
 from megaunigame.models.causal.gradient_scale import scale_gradient
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.family import Family
@@ -196,9 +196,21 @@ class CausalModel(Family):
         """(B, S): K of a generate pass."""
         return prompt_text(inputs, taps)
 
+    @torch.no_grad()
     def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
-        return causal_decoding.answer(self, inputs, max_new_tokens=max_new_tokens)
+        end = self.processor.eos_id
+        with evaluating(self):
+            reader = CachedReader(self, inputs.attention)
+            hidden = reader.prompt(self.embed(inputs))
+            ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+            tokens: list[Tensor] = []
+            for _ in range(max_new_tokens):
+                if tokens:
+                    hidden = reader.token(self.language_model.embed_tokens(tokens[-1]))
+                tokens.append(self.lm_head(hidden).argmax(-1).masked_fill(ended, end))
+                ended = ended | (tokens[-1] == end)
+        return torch.stack(tokens, dim=1)
 
     def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
         """Adapters on the linear layers of the language model called `targets`; every other parameter is frozen."""

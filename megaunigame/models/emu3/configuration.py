@@ -62,7 +62,7 @@ def read_config(path: str | Path) -> Emu3Config:
 def from_official(language: dict[str, Any], file: Path, vision: dict[str, Any], vision_file: Path) -> Emu3Config:
     """From the two released configurations; the files are named in errors."""
     if language.get("rope_scaling"):
-        raise ModelError(f"{file} asks for rope_scaling {language['rope_scaling']}; no release of Emu3 has any.")
+        raise ModelError(f"{file} has rope_scaling {language['rope_scaling']}; no release of Emu3 has it.")
     try:
         text = {key: language[key] for key in OFFICIAL_LANGUAGE}
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": language["rope_theta"]}

@@ -7,8 +7,6 @@ vision-only loss these are. Unlike there, codes are made inside the pass, from p
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +45,7 @@ class Emu3(CodeModel):
     configuration = staticmethod(read_config)
     open_processor = Emu3Processor.from_folder
     files = staticmethod(tensor_files)
+    write_settings = staticmethod(write_settings)
 
     config: Emu3Config
     processor: Emu3Processor
@@ -62,11 +61,6 @@ class Emu3(CodeModel):
             language_model.embed_tokens = TokenEmbedding(text.vocab_size, text.hidden_size, text.pad_token_id)
             head = TokenHead(text.hidden_size, text.vocab_size)
         return {"model": nn.ModuleDict({"text_model": language_model}), "lm_head": head}
-
-    @classmethod
-    def write_settings(cls, path: str, out: Path) -> None:
-        """config.json in the Hugging Face form; the other small files unchanged."""
-        write_settings(path, out)
 
     def build_frozen(self) -> VisionTokenizer:
         """The vision tokenizer, its weights not loaded."""

@@ -62,7 +62,7 @@ def from_official(raw: dict[str, Any], file: Path) -> JanusConfig:
         raise ModelError(f"{file} names the vision tower {tower!r}; known towers: {', '.join(TOWERS)}.")
     projectors = {p.get("projector_type") for p in (aligner, generation_aligner)}
     if projectors != {"mlp_gelu"}:
-        raise ModelError(f"{file} asks for projectors {sorted(map(str, projectors))}; Janus-Pro has 'mlp_gelu' only.")
+        raise ModelError(f"{file} has projectors {sorted(map(str, projectors))}; Janus-Pro has only 'mlp_gelu'.")
     sizes = TOWERS[tower]
     side = vision["image_size"] // sizes["patch_size"]
     return JanusConfig(

@@ -20,7 +20,7 @@ from megaunigame.models.weights.tensor_files import TensorFiles
 TRANSFORMER = "transformer."
 
 
-class Assembled:
+class MergedWeights:
     """Several weights as one (implements `Weights`); a later part overrides the names of an earlier one."""
 
     def __init__(self, parts: list[RenamedWeights], given: Mapping[str, Tensor]):
@@ -55,7 +55,7 @@ def assemble(
     if openuni is not None:
         model, frozen = KEYS.open(TensorFiles([openuni]), openuni)
         parts += [model, frozen.prefixed(AUTOENCODER)]
-    whole = Assembled(parts, fresh_bridge(config, seed) if openuni is None else {})
+    whole = MergedWeights(parts, fresh_bridge(config, seed) if openuni is None else {})
     with torch.device("meta"):
         modules = nn.ModuleDict(trained_parts(config) | {AUTOENCODER.removesuffix("."): autoencoder(config)})
     expected = {name: tensor.shape for name, tensor in modules.state_dict().items()}

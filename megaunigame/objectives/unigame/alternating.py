@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.game import PENALTY, Game
-from megaunigame.objectives.unigame.paths import Redrawn
+from megaunigame.objectives.unigame.paths import Redraw
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import UNDERSTAND
 
@@ -29,7 +29,7 @@ class Alternating(Game):
             losses = self.stage.model(UNDERSTAND, attacked.question).loss_sum
             if self.adversary.learns:
                 torch.autograd.grad(losses.sum() + penalty, self.parameters, allow_unused=True)
-        self.pool.rehearse()
+        self.pool.buffer.rehearse(self.stage.world)
         return ()
 
     def before_learner(self, step: Step) -> None:
@@ -39,7 +39,7 @@ class Alternating(Game):
                 self.attack(step, micro, None)
             self.update(step)
 
-    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redraw | None) -> None:
         """Attack one micro-step, add the adversary's gradient, offer the results to the pool."""
         attack = self.attack_of(micro).to(self.stage.world.device)
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):

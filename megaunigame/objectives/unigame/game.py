@@ -20,12 +20,13 @@ from torch import Tensor
 from megaunigame.adversary.base import Adversary
 from megaunigame.adversary.optimizer import ReplicatedAdamW
 from megaunigame.errors import CheckpointError
+from megaunigame.judges.clip import clip_elements
 from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.objectives.player import Player, Stage
 from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.attack import QUESTION, Attack, attack_of
 from megaunigame.objectives.unigame.panels import attack_panels
-from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
+from megaunigame.objectives.unigame.paths import AttackResult, Redraw, build_path
 from megaunigame.objectives.unigame.pool import Pool
 from megaunigame.objectives.unigame.redraw import redrawn_in
 from megaunigame.objectives.unigame.settings import Settings
@@ -105,7 +106,7 @@ class Game(Player):
         adversary = 16 * sum(p.numel() for p in self.parameters)  # with gradients and two moments, in float32
         if self.config.clip is None:
             return {"adversary": adversary}
-        return {"adversary": adversary, "CLIP": 4 * ClipFilter.elements(self.config.clip)}
+        return {"adversary": adversary, "CLIP": 4 * clip_elements(self.config.clip.model)}
 
     def host_bytes(self) -> dict[str, int]:
         return {"hard buffer": self.pool.buffer.most_bytes}
@@ -113,7 +114,7 @@ class Game(Player):
     # The round
 
     @abstractmethod
-    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redraw | None) -> None:
         """Attack the sources of one micro-step; `redrawn` if the learner's own pass redrew them."""
 
     def before_learner(self, step: Step) -> None:
@@ -157,7 +158,7 @@ class Game(Player):
         shown, self.round.shown = self.round.shown, []
         return shown
 
-    def perturbed(self, attack: Attack, step: int, micro: int, redrawn: Redrawn | None) -> Attacked:
+    def perturbed(self, attack: Attack, step: int, micro: int, redrawn: Redraw | None) -> AttackResult:
         """The attacked questions, called inside `aside`; differentiable with respect to an adversary that learns."""
         return self.path.attack(self.stage.model, attack, self._generator("attack", step, micro), redrawn)
 
@@ -169,12 +170,12 @@ class Game(Player):
         if not math.isfinite(self.grad_norm) and self.stage.world.is_main:
             log.warning("The adversary's gradient of step %d is not finite; it was not updated.", step.number + 1)
 
-    def penalty_share(self, attack: Attack, attacked: Attacked) -> Tensor:
+    def penalty_share(self, attack: Attack, attacked: AttackResult) -> Tensor:
         """(): this rank's share of the penalties, a mean over the attacked pictures of all ranks."""
         rows = self.penalties(attack, attacked)
         return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.round.pictures
 
-    def penalties(self, attack: Attack, attacked: Attacked) -> Tensor:
+    def penalties(self, attack: Attack, attacked: AttackResult) -> Tensor:
         """(B,): the penalty of each attacked picture."""
         p, delta = self.config.penalties, attacked.delta
         rows = p.l2 * delta.square().mean((1, 2)) + p.tv * (delta[:, 1:] - delta[:, :-1]).square().mean((1, 2))
@@ -183,7 +184,7 @@ class Game(Player):
             rows = rows + p.clip * (self.clip.tau - self.pool.similarity(attack, attacked.pictures)).clamp(min=0)
         return rows
 
-    def mine(self, step: Step, micro: MicroStep, attack: Attack, attacked: Attacked, losses: Tensor) -> Tensor:
+    def mine(self, step: Step, micro: MicroStep, attack: Attack, attacked: AttackResult, losses: Tensor) -> Tensor:
         """Inside `aside`: offer the candidates of one micro-step, given loss sums (B,). Returns one per row, (B, 3, H, W)."""
         before = attacked.passes
         generator = self._generator("harvest", step.number, micro.number)
@@ -192,7 +193,7 @@ class Game(Player):
         self.pool.mine(attack, attacked, pictures, sums, micro.aside[QUESTION], step.number)
         return pictures[0]
 
-    def show(self, step: Step, micro: MicroStep, attack: Attack, attacked: Attacked, pictures: Tensor) -> None:
+    def show(self, step: Step, micro: MicroStep, attack: Attack, attacked: AttackResult, pictures: Tensor) -> None:
         """On every `pictures_every`-th step that attacks, pictures for the report. The same calls on every rank."""
         attacks = step.number // self.config.every + 1
         if micro.number == 0 and self.config.pictures_every and attacks % self.config.pictures_every == 0:
@@ -234,7 +235,7 @@ class Game(Player):
 
     # Rehearsal
 
-    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redrawn | None]:
+    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redraw | None]:
         """The largest attack, on the device, and the redrawn pictures of the learner's own pass, with its graph in memory."""
         widest = self.stage.plan.widest(GENERATE)
         at = None if self.redrawn_by is None else widest.slots(GENERATE, self.redrawn_by)
@@ -250,7 +251,7 @@ class Game(Player):
     # Checkpoints
 
     def save(self, folder: Path) -> None:
-        self.pool.save(folder)
+        self.pool.buffer.save(folder)
         if self.stage.world.is_main:
             tensors = {f"adversary.{name}": value for name, value in self.adversary.state_dict().items()}
             tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
@@ -273,7 +274,7 @@ class Game(Player):
         self.adversary.load_state_dict(_under("adversary.", tensors))
         self.optimizer.load_tensors(_under("optimizer.", tensors))
         self.pool.load_state_dict(header["pool"])
-        self.pool.load(folder)
+        self.pool.buffer.load(folder)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.unigame.attack import Attack
-from megaunigame.objectives.unigame.paths import Attacked, AttackPath
+from megaunigame.objectives.unigame.paths import AttackPath, AttackResult
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.step.inputs import IGNORE, PassInputs
 from megaunigame.step.requests import UNDERSTAND
@@ -18,7 +18,9 @@ GAIN = 10
 
 
 @torch.no_grad()
-def attack_panels(model: UnifiedModel, path: AttackPath, inputs: Attack, attacked: Attacked, pictures: Tensor) -> list[Panel]:
+def attack_panels(
+    model: UnifiedModel, path: AttackPath, inputs: Attack, attacked: AttackResult, pictures: Tensor
+) -> list[Panel]:
     """One line per real row, for `pictures` (B, 3, H, W) in [-1, 1]. The same model calls on every rank."""
     plain = path.unperturbed(model, inputs, attacked)
     before = _answers(model, inputs.question)

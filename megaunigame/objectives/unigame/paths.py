@@ -28,7 +28,7 @@ from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
-class Redrawn(NamedTuple):
+class Redraw(NamedTuple):
     """Output of the generate pass for the source pictures, teacher forced; without gradient."""
 
     hidden: Tensor
@@ -38,7 +38,7 @@ class Redrawn(NamedTuple):
 
 
 @dataclass
-class Attacked:
+class AttackResult:
     """Result of an attack on one micro-batch. `question` and `delta` are differentiable with respect to the adversary."""
 
     question: PassInputs
@@ -51,7 +51,7 @@ class Attacked:
     """(B, 3, H, W) in [-1, 1]: what the learner sees; differentiable on the decoder path."""
     passes: int
     """Forwards through the language model."""
-    redrawn: Redrawn | None = None
+    redrawn: Redraw | None = None
     """What was perturbed, on the decoder path."""
 
 
@@ -65,11 +65,11 @@ class AttackPath(ABC):
 
     @abstractmethod
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
-    ) -> Attacked:
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+    ) -> AttackResult:
         """Attack the source pictures of one micro-batch; `redrawn` if the learner's own pass redrew them."""
 
-    def unperturbed(self, model: UnifiedModel, inputs: Attack, attacked: Attacked) -> Tensor:
+    def unperturbed(self, model: UnifiedModel, inputs: Attack, attacked: AttackResult) -> Tensor:
         """(B, 3, H, W) in [-1, 1]: the pictures without a perturbation."""
         assert inputs.redraw.targets is not None
         return inputs.redraw.targets
@@ -79,7 +79,7 @@ class AttackPath(ABC):
         return question
 
     def harvest(
-        self, model: UnifiedModel, inputs: Attack, attacked: Attacked, losses: Tensor, generator: torch.Generator
+        self, model: UnifiedModel, inputs: Attack, attacked: AttackResult, losses: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Candidates for the buffer: pictures (K, B, 3, H, W) in [-1, 1] and loss sums (K, B); most paths have K = 1."""
         return attacked.pictures.detach().unsqueeze(0), losses.detach().unsqueeze(0)
@@ -103,13 +103,13 @@ class DecoderPath(AttackPath):
         self.anchored = anchored
 
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
-    ) -> Attacked:
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+    ) -> AttackResult:
         passes = 0
         if redrawn is None:
             with torch.no_grad():
                 seen = model(GENERATE, inputs.redraw)
-            redrawn, passes = Redrawn(seen.hidden, seen.target), 1
+            redrawn, passes = Redraw(seen.hidden, seen.target), 1
         hidden, anchor = redrawn.hidden, self._anchor(redrawn)
 
         def question_of(delta: Tensor) -> PassInputs:
@@ -118,13 +118,13 @@ class DecoderPath(AttackPath):
         delta = self._perturb(model, hidden.float(), question_of, generator)
         decoded = model.decode(hidden, delta, anchor)
         question = about(model, inputs.question, decoded.pixels)
-        return Attacked(question, delta, decoded.changed, decoded.pixels, passes + self.calls, redrawn)
+        return AttackResult(question, delta, decoded.changed, decoded.pixels, passes + self.calls, redrawn)
 
-    def unperturbed(self, model: UnifiedModel, inputs: Attack, attacked: Attacked) -> Tensor:
+    def unperturbed(self, model: UnifiedModel, inputs: Attack, attacked: AttackResult) -> Tensor:
         assert attacked.redrawn is not None
         return model.decode(attacked.redrawn.hidden, None, self._anchor(attacked.redrawn)).pixels
 
-    def _anchor(self, redrawn: Redrawn) -> Tensor | None:
+    def _anchor(self, redrawn: Redraw) -> Tensor | None:
         return redrawn.target if self.anchored else None
 
 
@@ -132,12 +132,12 @@ class EmbeddingPath(AttackPath):
     """On the tokens the language model reads. No picture shows it: the buffer keeps sources, attacked again on replay."""
 
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
-    ) -> Attacked:
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+    ) -> AttackResult:
         question, delta = self._perturb_question(model, inputs.question, generator)
         assert inputs.redraw.targets is not None
         unchanged = delta.new_zeros(len(delta))
-        return Attacked(question, delta, unchanged, inputs.redraw.targets, passes=self.calls)
+        return AttackResult(question, delta, unchanged, inputs.redraw.targets, passes=self.calls)
 
     def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
         attacked, _ = self._perturb_question(model, question, generator)
@@ -170,7 +170,7 @@ class SampledPath(EmbeddingPath):
         return question  # the buffer holds attacked pictures already
 
     def harvest(
-        self, model: UnifiedModel, inputs: Attack, attacked: Attacked, losses: Tensor, generator: torch.Generator
+        self, model: UnifiedModel, inputs: Attack, attacked: AttackResult, losses: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         drawn: list[Tensor] = []
         sums: list[Tensor] = []

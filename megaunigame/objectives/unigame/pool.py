@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.objectives.player import Stage
 from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.attack import Attack
-from megaunigame.objectives.unigame.paths import Attacked
+from megaunigame.objectives.unigame.paths import AttackResult
 from megaunigame.objectives.unigame.settings import BufferSettings
 from megaunigame.objectives.unigame.tally import Tally, Totals
 from megaunigame.replay.hard_buffer import HardBuffer, MergeReport
@@ -54,7 +53,7 @@ class Pool:
     def mine(
         self,
         attack: Attack,
-        attacked: Attacked,
+        attacked: AttackResult,
         pictures: Tensor,
         losses: Tensor,
         question: PassInputs,
@@ -104,10 +103,6 @@ class Pool:
         if len(indices):
             self.replayed.append((indices, losses))
 
-    def rehearse(self) -> None:
-        """Collective: the calls of a merge, without one."""
-        self.buffer.rehearse(self.stage.world)
-
     def merge(self, step: int) -> None:
         """Collective: move the hardest candidates of all ranks into the buffer."""
         self.merged = self.buffer.merge(self.stage.world, self.settings.percentile, step, self.settings.max_age)
@@ -138,14 +133,6 @@ class Pool:
             if math.isfinite(self.merged.threshold):
                 metrics[names.BUFFER_THRESHOLD] = self.merged.threshold
         return metrics | (total.metrics(filtered=self.clip is not None) if attacked else {})
-
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the buffer."""
-        self.buffer.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """Read this rank's part of the saved buffers."""
-        self.buffer.load(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """State that is equal on all ranks, as JSON values."""

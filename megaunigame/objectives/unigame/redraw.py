@@ -7,7 +7,7 @@ so an anchored attack starts from the same codes in every case.
 from __future__ import annotations
 
 from megaunigame.errors import ConfigError
-from megaunigame.objectives.unigame.paths import Redrawn
+from megaunigame.objectives.unigame.paths import Redraw
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.registry import unknown
 from megaunigame.step.inputs import PassOutput
@@ -48,7 +48,7 @@ def check_redraw(settings: Settings, plan: StepPlan) -> None:
         )
 
 
-def redrawn_in(output: PassOutput, at: slice) -> Redrawn:
+def redrawn_in(output: PassOutput, at: slice) -> Redraw:
     """The rows `at` of a generate pass, cut off from its graph."""
     assert output.hidden is not None and output.target is not None
-    return Redrawn(output.hidden[at].detach(), output.target[at])
+    return Redraw(output.hidden[at].detach(), output.target[at])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megaunigame.objectives.unigame.attack import QUESTION, Attack
 from megaunigame.objectives.unigame.game import ADVERSARIAL, PENALTY, Game
-from megaunigame.objectives.unigame.paths import Attacked, Redrawn
+from megaunigame.objectives.unigame.paths import AttackResult, Redraw
 from megaunigame.objectives.unigame.reversal import reverse_gradient
 from megaunigame.step.inputs import PassOutput, put_rows
 from megaunigame.step.micro import MicroStep, Step
@@ -23,7 +23,7 @@ class Simultaneous(Game):
     def __init__(self, *given: Any):
         super().__init__(*given)
         self.losses = (PENALTY,) if self.adversary.learns else ()
-        self.joined: tuple[Attack, Attacked] | None = None
+        self.joined: tuple[Attack, AttackResult] | None = None
         """The attack whose rows are in the current micro-step."""
 
     def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
@@ -31,7 +31,7 @@ class Simultaneous(Game):
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
-        self.pool.rehearse()
+        self.pool.buffer.rehearse(self.stage.world)
         at = self.stage.plan.widest(UNDERSTAND).slots(UNDERSTAND, ADVERSARIAL)
         micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, reverse_gradient(attacked.question, 1.0))
         if not self.adversary.learns:
@@ -51,7 +51,7 @@ class Simultaneous(Game):
         if self.redrawn_by is None and self.round.attacks:
             self.attack(step, micro, None)
 
-    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redraw | None) -> None:
         """Put the attacked rows of one micro-step among the learner's, and the penalty among its losses."""
         attack = self.attack_of(micro).to(self.stage.world.device)
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
