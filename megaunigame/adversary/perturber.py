@@ -51,7 +51,7 @@ class Perturber(Adversary):
         self.mlp = nn.Sequential(*layers, last)
         fraction = 0.5 if config.eps_init is None else config.eps_init / config.eps_max
         gate = torch.tensor([fraction], dtype=torch.float64).clamp(1e-6, 1 - 1e-6).logit()
-        self.gate = nn.Parameter(gate.float())  # not (): engines shard parameters by their first dimension
+        self.gate = nn.Parameter(gate.float())  # shape (1,), as engines expect of parameters
 
     @property
     def eps(self) -> Tensor:

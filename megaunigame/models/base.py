@@ -34,7 +34,7 @@ class Processor(Protocol):
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs:
-        """One row per place of the pass; None becomes a dummy row with count 0 and the same shapes."""
+        """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         ...
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:

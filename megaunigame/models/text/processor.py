@@ -70,7 +70,7 @@ class RowProcessor:
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs:
-        """One row per place of the pass; None becomes a dummy row with count 0 and the same shapes."""
+        """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         if pass_name == UNDERSTAND:
             return self._understand(rows, terms, keys)
         if pass_name == GENERATE:
