@@ -24,7 +24,7 @@ from megaunigame.attention.targets import write_targets
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.evaluation.attention import curves as attention_curves
-from megaunigame.evaluation.attention.bands import check_bands, provenance, quantised
+from megaunigame.evaluation.attention.bands import check_bands, provenance, quantized
 from megaunigame.evaluation.run import as_text
 from megaunigame.launching import run_to_exit
 from megaunigame.models.base import UnifiedModel
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     model = family.load(options.model, max_length=options.max_length, device=world.device, dtype=dtype)
     curves = attention_curves.measure(model, world, index, measuring, progress=world.is_main)
-    targets = {name: quantised(curve, options.bands) for name, curve in curves.items()}
+    targets = {name: quantized(curve, options.bands) for name, curve in curves.items()}
     if world.is_main:
         write_targets(options.out, targets, provenance(curves, options.model, options.shards))
         print(as_text({"suites": {options.model: {"tables": attention_curves.curve_tables(curves, targets)}}}))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from megaunigame.launching import run_to_exit
-from megaunigame.tiny_world.stages import STAGES, Run, run_stage
+from megaunigame.tiny_world.stages import STAGES, StageSettings, run_stage
 
 
 def main(arguments: list[str]) -> None:
@@ -34,9 +34,9 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
-    run = Run(options.data, options.out, options.seed, options.steps)
+    settings = StageSettings(options.data, options.out, options.seed, options.steps)
     for stage in STAGES if options.stage == "all" else (options.stage,):
-        print(f"{stage}: {json.dumps(run_stage(stage, run))}", flush=True)
+        print(f"{stage}: {json.dumps(run_stage(stage, settings))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.attention.targets import Aim, read_targets, table, write_targets
+from megaunigame.attention.targets import Target, read_targets, table, write_targets
 from megaunigame.errors import ConfigError
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
@@ -14,7 +14,12 @@ from megaunigame.step.requests import GENERATE, UNDERSTAND
 def test_the_published_tables():
     janus, emu3 = table("auto", 30), table("auto", 32)
     assert janus == table("janus_pro", 30) and emu3 == table("emu3", 32)
-    assert [janus[GENERATE][x] for x in (9, 10, 24, 25)] == [Aim(0.2, 0.4), Aim(0.1, 0.4), Aim(0.1, 0.4), Aim(0.05, 0.2)]
+    assert [janus[GENERATE][x] for x in (9, 10, 24, 25)] == [
+        Target(0.2, 0.4),
+        Target(0.1, 0.4),
+        Target(0.1, 0.4),
+        Target(0.05, 0.2),
+    ]
     assert [janus[UNDERSTAND][x].target for x in (0, 9, 10, 19, 20, 29)] == [0.1, 0.1, 0.15, 0.15, 0.3, 0.3]
     assert [emu3[UNDERSTAND][x].target for x in (20, 30, 31)] == [0.3, 0.3, 0.2]
     assert {aim.delta for aim in janus[UNDERSTAND]} == {0.05}
@@ -31,9 +36,9 @@ def test_relative_depth_agrees_with_the_table_it_stretches():
 
 @given(st.integers(1, 200))
 def test_relative_depth_keeps_the_order_of_the_bands(depth):
-    for name, ends in ((GENERATE, (Aim(0.2, 0.4), Aim(0.1, 0.4), Aim(0.05, 0.2))), (UNDERSTAND, None)):
+    for name, ends in ((GENERATE, (Target(0.2, 0.4), Target(0.1, 0.4), Target(0.05, 0.2))), (UNDERSTAND, None)):
         aims = table("relative", depth)[name]
-        order = ends or (Aim(0.05, 0.1), Aim(0.05, 0.15), Aim(0.05, 0.3))
+        order = ends or (Target(0.05, 0.1), Target(0.05, 0.15), Target(0.05, 0.3))
         places = [order.index(aim) for aim in aims]
         assert len(aims) == depth and places == sorted(places)
 
@@ -41,7 +46,7 @@ def test_relative_depth_keeps_the_order_of_the_bands(depth):
 @given(st.lists(st.tuples(st.sampled_from([0.05, 0.1, 0.2]), st.sampled_from([0.0, 0.15, 0.4, 1.0])), min_size=1, max_size=40))
 def test_a_file_gives_back_what_was_written(tmp_path_factory, pairs):
     file = tmp_path_factory.mktemp("targets") / "t.yaml"
-    aims = [Aim(delta, target) for delta, target in pairs]
+    aims = [Target(delta, target) for delta, target in pairs]
     write_targets(file, {UNDERSTAND: aims}, "from a teacher\n30 samples")
     assert read_targets(file, len(aims)) == {UNDERSTAND: aims}
 
@@ -52,7 +57,7 @@ BAND = "{{layers: [{}, {}], delta: 0.1, target: 0.4}}"
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("generate: []", "names no `depth`"),
+        ("generate: []", "has no `depth`"),
         ("[1, 2", "is not YAML"),
         ("depth: 30\ngenerate: []", "targets for 30 layers, and this model has 4"),
         ("depth: 4", "targets for no pass; give generate or understand"),

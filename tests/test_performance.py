@@ -27,7 +27,7 @@ class Silent(World):
 
 def performance_of(rank: int) -> Performance:
     module = nn.Identity()
-    module.processor = SimpleNamespace(behind_prompt=2)
+    module.processor = SimpleNamespace(after_prompt=2)
     learner = SimpleNamespace(module=module, gathered=SimpleNamespace(pop=lambda: 70))
     return Performance(learner, Silent(rank, RANKS, 0, torch.device("cpu")), "bf16")
 

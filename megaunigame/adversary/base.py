@@ -1,4 +1,4 @@
-"""What an adversary is: from visual tokens to a perturbation of bounded length."""
+"""Interface of adversaries: from visual tokens to a perturbation of bounded length."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BUDGETS = ("absolute", "relative")
 
 @dataclass
 class Budget:
-    """How far a visual token may be moved; the settings every adversary has."""
+    """How far a visual token may be moved; settings of every adversary."""
 
     eps_max: float = above(0, 0.02)
     """Largest length of a token's perturbation."""
     budget: str = one_of(BUDGETS, "absolute")
-    """`absolute`: eps is an L2 length (the paper's); `relative`: it is a share of the token's own length."""
+    """`absolute`: eps is an L2 length (the paper's); `relative`: it is a fraction of the token's own length."""
 
 
 class Adversary(nn.Module, ABC):
@@ -47,13 +47,13 @@ class Adversary(nn.Module, ABC):
     def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
         """Visual tokens (B, N, D) float32 -> perturbation (B, N, D) float32, within the budget.
 
-        `ascend` maps a perturbation to the loss of every row (B,), differentiable; each call is one pass through the
+        `ascend` maps a perturbation to the loss of every row (B,), differentiable. Each call is one pass through the
         learner, so the number of calls must not depend on the data.
         """
 
     @property
     def eps(self) -> Tensor:
-        """(1,): present length of a perturbation, in units of the budget."""
+        """(1,): current length of a perturbation, in units of the budget."""
         return torch.tensor([self.config.eps_max])
 
     @property

@@ -1,4 +1,4 @@
-"""A random direction of the full length: the baseline that knows nothing of the model."""
+"""A random direction of the full length: the baseline that does not use the model."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ class ReplicatedAdamW:
     def step(self, gradients: Sequence[Tensor], lr: float, world: World) -> float:
         """Collective: update with the sum of all ranks' gradients, clipped; returns its norm before clipping.
 
-        Each rank gives the gradient of its share of one global loss. A norm that is not finite updates nothing, on any
-        rank: the next attack starts from the same adversary.
+        Each rank passes the gradient of its part of one global loss. If the norm is not finite, no rank updates: the next
+        attack starts from the same adversary.
         """
         flat = world.all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
         norm = float(flat.norm())  # not finite where any gradient is not
@@ -44,7 +44,7 @@ class ReplicatedAdamW:
         return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """What `tensors` gave. The settings stay those of this run."""
+        """Restore what `tensors` returned. Settings stay those of this run."""
         state: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
             number, name = key.split(".", 1)

@@ -49,13 +49,13 @@ class Perturber(Adversary):
         last = nn.Linear(widths[-2], width, bias=False)
         nn.init.orthogonal_(last.weight)
         self.mlp = nn.Sequential(*layers, last)
-        share = 0.5 if config.eps_init is None else config.eps_init / config.eps_max
-        gate = torch.tensor([share], dtype=torch.float64).clamp(1e-6, 1 - 1e-6).logit()
-        self.gate = nn.Parameter(gate.float())  # shape (1,), as an engine wants its parameters
+        fraction = 0.5 if config.eps_init is None else config.eps_init / config.eps_max
+        gate = torch.tensor([fraction], dtype=torch.float64).clamp(1e-6, 1 - 1e-6).logit()
+        self.gate = nn.Parameter(gate.float())  # shape (1,), as engines expect of parameters
 
     @property
     def eps(self) -> Tensor:
-        """(1,): differentiable to the gate."""
+        """(1,), differentiable with respect to the gate."""
         c = self.config
         return c.eps_min + (c.eps_max - c.eps_min) * self.gate.sigmoid()
 

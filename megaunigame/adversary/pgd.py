@@ -1,4 +1,4 @@
-"""Projected gradient ascent (arXiv 1706.06083) on every token of every picture: strong, slow, nothing to train.
+"""Projected gradient ascent (arXiv 1706.06083) on every token of every picture: strong, slow, without parameters.
 
 delta <- P(delta + step * eps_max * g / ||g||),  g = gradient of the row's loss,  P: onto the ball of radius eps_max
 """

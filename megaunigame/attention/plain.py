@@ -1,8 +1,8 @@
-"""Torch's attention for language models that are given either a whole mask, (B, 1, Q, K), or none and attend causally.
+"""Torch's attention for language models that get a full mask (B, 1, Q, K), or None for causal attention.
 
-transformers finds out from the position ids whether a sequence without a mask is packed of several, and for that the host
-waits for the device in every forward. It leaves alone what has no entry in its table of masks, as here: a whole mask, or
-None, reaches the attention as it is. A padding mask (B, S) would be lost, so nobody may give one.
+Without a mask, transformers checks the position ids for packed sequences, which makes the host wait for the device in every
+forward. An implementation without an entry in its table of masks, like this one, skips the check: a full mask or None
+reaches the attention unchanged. A padding mask (B, S) would be lost, so callers must not pass one.
 """
 
 from __future__ import annotations
@@ -16,5 +16,5 @@ AttentionInterface.register(PLAIN, sdpa_attention_forward)
 
 
 def choose_attention(language_model: PreTrainedModel, attention: str) -> None:
-    """Let `language_model` attend by `attention`, a value of `model.attention`."""
+    """Set the attention implementation; `attention` is a value of `model.attention`."""
     language_model.set_attn_implementation(PLAIN if attention == "sdpa" else attention)

@@ -1,7 +1,7 @@
 """Which positions of a row attend across modalities, and to which: the sets of attention interaction (arXiv 2511.22663).
 
-Sets are (B, S) bool over the positions of `PassInputs.tokens`. The picture that a generate row draws stands behind them, in
-places that only the family knows; everything else is said here, once for all families.
+Sets are (B, S) bool over the positions of `PassInputs.tokens`. The generated picture comes after them, at positions that
+only the family knows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def image_tokens(inputs: PassInputs, taps: Taps) -> Tensor:
 
 
 def prompt_text(inputs: PassInputs, taps: Taps) -> Tensor:
-    """(B, S): keys of the generate pass, the text before the picture; a source picture is none of it."""
+    """(B, S): keys of the generate pass: text tokens before the generated picture, without the source picture."""
     assert inputs.image_slots is not None
     text = inputs.attention & ~inputs.image_slots
     if taps.exclude_bos:
@@ -39,12 +39,12 @@ def prompt_text(inputs: PassInputs, taps: Taps) -> Tensor:
 
 
 def first_token(attention: Tensor) -> Tensor:
-    """(B, S): the first position of each row that is no padding."""
+    """(B, S): the first position of each row that is not padding."""
     return attention & (attention.long().cumsum(1) == 1)
 
 
 def measurable(pass_name: str, inputs: PassInputs, taps: Taps) -> Tensor:
-    """(B,) bool: rows with queries and keys whose text is whole and whose condition was not dropped."""
+    """(B,) bool: rows with queries and keys whose text was not cut and whose condition was not dropped."""
     keys = image_tokens(inputs, taps) if pass_name == UNDERSTAND else prompt_text(inputs, taps)
     usable = (inputs.counts > 0) & keys.any(1)
     return usable if inputs.intact is None else usable & inputs.intact

@@ -1,6 +1,6 @@
-"""Which queries of a pass are tapped: a set of positions for each row, all of them or some at random.
+"""Which queries of a pass are tapped: for each row all of a set of positions, or a random part.
 
-The shapes depend on arguments only, and nothing is read back from the device.
+Shapes depend on arguments only, and nothing is read back from the device.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ class Queries(NamedTuple):
     counted: Tensor
     """(B, R) bool: False where a row has fewer than R queries."""
     reach: list[tuple[int, int]]
-    """For the r-th query: how many positions it sees in every row, and how many it sees in some row at most (causal
-    attention). (0, S) is always right; narrower bounds spare work."""
+    """For the r-th query: the smallest and the largest number of positions that it sees in a row (causal attention). (0, S)
+    is always right; narrower bounds save work."""
 
 
 def answers(label_positions: Tensor, most: int, length: int) -> Queries:
-    """The labels (B, P) of rows of `length` tokens (see `PassInputs.label_positions`); of more than `most`, that many.
+    """At most `most` (0: all) of the labels (B, P) of rows of `length` tokens (see `PassInputs.label_positions`).
 
-    `most` 0: all. Draws from torch's generator of the device the positions are on.
+    Draws from torch's generator of the device of the positions.
     """
     positions, counted = _some(label_positions, label_positions > 0, most)
     return Queries(positions, counted, [(0, length)] * positions.shape[1])
 
 
 def drawn_tokens(places: Sequence[int], rows: int, most: int, device: torch.device) -> Queries:
-    """The same `places`, ascending, in each of `rows` rows, as tensors on `device`.
+    """At most `most` (0: all) of the ascending `places`, drawn separately for each of `rows` rows, as tensors on `device`.
 
-    Of more than `most`, other ones in each row. `most` 0: all. Draws from torch's generator of the CPU.
+    Draws from torch's generator of the CPU.
     """
     reach = [(place + 1, place + 1) for place in places]
     positions = torch.tensor(places).expand(rows, -1)
@@ -48,9 +48,9 @@ def drawn_tokens(places: Sequence[int], rows: int, most: int, device: torch.devi
 
 
 def _some(positions: Tensor, counted: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """At most `most` entries of each row, drawn at random among those that count, in the order they have."""
+    """At most `most` entries of each row, drawn at random among those that count; the order is kept."""
     if not 0 < most < positions.shape[1]:
         return positions, counted
-    order = counted + torch.rand(positions.shape, device=positions.device)  # what counts stays above all others
+    order = counted + torch.rand(positions.shape, device=positions.device)  # entries that count sort above all others
     chosen = order.topk(most, dim=1).indices.sort(dim=1).values
     return positions.gather(1, chosen), counted.gather(1, chosen)

@@ -2,11 +2,11 @@
 
     I_l(b) = mean over heads h, mean over q in Q_b, sum over k in K_b of A_l[b, h, q, k]      A: attention after the softmax
 
-(arXiv 2511.22663, eq. 1). A tapped model attends as before; beside that, a chosen layer computes the rows Q of its map from
-its queries and keys, chunk by chunk, and keeps one number per row of the batch. The backward pass computes the chunks again.
+(arXiv 2511.22663, eq. 1). A tapped model attends as before. In addition, a chosen layer computes the rows Q of its map from its
+queries and keys, chunk by chunk, and keeps one number per row of the batch. The backward pass recomputes the chunks.
 
-The way in is transformers' table of attention functions: a tapped model names a function of ours there, which calls the one
-the model had. No code of a model is touched, and every model that goes through that table can be tapped.
+The hook is transformers' table of attention functions: a tapped model uses a registered function that calls the original
+one. No model code is changed, and every model that uses that table can be tapped.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from megaunigame.step.inputs import AttentionShares, Taps
 
 TAPPED = "tapped_"
 CHUNK_ELEMENTS = 2**24
-"""Elements of a map (rows x heads x queries x keys) that exist at a time: 64 MiB, of which two or three are alive together."""
+"""Elements of a map (rows x heads x queries x keys) per chunk: 64 MiB, with two or three such tensors alive at a time."""
 
 
 def install(language_model: PreTrainedModel) -> None:
-    """Make `language_model` measure what a `Tap` asks for. Raises ModelError when its attention is not to be reached."""
+    """Make `language_model` measure what a `Tap` requests. Raises ModelError when its attention cannot be intercepted."""
     base = language_model.config._attn_implementation
     if base.startswith(TAPPED):
         return
@@ -56,33 +56,32 @@ def untapped(implementation: str) -> str:
 
 
 class Tap:
-    """One reading of a sequence by the language model: what to measure, and what was found."""
+    """One forward of the language model: what to measure, and the measurements."""
 
     def __init__(self, taps: Taps, queries: Queries, keys: Tensor, first: Tensor):
-        """`keys`, `first` (B, S) bool: sets of positions. Queries may be a random part of the set: the mean over them is
-        unbiased."""
+        """`keys`, `first` (B, S) bool: sets of positions. Queries may be a random subset: the mean over them is unbiased."""
         self.taps = taps
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
         self.queries = queries
         self.weights = queries.counted / queries.counted.sum(1, keepdim=True).clamp_min(1)
         """(B, R) float32: 0 for queries that do not count."""
         self.keys = keys.float()
-        """(B, S): 1 at the keys."""
+
         self.first = first.float().argmax(1)
         """(B,): position of the first token."""
 
     def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Called by the attention function of each tapped layer.
 
-        With gradient checkpointing, a second time in the backward, for the same result. That one is not kept: its graph would
-        hold queries and keys of every layer until the whole backward is done.
+        With gradient checkpointing it is called again in the backward, for the same result. That one is not kept: its graph
+        would hold queries and keys of every layer until the whole backward is done.
         """
         sets = (self.queries.positions, self.weights, self.keys, self.first, self.queries.reach)
         measured = _Shares.apply(query, key, mask, *sets, scaling)
         self.found.setdefault(layer, measured)
 
     def shares(self) -> AttentionShares:
-        """Raises ModelError when a tapped layer never attended: its model does not pass on what it is given."""
+        """Raises ModelError when a tapped layer was not measured: the model does not pass the tap on."""
         missing = [layer for layer in self.taps.layers if layer not in self.found]
         if missing:
             raise ModelError(
@@ -94,7 +93,7 @@ class Tap:
 
 
 def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention function `base`, which also measures when it is given a tap."""
+    """The attention function `base`, which also measures when given a tap."""
 
     def attend(
         module: nn.Module,
@@ -105,7 +104,7 @@ def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         tap: Tap | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        # Eager attention is no entry of the table: every model file has its own.
+        # Eager attention is not in the table: every model file has its own.
         eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
         function = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
         with _named(module.config, base):  # flash attention looks its kernel up by this name
@@ -129,9 +128,9 @@ def _named(config: PreTrainedConfig, implementation: str) -> Iterator[None]:
 
 
 class _Shares(torch.autograd.Function):
-    """Shares of attention that rows give to their keys and, without gradient, to their first token: (B,) each.
+    """Shares of attention on the keys and, without gradient, on the first token: (B,) each.
 
-    Only queries, keys and the sets are kept for the backward pass. With p = softmax(s), m = sum_k c_k p_k and the gradient
+    Only queries, keys and the sets are saved for the backward pass. With p = softmax(s), m = sum_k c_k p_k and the gradient
     g of m:  dL/ds_k = g p_k (c_k - m).
     """
 
@@ -156,7 +155,7 @@ class _Shares(torch.autograd.Function):
         for part, clear, seen in _chunks(query, reach):
             attention = _attention(query, key, mask, positions[:, part], clear, seen, scaling)[0]
             share += (_given(attention, keys).mean(1) * weights[:, part]).sum(1)
-            # A query in front of the first token is padding, of weight 0.
+            # A query before the first token is padding, with weight 0.
             column = first.clamp_max(seen - 1).view(-1, 1, 1, 1).expand(*attention.shape[:3], 1)
             at_first += (attention.gather(3, column).squeeze(3).mean(1) * weights[:, part]).sum(1)
         ctx.mark_non_differentiable(at_first)
@@ -171,7 +170,7 @@ class _Shares(torch.autograd.Function):
             attention, chosen = _attention(query, key, mask, positions[:, part], clear, seen, ctx.scaling)
             mean = _given(attention, keys).unsqueeze(-1)
             d_scores = attention.mul_(keys[:, None, None, :seen] - mean).to(key.dtype)
-            # Heads of one group share their keys: they lie behind one another.
+            # Heads of one group share their keys and are consecutive.
             d_scores = d_scores.unflatten(1, (-1, groups)).flatten(2, 3)
             scale = ((gradient * ctx.scaling / heads).unsqueeze(1) * weights[:, part])[:, None, :, None].to(key.dtype)
             scaled = (chosen * scale).unflatten(1, (-1, groups)).flatten(2, 3)
@@ -182,9 +181,9 @@ class _Shares(torch.autograd.Function):
 
 
 def _given(attention: Tensor, keys: Tensor) -> Tensor:
-    """(B, H, q, seen) attention -> (B, H, q): what it gives to `keys` (B, S)."""
+    """(B, H, q, seen) attention -> (B, H, q): the attention on `keys` (B, S)."""
     # Row by row, because a batch of products with one vector each is slow on CPUs.
-    return torch.stack([of_row @ wanted[: of_row.shape[-1]] for of_row, wanted in zip(attention, keys, strict=True)])
+    return torch.stack([maps @ wanted[: maps.shape[-1]] for maps, wanted in zip(attention, keys, strict=True)])
 
 
 def _attention(
@@ -192,12 +191,12 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention (B, H, q, seen) float32 of the queries at `positions` (B, q), and these queries (B, H, q, d).
 
-    Of the `seen` keys, every query sees the first `clear`, as far as the order goes.
+    Causal order lets every query see the first `clear` of the `seen` keys.
     """
     chosen = query.gather(2, _rows(positions, query))
     heads, groups = key.shape[1], query.shape[1] // key.shape[1]
     grouped = chosen.unflatten(1, (heads, groups)).flatten(2, 3).flatten(0, 1)
-    # The first operand of the product is not read: this is a way to scale while multiplying.
+    # With beta=0 the first operand is not read: baddbmm only multiplies and scales.
     unread = grouped.new_zeros(1, 1, 1)
     products = torch.baddbmm(unread, grouped, key[:, :, :seen].flatten(0, 1).transpose(1, 2), beta=0, alpha=scaling)
     scores = products.view(*chosen.shape[:3], seen)
@@ -206,8 +205,8 @@ def _attention(
         rows = torch.arange(len(query), device=query.device).unsqueeze(1)
         scores += mask.expand(len(query), 1, -1, -1)[rows, 0, positions][:, None, :, :seen]
     else:
-        behind = torch.arange(clear, seen, device=query.device) > positions.unsqueeze(-1)
-        scores[..., clear:].masked_fill_(behind.unsqueeze(1), least)
+        future = torch.arange(clear, seen, device=query.device) > positions.unsqueeze(-1)
+        scores[..., clear:].masked_fill_(future.unsqueeze(1), least)
         if mask is not None:
             scores.masked_fill_(~mask[:, None, None, :seen].bool(), least)
     return scores.softmax(-1, dtype=torch.float32), chosen
@@ -219,7 +218,7 @@ def _rows(positions: Tensor, of: Tensor) -> Tensor:
 
 
 def _chunks(query: Tensor, reach: list[tuple[int, int]]) -> Iterator[tuple[slice, int, int]]:
-    """Consecutive queries whose part of the map has at most `CHUNK_ELEMENTS` elements; how many keys all, and some, see."""
+    """Consecutive queries with at most `CHUNK_ELEMENTS` elements of the map; numbers of keys that all of them, and any, see."""
     rows = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * query.shape[2]))
     for first in range(0, len(reach), rows):
         part = slice(first, min(first + rows, len(reach)))

@@ -1,8 +1,8 @@
-"""Where the attention of each layer is to be pulled: tables of (delta, target) by layer, and their files (arXiv 2511.22663).
+"""Attention targets: tables of (delta, target) by layer, and their files (arXiv 2511.22663).
 
 A file gives bands of layers, each end included::
 
-    depth: 30                       # layers of the language model the numbers are meant for
+    depth: 30                       # layers of the language model
     generate:
       - {layers: [0, 9], delta: 0.2, target: 0.4}
       - {layers: [10, 29], delta: 0.1, target: 0.4}
@@ -30,17 +30,17 @@ JANUS_PRO_DEPTH, EMU3_DEPTH = 30, 32
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What one layer is pulled to: huber_delta(share - target)."""
+class Target:
+    """Attention loss of one layer: huber_delta(share - target)."""
 
     delta: float
-    """Distance up to which the pull grows; beyond it is constant."""
+    """Distance up to which the gradient grows; it is constant beyond."""
     target: float
     """Share of attention, in [0, 1]."""
 
 
-Targets = Mapping[str, Sequence[Aim]]
-"""Pass -> one aim for each layer of the language model."""
+Targets = Mapping[str, Sequence[Target]]
+"""Pass -> one target for each layer of the language model."""
 
 
 def check_targets(name: str) -> None:
@@ -56,17 +56,16 @@ def check_targets(name: str) -> None:
         )
 
 
-def find_targets(name: str, depth: int, compat: bool = False) -> dict[str, list[Aim]]:
-    """The aims of a table, or of the YAML file at that path; a file may lack a pass. Raises ConfigError as both do."""
-    check_targets(name)
+def find_targets(name: str, depth: int, compat: bool = False) -> dict[str, list[Target]]:
+    """The targets of a table, or of the YAML file at that path; a file may lack a pass. Raises ConfigError as both do."""
     return table(name, depth, compat) if name in TABLES else read_targets(name, depth)
 
 
-def table(name: str, depth: int, compat: bool = False) -> dict[str, list[Aim]]:
+def table(name: str, depth: int, compat: bool = False) -> dict[str, list[Target]]:
     """The published table for `depth` layers: the one of a model by name, or `auto`, which takes that of the same depth.
 
-    Other depths keep the bands at the same share of the depth. `compat` is the released code, which differs from the paper
-    in one layer (understanding, layer 20). Raises ConfigError when a table is asked for that has another depth.
+    Other depths keep the bands at the same fraction of the depth. `compat` is the released code, which differs from the paper
+    in one layer (understanding, layer 20). Raises ConfigError when the named table has another depth.
     """
     if name not in TABLES:
         raise ConfigError(unknown("value of objectives.aia.targets", name, [*TABLES, "FILE.yaml"]))
@@ -80,71 +79,71 @@ def table(name: str, depth: int, compat: bool = False) -> dict[str, list[Aim]]:
             f"objectives.aia.targets={name} is made for {meant} layers, and this model has {depth}. Type "
             "objectives.aia.targets=relative, or measure targets: python launch/measure_attention.py --help"
         )
-    last = 30 if name == "emu3" else 29  # L of the paper: behind it understanding is pulled less
+    last = 30 if name == "emu3" else 29  # L of the paper: later layers have a lower target
     deep = 21 if compat else 20
-    generate = [Aim(0.2, 0.4) if x < 10 else Aim(0.1, 0.4) if x < 25 else Aim(0.05, 0.2) for x in range(depth)]
+    generate = [Target(0.2, 0.4) if x < 10 else Target(0.1, 0.4) if x < 25 else Target(0.05, 0.2) for x in range(depth)]
     understand = [
-        Aim(0.05, 0.1 if x < 10 else 0.15 if x < deep else 0.3 if x <= last else 0.2)
+        Target(0.05, 0.1 if x < 10 else 0.15 if x < deep else 0.3 if x <= last else 0.2)
         for x in range(depth)
     ]  # fmt: skip
     return {GENERATE: generate, UNDERSTAND: understand}
 
 
-_GENERATE_SHARES = ((1 / 3, Aim(0.2, 0.4)), (5 / 6, Aim(0.1, 0.4)), (1.0, Aim(0.05, 0.2)))
-_UNDERSTAND_SHARES = ((1 / 3, Aim(0.05, 0.1)), (2 / 3, Aim(0.05, 0.15)), (1.0, Aim(0.05, 0.3)))
-"""Bands of the 30-layer table, by the share of the depth at which each ends."""
+_GENERATE_SHARES = ((1 / 3, Target(0.2, 0.4)), (5 / 6, Target(0.1, 0.4)), (1.0, Target(0.05, 0.2)))
+_UNDERSTAND_SHARES = ((1 / 3, Target(0.05, 0.1)), (2 / 3, Target(0.05, 0.15)), (1.0, Target(0.05, 0.3)))
+"""Bands of the 30-layer table, by the fraction of the depth at which each ends."""
 
 
-def _by_share(depth: int, bands: Sequence[tuple[float, Aim]]) -> list[Aim]:
-    return [next(aim for end, aim in bands if (layer + 0.5) / depth < end) for layer in range(depth)]
+def _by_share(depth: int, bands: Sequence[tuple[float, Target]]) -> list[Target]:
+    return [next(target for end, target in bands if (layer + 0.5) / depth < end) for layer in range(depth)]
 
 
-def read_targets(path: str | Path, depth: int) -> dict[str, list[Aim]]:
-    """The aims of a file, for every layer; a pass may be missing. Raises ConfigError for another depth, gaps, wrong values."""
+def read_targets(path: str | Path, depth: int) -> dict[str, list[Target]]:
+    """Targets of a file, for every layer; a pass may be missing. Raises ConfigError for another depth, gaps, wrong values."""
     check_targets(str(path))
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}.") from error
     if not isinstance(content, dict) or "depth" not in content:
-        raise ConfigError(f"{path} is no targets file: it names no `depth`. See python launch/measure_attention.py --help.")
+        raise ConfigError(f"{path} is not a targets file: it has no `depth`. See python launch/measure_attention.py --help.")
     if content["depth"] != depth:
         raise ConfigError(f"{path} has targets for {content['depth']} layers, and this model has {depth}. Measure them for it.")
     found = {name: content[name] for name in PASSES if name in content}
     if not found:
         raise ConfigError(f"{path} has targets for no pass; give {' or '.join(PASSES)}.")
-    return {name: _aims(bands, depth, f"{path}, {name}") for name, bands in found.items()}
+    return {name: _expanded(bands, depth, f"{path}, {name}") for name, bands in found.items()}
 
 
-def _aims(bands: Any, depth: int, where: str) -> list[Aim]:
-    aims: list[Aim] = []
+def _expanded(bands: Any, depth: int, where: str) -> list[Target]:
+    expanded: list[Target] = []
     for band in bands:
         if not isinstance(band, dict) or set(band) != {"layers", "delta", "target"} or len(band["layers"]) != 2:
             raise ConfigError(f"{where}: a band is {{layers: [first, last], delta: d, target: t}}; got {band}.")
         first, last = band["layers"]
-        if first != len(aims) or not first <= last < depth:
+        if first != len(expanded) or not first <= last < depth:
             raise ConfigError(
-                f"{where}: bands must follow one another from layer 0 to {depth - 1}; where layer {len(aims)} is due, there is "
-                f"[{first}, {last}]."
+                f"{where}: bands must follow one another from layer 0 to {depth - 1}; where layer {len(expanded)} is due, "
+                f"there is [{first}, {last}]."
             )
         if not 0 <= band["target"] <= 1 or not 0 < band["delta"]:
             raise ConfigError(f"{where}: a target lies in [0, 1] and a delta above 0; got {band}.")
-        aims += [Aim(float(band["delta"]), float(band["target"]))] * (last - first + 1)
-    if len(aims) != depth:
-        raise ConfigError(f"{where}: no band for layer {len(aims)}; the model has {depth}.")
-    return aims
+        expanded += [Target(float(band["delta"]), float(band["target"]))] * (last - first + 1)
+    if len(expanded) != depth:
+        raise ConfigError(f"{where}: no band for layer {len(expanded)}; the model has {depth}.")
+    return expanded
 
 
 def write_targets(path: str | Path, targets: Targets, comment: str = "") -> None:
-    """Write a file that `read_targets` reads; neighbouring layers of equal aims become one band. `comment` heads the file."""
+    """Write a file that `read_targets` reads; equal targets of consecutive layers become one band. `comment` heads it."""
     depth = len(next(iter(targets.values())))
     lines = [f"# {line}" for line in comment.splitlines()] + [f"depth: {depth}"]
-    for name, aims in targets.items():
+    for name, layer_targets in targets.items():
         lines.append(f"{name}:")
         first = 0
         for layer in range(1, depth + 1):
-            if layer == depth or aims[layer] != aims[first]:
-                aim = aims[first]
-                lines.append(f"  - {{layers: [{first}, {layer - 1}], delta: {aim.delta:g}, target: {aim.target:g}}}")
+            if layer == depth or layer_targets[layer] != layer_targets[first]:
+                band = layer_targets[first]
+                lines.append(f"  - {{layers: [{first}, {layer - 1}], delta: {band.delta:g}, target: {band.target:g}}}")
                 first = layer
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 """Puts questions about pictures to the model and scores the answers.
 
-An answer is right when the greedy token at every labelled position, given the reference before it, is the reference.
-That equals an exact match of greedy decoding: decoding follows the reference as long as it has been right, and a first
-difference is a difference in both. It costs one forward per batch instead of one per generated token.
+An answer is right when the greedy token at every labeled position, given the reference before it, is the reference.
+That equals an exact match of greedy decoding: decoding follows the reference as long as it is right, and the first
+difference is the same in both. It costs one forward per batch instead of one per generated token.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Sheet:
     position: int
     sample: Sample
     image: Tensor | None
-    """uint8 (3, h, w): the sample's image, or a picture that stands for it."""
+    """uint8 (3, h, w): the sample's image, or a picture in its place."""
     questions: tuple[Question, ...]
 
 
 @dataclass(frozen=True)
-class _Asked(Item):
+class _SheetItem(Item):
     sheet: Sheet
 
 
@@ -65,7 +65,7 @@ def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, .
 def ask(model: UnifiedModel, world: World, sheets: Sequence[Sheet], *, batch: int, per_row: int) -> list[Answer]:
     """Ask all questions of this rank's sheets, each alone with its picture.
 
-    Up to `per_row` questions of a picture share a row as independent turns, none of which sees another. Every rank must
+    Up to `per_row` questions of a picture share a row as independent turns, which do not see each other. All ranks must
     call this together; the answers are those of this rank, in the order of the sheets.
     """
     items = [
@@ -90,10 +90,10 @@ def _positions(inputs: PassInputs, sheets: Sequence[Sheet]) -> list[list[Tensor]
     return [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
 
 
-def _item(sheet: Sheet) -> _Asked:
+def _item(sheet: Sheet) -> _SheetItem:
     turns = [(question.text, question.reference) for question in sheet.questions]
     row = UnderstandRow([] if sheet.image is None else [sheet.image], turns, independent=True)
-    return _Asked(sheet.position, sheet.sample.key, row, sheet)
+    return _SheetItem(sheet.position, sheet.sample.key, row, sheet)
 
 
 def _score(
@@ -116,28 +116,28 @@ def _score(
 
 
 def answer_positions(inputs: PassInputs, row: int, turn: int, turns: int) -> Tensor:
-    """(S,) bool: the labelled positions of one independent turn of a row.
+    """(S,) bool: the labeled positions of one independent turn of a row.
 
     Raises DataError when the turn has none: the row was too long and the processor dropped it.
     """
     assert inputs.labels is not None
-    labelled = inputs.labels[row] != IGNORE
+    labeled = inputs.labels[row] != IGNORE
     if turns > 1:
         assert inputs.segments is not None
-        labelled &= inputs.segments[row] == turn + 1
-    if not labelled.any():
+        labeled &= inputs.segments[row] == turn + 1
+    if not labeled.any():
         raise DataError(
             f"Question {turn + 1} of {turns} about sample {inputs.keys[row]} does not fit into a row. "
             "Lower questions_per_row of the suite or raise model.max_length."
         )
-    return labelled
+    return labeled
 
 
 def open_answers(meta: dict, question: str, reference: str) -> int | None:
-    """How many answers the scene leaves open when the answer is the colour of one of its objects, else None.
+    """Number of possible answers when the answer is the color of one of the scene's objects, else None.
 
-    A question that names two or more of the visible colours ("is the red or the blue object nearer?") leaves those, any
-    other leaves all visible ones.
+    A question that names two or more visible colors ("is the red or the blue object nearer?") allows those, any other allows
+    all visible ones.
     """
     visible = {str(o["color"]) for o in meta.get("objects", [])}
     if reference not in visible:

@@ -1,7 +1,7 @@
-"""How suites keep the ranks in step: under ZeRO-3 every rank must make the same model calls, or all of them hang.
+"""Keeps the ranks of an evaluation in step: under ZeRO-3 every rank must make the same model calls, or all of them hang.
 
 Samples are dealt to the ranks, rows are cut into batches whose number all ranks agree on, missing rows are dummies, and
-an error of one rank (a sample that cannot be read, a row that does not fit) is raised on all of them.
+an error on one rank (a sample that cannot be read, a row that does not fit) is raised on all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ P = ParamSpec("P")
 
 
 def together(world: World, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run work that makes no collective call; a UserError on any rank is raised on every rank, in the words of one."""
+    """Run work without collectives; a UserError on any rank is raised on every rank, with the message of the first."""
     outcome: list[T] = []
     problem = None
     try:
@@ -53,7 +53,7 @@ def together(world: World, work: Callable[P, T], *args: P.args, **kwargs: P.kwar
 
 
 def read_sample(index: ShardIndex, position: int) -> Sample:
-    """The sample at a position in the order of the shards, all its pictures decoded: no model call meets a bad one."""
+    """The sample at a position in the order of the shards, all pictures decoded, so that errors come before model calls."""
     ends = np.cumsum(index.sizes)
     shard = int(np.searchsorted(ends, position, side="right"))
     return decode_sample(*index.read(shard, int(position - (ends[shard] - index.sizes[shard])))).decoded()
@@ -62,7 +62,7 @@ def read_sample(index: ShardIndex, position: int) -> Sample:
 def read_share(index: ShardIndex, limit: int, world: World, shift: int = 0) -> list[tuple[int, Sample]]:
     """(position, sample) of this rank: of the first `limit` samples (0: all) rank r has positions r, r + W, r + 2W, ...
 
-    With `shift`, position p comes with the sample that is `shift` places further, around the end.
+    With `shift`, position p comes with the sample `shift` places further, modulo the number of samples.
     All are read before any model call, so `limit` also bounds the memory they take.
     """
     count = sample_count(index, limit)
@@ -74,22 +74,21 @@ def read_share(index: ShardIndex, limit: int, world: World, shift: int = 0) -> l
 
 
 def read_others(index: ShardIndex, limit: int, world: World) -> list[tuple[int, Sample]]:
-    """As `read_share`, each position with an unrelated sample: half-way round, as neighbors may be near-identical (adversarial
-    pairs)."""
+    """As `read_share`, each position with a sample half-way further: neighbors may be near-identical (adversarial pairs)."""
     return read_share(index, limit, world, shift=sample_count(index, limit) // 2)
 
 
 def sample_count(index: ShardIndex, limit: int) -> int:
-    """Samples a suite looks at: the first `limit`, or all when that is 0."""
+    """Number of samples of a suite: the first `limit`, or all when that is 0."""
     return min(limit, index.samples) if limit else index.samples
 
 
 def lockstep_batches(rows: Sequence[T], batch: int, world: World) -> list[list[T | None]]:
-    """Cut this rank's rows into batches of exactly `batch`, filled up with None; every rank gets the same number."""
+    """Cut this rank's rows into batches of exactly `batch`, padded with None; every rank gets the same number of batches."""
     most = max(world.all_gather_object(len(rows)))
-    slots = -(-most // batch) * batch
-    padded = [*rows, *[None] * (slots - len(rows))]
-    return [padded[start : start + batch] for start in range(0, slots, batch)]
+    length = -(-most // batch) * batch
+    padded = [*rows, *[None] * (length - len(rows))]
+    return [padded[start : start + batch] for start in range(0, length, batch)]
 
 
 def batches(
@@ -104,14 +103,14 @@ def batches(
 ) -> Iterator[tuple[list[ItemT], PassInputs]]:
     """This rank's items, `batch` at a time, with the inputs of a pass on the CPU. All ranks take every batch together.
 
-    Item i has row i; rows without an item, perhaps all where another rank has more, are dummies. `takes_source`: rows to
-    generate have a source image. `progress`: the name of a bar to show; empty: none.
+    Item i has row i; rows without an item are dummies (all of them when only other ranks have items left). `takes_source`:
+    generate rows have a source image. `progress`: name of the progress bar; empty: none.
     """
-    for slots in tqdm(lockstep_batches(items, batch, world), desc=progress, unit=" batches", disable=not progress):
-        rows = [None if item is None else item.row for item in slots]
-        keys = ["" if item is None else item.key for item in slots]
+    for padded in tqdm(lockstep_batches(items, batch, world), desc=progress, unit=" batches", disable=not progress):
+        rows = [None if item is None else item.row for item in padded]
+        keys = ["" if item is None else item.key for item in padded]
         inputs = together(world, collate, model, pass_name, rows, keys, takes_source)
-        yield [item for item in slots if item is not None], inputs
+        yield [item for item in padded if item is not None], inputs
 
 
 def collate(
@@ -130,7 +129,7 @@ def gathered(world: World, items: Sequence[T]) -> list[T]:
 def gathered_to_main(world: World, items: Sequence[T]) -> list[T]:
     """The items of all ranks on rank 0, in the order of their `position`; nothing on the others.
 
-    For pictures: on every rank they would take the memory of the whole suite as often as there are ranks.
+    For pictures, which would fill the memory of every rank with those of the whole suite.
     """
     return _in_order(world.gather_object(list(items)))
 

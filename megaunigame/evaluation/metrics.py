@@ -1,4 +1,4 @@
-"""Scores of answers: accuracy, the two numbers it must be read beside (chance, majority), and consistency of pairs."""
+"""Scores of answers: accuracy with its two baselines (chance, majority), and consistency of pairs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Answer:
     pair: str | None = None
     """Pairs of near-identical images (adversarial split) share it."""
     options: int | None = None
-    """How many answers the picture leaves open (the colours that are visible), or None when it does not limit them."""
+    """Number of answers that the picture allows (the visible colors), or None when it does not limit them."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,19 @@ class KindScore:
     n: int
     accuracy: float
     chance: float
-    """Of a guess among the answers that are possible."""
+    """Of a random guess among the possible answers."""
     majority: float
     """Of always giving the most frequent answer of the kind."""
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, single spaces, no punctuation at the ends."""
     return " ".join(text.lower().split()).strip(string.punctuation + " ")
 
 
 def text_match(predicted: str, reference: str) -> bool:
-    """Whether two answers are the same text after normalisation."""
-    return normalise(predicted) == normalise(reference)
+    """Whether two answers are the same text after normalization."""
+    return normalize(predicted) == normalize(reference)
 
 
 def accuracy(answers: Sequence[Answer]) -> float:
@@ -64,12 +64,12 @@ def chance(answers: Sequence[Answer]) -> float:
     options = [a.options for a in answers if a.options is not None]
     if len(options) == len(answers):
         return statistics.fmean(1 / n for n in options)
-    return 1 / len({normalise(a.reference) for a in answers})
+    return 1 / len({normalize(a.reference) for a in answers})
 
 
 def majority(answers: Sequence[Answer]) -> float:
     """Accuracy of always giving the most frequent answer."""
-    return Counter(normalise(a.reference) for a in answers).most_common(1)[0][1] / len(answers)
+    return Counter(normalize(a.reference) for a in answers).most_common(1)[0][1] / len(answers)
 
 
 def by_kind(answers: Iterable[Answer]) -> dict[str, list[Answer]]:

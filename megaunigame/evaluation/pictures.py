@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: as files, as one contact sheet."""
+"""Pictures of an evaluation, as files and as one contact sheet."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _file(panel: Panel, name: str) -> str:
 
 
 def contact_sheet(panels: Sequence[Panel]) -> Image.Image:
-    """One picture of many: per row a title and its pictures, names of the columns above."""
+    """One picture of all panels: per line a title and its pictures, under the names of the columns."""
     columns = list(panels[0].pictures)
     font = ImageFont.load_default(13)
     line = CELL + GAP

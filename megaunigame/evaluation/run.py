@@ -1,4 +1,4 @@
-"""Runs the suites of a recipe on the model as it stands, and keeps what they found."""
+"""Runs the suites of a recipe on the model, and writes their results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megaunigame.parallel.world import World
 
 
 def evaluation_file(folder: str | Path, step: int) -> Path:
-    """Where the results of the evaluation after `step` optimizer steps are; it appears when all suites are done."""
+    """File of the results after `step` optimizer steps; written when all suites are done."""
     return Path(folder) / "evaluation" / f"step-{step:08d}.json"
 
 

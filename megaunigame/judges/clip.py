@@ -1,7 +1,6 @@
-"""A frozen CLIP: picture and text embeddings whose cosine says how much they resemble each other.
+"""A frozen CLIP: picture and text embeddings whose cosine measures how much they resemble each other.
 
-Shared by the adversary's plausibility filter and by the data preparation; each names its settings `clip.model` and
-`clip.pretrained`.
+Used by the adversary's plausibility filter and by data preparation; both name its settings `clip.model` and `clip.pretrained`.
 """
 
 from __future__ import annotations
@@ -49,15 +48,15 @@ class FrozenClip:
     def __init__(self, model: str, pretrained: str, texts: bool, device: torch.device):
         """Load the weights and move them to `device`; `texts`: a tokenizer is needed too.
 
-        `model` and `pretrained` are those of `ClipConfig` (judges/clip_filter.py). Raises ConfigError, before anything
-        is loaded where that can be known: unknown architecture or tag, missing files; and when the hub cannot be reached or
-        the weights belong to another architecture.
+        `model` and `pretrained` are those of `ClipConfig` (judges/clip_filter.py). Raises ConfigError for an unknown
+        architecture or tag and for missing files (both before loading), and when the hub cannot be reached or the weights
+        belong to another architecture.
         """
         source = _find(model, pretrained, texts)
-        try:  # offline (HF_HUB_OFFLINE), the hub's client looks into its cache and goes no further
+        try:  # offline (HF_HUB_OFFLINE), the hub's client uses its cache only
             built = source.build()
             self.tokenizer = source.tokenizer() if texts else None
-        except Exception as error:  # open_clip asserts; hub, safetensors and torch.load each have errors of their own
+        except Exception as error:  # open_clip asserts; hub, safetensors and torch.load each raise their own errors
             raise ConfigError(f"CLIP {model!r} cannot be loaded: {error}. {HOW_TO_GET_WEIGHTS}.") from error
         self.model = built.to(device).eval().requires_grad_(False)
         self.device = device
@@ -72,9 +71,9 @@ class FrozenClip:
         return self
 
     def preprocess(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] -> the normalised input (B, 3, h, w) of the image tower. Differentiable.
+        """Pictures (B, 3, H, W) in [-1, 1] -> the normalized input (B, 3, h, w) of the image tower. Differentiable.
 
-        open_clip's own steps for files, which work on tensors too; only the rounding to bytes is left out.
+        The same steps as open_clip's for files, without the rounding to bytes.
         """
         pictures = (pictures.float() + 1) / 2
         for step in self._transform:
@@ -85,7 +84,7 @@ class FrozenClip:
         return pictures
 
     def embed_inputs(self, inputs: Tensor) -> Tensor:
-        """(B, D) unit vectors of what `preprocess` gave. Differentiable."""
+        """(B, D) unit vectors of the output of `preprocess`. Differentiable."""
         return F.normalize(self.model.encode_image(inputs), dim=-1)
 
     def embed_texts(self, texts: list[str]) -> Tensor:
@@ -98,7 +97,7 @@ class FrozenClip:
 def _resized(resize: Resize, pictures: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 3, h, w) as `resize` does it, as two products of matrices.
 
-    Resampling is linear, and one edge after the other. The backward of torch's own kernel is not deterministic on a GPU.
+    Resampling is linear and separable. The backward of torch's own kernel is not deterministic on a GPU.
     """
     height, width = pictures.shape[-2:]
     shorter = min(height, width)
@@ -137,7 +136,7 @@ def clip_elements(model: str) -> int:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a CLIP comes from; everything named here exists."""
+    """Where a CLIP comes from; all names and files are checked."""
 
     name: str
     """What open_clip calls it: an architecture, or `local-dir:FOLDER`."""
@@ -189,7 +188,7 @@ def _find(model: str, pretrained: str, texts: bool) -> _Source:
             "`python -c 'import open_clip; print(open_clip.list_models())'` lists."
         )
     if not pretrained:
-        raise ConfigError(f"clip.pretrained is empty, but {model} has no weights of its own. {HOW_TO_GET_WEIGHTS}.")
+        raise ConfigError(f"clip.pretrained is empty, but {model} is an architecture without weights. {HOW_TO_GET_WEIGHTS}.")
     return _weights_of(model, pretrained)
 
 
@@ -214,9 +213,9 @@ def _weights_of(model: str, pretrained: str) -> _Source:
             raise ConfigError(f"clip.pretrained: no CLIP weights in {path}; looked for {', '.join(WEIGHT_FILES)}.")
         path = files[0]
     if path.is_file():
-        # Mean and deviation belong to the weights and not to the architecture; a hub folder keeps them beside the weights.
-        beside = path.parent / CONFIG_FILE
-        return _Source(model, str(path), _read_config(beside)["preprocess_cfg"] if beside.is_file() else None)
+        # Mean and deviation belong to the weights, not to the architecture; a hub folder has them next to the weights.
+        config = path.parent / CONFIG_FILE
+        return _Source(model, str(path), _read_config(config)["preprocess_cfg"] if config.is_file() else None)
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained not in tags:
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""The plausibility filter: a frozen CLIP says how much a decoded picture still resembles its source or its caption.
+"""The plausibility filter: a frozen CLIP measures how much a decoded picture resembles its source or its caption.
 
 similarity(x) = cos(E(x), E(source))  or  cos(E(x), T(caption));  a picture is plausible when similarity >= tau.
 
-Cosines between two pictures and cosines between a picture and a text live on different scales (the latter hardly exceed
-.35 with a large CLIP), so each comparison has its own default threshold.
+Cosines of two pictures and cosines of a picture and a text have different scales (the latter hardly exceed .35 with a
+large CLIP), so each comparison has its own default threshold.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.judges.clip import FrozenClip, clip_elements
+from megaunigame.judges.clip import FrozenClip
 from megaunigame.settings import between, one_of
 
 DEFAULT_TAU = {"image": 0.6, "text": 0.3}
@@ -41,21 +41,16 @@ class ClipFilter(FrozenClip):
         self.tau = DEFAULT_TAU[config.compare] if config.tau is None else config.tau
         super().__init__(config.model, config.pretrained, config.compare == "text", device)
 
-    @staticmethod
-    def elements(config: ClipConfig) -> int:
-        """Elements of its network, from the architecture alone. Raises ConfigError for an unknown one."""
-        return clip_elements(config.model)
-
     def similarity(self, pictures: Tensor, sources: Tensor | None = None, texts: list[str] | None = None) -> Tensor:
         """(B,) float32 cosine in [-1, 1] of each picture with its source (`compare: image`) or its text (`compare: text`).
 
         `pictures` and `sources` are (B, 3, H, W) in [-1, 1], `texts` has B entries. Differentiable with respect to
-        `pictures` only. Raises ValueError when what is to be compared with is not given.
+        `pictures` only. Raises ValueError when the side to compare with is missing.
         """
         with torch.autocast(self.device.type, enabled=False):
             with torch.no_grad():
-                wanted = self._embed_wanted(sources, texts)
-            similarity = (self._embed(pictures) * wanted).sum(-1)
+                reference = self._embed_reference(sources, texts)
+            similarity = (self._embed(pictures) * reference).sum(-1)
         return similarity.clamp(-1, 1)
 
     def accepts(self, similarity: Tensor) -> Tensor:
@@ -65,7 +60,7 @@ class ClipFilter(FrozenClip):
     def _embed(self, pictures: Tensor) -> Tensor:
         return self.embed_inputs(self.preprocess(pictures))
 
-    def _embed_wanted(self, sources: Tensor | None, texts: list[str] | None) -> Tensor:
+    def _embed_reference(self, sources: Tensor | None, texts: list[str] | None) -> Tensor:
         if self.compare == "text":
             if texts is None:
                 raise ValueError("compare: text needs `texts`.")

@@ -1,14 +1,14 @@
-"""An independent judge of scene pictures: which colours are there, with which shape, and where.
+"""An independent judge of scene pictures: which colors are present, with which shape, and where.
 
 A small convolutional network that shares nothing with the model it scores labels cells of 4 x 4 pixels; since a color
 occurs at most once in a scene, the cells of one color are one object. Its own accuracy on real pictures and on
-pictures that went through the image tokenizer is the ceiling of every generation score: print it beside them.
+pictures after the image tokenizer is the ceiling of every generation score: print it next to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ CELL = 4
 WIDTH = 56
 DILATIONS = (1, 2, 4, 1, 2, 4)
 PRESENT_CELLS = 1.5
-"""Cells a colour must cover to count as an object; the smallest legal objects cover about three."""
+"""Cells a color must cover to count as an object; the smallest legal objects cover about three."""
 
 Objects = Mapping[str, tuple[str, tuple[float, float]]]
 """color -> (shape, (x, y)); x to the right and y downwards, both 0..1 over the picture."""
@@ -47,9 +47,6 @@ class Scores:
     """Objects found but not in the truth, per image."""
     relation: float
     """Left-right relations of the truth that hold; an object that was not found breaks them. NaN without any."""
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 class Oracle(nn.Module):
@@ -132,7 +129,7 @@ def score(
 ) -> Scores:
     """Compare the objects found in each picture with the true ones.
 
-    `relations[i]` lists pairs (color on the left, color on the right) that picture i must fulfil, such as those its
+    `relations[i]` lists pairs (color on the left, color on the right) that must hold in picture i, such as those its
     caption states; None: no relations are scored.
     """
     relations = relations or [[] for _ in truth]

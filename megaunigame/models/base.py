@@ -1,7 +1,7 @@
-"""The contract of a family of unified multimodal models: one network, a few named passes.
+"""Interface of a family of unified multimodal models: one network, a few named passes.
 
-Only `forward` runs under the training engine. Frozen tokenizers (VQ, VAE) are kept out of the module tree: they are
-replicated, stay in eval mode, and no engine partitions or saves them.
+Only `forward` runs under the training engine. Frozen tokenizers (VQ, VAE) are not in the module tree: they are replicated,
+stay in eval mode, and no engine partitions or saves them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Processor(Protocol):
     """Side of the pictures the family generates, in pixels."""
     max_length: int
     """Longest sequence of a row, in tokens."""
-    behind_prompt: int
+    after_prompt: int
     """Tokens of a generate row that follow its prompt."""
 
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs:
-        """One row per slot of the pass; None becomes a dummy row with count 0 and the same shapes."""
+        """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         ...
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
@@ -47,7 +47,7 @@ class Processor(Protocol):
 
 
 class Weights(Protocol):
-    """Lazily read weights, under the names of this family's modules (whatever the checkpoint calls them)."""
+    """Lazily read weights, under the names of this family's modules."""
 
     def names(self) -> set[str]: ...
 
@@ -60,13 +60,13 @@ class Decoded(NamedTuple):
     pixels: Tensor
     """(B, 3, H, W) in [-1, 1]."""
     changed: Tensor
-    """(B,) float32 in [0, 1]: share of the picture's codes that the perturbation changed (latents: mean relative change)."""
+    """(B,) float32 in [0, 1]: fraction of the picture's codes that the perturbation changed (latents: mean relative change)."""
 
 
 class UnifiedModel(nn.Module, ABC):
     """A model that understands and generates images through named passes.
 
-    What a family is, before any model of it exists, stands in the class attributes.
+    The class attributes describe the family.
     """
 
     name: ClassVar[str]
@@ -78,12 +78,12 @@ class UnifiedModel(nn.Module, ABC):
     passes: ClassVar[Mapping[str, Sequence[str]]]
     """Name of a pass -> groups whose parameters take part in it."""
     seeing: ClassVar[Sequence[str]] = ()
-    """Groups that take part only where rows carry source images."""
+    """Groups that take part only if rows have source images."""
     sizes: ClassVar[Mapping[str, Callable[[Path], None]]] = {}
     """Name of a published size, the smallest first -> writes its model folder, without weights: configuration, a stand-in
     tokenizer with the family's special tokens, picture settings."""
     has_decoder: ClassVar[bool] = True
-    """Whether `decode` exists: a differentiable way from the generate pass's hidden states to pixels."""
+    """Whether `decode` exists, which maps hidden states of the generate pass to pixels, differentiable."""
     processor: Processor
 
     @classmethod
@@ -96,8 +96,8 @@ class UnifiedModel(nn.Module, ABC):
     def build(cls, path: str, processor: Any, *, attention: str, gradient_checkpointing: bool) -> UnifiedModel:
         """Construct from the configuration in `path`, without reading the trainable weights.
 
-        `processor`: what `open_processor` made of the same folder. Called inside the engine's partitioning context, so it
-        must only create modules. Frozen tokenizers are built by `load_frozen`, outside that context.
+        `processor`: from `open_processor` of the same folder. Called inside the engine's partitioning context, so it must
+        only create modules. Frozen tokenizers are built by `load_frozen`, outside that context.
         """
 
     @classmethod
@@ -105,18 +105,18 @@ class UnifiedModel(nn.Module, ABC):
     def weights(cls, path: str) -> Weights:
         """The checkpoint in `path` (Hugging Face folder or official keys) under this model's parameter names.
 
-        Raises ModelError when its names or shapes are not those that the configuration in `path` asks for.
+        Raises ModelError when its names or shapes do not match the configuration in `path`.
         """
 
     @classmethod
     @abstractmethod
     def frozen_weights(cls, path: str) -> Weights:
-        """The frozen tokenizers of the checkpoint in `path`, under the names an exported folder gives them."""
+        """The frozen tokenizers of the checkpoint in `path`, under their names in an exported folder."""
 
     @classmethod
     @abstractmethod
     def write_settings(cls, path: str, out: Path) -> None:
-        """Write into `out` what a Hugging Face folder holds beside weights: configuration, tokenizer, preprocessing."""
+        """Write into `out` the files of a Hugging Face folder other than weights: configuration, tokenizer, preprocessing."""
 
     @classmethod
     def write_size(cls, size: str, folder: Path) -> None:
@@ -129,13 +129,13 @@ class UnifiedModel(nn.Module, ABC):
 
     @classmethod
     def language_layers(cls, path: str) -> int:
-        """Layers of the language model in `path`, from its configuration alone; 0: no attention of it can be measured."""
+        """Layers of the language model in `path`, from its configuration alone; 0: its attention cannot be measured."""
         return 0
 
     def install_taps(self) -> int:
-        """Make `PassInputs.taps` work; returns the layers of the language model. Without taps a pass stays as it was.
+        """Make `PassInputs.taps` work; returns the layers of the language model. Passes without taps are unchanged.
 
-        Raises ModelError when the attention of the model cannot be reached.
+        Raises ModelError when the attention of the model cannot be intercepted.
         """
         raise ModelError(f"{type(self).__name__} does not measure its attention.")
 
@@ -145,7 +145,7 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def build_frozen(self) -> nn.Module:
-        """The frozen tokenizer that the configuration asks for, its weights not loaded."""
+        """The frozen tokenizer of the configuration, its weights not loaded."""
 
     @abstractmethod
     def hold_frozen(self, module: nn.Module) -> None:
@@ -174,10 +174,10 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
-        """Post-LM visual tokens (B, N, D), plus `delta` (B, N, D) -> pixels, differentiable to both.
+        """Post-LM visual tokens (B, N, D), plus `delta` (B, N, D) -> pixels, differentiable in both.
 
-        With `anchor`, the target that the hidden states were taught (`PassOutput.target`), a place keeps its target unless
-        the perturbation changes what the model draws there: delta = 0 then decodes to the picture that was encoded.
+        With `anchor`, the target of teacher forcing (`PassOutput.target`), a position keeps its target unless the perturbation
+        changes what the model draws there: delta = 0 then decodes to the picture that was encoded.
         """
 
     @abstractmethod
@@ -192,23 +192,23 @@ class UnifiedModel(nn.Module, ABC):
         guidance: float,
         temperature: float,
         generator: torch.Generator,
-        disturb: Callable[[Tensor], Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Generate the pictures of a generate pass (its targets are not read): (B, 3, H, W) in [-1, 1].
 
-        `disturb` maps the embedding (B, 1, D) of what was just drawn to what is added to it before it is read; where nothing
-        is drawn token by token, the hidden states (B, N, D) of the picture.
-        Makes a fixed number of model calls whatever the data, so ranks stay in lockstep.
+        `perturb` maps the embedding (B, 1, D) of the last drawn token to what is added to it before it is read; in families
+        that do not draw token by token, it maps the hidden states (B, N, D) of the picture.
+        The number of model calls does not depend on the data, so ranks stay in lockstep.
         """
 
     @property
     @abstractmethod
     def calls_per_sample(self) -> int:
-        """Forwards through the language model that one `sample` makes."""
+        """Forwards through the language model in one `sample`."""
 
     @abstractmethod
     def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
-        """Greedy continuation of prompts (rows that end where the answer begins): (B, max_new_tokens) token ids.
+        """Greedy continuation of prompts (rows that end before the answer): (B, max_new_tokens) token ids.
 
         Always makes `max_new_tokens` calls; after the end token the row repeats it.
         """
@@ -219,7 +219,7 @@ class UnifiedModel(nn.Module, ABC):
 
     @classmethod
     def groups_of_pass(cls, pass_name: str, takes_images: bool) -> list[str]:
-        """Groups whose parameters take part in this pass, given whether its rows carry source images."""
+        """Groups whose parameters take part in this pass, given whether its rows have source images."""
         return [group for group in cls.passes[pass_name] if takes_images or group not in cls.seeing]
 
     @classmethod

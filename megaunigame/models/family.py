@@ -1,4 +1,4 @@
-"""What every family does with a model folder, from the few things that it states about itself.
+"""Base class of families: building and loading from a model folder.
 
 A family is a folder next to this file: `model.py` (the network and its two passes), `keys.py` (names in its checkpoints),
 `configuration.py` (its config.json), and its sequences (`conversation.py`, `processor.py`).
@@ -24,7 +24,7 @@ F = TypeVar("F", bound="Family")
 
 
 class Family(UnifiedModel):
-    """A model whose trained modules follow from its configuration, next to one frozen tokenizer of pictures.
+    """A model whose trained modules follow from its configuration, with one frozen tokenizer of pictures.
 
     The frozen tokenizer is not a submodule: `load_frozen` builds it, replicated.
     """
@@ -32,7 +32,7 @@ class Family(UnifiedModel):
     keys: ClassVar[KeyTable]
     """How the keys of its checkpoints are read."""
     frozen_name: ClassVar[str]
-    """What the frozen tokenizer is, for messages."""
+    """Name of the frozen tokenizer in messages."""
     config: Any
     frozen: Frozen
 
@@ -48,11 +48,11 @@ class Family(UnifiedModel):
 
     @abstractmethod
     def choose_attention(self, attention: str) -> None:
-        """Attend by `attention`, a value of `model.attention`."""
+        """Set the attention implementation; `attention` is a value of `model.attention`."""
 
     @abstractmethod
     def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward, layer by layer; non-reentrant, as partitioned parameters need it."""
+        """Recompute activations in the backward, layer by layer; non-reentrant, for partitioned parameters."""
 
     def __init__(self, config: Any, processor: Processor, *, attention: str, gradient_checkpointing: bool):
         super().__init__()
@@ -71,7 +71,7 @@ class Family(UnifiedModel):
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
-        """The small files of the folder `path` as they are."""
+        """Copy the small files of the folder `path` unchanged."""
         copy_settings(Path(path), out)
 
     # Weights
@@ -97,7 +97,7 @@ class Family(UnifiedModel):
 
     @classmethod
     def frozen_weights(cls, path: str) -> RenamedWeights:
-        """The frozen tokenizer, under the names it has in an exported folder."""
+        """The frozen tokenizer, under its names in an exported folder."""
         return cls.keys.open(cls.files(path), path)[1].prefixed(cls.keys.frozen)
 
     def hold_frozen(self, module: nn.Module) -> None:

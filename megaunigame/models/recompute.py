@@ -1,8 +1,8 @@
-"""Frozen modules that a gradient passes through, without keeping what they compute, and a few pictures at a time.
+"""Gradients through frozen modules with recomputed activations, a few pictures at a time.
 
 The decoder of a tokenizer keeps tens of gigabytes per large picture for its backward. Here it is a sequence of stages: the
-graph keeps the input of each stage, and the backward runs a stage a second time before it goes through it. The values and the
-gradients are the same, for one more forward; frozen modules in eval mode draw nothing, so no random state needs to be kept.
+graph keeps the input of each stage, and the backward recomputes the stage. Values and gradients are the same, for one more
+forward; frozen modules in eval mode use no random numbers, so no random state is kept.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.nn.grad import conv2d_input
 from torch.utils.checkpoint import checkpoint
 
 PIXELS_AT_A_TIME = 1 << 19
-"""Pixels that go through a tokenizer together: one picture of 720 x 720, 14 of 192 x 192."""
+"""Pixels per call of a tokenizer: one picture of 720 x 720, 14 of 192 x 192."""
 
 Stage: TypeAlias = Callable[..., Tensor]
 """(x, *others) -> the next x."""
 
 
 def through(stages: Iterable[Stage], x: Tensor, *others: Tensor) -> Tensor:
-    """`x` through frozen stages, one after the other; each also reads `others`, which stay the same."""
+    """`x` through consecutive frozen stages; each also reads `others`, which stay the same."""
     for stage in stages:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *others)):
             x = checkpoint(stage, x, *others, use_reentrant=False, preserve_rng_state=False)
@@ -36,16 +36,16 @@ def through(stages: Iterable[Stage], x: Tensor, *others: Tensor) -> Tensor:
 def through_levels(levels: Iterable[Iterable[Stage]], x: Tensor, *others: Tensor) -> Tensor:
     """The same for stages in groups: the graph keeps the input of each group, and of each stage while its group is recomputed.
 
-    One more forward again, for the memory of a group. Worth it where resolutions differ: the few inputs at low resolution
-    are kept, the many at high resolution are not.
+    Another forward, for the memory of a group. Useful when resolutions differ: the few inputs at low resolution are kept, the
+    many at high resolution are not.
     """
     return through((partial(through, stages) for stages in levels), x, *others)
 
 
 def in_chunks(run: Callable[..., Tensor], pixels: int, *tensors: Tensor) -> Tensor:
-    """`run` on a few of the B entries of `tensors` at a time: as many pictures of `pixels` pixels as PIXELS_AT_A_TIME holds.
+    """`run` on chunks of the B entries of `tensors`: as many pictures of `pixels` pixels as fit into PIXELS_AT_A_TIME.
 
-    The same chunks with and without gradient, so that the same pictures give the same codes.
+    Chunks are the same with and without gradient, so that the same pictures give the same codes.
     """
     size = max(1, PIXELS_AT_A_TIME // pixels)
     parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
@@ -53,7 +53,7 @@ def in_chunks(run: Callable[..., Tensor], pixels: int, *tensors: Tensor) -> Tens
 
 
 def frozen_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """`layer(x)` (zero padding) without keeping `x`, of which the backward of a frozen layer needs nothing but the shape."""
+    """`layer(x)` (zero padding) without keeping `x`: the backward of a frozen layer needs only its shape."""
     return _FrozenConv.apply(x, layer)  # type: ignore[no-any-return]
 
 

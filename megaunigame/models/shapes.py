@@ -1,4 +1,4 @@
-"""Shapes of models as JSON, and a check that more than one family needs."""
+"""Shapes of models as JSON, and a check used by several families."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GROUP_NORM_GROUPS = 32
 
 
 def read_shape(file: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The configuration in the JSON `file`, without what a tokenizer decides; `changes` replace single entries at any depth."""
+    """The configuration in the JSON `file`, without tokenizer ids; `changes` replace single entries at any depth."""
     return _changed(json.loads(file.read_text()), changes or {})
 
 

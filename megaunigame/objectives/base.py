@@ -1,4 +1,4 @@
-"""What an objective is: rows it wants, how a decoded sample becomes such a row, and perhaps a player."""
+"""Interface of objectives: the rows it requests, how a decoded sample becomes a row, and optionally a player."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from megaunigame.step.rows import Row
 class Objective(ABC):
     """One file or folder in this folder; found by module name (`objectives: {understanding: ...}` is `understanding.py`).
 
-    Most objectives are rows and nothing else, and are pure: loader workers get a copy. What happens in the step is the part
-    of a `Player`.
+    Objectives are pure: loader workers get a copy. What happens in the step belongs to a `Player`.
     """
 
     Config: type[Any]
@@ -30,7 +29,7 @@ class Objective(ABC):
 
     @classmethod
     def planned(cls, config: Any) -> Objective:
-        """The objective of a run that is planned, not made: it asks for the same rows and reads nothing from disk."""
+        """The objective for planning without a run: the same rows, nothing read from disk."""
         return cls(config)
 
     @abstractmethod
@@ -38,22 +37,22 @@ class Objective(ABC):
         """The rows of every micro-step of every rank."""
 
     def rotation(self) -> Rotation | None:
-        """Its terms that are in rotation; None: all rows are in every micro-step."""
+        """The terms in rotation; None: all rows are in every micro-step."""
         return None
 
     @abstractmethod
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        """The neutral row for one sample, or None when the sample has nothing for this term (it becomes a dummy row).
+        """The neutral row for one sample, or None when the sample lacks what this term needs (a dummy row takes its place).
 
         Runs in data-loader workers; `rng` depends on (seed, stream position) only.
         """
 
     def check_plan(self, plan: StepPlan) -> None:
-        """Once all objectives have asked for rows. Raises ConfigError when the plan lacks what the objective builds on."""
+        """Called with the rows of all objectives. Raises ConfigError when the plan lacks what the objective needs."""
 
     def check_family(self, family: type[UnifiedModel], name: str, folder: str, plan: StepPlan) -> None:
-        """Before the model in `folder` is loaded. Raises ConfigError when it cannot do what the objective needs."""
+        """Called before the model in `folder` is loaded. Raises ConfigError when it cannot do what the objective needs."""
 
     def player(self, stage: Stage) -> Player | None:
-        """What it does in the step, once the model is built; None: nothing."""
+        """Its player, built after the model; None: it does nothing in the step."""
         return None

@@ -28,7 +28,7 @@ def build_objectives(recipe: Recipe, *, planned: bool = False) -> list[Objective
 
 
 def build_plan(objectives: Sequence[Objective]) -> StepPlan:
-    """The rows that all of them ask for. Raises ConfigError when they do not go together."""
+    """The plan of all requested rows. Raises ConfigError when they are incompatible."""
     rotations = [rotation for o in objectives if (rotation := o.rotation()) is not None]
     plan = plan_from((r for o in objectives for r in o.rows()), rotations)
     for objective in objectives:
@@ -45,7 +45,7 @@ def build_players(objectives: Sequence[Objective], stage: Stage) -> list[Player]
 
 
 def taps_of(players: Sequence[Player], pass_name: str) -> Taps | None:
-    """The attention that one player asks a pass to measure."""
+    """The attention measurement that a player requests of a pass."""
     asked = [taps for player in players if (taps := player.taps(pass_name)) is not None]
     if len(asked) > 1:
         raise ConfigError(f"Two objectives measure the attention of the {pass_name} pass. Remove one from `objectives`.")
@@ -53,7 +53,7 @@ def taps_of(players: Sequence[Player], pass_name: str) -> Taps | None:
 
 
 def largest_micro_step(processor: Processor, players: Sequence[Player], plan: StepPlan) -> MicroStep:
-    """The largest legal rows of every pass, with the attention that players measure, and of what is aside."""
+    """The largest legal rows of every pass, with the attention that players measure, and the largest rows aside."""
     inputs = {
         name: dataclasses.replace(_with_texts(processor.largest(plan.widest(name), name)), taps=taps_of(players, name))
         for name in plan.passes

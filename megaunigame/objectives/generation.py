@@ -1,7 +1,7 @@
 """Generation: the family's own image loss on caption -> picture rows and image-conditioned pixel rows.
 
 For a code-based family: loss = - sum over the N codes log p(code | condition, earlier codes) / number of codes on all ranks.
-A pixel row shows the image to the understanding path and asks for the same pixels back (RecA, arXiv 2509.07295).
+A pixel row shows the image to the understanding path, and its target is the same image (RecA, arXiv 2509.07295).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Generation(Objective):
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
         target = self.pixel.picture(sample)
-        # Both draws happen for every row, so that what a row gets never depends on what it is.
+        # Draw both numbers for every row, so that the random stream does not depend on the kind of row.
         drop, prompt = rng.random() < self.config.drop, int(rng.integers(max(1, len(self.config.pixel_prompts))))
         if target is None:
             return None

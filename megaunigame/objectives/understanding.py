@@ -18,7 +18,7 @@ from megaunigame.step.rows import UnderstandRow
 
 
 class Understanding(Objective):
-    """Rows = image and conversation; text-only conversations ride along."""
+    """Rows = image and conversation; text-only conversations are legal."""
 
     @dataclass
     class Config:

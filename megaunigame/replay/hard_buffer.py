@@ -1,8 +1,8 @@
-"""The hard buffer: the adversarial examples the learner fails at most, shared evenly among the ranks and replayed.
+"""The hard buffer: a replay buffer of the adversarial examples with the highest learner loss, divided evenly among the ranks.
 
-Each rank mines candidates; every so often a merge lets the hardest of all ranks in (see :mod:`megaunigame.replay.merge`):
-one all-gather of losses, then one all-to-all of the few records that change rank. Both happen on every rank at every merge,
-with sizes that all ranks know, whatever the data.
+Each rank mines candidates. A merge takes in the hardest of all ranks (see :mod:`megaunigame.replay.merge`): one all-gather of
+losses, then one all-to-all of the few records that change rank. Every rank makes both calls at every merge, with sizes that
+all ranks know.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from megaunigame.replay.records import RecordLayout
 
 FILE, FILES = "hard_buffer-rank-{:05d}.safetensors", "hard_buffer-rank-*.safetensors"
 HEADER = "hard_buffer"
-"""Name of the entry in a file's metadata; its value is the JSON of :class:`SavedShape`."""
+"""Key in a file's metadata; the value is the JSON of :class:`SavedShape`."""
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What one merge did. All numbers but `bytes` are of all ranks together."""
+    """Result of one merge. All numbers but `bytes` are over all ranks."""
 
     threshold: float
     """Percentile of the new losses; NaN when there was no candidate."""
@@ -48,7 +48,7 @@ class MergeReport:
 
 @dataclass(frozen=True)
 class SavedShape:
-    """What must be known of a saved buffer before its bytes mean anything."""
+    """Shape of a saved buffer, needed to read its bytes."""
 
     image_size: int
     max_length: int
@@ -59,14 +59,14 @@ class SavedShape:
 
 
 class HardBuffer:
-    """This rank's share of the records, and the candidates it has mined since the last merge.
+    """This rank's part of the records, and the candidates it has mined since the last merge.
 
-    Records are numpy arrays of `layout.dtype`. An index means a record of this rank, 0 <= index < size, hardest first as of
-    the last merge; it stays valid until the next merge.
+    Records are numpy arrays of `layout.dtype`. An index is that of a record of this rank, 0 <= index < size, hardest first at
+    the last merge; it is valid until the next merge.
     """
 
     def __init__(self, layout: RecordLayout, capacity: int, rows: int, rank: int, world_size: int):
-        """`capacity` is that of all ranks together; `rows` is the number of candidates in every call of `mine`."""
+        """`capacity`: records over all ranks; `rows`: candidates in every call of `mine`."""
         self.layout, self.capacity, self.rows, self.rank, self.world_size = layout, capacity, rows, rank, world_size
         self._share = share_of(capacity, world_size)
         self._memory = layout.empty(self._share)
@@ -74,7 +74,7 @@ class HardBuffer:
 
     def _clear(self) -> None:
         self._places = np.zeros(0, np.int64)
-        """Index -> row of `_memory`, so that a record that stays is not copied."""
+        """Index -> position in `_memory`, so that a record that stays is not copied."""
         self._ledger = np.zeros(0, np.int64)
         """Owner of every record of the last merge, hardest first; the same on all ranks."""
         self._candidates: dict[int, np.ndarray] = {}
@@ -101,10 +101,10 @@ class HardBuffer:
         return float((step - self._memory["step"][self._places]).mean()) if self.size else float("nan")
 
     def mine(self, records: np.ndarray, accepted: np.ndarray) -> int:
-        """Offer the (rows,) records of one micro-step, in row order; `accepted` (rows,) bool is the verdict of the filter.
+        """Offer the (rows,) records of one micro-step, in row order; `accepted` (rows,) bool is the result of the filter.
 
-        Every rank calls this equally often between two merges, with nothing accepted where it has nothing. Returns how many
-        accepted records were dropped because their loss is not finite.
+        Every rank calls this equally often between two merges, if need be with nothing accepted. Returns how many accepted
+        records were dropped because their loss is not finite.
         """
         if len(records) != self.rows:
             raise ValueError(f"mine() got {len(records)} rows; this buffer takes {self.rows} in every micro-step")
@@ -115,9 +115,9 @@ class HardBuffer:
         return int((accepted & ~finite).sum())
 
     def merge(self, world: World, percentile: float, step: int, max_age: int) -> MergeReport:
-        """Collective: let in the candidates at or above the `percentile` in [0, 100) of all ranks' new losses, hardest first.
+        """Collective: take in the candidates at or above the `percentile` in [0, 100) of all ranks' new losses, hardest first.
 
-        Records mined more than `max_age` steps before `step` leave (0: no limit). Forgets the candidates.
+        Records mined more than `max_age` steps before `step` leave (0: no limit). Clears the candidates.
         """
         table = world.all_gather(torch.from_numpy(self._line(step, max_age)).to(world.device)).cpu().numpy()
         plan = plan_merge(table, self._ledger, self.rows, self.capacity, percentile)
@@ -135,8 +135,8 @@ class HardBuffer:
         )
 
     def rehearse(self, world: World) -> None:
-        """Collective: the calls of a merge, with a byte between any two ranks: connections that are opened by the first call
-        take their memory before step 1. Changes nothing."""
+        """Collective: the calls of a merge, with a byte between any two ranks, so that connections are opened, and take their
+        memory, before step 1. Changes nothing."""
         world.all_gather(torch.zeros(self._share + self.rows, device=world.device))
         world.all_to_all([torch.zeros(1, dtype=torch.uint8, device=world.device)] * world.size, [1] * world.size)
 
@@ -150,7 +150,7 @@ class HardBuffer:
         return line
 
     def _exchange(self, world: World, plan: MergePlan) -> tuple[int, list[Tensor]]:
-        """Send away what others shall own: (bytes sent, bytes of the records from each rank, hardest first)."""
+        """Send the records that other ranks shall own: (bytes sent, bytes of the records from each rank, hardest first)."""
         record = self.layout.dtype.itemsize
         leaving = np.flatnonzero(plan.moving & (plan.holders == self.rank))
         leaving = leaving[np.argsort(plan.owners[leaving], kind="stable")]
@@ -169,8 +169,8 @@ class HardBuffer:
         return self._memory[place : place + 1]
 
     def _settle(self, plan: MergePlan, received: list[Tensor]) -> None:
-        """Make this rank's memory what the plan says it owns."""
-        owned = np.flatnonzero(plan.owners == self.rank)  # one of each block, in order: the new index
+        """Bring this rank's memory to the records that it owns in the plan."""
+        owned = np.flatnonzero(plan.owners == self.rank)  # one of each block, in the order of the new index
         holders, columns = plan.holders[owned], plan.columns[owned]
         remains = (holders == self.rank) & (columns < self._share)
         places = np.full(len(owned), -1)
@@ -186,13 +186,13 @@ class HardBuffer:
         self._candidates, self._calls = {}, 0
 
     def draw(self, count: int, temperature: float, rng: np.random.Generator) -> np.ndarray:
-        """Indices of `count` records (all, when there are fewer), no record twice, the hard ones with preference.
+        """Indices of `count` records (all, when there are fewer), without replacement, hard ones with preference.
 
-        One after the other, each among those left, with `draw_probabilities` of the present losses. Records stay.
+        Each draw has the `draw_probabilities` of the records left, by current loss. Records stay in the buffer.
         """
         hardest_first = np.argsort(-self.losses, kind="stable")
-        # Adding Gumbel noise to the logits and taking the largest is drawing without replacement, and unlike drawing from
-        # the probabilities it still works where those are too small for a float.
+        # Gumbel top-k: the largest logits plus Gumbel noise are a draw without replacement, and unlike a draw from the
+        # probabilities it works where those underflow.
         noisy = _draw_logits(self.size, temperature) + rng.gumbel(size=self.size)
         return hardest_first[np.argsort(-noisy, kind="stable")[:count]]
 
@@ -201,12 +201,12 @@ class HardBuffer:
         return self._memory[self._places[indices]]
 
     def refresh(self, indices: np.ndarray, losses: np.ndarray) -> None:
-        """Note the losses of replayed records, (len(indices),). One that is not finite leaves the old one in place."""
+        """Store the losses of replayed records, (len(indices),). One that is not finite is ignored."""
         finite = np.isfinite(losses)
         self._memory["loss"][self._places[indices[finite]]] = losses[finite]
 
     def save(self, folder: Path) -> None:
-        """Write this rank's file into `folder`. No collective."""
+        """Write this rank's file into `folder`. Not a collective."""
         slots = np.array(sorted(self._candidates), np.int64)
         candidates = np.concatenate([self.layout.empty(0), *(self._candidates[slot] for slot in slots.tolist())])
         shape = SavedShape(self.layout.image_size, self.layout.max_length, self.world_size, self.rows, self._calls)
@@ -223,10 +223,10 @@ class HardBuffer:
         return records.view(np.uint8).reshape(len(records), self.layout.dtype.itemsize)
 
     def load(self, folder: Path) -> None:
-        """Take this rank's part of what all ranks saved; no collective, but every rank must see all files.
+        """Read this rank's part of the saved buffers. Not a collective, but every rank must see all files.
 
-        At the same number of ranks the state is the saved one to the last bit. At another, records are dealt out anew in the
-        saved order, and candidates at their position in the data stream: the next merge keeps the same records. A smaller
+        At the same number of ranks the state is bit-equal to the saved one. At another, records are dealt out again in the
+        saved order, and candidates by their position in the data stream: the next merge keeps the same records. A smaller
         `capacity` keeps the hardest of the last merge. Raises CheckpointError when files are missing or records differ in
         layout.
         """
@@ -237,7 +237,7 @@ class HardBuffer:
             raise CheckpointError(
                 f"{folder}: the hard buffer was saved with pictures of {saved.image_size}x{saved.image_size} and room for "
                 f"{saved.max_length} tokens, this run has {side}x{side} and {length}. Use the model and the longest row it was "
-                "saved with, or type checkpoint.resume=never to begin anew in another `output`."
+                "saved with, or type checkpoint.resume=never to start again in another `output`."
             )
         self._clear()
         with safe_open(files[0], "numpy") as file:
@@ -263,9 +263,9 @@ class HardBuffer:
 
 
 def draw_probabilities(size: int, temperature: float) -> np.ndarray:
-    """(size,) float64: chance of each record, hardest first, to be the first one drawn.
+    """(size,) float64: probability of each record, hardest first, to be drawn first.
 
-    softmax over j of (size - 1 - j) / temperature: only the rank of a loss counts, not how large it is.
+    softmax over j of (size - 1 - j) / temperature: only the rank of a loss counts, not its value.
     """
     weights = np.exp(_draw_logits(size, temperature))
     return weights / weights.sum()
@@ -282,7 +282,7 @@ def _saved_files(folder: Path) -> list[Path]:
     if not found:
         raise CheckpointError(
             f"{folder} holds no hard buffer (no {FILES}): it was saved by a run without one. Resume with the objectives it was "
-            "saved with, or type checkpoint.resume=never to begin anew in another `output`."
+            "saved with, or type checkpoint.resume=never to start again in another `output`."
         )
     world_size = _read_shape(found[0]).world_size
     files = [folder / FILE.format(rank) for rank in range(world_size)]

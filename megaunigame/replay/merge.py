@@ -1,13 +1,13 @@
-"""Who keeps what after a merge: a pure function of the losses of all ranks, so that every rank finds the same answer alone.
+"""Which rank keeps which records after a merge: a pure function of the losses of all ranks, computed alike on each of them.
 
 Losses travel as one table (W, K + C), one line per rank: the losses of the records it holds in K = ceil(capacity / W)
 columns, then those of the C = calls * rows candidates it has mined since the last merge; NaN means "nothing here". The kept
 records, hardest first, are cut into blocks of W; every rank owns exactly one record of a full block. Its j-th record is
-therefore the one of block j, and the ledger (owner of every place of the order) tells where each old record is.
+therefore the one of block j, and the ledger (owner of every record in order) tells where each old record is.
 
-The kept records do not depend on W, ties included: equal losses are settled in favour of the old records in the order of
-the last merge, then by position in the data stream, which deals candidates in the order (micro-step, rank, row). W ranks with
-`a` micro-steps each see the same sequence as one rank with a * W.
+The kept records do not depend on W, ties included: among equal losses, old records come first, in the order of the last
+merge, then new ones by position in the data stream, whose order is (micro-step, rank, row). W ranks with `a` micro-steps each
+see the same sequence as one rank with a * W.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class CandidateGrid:
 
     def place(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(ranks, slots) of those positions."""
-        turn, row = np.divmod(positions, self.rows)
-        call, rank = np.divmod(turn, self.world_size)
+        micro_step, row = np.divmod(positions, self.rows)
+        call, rank = np.divmod(micro_step, self.world_size)
         return rank, call * self.rows + row
 
     def calls(self, positions: int) -> int:
-        """Calls that it takes to deal out that many positions."""
+        """Calls needed to deal out that many positions."""
         return -(-positions // (self.world_size * self.rows))
 
 
@@ -52,7 +52,7 @@ class MergePlan:
     entered: int
     """New records among the n."""
     left: int
-    """Old records that are not among the n: too old, or pushed out by harder ones."""
+    """Old records that are not among the n: too old, or displaced by harder ones."""
     losses: np.ndarray
     """(n,) float64."""
     holders: np.ndarray
@@ -77,8 +77,8 @@ def plan_merge(table: np.ndarray, ledger: np.ndarray, rows: int, capacity: int, 
     """Choose the kept records and deal them out.
 
     `table` (W, K + C) float; `ledger` (m,) the owners after the last merge; `rows` candidates per call of each rank;
-    `percentile` in [0, 100) of the new losses, interpolated linearly. New records at or above it survive; old ones compete
-    by their loss alone.
+    `percentile` in [0, 100) of the new losses, interpolated linearly. New records at or above it and all old ones compete by
+    loss.
     """
     # In float64 throughout: a threshold rounded to float32 could fall on the wrong side of the loss it came from.
     table = table.astype(np.float64)
@@ -97,7 +97,7 @@ def plan_merge(table: np.ndarray, ledger: np.ndarray, rows: int, capacity: int, 
     threshold = float(np.percentile(new_losses, percentile)) if len(new_losses) else float("nan")
     survivors = np.flatnonzero(present & (~is_new | (losses >= threshold)))
 
-    # Survivors stand in the order that settles ties, and a stable sort leaves equals in it.
+    # Survivors are in the order that breaks ties, and a stable sort keeps it among equals.
     kept = survivors[np.argsort(-losses[survivors], kind="stable")][:capacity]
     entered = int(is_new[kept].sum())
     return MergePlan(
@@ -114,12 +114,11 @@ def plan_merge(table: np.ndarray, ledger: np.ndarray, rows: int, capacity: int, 
 
 
 def deal(holders: np.ndarray, world_size: int) -> np.ndarray:
-    """(n,) holders, hardest record first -> (n,) owners: each rank once per block of W, with as few moves as that allows.
+    """(n,) holders, hardest record first -> (n,) owners: each rank once per block of W, with the fewest moves.
 
     A record stays where it is, unless a harder one of its block is there too; the others go to the ranks left over, in rank
-    order. Dealing survivor i to rank `i mod W` would give the same difficulty to every rank, but one record that enters at
-    the top shifts all below it, and nearly the whole buffer would change rank at every merge. Here it shifts one record
-    per block at most.
+    order. Dealing record i to rank `i mod W` would also balance difficulty, but one record that enters at the top would shift
+    all below it, and nearly the whole buffer would change rank at every merge. Here it shifts at most one record per block.
     """
     seats = np.arange(len(holders)) // world_size * world_size + holders  # block and rank in one number
     taken, stays = np.unique(seats, return_index=True)  # the first, hence hardest, record of each seat
@@ -128,7 +127,7 @@ def deal(holders: np.ndarray, world_size: int) -> np.ndarray:
     moves = np.ones(len(holders), bool)
     moves[stays] = False
     owners = holders.copy()
-    # Both run through the blocks in order, and a full block has as many free seats as moves. Only the last one, if it is
-    # not full, leaves seats over, at the end.
+    # Both are in block order, and a full block has as many free seats as moves. Only a last block that is not full leaves
+    # seats over, at the end.
     owners[moves] = free[: moves.sum()] % world_size
     return owners

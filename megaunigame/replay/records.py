@@ -1,4 +1,4 @@
-"""One mined example as a fixed number of bytes, so that the wire and the disk need no encoding of their own."""
+"""One mined example as a fixed number of bytes, sent and saved without further encoding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 KEY_BYTES = 128
-"""Room for a sample's key; longer keys are cut (they serve messages and captions, nothing is looked up by them)."""
+"""Bytes of a sample's key; longer keys are cut (they are only shown, never looked up)."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class RecordLayout:
     image_size: int
     """Side S of the picture in pixels."""
     max_length: int
-    """Room for L tokens."""
+    """Largest number of tokens L."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -48,5 +48,5 @@ def encode_key(key: str) -> bytes:
 
 
 def decode_key(stored: bytes) -> str:
-    """The key of a record, without the character that the cut may have torn."""
+    """The key of a record, without a character that was cut in the middle."""
     return stored.decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""Between the rows of a pass and the records of the hard buffer."""
+"""Conversion between rows of a pass and records of the hard buffer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from megaunigame.step.inputs import IGNORE, PassInputs
 from megaunigame.step.labels import label_positions
 
 NUMBERS_BYTES = 3 * 4
-"""Of a packed candidate: three float32 after the picture."""
+"""Bytes of the three float32 after the picture of a packed candidate."""
 
 
 def pack(pictures: Tensor, losses: Tensor, similarity: Tensor, accepted: Tensor) -> Tensor:
-    """What the device knows about candidates, as bytes (B, n) that one copy brings to the host.
+    """Candidates as bytes (B, n) on the device, for a single copy to the host.
 
-    `pictures` (B, 3, S, S) in [-1, 1]; `losses`, `similarity` and the verdict of the filter `accepted`: (B,).
+    `pictures` (B, 3, S, S) in [-1, 1]; `losses`, `similarity` and the result of the filter `accepted`: (B,).
     """
     numbers = torch.stack([losses.detach().float(), similarity.detach().float(), accepted.float()], dim=1)
     return torch.cat([quantized(pictures).flatten(1), numbers.view(torch.uint8)], dim=1)
@@ -32,7 +32,7 @@ def to_records(layout: RecordLayout, question: PassInputs, packed: Tensor, step:
     """
     assert question.labels is not None and question.image_slots is not None
     records = layout.empty(len(packed))
-    width = min(question.tokens.shape[1], layout.max_length)  # rows near the longest are padded beyond it
+    width = min(question.tokens.shape[1], layout.max_length)  # padding to a multiple may exceed max_length
     pictures, numbers = packed[:, :-NUMBERS_BYTES], packed[:, -NUMBERS_BYTES:].contiguous().view(torch.float32)
     records["image"] = pictures.numpy().reshape(records["image"].shape)
     records["tokens"][:, :width] = question.tokens[:, :width].numpy()
@@ -48,21 +48,21 @@ def to_records(layout: RecordLayout, question: PassInputs, packed: Tensor, step:
 
 
 def to_rows(model: UnifiedModel, records: np.ndarray) -> PassInputs:
-    """Understand rows of the stored questions, on the CPU; `terms` mean nothing yet."""
+    """Understand rows of the stored questions, on the CPU; `terms` are not set."""
     width = int(records["length"].max())
 
     def column(name: str) -> Tensor:
         return torch.from_numpy(records[name][:, :width].copy())
 
-    tokens, labelled, segments = column("tokens").long(), column("labelled"), column("segments").long()
+    tokens, labeled, segments = column("tokens").long(), column("labelled"), column("segments").long()
     pictures = torch.from_numpy(records["image"].copy()).float() / 127.5 - 1
     used = torch.from_numpy(records["length"].copy())[:, None] > torch.arange(width)
-    labels = torch.where(labelled, tokens, IGNORE)
+    labels = torch.where(labeled, tokens, IGNORE)
     return PassInputs(
         tokens=tokens,
         attention=used,
         terms=torch.zeros(len(records), dtype=torch.long),
-        counts=labelled.sum(1).float(),
+        counts=labeled.sum(1).float(),
         labels=labels,
         label_positions=label_positions(labels),
         front_padding=False,

@@ -1,4 +1,4 @@
-"""What a representation is: a target picture computed from a decoded sample."""
+"""Interface of representations: target pictures computed from a decoded sample."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Representation(ABC):
     """One file in this folder, found by module name. A family maps the picture to its own range when it collates rows."""
 
     needs: ClassVar[str]
-    """What a sample must carry beside its image: a field of a shard, or the empty text."""
+    """What a sample needs in addition to its image: a field of a shard; empty: nothing."""
     remedy: ClassVar[str] = "Pack the shards with it"
     """What to do where samples lack it, for messages."""
     renderings: ClassVar[tuple[str, ...]] = ()
-    """Ways to draw the picture, the default first; empty: there is but one."""
+    """Ways to draw the picture, the default first; empty: only one."""
 
     def __init__(self, rendering: str = ""):
         legal = ("", *self.renderings)
@@ -32,10 +32,10 @@ class Representation(ABC):
 
     @abstractmethod
     def picture(self, sample: Sample) -> Tensor | None:
-        """uint8 (3, h, w), or None when the sample does not carry what the picture needs."""
+        """uint8 (3, h, w), or None when the sample lacks what the picture needs."""
 
     measure: ClassVar[str] = "1 - mean absolute error"
-    """What `agreement` is."""
+    """Name of the measure in `agreement`."""
 
     def agreement(self, drawn: Tensor, truth: Tensor) -> float:
         """How well a drawn picture agrees with the true one, both uint8 (3, h, w): 0..1, 1 = equal."""

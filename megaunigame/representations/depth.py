@@ -1,4 +1,4 @@
-"""Relative inverse depth as a grey picture: near is white."""
+"""Relative inverse depth as a gray picture: near is white."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class Depth(Representation):
         depth = sample.picture(DEPTH)
         if depth is None:
             return None
-        grey = (depth // 257).to(torch.uint8)  # 0..65535 -> 0..255, (H, W)
-        return grey.expand(3, *grey.shape).contiguous()
+        gray = (depth // 257).to(torch.uint8)  # 0..65535 -> 0..255, (H, W)
+        return gray.expand(3, *gray.shape).contiguous()

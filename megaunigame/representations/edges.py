@@ -17,5 +17,5 @@ class Edges(Representation):
     def picture(self, sample: Sample) -> Tensor | None:
         if sample.image is None:
             return None
-        grey = cv2.cvtColor(sample.image.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2GRAY)
-        return torch.from_numpy(cv2.Canny(grey, LOW, HIGH)).expand(3, -1, -1).contiguous()
+        gray = cv2.cvtColor(sample.image.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2GRAY)
+        return torch.from_numpy(cv2.Canny(gray, LOW, HIGH)).expand(3, -1, -1).contiguous()

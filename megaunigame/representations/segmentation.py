@@ -1,10 +1,10 @@
-"""Instance segmentation as a picture, background black: coloured regions, or white contours (arXiv 2601.21406).
+"""Instance segmentation as a picture, background black: colored regions, or white contours (arXiv 2601.21406).
 
-Contours are the pixel-wise maximum of the Canny edges of every mask. Masks lie in a shard as one map of ids, so an edge
-that a smaller mask covers is drawn by that mask.
+Contours are the pixel-wise maximum of the Canny edges of every mask. Masks are stored as one map of ids, so an edge that a
+smaller mask covers is drawn by that mask.
 
-The colour of an instance is drawn from the sample's key. Colours that follow position, size or class would state the
-answers to questions about them, and a model that learns to paint them would seem to have learned to see.
+The color of an instance is drawn from the sample's key. Colors by position, size or class would leak the answers to questions
+about them, and a model that learns to paint them would seem to have learned to see.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Segmentation(Representation):
             return None
         if self.rendering == "contours":
             return torch.from_numpy(contours(ids.numpy())).expand(3, -1, -1).contiguous()
-        palette = torch.from_numpy(region_colours(sample.key))  # (256, 3)
+        palette = torch.from_numpy(region_colors(sample.key))  # (256, 3)
         return palette[ids.long()].permute(2, 0, 1).contiguous()
 
     def agreement(self, drawn: Tensor, truth: Tensor) -> float:
-        """Colours of regions are arbitrary, so it is the covered area that is compared: intersection over union."""
+        """Intersection over union of the covered area: colors of regions are arbitrary."""
         a, b = (picture.amax(0) > DARK for picture in (drawn, truth))
         union = int((a | b).sum())
         return int((a & b).sum()) / union if union else 1.0
@@ -56,14 +56,14 @@ def contours(ids: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def region_colours(key: str) -> np.ndarray:
-    """uint8 (256, 3): a colour per id, black for id 0. Ids that follow each other get hues that are far apart."""
+def region_colors(key: str) -> np.ndarray:
+    """uint8 (256, 3): a color per id, black for id 0. Consecutive ids get hues that are far apart."""
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     # The golden ratio spreads any number of consecutive places evenly; places are shuffled in blocks of 5, so that the
-    # order of the ids (often by area) cannot be read off the colours.
+    # order of the ids (often by area) cannot be read off the colors.
     places = (np.arange(0, 255, 5)[:, None] + rng.permuted(np.tile(np.arange(5), (51, 1)), axis=1)).ravel()
     hue = (places * 0.6180339887 + rng.random()) % 1.0 * 6.0
     # HSV with value 1 and saturation 0.9: each channel is a clipped triangle wave of the hue.
     channels = np.stack([np.abs((hue + shift) % 6.0 - 3.0) - 1.0 for shift in (0.0, 4.0, 2.0)], axis=1)
-    colours = 1.0 - 0.9 * (1.0 - np.clip(channels, 0.0, 1.0))
-    return np.concatenate([np.zeros((1, 3)), colours * 255]).round().astype(np.uint8)
+    colors = 1.0 - 0.9 * (1.0 - np.clip(channels, 0.0, 1.0))
+    return np.concatenate([np.zeros((1, 3)), colors * 255]).round().astype(np.uint8)

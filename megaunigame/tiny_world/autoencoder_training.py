@@ -1,7 +1,7 @@
-"""Training of the tiny autoencoder (DC-AE) on colour, depth and segmentation pictures.
+"""Training of the tiny autoencoder (DC-AE) on color, depth and segmentation pictures.
 
-A plain autoencoder, as DC-AE is: reconstruction only. Noise on the latents teaches the decoder to forgive what a diffusion
-transformer will get slightly wrong, and keeps neighbouring latents alike.
+A plain autoencoder, as DC-AE is: reconstruction only. Noise on the latents makes the decoder robust to small errors of a
+diffusion transformer, and keeps neighboring latents alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 AUTOENCODER_FILE = "autoencoder.safetensors"
 LATENT_NOISE = 0.1
-"""Standard deviation of the noise on latents, relative to their own."""
+"""Standard deviation of the noise on latents, relative to theirs."""
 OBJECT_WEIGHT = 4.0
 ABSOLUTE_WEIGHT = 0.1
 SIZE_WEIGHT = 1e-4
@@ -49,7 +49,7 @@ class AutoencoderStage(Stage):
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.module.encode(pixels, return_dict=False)[0].float()
             noise = torch.randn(latents.shape, generator=generator)
-            # Not detached: noise of a fixed size would be outgrown, and the latents would swell without end.
+            # Not detached: otherwise the latents would grow without bound, to outgrow the noise.
             noisy = latents + LATENT_NOISE * latents.std() * noise
             error = self.module.decode(noisy, return_dict=False)[0].float() - pixels
         size = SIZE_WEIGHT * latents.square().mean()
@@ -74,7 +74,7 @@ def train_autoencoder(config: OpenUniConfig, scenes: Scenes, folder: Path, loop:
 
 @torch.no_grad()
 def scaling_factor(module: AutoencoderDC, scenes: Scenes, count: int = 256) -> float:
-    """What brings the latents of all kinds of pictures together to unit standard deviation."""
+    """Factor that scales the latents of all kinds of pictures together to unit standard deviation."""
     latents = [_encoded(module, scenes.batch(kind, torch.arange(min(count, len(scenes))))) for kind in KINDS]
     return round(1 / float(torch.cat(latents).std()), 4)
 

@@ -1,8 +1,8 @@
-"""A tiny CLIP for the scenes: says how plausible a decoded picture is, as its likeness to the source or to the caption.
+"""A tiny CLIP for the scenes: the plausibility of a decoded picture is its similarity to the source or to the caption.
 
 Two contrastive losses share one batch. Pictures against captions: half of the pictures sharp, half through the image
-tokenizer, so that the tokenizer's blur is nothing strange. Sharp pictures against their own reconstruction, where the
-wrong answers are other scenes and reconstructions with a share of wrong codes: likeness then falls with every wrong code.
+tokenizer, so that CLIP knows its blur. Sharp pictures against their reconstruction, with other scenes and reconstructions
+with some random codes as negatives: similarity then falls with every wrong code.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from megaunigame.tiny_world.tokenizer_training import reconstruct
 
 BATCH = 64
 THROUGH = 4000
-"""Scenes that are also shown as the tokenizer reconstructs them; the first ones."""
+"""Number of scenes, the first ones, that are also used after reconstruction by the tokenizer."""
 CORRUPTED = (0.05, 0.6)
-"""Smallest and largest share of random codes in a corrupted reconstruction."""
+"""Smallest and largest fraction of random codes in a corrupted reconstruction."""
 IMAGE_SCALE = 10.0
-"""Inverse temperature of picture against picture. Not learned: a sharper one would leave no cosine between 0.9 and 1
-for the small changes that a threshold has to tell apart."""
+"""Inverse temperature of picture against picture. Not learned: a sharper one would leave no cosines between 0.9 and 1
+for small changes, which a threshold has to separate."""
 BRIGHTNESS, NOISE = 0.1, 0.02
-"""Largest shift of a whole picture and deviation of the noise on its values, in the units of [-1, 1]."""
+"""Largest brightness shift of a picture and standard deviation of the noise on its values, in units of [-1, 1]."""
 CONTEXT = 32
 """Text tokens; the longest caption has 19, the longest question 16."""
 CLIP_FOLDER = "clip"
 RETRIEVAL = 32
-"""Captions to choose from when retrieval is measured."""
+"""Number of captions to choose from in the retrieval measure."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -59,7 +59,7 @@ def clip_config(eos_token_id: int, pad_token_id: int) -> dict[str, Any]:
 
 
 def clip_tokenizer(text_folder: Path) -> PreTrainedTokenizerFast:
-    """The text tokenizer of the tiny Janus, closing every text with the end-of-sentence token CLIP reads its meaning at."""
+    """The text tokenizer of the tiny Janus; every text ends with the end-of-sentence token, where CLIP pools."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(text_folder))
     end = (tokenizer.eos_token, tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
@@ -73,11 +73,11 @@ def text_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     return padded["input_ids"]
 
 
-def with_random_codes(codes: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
-    """`codes` (B, N) with round(share[b] N) positions of row b replaced by codes drawn uniformly; share (B,) in 0..1."""
+def with_random_codes(codes: Tensor, fraction: Tensor, generator: torch.Generator) -> Tensor:
+    """`codes` (B, N) with round(fraction[b] N) positions of row b replaced by uniformly drawn codes; fraction (B,) in 0..1."""
     rank = torch.rand(codes.shape, generator=generator).argsort(1).argsort(1)
     drawn = torch.randint(CODES, codes.shape, generator=generator)
-    return torch.where(rank < (share * codes.shape[1]).round().unsqueeze(1), drawn, codes)
+    return torch.where(rank < (fraction * codes.shape[1]).round().unsqueeze(1), drawn, codes)
 
 
 @torch.no_grad()
@@ -110,14 +110,14 @@ class ClipStage(Stage):
         ]
         captions = self.captions[torch.cat([other, paired])]
         with torch.autocast("cpu", torch.bfloat16):
-            images = self.module.encode_image(disturbed(torch.cat(pictures), generator)).float()
+            images = self.module.encode_image(perturbed(torch.cat(pictures), generator)).float()
             texts = self.module.encode_text(captions).float()
         images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
         sharp_other, through, sharp, wrong = images.split(len(paired))
 
         logits = self.module.logit_scale.exp() * torch.cat([sharp_other, through]) @ texts.T
         same = (captions.unsqueeze(1) == captions).all(-1) & ~torch.eye(len(captions), dtype=torch.bool)
-        logits = logits.masked_fill(same, -torch.inf)  # the caption of another scene that fits this one is no wrong answer
+        logits = logits.masked_fill(same, -torch.inf)  # an equal caption of another scene is not a wrong answer
         right = torch.arange(len(captions))
         text_loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
@@ -131,8 +131,8 @@ class ClipStage(Stage):
         }
 
 
-def disturbed(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, H, W) with a little brightness and noise. Never mirrored: captions tell left from right."""
+def perturbed(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) with random brightness and noise. Never mirrored: captions tell left from right."""
     shift = (2 * torch.rand(len(pictures), 1, 1, 1, generator=generator) - 1) * BRIGHTNESS
     noise = torch.randn(pictures.shape, generator=generator) * NOISE
     return (pictures + shift + noise).clamp(-1, 1)
@@ -149,8 +149,8 @@ def train_clip(scenes: Scenes, vq: ImageTokenizer, text_folder: Path, out: Path,
     reconstructed, codes = reconstruct(vq, scenes.batch("rgb", torch.arange(min(THROUGH, len(scenes)))))
     generator = generator_at(loop.seed + 1, 0)
     low, high = CORRUPTED
-    share = low + (high - low) * torch.rand(len(codes), generator=generator)
-    corrupted = decode(vq, with_random_codes(codes, share, generator))
+    fraction = low + (high - low) * torch.rand(len(codes), generator=generator)
+    corrupted = decode(vq, with_random_codes(codes, fraction, generator))
     train(ClipStage(clip, scenes, captions, reconstructed.half(), corrupted.half()), loop, out)
 
     folder = out / CLIP_FOLDER
@@ -170,10 +170,10 @@ def evaluate_clip(
     pairs: Scenes | None = None,
     count: int = 512,
 ) -> dict[str, Any]:
-    """What the CLIP makes of the first `count` held-out scenes and of pairs of scenes (`data_prep scenes --split adversarial`).
+    """Measures on the first `count` held-out scenes and on pairs of scenes (`data_prep scenes --split adversarial`).
 
-    `retrieval`: share of pictures whose own caption is the likeliest among RETRIEVAL different ones. `cosine`: likeness of
-    a decoded picture to its source and to a caption, as quantiles 5, 50 and 95 %. `accepted`: share of these at or above
+    `retrieval`: fraction of pictures whose own caption is the likeliest among RETRIEVAL different ones. `cosine`: similarity of
+    a decoded picture to its source and to a caption, as quantiles 5, 50 and 95 %. `accepted`: fraction of these at or above
     each of THRESHOLDS.
     """
     pixels = scenes.batch("rgb", torch.arange(min(count, len(scenes))))
@@ -188,8 +188,8 @@ def evaluate_clip(
         "unrelated caption": reconstruction * texts.roll(1, 0),
     }
     for percent in (5, 10, 25, 50):
-        share = torch.full((len(codes),), percent / 100)
-        wrong = decode(vq, with_random_codes(codes, share, generator_at(percent, 0)))
+        fraction = torch.full((len(codes),), percent / 100)
+        wrong = decode(vq, with_random_codes(codes, fraction, generator_at(percent, 0)))
         cosines[f"{percent} % random codes"] = source * embed(clip, wrong)
     if pairs is not None:
         cosines |= pair_products(clip, vq, pairs)
@@ -208,7 +208,7 @@ def evaluate_clip(
 
 
 def pair_products(clip: CLIP, vq: ImageTokenizer, pairs: Scenes) -> dict[str, Tensor]:
-    """Kind of change -> (P, D): a picture times the decoded picture of its partner, in which one thing changed."""
+    """Kind of change -> (P, D): elementwise products of a picture and the decoded picture of its partner, with one change."""
     pixels = pairs.batch("rgb", torch.arange(len(pairs)))
     products = embed(clip, pixels[0::2]) * embed(clip, reconstruct(vq, pixels[1::2])[0])
     changed = [meta["changed"] for meta in pairs.metas[0::2]]
@@ -221,7 +221,7 @@ def embed(clip: CLIP, pictures: Tensor) -> Tensor:
 
 
 def retrieval(images: Tensor, texts: Tensor, metas: list[dict]) -> float:
-    """Share of images nearest to their own text among groups of RETRIEVAL different captions, in the order of the scenes."""
+    """Fraction of images nearest to their own text among groups of RETRIEVAL different captions, in the order of the scenes."""
     groups: list[dict[str, int]] = [{}]
     for row, meta in enumerate(metas):
         if len(groups[-1]) == RETRIEVAL:

@@ -1,7 +1,7 @@
-"""A codebook of unit vectors, moved by running means instead of gradients.
+"""A codebook of unit vectors, updated by running means instead of gradients.
 
-The rows are kept at unit norm after every change. Then the nearest row by distance and the row of largest cosine are
-the same for a latent of any length, so transformers' encoder (which forgets to normalize) and ours agree on every code.
+The rows have unit norm after every change. Then the nearest row and the row of largest cosine are the same for a latent of any
+length, so transformers' encoder (which does not normalize) and ours agree on every code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RunningCodebook(nn.Module):
             random = latents[torch.randint(len(latents), (codes,), generator=generator)]
             self.rows.copy_(F.normalize(torch.where(counts[:, None] > 0, sums, random)))
         counts, sums = self._totals(latents, self.assign(latents))
-        # Running totals are those of one batch, so the totals of the fit are brought to that scale.
+        # Running totals are per batch, so the totals of the fit are scaled to one batch.
         self.counts.copy_(counts / batches)
         self.sums.copy_(sums / batches)
 
@@ -58,7 +58,7 @@ class RunningCodebook(nn.Module):
 
     @torch.no_grad()
     def restart_dead(self, latents: Tensor, generator: torch.Generator) -> int:
-        """Put rows that hardly any latent chooses onto random latents; how many there were."""
+        """Replace rows that hardly any latent chooses by random latents; returns their number."""
         dead = self.counts < DEAD_BELOW
         random = latents[torch.randint(len(latents), (len(dead),), generator=generator)]
         self.rows[dead] = random[dead]
@@ -67,7 +67,7 @@ class RunningCodebook(nn.Module):
         return int(dead.sum())
 
     def perplexity(self) -> float:
-        """exp of the entropy of the running shares: V when all codes are used alike, 1 when one code takes all."""
+        """exp of the entropy of the running shares: V when all codes are equally frequent, 1 when only one is used."""
         shares = self.counts / self.counts.sum()
         return float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum()))
 

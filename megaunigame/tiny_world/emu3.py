@@ -1,9 +1,9 @@
-"""Make the folder that a tiny Emu3 starts from, everything at random.
+"""Make the start folder of a tiny Emu3, with random weights.
 
     python -m megaunigame.tiny_world.emu3 --out runs/tiny_emu3/start
 
-The words are those of the shipped tokenizers. No vision tokenizer is trained: its layers are random, and only its codebook is
-laid where their latents lie, so that different pictures have different codes. Codes can be learned; decoded, they are noise.
+The words are those of the shipped tokenizers. The vision tokenizer is not trained: its layers are random, and only its codebook
+is made of their latents, so that different pictures have different codes. Codes can be learned; decoded, they are noise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PICTURES, BLOCKS = 64, 8
 
 
 def tokenizer_with_codes() -> PreTrainedTokenizerFast:
-    """The words of the tiny world, and behind them Emu3's special tokens and codes."""
+    """The words of the tiny world, followed by Emu3's special tokens and codes."""
     tokenizer = read_tokenizer(WORDS)
     tokenizer.add_special_tokens(
         {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "additional_special_tokens": special_tokens(CODES)}
@@ -52,7 +52,7 @@ def spread_codebook(tokenizer: VisionTokenizer, generator: torch.Generator) -> T
 
 
 def write_start(out: Path, seed: int) -> dict[str, int]:
-    """The start folder; numbers of weights per part."""
+    """Write the start folder; returns the number of weights per part."""
     tokenizer = tokenizer_with_codes()
     config = config_for(tokenizer, read_shape(TINY))
     state = random_state(config, seed)

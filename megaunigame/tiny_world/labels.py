@@ -1,4 +1,4 @@
-"""What each square cell of a scene shows: the dense targets of the vision tower's warm-up and of the oracle."""
+"""Labels of the square cells of a scene: the dense targets of the vision tower's warm-up and of the oracle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megaunigame.judges.scenes import COLORS, SHAPES
 from megaunigame.tiny_world.scenes import Scenes
 
 OBJECT_SHARE = 0.3
-"""A cell shows an object when one object covers at least this share of its pixels."""
+"""A cell shows an object when one object covers at least this fraction of its pixels."""
 IGNORED = -100
 
 

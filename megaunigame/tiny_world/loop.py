@@ -1,7 +1,7 @@
-"""One small training loop for the stages that come before the ordinary trainer.
+"""A small training loop for the stages before the ordinary trainer.
 
-Everything random in a step comes from a generator that is a function of (seed, step), so a run that was stopped and
-started again ends with the same numbers as one that was not.
+All randomness of a step comes from a generator that is a function of (seed, step), so an interrupted run ends with the same
+numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ WARM_UP_STEPS = 20
 
 
 class Stage(ABC):
-    """What one stage trains. All state that must survive a restart lives in `module` (parameters and buffers)."""
+    """One stage of training. All state that must survive a restart is in `module` (parameters and buffers)."""
 
     name: str
     module: nn.Module
 
     @abstractmethod
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Scalar loss of one step and the numbers for the log line."""
+        """Scalar loss of one step, and numbers for the log line."""
 
     def after_update(self, step: int, generator: torch.Generator) -> None:  # noqa: B027 (a hook: most stages need none)
         """Called after the optimizer's step; stages with state outside gradient descent change it here."""
@@ -38,7 +38,7 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How a stage is trained."""
+    """Settings of one stage."""
 
     steps: int
     learning_rate: float
@@ -64,7 +64,7 @@ def learning_rate_at(step: int, settings: LoopSettings) -> float:
 def train(stage: Stage, settings: LoopSettings, folder: Path) -> None:
     """Train `stage.module` for `settings.steps` steps, continuing from `folder` when it holds a state of this stage.
 
-    Raises CheckpointError when the state there was made with another seed or another number of steps.
+    Raises CheckpointError when that state has another seed or number of steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / f"{stage.name}.state.pt"
@@ -118,7 +118,7 @@ def _resume(stage: Stage, optimizer: torch.optim.Optimizer, settings: LoopSettin
     for name, asked in (("seed", settings.seed), ("steps", settings.steps)):
         if state[name] != asked:
             raise CheckpointError(
-                f"{path} was made with {name}={state[name]}, but {name}={asked} is asked for. "
+                f"{path} was made with {name}={state[name]}, but this run has {name}={asked}. "
                 f"Give --{name} {state[name]} to continue it, or delete the file to start again."
             )
     stage.module.load_state_dict(state["module"])

@@ -1,10 +1,10 @@
-"""Make the folder that a tiny OpenUni starts from: trained autoencoder, everything else at random.
+"""Make the start folder of a tiny OpenUni: trained autoencoder, everything else random.
 
     python -m megaunigame.tiny_world.openuni --out runs/tiny_openuni/start
     python -m megaunigame.tiny_world.openuni --out runs/tiny_openuni/start --train --data shards --work runs/tiny_openuni
 
-The first takes the autoencoder and the text tokenizer that are shipped with the project and needs no data. The second trains
-both again, on the `train` and `val` scenes in --data (`python -m data_prep scenes`); stopped, it continues where it was.
+The first uses the autoencoder and the text tokenizer that ship with the project and needs no data. The second trains both, on
+the `train` and `val` scenes in --data (`python -m data_prep scenes`); started again, it continues.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from megaunigame.tiny_world.tokenizer_text import TASK_SENTENCES, sentences, wor
 SHIPPED = Path(__file__).parent / "weights" / "openuni"
 STEPS, LEARNING_RATE = 1500, 2e-3
 TEMPLATE = ("user\n", "assistant\n", REQUEST, UNCONDITIONAL, "draw the regions of this image .")
-"""Text of the rows that the scenes do not contain."""
+"""Text of rows that is not in the scenes."""
 
 
 def tiny_openuni(tokenizer: PreTrainedTokenizerFast, scaling_factor: float = 1.0) -> OpenUniConfig:
@@ -51,7 +51,7 @@ def train_parts(data: Path, work: Path, loop: LoopSettings) -> dict[str, Any]:
     tokenizer.save_pretrained(work)
     module = train_autoencoder(tiny_openuni(tokenizer), load_scenes(data / "train"), work, loop)
     weights, scale = read_autoencoder(work)
-    module.load_state_dict(weights)  # as they are stored, in half precision
+    module.load_state_dict(weights)  # as stored, in half precision
     numbers = {
         "steps": loop.steps,
         "parameters": sum(p.numel() for p in module.parameters()),
@@ -63,7 +63,7 @@ def train_parts(data: Path, work: Path, loop: LoopSettings) -> dict[str, Any]:
 
 
 def write_start(parts: Path, out: Path, seed: int) -> dict[str, int]:
-    """The start folder from tokenizer and autoencoder in `parts`; numbers of weights per part."""
+    """Write the start folder from tokenizer and autoencoder in `parts`; returns the number of weights per part."""
     weights, scale = read_autoencoder(parts)
     tokenizer = read_tokenizer(parts)
     config = tiny_openuni(tokenizer, scale)

@@ -1,7 +1,7 @@
 """Training of the oracle (judges/scenes.py), on real pictures and on pictures of the image tokenizer.
 
-Half of every batch went through the tokenizer, since generated pictures are made by its decoder: an oracle that only
-knows sharp pictures would count their blur as mistakes.
+Half of every batch went through the tokenizer, whose decoder makes the generated pictures: an oracle trained on sharp
+pictures only would count their blur as mistakes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megaunigame.tiny_world.tokenizer_training import reconstruct
 
 BATCH = 64
 THROUGH = 6000
-"""Scenes that are also shown as the tokenizer reconstructs them; the first ones."""
+"""Number of scenes, the first ones, that are also used after reconstruction by the tokenizer."""
 ORACLE_FILE = "oracle.safetensors"
 
 

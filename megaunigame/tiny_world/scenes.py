@@ -1,4 +1,4 @@
-"""The pictures and objects of a scenes folder, decoded once and held in memory as bytes."""
+"""The pictures and objects of a scenes folder, decoded once and kept in memory as bytes."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def load_scenes(folder: Path, limit: int | None = None) -> Scenes:
         pictures["contours"].append(contours(ids))
         segmentations.append(ids)
         metas.append(sample.meta)
-    # Decoders hand out views of (H, W, 3) arrays; convolutions over such strides are several times slower.
+    # Decoders return views of (H, W, 3) arrays; convolutions over such strides are several times slower.
     stacked = {kind: torch.stack(stack).contiguous() for kind, stack in pictures.items()}
     return Scenes(stacked, torch.stack(segmentations), metas)
 
 
 def read_samples(folder: Path, limit: int | None = None) -> Iterator[Sample]:
-    """Decoded samples of a folder of shards, in the order they were written."""
+    """Decoded samples of a folder of shards, in the order of the shards."""
     for key, fields in itertools.islice(_raw(folder), limit):
         yield decode_sample(key, fields)
 

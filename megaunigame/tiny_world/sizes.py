@@ -1,4 +1,4 @@
-"""The sizes of the tiny Janus: those of megaunigame/models/janus/tiny.json, and what follows from them.
+"""The sizes of the tiny Janus, from megaunigame/models/janus/tiny.json.
 
 A 64 x 64 image with patches of 8 pixels gives 8 x 8 = 64 visual tokens, and the image tokenizer halves three times,
 so a picture is also 8 x 8 = 64 codes. The two grids must be equal: transformers derives one from the other.
@@ -22,12 +22,12 @@ MAX_LENGTH = 512
 
 
 def vq_config() -> JanusVQVAEConfig:
-    """Image tokenizer: 64 x 64 pixels -> 8 x 8 codes out of 256. GroupNorm(32) wants widths that 32 divides."""
+    """Image tokenizer: 64 x 64 pixels -> 8 x 8 codes out of 256. GroupNorm(32) needs widths that are multiples of 32."""
     return JanusVQVAEConfig(**read_shape(TINY)["vq_config"], num_patches=GRID)
 
 
 def vision_config() -> JanusVisionConfig:
-    """Vision tower and the aligner that brings its tokens to the width of the language model."""
+    """Vision tower and the aligner that maps its tokens to the width of the language model."""
     return JanusVisionConfig(**read_shape(TINY)["vision_config"])
 
 

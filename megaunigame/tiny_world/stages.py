@@ -1,10 +1,10 @@
-"""The stages in their order, each from the scenes and the results of the ones before it."""
+"""The stages in order, each from the scenes and the results of earlier stages."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ LEARNING_RATES = {"vq": 1.2e-3, "tower": 1.5e-3, "oracle": 2e-3, "clip": 1.5e-3}
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where a run reads and writes."""
+class StageSettings:
+    """Folders and settings of all stages."""
 
     data: Path
-    """Folder with `train` and `val` scenes; the clip stage also measures itself on `adversarial` ones when it has them."""
+    """Folder with `train` and `val` scenes; the clip stage also evaluates on `adversarial` ones, if present."""
     out: Path
     seed: int
     steps: int | None = None
@@ -43,53 +43,53 @@ class Run:
         return LoopSettings(steps=self.steps or STEPS[stage], learning_rate=LEARNING_RATES[stage], seed=self.seed)
 
 
-def run_stage(name: str, run: Run) -> dict[str, Any]:
-    """Run one stage and write its numbers to `out`/NAME.json. A stage that was interrupted continues."""
+def run_stage(name: str, settings: StageSettings) -> dict[str, Any]:
+    """Run one stage and write its numbers to `out`/NAME.json. An interrupted stage continues."""
     began = time.monotonic()
     stages = {"text": _text, "vq": _vq, "tower": _tower, "oracle": _oracle, "folder": _folder, "clip": _clip}
-    numbers = stages[name](run)
+    numbers = stages[name](settings)
     numbers["wall_minutes_of_this_start"] = round((time.monotonic() - began) / 60, 2)
-    run.out.mkdir(parents=True, exist_ok=True)
-    (run.out / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n")
     return numbers
 
 
-def _text(run: Run) -> dict[str, Any]:
-    tokenizer = tokenizer_text.train_text_tokenizer(tokenizer_text.sentences(run.data / "train"))
-    tokenizer.save_pretrained(run.out / TEXT_FOLDER)
-    counts = tokenizer_text.token_counts(tokenizer, tokenizer_text.sentences(run.data / "val"))
+def _text(settings: StageSettings) -> dict[str, Any]:
+    tokenizer = tokenizer_text.train_text_tokenizer(tokenizer_text.sentences(settings.data / "train"))
+    tokenizer.save_pretrained(settings.out / TEXT_FOLDER)
+    counts = tokenizer_text.token_counts(tokenizer, tokenizer_text.sentences(settings.data / "val"))
     return {"vocabulary": len(tokenizer), "val": counts}
 
 
-def _vq(run: Run) -> dict[str, Any]:
-    scenes = load_scenes(run.data / "train")
-    tokenizer = train_tokenizer(scenes, run.out, run.loop("vq"), TokenizerSettings())
+def _vq(settings: StageSettings) -> dict[str, Any]:
+    scenes = load_scenes(settings.data / "train")
+    tokenizer = train_tokenizer(scenes, settings.out, settings.loop("vq"), TokenizerSettings())
     return {
-        "steps": run.loop("vq").steps,
-        "val": evaluate_tokenizer(tokenizer, load_scenes(run.data / "val", limit=256)),
+        "steps": settings.loop("vq").steps,
+        "val": evaluate_tokenizer(tokenizer, load_scenes(settings.data / "val", limit=256)),
     }
 
 
-def _tower(run: Run) -> dict[str, Any]:
-    tower = train_tower(load_scenes(run.data / "train"), run.out, run.loop("tower"))
-    return {"steps": run.loop("tower").steps, "val": evaluate_tower(tower, load_scenes(run.data / "val", limit=512))}
+def _tower(settings: StageSettings) -> dict[str, Any]:
+    tower = train_tower(load_scenes(settings.data / "train"), settings.out, settings.loop("tower"))
+    return {"steps": settings.loop("tower").steps, "val": evaluate_tower(tower, load_scenes(settings.data / "val", limit=512))}
 
 
-def _oracle(run: Run) -> dict[str, Any]:
-    tokenizer = load_tokenizer(run.out)
-    oracle = train_oracle(load_scenes(run.data / "train"), tokenizer, run.out, run.loop("oracle"))
-    scores = evaluate_oracle(oracle, tokenizer, load_scenes(run.data / "val", limit=512))
-    return {"steps": run.loop("oracle").steps, "val": {name: s.as_dict() for name, s in scores.items()}}
+def _oracle(settings: StageSettings) -> dict[str, Any]:
+    tokenizer = load_tokenizer(settings.out)
+    oracle = train_oracle(load_scenes(settings.data / "train"), tokenizer, settings.out, settings.loop("oracle"))
+    scores = evaluate_oracle(oracle, tokenizer, load_scenes(settings.data / "val", limit=512))
+    return {"steps": settings.loop("oracle").steps, "val": {name: asdict(s) for name, s in scores.items()}}
 
 
-def _folder(run: Run) -> dict[str, Any]:
-    return {"parameters": write_start_folder(run.out, run.seed)}
+def _folder(settings: StageSettings) -> dict[str, Any]:
+    return {"parameters": write_start_folder(settings.out, settings.seed)}
 
 
-def _clip(run: Run) -> dict[str, Any]:
-    vq = load_tokenizer(run.out)
-    val = load_scenes(run.data / "val", limit=512)
-    pairs = load_scenes(run.data / "adversarial") if (run.data / "adversarial").is_dir() else None
-    clip = train_clip(load_scenes(run.data / "train"), vq, run.out / TEXT_FOLDER, run.out, run.loop("clip"))
-    numbers = evaluate_clip(clip, vq, clip_tokenizer(run.out / TEXT_FOLDER), val, pairs)
-    return {"steps": run.loop("clip").steps, "parameters": sum(p.numel() for p in clip.parameters()), "val": numbers}
+def _clip(settings: StageSettings) -> dict[str, Any]:
+    vq = load_tokenizer(settings.out)
+    val = load_scenes(settings.data / "val", limit=512)
+    pairs = load_scenes(settings.data / "adversarial") if (settings.data / "adversarial").is_dir() else None
+    clip = train_clip(load_scenes(settings.data / "train"), vq, settings.out / TEXT_FOLDER, settings.out, settings.loop("clip"))
+    numbers = evaluate_clip(clip, vq, clip_tokenizer(settings.out / TEXT_FOLDER), val, pairs)
+    return {"steps": settings.loop("clip").steps, "parameters": sum(p.numel() for p in clip.parameters()), "val": numbers}

@@ -1,4 +1,4 @@
-"""The folder joint training starts from: trained image tokenizer and tower, random language model."""
+"""The start folder of joint training: trained image tokenizer and tower, random language model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_FOLDER = "start"
 
 
 def write_start_folder(out: Path, seed: int) -> dict[str, int]:
-    """Assemble `out`/start from the text, vq and tower stages in `out`; parameters per part, largest first.
+    """Assemble `out`/start from the text, vq and tower stages in `out`; returns the parameters per part, largest first.
 
     Raises ModelError when one of these stages has not finished.
     """
@@ -32,7 +32,7 @@ def write_start_folder(out: Path, seed: int) -> dict[str, int]:
     state = random_state(config, seed)
     state |= {f"model.vqmodel.{name}": value for name, value in load_file(out / VQ_FILE).items()}
     state |= {f"model.vision_model.{name}": value for name, value in load_file(out / TOWER_FILE).items()}
-    # The table of code embeddings is the model's own, but the codebook tells it at once which codes look alike.
+    # Code embeddings are trained, but from the codebook the model knows at once which codes look alike.
     state["model.generation_embeddings.weight"] = state["model.vqmodel.quantize.embedding.weight"].clone()
     write_folder(out / START_FOLDER, config, state, tokenizer)
     return parameters_per_part(state)

@@ -1,6 +1,6 @@
 """The text tokenizer of the tiny Janus: byte-level BPE learned from the sentences of a scenes folder.
 
-Every word of the scenes becomes one token together with the space before it; any other text still works, down to bytes.
+Every word of the scenes, with the space before it, is one token; other text falls back to smaller tokens and bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TASK_SENTENCES = (
     "draw the segmentation of this image .",
     "\n\n",
 )
-"""Text the trainer's rows contain and the scenes do not."""
+"""Text of the trainer's rows that is not in the scenes."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'user' %}<|User|>: {{ message.content }}"
     "{% else %}\n\n<|Assistant|>: {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 
 
 def sentences(folder: Path) -> Iterator[str]:
-    """Captions, questions and answers of a scenes folder, written as they stand in a row."""
+    """Captions, questions and answers of a scenes folder, written as in a row."""
     for meta in read_metas(folder):
         yield meta["caption"]
         for turn in meta["conversations"]:
@@ -76,7 +76,7 @@ def train_text_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def words_of(corpus: Iterable[str]) -> list[str]:
-    """The different words of all texts, each with the space before it: training on them gives rare words their token too."""
+    """The different words of all texts, each with the space before it, so that rare words get a token too."""
     return sorted({piece for text in set(corpus) for piece in _pieces(text)})
 
 
@@ -87,7 +87,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def token_counts(tokenizer: PreTrainedTokenizerFast, corpus: Iterable[str]) -> dict[str, float]:
-    """Tokens per different sentence (mean, largest), number of words, and how many of them are single tokens."""
+    """Tokens per distinct sentence (mean, largest), number of words, and number of words that are single tokens."""
     texts = set(corpus)
     lengths = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     words = {piece for text in texts for piece in _pieces(text)}

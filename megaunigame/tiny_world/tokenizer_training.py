@@ -1,7 +1,7 @@
-"""Training of the image tokenizer on colour, depth and segmentation pictures.
+"""Training of the image tokenizer on color, depth and segmentation pictures.
 
 A commitment loss on a random codebook collapses all latents onto one direction. So the network first trains as a plain
-autoencoder on unit-norm latents, k-means then lays the codebook into those latents, and only then are they quantised.
+autoencoder on unit-norm latents; then k-means on these latents makes the codebook, and quantization starts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIX = {"rgb": 9, "depth": 3, "regions": 3, "contours": 1}
 VQ_FILE = "vq.safetensors"
 RESTART_EVERY = 25
 RESTART_UNTIL = 0.7
-"""Share of the run during which dead codes are restarted; afterwards the codebook settles."""
+"""Fraction of the steps during which dead codes are restarted; afterwards the codebook settles."""
 KMEANS_BATCHES = 12
 MARGIN = 2
 """Pixels around an object that count as part of it in the loss."""
@@ -35,28 +35,28 @@ MARGIN = 2
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What the loss is made of."""
+    """Settings of the loss."""
 
     autoencoder_steps: int = 200
     absolute_weight: float = 0.1
     commitment_weight: float = 0.8
     object_weight: float = 4.0
-    """Weight of pixels on and around objects relative to the rest, in colour and region pictures: shapes are decided by
-    a few pixels at the edges."""
+    """Weight of pixels on and around objects relative to the rest, in color and region pictures: a few pixels at the
+    edges decide about a shape."""
 
 
 class TokenizerModule(nn.Module):
-    """The image tokenizer and, while it trains, the running codebook beside it."""
+    """The image tokenizer and, during training, its running codebook."""
 
     def __init__(self, vq: ImageTokenizer):
         super().__init__()
         self.vq = vq
-        # The rows are moved by running means, so no gradient and no weight decay may touch them.
+        # The rows are updated by running means, so they must get no gradient and no weight decay.
         vq.quantize.embedding.weight.requires_grad_(False)
         self.codebook = RunningCodebook(*vq.quantize.embedding.weight.shape)
 
     def write_codebook(self) -> None:
-        """Copy the running codebook into the network's own table."""
+        """Copy the running codebook into the network's codebook."""
         self.vq.quantize.embedding.weight.data.copy_(self.codebook.rows)
 
 
@@ -72,7 +72,7 @@ def unflat(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def build_tokenizer(seed: int) -> TokenizerModule:
-    """A fresh network: torch's own initialization of convolutions, which suits their fan-in better than N(0, .02)."""
+    """A new network: torch's initialization of convolutions, which suits their fan-in better than N(0, .02)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vq = ImageTokenizer(vq_config())
@@ -100,10 +100,10 @@ class TokenizerStage(Stage):
         if step == settings.autoencoder_steps:
             self._lay_codebook(step)
         pixels, weight = self.draw(generator)
-        quantise = step >= settings.autoencoder_steps
+        quantize = step >= settings.autoencoder_steps
         with torch.autocast("cpu", torch.bfloat16):
             passed = latents = module.vq.latents(pixels)
-        if quantise:  # outside autocast: codes chosen in bfloat16 would not be the nearest
+        if quantize:  # outside autocast: codes chosen in bfloat16 would not be the nearest
             rows = flat(latents.detach())
             codes = module.codebook.assign(rows)
             target = unflat(module.codebook.rows[codes], latents)
@@ -115,10 +115,10 @@ class TokenizerStage(Stage):
         error = output - pixels
         square = (weight * error.square()).mean()
         loss = square + settings.absolute_weight * (weight * error.abs()).mean()
-        if quantise:
+        if quantize:
             loss = loss + settings.commitment_weight * F.mse_loss(latents, target)
         numbers = {"psnr_rgb": decibels(output[: MIX["rgb"]].detach(), pixels[: MIX["rgb"]])}
-        if quantise:
+        if quantize:
             numbers |= {"codes": float(len(codes.unique())), "perplexity": module.codebook.perplexity()}
         return loss, numbers
 

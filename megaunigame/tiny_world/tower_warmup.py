@@ -1,7 +1,7 @@
-"""Dense supervision of the vision tower before joint training: every patch says what it shows.
+"""Dense supervision of the vision tower before joint training: labels for every patch.
 
-From answers alone the tower stays at the majority answer for a long time; a few minutes of per-patch color, shape and
-depth give the joint training something to read. The heads used here are thrown away.
+From answers alone the model stays at the majority answer for a long time; a few minutes of per-patch color, shape and depth
+avoid that. The heads used here are discarded.
 """
 
 from __future__ import annotations

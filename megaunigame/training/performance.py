@@ -22,7 +22,7 @@ class Performance:
 
     def __init__(self, learner: Learner, world: World, precision: str):
         self.learner, self.world = learner, world
-        self.tokens = TokenCounter(learner.module, learner.module.processor.behind_prompt, world.device)
+        self.tokens = TokenCounter(learner.module, learner.module.processor.after_prompt, world.device)
         self.peak = peak_flops(world.device, precision)
         """FLOP/s of one device; None: unknown."""
         self.flops = ModelFlops(world, wanted=self.peak is not None)

@@ -52,7 +52,7 @@ class Step:
         self.picture = torch.arange(length).unsqueeze(0) >= length - length * 575 // 1576
         self.text = ~self.picture
         self.first = torch.arange(length).unsqueeze(0) == 0
-        self.aims = table("relative", self.layers)[GENERATE]
+        self.layer_targets = table("relative", self.layers)[GENERATE]
 
     def __call__(self, variant: str) -> None:
         self.model.zero_grad()
@@ -60,11 +60,11 @@ class Step:
         if variant == "eager":
             output = self.model(inputs_embeds=self.embeds, output_attentions=True)
             shares = torch.stack([a[:, :, self.picture[0]][..., self.text[0]].sum(-1).mean((1, 2)) for a in output.attentions])
-            loss = attention_loss(shares, self.aims).sum()
+            loss = attention_loss(shares, self.layer_targets).sum()
         elif variant == "tapped":
             tap = Tap(Taps(tuple(range(self.layers))), self.picture, self.text, self.first)
             output = self.model(inputs_embeds=self.embeds, tap=tap)
-            loss = attention_loss(tap.shares().keys, self.aims).sum()
+            loss = attention_loss(tap.shares().keys, self.layer_targets).sum()
         else:
             output = self.model(inputs_embeds=self.embeds)
         (output.last_hidden_state.square().mean() + loss).backward()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from megaunigame import registry
-from megaunigame.attention.targets import Aim, read_targets, write_targets
+from megaunigame.attention.targets import Target, read_targets, write_targets
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.evaluation.attention.curves import Measuring, measure
@@ -97,7 +97,7 @@ def test_numbers_are_those_of_single_rows(model, shards, tmp_path) -> None:
             alone.append(model(GENERATE, dataclasses.replace(inputs, taps=Taps((0, 1, 2)))).attention)
     keys = np.stack([a.keys[:, 0].numpy() for a in alone])
     assert keys.std(0).min() > 1e-4, "samples differ, or the spread would say nothing"
-    write_targets(tmp_path / "t.yaml", {"generate": [Aim(0.1, 0.9), Aim(0.1, 0.2), Aim(0.1, 0.2)]})
+    write_targets(tmp_path / "t.yaml", {"generate": [Target(0.1, 0.9), Target(0.1, 0.2), Target(0.1, 0.2)]})
     found = evaluate(model, Attention(Attention.Config(shards=shards, targets=str(tmp_path / "t.yaml"))), 2, tmp_path)
     metrics = found["metrics"]
     for layer in range(LAYERS):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.attention.targets import Aim, read_targets, write_targets
+from megaunigame.attention.targets import Target, read_targets, write_targets
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.attention.bands import (
     DELTAS,
@@ -17,7 +17,7 @@ from megaunigame.evaluation.attention.bands import (
     MOST_BANDS,
     enough_bands,
     provenance,
-    quantised,
+    quantized,
     split,
     squared_error,
 )
@@ -55,12 +55,12 @@ def test_steps_are_found_again(steps, seed) -> None:
     clean = np.repeat(levels, [length for length, _ in steps])
     noisy = clean + np.random.default_rng(seed).uniform(-0.01, 0.01, len(clean))
     bands = 1 + sum(a != b for a, b in pairwise(levels))
-    assert [aim.target for aim in quantised(curve(noisy), bands)] == pytest.approx(clean.tolist())
+    assert [aim.target for aim in quantized(curve(noisy), bands)] == pytest.approx(clean.tolist())
 
 
 @given(curves, st.floats(0, 0.5))
 def test_targets_are_on_the_grid_and_near_their_band(values, spread) -> None:
-    aims = quantised(curve(values, spread))
+    aims = quantized(curve(values, spread))
     assert len(aims) == len(values) and {aim.delta for aim in aims} <= set(DELTAS)
     for first, end in pairwise(split(values, enough_bands(values))):
         (aim,) = set(aims[first:end])
@@ -77,15 +77,15 @@ def test_no_fewer_bands_are_enough(values) -> None:
 
 
 def test_delta_grows_with_the_spread() -> None:
-    deltas = [quantised(curve([0.4, 0.4], spread), 1)[0].delta for spread in (0.0, 0.04, 0.06, 0.11, 0.4)]
+    deltas = [quantized(curve([0.4, 0.4], spread), 1)[0].delta for spread in (0.0, 0.04, 0.06, 0.11, 0.4)]
     assert deltas == [0.05, 0.05, 0.1, 0.2, 0.2]
     # Layers that differ count as samples that differ do.
-    assert quantised(curve([0.25, 0.55]), 1) == [Aim(0.2, 0.4)] * 2
+    assert quantized(curve([0.25, 0.55]), 1) == [Target(0.2, 0.4)] * 2
 
 
 def test_a_file_of_measured_targets_is_read_again(tmp_path) -> None:
     measured = {"generate": curve([0.8] * 3 + [0.41] * 2, 0.12), "understand": curve([0.1, 0.11, 0.3, 0.31, 0.29])}
-    targets = {name: quantised(found) for name, found in measured.items()}
+    targets = {name: quantized(found) for name, found in measured.items()}
     write_targets(tmp_path / "t.yaml", targets, provenance(measured, "a/model", "some/shards"))
     assert read_targets(tmp_path / "t.yaml", 5) == targets
     assert [aim.target for aim in targets["understand"]] == [0.1, 0.1, 0.3, 0.3, 0.3]
@@ -97,4 +97,4 @@ def test_a_file_of_measured_targets_is_read_again(tmp_path) -> None:
 @pytest.mark.parametrize("bands", [-1, 4])
 def test_more_bands_than_layers(bands) -> None:
     with pytest.raises(ConfigError, match=f"{bands} bands of 3 layers; give 1 to 3"):
-        quantised(curve([0.1, 0.2, 0.3]), bands)
+        quantized(curve([0.1, 0.2, 0.3]), bands)

@@ -11,7 +11,7 @@ from megaunigame.evaluation.metrics import (
     chance,
     kind_scores,
     majority,
-    normalise,
+    normalize,
     pair_consistency,
     text_match,
 )
@@ -24,7 +24,7 @@ def answer(reference: str, correct: bool = True, **fields) -> Answer:
 
 
 def test_normalise_forgets_case_spaces_and_outer_punctuation() -> None:
-    assert normalise("  The Red-Cube.\n") == "the red-cube"
+    assert normalize("  The Red-Cube.\n") == "the red-cube"
     assert text_match("Yes.", "yes") and not text_match("yes no", "yes")
 
 

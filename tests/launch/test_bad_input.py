@@ -109,7 +109,7 @@ CASES = {
         ["another adversary", "out_features=8"],
     ),
     "checkpoint without a game": ("output={home}/run " + game("clean_rows: 2"), CheckpointError, ["another"]),
-    "layer out of range": ("objectives.aia.layers=[0,2]", ConfigError, ["2 is no layer", "0 to 1"]),
+    "layer out of range": ("objectives.aia.layers=[0,2]", ConfigError, ["2 is not a layer", "0 to 1"]),
     "targets of another depth": ("objectives.aia.targets=janus_pro", ConfigError, ["30 layers", "this model has 2"]),
     "targets file of another depth": (
         "objectives.aia.targets={home}/deep.yaml",

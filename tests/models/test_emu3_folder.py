@@ -119,7 +119,7 @@ def test_transformers_reads_the_folder(emu3_path, emu3_state, emu3, picture):
     real = inputs.attention[0]
     with torch.no_grad():
         codes = theirs.model.get_image_tokens(inputs.images[0], torch.tensor([[12, 12]]))
-        tokens, rows = inputs.tokens.clone(), emu3.processor.format.source_rows
+        tokens, rows = inputs.tokens.clone(), emu3.processor.format.source_grid
         tokens[inputs.image_slots] = codes[rows.places()].long()
         logits = theirs(input_ids=tokens[:, real]).logits
         ours = emu3.lm_head(emu3._read(emu3.embed(inputs), inputs.attention))
@@ -168,7 +168,7 @@ def test_folders_that_cannot_be_used_are_refused(emu3_path, tmp_path):
         read_config(tmp_path)
     with pytest.raises(ModelError, match="model_type 'janus'; an Emu3 folder has 'emu3' or 'Emu3'"):
         read_config(written(model_type="janus"))
-    with pytest.raises(ModelError, match="vision_tokenizer. The official vision tokenizer is a repository of its own"):
+    with pytest.raises(ModelError, match="vision_tokenizer. The official vision tokenizer is a separate repository"):
         read_config(written())
     (tmp_path / "vision_tokenizer").mkdir()
     vision = tmp_path / "vision_tokenizer" / "config.json"
@@ -178,7 +178,7 @@ def test_folders_that_cannot_be_used_are_refused(emu3_path, tmp_path):
     vision.write_text("{}")
     with pytest.raises(ModelError, match="vision_tokenizer/config.json has no 'codebook_size'"):
         read_config(written())
-    with pytest.raises(ModelError, match="asks for rope_scaling"):
+    with pytest.raises(ModelError, match="has rope_scaling"):
         read_config(written(rope_scaling={"type": "linear"}))
     copied(emu3_path, tmp_path)
     (tmp_path / "processor_config.json").write_text('{"image_size": 18}')

@@ -19,11 +19,11 @@ def whole_sequence(model, inputs, codes, row):
     """(tokens, places of codes) of one generate row as a plain sequence without padding; its source codes are in place."""
     tokens = inputs.tokens.clone()
     if inputs.image_valid is not None and inputs.image_valid[row].any():
-        seen = model.vision_tokenizer.encode(inputs.images[row]).flatten() + model.rows.first
+        seen = model.vision_tokenizer.encode(inputs.images[row]).flatten() + model.grid.first
         tokens[row, inputs.image_slots[row]] = seen
     prompt = tokens[row, inputs.attention[row]]
-    places = len(prompt) + model.rows.places()
-    return torch.cat([prompt, model.rows.tokens(codes)[row]]), places
+    places = len(prompt) + model.grid.places()
+    return torch.cat([prompt, model.grid.tokens(codes)[row]]), places
 
 
 def test_the_loss_falls_on_codes_over_the_whole_vocabulary(emu3, picture):
@@ -38,14 +38,14 @@ def test_the_loss_falls_on_codes_over_the_whole_vocabulary(emu3, picture):
             expected = F.cross_entropy(logits, tokens[places], reduction="sum").item()
             assert output.loss_sum[row].item() == pytest.approx(expected, rel=1e-5)
             torch.testing.assert_close(output.hidden[row], states[places - 1], rtol=1e-4, atol=1e-4)
-            assert torch.equal(output.predictions[row], logits[:, emu3.rows.ids].argmax(-1))
+            assert torch.equal(output.predictions[row], logits[:, emu3.grid.ids].argmax(-1))
     assert torch.equal(output.target, emu3.encode_target(inputs.targets))
 
 
 def test_an_understood_picture_is_read_as_its_codes(emu3, picture):
     inputs = understand(emu3, UnderstandRow([picture(0), picture(1)], TURNS))
     tokens = inputs.tokens.clone()
-    tokens[inputs.image_slots] = emu3.vision_tokenizer.encode(inputs.images[0]).flatten() + emu3.rows.first
+    tokens[inputs.image_slots] = emu3.vision_tokenizer.encode(inputs.images[0]).flatten() + emu3.grid.first
     with torch.no_grad():
         logits = emu3.lm_head(emu3.language_model(input_ids=tokens).last_hidden_state)
         expected = F.cross_entropy(logits[0, :-1], inputs.labels[0, 1:], reduction="sum")
@@ -72,7 +72,7 @@ def test_the_gradient_into_the_source_is_scaled_and_nothing_else(emu3, picture):
         output.loss_sum.sum().backward()
         seen = set(emu3.vision_tokenizer.encode(inputs.images[0]).flatten().tolist()) - set(output.target[0].tolist())
         assert seen
-        rows = [emu3.rows.first + code for code in seen]
+        rows = [emu3.grid.first + code for code in seen]
         table, head = emu3.language_model.embed_tokens.weight.grad, emu3.lm_head.weight.grad
         return output.loss_sum.detach(), table[rows].clone(), head.clone()
 
@@ -102,8 +102,8 @@ def test_shares_of_attention_are_those_of_the_maps(emu3_path, picture):
             maps = eager.language_model(input_ids=tokens[None], output_attentions=True).attentions
             text = torch.ones(len(tokens), dtype=torch.bool)
             text[places[0] :] = False
-            text &= (tokens < eager.rows.first) | (tokens >= eager.rows.ids.stop)
-            text &= tokens != eager.rows.line_end
+            text &= (tokens < eager.grid.first) | (tokens >= eager.grid.ids.stop)
+            text &= tokens != eager.grid.line_end
             assert text.sum() == inputs.attention[row].sum() - (12 if row == 0 else 0)
             for layer in range(2):
                 expected = maps[layer][0][:, places[:-1]][:, :, text].sum(-1).mean()

@@ -77,7 +77,7 @@ def test_the_gradient_into_pictures_is_that_of_a_soft_choice(emu3, picture):
     pixels = torch.rand(1, 3, 12, 12, dtype=torch.double) * 2 - 1
     wish = torch.randn(9, 64, dtype=torch.double)
     with torch.no_grad():
-        base, _ = tokenizer.neighbours(pixels)
+        base, _ = tokenizer.neighbors(pixels)
         latents = tokenizer.latents(pixels).double().permute(0, 2, 3, 1).unsqueeze(-2)
         rows = tokenizer.codebook().double()[base]
         unit = (latents - rows).square().sum(-1).mean(-1, keepdim=True)
@@ -85,7 +85,7 @@ def test_the_gradient_into_pictures_is_that_of_a_soft_choice(emu3, picture):
     def mean(moved):
         latents = tokenizer.latents(moved).double().permute(0, 2, 3, 1).unsqueeze(-2)
         shares = (-(latents - rows).square().sum(-1) / unit).softmax(-1).flatten(1, 2)[0]
-        return ((table[base.flatten(1, 2)[0] + emu3.rows.first] * shares.unsqueeze(-1)).sum(1) * wish).sum()
+        return ((table[base.flatten(1, 2)[0] + emu3.grid.first] * shares.unsqueeze(-1)).sum(1) * wish).sum()
 
     (expected,) = torch.autograd.grad(mean(pixels.requires_grad_()), [pixels])
     (found,) = torch.autograd.grad((emu3.visual_tokens(pixels.unsqueeze(1))[0, 0] * wish).sum(), [pixels])
@@ -123,9 +123,9 @@ def test_greedy_sampling_equals_decoding_without_a_cache(emu3, picture, guidance
             prompt = embeds[row, inputs.attention[row]][None]
             codes = torch.zeros(1, 0, dtype=torch.long)
             for place in range(16):
-                drawn = codes + emu3.rows.first
+                drawn = codes + emu3.grid.first
                 ends = [emu3.language_model.embed_tokens(t) for t in drawn.split(4, dim=1)] if place else []
-                line_end = emu3.language_model.embed_tokens(torch.tensor([[emu3.rows.line_end]]))
+                line_end = emu3.language_model.embed_tokens(torch.tensor([[emu3.grid.line_end]]))
                 read = [x for end in ends for x in ((end, line_end) if end.shape[1] == 4 else (end,))]
                 logits = [
                     emu3.code_logits(emu3.language_model(inputs_embeds=torch.cat([start, *read], 1)).last_hidden_state[:, -1])
@@ -155,8 +155,8 @@ def test_rows_without_a_gradient_are_encoded_as_they_always_are(emu3, picture, r
     """Next to an adversary's pictures, clean ones keep no graph of the tokenizer."""
     images = torch.stack([emu3.processor.normalize_source(picture(seed)) for seed in range(4)]).unsqueeze(1)
     asked = []
-    neighbours = emu3.vision_tokenizer.neighbours
-    monkeypatch.setattr(emu3.vision_tokenizer, "neighbours", lambda pixels: asked.append(len(pixels)) or neighbours(pixels))
+    neighbors = emu3.vision_tokenizer.neighbors
+    monkeypatch.setattr(emu3.vision_tokenizer, "neighbors", lambda pixels: asked.append(len(pixels)) or neighbors(pixels))
 
     def tokens_and_gradient(gradient_rows):
         attacked = images[rows].clone().requires_grad_()

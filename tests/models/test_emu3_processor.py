@@ -43,7 +43,7 @@ def test_generation_format(processor, picture):
     assert words(processor, inputs, 1) == f"<|extra_203|>{PICTURE}its depth{REQUEST}"
     assert inputs.counts.tolist() == [16, 16, 0] and inputs.targets.shape == (3, 3, 16, 16)
     assert inputs.image_valid.tolist() == [[False], [True], [False]] and inputs.attention[:, -1].all()
-    assert inputs.intact.tolist() == [True, True, True] and processor.behind_prompt == 19
+    assert inputs.intact.tolist() == [True, True, True] and processor.after_prompt == 19
 
 
 def test_a_dropped_condition_is_an_empty_prompt(processor, picture):
@@ -54,14 +54,14 @@ def test_a_dropped_condition_is_an_empty_prompt(processor, picture):
 
 
 def test_rows_of_codes(processor):
-    rows = processor.format.rows
+    grid = processor.format.grid
     codes = torch.arange(16).view(1, 16)
-    tokens = rows.tokens(codes)
+    tokens = grid.tokens(codes)
     names = processor.tokenizer.convert_ids_to_tokens(tokens[0].tolist())
     assert names[:6] == [*(f"<|visual token 00000{i}|>" for i in range(4)), "<|extra_200|>", "<|visual token 000004|>"]
-    assert names[-1] == "<|extra_200|>" and len(names) == rows.length == 20
-    assert torch.equal(tokens[0][rows.places()] - rows.first, codes[0])
-    assert rows.grid(codes)[0, 1].tolist() == [4, 5, 6, 7] and rows.size == "4*4"
+    assert names[-1] == "<|extra_200|>" and len(names) == grid.length == 20
+    assert torch.equal(tokens[0][grid.places()] - grid.first, codes[0])
+    assert grid.arranged(codes)[0, 1].tolist() == [4, 5, 6, 7] and grid.size == "4*4"
 
 
 def test_a_long_prompt_loses_text_only(processor, picture):
@@ -93,7 +93,7 @@ def test_a_tokenizer_of_another_model_is_refused(emu3_path, tmp_path):
     swapped = with_replaced(emu3_path, tmp_path, b"visual token 000047", b"visual token 00004x")
     for file in swapped.iterdir():
         file.write_bytes(file.read_bytes().replace(b"visual token 000012", b"visual token 000047"))
-    with pytest.raises(ModelError, match="must lie behind one another"):
+    with pytest.raises(ModelError, match="must be consecutive"):
         Emu3Processor.from_folder(swapped, max_length=128)
 
 

@@ -167,7 +167,7 @@ def test_largest_rows_fill_the_sequence(model):
     assert inputs.attention.sum(1).tolist() == [LENGTH, LENGTH]
     assert inputs.images.shape[:2] == (2, 1) and (inputs.counts > 0).all()
     inputs = model.processor.largest(PLAN, GENERATE)
-    assert (inputs.attention.sum(1) + model.processor.behind_prompt).tolist() == [LENGTH, LENGTH]
+    assert (inputs.attention.sum(1) + model.processor.after_prompt).tolist() == [LENGTH, LENGTH]
     assert inputs.image_valid.all() and inputs.terms.tolist() == [1, 1]
 
 

@@ -43,7 +43,7 @@ def test_generation_format(processor, picture):
     image = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
     assert words(processor, inputs, 0) == "<s><|User|>: a cube\n\n<|Assistant|>:<begin_of_image>"
     assert words(processor, inputs, 1) == f"<s><|User|>: {image}\nits depth\n\n<|Assistant|>:<begin_of_image>"
-    assert inputs.counts.tolist() == [16, 16, 0] and processor.behind_prompt == 16
+    assert inputs.counts.tolist() == [16, 16, 0] and processor.after_prompt == 16
     assert inputs.attention[:, -1].all() and inputs.tokens.shape[1] % 8 == 0
     assert inputs.image_valid.tolist() == [[False], [True], [False]]
     assert (inputs.targets[2] == 0).all() and (inputs.images[2] == 0).all()

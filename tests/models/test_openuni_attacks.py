@@ -49,9 +49,9 @@ def test_the_adversary_gets_a_gradient(openuni, attacked, settings):
 def test_an_anchored_attack_changes_the_encoded_picture(openuni, attacked):
     path, inputs, attack, _ = attacked(anchor="source")
     with torch.no_grad():
-        undisturbed = path.undisturbed(openuni, inputs, attack)
+        unperturbed = path.unperturbed(openuni, inputs, attack)
     encoded = openuni.decode_target(openuni.encode_target(inputs.redraw.targets))
-    assert torch.equal(undisturbed, encoded)
+    assert torch.equal(unperturbed, encoded)
     assert (attack.pictures - encoded).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 

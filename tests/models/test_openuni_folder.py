@@ -166,7 +166,7 @@ def test_folders_that_cannot_be_used_are_refused(openuni_path, openuni_state, tm
         read_config(written(sampler={}))
     with pytest.raises(ModelError, match="flow has shift; it must have decode_sigma, sample_shift"):
         read_config(written(flow={"shift": 3.0}))
-    with pytest.raises(ModelError, match="image_size=30 is no multiple of 4"):
+    with pytest.raises(ModelError, match="image_size=30 is not a multiple of 4"):
         read_config(written(image_size=30))
     with pytest.raises(ModelError, match="reads 5 channels and the autoencoder has 4"):
         read_config(written(transformer=raw["transformer"] | {"in_channels": 5}))

@@ -71,10 +71,10 @@ def test_sampling_calls_the_transformer_once_per_step_of_the_solver(openuni, pic
 
 
 def test_the_condition_and_what_perturbs_it_change_a_sample(openuni):
-    def drawn(prompt, disturb=None):
+    def drawn(prompt, perturb=None):
         generator = torch.Generator().manual_seed(0)
         prompts = openuni.processor.generate_prompts([prompt])
-        return openuni.sample(prompts, guidance=2.0, temperature=1.0, generator=generator, disturb=disturb)
+        return openuni.sample(prompts, guidance=2.0, temperature=1.0, generator=generator, perturb=perturb)
 
     shapes = []
     cube = drawn("a cube")

@@ -37,7 +37,7 @@ def test_generation_format(processor, picture):
     asked = "<|im_end|>\n<|im_start|>assistant\n<img>"
     assert words(processor, inputs, 0) == f"<|im_start|>user\nGenerate an image: a cube{asked}"
     assert words(processor, inputs, 1) == f"<|im_start|>user\n{PICTURE}\nits depth{asked}"
-    assert processor.behind_prompt == 6
+    assert processor.after_prompt == 6
     assert inputs.counts.tolist() == [256, 256, 0] and inputs.targets.shape == (3, 3, 32, 32)
     assert inputs.image_valid.tolist() == [[False], [True], [False]] and inputs.attention[:, -1].all()
 

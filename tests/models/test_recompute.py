@@ -13,7 +13,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.models import recompute
 from megaunigame.models.emu3 import Emu3, sliced_norm
-from megaunigame.models.emu3.code_grid import CodeRows
+from megaunigame.models.emu3.code_grid import CodeGrid
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.openuni import autoencoding
@@ -174,8 +174,8 @@ def test_a_tokenizer_in_training_runs_the_plain_layers():
 def released_emu3():
     """Emu3 as released, pictures of 720 x 720, on the meta device; one language layer, which takes no part here."""
     config = Emu3Config(text_config={"vocab_size": 184622, "hidden_size": 4096, "num_hidden_layers": 1})
-    rows = CodeRows(height=90, width=90, first=151854, codebook=32768, line_end=151846)
-    processor = SimpleNamespace(format=SimpleNamespace(rows=rows), source_size=720)
+    grid = CodeGrid(height=90, width=90, first=151854, codebook=32768, line_end=151846)
+    processor = SimpleNamespace(format=SimpleNamespace(grid=grid), source_size=720)
     with torch.device("meta"):
         model = Emu3(config, processor, attention="sdpa", gradient_checkpointing=False)
         model.to(torch.bfloat16).requires_grad_(False)

@@ -87,7 +87,7 @@ def test_the_largest_rows_of_a_size_collate(
     plan = plan_from([RowRequest("answers", UNDERSTAND, "scenes", 1), RowRequest("pixels", GENERATE, "scenes", 2)])
     understand, generate = processor.largest(plan, UNDERSTAND), processor.largest(plan, GENERATE)
     assert understand.tokens.shape == (1, length)
-    assert (generate.attention.sum(1) + processor.behind_prompt).tolist() == [length, length]
+    assert (generate.attention.sum(1) + processor.after_prompt).tolist() == [length, length]
     assert generate.targets.shape == (2, 3, picture, picture) and generate.counts.tolist() == [codes, codes]
 
 

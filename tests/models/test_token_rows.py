@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.models.text.sequences import MULTIPLE, TokenRow, pad
+from megaunigame.models.text.sequences import MULTIPLE, TokenSequence, pad
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.labels import label_positions
 
 PAD = 9
 
 
-def row(length: int, labeled: int) -> TokenRow:
-    row = TokenRow()
+def row(length: int, labeled: int) -> TokenSequence:
+    row = TokenSequence()
     row.add(list(range(length - labeled)))
     row.add([1] * labeled, labeled=True)
     return row

@@ -52,7 +52,7 @@ class AttentionReference(PlainReference):
             if self.recipe.model.family != "emu3":
                 return drawn, text
             # Line ends are no codes, those of a source are no text.
-            width, line_end = self.model.rows.width, self.model.rows.line_end
+            width, line_end = self.model.grid.width, self.model.grid.line_end
             codes = [p for number, p in enumerate(drawn) if number % (width + 1) != width]
             return codes, [p for p in text if inputs.tokens[row, p] != line_end]
         answers = [p for p in places if inputs.labels[row, p] != IGNORE]

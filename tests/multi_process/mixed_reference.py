@@ -105,7 +105,7 @@ class MixedReference(PlainReference):
         """(1,) what one pass adds to a term of AIA; its definition is tested in fp32, against whole attention maps."""
         if term.pass_name != pass_name:
             return output.loss_sum.new_zeros(1)
-        pulls = attention_loss(output.attention.keys, term.aims)
+        pulls = attention_loss(output.attention.keys, term.layer_targets)
         return torch.where(term.counted(inputs), pulls, 0.0).sum().view(1)
 
 

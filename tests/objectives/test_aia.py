@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megaunigame.attention.positions import measurable
-from megaunigame.attention.targets import Aim, table, write_targets
+from megaunigame.attention.targets import Target, table, write_targets
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
@@ -79,7 +79,7 @@ def test_the_attention_loss_is_the_huber_loss_of_every_layer():
     )
     ours = attention_loss(shares, aims)
     torch.testing.assert_close(ours, expected)
-    assert ours.shape == (7,) and attention_loss(torch.tensor([[0.4]]), [Aim(0.2, 0.4)]).item() == 0
+    assert ours.shape == (7,) and attention_loss(torch.tensor([[0.4]]), [Target(0.2, 0.4)]).item() == 0
 
 
 def test_it_has_a_term_for_each_pass_and_no_row():
@@ -100,7 +100,7 @@ def test_the_loss_is_a_sum_over_counted_rows():
     assert understand.counted(rows).tolist() == [True, False, False]
     losses = understand.losses(rows, output(shares))
     assert losses[1:].tolist() == [0, 0]
-    assert losses[0] == pytest.approx(attention_loss(shares, understand.aims)[0].item()) and losses[0] > 0
+    assert losses[0] == pytest.approx(attention_loss(shares, understand.layer_targets)[0].item()) and losses[0] > 0
     metrics = objective.after_learner(step(aia_understand=1.0))
     assert metrics[names.attention(UNDERSTAND, names.ATTENTION_COUNTED)] == 1
     assert metrics[names.attention(UNDERSTAND, names.ATTENTION_LAYER, 3)] == pytest.approx(0.3)
@@ -156,11 +156,11 @@ def test_measured_weights_are_missed_on_resume(tmp_path):
 
 
 def test_a_targets_file_may_speak_of_one_pass(tmp_path):
-    write_targets(tmp_path / "t.yaml", {GENERATE: [Aim(0.1, 0.3)] * LAYERS})
+    write_targets(tmp_path / "t.yaml", {GENERATE: [Target(0.1, 0.3)] * LAYERS})
     objective = aia(targets=str(tmp_path / "t.yaml"), layers=[2])
     assert [term.pass_name for term in objective.terms] == [GENERATE]
-    assert objective.measured.aims == {GENERATE: [Aim(0.1, 0.3)]} and objective.taps(UNDERSTAND) is None
-    write_targets(tmp_path / "other.yaml", {UNDERSTAND: [Aim(0.1, 0.3)] * LAYERS})
+    assert objective.measured.layer_targets == {GENERATE: [Target(0.1, 0.3)]} and objective.taps(UNDERSTAND) is None
+    write_targets(tmp_path / "other.yaml", {UNDERSTAND: [Target(0.1, 0.3)] * LAYERS})
     with pytest.raises(ConfigError, match="targets for understand, and no such pass is made"):
         aia(targets=str(tmp_path / "other.yaml"), terms=["caption"])
 
@@ -174,8 +174,8 @@ def test_a_targets_file_may_speak_of_one_pass(tmp_path):
         ({"calibration_steps": 0}, "calibration_steps must be at least 1"),
         ({"ratio": 0.0}, "objectives.aia.ratio must be greater than 0; got 0"),
         ({"layers": [1, 1]}, "names a layer twice"),
-        ({"layers": [6]}, "6 is no layer; this model has 0 to 5"),
-        ({"layers": [-1]}, "-1 is no layer"),
+        ({"layers": [6]}, "6 is not a layer; this model has 0 to 5"),
+        ({"layers": [-1]}, "-1 is not a layer"),
         ({"terms": ["captions"]}, "Did you mean 'caption'"),
         ({"targets": "janus_pro"}, "made for 30 layers, and this model has 6"),
         ({"targets": "janus"}, "Did you mean 'janus_pro'"),
@@ -198,7 +198,7 @@ def test_the_depth_is_read_from_the_configuration_alone(folder):  # noqa: F811
     objective = AIA(Settings())
     objective.check_plan(PLAN)
     objective.check_family(Janus, "janus", str(folder), PLAN)
-    with pytest.raises(ConfigError, match="2 is no layer; this model has 0 to 1"):
+    with pytest.raises(ConfigError, match="2 is not a layer; this model has 0 to 1"):
         AIA(Settings(layers=[2])).check_family(Janus, "janus", str(folder), PLAN)
 
 

@@ -67,7 +67,7 @@ def test_without_an_attack_nothing_is_redrawn():
         (drawing(), {"redraw": "pixel", "condition": "caption"}, ["redraw=pixel", "objectives.unigame.condition=image"]),
         (tasks(), {"redraw": "pixel", "attack_rows": 5}, ["attack_rows=5", "have 4", "Type objectives.unigame.attack_rows=4"]),
         (tasks(stream="b"), {"redraw": "pixel", "stream": "a"}, ["stream=a", "have b", "Type objectives.unigame.stream=b"]),
-        (tasks(schedule="round_robin"), {"redraw": "pixel"}, ["takes turns", "objectives.unimrg.schedule=all", "redraw=own"]),
+        (tasks(schedule="round_robin"), {"redraw": "pixel"}, ["in rotation", "objectives.unimrg.schedule=all", "redraw=own"]),
     ],
 )
 def test_rows_that_cannot_redraw_the_sources(others, settings, parts):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megaunigame.attention.positions import answer_tokens, image_tokens, prompt_text
-from megaunigame.attention.targets import Aim, table
+from megaunigame.attention.targets import Target, table
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
 from megaunigame.step.inputs import IGNORE, PassInputs, Taps
@@ -94,7 +94,7 @@ def losses(
     queries: Tensor,
     keys: Tensor,
     use: Tensor,
-    aims: list[Aim],
+    aims: list[Target],
     depths: list[int],
     ntp: Tensor,
     weight: float,
@@ -114,7 +114,7 @@ def losses(
     return ours
 
 
-def exact_losses(name: str, maps: Tensor, queries: Tensor, keys: Tensor, use: Tensor, aims: list[Aim]) -> dict[str, Tensor]:
+def exact_losses(name: str, maps: Tensor, queries: Tensor, keys: Tensor, use: Tensor, aims: list[Target]) -> dict[str, Tensor]:
     """Our sets; `counted` is our divisor."""
     maps = maps.clone().requires_grad_()
     shares, depth = shares_of(maps, queries, keys), len(maps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Emu3Config
 
-from megaunigame.models.emu3.code_grid import CodeRows
+from megaunigame.models.emu3.code_grid import CodeGrid
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.model import Emu3
 from megaunigame.models.weights.loading import load_plain
@@ -51,7 +51,7 @@ def load(fixture: Fixture) -> Emu3:
     """The model of a fixture, from official keys; it has no tokenizer, only the places of codes."""
     config = fixture.config
     height, width = config["grid_hw"]
-    rows = CodeRows(height, width, config["image_token_offset"], config["codebook_size"], config["special_ids"]["eol"])
+    rows = CodeGrid(height, width, config["image_token_offset"], config["codebook_size"], config["special_ids"]["eol"])
     processor = SimpleNamespace(format=SimpleNamespace(rows=rows))
     model = Emu3(emu3_config(config), processor, attention="sdpa", gradient_checkpointing=False)
     weights, _ = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
@@ -64,16 +64,16 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     model, given = load(fixture), fixture.inputs
     tokens, attention = given["input_ids"], given["attention_mask"].bool()
     codes = given["codes"].flatten(1)
-    start, drawn = prompt_length(tokens, codes, model.rows)
+    start, drawn = prompt_length(tokens, codes, model.grid)
     prompts = PassInputs(
         tokens=tokens[:, :start],
         attention=attention[:, :start],
         terms=torch.zeros(len(tokens), dtype=torch.long),
-        counts=torch.full((len(tokens),), float(model.rows.count)),
+        counts=torch.full((len(tokens),), float(model.grid.count)),
     )
     generated = model.predict_codes(prompts, codes, predict=False)
     labels = torch.full_like(tokens, fixture.config["ignore_id"])
-    labels[:, start + model.rows.places()] = drawn[:, model.rows.places()]
+    labels[:, start + model.grid.places()] = drawn[:, model.grid.places()]
     embeds = model.language_model.embed_tokens(tokens)
     logits = model.lm_head(model._read(embeds, attention))
     # One official loss counts padding too, and what a padding position sees differs between the official mask and ours.
@@ -88,11 +88,11 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
         "labels_vision_only": labels,
         "loss_vision_only": generated.loss_sum.sum() / generated.target.numel(),
         "loss_every_token_incl_pad": everywhere.losses.mean(),
-        "constrained_generation.allowed_min_max": allowed(fixture, model.rows),
+        "constrained_generation.allowed_min_max": allowed(fixture, model.grid),
     }
 
 
-def prompt_length(tokens: Tensor, codes: Tensor, rows: CodeRows) -> tuple[int, Tensor]:
+def prompt_length(tokens: Tensor, codes: Tensor, rows: CodeGrid) -> tuple[int, Tensor]:
     """Where the codes of the (equally long) rows begin; and the codes with their line ends, which must stand there."""
     drawn = rows.tokens(codes)
     start = int((tokens == drawn[0, 0]).nonzero()[0, 1])
@@ -100,7 +100,7 @@ def prompt_length(tokens: Tensor, codes: Tensor, rows: CodeRows) -> tuple[int, T
     return start, drawn
 
 
-def allowed(fixture: Fixture, rows: CodeRows) -> Tensor:
+def allowed(fixture: Fixture, rows: CodeGrid) -> Tensor:
     """(steps, 2): smallest and largest token that may stand at each place behind the prompt.
 
     Our sampling ends with the last code. What upstream puts behind it is added from its rule, with its quirk: at multiples of

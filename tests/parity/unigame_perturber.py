@@ -21,7 +21,7 @@ from megaunigame.adversary.perturber import Perturber
 from megaunigame.objectives.unigame.alternating import Alternating
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.game import Round
-from megaunigame.objectives.unigame.paths import Attacked
+from megaunigame.objectives.unigame.paths import AttackResult
 from megaunigame.objectives.unigame.settings import Penalties, Settings
 from megaunigame.replay.hard_buffer import HardBuffer, draw_probabilities
 from megaunigame.replay.merge import plan_merge
@@ -82,7 +82,7 @@ def price(adversary: Perturber, delta: Tensor, penalties: Penalties) -> Tensor:
     game.round = Round([], True, [], torch.zeros(()), pictures=torch.tensor(rows))
     nothing, ones = torch.zeros(rows, 1, dtype=torch.long), torch.ones(rows)
     inputs = PassInputs(tokens=nothing, attention=nothing.bool(), terms=nothing[:, 0], counts=ones)
-    attacked = Attacked(inputs, delta, changed=ones, pictures=torch.zeros(rows, 3, 1, 1), passes=0)
+    attacked = AttackResult(inputs, delta, changed=ones, pictures=torch.zeros(rows, 3, 1, 1), passes=0)
     return game.penalty_share(Attack(redraw=inputs, question=inputs), attacked)
 
 

@@ -29,7 +29,7 @@ def test_operations_of_a_pass_follow_from_its_matrices(groups: str) -> None:
         del rehearsal.largest.inputs["understand"]
         inputs = rehearsal.largest.inputs[GENERATE]
         counted = rehearsal.rehearse(like_a_run=False)
-    matrices = linear_flops(model, 3 * (inputs.tokens.shape[1] + model.processor.behind_prompt))
+    matrices = linear_flops(model, 3 * (inputs.tokens.shape[1] + model.processor.after_prompt))
     assert counted.forward[GENERATE].model > matrices
     if groups == "[head]":  # the decoder layers are not walked back
         assert counted.backward.model < matrices

@@ -1,4 +1,4 @@
-"""Target pictures: ranges, shapes, and colours that cannot state an answer."""
+"""Target pictures: ranges, shapes, and colors that cannot state an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.registry import available, find
 from megaunigame.representations.base import Representation
-from megaunigame.representations.segmentation import region_colours
+from megaunigame.representations.segmentation import region_colors
 
 
 def sample(key: str = "a") -> Sample:
@@ -35,14 +35,14 @@ def test_near_is_white():
     assert depth[:, 0, 0].tolist() == [0, 0, 0] and depth[:, -1, -1].tolist() == [255, 255, 255]
 
 
-def test_region_colours_differ_and_depend_on_the_key_alone():
-    colours = region_colours("a")
-    assert (colours[0] == 0).all()
-    near = colours[1:9].astype(int)
+def test_region_colors_differ_and_depend_on_the_key_alone():
+    colors = region_colors("a")
+    assert (colors[0] == 0).all()
+    near = colors[1:9].astype(int)
     gaps = np.abs(near[:, None] - near[None]).sum(-1) + 1000 * np.eye(8, dtype=int)
     assert gaps.min() > 20, "two of eight instances would look alike"
-    assert (colours == region_colours("a")).all()
-    first_hues = {tuple(region_colours(str(k))[1]) for k in range(50)}
+    assert (colors == region_colors("a")).all()
+    first_hues = {tuple(region_colors(str(k))[1]) for k in range(50)}
     assert len(first_hues) > 40, "the first instance must not always have the same colour"
 
 

@@ -17,7 +17,7 @@ def test_the_start_folder_reads_scenes_as_different_codes(tmp_path, capsys):
     codes = model.encode_target(toy_scenes(16, size=64).batch("rgb", torch.arange(16)))
     assert codes.shape == (16, 64) and len(codes.unique()) > 64
     words = model.processor.tokenizer.encode("what color is the cube ?", add_special_tokens=False)
-    assert len(words) == 6 and max(words) < model.rows.first
+    assert len(words) == 6 and max(words) < model.grid.first
     again = TensorFiles.of_folder(tmp_path / "start")
     main(["--out", str(tmp_path / "again")])
     other = TensorFiles.of_folder(tmp_path / "again")

@@ -37,7 +37,7 @@ def uninterrupted(scenes, tmp_path_factory):
     return folder, train_tokenizer(scenes, folder, loop(), SETTINGS)
 
 
-@pytest.mark.parametrize("stop_before", [2, 3, 6], ids=["autoencoder", "k-means", "quantised"])
+@pytest.mark.parametrize("stop_before", [2, 3, 6], ids=["autoencoder", "k-means", "quantized"])
 def test_an_interrupted_run_ends_with_the_same_numbers(scenes, uninterrupted, tmp_path, monkeypatch, stop_before):
     original = TokenizerStage.loss
 

@@ -1,12 +1,12 @@
-"""From a measured curve to targets: a few bands of neighbouring layers, one target and one delta each.
+"""From a measured curve to targets: a few bands of consecutive layers, one target and one delta each.
 
-The paper quantises by hand and reports that targets by stage train better than the raw curve (arXiv 2511.22663). Here:
+The paper quantizes by hand and reports that targets by band train better than the raw curve (arXiv 2511.22663). Here:
 
 bands    the split into consecutive layers with the least squared error against the means of the bands (dynamic programming);
          their number is given, or the fewest, at most 6, whose error is at most .05 per layer (root mean square)
 target   mean of the band, rounded to .05
-delta    the first of .05, .1, .2 that is no smaller than the distance of single samples and layers of the band from its
-         target (root mean square); .2 beyond. Where the teacher itself scatters, the pull is soft over a wider range.
+delta    the first of .05, .1, .2 that is at least the distance of single samples and layers of the band from its target
+         (root mean square); .2 beyond. Where the teacher itself scatters, the loss is soft over a wider range.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from megaunigame.attention.targets import Aim
+from megaunigame.attention.targets import Target
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.attention.curves import Curve
 
 GRID = 0.05
-"""Targets are multiples of it; and the error per layer that bands may have."""
+"""Targets are multiples of it; also the error per layer that bands may have."""
 MOST_BANDS = 6
 DELTAS = (0.05, 0.1, 0.2)
 """Those of the paper."""
@@ -33,17 +33,17 @@ def check_bands(bands: int, layers: int) -> None:
         raise ConfigError(f"{bands} bands of {layers} layers; give 1 to {layers}, or 0 to have their number chosen.")
 
 
-def quantised(curve: Curve, bands: int = 0) -> list[Aim]:
-    """One aim per layer; 0 bands: their number is chosen. Raises ConfigError for more bands than layers."""
+def quantized(curve: Curve, bands: int = 0) -> list[Target]:
+    """One target per layer; 0 bands: their number is chosen. Raises ConfigError for more bands than layers."""
     means, spreads = np.asarray(curve.mean), np.asarray(curve.spread)
     check_bands(bands, len(means))
-    aims: list[Aim] = []
+    layer_targets: list[Target] = []
     for first, end in pairwise(split(means, bands or enough_bands(means))):
         target = round(round(means[first:end].mean() / GRID) * GRID, 2)
         off = np.sqrt(np.mean((means[first:end] - target) ** 2 + spreads[first:end] ** 2))
         delta = next((d for d in DELTAS if off <= d), DELTAS[-1])
-        aims += [Aim(delta, target)] * (end - first)
-    return aims
+        layer_targets += [Target(delta, target)] * (end - first)
+    return layer_targets
 
 
 def enough_bands(values: Sequence[float] | np.ndarray) -> int:
@@ -55,7 +55,7 @@ def enough_bands(values: Sequence[float] | np.ndarray) -> int:
 
 
 def split(values: Sequence[float] | np.ndarray, count: int) -> list[int]:
-    """Borders [0, ..., L] of the `count` runs of `values` (L,) with the least squared error against their means."""
+    """Borders [0, ..., L] of the `count` bands of `values` (L,) with the least squared error against their means."""
     values = np.asarray(values, dtype=np.float64)
     length = len(values)
     cost = np.full((length + 1, length + 1), np.inf)
@@ -75,12 +75,12 @@ def split(values: Sequence[float] | np.ndarray, count: int) -> list[int]:
 
 
 def squared_error(values: np.ndarray, borders: Sequence[int]) -> float:
-    """Sum over the values of their squared distance to the mean of their band."""
+    """Sum of squared distances of the values from the means of their bands."""
     return float(sum(np.square(values[a:b] - values[a:b].mean()).sum() for a, b in pairwise(borders)))
 
 
 def provenance(curves: Mapping[str, Curve], model: str, shards: str) -> str:
-    """What a targets file says about where its numbers come from: the curve behind the bands, layer by layer."""
+    """Comment of a targets file: the measured curve, layer by layer."""
     lines = [f"Measured on {model} with {shards}; made by launch/measure_attention.py."]
     for name, curve in curves.items():
         lines.append(f"{name}: {curve.samples} samples; mean +- spread over samples, first token, by layer")

@@ -1,4 +1,4 @@
-"""How much a model attends across modalities in each layer, over held-out samples, with the truth as history.
+"""How much a model attends across modalities in each layer, on held-out samples, teacher forced.
 
 Understand: from the answers about a picture to the picture; generate: from the picture drawn for a caption to the caption
 (`megaunigame.attention.positions`).
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.attention.positions import measurable
-from megaunigame.attention.targets import Aim, Targets
+from megaunigame.attention.targets import Target, Targets
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
@@ -41,16 +41,16 @@ class Measuring:
     """What is measured, and on how many samples."""
 
     limit: int = at_least(0, 100)
-    """Samples looked at, the first of the shards; 0: all."""
+    """Number of samples, the first of the shards; 0: all."""
     batch: int = at_least(1, 16)
     passes: list[str] = one_of(PASSES, lambda: list(PASSES))
     """`understand` needs samples with an image and `conversations`, `generate` with an image and a `caption`."""
     independent: bool = False
-    """Every question sees the image and itself only; False: the turns of a conversation follow one another."""
+    """Every question sees the image and itself only; False: later turns see earlier ones."""
     exclude_bos: bool = False
-    """Whether the first token is left out of the text that a drawn picture attends to."""
+    """Exclude the first token (an attention sink) from the text that a drawn picture attends to."""
     compat: bool = False
-    """The positions of the released code instead of the exact ones."""
+    """Use the positions of the released code instead of the exact ones."""
 
     def check(self, path: str) -> None:
         if not self.passes:
@@ -59,22 +59,22 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Curve:
-    """Shares of attention, in [0, 1], one number per layer, over the samples that could be measured."""
+    """Shares of attention, in [0, 1], one number per layer, over the measured samples."""
 
     mean: list[float]
     spread: list[float]
     """Standard deviation over the samples."""
     first: list[float]
-    """Mean share that rests on the first token."""
+    """Mean share on the first token."""
     samples: int
 
-    def distance(self, aims: Sequence[Aim]) -> float:
+    def distance(self, layer_targets: Sequence[Target]) -> float:
         """Mean over the layers of |mean - target|."""
-        return float(np.mean([abs(m - aim.target) for m, aim in zip(self.mean, aims, strict=True)]))
+        return float(np.mean([abs(m - each.target) for m, each in zip(self.mean, layer_targets, strict=True)]))
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SampleShares:
     position: int
     keys: Tensor
     """(L,)."""
@@ -89,7 +89,7 @@ def measure(
     """Pass -> its curve. All ranks call this together.
 
     Samples that lack what a pass needs, and rows that were cut at the model's max_length, are not counted. Raises DataError
-    when nothing is left of a pass, ModelError when the attention of the model cannot be measured.
+    when a pass has no samples left, ModelError when the attention of the model cannot be measured.
     """
     taps = Taps(tuple(range(model.install_taps())), exclude_bos=settings.exclude_bos, compat=settings.compat)
     samples = read_share(index, settings.limit, world)
@@ -116,17 +116,17 @@ def _shares(
     settings: Measuring,
     taps: Taps,
     progress: bool,
-) -> list[_Found]:
-    """What the samples of this rank gave."""
+) -> list[_SampleShares]:
+    """Measurements of this rank's samples."""
     built = together(world, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
     items = [Item(position, key, row) for position, key, row in built if row is not None]
-    found: list[_Found] = []
+    found: list[_SampleShares] = []
     for present, inputs in batches(model, world, items, pass_name, settings.batch, progress=pass_name if progress else ""):
         inputs = dataclasses.replace(inputs, taps=taps)
         counted = measurable(pass_name, inputs, taps)
         shares = model(pass_name, inputs.to(world.device)).attention
         of_keys, of_first = shares.keys.cpu(), shares.first.cpu()
-        found += [_Found(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
+        found += [_SampleShares(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
     return found
 
 
@@ -142,7 +142,7 @@ def _row(pass_name: str, sample: Sample, settings: Measuring) -> Row | None:
 
 
 def curve_metrics(curves: Mapping[str, Curve], targets: Targets) -> dict[str, float]:
-    """The numbers of all curves under their names; `targets` may lack passes."""
+    """Metrics of all curves, by name; `targets` may lack passes."""
     metrics: dict[str, float] = {}
     for name, curve in curves.items():
         lines: dict[str, Sequence[float]] = {
@@ -151,7 +151,7 @@ def curve_metrics(curves: Mapping[str, Curve], targets: Targets) -> dict[str, fl
             names.ATTENTION_FIRST_LAYER: curve.first,
         }
         if name in targets:
-            lines[names.ATTENTION_TARGET] = [aim.target for aim in targets[name]]
+            lines[names.ATTENTION_TARGET] = [each.target for each in targets[name]]
             metrics[names.attended(name, names.ATTENTION_DISTANCE)] = curve.distance(targets[name])
         metrics[names.attended(name, names.ATTENTION_FIRST)] = float(np.mean(curve.first))
         metrics[names.attended(name, names.ATTENTION_COUNTED)] = float(curve.samples)
@@ -164,10 +164,10 @@ def curve_tables(curves: Mapping[str, Curve], targets: Targets) -> list[dict[str
     passes: list[list[Cell]] = []
     layers = []
     for name, curve in curves.items():
-        aims = targets.get(name)
-        distance = None if aims is None else percent(curve.distance(aims))
+        layer_targets = targets.get(name)
+        distance = None if layer_targets is None else percent(curve.distance(layer_targets))
         passes.append([name, curve.samples, distance, percent(float(np.mean(curve.first)))])
-        wanted = [None] * len(curve.mean) if aims is None else [percent(aim.target) for aim in aims]
+        wanted = [None] * len(curve.mean) if layer_targets is None else [percent(each.target) for each in layer_targets]
         columns = ["layer", "mean (%)", "spread over samples (%)", "target (%)", "first token (%)"]
         numbers = zip(curve.mean, curve.spread, wanted, curve.first, strict=True)
         rows = [[str(i), percent(m), percent(s), t, percent(f)] for i, (m, s, t, f) in enumerate(numbers)]

@@ -1,6 +1,6 @@
-"""Where the attention of each layer goes on held-out samples, against the targets it is pulled to.
+"""Attention of each layer across modalities on held-out samples, compared with targets.
 
-The report draws the curves of the first and the last evaluation over one another.
+The report overlays the curves of the first and the last evaluation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Attention(Suite):
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         c = self.config
-        # Before anything is measured: the depth that a table or a file is meant for is known only here.
+        # Before measuring: only here is the depth known that a table or a file must match.
         targets = find_targets(c.targets, model.install_taps(), c.compat) if c.targets else {}
         curves = measure(model, world, self.index, c)
         return suite_result(curve_metrics(curves, targets), curve_tables(curves, targets))

@@ -1,4 +1,4 @@
-"""What an evaluation suite is: settings, and one run that every rank makes together."""
+"""Interface of evaluation suites: settings, and one run on all ranks together."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Cell = str | int | float | None
 
 @dataclass
 class SuiteConfig:
-    """What every suite that looks at held-out samples is told."""
+    """Settings of every suite on held-out samples."""
 
     shards: str = MISSING
     """Folder of held-out shards."""
     limit: int = at_least(0, 128)
-    """Samples, the first of the shards; 0: all."""
+    """Number of samples, the first of the shards; 0: all."""
     batch: int = at_least(1, 16)
     """Rows per forward and rank."""
 
 
 @dataclass
 class DrawingConfig(SuiteConfig):
-    """A suite whose model draws."""
+    """Settings of a suite in which the model generates pictures."""
 
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1: none."""
@@ -45,10 +45,10 @@ class DrawingConfig(SuiteConfig):
 
 @dataclass
 class AskingConfig(SuiteConfig):
-    """A suite whose model answers."""
+    """Settings of a suite in which the model answers questions."""
 
     questions_per_row: int = at_least(1, 8)
-    """Questions of one image that share a row without seeing each other; 1 asks each in a row of its own."""
+    """Questions of one image that share a row without seeing each other; 1: one row for each."""
     skip_kinds: list[str] = field(default_factory=lambda: ["description"])
     """Kinds that are not asked: free text has no exact match."""
 
@@ -56,7 +56,7 @@ class AskingConfig(SuiteConfig):
 class Suite(ABC):
     """One file in this folder, found by module name.
 
-    Constructors open shards and oracles, so that a wrong path is met before training and not after it.
+    Constructors open shards and oracles, so that a wrong path fails before training.
     """
 
     Config: type[Any]
@@ -82,15 +82,15 @@ def suite_result(
 ) -> dict[str, Any]:
     """What a suite returns, ready for JSON.
 
-    `tables` are made by `table`. `pictures` are {"file", "caption", "row", "column"}, one line of the report per row.
+    `tables` come from `table`. `pictures` are {"file", "caption", "row", "column"}, one line of the report per row.
     `questions` are {"image" (file or ""), "question", "answer", "predicted", "correct"}. Files are relative to the
-    folder of the suite.
+    suite's folder.
     """
     return {"metrics": metrics, "tables": list(tables), "pictures": list(pictures), "questions": list(questions)}
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
-    """A table; its first column names the rows, shares are given in percent and their columns say so."""
+    """A table; its first column names the rows. Fractions are in percent, and the names of their columns say so."""
     return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
 
 

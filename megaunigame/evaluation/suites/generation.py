@@ -1,14 +1,14 @@
-"""Captions to pictures, judged by an oracle that knows what a scene should show.
+"""Captions to pictures, scored by an oracle that knows what a scene should show.
 
-The same oracle also judges the real images and their copies through the image tokenizer. No generated picture can be
-better than the copies, so their score is the ceiling that the score of the model is read against.
+The oracle also scores the real images and their copies through the image tokenizer. No generated picture can be better than
+the copies, so their score is the ceiling of the model's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from megaunigame.errors import DataError
 from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, together
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
-from megaunigame.judges.scenes import Objects, Oracle, Scores, caption_relations, score
+from megaunigame.judges.scenes import Objects, Oracle, Scores, caption_relations, score, true_objects
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 from megaunigame.pixels import Panel, to_bytes
@@ -40,8 +40,8 @@ class _Item(Item):
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What the oracle sees in the pictures of one sample, and what it should see."""
+class _SampleObjects:
+    """What the oracle finds in the pictures of one sample, and what it should find."""
 
     position: int
     found: dict[str, Objects]
@@ -69,7 +69,7 @@ class Generation(Suite):
         items = together(world, lambda: [self._item(position, sample) for position, sample in share])
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         panels: list[Panel] = []
-        judged: list[_Judged] = []
+        judged: list[_SampleObjects] = []
         for present, inputs in batches(model, world, items, GENERATE, c.batch):
             inputs = inputs.to(world.device)
             assert inputs.targets is not None
@@ -101,26 +101,25 @@ class Generation(Suite):
             return _Item(position, sample.key, row, caption)
         if "objects" not in sample.meta:
             raise DataError(f"Sample {sample.key} has no `objects` for the oracle. Leave out `oracle` to keep pictures only.")
-        objects = {o["color"]: (o["shape"], (o["x"], o["y"])) for o in sample.meta["objects"]}
-        return _Item(position, sample.key, row, caption, objects)
+        return _Item(position, sample.key, row, caption, true_objects(sample.meta))
 
 
-def _judge(oracle: Oracle, items: Sequence[_Item], made: dict[str, Tensor]) -> list[_Judged]:
+def _judge(oracle: Oracle, items: Sequence[_Item], made: dict[str, Tensor]) -> list[_SampleObjects]:
     """The oracle's view of a batch."""
     found = {name: oracle.objects(images.cpu()) for name, images in made.items()}
     return [
-        _Judged(item.position, {n: found[n][i] for n in made}, item.objects, caption_relations(item.caption))
+        _SampleObjects(item.position, {n: found[n][i] for n in made}, item.objects, caption_relations(item.caption))
         for i, item in enumerate(items)
     ]
 
 
-def _summary(judged: Sequence[_Judged]) -> tuple[dict[str, float], dict[str, Any]]:
+def _summary(judged: Sequence[_SampleObjects]) -> tuple[dict[str, float], dict[str, Any]]:
     truth, relations = [j.truth for j in judged], [j.relations for j in judged]
     scores = {n: score([j.found[n] for j in judged], truth, relations) for n in (SOURCE, TOKENIZER, GENERATED)}
     metrics = {
         f"{name.replace(' ', '_')}/{key}": value
         for name, scored in scores.items()
-        for key, value in scored.as_dict().items()
+        for key, value in asdict(scored).items()
         if not math.isnan(value)
     }
     # An oracle that finds nothing in the copies gives no ceiling to compare with.
@@ -128,7 +127,7 @@ def _summary(judged: Sequence[_Judged]) -> tuple[dict[str, float], dict[str, Any
     if ceiling > 0:
         metrics["share_of_ceiling"] = scores[GENERATED].object_accuracy / ceiling
     columns = [
-        *("picture", "pictures", "objects right (%)", "colour present (%)", "all exact (%)", "relations right (%)"),
+        *("picture", "pictures", "objects right (%)", "color present (%)", "all exact (%)", "relations right (%)"),
         "extra objects per picture",
     ]
     rows = [_score_row(name, len(judged), scored) for name, scored in scores.items()]

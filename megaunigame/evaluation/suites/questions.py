@@ -1,4 +1,4 @@
-"""Questions about held-out images: accuracy per kind beside chance and majority, consistency over adversarial pairs."""
+"""Questions about held-out images: accuracy per kind with chance and majority, consistency over adversarial pairs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Questions(Suite):
 
     def _shown(self, sheets: Sequence[Sheet], answers: Sequence[Answer], world: World, folder: Path) -> list[dict[str, Any]]:
         """The questions of the first images, and the images as files."""
-        own = [_Shown(s.position, s.image) for s in sheets if s.position < self.config.shown]
+        own = [_ShownImage(s.position, s.image) for s in sheets if s.position < self.config.shown]
         for shown in gathered_to_main(world, own):
             if shown.image is not None:
                 save_png(shown.image, folder / _file(shown.position))
@@ -73,7 +73,7 @@ class Questions(Suite):
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _ShownImage:
     position: int
     image: Any
 

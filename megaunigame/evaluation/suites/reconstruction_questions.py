@@ -2,7 +2,7 @@
 
 The same questions are asked about four pictures: the real image, its copy through the image tokenizer (the ceiling of
 any generated picture), the model's own image-conditioned reconstruction, and the real image of another sample. The last
-is the control: an accuracy that an unrelated image reaches as well is no evidence of seeing anything.
+is the control: an accuracy that an unrelated image also reaches is not evidence of seeing anything.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REAL, TOKENIZER, OWN, UNRELATED = "real", "through tokenizer", "own reconstructi
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ImageSample:
     """A sample with an image."""
 
     position: int
@@ -47,11 +47,11 @@ class ReconstructionQuestions(Suite):
     @dataclass
     class Config(AskingConfig, DrawingConfig):
         prompt: str = "draw this image again ."
-        """Asks for the reconstruction; the wording the model was trained with."""
+        """Prompt of the reconstruction, in the wording of the training."""
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         c = self.config
-        share = [_Seen(p, s, s.image) for p, s in read_share(self.index, c.limit, world) if s.image is not None]
+        share = [_ImageSample(p, s, s.image) for p, s in read_share(self.index, c.limit, world) if s.image is not None]
         others = dict(read_others(self.index, c.limit, world))
         if not any(world.all_gather_object(len(share))):
             raise DataError(f"No images in the first samples of {c.shards}; reconstruction questions need some.")
@@ -81,7 +81,7 @@ class ReconstructionQuestions(Suite):
         ]
         return suite_result(metrics, [_table(answers)], write_panels(panels, world, folder))
 
-    def _reconstruct(self, model: UnifiedModel, world: World, share: Sequence[_Seen]) -> list[tuple[Tensor, Tensor]]:
+    def _reconstruct(self, model: UnifiedModel, world: World, share: Sequence[_ImageSample]) -> list[tuple[Tensor, Tensor]]:
         """Per sample: the copy through the tokenizer and the model's own reconstruction, uint8 (3, H, W)."""
         c = self.config
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)

@@ -1,8 +1,8 @@
-"""Losses on held-out shards, with the truth as history; and how much the model uses its condition.
+"""Teacher-forced losses on held-out shards, and how much the model uses its condition.
 
     gap = loss given another sample's condition - loss given the right condition   (nats per position)
 
-A gap near 0 means that the condition is ignored: a caption loss can look healthy while the text plays no part.
+A gap near 0 means that the condition is ignored: a caption loss can look healthy while the text has no influence.
 """
 
 from __future__ import annotations
@@ -39,9 +39,6 @@ class TeacherForced(Suite):
         """`answers` (condition: the image), `caption` (the text), `pixel` (the source image)."""
         prompt: str = "draw this image again ."
         """Prompt of the `pixel` term."""
-
-    def __init__(self, config: Config):
-        super().__init__(config)
 
     def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
         limit = self.config.limit

@@ -21,7 +21,7 @@ from megaunigame.step.rows import GenerateRow
 
 
 @dataclass(frozen=True)
-class _Copied:
+class _SamplePsnr:
     position: int
     decibels: float
 
@@ -63,18 +63,18 @@ class Tokenizer(Suite):
         representation: Representation,
         share: list[tuple[int, Sample]],
         panels: dict[int, Panel],
-    ) -> list[_Copied]:
+    ) -> list[_SamplePsnr]:
         """PSNR of this rank's pictures of one representation; the first ones are added to `panels`."""
         drawn = ((position, sample.key, representation.picture(sample)) for position, sample in share)
         items = [Item(position, key, GenerateRow("", picture)) for position, key, picture in drawn if picture is not None]
-        copied: list[_Copied] = []
+        copied: list[_SamplePsnr] = []
         for present, inputs in batches(model, world, items, GENERATE, self.config.batch):
             assert inputs.targets is not None
             targets = inputs.targets.to(world.device)
             copies = model.decode_target(model.encode_target(targets))
             decibels = psnr(copies, targets).tolist()
             for i, item in enumerate(present):
-                copied.append(_Copied(item.position, decibels[i]))
+                copied.append(_SamplePsnr(item.position, decibels[i]))
                 if item.position < self.config.pictures:
                     panel = panels.setdefault(item.position, Panel(item.key, {}, position=item.position))
                     panel.pictures.update({name: to_bytes(targets[i]), f"{name} through tokenizer": to_bytes(copies[i])})

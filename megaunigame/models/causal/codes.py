@@ -1,4 +1,4 @@
-"""What families share whose pictures are codes that the language model draws one by one."""
+"""Base class of families whose pictures are codes, drawn one by one by the language model."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class CodeModel(CausalModel):
         """(...) -> (..., D): codes as the language model reads them."""
 
     def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
-        """Embedded requests (B, P, D) without their condition, and their attention (B, P), padded as `inputs` are: one request
-        for all rows, with an empty prompt and no source."""
+        """Embedded requests (B, P, D) without condition, and their attention (B, P), padded like `inputs`: the same request for
+        all rows, with an empty prompt and no source."""
         rows, width = inputs.tokens.shape
         empty = torch.tensor([self.processor.unconditional_tokens()], device=inputs.tokens.device)
         read = left_padded(torch.ones_like(empty, dtype=torch.bool), width)
@@ -55,12 +55,12 @@ class CodeModel(CausalModel):
 
     @property
     def lines(self) -> tuple[int, Tensor | None]:
-        """Codes of a line and what is read after each line, embedded (D,); (0, None) where nothing is."""
+        """Codes of a line, and the embedding (D,) read after each line; (0, None): none."""
         return 0, None
 
     @abstractmethod
     def codebook(self) -> Tensor:
-        """(V, C) float32: what the frozen tokenizer decodes a code from."""
+        """(V, C) float32: the vectors from which the frozen tokenizer decodes."""
 
     @abstractmethod
     def pixels_of(self, codes: Tensor, mean: Tensor | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class CodeModel(CausalModel):
         """
         moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
         codes, mean = self.expected_codes(moved)
-        # Also without delta: on every rank the same calls. It costs a head on N positions, without its backward.
+        # Also without delta, for the same calls on every rank. It costs a head on N positions, without backward.
         with torch.no_grad():
             changed = codes != self.expected_codes(hidden)[0]
         chosen = codes if anchor is None else torch.where(changed, codes, anchor)
@@ -113,7 +113,7 @@ class CodeModel(CausalModel):
         pick: Callable[[Tensor], Tensor],
         perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). Guidance 1 runs the conditional rows alone."""
+        """(B, N) codes; `pick` turns guided logits (B, V) into codes (B,). Guidance 1 runs the conditional rows only."""
         with evaluating(self):
             embeds, attention = self.embed(inputs), inputs.attention
             if guidance != 1:
@@ -141,8 +141,8 @@ class CodeModel(CausalModel):
         guidance: float,
         temperature: float,
         generator: torch.Generator,
-        disturb: Callable[[Tensor], Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
         pick = picker(temperature, generator)
-        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, perturb=disturb))
+        return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, perturb=perturb))

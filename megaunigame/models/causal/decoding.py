@@ -1,4 +1,4 @@
-"""Token by token with a key-value cache. The number of calls depends on arguments only."""
+"""Decoding token by token with a key-value cache. The number of calls depends on arguments only."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from megaunigame.models.causal import masks
-from megaunigame.step.inputs import PassInputs
 
 if TYPE_CHECKING:
     from megaunigame.models.causal.model import CausalModel
 
 
 UNITS = 2.0**40
-"""Into how many equal parts a probability of 1 is divided when a code is drawn."""
+"""Number of equal parts of a probability of 1 when a code is drawn."""
 
 
 class CachedReader:
@@ -47,23 +46,6 @@ class CachedReader:
 
 
 @torch.no_grad()
-def answer(model: CausalModel, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
-    """(B, max_new_tokens) greedy tokens; a row that has ended repeats the end token."""
-    end = model.processor.eos_id
-    with evaluating(model):
-        reader = CachedReader(model, inputs.attention)
-        hidden = reader.prompt(model.embed(inputs))
-        ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        tokens: list[Tensor] = []
-        for _ in range(max_new_tokens):
-            if tokens:
-                hidden = reader.token(model.language_model.embed_tokens(tokens[-1]))
-            tokens.append(model.lm_head(hidden).argmax(-1).masked_fill(ended, end))
-            ended = ended | (tokens[-1] == end)
-    return torch.stack(tokens, dim=1)
-
-
-@torch.no_grad()
 def draw_codes(
     model: CausalModel,
     prompts: Tensor,
@@ -78,12 +60,12 @@ def draw_codes(
     line: int = 0,
     line_end: Tensor | None = None,
 ) -> Tensor:
-    """(B, count) codes drawn behind embedded prompts (B, P, D). To be called inside `evaluating`.
+    """(B, count) codes drawn after embedded prompts (B, P, D). Call it inside `evaluating`.
 
-    With a guidance other than 1, logits are u + guidance * (c - u), and `prompts` (2 B, P, D) has the ones without condition
-    behind the others. `embed`: codes (B,) -> (B, D), as the language model reads them. `score`: hidden states (R, D) -> logits
-    (R, V). `pick`: guided logits (B, V) -> codes (B,). `perturb`: from the embedding (B, 1, D) of the last code to what is
-    added to it before it is read. Behind every `line` codes, `line_end` (D,) is read as well.
+    With a guidance other than 1, logits are u + guidance * (c - u), and the second half of `prompts` (2 B, P, D) is without
+    condition. `embed`: codes (B,) -> (B, D), as the language model reads them. `score`: hidden states (R, D) -> logits (R, V).
+    `pick`: guided logits (B, V) -> codes (B,). `perturb`: embedding (B, 1, D) of the last code -> what is added to it before
+    it is read. After every `line` codes, `line_end` (D,) is read.
     """
     copies = 1 if guidance == 1 else 2
     reader = CachedReader(model, attention)
@@ -112,8 +94,8 @@ def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor],
         return logits.argmax(-1)
 
     def draw(logits: Tensor) -> Tensor:
-        # Inverse distribution function: one uniform number per row, whatever device the generator lives on. In integers,
-        # because a running sum of floats depends on the order of threads on a GPU.
+        # Inverse distribution function: one uniform number per row, drawn on the generator's device. In integers, because a
+        # running sum of floats depends on the order of threads on a GPU.
         cumulative = ((logits / temperature).softmax(-1).double() * UNITS).long().cumsum(-1)
         uniform = torch.rand(len(logits), 1, generator=generator, device=generator.device).to(logits.device)
         place = (uniform.double() * cumulative[:, -1:]).long()
@@ -124,8 +106,8 @@ def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor],
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside: dropout is off, and gradient checkpointing (which would empty the cache) too."""
-    # Module by module: the caller may have switched off single ones, such as the dropouts of a frozen learner.
+    """Eval mode inside: no dropout, and no gradient checkpointing (which would empty the cache)."""
+    # Module by module: the caller may have put single ones into eval mode, such as the dropouts of a frozen learner.
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

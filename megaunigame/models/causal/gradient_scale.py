@@ -1,4 +1,4 @@
-"""A smaller gradient, the same value: shared encoders learn from generation too fast otherwise (arXiv 2601.21406)."""
+"""Scaling of a gradient: shared encoders learn from generation too fast otherwise (arXiv 2601.21406)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from torch import Tensor
 
 
 def scale_gradient(visual: Tensor, factors: Tensor) -> Tensor:
-    """Visual tokens (B, I, T, D) as they are; the gradient that passes back through row b is multiplied by factors[b]."""
+    """Visual tokens (B, I, T, D) unchanged; the gradient of row b is multiplied by factors[b]."""
     shape = (-1,) + (1,) * (visual.dim() - 1)
     return visual.detach() + (visual - visual.detach()) * factors.view(shape).to(visual.dtype)

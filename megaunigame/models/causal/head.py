@@ -1,13 +1,13 @@
-"""The head of a language model, and what is computed from its logits without all of them in memory.
+"""The head of a language model, with a loss and means computed without all logits in memory.
 
-A vocabulary of 184,622 tokens makes 3 GB of float32 logits out of 4,096 positions, and the loss holds them three times over:
-the logits, their softmax, its gradient. Here the vocabulary is gone through slice by slice, in the forward and again in the
-backward, where every slice of logits is computed a second time. That is a third more arithmetic in the head, for memory that
-no longer grows with the vocabulary. Slices of the vocabulary rather than of the positions: the gradient of each weight is
-then one product, rounded once, and only the (small) gradient of the hidden states is a sum.
+With a vocabulary of 184,622 tokens, 4,096 positions have 3 GB of float32 logits, and the loss holds them three times: the
+logits, their softmax, its gradient. Here the vocabulary is processed slice by slice, in the forward and again in the
+backward, which recomputes every slice of logits. That is a third more arithmetic in the head, for memory that does not grow
+with the vocabulary. Slices of the vocabulary, not of the positions: the gradient of each weight is then one product,
+rounded once, and only the (small) gradient of the hidden states is a sum.
 
-Logits are float32 products of hidden states and weights, whatever the dtype of both. A logit of 20 rounded to bfloat16 is off
-by up to 0.06, and so would be its loss.
+Logits are float32 products of hidden states and weights of any dtype. A logit of 20 rounded to bfloat16 is off by up to 0.06,
+and so would be its loss.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from megaunigame.step.inputs import IGNORE
 
 SLICE_ELEMENTS = 1 << 25
-"""Logits held at a time, and weights that they are made of: 128 MiB in float32."""
+"""Logits held at a time, and weights they are computed from: 128 MiB in float32."""
 
 
-class Scored(NamedTuple):
-    """What the head says about labeled positions. A tuple, because the engine hooks the tensors of tuples."""
+class TokenScores(NamedTuple):
+    """Losses and predictions at labeled positions. A tuple, because the engine hooks the tensors of tuples."""
 
     losses: Tensor
     """(P,) float32: cross-entropy of each position; 0 where the label is IGNORE."""
@@ -34,13 +34,13 @@ class Scored(NamedTuple):
     """(P,) int64: the token of the largest logit."""
 
 
-class Expected(NamedTuple):
-    """What the head expects at positions, in the terms of a table with one row per token."""
+class ExpectedRows(NamedTuple):
+    """Expectation at positions over a table with one row per token."""
 
     likeliest: Tensor
-    """(P,) int64: the token of the largest logit, counted from the first of those asked about."""
+    """(P,) int64: the token of the largest logit, counted from the first of `ids`."""
     mean: Tensor
-    """(P, C) float32: mean row of the table, weighted by the softmax over the tokens asked about."""
+    """(P, C) float32: mean row of the table, weighted by the softmax over `ids`."""
 
 
 class TokenHead(nn.Linear):
@@ -51,18 +51,18 @@ class TokenHead(nn.Linear):
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, labels: Tensor | None = None, ids: slice | None = None, table: Tensor | None = None
-    ) -> Tensor | Scored | Expected:
+    ) -> Tensor | TokenScores | ExpectedRows:
         """Logits (..., V) of hidden states (..., D); of the tokens `ids` alone when given.
 
-        Instead of logits: with `labels` (P,), the losses of hidden states (P, D); with `table` (V, C), a constant, what is
-        expected at hidden states (P, D), with its gradient. All of it is in this forward, because a partitioned weight is
-        whole nowhere else.
+        Instead of logits: with `labels` (P,), the losses of hidden states (P, D); with `table` (V, C), a constant, the
+        expectation at hidden states (P, D), with its gradient. All in this forward, because a partitioned weight is gathered
+        only here.
         """
         if labels is not None:
-            return Scored(*_SlicedCrossEntropy.apply(hidden, self.weight, labels))
+            return TokenScores(*_SlicedCrossEntropy.apply(hidden, self.weight, labels))
         ids = slice(0, len(self.weight)) if ids is None else ids
         if table is not None:
-            return Expected(*_SlicedMean.apply(hidden, self.weight, ids, table))
+            return ExpectedRows(*_SlicedMean.apply(hidden, self.weight, ids, table))
         return F.linear(hidden, self.weight[ids])
 
 
@@ -107,7 +107,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
 
 
 class _SlicedMean(torch.autograd.Function):
-    """(P, D) hidden states, (V, D) weight, the tokens asked about, (n, C) table -> (P,) likeliest, (P, C) mean rows."""
+    """(P, D) hidden states, (V, D) weight, n token ids, (n, C) table -> (P,) likeliest, (P, C) mean rows."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: slice, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,14 +137,14 @@ class _SlicedMean(torch.autograd.Function):
         hidden, weight, table, mean, total = ctx.saved_tensors
         into_hidden, into_weight = ctx.needs_input_grad[:2]
         gradient = gradients[1]
-        centre = (gradient * mean).sum(1, keepdim=True)
+        center = (gradient * mean).sum(1, keepdim=True)
         hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32) if into_hidden else None
         weight_gradient = torch.zeros_like(weight) if into_weight else None
         for part in _slices(hidden, ctx.ids):
             first = part.start - ctx.ids.start
             shares = _logits(hidden, weight[part]).sub_(total).exp_()
-            pull = gradient @ table[first : first + shares.shape[1]].T
-            shares = shares.mul_(pull.sub_(centre)).to(hidden.dtype)
+            products = gradient @ table[first : first + shares.shape[1]].T
+            shares = shares.mul_(products.sub_(center)).to(hidden.dtype)
             if hidden_gradient is not None:
                 hidden_gradient += _product(shares, weight[part])
             if weight_gradient is not None:
@@ -160,13 +160,13 @@ def _slices(hidden: Tensor, ids: slice) -> Iterator[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """(P, size) float32, a tensor that nobody else holds."""
+    """(P, size) float32, safe to change in place."""
     return _product(hidden, weight.T)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """(n, k) @ (k, m) in float32, not rounded to the dtype of the factors."""
-    # Not on the CPU, which has no such product, nor on ROCm, where it was not tried.
+    # Not on the CPU, which has no such product, nor on ROCm, where it was not tested.
     if left.dtype.itemsize == 2 and left.device.type != "cpu" and torch.version.hip is None:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()

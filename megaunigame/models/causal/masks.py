@@ -16,10 +16,10 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def causal(attention: Tensor, segments: Tensor | None) -> Tensor:
-    """(B, S) padding mask, perhaps (B, S) segments -> (B, S, S) bool: may position q look at position k?
+    """(B, S) padding mask and optional (B, S) segments -> (B, S, S) bool: whether position q attends to position k.
 
-    Segment 0 is the prefix all segments see; a segment sees the prefix and, causally, itself. Every position sees
-    itself, padding included, so that no row of the softmax is empty.
+    Segment 0 is the prefix that all segments see; a segment sees the prefix and, causally, itself. Every position sees
+    itself, padding included, so that no softmax is empty.
     """
     size = attention.shape[1]
     order = torch.arange(size, device=attention.device)
@@ -31,7 +31,7 @@ def causal(attention: Tensor, segments: Tensor | None) -> Tensor:
 
 
 def segment_positions(attention: Tensor, segments: Tensor) -> Tensor:
-    """(B, S) positions that restart after the prefix for every segment, as if each segment stood alone behind it."""
+    """(B, S) positions that restart after the prefix for every segment, as if it were the only segment."""
     index = attention.long().cumsum(1) - 1
     previous = torch.cat([segments[:, :1], segments[:, :-1]], dim=1)
     start = torch.where(segments != previous, index, 0).cummax(1).values

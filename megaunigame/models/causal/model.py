@@ -1,4 +1,4 @@
-"""What families share whose causal language model (of transformers) reads text and visual tokens in one line."""
+"""Base class of families whose causal language model (of transformers) reads text and visual tokens in one sequence."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from megaunigame.attention.positions import first_token, image_tokens, prompt_te
 from megaunigame.attention.queries import answers, drawn_tokens
 from megaunigame.attention.taps import Tap
 from megaunigame.errors import ModelError
-from megaunigame.models.causal import decoding as causal_decoding
 from megaunigame.models.causal import masks
+from megaunigame.models.causal.decoding import CachedReader, evaluating
 from megaunigame.models.causal.gradient_scale import scale_gradient
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.family import Family
@@ -57,7 +57,7 @@ class CausalModel(Family):
 
     @property
     def vision_tower(self) -> PreTrainedModel | None:
-        """What understood pictures go through; None in families that read codes of the frozen tokenizer."""
+        """Encoder of source pictures; None in families that read codes of the frozen tokenizer."""
         return None
 
     @abstractmethod
@@ -70,13 +70,13 @@ class CausalModel(Family):
         return cls.configuration(path).get_text_config().num_hidden_layers
 
     def choose_attention(self, attention: str) -> None:
-        """Language model and vision tower attend by `attention`."""
+        """Set the attention of language model and vision tower."""
         plain.choose_attention(self.language_model, attention)
         if self.vision_tower is not None:
             self.vision_tower.set_attn_implementation(attention)
 
     def checkpoint_activations(self) -> None:
-        """Language model and vision tower compute their activations again in the backward."""
+        """Recompute activations of language model and vision tower in the backward."""
         for part in (self.language_model, self.vision_tower):
             if part is not None:
                 part.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -93,7 +93,7 @@ class CausalModel(Family):
     def install_taps(self) -> int:
         """Make `PassInputs.taps` work; returns the layers of the language model.
 
-        Raises ModelError when their attention cannot be reached.
+        Raises ModelError when their attention cannot be intercepted.
         """
         attention_taps.install(self.language_model)
         return self.language_model.config.num_hidden_layers
@@ -112,7 +112,7 @@ class CausalModel(Family):
         return self.visual_tokens(inputs.images)
 
     def as_source(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> resized and normalized as understood pictures are; differentiable."""
+        """(B, 3, H, W) in [-1, 1] -> resized and normalized like source pictures; differentiable."""
         size = self.processor.source_size
         if pixels.shape[-1] != size:
             pixels = F.interpolate(pixels, (size, size), mode="bilinear")
@@ -141,10 +141,10 @@ class CausalModel(Family):
         positions: Tensor | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
-        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; what `tap` asks for is measured on the way.
+        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; `tap` measures attention.
 
-        `front_padding`: as in `PassInputs`. `positions` (B, S): None counts every place, padding included, which is the
-        same to rotary embeddings as long as no padding stands between two tokens.
+        `front_padding`: as in `PassInputs`. `positions` (B, S): None counts padding too, which makes no difference to rotary
+        embeddings unless there is padding between two tokens.
         """
         if self._flash:
             if segments is not None:
@@ -172,7 +172,7 @@ class CausalModel(Family):
         hidden = self._read(
             self.embed(inputs), inputs.attention, front_padding=inputs.front_padding, segments=inputs.segments, tap=tap
         )
-        # The head is by far the largest product of a row: it runs where a label is.
+        # The head is by far the largest product of a row: it runs only at labels.
         positions = _all_but_first(inputs.tokens) if predict else inputs.label_positions
         scored = self.lm_head(_before(hidden, positions), scored_labels(inputs, positions).flatten())
         likeliest = scored.likeliest.view(positions.shape) if predict else None
@@ -196,9 +196,21 @@ class CausalModel(Family):
         """(B, S): K of a generate pass."""
         return prompt_text(inputs, taps)
 
+    @torch.no_grad()
     def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
-        return causal_decoding.answer(self, inputs, max_new_tokens=max_new_tokens)
+        end = self.processor.eos_id
+        with evaluating(self):
+            reader = CachedReader(self, inputs.attention)
+            hidden = reader.prompt(self.embed(inputs))
+            ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+            tokens: list[Tensor] = []
+            for _ in range(max_new_tokens):
+                if tokens:
+                    hidden = reader.token(self.language_model.embed_tokens(tokens[-1]))
+                tokens.append(self.lm_head(hidden).argmax(-1).masked_fill(ended, end))
+                ended = ended | (tokens[-1] == end)
+        return torch.stack(tokens, dim=1)
 
     def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
         """Adapters on the linear layers of the language model called `targets`; every other parameter is frozen."""
@@ -210,7 +222,7 @@ class CausalModel(Family):
             raise ModelError(f"{got}; the language model of {type(self).__name__} has: {', '.join(legal)}.")
         self.requires_grad_(False)
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-        # All ranks must start from the same adapters, and the caller's random state is not ours to move.
+        # The same adapters on all ranks, without changing the caller's random state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, self.language_model)
@@ -237,11 +249,11 @@ def _before(hidden: Tensor, positions: Tensor) -> Tensor:
 def place(embeds: Tensor, visual: Tensor, valid: Tensor, slots: Tensor) -> Tensor:
     """Overwrite slots (B, S) of embeds (B, S, D), in order, by the visual tokens (B, I, T, D) of valid images (B, I).
 
-    Index arithmetic only: shapes and the path of the gradient are the same whether or not a row has images, so tower
-    and aligner take part in every pass of every rank (with a zero gradient where nothing was placed).
+    Index arithmetic only: shapes and gradient paths are the same whether or not a row has images, so tower and aligner take
+    part in every pass of every rank (with a zero gradient if nothing was placed).
     """
     rows, images, length, width = visual.shape
-    number = (slots.long().cumsum(1) - 1).clamp_min(0)  # how many-th visual token of the row belongs here
+    number = (slots.long().cumsum(1) - 1).clamp_min(0)  # index of the visual token that belongs here
     valid_first = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
     image = valid_first.gather(1, (number // length).clamp_max(images - 1))
     row = torch.arange(rows, device=embeds.device).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""How the codes of a picture stand in a sequence: row by row, an end-of-line token behind every row, the last included."""
+"""Layout of a picture's codes in a sequence: line by line, with an end-of-line token after each line, also the last."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class CodeRows:
+class CodeGrid:
     """A picture of `height` x `width` codes. Code c is the token `first` + c."""
 
     height: int
     width: int
     first: int
     codebook: int
-    """Codes there are."""
+    """Number of codes."""
     line_end: int
 
     @property
@@ -37,23 +37,22 @@ class CodeRows:
 
     @property
     def size(self) -> str:
-        """As it is written before the codes."""
+        """The text before the codes."""
         return f"{self.height}*{self.width}"
 
     def places(self, device: torch.device | str = "cpu") -> Tensor:
-        """(N,) int64: where the codes stand among the tokens of the picture, line ends left out."""
+        """(N,) int64: positions of the codes among the tokens of the picture."""
         codes = torch.arange(self.count, device=device)
         return codes + codes // self.width
 
     def places_before(self, code: int) -> list[int]:
-        """The places of the codes before number `code`."""
+        """Positions of the codes before number `code`."""
         return [before + before // self.width for before in range(code)]
 
     def tokens(self, codes: Tensor) -> Tensor:
         """(B, N) codes -> (B, length) tokens."""
-        rows = (codes + self.first).unflatten(1, (self.height, self.width))
-        return F.pad(rows, (0, 1), value=self.line_end).flatten(1)
+        return F.pad(self.arranged(codes + self.first), (0, 1), value=self.line_end).flatten(1)
 
-    def grid(self, codes: Tensor) -> Tensor:
+    def arranged(self, codes: Tensor) -> Tensor:
         """(B, N, ...) -> (B, height, width, ...)."""
         return codes.unflatten(1, (self.height, self.width))

@@ -14,9 +14,9 @@ from megaunigame.models.weights.settings_files import read_settings
 from megaunigame.models.weights.tensor_files import TensorFiles
 
 TOKENIZER_FOLDER = "vision_tokenizer"
-"""Where an official folder holds the vision tokenizer, which is published in a repository of its own."""
+"""Where an official folder holds the vision tokenizer, which is published in a separate repository."""
 IMAGE_AREA = 720 * 720
-"""Pixels of a picture where no configuration says otherwise."""
+"""Default pixels of a picture."""
 
 OFFICIAL_LANGUAGE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -49,7 +49,7 @@ def read_config(path: str | Path) -> Emu3Config:
     kind = raw.get("model_type")
     if kind == "Emu3":
         vision = Path(path) / TOKENIZER_FOLDER / "config.json"
-        hint = f"The official vision tokenizer is a repository of its own: put it into {vision.parent}."
+        hint = f"The official vision tokenizer is a separate repository: put it into {vision.parent}."
         config = from_official(raw, file, _read(vision, hint), vision)
     elif kind == "emu3":
         config = Emu3Config.from_dict(raw)
@@ -60,9 +60,9 @@ def read_config(path: str | Path) -> Emu3Config:
 
 
 def from_official(language: dict[str, Any], file: Path, vision: dict[str, Any], vision_file: Path) -> Emu3Config:
-    """The two released configurations; the files are named in errors."""
+    """From the two released configurations; the files are named in errors."""
     if language.get("rope_scaling"):
-        raise ModelError(f"{file} asks for rope_scaling {language['rope_scaling']}; no release of Emu3 has any.")
+        raise ModelError(f"{file} has rope_scaling {language['rope_scaling']}; no release of Emu3 has it.")
     try:
         text = {key: language[key] for key in OFFICIAL_LANGUAGE}
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": language["rope_theta"]}
@@ -87,7 +87,7 @@ def read_sides(path: str | Path, config: Emu3Config) -> tuple[int, int]:
     """Sides of generated and of understood pictures, in pixels.
 
     `image_size` and `source_size` of processor_config.json; else the square of the configuration's image area, for both.
-    Raises ModelError for a side that is no multiple of a code's.
+    Raises ModelError for a side that is not a multiple of a code's.
     """
     file = Path(path) / "processor_config.json"
     settings = read_settings(file)
@@ -100,7 +100,7 @@ def read_sides(path: str | Path, config: Emu3Config) -> tuple[int, int]:
 
 
 def tensor_files(path: str | Path) -> TensorFiles:
-    """All weight files of the folder: those of its vision tokenizer too, where that has a folder of its own."""
+    """All weight files of the folder, with those of a separate vision tokenizer folder."""
     files = TensorFiles.of_folder(path).files
     tokenizer = Path(path) / TOKENIZER_FOLDER
     return TensorFiles([*files, *(TensorFiles.of_folder(tokenizer).files if tokenizer.is_dir() else [])])

@@ -1,4 +1,4 @@
-"""Writing Emu3 folders in the Hugging Face layout, and building small ones from nothing."""
+"""Writing Emu3 folders in the Hugging Face layout, and building small ones from scratch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.settings_files import copy_settings, read_settings, read_tokenizer
 
 PLACEHOLDER = "<image>"
-"""Stands for a picture in transformers' processor; ours needs none."""
+"""Placeholder of a picture in transformers' processor; ours needs none."""
 
 
 def write_folder(
@@ -46,7 +46,7 @@ def write_folder(
 ) -> None:
     """Write config.json, model.safetensors, the tokenizer and the picture settings.
 
-    `state` has Hugging Face names, the vision tokenizer under `model.vqmodel.`; None: `source_size` is `image_size`.
+    `state` has Hugging Face names, the vision tokenizer under `model.vqmodel.`. `source_size` None: `image_size`.
     transformers' own Emu3ForConditionalGeneration can read the folder.
     """
     folder = Path(path)
@@ -81,7 +81,7 @@ def write_small_files(
 
 
 def write_settings(path: str, out: Path) -> None:
-    """The small files of the folder `path`, of either form, as those of a Hugging Face folder `out`."""
+    """Write the small files of the folder `path`, of either layout, as those of a Hugging Face folder `out`."""
     copy_settings(Path(path), out)
     config = read_config(path)
     image_size, source_size = read_sides(path, config)
@@ -91,7 +91,7 @@ def write_settings(path: str, out: Path) -> None:
 
 
 def _write_config(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """config.json with the part of the vocabulary that transformers' model asks it for."""
+    """config.json with the part of the vocabulary that transformers' model reads from it."""
     vocabulary = tokenizer.get_vocab()
     names = [*(code_token(code) for code in range(config.vq_config.codebook_size)), LINE_END, PLACEHOLDER]
     config.vocabulary_map = {name: vocabulary[name] for name in names if name in vocabulary}
@@ -137,6 +137,6 @@ def special_tokens(codes: int) -> list[str]:
 def train_tokenizer(texts: Iterable[str], vocabulary: int, codes: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with Emu3's special tokens; it can spell any text.
 
-    At most `vocabulary` tokens, and one for each of the `codes` on top.
+    At most `vocabulary` tokens, plus one for each of the `codes`.
     """
     return small_tokenizer(texts, vocabulary + codes, special_tokens(codes), pad=PAD, bos=BOS, eos=EOS)

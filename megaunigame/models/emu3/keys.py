@@ -2,7 +2,7 @@
 
 Ours are those of transformers' Emu3ForConditionalGeneration. Also read: its older spelling (`text_model.model.`, `vqmodel.`),
 and the official ones, of the language model (`model.layers.`) and of the vision tokenizer (`encoder.down.`), which is
-published in a repository of its own. They never overlap, so one table serves.
+published separately. They never overlap, so one table is enough.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from megaunigame.models.weights.renamed import KeyTable
 
 LANGUAGE_MODEL, VISION_TOKENIZER = "model.text_model.", "model.vqmodel."
 UNUSED = re.compile(r".*rotary_emb\.inv_freq")
-"""In checkpoints, but without part in any output."""
+"""In checkpoints, but not used for any output."""
 
 OLDER = {"text_model.model.": LANGUAGE_MODEL, "text_model.lm_head.": "lm_head.", "vqmodel.": VISION_TOKENIZER}
 OFFICIAL = ("model.embed_tokens.", "model.layers.", "model.norm.")

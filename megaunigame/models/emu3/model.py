@@ -1,13 +1,11 @@
 """Emu3: pictures are codes of a vision tokenizer, codes are tokens of the vocabulary, and one language model reads and
-writes both. Nothing else is trained: no vision tower, no aligner, no head of its own for codes.
+writes both. Nothing else is trained: no vision tower, no aligner, no separate head for codes.
 
 The modules are transformers'. Sources: arXiv 2409.18869 and the official repository (baaivision/Emu3), whose sequences and
 vision-only loss these are. Unlike there, codes are made inside the pass, from pixels.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.causal.head import TokenHead
-from megaunigame.models.emu3.code_grid import CodeRows
+from megaunigame.models.emu3.code_grid import CodeGrid
 from megaunigame.models.emu3.configuration import read_config, tensor_files
 from megaunigame.models.emu3.folder import write_settings
 from megaunigame.models.emu3.keys import KEYS
@@ -47,6 +45,7 @@ class Emu3(CodeModel):
     configuration = staticmethod(read_config)
     open_processor = Emu3Processor.from_folder
     files = staticmethod(tensor_files)
+    write_settings = staticmethod(write_settings)
 
     config: Emu3Config
     processor: Emu3Processor
@@ -63,11 +62,6 @@ class Emu3(CodeModel):
             head = TokenHead(text.hidden_size, text.vocab_size)
         return {"model": nn.ModuleDict({"text_model": language_model}), "lm_head": head}
 
-    @classmethod
-    def write_settings(cls, path: str, out: Path) -> None:
-        """config.json in the Hugging Face form, whatever the form in `path`; the other small files as they are."""
-        write_settings(path, out)
-
     def build_frozen(self) -> VisionTokenizer:
         """The vision tokenizer, its weights not loaded."""
         return VisionTokenizer(self.config.vq_config)
@@ -81,38 +75,38 @@ class Emu3(CodeModel):
         return self.model["text_model"]  # type: ignore[return-value]
 
     @property
-    def rows(self) -> CodeRows:
-        """How a generated picture stands in the sequence."""
-        return self.processor.format.rows
+    def grid(self) -> CodeGrid:
+        """Layout of a generated picture in the sequence."""
+        return self.processor.format.grid
 
     @property
     def codes_per_image(self) -> int:
         """N."""
-        return self.rows.count
+        return self.grid.count
 
     @property
     def calls_per_sample(self) -> int:
-        """One per code and one per line end, the last of which nothing follows."""
-        return self.rows.length - 1
+        """One per code and line end; the last line end is not read."""
+        return self.grid.length - 1
 
     # Passes
 
     def visual_tokens(self, images: Tensor, gradient_rows: slice | None = None) -> Tensor:
-        """(B, I, 3, H, W) -> (B, I, T, D): embedded codes, line ends not among them; the language model reads those as text.
+        """(B, I, 3, H, W) -> (B, I, T, D): embedded codes, without line ends, which the language model reads as text.
 
-        Choosing a code has no gradient. Where `images` ask for one (generated pictures can), it passes through the codes
-        that are nearly as near: see `VisionTokenizer.neighbours` and `TokenEmbedding`. The values are the same. It is costly,
-        so where other rows stand next to such pictures, `gradient_rows` says which rows need it.
+        Choosing a code has no gradient. If `images` require grad (generated pictures can), the gradient flows through the
+        nearest codes (soft assignment): see `VisionTokenizer.neighbors` and `TokenEmbedding`. The values are the same. It is
+        costly, so `gradient_rows` says which rows need it.
         """
-        pixels, first = images.flatten(0, 1), self.rows.first
+        pixels, first = images.flatten(0, 1), self.grid.first
         if not (images.requires_grad and torch.is_grad_enabled()):
             tokens = self.language_model.embed_tokens(self.vision_tokenizer.encode(pixels).flatten(1) + first)
             return tokens.unflatten(0, images.shape[:2])
         rows, per_row = slice(0, len(images)) if gradient_rows is None else gradient_rows, images.shape[1]
         at = slice(rows.start * per_row, rows.stop * per_row)
-        near, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbours(pixels[at]))
-        without = (pixels[: at.start], pixels[at.stop :])
-        before, after = (self.vision_tokenizer.encode(some).flatten(1) if len(some) else near[:0, :, 0] for some in without)
+        near, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbors(pixels[at]))
+        others = (pixels[: at.start], pixels[at.stop :])
+        before, after = (self.vision_tokenizer.encode(some).flatten(1) if len(some) else near[:0, :, 0] for some in others)
         codes = torch.cat([before, near[..., 0], after])
         return self.language_model.embed_tokens(codes + first, near + first, shares, at).unflatten(0, images.shape[:2])
 
@@ -124,17 +118,17 @@ class Emu3(CodeModel):
     def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read.
 
-        The loss falls on the codes, over the whole vocabulary. Line ends are read, not learned.
+        The loss is on the codes, over the whole vocabulary. Line ends are read, not learned.
         """
-        rows = self.rows
-        read = rows.tokens(codes)[:, :-2]  # the last code is predicted, never read, and so is the line end behind it
+        grid = self.grid
+        read = grid.tokens(codes)[:, :-2]  # the last code and its line end are never read
         embeds = torch.cat([self.embed(inputs), self.language_model.embed_tokens(read)], dim=1)
         attention = F.pad(inputs.attention, (0, read.shape[1]), value=True)
-        tap = self._prompt_tap(inputs, drawn=rows.places_before(rows.count - 1))
-        # The state at a place predicts what stands at the next: from the last token of the prompt to the last but one code.
+        tap = self._prompt_tap(inputs, drawn=grid.places_before(grid.count - 1))
+        # The state at a position predicts the next token: from the last token of the prompt to the last but one code.
         states = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -read.shape[1] - 1 :]
-        hidden = states.index_select(1, rows.places(states.device))
-        scored = self.lm_head(hidden.flatten(0, 1), (codes + rows.first).flatten())
+        hidden = states.index_select(1, grid.places(states.device))
+        scored = self.lm_head(hidden.flatten(0, 1), (codes + grid.first).flatten())
         return PassOutput(
             loss_sum=torch.where(inputs.counts > 0, scored.losses.view(codes.shape).sum(1), 0.0),
             hidden=hidden,
@@ -144,16 +138,16 @@ class Emu3(CodeModel):
         )
 
     def code_logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V): the logits of the codes alone."""
-        return self.lm_head(hidden, ids=self.rows.ids)
+        """(..., D) -> (..., V): logits of the codes only."""
+        return self.lm_head(hidden, ids=self.grid.ids)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(...) -> (..., D): codes as the language model reads them."""
-        return self.language_model.embed_tokens(codes + self.rows.first)
+        return self.language_model.embed_tokens(codes + self.grid.first)
 
     def _prompt_text(self, inputs: PassInputs, taps: Taps) -> Tensor:
-        """(B, S): text before the picture; line ends of a source picture are none of it."""
-        return super()._prompt_text(inputs, taps) & (inputs.tokens != self.rows.line_end)
+        """(B, S): text before the picture, without the line ends of a source picture."""
+        return super()._prompt_text(inputs, taps) & (inputs.tokens != self.grid.line_end)
 
     # Pictures
 
@@ -168,16 +162,18 @@ class Emu3(CodeModel):
 
     def expected_codes(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, D) -> likeliest codes (B, N), mean rows of the codebook (B, N, C); never all logits at once."""
-        expected = self.lm_head(hidden.flatten(0, 1), ids=self.rows.ids, table=self.codebook())
+        expected = self.lm_head(hidden.flatten(0, 1), ids=self.grid.ids, table=self.codebook())
         return expected.likeliest.view(hidden.shape[:2]), expected.mean.unflatten(0, hidden.shape[:2])
 
     def pixels_of(self, codes: Tensor, mean: Tensor | None = None) -> Tensor:
         """(B, N) codes -> (B, 3, H, W), not clamped; with `mean` (B, N, C) rows of the codebook, the gradient is theirs."""
-        tokenizer, grid = self.vision_tokenizer, self.rows.grid
-        return tokenizer.decode_codes(grid(codes)) if mean is None else tokenizer.decode_mean(grid(codes), grid(mean))
+        tokenizer, arranged = self.vision_tokenizer, self.grid.arranged
+        if mean is None:
+            return tokenizer.decode_codes(arranged(codes))
+        return tokenizer.decode_mean(arranged(codes), arranged(mean))
 
     def as_source(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> of the size of understood pictures, in [-1, 1]; differentiable."""
+        """(B, 3, H, W) in [-1, 1] -> resized to source pictures, in [-1, 1]; differentiable."""
         size = self.processor.source_size
         if pixels.shape[-1] != size:
             pixels = F.interpolate(pixels, (size, size), mode="bilinear")
@@ -185,6 +181,6 @@ class Emu3(CodeModel):
 
     @property
     def lines(self) -> tuple[int, Tensor]:
-        """Only codes are drawn; line ends are put where they belong."""
+        """Only codes are drawn; line ends are inserted."""
         embed_tokens = self.language_model.embed_tokens
-        return self.rows.width, embed_tokens(torch.tensor(self.rows.line_end, device=embed_tokens.weight.device))
+        return self.grid.width, embed_tokens(torch.tensor(self.grid.line_end, device=embed_tokens.weight.device))

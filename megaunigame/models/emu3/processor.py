@@ -14,8 +14,8 @@ from megaunigame.models.weights.settings_files import read_settings, read_tokeni
 
 
 class Emu3Processor(RowProcessor):
-    """Square pictures of one size per path. Behind the prompt of a generate row stand the codes with their line ends, up to
-    the last code; the loss falls on the codes."""
+    """Square pictures of one size per path. After the prompt of a generate row come the codes with their line ends, up to
+    the last code; the loss is on the codes."""
 
     format: Emu3Format
 
@@ -31,7 +31,7 @@ class Emu3Processor(RowProcessor):
         system_prompt: str = SYSTEM_PROMPT,
         where: str = "the model folder",
     ):
-        """`cell`: pixels of one code along an edge. `codebook`: codes there are."""
+        """`cell`: pixels of one code along an edge. `codebook`: number of codes."""
         conversation = Emu3Format(
             tokenizer,
             codebook=codebook,
@@ -45,10 +45,10 @@ class Emu3Processor(RowProcessor):
             conversation,
             image_size=image_size,
             source_size=source_size,
-            behind_prompt=conversation.rows.length - 1,
-            loss_positions=conversation.rows.count,
+            after_prompt=conversation.grid.length - 1,
+            loss_positions=conversation.grid.count,
             max_length=max_length,
-            mean=HALF,  # sources go through the tokenizer of the targets, whatever preprocessor_config.json says
+            mean=HALF,  # sources go through the tokenizer of the targets: preprocessor_config.json does not apply
             std=HALF,
         )
 

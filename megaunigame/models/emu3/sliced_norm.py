@@ -1,8 +1,8 @@
 """Norm and swish of the vision tokenizer, a few channels at a time.
 
-The tokenizer has 512 channels at full resolution: one such tensor of a picture of 720 x 720 is 1.06 GB in float32, and norm,
-modulation and swish written one after the other hold five of them at once, without any graph. Groups of channels are normalized
-independently of each other, so each slice of groups can go all the way alone, forward and backward.
+The tokenizer has 512 channels at full resolution: one such tensor of a picture of 720 x 720 is 1.06 GB in float32, and separate
+norm, modulation and swish hold five of them at once, without any graph. Groups of channels are normalized independently, so
+each slice of groups can be computed alone, forward and backward.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAESpatialNorm
 
 SLICE_ELEMENTS = 1 << 23
-"""Elements normalized at a time (or one group of channels where that is more): 32 MiB in float32."""
+"""Elements normalized at a time (at least one group of channels): 32 MiB in float32."""
 
 
 def norm_swish(norm: nn.GroupNorm | Emu3VQVAESpatialNorm, x: Tensor, codes: Tensor | None = None) -> Tensor:
-    """(B, C, H, W) -> (B, C, H, W): swish(norm(x)), modulated by `codes` (B, E, h, w) where the norm is a spatial one.
+    """(B, C, H, W) -> (B, C, H, W): swish(norm(x)), modulated by `codes` (B, E, h, w) if the norm is spatial.
 
     Differentiable in `x` and `codes`; the norm is frozen and gets no gradient.
     """
@@ -47,15 +47,15 @@ class _NormSwish(torch.autograd.Function):
             inputs = [each.detach().requires_grad_() for each in (x[:, channels], codes) if each is not None]
             with torch.enable_grad():
                 result = _slice_of(ctx.norm, channels, *inputs)
-            found = torch.autograd.grad(result, inputs, gradients[0][:, channels])
-            into_x[:, channels] = found[0]
+            into = torch.autograd.grad(result, inputs, gradients[0][:, channels])
+            into_x[:, channels] = into[0]
             if into_codes is not None:
-                into_codes += found[1]
+                into_codes += into[1]
         return None, into_x, into_codes
 
 
 def _slice_of(norm: nn.Module, channels: slice, x: Tensor, codes: Tensor | None = None) -> Tensor:
-    """(B, c, H, W) of `channels` -> as much; the arithmetic is that of transformers' layers."""
+    """(B, c, H, W) of `channels` -> (B, c, H, W), with the arithmetic of transformers' layers."""
     plain = _plain(norm)
     groups = x.shape[1] * plain.num_groups // plain.num_channels
     y = F.group_norm(x, groups, plain.weight[channels], plain.bias[channels], plain.eps)

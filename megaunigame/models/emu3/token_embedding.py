@@ -1,4 +1,4 @@
-"""The token embedding of Emu3, which also lets a gradient pass from tokens to what they were chosen by."""
+"""The token embedding of Emu3, with an optional gradient to what the tokens were chosen by."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ class TokenEmbedding(nn.Embedding):
     """An embedding whose parameter is called as in transformers."""
 
     def forward(  # type: ignore[override]
-        self, ids: Tensor, neighbours: Tensor | None = None, shares: Tensor | None = None, at: slice | None = None
+        self, ids: Tensor, neighbors: Tensor | None = None, shares: Tensor | None = None, at: slice | None = None
     ) -> Tensor:
         """(B, ...) token ids -> (B, ..., D).
 
-        With `neighbours` (b, ..., K), the ids of tokens that might have stood in the rows `at`, and `shares` (b, ..., K), how
-        near each was: the same values, and the gradient that the mean of the neighbours, weighed by their shares, would have
-        towards the shares. Towards the weights it is that of plain tokens. All of it is in this forward, because a
-        partitioned weight is whole nowhere else.
+        With `neighbors` (b, ..., K), ids of alternative tokens in the rows `at`, and `shares` (b, ..., K), their soft
+        assignment: the same values; `shares` get the gradient of the weighted mean of the neighbors, the weights that of plain
+        tokens. All in this forward, because a partitioned weight is gathered only here.
         """
         rows = super().forward(ids)
-        if neighbours is None or shares is None or at is None:
+        if neighbors is None or shares is None or at is None:
             return rows
-        around = F.embedding(neighbours, self.weight.detach())
+        around = F.embedding(neighbors, self.weight.detach())
         mean = (around * shares.unsqueeze(-1).to(around.dtype)).sum(-2)
         return torch.cat([rows[: at.start], rows[at] + (mean - mean.detach()), rows[at.stop :]])

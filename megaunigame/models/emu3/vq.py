@@ -1,9 +1,9 @@
-"""The vision tokenizer of Emu3: pixels <-> codes, with gradients where they are wanted.
+"""The vision tokenizer of Emu3: pixels <-> codes, differentiable.
 
 A picture of 720 x 720 would keep 60 GB for the backward through decoder and encoder; both recompute instead, see `recompute`.
-It is made for videos: a picture is `temporal_downsample_factor` equal frames on the way in, and as many come out, of which the
-first counts. The layers are transformers'; only what they do in time is done for every frame here, which is a quarter of the
-work for the same numbers. A code is the row of the codebook that is nearest to the latent (plain distance).
+It is made for videos: a picture is encoded as `temporal_downsample_factor` equal frames, and decoded to as many, of which the
+first is used. The layers are transformers'; only those in time run for every frame here, which is a quarter of the work for the
+same numbers. A code is the row of the codebook nearest to the latent (Euclidean distance).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from megaunigame.models.emu3.vq_stages import decoder_levels, encoder_levels
 from megaunigame.models.recompute import in_chunks, through_levels
 
-NEIGHBOURS = 8
-"""Nearest codes through which a gradient passes from a code to the latent it was chosen by."""
+NEIGHBORS = 8
+"""Nearest codes in the soft assignment that carries the gradient from codes to latents."""
 CELLS_AT_A_TIME = 4096
-"""Cells whose distances to all codes are in memory together: 0.5 GB for 32,768 codes."""
+"""Cells whose distances to all codes are in memory at a time: 0.5 GB for 32,768 codes."""
 
 
 class VisionTokenizer(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, h, w), h = H / 2^(levels - 1).
 
-    Names of parameters and buffers are those of transformers' Emu3VQVAE; they are not initialized, and frozen: gradients pass
-    through to pixels and embeddings, none reaches a weight. Distances are float32 whatever the dtype of the weights.
+    Names of parameters and buffers are those of transformers' Emu3VQVAE; they are not initialized, and frozen: gradients
+    reach pixels and embeddings, but no weight. Distances are float32 for weights of any dtype.
     """
 
     def __init__(self, config: Emu3VQVAEConfig):
@@ -52,7 +52,7 @@ class VisionTokenizer(nn.Module):
         return self.quantize.embedding.weight.float()
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """(B, C, h, w) float32: what is compared with the codebook."""
+        """(B, C, h, w) float32, to be compared with the codebook."""
         return in_chunks(self._latents, pixels[0, 0].numel(), pixels)
 
     def _latents(self, pixels: Tensor) -> Tensor:
@@ -81,15 +81,15 @@ class VisionTokenizer(nn.Module):
         """(B, 3, H, W) -> (B, h, w) codes. No gradient."""
         return self.nearest(self.latents(pixels)).squeeze(-1)
 
-    def neighbours(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def neighbors(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, h, w, K) codes, the nearest first, and (B, h, w, K) their shares, differentiable.
 
         Shares are a softmax over minus the squared distances, in units of their mean: near the border between two codes a
-        small step of the latent moves much of the share from one to the other, and how large a step is small follows the
-        codebook. The farther codes are left out; their shares would be next to nothing.
+        small step of the latent moves much of the share from one to the other, at the scale of the codebook. Farther codes
+        are left out; their shares would be nearly 0.
         """
         latents = self.latents(pixels)
-        codes = self.nearest(latents, min(NEIGHBOURS, len(self.codebook())))
+        codes = self.nearest(latents, min(NEIGHBORS, len(self.codebook())))
         cells = latents.permute(0, 2, 3, 1).unsqueeze(-2)
         distances = (cells - F.embedding(codes, self.codebook().detach())).square().sum(-1)
         unit = distances.detach().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -106,7 +106,7 @@ class VisionTokenizer(nn.Module):
 
     def _decode_embeddings(self, quant: Tensor) -> Tensor:
         codes = quant.to(self.dtype).unsqueeze(2)
-        # The codes go the same way through time as the picture: every norm of the decoder is modulated by them.
+        # The codes pass the same layers in time as the picture: every norm of the decoder is modulated by them.
         frames = torch.cat([self.post_quant_conv(codes), codes])
         for block in self.decoder.time_res_stack:
             frames = block(frames)
@@ -122,8 +122,8 @@ class VisionTokenizer(nn.Module):
     def decode_mean(self, codes: Tensor, mean: Tensor) -> Tensor:
         """(B, h, w), (B, h, w, C) -> (B, 3, H, W): the picture of `codes`, with the gradient of `mean`, a mean of rows.
 
-        Straight-through: the mean over all rows is far shorter than a row, so it would leave what the decoder knows; it
-        serves as the direction of the gradient only.
+        Straight-through: the mean over all rows is far shorter than a row, so outside the decoder's training distribution;
+        only its gradient is used.
         """
         return self.decode_embeddings(self.embed(codes).detach() + (mean - mean.detach()).permute(0, 3, 1, 2))
 

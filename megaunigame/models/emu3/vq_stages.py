@@ -1,7 +1,7 @@
-"""The convolutional layers of the vision tokenizer as stages, level of resolution by level of resolution.
+"""The convolutional layers of the vision tokenizer as stages, grouped by resolution.
 
-The layers and their order are transformers'. A change of resolution is one stage with the block on its finer side, so that
-no input of a stage, and of a level, is larger than it has to be.
+The layers and their order are transformers'. A change of resolution is one stage with the block on its finer side, which keeps
+the inputs of stages and levels small.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megaunigame.models.recompute import Stage, frozen_conv
 
 
 def encoder_levels(layers: Emu3VQVAEEncoder) -> list[list[Stage]]:
-    """Stages (B, 3, H, W) -> (B, C, h, w): a picture to one frame of latents, before what is done in time."""
+    """Stages (B, 3, H, W) -> (B, C, h, w): a picture to one frame of latents, before the layers in time."""
     levels: list[list[Stage]] = []
     for level in layers.down_block.down:
         *others, last = _blocks(level)
@@ -29,7 +29,7 @@ def encoder_levels(layers: Emu3VQVAEEncoder) -> list[list[Stage]]:
 
 
 def decoder_levels(layers: Emu3VQVAEDecoder) -> list[list[Stage]]:
-    """Stages (B, C, h, w), codes (B, E, h, w) -> (B, 3, H, W): one frame, after what is done in time, to a picture."""
+    """Stages (B, C, h, w), codes (B, E, h, w) -> (B, 3, H, W): one frame, after the layers in time, to a picture."""
     levels: list[list[Stage]] = [[partial(_conv, layers.conv_in), *_middle(layers.middle_block)]]
     change: Stage = _unchanged
     for level in reversed(layers.up_block.up):
@@ -60,11 +60,11 @@ def _both(first: Stage, second: Stage) -> Stage:
     return lambda x, *codes: second(first(x, *codes), *codes)
 
 
-# What stages do: (B, C, H, W), and in the decoder the codes (B, E, h, w) that modulate its norms -> (B, C', H', W').
+# Stages: (B, C, H, W), and in the decoder the codes (B, E, h, w) that modulate its norms -> (B, C', H', W').
 
 
 def _residual(block: Any, x: Tensor, *codes: Tensor) -> Tensor:
-    # The shortcut comes first, so that its backward comes last, when the gradients of the other way are freed.
+    # The shortcut comes first, so that its backward comes last, when the gradients of the other branch are freed.
     shortcut = frozen_conv(block.nin_shortcut, x) if block.in_channels != block.out_channels else x
     x = frozen_conv(block.conv1, norm_swish(block.norm1, x, *codes))
     return shortcut + frozen_conv(block.conv2, norm_swish(block.norm2, x, *codes))

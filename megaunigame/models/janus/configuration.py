@@ -19,7 +19,7 @@ TOWERS: dict[str, dict[str, Any]] = {
         "mlp_ratio": 4.0,
     },
 }
-"""Vision towers an official configuration can name; it carries no sizes of its own."""
+"""Vision towers that an official configuration can name; it does not give their sizes."""
 
 IGNORED_LANGUAGE_KEYS = ("_attn_implementation", "torch_dtype", "dtype")
 
@@ -40,14 +40,14 @@ def read_config(path: str | Path) -> JanusConfig:
         config = JanusConfig.from_dict(raw)
     else:
         raise ModelError(f"{file} describes model_type {kind!r}; a Janus folder has 'janus' or 'multi_modality'.")
-    # No release shares the text embeddings with lm_head, and the default of the configuration class says otherwise.
+    # No release ties the text embeddings to lm_head, but the configuration class does by default.
     config.tie_word_embeddings = False
     config.text_config.tie_word_embeddings = False
     return config
 
 
 def from_official(raw: dict[str, Any], file: Path) -> JanusConfig:
-    """The released `multi_modality` configuration; `file` is named in errors."""
+    """From the released `multi_modality` configuration; `file` is named in errors."""
     try:
         vision = raw["vision_config"]["params"]
         tower = vision["model_name"]
@@ -62,7 +62,7 @@ def from_official(raw: dict[str, Any], file: Path) -> JanusConfig:
         raise ModelError(f"{file} names the vision tower {tower!r}; known towers: {', '.join(TOWERS)}.")
     projectors = {p.get("projector_type") for p in (aligner, generation_aligner)}
     if projectors != {"mlp_gelu"}:
-        raise ModelError(f"{file} asks for projectors {sorted(map(str, projectors))}; Janus-Pro has 'mlp_gelu' only.")
+        raise ModelError(f"{file} has projectors {sorted(map(str, projectors))}; Janus-Pro has only 'mlp_gelu'.")
     sizes = TOWERS[tower]
     side = vision["image_size"] // sizes["patch_size"]
     return JanusConfig(
@@ -86,7 +86,7 @@ def from_official(raw: dict[str, Any], file: Path) -> JanusConfig:
 
 
 def visual_tokens(config: JanusConfig) -> int:
-    """Tokens one understood picture takes in the sequence."""
+    """Tokens of one source picture in the sequence."""
     return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
 
 

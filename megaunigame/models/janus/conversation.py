@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
 from megaunigame.models.text.conversation import ConversationFormat
-from megaunigame.models.text.sequences import TokenRow
+from megaunigame.models.text.sequences import TokenSequence
 
 BEGIN_OF_IMAGE = "<begin_of_image>"
 END_OF_IMAGE = "<end_of_image>"
@@ -24,7 +24,7 @@ ASSISTANT = "\n\n<|Assistant|>:"
 
 
 class JanusFormat(ConversationFormat):
-    """A dropped condition is pads between the first and the last token of the request, which are read like any other."""
+    """A dropped condition is pads between the first and the last token of the request, which are read like other tokens."""
 
     family = "Janus"
     begin_of_image, end_of_image, image_token = BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE
@@ -43,7 +43,7 @@ class JanusFormat(ConversationFormat):
     def request(self, prompt: str, source: bool) -> str:
         return ("\n" if source else "") + prompt
 
-    def unconditional(self, sequence: TokenRow) -> TokenRow:
-        empty = TokenRow()
+    def unconditional(self, sequence: TokenSequence) -> TokenSequence:
+        empty = TokenSequence()
         empty.add([sequence.tokens[0], *[self.pad] * (len(sequence) - 2), sequence.tokens[-1]])
         return empty

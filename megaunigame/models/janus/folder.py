@@ -1,4 +1,4 @@
-"""Writing Janus folders in the Hugging Face layout, and building small ones from nothing."""
+"""Writing Janus folders in the Hugging Face layout, and building small ones from scratch."""
 
 from __future__ import annotations
 

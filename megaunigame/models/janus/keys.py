@@ -1,8 +1,7 @@
 """Names in Janus checkpoints -> names of our parameters.
 
-Two spellings exist: the official release (`vision_model.vision_tower.blocks.0.attn.qkv.weight`) and Hugging Face's,
-which our modules share (`model.vision_model.encoder.layers.0.self_attn.q_proj.weight`). They never overlap, so one
-table serves.
+Two layouts exist: the official release (`vision_model.vision_tower.blocks.0.attn.qkv.weight`) and Hugging Face's, which our
+modules have (`model.vision_model.encoder.layers.0.self_attn.q_proj.weight`). They never overlap, so one table is enough.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ IMAGE_TOKENIZER = "model.vqmodel."
 UNUSED = re.compile(
     r"vision_model\.vision_tower\.attn_pool\..*|.*quantize\.codebook_used|.*rotary_emb\.inv_freq|.*embeddings\.position_ids"
 )
-"""In checkpoints, but without part in any output."""
+"""In checkpoints, but not used for any output."""
 
 TOWER = r"vision_model\.vision_tower\."
 LAYER = "model.vision_model.encoder.layers."

@@ -1,7 +1,6 @@
 """Janus and Janus-Pro: a SigLIP tower to understand, codes of an image tokenizer to generate, one Llama for both.
 
-The modules are transformers'; what is written here is how pictures are read, how codes are read and scored, and the way back
-from codes to pixels.
+The modules are transformers'; written here is how pictures are read, how codes are read and scored, and how codes are decoded.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Janus(CodeModel):
 
     @staticmethod
     def trained_parts(config: JanusConfig) -> dict[str, nn.Module]:
-        """transformers' model without its image tokenizer, and the head of text."""
+        """transformers' model without its image tokenizer, and the text head."""
         with no_init_weights():
             model = JanusModel(config)
             head = TokenHead(config.text_config.hidden_size, config.text_config.vocab_size)
@@ -65,7 +64,7 @@ class Janus(CodeModel):
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
-        """config.json in the Hugging Face form, whatever the form in `path`; the other small files as they are."""
+        """config.json in the Hugging Face form; the other small files unchanged."""
         super().write_settings(path, out)
         config = read_config(path)
         config.architectures = ["JanusForConditionalGeneration"]
@@ -124,8 +123,8 @@ class Janus(CodeModel):
         return tokenizer.decode_codes(codes) if mean is None else tokenizer.decode_mean(codes, mean)
 
     def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
-        """Pads between the first and the last token of every request, source pictures included; they are read like any other
-        token, only the padding in front stays hidden."""
+        """Pads between the first and the last token of every request, source pictures included. They are read like other
+        tokens; only the padding in front is masked."""
         attention = inputs.attention
         inner = attention & ~first_token(attention)
         inner[:, -1] = False

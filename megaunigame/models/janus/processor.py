@@ -13,7 +13,7 @@ from megaunigame.models.weights.settings_files import read_settings, read_tokeni
 
 
 class JanusProcessor(RowProcessor):
-    """Pictures of one size; behind the prompt of a generate row stand the codes, and the loss falls on each."""
+    """Pictures of one size; after the prompt of a generate row come the codes, with a loss on each."""
 
     format: JanusFormat
 
@@ -35,7 +35,7 @@ class JanusProcessor(RowProcessor):
             JanusFormat(tokenizer, visual_tokens, system_prompt, where),
             image_size=image_size,
             source_size=image_size,
-            behind_prompt=codes,
+            after_prompt=codes,
             loss_positions=codes,
             max_length=max_length,
             mean=mean,

@@ -1,6 +1,6 @@
 """Published sizes of Janus-Pro (arXiv 2501.17811) as shapes, and the tiny one that ships with the project.
 
-Numbers of the released config.json files; the parts that those name without sizes are in `configuration.TOWERS`.
+Numbers of the released config.json files; sizes they do not give are in `configuration.TOWERS`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The image tokenizer of Janus (VQ-16 of LlamaGen): pixels <-> codes, with gradients where they are wanted.
+"""The image tokenizer of Janus (VQ-16 of LlamaGen): pixels <-> codes, differentiable.
 
-The released tokenizer compares directions: a latent and the rows of the codebook are scaled to unit length before the
-nearest row is looked up, and the decoder receives unit rows. The quantizer of transformers leaves the scaling out when
-it encodes, which changes many codes; the layers are taken from there, the quantization is written here.
+The released tokenizer compares directions: a latent and the rows of the codebook are scaled to unit length before the nearest
+row is looked up, and the decoder receives unit rows. The quantizer of transformers does not scale when it encodes, which
+changes many codes; so the layers are transformers', the quantization is written here.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class TokenizerOutput:
 class ImageTokenizer(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, N), N = (H / down-sampling)^2, row-major.
 
-    Names of the parameters are those of transformers' JanusVQVAE. Lengths and distances are float32 whatever the dtype
-    of the weights.
+    Names of the parameters are those of transformers' JanusVQVAE. Lengths and distances are float32 for weights of any dtype.
     """
 
     def __init__(self, config: JanusVQVAEConfig, commit_beta: float = 0.25):
@@ -98,8 +97,8 @@ class ImageTokenizer(nn.Module):
     def decode_mean(self, codes: Tensor, mean: Tensor) -> Tensor:
         """(B, N), (B, N, C) -> (B, 3, H, W): the picture of `codes`, with the gradient of `mean`, a mean of rows.
 
-        Straight-through: the mean over all rows is far shorter than a row, so it would leave what the decoder knows; it
-        serves as the direction of the gradient only.
+        Straight-through: the mean over all rows is far shorter than a row, so outside the decoder's training distribution;
+        only its gradient is used.
         """
         return self.decode_embeddings(self.embed(codes).detach() + _grid(mean - mean.detach()))
 
@@ -118,7 +117,7 @@ class ImageTokenizer(nn.Module):
 
 
 def _levels(decoder: JanusVQVAEDecoder) -> list[list[Stage]]:
-    """The decoder's layers by resolution, in their order, which is that of transformers."""
+    """The decoder's layers by resolution, in the order of transformers."""
     stages: list[Stage] = [decoder.conv_in, decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2]
     levels = [stages]
     for level in decoder.up:

@@ -1,4 +1,4 @@
-"""One set of weights from the places where the parts of an OpenUni are published."""
+"""One set of weights from the separately published parts of an OpenUni."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megaunigame.models.openuni.folder import fresh_bridge
 from megaunigame.models.openuni.keys import AUTOENCODER, KEYS
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
 from megaunigame.models.weights.loading import check_names, check_shapes
-from megaunigame.models.weights.renamed import RenamedWeights, Source
+from megaunigame.models.weights.renamed import RenamedWeights, StoredTensor
 from megaunigame.models.weights.tensor_files import TensorFiles
 
 TRANSFORMER = "transformer."
 
 
-class Assembled:
-    """Several weights as one (the `Weights` contract); of a name that two of them have, the last counts."""
+class MergedWeights:
+    """Several weights as one (implements `Weights`); a later part overrides the names of an earlier one."""
 
     def __init__(self, parts: list[RenamedWeights], given: Mapping[str, Tensor]):
         """`given`: tensors in memory, which any of `parts` may replace."""
@@ -44,8 +44,8 @@ def assemble(
     """All weights under our names, the autoencoder's under `vae.`; names and shapes checked against `config`.
 
     `internvl`: folder with InternVL's own names or transformers'. `transformer`, `autoencoder_folder`: folders of diffusers.
-    `openuni`: a file with official keys, which replaces what it has; None: meta queries, connector and projector are drawn
-    from `seed`. Raises ModelError when a part is missing or has another size.
+    `openuni`: a file with official keys, which overrides the others; None: meta queries, connector and projector are
+    initialized from `seed`. Raises ModelError when a part is missing or has another size.
     """
     parts = [
         KEYS.open(TensorFiles.of_folder(internvl), internvl)[0],
@@ -55,7 +55,7 @@ def assemble(
     if openuni is not None:
         model, frozen = KEYS.open(TensorFiles([openuni]), openuni)
         parts += [model, frozen.prefixed(AUTOENCODER)]
-    whole = Assembled(parts, fresh_bridge(config, seed) if openuni is None else {})
+    whole = MergedWeights(parts, fresh_bridge(config, seed) if openuni is None else {})
     with torch.device("meta"):
         modules = nn.ModuleDict(trained_parts(config) | {AUTOENCODER.removesuffix("."): autoencoder(config)})
     expected = {name: tensor.shape for name, tensor in modules.state_dict().items()}
@@ -68,4 +68,4 @@ def assemble(
 def _plain(folder: Path) -> RenamedWeights:
     """The weights of a folder under the names they are stored with."""
     files = TensorFiles.of_folder(folder)
-    return RenamedWeights(files, {key: Source(key) for key in files.index})
+    return RenamedWeights(files, {key: StoredTensor(key) for key in files.index})

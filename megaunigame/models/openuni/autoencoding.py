@@ -1,4 +1,4 @@
-"""Pictures and latents of the deep-compression autoencoder, a few at a time; the decoder keeps little for its backward."""
+"""Encoding and decoding with the deep-compression autoencoder, a few pictures at a time, with a memory-saving backward."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def decode(autoencoder: AutoencoderDC, latents: Tensor) -> Tensor:
 
 
 def _levels(decoder: Any) -> list[list[Stage]]:
-    """The decoder's layers by resolution, in their order, which is that of diffusers."""
+    """The decoder's layers by resolution, in the order of diffusers."""
     coarsest, *finer = (list(level) for level in reversed(decoder.up_blocks))
     levels: list[list[Stage]] = [[partial(_start, decoder), *coarsest], *finer]
     levels[-1].append(partial(_finish, decoder))

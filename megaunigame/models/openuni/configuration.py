@@ -1,6 +1,6 @@
-"""config.json of an OpenUni folder: the configurations of its parts, and the numbers of the flow.
+"""config.json of an OpenUni folder: the configurations of its parts, and the settings of the flow.
 
-The official repository has no such file (its sizes are in Python), and no part of the Hugging Face world has this layout::
+The layout is ours: the official repository has its sizes in Python, and Hugging Face has no such model::
 
     {"model_type": "openuni", "image_size": 512, "queries": 256, "internvl": {...}, "connector": {...},
      "transformer": {...}, "autoencoder": {...}, "flow": {...}}
@@ -27,11 +27,11 @@ class Flow:
     shift sigma / (1 + (shift - 1) sigma)."""
 
     train_shift: float = 1.0
-    """The official training is at 1: it hands the settings of a sampler to another scheduler, which ignores its shift."""
+    """The official training is at 1: it passes the settings of a sampler to another scheduler, which ignores its shift."""
     sample_shift: float = 3.0
     sample_steps: int = 20
     decode_sigma: float = 0.5
-    """Noise level from which `decode` predicts in one step what a perturbation changes in a given picture."""
+    """Noise level from which `decode` predicts the change by a perturbation in one step."""
 
     def check(self) -> None:
         """Raises ModelError for a number that is not legal."""
@@ -57,17 +57,17 @@ class OpenUniConfig:
     image_size: int = 512
     """Side of generated pictures, in pixels."""
     queries: int = 256
-    """N: meta queries, and so hidden states behind a generated picture."""
+    """N: meta queries, and so hidden states of a generated picture."""
     flow: Flow = field(default_factory=Flow)
 
     def __post_init__(self) -> None:
         self.flow.check()
-        # No release shares the text embeddings with lm_head, and the default of the configuration class says otherwise.
+        # No release ties the text embeddings to lm_head, but the configuration class does by default.
         self.internvl.tie_word_embeddings = False
         self.internvl.text_config.tie_word_embeddings = False
         if self.image_size % self.downsampling:
             raise ModelError(
-                f"image_size={self.image_size} is no multiple of {self.downsampling}, by which the autoencoder divides it."
+                f"image_size={self.image_size} is not a multiple of {self.downsampling}, by which the autoencoder divides it."
             )
         if self.transformer["in_channels"] != self.autoencoder["latent_channels"]:
             raise ModelError(
@@ -81,7 +81,7 @@ class OpenUniConfig:
             )
 
     def get_text_config(self) -> PretrainedConfig:
-        """The configuration of the language model, under the name that transformers gives this method."""
+        """The configuration of the language model, as in transformers' configurations."""
         return self.internvl.text_config
 
     @property
@@ -91,12 +91,12 @@ class OpenUniConfig:
 
     @property
     def source_size(self) -> int:
-        """Side of understood pictures, in pixels."""
+        """Side of source pictures, in pixels."""
         return self.internvl.vision_config.image_size[0]
 
     @property
     def visual_tokens(self) -> int:
-        """Tokens one understood picture takes in the sequence."""
+        """Tokens of one source picture in the sequence."""
         vision = self.internvl.vision_config
         return int(vision.image_size[0] // vision.patch_size[0] * self.internvl.downsample_ratio) ** 2
 

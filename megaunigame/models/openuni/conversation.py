@@ -16,7 +16,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.models.text.conversation import ConversationFormat
-from megaunigame.models.text.sequences import TokenRow
+from megaunigame.models.text.sequences import TokenSequence
 
 BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -26,7 +26,7 @@ UNCONDITIONAL = "Generate an image."
 
 
 class OpenUniFormat(ConversationFormat):
-    """Text alone is asked for with `Generate an image: `; an instruction about a source picture stands as it is."""
+    """A caption follows `Generate an image: `; an instruction about a source picture has no prefix."""
 
     family = "OpenUni"
     begin_of_image, end_of_image, image_token = BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE
@@ -44,8 +44,8 @@ class OpenUniFormat(ConversationFormat):
     def request(self, prompt: str, source: bool) -> str:
         return f"\n{prompt.strip()}" if source else REQUEST + prompt.strip()
 
-    def unconditional(self, sequence: TokenRow) -> TokenRow:
-        """Always the same row, which knows neither the text nor the source of `sequence`."""
+    def unconditional(self, sequence: TokenSequence) -> TokenSequence:
+        """Always the same request, without the text and the source of `sequence`."""
         empty = self._opening(images=0)
         empty.add([*self.encode(UNCONDITIONAL), *self.closing, self.begin])
         return empty

@@ -1,4 +1,4 @@
-"""Flow matching: noise levels, the straight path between a picture and noise, and the solver that follows it back.
+"""Flow matching: noise levels, the straight path between latents and noise, and the solver from noise to latents.
 
 z_sigma = (1 - sigma) z + sigma noise        velocity = noise - z        so z = z_sigma - sigma velocity
 """
@@ -33,18 +33,18 @@ def levels(u: Tensor, shift: float) -> Tensor:
 
 
 def mix(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """(B, C, h, w) latents, as much noise (or (1, C, h, w)) and (B,) levels -> noisy latents."""
+    """(B, C, h, w) latents, noise of the same shape (or (1, C, h, w)) and (B,) levels -> noisy latents."""
     level = sigma.view(-1, 1, 1, 1)
     return (1 - level) * clean + level * noise
 
 
 def clean_from(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """What the picture would be if the velocity at this level were right all the way: (B, C, h, w)."""
+    """One-step prediction of the clean latents, with a constant velocity: (B, C, h, w)."""
     return noisy - sigma.view(-1, 1, 1, 1) * velocity
 
 
 def evaluation_draw(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """u (B,) evenly spread and fixed noise: losses of two conditions or two checkpoints then differ by nothing else."""
+    """u (B,) evenly spread and fixed noise, the same for all conditions and checkpoints that are compared."""
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device, non_blocking=True)
     rows = torch.arange(len(latents), device=latents.device)
@@ -52,11 +52,11 @@ def evaluation_draw(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def solver(shift: float, steps: int) -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ (2M) on the levels of a flow, as SANA's own pipeline samples: diffusers' scheduler, ready to step."""
+    """DPM-Solver++ (2M) on the levels of a flow, as in SANA's pipeline: diffusers' scheduler, ready to step."""
     kind = diffusers_class("DPMSolverMultistepScheduler")
     scheduler = kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     scheduler.set_timesteps(steps)
-    scheduler.set_begin_index(0)  # else it looks for the first time among all times
+    scheduler.set_begin_index(0)  # else it searches all times for the first one
     return scheduler
 
 

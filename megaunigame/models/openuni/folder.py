@@ -1,4 +1,4 @@
-"""Writing OpenUni folders, and building small ones from nothing."""
+"""Writing OpenUni folders, and building small ones from scratch."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> 
 def random_state(config: OpenUniConfig, seed: int) -> dict[str, Tensor]:
     """Freshly initialized weights under our names, the autoencoder's under `vae.`.
 
-    The tower's positions are drawn too: transformers starts them, for checkpoints to overwrite, at zero.
+    The tower's positions are drawn too: transformers leaves them at zero.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -99,7 +99,7 @@ def random_state(config: OpenUniConfig, seed: int) -> dict[str, Tensor]:
 
 
 def fresh_bridge(config: OpenUniConfig, seed: int) -> dict[str, Tensor]:
-    """What stands between a language model and a transformer that do not know each other yet, initialized as officially."""
+    """Fresh weights of `BRIDGE`, between language model and transformer, initialized as in the official code."""
     parts = trained_parts(config)
     bridge = nn.ModuleDict({name: part for name, part in parts.items() if name in BRIDGE})
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,8 @@
 """Names in checkpoints -> names of our parameters, and back to the official ones.
 
-Ours are those of transformers' InternVLForConditionalGeneration, beside `meta_queries.weight`, `connector.`, `projector.`,
-`transformer.` and `vae.`. Also read: the official repository's (table below), InternVL's own (the same without `lmm.`), and
-the older spelling of transformers (`vision_tower.` without `model.`).
+Ours are those of transformers' InternVLForConditionalGeneration, plus `meta_queries.weight`, `connector.`, `projector.`,
+`transformer.` and `vae.`. Also read: the official repository's (table below), InternVL's (the same without `lmm.`), and the
+older names of transformers (`vision_tower.` without `model.`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megaunigame.models.weights.renamed import KeyTable
 
 AUTOENCODER = "vae."
 UNUSED = re.compile(r".*rotary_emb\.inv_freq|.*position_ids")
-"""In checkpoints, but without part in any output."""
+"""In checkpoints, but not used for any output."""
 
 THEIR_LAYER, OUR_LAYER = "lmm.vision_model.encoder.layers.#.", "model.vision_tower.encoder.layer.#."
 OFFICIAL: list[tuple[str, str]] = [
@@ -103,5 +103,5 @@ def official_weights(model: Weights, frozen: Weights) -> Iterator[tuple[str, Ten
 
 
 def _official(name: str, table: list[tuple[str, str]]) -> str:
-    found = (_renamed(name, ours, theirs) for theirs, ours in table)
-    return next((key for key in found if key is not None), name)
+    keys = (_renamed(name, ours, theirs) for theirs, ours in table)
+    return next((key for key in keys if key is not None), name)

@@ -75,12 +75,12 @@ class OpenUni(CausalModel):
     transformer: SanaTransformer2DModel
 
     def choose_attention(self, attention: str) -> None:
-        """Of tower, language model and connector; the transformer's is linear, and torch's sdpa."""
+        """For tower, language model and connector; the transformer has linear attention, and torch's sdpa."""
         super().choose_attention(attention)
         self.connector.config._attn_implementation = attention
 
     def checkpoint_activations(self) -> None:
-        """Of all parts, layer by layer."""
+        """Recompute activations of all parts, layer by layer."""
         super().checkpoint_activations()
         for layer in self.connector.layers:
             layer.gradient_checkpointing = True
@@ -155,7 +155,7 @@ class OpenUni(CausalModel):
         ]
 
     def condition(self, hidden: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, caption width): what the transformer reads of the hidden states."""
+        """(B, N, D) hidden states -> (B, N, caption width), the condition of the transformer."""
         if hasattr(self, "connector_input"):
             hidden = self.connector_input(hidden)
         return self.projector(self.connector(inputs_embeds=hidden).last_hidden_state)
@@ -185,8 +185,8 @@ class OpenUni(CausalModel):
     def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
         """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
 
-        One step: the clean latents that the velocity at one noise level points to. Without `anchor` that level is pure
-        noise. With `anchor` (the target latents z) it is `flow.decode_sigma` on the way from z to noise, and the picture is
+        One-step prediction of the clean latents from one noise level. Without `anchor` that level is pure noise. With
+        `anchor` (the target latents z) it is `flow.decode_sigma` between z and noise, and the decoded latents are
         z + (clean(hidden + delta) - clean(hidden)). The noise is fixed, so all differences come from the hidden states.
         """
         moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
@@ -219,18 +219,18 @@ class OpenUni(CausalModel):
         guidance: float,
         temperature: float,
         generator: torch.Generator,
-        disturb: Callable[[Tensor], Tensor] | None = None,
+        perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance.
 
-        A flow draws by its starting noise, whose scale was fixed in training: `temperature` plays no part. `disturb` maps
-        the hidden states (B, N, D) to what is added to them.
+        The scale of the starting noise was fixed in training: `temperature` is ignored. `perturb` maps the hidden states
+        (B, N, D) to what is added to them.
         """
         with evaluating(self):
             hidden = self._sample_states(inputs, guided=guidance != 1)
-            if disturb is not None:
+            if perturb is not None:
                 rows = len(inputs.tokens)
-                hidden[:rows] += disturb(hidden[:rows]).to(hidden.dtype)
+                hidden[:rows] += perturb(hidden[:rows]).to(hidden.dtype)
             shape = (len(inputs.tokens), *self.config.latent_shape)
             start = torch.randn(shape, generator=generator, device=generator.device).to(hidden.device)
             return self.decode_target(self.sample_latents(start, self.condition(hidden), guidance))
@@ -249,7 +249,7 @@ class OpenUni(CausalModel):
     def sample_latents(self, start: Tensor, condition: Tensor, guidance: float) -> Tensor:
         """Noise (B, C, h, w) and conditions (B or, with guidance, B + 1, N, width) -> latents (B, C, h, w).
 
-        Velocities are u + guidance * (c - u), u that of the last condition; guidance 1 has c alone.
+        Velocities are u + guidance * (c - u), u that of the last condition; guidance 1: only c.
         """
         rows = len(start)
 

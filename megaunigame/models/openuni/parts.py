@@ -1,4 +1,4 @@
-"""The modules an OpenUni is made of: those of transformers and diffusers, and the meta queries."""
+"""The modules of an OpenUni: those of transformers and diffusers, and the meta queries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MetaQueries(nn.Module):
         self.weight = nn.Parameter(torch.empty(count, width))
 
     def forward(self, rows: int) -> Tensor:
-        """(rows, N, D). A copy, because the engine takes the weight away after this forward."""
+        """(rows, N, D). A copy, because the engine releases the weight after this forward."""
         return self.weight.repeat(rows, 1, 1)
 
 

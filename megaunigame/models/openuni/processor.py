@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class OpenUniProcessor(RowProcessor):
-    """Behind the prompt of a generate row stand the meta queries; its loss falls on the elements of the latents."""
+    """After the prompt of a generate row come the meta queries; its loss is on the elements of the latents."""
 
     format: OpenUniFormat
 
@@ -36,7 +36,7 @@ class OpenUniProcessor(RowProcessor):
             OpenUniFormat(tokenizer, config.visual_tokens, system_prompt, where),
             image_size=config.image_size,
             source_size=config.source_size,
-            behind_prompt=config.queries,
+            after_prompt=config.queries,
             loss_positions=math.prod(config.latent_shape),
             max_length=max_length,
             mean=mean,

@@ -1,4 +1,4 @@
-"""Published sizes, as configurations; and one that nobody has published, which shows that the family scales.
+"""Published sizes as configurations, and an unpublished one of 38 billion parameters.
 
 Parts: InternVL3 (arXiv 2504.10479), SANA (2410.10629) and SANA 1.5 (2501.18427), DC-AE (2410.10733). The connectors of
 OpenUni-B and -L are the official ones; the 38-billion model has that of OpenUni-L between two linear layers.

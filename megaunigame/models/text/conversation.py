@@ -1,6 +1,6 @@
-"""Conversations as token ids, with labels, image slots and segments that are exact by construction.
+"""Conversations as token ids, with exact labels, image slots and segments.
 
-Every piece is tokenized alone, so a label can never start in the middle of a token. A family states its pieces::
+Every piece is tokenized alone, so a label never starts inside a token. A family defines the pieces::
 
     head opening [images] question closing answer eos   next_opening question closing answer eos   ...
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
-from megaunigame.models.text.sequences import TokenRow
+from megaunigame.models.text.sequences import TokenSequence
 
 
 class ConversationFormat(ABC):
@@ -24,7 +24,7 @@ class ConversationFormat(ABC):
     end_of_image: str
     image_token: str
     between_images: str = ""
-    behind_images: str = "\n"
+    after_images: str = "\n"
     """Before a question that follows images."""
     before_answer: str = ""
 
@@ -55,16 +55,16 @@ class ConversationFormat(ABC):
 
     @abstractmethod
     def request(self, prompt: str, source: bool) -> str:
-        """What stands behind the source (if any) in a request for a picture."""
+        """The text after the source (if any) in a request for a picture."""
 
     @abstractmethod
-    def unconditional(self, sequence: TokenRow) -> TokenRow:
+    def unconditional(self, sequence: TokenSequence) -> TokenSequence:
         """The request `sequence` without its condition, text and source picture alike."""
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
-    def understand(self, images: int, turns: list[tuple[str, str]], independent: bool, limit: int) -> TokenRow:
+    def understand(self, images: int, turns: list[tuple[str, str]], independent: bool, limit: int) -> TokenSequence:
         """At most `limit` tokens: turns that do not fit are dropped, a first one that is too long is cut at its end."""
         sequence = self._opening(images)
         for number, (question, answer) in enumerate(turns, start=1):
@@ -72,7 +72,7 @@ class ConversationFormat(ABC):
             before = len(sequence)
             if number > 1 and not independent:
                 sequence.add(self.next_opening)
-            self._ask(sequence, question, after_images=images > 0 and (number == 1 or independent), segment=segment)
+            self._ask(sequence, question, follows_images=images > 0 and (number == 1 or independent), segment=segment)
             sequence.add([*self.encode(self.before_answer + answer), self.eos], labeled=True, segment=segment)
             if len(sequence) > limit:
                 sequence.cut(limit if number == 1 else before)
@@ -80,14 +80,14 @@ class ConversationFormat(ABC):
                 break
         return sequence
 
-    def question(self, images: int, question: str) -> TokenRow:
-        """A conversation that ends where the answer begins."""
+    def question(self, images: int, question: str) -> TokenSequence:
+        """A conversation that ends before the answer."""
         sequence = self._opening(images)
-        self._ask(sequence, question, after_images=images > 0)
+        self._ask(sequence, question, follows_images=images > 0)
         return sequence
 
-    def generate(self, prompt: str, source: bool, limit: int) -> TokenRow:
-        """A request for a picture, ending where its codes begin; its text is cut so that `limit` tokens suffice."""
+    def generate(self, prompt: str, source: bool, limit: int) -> TokenSequence:
+        """A request for a picture, without the picture; its text is cut to fit `limit` tokens."""
         sequence = self._request_opening(source)
         text = self.encode(self.request(prompt, source))
         room = max(0, limit - len(sequence) - len(self.request_closing))
@@ -98,19 +98,19 @@ class ConversationFormat(ABC):
 
     @property
     def request_closing(self) -> list[int]:
-        """Behind the text of a request for a picture."""
+        """After the text of a request for a picture."""
         return [*self.closing, self.begin]
 
     def fixed_length(self, images: int) -> int:
-        """Tokens of a conversation that no truncation can remove, one of question and answer each included."""
+        """Tokens of a conversation that truncation cannot remove, with one token each of question and answer."""
         return len(self._opening(images)) + len(self.closing) + 2
 
     def shortest_request(self, source: bool) -> int:
-        """Tokens of a request for a picture that no truncation can remove, one token of text included."""
+        """Tokens of a request for a picture that truncation cannot remove, with one token of text."""
         return len(self._request_opening(source)) + len(self.request_closing) + 1
 
-    def _opening(self, images: int) -> TokenRow:
-        sequence = TokenRow()
+    def _opening(self, images: int) -> TokenSequence:
+        sequence = TokenSequence()
         sequence.add(self.head)
         sequence.add(self.opening)
         for number in range(images):
@@ -118,15 +118,15 @@ class ConversationFormat(ABC):
             self._picture(sequence)
         return sequence
 
-    def _request_opening(self, source: bool) -> TokenRow:
+    def _request_opening(self, source: bool) -> TokenSequence:
         return self._opening(int(source))
 
-    def _picture(self, sequence: TokenRow) -> None:
-        """Add the places of one understood picture."""
+    def _picture(self, sequence: TokenSequence) -> None:
+        """Add the tokens of one source picture."""
         sequence.add([self.begin])
         sequence.add([self.image] * self.visual_tokens, slots=True)
         sequence.add([self.end])
 
-    def _ask(self, sequence: TokenRow, question: str, *, after_images: bool, segment: int = 0) -> None:
-        sequence.add(self.encode((self.behind_images if after_images else "") + question), segment=segment)
+    def _ask(self, sequence: TokenSequence, question: str, *, follows_images: bool, segment: int = 0) -> None:
+        sequence.add(self.encode((self.after_images if follows_images else "") + question), segment=segment)
         sequence.add(self.closing, segment=segment)

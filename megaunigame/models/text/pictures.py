@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BACKGROUND = 127
-"""Grey of the bars beside a picture that is not square."""
+"""Gray of the bars next to a picture that is not square."""
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -19,7 +19,7 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def fit(image: Tensor, side: int) -> Tensor:
-    """The whole picture inside a square: longer edge to `side`, grey bars beside it. uint8 (3, side, side)."""
+    """The whole picture inside a square: longer edge to `side`, padded with gray bars. uint8 (3, side, side)."""
     height, width = image.shape[1:]
     longer = max(height, width)
     image = _resize(image, max(1, height * side // longer), max(1, width * side // longer))
@@ -49,5 +49,5 @@ class Normalize:
 
     def __call__(self, image: Tensor) -> Tensor:
         scale, shift = (each.to(image.device, non_blocking=True) for each in (self.scale, self.shift))
-        # Decoders hand out views of (h, w, 3) arrays; convolutions over such strides are several times slower.
+        # Decoders return views of (h, w, 3) arrays; convolutions over such strides are several times slower.
         return torch.addcmul(shift, image.float(), scale).contiguous()

@@ -1,4 +1,4 @@
-"""Neutral rows -> the tensors of the two passes, for families whose language model reads text and visual tokens in line.
+"""Neutral rows -> the tensors of the two passes, for families whose language model reads text and visual tokens in a sequence.
 
 Runs in data-loader workers.
 """
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.text.conversation import ConversationFormat
 from megaunigame.models.text.pictures import Normalize, crop, fit
-from megaunigame.models.text.sequences import TokenRow, pad, stack_sources
+from megaunigame.models.text.sequences import TokenSequence, pad, stack_sources
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
@@ -24,9 +24,9 @@ HALF = (0.5, 0.5, 0.5)
 
 
 class RowProcessor:
-    """Implements the `Processor` contract.
+    """Implements `Processor`.
 
-    `max_length` bounds a whole row: prompt and answer of an understand row, prompt and what is behind it of a generate row.
+    `max_length` bounds a whole row: prompt and answer of an understand row, prompt and image tokens of a generate row.
     """
 
     def __init__(
@@ -36,20 +36,20 @@ class RowProcessor:
         *,
         image_size: int,
         source_size: int,
-        behind_prompt: int,
+        after_prompt: int,
         loss_positions: int,
         max_length: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ):
-        """`image_size`, `source_size`: sides of generated and of understood pictures, in pixels. `behind_prompt`: positions of
-        a generate row behind its prompt. `loss_positions`: count of a generate row. `mean`, `std`: of understood pictures."""
+        """`image_size`, `source_size`: sides of generated and of source pictures, in pixels. `after_prompt`: positions of a
+        generate row after its prompt. `loss_positions`: count of a generate row. `mean`, `std`: of source pictures."""
         self.tokenizer = tokenizer
         self.format = conversation
         self.visual_tokens = conversation.visual_tokens
         self.image_size = image_size
         self.source_size = source_size
-        self.behind_prompt = behind_prompt
+        self.after_prompt = after_prompt
         self.loss_positions = loss_positions
         self.max_length = max_length
         self.normalize_source = Normalize(mean, std)
@@ -70,7 +70,7 @@ class RowProcessor:
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs:
-        """One row per slot of the pass; None becomes a dummy row with count 0 and the same shapes."""
+        """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         if pass_name == UNDERSTAND:
             return self._understand(rows, terms, keys)
         if pass_name == GENERATE:
@@ -78,7 +78,7 @@ class RowProcessor:
         raise ConfigError(f"{self.format.family} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
-        """Every row filled to `max_length`, with an image wherever the pass takes one."""
+        """Every row filled to `max_length`, with an image if the pass takes one."""
         requests = [r for r in plan.of_pass(pass_name) for _ in range(r.count)]
         picture = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         text = "a " * self.max_length
@@ -99,7 +99,7 @@ class RowProcessor:
         return inputs
 
     def generate_prompts(self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None) -> PassInputs:
-        """Requests for pictures, perhaps with a source picture each, for `sample`: left padded, no targets."""
+        """Requests for pictures, optionally with source pictures, for `sample`: left padded, no targets."""
         given = [None] * len(prompts) if sources is None else list(sources)
         sequences = [self._prompt(p, s is not None) for p, s in zip(prompts, given, strict=True)]
         inputs = self._prompts(sequences, terms=[0] * len(sequences), keys=[""] * len(sequences))
@@ -109,7 +109,7 @@ class RowProcessor:
         return inputs
 
     def _understand(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
-        sequences: list[TokenRow] = []
+        sequences: list[TokenSequence] = []
         images: list[list[Tensor]] = []
         for row, key in zip(rows, keys, strict=True):
             if row is None:
@@ -134,7 +134,7 @@ class RowProcessor:
     def _generate(
         self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], *, takes_images: bool
     ) -> PassInputs:
-        sequences: list[TokenRow] = []
+        sequences: list[TokenSequence] = []
         images: list[list[Tensor]] = []
         targets = torch.zeros(len(rows), 3, self.image_size, self.image_size)
         counts, source_gradient = torch.zeros(len(rows)), torch.ones(len(rows))
@@ -158,28 +158,28 @@ class RowProcessor:
             inputs.source_gradient = None if (source_gradient == 1).all() else source_gradient
         return inputs
 
-    def _prompt(self, prompt: str, source: bool) -> TokenRow:
-        limit = self.max_length - self.behind_prompt
+    def _prompt(self, prompt: str, source: bool) -> TokenSequence:
+        limit = self.max_length - self.after_prompt
         shortest = self.format.shortest_request(source)
         if limit < shortest:
             raise ConfigError(
-                f"max_length={self.max_length} leaves {limit} tokens to the prompt, because {self.behind_prompt} positions "
+                f"max_length={self.max_length} leaves {limit} tokens to the prompt, because {self.after_prompt} positions "
                 f"follow it; {'with a source image ' if source else ''}it needs {shortest}. "
-                f"Give max_length={self.behind_prompt + shortest} or more."
+                f"Give max_length={self.after_prompt + shortest} or more."
             )
         return self.format.generate(prompt, source, limit)
 
     def unconditional_tokens(self) -> list[int]:
-        """The request for a picture without any condition, in families where it does not depend on what is left out."""
+        """The unconditional request for a picture, in families where it is always the same."""
         return self.format.unconditional(self._dummy()).tokens
 
-    def _dummy(self) -> TokenRow:
-        sequence = TokenRow()
+    def _dummy(self) -> TokenSequence:
+        sequence = TokenSequence()
         sequence.add([self.pad_id])
         return sequence
 
-    def _prompts(self, sequences: list[TokenRow], *, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
-        """Left padded, because something follows all of them; nothing in them is labeled."""
+    def _prompts(self, sequences: list[TokenSequence], *, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
+        """Left padded, because image tokens follow; without labels."""
         inputs = pad(sequences, self.pad_id, left=True, terms=terms, keys=keys)
         inputs.labels, inputs.label_positions = None, None
         return inputs

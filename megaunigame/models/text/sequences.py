@@ -1,4 +1,4 @@
-"""Sequences of one row as lists, and their stacking into the tensors of a pass."""
+"""Token sequences of rows as lists, and their stacking into the tensors of a pass."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MULTIPLE = 8
 
 
 @dataclass
-class TokenRow:
-    """One row before padding; the lists have equal length."""
+class TokenSequence:
+    """The sequence of one row before padding; the lists have equal length."""
 
     tokens: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     slots: list[bool] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     intact: bool = True
-    """False: some of its text is missing."""
+    """False: some of its text was cut or dropped."""
 
     def add(self, tokens: list[int], *, labeled: bool = False, slots: bool = False, segment: int = 0) -> None:
         self.tokens += tokens
@@ -41,8 +41,8 @@ class TokenRow:
         return len(self.tokens)
 
 
-def pad(sequences: list[TokenRow], pad_id: int, *, left: bool, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
-    """Stack sequences of different lengths; every field is filled, the caller drops what its pass has not."""
+def pad(sequences: list[TokenSequence], pad_id: int, *, left: bool, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
+    """Stack sequences of different lengths; every field is set, the caller drops those its pass does not have."""
     size = -(-max(map(len, sequences)) // MULTIPLE) * MULTIPLE
     shape = (len(sequences), size)
     tokens = torch.full(shape, pad_id)
@@ -76,13 +76,13 @@ def stack_sources(images: list[list[Tensor]], side: int, prepare: Callable[[Tens
 
     `prepare` makes a normalized picture (3, side, side) of a uint8 one of any size.
     """
-    slots = max(1, *map(len, images))
-    pixels = torch.zeros(len(images), slots, 3, side, side)
-    valid = torch.zeros(len(images), slots, dtype=torch.bool)
+    most = max(1, *map(len, images))
+    pixels = torch.zeros(len(images), most, 3, side, side)
+    valid = torch.zeros(len(images), most, dtype=torch.bool)
     for row, pictures in enumerate(images):
-        for slot, picture in enumerate(pictures):
-            pixels[row, slot] = prepare(picture)
-            valid[row, slot] = True
+        for number, picture in enumerate(pictures):
+            pixels[row, number] = prepare(picture)
+            valid[row, number] = True
     return pixels, valid
 
 

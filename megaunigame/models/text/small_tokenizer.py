@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from megaunigame.errors import ModelError
 
 STAND_IN_TEXT = ("USER: ASSISTANT: user assistant", "You are a helpful assistant.", "Generate an image: a picture of a cat.")
-"""What the tokenizer of a folder without weights is trained on."""
+"""Training text of the tokenizer of a folder without weights."""
 STAND_IN_VOCABULARY = 320
 
 

@@ -1,4 +1,4 @@
-"""A frozen tokenizer beside a model: replicated, always in eval mode, and no part of the model's module tree."""
+"""A frozen tokenizer of a model: replicated, always in eval mode, and not in the model's module tree."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ T = TypeVar("T", bound=nn.Module)
 
 
 class Frozen(Generic[T]):
-    """Holds one module for a model. It is no module itself, so no engine partitions, trains or saves what it holds."""
+    """Holds one module for a model. Not a module itself, so no engine partitions, trains or saves its content."""
 
     def __init__(self, name: str):
-        """`name`: what the module is, for messages."""
+        """`name`: of the module, for messages."""
         self.name = name
         self._kept: T | None = None
 
     def keep(self, module: T) -> None:
-        """Hold `module` (on the right device, in the right dtype), frozen."""
+        """Hold `module` (already on its device, in its dtype), frozen."""
         self._kept = module.eval().requires_grad_(False)
 
     def load(self, module: T, weights: Weights, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Copy the weights of the folder `path` into `module`, move it, and hold it. Raises ModelError for other weights."""
         load_plain(module, weights, f"The {self.name} in {path}")
-        for tensor in (*module.parameters(), *module.buffers()):  # not module.to(dtype), which diffusers warns of
+        for tensor in (*module.parameters(), *module.buffers()):  # diffusers warns about module.to(dtype)
             tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
         self.keep(module)
 

@@ -1,4 +1,4 @@
-"""Copying weights into a plain (not partitioned) model. The training engine has its own way, tensor by tensor."""
+"""Copying weights into a plain (not partitioned) model. The training engine loads in its own way, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def check_shapes(expected: Mapping[str, torch.Size], found: Mapping[str, torch.S
     if wrong:
         shown = ", ".join(f"{n} is {tuple(found[n])} instead of {tuple(expected[n])}" for n in wrong[:SHOWN])
         raise ModelError(
-            f"{what} is the checkpoint of another model: {len(wrong)} tensors have other shapes than config.json "
-            f"asks for ({shown}). Give a folder whose config.json and weights belong together."
+            f"{what} is the checkpoint of another model: {len(wrong)} tensors have other shapes than "
+            f"in config.json ({shown}). Give a folder whose config.json and weights belong together."
         )
 
 

@@ -1,4 +1,4 @@
-"""Weights read lazily from checkpoint files that know them under other names (the `Weights` contract)."""
+"""Weights read lazily from checkpoint files with other names (implements `Weights`)."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ FUSED = ".qkv."
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredTensor:
     """Where one parameter is stored."""
 
     key: str
     third: int | None = None
     """Which third of a fused query-key-value tensor; None: the whole tensor."""
     squeeze: bool = False
-    """Whether it is stored with a first dimension of 1 that the parameter does not have."""
+    """Whether it is stored with an additional first dimension of 1."""
     flatten: bool = False
-    """Whether it is stored as a 1 x 1 convolution where the parameter is a matrix."""
+    """Whether it is stored as a 1 x 1 convolution, while the parameter is a matrix."""
 
 
 class RenamedWeights:
-    """Our name of every parameter -> its source."""
+    """Our name of every parameter -> where it is stored."""
 
-    def __init__(self, files: TensorFiles, sources: Mapping[str, Source]):
+    def __init__(self, files: TensorFiles, stored: Mapping[str, StoredTensor]):
         self.files = files
-        self.sources = dict(sources)
+        self.stored = dict(stored)
 
     def names(self) -> set[str]:
-        return set(self.sources)
+        return set(self.stored)
 
     def prefixed(self, prefix: str) -> RenamedWeights:
         """The same weights, every name with `prefix` before it."""
-        return RenamedWeights(self.files, {prefix + name: source for name, source in self.sources.items()})
+        return RenamedWeights(self.files, {prefix + name: stored for name, stored in self.stored.items()})
 
     def shape(self, name: str) -> torch.Size:
         """Shape of one tensor, read from the header of its file."""
-        source = self.sources[name]
-        shape = self.files.shape(source.key)
-        if source.third is not None:
+        stored = self.stored[name]
+        shape = self.files.shape(stored.key)
+        if stored.third is not None:
             return torch.Size([shape[0] // 3, *shape[1:]])
-        return shape[:2] if source.flatten else shape[1:] if source.squeeze else shape
+        return shape[:2] if stored.flatten else shape[1:] if stored.squeeze else shape
 
     def read(self, name: str) -> Tensor:
-        source = self.sources[name]
-        if source.third is not None:
-            third = self.files.shape(source.key)[0] // 3
-            return self.files.read(source.key, slice(source.third * third, (source.third + 1) * third))
-        tensor = self.files.read(source.key)
-        return tensor.flatten(1) if source.flatten else tensor[0] if source.squeeze else tensor
+        stored = self.stored[name]
+        if stored.third is not None:
+            third = self.files.shape(stored.key)[0] // 3
+            return self.files.read(stored.key, slice(stored.third * third, (stored.third + 1) * third))
+        tensor = self.files.read(stored.key)
+        return tensor.flatten(1) if stored.flatten else tensor[0] if stored.squeeze else tensor
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class KeyTable:
     translate: Callable[[str], str | None]
     """Stored key -> name of our parameter (still fused: `.qkv.`), or None for a key of another model."""
     unused: re.Pattern[str]
-    """Keys in checkpoints without part in any output."""
+    """Keys in checkpoints that are not used for any output."""
     frozen: str
     """Prefix of the names that belong to the frozen tokenizer."""
     expected: str
-    """What keys look like, for the message."""
+    """Description of the expected keys, for the message."""
     squeezed: tuple[str, ...] = ()
-    """Ends of keys whose tensors are stored with a first dimension of 1 too many."""
+    """Ends of keys whose tensors are stored with an additional first dimension of 1."""
     flattened: tuple[str, ...] = ()
     """Ends of keys whose tensors are stored as 1 x 1 convolutions and read as matrices."""
 
@@ -84,8 +84,8 @@ class KeyTable:
 
         Raises ModelError, naming `what`, when a key belongs to another model.
         """
-        model: dict[str, Source] = {}
-        frozen: dict[str, Source] = {}
+        model: dict[str, StoredTensor] = {}
+        frozen: dict[str, StoredTensor] = {}
         unknown = []
         for key in sorted(files.index):
             if self.unused.fullmatch(key):
@@ -94,12 +94,12 @@ class KeyTable:
             if name is None:
                 unknown.append(key)
             elif name.startswith(self.frozen):
-                frozen[name.removeprefix(self.frozen)] = Source(key, flatten=key.endswith(self.flattened))
+                frozen[name.removeprefix(self.frozen)] = StoredTensor(key, flatten=key.endswith(self.flattened))
             elif FUSED in name:
                 for third, letter in enumerate("qkv"):
-                    model[name.replace(FUSED, f".{letter}_proj.")] = Source(key, third)
+                    model[name.replace(FUSED, f".{letter}_proj.")] = StoredTensor(key, third)
             else:
-                model[name] = Source(key, squeeze=key.endswith(self.squeezed))
+                model[name] = StoredTensor(key, squeeze=key.endswith(self.squeezed))
         if unknown:
             raise ModelError(
                 f"{what} is the checkpoint of another model: {len(unknown)} keys are not {self.family}'s, such as "

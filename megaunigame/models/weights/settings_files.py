@@ -1,4 +1,4 @@
-"""The small files of a model folder beside its weights."""
+"""The small files of a model folder other than weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"No tokenizer.json in {folder}. Copy the tokenizer files of the model there.")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    # A long text is cut to the recipe's max_length afterwards: no reason for transformers to warn of its length.
+    # A long text is cut to the recipe's max_length later: transformers need not warn about its length.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 

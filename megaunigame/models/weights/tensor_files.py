@@ -23,8 +23,8 @@ LAYOUTS = (
 class TensorFiles:
     """The tensors of one checkpoint, over any number of safetensors or PyTorch (`.bin`, `.pth`) files.
 
-    safetensors are read slice by slice. PyTorch files are memory-mapped, and opened with `weights_only=True`, so that a
-    checkpoint from a stranger runs no code.
+    safetensors are read slice by slice. PyTorch files are memory-mapped, and opened with `weights_only=True`, so that no code
+    of a checkpoint runs.
     """
 
     def __init__(self, files: Sequence[Path]):
@@ -64,7 +64,7 @@ class TensorFiles:
                 else:
                     self._opened[file] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             except Exception as error:
-                # Every reader has its own exception for a truncated file; the user needs the name of the file.
+                # Readers raise different exceptions for a truncated file; the user needs the name of the file.
                 raise ModelError(f"{file} cannot be read as a checkpoint: {error}. Copy it again.") from error
         return self._opened[file]
 

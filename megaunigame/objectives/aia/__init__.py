@@ -1,4 +1,4 @@
-"""AIA (arXiv 2511.22663): a loss that pulls the cross-modal attention of each task towards targets of that task."""
+"""AIA (arXiv 2511.22663): a loss on the distance of each task's cross-modal attention from its targets."""
 
 from megaunigame.objectives.aia.objective import AIA
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megaunigame.attention.targets import PASSES, Aim, find_targets
+from megaunigame.attention.targets import PASSES, Target, find_targets
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.step.inputs import Taps
@@ -15,7 +15,7 @@ from megaunigame.step.requests import StepPlan
 class Measured:
     """For a model of known depth and the rows of a plan."""
 
-    aims: dict[str, list[Aim]]
+    layer_targets: dict[str, list[Target]]
     """Pass -> target of each tapped layer."""
     row_terms: tuple[int, ...]
     """Indices of the loss terms whose rows are measured."""
@@ -23,7 +23,7 @@ class Measured:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        return tuple(self.aims)
+        return tuple(self.layer_targets)
 
 
 def measured_passes(config: Settings, plan: StepPlan, depth: int) -> Measured:
@@ -31,7 +31,7 @@ def measured_passes(config: Settings, plan: StepPlan, depth: int) -> Measured:
     wanted = config.terms or plan.terms
     for layer in config.layers:
         if not 0 <= layer < depth:
-            raise ConfigError(f"objectives.aia.layers: {layer} is no layer; this model has 0 to {depth - 1}.")
+            raise ConfigError(f"objectives.aia.layers: {layer} is not a layer; this model has 0 to {depth - 1}.")
     layers = tuple(sorted(config.layers)) or tuple(range(depth))
     targets = find_targets(config.targets, depth, config.compat)
     passes = [p for p in plan.passes if p in targets and any(r.term in wanted for r in plan.of_pass(p))]
@@ -40,6 +40,6 @@ def measured_passes(config: Settings, plan: StepPlan, depth: int) -> Measured:
             f"objectives.aia.targets={config.targets} has targets for {', '.join(targets)}, and no such pass is made. Add rows "
             f"of another objective, or give targets for {' or '.join(PASSES)}."
         )
-    aims = {p: [targets[p][layer] for layer in layers] for p in passes}
+    layer_targets = {p: [targets[p][layer] for layer in layers] for p in passes}
     row_terms = tuple(plan.terms.index(term) for term in wanted)
-    return Measured(aims, row_terms, Taps(layers, config.queries, config.exclude_bos, config.compat))
+    return Measured(layer_targets, row_terms, Taps(layers, config.queries, config.exclude_bos, config.compat))

@@ -1,11 +1,11 @@
-"""AIA: each task's cross-modal attention is pulled to targets, layer by layer (arXiv 2511.22663).
+"""AIA: a loss on each task's cross-modal attention, with targets by layer (arXiv 2511.22663).
 
     L = L_NTP + lambda * mean over layers l and rows b of huber_{delta_l}(I_l,b - T_l)
 
-I_l,b: share of the attention of layer l that the queries of row b give to its keys, averaged over heads before the Huber
+I_l,b: share of the attention of layer l from the queries of row b to its keys, averaged over heads before the Huber
 function, so that single heads stay free. Understanding: from answers to the image; generation: from the image to the text.
 
-AIA asks for no rows and makes no passes: it measures what other objectives' rows attend to.
+AIA requests no rows and runs no passes: it measures the attention of other objectives' rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megaunigame.step.rows import Row
 
 
 class AIA(Objective):
-    """One term per pass of the plan, over the rows of that pass."""
+    """One loss term per pass of the plan, over the rows of that pass."""
 
     Config = Settings
 
@@ -34,7 +34,7 @@ class AIA(Objective):
         return []
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        raise RuntimeError("AIA asks for no rows.")
+        raise RuntimeError("AIA requests no rows.")
 
     def check_plan(self, plan: StepPlan) -> None:
         for term in self.config.terms:

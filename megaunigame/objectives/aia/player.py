@@ -1,4 +1,4 @@
-"""AIA in the step: the attention loss of each pass, its weight, and what was measured."""
+"""AIA in the step: the attention loss of each pass, its weight, and the metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.attention.positions import measurable
-from megaunigame.attention.targets import Aim
+from megaunigame.attention.targets import Target
 from megaunigame.errors import CheckpointError
 from megaunigame.monitoring import names
 from megaunigame.objectives.aia.measured import Measured
@@ -70,13 +70,13 @@ class AttentionLoss(PassTerm):
     def __init__(self, config: Settings, measured: Measured, pass_name: str, stage: Stage):
         super().__init__(f"aia_{pass_name}", pass_name)
         self.config, self.measured, self.plan = config, measured, stage.plan
-        self.aims = measured.aims[pass_name]
+        self.layer_targets = measured.layer_targets[pass_name]
         self.full_weight = config.given_weights.get(pass_name)
         """Lambda after warm-up; None: still to be measured."""
         self.seen = [0.0, 0.0, 0]
-        """While lambda is measured: sums of the pass's loss and of this one, and steps."""
+        """While lambda is measured: sum of the pass's loss, sum of this loss, number of steps."""
         self.sums = torch.zeros(len(measured.taps.layers) + 2, device=stage.world.device)
-        """Over this rank's counted rows of this step: share by layer, share of the first token, 1."""
+        """Sums over this rank's counted rows of this step: share by layer, share of the first token, 1."""
 
     def weight(self, step: Step) -> float:
         """Lambda in this step; 0 while it is measured."""
@@ -94,29 +94,29 @@ class AttentionLoss(PassTerm):
         shares = output.attention.keys.detach()
         seen = torch.stack([*shares, output.attention.first.detach().mean(0), torch.ones_like(shares[0])])
         self.sums += (seen * counted).sum(1)
-        return torch.where(counted, attention_loss(output.attention.keys, self.aims), 0.0)
+        return torch.where(counted, attention_loss(output.attention.keys, self.layer_targets), 0.0)
 
     def taken(self) -> Tensor:
-        """The sums of this step, which start again at 0."""
+        """Return the sums of this step and reset them."""
         sums, self.sums = self.sums, torch.zeros_like(self.sums)
         return sums
 
     def metrics(self, total: list[float]) -> dict[str, float]:
-        """From sums over all ranks; none but the count when no row was measured."""
+        """From sums over all ranks; only the count when no row was measured."""
         *sums, first, rows = total
         metrics = {names.attention(self.pass_name, names.ATTENTION_COUNTED): rows}
         if not rows:
             return metrics
-        for layer, share, aim in zip(self.measured.taps.layers, sums, self.aims, strict=True):
+        for layer, share, each in zip(self.measured.taps.layers, sums, self.layer_targets, strict=True):
             metrics[names.attention(self.pass_name, names.ATTENTION_LAYER, layer)] = share / rows
-            metrics[names.attention(self.pass_name, names.ATTENTION_TARGET, layer)] = aim.target
-        distance = sum(abs(share / rows - aim.target) for share, aim in zip(sums, self.aims, strict=True)) / len(self.aims)
-        metrics[names.attention(self.pass_name, names.ATTENTION_DISTANCE)] = distance
+            metrics[names.attention(self.pass_name, names.ATTENTION_TARGET, layer)] = each.target
+        distances = [abs(share / rows - each.target) for share, each in zip(sums, self.layer_targets, strict=True)]
+        metrics[names.attention(self.pass_name, names.ATTENTION_DISTANCE)] = sum(distances) / len(distances)
         metrics[names.attention(self.pass_name, names.ATTENTION_FIRST)] = first / rows
         return metrics
 
     def calibrate(self, step: Step) -> None:
-        """Unless it is known: one more step towards lambda = loss of the pass / (ratio * this loss), means over all ranks."""
+        """While lambda is unknown: average towards loss of the pass / (ratio * this loss), means over all ranks."""
         requests = [r for r in self.plan.of_pass(self.pass_name) if r.term in step.losses]
         if self.full_weight is not None or self.term not in step.losses or not requests:
             return
@@ -126,12 +126,12 @@ class AttentionLoss(PassTerm):
             self.full_weight = self.seen[0] / (self.config.ratio * self.seen[1])
 
 
-def attention_loss(shares: Tensor, aims: list[Aim]) -> Tensor:
-    """Shares (L, B) and one aim per layer -> (B,): mean over layers of huber_delta(share - target) (eq. 3).
+def attention_loss(shares: Tensor, layer_targets: list[Target]) -> Tensor:
+    """Shares (L, B) and one target per layer -> (B,): mean over layers of huber_delta(share - target) (eq. 3).
 
     huber_d(x) = x^2 / 2 where |x| <= d, else d |x| - d^2 / 2.
     """
-    given = torch.tensor([(aim.target, aim.delta) for aim in aims], dtype=shares.dtype)
+    given = torch.tensor([(each.target, each.delta) for each in layer_targets], dtype=shares.dtype)
     targets, deltas = given.to(shares.device, non_blocking=True).unsqueeze(1).unbind(2)
     distance = (shares - targets).abs()
     return torch.where(distance <= deltas, distance.square() / 2, deltas * (distance - deltas / 2)).mean(0)

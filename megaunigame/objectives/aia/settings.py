@@ -1,4 +1,4 @@
-"""The settings of AIA, and what is legal among them."""
+"""Settings of AIA, with their checks."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ class Settings:
 
     preset: str = one_of(PRESETS, "code")
     """Weights: `code` 5 and 10 (generate, understand); `paper` 40; `auto`: measured once, so that the loss of a pass is
-    `ratio` times its pull, then kept."""
+    `ratio` times its attention loss, then kept."""
     weights: dict[str, float] = at_least(0, dict)
     """Pass -> weight, in place of the preset's; 0 only measures."""
     ratio: float = above(0, 50.0)
-    """`auto` only: loss of the pass over weighted pull. The paper's best of 1, 10, 50, 100."""
+    """`auto` only: loss of the pass / weighted attention loss. The paper's best of 1, 10, 50, 100."""
     calibration_steps: int = at_least(1, 10)
-    """`auto` only: optimizer steps over which both are averaged, without a pull."""
+    """`auto` only: optimizer steps over which both are averaged, with weight 0."""
     warmup_steps: int = at_least(0, 0)
     """Optimizer steps over which the weights rise from 0; the method has none."""
     targets: str = "auto"
     """Table (`auto`, `janus_pro`, `emu3`, `relative`) or YAML file of (delta, target) by layer; auto goes by the depth."""
     layers: list[int] = field(default_factory=list)
-    """Layers that are pulled; empty: all. The loss is a mean over them."""
+    """Layers in the loss, which is a mean over them; empty: all."""
     queries: int = at_least(0, 0)
     """At most this many queries of a row, drawn at random, for long sequences; 0: all."""
     terms: list[str] = field(default_factory=list)
-    """Loss terms whose rows are pulled; empty: all rows of both passes."""
+    """Loss terms whose rows are in the attention loss; empty: all rows of both passes."""
     exclude_bos: bool = False
-    """Whether the first token, on which much idle attention rests, is not part of the text that a picture attends to."""
+    """Exclude the first token (an attention sink) from the text that a picture attends to."""
     compat: bool = False
-    """The sets of the released code, one position off, and its target in understanding layer 20."""
+    """Use the sets of the released code, one position off, and its target in understanding layer 20."""
 
     def check(self, path: str) -> None:
         for name in self.weights:

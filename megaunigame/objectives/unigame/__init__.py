@@ -1,4 +1,4 @@
-"""UniGame (arXiv 2511.19413): the model learns from pictures on which an adversary at its visual tokens makes it fail."""
+"""UniGame (arXiv 2511.19413): the model learns from pictures that an adversary made hard by perturbing its visual tokens."""
 
 from megaunigame.objectives.unigame.objective import UniGame
 

@@ -1,7 +1,7 @@
 """Alternating (the paper): the adversary moves while the learner is frozen, then the learner.
 
-The sources are redrawn before the learner's passes. Or the learner's own generate pass has drawn them (`redraw`), and the
-attack follows it, before the understand pass of the same micro-step.
+By default the sources are redrawn before the learner's passes. With `redraw`, the learner's generate pass redraws them, and
+the attack comes between it and the understand pass of the same micro-step.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.game import PENALTY, Game
-from megaunigame.objectives.unigame.paths import Redrawn
+from megaunigame.objectives.unigame.paths import Redraw
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import UNDERSTAND
 
 
 class Alternating(Game):
-    """The adversary takes gradients of passes that are its alone."""
+    """The adversary gets its gradients from its own passes."""
 
     def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
         attack, redrawn = self.rehearsed(micro)
@@ -29,7 +29,7 @@ class Alternating(Game):
             losses = self.stage.model(UNDERSTAND, attacked.question).loss_sum
             if self.adversary.learns:
                 torch.autograd.grad(losses.sum() + penalty, self.parameters, allow_unused=True)
-        self.pool.rehearse()
+        self.pool.buffer.rehearse(self.stage.world)
         return ()
 
     def before_learner(self, step: Step) -> None:
@@ -39,7 +39,7 @@ class Alternating(Game):
                 self.attack(step, micro, None)
             self.update(step)
 
-    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redraw | None) -> None:
         """Attack one micro-step, add the adversary's gradient, offer the results to the pool."""
         attack = self.attack_of(micro).to(self.stage.world.device)
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):

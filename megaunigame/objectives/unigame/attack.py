@@ -12,7 +12,7 @@ from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import GENERATE
 
 QUESTION, REDRAW = "attack", "redraw"
-"""Terms of the rows aside: questions about the attacked pictures, and how the model is asked to draw them."""
+"""Terms of the rows aside: questions about the attacked pictures, and the requests that redraw the pictures."""
 
 
 @dataclass
@@ -24,16 +24,16 @@ class Attack:
     question: PassInputs
     """As for the understand pass, about the source pictures."""
     texts: list[str] = dataclasses.field(default_factory=list)
-    """What each picture shows or is asked."""
+    """The caption of each picture, or its question."""
 
     def to(self, device: torch.device) -> Attack:
         return dataclasses.replace(self, redraw=self.redraw.to(device), question=self.question.to(device))
 
 
 def attack_of(micro: MicroStep, redrawn_by: str | None, *, captioned: bool, at: slice | None = None) -> Attack:
-    """The attack of a micro-step. `redrawn_by`: the learner's generate rows, at `at`, that draw the sources; None: rows aside.
+    """The attack of a micro-step. `redrawn_by`: the learner's generate term, at `at`, that redraws the sources; None: aside.
 
-    `captioned`: the pictures are drawn from a caption, which then is their text; else it is what they are asked.
+    `captioned`: the text of a picture is the caption it was drawn from; else its question.
     """
     question = micro.aside[QUESTION]
     if redrawn_by is None:

@@ -1,4 +1,4 @@
-"""What both modes of the game share: the adversary, its penalties and updates, the hard buffer, pictures for the report."""
+"""Common parts of both modes of the game: adversary, penalties, updates, hard buffer, pictures for the report."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from torch import Tensor
 from megaunigame.adversary.base import Adversary
 from megaunigame.adversary.optimizer import ReplicatedAdamW
 from megaunigame.errors import CheckpointError
+from megaunigame.judges.clip import clip_elements
 from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.objectives.player import Player, Stage
 from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.attack import QUESTION, Attack, attack_of
 from megaunigame.objectives.unigame.panels import attack_panels
-from megaunigame.objectives.unigame.paths import Attacked, Redrawn, build_path
+from megaunigame.objectives.unigame.paths import AttackResult, Redraw, build_path
 from megaunigame.objectives.unigame.pool import Pool
 from megaunigame.objectives.unigame.redraw import redrawn_in
 from megaunigame.objectives.unigame.settings import Settings
@@ -41,10 +42,10 @@ log = logging.getLogger(__name__)
 
 HARD, ADVERSARIAL = "hard", "adversarial"
 PENALTY = "adversary_penalty"
-"""Loss term: what the adversary pays, mean over the attacked pictures of all ranks."""
+"""Loss term: penalties of the adversary, mean over the attacked pictures of all ranks."""
 FILE, HEADER = "unigame.safetensors", "unigame"
 PURPOSES = {"adversary": 1, "attack": 2, "harvest": 3, "draw": 4, "replay": 5}
-"""What a random stream is for -> its number among the parts of a seed."""
+"""Purpose of a random stream -> its number in the seed."""
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Round:
     drawn: list[np.ndarray]
     """Per micro-step: the records of the buffer that are replayed."""
     attacks: bool
-    """Whether this step attacks at all."""
+    """Whether this step attacks."""
     gradients: list[Tensor]
     """Of the adversary's parameters, summed over micro-steps."""
     penalty: Tensor
@@ -81,7 +82,7 @@ class Game(Player):
         """`redrawn_by`: the learner's generate term that redraws the sources; None: the attack does."""
         self.config, self.redrawn_by, self.stage = config, redrawn_by, stage
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(stage.seed, PURPOSES["adversary"]))  # every rank draws the same adversary
+            torch.manual_seed(derive(stage.seed, PURPOSES["adversary"]))  # the same initial adversary on every rank
             self.adversary = kind(adversary_config, stage.model.token_width).to(stage.world.device)
         self.parameters = list(self.adversary.parameters())
         self.optimizer = ReplicatedAdamW(self.parameters, clip=config.clip_norm, weight_decay=config.weight_decay)
@@ -105,7 +106,7 @@ class Game(Player):
         adversary = 16 * sum(p.numel() for p in self.parameters)  # with gradients and two moments, in float32
         if self.config.clip is None:
             return {"adversary": adversary}
-        return {"adversary": adversary, "CLIP": 4 * ClipFilter.elements(self.config.clip)}
+        return {"adversary": adversary, "CLIP": 4 * clip_elements(self.config.clip.model)}
 
     def host_bytes(self) -> dict[str, int]:
         return {"hard buffer": self.pool.buffer.most_bytes}
@@ -113,8 +114,8 @@ class Game(Player):
     # The round
 
     @abstractmethod
-    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
-        """Attack the sources of one micro-step; `redrawn` where the learner's own pass has drawn them."""
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redraw | None) -> None:
+        """Attack the sources of one micro-step; `redrawn` if the learner's own pass redrew them."""
 
     def before_learner(self, step: Step) -> None:
         attacks = step.number % self.config.every == 0
@@ -157,10 +158,8 @@ class Game(Player):
         shown, self.round.shown = self.round.shown, []
         return shown
 
-    # Parts of an attack
-
-    def perturbed(self, attack: Attack, step: int, micro: int, redrawn: Redrawn | None) -> Attacked:
-        """The attacked questions, inside `aside`; they carry the gradient to an adversary that learns."""
+    def perturbed(self, attack: Attack, step: int, micro: int, redrawn: Redraw | None) -> AttackResult:
+        """The attacked questions, called inside `aside`; differentiable with respect to an adversary that learns."""
         return self.path.attack(self.stage.model, attack, self._generator("attack", step, micro), redrawn)
 
     def update(self, step: Step) -> None:
@@ -171,13 +170,13 @@ class Game(Player):
         if not math.isfinite(self.grad_norm) and self.stage.world.is_main:
             log.warning("The adversary's gradient of step %d is not finite; it was not updated.", step.number + 1)
 
-    def penalty_share(self, attack: Attack, attacked: Attacked) -> Tensor:
+    def penalty_share(self, attack: Attack, attacked: AttackResult) -> Tensor:
         """(): this rank's share of the penalties, a mean over the attacked pictures of all ranks."""
         rows = self.penalties(attack, attacked)
         return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.round.pictures
 
-    def penalties(self, attack: Attack, attacked: Attacked) -> Tensor:
-        """(B,) of each attacked picture."""
+    def penalties(self, attack: Attack, attacked: AttackResult) -> Tensor:
+        """(B,): the penalty of each attacked picture."""
         p, delta = self.config.penalties, attacked.delta
         rows = p.l2 * delta.square().mean((1, 2)) + p.tv * (delta[:, 1:] - delta[:, :-1]).square().mean((1, 2))
         rows = rows + p.gate * (self.adversary.eps / self.adversary.config.eps_max).square()
@@ -185,7 +184,7 @@ class Game(Player):
             rows = rows + p.clip * (self.clip.tau - self.pool.similarity(attack, attacked.pictures)).clamp(min=0)
         return rows
 
-    def mine(self, step: Step, micro: MicroStep, attack: Attack, attacked: Attacked, losses: Tensor) -> Tensor:
+    def mine(self, step: Step, micro: MicroStep, attack: Attack, attacked: AttackResult, losses: Tensor) -> Tensor:
         """Inside `aside`: offer the candidates of one micro-step, given loss sums (B,). Returns one per row, (B, 3, H, W)."""
         before = attacked.passes
         generator = self._generator("harvest", step.number, micro.number)
@@ -194,11 +193,11 @@ class Game(Player):
         self.pool.mine(attack, attacked, pictures, sums, micro.aside[QUESTION], step.number)
         return pictures[0]
 
-    def show(self, step: Step, micro: MicroStep, attack: Attack, attacked: Attacked, pictures: Tensor) -> None:
+    def show(self, step: Step, micro: MicroStep, attack: Attack, attacked: AttackResult, pictures: Tensor) -> None:
         """On every `pictures_every`-th step that attacks, pictures for the report. The same calls on every rank."""
         attacks = step.number // self.config.every + 1
         if micro.number == 0 and self.config.pictures_every and attacks % self.config.pictures_every == 0:
-            with self.stage.aside():  # once more: the calls belong to none of the passes around them
+            with self.stage.aside():  # entered again: its calls are not part of the passes around them
                 panels = attack_panels(self.stage.model, self.path, attack, attacked, pictures)
             self.round.shown = panels[: self.config.pictures]
 
@@ -207,14 +206,14 @@ class Game(Player):
         return Round(drawn, attacks, [torch.zeros_like(p) for p in self.parameters], nothing)
 
     def attack_of(self, micro: MicroStep) -> Attack:
-        """Where the loader left it."""
+        """The attack of a micro-step, on the device of its inputs."""
         return attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption")
 
     def _lr(self, step: Step) -> float:
         return self.config.ratio * step.lr
 
     def _put_hard_rows(self, step: Step) -> list[np.ndarray]:
-        """Rows from this rank's buffer into the hard slots of every micro-step; slots without one stay dummies."""
+        """Put records of this rank's buffer into the hard rows of every micro-step; the others stay dummies."""
         drawn = [np.zeros(0, np.int64)] * len(step.micro_steps)
         if not self.config.hard_rows:
             return drawn
@@ -228,7 +227,7 @@ class Game(Player):
         return drawn
 
     def _generator(self, purpose: str, step: int, micro: int) -> torch.Generator:
-        """Randomness of one attack, from where we are in the run alone."""
+        """Randomness of one attack, a function of seed, step, micro-step, rank and purpose."""
         world = self.stage.world
         seed = derive(self.stage.seed, step, micro, world.rank, PURPOSES[purpose])
         device = "cpu" if world.device.type == "meta" else world.device
@@ -236,8 +235,8 @@ class Game(Player):
 
     # Rehearsal
 
-    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redrawn | None]:
-        """The largest attack, on the device, and what the learner's own pass has drawn, whose graph then lies in memory."""
+    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redraw | None]:
+        """The largest attack, on the device, and the redrawn pictures of the learner's own pass, with its graph in memory."""
         widest = self.stage.plan.widest(GENERATE)
         at = None if self.redrawn_by is None else widest.slots(GENERATE, self.redrawn_by)
         attack = attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption", at=at)
@@ -252,7 +251,7 @@ class Game(Player):
     # Checkpoints
 
     def save(self, folder: Path) -> None:
-        self.pool.save(folder)
+        self.pool.buffer.save(folder)
         if self.stage.world.is_main:
             tensors = {f"adversary.{name}": value for name, value in self.adversary.state_dict().items()}
             tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
@@ -275,7 +274,7 @@ class Game(Player):
         self.adversary.load_state_dict(_under("adversary.", tensors))
         self.optimizer.load_tensors(_under("optimizer.", tensors))
         self.pool.load_state_dict(header["pool"])
-        self.pool.load(folder)
+        self.pool.buffer.load(folder)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

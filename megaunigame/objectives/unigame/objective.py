@@ -45,9 +45,9 @@ class UniGame(Objective):
     def __init__(self, config: Settings):
         super().__init__(config)
         self.attacks = config.attack_rows > 0
-        """Without attacks this is fine-tuning on the clean rows."""
+        """False: fine-tuning on the clean rows only."""
         self.redrawn_by = config.redraw if self.attacks and config.redraw != OWN else None
-        """The generate term whose rows, in the learner's own pass, redraw the sources; None: rows aside do it."""
+        """The learner's generate term whose rows redraw the sources; None: rows aside do."""
         self.questions = Understanding(
             Understanding.Config(config.clean_rows, config.stream, turns=config.turns, independent=config.independent)
         )
@@ -55,12 +55,12 @@ class UniGame(Objective):
         settings = dict(config.adversary)
         self.kind = find("adversary", settings.pop("kind"), Adversary)
         self.adversary_config = fill(self.kind.Config, settings, "objectives.unigame.adversary")
-        # Loaded before the model, so that wrong settings cost no time.
+        # Loaded before the model, so that wrong settings fail early.
         self.clip = ClipFilter(config.clip, torch.device("cpu")) if self.attacks and config.clip else None
 
     @classmethod
     def planned(cls, config: Settings) -> UniGame:
-        """Without its CLIP, whose bytes are still counted."""
+        """Without loading CLIP, whose bytes are still counted."""
         objective = cls(dataclasses.replace(config, clip=None))
         objective.config = config
         return objective
@@ -84,7 +84,7 @@ class UniGame(Objective):
         return self._redraw(sample, rng) if request.term == REDRAW else self.questions.row(request, sample, rng)
 
     def _redraw(self, sample: Sample, rng: np.random.Generator) -> Row | None:
-        """How the model is asked to draw the picture of a sample again."""
+        """The request that redraws the picture of a sample."""
         picture = self.pixel.picture(sample)
         if picture is None:
             return None

@@ -1,4 +1,4 @@
-"""What the report shows of an attack: source, redrawn, adversarial and their difference, with what the learner answers."""
+"""Pictures of an attack for the report: source, redrawn, adversarial and their difference, with the learner's answers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from torch import Tensor
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.unigame.attack import Attack
-from megaunigame.objectives.unigame.paths import Attacked, AttackPath
+from megaunigame.objectives.unigame.paths import AttackPath, AttackResult
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.step.inputs import IGNORE, PassInputs
 from megaunigame.step.requests import UNDERSTAND
 
 TITLE = "Attacked pictures"
 GAIN = 10
-"""The difference is shown ten times as strong, around grey."""
+"""The difference is shown ten times as strong, around gray."""
 
 
 @torch.no_grad()
-def attack_panels(model: UnifiedModel, path: AttackPath, inputs: Attack, attacked: Attacked, pictures: Tensor) -> list[Panel]:
-    """One line per real row, for `pictures` (B, 3, H, W) in [-1, 1]. The same model calls on every rank, whatever the data."""
-    plain = path.undisturbed(model, inputs, attacked)
+def attack_panels(
+    model: UnifiedModel, path: AttackPath, inputs: Attack, attacked: AttackResult, pictures: Tensor
+) -> list[Panel]:
+    """One line per real row, for `pictures` (B, 3, H, W) in [-1, 1]. The same model calls on every rank."""
+    plain = path.unperturbed(model, inputs, attacked)
     before = _answers(model, inputs.question)
     after = _answers(model, attacked.question)
     assert inputs.redraw.targets is not None
@@ -52,6 +54,6 @@ def _answers(model: UnifiedModel, question: PassInputs) -> list[str]:
     texts = []
     for labels, predicted in zip(question.labels, predictions, strict=True):
         asked = (labels != IGNORE).nonzero().squeeze(1)
-        run = asked - torch.arange(len(asked), device=asked.device)  # constant as long as positions follow one another
-        texts.append(model.processor.text(predicted[asked[run == run[:1]]].tolist()))
+        offset = asked - torch.arange(len(asked), device=asked.device)  # constant while positions are consecutive
+        texts.append(model.processor.text(predicted[asked[offset == offset[:1]]].tolist()))
     return texts

@@ -4,9 +4,9 @@
     embedding  v = visual tokens of the source;                                          loss = CE(answer | v + delta, question)
     sampled    the embedding path for the adversary's loss; the pictures are drawn token by token, delta on every embedding
 
-One forward through the language model gives h, or none where the learner's own generate pass has drawn the source. The same
-picture then serves the adversary's ascent, the CLIP filter and the buffer; the released code draws its pictures separately,
-which is the third path.
+One forward through the language model gives h, or none if the learner's own generate pass redrew the source. The same
+picture is used for the adversary's gradient, the CLIP filter and the buffer. The released code draws its pictures
+separately: that is the third path.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
-class Redrawn(NamedTuple):
-    """The source pictures as the generate pass drew them, teacher forced; without gradient."""
+class Redraw(NamedTuple):
+    """Output of the generate pass for the source pictures, teacher forced; without gradient."""
 
     hidden: Tensor
     """(B, N, D) post-LM tokens."""
@@ -38,48 +38,48 @@ class Redrawn(NamedTuple):
 
 
 @dataclass
-class Attacked:
-    """One micro-batch under attack. `question` and `delta` carry the gradient to a learning adversary."""
+class AttackResult:
+    """Result of an attack on one micro-batch. `question` and `delta` are differentiable with respect to the adversary."""
 
     question: PassInputs
-    """The conversation about what the adversary made of the picture."""
+    """The conversation about the adversarial picture."""
     delta: Tensor
     """(B, N, D) float32."""
     changed: Tensor
-    """(B,) share of the picture's codes that the perturbation changed; 0 where no code is drawn."""
+    """(B,) fraction of the picture's codes that the perturbation changed; 0 on paths without codes."""
     pictures: Tensor
-    """(B, 3, H, W) in [-1, 1]: what the learner is shown; differentiable where a decoder made it."""
+    """(B, 3, H, W) in [-1, 1]: what the learner sees; differentiable on the decoder path."""
     passes: int
-    """Forwards through the language model that it took."""
-    redrawn: Redrawn | None = None
-    """What was disturbed, where it is what the generate pass drew."""
+    """Forwards through the language model."""
+    redrawn: Redraw | None = None
+    """What was perturbed, on the decoder path."""
 
 
 class AttackPath(ABC):
-    """Turns sources into attacked questions. Everything happens inside `aside` of the learner."""
+    """Turns sources into attacked questions. Called inside `aside`."""
 
     def __init__(self, adversary: Adversary):
         self.adversary = adversary
         self.calls = 0
-        """Forwards that the adversary itself asked for in the present attack."""
+        """Forwards that the adversary itself made in the current attack."""
 
     @abstractmethod
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
-    ) -> Attacked:
-        """The source pictures of one micro-batch under attack; `redrawn` where the learner's own pass has drawn them."""
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+    ) -> AttackResult:
+        """Attack the source pictures of one micro-batch; `redrawn` if the learner's own pass redrew them."""
 
-    def undisturbed(self, model: UnifiedModel, inputs: Attack, attacked: Attacked) -> Tensor:
-        """(B, 3, H, W) in [-1, 1]: what would be shown without a perturbation."""
+    def unperturbed(self, model: UnifiedModel, inputs: Attack, attacked: AttackResult) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]: the pictures without a perturbation."""
         assert inputs.redraw.targets is not None
         return inputs.redraw.targets
 
     def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
-        """Questions about stored pictures, as the learner is to see them."""
+        """Questions about stored pictures, as the learner sees them."""
         return question
 
     def harvest(
-        self, model: UnifiedModel, inputs: Attack, attacked: Attacked, losses: Tensor, generator: torch.Generator
+        self, model: UnifiedModel, inputs: Attack, attacked: AttackResult, losses: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Candidates for the buffer: pictures (K, B, 3, H, W) in [-1, 1] and loss sums (K, B); most paths have K = 1."""
         return attacked.pictures.detach().unsqueeze(0), losses.detach().unsqueeze(0)
@@ -103,13 +103,13 @@ class DecoderPath(AttackPath):
         self.anchored = anchored
 
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
-    ) -> Attacked:
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+    ) -> AttackResult:
         passes = 0
         if redrawn is None:
             with torch.no_grad():
                 seen = model(GENERATE, inputs.redraw)
-            redrawn, passes = Redrawn(seen.hidden, seen.target), 1
+            redrawn, passes = Redraw(seen.hidden, seen.target), 1
         hidden, anchor = redrawn.hidden, self._anchor(redrawn)
 
         def question_of(delta: Tensor) -> PassInputs:
@@ -118,33 +118,35 @@ class DecoderPath(AttackPath):
         delta = self._perturb(model, hidden.float(), question_of, generator)
         decoded = model.decode(hidden, delta, anchor)
         question = about(model, inputs.question, decoded.pixels)
-        return Attacked(question, delta, decoded.changed, decoded.pixels, passes + self.calls, redrawn)
+        return AttackResult(question, delta, decoded.changed, decoded.pixels, passes + self.calls, redrawn)
 
-    def undisturbed(self, model: UnifiedModel, inputs: Attack, attacked: Attacked) -> Tensor:
+    def unperturbed(self, model: UnifiedModel, inputs: Attack, attacked: AttackResult) -> Tensor:
         assert attacked.redrawn is not None
         return model.decode(attacked.redrawn.hidden, None, self._anchor(attacked.redrawn)).pixels
 
-    def _anchor(self, redrawn: Redrawn) -> Tensor | None:
+    def _anchor(self, redrawn: Redraw) -> Tensor | None:
         return redrawn.target if self.anchored else None
 
 
 class EmbeddingPath(AttackPath):
-    """On the tokens the language model reads. No picture shows it: the buffer keeps sources, attacked anew on replay."""
+    """On the tokens the language model reads. No picture shows it: the buffer keeps sources, attacked again on replay."""
 
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redrawn | None = None
-    ) -> Attacked:
-        question, delta = self._disturbed(model, inputs.question, generator)
+        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+    ) -> AttackResult:
+        question, delta = self._perturb_question(model, inputs.question, generator)
         assert inputs.redraw.targets is not None
         unchanged = delta.new_zeros(len(delta))
-        return Attacked(question, delta, unchanged, inputs.redraw.targets, passes=self.calls)
+        return AttackResult(question, delta, unchanged, inputs.redraw.targets, passes=self.calls)
 
     def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
-        disturbed, delta = self._disturbed(model, question, generator)
-        assert disturbed.visual_delta is not None
-        return dataclasses.replace(disturbed, visual_delta=disturbed.visual_delta.detach())
+        attacked, _ = self._perturb_question(model, question, generator)
+        assert attacked.visual_delta is not None
+        return dataclasses.replace(attacked, visual_delta=attacked.visual_delta.detach())
 
-    def _disturbed(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> tuple[PassInputs, Tensor]:
+    def _perturb_question(
+        self, model: UnifiedModel, question: PassInputs, generator: torch.Generator
+    ) -> tuple[PassInputs, Tensor]:
         """The question with a perturbation, and the perturbation as (B, N, D)."""
         assert question.images is not None
         with torch.no_grad():
@@ -165,15 +167,15 @@ class SampledPath(EmbeddingPath):
         self.sampling = sampling
 
     def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
-        return question  # here the buffer holds pictures that were attacked
+        return question  # the buffer holds attacked pictures already
 
     def harvest(
-        self, model: UnifiedModel, inputs: Attack, attacked: Attacked, losses: Tensor, generator: torch.Generator
+        self, model: UnifiedModel, inputs: Attack, attacked: AttackResult, losses: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         drawn: list[Tensor] = []
         sums: list[Tensor] = []
 
-        def disturb(embedding: Tensor) -> Tensor:
+        def perturb(embedding: Tensor) -> Tensor:
             return self._perturb(model, embedding.float(), lambda delta: inputs.question, generator)
 
         with torch.no_grad():
@@ -183,7 +185,7 @@ class SampledPath(EmbeddingPath):
                     guidance=self.sampling.guidance,
                     temperature=self.sampling.temperature,
                     generator=generator,
-                    disturb=disturb,
+                    perturb=perturb,
                 )
                 drawn.append(pixels)
                 sums.append(model(UNDERSTAND, about(model, inputs.question, pixels)).loss_sum)
@@ -193,12 +195,12 @@ class SampledPath(EmbeddingPath):
 
 
 def about(model: UnifiedModel, question: PassInputs, pixels: Tensor) -> PassInputs:
-    """The question about other pictures (B, 3, H, W) in [-1, 1], one per row; differentiable to them."""
+    """The question about other pictures (B, 3, H, W) in [-1, 1], one per row; differentiable with respect to them."""
     return dataclasses.replace(question, images=model.as_source(pixels).unsqueeze(1))
 
 
 def build_path(settings: Settings, adversary: Adversary) -> AttackPath:
-    """The path that the settings name."""
+
     if settings.path == "decoder":
         return DecoderPath(adversary, anchored=settings.anchor == "source")
     if settings.path == "embedding":

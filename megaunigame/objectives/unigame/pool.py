@@ -1,11 +1,10 @@
-"""The pool of hard pictures: what is mined goes through the CLIP filter into the hard buffer, and comes back as rows."""
+"""The pool of hard pictures: mined pictures pass the CLIP filter into the hard buffer, and are replayed as rows."""
 
 from __future__ import annotations
 
 import logging
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.objectives.player import Stage
 from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.attack import Attack
-from megaunigame.objectives.unigame.paths import Attacked
+from megaunigame.objectives.unigame.paths import AttackResult
 from megaunigame.objectives.unigame.settings import BufferSettings
 from megaunigame.objectives.unigame.tally import Tally, Totals
 from megaunigame.replay.hard_buffer import HardBuffer, MergeReport
@@ -26,11 +25,11 @@ from megaunigame.step.inputs import PassInputs
 log = logging.getLogger(__name__)
 
 PATIENCE = 3
-"""Merges in a row without a plausible candidate before the run says so."""
+"""Consecutive merges without a candidate before a warning."""
 
 
 class Pool:
-    """Filter, buffer, and the counts of the present step, on one rank."""
+    """Filter, buffer, and the counts of the current step, on one rank."""
 
     def __init__(self, settings: BufferSettings, buffer: HardBuffer, clip: ClipFilter | None, stage: Stage):
         self.settings, self.buffer, self.clip, self.stage = settings, buffer, clip, stage
@@ -42,10 +41,10 @@ class Pool:
         self.merged: MergeReport | None = None
         """The last merge."""
         self.empty_merges = 0
-        """Merges in a row without a candidate."""
+        """Consecutive merges without a candidate."""
 
     def similarity(self, attack: Attack, pictures: Tensor) -> Tensor:
-        """(B,) cosine of pictures (B, 3, H, W) in [-1, 1] with what they should show; 1 without a filter."""
+        """(B,) cosine of pictures (B, 3, H, W) in [-1, 1] with their source or text; 1 without a filter."""
         if self.clip is None:
             return pictures.new_ones(len(pictures))
         return self.clip.similarity(pictures, sources=attack.redraw.targets, texts=attack.texts)
@@ -54,7 +53,7 @@ class Pool:
     def mine(
         self,
         attack: Attack,
-        attacked: Attacked,
+        attacked: AttackResult,
         pictures: Tensor,
         losses: Tensor,
         question: PassInputs,
@@ -62,7 +61,7 @@ class Pool:
     ) -> None:
         """Offer the candidates of one micro-step: pictures (K, B, 3, H, W) in [-1, 1], loss sums (K, B).
 
-        `question` is that of `attack`, on the host. The buffer has them after `collect`.
+        `question` is that of `attack`, on the host. They enter the buffer in `collect`.
         """
         counts = attack.question.counts
         real = counts > 0
@@ -76,13 +75,13 @@ class Pool:
         self.mined.append((question, torch.stack(packed, 1), step))
 
     def collect(self) -> None:
-        """Put what was mined and replayed in this step into the buffer.
+        """Put this step's candidates and losses of replayed records into the buffer.
 
-        Once per step, after the update, when the device has nothing to do: each copy to the host waits for it.
+        Once per step, after the update, when the device is idle: each copy to the host waits for it.
         """
         for question, packed, step in self.mined:
             candidates = [to_records(self.buffer.layout, question, each, step) for each in packed.cpu().unbind(1)]
-            # Row by row and there candidate by candidate: the order in which a single rank would have met them.
+            # By row, then by candidate: the order in which a single rank would have mined them.
             records, accepted = (np.stack(each, 1).ravel() for each in zip(*candidates, strict=True))
             self.tally.not_finite += self.buffer.mine(records, accepted)
         for indices, losses in self.replayed:
@@ -100,16 +99,12 @@ class Pool:
         return to_rows(self.stage.model, self.buffer.records(indices))
 
     def refresh(self, indices: np.ndarray, losses: Tensor) -> None:
-        """Note the losses (B,) that replayed records had just now. The buffer has them after `collect`."""
+        """Keep the new losses (B,) of replayed records until `collect`."""
         if len(indices):
             self.replayed.append((indices, losses))
 
-    def rehearse(self) -> None:
-        """Collective: the calls of a merge, without one."""
-        self.buffer.rehearse(self.stage.world)
-
     def merge(self, step: int) -> None:
-        """Collective: let the hardest candidates of all ranks in."""
+        """Collective: move the hardest candidates of all ranks into the buffer."""
         self.merged = self.buffer.merge(self.stage.world, self.settings.percentile, step, self.settings.max_age)
         self.empty_merges = 0 if self.merged.candidates else self.empty_merges + 1
         if self.empty_merges and self.empty_merges % PATIENCE == 0 and self.stage.world.is_main:
@@ -139,16 +134,8 @@ class Pool:
                 metrics[names.BUFFER_THRESHOLD] = self.merged.threshold
         return metrics | (total.metrics(filtered=self.clip is not None) if attacked else {})
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of the buffer."""
-        self.buffer.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """This rank's share of what all ranks saved."""
-        self.buffer.load(folder)
-
     def state_dict(self) -> dict[str, Any]:
-        """What is the same on all ranks, as JSON values."""
+        """State that is equal on all ranks, as JSON values."""
         return {"empty_merges": self.empty_merges, "merged": None if self.merged is None else asdict(self.merged)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,13 +1,13 @@
 """Sources redrawn by another objective's rows: the attack takes the hidden states of the learner's own generate pass.
 
-What comes from there is what the term asked for: its prompts, a softened source, a dropped condition now and then. All of it
-is teacher forced towards the picture itself, so an anchored attack starts from the same codes in every case.
+Prompts, softened sources and dropped conditions are those of the term. All rows are teacher forced with the picture itself,
+so an anchored attack starts from the same codes in every case.
 """
 
 from __future__ import annotations
 
 from megaunigame.errors import ConfigError
-from megaunigame.objectives.unigame.paths import Redrawn
+from megaunigame.objectives.unigame.paths import Redraw
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.registry import unknown
 from megaunigame.step.inputs import PassOutput
@@ -15,12 +15,12 @@ from megaunigame.step.requests import GENERATE, StepPlan
 
 
 def check_redraw(settings: Settings, plan: StepPlan) -> None:
-    """Raises ConfigError unless the term that `redraw` names draws the attacked pictures in every micro-step."""
+    """Raises ConfigError unless the term named by `redraw` redraws the attacked pictures in every micro-step."""
     where, term = "objectives.unigame", settings.redraw
     able = [r.term for r in plan.of_pass(GENERATE) if r.redraws]
     if not able:
         raise ConfigError(
-            f"{where}.redraw={term}: no objective draws the sources again. Give objectives.unimrg.rows.pixel or "
+            f"{where}.redraw={term}: no objective redraws the sources. Give objectives.unimrg.rows.pixel or "
             f"objectives.generation.pixel_rows, or type {where}.redraw=own."
         )
     if term not in able:
@@ -43,12 +43,12 @@ def check_redraw(settings: Settings, plan: StepPlan) -> None:
             )
     if any(term in rotation.terms for rotation in plan.rotations):
         raise ConfigError(
-            f"{where}.redraw={term}: the term takes turns with others, and every attack needs it. Type "
+            f"{where}.redraw={term}: the term is in rotation with others, and every attack needs it. Type "
             f"objectives.unimrg.schedule=all, or {where}.redraw=own."
         )
 
 
-def redrawn_in(output: PassOutput, at: slice) -> Redrawn:
+def redrawn_in(output: PassOutput, at: slice) -> Redraw:
     """The rows `at` of a generate pass, cut off from its graph."""
     assert output.hidden is not None and output.target is not None
-    return Redrawn(output.hidden[at].detach(), output.target[at])
+    return Redraw(output.hidden[at].detach(), output.target[at])

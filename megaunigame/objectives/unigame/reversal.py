@@ -1,4 +1,4 @@
-"""Two players on one backward pass: the adversary receives the learner's gradient with its sign turned (arXiv 1409.7495)."""
+"""Gradient reversal layer (arXiv 1409.7495): in one backward pass the adversary receives the learner's gradient negated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Reversed(torch.autograd.Function):
 
 
 def reverse_gradient(question: PassInputs, factor: float) -> PassInputs:
-    """The same question; the gradient behind its picture or its visual tokens is multiplied by -factor."""
+    """The same question; the gradient into its pictures and perturbation is multiplied by -factor."""
     assert question.images is not None
     delta = question.visual_delta
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The settings of UniGame, and what is legal among them."""
+"""Settings of UniGame, with their checks."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class BufferSettings:
     max_age: int = at_least(0, 0)
     """Optimizer steps after which a picture leaves; 0: never."""
     temperature: float = above(0, 2.0)
-    """Of drawing by rank of hardness: 2 (released code) draws the hardest few, large values draw evenly."""
+    """Temperature of drawing by rank of loss: 2 (released code) draws the hardest few, large values draw evenly."""
 
 
 @dataclass
 class Penalties:
-    """What the adversary pays, per row. The adversary maximizes gain * loss - penalties."""
+    """Penalties of the adversary, per row. It maximizes gain * loss - penalties."""
 
     l2: float = at_least(0, 1.0e-4)
     """On the mean square of the perturbation."""
@@ -60,7 +60,7 @@ class Sampling:
 
 @dataclass
 class Settings:
-    """Defaults are the paper's; where paper and released code disagree, see each one."""
+    """Defaults are the paper's; where the released code differs, the field says so."""
 
     clean_rows: int = at_least(0, 4)
     """Rows of ordinary fine-tuning, per micro-step and rank."""
@@ -77,36 +77,37 @@ class Settings:
     mode: str = one_of(MODES, "alternating")
     """`alternating`: the adversary moves, then the learner (the paper); `simultaneous`: both from one understand pass."""
     every: int = at_least(1, 1)
-    """Optimizer steps from one attack to the next."""
+    """Attack in every n-th optimizer step."""
     path: str = "decoder"
     """`decoder`: perturbed post-LM tokens -> picture; `embedding`: perturbed input tokens, no picture; `sampled`: pictures
     drawn token by token (the released code, for comparing cost)."""
     anchor: str = one_of(ANCHORS, "source")
-    """`source`: a place keeps the code of the source unless the perturbation changes the likeliest one; `none`: all redrawn."""
+    """`source`: a position keeps the code of the source unless the perturbation changes the likeliest one; `none`: all
+    redrawn."""
     condition: str = one_of(CONDITIONS, "image")
     """What the redrawn picture is conditioned on: the source `image`, or its `caption`."""
     prompts: list[str] = field(default_factory=lambda: ["draw this image again ."])
-    """Condition `image`: one is drawn per attacked row. Use the wording the model knows."""
+    """Condition `image`: one is drawn per attacked row, in the wording of the training."""
     redraw: str = OWN
-    """`own`: a separate forward redraws the sources; or a generate term (`pixel`) whose rows draw the same samples in the
+    """`own`: a separate forward redraws the sources; or a generate term (`pixel`) whose rows redraw the same samples in the
     learner's pass, which the attack then reuses. Prompts, dropped conditions and LoRA dropout are then those of the term."""
     ratio: float = above(0, 250.0)
-    """Learning rate of the adversary over that of the learner."""
+    """Learning rate of the adversary / learning rate of the learner."""
     gain: float = above(0, 120.0)
-    """Weight of the answers' loss against the penalties."""
+    """Weight of the answers' loss relative to the penalties."""
     clip_norm: float = above(0, 1.0)
     """Largest gradient norm of the adversary."""
     weight_decay: float = at_least(0, 0.0)
     """Of the adversary."""
     penalties: Penalties = field(default_factory=Penalties)
     adversary: dict[str, Any] = field(default_factory=lambda: {"kind": "perturber"})
-    """`kind`: a module of megaunigame/adversary; next to it the settings of that adversary."""
+    """`kind`: a module of megaunigame/adversary; the other keys are settings of that adversary."""
     clip: ClipConfig | None = None
     """The CLIP filter; none: every picture is plausible."""
     buffer: BufferSettings = field(default_factory=BufferSettings)
     sampling: Sampling = field(default_factory=Sampling)
     pictures_every: int = at_least(0, 50)
-    """Attacking steps between picture grids of the report, the last of each has one; 0: none."""
+    """A picture grid in every n-th step that attacks; 0: none."""
     pictures: int = at_least(0, 4)
     """Rows of a grid."""
 
@@ -136,6 +137,6 @@ class Settings:
             raise ConfigError(f"{path}.adversary names no kind. Type {path}.adversary.kind=perturber.")
         kind = self.adversary["kind"]
         if self.path == "sampled" and find("adversary", kind, Adversary).climbs:
-            raise ConfigError(f"{path}: {kind} needs a gradient, which path=sampled has not. Type {path}.path=decoder.")
+            raise ConfigError(f"{path}: {kind} needs a gradient, which path=sampled does not have. Type {path}.path=decoder.")
         if self.penalties.clip and self.clip is None:
             raise ConfigError(f"{path}.penalties.clip needs the CLIP filter: give {path}.clip.pretrained.")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megaunigame.objectives.unigame.attack import QUESTION, Attack
 from megaunigame.objectives.unigame.game import ADVERSARIAL, PENALTY, Game
-from megaunigame.objectives.unigame.paths import Attacked, Redrawn
+from megaunigame.objectives.unigame.paths import AttackResult, Redraw
 from megaunigame.objectives.unigame.reversal import reverse_gradient
 from megaunigame.step.inputs import PassOutput, put_rows
 from megaunigame.step.micro import MicroStep, Step
@@ -18,20 +18,20 @@ from megaunigame.step.requests import UNDERSTAND
 
 
 class Simultaneous(Game):
-    """One backward serves both players."""
+    """One backward for learner and adversary."""
 
     def __init__(self, *given: Any):
         super().__init__(*given)
         self.losses = (PENALTY,) if self.adversary.learns else ()
-        self.joined: tuple[Attack, Attacked] | None = None
-        """The attack whose rows are in the present micro-step."""
+        self.joined: tuple[Attack, AttackResult] | None = None
+        """The attack whose rows are in the current micro-step."""
 
     def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
         attack, redrawn = self.rehearsed(micro)
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
-        self.pool.rehearse()
+        self.pool.buffer.rehearse(self.stage.world)
         at = self.stage.plan.widest(UNDERSTAND).slots(UNDERSTAND, ADVERSARIAL)
         micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, reverse_gradient(attacked.question, 1.0))
         if not self.adversary.learns:
@@ -43,7 +43,7 @@ class Simultaneous(Game):
         super().before_learner(step)
         if self.round.attacks:
             for micro in step.micro_steps:
-                at = micro.plan.slots(UNDERSTAND, ADVERSARIAL)  # the sources hold the places of what they become
+                at = micro.plan.slots(UNDERSTAND, ADVERSARIAL)  # replaced by the attacked rows
                 micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, micro.aside[QUESTION])
 
     def before_micro_step(self, step: Step, micro: MicroStep) -> None:
@@ -51,8 +51,8 @@ class Simultaneous(Game):
         if self.redrawn_by is None and self.round.attacks:
             self.attack(step, micro, None)
 
-    def attack(self, step: Step, micro: MicroStep, redrawn: Redrawn | None) -> None:
-        """Put the attacked rows of one micro-step among the learner's, and what the adversary pays among its losses."""
+    def attack(self, step: Step, micro: MicroStep, redrawn: Redraw | None) -> None:
+        """Put the attacked rows of one micro-step among the learner's, and the penalty among its losses."""
         attack = self.attack_of(micro).to(self.stage.world.device)
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, step.number, micro.number, redrawn)
@@ -76,7 +76,7 @@ class Simultaneous(Game):
 
     def after_learner(self, step: Step) -> dict[str, float]:
         if self.round.attacks:
-            # The engine averages over ranks, so the loss came times their number; the sum over ranks wants it once.
+            # The engine averages over ranks, so the loss was scaled by their number; the optimizer sums over ranks.
             size = self.stage.world.size
             self.round.gradients = [torch.zeros_like(p) if p.grad is None else p.grad / size for p in self.parameters]
             self.update(step)

@@ -17,7 +17,7 @@ class Totals:
     pictures: float
     """Attacked pictures."""
     plausible: float
-    """Of which the filter let pass."""
+    """Attacked pictures that the filter accepted."""
     similarity: float
     changed: float
     delta: float
@@ -45,7 +45,7 @@ class Totals:
 
 
 class Tally:
-    """Adds up on the device, where the attacks are; the host reads nothing before the step is over."""
+    """Sums on the device; the host reads nothing before the step is over."""
 
     def __init__(self, device: torch.device):
         self._attacked = torch.zeros(7, dtype=torch.float64, device=device)
@@ -56,7 +56,7 @@ class Tally:
     def add(
         self, real: Tensor, plausible: Tensor, similarity: Tensor, loss: Tensor, counts: Tensor, changed: Tensor, delta: Tensor
     ) -> None:
-        """One candidate per row, all (B,): `real` marks rows that are no dummies; `loss` is summed over `counts` positions."""
+        """One candidate per row, all (B,): `real` is False for dummy rows; `loss` is summed over `counts` positions."""
         finite = real & loss.isfinite()
         rows = [real, real & plausible, *(torch.where(real, each, 0) for each in (similarity, changed, delta))]
         rows += [torch.where(finite, each, 0) for each in (loss, counts)]

@@ -1,4 +1,4 @@
-"""The source as it is shown when pixels are to be drawn again: without the detail that could be copied code by code."""
+"""The source image of a pixel row, without detail that could be copied code by code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def soften(image: Tensor, downscale: float, blur: float) -> Tensor:
         grown = F.interpolate(shrunk, (height, width), mode="bilinear", align_corners=False)
         image = grown[0].round().clamp(0, 255).to(torch.uint8)
     if blur > 0:
-        reach = max(1, round(3 * blur))  # the kernel may not be wider than the picture can be mirrored
+        reach = max(1, round(3 * blur))  # mirror padding must be smaller than the picture
         reach = min(reach, image.shape[1] - 1, image.shape[2] - 1)
         image = gaussian_blur(image, [2 * reach + 1, 2 * reach + 1], [blur, blur])
     return image

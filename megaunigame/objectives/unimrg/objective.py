@@ -2,9 +2,8 @@
 
     L = w_u * CE(f(h, question), answer) + sum over representations r of w_r * L_image(f(h, prompt_r), picture_r)
 
-h is what the understanding path sees of the input image; L_image is the family's own image loss, so that a gradient of
-every picture reaches the understanding side. All weights are 1 in the release. Rows of pixels alone are RecA
-(arXiv 2509.07295).
+h: visual tokens of the input image on the understanding path; L_image: the family's own image loss, whose gradient reaches
+the understanding path. All weights are 1 in the release. Pixel rows alone are RecA (arXiv 2509.07295).
 """
 
 from __future__ import annotations
@@ -65,10 +64,10 @@ class UniMRG(Objective):
         c, task = self.config, request.term
         if task == UNDERSTANDING:
             return self.questions.row(request, sample, rng)
-        # Both draws happen for every row, so that what a row gets never depends on what it is.
+        # Draw both numbers for every row, so that the random stream does not depend on the kind of row.
         dropped, prompt = rng.random() < c.drop, self.prompts[task][int(rng.integers(len(self.prompts[task])))]
         if sample.image is None:
-            return None  # a conversation without an image is no fault of the data
+            return None  # a text-only conversation is not an error
         target = self.representations[task].picture(sample)
         if target is None:
             raise self._lacking(sample, task)

@@ -1,4 +1,4 @@
-"""What the model is asked for. One prompt is drawn per row.
+"""Prompts of the generated representations. One is drawn per row.
 
 `described` has as many wordings as the released code (360 for pixels, where the request is to describe the image, 5 for
 depth, 15 for segmentation); `paper` has the one sentence per task of the paper's figure.

@@ -1,4 +1,4 @@
-"""The settings of UniMRG, and what is legal among them."""
+"""Settings of UniMRG, with their checks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MISSING_TARGETS = ("substitute", "error")
 
 @dataclass
 class Settings:
-    """Tasks, their rows, and how the condition is shown."""
+    """Tasks, their rows, and how the source image is shown."""
 
     rows: dict[str, int] = at_least(0, dict)
-    """Task (`understanding`, or a representation) -> rows per micro-step and rank. Where tasks take turns, in this order.
+    """Task (`understanding`, or a representation) -> rows per micro-step and rank. In rotation, tasks follow this order.
 
     Empty: {understanding: 4, depth: 4, pixel: 4, segmentation: 4}."""
     weights: dict[str, float] = at_least(0, dict)
@@ -39,7 +39,7 @@ class Settings:
     own_prompts: dict[str, list[str]] = field(default_factory=dict)
     """Task -> wordings to use in place of the set's."""
     renderings: dict[str, str] = field(default_factory=dict)
-    """Representation -> how it is drawn, for example {segmentation: contours} (released code; default: regions)."""
+    """Representation -> its rendering, for example {segmentation: contours} (released code; default: regions)."""
     drop: float = half_open(0, 1, 0.1)
     """Probability that a pixel row loses its condition, text and image together, for classifier-free guidance."""
     source_gradient: float = between(0, 1, 1.0)

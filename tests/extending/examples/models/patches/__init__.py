@@ -14,7 +14,7 @@ from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.text.conversation import ConversationFormat
 from megaunigame.models.text.processor import HALF, RowProcessor
-from megaunigame.models.text.sequences import TokenRow
+from megaunigame.models.text.sequences import TokenSequence
 from megaunigame.models.weights.renamed import KeyTable
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.step.requests import GENERATE, UNDERSTAND
@@ -46,8 +46,8 @@ class PatchesFormat(ConversationFormat):
     def request(self, prompt: str, source: bool) -> str:
         return prompt
 
-    def unconditional(self, sequence: TokenRow) -> TokenRow:
-        empty = TokenRow()
+    def unconditional(self, sequence: TokenSequence) -> TokenSequence:
+        empty = TokenSequence()
         empty.add(self.request_closing)
         return empty
 
@@ -67,7 +67,7 @@ class Patches(CodeModel):
     @classmethod
     def open_processor(cls, path: str, *, max_length: int) -> RowProcessor:
         tokenizer, sizes = read_tokenizer(Path(path)), {"image_size": SIDE, "source_size": SIDE, "max_length": max_length}
-        after = {"behind_prompt": cls.codes_per_image, "loss_positions": cls.codes_per_image}
+        after = {"after_prompt": cls.codes_per_image, "loss_positions": cls.codes_per_image}
         return RowProcessor(tokenizer, PatchesFormat(tokenizer, path), **sizes, **after, mean=HALF, std=HALF)
 
     @staticmethod
