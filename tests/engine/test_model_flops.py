@@ -10,16 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megaunigame.engine.model_flops import CountFlops, ModelFlops
-from megaunigame.parallel.world import World
+from tests.worlds import OneRank
 
 TOKENS, WIDTH, OUT = 11, 7, 5
 LINEAR = 2 * TOKENS * WIDTH * OUT
 """Operations of the forward of one linear layer."""
-
-
-class OneRank(World):
-    def all_reduce_sum(self, tensor):
-        return tensor * self.size  # as if all ranks had counted the same
 
 
 def counted(trained: bool, differentiated: bool, again: bool = False) -> CountFlops:
@@ -79,7 +74,7 @@ def test_attention_on_a_cpu_is_counted_in_full() -> None:
 
 
 def test_only_the_first_step_is_counted_and_others_follow_their_tokens() -> None:
-    flops = ModelFlops(OneRank(0, 3, 0, torch.device("cpu")), wanted=True)
+    flops = ModelFlops(OneRank(size=3), wanted=True)
     for size in (4, 40):
         with flops.counting():
             torch.rand(size, WIDTH) @ torch.rand(WIDTH, OUT)
@@ -89,7 +84,7 @@ def test_only_the_first_step_is_counted_and_others_follow_their_tokens() -> None
 
 
 def test_nothing_is_counted_where_nobody_asks() -> None:
-    flops = ModelFlops(OneRank(0, 1, 0, torch.device("cpu")), wanted=False)
+    flops = ModelFlops(OneRank(size=1), wanted=False)
     with flops.counting() as mode:
         assert mode is None
     assert flops.of(10) is None

@@ -1,14 +1,13 @@
-"""A world of threads, a model that answers from the brightness of a picture, and the shards it is asked about."""
+"""A model that answers from the brightness of a picture, and the shards it is asked about."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,55 +19,8 @@ from megaunigame.step.inputs import IGNORE, PassInputs, PassOutput
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 
-T = TypeVar("T")
 END = 1
 SIDE = 8
-
-
-class ThreadWorld:
-    """One rank of `size` ranks that are threads of this process."""
-
-    def __init__(self, rank: int, size: int, shared: dict[str, Any]):
-        self.rank, self.size, self.device, self.shared = rank, size, torch.device("cpu"), shared
-
-    def all_gather_object(self, value: Any) -> list[Any]:
-        self.shared["slots"][self.rank] = value
-        self.shared["barrier"].wait()
-        gathered = list(self.shared["slots"])
-        self.shared["barrier"].wait()
-        return gathered
-
-    def gather_object(self, value: Any) -> list[Any]:
-        gathered = self.all_gather_object(value)
-        return gathered if self.rank == 0 else []
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).sum(0))
-
-
-def on_ranks(size: int, work: Callable[[ThreadWorld], T]) -> list[T]:
-    """Run `work(world)` on every rank; a rank that stops early breaks the barrier of the others after 10 s."""
-    shared = {"slots": [None] * size, "barrier": threading.Barrier(size, timeout=10)}
-    outcomes: list[Any] = [None] * size
-
-    def run(rank: int) -> None:
-        try:
-            outcomes[rank] = work(ThreadWorld(rank, size, shared))
-        except BaseException as error:  # handed to the test below
-            outcomes[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    # A rank that failed breaks the barrier of the others: its own error is the one that tells why.
-    errors = sorted(
-        (o for o in outcomes if isinstance(o, BaseException)), key=lambda e: isinstance(e, threading.BrokenBarrierError)
-    )
-    if errors:
-        raise errors[0]
-    return outcomes
 
 
 class FakeProcessor:

@@ -30,9 +30,10 @@ from megaunigame.settings import fill
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
-from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
+from tests.evaluation.fakes import bright_dark, write_tars
 from tests.multi_process.launcher import REPOSITORY
 from tests.tiny import tiny_config
+from tests.worlds import on_ranks
 
 LAYERS, SAMPLES = 3, 7
 SHIPPED = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"

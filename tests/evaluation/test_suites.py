@@ -19,7 +19,8 @@ from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.registry import find
 from megaunigame.settings import fill
-from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, on_ranks, write_tars
+from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, write_tars
+from tests.worlds import on_ranks
 
 SAMPLES = 11
 

@@ -14,8 +14,9 @@ from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
-from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
+from tests.evaluation.fakes import bright_dark, write_tars
 from tests.tiny import tiny_config
+from tests.worlds import on_ranks
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import build_objectives, build_plan
-from megaunigame.parallel.world import World
 from megaunigame.profiling import measure
 from megaunigame.profiling.measure import Measured
 from megaunigame.profiling.page import bars, profile_page
@@ -29,6 +26,7 @@ from megaunigame.step.phases import BACKWARD, DATA, GENERATE, PHASES, PLAYERS, U
 from tests.data.shard_files import write_shards
 from tests.multi_process.launcher import REPOSITORY
 from tests.multi_process.tiny_run import sample, write_recipe
+from tests.worlds import OneRank
 
 LENGTH = 168
 """Tokens of the longest row; a picture takes 64."""
@@ -172,20 +170,10 @@ def test_memory_is_planned_for_the_ranks_of_the_profile(tmp_path, monkeypatch, c
     assert "tiny is profiled without a plan of its memory. ConfigError: `objectives` is empty" in capsys.readouterr().err
 
 
-class OneRank(World):
-    """Its peers hold as much as it does."""
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        return tensor * self.size
-
-    def all_reduce_max(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-
 def test_rates_are_those_of_all_steps_together(monkeypatch) -> None:
     monkeypatch.setattr(measure, "bytes_per_rank", lambda *_: {"weights": 3, "gradients": 4})
     trainer = SimpleNamespace(
-        world=OneRank(0, 2, 0, torch.device("cpu")),
+        world=OneRank(size=2),
         performance=SimpleNamespace(peak=50.0),
         learner=SimpleNamespace(module=None),
         recipe=SimpleNamespace(engine=SimpleNamespace(precision="bf16")),
@@ -216,7 +204,7 @@ def test_rates_are_those_of_all_steps_together(monkeypatch) -> None:
 
 def test_the_peak_of_a_step_is_reported_by_the_next_one(monkeypatch) -> None:
     monkeypatch.setattr(measure, "peak_memory", lambda device: 40)
-    world = OneRank(0, 2, 0, torch.device("cpu"))
+    world = OneRank(size=2)
     assert measure._peak(world, [{names.PERF_PEAK_MEMORY_BYTES: peak} for peak in (90.0, 30.0, 20.0)]) == 40
     assert measure._peak(world, [{names.PERF_PEAK_MEMORY_BYTES: peak} for peak in (90.0, 50.0, 20.0)]) == 50
 

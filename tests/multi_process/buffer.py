@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from megaunigame.parallel.world import World, start_world
-from tests.adversary.simulated_ranks import (
+from tests.replay.random_games import (
     Game,
     check_round,
     held_numbers,
