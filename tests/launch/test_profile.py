@@ -174,7 +174,7 @@ def test_rates_are_those_of_all_steps_together(monkeypatch) -> None:
     monkeypatch.setattr(measure, "bytes_per_rank", lambda *_: {"weights": 3, "gradients": 4})
     trainer = SimpleNamespace(
         world=OneRank(size=2),
-        performance=SimpleNamespace(peak=50.0),
+        stepper=SimpleNamespace(performance=SimpleNamespace(peak=50.0)),
         learner=SimpleNamespace(module=None),
         recipe=SimpleNamespace(engine=SimpleNamespace(precision="bf16")),
         plan=SimpleNamespace(rows_per_micro_step=lambda: 7),
