@@ -22,7 +22,7 @@ from megaunigame.step.rows import Row, UnderstandRow
 
 
 def encoded(array: np.ndarray, form: str = "PNG", palette: int | None = None) -> bytes:
-    """An image file; `palette` makes a palette PNG of that many colours out of (H, W) uint8 ids."""
+    """An image file; `palette` makes a palette PNG of that many colors out of (H, W) uint8 ids."""
     picture = Image.fromarray(array)
     if palette is not None:
         picture = Image.frombytes("P", picture.size, picture.tobytes())
@@ -30,6 +30,16 @@ def encoded(array: np.ndarray, form: str = "PNG", palette: int | None = None) ->
     buffer = io.BytesIO()
     picture.save(buffer, form)
     return buffer.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    """A plain tar, as any tool writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 def sample_fields(number: int, side: int = 8) -> dict[str, bytes]:

@@ -22,6 +22,8 @@ from data_prep.annotator import Annotator, Row
 from data_prep.statistics import read_manifest
 from megaunigame.data.decode import decode_sample
 from tests.data.shard_files import encoded
+from tests.data_prep.stored import content, failures_of
+from tests.data_prep.stored import samples_of as stored
 from tests.data_prep.tiny_teachers import (
     KEEP_ALL,
     depth_checkpoint,
@@ -29,12 +31,11 @@ from tests.data_prep.tiny_teachers import (
     sam2_checkpoint,
     sam_checkpoint,
     sample_of,
-    stored,
     write_source,
 )
 from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, write_vqa
+from tests.multi_process.launcher import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 CLASSIC = ("--tasks", "segmentation", "--segmentation-teacher", "classic")
 FROM_FILES = ("--tasks", "depth", "--depth-teacher", "file")
@@ -72,10 +73,6 @@ def all_three(models: Path, sam: str = "sam") -> list[str]:
         *("--tasks", "depth,segmentation,clip", "--depth-model", str(models / "depth")),
         *("--segmentation-model", str(models / sam), "--clip-model", "tiny-random", "--set", *settings),
     ]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.mark.parametrize("sam", ["sam", "sam2"])
@@ -226,7 +223,7 @@ def test_samples_without_a_usable_prediction_fail_and_can_be_retried(
     assert not (out / "dataset.json").exists()
 
     assert annotate(source, out, *settings, "--max-failed-fraction", "0.1") == 0
-    failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    failures = failures_of(out)
     assert [failure["key"] for failure in failures] == ["0003", "0011"]
     assert "NaN or infinite depth" in failures[0]["reason"] and "0011.npy: No such file" in failures[1]["reason"]
     found = stored(out)
@@ -266,7 +263,7 @@ def test_pictures_that_cannot_be_decoded_fail_with_the_reason(tmp_path: Path) ->
         writer.write({"__key__": "c", "json": b"[]", "png": encoded(picture(3, 20, 20))})
     assert annotate(tmp_path, tmp_path / "out", *CLASSIC, "--max-failed-fraction", "0.7", "--name", "mine") == 0
     assert list(stored(tmp_path / "out")) == ["a"] and (tmp_path / "out" / "mine-000000.tar").is_file()
-    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    reasons = [failure["reason"] for failure in failures_of(tmp_path / "out")]
     assert "not a readable" in reasons[0] and "object" in reasons[1]
 
 
@@ -366,9 +363,9 @@ def test_the_picture_file_itself_is_never_touched(whole: Path, source: Path) -> 
             assert stored(whole)[key][name] == fields[name]
 
 
-def test_a_viewer_opens_the_segmentation_in_colours(whole: Path, tmp_path: Path) -> None:
+def test_a_viewer_opens_the_segmentation_in_colors(whole: Path, tmp_path: Path) -> None:
     fields = next(fields for fields in stored(whole).values() if "seg.png" in fields)
     (tmp_path / "seg.png").write_bytes(fields["seg.png"])
     with Image.open(tmp_path / "seg.png") as opened:
-        colours = np.unique(np.array(opened.convert("RGB")).reshape(-1, 3), axis=0)
-        assert opened.mode == "P" and len(colours) == len(np.unique(opened)) > 2
+        colors = np.unique(np.array(opened.convert("RGB")).reshape(-1, 3), axis=0)
+        assert opened.mode == "P" and len(colors) == len(np.unique(opened)) > 2

@@ -19,8 +19,9 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.inputs.sample import LONGEST_KEY, short_key
 from data_prep.scenes.samples import sample as scene
+from tests.data.shard_files import write_tar
 from tests.data_prep.stored import failures_of, records_of, samples_of
-from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, picture, write_tar, write_vqa
+from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, picture, write_vqa
 
 TALK = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
 

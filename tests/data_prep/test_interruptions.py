@@ -8,29 +8,23 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from data_prep import shard_writer
 from data_prep.__main__ import main
 from data_prep.shard_writer import Job, Shard, ShardSample, write_atomically, write_dataset
 from megaunigame.errors import DataError
 from tests.data_prep.stored import content, failures_of, samples_of
+from tests.data_prep.toy_sets import picture
 
 ENTRIES = 30
 SHARD_SIZE = 5
-
-
-def picture(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (96, 96, 3), dtype=np.uint8)).save(out, "jpeg")
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "entries.json").write_text(json.dumps(entries))
     for k in range(ENTRIES):
         if k != 12:
-            (folder / f"{k}.jpg").write_bytes(picture(k))
+            (folder / f"{k}.jpg").write_bytes(picture(k, 96, 96))
     return folder
 
 
@@ -50,13 +44,6 @@ def arguments(source: Path, out: Path, *more: str) -> list[str]:
     files = ["--json", str(source / "entries.json"), "--image-root", str(source), "--out", str(out)]
     limits = ["--shard-size", str(SHARD_SIZE), "--max-failed-fraction", "0.1"]
     return ["pack", "--format", "llava-json", *files, *limits, *more]
-
-
-def copied(source: Path, folder: Path) -> Path:
-    folder.mkdir()
-    for path in source.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +119,7 @@ def test_dead_after_any_step_and_run_again(
 
 @pytest.mark.parametrize("step", range(3))
 def test_dead_in_a_retry_and_run_again(step: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, pictures = tmp_path / "out", copied(source, tmp_path / "pictures")
+    out, pictures = tmp_path / "out", shutil.copytree(source, tmp_path / "pictures")
     assert main(arguments(pictures, out)) == 0
     (pictures / "12.jpg").write_bytes((pictures / "11.jpg").read_bytes())
     dies_before_rename(step, arguments(pictures, out, "--retry-failed"), monkeypatch)
@@ -176,17 +163,17 @@ def test_a_rank_leaves_the_others_files_alone(source: Path, whole: Path, tmp_pat
     assert content(tmp_path) == content(whole)
 
 
-def test_retry_mends_the_shard_of_a_picture_that_came_back(source: Path, whole: Path, tmp_path: Path) -> None:
-    out, pictures = tmp_path / "out", copied(source, tmp_path / "pictures")
+def test_retry_fixes_the_shard_of_a_picture_that_came_back(source: Path, whole: Path, tmp_path: Path) -> None:
+    out, pictures = tmp_path / "out", shutil.copytree(source, tmp_path / "pictures")
     assert main(arguments(pictures, out)) == 0
     assert failures_of(out) == [{"key": "00000012-12", "image": "12.jpg", "reason": "missing file"}]
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("llava-*")}
 
-    (pictures / "12.jpg").write_bytes(picture(12))
+    (pictures / "12.jpg").write_bytes(picture(12, 96, 96))
     assert main(arguments(pictures, out)) == 0
     assert "00000012-12" not in samples_of(out), "without --retry-failed a shard that is done stays"
     assert main(arguments(pictures, out, "--retry-failed")) == 0
-    assert samples_of(out)["00000012-12"]["jpg"] == picture(12)
+    assert samples_of(out)["00000012-12"]["jpg"] == picture(12, 96, 96)
     assert not (out / "failures.jsonl").exists()
     touched = {path.name for path in out.glob("llava-*") if path.stat().st_mtime_ns != before[path.name]}
     assert touched == {"llava-000002.tar", "llava-000002.idx.json", "llava-000002_stats.json"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from data_prep.__main__ import main
 from data_prep.scenes import command
 from data_prep.shard_writer import index_of
 from megaunigame.errors import DataError
+from tests.data.shard_files import write_tar
+from tests.data_prep.stored import content
 
 COUNT = 50
 
@@ -21,10 +24,6 @@ COUNT = 50
 def scenes(folder: Path, *more: str) -> int:
     settings = ["--count", str(COUNT), "--shard-size", "20", "--split", "train", "--seed", "4"]
     return main(["scenes", "--out", str(folder), *settings, *more])
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +96,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(whole: Path, tmp_path: P
 
 @pytest.mark.parametrize("damage", ["no statistics", "short tar", "no tar", "no index", "other index"])
 def test_a_shard_that_is_not_whole_is_written_again(damage: str, whole: Path, tmp_path: Path) -> None:
-    for name, data in content(whole).items():
-        (tmp_path / name).write_bytes(data)
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     shard = tmp_path / "train-000001"
     match damage:
         case "no statistics":
@@ -121,8 +119,7 @@ def test_a_shard_that_is_not_whole_is_written_again(damage: str, whole: Path, tm
 def test_other_settings_in_the_same_folder_are_refused_until_overwrite(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, data in content(whole).items():
-        (tmp_path / name).write_bytes(data)
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     assert scenes(tmp_path, "--count", "20") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert content(tmp_path) == content(whole)
@@ -154,9 +151,7 @@ def test_bad_numbers_are_refused_before_anything_is_written(
 
 def test_fields_of_a_key_must_be_adjacent(tmp_path: Path) -> None:
     path = tmp_path / "a-000000.tar"
-    with tarfile.open(path, "w") as tar:
-        for name in ("one.json", "two.json", "one.png"):
-            tar.addfile(tarfile.TarInfo(name))
+    write_tar(path, [(name, b"") for name in ("one.json", "two.json", "one.png")])
     with pytest.raises(DataError, match="'one' are not adjacent"):
         index_of(path)
 

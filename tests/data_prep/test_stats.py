@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.contact_sheet import CELL, GAP, TEXT_WIDTH, contact_sheet, id_colours
 from data_prep.picture_statistics import PictureStatistics, histogram
-from data_prep.shard_writer import Job, Shard, ShardSample, finish_dataset, write_dataset
+from data_prep.shard_writer import Job, Shard, ShardSample
 from megaunigame.data.decode import Sample
+from tests.data.shard_files import encoded
+from tests.data_prep.stored import write_whole
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +67,15 @@ def test_bars_are_in_proportion() -> None:
 
 
 def test_captions_text_rows_and_failures_without_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = io.BytesIO()
-    Image.new("RGB", (600, 300), "red").save(out, "png")
+    red = encoded(np.full((300, 600, 3), (255, 0, 0), np.uint8))
     talk = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
     samples: list[ShardSample] = [
-        {"__key__": "a", "png": out.getvalue(), "json": json.dumps({"caption": "three short words"}).encode()},
-        {"__key__": "b", "png": out.getvalue(), "json": json.dumps({"caption": "one"}).encode()},
+        {"__key__": "a", "png": red, "json": json.dumps({"caption": "three short words"}).encode()},
+        {"__key__": "b", "png": red, "json": json.dumps({"caption": "one"}).encode()},
         {"__key__": "c", "json": json.dumps({"conversations": talk}).encode()},
     ]
     job = Job(tmp_path, "x", {}, shards=1, shard=lambda k: Shard(samples=samples, failures=[{"key": "d", "reason": "gone"}]))
-    statistics = write_dataset(job, workers=1, overwrite=False)
-    assert statistics is not None
-    finish_dataset(job, statistics, max_failed_fraction=0.5)
+    write_whole(job, max_failed_fraction=0.5)
     assert main(["stats", str(tmp_path), "--sheet", str(tmp_path / "sheet.png"), "--sheet-samples", "2"]) == 0
     shown = capsys.readouterr().out
     assert "captions of 2 samples: 1 to 3 words, 2.0 on average" in shown

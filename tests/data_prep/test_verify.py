@@ -19,7 +19,9 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.scenes.samples import sample
-from data_prep.shard_writer import Job, Shard, ShardSample, write_dataset, write_manifest
+from data_prep.shard_writer import Job, Shard, ShardSample
+from tests.data.shard_files import encoded
+from tests.data_prep.stored import write_whole
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +74,15 @@ def test_tampered_shards_are_found(
 
 def _scaled_depth(fields: ShardSample) -> None:
     depth = np.array(Image.open(io.BytesIO(bytes(fields["depth.png"])))) // 2
-    fields["depth.png"] = _png(Image.fromarray(depth))
+    fields["depth.png"] = encoded(depth)
 
 
 def _eight_bits(fields: ShardSample) -> None:
-    fields["depth.png"] = _png(Image.fromarray(np.zeros((64, 64), dtype=np.uint8)))
+    fields["depth.png"] = encoded(np.zeros((64, 64), dtype=np.uint8))
 
 
 def _foreign_id(fields: ShardSample) -> None:
-    fields["seg.png"] = _png(Image.fromarray(np.full((64, 64), 9, dtype=np.uint8)))
+    fields["seg.png"] = encoded(np.full((64, 64), 9, dtype=np.uint8))
 
 
 def _no_marker(fields: ShardSample) -> None:
@@ -92,9 +94,9 @@ def _kinds_short(fields: ShardSample) -> None:
     fields["json"] = json.dumps(record | {"kinds": record["kinds"][:-1]}).encode()
 
 
-def _colours_for_ids(fields: ShardSample) -> None:
+def _colors_for_ids(fields: ShardSample) -> None:
     with Image.open(io.BytesIO(bytes(fields["seg.png"]))) as picture:
-        fields["seg.png"] = _png(picture.convert("RGB"))
+        fields["seg.png"] = encoded(np.array(picture.convert("RGB")))
 
 
 def _palette_too_short(fields: ShardSample) -> None:
@@ -108,14 +110,13 @@ def _palette_too_short(fields: ShardSample) -> None:
 
 
 def _other_size(fields: ShardSample) -> None:
-    fields["seg.png"] = _png(Image.new("P", (32, 32)))
+    fields["seg.png"] = encoded(np.zeros((32, 32), np.uint8), palette=256)
     fields["json"] = json.dumps({"caption": "words"}).encode()
 
 
 def _cut_jpeg(fields: ShardSample) -> None:
-    out = io.BytesIO()
-    Image.open(io.BytesIO(bytes(fields.pop("png")))).save(out, "jpeg")
-    fields["jpg"] = out.getvalue()[:400]
+    with Image.open(io.BytesIO(bytes(fields.pop("png")))) as picture:
+        fields["jpg"] = encoded(np.array(picture), "jpeg")[:400]
 
 
 def _wrong_width(fields: ShardSample) -> None:
@@ -148,7 +149,7 @@ def _no_json(fields: ShardSample) -> None:
         (_no_marker, "0 turns with <image>"),
         (_kinds_short, "kinds for"),
         (_no_json, "json"),
-        (_colours_for_ids, "'seg.png' is a PNG of mode RGB; ids in a palette"),
+        (_colors_for_ids, "'seg.png' is a PNG of mode RGB; ids in a palette"),
         (_palette_too_short, "its palette only 1 colours"),
         (_other_size, "segmentation is (32, 32), depth (64, 64)"),
         (_cut_jpeg, "field 'jpg' (400 bytes) is not a readable"),
@@ -179,15 +180,15 @@ def test_all_samples_with_faults_are_counted(tmp_path: Path, capsys: pytest.Capt
     assert "Sample 'val-00000001': field 'depth.png'" in shown and "(and 2 more samples with faults)" in shown
 
 
-def test_captions_grey_ids_and_constant_depth_are_legal(tmp_path: Path) -> None:
-    flat, grey, text = (sample(1, "val", number, 64) for number in range(3))
-    for fields in (flat, grey):
+def test_captions_gray_ids_and_constant_depth_are_legal(tmp_path: Path) -> None:
+    flat, gray, text = (sample(1, "val", number, 64) for number in range(3))
+    for fields in (flat, gray):
         fields["json"] = json.dumps({"caption": "words"}).encode()
-    flat["depth.png"] = _png(Image.fromarray(np.zeros((64, 64), dtype=np.uint16)))
-    grey["seg.png"] = _png(Image.fromarray(np.full((64, 64), 255, dtype=np.uint8)))
+    flat["depth.png"] = encoded(np.zeros((64, 64), dtype=np.uint16))
+    gray["seg.png"] = encoded(np.full((64, 64), 255, dtype=np.uint8))
     talk = [{"from": "human", "value": "hello ?"}, {"from": "gpt", "value": "yes"}]
     text = {"__key__": "text", "json": json.dumps({"conversations": talk}).encode()}
-    _written([flat, grey, text], tmp_path)
+    _written([flat, gray, text], tmp_path)
     assert main(["verify", str(tmp_path)]) == 0
 
 
@@ -231,10 +232,7 @@ def test_a_folder_without_manifest_is_no_data_set(tmp_path: Path, capsys: pytest
 
 
 def _written(samples: Sequence[ShardSample], folder: Path) -> None:
-    job = Job(folder, "odd", {"command": "test"}, shards=1, shard=lambda number: Shard(samples=samples))
-    statistics = write_dataset(job, workers=1, overwrite=False)
-    assert statistics is not None
-    write_manifest(job, statistics)
+    write_whole(Job(folder, "odd", {"command": "test"}, shards=1, shard=lambda number: Shard(samples=samples)))
 
 
 def _replaced(path: Path, content: bytes, counted: str, folder: Path) -> None:
@@ -257,9 +255,3 @@ def _patch(path: Path, offset: int, data: bytes) -> None:
 def _append(path: Path, data: bytes) -> None:
     with open(path, "ab") as stream:
         stream.write(data)
-
-
-def _png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "png")
-    return out.getvalue()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from megaunigame.errors import DataError
 from megaunigame.step.inputs import IGNORE, PassInputs, PassOutput
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.data.shard_files import encoded, write_tar
 
 END = 1
 SIDE = 8
@@ -102,9 +100,9 @@ class FakeModel(nn.Module):
         predictions = torch.full_like(inputs.labels, 3)
         for row in range(len(inputs.labels)):
             for turn in inputs.segments[row].unique():
-                labelled = ((inputs.labels[row] != IGNORE) & (inputs.segments[row] == turn)).nonzero().squeeze(1)
-                said = [*map(ord, "bright" if brightness[row] > 0 else "dark"), END] + [3] * len(labelled)
-                predictions[row, labelled] = torch.tensor(said[: len(labelled)], dtype=torch.int64)
+                labeled = ((inputs.labels[row] != IGNORE) & (inputs.segments[row] == turn)).nonzero().squeeze(1)
+                said = [*map(ord, "bright" if brightness[row] > 0 else "dark"), END] + [3] * len(labeled)
+                predictions[row, labeled] = torch.tensor(said[: len(labeled)], dtype=torch.int64)
         wrong = ((predictions != inputs.labels) & (inputs.labels != IGNORE)).sum(1).float()
         return PassOutput(loss_sum=wrong, predictions=predictions if predict else None)
 
@@ -126,7 +124,7 @@ class FakeModel(nn.Module):
 
 
 def picture(level: int) -> np.ndarray:
-    """(8, 8, 3) uint8: grey of that level, with some texture."""
+    """(8, 8, 3) uint8: gray of that level, with some texture."""
     texture = np.random.default_rng(level).integers(-8, 9, (SIDE, SIDE, 3))
     return (level + texture).clip(0, 255).astype(np.uint8)
 
@@ -158,19 +156,12 @@ def bright_dark(count: int) -> list[tuple[np.ndarray | None, dict[str, Any]]]:
 
 def write_tars(folder: Path, samples: Sequence[tuple[np.ndarray | None, dict[str, Any]]], per_shard: int = 4) -> str:
     """Plain tars, as any WebDataset tool writes them."""
-    folder.mkdir(parents=True, exist_ok=True)
     for shard, start in enumerate(range(0, len(samples), per_shard)):
-        with tarfile.open(folder / f"data-{shard:06d}.tar", "w") as tar:
-            for i, (image, meta) in enumerate(samples[start : start + per_shard], start=start):
-                fields = {"json": json.dumps(meta).encode()}
-                if image is not None:
-                    buffer = io.BytesIO()
-                    Image.fromarray(image).save(buffer, "PNG")
-                    fields["png"] = buffer.getvalue()
-                for name, data in fields.items():
-                    member = tarfile.TarInfo(f"s{i:04d}.{name}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        members = []
+        for i, (image, meta) in enumerate(samples[start : start + per_shard], start=start):
+            members.append((f"s{i:04d}.json", json.dumps(meta).encode()))
+            members += [(f"s{i:04d}.png", encoded(image))] if image is not None else []
+        write_tar(folder / f"data-{shard:06d}.tar", members)
     return str(folder)
 
 

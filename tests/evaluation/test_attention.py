@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import math
 import runpy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,7 +29,7 @@ from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
 from tests.evaluation.fakes import bright_dark, write_tars
-from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.tiny import tiny_config
 from tests.worlds import on_ranks
 
@@ -193,8 +191,7 @@ def test_from_a_teacher_to_a_file(shards, tmp_path) -> None:
     """The shipped tiny Janus, in a process of its own."""
     out, plot = tmp_path / "new" / "targets.yaml", tmp_path / "curves.png"
     options = ["--plot", str(plot), "--samples", "4", "--bands", "2", "--dtype", "fp32", "--batch", "3"]
-    run = [sys.executable, str(SCRIPT), *command(SHIPPED, shards, out, *options)]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
+    done = run_script(SCRIPT, *command(SHIPPED, shards, out, *options))
     assert done.returncode == 0, done.stderr
     assert "100%" in done.stderr and "batches" in done.stderr
     assert "Attention of answers to the picture" in done.stdout and "spread over samples (%)" in done.stdout

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +22,7 @@ from megaunigame.profiling.text import fact_rows, phase_rows, ratio_rows, unit_n
 from megaunigame.profiling.twin import fine_tuning_twin
 from megaunigame.step.phases import BACKWARD, DATA, GENERATE, PHASES, PLAYERS, UNDERSTAND
 from tests.data.shard_files import write_shards
-from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.multi_process.tiny_run import sample, write_recipe
 from tests.worlds import OneRank
 
@@ -35,14 +33,9 @@ GAME = "objectives={unigame: {clean_rows: 2, hard_rows: 1, attack_rows: 3, clip:
 TWIN = "sft of tiny"
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A launch script in another process, where it can end its process group."""
-    command = [sys.executable, f"launch/{script}", *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-
-
 def launch(script: str, *arguments: object) -> None:
-    done = run(script, *arguments)
+    """In another process, where it can end its process group."""
+    done = run_script(f"launch/{script}", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -58,7 +51,7 @@ def profile(tmp_path_factory) -> tuple[list[dict], str, str]:
     home = tmp_path_factory.mktemp("profile")
     recipe = shape(home, schedule={"steps": 1, "warmup_steps": 0})
     options = ["--against", "sft", "--steps", 3, "--warmup", 1, "--out", home / "out"]
-    done = run("profile.py", recipe, GAME, "seed=3", *options)
+    done = run_script("launch/profile.py", recipe, GAME, "seed=3", *options)
     assert done.returncode == 0 and done.stderr.count("1 step of warm-up: too few") == 1, done.stderr
     said = done.stdout
     assert sorted(path.name for path in (home / "out").iterdir()) == ["profile.html", "profile.json"]
@@ -146,13 +139,13 @@ def test_tasks_that_take_turns_have_no_twin(tmp_path) -> None:
 
 
 def test_no_step_is_no_profile(tmp_path) -> None:
-    done = run("profile.py", shape(tmp_path), "--steps", "0")
+    done = run_script("launch/profile.py", shape(tmp_path), "--steps", "0")
     assert done.returncode == 2 and "--steps and --warmup must be at least 1; got 0 and 3" in done.stderr
     assert "too few" not in done.stderr
 
 
 def test_a_profile_of_weights_that_are_not_there_says_how_to_do_without(tmp_path) -> None:
-    done = run("profile.py", shape(tmp_path), "model.path=nowhere", "model.weights=pretrained", "model.size=7b")
+    done = run_script("launch/profile.py", shape(tmp_path), "model.path=nowhere", "model.weights=pretrained", "model.size=7b")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "No folder at model.path=nowhere" in done.stderr and "launch/profile.py: model.weights=random." in done.stderr
 

@@ -6,22 +6,25 @@ A new family needs fixtures NAME_path and NAME_state in conftest.py.
 from __future__ import annotations
 
 import pickle
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megaunigame.errors import ModelError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.causal.model import CausalModel
+from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import available, find
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.models.conftest import EMU3_PICTURES
 from tests.models.shared import ALL_TARGETS, PLAN, TURNS, built, copied, counted_calls, generate, left_padded, understand
 
 FAMILIES = available("models", UnifiedModel)
@@ -134,6 +137,18 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, tmp_path):
     with_state({k: v for k, v in state.items() if not k.startswith(keys.frozen + "decoder")})
     with pytest.raises(ModelError, match=f"{family.frozen_name} in .* missing: decoder"):
         family.load(tmp_path)
+
+
+@pytest.mark.parametrize("tiny", CODE_FAMILIES, indirect=True)
+def test_a_written_folder_survives_another_round(tiny, tmp_path):
+    read_config = import_module(f"megaunigame.models.{tiny.family.name}.configuration").read_config
+    write_folder = import_module(f"megaunigame.models.{tiny.family.name}.folder").write_folder
+    state = load_file(tiny.path / "model.safetensors")
+    pictures = EMU3_PICTURES if tiny.family.name == "emu3" else {}
+    write_folder(tmp_path, read_config(tiny.path), state, read_tokenizer(tiny.path), **pictures)
+    again = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(again[k], v) for k, v in state.items())
+    assert read_config(tmp_path).to_dict() == read_config(tiny.path).to_dict()
 
 
 @pytest.mark.parametrize(("attention", "message"), [("flash", "legal are sdpa"), ("flash_attention_2", "flash_attn")])

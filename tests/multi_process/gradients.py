@@ -120,6 +120,12 @@ CASES = {
 }
 
 
+def trainer_of(name: str, home: Path, world: World, **settings) -> Trainer:
+    """The trainer of a recipe of these settings; each rank writes its own file. The run goes to `home`/runs/`name`."""
+    file = write_recipe(home / f"{name}-{world.rank}.yaml", home, **settings)
+    return Trainer(load_recipe(str(file), [f"output={home / 'runs' / name}"]), world)
+
+
 def gathered(parameter: torch.nn.Parameter) -> torch.Tensor:
     """The whole parameter on every rank."""
     if not hasattr(parameter, "ds_id"):
@@ -137,10 +143,9 @@ def check_partitioned(trainer: Trainer, world: World) -> None:
 
 
 def run(case: str, settings: dict, home: Path, world: World) -> None:
-    recipe_file = write_recipe(home / f"{case}-{world.rank}.yaml", home, **settings)
-    recipe = load_recipe(str(recipe_file), [f"output={home / 'runs' / case}"])
     with watching_loading() as gathered_at_once:
-        trainer = Trainer(recipe, world)
+        trainer = trainer_of(case, home, world, **settings)
+    recipe = trainer.recipe
     reference = AttentionReference if "aia" in recipe.objectives else PlainReference
     plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
     measured = sum(name.startswith("aia_") for name in trainer.stepper.terms.names)
@@ -203,8 +208,7 @@ def watching_loading() -> Iterator[list[int]]:
 
 def check_divergence(home: Path, world: World) -> None:
     """A loss that is not finite on one rank stops all ranks, which name it, and updates nothing."""
-    file = write_recipe(home / f"diverges-{world.rank}.yaml", home)
-    trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / 'diverges'}"]), world)
+    trainer = trainer_of("diverges", home, world)
     before = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]
     forward = trainer.learner.forward
 

@@ -11,10 +11,12 @@ from typing import NoReturn
 import numpy as np
 import yaml
 
+from megaunigame.models.base import UnifiedModel
 from megaunigame.models.emu3 import folder as emu3_folder
 from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from megaunigame.models.openuni import folder as openuni_folder
 from megaunigame.parallel.world import World
+from megaunigame.registry import available
 from tests.data.shard_files import encoded, write_shards
 from tests.tiny import tiny_config
 
@@ -96,6 +98,13 @@ def write_emu3(folder: Path) -> Path:
 def write_family(folder: Path, family: str) -> Path:
     """The random model of a family."""
     return {"janus": write_model, "openuni": write_openuni, "emu3": write_emu3}[family](folder)
+
+
+def write_families(home: Path) -> Path:
+    """The random models of all families, in the home of a launch."""
+    for family in available("models", UnifiedModel):
+        write_family(home / FOLDERS[family], family)
+    return home
 
 
 def sample(number: int) -> dict[str, bytes]:

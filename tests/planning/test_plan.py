@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from megaunigame.planning.operations import Operations
 from megaunigame.planning.plan import Plan
 from megaunigame.planning.text import describe
 from megaunigame.registry import find
-from tests.planning.plans import REPOSITORY, tiny
+from tests.multi_process.launcher import REPOSITORY, run_script
+from tests.planning.plans import tiny
 
 
 def trained(plan: Plan) -> int:
@@ -145,9 +144,9 @@ def test_plans_equal_the_engine(tmp_path: Path, recipe: str, overrides: list[str
     (tmp_path / "knobs.json").write_text(json.dumps({"zero_optimization": zero}))
     written = tmp_path / "made" / "plan.json"
     given = [*overrides, f"engine.ds_config={tmp_path / 'knobs.json'}", f"output={tmp_path / 'run'}", "--json", str(written)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, "launch/plan.py", f"launch/recipes/{recipe}.yaml", *given, "--gpus-per-node", "2", "--check"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    done = run_script(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     checked = [line for line in done.stdout.splitlines() if "engine" in line and "planned" in line]
     assert len(checked) == 2 and all(line.endswith(": equal") for line in checked), done.stdout
