@@ -23,7 +23,7 @@ TEXT = [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "that"}]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(tmp_path) -> Path:
     folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
     picture = Image.fromarray(np.arange(12 * 10 * 3, dtype=np.uint8).reshape(12, 10, 3))
@@ -35,14 +35,14 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def pack(tmp_path: Path, entries: Any, pictures: Path, *more: str) -> int:
+def pack(tmp_path, entries: Any, pictures: Path, *more: str) -> int:
     source = tmp_path / "entries.json"
     source.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     out = ["--out", str(tmp_path / "out")]
     return main(["pack", "--format", "llava-json", "--json", str(source), "--image-root", str(pictures), *out, *more])
 
 
-def test_images_are_stored_as_they_are_and_others_as_png(tmp_path: Path, pictures: Path) -> None:
+def test_images_are_stored_as_they_are_and_others_as_png(tmp_path, pictures):
     names = ["a.png", "b.jpg", "c.webp", "d.gif", "sub/e.bmp", "wrong_name.jpg"]
     assert pack(tmp_path, [{"id": n, "image": n, "conversations": TALK} for n in names], pictures) == 0
     found = samples_of(tmp_path / "out")
@@ -67,7 +67,7 @@ def test_images_are_stored_as_they_are_and_others_as_png(tmp_path: Path, picture
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
-def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictures: Path) -> None:
+def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path, pictures):
     late = [{"from": "human", "value": "what ?\n<image>"}, {"from": "gpt", "value": "that"}]
     system = [{"from": "system", "value": "be short"}, *TEXT]
     entries = [
@@ -88,7 +88,7 @@ def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictur
     assert said[4]["conversations"] == TALK
 
 
-def test_failures_are_counted_listed_and_limited(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_counted_listed_and_limited(tmp_path, pictures, capsys):
     names = ["a.png", "gone.png", "text.jpg", "empty.png", "b.jpg"]
     entries = [{"id": k, "image": name, "conversations": TALK} for k, name in enumerate(names)]
 
@@ -145,16 +145,14 @@ def _with(**changes: Any) -> list[Any]:
         (_with(conversations=[{"from": "human", "value": "<image><image>"}, TALK[1]]), "more than once"),
     ],
 )
-def test_json_of_another_form_is_refused_with_the_entry(
-    entries: Any, said: str, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_of_another_form_is_refused_with_the_entry(entries, said, tmp_path, pictures, capsys):
     assert pack(tmp_path, entries, pictures) == 2
     message = capsys.readouterr().err
     assert said in message and "entries.json" in message and "Traceback" not in message
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files_and_folders_are_named(tmp_path, pictures, capsys):
     assert pack(tmp_path, _with(), tmp_path / "nowhere") == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
     arguments = ["--json", str(tmp_path / "no.json"), "--image-root", str(pictures), "--out", str(tmp_path / "out")]
@@ -162,9 +160,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path, pictures: Path, cap
     assert "no.json: cannot be read" in capsys.readouterr().err
 
 
-def test_another_json_in_the_same_folder_needs_overwrite(
-    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_json_in_the_same_folder_needs_overwrite(tmp_path, pictures, capsys):
     assert pack(tmp_path, _with(), pictures) == 0
     assert pack(tmp_path, _with(), pictures) == 0
     assert pack(tmp_path, _with(id="other"), pictures) == 2
@@ -173,7 +169,7 @@ def test_another_json_in_the_same_folder_needs_overwrite(
     assert list(samples_of(tmp_path / "out")) == ["00000000", "00000001-other"]
 
 
-def test_the_example_photographs_pack_and_verify(tmp_path: Path) -> None:
+def test_the_example_photographs_pack_and_verify(tmp_path):
     source = ["--json", str(EXAMPLES / "photographs.json"), "--image-root", str(PHOTOGRAPHS)]
     assert main(["pack", "--format", "llava-json", *source, "--out", str(tmp_path), "--workers", "2"]) == 0
     assert main(["verify", str(tmp_path)]) == 0

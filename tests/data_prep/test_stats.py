@@ -20,13 +20,13 @@ from tests.data_prep.stored import write_whole
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scenes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     assert main(["scenes", "--out", str(folder), "--count", "30", "--shard-size", "10", "--split", "ood"]) == 0
     return folder
 
 
-def test_chance_and_majority_per_kind_and_histograms(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chance_and_majority_per_kind_and_histograms(scenes, capsys):
     assert main(["stats", str(scenes)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("ood: 30 samples, 3 shards,")
@@ -38,14 +38,14 @@ def test_chance_and_majority_per_kind_and_histograms(scenes: Path, capsys: pytes
     assert "of 30 samples, 30 with a picture:" in shown and "0 of 30 maps are constant" in shown
 
 
-def test_only_so_many_samples_are_decoded(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_so_many_samples_are_decoded(scenes, capsys):
     assert main(["stats", str(scenes), "--samples", "7"]) == 0
     assert "of 7 samples, 7 with a picture:" in capsys.readouterr().out
     assert main(["stats", str(scenes), "--samples", "0"]) == 2
     assert "--samples 0: must be at least 1" in capsys.readouterr().err
 
 
-def test_picture_statistics_are_those_of_the_pictures() -> None:
+def test_picture_statistics_are_those_of_the_pictures():
     statistics = PictureStatistics()
     ids = torch.tensor([[0, 1, 1], [7, 7, 255]], dtype=torch.uint8)
     depth = torch.tensor([[0, 8191, 8192, 65535]], dtype=torch.int32)
@@ -60,13 +60,13 @@ def test_picture_statistics_are_those_of_the_pictures() -> None:
     assert "1 of 2 maps are constant" in " ".join(map(" ".join, shown))
 
 
-def test_bars_are_in_proportion() -> None:
+def test_bars_are_in_proportion():
     lines = list(histogram("title", ["a", "b", "c", "d"], [0, 1, 4, 0]))
     assert lines[0] == "title"
     assert [(line.split()[0], line.count("█"), line.split()[-1]) for line in lines[1:]] == [("b", 10, "1"), ("c", 40, "4")]
 
 
-def test_captions_text_rows_and_failures_without_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_captions_text_rows_and_failures_without_targets(tmp_path, capsys):
     red = encoded(np.full((300, 600, 3), (255, 0, 0), np.uint8))
     talk = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
     samples: list[ShardSample] = [
@@ -87,7 +87,7 @@ def test_captions_text_rows_and_failures_without_targets(tmp_path: Path, capsys:
         assert sheet.getpixel((GAP + CELL // 2, GAP + CELL // 2)) == (255, 0, 0)
 
 
-def test_the_sheet_shows_image_depth_and_segmentation_of_each_sample() -> None:
+def test_the_sheet_shows_image_depth_and_segmentation_of_each_sample():
     image = torch.zeros(3, 10, 10, dtype=torch.uint8)
     image[1] = 200
     depth, ids = torch.full((10, 10), 65535, dtype=torch.int32), torch.full((10, 10), 5, dtype=torch.uint8)
@@ -101,7 +101,7 @@ def test_the_sheet_shows_image_depth_and_segmentation_of_each_sample() -> None:
     assert all((text[top : top + 40] < 100).any() for top in (GAP, 2 * GAP + CELL)), "key and text stand at the right"
 
 
-def test_the_colours_of_ids_differ() -> None:
+def test_the_colours_of_ids_differ():
     colours = id_colours()
     assert colours.shape == (256, 3) and colours[0].tolist() == [0, 0, 0]
     assert len({tuple(colour) for colour in colours.tolist()}) == 256

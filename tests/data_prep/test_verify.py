@@ -10,7 +10,7 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +25,24 @@ from tests.data_prep.stored import write_whole
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     assert main(["scenes", "--out", str(folder), "--count", "30", "--shard-size", "10", "--split", "ood"]) == 0
     return folder
 
 
 @pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
+def folder(good: Path, tmp_path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "copy"))
 
 
-def test_a_good_folder_passes_with_a_line_per_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_folder_passes_with_a_line_per_shard(folder, capsys):
     assert main(["verify", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"ood-00000{k}.tar: 10 samples, ok" for k in range(3)] + ["3 shards, 0 with faults"]
 
 
-def test_a_flipped_byte_in_a_picture_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flipped_byte_in_a_picture_is_found(folder, capsys):
     index = json.loads((folder / "ood-000001.idx.json").read_text())
     offset, size = index["samples"][4]["fields"]["png"]
     _patch(folder / "ood-000001.tar", offset, b"\0" * 8)
@@ -62,9 +62,7 @@ def test_a_flipped_byte_in_a_picture_is_found(folder: Path, capsys: pytest.Captu
         (lambda f: shutil.copy(f / "ood-000000_stats.json", f / "ood-000001_stats.json"), "says"),
     ],
 )
-def test_tampered_shards_are_found(
-    tamper: Callable[[Path], object], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tampered_shards_are_found(tamper, said, folder, capsys):
     tamper(folder)
     assert main(["verify", str(folder)]) == 1
     shown = capsys.readouterr().out
@@ -159,9 +157,7 @@ def _no_json(fields: ShardSample) -> None:
         (_talk_of_one, "has turns from ['human']"),
     ],
 )
-def test_samples_whose_parts_do_not_fit_are_found(
-    change: Callable[[ShardSample], None], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_whose_parts_do_not_fit_are_found(change, said, tmp_path, capsys):
     fields = sample(1, "val", 0, 64)
     change(fields)
     _written([fields], tmp_path)
@@ -170,7 +166,7 @@ def test_samples_whose_parts_do_not_fit_are_found(
     assert said in shown and "val-00000000" in shown
 
 
-def test_all_samples_with_faults_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_samples_with_faults_are_counted(tmp_path, capsys):
     samples = [sample(1, "val", number, 64) for number in range(5)]
     for fields in samples[1:4]:
         _eight_bits(fields)
@@ -180,7 +176,7 @@ def test_all_samples_with_faults_are_counted(tmp_path: Path, capsys: pytest.Capt
     assert "Sample 'val-00000001': field 'depth.png'" in shown and "(and 2 more samples with faults)" in shown
 
 
-def test_captions_gray_ids_and_constant_depth_are_legal(tmp_path: Path) -> None:
+def test_captions_gray_ids_and_constant_depth_are_legal(tmp_path):
     flat, gray, text = (sample(1, "val", number, 64) for number in range(3))
     for fields in (flat, gray):
         fields["json"] = json.dumps({"caption": "words"}).encode()
@@ -192,9 +188,7 @@ def test_captions_gray_ids_and_constant_depth_are_legal(tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path)]) == 0
 
 
-def test_an_index_without_its_columns_and_interleaved_keys_are_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_index_without_its_columns_and_interleaved_keys_are_found(tmp_path, capsys):
     """Shards whose statistics and manifest were made to fit, as another tool would have written them."""
     picture = sample(1, "val", 0, 64)["png"]
     _written([{"__key__": key, "json": b'{"caption": "x", "score": 1}', "png": picture} for key in "ab"], tmp_path)
@@ -214,9 +208,7 @@ def test_an_index_without_its_columns_and_interleaved_keys_are_found(
     assert "the fields of sample 'a' are not adjacent" in capsys.readouterr().out
 
 
-def test_several_processes_find_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_processes_find_the_same(folder, monkeypatch, capsys):
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)  # spawned ones import torch again, for seconds
     os.truncate(folder / "ood-000001.tar", 9000)
@@ -225,7 +217,7 @@ def test_several_processes_find_the_same(
     assert [line.split(":")[1] for line in lines[:3]] == [" 10 samples, ok", " FAULT", " 10 samples, ok"]
 
 
-def test_a_folder_without_manifest_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_manifest_is_no_data_set(tmp_path, capsys):
     for command in ("verify", "stats"):
         assert main([command, str(tmp_path)]) == 2
         assert "no dataset.json" in capsys.readouterr().err
