@@ -15,6 +15,7 @@ import webdataset
 from PIL import Image
 
 from megaunigame.data.decode import Sample
+from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.errors import DataError
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
@@ -127,6 +128,12 @@ class NumberRows:
         if number in self.empty:
             return None
         return UnderstandRow(images=[sample.image], turns=[(str(number), str(int(rng.integers(1 << 30))))])
+
+
+def number_batches(plan, streams, rows=None, accumulation=1, rank=0, world_size=1, first_step=0) -> MicroBatches:
+    """Micro-batches of `NumberRows` and `NumberCollator`."""
+    objective_of = dict.fromkeys(plan.terms, rows or NumberRows())
+    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size, 0, first_step)
 
 
 class NumberCollator:

@@ -13,15 +13,7 @@ from PIL import Image
 
 from data_prep.scenes import render
 from data_prep.scenes.samples import sample
-from data_prep.scenes.solids import (
-    CONE_HALF,
-    CONE_RADIUS,
-    CUBE_HALF,
-    CYLINDER_HALF,
-    CYLINDER_RADIUS,
-    SHAPES,
-    normal,
-)
+from data_prep.scenes.solids import CONE_HALF, CONE_RADIUS, CUBE_HALF, CYLINDER_HALF, CYLINDER_RADIUS, SHAPES, normal
 from data_prep.scenes.splits import example
 from data_prep.scenes.world import Camera, Look, Scene, Thing
 
@@ -106,10 +98,7 @@ def test_camera_axes_are_orthonormal_and_project_agrees_with_rays():
     point = np.array(CAMERA.position) + 5.0 * rays[:, row, column_]
     u, v, depth = CAMERA.project(tuple(point.tolist()))
     assert depth == pytest.approx(5.0, abs=1e-5)
-    assert ((u + 1) / 2 * 64, (1 - v) / 2 * 64) == (
-        pytest.approx(column_ + 0.5, abs=1e-3),
-        pytest.approx(13.5, abs=1e-3),
-    )
+    assert ((u + 1) / 2 * 64, (1 - v) / 2 * 64) == (pytest.approx(column_ + 0.5, abs=1e-3), pytest.approx(13.5, abs=1e-3))
 
 
 def test_the_nearer_object_wins_and_has_the_larger_inverse_depth():

@@ -122,12 +122,7 @@ def test_other_settings_in_the_same_folder_are_refused_until_overwrite(whole, tm
     assert "--overwrite" in capsys.readouterr().err
     assert content(tmp_path) == content(whole)
     assert scenes(tmp_path, "--count", "20", "--overwrite") == 0
-    assert set(content(tmp_path)) == {
-        "dataset.json",
-        "train-000000.tar",
-        "train-000000.idx.json",
-        "train-000000_stats.json",
-    }
+    assert set(content(tmp_path)) == {"dataset.json", "train-000000.tar", "train-000000.idx.json", "train-000000_stats.json"}
 
 
 @pytest.mark.parametrize(

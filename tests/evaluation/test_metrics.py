@@ -6,15 +6,7 @@ import pytest
 import torch
 
 from megaunigame.evaluation.asking import open_answers
-from megaunigame.evaluation.metrics import (
-    Answer,
-    chance,
-    kind_scores,
-    majority,
-    normalise,
-    pair_consistency,
-    text_match,
-)
+from megaunigame.evaluation.metrics import Answer, chance, kind_scores, majority, normalise, pair_consistency, text_match
 from megaunigame.pixels import psnr
 
 

@@ -25,12 +25,7 @@ OFFICIAL_7B = {
     "gen_head_config": {"params": {"image_token_embed": 4096, "image_token_size": 16384, "n_embed": 4096}},
     "gen_vision_config": {"params": {"image_token_size": 16384, "n_embed": 8}},
     "vision_config": {
-        "params": {
-            "image_size": 384,
-            "model_name": "siglip_large_patch16_384",
-            "select_feature": "same",
-            "select_layer": -1,
-        }
+        "params": {"image_size": 384, "model_name": "siglip_large_patch16_384", "select_feature": "same", "select_layer": -1}
     },
     "language_config": {
         "hidden_size": 4096,

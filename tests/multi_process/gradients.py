@@ -105,18 +105,12 @@ CASES = {
         "objectives": aia(weights={"generate": 5.0, "understand": 10.0}) | {"understanding": {"rows": 3, "independent": True}},
         "engine": {"ds_config": "ds_configs/zero2.json"},
     },
-    "openuni_aia": {
-        "model": {"family": "openuni"},
-        "objectives": aia(weights={"generate": 40.0, "understand": 40.0}),
-    },
+    "openuni_aia": {"model": {"family": "openuni"}, "objectives": aia(weights={"generate": 40.0, "understand": 40.0})},
     "emu3_aia": {
         "model": {"family": "emu3", "gradient_checkpointing": True},
         "objectives": aia(weights={"generate": 40.0, "understand": 40.0}),
     },
-    "zero2_lora": {
-        "engine": {"ds_config": "ds_configs/zero2.json"},
-        "model": {"train": "lora", "lora": LORA},
-    },
+    "zero2_lora": {"engine": {"ds_config": "ds_configs/zero2.json"}, "model": {"train": "lora", "lora": LORA}},
 }
 
 

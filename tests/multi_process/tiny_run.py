@@ -62,10 +62,7 @@ def write_openuni(folder: Path) -> Path:
         tokenizer,
         image_size=16,
         queries=4,
-        internvl={
-            "vision_config": ONE_LAYER,
-            "text_config": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS},
-        },
+        internvl={"vision_config": ONE_LAYER, "text_config": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS}},
         connector={"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
         transformer={
             **{"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "num_cross_attention_heads": 2},

@@ -77,10 +77,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"redraw": "caption", "anchor": "none", "condition": "caption"},
         {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, **ZERO2, "batch": {"accumulation": 2}},
     ),
-    "redraw_simultaneous": (
-        {"redraw": "pixel", "mode": "simultaneous"},
-        {"others": PIXEL, "batch": {"accumulation": 2}},
-    ),
+    "redraw_simultaneous": ({"redraw": "pixel", "mode": "simultaneous"}, {"others": PIXEL, "batch": {"accumulation": 2}}),
     "redraw_simultaneous_checkpointing": (
         {"redraw": "pixel", "mode": "simultaneous"},
         {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}},

@@ -23,12 +23,7 @@ def test_outputs_of_the_official_code_are_reproduced(kind):
 
 @pytest.mark.parametrize(
     "ours",
-    [
-        {},
-        {"x": torch.tensor([1.0, 2.1])},
-        {"x": torch.tensor([1.0, float("nan")])},
-        {"x": torch.tensor([1.0])},
-    ],
+    [{}, {"x": torch.tensor([1.0, 2.1])}, {"x": torch.tensor([1.0, float("nan")])}, {"x": torch.tensor([1.0])}],
     ids=["not computed", "too far", "nan", "another shape"],
 )
 def test_a_wrong_output_is_a_miss(ours):

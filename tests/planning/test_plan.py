@@ -129,11 +129,7 @@ def test_no_adapter_of_a_34b_model_is_above_the_threshold():
 
 
 @pytest.mark.parametrize(
-    "recipe, overrides",
-    [
-        ("tiny_unigame", []),
-        ("tiny_unimrg", ["model.train=full", "model.gradient_checkpointing=true"]),
-    ],
+    "recipe, overrides", [("tiny_unigame", []), ("tiny_unimrg", ["model.train=full", "model.gradient_checkpointing=true"])]
 )
 def test_plans_equal_the_engine(tmp_path, recipe, overrides):
     """Two ranks, knobs that make the coordinator prefetch, release and keep: elements and gathered bytes are exact."""
