@@ -2,7 +2,7 @@
 
 Rank 0 is real: its buffer plans, packs and unpacks records of full size. The losses of the other ranks are played from the
 same plans, and what they would send arrives at once, so the time is all that a rank computes besides waiting. Losses are
-drawn anew for every merge; the hardest records of every rank are replayed in between and get easier.
+drawn again for every merge; the hardest records of every rank are replayed in between and get easier.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shards in, shards with targets out: same bytes whatever happens in between, and nothing bad passes silently."""
+"""Shards in, shards with targets out: same bytes after any interruption, and nothing bad passes silently."""
 
 from __future__ import annotations
 

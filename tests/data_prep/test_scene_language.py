@@ -26,8 +26,8 @@ CHANCE = {
     "relation": 1 / 2,
     "compare": 1 / 2,
     "count": 1 / 4,
-    "color": (3 / 5 + 1 / 6) / 4,  # three shapes come in five colours, cones in six
-    "shape": (3 / 3 + 3 / 4) / 6,  # three colours come in three shapes, three in four
+    "color": (3 / 5 + 1 / 6) / 4,  # three shapes come in five colors, cones in six
+    "shape": (3 / 3 + 3 / 4) / 6,  # three colors come in three shapes, three in four
     "leftmost": 1 / 6,
     "rightmost": 1 / 6,
     "nearest": 1 / 6,
@@ -36,7 +36,7 @@ CHANCE = {
 
 
 def records(split: str, count: int) -> list[dict[str, Any]]:
-    """The json of samples, without rendering colours."""
+    """The json of samples, without rendering colors."""
     shown = (example(1, split, index) for index in range(count))
     return [json.loads(json.dumps(_record(each, np.zeros(len(each.scene.things))))) for each in shown]
 

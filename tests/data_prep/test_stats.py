@@ -101,7 +101,7 @@ def test_the_sheet_shows_image_depth_and_segmentation_of_each_sample():
     assert all((text[top : top + 40] < 100).any() for top in (GAP, 2 * GAP + CELL)), "key and text stand at the right"
 
 
-def test_the_colours_of_ids_differ():
-    colours = id_colours()
-    assert colours.shape == (256, 3) and colours[0].tolist() == [0, 0, 0]
-    assert len({tuple(colour) for colour in colours.tolist()}) == 256
+def test_the_colors_of_ids_differ():
+    colors = id_colours()
+    assert colors.shape == (256, 3) and colors[0].tolist() == [0, 0, 0]
+    assert len({tuple(color) for color in colors.tolist()}) == 256

@@ -98,7 +98,7 @@ def _colors_for_ids(fields: ShardSample) -> None:
 
 
 def _palette_too_short(fields: ShardSample) -> None:
-    """Ids kept, palette cut to one colour; Pillow would not write such a file, so the chunks are put together by hand."""
+    """Ids kept, palette cut to one color; Pillow would not write such a file, so the chunks are put together by hand."""
     data = bytes(fields["seg.png"])
     at = data.index(b"PLTE") - 4
     length = int.from_bytes(data[at : at + 4], "big")

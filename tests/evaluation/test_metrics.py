@@ -26,7 +26,7 @@ def test_chance_is_one_over_the_answers_of_the_kind():
 
 def test_chance_uses_the_visible_options_when_every_question_has_them():
     assert chance([answer("red", options=2), answer("blue", options=4)]) == pytest.approx((1 / 2 + 1 / 4) / 2)
-    # One question without a limit: the kind is not about visible colours.
+    # One question without a limit: the kind is not about visible colors.
     assert chance([answer("red", options=2), answer("nothing"), answer("blue", options=4)]) == pytest.approx(1 / 3)
 
 

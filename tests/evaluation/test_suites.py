@@ -93,7 +93,7 @@ def test_questions(shards, tmp_path):
     result, _ = evaluate(2, {"val": suite}, tmp_path)
     found = result["suites"]["val"]
     columns = ["kind", "questions", "accuracy (%)", "chance (%)", "majority (%)"]
-    # 4 of 11 are dark; red is one of two visible colours; descriptions are not asked.
+    # 4 of 11 are dark; red is one of two visible colors; descriptions are not asked.
     assert found["tables"][0]["columns"] == columns
     assert found["tables"][0]["rows"] == [
         ["color", 11, 0.0, 50.0, 100.0],

@@ -81,6 +81,13 @@ def test_the_gradient_into_the_source_is_scaled_and_nothing_else(emu3, picture):
     torch.testing.assert_close(tenth[1], 0.1 * whole[1])
 
 
+def test_dropped_conditions_of_another_length_are_the_same_too(emu3, picture):
+    rows = [GenerateRow(text, picture(0), source=picture(seed), unconditional=True) for text, seed in (("X", 1), ("a ball", 2))]
+    with torch.no_grad():
+        losses = [emu3(GENERATE, generate(emu3, row)).loss_sum for row in rows]
+    assert torch.equal(*losses)
+
+
 def test_shares_of_attention_are_those_of_the_maps(emu3_path, picture):
     """Q: codes that are read; K: text before the picture, without codes and line ends of a source."""
     eager = Emu3.load(emu3_path, max_length=128, attention="eager")

@@ -53,7 +53,7 @@ def report(tmp_path_factory):
 def test_the_page_is_whole_and_fetches_nothing(report):
     tags = parsed(report)
     assert tags.links and all(link.startswith("data:image/png;base64,") for link in tags.links)
-    # Four plots (losses, optimisation, throughput, data), three pictures asked about, three rows of drawn ones.
+    # Four plots (losses, optimization, throughput, data), three pictures asked about, three rows of drawn ones.
     assert len(tags.links) == 4 + 3 + 3 * 4
     assert not re.search(r"(https?:)?//\w", re.sub(r'src="[^"]*"', "", report.read_text()))
 

@@ -45,7 +45,7 @@ def test_legal(settings):
     game(**settings)
 
 
-# Settings, and what the message must hold: the key, what was got, and how to mend it.
+# Settings, and what the message must hold: the key, what was got, and how to fix it.
 ILLEGAL = [
     ({"mode": "simultanous"}, ["objectives.unigame.mode", "'simultanous'", "Did you mean 'simultaneous'", "alternating"]),
     ({"path": "decode"}, ["objectives.unigame.path", "'decode'", "Did you mean 'decoder'", "embedding", "sampled"]),

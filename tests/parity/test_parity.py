@@ -1,4 +1,4 @@
-"""Our numbers against those of the official code, when the fixtures lie beside the repository."""
+"""Our numbers against those of the official code, when the fixtures lie next to the repository."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "parity"
 @pytest.mark.parametrize("kind", kinds())
 def test_outputs_of_the_official_code_are_reproduced(kind):
     if not (FIXTURES / kind).is_dir():
-        pytest.skip(f"no fixture {kind} beside the repository")
+        pytest.skip(f"no fixture {kind} next to the repository")
     missed = [str(line) for line in check(FIXTURES / kind) if not line.ok]
     assert not missed, "\n".join(missed)
 

@@ -134,7 +134,7 @@ def play_alone(game: Game) -> list[tuple[list[int], float, tuple[int, ...]]]:
 
 
 def _quantile(losses: list[float], percentile: int) -> Fraction | float:
-    """The exact value, linear between neighbours."""
+    """The exact value, linear between neighbors."""
     if not losses:
         return float("nan")
     ordered = [Fraction(loss) for loss in sorted(losses)]

@@ -1,4 +1,4 @@
-"""The hard buffer: as if one rank held everything, whatever the number of ranks, also after a restart."""
+"""The hard buffer: as if one rank held everything, for any number of ranks, also after a restart."""
 
 from __future__ import annotations
 

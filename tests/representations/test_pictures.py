@@ -1,4 +1,4 @@
-"""Target pictures: ranges, shapes, and colours that cannot state an answer."""
+"""Target pictures: ranges, shapes, and colors that cannot state an answer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_region_colours_differ_and_depend_on_the_key_alone():
     assert gaps.min() > 20, "two of eight instances would look alike"
     assert (colours == region_colours("a")).all()
     first_hues = {tuple(region_colours(str(k))[1]) for k in range(50)}
-    assert len(first_hues) > 40, "the first instance must not always have the same colour"
+    assert len(first_hues) > 40, "the first instance must not always have the same color"
 
 
 def square(ids: int, size: int = 12) -> torch.Tensor:
