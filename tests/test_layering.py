@@ -142,7 +142,7 @@ def violations(root: Path) -> list[str]:
     return found
 
 
-def test_imports_point_down() -> None:
+def test_imports_point_down():
     found = violations(REPOSITORY)
     assert not found, "\n" + "\n".join(found)
 
@@ -169,7 +169,7 @@ def test_imports_point_down() -> None:
         ("megaunigame/__init__.py", "import megaunigame.step.inputs", "the package itself imports nothing"),
     ],
 )
-def test_a_forbidden_import_is_caught(tmp_path: Path, file: str, text: str, message: str) -> None:
+def test_a_forbidden_import_is_caught(tmp_path, file, text, message):
     legal = {
         "megaunigame/models/base.py": "from megaunigame.step.rows import Row",
         "megaunigame/models/janus.py": "from megaunigame.models.base import UnifiedModel",
@@ -188,7 +188,7 @@ def test_a_forbidden_import_is_caught(tmp_path: Path, file: str, text: str, mess
     assert len(found) == 1 and message in found[0], found
 
 
-def test_the_table_has_no_circle() -> None:
+def test_the_table_has_no_circle():
     """Rooms can be put in an order in which every one comes after all it may import."""
     remaining = {room: allowed - ANYTHING for room, allowed in MAY_IMPORT.items()}
     while remaining:
@@ -207,7 +207,7 @@ def sources(*suffixes: str) -> Iterator[Path]:
     yield from (f for f in sorted(REPOSITORY.iterdir()) if f.is_file() and f.suffix in suffixes)
 
 
-def test_no_path_of_one_machine() -> None:
+def test_no_path_of_one_machine():
     found = [
         f"{file.relative_to(REPOSITORY)}:{number}: {line.strip()}"
         for file in sources(".py", ".md", ".yaml", ".yml", ".json", ".toml", ".txt", ".sh", ".sbatch", ".example", "")
@@ -217,13 +217,13 @@ def test_no_path_of_one_machine() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-def test_machine_path_pattern() -> None:
+def test_machine_path_pattern():
     assert MACHINE_PATH.search("root = '" + "/" + "home/me/data'")
     assert MACHINE_PATH.search("cp x " + "/" + "work/y")
     assert not MACHINE_PATH.search("https://example.org/home/page and ./work/x and runs/opt/x")
 
 
-def test_no_foreign_code_and_no_pickle() -> None:
+def test_no_foreign_code_and_no_pickle():
     """Nothing downloaded is executed: neither code that comes with a checkpoint nor pickled objects."""
     found = []
     for folder in FOLDERS:
@@ -243,20 +243,20 @@ def test_no_foreign_code_and_no_pickle() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-def test_the_top_of_the_package_is_short() -> None:
+def test_the_top_of_the_package_is_short():
     """A room is a folder; what stays a file at the top is used by nearly all of them."""
     loose = [file.name for file in (REPOSITORY / "megaunigame").glob("*.py") if file.name != "__init__.py"]
     assert len(loose) <= 8, sorted(loose)
 
 
-def test_files_stay_readable() -> None:
+def test_files_stay_readable():
     files = sorted((REPOSITORY / "megaunigame").rglob("*.py"))
     lengths = {file.relative_to(REPOSITORY).as_posix(): len(file.read_text().splitlines()) for file in files}
     long = {name: length for name, length in lengths.items() if length > LONGEST_FILE}
     assert lengths and not long, f"longer than {LONGEST_FILE} lines: {long}"
 
 
-def test_no_launch_script_finds_its_siblings() -> None:
+def test_no_launch_script_finds_its_siblings():
     """`python launch/x.py` puts launch/ first on sys.path, where profile.py hides the standard module that torch imports:
     each script puts the repository there instead, before it imports anything that is not of the standard library."""
     replaced = re.compile(r"^sys\.path\.pop\(0\).*\nsys\.path\.insert\(0, str\(Path\(__file__\)", re.MULTILINE)

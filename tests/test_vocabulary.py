@@ -30,7 +30,7 @@ def found_in(text: str, word: str) -> int:
     return sum(bool(re.search(whole, line.lower().replace("megaunigame", ""))) for line in text.splitlines())
 
 
-def test_no_word_of_a_method_or_family_in_the_core() -> None:
+def test_no_word_of_a_method_or_family_in_the_core():
     files = [f for room in CORE for f in ([HOUSE / room] if room.endswith(".py") else sorted((HOUSE / room).rglob("*.py")))]
     assert len(files) > 40
     found = []
@@ -47,10 +47,10 @@ def test_no_word_of_a_method_or_family_in_the_core() -> None:
     ("line", "word"),
     [("the Adversary moves", "adversar"), ("from megaunigame.models.emu3 import x", "emu3"), ("as in UniGame", "unigame")],
 )
-def test_a_word_is_found(line: str, word: str) -> None:
+def test_a_word_is_found(line, word):
     assert found_in(line, word) == 1
 
 
 @pytest.mark.parametrize("line", ["from megaunigame.step import rows", "a maia", "opposite"])
-def test_other_words_are_not(line: str) -> None:
+def test_other_words_are_not(line):
     assert not any(found_in(line, word) for word in METHOD_WORDS | named_things())

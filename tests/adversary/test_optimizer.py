@@ -9,25 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.adversary.optimizer import ReplicatedAdamW
+from tests.worlds import OneRank, ThreadWorld, on_ranks
 
 STEPS, CLIP, DECAY = 3, 0.7, 0.1
 RATES = (0.1, 0.03, 0.2)
-
-
-class FakeWorld:
-    """A rank among others whose gradients are known beforehand."""
-
-    size, rank, device = 1, 0, torch.device("cpu")
-
-    def __init__(self, others: list[Tensor] | None = None):
-        self.others = others or []
-        self.reduced: list[torch.Size] = []
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        self.reduced.append(tensor.shape)
-        for other in self.others:
-            tensor += other
-        return tensor
 
 
 def parameters(seed: int = 0) -> list[nn.Parameter]:
@@ -68,7 +53,7 @@ def test_one_process_equals_torch(scale):
     trained = parameters()
     optimizer = replicated(trained)
     for lr, step in zip(RATES, steps, strict=True):
-        norm = optimizer.step(step, lr, FakeWorld())
+        norm = optimizer.step(step, lr, OneRank())
         assert norm == pytest.approx(flat(step).norm().item())
         assert (norm > CLIP) == (scale == 1.0)
         assert all(p.grad is None for p in trained)
@@ -80,13 +65,16 @@ def test_ranks_are_summed_before_clipping():
     """Two ranks with a share of the gradient each make the update of one that has it all, in one reduction per step."""
     own, other = [gradients(i) for i in range(STEPS)], [gradients(50 + i) for i in range(STEPS)]
     together = [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(own, other, strict=True)]
-    first, second = parameters(), parameters()
-    of_first, of_second = replicated(first), replicated(second)
-    for lr, mine, theirs, both in zip(RATES, own, other, together, strict=True):
-        worlds = FakeWorld([flat(theirs)]), FakeWorld([flat(mine)])
-        norms = of_first.step(mine, lr, worlds[0]), of_second.step(theirs, lr, worlds[1])
-        assert norms == pytest.approx([flat(both).norm().item()] * 2)
-        assert [w.reduced for w in worlds] == [[torch.Size([17])]] * 2
+
+    def work(world: ThreadWorld) -> list[nn.Parameter]:
+        trained = parameters()
+        optimizer = replicated(trained)
+        for number, (lr, mine, both) in enumerate(zip(RATES, (own, other)[world.rank], together, strict=True), start=1):
+            assert optimizer.step(mine, lr, world) == pytest.approx(flat(both).norm().item())
+            assert world.calls == [("all_reduce_sum", 17)] * number
+        return trained
+
+    first, second = on_ranks(2, work)
     torch.testing.assert_close(flat(first), flat(plain(together)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(flat(first), flat(second), rtol=0, atol=0)
 
@@ -96,29 +84,30 @@ def test_ranks_are_summed_before_clipping():
 def test_a_gradient_that_is_not_finite_updates_nothing(bad, where):
     trained = parameters()
     optimizer = replicated(trained)
-    optimizer.step(gradients(0), 0.1, FakeWorld())
+    optimizer.step(gradients(0), 0.1, OneRank())
     weights, state = flat(trained).clone(), {n: t.clone() for n, t in optimizer.tensors().items()}
     step, other = gradients(1), gradients(2)
     (step if where == "here" else other)[1][2, 0] = bad
-    norm = optimizer.step(step, 0.1, FakeWorld([flat(other)]))
+    ranks = [(optimizer, step), (replicated(parameters()), other)]
+    norm, _ = on_ranks(2, lambda world: ranks[world.rank][0].step(ranks[world.rank][1], 0.1, world))
     assert not torch.isfinite(torch.tensor(norm))
     assert torch.equal(flat(trained), weights)
     after = optimizer.tensors()
     assert after.keys() == state.keys() and all(torch.equal(after[n], state[n]) for n in state)
     # It is not poisoned either: the next update is that of an optimizer that never saw the bad step.
-    optimizer.step(gradients(3), 0.1, FakeWorld())
+    optimizer.step(gradients(3), 0.1, OneRank())
     spared = parameters()
     other_optimizer = replicated(spared)
     for i in (0, 3):
-        other_optimizer.step(gradients(i), 0.1, FakeWorld())
+        other_optimizer.step(gradients(i), 0.1, OneRank())
     assert torch.equal(flat(trained), flat(spared))
 
 
 def test_the_caller_keeps_its_gradients():
-    step = gradients(0, 5.0)
-    before = copy.deepcopy(step)
-    replicated(parameters()).step(step, 0.1, FakeWorld([flat(gradients(1))]))
-    assert all(torch.equal(a, b) for a, b in zip(step, before, strict=True))
+    steps = [gradients(0, 5.0), gradients(1)]
+    before = copy.deepcopy(steps)
+    on_ranks(2, lambda world: replicated(parameters()).step(steps[world.rank], 0.1, world))
+    assert all(torch.equal(a, b) for a, b in zip(sum(steps, []), sum(before, []), strict=True))
 
 
 def test_there_is_no_state_before_the_first_update():
@@ -126,9 +115,9 @@ def test_there_is_no_state_before_the_first_update():
     optimizer = replicated(trained)
     assert optimizer.tensors() == {}
     optimizer.load_tensors({})
-    optimizer.step(gradients(0), 0.1, FakeWorld())
+    optimizer.step(gradients(0), 0.1, OneRank())
     other = parameters()
-    replicated(other).step(gradients(0), 0.1, FakeWorld())
+    replicated(other).step(gradients(0), 0.1, OneRank())
     assert torch.equal(flat(trained), flat(other))
 
 
@@ -136,7 +125,7 @@ def test_state_survives_bit_by_bit():
     trained = parameters()
     optimizer = replicated(trained)
     for i in range(2):
-        optimizer.step(gradients(i), 0.1, FakeWorld())
+        optimizer.step(gradients(i), 0.1, OneRank())
     saved = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
     assert set(saved) == {f"{i}.{n}" for i in range(3) for n in ("exp_avg", "exp_avg_sq", "step")}
 
@@ -148,14 +137,14 @@ def test_state_survives_bit_by_bit():
     for name, tensor in saved.items():
         assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
     for one in (optimizer, other):
-        one.step(gradients(2), 0.05, FakeWorld())
+        one.step(gradients(2), 0.05, OneRank())
     assert torch.equal(flat(trained), flat(revived))
 
 
 def test_loading_keeps_the_settings_of_this_run():
     """Weight decay is a setting; the moments of another run bring none of theirs."""
     optimizer = replicated(parameters())
-    optimizer.step(gradients(0), 0.1, FakeWorld())
+    optimizer.step(gradients(0), 0.1, OneRank())
     other = ReplicatedAdamW(parameters(), clip=CLIP, weight_decay=0.5)
     other.load_tensors(optimizer.tensors())
     assert other.optimizer.param_groups[0]["weight_decay"] == 0.5

@@ -74,7 +74,7 @@ def peak(variant: str, length: int, width: int, layers: int) -> float:
     """MiB that one step takes above the loaded model with its gradients."""
     step = Step(language_model(width, layers, "eager" if variant == "eager" else "sdpa"), length)
     Step(step.model, 32)(variant)  # gradients and buffers of the libraries exist from here on
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins again
     before = resident("VmRSS")
     step(variant)
     return resident("VmHWM") - before

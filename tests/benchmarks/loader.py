@@ -51,7 +51,7 @@ LOADER = "every field, this loader"
 WEBDATASET = "every field, webdataset + DataLoader"
 STATEFUL = "every field, webdataset + StatefulDataLoader"
 DECODE_IMAGE = "image, decoding alone"
-LOADER_IMAGE = "image, this loader, targets stored beside it"
+LOADER_IMAGE = "image, this loader, targets stored next to it"
 
 Work = Callable[[int], object]
 """Puts that many samples through."""

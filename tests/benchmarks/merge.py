@@ -2,7 +2,7 @@
 
 Rank 0 is real: its buffer plans, packs and unpacks records of full size. The losses of the other ranks are played from the
 same plans, and what they would send arrives at once, so the time is all that a rank computes besides waiting. Losses are
-drawn anew for every merge; the hardest records of every rank are replayed in between and get easier.
+drawn again for every merge; the hardest records of every rank are replayed in between and get easier.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from megaunigame.replay import hard_buffer
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.merge import MergePlan, plan_merge, share_of
 from megaunigame.replay.records import RecordLayout
+from tests.worlds import OneRank
 
 CAPACITY, PERCENTILE, MERGES = 4096, 60, 12
 REPLAYED, EASIER = 4, 0.9
 LAYOUT = RecordLayout(image_size=384, max_length=512)
 
 
-class PlayedRanks:
+class PlayedRanks(OneRank):
     """The `world` of rank 0. Knows the loss table of all ranks, and keeps the plan that rank 0 makes."""
 
-    device = torch.device("cpu")
-
     def __init__(self, world_size: int):
-        self.size = world_size
+        super().__init__(world_size)
         self.owned = np.full((world_size, share_of(CAPACITY, world_size)), np.nan, np.float32)
         self.mined = np.zeros((world_size, 0), np.float32)
         self.ledger = np.zeros(0, np.int64)

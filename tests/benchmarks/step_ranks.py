@@ -59,10 +59,7 @@ def measure(block: dict[str, Any], world: World, progress: TextIO) -> dict[str, 
                 measured[case.name][number] = case.step(world)
                 if world.is_main:
                     seconds = measured[case.name][number][names.PERF_STEP_SECONDS]
-                    print(
-                        f"{block['title']}, round {number + 1}/{block['rounds']}: {case.name} {seconds:.2f} s",
-                        file=progress,
-                    )
+                    print(f"{block['title']}, round {number + 1}/{block['rounds']}: {case.name} {seconds:.2f} s", file=progress)
     return measured
 
 

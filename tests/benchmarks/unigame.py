@@ -1,4 +1,4 @@
-"""What a step of the game costs beside fine-tuning: `python tests/benchmarks/unigame.py`.
+"""What a step of the game costs next to fine-tuning: `python tests/benchmarks/unigame.py`.
 
 One launch of gloo ranks under ZeRO-3 steps through the cases in turn: fine-tuning (SFT), the alternating and the simultaneous
 game, and the released procedure (`path: sampled`: one candidate drawn token by token, guidance 5). All have the same clean

@@ -1,4 +1,4 @@
-"""What four tasks cost beside two passes with the same rows: `python tests/benchmarks/unimrg.py`.
+"""What four tasks cost next to two passes with the same rows: `python tests/benchmarks/unimrg.py`.
 
 One launch of gloo ranks under ZeRO-3 steps through the cases in turn: UniMRG with n rows for each of its four tasks; one
 understand pass of n rows and one generate pass of 3 n rows, from the two plain objectives; UniMRG with tasks that take turns,

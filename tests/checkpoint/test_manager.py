@@ -10,10 +10,7 @@ import pytest
 from megaunigame.checkpoint import manager as manager_module
 from megaunigame.checkpoint.manager import CheckpointManager, read_manifest
 from megaunigame.errors import CheckpointError
-
-
-def world(size: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(is_main=True, size=size, barrier=lambda: None, all_gather_object=lambda value: [value] * size)
+from tests.worlds import OneRank
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def disk(monkeypatch):
 
 
 def test_saves_points_and_prunes(tmp_path, disk):
-    manager = CheckpointManager(tmp_path, keep=2, world=world())
+    manager = CheckpointManager(tmp_path, keep=2, world=OneRank())
     for step in (10, 20, 30):
         manager.save(None, {"step": step}, step)
     assert sorted(p.name for p in manager.folder.iterdir()) == ["latest", "step-00000020", "step-00000030"]
@@ -43,7 +40,7 @@ def test_saves_points_and_prunes(tmp_path, disk):
 
 
 def test_a_crash_while_saving_leaves_the_older_checkpoint(tmp_path, disk):
-    manager = CheckpointManager(tmp_path, keep=1, world=world())
+    manager = CheckpointManager(tmp_path, keep=1, world=OneRank())
     manager.save(None, {"step": 10}, 10)
     disk.fails = True
     with pytest.raises(OSError, match="disk full"):
@@ -56,7 +53,7 @@ def test_a_crash_while_saving_leaves_the_older_checkpoint(tmp_path, disk):
 
 
 def test_going_back_to_an_older_step_keeps_what_is_written_next(tmp_path, disk):
-    manager = CheckpointManager(tmp_path, keep=2, world=world())
+    manager = CheckpointManager(tmp_path, keep=2, world=OneRank())
     for age, step in enumerate((400, 500)):
         folder = manager.save(None, {"step": step}, step)
         os.utime(folder / "manifest.json", (1_000 + age, 1_000 + age))
@@ -66,17 +63,17 @@ def test_going_back_to_an_older_step_keeps_what_is_written_next(tmp_path, disk):
 
 
 def test_resume_settings(tmp_path, disk):
-    manager = CheckpointManager(tmp_path / "a", keep=2, world=world())
+    manager = CheckpointManager(tmp_path / "a", keep=2, world=OneRank())
     assert manager.find("auto") is None
     folder = manager.save(None, {"step": 1}, 1)
     assert manager.find("never") is None
-    assert CheckpointManager(tmp_path / "b", keep=2, world=world()).find(str(folder)) == folder
+    assert CheckpointManager(tmp_path / "b", keep=2, world=OneRank()).find(str(folder)) == folder
     with pytest.raises(CheckpointError, match=r"saved by 1 ranks, this run has 2.*resume=never"):
-        CheckpointManager(tmp_path / "a", keep=2, world=world(2)).find("auto")
+        CheckpointManager(tmp_path / "a", keep=2, world=OneRank(size=2)).find("auto")
 
 
 def test_damage_is_named(tmp_path, disk):
-    folder = CheckpointManager(tmp_path, keep=2, world=world()).save(None, {"step": 1}, 1)
+    folder = CheckpointManager(tmp_path, keep=2, world=OneRank()).save(None, {"step": 1}, 1)
     (folder / "rank0_optim_states.pt").write_bytes(b"1" * 60)
     with pytest.raises(CheckpointError, match=r"rank0_optim_states\.pt has 60 bytes, its manifest says 100.*resume"):
         read_manifest(folder)
@@ -86,14 +83,14 @@ def test_damage_is_named(tmp_path, disk):
 
 
 def test_shards_that_rank_0_cannot_see_are_no_checkpoint(tmp_path, disk):
-    manager = CheckpointManager(tmp_path, keep=2, world=world(2))
+    manager = CheckpointManager(tmp_path, keep=2, world=OneRank(size=2))
     with pytest.raises(CheckpointError, match=r"shards of 1 of 2 ranks.*one shared file system"):
         manager.save(None, {"step": 1}, 1)
     assert manager.find("auto") is None
 
 
 def test_an_interrupted_deletion_does_no_harm(tmp_path, disk, monkeypatch):
-    manager = CheckpointManager(tmp_path, keep=1, world=world())
+    manager = CheckpointManager(tmp_path, keep=1, world=OneRank())
     manager.save(None, {"step": 1}, 1)
     with monkeypatch.context() as patched:
         patched.setattr(manager_module.shutil, "rmtree", lambda path: (path / "manifest.json").unlink())

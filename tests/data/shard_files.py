@@ -15,6 +15,7 @@ import webdataset
 from PIL import Image
 
 from megaunigame.data.decode import Sample
+from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.errors import DataError
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
@@ -22,7 +23,7 @@ from megaunigame.step.rows import Row, UnderstandRow
 
 
 def encoded(array: np.ndarray, form: str = "PNG", palette: int | None = None) -> bytes:
-    """An image file; `palette` makes a palette PNG of that many colours out of (H, W) uint8 ids."""
+    """An image file; `palette` makes a palette PNG of that many colors out of (H, W) uint8 ids."""
     picture = Image.fromarray(array)
     if palette is not None:
         picture = Image.frombytes("P", picture.size, picture.tobytes())
@@ -30,6 +31,16 @@ def encoded(array: np.ndarray, form: str = "PNG", palette: int | None = None) ->
     buffer = io.BytesIO()
     picture.save(buffer, form)
     return buffer.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    """A plain tar, as any tool writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 def sample_fields(number: int, side: int = 8) -> dict[str, bytes]:
@@ -117,6 +128,12 @@ class NumberRows:
         if number in self.empty:
             return None
         return UnderstandRow(images=[sample.image], turns=[(str(number), str(int(rng.integers(1 << 30))))])
+
+
+def number_batches(plan, streams, rows=None, accumulation=1, rank=0, world_size=1, first_step=0) -> MicroBatches:
+    """Micro-batches of `NumberRows` and `NumberCollator`."""
+    objective_of = dict.fromkeys(plan.terms, rows or NumberRows())
+    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size, 0, first_step)
 
 
 class NumberCollator:

@@ -16,7 +16,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.data.sources.order import Order
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
-from tests.data.shard_files import NumberCollator, NumberRows, sample_fields, write_shards
+from tests.data.shard_files import number_batches, sample_fields, write_shards
 
 PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "train", 2), RowRequest("pixel", GENERATE, "train", 1)))
 CHAT = 100_000
@@ -102,8 +102,7 @@ def mix(folders, **changed) -> StreamConfig:
 
 def batches(folders, accumulation=1, rank=0, world_size=1, cursor=None) -> MicroBatches:
     streams = {"train": open_stream("train", mix(folders), 5, cursor)}
-    rows = dict.fromkeys(PLAN.terms, NumberRows())
-    return MicroBatches(PLAN, rows, streams, NumberCollator(), accumulation, rank, world_size, 0, 0)
+    return number_batches(PLAN, streams, None, accumulation, rank, world_size)
 
 
 def numbers(batch) -> list[int]:

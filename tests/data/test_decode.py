@@ -38,11 +38,11 @@ def test_depth_keeps_16_bits():
     assert np.array_equal(depth.numpy(), DEPTH)
 
 
-@pytest.mark.parametrize("colours", [2, 4, 16, 17, 256])  # stored with 1, 2, 4, 8 and 8 bits a pixel
-def test_palette_ids_are_kept(colours):
-    ids = np.random.default_rng(2).integers(0, colours, (7, 9), dtype=np.uint8)
-    data = encoded(ids, palette=colours)
-    assert data[24] == {2: 1, 4: 2, 16: 4}.get(colours, 8)  # bit depth in the PNG header
+@pytest.mark.parametrize("colors", [2, 4, 16, 17, 256])  # stored with 1, 2, 4, 8 and 8 bits a pixel
+def test_palette_ids_are_kept(colors):
+    ids = np.random.default_rng(2).integers(0, colors, (7, 9), dtype=np.uint8)
+    data = encoded(ids, palette=colors)
+    assert data[24] == {2: 1, 4: 2, 16: 4}.get(colors, 8)  # bit depth in the PNG header
     segmentation = decode_sample("k", {**META, "seg.png": data}).picture("segmentation")
     assert segmentation.dtype == torch.uint8
     assert np.array_equal(segmentation.numpy(), ids)

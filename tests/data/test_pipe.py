@@ -12,7 +12,7 @@ from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
-from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
+from tests.data.shard_files import number_batches, overwrite, write_shards
 
 SIZES = [9, 4, 11, 6]
 PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "s", 2),))
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 def batches(shards: str, rank=0, world_size=1, cursor=None, buffer=5) -> MicroBatches:
     config = StreamConfig(shards, backend="webdataset", shuffle_buffer=buffer)
     streams = {"s": open_stream("s", config, 3, cursor)}
-    return MicroBatches(PLAN, {"answer": NumberRows()}, streams, NumberCollator(), 1, rank, world_size, 0, 0)
+    return number_batches(PLAN, streams, rank=rank, world_size=world_size)
 
 
 def numbers(dataset: MicroBatches, steps: int, workers: int = 0) -> list[int]:

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from megaunigame.config import CacheConfig, MixedConfig, StreamConfig
-from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.data.shards import cache as shard_cache
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex
@@ -21,7 +21,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from tests.data.http_folder import served
-from tests.data.shard_files import NumberCollator, NumberRows, sample_fields, write_shards
+from tests.data.shard_files import number_batches, sample_fields, write_shards
 
 SIZES = [3, 5, 2, 4]
 KILOBYTE = 1e-6
@@ -60,7 +60,7 @@ def test_a_server_in_another_process_and_loader_workers(shards, tmp_path):
         def numbers(location: str, workers: int) -> list:
             config = StreamConfig(location, window=2, where=["clip > 0.01"], cache=CacheConfig(str(tmp_path), 1))
             streams = {"s": open_stream("s", config, 7)}
-            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1, 0, 0)
+            dataset = number_batches(plan, streams)
             return [b.inputs[UNDERSTAND].tokens.tolist() for b in MicroBatchLoader(dataset, 0, 10, workers)]
 
         local = numbers(str(shards), 0)

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import shutil
-import tarfile
 
 import pytest
 
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.table import read_table, scan_table
 from megaunigame.errors import DataError
-from tests.data.shard_files import sample_fields, write_shards
+from tests.data.shard_files import sample_fields, write_shards, write_tar
 
 SIZES = [3, 5, 2]
 
@@ -173,10 +171,6 @@ def test_broken_index_without_manifest(tmp_path, content):
 
 
 def test_fields_of_a_sample_that_are_not_adjacent(tmp_path):
-    with tarfile.open(tmp_path / "mixed.tar", "w") as tar:
-        for name in ("a.json", "b.json", "a.txt"):
-            member = tarfile.TarInfo(name)
-            member.size = 2
-            tar.addfile(member, io.BytesIO(b"{}"))
+    write_tar(tmp_path / "mixed.tar", [(name, b"{}") for name in ("a.json", "b.json", "a.txt")])
     with pytest.raises(DataError, match="sample 'a' are not adjacent"):
         ShardIndex.open(tmp_path)

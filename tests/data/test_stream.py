@@ -15,7 +15,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import DataError
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rotation import ROUND_ROBIN, Rotation
-from tests.data.shard_files import NumberCollator, NumberRows, overwrite, write_shards
+from tests.data.shard_files import NumberCollator, NumberRows, number_batches, overwrite, write_shards
 
 PLAN = StepPlan(
     (
@@ -38,8 +38,7 @@ def batches(folder, accumulation=1, rank=0, world_size=1, cursors=None, objectiv
         name: open_stream(name, StreamConfig(str(folder), window=2), 3 + i, (cursors or {}).get(name))
         for i, name in enumerate(names)
     }
-    objective_of = dict.fromkeys(plan.terms, objective or NumberRows())
-    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size, 0, 0)
+    return number_batches(plan, streams, objective, accumulation, rank, world_size)
 
 
 def content(batch: MicroBatch) -> dict:
@@ -140,7 +139,7 @@ def test_rows_that_share_a_sample_read_it_once(folder, backend):
 
     stream.source.find = counting
     refused = NumberRows(refused=range(0, sum(SIZES), 4))  # substitutes are shared as well
-    dataset = MicroBatches(plan, dict.fromkeys(plan.terms, refused), {"s": stream}, NumberCollator(), 1, 0, 1, 0, 0)
+    dataset = number_batches(plan, {"s": stream}, refused)
     for micro_step in range(8):
         batch = dataset[micro_step]
         keys = batch.inputs[UNDERSTAND].keys
@@ -170,7 +169,7 @@ def test_a_resumed_run_goes_on_with_the_turn_it_left(folder):
 
     def made(first_step, cursors):
         streams = batches(folder, cursors=cursors, plan=plan).streams
-        return MicroBatches(plan, dict.fromkeys(plan.terms, NumberRows()), streams, NumberCollator(), 2, 0, 1, 0, first_step)
+        return number_batches(plan, streams, accumulation=2, first_step=first_step)
 
     whole = made(0, None)
     resumed = made(1, whole.cursors(1))

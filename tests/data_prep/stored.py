@@ -1,4 +1,4 @@
-"""What a folder of shards holds, read without the code under test that wrote it."""
+"""Data sets written in one go, and what a folder of shards holds, read without the code under test that wrote it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from data_prep.shard_writer import Job, finish_dataset, write_dataset
 from data_prep.statistics import read_manifest
+
+
+def write_whole(job: Job, max_failed_fraction: float = 0.0) -> None:
+    """All shards of a data set and its manifest."""
+    statistics = write_dataset(job, workers=1, overwrite=False)
+    assert statistics is not None
+    finish_dataset(job, statistics, max_failed_fraction)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Shards in, shards with targets out: same bytes whatever happens in between, and nothing bad passes silently."""
+"""Shards in, shards with targets out: same bytes after any interruption, and nothing bad passes silently."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from data_prep.annotator import Annotator, Item
 from data_prep.statistics import read_manifest
 from megaunigame.data.decode import decode_sample
 from tests.data.shard_files import encoded
+from tests.data_prep.stored import content, failures_of
+from tests.data_prep.stored import samples_of as stored
 from tests.data_prep.tiny_teachers import (
     KEEP_ALL,
     depth_checkpoint,
@@ -29,24 +31,23 @@ from tests.data_prep.tiny_teachers import (
     sam2_checkpoint,
     sam_checkpoint,
     sample_of,
-    stored,
     write_source,
 )
 from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, write_vqa
+from tests.multi_process.launcher import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 CLASSIC = ("--tasks", "segmentation", "--segmentation-teacher", "classic")
 FROM_FILES = ("--tasks", "depth", "--depth-teacher", "file")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory) -> Path:
     return write_source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     depth_checkpoint(folder / "depth")
     sam_checkpoint(folder / "sam")
@@ -55,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(source: Path, tmp_path_factory) -> Path:
     """`source` with classic regions, written in one go."""
     folder = tmp_path_factory.mktemp("whole")
     assert annotate(source, folder, *CLASSIC) == 0
@@ -74,14 +75,8 @@ def all_three(models: Path, sam: str = "sam") -> list[str]:
     ]
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 @pytest.mark.parametrize("sam", ["sam", "sam2"])
-def test_all_tasks_on_checkpoints_loaded_like_real_ones(
-    sam: str, source: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_tasks_on_checkpoints_loaded_like_real_ones(sam, source, models, tmp_path, capsys):
     assert annotate(source, tmp_path / "out", *all_three(models, sam), "--target-size", "48", "--dtype", "bfloat16") == 0
     assert "24 pictures in" in capsys.readouterr().out
     before, after = stored(source), stored(tmp_path / "out")
@@ -119,7 +114,7 @@ def test_all_tasks_on_checkpoints_loaded_like_real_ones(
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
-def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path) -> None:
+def test_photographs_from_files_to_verified_shards(models, tmp_path):
     pack = ["pack", "--format", "llava-json", "--json", str(REPOSITORY / "data_prep/examples/photographs.json")]
     assert main([*pack, "--image-root", str(PHOTOGRAPHS), "--out", str(tmp_path / "packed")]) == 0
     settings = ["--depth-model", str(models / "depth"), "--segmentation-teacher", "classic", "--target-size", "128"]
@@ -138,7 +133,7 @@ def test_photographs_from_files_to_verified_shards(models: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("form", ["vqa", "cc3m"])
-def test_published_forms_from_files_to_verified_shards(form: str, models: Path, tmp_path: Path) -> None:
+def test_published_forms_from_files_to_verified_shards(form, models, tmp_path):
     if form == "vqa":
         assert pack_vqa(write_vqa(tmp_path) | {"out": tmp_path / "packed"}) == 0
     else:
@@ -157,7 +152,7 @@ def test_published_forms_from_files_to_verified_shards(form: str, models: Path, 
         assert -1 < sample.meta["clip_similarity"] < 1 and ("answers" in sample.meta) == (form == "vqa")
 
 
-def test_killed_at_any_moment_it_continues_to_the_same_bytes(source: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_continues_to_the_same_bytes(source, whole, tmp_path):
     code = (  # the command, slowed down so that the kill hits the middle of a shard
         "import sys, time\n"
         "from data_prep import annotator\n"
@@ -180,16 +175,14 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(source: Path, whole
     assert content(tmp_path) == content(whole)
 
 
-def test_ranks_together_write_what_one_process_writes(
-    source: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ranks_together_write_what_one_process_writes(source, whole, tmp_path, capsys):
     assert annotate(source, tmp_path, *CLASSIC, "--rank", "1", "--world", "2") == 0
     assert set(content(tmp_path)) == {f"toy-000001{end}" for end in (".tar", ".idx.json", "_stats.json")}
     assert annotate(source, tmp_path, *CLASSIC, "--rank", "0", "--world", "2", "--threads", "1") == 0
     assert content(tmp_path) == content(whole)
 
 
-def test_a_second_run_has_nothing_to_do(source: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_has_nothing_to_do(source, whole, capsys):
     before = content(whole)
     assert annotate(source, whole, *CLASSIC) == 0
     assert "nothing was left to annotate" in capsys.readouterr().out
@@ -199,9 +192,7 @@ def test_a_second_run_has_nothing_to_do(source: Path, whole: Path, capsys: pytes
 @pytest.mark.parametrize(
     "change", [["--set", "segmentation.scale=30"], ["--target-size", "32"], ["--segmentation-teacher", "file"]]
 )
-def test_other_teachers_and_settings_need_overwrite(
-    change: list[str], source: Path, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_teachers_and_settings_need_overwrite(change, source, whole, capsys):
     before = content(whole)
     folder = ["--set", f"segmentation.folder={source}"] if "file" in change else []
     assert annotate(source, whole, *CLASSIC, *change, *folder) == 2
@@ -209,9 +200,7 @@ def test_other_teachers_and_settings_need_overwrite(
     assert content(whole) == before
 
 
-def test_samples_without_a_usable_prediction_fail_and_can_be_retried(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_without_a_usable_prediction_fail_and_can_be_retried(source, tmp_path, capsys):
     maps, out = tmp_path / "maps", tmp_path / "out"
     maps.mkdir()
     for number in range(30):
@@ -226,7 +215,7 @@ def test_samples_without_a_usable_prediction_fail_and_can_be_retried(
     assert not (out / "dataset.json").exists()
 
     assert annotate(source, out, *settings, "--max-failed-fraction", "0.1") == 0
-    failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    failures = failures_of(out)
     assert [failure["key"] for failure in failures] == ["0003", "0011"]
     assert "NaN or infinite depth" in failures[0]["reason"] and "0011.npy: No such file" in failures[1]["reason"]
     found = stored(out)
@@ -242,14 +231,14 @@ def test_samples_without_a_usable_prediction_fail_and_can_be_retried(
     assert (out / "toy-000002.tar").stat().st_mtime_ns == untouched
 
 
-def test_a_model_that_gives_nan_fills_no_shard(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_gives_nan_fills_no_shard(source, tmp_path, capsys):
     broken = depth_checkpoint(tmp_path / "model", damage=float("nan"))
     assert annotate(source, tmp_path / "out", "--tasks", "depth", "--depth-model", str(broken)) == 2
     assert "the depth teacher gave NaN or infinite depth" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
-def test_no_mask_gives_an_empty_map(source: Path, models: Path, tmp_path: Path) -> None:
+def test_no_mask_gives_an_empty_map(source, models, tmp_path):
     settings = ["--segmentation-model", str(models / "sam"), "--set", "segmentation.points_per_side=2"]
     assert annotate(source, tmp_path, "--tasks", "segmentation", *settings) == 0
     for key, fields in stored(tmp_path).items():
@@ -259,20 +248,18 @@ def test_no_mask_gives_an_empty_map(source: Path, models: Path, tmp_path: Path) 
     assert main(["verify", str(tmp_path)]) == 0
 
 
-def test_pictures_that_cannot_be_decoded_fail_with_the_reason(tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_decoded_fail_with_the_reason(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "in.tar")) as writer:
         writer.write({"__key__": "a", "json": b"{}", "png": encoded(picture(1, 20, 20))})
         writer.write({"__key__": "b", "json": b"{}", "png": encoded(picture(2, 20, 20))[:200]})
         writer.write({"__key__": "c", "json": b"[]", "png": encoded(picture(3, 20, 20))})
     assert annotate(tmp_path, tmp_path / "out", *CLASSIC, "--max-failed-fraction", "0.7", "--name", "mine") == 0
     assert list(stored(tmp_path / "out")) == ["a"] and (tmp_path / "out" / "mine-000000.tar").is_file()
-    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    reasons = [failure["reason"] for failure in failures_of(tmp_path / "out")]
     assert "not a readable" in reasons[0] and "object" in reasons[1]
 
 
-def test_targets_that_are_there_are_refused_kept_or_replaced(
-    source: Path, whole: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_targets_that_are_there_are_refused_kept_or_replaced(source, whole, models, tmp_path, capsys):
     assert annotate(whole, tmp_path / "again", *CLASSIC) == 2
     assert "already has segmentation" in capsys.readouterr().err and not (tmp_path / "again").exists()
     both = ["--tasks", "depth,segmentation", "--segmentation-teacher", "classic", "--depth-model", str(models / "depth")]
@@ -291,9 +278,7 @@ def test_targets_that_are_there_are_refused_kept_or_replaced(
     assert "sample '0000' already has clip" in capsys.readouterr().err
 
 
-def test_a_picture_is_decoded_once_for_all_tasks(
-    source: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_is_decoded_once_for_all_tasks(source, models, tmp_path, monkeypatch):
     decoded: list[str] = []
     real = Annotator._decode
 
@@ -335,16 +320,14 @@ def test_a_picture_is_decoded_once_for_all_tasks(
         (["--tasks", "depth", "--depth-model", "./nowhere"], "./nowhere: no such folder"),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_is_written(
-    arguments: list[str], said: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_are_refused_before_anything_is_written(arguments, said, source, tmp_path, capsys):
     assert annotate(source, tmp_path / "out", *arguments) == 2
     message = capsys.readouterr().err
     assert said in message and "Traceback" not in message
     assert not (tmp_path / "out").exists()
 
 
-def test_sources_that_cannot_be_annotated(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sources_that_cannot_be_annotated(source, tmp_path, capsys):
     def refusal(folder: Path, out: Path) -> str:
         assert annotate(folder, out, *CLASSIC) == 2
         return capsys.readouterr().err
@@ -360,15 +343,15 @@ def test_sources_that_cannot_be_annotated(source: Path, tmp_path: Path, capsys: 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_picture_file_itself_is_never_touched(whole: Path, source: Path) -> None:
+def test_the_picture_file_itself_is_never_touched(whole, source):
     for key, fields in stored(source).items():
         for name in set(fields) - {"json"}:
             assert stored(whole)[key][name] == fields[name]
 
 
-def test_a_viewer_opens_the_segmentation_in_colours(whole: Path, tmp_path: Path) -> None:
+def test_a_viewer_opens_the_segmentation_in_colors(whole, tmp_path):
     fields = next(fields for fields in stored(whole).values() if "seg.png" in fields)
     (tmp_path / "seg.png").write_bytes(fields["seg.png"])
     with Image.open(tmp_path / "seg.png") as opened:
-        colours = np.unique(np.array(opened.convert("RGB")).reshape(-1, 3), axis=0)
-        assert opened.mode == "P" and len(colours) == len(np.unique(opened)) > 2
+        colors = np.unique(np.array(opened.convert("RGB")).reshape(-1, 3), axis=0)
+        assert opened.mode == "P" and len(colors) == len(np.unique(opened)) > 2

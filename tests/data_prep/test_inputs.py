@@ -8,7 +8,6 @@ import multiprocessing
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +18,15 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.inputs.sample import LONGEST_KEY, short_key
 from data_prep.scenes.samples import sample as scene
+from tests.data.shard_files import write_tar
 from tests.data_prep.stored import failures_of, records_of, samples_of
-from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, picture, write_tar, write_vqa
+from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, picture, write_vqa
 
 TALK = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
 
 
 @pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+def forked(monkeypatch) -> None:
     """Workers that are forked: spawned ones import torch again, for seconds. Jobs are pickled for both."""
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
@@ -39,7 +39,7 @@ def columns_of(folder: Path, stem: str) -> list[dict[str, float]]:
 # --- llava-json
 
 
-def test_llava_finds_pictures_of_another_ending_and_takes_the_first_frame(tmp_path: Path) -> None:
+def test_llava_finds_pictures_of_another_ending_and_takes_the_first_frame(tmp_path):
     root = tmp_path / "root" / "ocr_vqa" / "images"
     root.mkdir(parents=True)
     (root / "1.png").write_bytes(picture(1, form="png"))
@@ -71,11 +71,11 @@ def test_llava_finds_pictures_of_another_ending_and_takes_the_first_frame(tmp_pa
 
 
 @pytest.fixture
-def vqa(tmp_path: Path) -> dict[str, Path]:
+def vqa(tmp_path) -> dict[str, Path]:
     return write_vqa(tmp_path)
 
 
-def test_vqa_groups_by_picture_and_keeps_all_ten_answers(vqa: dict[str, Path], forked: None) -> None:
+def test_vqa_groups_by_picture_and_keeps_all_ten_answers(vqa, forked):
     assert pack_vqa(vqa, "--shard-size", "2", "--workers", "2") == 0
     found = samples_of(vqa["out"])
     assert list(found) == ["00000000-100", "00000001-101", "00000002-102"]
@@ -91,7 +91,7 @@ def test_vqa_groups_by_picture_and_keeps_all_ten_answers(vqa: dict[str, Path], f
     assert main(["verify", str(vqa["out"])]) == 0
 
 
-def test_vqa_test_sets_have_questions_only(vqa: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_vqa_test_sets_have_questions_only(vqa, capsys):
     content = json.loads(vqa["questions"].read_text()) | {"data_subtype": "test-dev2015"}
     vqa["questions"].write_text(json.dumps(content))
     for path in list(vqa["image_root"].iterdir()):
@@ -106,7 +106,7 @@ def test_vqa_test_sets_have_questions_only(vqa: dict[str, Path], capsys: pytest.
     assert "vqa: 3 samples" in capsys.readouterr().out
 
 
-def test_vqa_names_of_pictures_can_be_set(vqa: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_vqa_names_of_pictures_can_be_set(vqa, capsys):
     for path in list(vqa["image_root"].iterdir()):
         path.rename(path.with_name(path.name.removeprefix("COCO_train2014_")))
     assert pack_vqa(vqa) == 2
@@ -127,9 +127,7 @@ def test_vqa_names_of_pictures_can_be_set(vqa: dict[str, Path], capsys: pytest.C
         ("questions", lambda c: c.pop("data_subtype"), "type --image-pattern"),
     ],
 )
-def test_vqa_files_of_another_form_are_refused(
-    vqa: dict[str, Path], file: str, change: Any, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_vqa_files_of_another_form_are_refused(vqa, file, change, said, capsys):
     content = json.loads(vqa[file].read_text())
     change(content)
     vqa[file].write_text(json.dumps(content))
@@ -141,7 +139,7 @@ def test_vqa_files_of_another_form_are_refused(
 # --- wds
 
 
-def test_tars_are_packed_shard_for_shard(tmp_path: Path, forked: None) -> None:
+def test_tars_are_packed_shard_for_shard(tmp_path, forked):
     cc3m(tmp_path / "cc3m")
     assert pack_tars(str(tmp_path / "cc3m/cc3m-train-{0000..0002}.tar"), tmp_path / "out", "--workers", "2") == 0
     found = samples_of(tmp_path / "out")
@@ -159,7 +157,7 @@ def test_tars_are_packed_shard_for_shard(tmp_path: Path, forked: None) -> None:
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
-def test_tars_without_json_and_with_conversations_and_targets(tmp_path: Path) -> None:
+def test_tars_without_json_and_with_conversations_and_targets(tmp_path):
     made = scene(1, "val", 3, 64)
     key = made.pop("__key__")
     talk = json.dumps({"conversations": TALK}).encode()
@@ -177,7 +175,7 @@ def test_tars_without_json_and_with_conversations_and_targets(tmp_path: Path) ->
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
-def test_bad_samples_of_a_tar_are_failures(tmp_path: Path) -> None:
+def test_bad_samples_of_a_tar_are_failures(tmp_path):
     failed_download = json.dumps({"status": "failed_to_download", "error_message": "404"}).encode()
     members = [
         *(("cut.jpg", picture(1)[:200]), ("cut.txt", b"words")),
@@ -197,7 +195,7 @@ def test_bad_samples_of_a_tar_are_failures(tmp_path: Path) -> None:
     assert reasons == {"lost": "img2dataset says failed_to_download: 404", "mute": "has neither a caption nor conversations"}
 
 
-def test_tars_that_are_not_whole_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tars_that_are_not_whole_are_refused_by_name(tmp_path, capsys):
     cc3m(tmp_path / "cut")
     tar = tmp_path / "cut" / "cc3m-train-0001.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
@@ -221,7 +219,7 @@ def test_tars_that_are_not_whole_are_refused_by_name(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "out2" / "dataset.json").exists() and not list((tmp_path / "out2").glob("*.tar"))
 
 
-def test_sources_that_are_not_there_or_lie_in_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sources_that_are_not_there_or_lie_in_out(tmp_path, capsys):
     cc3m(tmp_path / "cc3m")
     assert pack_tars(str(tmp_path / "cc3m/cc3m-train-{0000..0003}.tar"), tmp_path / "out") == 2
     assert "cc3m-train-0003.tar: no .tar file there" in capsys.readouterr().err
@@ -230,7 +228,7 @@ def test_sources_that_are_not_there_or_lie_in_out(tmp_path: Path, capsys: pytest
     assert len(list((tmp_path / "cc3m").glob("*.tar"))) == 3
 
 
-def test_long_keys_stay_unique_and_fit_a_tar() -> None:
+def test_long_keys_stay_unique_and_fit_a_tar():
     keys = [short_key("ü" * 60 + end) for end in "ab"]
     assert len(set(keys)) == 2 and all(len(key.encode()) <= LONGEST_KEY for key in keys)
     assert short_key("a/b") == "a/b"
@@ -239,7 +237,7 @@ def test_long_keys_stay_unique_and_fit_a_tar() -> None:
 # --- parquet
 
 
-def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path: Path, forked: None) -> None:
+def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path, forked):
     (tmp_path / "in").mkdir()
     for file in range(2):
         numbers = range(10 * file, 10 * file + 10)
@@ -265,7 +263,7 @@ def test_parquet_rows_are_cut_across_files_and_row_groups(tmp_path: Path, forked
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
-def test_parquet_conversations_and_bad_rows(tmp_path: Path) -> None:
+def test_parquet_conversations_and_bad_rows(tmp_path):
     table = pa.table({"picture": [picture(0), picture(1), b"no"], "conversations": [json.dumps(TALK), "[", json.dumps(TALK)]})
     pq.write_table(table, tmp_path / "text.parquet")
     pq.write_table(pa.table({"picture": [picture(0)], "conversations": [TALK]}), tmp_path / "list.parquet")
@@ -278,9 +276,7 @@ def test_parquet_conversations_and_bad_rows(tmp_path: Path) -> None:
     assert reasons[0].startswith("has conversations that are not JSON") and reasons[1] == "not an image"
 
 
-def test_parquet_files_that_do_not_fit_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parquet_files_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
     pq.write_table(pa.table({"jpg": [picture(0)], "caption": ["x"]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"no table")
     command = ["pack", "--format", "parquet", "--out", str(tmp_path / "out"), "--source"]
@@ -306,8 +302,6 @@ def test_parquet_files_that_do_not_fit_are_refused(
         (["--format", "wds", "--source", "x", "--rank", "2", "--world", "2"], "ranks count from 0 to world - 1"),
     ],
 )
-def test_options_of_another_format_are_refused(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_of_another_format_are_refused(options, said, tmp_path, capsys):
     assert main(["pack", *options, "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err

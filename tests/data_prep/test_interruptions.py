@@ -8,33 +8,27 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from data_prep import shard_writer
 from data_prep.__main__ import main
 from data_prep.shard_writer import Job, Shard, ShardSample, write_atomically, write_dataset
 from megaunigame.errors import DataError
 from tests.data_prep.stored import content, failures_of, samples_of
+from tests.data_prep.toy_sets import picture
 
 ENTRIES = 30
 SHARD_SIZE = 5
 
 
-def picture(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (96, 96, 3), dtype=np.uint8)).save(out, "jpeg")
-    return out.getvalue()
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory) -> Path:
     """A LLaVA file and its pictures; number 12 is missing."""
     folder = tmp_path_factory.mktemp("source")
     turns = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
@@ -42,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "entries.json").write_text(json.dumps(entries))
     for k in range(ENTRIES):
         if k != 12:
-            (folder / f"{k}.jpg").write_bytes(picture(k))
+            (folder / f"{k}.jpg").write_bytes(picture(k, 96, 96))
     return folder
 
 
@@ -52,15 +46,8 @@ def arguments(source: Path, out: Path, *more: str) -> list[str]:
     return ["pack", "--format", "llava-json", *files, *limits, *more]
 
 
-def copied(source: Path, folder: Path) -> Path:
-    folder.mkdir()
-    for path in source.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
 @pytest.fixture(scope="module")
-def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(source: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert main(arguments(source, folder)) == 0
     return folder
@@ -83,7 +70,7 @@ def on_a_slow_disk(arguments: list[str]) -> multiprocessing.process.BaseProcess:
     return process
 
 
-def test_killed_at_any_moment_and_run_again(source: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_and_run_again(source, whole, tmp_path):
     # Six shards of three files with a 20 ms fsync each: a run lasts some 0.5 s, and these kills fall all over it.
     stages, moments = set(), random.Random(5)
     for attempt in range(8):
@@ -120,9 +107,7 @@ def dies_before_rename(number: int, command: list[str], patch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("step", range(12))
-def test_dead_after_any_step_and_run_again(
-    step: int, source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_after_any_step_and_run_again(step, source, whole, tmp_path, monkeypatch):
     """The same, exactly: there are three renames per shard."""
     dies_before_rename(step, arguments(source, tmp_path), monkeypatch)
     assert not (tmp_path / "dataset.json").exists()
@@ -131,8 +116,8 @@ def test_dead_after_any_step_and_run_again(
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_dead_in_a_retry_and_run_again(step: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, pictures = tmp_path / "out", copied(source, tmp_path / "pictures")
+def test_dead_in_a_retry_and_run_again(step, source, tmp_path, monkeypatch):
+    out, pictures = tmp_path / "out", shutil.copytree(source, tmp_path / "pictures")
     assert main(arguments(pictures, out)) == 0
     (pictures / "12.jpg").write_bytes((pictures / "11.jpg").read_bytes())
     dies_before_rename(step, arguments(pictures, out, "--retry-failed"), monkeypatch)
@@ -142,9 +127,7 @@ def test_dead_in_a_retry_and_run_again(step: int, source: Path, tmp_path: Path, 
     assert main(["verify", str(out)]) == 0
 
 
-def test_ranks_together_write_what_one_process_writes(
-    source: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ranks_together_write_what_one_process_writes(source, whole, tmp_path, capsys):
     for rank in (2, 0):
         assert main(arguments(source, tmp_path, "--rank", str(rank), "--world", "3")) == 0
     said = capsys.readouterr().out
@@ -156,7 +139,7 @@ def test_ranks_together_write_what_one_process_writes(
     assert content(tmp_path) == content(whole)
 
 
-def test_ranks_at_the_same_time(source: Path, whole: Path, tmp_path: Path) -> None:
+def test_ranks_at_the_same_time(source, whole, tmp_path):
     ranks = [on_a_slow_disk(arguments(source, tmp_path, "--rank", rank, "--world", "2")) for rank in "01"]
     for rank in ranks:
         rank.join()
@@ -164,7 +147,7 @@ def test_ranks_at_the_same_time(source: Path, whole: Path, tmp_path: Path) -> No
     assert content(tmp_path) == content(whole)
 
 
-def test_a_rank_leaves_the_others_files_alone(source: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_rank_leaves_the_others_files_alone(source, whole, tmp_path):
     theirs = tmp_path / "llava-000001.tar.tmp"
     theirs.write_text("rank 1 is at it")
     own = tmp_path / "llava-000002.idx.json.host-12.tmp"
@@ -176,17 +159,17 @@ def test_a_rank_leaves_the_others_files_alone(source: Path, whole: Path, tmp_pat
     assert content(tmp_path) == content(whole)
 
 
-def test_retry_mends_the_shard_of_a_picture_that_came_back(source: Path, whole: Path, tmp_path: Path) -> None:
-    out, pictures = tmp_path / "out", copied(source, tmp_path / "pictures")
+def test_retry_fixes_the_shard_of_a_picture_that_came_back(source, whole, tmp_path):
+    out, pictures = tmp_path / "out", shutil.copytree(source, tmp_path / "pictures")
     assert main(arguments(pictures, out)) == 0
     assert failures_of(out) == [{"key": "00000012-12", "image": "12.jpg", "reason": "missing file"}]
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("llava-*")}
 
-    (pictures / "12.jpg").write_bytes(picture(12))
+    (pictures / "12.jpg").write_bytes(picture(12, 96, 96))
     assert main(arguments(pictures, out)) == 0
     assert "00000012-12" not in samples_of(out), "without --retry-failed a shard that is done stays"
     assert main(arguments(pictures, out, "--retry-failed")) == 0
-    assert samples_of(out)["00000012-12"]["jpg"] == picture(12)
+    assert samples_of(out)["00000012-12"]["jpg"] == picture(12, 96, 96)
     assert not (out / "failures.jsonl").exists()
     touched = {path.name for path in out.glob("llava-*") if path.stat().st_mtime_ns != before[path.name]}
     assert touched == {"llava-000002.tar", "llava-000002.idx.json", "llava-000002_stats.json"}
@@ -212,14 +195,7 @@ class _FullDisk(io.BufferedWriter):
 
 
 @pytest.mark.parametrize("full_at", ["llava-000001.tar", "llava-000001.idx.json", "llava-000001_stats.json", "dataset.json"])
-def test_a_full_disk_leaves_nothing_half_written(
-    full_at: str,
-    source: Path,
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_full_disk_leaves_nothing_half_written(full_at, source, whole, tmp_path, monkeypatch, capsys):
     def opened(path: Path, mode: str) -> io.BufferedWriter:
         return _FullDisk(path, 40 if path.name.startswith(full_at) and mode == "wb" else 10**9)
 
@@ -234,7 +210,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert content(tmp_path) == content(whole)
 
 
-def test_a_source_that_breaks_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+def test_a_source_that_breaks_is_not_taken_for_a_full_disk(tmp_path):
     def samples() -> Iterator[ShardSample]:
         yield {"__key__": "a", "json": b"{}"}
         raise OSError(errno.EIO, "Input/output error")
@@ -245,7 +221,7 @@ def test_a_source_that_breaks_is_not_taken_for_a_full_disk(tmp_path: Path) -> No
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_an_out_folder_that_cannot_be_made_is_named(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_out_folder_that_cannot_be_made_is_named(source, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(arguments(source, tmp_path / "file" / "out")) == 2
     assert "no such folder can be made" in capsys.readouterr().err
@@ -253,7 +229,7 @@ def test_an_out_folder_that_cannot_be_made_is_named(source: Path, tmp_path: Path
         write_atomically(tmp_path / "nowhere" / "x", b"")
 
 
-def test_numbers_of_the_json_become_columns_of_the_index(tmp_path: Path) -> None:
+def test_numbers_of_the_json_become_columns_of_the_index(tmp_path):
     metas = ['{"a": 1, "b": 0.5, "c": "2", "d": true, "e": {"f": 1}, "g": NaN, "h": null}', '{"c": "x"}', "[1]"]
     samples: list[ShardSample] = [{"__key__": f"k{n}", "json": meta.encode()} for n, meta in enumerate(metas)]
     samples += [{"__key__": "huge", "json": b'{"a": -3, "b": 1' + 400 * b"0" + b"}"}, {"__key__": "none", "png": b"x"}]
@@ -265,9 +241,7 @@ def test_numbers_of_the_json_become_columns_of_the_index(tmp_path: Path) -> None
     assert index["version"] == 1
 
 
-def test_the_limit_is_a_share_of_the_whole_set_for_every_rank(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_limit_is_a_share_of_the_whole_set_for_every_rank(source, tmp_path, capsys):
     """One of the five entries of shard 2 is missing: 1 of 30, not 1 of 5."""
     for rank in "210":
         assert main(arguments(source, tmp_path / "out", "--rank", rank, "--world", "3")) == 0

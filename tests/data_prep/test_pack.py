@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.statistics import read_manifest, records
+from tests.data_prep.stored import failures_of, samples_of
 
 EXAMPLES = Path(__file__).parents[2] / "data_prep" / "examples"
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -22,7 +23,7 @@ TEXT = [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "that"}]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(tmp_path) -> Path:
     folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
     picture = Image.fromarray(np.arange(12 * 10 * 3, dtype=np.uint8).reshape(12, 10, 3))
@@ -34,26 +35,17 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def pack(tmp_path: Path, entries: Any, pictures: Path, *more: str) -> int:
+def pack(tmp_path, entries: Any, pictures: Path, *more: str) -> int:
     source = tmp_path / "entries.json"
     source.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     out = ["--out", str(tmp_path / "out")]
     return main(["pack", "--format", "llava-json", "--json", str(source), "--image-root", str(pictures), *out, *more])
 
 
-def stored(folder: Path) -> dict[str, dict[str, bytes]]:
-    found = {}
-    for shard in read_manifest(folder)["shards"]:
-        raw = (folder / shard["file"]).read_bytes()
-        for sample in json.loads((folder / shard["file"]).with_suffix(".idx.json").read_text())["samples"]:
-            found[sample["key"]] = {n: raw[o : o + size] for n, (o, size) in sample["fields"].items()}
-    return found
-
-
-def test_images_are_stored_as_they_are_and_others_as_png(tmp_path: Path, pictures: Path) -> None:
+def test_images_are_stored_as_they_are_and_others_as_png(tmp_path, pictures):
     names = ["a.png", "b.jpg", "c.webp", "d.gif", "sub/e.bmp", "wrong_name.jpg"]
     assert pack(tmp_path, [{"id": n, "image": n, "conversations": TALK} for n in names], pictures) == 0
-    found = stored(tmp_path / "out")
+    found = samples_of(tmp_path / "out")
     assert list(found) == [
         "00000000-a_png",
         "00000001-b_jpg",
@@ -75,7 +67,7 @@ def test_images_are_stored_as_they_are_and_others_as_png(tmp_path: Path, picture
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
-def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictures: Path) -> None:
+def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path, pictures):
     late = [{"from": "human", "value": "what ?\n<image>"}, {"from": "gpt", "value": "that"}]
     system = [{"from": "system", "value": "be short"}, *TEXT]
     entries = [
@@ -86,7 +78,7 @@ def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictur
         {"id": 17, "image": "a.png", "conversations": TALK},
     ]
     assert pack(tmp_path, entries, pictures) == 0
-    found = stored(tmp_path / "out")
+    found = samples_of(tmp_path / "out")
     assert list(found) == ["00000000-t", "00000001-t", "00000002-late", "00000003", "00000004-17"]
     assert set(found["00000000-t"]) == set(found["00000001-t"]) == {"json"}
     said = [json.loads(fields["json"]) for fields in found.values()]
@@ -96,10 +88,9 @@ def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path: Path, pictur
     assert said[4]["conversations"] == TALK
 
 
-def test_failures_are_counted_listed_and_limited(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_counted_listed_and_limited(tmp_path, pictures, capsys):
     names = ["a.png", "gone.png", "text.jpg", "empty.png", "b.jpg"]
     entries = [{"id": k, "image": name, "conversations": TALK} for k, name in enumerate(names)]
-    failures = tmp_path / "out" / "failures.jsonl"
 
     assert pack(tmp_path, entries, pictures) == 2
     said = capsys.readouterr().err
@@ -111,8 +102,8 @@ def test_failures_are_counted_listed_and_limited(tmp_path: Path, pictures: Path,
     assert not (tmp_path / "out" / "dataset.json").exists()
 
     assert pack(tmp_path, entries, pictures, "--max-failed-fraction", "0.6", "--shard-size", "2") == 0
-    assert list(stored(tmp_path / "out")) == ["00000000-0", "00000004-4"]
-    assert [json.loads(line) for line in failures.read_text().splitlines()] == [
+    assert list(samples_of(tmp_path / "out")) == ["00000000-0", "00000004-4"]
+    assert failures_of(tmp_path / "out") == [
         {"key": "00000001-1", "image": "gone.png", "reason": "missing file"},
         {"key": "00000002-2", "image": "text.jpg", "reason": "not an image"},
         {"key": "00000003-3", "image": "empty.png", "reason": "not an image"},
@@ -154,16 +145,14 @@ def _with(**changes: Any) -> list[Any]:
         (_with(conversations=[{"from": "human", "value": "<image><image>"}, TALK[1]]), "more than once"),
     ],
 )
-def test_json_of_another_form_is_refused_with_the_entry(
-    entries: Any, said: str, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_of_another_form_is_refused_with_the_entry(entries, said, tmp_path, pictures, capsys):
     assert pack(tmp_path, entries, pictures) == 2
     message = capsys.readouterr().err
     assert said in message and "entries.json" in message and "Traceback" not in message
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files_and_folders_are_named(tmp_path, pictures, capsys):
     assert pack(tmp_path, _with(), tmp_path / "nowhere") == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
     arguments = ["--json", str(tmp_path / "no.json"), "--image-root", str(pictures), "--out", str(tmp_path / "out")]
@@ -171,18 +160,16 @@ def test_missing_files_and_folders_are_named(tmp_path: Path, pictures: Path, cap
     assert "no.json: cannot be read" in capsys.readouterr().err
 
 
-def test_another_json_in_the_same_folder_needs_overwrite(
-    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_json_in_the_same_folder_needs_overwrite(tmp_path, pictures, capsys):
     assert pack(tmp_path, _with(), pictures) == 0
     assert pack(tmp_path, _with(), pictures) == 0
     assert pack(tmp_path, _with(id="other"), pictures) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert pack(tmp_path, _with(id="other"), pictures, "--overwrite") == 0
-    assert list(stored(tmp_path / "out")) == ["00000000", "00000001-other"]
+    assert list(samples_of(tmp_path / "out")) == ["00000000", "00000001-other"]
 
 
-def test_the_example_photographs_pack_and_verify(tmp_path: Path) -> None:
+def test_the_example_photographs_pack_and_verify(tmp_path):
     source = ["--json", str(EXAMPLES / "photographs.json"), "--image-root", str(PHOTOGRAPHS)]
     assert main(["pack", "--format", "llava-json", *source, "--out", str(tmp_path), "--workers", "2"]) == 0
     assert main(["verify", str(tmp_path)]) == 0

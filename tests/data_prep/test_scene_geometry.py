@@ -13,15 +13,7 @@ from PIL import Image
 
 from data_prep.scenes import render
 from data_prep.scenes.samples import sample
-from data_prep.scenes.solids import (
-    CONE_HALF,
-    CONE_RADIUS,
-    CUBE_HALF,
-    CYLINDER_HALF,
-    CYLINDER_RADIUS,
-    SHAPES,
-    normal,
-)
+from data_prep.scenes.solids import CONE_HALF, CONE_RADIUS, CUBE_HALF, CYLINDER_HALF, CYLINDER_RADIUS, SHAPES, normal
 from data_prep.scenes.splits import example
 from data_prep.scenes.world import Camera, Look, Scene, Thing
 
@@ -56,7 +48,7 @@ def excess(thing: Thing, points: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_depth_ends_on_the_surface_and_nothing_solid_lies_before_it(shape: str) -> None:
+def test_depth_ends_on_the_surface_and_nothing_solid_lies_before_it(shape):
     thing = a_thing(shape)
     rays = CAMERA.rays(48)
     geometry = render.trace((thing,), CAMERA, rays)
@@ -75,7 +67,7 @@ def test_depth_ends_on_the_surface_and_nothing_solid_lies_before_it(shape: str) 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_normals_are_the_gradient_of_the_surface(shape: str) -> None:
+def test_normals_are_the_gradient_of_the_surface(shape):
     thing = a_thing(shape, x=0.0, z=0.0, yaw=0.0)
     rays = CAMERA.rays(64)
     geometry = render.trace((thing,), CAMERA, rays)
@@ -90,7 +82,7 @@ def test_normals_are_the_gradient_of_the_surface(shape: str) -> None:
     assert np.mean(agreement > 0.999) > 0.95  # the rest are the edges, where there is no gradient
 
 
-def test_nearest_point_of_a_sphere_is_where_geometry_says() -> None:
+def test_nearest_point_of_a_sphere_is_where_geometry_says():
     thing = a_thing("sphere")
     depth = render.trace((thing,), CAMERA, CAMERA.rays(400)).depth
     _, _, centre_depth = CAMERA.project(thing.center)
@@ -98,7 +90,7 @@ def test_nearest_point_of_a_sphere_is_where_geometry_says() -> None:
     assert depth[hit].min() == pytest.approx(centre_depth - thing.radius, abs=2e-3)
 
 
-def test_camera_axes_are_orthonormal_and_project_agrees_with_rays() -> None:
+def test_camera_axes_are_orthonormal_and_project_agrees_with_rays():
     axes = np.array([CAMERA.right, CAMERA.up, CAMERA.forward])
     np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
     rays = CAMERA.rays(64)
@@ -106,13 +98,10 @@ def test_camera_axes_are_orthonormal_and_project_agrees_with_rays() -> None:
     point = np.array(CAMERA.position) + 5.0 * rays[:, row, column_]
     u, v, depth = CAMERA.project(tuple(point.tolist()))
     assert depth == pytest.approx(5.0, abs=1e-5)
-    assert ((u + 1) / 2 * 64, (1 - v) / 2 * 64) == (
-        pytest.approx(column_ + 0.5, abs=1e-3),
-        pytest.approx(13.5, abs=1e-3),
-    )
+    assert ((u + 1) / 2 * 64, (1 - v) / 2 * 64) == (pytest.approx(column_ + 0.5, abs=1e-3), pytest.approx(13.5, abs=1e-3))
 
 
-def test_the_nearer_object_wins_and_has_the_larger_inverse_depth() -> None:
+def test_the_nearer_object_wins_and_has_the_larger_inverse_depth():
     front = a_thing("cube", x=0.0, z=2.0, mask_id=2)
     back = a_thing("sphere", x=0.1, z=0.0, mask_id=1)
     for things in ((front, back), (back, front)):
@@ -126,7 +115,7 @@ def test_the_nearer_object_wins_and_has_the_larger_inverse_depth() -> None:
         assert (inverse.min(), inverse.max()) == (0, 65535)
 
 
-def test_inverse_depth_is_the_documented_formula() -> None:
+def test_inverse_depth_is_the_documented_formula():
     scene = example(1, "val", 0).scene
     geometry = render.geometry_of(scene, 64)
     inverse = 1 / geometry.depth.astype(float)
@@ -137,7 +126,7 @@ def test_inverse_depth_is_the_documented_formula() -> None:
         np.testing.assert_array_equal(np.array(picture), wanted)
 
 
-def test_an_object_darkens_the_ground_below_the_light_and_nothing_else() -> None:
+def test_an_object_darkens_the_ground_below_the_light_and_nothing_else():
     thing = a_thing("sphere")
     empty = Scene((), CAMERA, LOOK, noise_seed=5)
     full = Scene((thing,), CAMERA, LOOK, noise_seed=5)
@@ -158,7 +147,7 @@ def test_an_object_darkens_the_ground_below_the_light_and_nothing_else() -> None
     assert difference[away].min() == difference[away].max() == 0
 
 
-def test_ids_depth_and_objects_of_stored_samples_agree() -> None:
+def test_ids_depth_and_objects_of_stored_samples_agree():
     for index in range(40):
         fields = sample(2, "train", index, 64)
         ids = np.array(Image.open(io.BytesIO(fields["seg.png"])))
@@ -176,7 +165,7 @@ def test_ids_depth_and_objects_of_stored_samples_agree() -> None:
                 assert np.median(depth[ids == near["id"]]) > np.median(depth[ids == far["id"]])
 
 
-def test_ids_do_not_encode_place() -> None:
+def test_ids_do_not_encode_place():
     scenes = [example(3, "train", index).scene for index in range(400)]
     leftmost = np.array([scene.things[0].mask_id for scene in scenes if len(scene.things) == 2])
     assert 0.35 < np.mean(leftmost == 1) < 0.65

@@ -26,8 +26,8 @@ CHANCE = {
     "relation": 1 / 2,
     "compare": 1 / 2,
     "count": 1 / 4,
-    "color": (3 / 5 + 1 / 6) / 4,  # three shapes come in five colours, cones in six
-    "shape": (3 / 3 + 3 / 4) / 6,  # three colours come in three shapes, three in four
+    "color": (3 / 5 + 1 / 6) / 4,  # three shapes come in five colors, cones in six
+    "shape": (3 / 3 + 3 / 4) / 6,  # three colors come in three shapes, three in four
     "leftmost": 1 / 6,
     "rightmost": 1 / 6,
     "nearest": 1 / 6,
@@ -36,7 +36,7 @@ CHANCE = {
 
 
 def records(split: str, count: int) -> list[dict[str, Any]]:
-    """The json of samples, without rendering colours."""
+    """The json of samples, without rendering colors."""
     shown = (example(1, split, index) for index in range(count))
     return [json.loads(json.dumps(_record(each, np.zeros(len(each.scene.things))))) for each in shown]
 
@@ -54,7 +54,7 @@ def turns(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield from zip(record["kinds"], spoken[0::2], spoken[1::2], strict=True)
 
 
-def test_no_answer_can_be_guessed_from_the_question(train: list[dict[str, Any]]) -> None:
+def test_no_answer_can_be_guessed_from_the_question(train: list[dict[str, Any]]):
     found = question_statistics(train)
     assert set(found) == {*CHANCE, "description"}
     for kind, chance in CHANCE.items():
@@ -77,7 +77,7 @@ def even_answers() -> dict[str, dict[str, float]]:
     }
 
 
-def test_answers_are_evenly_spread(train: list[dict[str, Any]]) -> None:
+def test_answers_are_evenly_spread(train: list[dict[str, Any]]):
     found = question_statistics(train)
     for kind, shares in even_answers().items():
         assert set(found[kind].answers) == set(shares)
@@ -86,7 +86,7 @@ def test_answers_are_evenly_spread(train: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("things", ["objects", "shapes"])
-def test_all_four_counts_are_equally_frequent(things: str, train: list[dict[str, Any]]) -> None:
+def test_all_four_counts_are_equally_frequent(things, train: list[dict[str, Any]]):
     asked = [(q, a) for record in train for kind, q, a in turns(record) if kind == "count"]
     counted = Counter(a for q, a in asked if (q == "how many objects are there ?") == (things == "objects"))
     assert set(counted) == {"one", "two", "three", "four" if things == "objects" else "zero"}
@@ -94,7 +94,7 @@ def test_all_four_counts_are_equally_frequent(things: str, train: list[dict[str,
         assert times / counted.total() == pytest.approx(1 / 4, abs=0.03), word
 
 
-def test_half_of_the_noes_differ_in_color_and_half_in_shape(train: list[dict[str, Any]]) -> None:
+def test_half_of_the_noes_differ_in_color_and_half_in_shape(train: list[dict[str, Any]]):
     wrong: Counter[str] = Counter()
     for record in train[:2000]:
         colors = {thing["color"] for thing in record["objects"]}
@@ -108,7 +108,7 @@ def test_half_of_the_noes_differ_in_color_and_half_in_shape(train: list[dict[str
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_answer_is_true(split: str, train: list[dict[str, Any]]) -> None:
+def test_every_answer_is_true(split, train: list[dict[str, Any]]):
     for record in train[:1000] if split == "train" else records(split, 300):
         asked = list(turns(record))
         assert len({question for _, question, _ in asked}) == len(asked)
@@ -118,7 +118,7 @@ def test_every_answer_is_true(split: str, train: list[dict[str, Any]]) -> None:
                 assert re.fullmatch("[a-z]+", said)
 
 
-def test_captions_and_descriptions_name_every_object_in_order(train: list[dict[str, Any]]) -> None:
+def test_captions_and_descriptions_name_every_object_in_order(train: list[dict[str, Any]]):
     directions = Counter()
     for record in train[:500]:
         names = [f"{thing['color']} {thing['shape']}" for thing in record["objects"]]
@@ -133,7 +133,7 @@ def test_captions_and_descriptions_name_every_object_in_order(train: list[dict[s
     assert 0.4 < directions["left"] / directions.total() < 0.6
 
 
-def test_the_order_of_questions_is_shuffled_with_the_description_last(train: list[dict[str, Any]]) -> None:
+def test_the_order_of_questions_is_shuffled_with_the_description_last(train: list[dict[str, Any]]):
     first = Counter(record["kinds"][0] for record in train)
     assert len(first) == len(CHANCE)
     assert all(record["kinds"].index("description") == len(record["kinds"]) - 1 for record in train)

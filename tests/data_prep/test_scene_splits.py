@@ -19,14 +19,14 @@ def words_of(shown: Example) -> str:
 
 
 @pytest.mark.parametrize("split", ["train", "val", "adversarial"])
-def test_held_out_pairs_are_neither_shown_nor_named_in_training(split: str) -> None:
+def test_held_out_pairs_are_neither_shown_nor_named_in_training(split):
     for index in range(1000 if split == "train" else 300):
         shown = example(1, split, index)
         assert not pairs_in(shown) & set(HELD_OUT)
         assert not any(f"{color} {shape}" in words_of(shown) for color, shape in HELD_OUT)
 
 
-def test_every_ood_scene_has_the_factors_it_claims() -> None:
+def test_every_ood_scene_has_the_factors_it_claims():
     claimed = []
     for index in range(300):
         shown = example(1, "ood", index)
@@ -46,12 +46,12 @@ def test_every_ood_scene_has_the_factors_it_claims() -> None:
     assert set(HELD_OUT) <= forced
 
 
-def test_training_never_shows_the_unseen_look() -> None:
+def test_training_never_shows_the_unseen_look():
     looks = [example(1, "train", index).scene.look for index in range(300)]
     assert all(look.ground_checker is None and look.ambient > 0.3 and look.light[1] > 0.6 for look in looks)
 
 
-def test_adversarial_twins_share_all_but_one_change_and_answer_differently() -> None:
+def test_adversarial_twins_share_all_but_one_change_and_answer_differently():
     changes = set()
     for k in range(60):
         one, two = example(1, "adversarial", 2 * k), example(1, "adversarial", 2 * k + 1)
@@ -76,14 +76,14 @@ def _kept(one: Example, two: Example) -> int:
     return len(core(one) & core(two))
 
 
-def test_a_scene_depends_on_seed_split_and_index_only() -> None:
+def test_a_scene_depends_on_seed_split_and_index_only():
     for split in SPLITS:
         assert example(1, split, 7) == example(1, split, 7)
         assert example(1, split, 7).scene != example(2, split, 7).scene
     assert len({example(1, split, 7).scene for split in SPLITS}) == len(SPLITS)
 
 
-def test_larger_pictures_show_the_same_scene() -> None:
+def test_larger_pictures_show_the_same_scene():
     scene = example(1, "train", 11).scene
     small, large = render.color(scene, 64).astype(float), render.color(scene, 128).astype(float)
     shrunk = large.reshape(64, 2, 64, 2, 3).mean((1, 3))

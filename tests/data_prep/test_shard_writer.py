@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from data_prep.__main__ import main
 from data_prep.scenes import command
 from data_prep.shard_writer import index_of
 from megaunigame.errors import DataError
+from tests.data.shard_files import write_tar
+from tests.data_prep.stored import content
 
 COUNT = 50
 
@@ -23,18 +26,14 @@ def scenes(folder: Path, *more: str) -> int:
     return main(["scenes", "--out", str(folder), *settings, *more])
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert scenes(folder) == 0
     return folder
 
 
-def test_two_workers_write_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+def test_two_workers_write_the_same_bytes(whole, tmp_path):
     assert scenes(tmp_path, "--workers", "2") == 0
     assert content(tmp_path) == content(whole)
     assert set(content(whole)) == {
@@ -43,7 +42,7 @@ def test_two_workers_write_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     }
 
 
-def test_index_and_manifest_describe_the_tars(whole: Path) -> None:
+def test_index_and_manifest_describe_the_tars(whole):
     manifest = json.loads((whole / "dataset.json").read_text())
     assert manifest["samples"] == COUNT
     assert [shard["samples"] for shard in manifest["shards"]] == [20, 20, 10]
@@ -62,7 +61,7 @@ def test_index_and_manifest_describe_the_tars(whole: Path) -> None:
     assert keys == [f"train-{k:08d}" for k in range(COUNT)]
 
 
-def test_webdataset_reads_the_shards(whole: Path) -> None:
+def test_webdataset_reads_the_shards(whole):
     shards = webdataset.WebDataset(str(whole / "train-{000000..000002}.tar"), shardshuffle=False).decode("rgb8")
     samples = list(shards)
     assert len(samples) == COUNT
@@ -70,7 +69,7 @@ def test_webdataset_reads_the_shards(whole: Path) -> None:
     assert samples[0]["json"]["objects"]
 
 
-def test_an_interrupted_run_continues_to_the_same_bytes(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_continues_to_the_same_bytes(whole, tmp_path, monkeypatch):
     real, rendered = command.sample, []
 
     def dies_at_30(seed: int, split: str, index: int, size: int) -> dict[str, bytes | str]:
@@ -96,9 +95,8 @@ def test_an_interrupted_run_continues_to_the_same_bytes(whole: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("damage", ["no statistics", "short tar", "no tar", "no index", "other index"])
-def test_a_shard_that_is_not_whole_is_written_again(damage: str, whole: Path, tmp_path: Path) -> None:
-    for name, data in content(whole).items():
-        (tmp_path / name).write_bytes(data)
+def test_a_shard_that_is_not_whole_is_written_again(damage, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     shard = tmp_path / "train-000001"
     match damage:
         case "no statistics":
@@ -118,21 +116,13 @@ def test_a_shard_that_is_not_whole_is_written_again(damage: str, whole: Path, tm
     assert (tmp_path / "train-000000.tar").stat().st_mtime_ns == untouched
 
 
-def test_other_settings_in_the_same_folder_are_refused_until_overwrite(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, data in content(whole).items():
-        (tmp_path / name).write_bytes(data)
+def test_other_settings_in_the_same_folder_are_refused_until_overwrite(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     assert scenes(tmp_path, "--count", "20") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert content(tmp_path) == content(whole)
     assert scenes(tmp_path, "--count", "20", "--overwrite") == 0
-    assert set(content(tmp_path)) == {
-        "dataset.json",
-        "train-000000.tar",
-        "train-000000.idx.json",
-        "train-000000_stats.json",
-    }
+    assert set(content(tmp_path)) == {"dataset.json", "train-000000.tar", "train-000000.idx.json", "train-000000_stats.json"}
 
 
 @pytest.mark.parametrize(
@@ -144,23 +134,19 @@ def test_other_settings_in_the_same_folder_are_refused_until_overwrite(
         (["--split", "adversarial", "--count", "7"], "must be even"),
     ],
 )
-def test_bad_numbers_are_refused_before_anything_is_written(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_numbers_are_refused_before_anything_is_written(arguments, said, tmp_path, capsys):
     assert scenes(tmp_path / "new", *arguments) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
-def test_fields_of_a_key_must_be_adjacent(tmp_path: Path) -> None:
+def test_fields_of_a_key_must_be_adjacent(tmp_path):
     path = tmp_path / "a-000000.tar"
-    with tarfile.open(path, "w") as tar:
-        for name in ("one.json", "two.json", "one.png"):
-            tar.addfile(tarfile.TarInfo(name))
+    write_tar(path, [(name, b"") for name in ("one.json", "two.json", "one.png")])
     with pytest.raises(DataError, match="'one' are not adjacent"):
         index_of(path)
 
 
-def test_config_hash_ignores_key_order_only() -> None:
+def test_config_hash_ignores_key_order_only():
     assert shard_writer.hash_of({"a": 1, "b": 2}) == shard_writer.hash_of({"b": 2, "a": 1})
     assert shard_writer.hash_of({"a": 1}) != shard_writer.hash_of({"a": 2})

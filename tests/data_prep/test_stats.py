@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -14,18 +13,20 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.contact_sheet import CELL, GAP, TEXT_WIDTH, contact_sheet, id_colors
 from data_prep.picture_statistics import PictureStatistics, histogram
-from data_prep.shard_writer import Job, Shard, ShardSample, finish_dataset, write_dataset
+from data_prep.shard_writer import Job, Shard, ShardSample
 from megaunigame.data.decode import Sample
+from tests.data.shard_files import encoded
+from tests.data_prep.stored import write_whole
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scenes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     assert main(["scenes", "--out", str(folder), "--count", "30", "--shard-size", "10", "--split", "ood"]) == 0
     return folder
 
 
-def test_chance_and_majority_per_kind_and_histograms(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chance_and_majority_per_kind_and_histograms(scenes, capsys):
     assert main(["stats", str(scenes)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("ood: 30 samples, 3 shards,")
@@ -37,14 +38,14 @@ def test_chance_and_majority_per_kind_and_histograms(scenes: Path, capsys: pytes
     assert "of 30 samples, 30 with a picture:" in shown and "0 of 30 maps are constant" in shown
 
 
-def test_only_so_many_samples_are_decoded(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_so_many_samples_are_decoded(scenes, capsys):
     assert main(["stats", str(scenes), "--samples", "7"]) == 0
     assert "of 7 samples, 7 with a picture:" in capsys.readouterr().out
     assert main(["stats", str(scenes), "--samples", "0"]) == 2
     assert "--samples 0: must be at least 1" in capsys.readouterr().err
 
 
-def test_picture_statistics_are_those_of_the_pictures() -> None:
+def test_picture_statistics_are_those_of_the_pictures():
     statistics = PictureStatistics()
     ids = torch.tensor([[0, 1, 1], [7, 7, 255]], dtype=torch.uint8)
     depth = torch.tensor([[0, 8191, 8192, 65535]], dtype=torch.int32)
@@ -59,25 +60,22 @@ def test_picture_statistics_are_those_of_the_pictures() -> None:
     assert "1 of 2 maps are constant" in " ".join(map(" ".join, shown))
 
 
-def test_bars_are_in_proportion() -> None:
+def test_bars_are_in_proportion():
     lines = list(histogram("title", ["a", "b", "c", "d"], [0, 1, 4, 0]))
     assert lines[0] == "title"
     assert [(line.split()[0], line.count("█"), line.split()[-1]) for line in lines[1:]] == [("b", 10, "1"), ("c", 40, "4")]
 
 
-def test_captions_text_rows_and_failures_without_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = io.BytesIO()
-    Image.new("RGB", (600, 300), "red").save(out, "png")
+def test_captions_text_rows_and_failures_without_targets(tmp_path, capsys):
+    red = encoded(np.full((300, 600, 3), (255, 0, 0), np.uint8))
     talk = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
     samples: list[ShardSample] = [
-        {"__key__": "a", "png": out.getvalue(), "json": json.dumps({"caption": "three short words"}).encode()},
-        {"__key__": "b", "png": out.getvalue(), "json": json.dumps({"caption": "one"}).encode()},
+        {"__key__": "a", "png": red, "json": json.dumps({"caption": "three short words"}).encode()},
+        {"__key__": "b", "png": red, "json": json.dumps({"caption": "one"}).encode()},
         {"__key__": "c", "json": json.dumps({"conversations": talk}).encode()},
     ]
     job = Job(tmp_path, "x", {}, shards=1, shard=lambda k: Shard(samples=samples, failures=[{"key": "d", "reason": "gone"}]))
-    statistics = write_dataset(job, workers=1, overwrite=False)
-    assert statistics is not None
-    finish_dataset(job, statistics, max_failed_fraction=0.5)
+    write_whole(job, max_failed_fraction=0.5)
     assert main(["stats", str(tmp_path), "--sheet", str(tmp_path / "sheet.png"), "--sheet-samples", "2"]) == 0
     shown = capsys.readouterr().out
     assert "captions of 2 samples: 1 to 3 words, 2.0 on average" in shown
@@ -89,7 +87,7 @@ def test_captions_text_rows_and_failures_without_targets(tmp_path: Path, capsys:
         assert sheet.getpixel((GAP + CELL // 2, GAP + CELL // 2)) == (255, 0, 0)
 
 
-def test_the_sheet_shows_image_depth_and_segmentation_of_each_sample() -> None:
+def test_the_sheet_shows_image_depth_and_segmentation_of_each_sample():
     image = torch.zeros(3, 10, 10, dtype=torch.uint8)
     image[1] = 200
     depth, ids = torch.full((10, 10), 65535, dtype=torch.int32), torch.full((10, 10), 5, dtype=torch.uint8)

@@ -36,16 +36,16 @@ def seen(number: int = 0, height: int = 40, width: int = 56, **meta: object) -> 
 
 
 @pytest.fixture(scope="module")
-def depth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def depth_folder(tmp_path_factory) -> Path:
     return depth_checkpoint(tmp_path_factory.mktemp("models") / "Depth-Anything-V2-Large-hf")
 
 
 @pytest.fixture(scope="module", params=[sam_checkpoint, sam2_checkpoint], ids=["sam", "sam2"])
-def sam_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sam_folder(request, tmp_path_factory) -> Path:
     return request.param(tmp_path_factory.mktemp("models") / request.param.__name__)
 
 
-def test_depth_is_what_the_pipeline_of_transformers_predicts(depth_folder: Path) -> None:
+def test_depth_is_what_the_pipeline_of_transformers_predicts(depth_folder):
     teacher = load_teacher("depth", "depth_anything", {"model": str(depth_folder)}, FLOAT32)
     samples = [seen(0, 56, 84), seen(1, 84, 56), seen(2, 56, 84), seen(3, 56, 84), seen(4, 56, 56)]
     depths = teacher.predict(samples)
@@ -57,7 +57,7 @@ def test_depth_is_what_the_pipeline_of_transformers_predicts(depth_folder: Path)
         np.testing.assert_allclose(depth, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
-def test_depth_size_and_bfloat16(depth_folder: Path) -> None:
+def test_depth_size_and_bfloat16(depth_folder):
     settings = {"model": str(depth_folder), "size": 28}
     (full,) = load_teacher("depth", "depth_anything", settings, FLOAT32).predict([seen(0, 80, 160)])
     assert full.shape == (28, 56)
@@ -66,7 +66,7 @@ def test_depth_size_and_bfloat16(depth_folder: Path) -> None:
     assert 0 < np.abs(half - full).max() < 0.1 * full.max()
 
 
-def test_masks_are_those_of_the_pipeline_of_transformers(sam_folder: Path) -> None:
+def test_masks_are_those_of_the_pipeline_of_transformers(sam_folder):
     teacher = load_teacher("segmentation", "sam", {"model": str(sam_folder), **KEEP_ALL}, FLOAT32)
     sample = seen()
     (ids,) = teacher.predict([sample])
@@ -83,7 +83,7 @@ def test_masks_are_those_of_the_pipeline_of_transformers(sam_folder: Path) -> No
     assert in_half.predict([sample])[0].max() > 0
 
 
-def test_sam2_in_the_form_its_authors_publish_it(tmp_path: Path) -> None:
+def test_sam2_in_the_form_its_authors_publish_it(tmp_path):
     """Their folders are of the video model, and name the image processor as transformers 4 did."""
     folder = sam2_checkpoint(tmp_path)
     expected = load_teacher("segmentation", "sam", {"model": str(folder), **KEEP_ALL}, FLOAT32)
@@ -99,25 +99,25 @@ def test_sam2_in_the_form_its_authors_publish_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(teacher.predict([seen()])[0], expected.predict([seen()])[0])
 
 
-def test_no_mask_above_the_thresholds_gives_an_empty_map(sam_folder: Path) -> None:
+def test_no_mask_above_the_thresholds_gives_an_empty_map(sam_folder):
     settings = {"model": str(sam_folder), "points_per_side": 2, "points_per_batch": 3}
     (ids,) = load_teacher("segmentation", "sam", settings, FLOAT32).predict([seen()])
     assert ids.shape == (40, 56) and ids.max() == 0
 
 
-def test_large_pictures_are_shrunk_before_sam_sees_them(sam_folder: Path) -> None:
+def test_large_pictures_are_shrunk_before_sam_sees_them(sam_folder):
     settings = {"model": str(sam_folder), **KEEP_ALL, "longest_side": 30}
     (ids,) = load_teacher("segmentation", "sam", settings, FLOAT32).predict([seen(0, 40, 60)])
     assert ids.shape == (20, 30)
 
 
-def test_a_sam_that_gives_nan_fails_instead_of_seeing_nothing(tmp_path: Path) -> None:
+def test_a_sam_that_gives_nan_fails_instead_of_seeing_nothing(tmp_path):
     folder = sam_checkpoint(tmp_path / "sam", damage=float("nan"))
     (prediction,) = load_teacher("segmentation", "sam", {"model": str(folder)}, FLOAT32).predict([seen()])
     assert isinstance(prediction, Failure) and "NaN" in prediction.reason
 
 
-def test_identity_names_weights_settings_and_licence(depth_folder: Path, tmp_path: Path) -> None:
+def test_identity_names_weights_settings_and_licence(depth_folder, tmp_path):
     machine = Machine(CPU, torch.float32, 7)
     first = load_teacher("depth", "depth_anything", {"model": str(depth_folder)}, FLOAT32).identity
     assert first["model"] == "Depth-Anything-V2-Large-hf" and first["licence"].startswith("CC-BY-NC-4.0")
@@ -141,11 +141,11 @@ def test_identity_names_weights_settings_and_licence(depth_folder: Path, tmp_pat
         ("somebody/my-model", "not known here: see the model's card"),
     ],
 )
-def test_licence_note(model: str, licence: str) -> None:
+def test_licence_note(model, licence):
     assert license_of(model) == licence
 
 
-def test_classic_regions_follow_colours_and_are_the_same_every_time() -> None:
+def test_classic_regions_follow_colours_and_are_the_same_every_time():
     flat = np.zeros((3, 40, 56), dtype=np.uint8)
     flat[0, :, :20] = 250
     sample = Sample(key="flat", meta={}, image=torch.from_numpy(flat))
@@ -156,7 +156,7 @@ def test_classic_regions_follow_colours_and_are_the_same_every_time() -> None:
     assert teacher.identity["method"] == "felzenszwalb"
 
 
-def test_files_give_depth_and_ids(tmp_path: Path) -> None:
+def test_files_give_depth_and_ids(tmp_path):
     ramp = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
     Image.fromarray(ramp).save(tmp_path / "k0.png")
     Image.fromarray((ramp // 256).astype(np.uint8)).save(tmp_path / "k1.png")
@@ -188,7 +188,7 @@ def test_files_give_depth_and_ids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(palette, [[2, 0, 1, 1]])
 
 
-def test_clip_compares_with_the_caption_or_the_first_question_and_answer() -> None:
+def test_clip_compares_with_the_caption_or_the_first_question_and_answer():
     talk = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
     teacher = load_teacher("clip", "open_clip", {"model": "tiny-random"}, FLOAT32)
     samples = [seen(0, caption="a block"), seen(1, 64, 64, conversations=talk), seen(2), seen(3, caption=" ")]
@@ -215,13 +215,13 @@ def test_clip_compares_with_the_caption_or_the_first_question_and_answer() -> No
         ("clip", "open_clip", {}, "clip.pretrained is empty"),
     ],
 )
-def test_wrong_names_and_settings_say_what_is_legal(task: str, name: str, settings: dict, said: str) -> None:
+def test_wrong_names_and_settings_say_what_is_legal(task, name, settings, said):
     with pytest.raises(ConfigError) as refused:
         load_teacher(task, name, settings, FLOAT32)
     assert said in str(refused.value)
 
 
-def test_models_that_are_absent_incomplete_or_of_another_kind_are_refused(depth_folder: Path, tmp_path: Path) -> None:
+def test_models_that_are_absent_incomplete_or_of_another_kind_are_refused(depth_folder, tmp_path):
     def refusal(task: str, name: str, model: Path | str) -> str:
         with pytest.raises(ModelError) as refused:
             load_teacher(task, name, {"model": str(model)}, FLOAT32)
@@ -245,7 +245,7 @@ masks_of_one_size = st.lists(arrays(bool, (5, 7)), max_size=8)
 
 
 @given(masks_of_one_size)
-def test_ids_of_masks_fall_with_area_and_small_ones_lie_on_top(masks: list[np.ndarray]) -> None:
+def test_ids_of_masks_fall_with_area_and_small_ones_lie_on_top(masks: list[np.ndarray]):
     ids = ids_from_masks(masks, 5, 7)
     falling = sorted((mask for mask in masks if mask.any()), key=lambda mask: -int(mask.sum()))
     for y, x in np.ndindex(5, 7):
@@ -254,7 +254,7 @@ def test_ids_of_masks_fall_with_area_and_small_ones_lie_on_top(masks: list[np.nd
 
 
 @pytest.mark.parametrize("from_labels", [False, True])
-def test_of_more_than_255_masks_the_largest_stay(from_labels: bool) -> None:
+def test_of_more_than_255_masks_the_largest_stay(from_labels):
     labels = np.repeat(np.arange(1, 301), np.arange(1, 301))[None]  # label k has k pixels
     make: Callable[[], np.ndarray] = (
         (lambda: ids_from_labels(labels))
@@ -269,7 +269,7 @@ def test_of_more_than_255_masks_the_largest_stay(from_labels: bool) -> None:
 @given(
     arrays(np.float32, (4, 6), elements=st.floats(-(2.0**100), 2.0**100, width=32)), st.sampled_from([(4, 6), (8, 12), (2, 3)])
 )
-def test_depth_png_spans_all_levels_and_keeps_the_order(depth: np.ndarray, size: tuple[int, int]) -> None:
+def test_depth_png_spans_all_levels_and_keeps_the_order(depth, size):
     fields, numbers = depth_target(depth, size)
     with Image.open(io.BytesIO(fields["depth.png"])) as picture:
         levels = np.array(picture).astype(np.int64)
@@ -284,7 +284,7 @@ def test_depth_png_spans_all_levels_and_keeps_the_order(depth: np.ndarray, size:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_targets_of_no_number_are_refused(value: float) -> None:
+def test_targets_of_no_number_are_refused(value):
     with pytest.raises(ValueError, match="NaN or infinite depth"):
         depth_target(np.array([[0.0, value]], dtype=np.float32), (1, 2))
     with pytest.raises(ValueError, match="NaN or infinite similarity"):
@@ -292,7 +292,7 @@ def test_targets_of_no_number_are_refused(value: float) -> None:
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 15, 16, 255])
-def test_ids_survive_the_png_whatever_their_number(most: int) -> None:
+def test_ids_survive_the_png_whatever_their_number(most):
     ids = (np.arange(600, dtype=np.int64).reshape(20, 30) % (most + 1)).astype(np.uint8)
     fields, numbers = segmentation_target(ids, (20, 30))
     assert numbers == {"segmentation_masks": most}
@@ -304,6 +304,6 @@ def test_ids_survive_the_png_whatever_their_number(most: int) -> None:
 @pytest.mark.parametrize(
     ("shorter", "expected"), [(0, (300, 400)), (150, (150, 200)), (300, (300, 400)), (512, (300, 400)), (7, (7, 9))]
 )
-def test_target_size_bounds_the_shorter_side(shorter: int, expected: tuple[int, int]) -> None:
+def test_target_size_bounds_the_shorter_side(shorter, expected):
     assert target_size(300, 400, shorter) == expected
     assert target_size(400, 300, shorter) == expected[::-1]

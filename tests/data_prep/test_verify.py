@@ -10,7 +10,7 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,28 +19,30 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.scenes.samples import sample
-from data_prep.shard_writer import Job, Shard, ShardSample, write_dataset, write_manifest
+from data_prep.shard_writer import Job, Shard, ShardSample
+from tests.data.shard_files import encoded
+from tests.data_prep.stored import write_whole
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     assert main(["scenes", "--out", str(folder), "--count", "30", "--shard-size", "10", "--split", "ood"]) == 0
     return folder
 
 
 @pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
+def folder(good: Path, tmp_path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "copy"))
 
 
-def test_a_good_folder_passes_with_a_line_per_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_folder_passes_with_a_line_per_shard(folder, capsys):
     assert main(["verify", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"ood-00000{k}.tar: 10 samples, ok" for k in range(3)] + ["3 shards, 0 with faults"]
 
 
-def test_a_flipped_byte_in_a_picture_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flipped_byte_in_a_picture_is_found(folder, capsys):
     index = json.loads((folder / "ood-000001.idx.json").read_text())
     offset, size = index["samples"][4]["fields"]["png"]
     _patch(folder / "ood-000001.tar", offset, b"\0" * 8)
@@ -60,9 +62,7 @@ def test_a_flipped_byte_in_a_picture_is_found(folder: Path, capsys: pytest.Captu
         (lambda f: shutil.copy(f / "ood-000000_stats.json", f / "ood-000001_stats.json"), "says"),
     ],
 )
-def test_tampered_shards_are_found(
-    tamper: Callable[[Path], object], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tampered_shards_are_found(tamper, said, folder, capsys):
     tamper(folder)
     assert main(["verify", str(folder)]) == 1
     shown = capsys.readouterr().out
@@ -72,15 +72,15 @@ def test_tampered_shards_are_found(
 
 def _scaled_depth(fields: ShardSample) -> None:
     depth = np.array(Image.open(io.BytesIO(bytes(fields["depth.png"])))) // 2
-    fields["depth.png"] = _png(Image.fromarray(depth))
+    fields["depth.png"] = encoded(depth)
 
 
 def _eight_bits(fields: ShardSample) -> None:
-    fields["depth.png"] = _png(Image.fromarray(np.zeros((64, 64), dtype=np.uint8)))
+    fields["depth.png"] = encoded(np.zeros((64, 64), dtype=np.uint8))
 
 
 def _foreign_id(fields: ShardSample) -> None:
-    fields["seg.png"] = _png(Image.fromarray(np.full((64, 64), 9, dtype=np.uint8)))
+    fields["seg.png"] = encoded(np.full((64, 64), 9, dtype=np.uint8))
 
 
 def _no_marker(fields: ShardSample) -> None:
@@ -92,13 +92,13 @@ def _kinds_short(fields: ShardSample) -> None:
     fields["json"] = json.dumps(record | {"kinds": record["kinds"][:-1]}).encode()
 
 
-def _colours_for_ids(fields: ShardSample) -> None:
+def _colors_for_ids(fields: ShardSample) -> None:
     with Image.open(io.BytesIO(bytes(fields["seg.png"]))) as picture:
-        fields["seg.png"] = _png(picture.convert("RGB"))
+        fields["seg.png"] = encoded(np.array(picture.convert("RGB")))
 
 
 def _palette_too_short(fields: ShardSample) -> None:
-    """Ids kept, palette cut to one colour; Pillow would not write such a file, so the chunks are put together by hand."""
+    """Ids kept, palette cut to one color; Pillow would not write such a file, so the chunks are put together by hand."""
     data = bytes(fields["seg.png"])
     at = data.index(b"PLTE") - 4
     length = int.from_bytes(data[at : at + 4], "big")
@@ -108,14 +108,13 @@ def _palette_too_short(fields: ShardSample) -> None:
 
 
 def _other_size(fields: ShardSample) -> None:
-    fields["seg.png"] = _png(Image.new("P", (32, 32)))
+    fields["seg.png"] = encoded(np.zeros((32, 32), np.uint8), palette=256)
     fields["json"] = json.dumps({"caption": "words"}).encode()
 
 
 def _cut_jpeg(fields: ShardSample) -> None:
-    out = io.BytesIO()
-    Image.open(io.BytesIO(bytes(fields.pop("png")))).save(out, "jpeg")
-    fields["jpg"] = out.getvalue()[:400]
+    with Image.open(io.BytesIO(bytes(fields.pop("png")))) as picture:
+        fields["jpg"] = encoded(np.array(picture), "jpeg")[:400]
 
 
 def _wrong_width(fields: ShardSample) -> None:
@@ -148,7 +147,7 @@ def _no_json(fields: ShardSample) -> None:
         (_no_marker, "0 turns with <image>"),
         (_kinds_short, "kinds for"),
         (_no_json, "json"),
-        (_colours_for_ids, "'seg.png' is a PNG of mode RGB; ids in a palette"),
+        (_colors_for_ids, "'seg.png' is a PNG of mode RGB; ids in a palette"),
         (_palette_too_short, "its palette only 1 colors"),
         (_other_size, "segmentation is (32, 32), depth (64, 64)"),
         (_cut_jpeg, "field 'jpg' (400 bytes) is not a readable"),
@@ -158,9 +157,7 @@ def _no_json(fields: ShardSample) -> None:
         (_talk_of_one, "has turns from ['human']"),
     ],
 )
-def test_samples_whose_parts_do_not_fit_are_found(
-    change: Callable[[ShardSample], None], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_whose_parts_do_not_fit_are_found(change, said, tmp_path, capsys):
     fields = sample(1, "val", 0, 64)
     change(fields)
     _written([fields], tmp_path)
@@ -169,7 +166,7 @@ def test_samples_whose_parts_do_not_fit_are_found(
     assert said in shown and "val-00000000" in shown
 
 
-def test_all_samples_with_faults_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_samples_with_faults_are_counted(tmp_path, capsys):
     samples = [sample(1, "val", number, 64) for number in range(5)]
     for fields in samples[1:4]:
         _eight_bits(fields)
@@ -179,21 +176,19 @@ def test_all_samples_with_faults_are_counted(tmp_path: Path, capsys: pytest.Capt
     assert "Sample 'val-00000001': field 'depth.png'" in shown and "(and 2 more samples with faults)" in shown
 
 
-def test_captions_grey_ids_and_constant_depth_are_legal(tmp_path: Path) -> None:
-    flat, grey, text = (sample(1, "val", number, 64) for number in range(3))
-    for fields in (flat, grey):
+def test_captions_gray_ids_and_constant_depth_are_legal(tmp_path):
+    flat, gray, text = (sample(1, "val", number, 64) for number in range(3))
+    for fields in (flat, gray):
         fields["json"] = json.dumps({"caption": "words"}).encode()
-    flat["depth.png"] = _png(Image.fromarray(np.zeros((64, 64), dtype=np.uint16)))
-    grey["seg.png"] = _png(Image.fromarray(np.full((64, 64), 255, dtype=np.uint8)))
+    flat["depth.png"] = encoded(np.zeros((64, 64), dtype=np.uint16))
+    gray["seg.png"] = encoded(np.full((64, 64), 255, dtype=np.uint8))
     talk = [{"from": "human", "value": "hello ?"}, {"from": "gpt", "value": "yes"}]
     text = {"__key__": "text", "json": json.dumps({"conversations": talk}).encode()}
-    _written([flat, grey, text], tmp_path)
+    _written([flat, gray, text], tmp_path)
     assert main(["verify", str(tmp_path)]) == 0
 
 
-def test_an_index_without_its_columns_and_interleaved_keys_are_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_index_without_its_columns_and_interleaved_keys_are_found(tmp_path, capsys):
     """Shards whose statistics and manifest were made to fit, as another tool would have written them."""
     picture = sample(1, "val", 0, 64)["png"]
     _written([{"__key__": key, "json": b'{"caption": "x", "score": 1}', "png": picture} for key in "ab"], tmp_path)
@@ -213,9 +208,7 @@ def test_an_index_without_its_columns_and_interleaved_keys_are_found(
     assert "the fields of sample 'a' are not adjacent" in capsys.readouterr().out
 
 
-def test_several_processes_find_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_processes_find_the_same(folder, monkeypatch, capsys):
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)  # spawned ones import torch again, for seconds
     os.truncate(folder / "ood-000001.tar", 9000)
@@ -224,17 +217,14 @@ def test_several_processes_find_the_same(
     assert [line.split(":")[1] for line in lines[:3]] == [" 10 samples, ok", " FAULT", " 10 samples, ok"]
 
 
-def test_a_folder_without_manifest_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_manifest_is_no_data_set(tmp_path, capsys):
     for command in ("verify", "stats"):
         assert main([command, str(tmp_path)]) == 2
         assert "no dataset.json" in capsys.readouterr().err
 
 
 def _written(samples: Sequence[ShardSample], folder: Path) -> None:
-    job = Job(folder, "odd", {"command": "test"}, shards=1, shard=lambda number: Shard(samples=samples))
-    statistics = write_dataset(job, workers=1, overwrite=False)
-    assert statistics is not None
-    write_manifest(job, statistics)
+    write_whole(Job(folder, "odd", {"command": "test"}, shards=1, shard=lambda number: Shard(samples=samples)))
 
 
 def _replaced(path: Path, content: bytes, counted: str, folder: Path) -> None:
@@ -257,9 +247,3 @@ def _patch(path: Path, offset: int, data: bytes) -> None:
 def _append(path: Path, data: bytes) -> None:
     with open(path, "ab") as stream:
         stream.write(data)
-
-
-def _png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "png")
-    return out.getvalue()

@@ -1,4 +1,4 @@
-"""Randomly initialised Depth Anything V2, SAM and SAM 2 checkpoints of some hundred kilobytes, and shards to annotate."""
+"""Randomly initialized Depth Anything V2, SAM and SAM 2 checkpoints of some hundred kilobytes, and shards to annotate."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from transformers import (
     SamVisionConfig,
 )
 
-from data_prep.shard_writer import Job, Shard, ShardSample, finish_dataset, write_dataset
-from megaunigame.data.shards.index import ShardIndex
+from data_prep.shard_writer import Job, Shard, ShardSample
 from tests.data.shard_files import encoded
+from tests.data_prep.stored import write_whole
 
 KEEP_ALL = {"points_per_side": 2, "pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
 """A random SAM is sure of nothing: with the thresholds of real use it gives no mask."""
@@ -135,7 +135,7 @@ def sam2_checkpoint(folder: Path) -> Path:
 
 
 def picture(number: int, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3): coloured blocks with some noise."""
+    """uint8 (H, W, 3): colored blocks with some noise."""
     rng = np.random.default_rng(number)
     blocks = np.kron(rng.integers(0, 200, (4, 4, 3)), np.ones((-(-height // 4), -(-width // 4), 1)))[:height, :width]
     return (blocks + rng.integers(0, 12, blocks.shape)).astype(np.uint8)
@@ -162,14 +162,5 @@ def write_source(folder: Path, samples: int = 30, per_shard: int = 10) -> Path:
     def shard(number: int) -> Shard:
         return Shard(samples=(sample_of(k) for k in range(number * per_shard, min((number + 1) * per_shard, samples))))
 
-    job = Job(folder, "toy", {"command": "toy", "samples": samples}, -(-samples // per_shard), shard)
-    statistics = write_dataset(job, 1, False)
-    assert statistics is not None
-    finish_dataset(job, statistics, 0.0)
+    write_whole(Job(folder, "toy", {"command": "toy", "samples": samples}, -(-samples // per_shard), shard))
     return folder
-
-
-def stored(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Key -> fields of a whole data set."""
-    index = ShardIndex.open(folder)
-    return dict(index.read(shard, i) for shard, size in enumerate(index.sizes) for i in range(size))

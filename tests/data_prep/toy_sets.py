@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data_prep.__main__ import main
+from tests.data.shard_files import encoded, write_tar
 
 
 def picture(seed: int, width: int = 20, height: int = 12, form: str = "jpeg") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, form)
-    return out.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    return encoded(pixels, form)
 
 
 def write_vqa(folder: Path) -> dict[str, Path]:

@@ -6,20 +6,14 @@ import pytest
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import available
-from tests.multi_process.tiny_run import FOLDERS, write_emu3, write_model, write_openuni
-
-WRITERS = {"janus": write_model, "openuni": write_openuni, "emu3": write_emu3}
+from tests.multi_process.tiny_run import write_families
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    assert set(WRITERS) == set(available("models", UnifiedModel)), "a family without a tiny model"
-    home = tmp_path_factory.mktemp("families")
-    for family, write in WRITERS.items():
-        write(home / FOLDERS[family])
-    return home
+    return write_families(tmp_path_factory.mktemp("families"))
 
 
-@pytest.fixture(params=sorted(WRITERS))
+@pytest.fixture(params=available("models", UnifiedModel))
 def family(request):
     return request.param

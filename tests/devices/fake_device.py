@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.model import CausalModel
-from megaunigame.parallel.world import World
 from megaunigame.registry import find
 from tests.multi_process.tiny_run import FOLDERS
 
@@ -98,22 +97,3 @@ def transfer(model: CausalModel, device: torch.device, dtype: torch.dtype) -> No
     """The trained weights as `dtype`, the frozen tokenizer in float32, as the engine has them; inside of `no_waiting`."""
     move(model, device, dtype)
     move(model.frozen.module, device)  # type: ignore[attr-defined]
-
-
-class OneDevice(World):
-    """A world of one whose collectives take nothing but tensors on its device."""
-
-    def __init__(self, device: torch.device = DEVICE):
-        super().__init__(rank=0, size=1, local_rank=0, device=device)
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        assert tensor.device == self.device
-        return tensor
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        assert tensor.device == self.device
-        return tensor.unsqueeze(0)
-
-    def all_to_all(self, parts: Any, sizes: Any) -> list[Tensor]:
-        assert all(part.device == self.device for part in parts)
-        return list(parts)

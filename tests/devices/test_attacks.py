@@ -21,8 +21,9 @@ from megaunigame.settings import fill
 from megaunigame.step.inputs import put_rows
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
-from tests.devices.fake_device import DEVICE, OneDevice, load, move, no_waiting, on_host, transfer
+from tests.devices.fake_device import DEVICE, load, move, no_waiting, on_host, transfer
 from tests.devices.rows import aside, collated
+from tests.worlds import OneRank
 
 ADVERSARIES = {"perturber": {"kind": "perturber", "hidden": 8}, "pgd": {"kind": "pgd", "steps": 2}}
 PLAN = plan_from(
@@ -48,7 +49,7 @@ def game(model, monkeypatch, **settings) -> Game:
         for parameter in trained:
             parameter.requires_grad_(True)
 
-    game = objective.player(Stage(model, frozen, PLAN, OneDevice(torch.device("cpu")), 0, 1))
+    game = objective.player(Stage(model, frozen, PLAN, OneRank(), 0, 1))
     assert game is not None
     # A generator of a device without a driver cannot be made: these draw on the host, and what they draw is carried over.
     monkeypatch.setattr(game, "_generator", lambda *where: torch.Generator().manual_seed(0))
@@ -59,7 +60,7 @@ def carried(objective: Game) -> None:
     """The game to the device; inside of `no_waiting`."""
     move(objective.adversary, DEVICE)
     objective.parameters = list(objective.adversary.parameters())
-    world = OneDevice()
+    world = OneRank(device=DEVICE)
     objective.stage = dataclasses.replace(objective.stage, world=world)
     objective.pool.stage = objective.stage
     objective.pool.tally = type(objective.pool.tally)(DEVICE)
@@ -131,7 +132,7 @@ def test_merge_gives_the_collectives_what_is_on_the_device(monkeypatch):
     """Fake tensors hold no table, so the device is asked for where tensors are sent to it."""
     sent = []
 
-    class Noted(OneDevice):
+    class Noted(OneRank):
         def all_gather(self, tensor):
             sent.append(tensor)
             return tensor.unsqueeze(0)
@@ -148,7 +149,7 @@ def test_merge_gives_the_collectives_what_is_on_the_device(monkeypatch):
     records = layout.empty(2)
     records["loss"] = [1.0, 2.0]
     buffer.mine(records, np.array([True, True]))
-    buffer.merge(Noted(), 0.0, 0, 0)
+    buffer.merge(Noted(device=DEVICE), 0.0, 0, 0)
     assert buffer.size == 2 and len(sent) == 2 and [given for _, given in asked] == [(DEVICE,)] * 2
 
 

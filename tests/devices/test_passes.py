@@ -17,8 +17,9 @@ from megaunigame.step.inputs import put_rows, take_rows
 from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND
-from tests.devices.fake_device import DEVICE, OneDevice, load, no_waiting, on_host, transfer
+from tests.devices.fake_device import DEVICE, load, no_waiting, on_host, transfer
 from tests.devices.rows import PLAN, collated
+from tests.worlds import OneRank
 
 PRECISIONS = [torch.float32, torch.bfloat16]
 
@@ -58,7 +59,7 @@ def drawn_on_the_host(drawn_tokens):
 @pytest.mark.parametrize("queries", [0, 2])
 def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
     """With gradient checkpointing: the backward measures again."""
-    model, world = load(family, home, checkpointing=True), OneDevice()
+    model, world = load(family, home, checkpointing=True), OneRank(device=DEVICE)
     objective = AIA(Settings(queries=queries))
     rows = collated(model)
     monkeypatch.setattr(causal, "drawn_tokens", drawn_on_the_host(causal.drawn_tokens))
@@ -78,7 +79,7 @@ def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
 
 def test_counts_of_a_step_are_taken_on_the_host(home, family):
     model = load(family, home)
-    terms = LossTerms(PLAN, [], (), OneDevice(torch.device("cpu")))
+    terms = LossTerms(PLAN, [], (), OneRank())
     rows = collated(model)
     counted = terms.counts(Step(0, 1.0, [MicroStep(0, PLAN, rows)]))
     assert counted.tolist() == [rows[name].counts.sum() for name in (UNDERSTAND, GENERATE)]

@@ -1,4 +1,4 @@
-"""The learner as an opponent: nothing of it is random, nothing takes a gradient, and afterwards all is as before."""
+"""The learner aside: no dropout of any kind, no gradient in its weights, and everything back after it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from megaunigame.engine.zero3 import Learner
-from megaunigame.parallel.world import World
+from megaunigame.models.emu3 import Emu3
+from megaunigame.models.emu3.folder import random_state, train_tokenizer, write_folder
+from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import UnderstandRow
+from tests.tiny import tiny_config
+from tests.worlds import OneRank
 
 
-def test_an_opponent_has_no_dropout_not_even_in_its_attention():
+def learner_of(module: torch.nn.Module, stage: int) -> Learner:
+    return Learner(SimpleNamespace(module=module), OneRank(), stage, [list(module.parameters())])
+
+
+def test_no_dropout_not_even_in_attention():
     config = LlamaConfig(
         vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, attention_dropout=0.5
     )
     module = torch.nn.Sequential(torch.nn.Dropout(0.5), LlamaModel(config)).train()
-    trained = list(module.parameters())
-    learner = Learner(SimpleNamespace(module=module), World(0, 1, 0, torch.device("cpu")), 2, [trained])
+    learner = learner_of(module, stage=2)
     given = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
 
     def states():
@@ -28,3 +36,37 @@ def test_an_opponent_has_no_dropout_not_even_in_its_attention():
         assert torch.equal(states(), states()) and not states().requires_grad
     assert not torch.equal(states(), states()) and states().requires_grad
     assert all(m.training for m in module.modules())
+
+
+def test_a_family_that_drops_inside_its_attention_drops_nothing(tmp_path):
+    """Emu3 has no layer for the dropout of its attention."""
+    tokenizer = train_tokenizer(["what is it ?"], 270, codes=8)
+    config = tiny_config(
+        "emu3",
+        tokenizer,
+        text_config={"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "attention_dropout": 0.5},
+        vq_config={"codebook_size": 8, "channel_multiplier": [1, 1], "attn_resolutions": [1]},
+    )
+    write_folder(tmp_path, config, random_state(config, 0), tokenizer, image_size=4)
+    model = Emu3.load(tmp_path, max_length=64).train()
+    trained = list(model.parameters())
+    learner = learner_of(model, stage=3)
+    plan = plan_from([RowRequest("u", UNDERSTAND, "s", 1)])
+    inputs = model.processor.collate(plan, UNDERSTAND, [UnderstandRow([], [("what ?", "it")])], [0], ["key"])
+
+    def loss():
+        torch.manual_seed(torch.initial_seed() + 1)
+        return model(UNDERSTAND, inputs).loss_sum
+
+    with torch.no_grad():
+        expected = model.eval()(UNDERSTAND, inputs).loss_sum
+    model.train()
+    before = {name: module.training for name, module in model.named_modules()}
+    assert not torch.equal(loss(), loss())
+    with learner.aside():
+        assert torch.equal(loss(), expected) and not any(p.requires_grad for p in trained)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert all(p.requires_grad for p in trained)
+    for layer in model.language_model.layers:  # attention alone, with the residual dropouts off
+        layer.dropout.eval()
+    assert not torch.equal(loss(), loss())

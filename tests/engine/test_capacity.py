@@ -13,7 +13,7 @@ from megaunigame.engine.capacity import Memory, check_capacity, check_everywhere
 from megaunigame.engine.dry_run import check_peak, uncovered_bytes
 from megaunigame.errors import CapacityError
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
-from tests.evaluation.fakes import on_ranks
+from tests.worlds import on_ranks
 
 ONE = plan_from([RowRequest("u", UNDERSTAND, "s", 3)])
 BOTH = plan_from([RowRequest("u", UNDERSTAND, "s", 3), RowRequest("g", GENERATE, "s", 2)])

@@ -14,7 +14,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import available, find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow
-from tests.multi_process.tiny_run import FOLDERS, write_family, write_recipe
+from tests.multi_process.tiny_run import FOLDERS, write_families, write_recipe
 
 FAMILIES = available("models", UnifiedModel)
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 1), RowRequest("g", GENERATE, "train", 5)])
@@ -22,10 +22,7 @@ PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 1), RowRequest("g", GENER
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kept")
-    for family in FAMILIES:
-        write_family(folder / FOLDERS[family], family)
-    return folder
+    return write_families(tmp_path_factory.mktemp("kept"))
 
 
 def built(home, world, family, stage, precision, train):

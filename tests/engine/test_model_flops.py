@@ -10,16 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megaunigame.engine.model_flops import CountFlops, ModelFlops
-from megaunigame.parallel.world import World
+from tests.worlds import OneRank
 
 TOKENS, WIDTH, OUT = 11, 7, 5
 LINEAR = 2 * TOKENS * WIDTH * OUT
 """Operations of the forward of one linear layer."""
-
-
-class OneRank(World):
-    def all_reduce_sum(self, tensor):
-        return tensor * self.size  # as if all ranks had counted the same
 
 
 def counted(trained: bool, differentiated: bool, again: bool = False) -> CountFlops:
@@ -33,27 +28,27 @@ def counted(trained: bool, differentiated: bool, again: bool = False) -> CountFl
     return count
 
 
-def test_a_frozen_matrix_counts_four_and_a_trained_one_six() -> None:
+def test_a_frozen_matrix_counts_four_and_a_trained_one_six():
     assert counted(trained=False, differentiated=False).flops == LINEAR
     assert counted(trained=False, differentiated=True).flops == 2 * LINEAR
     assert counted(trained=True, differentiated=True).flops == 3 * LINEAR
 
 
 @pytest.mark.parametrize("linear", [F.linear, zero3_linear_wrap], ids=["torch", "zero3"])
-def test_what_is_computed_again_is_not_the_models(linear, monkeypatch) -> None:
+def test_what_is_computed_again_is_not_the_models(linear, monkeypatch):
     monkeypatch.setattr(F, "linear", linear)  # under ZeRO-3 deepspeed puts its own there
     count = counted(trained=True, differentiated=True, again=True)
     assert (count.flops, count.recomputed) == (3 * LINEAR, LINEAR)
 
 
-def test_operations_in_float32_are_known() -> None:
+def test_operations_in_float32_are_known():
     with CountFlops() as count:
         for dtype, width in ((torch.float32, 3), (torch.bfloat16, 5)):
             torch.zeros(TOKENS, WIDTH, dtype=dtype) @ torch.zeros(WIDTH, width, dtype=dtype)
     assert (count.flops, count.in_fp32) == (2 * TOKENS * WIDTH * 8, 2 * TOKENS * WIDTH * 3)
 
 
-def test_what_is_recomputed_within_what_is_recomputed_is_not_the_models() -> None:
+def test_what_is_recomputed_within_what_is_recomputed_is_not_the_models():
     first, last = (nn.Sequential(nn.Linear(*size, bias=False), nn.Sigmoid()) for size in ((WIDTH, OUT), (OUT, WIDTH)))
 
     def both(x):
@@ -68,7 +63,7 @@ def test_what_is_recomputed_within_what_is_recomputed_is_not_the_models() -> Non
     assert (count.flops, count.recomputed) == (2 * 3 * LINEAR, 3 * LINEAR)
 
 
-def test_attention_on_a_cpu_is_counted_in_full() -> None:
+def test_attention_on_a_cpu_is_counted_in_full():
     q, k, v = (torch.rand(2, 3, length, 8, requires_grad=True) for length in (13, 17, 17))
     with CountFlops() as count:
         output = F.scaled_dot_product_attention(q, k, v)
@@ -78,8 +73,8 @@ def test_attention_on_a_cpu_is_counted_in_full() -> None:
     assert count.flops >= 2 * 2 * (2 * 2 * 3 * 13 * 17 * 8)
 
 
-def test_only_the_first_step_is_counted_and_others_follow_their_tokens() -> None:
-    flops = ModelFlops(OneRank(0, 3, 0, torch.device("cpu")), wanted=True)
+def test_only_the_first_step_is_counted_and_others_follow_their_tokens():
+    flops = ModelFlops(OneRank(size=3), wanted=True)
     for size in (4, 40):
         with flops.counting():
             torch.rand(size, WIDTH) @ torch.rand(WIDTH, OUT)
@@ -88,8 +83,8 @@ def test_only_the_first_step_is_counted_and_others_follow_their_tokens() -> None
     assert flops.of(25) == 2.5 * first
 
 
-def test_nothing_is_counted_where_nobody_asks() -> None:
-    flops = ModelFlops(OneRank(0, 1, 0, torch.device("cpu")), wanted=False)
+def test_nothing_is_counted_where_nobody_asks():
+    flops = ModelFlops(OneRank(size=1), wanted=False)
     with flops.counting() as mode:
         assert mode is None
     assert flops.of(10) is None

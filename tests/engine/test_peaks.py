@@ -18,12 +18,12 @@ from megaunigame.engine.peaks import PEAKS, peak_flops
         ("NVIDIA GeForce RTX 4090", None),
     ],
 )
-def test_the_peak_is_that_of_the_longest_name(monkeypatch, name, peak) -> None:
+def test_the_peak_is_that_of_the_longest_name(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda", 0), "bf16") == peak
     assert peak_flops(torch.device("cuda", 0), "fp32") is None
     assert peak_flops(torch.device("cpu"), "bf16") is None
 
 
-def test_float32_without_tf32_is_far_below_bf16() -> None:
+def test_float32_without_tf32_is_far_below_bf16():
     assert all(7 < peak.bf16 / peak.fp32 < 30 for peak in PEAKS.values()), PEAKS

@@ -49,7 +49,7 @@ def partitioned(shapes: dict[str, tuple[int, ...]], numel: int, groups: int | No
     return model
 
 
-def test_matrices_are_normal_vectors_one_and_biases_zero() -> None:
+def test_matrices_are_normal_vectors_one_and_biases_zero():
     state = filled()
     for name in ("linear.weight", "table.weight"):
         assert abs(state[name].std().item() / STD - 1) < 0.03 and abs(state[name].mean().item()) < 0.1 * STD
@@ -58,26 +58,26 @@ def test_matrices_are_normal_vectors_one_and_biases_zero() -> None:
     assert torch.equal(state["frequencies"], torch.arange(5.0)), "buffers are not weights"
 
 
-def test_values_depend_on_seed_and_name() -> None:
+def test_values_depend_on_seed_and_name():
     state = filled()
     assert torch.equal(state["linear.weight"], filled()["linear.weight"])
     assert not torch.equal(state["linear.weight"], filled(seed=4)["linear.weight"])
     assert not torch.equal(state["linear.weight"], state["table.weight"])
 
 
-def test_what_is_not_partitioned_is_equal_on_all_ranks() -> None:
+def test_what_is_not_partitioned_is_equal_on_all_ranks():
     ours, theirs = filled(world=rank(0)), filled(world=rank(3))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_callers_random_state_stays() -> None:
+def test_the_callers_random_state_stays():
     model = Small()
     before = torch.get_rng_state()
     fill_randomly(model, 3, rank(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_each_rank_fills_its_own_slice() -> None:
+def test_each_rank_fills_its_own_slice():
     shapes = {"matrix": (50, 40), "bias": (500,), "weight": (500,)}
     slices = []
     for number in range(4):
@@ -91,7 +91,7 @@ def test_each_rank_fills_its_own_slice() -> None:
     assert not any(torch.equal(slices[0], part) for part in slices[1:])
 
 
-def test_the_copy_of_a_group_holds_the_slices_of_its_ranks() -> None:
+def test_the_copy_of_a_group_holds_the_slices_of_its_ranks():
     """zero_hpz_partition_size 2 of 4 ranks: each rank of a group has the slices of two ranks of the whole."""
     primary, secondary = [], []
     for number in range(4):
@@ -108,14 +108,14 @@ def random(**settings: Any) -> ModelConfig:
     return ModelConfig(**{"path": "", "weights": "random", **settings})
 
 
-def test_a_size_is_written_and_taken_away_again() -> None:
+def test_a_size_is_written_and_taken_away_again():
     with model_folder(Janus, random(size="tiny")) as first, model_folder(Janus, random(size="tiny")) as second:
         assert first != second and Janus.language_layers(first) == 6
     with pytest.raises(ModelError):
         Janus.language_layers(first)
 
 
-def test_a_size_goes_before_a_folder_and_only_for_random_weights(tmp_path) -> None:
+def test_a_size_goes_before_a_folder_and_only_for_random_weights(tmp_path):
     with model_folder(Emu3, random(family="emu3", size="tiny", path=str(tmp_path))) as folder:
         assert folder != str(tmp_path)
     with model_folder(Emu3, random(family="emu3", path=str(tmp_path))) as folder:
@@ -133,13 +133,13 @@ def test_a_size_goes_before_a_folder_and_only_for_random_weights(tmp_path) -> No
         (random(path="nowhere", weights="pretrained"), ["No folder", "model.weights=random model.size=NAME (tiny, 1b, 7b)."]),
     ],
 )
-def test_a_shape_that_does_not_exist(config, parts) -> None:
+def test_a_shape_that_does_not_exist(config, parts):
     with pytest.raises(ConfigError) as caught, model_folder(Janus, config):
         pass
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-def test_frozen_tokenizers_are_filled_too() -> None:
+def test_frozen_tokenizers_are_filled_too():
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     codes = []
     with model_folder(Janus, random(size="tiny")) as folder:

@@ -28,7 +28,7 @@ def inputs(lengths: list[int], counts: list[float], width: int) -> PassInputs:
     )
 
 
-def test_padding_and_dummies_are_computed_but_not_useful() -> None:
+def test_padding_and_dummies_are_computed_but_not_useful():
     model = Silent()
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("cpu"))
     model(UNDERSTAND, inputs([6, 4, 1], [3, 2, 0], width=7))
@@ -37,7 +37,7 @@ def test_padding_and_dummies_are_computed_but_not_useful() -> None:
     assert counter.pop().tolist() == [2 * (5 + AFTER_PROMPT), 3 + AFTER_PROMPT]
 
 
-def test_passes_add_up_until_they_are_taken() -> None:
+def test_passes_add_up_until_they_are_taken():
     model = Silent()
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("cpu"))
     for _ in range(3):
@@ -47,7 +47,7 @@ def test_passes_add_up_until_they_are_taken() -> None:
     assert counter.pop().dtype == torch.float64
 
 
-def test_no_pass_asks_the_device_for_a_number() -> None:
+def test_no_pass_asks_the_device_for_a_number():
     """On the meta device a number cannot be had."""
     model = Silent()
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("meta"))

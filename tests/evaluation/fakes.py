@@ -1,74 +1,24 @@
-"""A world of threads, a model that answers from the brightness of a picture, and the shards it is asked about."""
+"""A model that answers from the brightness of a picture, and the shards it is asked about."""
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from megaunigame.errors import DataError
 from megaunigame.step.inputs import IGNORE, PassInputs, PassOutput
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.data.shard_files import encoded, write_tar
 
-T = TypeVar("T")
 END = 1
 SIDE = 8
-
-
-class ThreadWorld:
-    """One rank of `size` ranks that are threads of this process."""
-
-    def __init__(self, rank: int, size: int, shared: dict[str, Any]):
-        self.rank, self.size, self.device, self.shared = rank, size, torch.device("cpu"), shared
-
-    def all_gather_object(self, value: Any) -> list[Any]:
-        self.shared["slots"][self.rank] = value
-        self.shared["barrier"].wait()
-        gathered = list(self.shared["slots"])
-        self.shared["barrier"].wait()
-        return gathered
-
-    def gather_object(self, value: Any) -> list[Any]:
-        gathered = self.all_gather_object(value)
-        return gathered if self.rank == 0 else []
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).sum(0))
-
-
-def on_ranks(size: int, work: Callable[[ThreadWorld], T]) -> list[T]:
-    """Run `work(world)` on every rank; a rank that stops early breaks the barrier of the others after 10 s."""
-    shared = {"slots": [None] * size, "barrier": threading.Barrier(size, timeout=10)}
-    outcomes: list[Any] = [None] * size
-
-    def run(rank: int) -> None:
-        try:
-            outcomes[rank] = work(ThreadWorld(rank, size, shared))
-        except BaseException as error:  # handed to the test below
-            outcomes[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    # A rank that failed breaks the barrier of the others: its own error is the one that tells why.
-    errors = sorted(
-        (o for o in outcomes if isinstance(o, BaseException)), key=lambda e: isinstance(e, threading.BrokenBarrierError)
-    )
-    if errors:
-        raise errors[0]
-    return outcomes
 
 
 class FakeProcessor:
@@ -150,9 +100,9 @@ class FakeModel(nn.Module):
         predictions = torch.full_like(inputs.labels, 3)
         for row in range(len(inputs.labels)):
             for turn in inputs.segments[row].unique():
-                labelled = ((inputs.labels[row] != IGNORE) & (inputs.segments[row] == turn)).nonzero().squeeze(1)
-                said = [*map(ord, "bright" if brightness[row] > 0 else "dark"), END] + [3] * len(labelled)
-                predictions[row, labelled] = torch.tensor(said[: len(labelled)], dtype=torch.int64)
+                labeled = ((inputs.labels[row] != IGNORE) & (inputs.segments[row] == turn)).nonzero().squeeze(1)
+                said = [*map(ord, "bright" if brightness[row] > 0 else "dark"), END] + [3] * len(labeled)
+                predictions[row, labeled] = torch.tensor(said[: len(labeled)], dtype=torch.int64)
         wrong = ((predictions != inputs.labels) & (inputs.labels != IGNORE)).sum(1).float()
         return PassOutput(loss_sum=wrong, predictions=predictions if predict else None)
 
@@ -174,7 +124,7 @@ class FakeModel(nn.Module):
 
 
 def picture(level: int) -> np.ndarray:
-    """(8, 8, 3) uint8: grey of that level, with some texture."""
+    """(8, 8, 3) uint8: gray of that level, with some texture."""
     texture = np.random.default_rng(level).integers(-8, 9, (SIDE, SIDE, 3))
     return (level + texture).clip(0, 255).astype(np.uint8)
 
@@ -206,19 +156,12 @@ def bright_dark(count: int) -> list[tuple[np.ndarray | None, dict[str, Any]]]:
 
 def write_tars(folder: Path, samples: Sequence[tuple[np.ndarray | None, dict[str, Any]]], per_shard: int = 4) -> str:
     """Plain tars, as any WebDataset tool writes them."""
-    folder.mkdir(parents=True, exist_ok=True)
     for shard, start in enumerate(range(0, len(samples), per_shard)):
-        with tarfile.open(folder / f"data-{shard:06d}.tar", "w") as tar:
-            for i, (image, meta) in enumerate(samples[start : start + per_shard], start=start):
-                fields = {"json": json.dumps(meta).encode()}
-                if image is not None:
-                    buffer = io.BytesIO()
-                    Image.fromarray(image).save(buffer, "PNG")
-                    fields["png"] = buffer.getvalue()
-                for name, data in fields.items():
-                    member = tarfile.TarInfo(f"s{i:04d}.{name}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        members = []
+        for i, (image, meta) in enumerate(samples[start : start + per_shard], start=start):
+            members.append((f"s{i:04d}.json", json.dumps(meta).encode()))
+            members += [(f"s{i:04d}.png", encoded(image))] if image is not None else []
+        write_tar(folder / f"data-{shard:06d}.tar", members)
     return str(folder)
 
 

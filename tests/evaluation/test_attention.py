@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import math
 import runpy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -30,9 +28,10 @@ from megaunigame.settings import fill
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
-from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
-from tests.multi_process.launcher import REPOSITORY
+from tests.evaluation.fakes import bright_dark, write_tars
+from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.tiny import tiny_config
+from tests.worlds import on_ranks
 
 LAYERS, SAMPLES = 3, 7
 SHIPPED = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"
@@ -75,7 +74,7 @@ def evaluate(model, suite, size, folder) -> dict:
     return found[0]
 
 
-def test_results_do_not_depend_on_the_number_of_ranks(model, shards, tmp_path) -> None:
+def test_results_do_not_depend_on_the_number_of_ranks(model, shards, tmp_path):
     suite = Attention(Attention.Config(shards=shards, batch=2, targets="auto"))
     one, three = (evaluate(model, suite, size, tmp_path / str(size)) for size in (1, 3))
     assert one["metrics"].keys() == three["metrics"].keys()
@@ -85,7 +84,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(model, shards, tmp_path) -
     assert one["metrics"]["understand/rows"] == one["metrics"]["generate/rows"] == SAMPLES - 2
 
 
-def test_numbers_are_those_of_single_rows(model, shards, tmp_path) -> None:
+def test_numbers_are_those_of_single_rows(model, shards, tmp_path):
     """The mean over samples of what each sample gives alone; the distance is that of the mean."""
     index = ShardIndex.open(shards)
     model.install_taps()
@@ -115,7 +114,7 @@ def test_numbers_are_those_of_single_rows(model, shards, tmp_path) -> None:
     assert [row[3] for row in understand["rows"]] == [None] * LAYERS
 
 
-def test_settings_reach_the_measurement(model, shards, tmp_path) -> None:
+def test_settings_reach_the_measurement(model, shards, tmp_path):
     def layers(**settings) -> list[float]:
         found = evaluate(model, Attention(Attention.Config(shards=shards, **settings)), 1, tmp_path)["metrics"]
         return [found[f"{name}/layer_00"] for name in settings["passes"]]
@@ -132,7 +131,7 @@ def test_settings_reach_the_measurement(model, shards, tmp_path) -> None:
     assert abs(layers(passes=[UNDERSTAND], independent=True)[0] - plain[0]) > 1e-4
 
 
-def test_rows_that_were_cut_are_not_counted(folder, tmp_path) -> None:
+def test_rows_that_were_cut_are_not_counted(folder, tmp_path):
     samples = bright_dark(3)
     samples[1][1]["caption"] = "a dark bright thing " * 40
     shards = write_tars(tmp_path / "s", samples)
@@ -141,14 +140,14 @@ def test_rows_that_were_cut_are_not_counted(folder, tmp_path) -> None:
     assert curves[GENERATE].samples == 2
 
 
-def test_evaluating_leaves_no_trace(model, shards, tmp_path) -> None:
+def test_evaluating_leaves_no_trace(model, shards, tmp_path):
     before = torch.random.get_rng_state()
     evaluate(model, Attention(Attention.Config(shards=shards)), 1, tmp_path)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("lack, name", [("caption", GENERATE), ("conversations", UNDERSTAND), ("image", UNDERSTAND)])
-def test_nothing_to_measure(model, tmp_path, lack, name) -> None:
+def test_nothing_to_measure(model, tmp_path, lack, name):
     samples = bright_dark(2)
     for i, (_, meta) in enumerate(samples):
         meta.pop(lack, None)
@@ -158,7 +157,7 @@ def test_nothing_to_measure(model, tmp_path, lack, name) -> None:
         evaluate(model, suite, 2, tmp_path)
 
 
-def test_a_model_that_cannot_be_measured(model, shards, tmp_path, monkeypatch) -> None:
+def test_a_model_that_cannot_be_measured(model, shards, tmp_path, monkeypatch):
     other = copy.deepcopy(model)
     monkeypatch.setattr(type(other.language_model), "_can_set_attn_implementation", classmethod(lambda cls: False))
     other.language_model.config._attn_implementation = "sdpa"
@@ -166,7 +165,7 @@ def test_a_model_that_cannot_be_measured(model, shards, tmp_path, monkeypatch) -
         evaluate(other, Attention(Attention.Config(shards=shards)), 1, tmp_path)
 
 
-def test_bad_settings(model, shards, tmp_path) -> None:
+def test_bad_settings(model, shards, tmp_path):
     assert find("evaluation.suites", "attention", Suite) is Attention
     with pytest.raises(ConfigError, match="'generat'. Did you mean 'generate'"):
         fill(Attention.Config, {"shards": shards, "passes": ["generat"]}, "evaluation.suites.attention")
@@ -188,12 +187,11 @@ def command(folder, shards, out, *more: str) -> list[str]:
     return [*given, "--max-length", "160", *more]
 
 
-def test_from_a_teacher_to_a_file(shards, tmp_path) -> None:
+def test_from_a_teacher_to_a_file(shards, tmp_path):
     """The shipped tiny Janus, in a process of its own."""
     out, plot = tmp_path / "new" / "targets.yaml", tmp_path / "curves.png"
     options = ["--plot", str(plot), "--samples", "4", "--bands", "2", "--dtype", "fp32", "--batch", "3"]
-    run = [sys.executable, str(SCRIPT), *command(SHIPPED, shards, out, *options)]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
+    done = run_script(SCRIPT, *command(SHIPPED, shards, out, *options))
     assert done.returncode == 0, done.stderr
     assert "100%" in done.stderr and "batches" in done.stderr
     assert "Attention of answers to the picture" in done.stdout and "spread over samples (%)" in done.stdout
@@ -222,20 +220,20 @@ def test_from_a_teacher_to_a_file(shards, tmp_path) -> None:
         (["--family", "base"], ConfigError, "must define exactly one"),
     ],
 )
-def test_a_wrong_command_line(folder, shards, tmp_path, replaced, error, message) -> None:
+def test_a_wrong_command_line(folder, shards, tmp_path, replaced, error, message):
     main = runpy.run_path(str(SCRIPT))["main"]
     with pytest.raises(error, match=message):
         main(command(folder, shards, tmp_path / "t.yaml", *replaced))
     assert not (tmp_path / "t.yaml").exists()
 
 
-def test_a_family_that_cannot_be_measured(folder, shards, tmp_path, monkeypatch) -> None:
+def test_a_family_that_cannot_be_measured(folder, shards, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "find", lambda *name: UnifiedModel)
     with pytest.raises(ModelError, match="attention of family other cannot be measured"):
         runpy.run_path(str(SCRIPT))["main"](command(folder, shards, tmp_path / "t.yaml", "--family", "other"))
 
 
-def test_help(capsys) -> None:
+def test_help(capsys):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(SCRIPT))["main"](["--help"])
     assert stopped.value.code == 0 and "python launch/measure_attention.py --model" in capsys.readouterr().out

@@ -32,7 +32,7 @@ def curve(mean: list[float], spread: float = 0.0) -> Curve:
 
 
 @given(st.lists(shares, min_size=1, max_size=8), st.data())
-def test_no_other_split_is_better(values, data) -> None:
+def test_no_other_split_is_better(values, data):
     count = data.draw(st.integers(1, len(values)))
     borders = split(values, count)
     assert borders[0] == 0 and borders[-1] == len(values) and len(borders) == count + 1
@@ -43,13 +43,13 @@ def test_no_other_split_is_better(values, data) -> None:
 
 
 @given(curves)
-def test_more_bands_fit_no_worse(values) -> None:
+def test_more_bands_fit_no_worse(values):
     errors = [squared_error(np.array(values), split(values, count)) for count in range(1, len(values) + 1)]
     assert all(b <= a + 1e-9 for a, b in pairwise(errors)) and errors[-1] == pytest.approx(0, abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=5), st.integers(0, 2**31))
-def test_steps_are_found_again(steps, seed) -> None:
+def test_steps_are_found_again(steps, seed):
     """A curve of clear steps under noise far below a target's grid comes back as those steps."""
     levels = [0.1 + 0.2 * level for _, level in steps]
     clean = np.repeat(levels, [length for length, _ in steps])
@@ -59,7 +59,7 @@ def test_steps_are_found_again(steps, seed) -> None:
 
 
 @given(curves, st.floats(0, 0.5))
-def test_targets_are_on_the_grid_and_near_their_band(values, spread) -> None:
+def test_targets_are_on_the_grid_and_near_their_band(values, spread):
     aims = quantized(curve(values, spread))
     assert len(aims) == len(values) and {aim.delta for aim in aims} <= set(DELTAS)
     for first, end in pairwise(split(values, enough_bands(values))):
@@ -69,21 +69,21 @@ def test_targets_are_on_the_grid_and_near_their_band(values, spread) -> None:
 
 
 @given(curves)
-def test_no_fewer_bands_are_enough(values) -> None:
+def test_no_fewer_bands_are_enough(values):
     count = enough_bands(values)
     error = {n: (squared_error(np.array(values), split(values, n)) / len(values)) ** 0.5 for n in range(1, count + 1)}
     assert all(error[n] > GRID for n in range(1, count)) and count <= MOST_BANDS
     assert error[count] <= GRID or count == MOST_BANDS
 
 
-def test_delta_grows_with_the_spread() -> None:
+def test_delta_grows_with_the_spread():
     deltas = [quantized(curve([0.4, 0.4], spread), 1)[0].delta for spread in (0.0, 0.04, 0.06, 0.11, 0.4)]
     assert deltas == [0.05, 0.05, 0.1, 0.2, 0.2]
     # Layers that differ count as samples that differ do.
     assert quantized(curve([0.25, 0.55]), 1) == [Target(0.2, 0.4)] * 2
 
 
-def test_a_file_of_measured_targets_is_read_again(tmp_path) -> None:
+def test_a_file_of_measured_targets_is_read_again(tmp_path):
     measured = {"generate": curve([0.8] * 3 + [0.41] * 2, 0.12), "understand": curve([0.1, 0.11, 0.3, 0.31, 0.29])}
     targets = {name: quantized(found) for name, found in measured.items()}
     write_targets(tmp_path / "t.yaml", targets, provenance(measured, "a/model", "some/shards"))
@@ -95,6 +95,6 @@ def test_a_file_of_measured_targets_is_read_again(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("bands", [-1, 4])
-def test_more_bands_than_layers(bands) -> None:
+def test_more_bands_than_layers(bands):
     with pytest.raises(ConfigError, match=f"{bands} bands of 3 layers; give 1 to 3"):
         quantized(curve([0.1, 0.2, 0.3]), bands)

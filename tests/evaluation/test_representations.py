@@ -14,7 +14,7 @@ from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 from tests.data.shard_files import encoded, write_shards
-from tests.evaluation.fakes import on_ranks
+from tests.worlds import on_ranks
 
 SIDE, COUNT = 8, 6
 

@@ -19,7 +19,8 @@ from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.registry import find
 from megaunigame.settings import fill
-from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, on_ranks, write_tars
+from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, write_tars
+from tests.worlds import on_ranks
 
 SAMPLES = 11
 
@@ -67,7 +68,7 @@ def all_suites(shards: str, oracle: str) -> dict[str, Suite]:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_every_rank_makes_the_same_model_calls(shards, oracle, tmp_path, size) -> None:
+def test_every_rank_makes_the_same_model_calls(shards, oracle, tmp_path, size):
     # 11 samples divide by neither 2 nor 3, and one rank's questions fill more batches than another's.
     _, calls = evaluate(size, all_suites(shards, oracle), tmp_path)
     assert all(of_rank == calls[0] for of_rank in calls)
@@ -75,7 +76,7 @@ def test_every_rank_makes_the_same_model_calls(shards, oracle, tmp_path, size) -
     assert {rows for _, rows in calls[0]} == {2}
 
 
-def test_results_do_not_depend_on_the_number_of_ranks(shards, tmp_path) -> None:
+def test_results_do_not_depend_on_the_number_of_ranks(shards, tmp_path):
     suites = {
         "val": Questions(Questions.Config(shards=shards, batch=2)),
         "again": ReconstructionQuestions(ReconstructionQuestions.Config(shards=shards, batch=4)),
@@ -87,12 +88,12 @@ def test_results_do_not_depend_on_the_number_of_ranks(shards, tmp_path) -> None:
         assert _timeless(one["suites"][label]) == _timeless(two["suites"][label])
 
 
-def test_questions(shards, tmp_path) -> None:
+def test_questions(shards, tmp_path):
     suite = Questions(Questions.Config(shards=shards, batch=2, shown=2))
     result, _ = evaluate(2, {"val": suite}, tmp_path)
     found = result["suites"]["val"]
     columns = ["kind", "questions", "accuracy (%)", "chance (%)", "majority (%)"]
-    # 4 of 11 are dark; red is one of two visible colours; descriptions are not asked.
+    # 4 of 11 are dark; red is one of two visible colors; descriptions are not asked.
     assert found["tables"][0]["columns"] == columns
     assert found["tables"][0]["rows"] == [
         ["color", 11, 0.0, 50.0, 100.0],
@@ -113,7 +114,7 @@ def test_questions(shards, tmp_path) -> None:
     assert "light                 11        100.00" in as_text(result)
 
 
-def test_sharing_a_row_changes_no_answer(shards, tmp_path) -> None:
+def test_sharing_a_row_changes_no_answer(shards, tmp_path):
     results = [
         evaluate(2, {"val": Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n))}, tmp_path) for n in (1, 2)
     ]
@@ -121,7 +122,7 @@ def test_sharing_a_row_changes_no_answer(shards, tmp_path) -> None:
     assert len(results[0][1][0]) == 2 * len(results[1][1][0])
 
 
-def test_an_answer_that_ends_too_late_is_wrong(tmp_path) -> None:
+def test_an_answer_that_ends_too_late_is_wrong(tmp_path):
     talk = [{"from": "human", "value": "how light ?"}, {"from": "gpt", "value": "brigh"}]
     image = bright_dark(2)[1][0]
     shards = write_tars(tmp_path / "s", [(image, {"conversations": talk})])
@@ -129,7 +130,7 @@ def test_an_answer_that_ends_too_late_is_wrong(tmp_path) -> None:
     assert [(q["predicted"], q["correct"]) for q in result["suites"]["val"]["questions"]] == [("bright", False)]
 
 
-def test_pairs(tmp_path) -> None:
+def test_pairs(tmp_path):
     samples = []
     for i, (image, _) in enumerate(bright_dark(6)):
         # Brightness of 0..5 is d b b d b b: the second picture of the first pair is bright as it should be.
@@ -140,7 +141,7 @@ def test_pairs(tmp_path) -> None:
     assert result["suites"]["adversarial"]["tables"][1]["rows"] == [["all", 3, 33.33, 25.0]]
 
 
-def test_questions_on_reconstructions(shards, tmp_path) -> None:
+def test_questions_on_reconstructions(shards, tmp_path):
     config = ReconstructionQuestions.Config(shards=shards, batch=4, skip_kinds=["color", "description"], pictures=2)
     result, _ = evaluate(2, {"again": ReconstructionQuestions(config)}, tmp_path)
     found = result["suites"]["again"]
@@ -156,7 +157,7 @@ def test_questions_on_reconstructions(shards, tmp_path) -> None:
     }
 
 
-def test_generation(shards, oracle, tmp_path) -> None:
+def test_generation(shards, oracle, tmp_path):
     suite = Generation(Generation.Config(shards=shards, batch=4, oracle=oracle, pictures=2, limit=5))
 
     class Seer:
@@ -189,7 +190,7 @@ def test_generation(shards, oracle, tmp_path) -> None:
     assert Image.open(folder / "draw" / "contact-sheet.png").height > 300
 
 
-def test_generation_is_the_same_again(shards, tmp_path) -> None:
+def test_generation_is_the_same_again(shards, tmp_path):
     suites = {"draw": Generation(Generation.Config(shards=shards, batch=4, pictures=3))}
     evaluate(2, suites, tmp_path / "a")
     evaluate(2, suites, tmp_path / "b")
@@ -198,7 +199,7 @@ def test_generation_is_the_same_again(shards, tmp_path) -> None:
     assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
 
 
-def test_tokenizer_leaves_out_what_the_samples_do_not_carry(shards, tmp_path) -> None:
+def test_tokenizer_leaves_out_what_the_samples_do_not_carry(shards, tmp_path):
     suite = Tokenizer(Tokenizer.Config(shards=shards, batch=4, representations=["pixel", "depth"]))
     result, _ = evaluate(2, {"tokenizer": suite}, tmp_path)
     (pixel, pictures, decibels), depth = result["suites"]["tokenizer"]["tables"][0]["rows"]
@@ -206,7 +207,7 @@ def test_tokenizer_leaves_out_what_the_samples_do_not_carry(shards, tmp_path) ->
     assert depth == ["depth", 0, None]
 
 
-def test_the_gap_shows_whether_the_text_is_used(shards, tmp_path) -> None:
+def test_the_gap_shows_whether_the_text_is_used(shards, tmp_path):
     suite = TeacherForced(TeacherForced.Config(shards=shards, batch=4, terms=["caption", "pixel"]))
     result, _ = evaluate(2, {"loss": suite}, tmp_path)
     metrics = result["suites"]["loss"]["metrics"]
@@ -215,7 +216,7 @@ def test_the_gap_shows_whether_the_text_is_used(shards, tmp_path) -> None:
     assert metrics["pixel/gap"] == 0  # and does not look at the source
 
 
-def test_training_flags_are_left_as_they_were(shards, tmp_path) -> None:
+def test_training_flags_are_left_as_they_were(shards, tmp_path):
     model = FakeModel().train()
     model.frozen.eval()
     suites = {"val": Questions(Questions.Config(shards=shards))}
@@ -223,7 +224,7 @@ def test_training_flags_are_left_as_they_were(shards, tmp_path) -> None:
     assert model.training and not model.frozen.training
 
 
-def test_an_error_of_one_rank_is_raised_on_all(shards, tmp_path) -> None:
+def test_an_error_of_one_rank_is_raised_on_all(shards, tmp_path):
     suites = {"val": Questions(Questions.Config(shards=shards, batch=2))}
     failures: list[str] = []
 
@@ -237,13 +238,13 @@ def test_an_error_of_one_rank_is_raised_on_all(shards, tmp_path) -> None:
     assert not evaluation_file(tmp_path, 0).exists()
 
 
-def test_a_dropped_question_is_an_error(shards, tmp_path) -> None:
+def test_a_dropped_question_is_an_error(shards, tmp_path):
     suites = {"val": Questions(Questions.Config(shards=shards, questions_per_row=2))}
     with pytest.raises(UserError, match="Question 2 of 2 about sample s0000 does not fit.*questions_per_row"):
         evaluate(1, suites, tmp_path, FakeProcessor(max_length=30))
 
 
-def test_bad_settings(shards, tmp_path) -> None:
+def test_bad_settings(shards, tmp_path):
     with pytest.raises(ConfigError, match=r"evaluation\.suites\.val\.batch must be at least 1; got 0"):
         fill(Questions.Config, {"shards": shards, "batch": 0}, "evaluation.suites.val")
     with pytest.raises(ConfigError, match=r"evaluation\.suites\.val\.questions_per_row must be at least 1; got 0"):
@@ -257,20 +258,20 @@ def test_bad_settings(shards, tmp_path) -> None:
         evaluate(1, {"val": suite}, tmp_path)
 
 
-def test_samples_without_captions_cannot_be_drawn(tmp_path) -> None:
+def test_samples_without_captions_cannot_be_drawn(tmp_path):
     image, meta = bright_dark(1)[0]
     shards = write_tars(tmp_path / "s", [(image, {"conversations": meta["conversations"]})])
     with pytest.raises(UserError, match="no `caption`"):
         evaluate(2, {"draw": Generation(Generation.Config(shards=shards))}, tmp_path)
 
 
-def test_suites_are_found_by_name() -> None:
+def test_suites_are_found_by_name():
     assert find("evaluation.suites", "questions", Suite) is Questions
     assert find("evaluation.suites", "reconstruction_questions", Suite) is ReconstructionQuestions
     assert find("evaluation.suites", "generation", Suite) is Generation
 
 
-def test_positions_are_dealt_round_robin(shards) -> None:
+def test_positions_are_dealt_round_robin(shards):
     index = Questions(Questions.Config(shards=shards)).index
     dealt = on_ranks(3, lambda world: [(p, s.key) for p, s in read_share(index, 7, world)])
     assert [p for p, _ in dealt[1]] == [1, 4]
@@ -279,12 +280,12 @@ def test_positions_are_dealt_round_robin(shards) -> None:
     assert shifted[1] == ["s0004", "s0006", "s0001"]
 
 
-def test_lockstep_batches_fill_up() -> None:
+def test_lockstep_batches_fill_up():
     batches = on_ranks(2, lambda world: lockstep_batches([[1, 2, 3], [4]][world.rank], 2, world))
     assert batches == [[[1, 2], [3, None]], [[4, None], [None, None]]]
 
 
-def test_global_random_state_is_not_touched(shards, oracle, tmp_path) -> None:
+def test_global_random_state_is_not_touched(shards, oracle, tmp_path):
     suites = all_suites(shards, oracle)
     before = torch.random.get_rng_state()
     evaluate(1, suites, tmp_path)

@@ -14,8 +14,9 @@ from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
-from tests.evaluation.fakes import bright_dark, on_ranks, write_tars
+from tests.evaluation.fakes import bright_dark, write_tars
 from tests.tiny import tiny_config
+from tests.worlds import on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def model(tmp_path_factory) -> Janus:
     return Janus.load(path, max_length=160)
 
 
-def test_all_suites(model, tmp_path) -> None:
+def test_all_suites(model, tmp_path):
     shards = write_tars(tmp_path / "shards", bright_dark(3))
     oracle = tmp_path / "oracle.safetensors"
     Oracle().save(oracle)
@@ -47,7 +48,7 @@ def test_all_suites(model, tmp_path) -> None:
     assert len(result["draw"]["pictures"]) == 3 * 3 and len(result["again"]["pictures"]) == 3 * 3
 
 
-def test_sharing_a_row_changes_no_answer_of_a_real_model(model, tmp_path) -> None:
+def test_sharing_a_row_changes_no_answer_of_a_real_model(model, tmp_path):
     shards = write_tars(tmp_path / "shards", bright_dark(4))
     suites = {
         str(n): Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n, skip_kinds=[])) for n in (1, 2, 3)

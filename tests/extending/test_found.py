@@ -21,8 +21,9 @@ from megaunigame.registry import available, find
 from megaunigame.representations.base import Representation
 from megaunigame.settings import fill
 from tests.data.shard_files import sample_fields
-from tests.evaluation.fakes import FakeModel, bright_dark, on_ranks, write_tars
+from tests.evaluation.fakes import FakeModel, bright_dark, write_tars
 from tests.extending.conftest import ROOMS
+from tests.worlds import on_ranks
 
 NEW = [
     ("adversary", "universal", Adversary),

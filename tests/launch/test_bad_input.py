@@ -14,7 +14,7 @@ import torch
 
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
 from tests.data.shard_files import write_shards
-from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
 
 sys.path.insert(0, str(REPOSITORY / "launch"))
@@ -30,7 +30,7 @@ def home(tmp_path_factory) -> Path:
     recipe = write_recipe(folder / "recipe.yaml", folder, schedule={"steps": 2, "warmup_steps": 0})
     # In a process of its own: a run that ends well takes its process group down, and deepspeed never forgets one.
     for overrides in ([], [f"output={folder / 'game'}", "objectives={unigame: {clean_rows: 2}}"]):
-        subprocess.run([sys.executable, "launch/train.py", str(recipe), *overrides], cwd=REPOSITORY, check=True)
+        run_script("launch/train.py", recipe, *overrides, check=True)
     return folder
 
 
@@ -205,9 +205,7 @@ def test_a_family_without_a_decoder_is_told_which_have_one(home, tmp_path, monke
 
 def test_exit_code_and_one_message(home, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.yaml", home)
-    done = subprocess.run(
-        [sys.executable, "launch/train.py", str(recipe), "schedule.kind=cosin"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    done = run_script("launch/train.py", recipe, "schedule.kind=cosin")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("ConfigError: ") and "'cosine'" in done.stderr
 
@@ -216,9 +214,7 @@ def test_exit_code_and_one_message(home, tmp_path):
 def test_a_machine_without_a_gpu_trains_only_where_it_was_told_to(home, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.yaml", home, output=str(tmp_path / "run"))
     environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
-    done = subprocess.run(
-        [sys.executable, "launch/train.py", str(recipe)], cwd=REPOSITORY, capture_output=True, text=True, env=environment
-    )
+    done = run_script("launch/train.py", recipe, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("ConfigError: No GPU can be used: torch") and "type DS_ACCELERATOR=cpu before" in done.stderr
     assert not (tmp_path / "run").exists()

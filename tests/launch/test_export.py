@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from peft import PeftModel
@@ -12,7 +9,7 @@ from transformers import JanusForConditionalGeneration
 
 from megaunigame.checkpoint.export import trained_weights
 from megaunigame.models.janus import Janus
-from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.launcher import run_script
 from tests.multi_process.tiny_run import write_data, write_model, write_recipe
 
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -26,12 +23,12 @@ def home(tmp_path_factory):
     write_data(folder / "shards")
     for name, model in (("lora", LORA), ("full", {})):
         recipe = write_recipe(folder / f"{name}.yaml", folder, model=model, schedule={"steps": 2, "warmup_steps": 0})
-        run("launch/train.py", recipe, f"output={folder / name}")
+        run_script("launch/train.py", recipe, f"output={folder / name}", check=True)
     return folder
 
 
-def run(*command: object) -> None:
-    subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY, check=True)
+def export(run, *options: object) -> None:
+    run_script("launch/export.py", run, *options, check=True)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -40,8 +37,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def test_adapters_are_small_and_equal_the_merged_folder(home):
-    run("launch/export.py", home / "lora", "--out", home / "adapter", "--adapter")
-    run("launch/export.py", home / "lora", "--out", home / "merged", "--dtype", "float32")
+    export(home / "lora", "--out", home / "adapter", "--adapter")
+    export(home / "lora", "--out", home / "merged", "--dtype", "float32")
     base = JanusForConditionalGeneration.from_pretrained(home / "model").eval()
     before = logits(base)
     adapted = logits(PeftModel.from_pretrained(base, str(home / "adapter")).eval())
@@ -56,7 +53,7 @@ def test_adapters_are_small_and_equal_the_merged_folder(home):
 
 
 def test_full_export_holds_the_trained_weights(home):
-    run("launch/export.py", home / "full", "--out", home / "whole", "--dtype", "float32")
+    export(home / "full", "--out", home / "whole", "--dtype", "float32")
     model = dict(Janus.load(home / "whole").named_parameters())
     trained = trained_weights(home / "full" / "checkpoints" / "step-00000002")
     assert "lm_head.weight" in trained and not any("vision_model" in name for name in trained)
@@ -69,8 +66,5 @@ def test_wrong_requests(home, tmp_path):
         ([home / "full", "--adapter"], "model.train=lora"),
         ([home / "lora", "--step", "9"], "step-00000009"),
     ):
-        done = subprocess.run(
-            [sys.executable, "launch/export.py", *map(str, arguments), "--out", str(tmp_path)],
-            cwd=REPOSITORY, capture_output=True, text=True,
-        )  # fmt: skip
+        done = run_script("launch/export.py", *arguments, "--out", tmp_path)
         assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import skimage
 
-from tests.multi_process.launcher import REPOSITORY, free_port
+from tests.multi_process.launcher import REPOSITORY, free_port, run_script
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 STEPS = 20
@@ -20,8 +20,7 @@ STEPS = 20
 def test_twenty_steps_on_photographs(tmp_path):
     run_folder = tmp_path / "run"
     pack = ["-m", "data_prep", "pack", "--format", "llava-json", "--json", "data_prep/examples/photographs.json"]
-    command = [sys.executable, *pack, "--image-root", str(PHOTOGRAPHS), "--out", str(tmp_path / "shards")]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+    run_script(*pack, "--image-root", PHOTOGRAPHS, "--out", tmp_path / "shards", check=True)
     launcher = Path(sys.executable).with_name("deepspeed")
     train = [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py", "launch/recipes/tiny_sft.yaml"]
     overrides = [

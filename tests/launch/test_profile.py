@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import build_objectives, build_plan
-from megaunigame.parallel.world import World
 from megaunigame.profiling import measure
 from megaunigame.profiling.measure import Measured
 from megaunigame.profiling.page import bars, profile_page
@@ -27,8 +22,9 @@ from megaunigame.profiling.text import fact_rows, phase_rows, ratio_rows, unit_n
 from megaunigame.profiling.twin import fine_tuning_twin
 from megaunigame.step.phases import BACKWARD, DATA, GENERATE, PHASES, PLAYERS, UNDERSTAND
 from tests.data.shard_files import write_shards
-from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.multi_process.tiny_run import sample, write_recipe
+from tests.worlds import OneRank
 
 LENGTH = 168
 """Tokens of the longest row; a picture takes 64."""
@@ -37,18 +33,13 @@ GAME = "objectives={unigame: {clean_rows: 2, hard_rows: 1, attack_rows: 3, clip:
 TWIN = "sft of tiny"
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A launch script in another process, where it can end its process group."""
-    command = [sys.executable, f"launch/{script}", *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-
-
 def launch(script: str, *arguments: object) -> None:
-    done = run(script, *arguments)
+    """In another process, where it can end its process group."""
+    done = run_script(f"launch/{script}", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def shape(tmp_path: Path, **settings) -> Path:
+def shape(tmp_path, **settings) -> Path:
     """A recipe without a model folder: the tiny Janus, drawn at random."""
     model = {"path": "", "weights": "random", "size": "tiny", "train": "lora", "max_length": LENGTH}
     return write_recipe(tmp_path / "recipe.yaml", tmp_path, **{"model": model, **settings})
@@ -60,14 +51,14 @@ def profile(tmp_path_factory) -> tuple[list[dict], str, str]:
     home = tmp_path_factory.mktemp("profile")
     recipe = shape(home, schedule={"steps": 1, "warmup_steps": 0})
     options = ["--against", "sft", "--steps", 3, "--warmup", 1, "--out", home / "out"]
-    done = run("profile.py", recipe, GAME, "seed=3", *options)
+    done = run_script("launch/profile.py", recipe, GAME, "seed=3", *options)
     assert done.returncode == 0 and done.stderr.count("1 step of warm-up: too few") == 1, done.stderr
     said = done.stdout
     assert sorted(path.name for path in (home / "out").iterdir()) == ["profile.html", "profile.json"]
     return json.loads((home / "out" / "profile.json").read_text()), (home / "out" / "profile.html").read_text(), said
 
 
-def test_rows_have_the_legal_length_and_every_pass_counts(profile) -> None:
+def test_rows_have_the_legal_length_and_every_pass_counts(profile):
     game, sft = profile[0]
     assert (game["name"], sft["name"], game["steps"], game["warmup"]) == ("tiny", TWIN, 3, 1)
     assert game["learner_rows"] == sft["learner_rows"] == 3
@@ -78,7 +69,7 @@ def test_rows_have_the_legal_length_and_every_pass_counts(profile) -> None:
     assert sft["useful_tokens_per_second"] == pytest.approx(sft["tokens_per_second"])
 
 
-def test_seconds_are_those_of_the_phases(profile) -> None:
+def test_seconds_are_those_of_the_phases(profile):
     game, sft = profile[0]
     for recipe in profile[0]:
         assert set(recipe["phases"]) == set(PHASES)
@@ -91,7 +82,7 @@ def test_seconds_are_those_of_the_phases(profile) -> None:
     assert game["phases"][PLAYERS] > 10 * sft["phases"][PLAYERS]
 
 
-def test_operations_are_about_four_per_weight_and_token_under_lora(profile) -> None:
+def test_operations_are_about_four_per_weight_and_token_under_lora(profile):
     game, sft = profile[0]
     language = 6 * (4 * 192 * 192 + 3 * 192 * 512)
     tower = 4 * (4 * 128 * 128 + 2 * 128 * 384)
@@ -101,7 +92,7 @@ def test_operations_are_about_four_per_weight_and_token_under_lora(profile) -> N
     assert 1.5 * sft["flops"] < attacking < 5 * sft["flops"]
 
 
-def test_page_and_terminal_say_the_same(profile) -> None:
+def test_page_and_terminal_say_the_same(profile):
     (game, sft), page, said = profile
     assert "profile.py" in page and "seed=3" in page and page.count("data:image/png;base64,") == 1
     assert "<h1>Profile of tiny</h1>" in page and "1 step of warm-up: too few" in page
@@ -111,7 +102,7 @@ def test_page_and_terminal_say_the_same(profile) -> None:
     assert f" {ratio} " in said and f">{ratio}<" in page
 
 
-def test_a_random_run_trains_reports_what_it_costs_and_resumes_itself(tmp_path) -> None:
+def test_a_random_run_trains_reports_what_it_costs_and_resumes_itself(tmp_path):
     write_shards(tmp_path / "shards", [8, 8], fields=sample)
     recipe = shape(tmp_path, schedule={"steps": 2, "warmup_steps": 0}, checkpoint={"every": 1})
     for steps in (2, 3):
@@ -128,7 +119,7 @@ def test_a_random_run_trains_reports_what_it_costs_and_resumes_itself(tmp_path) 
     assert state["weights"] == "random"
 
 
-def test_the_twin_has_the_rows_of_each_pass(tmp_path) -> None:
+def test_the_twin_has_the_rows_of_each_pass(tmp_path):
     rows = "rows: {understanding: 5, segmentation: 2, depth: 1}, stream: train"
     recipe = load_recipe(str(shape(tmp_path)), [f"objectives={{unimrg: {{{rows}}}, generation: {{caption_rows: 3}}}}"])
     twin = fine_tuning_twin(recipe, build_plan(build_objectives(recipe)))
@@ -140,26 +131,26 @@ def test_the_twin_has_the_rows_of_each_pass(tmp_path) -> None:
     assert [plan.rows_per_micro_step() for plan in plans] == [11, 11] and recipe.model == twin.model
 
 
-def test_tasks_that_take_turns_have_no_twin(tmp_path) -> None:
+def test_tasks_that_take_turns_have_no_twin(tmp_path):
     objectives = "objectives={unimrg: {rows: {understanding: 5, pixel: 2}, stream: train, schedule: round_robin}}"
     recipe = load_recipe(str(shape(tmp_path)), [objectives])
     with pytest.raises(ConfigError, match=r"in rotation.*objectives\.unimrg\.schedule=all"):
         fine_tuning_twin(recipe, build_plan(build_objectives(recipe)))
 
 
-def test_no_step_is_no_profile(tmp_path) -> None:
-    done = run("profile.py", shape(tmp_path), "--steps", "0")
+def test_no_step_is_no_profile(tmp_path):
+    done = run_script("launch/profile.py", shape(tmp_path), "--steps", "0")
     assert done.returncode == 2 and "--steps and --warmup must be at least 1; got 0 and 3" in done.stderr
     assert "too few" not in done.stderr
 
 
-def test_a_profile_of_weights_that_are_not_there_says_how_to_do_without(tmp_path) -> None:
-    done = run("profile.py", shape(tmp_path), "model.path=nowhere", "model.weights=pretrained", "model.size=7b")
+def test_a_profile_of_weights_that_are_not_there_says_how_to_do_without(tmp_path):
+    done = run_script("launch/profile.py", shape(tmp_path), "model.path=nowhere", "model.weights=pretrained", "model.size=7b")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "No folder at model.path=nowhere" in done.stderr and "launch/profile.py: model.weights=random." in done.stderr
 
 
-def test_memory_is_planned_for_the_ranks_of_the_profile(tmp_path, monkeypatch, capsys) -> None:
+def test_memory_is_planned_for_the_ranks_of_the_profile(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("WORLD_SIZE", "5")  # of the launcher of the profile, not of the plan
     monkeypatch.setenv("RANK", "3")
@@ -172,20 +163,10 @@ def test_memory_is_planned_for_the_ranks_of_the_profile(tmp_path, monkeypatch, c
     assert "tiny is profiled without a plan of its memory. ConfigError: `objectives` is empty" in capsys.readouterr().err
 
 
-class OneRank(World):
-    """Its peers hold as much as it does."""
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        return tensor * self.size
-
-    def all_reduce_max(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-
-def test_rates_are_those_of_all_steps_together(monkeypatch) -> None:
+def test_rates_are_those_of_all_steps_together(monkeypatch):
     monkeypatch.setattr(measure, "bytes_per_rank", lambda *_: {"weights": 3, "gradients": 4})
     trainer = SimpleNamespace(
-        world=OneRank(0, 2, 0, torch.device("cpu")),
+        world=OneRank(size=2),
         stepper=SimpleNamespace(performance=SimpleNamespace(peak=50.0)),
         learner=SimpleNamespace(module=None),
         recipe=SimpleNamespace(engine=SimpleNamespace(precision="bf16")),
@@ -214,9 +195,9 @@ def test_rates_are_those_of_all_steps_together(monkeypatch) -> None:
     assert m.phases[BACKWARD] == pytest.approx(6.5 / 3)
 
 
-def test_the_peak_of_a_step_is_reported_by_the_next_one(monkeypatch) -> None:
+def test_the_peak_of_a_step_is_reported_by_the_next_one(monkeypatch):
     monkeypatch.setattr(measure, "peak_memory", lambda device: 40)
-    world = OneRank(0, 2, 0, torch.device("cpu"))
+    world = OneRank(size=2)
     assert measure._peak(world, [{names.PERF_PEAK_MEMORY_BYTES: peak} for peak in (90.0, 30.0, 20.0)]) == 40
     assert measure._peak(world, [{names.PERF_PEAK_MEMORY_BYTES: peak} for peak in (90.0, 50.0, 20.0)]) == 50
 
@@ -232,7 +213,7 @@ def measured(name: str, seconds: float, **more: Any) -> Measured:
     return Measured(name=name, **{**base, **numbers, **more})
 
 
-def test_each_recipe_is_compared_with_its_own_twin() -> None:
+def test_each_recipe_is_compared_with_its_own_twin():
     pairs = [measured("a", 6), measured("sft of a", 2), measured("b", 12), measured("sft of b", 3)]
     rows = {row[0]: row[1:] for row in ratio_rows(pairs)}
     assert rows["seconds, median"] == rows["seconds, mean"] == ["3.00", "1.00", "4.00", "1.00"]
@@ -242,7 +223,7 @@ def test_each_recipe_is_compared_with_its_own_twin() -> None:
     assert unit_name(pairs) == "its plain fine-tuning" and unit_name([measured("a", 6), measured("b", 12)]) == "b"
 
 
-def test_phases_that_took_no_time_are_left_out_of_tables_and_bars() -> None:
+def test_phases_that_took_no_time_are_left_out_of_tables_and_bars():
     short_attack = dict.fromkeys(PHASES, 0.0) | {BACKWARD: 6.0, PLAYERS: 1e-6}
     recipe = measured("a", 6, phases=short_attack)
     assert [row[0] for row in phase_rows([recipe])] == [BACKWARD, "step, mean"]
@@ -251,7 +232,7 @@ def test_phases_that_took_no_time_are_left_out_of_tables_and_bars() -> None:
     assert [text.get_text() for text in bars([recipe]).legends[0].get_texts()] == [BACKWARD]
 
 
-def test_tables_show_the_spread_of_the_seconds_and_the_plan() -> None:
+def test_tables_show_the_spread_of_the_seconds_and_the_plan():
     first = measured("a", 6, seconds_range=(5.0, 9.5), planned_bytes=3 * 2**30, peak_memory_bytes=2**31, passes=1234.5)
     rows = {row[0]: row[1:] for row in fact_rows([first, measured("b", 7)])}
     assert rows["seconds, least to most"] == ["5 to 9.5", "7 to 7"]
@@ -260,7 +241,7 @@ def test_tables_show_the_spread_of_the_seconds_and_the_plan() -> None:
     assert "planned memory, one rank" not in [row[0] for row in fact_rows([measured("b", 7)])]
 
 
-def test_the_page_names_its_recipes_and_counts_in_words() -> None:
+def test_the_page_names_its_recipes_and_counts_in_words():
     several = profile_page([measured("a", 6), measured("sft of a", 2), measured("b", 12), measured("sft of b", 3)], "a --out b")
     assert '<span style="white-space: nowrap">--out</span> b' in several
     assert "<h1>Profile of a, b</h1>" in several and "1 step after 3 steps of warm-up, 1 rank, CPU" in several
@@ -270,6 +251,6 @@ def test_the_page_names_its_recipes_and_counts_in_words() -> None:
     assert "<b>3.00</b><span>times as long as plain fine-tuning" in alone and "<b>25.0%</b><span>MFU" in alone
 
 
-def test_too_little_warm_up_is_said_with_its_reason() -> None:
+def test_too_little_warm_up_is_said_with_its_reason():
     assert warm_up_warning(3) == ""
     assert warm_up_warning(2).startswith("2 steps of warm-up: too few") and "ZeRO-3" in warm_up_warning(2)

@@ -27,7 +27,7 @@ def from_the_repository(monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_is_legal(path: Path):
+def test_recipe_is_legal(path):
     recipe = load_recipe(str(path), [])
     assert recipe.name == path.stem
     for settings in recipe.objectives.values():
@@ -48,7 +48,7 @@ def test_missing_clip_weights_are_met_before_the_model(tmp_path):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_sweep_is_legal(path: Path):
+def test_sweep_is_legal(path):
     sweep = load_sweep(str(path), [], [])
     assert len(sweep.seeds) >= 3
     for name, arm in sweep.arms.items():

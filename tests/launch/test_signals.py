@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.multi_process.launcher import REPOSITORY, free_port
+from tests.multi_process.launcher import REPOSITORY, free_port, run_script
 from tests.multi_process.tiny_run import write_data, write_model, write_recipe
 
 
@@ -50,10 +50,7 @@ def test_a_polite_kill_saves_the_step_it_interrupts(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
     last = max(logged_steps(run))
     assert (run / "checkpoints" / "latest").read_text() == f"step-{last:08d}"
-    resumed = subprocess.run(
-        [sys.executable, "launch/train.py", str(recipe), f"schedule.steps={last + 1}"],
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
+    resumed = run_script("launch/train.py", recipe, f"schedule.steps={last + 1}")
     assert "saved by 2 ranks, this run has 1" in resumed.stderr, "the checkpoint is not the one two ranks wrote"
 
 
@@ -72,5 +69,5 @@ def test_an_error_of_the_program_ends_the_process(tmp_path):
         "Learner.backward_and_step = fails\n"
         f"run_to_exit(train.main, [{str(recipe)!r}])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    done = run_script("-c", program, timeout=100)
     assert done.returncode == 1 and "RuntimeError: out of memory" in done.stderr

@@ -9,6 +9,7 @@ import torch
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
@@ -29,6 +30,14 @@ def understand(subject, *rows):
 def generate(subject, *rows):
     """Inputs of the generate pass."""
     return getattr(subject, "processor", subject).collate(PLAN, GENERATE, rows, [1] * len(rows), ["key"] * len(rows))
+
+
+def outputs(model, picture):
+    """What both passes and the decoder make of two pictures, in one vector."""
+    with torch.no_grad():
+        asked = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [("what ?", "a ball")])))
+        drawn = model(GENERATE, generate(model, GenerateRow("a cube", picture(1))))
+        return torch.cat([asked.loss_sum, drawn.loss_sum, model.decode(drawn.hidden).pixels.flatten()])
 
 
 def words(processor, inputs, row=0):

@@ -7,18 +7,15 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE
 from transformers.initialization import no_init_weights
 
 from megaunigame.errors import ModelError
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3.configuration import IMAGE_AREA, read_config, read_sides
-from megaunigame.models.emu3.folder import write_folder
 from megaunigame.models.emu3.keys import translate
-from megaunigame.step.requests import GENERATE, UNDERSTAND
-from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import built, copied, generate, understand
+from tests.models.shared import built, copied, outputs
 from tests.tiny import tiny_config
 
 OFFICIAL = {
@@ -32,13 +29,6 @@ OFFICIAL_TOKENIZER = {
     "out_channels": 3, "temporal_downsample_factor": 4, "ch": 256, "ch_mult": [1, 2, 2, 4], "num_res_blocks": 2,
     "attn_resolutions": [3], "dropout": 0.0,
 }  # fmt: skip
-
-
-def outputs(model, picture):
-    with torch.no_grad():
-        asked = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [("what ?", "a ball")])))
-        drawn = model(GENERATE, generate(model, GenerateRow("a cube", picture(1))))
-        return torch.cat([asked.loss_sum, drawn.loss_sum, model.decode(drawn.hidden).pixels.flatten()])
 
 
 def official_states(state):
@@ -193,14 +183,6 @@ def test_folders_that_cannot_be_used_are_refused(emu3_path, tmp_path):
 def test_a_small_model_with_a_width_that_norms_cannot_divide_is_refused(emu3_tokenizer):
     with pytest.raises(ModelError, match="multiple of 32"):
         tiny_config("emu3", emu3_tokenizer, vq_config={"base_channels": 48})
-
-
-def test_a_written_folder_survives_another_round(emu3_path, emu3_tokenizer, tmp_path):
-    state = load_file(emu3_path / "model.safetensors")
-    write_folder(tmp_path, read_config(emu3_path), state, emu3_tokenizer, image_size=16, source_size=12)
-    again = load_file(tmp_path / "model.safetensors")
-    assert all(torch.equal(again[k], v) for k, v in state.items())
-    assert read_config(tmp_path).to_dict() == read_config(emu3_path).to_dict()
 
 
 def test_unknown_keys_have_no_name():

@@ -81,7 +81,7 @@ def test_the_gradient_into_the_source_is_scaled_and_nothing_else(emu3, picture):
     torch.testing.assert_close(tenth[1], 0.1 * whole[1])
 
 
-def test_dropped_conditions_are_all_the_same(emu3, picture):
+def test_dropped_conditions_of_another_length_are_the_same_too(emu3, picture):
     rows = [GenerateRow(text, picture(0), source=picture(seed), unconditional=True) for text, seed in (("X", 1), ("a ball", 2))]
     with torch.no_grad():
         losses = [emu3(GENERATE, generate(emu3, row)).loss_sum for row in rows]
@@ -114,3 +114,18 @@ def test_shares_of_attention_are_those_of_the_maps(emu3_path, picture):
         last = eager.language_model(inputs_embeds=embeds, output_attentions=True).attentions[1][0]
     mass = last[:, asked.labels[0] >= 0][:, :, asked.image_slots[0]].sum(-1).mean()
     assert share.item() == pytest.approx(mass.item(), abs=1e-6)
+
+
+def test_a_few_steps_learn_a_picture_and_an_answer(emu3, picture):
+    emu3.train()
+    optimizer = torch.optim.AdamW(emu3.parameters(), lr=3e-3)
+    asked = understand(emu3, UnderstandRow([picture(0)], [("what ?", "a red ball")]))
+    drawn = generate(emu3, GenerateRow("a cube", picture(0)))
+    losses = []
+    for _ in range(8):
+        loss = emu3(UNDERSTAND, asked).loss_sum.sum() + emu3(GENERATE, drawn).loss_sum.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,18 +1,14 @@
-"""Hidden states and codes to pixels, pixels to codes with a gradient, sampling and answering, UniGame's paths."""
+"""Hidden states and codes to pixels, pixels to codes with a gradient, sampling and answering."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from megaunigame.adversary.perturber import Perturber
 from megaunigame.models.causal import head as token_head
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.emu3 import Emu3
-from megaunigame.objectives.unigame.attack import Attack
-from megaunigame.objectives.unigame.paths import build_path
-from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import counted_calls, generate, understand
 
@@ -91,23 +87,6 @@ def test_the_gradient_into_pictures_is_that_of_a_soft_choice(emu3, picture):
     (found,) = torch.autograd.grad((emu3.visual_tokens(pixels.unsqueeze(1))[0, 0] * wish).sum(), [pixels])
     assert found.abs().max() > 0
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
-
-
-@pytest.mark.parametrize("settings", [{"anchor": "source"}, {"anchor": "none"}, {"path": "embedding"}, {"path": "sampled"}])
-def test_an_adversary_gets_a_gradient_on_every_path(emu3, picture, settings):
-    torch.manual_seed(0)
-    adversary = Perturber(Perturber.Config(eps_max=0.5, budget="relative", hidden=8), emu3.token_width)
-    path = build_path(Settings(**settings), adversary)
-    redraw = [GenerateRow("the same", picture(seed), picture(seed)) for seed in (0, 1)]
-    question = [UnderstandRow([picture(seed)], [("what ?", "ball")]) for seed in (0, 1)]
-    inputs = Attack(generate(emu3, *redraw), understand(emu3, *question))
-    emu3.requires_grad_(False)
-    attack = path.attack(emu3, inputs, torch.Generator().manual_seed(0))
-    emu3(UNDERSTAND, attack.question).loss_sum.sum().backward()
-    gradients = [p.grad for p in adversary.parameters()]
-    assert all(torch.isfinite(g).all() for g in gradients) and any(g.abs().max() > 0 for g in gradients)
-    tokens = 16 if "anchor" in settings else 9  # codes of a drawn picture, codes of a source
-    assert attack.delta.shape == (2, tokens, 64) and attack.pictures.shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -29,9 +29,9 @@ def test_conversation_format(processor, picture):
         f"<|extra_203|>You are a helpful assistant. USER: {PICTURE}{PICTURE}what is this ?. ASSISTANT: a red ball<|extra_204|>"
         "USER: how many ?. ASSISTANT: two<|extra_204|>"
     )
-    labelled = inputs.labels[0] != IGNORE
-    assert processor.tokenizer.decode(inputs.tokens[0][labelled].tolist()) == " a red ball<|extra_204|> two<|extra_204|>"
-    assert inputs.counts.tolist() == [labelled.sum()] and inputs.images.shape == (1, 2, 3, 12, 12)
+    labeled = inputs.labels[0] != IGNORE
+    assert processor.tokenizer.decode(inputs.tokens[0][labeled].tolist()) == " a red ball<|extra_204|> two<|extra_204|>"
+    assert inputs.counts.tolist() == [labeled.sum()] and inputs.images.shape == (1, 2, 3, 12, 12)
     slots = inputs.tokens[0][inputs.image_slots[0]]
     assert len(slots) == 18 and (slots == processor.format.image).all()
 
@@ -97,7 +97,7 @@ def test_a_tokenizer_of_another_model_is_refused(emu3_path, tmp_path):
         Emu3Processor.from_folder(swapped, max_length=128)
 
 
-def test_pictures_are_normalised_as_the_vision_tokenizer_reads_them(processor):
+def test_pictures_are_normalized_as_the_vision_tokenizer_reads_them(processor):
     image = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16)
     asked = understand(processor, UnderstandRow([image], TURNS)).images[0, 0, :, 3, 4]
     drawn = generate(processor, GenerateRow("a", image)).targets[0, :, 3, 4]

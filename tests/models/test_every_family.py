@@ -6,22 +6,27 @@ A new family needs fixtures NAME_path and NAME_state in conftest.py.
 from __future__ import annotations
 
 import pickle
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import save_file
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megaunigame.errors import ModelError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.causal.model import CausalModel
+from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import available, find
 from megaunigame.step.inputs import IGNORE
+from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.models.conftest import EMU3_PICTURES
 from tests.models.shared import ALL_TARGETS, PLAN, TURNS, built, copied, counted_calls, generate, left_padded, understand
 
 FAMILIES = available("models", UnifiedModel)
@@ -113,6 +118,13 @@ def test_weights_arrive_unchanged(tiny, model):
     assert not any(p.requires_grad for p in frozen.parameters()) and not frozen.training
 
 
+def test_bfloat16_weights_leave_the_rotary_frequencies_in_float32(tiny):
+    model = tiny.load(dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    frequencies = {name: b.dtype for name, b in model.named_buffers() if name.endswith("inv_freq")}
+    assert frequencies and set(frequencies.values()) == {torch.float32}
+
+
 def test_a_checkpoint_of_another_model_is_refused(tiny, tmp_path):
     family, state = tiny.family, {k: v.contiguous() for k, v in tiny.state.items()}
     copied(tiny.path, tmp_path)
@@ -134,6 +146,18 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, tmp_path):
     with_state({k: v for k, v in state.items() if not k.startswith(keys.frozen + "decoder")})
     with pytest.raises(ModelError, match=f"{family.frozen_name} in .* missing: decoder"):
         family.load(tmp_path)
+
+
+@pytest.mark.parametrize("tiny", CODE_FAMILIES, indirect=True)
+def test_a_written_folder_survives_another_round(tiny, tmp_path):
+    read_config = import_module(f"megaunigame.models.{tiny.family.name}.configuration").read_config
+    write_folder = import_module(f"megaunigame.models.{tiny.family.name}.folder").write_folder
+    state = load_file(tiny.path / "model.safetensors")
+    pictures = EMU3_PICTURES if tiny.family.name == "emu3" else {}
+    write_folder(tmp_path, read_config(tiny.path), state, read_tokenizer(tiny.path), **pictures)
+    again = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(again[k], v) for k, v in state.items())
+    assert read_config(tmp_path).to_dict() == read_config(tiny.path).to_dict()
 
 
 @pytest.mark.parametrize(("attention", "message"), [("flash", "legal are sdpa"), ("flash_attention_2", "flash_attn")])
@@ -196,6 +220,22 @@ def test_loss_is_the_sum_over_the_labeled_positions(model, picture):
             if label != IGNORE
         )
         assert losses[row].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_token_0_is_a_label_like_any_other(model):
+    inputs = understand(model, UnderstandRow([], TURNS[:1]), UnderstandRow([], TURNS[:2]), None)
+    inputs.labels[1][inputs.labels[1] != IGNORE] = torch.arange(int(inputs.counts[1]))
+    inputs.label_positions = label_positions(inputs.labels)
+    with torch.no_grad():
+        output = model(UNDERSTAND, inputs)
+        logits = model.lm_head(model._read(model.embed(inputs), inputs.attention))[:, :-1]
+        everywhere = model(UNDERSTAND, inputs, predict=True)
+    losses = F.cross_entropy(logits.transpose(1, 2), inputs.labels[:, 1:], ignore_index=IGNORE, reduction="none").sum(1)
+    torch.testing.assert_close(output.loss_sum, losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(everywhere.loss_sum, losses, rtol=1e-5, atol=1e-5)
+    assert losses[0] != losses[1] and output.loss_sum[2] == 0
+    real = inputs.attention[:, 1:]
+    assert torch.equal(everywhere.predictions[:, 1:][real], logits.argmax(-1)[real])
 
 
 def test_predictions_of_the_understand_pass_are_for_their_own_position(model, picture):

@@ -6,21 +6,17 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import JanusForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from megaunigame.errors import ModelError
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.configuration import codes_per_image, from_official, read_config, visual_tokens
-from megaunigame.models.janus.folder import train_tokenizer, write_folder
+from megaunigame.models.janus.folder import train_tokenizer
 from megaunigame.models.janus.keys import translate
-from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
-from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import built, copied
+from tests.models.shared import built, copied, outputs
 from tests.tiny import tiny_config
-
-PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1)])
 
 OFFICIAL_7B = {
     "model_type": "multi_modality",
@@ -29,12 +25,7 @@ OFFICIAL_7B = {
     "gen_head_config": {"params": {"image_token_embed": 4096, "image_token_size": 16384, "n_embed": 4096}},
     "gen_vision_config": {"params": {"image_token_size": 16384, "n_embed": 8}},
     "vision_config": {
-        "params": {
-            "image_size": 384,
-            "model_name": "siglip_large_patch16_384",
-            "select_feature": "same",
-            "select_layer": -1,
-        }
+        "params": {"image_size": 384, "model_name": "siglip_large_patch16_384", "select_feature": "same", "select_layer": -1}
     },
     "language_config": {
         "hidden_size": 4096,
@@ -49,15 +40,6 @@ OFFICIAL_7B = {
         "_attn_implementation": "flash_attention_2",
     },
 }
-
-
-def outputs(model, picture):
-    rows_u = [UnderstandRow([picture(0)], [("what ?", "a ball")])]
-    rows_g = [GenerateRow("a cube", picture(1))]
-    with torch.no_grad():
-        und = model(UNDERSTAND, model.processor.collate(PLAN, UNDERSTAND, rows_u, [0], ["a"]))
-        gen = model(GENERATE, model.processor.collate(PLAN, GENERATE, rows_g, [1], ["a"]))
-        return torch.cat([und.loss_sum, gen.loss_sum, model.decode(gen.hidden).pixels.flatten()])
 
 
 def official_state(state):
@@ -196,14 +178,6 @@ def test_small_models_with_unequal_grids_are_refused(tokenizer):
         tiny_config("janus", tokenizer, vq_config={"base_channels": 48})
     with pytest.raises(ModelError, match="too small"):
         train_tokenizer(["a"], 100)
-
-
-def test_a_written_folder_survives_another_round(folder, config, tokenizer, tmp_path):
-    state = load_file(folder / "model.safetensors")
-    write_folder(tmp_path, read_config(folder), state, tokenizer)
-    again = load_file(tmp_path / "model.safetensors")
-    assert all(torch.equal(again[k], v) for k, v in state.items())
-    assert read_config(tmp_path).to_dict() == read_config(folder).to_dict()
 
 
 def test_unknown_keys_have_no_name():

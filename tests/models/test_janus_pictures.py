@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from megaunigame.models.causal.decoding import picker
-from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
-
-PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])
+from megaunigame.models.janus import Janus
 
 
 def test_greedy_sampling_equals_decoding_without_a_cache(model, picture):
@@ -59,3 +57,19 @@ def test_the_reconstruction_is_the_picture_of_the_codes(model, picture):
     torch.testing.assert_close(output.reconstruction, tokenizer.decode_codes(output.codes), rtol=0, atol=1e-5)
     norms = tokenizer.latents(pixels).norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+def test_the_image_tokenizer_alone_can_be_trained(folder, picture):
+    tokenizer = Janus.load(folder).image_tokenizer.requires_grad_(True).train()
+    pixels = torch.stack([picture(s) for s in range(4)]).float() / 127.5 - 1
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(12):
+        output = tokenizer(pixels)
+        loss = (output.reconstruction - pixels).square().mean() + output.codebook_loss + output.commit_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert tokenizer.training and tokenizer.encoder.mid.training

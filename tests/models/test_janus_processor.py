@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from megaunigame.models.text.pictures import BACKGROUND, Normalize, crop, fit
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.requests import GENERATE, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import generate, understand, words
+from tests.models.shared import generate, understand, with_replaced, words
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]
 
@@ -27,10 +29,10 @@ def test_conversation_format(processor, picture):
     assert words(processor, inputs) == (
         f"<s><|User|>: {image}\nwhat is this ?\n\n<|Assistant|>: a red ball</s><|User|>: how many ?\n\n<|Assistant|>: two</s>"
     )
-    labelled = inputs.labels[0] != IGNORE
-    assert processor.tokenizer.decode(inputs.tokens[0][labelled].tolist()) == " a red ball</s> two</s>"
-    assert torch.equal(inputs.labels[0][labelled], inputs.tokens[0][labelled])
-    assert inputs.counts.tolist() == [labelled.sum()]
+    labeled = inputs.labels[0] != IGNORE
+    assert processor.tokenizer.decode(inputs.tokens[0][labeled].tolist()) == " a red ball</s> two</s>"
+    assert torch.equal(inputs.labels[0][labeled], inputs.tokens[0][labeled])
+    assert inputs.counts.tolist() == [labeled.sum()]
     slots = inputs.tokens[0][inputs.image_slots[0]]
     assert len(slots) == 16 and (slots == processor.format.image).all()
     assert inputs.tokens.shape[1] % 8 == 0 and inputs.segments is None
@@ -131,8 +133,7 @@ def test_prompts_end_where_the_answer_begins(processor, picture):
 
 
 def test_a_system_prompt_comes_first(folder, tmp_path, picture):
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "processor_config.json").write_text('{"system_prompt": "Be brief."}')
     processor = JanusProcessor.from_folder(tmp_path, max_length=96)
     inputs = understand(processor, UnderstandRow([], TURNS[:1]))
@@ -140,13 +141,11 @@ def test_a_system_prompt_comes_first(folder, tmp_path, picture):
 
 
 def test_a_tokenizer_without_image_tokens_is_refused(folder, tmp_path, tokenizer):
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes().replace(b"<end_of_image>", b"<end_of_picture>"))
     with pytest.raises(ModelError, match="no token <end_of_image>"):
-        JanusProcessor.from_folder(tmp_path, max_length=96)
+        JanusProcessor.from_folder(with_replaced(folder, tmp_path, b"<end_of_image>", b"<end_of_picture>"), max_length=96)
 
 
-def test_pictures_are_normalised_to_plus_minus_one(processor):
+def test_pictures_are_normalized_to_plus_minus_one(processor):
     image = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16)
     inputs = understand(processor, UnderstandRow([image], TURNS))
     assert inputs.images[0, 0, :, 3, 4].tolist() == pytest.approx([-1, 1, -0.6], abs=1e-6)
@@ -155,9 +154,9 @@ def test_pictures_are_normalised_to_plus_minus_one(processor):
 
 
 def test_other_statistics():
-    normalise = Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    normalize = Normalize((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     image = torch.full((3, 2, 2), 255, dtype=torch.uint8)
-    assert normalise(image)[:, 0, 0].tolist() == pytest.approx([5, 3, 7 / 3], rel=1e-5)
+    assert normalize(image)[:, 0, 0].tolist() == pytest.approx([5, 3, 7 / 3], rel=1e-5)
 
 
 def test_a_view_of_interleaved_channels_comes_out_in_order():

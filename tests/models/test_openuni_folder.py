@@ -114,8 +114,7 @@ def test_transformers_reads_the_understanding_side(openuni, openuni_state, pictu
 
 
 @pytest.mark.parametrize(
-    ("size", "whole", "billions"),
-    [("b", 1_584_601_504, 1.58), ("l", 3_919_265_184, 3.92), ("38b", 43_344_619_296, 43.3)],
+    ("size", "whole", "billions"), [("b", 1_584_601_504, 1.58), ("l", 3_919_265_184, 3.92), ("38b", 43_344_619_296, 43.3)]
 )
 def test_published_sizes(size, whole, billions):
     config = SIZES[size]()

@@ -5,18 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import counted_calls
-
-PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 1), RowRequest("g", GENERATE, "s", 1, takes_source=True)])
+from tests.models.shared import counted_calls, generate, understand
 
 
 def generated(model, picture):
     rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]
-    inputs = model.processor.collate(PLAN, GENERATE, rows, [1, 1], ["a", "b"])
     with torch.no_grad():
-        return model(GENERATE, inputs)
+        return model(GENERATE, generate(model, *rows))
 
 
 def test_an_anchored_decode_without_a_change_is_the_encoded_picture(openuni, picture):
@@ -55,7 +52,7 @@ def test_without_a_perturbation_the_states_still_get_a_gradient(openuni, picture
 
 def test_as_source_is_what_the_processor_shows(openuni, picture):
     image = picture(0)  # 16 x 16, the size of a source
-    inputs = openuni.processor.collate(PLAN, UNDERSTAND, [UnderstandRow([image], [("what ?", "ball")])], [0], ["a"])
+    inputs = understand(openuni, UnderstandRow([image], [("what ?", "ball")]))
     torch.testing.assert_close(openuni.as_source(image[None].float() / 127.5 - 1), inputs.images[0])
     statistics = zip(image[:, 3, 4].tolist(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
     expected = [(value / 255 - mean) / std for value, mean, std in statistics]

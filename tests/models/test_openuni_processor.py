@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.models.openuni import OpenUniProcessor
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import generate, understand, words
+from tests.models.shared import generate, understand, with_replaced, words
 
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two")]
 PICTURE = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
@@ -25,9 +27,9 @@ def test_conversation_format(processor, picture):
         f"<|im_start|>user\n{PICTURE}\n{PICTURE}\nwhat is this ?<|im_end|>\n<|im_start|>assistant\na red ball<|im_end|>"
         "\n<|im_start|>user\nhow many ?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>"
     )
-    labelled = inputs.labels[0] != IGNORE
-    assert processor.tokenizer.decode(inputs.tokens[0][labelled].tolist()) == "a red ball<|im_end|>two<|im_end|>"
-    assert inputs.counts.tolist() == [labelled.sum()] and inputs.image_slots[0].sum() == 8
+    labeled = inputs.labels[0] != IGNORE
+    assert processor.tokenizer.decode(inputs.tokens[0][labeled].tolist()) == "a red ball<|im_end|>two<|im_end|>"
+    assert inputs.counts.tolist() == [labeled.sum()] and inputs.image_slots[0].sum() == 8
     assert inputs.images.shape == (1, 2, 3, 16, 16)
 
 
@@ -48,8 +50,7 @@ def test_rows_that_cannot_fit_are_refused(openuni_path, picture):
 
 
 def test_a_system_prompt_comes_first(openuni_path, tmp_path, picture):
-    for file in openuni_path.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(openuni_path, tmp_path, dirs_exist_ok=True)
     (tmp_path / "processor_config.json").write_text('{"system_prompt": "Be brief."}')
     processor = OpenUniProcessor.from_folder(tmp_path, max_length=96)
     inputs = understand(processor, UnderstandRow([], TURNS[:1]))
@@ -57,7 +58,5 @@ def test_a_system_prompt_comes_first(openuni_path, tmp_path, picture):
 
 
 def test_a_tokenizer_without_image_tokens_is_refused(openuni_path, tmp_path):
-    for file in openuni_path.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes().replace(b"<IMG_CONTEXT>", b"<IMG_CONTENTS>"))
     with pytest.raises(ModelError, match="no token <IMG_CONTEXT>, which OpenUni needs"):
-        OpenUniProcessor.from_folder(tmp_path, max_length=96)
+        OpenUniProcessor.from_folder(with_replaced(openuni_path, tmp_path, b"<IMG_CONTEXT>", b"<IMG_CONTENTS>"), max_length=96)

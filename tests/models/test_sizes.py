@@ -44,7 +44,7 @@ def frozen(model: UnifiedModel) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def folder_of(tmp_path_factory) -> Callable[[str, str], Path]:
     """Writes the folder of a size once."""
 
     @functools.cache
@@ -64,7 +64,7 @@ def build(name: str, folder: Path) -> CausalModel:
 
 
 @pytest.mark.parametrize("name, size", [*TOTALS, *(("openuni", size) for size in BILLIONS)])
-def test_a_published_size_has_the_published_number_of_parameters(folder_of: Folders, name: str, size: str) -> None:
+def test_a_published_size_has_the_published_number_of_parameters(folder_of, name, size):
     folder = folder_of(name, size)
     model = build(name, folder)
     with torch.device("meta"):
@@ -80,9 +80,7 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of: Fold
 @pytest.mark.parametrize(
     "name, size, length, picture, codes", [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100)]
 )
-def test_the_largest_rows_of_a_size_collate(
-    folder_of: Folders, name: str, size: str, length: int, picture: int, codes: int
-) -> None:
+def test_the_largest_rows_of_a_size_collate(folder_of, name, size, length, picture, codes):
     processor = PROCESSORS[name].from_folder(folder_of(name, size), max_length=length)
     plan = plan_from([RowRequest("answers", UNDERSTAND, "scenes", 1), RowRequest("pixels", GENERATE, "scenes", 2)])
     understand, generate = processor.largest(plan, UNDERSTAND), processor.largest(plan, GENERATE)
@@ -91,14 +89,14 @@ def test_the_largest_rows_of_a_size_collate(
     assert generate.targets.shape == (2, 3, picture, picture) and generate.counts.tolist() == [codes, codes]
 
 
-def test_the_codes_of_a_size_lie_next_to_each_other(folder_of: Folders) -> None:
+def test_the_codes_of_a_size_lie_next_to_each_other(folder_of):
     tokenizer = read_tokenizer(folder_of("emu3", "8b"))
     first, last = tokenizer.convert_tokens_to_ids(["<|visual token 000000|>", "<|visual token 032767|>"])
     assert last - first == 32767 and len(tokenizer) <= 184622
 
 
 @pytest.mark.parametrize("name", available("models", UnifiedModel))
-def test_every_family_has_sizes_and_names_them_for_another(tmp_path: Path, name: str) -> None:
+def test_every_family_has_sizes_and_names_them_for_another(tmp_path, name):
     sizes = list(family(name).sizes)
     assert "tiny" in sizes and len(sizes) > 1
     with pytest.raises(ModelError, match=f"Unknown size of {name} 'tinny'. Did you mean 'tiny'.*{sizes[-1]}"):
@@ -114,7 +112,7 @@ def shape_of(config: dict) -> dict:
     }
 
 
-def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of: Folders) -> None:
+def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of):
     names = ("janus", "emu3", "openuni")
     written = {name: json.loads((folder_of(name, "tiny") / "config.json").read_text()) for name in names}
     shipped = json.loads((JANUS_WEIGHTS / "config.json").read_text())

@@ -71,16 +71,16 @@ def write_evaluation(folder: Path, step: int, trained: bool) -> None:
     rows.append(["mean of kinds", 930, 93.1 if trained else 30.2, 33.1, 38.4])
     columns = ["kind", "questions", "accuracy (%)", "chance (%)", "majority (%)"]
     asked, drawn = [], []
-    for i, colour in enumerate(["red", "green", "blue"]):
+    for i, color in enumerate(["red", "green", "blue"]):
         file = f"val/asked-{i:04d}.png"
         _scene(pictures / file, i, 0.0)
-        for question, answer in ((f"what color is the cube {i} ?", colour), ("how many objects are there ?", "3")):
+        for question, answer in ((f"what color is the cube {i} ?", color), ("how many objects are there ?", "3")):
             said = answer if trained and not (i == 2 and answer == "3") else "purple"
             asked.append({"image": file, "question": question, "answer": answer, "predicted": said, "correct": said == answer})
         for column, noise in (("source", 0.0), ("through tokenizer", 0.1), ("generated", 0.3 if trained else 0.9)):
             file = f"draw/{i:04d}-{column.replace(' ', '-')}.png"
             _scene(pictures / file, i, noise)
-            caption = f"a {colour} cube left of a small yellow sphere"
+            caption = f"a {color} cube left of a small yellow sphere"
             drawn.append({"file": file, "caption": caption, "row": str(i), "column": column})
     result = {
         "step": step,

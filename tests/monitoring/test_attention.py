@@ -43,7 +43,7 @@ def meshes(figure: Figure) -> list[np.ndarray]:
     return [mesh.get_array() for mesh in found if min(mesh.get_array().shape) > 1]
 
 
-def test_the_report_has_one_picture_for_all_layers(run, html) -> None:
+def test_the_report_has_one_picture_for_all_layers(run, html):
     tags = parsed(run / "report.html")
     # The four plots and fifteen pictures of any run; heat, distance and first token, before and after.
     assert len(tags.links) == 4 + 15 + 3
@@ -56,18 +56,18 @@ def test_the_report_has_one_picture_for_all_layers(run, html) -> None:
     assert order == sorted(order)
 
 
-def test_the_plot_stands_above_the_tables_of_its_suite(html) -> None:
+def test_the_plot_stands_above_the_tables_of_its_suite(html):
     section = html[html.index("<h2>Evaluation: attention</h2>") :]
     assert section.index('alt="attention by layer"') < section.index("<table")
     heads = re.findall(r"<th[^>]*>([^<]*)</th>", section)
     assert {"layer_, before", "layer_, after", "target_"} <= set(heads), "a target that did not change stands once"
 
 
-def test_long_tables_are_behind_a_click(html) -> None:
+def test_long_tables_are_behind_a_click(html):
     assert "<details><summary>understand: 30 rows</summary>" in html and "<h3>Accuracy by kind of question</h3>" in html
 
 
-def test_heat_is_the_distance_from_the_target(run) -> None:
+def test_heat_is_the_distance_from_the_target(run):
     series = read_run_folder(run).series
     generate, understand = meshes(heat_figure(series))
     assert generate.shape == understand.shape == (30, COLUMNS)
@@ -77,7 +77,7 @@ def test_heat_is_the_distance_from_the_target(run) -> None:
     assert understand[29, 0] < -0.1, "rows are layers from the bottom, and below the target is negative"
 
 
-def test_heat_without_targets_is_the_share(tmp_path) -> None:
+def test_heat_without_targets_is_the_share(tmp_path):
     folder = write_run(tmp_path)
     (folder / "metrics.jsonl").unlink()
     write_attention(folder, layers=4, targets=False)
@@ -86,7 +86,7 @@ def test_heat_without_targets_is_the_share(tmp_path) -> None:
     assert "share of attention" in [axes.get_ylabel() for axes in heat_figure(read_run_folder(folder).series).axes]
 
 
-def test_steps_without_rows_and_layers_that_are_not_tapped() -> None:
+def test_steps_without_rows_and_layers_that_are_not_tapped():
     series = {
         "attention/understand/layer_02": ([1, 2, 4], [0.1, 0.2, 0.4]),
         "attention/understand/layer_10": ([1, 2, 3, 4], [0.5, 0.6, 0.7, 0.8]),
@@ -98,19 +98,19 @@ def test_steps_without_rows_and_layers_that_are_not_tapped() -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["2", "10"]
 
 
-def test_a_run_of_one_step() -> None:
+def test_a_run_of_one_step():
     figure = heat_figure({f"attention/generate/layer_{i:02d}": ([7], [0.1 * i]) for i in range(3)})
     assert figure is not None and [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["0", "1", "2"]
     assert heat_figure({"attention/generate/distance": ([1], [0.5]), "loss/total": ([1], [0.5])}) is None
 
 
-def test_what_is_part_of_the_heat_picture() -> None:
+def test_what_is_part_of_the_heat_picture():
     assert per_layer("attention/generate/layer_00") and per_layer("attention/understand/target_29")
     for other in ("attention/generate/distance", "attention/generate/first_token", "loss/layer_0", "evaluation/a/b/layer_00"):
         assert not per_layer(other)
 
 
-def test_curves_are_read_back_from_metrics(tmp_path) -> None:
+def test_curves_are_read_back_from_metrics(tmp_path):
     shares = {"generate": np.array([0.3, 0.5, 0.2])}
     metrics = attention_result(shares, {"generate": np.array([0.4, 0.4, 0.2])})["metrics"]
     curve = read_curves(metrics)["generate"]
@@ -121,7 +121,7 @@ def test_curves_are_read_back_from_metrics(tmp_path) -> None:
     assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_before_and_after_are_in_one_panel() -> None:
+def test_before_and_after_are_in_one_panel():
     aims = {"understand": np.full(3, 0.2)}
     before, after = (read_curves(attention_result({"understand": np.full(3, v)}, aims)["metrics"]) for v in (0.1, 0.2))
     (axes,) = curves_figure(after, before).axes
@@ -130,7 +130,7 @@ def test_before_and_after_are_in_one_panel() -> None:
     assert "before" not in {line.get_label() for line in curves_figure(after).axes[0].lines}
 
 
-def test_an_evaluation_before_that_lacked_the_suite(tmp_path) -> None:
+def test_an_evaluation_before_that_lacked_the_suite(tmp_path):
     folder = write_run(tmp_path)
     write_attention(folder, layers=3)
     first = folder / "evaluation" / "step-00000000.json"

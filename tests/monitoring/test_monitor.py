@@ -36,21 +36,21 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_step_is_one_json_line(tmp_path) -> None:
+def test_every_step_is_one_json_line(tmp_path):
     run(monitor(tmp_path), range(1, 8))
     written = lines(tmp_path)
     assert [line["step"] for line in written] == list(range(1, 8))
     assert written[0]["optim/lr"] == 2e-5 and written[6]["time"] >= written[0]["time"] > 1e9
 
 
-def test_values_that_are_not_finite_are_null(tmp_path) -> None:
+def test_values_that_are_not_finite_are_null(tmp_path):
     watched = monitor(tmp_path)
     watched.log(1, {"loss/total": math.nan, "optim/grad_norm": math.inf})
     watched.close()
     assert lines(tmp_path)[0]["loss/total"] is None and lines(tmp_path)[0]["optim/grad_norm"] is None
 
 
-def test_a_resumed_run_has_one_gapless_history(tmp_path) -> None:
+def test_a_resumed_run_has_one_gapless_history(tmp_path):
     killed = monitor(tmp_path)
     run(killed, range(1, 13))
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -61,7 +61,7 @@ def test_a_resumed_run_has_one_gapless_history(tmp_path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 21))
 
 
-def test_a_fresh_run_starts_an_empty_history(tmp_path) -> None:
+def test_a_fresh_run_starts_an_empty_history(tmp_path):
     earlier = monitor(tmp_path)
     earlier.record(0, {"evaluation/val/accuracy": 0.2})
     run(earlier, range(1, 4))
@@ -69,7 +69,7 @@ def test_a_fresh_run_starts_an_empty_history(tmp_path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_lines_are_printed_at_the_first_step_every_few_and_at_the_last(tmp_path, capsys) -> None:
+def test_lines_are_printed_at_the_first_step_every_few_and_at_the_last(tmp_path, capsys):
     run(monitor(tmp_path, total_steps=12), range(1, 13))
     out = capsys.readouterr()
     printed = out.out.splitlines()
@@ -79,7 +79,7 @@ def test_lines_are_printed_at_the_first_step_every_few_and_at_the_last(tmp_path,
     assert "\r" not in out.out and out.err == ""
 
 
-def test_an_evaluation_is_recorded_without_a_line(tmp_path, capsys) -> None:
+def test_an_evaluation_is_recorded_without_a_line(tmp_path, capsys):
     watched = monitor(tmp_path)
     watched.record(5, {"evaluation/val/accuracy": 0.5})
     watched.close()
@@ -87,20 +87,20 @@ def test_an_evaluation_is_recorded_without_a_line(tmp_path, capsys) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left(tmp_path, capsys, monkeypatch) -> None:
+def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(monitor(tmp_path, start=11), range(11, 21))
     bar = capsys.readouterr().err
     assert "20/20" in bar and "step" in bar and "\r" in bar
 
 
-def test_progress_can_be_switched_off(tmp_path, capsys, monkeypatch) -> None:
+def test_progress_can_be_switched_off(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(monitor(tmp_path, progress=False), range(1, 3))
     assert capsys.readouterr().err == ""
 
 
-def test_other_ranks_do_nothing(tmp_path, capsys) -> None:
+def test_other_ranks_do_nothing(tmp_path, capsys):
     watched = monitor(tmp_path / "run", rank=1, tensorboard=True)
     watched.say("hello")
     watched.record(1, METRICS)
@@ -109,7 +109,7 @@ def test_other_ranks_do_nothing(tmp_path, capsys) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_tensorboard_forgets_what_a_killed_run_logged_too_much(tmp_path) -> None:
+def test_tensorboard_forgets_what_a_killed_run_logged_too_much(tmp_path):
     run(monitor(tmp_path, tensorboard=True), range(1, 13))
     run(monitor(tmp_path, start=11, tensorboard=True), range(11, 21))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -117,7 +117,7 @@ def test_tensorboard_forgets_what_a_killed_run_logged_too_much(tmp_path) -> None
     assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 21))
 
 
-def test_log_line() -> None:
+def test_log_line():
     line = log_line(7, 200, METRICS, remaining=3725.0)
     assert line == (
         "step   7/200 | understanding   1.2500 | total   2.5000 | lr 2.00e-05 | grad    0.750 |    48.0 rows/s"
@@ -126,11 +126,11 @@ def test_log_line() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90_000, "1d 1:00:00")])
-def test_clock_time(seconds, text) -> None:
+def test_clock_time(seconds, text):
     assert clock_time(seconds) == text
 
 
-def test_each_rank_keeps_its_warnings(tmp_path) -> None:
+def test_each_rank_keeps_its_warnings(tmp_path):
     handler = rank_log(tmp_path, 3)
     try:
         logging.getLogger("data").info("unimportant")

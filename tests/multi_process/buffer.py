@@ -7,15 +7,7 @@ import sys
 from pathlib import Path
 
 from megaunigame.parallel.world import World, start_world
-from tests.adversary.simulated_ranks import (
-    Game,
-    check_round,
-    held_numbers,
-    new_buffer,
-    play_alone,
-    play_round,
-    random_game,
-)
+from tests.replay.random_games import Game, check_round, held_numbers, new_buffer, play_alone, play_round, random_game
 
 
 def main(folder: str, games: str) -> None:

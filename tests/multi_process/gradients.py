@@ -105,19 +105,19 @@ CASES = {
         "objectives": aia(weights={"generate": 5.0, "understand": 10.0}) | {"understanding": {"rows": 3, "independent": True}},
         "engine": {"ds_config": "ds_configs/zero2.json"},
     },
-    "openuni_aia": {
-        "model": {"family": "openuni"},
-        "objectives": aia(weights={"generate": 40.0, "understand": 40.0}),
-    },
+    "openuni_aia": {"model": {"family": "openuni"}, "objectives": aia(weights={"generate": 40.0, "understand": 40.0})},
     "emu3_aia": {
         "model": {"family": "emu3", "gradient_checkpointing": True},
         "objectives": aia(weights={"generate": 40.0, "understand": 40.0}),
     },
-    "zero2_lora": {
-        "engine": {"ds_config": "ds_configs/zero2.json"},
-        "model": {"train": "lora", "lora": LORA},
-    },
+    "zero2_lora": {"engine": {"ds_config": "ds_configs/zero2.json"}, "model": {"train": "lora", "lora": LORA}},
 }
+
+
+def trainer_of(name: str, home: Path, world: World, **settings) -> Trainer:
+    """The trainer of a recipe of these settings; each rank writes its own file. The run goes to `home`/runs/`name`."""
+    file = write_recipe(home / f"{name}-{world.rank}.yaml", home, **settings)
+    return Trainer(load_recipe(str(file), [f"output={home / 'runs' / name}"]), world)
 
 
 def gathered(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -137,10 +137,9 @@ def check_partitioned(trainer: Trainer, world: World) -> None:
 
 
 def run(case: str, settings: dict, home: Path, world: World) -> None:
-    recipe_file = write_recipe(home / f"{case}-{world.rank}.yaml", home, **settings)
-    recipe = load_recipe(str(recipe_file), [f"output={home / 'runs' / case}"])
     with watching_loading() as gathered_at_once:
-        trainer = Trainer(recipe, world)
+        trainer = trainer_of(case, home, world, **settings)
+    recipe = trainer.recipe
     reference = AttentionReference if "aia" in recipe.objectives else PlainReference
     plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
     measured = sum(name.startswith("aia_") for name in trainer.stepper.terms.names)
@@ -203,8 +202,7 @@ def watching_loading() -> Iterator[list[int]]:
 
 def check_divergence(home: Path, world: World) -> None:
     """A loss that is not finite on one rank stops all ranks, which name it, and updates nothing."""
-    file = write_recipe(home / f"diverges-{world.rank}.yaml", home)
-    trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / 'diverges'}"]), world)
+    trainer = trainer_of("diverges", home, world)
     before = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]
     forward = trainer.learner.forward
 

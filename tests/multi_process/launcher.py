@@ -1,4 +1,4 @@
-"""Start one Python process per rank on this machine, as a launcher would, and report what each one said."""
+"""Start Python processes, one of a script or one per rank as a launcher would, and report what each one said."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 3.0
@@ -22,6 +23,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def run_script(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python command` in the repository, to its end; what it says is captured."""
+    line = [sys.executable, *map(str, command)]
+    return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, **options)
 
 
 def run_ranks(module: str, world_size: int, *args: object, timeout: float = 120.0) -> list[str]:

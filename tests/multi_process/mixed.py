@@ -12,13 +12,13 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
-from megaunigame.config import load_recipe
 from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.monitoring import names
 from megaunigame.parallel.world import World, start_world
 from megaunigame.training.trainer import Trainer
+from tests.multi_process.gradients import trainer_of
 from tests.multi_process.mixed_reference import MixedReference
-from tests.multi_process.tiny_run import leave, long_world, write_recipe
+from tests.multi_process.tiny_run import leave, long_world
 
 STEPS = 4
 LOSS_BOUND, NORM_BOUND, MASTER_BOUND = 5e-5, 1e-3, 1e-3
@@ -49,8 +49,7 @@ def run(case: str, settings: dict, home: Path, world: World) -> None:
     settings = {**settings, "engine": {"precision": "bf16", **settings.get("engine", {})}}
     if case.startswith("long"):
         settings = {**settings, **long_world(home)}
-    file = write_recipe(home / f"mixed-{case}-{world.rank}.yaml", home, **settings)
-    trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / case}"]), world)
+    trainer = trainer_of(f"mixed-{case}", home, world, **settings)
     plain = MixedReference(trainer, world.size)
     start = {n: m.detach().clone() for n, m in plain.masters.items()}
     trainer.dry_run()

@@ -18,6 +18,7 @@ from megaunigame.config import load_recipe
 from megaunigame.monitoring import names
 from megaunigame.parallel.world import World, start_world
 from megaunigame.training.trainer import Trainer
+from tests.multi_process.gradients import trainer_of
 from tests.multi_process.tiny_run import leave, write_recipe
 
 STEPS, STOP = 7, 3
@@ -134,9 +135,7 @@ def check_evaluation_changes_nothing(home: Path, world: World) -> None:
     }
     trainers = []
     for name, evaluation in (("plain", {"suites": {}}), ("evaluated", {"suites": suites, "every": 3})):
-        settings = {"evaluation": evaluation, "schedule": {"steps": STEPS}, "model": LORA}
-        file = write_recipe(home / f"{name}-{world.rank}.yaml", home, **settings)
-        trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / name}"]), world)
+        trainer = trainer_of(name, home, world, evaluation=evaluation, schedule={"steps": STEPS}, model=LORA)
         trainer.fit()
         trainers.append(trainer)
     assert not checkpoint_differences(*trainers)

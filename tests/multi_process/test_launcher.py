@@ -23,7 +23,7 @@ def assert_ended(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_output_of_every_rank(world_size: int) -> None:
+def test_output_of_every_rank(world_size):
     outputs = run_ranks(PROGRAM, world_size, "sum", timeout=60)
     expected = world_size * (world_size + 1) // 2
     assert len(outputs) == world_size
@@ -31,7 +31,7 @@ def test_output_of_every_rank(world_size: int) -> None:
         assert f"sum {expected} of {world_size}" in output
 
 
-def test_failed_rank_is_named_and_the_waiting_one_is_stopped() -> None:
+def test_failed_rank_is_named_and_the_waiting_one_is_stopped():
     start = time.monotonic()
     with pytest.raises(AssertionError) as failure:
         run_ranks(PROGRAM, 2, "fail", timeout=60)
@@ -42,7 +42,7 @@ def test_failed_rank_is_named_and_the_waiting_one_is_stopped() -> None:
     assert_ended(text, 2)
 
 
-def test_timeout_stops_all_ranks() -> None:
+def test_timeout_stops_all_ranks():
     with pytest.raises(AssertionError, match="not finished after 4 s") as failure:
         run_ranks(PROGRAM, 2, "hang", timeout=4)
     text = str(failure.value)
@@ -50,6 +50,6 @@ def test_timeout_stops_all_ranks() -> None:
     assert_ended(text, 2)
 
 
-def test_disagreeing_collectives_are_an_error() -> None:
+def test_disagreeing_collectives_are_an_error():
     with pytest.raises(AssertionError, match="Detected mismatch between collectives"):
         run_ranks(PROGRAM, 2, "mismatch", timeout=60)

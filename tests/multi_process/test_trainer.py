@@ -6,15 +6,12 @@ import pytest
 
 from tests.multi_process import gradients, mixed, resume, unigame
 from tests.multi_process.launcher import run_ranks
-from tests.multi_process.tiny_run import write_data, write_emu3, write_long_world, write_model, write_openuni, write_pictures
+from tests.multi_process.tiny_run import write_data, write_families, write_long_world, write_pictures
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    write_model(folder / "model")
-    write_openuni(folder / "openuni")
-    write_emu3(folder / "emu3")
+    folder = write_families(tmp_path_factory.mktemp("tiny"))
     write_data(folder / "shards")
     write_pictures(folder / "pictures")
     return folder

@@ -11,10 +11,12 @@ from typing import NoReturn
 import numpy as np
 import yaml
 
+from megaunigame.models.base import UnifiedModel
 from megaunigame.models.emu3 import folder as emu3_folder
 from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from megaunigame.models.openuni import folder as openuni_folder
 from megaunigame.parallel.world import World
+from megaunigame.registry import available
 from tests.data.shard_files import encoded, write_shards
 from tests.tiny import tiny_config
 
@@ -60,10 +62,7 @@ def write_openuni(folder: Path) -> Path:
         tokenizer,
         image_size=16,
         queries=4,
-        internvl={
-            "vision_config": ONE_LAYER,
-            "text_config": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS},
-        },
+        internvl={"vision_config": ONE_LAYER, "text_config": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS}},
         connector={"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
         transformer={
             **{"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "num_cross_attention_heads": 2},
@@ -96,6 +95,13 @@ def write_emu3(folder: Path) -> Path:
 def write_family(folder: Path, family: str) -> Path:
     """The random model of a family."""
     return {"janus": write_model, "openuni": write_openuni, "emu3": write_emu3}[family](folder)
+
+
+def write_families(home: Path) -> Path:
+    """The random models of all families, in the home of a launch."""
+    for family in available("models", UnifiedModel):
+        write_family(home / FOLDERS[family], family)
+    return home
 
 
 def sample(number: int) -> dict[str, bytes]:

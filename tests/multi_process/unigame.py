@@ -2,7 +2,7 @@
 
 python -m tests.multi_process.unigame HOME CASE...     (started once per rank by tests/multi_process/launcher.py)
 
-The plain game is written anew, without the objective's code: one process, no engine, the rows of all ranks. It is given the
+The plain game is written again, without the objective's code: one process, no engine, the rows of all ranks. It is given the
 hard rows that the ranks drew (the buffer has tests of its own), and computes everything else.
 """
 
@@ -30,9 +30,9 @@ from megaunigame.step.inputs import PassInputs
 from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.gradients import gathered
+from tests.multi_process.gradients import gathered, trainer_of
 from tests.multi_process.plain_reference import PlainReference
-from tests.multi_process.tiny_run import leave, write_recipe
+from tests.multi_process.tiny_run import leave
 
 STEPS = 4
 TOLERANCE = 1e-5
@@ -77,10 +77,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"redraw": "caption", "anchor": "none", "condition": "caption"},
         {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, **ZERO2, "batch": {"accumulation": 2}},
     ),
-    "redraw_simultaneous": (
-        {"redraw": "pixel", "mode": "simultaneous"},
-        {"others": PIXEL, "batch": {"accumulation": 2}},
-    ),
+    "redraw_simultaneous": ({"redraw": "pixel", "mode": "simultaneous"}, {"others": PIXEL, "batch": {"accumulation": 2}}),
     "redraw_simultaneous_checkpointing": (
         {"redraw": "pixel", "mode": "simultaneous"},
         {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}},
@@ -131,9 +128,7 @@ class PlainGame(PlainReference):
             with torch.no_grad():
                 seen = model(GENERATE, inputs.redraw)
             tokens = seen.hidden
-        u = self.network(tokens)
-        eps = game["adversary"]["eps_max"] * self.gate.sigmoid()
-        delta = eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)
+        delta = self.perturbation(tokens)
         question = PassInputs(**vars(inputs.question))
         if game["path"] == "embedding":
             question.visual_delta = delta.unsqueeze(1)
@@ -144,8 +139,14 @@ class PlainGame(PlainReference):
         price = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
         return losses, price + p["gate"] * self.gate.sigmoid() ** 2
 
+    def perturbation(self, tokens: Tensor) -> Tensor:
+        """Of the length eps times that of each token."""
+        u = self.network(tokens)
+        eps = self.game["adversary"]["eps_max"] * self.gate.sigmoid()
+        return eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)
+
     def decoded(self, tokens: Tensor, delta: Tensor, inputs: Attack) -> Tensor:
-        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written anew; Emu3's own is tested alone.
+        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written again; Emu3's own is tested alone.
 
         The learner does not learn to draw from what the adversary draws.
         """
@@ -192,7 +193,7 @@ class PlainGame(PlainReference):
             self.move(gradients, norm, lr)
         extra = self.hard_loss(hard)
         if attacks and game["mode"] == "simultaneous":
-            # The learner descends where the adversary climbs: both from the players as they stood before this step.
+            # The learner descends where the adversary ascends: both from the players as they stood before this step.
             fresh = sum(self.attacked_losses(inputs)[0].sum() for inputs in sources) / positions
             extra = extra + 0.5 * fresh
         means = self.step_with(extra)
@@ -201,24 +202,20 @@ class PlainGame(PlainReference):
         return adversarial, norm, means
 
     def move(self, gradients: list[Tensor], norm: float, lr: float) -> None:
-        """The adversary's update; whatever the learner's backward left in its gradients does not count."""
+        """The adversary's update; what the learner's backward left in its gradients does not count."""
         for parameter, gradient in zip(self.adversary, gradients, strict=True):
             parameter.grad = gradient * min(1.0, self.game["clip_norm"] / norm)
         self.adversary_optimizer.param_groups[0]["lr"] = self.game["ratio"] * lr
         self.adversary_optimizer.step()
 
     def hard_loss(self, hard: list[PassInputs]) -> Tensor:
-        """beta times the mean loss of the hard rows; in the embedding path they are disturbed anew."""
+        """beta times the mean loss of the hard rows; in the embedding path they are perturbed again."""
         total, count = torch.zeros(()), 0.0
         for rows in hard:
             if self.game["path"] == "embedding":
                 with torch.no_grad():
                     tokens = self.model.visual_tokens(rows.images)[:, 0]
-                    u = self.network(tokens)
-                    eps = self.game["adversary"]["eps_max"] * self.gate.sigmoid()
-                    rows.visual_delta = (eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)).unsqueeze(
-                        1
-                    )
+                    rows.visual_delta = self.perturbation(tokens).unsqueeze(1)
             total, count = total + self.model(UNDERSTAND, rows).loss_sum.sum(), count + float(rows.counts.sum())
         return 0.5 * total / max(count, 1.0)
 
@@ -244,16 +241,14 @@ def hard_rows(trainer: Trainer, step: Any, world: World) -> list[PassInputs]:
     return [rows for rank in world.all_gather_object(own) for rows in rank]
 
 
+def objectives(game: dict[str, Any], **others: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The game, and of the objectives of the recipe only `others`."""
+    return {"generation": {"caption_rows": 0, "pixel_rows": 0}, "understanding": {"rows": 0}, **others, "unigame": game}
+
+
 def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, world: World) -> None:
-    settings = dict(settings)
-    objectives = {
-        "generation": {"caption_rows": 0, "pixel_rows": 0},
-        "understanding": {"rows": 0},
-        **settings.pop("others", {}),
-    }
-    game = {**GAME, **game}
-    file = write_recipe(home / f"{case}-{world.rank}.yaml", home, objectives={**objectives, "unigame": game}, **settings)
-    trainer = Trainer(load_recipe(str(file), [f"output={home / 'runs' / case}"]), world)
+    settings, game = dict(settings), {**GAME, **game}
+    trainer = trainer_of(case, home, world, objectives=objectives(game, **settings.pop("others", {})), **settings)
     [unigame] = [player for player in trainer.players if isinstance(player, Game)]
     plain = PlainGame(trainer, game, world)
     for optimizer in (unigame.optimizer.optimizer, plain.adversary_optimizer):
@@ -282,19 +277,11 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         bytes_of.append(metrics[names.PERF_ALLGATHER_BYTES])
         for term, mean in losses.items():
             assert abs(metrics[names.loss(term)] - mean) < 2 * TOLERANCE * mean, (case, number, term, metrics, mean)
-        assert abs(metrics[names.OPTIM_GRAD_NORM] - plain.norm) < 10 * TOLERANCE * plain.norm, (
-            case,
-            number,
-            metrics,
-            plain.norm,
-        )
+        here = (case, number, metrics, plain.norm, adversarial, norm)
+        assert abs(metrics[names.OPTIM_GRAD_NORM] - plain.norm) < 10 * TOLERANCE * plain.norm, here
         if number % plain.game["every"] == 0:
-            assert abs(metrics[unigame_names.LOSS_ADVERSARIAL] - adversarial) < 2 * TOLERANCE * adversarial, (
-                case,
-                number,
-                adversarial,
-            )
-            assert abs(metrics[unigame_names.ADVERSARY_GRAD_NORM] - norm) < 1e-3 * norm, (case, number, metrics, norm)
+            assert abs(metrics[unigame_names.LOSS_ADVERSARIAL] - adversarial) < 2 * TOLERANCE * adversarial, here
+            assert abs(metrics[unigame_names.ADVERSARY_GRAD_NORM] - norm) < 1e-3 * norm, here
         pairs = [
             (f"adversary {n}", p, q) for (n, p), q in zip(unigame.adversary.named_parameters(), plain.adversary, strict=True)
         ]
@@ -314,17 +301,10 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         )
 
 
-def trainer_of(case: str, game: dict[str, Any], home: Path, world: World, **settings: Any) -> Trainer:
-    """A trainer whose only objective is the game."""
-    objectives = {"generation": {"caption_rows": 0, "pixel_rows": 0}, "understanding": {"rows": 0}, "unigame": game}
-    file = write_recipe(home / f"{case}-{world.rank}.yaml", home, objectives=objectives, **settings)
-    return Trainer(load_recipe(str(file), [f"output={home / 'runs' / case}"]), world)
-
-
 def check_uneven_ranks(home: Path, world: World) -> None:
     """Rank 1 mines nothing: its filter rejects all, then it has no pictures at all. Both ranks go on, and both replay."""
     game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "buffer": {"merge_every": 2, "capacity": 8}}
-    trainer = trainer_of("uneven", game, home, world)
+    trainer = trainer_of("uneven", home, world, objectives=objectives(game))
     [unigame] = [player for player in trainer.players if isinstance(player, Game)]
     objective = trainer.objective_of["attack"]
     row = objective.row
@@ -365,12 +345,12 @@ def check_combined(home: Path, world: World) -> None:
 
 
 def check_cost(home: Path, world: World) -> None:
-    """Passes and gathered bytes per step: what the game costs beside the same learner rows alone."""
+    """Passes and gathered bytes per step: what the game costs compared with the same learner rows alone."""
     base = {**GAME, "hard_rows": 0, "pictures_every": 0}
     games = {"sft": {**base, "attack_rows": 0}, "alternating": base, "simultaneous": {**base, "mode": "simultaneous"}}
     cost: dict[str, list[float]] = {}
     for label, game in games.items():
-        trainer = trainer_of(f"cost-{label}", game, home, world)
+        trainer = trainer_of(f"cost-{label}", home, world, objectives=objectives(game))
         batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 4, 0, 2))
         steps = [trainer.train_step(batches) for _ in range(4)]
         cost[label] = [steps[-1][names.PERF_PASSES], steps[-1][names.PERF_ALLGATHER_BYTES]]

@@ -19,13 +19,13 @@ from megaunigame.objectives.player import Stage
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.parallel.world import World
 from megaunigame.settings import fill
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import plan_from
 from tests.data.shard_files import write_shards
 from tests.multi_process.tiny_run import sample
+from tests.worlds import OneRank
 
 SEED, LR = 5, 1e-3
 SETTINGS: dict[str, Any] = {
@@ -38,23 +38,6 @@ SETTINGS: dict[str, Any] = {
     "buffer": {"merge_every": 1, "capacity": 16, "percentile": 0.0},
     "pictures_every": 0,
 }
-
-
-class OneRank(World):
-    """A world of one that needs no process group."""
-
-    def __init__(self) -> None:
-        super().__init__(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        return tensor.unsqueeze(0)
-
-    def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        assert [len(part) for part in parts] == list(sizes)
-        return list(parts)
 
 
 def shards(folder: Path, numbers: Sequence[int]) -> Path:

@@ -23,6 +23,7 @@ from megaunigame.step.micro import Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.conftest import config, folder, model, picture, state, tokenizer  # noqa: F401
+from tests.worlds import OneRank
 
 PLAN = plan_from([
     RowRequest("understanding", UNDERSTAND, "s", 2),
@@ -44,8 +45,7 @@ def aia(**settings) -> AttentionPlayer:
     objective = AIA(fill(Settings, settings, "objectives.aia"))
     objective.check_plan(PLAN)
     objective.check_family(Family, "family", "path", PLAN)
-    world = SimpleNamespace(device=torch.device("cpu"), is_main=True, all_reduce_sum=lambda total: total)
-    return objective.player(Stage(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, world, 0, 1))
+    return objective.player(Stage(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, OneRank(), 0, 1))
 
 
 def inputs(terms, counts, slots=True, intact=None) -> PassInputs:

@@ -45,7 +45,7 @@ def test_legal(settings):
     game(**settings)
 
 
-# Settings, and what the message must hold: the key, what was got, and how to mend it.
+# Settings, and what the message must hold: the key, what was got, and how to fix it.
 ILLEGAL = [
     ({"mode": "simultanous"}, ["objectives.unigame.mode", "'simultanous'", "Did you mean 'simultaneous'", "alternating"]),
     ({"path": "decode"}, ["objectives.unigame.path", "'decode'", "Did you mean 'decoder'", "embedding", "sampled"]),
@@ -193,11 +193,7 @@ def test_the_plan_of_each_mode():
     simultaneous = plan_from(game(clean_rows=3, hard_rows=2, attack_rows=4, **SIMULTANEOUS).rows())
     assert simultaneous.terms == ("clean", "hard", "adversarial") and simultaneous.rows(UNDERSTAND) == 9
     weights = {r.term: (r.weight, r.stream, r.takes_source) for r in simultaneous.requests if not r.aside}
-    assert weights == {
-        "clean": (1.0, "train", True),
-        "hard": (0.5, None, True),
-        "adversarial": (0.5, None, True),
-    }
+    assert weights == {"clean": (1.0, "train", True), "hard": (0.5, None, True), "adversarial": (0.5, None, True)}
     redraw, question = simultaneous.aside
     assert (redraw.pass_name, redraw.stream, redraw.takes_source) == (GENERATE, "train", True)
     assert (question.pass_name, question.stream, question.shares) == (UNDERSTAND, "train", redraw.term)

@@ -74,7 +74,7 @@ def openuni_config(config: dict[str, Any]) -> OpenUniConfig:
 
 
 def load(fixture: Fixture) -> OpenUni:
-    """The model of a fixture, from official keys; it has no tokenizer, only the normalisation of its sources."""
+    """The model of a fixture, from official keys; it has no tokenizer, only the normalization of its sources."""
     config = openuni_config(fixture.config)
     processor = SimpleNamespace(source_size=config.source_size, normalize_source=Normalize(IMAGENET_MEAN, IMAGENET_STD))
     model = OpenUni(config, processor, attention="sdpa", gradient_checkpointing=False)

@@ -1,4 +1,4 @@
-"""Our numbers against those of the official code, when the fixtures lie beside the repository."""
+"""Our numbers against those of the official code, when the fixtures lie next to the repository."""
 
 from __future__ import annotations
 
@@ -16,19 +16,14 @@ FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "parity"
 @pytest.mark.parametrize("kind", kinds())
 def test_outputs_of_the_official_code_are_reproduced(kind):
     if not (FIXTURES / kind).is_dir():
-        pytest.skip(f"no fixture {kind} beside the repository")
+        pytest.skip(f"no fixture {kind} next to the repository")
     missed = [str(line) for line in check(FIXTURES / kind) if not line.ok]
     assert not missed, "\n".join(missed)
 
 
 @pytest.mark.parametrize(
     "ours",
-    [
-        {},
-        {"x": torch.tensor([1.0, 2.1])},
-        {"x": torch.tensor([1.0, float("nan")])},
-        {"x": torch.tensor([1.0])},
-    ],
+    [{}, {"x": torch.tensor([1.0, 2.1])}, {"x": torch.tensor([1.0, float("nan")])}, {"x": torch.tensor([1.0])}],
     ids=["not computed", "too far", "nan", "another shape"],
 )
 def test_a_wrong_output_is_a_miss(ours):

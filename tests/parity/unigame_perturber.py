@@ -27,8 +27,8 @@ from megaunigame.replay.hard_buffer import HardBuffer, draw_probabilities
 from megaunigame.replay.merge import plan_merge
 from megaunigame.replay.records import RecordLayout
 from megaunigame.step.inputs import PassInputs
-from tests.adversary.simulated_ranks import ThreadWorld, on_ranks
 from tests.parity.fixture import EXACT, Fixture, Tolerance
+from tests.worlds import ThreadWorld, on_ranks
 
 INTEGERS = ("buffer_order_", "buffer_pop_", "buffer_sample_sizes")
 REGULARISERS = {"reg_l2": "l2", "reg_tv": "tv", "reg_eps": "gate"}
@@ -111,7 +111,7 @@ def buffer(fixture: Fixture) -> dict[str, Tensor]:
                 record = layout.empty(1)
                 record["tokens"], record["loss"] = i, scores[i]
                 held.mine(record, np.array([True]))
-            held.merge(world, percentile=0.0, step=number, max_age=0)  # type: ignore[arg-type]
+            held.merge(world, percentile=0.0, step=number, max_age=0)
             orders[f"buffer_order_{number}"] = torch.from_numpy(ids(held, np.arange(held.size)))
             pushed += size
         return orders

@@ -79,13 +79,13 @@ OFFLOAD = "engine.ds_config=ds_configs/zero3_offload.json"
 LORA = "model.train=lora"
 
 
-def test_the_parts_of_a_plan_are_its_total() -> None:
+def test_the_parts_of_a_plan_are_its_total():
     assert parts(PLAN).total == PLAN.total == TOTAL * GIB
     assert parts(PLAN).whole == 14 * GIB
     assert of(TOTAL) == ["fits"]
 
 
-def test_every_change_that_fits_alone_is_listed_with_its_price() -> None:
+def test_every_change_that_fits_alone_is_listed_with_its_price():
     lines = of(TOTAL - 9)
     assert lines[0].startswith("does not fit: 82.00 GiB of 73.00 GiB. One of these changes would do")
     slices = 4.5 + 9 + 27
@@ -101,14 +101,14 @@ def test_every_change_that_fits_alone_is_listed_with_its_price() -> None:
     assert "8 GPUs instead of 4" in text and "40.50 GiB of host memory a rank" in text
 
 
-def test_nodes_share_out_the_rows_of_a_step() -> None:
+def test_nodes_share_out_the_rows_of_a_step():
     assert "--nodes 8" in typed(of(TOTAL - 35)) and "--nodes 2" not in typed(of(TOTAL - 35))
     odd = replace(PLAN, global_rows=8 * 4 * 3)
     assert not any("--" in change for change in typed(of(TOTAL - 9, odd))), "96 rows are 3 for each of 32, never 1.5 for 64"
     assert "--nodes 8" in typed(of(TOTAL - 35, replace(PLAN, global_rows=None)))
 
 
-def test_an_attack_keeps_its_rows_when_the_others_are_halved() -> None:
+def test_an_attack_keeps_its_rows_when_the_others_are_halved():
     attacked = replace(PLAN, step=rehearsed(kept=20, peak=40, gathered=6, attack_peak=39))
     assert typed(of(TOTAL - 0.5, attacked))[HALF] == TOTAL - 1
     assert HALF not in typed(of(TOTAL - 9, attacked))
@@ -116,7 +116,7 @@ def test_an_attack_keeps_its_rows_when_the_others_are_halved() -> None:
     assert HALF not in typed(of(TOTAL - 1, single))
 
 
-def test_gradient_checkpointing_keeps_what_is_gathered() -> None:
+def test_gradient_checkpointing_keeps_what_is_gathered():
     """Its rehearsal had whole weights, so that gathered ones come on top."""
     plain = replace(PLAN, checkpointing=False, checkpointed=rehearsed(kept=3, peak=12, gathered=0))
     lines = of(TOTAL - 9, plain)
@@ -124,7 +124,7 @@ def test_gradient_checkpointing_keeps_what_is_gathered() -> None:
     assert "30% more operations" in lines[1]
 
 
-def test_changes_are_combined_when_none_does_alone() -> None:
+def test_changes_are_combined_when_none_does_alone():
     lines = of(TOTAL - 50.2)
     assert "No change alone would do; together" in lines[0]
     found = typed(lines)
@@ -137,7 +137,7 @@ def test_changes_are_combined_when_none_does_alone() -> None:
     ]
 
 
-def test_zero_2_may_become_zero_3() -> None:
+def test_zero_2_may_become_zero_3():
     memory = {**PLAN.memory, "weights": 18 * GIB, LIVE: 34 * GIB}
     whole = replace(PLAN, stage=2, memory=memory, step=rehearsed(kept=20, peak=34, gathered=0))
     gathered = 2 * 10**9 / GIB
@@ -146,7 +146,7 @@ def test_zero_2_may_become_zero_3() -> None:
     )
 
 
-def test_offloading_twice_is_not_advised() -> None:
+def test_offloading_twice_is_not_advised():
     states = {name: PLAN.memory[name] for name in ("weights", "gradients", "optimizer")}
     offloaded = replace(PLAN, memory={n: s for n, s in PLAN.memory.items() if n not in states}, host=states)
     assert not any("offload" in line for line in of(offloaded.total / GIB - 1, offloaded))

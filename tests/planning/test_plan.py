@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +14,15 @@ from megaunigame.planning.operations import Operations
 from megaunigame.planning.plan import Plan
 from megaunigame.planning.text import describe
 from megaunigame.registry import find
-from tests.planning.plans import REPOSITORY, tiny
+from tests.multi_process.launcher import REPOSITORY, run_script
+from tests.planning.plans import tiny
 
 
 def trained(plan: Plan) -> int:
     return sum(elements for elements, is_trained in plan.shape.parameters if is_trained)
 
 
-def test_states_of_a_rank_are_slices(full: Plan) -> None:
+def test_states_of_a_rank_are_slices(full):
     elements = sum(elements for elements, _ in full.shape.parameters)
     assert full.elements_per_rank == elements and full.memory["weights"] == 2 * elements, "ZeRO-2 keeps weights whole"
     sliced = full.memory["gradients"] // 4
@@ -33,7 +31,7 @@ def test_states_of_a_rank_are_slices(full: Plan) -> None:
     assert full.total == sum(full.memory.values()) and full.fits
 
 
-def test_traffic_of_zero_2_is_gradients_and_updated_weights(full: Plan, game: Plan) -> None:
+def test_traffic_of_zero_2_is_gradients_and_updated_weights(full, game):
     assert (full.reduced, full.updated) == (4 * trained(full), 2 * trained(full))
     assert full.traffic == 6 * trained(full)
     assert full.network_seconds == pytest.approx(full.traffic * 2 / 3 / full.cluster.collective_bandwidth)
@@ -43,7 +41,7 @@ def test_traffic_of_zero_2_is_gradients_and_updated_weights(full: Plan, game: Pl
     )
 
 
-def test_checkpointing_trades_memory_for_operations(full: Plan) -> None:
+def test_checkpointing_trades_memory_for_operations(full):
     for name in full.passes:
         assert full.checkpointed.kept[name] < 0.2 * full.plain.kept[name]
         assert full.checkpointed.forward[name] == full.plain.forward[name]
@@ -53,14 +51,14 @@ def test_checkpointing_trades_memory_for_operations(full: Plan) -> None:
     assert full.checkpointed.peak < full.plain.peak
 
 
-def test_gradients_wait_for_the_other_pass(full: Plan) -> None:
+def test_gradients_wait_for_the_other_pass(full):
     """One backward walks both passes back: what the first leaves for a weight is whole until the second adds its part."""
     lm = next(group.elements for group in full.shape.groups if group.name == "lm")
     waiting = full.checkpointed.peak - sum(full.checkpointed.kept.values())
     assert waiting > 2 * 0.8 * lm
 
 
-def test_an_attack_is_counted(game: Plan) -> None:
+def test_an_attack_is_counted(game):
     assert game.step.attack_peak > 0 and game.memory["adversary"] > 0 and game.memory["CLIP"] > 0
     assert game.host["hard buffer"] > 0
     micro = game.step.learner.model + game.step.attack.model
@@ -70,19 +68,19 @@ def test_an_attack_is_counted(game: Plan) -> None:
     assert game.mfu[1] == pytest.approx(game.operations.model / game.seconds[0] / game.cluster.gpu.peak.bf16)
 
 
-def test_a_step_without_a_game_has_none_of_it() -> None:
+def test_a_step_without_a_game_has_none_of_it():
     without = tiny("tiny_unigame", "objectives.unigame.attack_rows=0", "objectives.unigame.hard_rows=0", ranks=1)
     assert without.step.attack_peak == without.step.attack.total == 0 and "CLIP" not in without.memory
     assert without.reduced == without.updated == 0 and without.network_seconds == 0, "one rank has nobody to talk to"
 
 
-def test_attacks_that_come_seldom_cost_less(game: Plan) -> None:
+def test_attacks_that_come_seldom_cost_less(game):
     third = replace(game, attack_every=3)
     assert third.operations.model == game.step.learner.model + game.step.attack.model // 3
     assert "every 3 steps" in describe(third, [])
 
 
-def test_attacked_rows_that_join_the_learners_lie_in_its_graph(game: Plan) -> None:
+def test_attacked_rows_that_join_the_learners_lie_in_its_graph(game):
     joined = tiny("tiny_unigame", "objectives.unigame.mode=simultaneous", "objectives.unigame.every=2")
     assert joined.attack_every == 2
     rows = {name: sum(terms.values()) for name, terms in joined.rows.items()}["understand"]
@@ -94,7 +92,7 @@ def test_attacked_rows_that_join_the_learners_lie_in_its_graph(game: Plan) -> No
     assert game.step.backward.in_fp32 == 0
 
 
-def test_operations_in_float32_take_the_time_of_float32(game: Plan) -> None:
+def test_operations_in_float32_take_the_time_of_float32(game):
     operations = Operations(model=700, again=50, in_fp32=150)
     assert operations.total == 750 and operations.seconds(bf16=60, fp32=3) == 600 / 60 + 150 / 3
     peak = game.cluster.gpu.peak
@@ -115,12 +113,12 @@ def test_operations_in_float32_take_the_time_of_float32(game: Plan) -> None:
         ("h100-80g", 1, 0, "--gpus-per-node must be at least 1; got 0"),
     ],
 )
-def test_clusters_that_do_not_exist(gpu: str, nodes: int, per_node: int, message: str) -> None:
+def test_clusters_that_do_not_exist(gpu, nodes, per_node, message):
     with pytest.raises(ConfigError, match=message):
         cluster(gpu, nodes, per_node)
 
 
-def test_no_adapter_of_a_34b_model_is_above_the_threshold() -> None:
+def test_no_adapter_of_a_34b_model_is_above_the_threshold():
     knobs = json.loads((REPOSITORY / "ds_configs/zero3_30b.json").read_text())["zero_optimization"]
     family = find("models", "openuni", CausalModel)
     widths = (5120, 27648, 5120 // 5)  # hidden, intermediate, keys and values: of a 30-billion language model
@@ -131,13 +129,9 @@ def test_no_adapter_of_a_34b_model_is_above_the_threshold() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe, overrides",
-    [
-        ("tiny_unigame", []),
-        ("tiny_unimrg", ["model.train=full", "model.gradient_checkpointing=true"]),
-    ],
+    "recipe, overrides", [("tiny_unigame", []), ("tiny_unimrg", ["model.train=full", "model.gradient_checkpointing=true"])]
 )
-def test_plans_equal_the_engine(tmp_path: Path, recipe: str, overrides: list[str]) -> None:
+def test_plans_equal_the_engine(tmp_path, recipe, overrides):
     """Two ranks, knobs that make the coordinator prefetch, release and keep: elements and gathered bytes are exact."""
     zero = json.loads((REPOSITORY / "ds_configs/zero3_cpu.json").read_text())["zero_optimization"]
     zero |= {"stage3_prefetch_bucket_size": 60000, "stage3_param_persistence_threshold": 1000}
@@ -145,9 +139,9 @@ def test_plans_equal_the_engine(tmp_path: Path, recipe: str, overrides: list[str
     (tmp_path / "knobs.json").write_text(json.dumps({"zero_optimization": zero}))
     written = tmp_path / "made" / "plan.json"
     given = [*overrides, f"engine.ds_config={tmp_path / 'knobs.json'}", f"output={tmp_path / 'run'}", "--json", str(written)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, "launch/plan.py", f"launch/recipes/{recipe}.yaml", *given, "--gpus-per-node", "2", "--check"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    done = run_script(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     checked = [line for line in done.stdout.splitlines() if "engine" in line and "planned" in line]
     assert len(checked) == 2 and all(line.endswith(": equal") for line in checked), done.stdout

@@ -19,7 +19,7 @@ def linear_flops(model: CausalModel, tokens: int) -> int:
 
 
 @pytest.mark.parametrize("groups", ["[lm, head]", "[head]"])
-def test_operations_of_a_pass_follow_from_its_matrices(groups: str) -> None:
+def test_operations_of_a_pass_follow_from_its_matrices(groups):
     given = ["model.path=absent", "model.max_length=200", f"model.groups={groups}", "objectives.generation.caption_rows=3"]
     recipe = tiny_recipe("tiny_emu3_sft", *given, "objectives.generation.pixel_rows=0", "objectives.understanding.rows=1")
     with workload(recipe, 2) as work:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -28,13 +27,13 @@ from tests.planning.plans import REPOSITORY, tiny, tiny_recipe
         ("pretrained", "8b", False, "size 8b of emu3"),
     ],
 )
-def test_one_rule_for_the_shape(tmp_path: Path, weights: str, size: str, there: bool, source: str) -> None:
+def test_one_rule_for_the_shape(tmp_path, weights, size, there, source):
     path = str(tmp_path if there else tmp_path / "absent")
     model = planned_model(ModelConfig(family="emu3", path=path, weights=weights, size=size), Emu3)
     assert re.fullmatch(source.format(folder=re.escape(path)), shape_of(model)), shape_of(model)
 
 
-def test_recipes_that_cannot_be_planned() -> None:
+def test_recipes_that_cannot_be_planned():
     with pytest.raises(ConfigError, match=r"model.path=absent.*model.size=NAME; the family 'emu3' has tiny, 8b"):
         tiny("tiny_emu3_sft", "model.path=absent", "model.size=''")
     with pytest.raises(ConfigError, match="batch.global_rows=50 is not a multiple of 48"):
@@ -53,7 +52,7 @@ SHAPE = Shape([GroupSize("lm", 1101, 1000)], [(1000, True), (101, False)], 0, {}
         ("zero3_offload", {}, {"weights": 140, "gradients": 252, "optimizer": 756}, "bytes between host and GPU"),
     ],
 )
-def test_bytes_of_a_rank(ds_config: str, on_gpu: dict[str, int], on_host: dict[str, int], note: str) -> None:
+def test_bytes_of_a_rank(ds_config, on_gpu: dict[str, int], on_host: dict[str, int], note):
     path = f"engine.ds_config={REPOSITORY / f'ds_configs/{ds_config}.json'}"
     with workload(tiny_recipe("tiny_sft", path), 16) as work:
         gpu, host = states(work, SHAPE)
@@ -74,7 +73,7 @@ def test_bytes_of_a_rank(ds_config: str, on_gpu: dict[str, int], on_host: dict[s
         (["path=sampled", "attack_rows=0", "hard_rows=0"], 1, ""),
     ],
 )
-def test_what_a_game_does_not_rehearse_is_said(settings: list[str], every: int, left_out: str) -> None:
+def test_what_a_game_does_not_rehearse_is_said(settings, every, left_out):
     with workload(tiny_recipe("tiny_unigame", *(f"objectives.unigame.{setting}" for setting in settings)), 2) as work:
         shape = Rehearsal(work, gradient_checkpointing=True, partitioned=False).shape()
     assert shape.rehearsed_every == every

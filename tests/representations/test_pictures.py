@@ -43,7 +43,7 @@ def test_region_colors_differ_and_depend_on_the_key_alone():
     assert gaps.min() > 20, "two of eight instances would look alike"
     assert (colors == region_colors("a")).all()
     first_hues = {tuple(region_colors(str(k))[1]) for k in range(50)}
-    assert len(first_hues) > 40, "the first instance must not always have the same colour"
+    assert len(first_hues) > 40, "the first instance must not always have the same color"
 
 
 def square(ids: int, size: int = 12) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_edges_follow_the_image():
     assert set(drawn.unique().tolist()) == {0, 255} and not drawn[:, :1].any() and not drawn[:, 5, 5].any()
 
 
-def test_agreement_of_regions_looks_at_the_area_and_not_at_the_colours():
+def test_agreement_of_regions_looks_at_the_area_and_not_at_the_colors():
     segmentation = find("representations", "segmentation", Representation)()
     one, other = (segmentation.picture(Sample(key, {}, segmentation=square(1))) for key in "ab")
     assert not torch.equal(one, other) and segmentation.agreement(one, other) == 1.0

@@ -22,7 +22,7 @@ def clock(monkeypatch):
     return forward
 
 
-def test_seconds_by_phase_without_gap_or_overlap(clock) -> None:
+def test_seconds_by_phase_without_gap_or_overlap(clock):
     timer = PhaseTimer(torch.device("cpu"))
     with timer(DATA):
         clock(1)
@@ -40,7 +40,7 @@ def test_seconds_by_phase_without_gap_or_overlap(clock) -> None:
     assert timer.pop() == dict.fromkeys(PHASES, 0.0) | {OTHER: 64}
 
 
-def test_a_phase_ends_when_it_fails(clock) -> None:
+def test_a_phase_ends_when_it_fails(clock):
     timer = PhaseTimer(torch.device("cpu"))
     with pytest.raises(ValueError), timer(PLAYERS):
         clock(1)
@@ -49,12 +49,12 @@ def test_a_phase_ends_when_it_fails(clock) -> None:
     assert timer.pop() == dict.fromkeys(PHASES, 0.0) | {PLAYERS: 1, OTHER: 2}
 
 
-def test_nobody_listens_by_default() -> None:
+def test_nobody_listens_by_default():
     with Phases()(GENERATE):
         pass
 
 
-def test_cuda_events_are_read_once(monkeypatch) -> None:
+def test_cuda_events_are_read_once(monkeypatch):
     """On CUDA: events on the stream, one synchronization, milliseconds."""
     made: list[int] = []
     waits: list[torch.device] = []
@@ -79,7 +79,7 @@ def test_cuda_events_are_read_once(monkeypatch) -> None:
     assert timer.pop() == dict.fromkeys(PHASES, 0.0) | {GENERATE: 0.5, OTHER: 1.0} and len(waits) == 1
 
 
-def test_reductions_are_a_phase_of_their_own(clock) -> None:
+def test_reductions_are_a_phase_of_their_own(clock):
     """The engine's methods keep their arguments and results."""
 
     class Optimizer:

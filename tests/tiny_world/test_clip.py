@@ -28,7 +28,7 @@ from megaunigame.tiny_world.loop import LoopSettings
 from megaunigame.tiny_world.scenes import to_pixels
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE, vq_config
 from megaunigame.tiny_world.tokenizer_training import reconstruct
-from tests.tiny_world.toy import toy_scenes
+from tests.tiny_world.toy import interrupted, toy_scenes
 
 WEIGHTS = Path(megaunigame.tiny_world.__file__).parent / "weights"
 CPU = torch.device("cpu")
@@ -117,21 +117,12 @@ def loop(steps: int = 5, seed: int = 0) -> LoopSettings:
     return LoopSettings(steps=steps, learning_rate=1e-3, seed=seed, save_every_seconds=0)
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(scenes, vq, small_batches, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_weights(scenes, vq, small_batches, tmp_path):
     text = WEIGHTS / "janus"
     train_clip(scenes, vq, text, tmp_path / "whole", loop())
-    original = ClipStage.loss
-
-    def dying(self, step, generator):
-        if step == 3:
-            raise KeyboardInterrupt
-        return original(self, step, generator)
-
-    monkeypatch.setattr(ClipStage, "loss", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(ClipStage, at=3):
         train_clip(scenes, vq, text, tmp_path / "parts", loop())
     assert not (tmp_path / "parts" / CLIP_FOLDER).exists()
-    monkeypatch.setattr(ClipStage, "loss", original)
     train_clip(scenes, vq, text, tmp_path / "parts", loop())
     whole, parts = (load_file(tmp_path / run / CLIP_FOLDER / "open_clip_model.safetensors") for run in ("whole", "parts"))
     assert whole.keys() == parts.keys()

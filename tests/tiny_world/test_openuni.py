@@ -17,7 +17,7 @@ from megaunigame.tiny_world.autoencoder_training import (
 )
 from megaunigame.tiny_world.loop import LoopSettings
 from megaunigame.tiny_world.openuni import SHIPPED, main, tiny_openuni, write_start
-from tests.tiny_world.toy import toy_scenes
+from tests.tiny_world.toy import interrupted, toy_scenes
 
 STEPS = 5
 
@@ -45,18 +45,9 @@ def loop(steps: int = STEPS) -> LoopSettings:
     return LoopSettings(steps=steps, learning_rate=2e-3, save_every_seconds=0)
 
 
-def test_an_interrupted_run_ends_with_the_same_numbers(scenes, tokenizer, parts, tmp_path, monkeypatch):
-    original = AutoencoderStage.loss
-
-    def dying(self, step, generator):
-        if step == 3:
-            raise KeyboardInterrupt
-        return original(self, step, generator)
-
-    monkeypatch.setattr(AutoencoderStage, "loss", dying)
-    with pytest.raises(KeyboardInterrupt):
+def test_an_interrupted_run_ends_with_the_same_numbers(scenes, tokenizer, parts, tmp_path):
+    with interrupted(AutoencoderStage, at=3):
         train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, loop())
-    monkeypatch.setattr(AutoencoderStage, "loss", original)
     train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, loop())
     (resumed, scale), (expected, expected_scale) = read_autoencoder(tmp_path), read_autoencoder(parts)
     assert scale == expected_scale and all(torch.equal(value, expected[name]) for name, value in resumed.items())

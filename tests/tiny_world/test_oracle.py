@@ -15,10 +15,7 @@ from megaunigame.tiny_world.oracle_training import OracleStage
 from tests.tiny_world.toy import toy_scenes
 
 META = {
-    "objects": [
-        {"color": "red", "shape": "cube", "x": 0.2, "y": 0.5},
-        {"color": "blue", "shape": "sphere", "x": 0.7, "y": 0.4},
-    ]
+    "objects": [{"color": "red", "shape": "cube", "x": 0.2, "y": 0.5}, {"color": "blue", "shape": "sphere", "x": 0.7, "y": 0.4}]
 }
 
 
@@ -57,10 +54,7 @@ def test_scores_count_wrong_missing_and_extra_objects():
 
 
 def test_relations_of_a_caption():
-    assert caption_relations("a red cube left of a blue sphere left of a cyan cone") == [
-        ("red", "blue"),
-        ("blue", "cyan"),
-    ]
+    assert caption_relations("a red cube left of a blue sphere left of a cyan cone") == [("red", "blue"), ("blue", "cyan")]
     assert caption_relations("a red cube right of a blue sphere") == [("blue", "red")]
     assert caption_relations("a red cube") == []
 

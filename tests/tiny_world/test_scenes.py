@@ -1,41 +1,28 @@
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from megaunigame.errors import DataError
 from megaunigame.tiny_world.scenes import contours, load_scenes, read_metas
-
-
-def png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
+from tests.data.shard_files import encoded, write_tar
 
 
 def write_shard(path, samples: dict[str, dict[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for key, fields in samples.items():
-            for name, data in fields.items():
-                info = tarfile.TarInfo(f"{key}.{name}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    write_tar(path, [(f"{key}.{name}", data) for key, fields in samples.items() for name, data in fields.items()])
 
 
 def fields(**left_out: bool) -> dict[str, bytes]:
     ids = np.zeros((8, 8), np.uint8)
     ids[2:5, 3:6] = 2
     whole = {
-        "png": png(np.full((8, 8, 3), 255, np.uint8)),
+        "png": encoded(np.full((8, 8, 3), 255, np.uint8)),
         "json": json.dumps({"caption": "a red cube", "objects": []}).encode(),
-        "depth.png": png(np.full((8, 8), 65535, np.uint16)),
-        "seg.png": png(ids),
+        "depth.png": encoded(np.full((8, 8), 65535, np.uint16)),
+        "seg.png": encoded(ids),
     }
     return {name: data for name, data in whole.items() if name.split(".")[0] not in left_out}
 

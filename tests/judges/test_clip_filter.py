@@ -198,11 +198,7 @@ def test_a_broken_configuration_is_named(folder, tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        ClipConfig(model="ViT-B-32", pretrained="openai"),
-        ClipConfig(model="ViT-B-32", pretrained="laion2b_s34b_b79k"),
-    ],
+    "config", [ClipConfig(model="ViT-B-32", pretrained="openai"), ClipConfig(model="ViT-B-32", pretrained="laion2b_s34b_b79k")]
 )
 def test_offline_a_tag_is_refused_without_touching_the_network(config, monkeypatch, tmp_path):
     asked = []

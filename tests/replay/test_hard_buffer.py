@@ -1,4 +1,4 @@
-"""The hard buffer: as if one rank held everything, whatever the number of ranks, also after a restart."""
+"""The hard buffer: as if one rank held everything, for any number of ranks, also after a restart."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from safetensors.numpy import load_file
 from megaunigame.errors import CheckpointError
 from megaunigame.replay.hard_buffer import FILE, HardBuffer, MergeReport, draw_probabilities
 from megaunigame.replay.records import KEY_BYTES, RecordLayout, decode_key, encode_key
-from tests.adversary.simulated_ranks import (
+from tests.replay.random_games import (
     LAYOUT,
     Candidate,
     Game,
-    ThreadWorld,
     check_round,
     held_numbers,
     mine_share,
     new_buffer,
-    on_ranks,
     play_alone,
     play_round,
     random_game,
     records_of,
 )
+from tests.worlds import ThreadWorld, on_ranks
 
 WORLD_SIZES = st.sampled_from([1, 2, 3, 4, 7])
 SEEDS = st.integers(0, 2**32)
@@ -270,7 +269,7 @@ def test_saved_and_loaded_at_the_same_ranks_is_equal_to_the_last_bit(tmp_path_fa
             play_round(buffer, game, step, world)
         mine_share(buffer, game.rounds[3].candidates, step=3)
         buffer.save(first)
-        world.barrier.wait()
+        world.barrier()
         again = new_buffer(game, world.rank, world.size)
         again.load(first)
         again.save(second)

@@ -32,7 +32,7 @@ def performance_of(rank: int) -> Performance:
     return Performance(learner, Silent(rank, RANKS, 0, torch.device("cpu")), "bf16")
 
 
-def test_a_step_reports_the_most_memory_of_any_rank_in_the_step_before(monkeypatch) -> None:
+def test_a_step_reports_the_most_memory_of_any_rank_in_the_step_before(monkeypatch):
     peaks = {"now": 0, "forgotten": 0}
     monkeypatch.setattr(performance, "peak_memory", lambda device: peaks["now"])
     monkeypatch.setattr(performance, "forget_peak", lambda device: peaks.update(forgotten=peaks["forgotten"] + 1))

@@ -1,77 +1,17 @@
-"""Ranks that are threads, a random game of mining and replaying, and one list that plays it alone."""
+"""A random game of mining and replaying, and one list that plays it alone."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from megaunigame.replay.hard_buffer import HardBuffer, MergeReport
 from megaunigame.replay.records import RecordLayout, encode_key
 
-T = TypeVar("T")
 LAYOUT = RecordLayout(image_size=2, max_length=3)
-
-
-class ThreadWorld:
-    """One of `size` ranks that are threads of this process. Notes every collective it takes part in."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, rank: int, slots: list[Any], barrier: threading.Barrier):
-        self.rank, self.size, self.slots, self.barrier = rank, len(slots), slots, barrier
-        self.calls: list[tuple[str, int]] = []
-
-    def _swap(self, value: Any) -> list[Any]:
-        self.slots[self.rank] = value
-        self.barrier.wait()
-        all_values = list(self.slots)
-        self.barrier.wait()
-        return all_values
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        assert tensor.dim() == 1
-        self.calls.append(("all_gather", len(tensor)))
-        return torch.stack(self._swap(tensor.clone()))
-
-    def all_to_all(self, parts: Iterable[Tensor], sizes: list[int]) -> list[Tensor]:
-        self.calls.append(("all_to_all", 0))
-        received = [sent[self.rank] for sent in self._swap([part.clone() for part in parts])]
-        assert [len(part) for part in received] == list(sizes), "the receiver expected another length"
-        return received
-
-    def all_gather_object(self, value: Any) -> list[Any]:
-        return self._swap(value)
-
-
-def on_ranks(size: int, work: Callable[[ThreadWorld], T]) -> list[T]:
-    """The result of `work(world)` on every rank; a rank that stops breaks the barrier of the others."""
-    slots: list[Any] = [None] * size
-    barrier = threading.Barrier(size, timeout=10)
-    results: list[Any] = [None] * size
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(ThreadWorld(rank, slots, barrier))
-        except BaseException as error:  # raised again below
-            results[rank] = error
-            barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    errors = [result for result in results if isinstance(result, BaseException)]
-    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
-        raise error
-    return results
 
 
 @dataclass(frozen=True)
@@ -194,7 +134,7 @@ def play_alone(game: Game) -> list[tuple[list[int], float, tuple[int, ...]]]:
 
 
 def _quantile(losses: list[float], percentile: int) -> Fraction | float:
-    """The exact value, linear between neighbours."""
+    """The exact value, linear between neighbors."""
     if not losses:
         return float("nan")
     ordered = [Fraction(loss) for loss in sorted(losses)]
