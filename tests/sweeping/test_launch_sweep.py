@@ -24,7 +24,7 @@ def test_a_sweep_trains_compares_and_goes_on(tmp_path, monkeypatch, capsys):
     metrics = {"loss": "loss/total", "other": "loss/other"}
     command = [write_sweep(tmp_path, arms=arms, metrics=metrics), "seeds=[0]", "jobs=2", "--set", "schedule.steps=2"]
 
-    with pytest.raises(SystemExit, match="Failed: broken/seed-0 .*\n?.*The same command goes on"):
+    with pytest.raises(SystemExit, match="Failed: broken/seed-0 .*\n?.*The same command continues"):
         sweep.main(command)
     text = capsys.readouterr().out
     assert "[2/3] fast/seed-0    done" in text and "exit code 2" in text and "Did you mean 'rows'" in text
