@@ -63,7 +63,7 @@ class StopsAfter(Trainer):
 
     def train_step(self, micro_batches):
         metrics = super().train_step(micro_batches)
-        self.signalled |= self.state.step == STOP - 1 and self.world.rank == 1
+        self.stepper.signalled |= self.state.step == STOP - 1 and self.world.rank == 1
         return metrics
 
 
