@@ -147,7 +147,7 @@ def _no_json(fields: ShardSample) -> None:
         (_no_marker, "0 turns with <image>"),
         (_kinds_short, "kinds for"),
         (_no_json, "json"),
-        (_colors_for_ids, "'seg.png' is a PNG of mode RGB; ids in a palette"),
+        (_colors_for_ids, "'seg.png' is a PNG of mode RGB; legal are ids in a palette"),
         (_palette_too_short, "its palette only 1 colors"),
         (_other_size, "segmentation is (32, 32), depth (64, 64)"),
         (_cut_jpeg, "field 'jpg' (400 bytes) is not a readable"),
