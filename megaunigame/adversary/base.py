@@ -35,7 +35,7 @@ class Adversary(nn.Module, ABC):
 
     Config: ClassVar[type[Any]]
     """Dataclass of the settings, a subclass of `Budget`."""
-    climbs: ClassVar[bool] = False
+    ascends: ClassVar[bool] = False
     """Whether `perturb` takes the gradient of what `ascend` returns."""
 
     def __init__(self, config: Any, width: int):

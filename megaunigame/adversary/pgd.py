@@ -18,7 +18,7 @@ from megaunigame.settings import above, at_least
 class Pgd(Adversary):
     """Starts in a random direction at half the length; `steps` forwards and backwards through the learner."""
 
-    climbs = True
+    ascends = True
 
     @dataclass
     class Config(Budget):

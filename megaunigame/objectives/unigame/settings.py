@@ -136,7 +136,7 @@ class Settings:
         if "kind" not in self.adversary:
             raise ConfigError(f"{path}.adversary names no kind. Type {path}.adversary.kind=perturber.")
         kind = self.adversary["kind"]
-        if self.path == "sampled" and find("adversary", kind, Adversary).climbs:
+        if self.path == "sampled" and find("adversary", kind, Adversary).ascends:
             raise ConfigError(f"{path}: {kind} needs a gradient, which path=sampled does not have. Type {path}.path=decoder.")
         if self.penalties.clip and self.clip is None:
             raise ConfigError(f"{path}.penalties.clip needs the CLIP filter: give {path}.clip.pretrained.")
