@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the vocabulary of a step
     "step": {"errors"},
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
-    # first floor: each knows the step and the ground, none knows another
+    # first floor: each knows the step and the ground; of another only contracts (models also knows attention)
     "attention": {"errors", "registry", "step"},
     "data.decode": {"errors"},
     "data.conversation": {"data.decode", "errors"},
@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "representations": {"data.decode", "errors"},
     "adversary": {"errors", "parallel", "settings"},
     "replay": {"errors", "models.base", "parallel", "pixels", "step"},
-    # second floor: what a step is made of
+    # second floor: what a run is made of
     "objectives": {
         *("adversary", "attention", "config", "data.conversation", "data.decode", "errors", "judges", "models.base"),
         *("monitoring.names", "parallel", "pixels", "randomness", "registry", "replay", "representations", "step"),

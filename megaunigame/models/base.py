@@ -166,7 +166,7 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def visual_tokens(self, images: Tensor) -> Tensor:
-        """Source images (B, I, 3, H, W), normalized -> the tokens the language model reads (B, I, T, D)."""
+        """Source images (B, I, 3, H, W), normalized -> the tokens the language model reads (B, I, N, D)."""
 
     @abstractmethod
     def as_source(self, pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an objective does in the step: an adversary, a measurement of attention, a reward.
+"""What an objective does in the step: an adversary, a measurement of attention.
 
 Players live on the ranks and are built after the model. Every hook makes the same model calls and the same collectives on
 every rank, independent of the data.
@@ -37,7 +37,8 @@ class Stage:
 
 
 class Player:
-    """Hooks, called by the trainer in this order. All are optional."""
+    """Hooks, all optional. The trainer calls `taps`, `load` and `rehearse` at the start, the others in this order; the two
+    `*_bytes` are for launch/plan.py."""
 
     terms: Sequence[PassTerm] = ()
     """Loss terms over rows of the plan that other objectives request."""
@@ -89,4 +90,4 @@ class Player:
         """Collective: write its state into `folder`, in files named after the objective."""
 
     def load(self, folder: Path) -> None:
-        """Collective: restore what `save` wrote, perhaps on another number of ranks. Raises CheckpointError."""
+        """Collective: restore what `save` wrote on as many ranks. Raises CheckpointError."""

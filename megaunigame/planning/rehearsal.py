@@ -159,7 +159,7 @@ class Rehearsal:
         self._gathered()
         with LiveBytes() as live:
             micro, _ = self._rehearsed()
-            attack_peak = live.peak if micro.aside else 0
+            attack_peak = live.peak if self.attack_operations.total else 0
             live.reset_peak()
             self._gathered()
             losses = list(micro.losses.values())

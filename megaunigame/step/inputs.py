@@ -82,7 +82,7 @@ class PassInputs:
     image_slots: Tensor | None = None
     """(B, S) bool: positions replaced, in order, by the visual tokens of the row's valid images."""
     visual_delta: Tensor | None = None
-    """(B, I, T, D) float32: added to the visual tokens of `images` before the language model reads them."""
+    """(B, I, N, D) float32: added to the visual tokens of `images` before the language model reads them."""
     gradient_rows: slice | None = None
     """When `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
     source_gradient: Tensor | None = None

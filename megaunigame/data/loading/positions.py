@@ -2,7 +2,7 @@
 
 One optimizer step uses `accumulation * world_size * (rows its requests ask for)` consecutive positions of a stream. Each
 request owns one consecutive range of them, ordered by micro-step, then rank, then row. So the set of samples of (step,
-request) depends on the product `accumulation * world_size * count` only: with an adapted accumulation, a run resumed on
+request) depends on the product `accumulation * world_size * count` only: with an adapted accumulation, a run on
 another number of ranks sees the same samples in every step. Terms in rotation keep their positions while they rest: those
 samples are skipped.
 """

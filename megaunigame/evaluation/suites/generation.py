@@ -24,6 +24,7 @@ from megaunigame.judges.scenes import Objects, Oracle, Scores, caption_relations
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 from megaunigame.pixels import Panel, to_bytes
+from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -55,7 +56,7 @@ class Generation(Suite):
     @dataclass
     class Config(DrawingConfig):
         guidance: float = 3.0
-        pictures: int = 16
+        pictures: int = at_least(0, 16)
         oracle: str = ""
         """File of the oracle that counts objects in scenes; empty: pictures only, no score."""
 

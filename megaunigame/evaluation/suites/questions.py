@@ -16,6 +16,7 @@ from megaunigame.evaluation.pictures import save_png
 from megaunigame.evaluation.suites.base import AskingConfig, Cell, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
+from megaunigame.settings import at_least
 
 
 class Questions(Suite):
@@ -23,7 +24,7 @@ class Questions(Suite):
 
     @dataclass
     class Config(AskingConfig):
-        limit: int = 0
+        limit: int = at_least(0, 0)
         shown: int = 8
         """Images whose questions are listed in the report."""
 

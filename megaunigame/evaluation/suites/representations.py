@@ -23,6 +23,7 @@ from megaunigame.parallel.world import World
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
+from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -40,7 +41,7 @@ class Representations(Suite):
 
     @dataclass
     class Config(DrawingConfig):
-        limit: int = 64
+        limit: int = at_least(0, 64)
         temperature: float = 0.0
         prompts: dict[str, str] = field(default_factory=dict)
         """Representation -> its prompt, in the wording of the training."""

@@ -19,7 +19,7 @@ from megaunigame.evaluation.lockstep import Item, batches, read_others, read_sha
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.settings import one_of
+from megaunigame.settings import at_least, one_of
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
@@ -34,7 +34,7 @@ class TeacherForced(Suite):
 
     @dataclass
     class Config(SuiteConfig):
-        limit: int = 256
+        limit: int = at_least(0, 256)
         terms: list[str] = one_of(TERMS, lambda: [ANSWERS, CAPTION])
         """`answers` (condition: the image), `caption` (the text), `pixel` (the source image)."""
         prompt: str = "draw this image again ."

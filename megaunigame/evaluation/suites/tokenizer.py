@@ -16,6 +16,7 @@ from megaunigame.parallel.world import World
 from megaunigame.pixels import Panel, psnr, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
+from megaunigame.settings import at_least
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow
 
@@ -33,7 +34,7 @@ class Tokenizer(Suite):
     class Config(SuiteConfig):
         representations: list[str] = field(default_factory=lambda: ["pixel", "depth", "segmentation"])
         """Module names in megaunigame/representations; samples without the picture are left out."""
-        pictures: int = 4
+        pictures: int = at_least(0, 4)
         """Samples whose pictures are kept for the report."""
 
     def __init__(self, config: Config):

@@ -107,7 +107,7 @@ class CausalModel(Family):
         raise ValueError(f"{type(self).__name__} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
 
     def source_tokens(self, inputs: PassInputs) -> Tensor:
-        """(B, I, T, D): the visual tokens of the source images."""
+        """(B, I, N, D): the visual tokens of the source images."""
         assert inputs.images is not None
         return self.visual_tokens(inputs.images)
 
@@ -247,7 +247,7 @@ def _before(hidden: Tensor, positions: Tensor) -> Tensor:
 
 
 def place(embeds: Tensor, visual: Tensor, valid: Tensor, slots: Tensor) -> Tensor:
-    """Overwrite slots (B, S) of embeds (B, S, D), in order, by the visual tokens (B, I, T, D) of valid images (B, I).
+    """Overwrite slots (B, S) of embeds (B, S, D), in order, by the visual tokens (B, I, N, D) of valid images (B, I).
 
     Index arithmetic only: shapes and gradient paths are the same whether or not a row has images, so tower and aligner take
     part in every pass of every rank (with a zero gradient if nothing was placed).

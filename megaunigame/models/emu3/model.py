@@ -92,7 +92,7 @@ class Emu3(CodeModel):
     # Passes
 
     def visual_tokens(self, images: Tensor, gradient_rows: slice | None = None) -> Tensor:
-        """(B, I, 3, H, W) -> (B, I, T, D): embedded codes, without line ends, which the language model reads as text.
+        """(B, I, 3, H, W) -> (B, I, N, D): embedded codes, without line ends, which the language model reads as text.
 
         Choosing a code has no gradient. If `images` require grad (generated pictures can), the gradient flows through the
         nearest codes (soft assignment): see `VisionTokenizer.neighbors` and `TokenEmbedding`. The values are the same. It is
@@ -111,7 +111,7 @@ class Emu3(CodeModel):
         return self.language_model.embed_tokens(codes + first, near + first, shares, at).unflatten(0, images.shape[:2])
 
     def source_tokens(self, inputs: PassInputs) -> Tensor:
-        """(B, I, T, D): the visual tokens of the source images."""
+        """(B, I, N, D): the visual tokens of the source images."""
         assert inputs.images is not None
         return self.visual_tokens(inputs.images, inputs.gradient_rows)
 

@@ -94,7 +94,7 @@ class Janus(CodeModel):
     # Passes
 
     def visual_tokens(self, images: Tensor) -> Tensor:
-        """(B, I, 3, H, W) -> (B, I, T, D): tower and aligner; the tokens the language model reads."""
+        """(B, I, 3, H, W) -> (B, I, N, D): tower and aligner; the tokens the language model reads."""
         features = self.model.vision_model(images.flatten(0, 1)).last_hidden_state
         return self.model.aligner(features).unflatten(0, images.shape[:2])
 

@@ -111,7 +111,7 @@ class OpenUni(CausalModel):
     # Passes
 
     def visual_tokens(self, images: Tensor) -> Tensor:
-        """(B, I, 3, H, W) -> (B, I, T, D): tower, pixel shuffle and projector; the tokens the language model reads."""
+        """(B, I, 3, H, W) -> (B, I, N, D): tower, pixel shuffle and projector; the tokens the language model reads."""
         features = self.model.get_image_features(images.flatten(0, 1), return_dict=True)
         return features.pooler_output.unflatten(0, images.shape[:2])
 

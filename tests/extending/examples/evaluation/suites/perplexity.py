@@ -8,6 +8,7 @@ import torch
 from megaunigame.data.conversation import question_answers
 from megaunigame.evaluation.lockstep import Item, batches, read_share, together
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
+from megaunigame.settings import at_least
 from megaunigame.step.requests import UNDERSTAND
 from megaunigame.step.rows import UnderstandRow
 
@@ -15,7 +16,7 @@ from megaunigame.step.rows import UnderstandRow
 class Perplexity(Suite):
     @dataclass
     class Config(SuiteConfig):
-        limit: int = 64
+        limit: int = at_least(0, 64)
 
     def run(self, model, world, folder):
         share = [(p, s) for p, s in read_share(self.index, self.config.limit, world) if s.image is not None]
