@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +53,13 @@ class Objective(ABC):
 
     def check_family(self, family: type[UnifiedModel], name: str, folder: str, plan: StepPlan) -> None:
         """Called before the model in `folder` is loaded. Raises ConfigError when it cannot do what the objective needs."""
+
+    measures_attention: ClassVar[bool] = False
+    """Whether its player taps the attention of a pass; one objective of a recipe may."""
+
+    def added_terms(self, plan: StepPlan) -> Sequence[str]:
+        """Names that losses of its player may have."""
+        return ()
 
     def player(self, stage: Stage) -> Player | None:
         """Its player, built after the model; None: it does nothing in the step."""

@@ -31,6 +31,11 @@ def build_plan(objectives: Sequence[Objective]) -> StepPlan:
     """The plan of all requested rows. Raises ConfigError when they are incompatible."""
     rotations = [rotation for o in objectives if (rotation := o.rotation()) is not None]
     plan = plan_from((r for o in objectives for r in o.rows()), rotations)
+    names = [*plan.terms, *(term for o in objectives for term in o.added_terms(plan))]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"Two objectives have a loss term {twice[0]!r}. Remove one of them from `objectives`.")
+    if sum(o.measures_attention for o in objectives) > 1:
+        raise ConfigError("Two objectives measure attention. Remove one of them from `objectives`.")
     for objective in objectives:
         objective.check_plan(plan)
     return plan

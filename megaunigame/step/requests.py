@@ -30,9 +30,9 @@ class RowRequest:
     takes_source: bool = False
     """Whether rows carry a source image through the understanding path (understand rows always do)."""
     shares: str | None = None
-    """Another term of the same stream and count; these rows are made of its samples. None: own samples.
+    """Another term of the same stream and count, whose samples these rows are made of; None: other samples.
 
-    If that term has a dummy row or a substitute for a sample, these have a dummy."""
+    A row aside is a dummy where that term has a dummy row or a substitute of the sample."""
     redraws: bool = False
     """Generate rows only: whether the picture to generate is the sample's own."""
     aside: bool = False

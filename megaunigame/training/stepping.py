@@ -80,7 +80,9 @@ class Stepper:
             weights, counts = self.terms.weights(step), self.terms.counts(step)
             totals = self._run(data, weights, counts)
             grad_norm = self._gradient_norm(step)
-            step.losses = self.terms.means(totals.terms, counts)
+            joined = {name for micro in step.micro_steps for name in micro.losses}
+            means = self.terms.means(totals.terms, counts)
+            step.losses = {name: x for name, x in means.items() if name not in self.terms.joined or name in joined}
             with self.phases(MERGE):
                 reported = [player.after_learner(step) for player in self.players]
             return self._report(data, totals, weights, grad_norm, reported)
@@ -141,7 +143,7 @@ class Stepper:
         counted = terms + len(local) - 1
         self.bad_samples.merge([int(x) for x in totals[terms:counted]])
         self.stop_requested = bool(totals[-1] > 0)
-        if not bool(torch.isfinite(totals[:terms]).all()):
+        if not bool(torch.isfinite(totals[: terms - len(self.terms.joined)]).all()):  # those of players are theirs to survive
             self._diverged(data.step, totals[:terms], row_losses)
         return StepSums(totals[:terms], totals[counted:-1].tolist())
 

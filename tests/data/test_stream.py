@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.loading.bad_samples import BadSampleCounter
+from megaunigame.data.loading.bad_samples import BadSampleCounter, _rows
 from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
 from megaunigame.data.sources.base import Cursor, SampleRef
 from megaunigame.data.sources.opening import open_stream
@@ -146,6 +146,41 @@ def test_rows_that_share_a_sample_read_it_once(folder, backend):
         assert keys[:3] == keys[3:] == batch.inputs[GENERATE].keys
         assert len(reads) == 3 + len(batch.bad), "a sample that rows share is bad once"
         reads.clear()
+
+
+def shared_batches(folder, rows, plan, micro_steps):
+    stream = open_stream("s", StreamConfig(str(folder)), 3)
+    objectives = {request.term: rows.get(request.term, NumberRows()) for request in plan.requests}
+    dataset = MicroBatches(plan, objectives, {"s": stream}, NumberCollator(), 1, 0, 1, 0, 0)
+    return [dataset[micro_step] for micro_step in range(micro_steps)]
+
+
+def test_rows_in_rotation_may_share_samples(folder):
+    """Also where the term that owns the samples rests, and with other counts of dummies."""
+    requests = (RowRequest("owner", UNDERSTAND, "s", 2), RowRequest("sharer", GENERATE, "s", 2, shares="owner"))
+    plan = StepPlan(requests, (Rotation(("owner", "sharer"), ROUND_ROBIN),))
+    for batch in shared_batches(folder, {}, plan, 4):
+        real = {name: (inputs.counts > 0).sum().item() for name, inputs in batch.inputs.items()}
+        assert sorted(real.values()) == [0, 2]
+        assert _rows(batch.plan) == {"s": 2}, "samples are read, whoever owns them"
+
+
+def test_a_bad_sample_of_one_term_leaves_the_rows_of_others_alone(folder):
+    """Rows aside excepted: those stand or fall with the rows whose samples they share."""
+    shared = {"count": 3, "shares": "owner"}
+    requests = (
+        RowRequest("owner", UNDERSTAND, "s", 3),
+        RowRequest("sharer", GENERATE, "s", **shared),
+        RowRequest("aside", UNDERSTAND, "s", **shared, aside=True),
+    )
+    refusing = NumberRows(refused=range(0, sum(SIZES), 2))
+    seen = set()
+    for batch in shared_batches(folder, {"owner": refusing}, StepPlan(requests), 6):
+        owner, sharer, aside = batch.inputs[UNDERSTAND], batch.inputs[GENERATE], batch.aside["aside"]
+        same = [a == b for a, b in zip(owner.keys, aside.keys, strict=True)]
+        assert (sharer.counts > 0).all() and (aside.counts > 0).tolist() == same
+        seen |= set(same)
+    assert seen == {True, False}, "the cases do not differ"
 
 
 def test_rows_without_data_are_dummy_rows(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.janus import Janus
+from megaunigame.objectives.aia import AIA
 from megaunigame.objectives.base import Objective
-from megaunigame.objectives.building import build_plan
+from megaunigame.objectives.building import build_plan, largest_micro_step
 from megaunigame.objectives.generation import Generation
 from megaunigame.objectives.unigame import UniGame, names
 from megaunigame.objectives.unigame.attack import QUESTION
@@ -161,3 +163,44 @@ def test_a_question_about_another_picture_than_is_drawn_is_not_asked(play):
     assert [key == bad for key in attack.redraw.keys] == [False, True, False]
     assert attack.question.keys[1] != bad and (attack.question.counts > 0).tolist() == [True, False, True]
     assert game.step()[names.BUFFER_SIZE] == 2
+
+
+@pytest.mark.parametrize("mode", ["alternating", "simultaneous"])
+def test_the_rehearsal_holds_the_graph_of_the_learners_pass(play, mode, monkeypatch):
+    """As a step does: the attack comes between that pass and its backward."""
+    game = play(others=PIXEL, redraw="pixel", mode=mode, adversary=ADVERSARIES["perturber"])
+    held: list[weakref.ref] = []
+    generated, perturbed = game.unigame._generated, game.unigame.perturbed
+
+    def noting(micro):
+        output = generated(micro)
+        held.append(weakref.ref(output.loss_sum))
+        return output
+
+    def perturbing(*given):
+        assert held[-1]() is not None, "the graph is gone before the attack"
+        return perturbed(*given)
+
+    monkeypatch.setattr(game.unigame, "_generated", noting)
+    monkeypatch.setattr(game.unigame, "perturbed", perturbing)
+    game.unigame.rehearse(largest_micro_step(game.model.processor, [game.unigame], game.plan))
+    assert len(held) == 1
+
+
+def test_two_terms_of_a_name_are_refused_before_the_model():
+    """Also those that a player adds."""
+
+    class Other(Generation):
+        def added_terms(self, plan):
+            return ["adversary_penalty"]
+
+    with pytest.raises(ConfigError, match="Two objectives have a loss term 'adversary_penalty'"):
+        planned([Other(Generation.Config(caption_rows=1))])
+
+
+def test_two_objectives_that_measure_attention_are_refused_before_the_model():
+    class Other(Generation):
+        measures_attention = True
+
+    with pytest.raises(ConfigError, match="Two objectives measure attention"):
+        build_plan([Other(Generation.Config(caption_rows=1)), AIA(AIA.Config())])

@@ -103,7 +103,8 @@ class BadSampleCounter:
 def _rows(plan: StepPlan) -> dict[str, int]:
     """Stream -> samples of a micro-step of one rank; shared samples count once."""
     rows: dict[str, int] = {}
+    active = {request.term for request in plan.requests if request.stream is not None}
     for request in plan.requests:
-        if request.stream is not None and request.shares is None:
+        if request.stream is not None and request.shares not in active:
             rows[request.stream] = rows.get(request.stream, 0) + request.count
     return rows

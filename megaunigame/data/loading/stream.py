@@ -125,19 +125,11 @@ class MicroBatches(Dataset[MicroBatch]):
     ) -> PassInputs:
         """The rows of `requests` as one pass of `plan`."""
         places = [(request, index) for request in requests for index in range(request.count)]
-        rows = [made[request.term][index][0] if self._is_real(request, index, made) else None for request, index in places]
+        rows = [made[request.term][index][0] if _is_real(request, index, made) else None for request, index in places]
         terms = [plan.terms.index(request.term) for request, _ in places]
         keys = [made[request.term][index][1] for request, index in places]
         inputs = self.processor.collate(plan, pass_name, rows, terms, keys)
         return dataclasses.replace(inputs, texts=[("", "") if row is None else row.text for row in rows])
-
-    def _is_real(self, request: RowRequest, index: int, made: dict[str, list[tuple[Row | None, str]]]) -> bool:
-        """Whether a row, and all rows it shares its sample with, are not dummies and are made of the same sample."""
-        row, key = made[request.term][index]
-        if row is None or request.shares is None:
-            return row is not None
-        shared = next(r for r in self.plan.requests if r.term == request.shares)
-        return made[shared.term][index][1] == key and self._is_real(shared, index, made)
 
     def _rows(self, request: RowRequest, micro_step: int, draw: Draw) -> list[tuple[Row | None, str]]:
         """Row and sample key of each row of a request; None if a player fills the row."""
@@ -169,6 +161,15 @@ class MicroBatches(Dataset[MicroBatch]):
             f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
             f"last, in {last.shard}: {last.reason} Make the shards of {stream.source.location} again."
         )
+
+
+def _is_real(request: RowRequest, index: int, made: dict[str, list[tuple[Row | None, str]]]) -> bool:
+    """Whether a row is not a dummy. A row aside also needs a real row of the same sample where it shares one."""
+    row, key = made[request.term][index]
+    if row is None or request.shares is None or not request.aside:
+        return row is not None
+    shared_row, shared_key = made[request.shares][index]
+    return shared_row is not None and shared_key == key
 
 
 class MicroBatchLoader:

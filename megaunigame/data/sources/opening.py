@@ -22,7 +22,8 @@ def open_stream(name: str, config: StreamConfig, seed: int, cursor: Cursor | Non
     return Stream(name, _source(f"data.{name}", config, seed), cursor)
 
 
-def _source(key: str, config: StreamConfig, seed: int) -> Source:
+def check_backend(key: str, config: StreamConfig) -> type[Backend]:
+    """Raises ConfigError for an unknown backend, and for one that cannot do what the stream asks for."""
     try:
         backend = find("data.sources", config.backend, Backend)
     except ConfigError as error:
@@ -31,6 +32,11 @@ def _source(key: str, config: StreamConfig, seed: int) -> Source:
         raise ConfigError(
             f"{key}: mixes and filters need an index, which backend={config.backend} does without. Leave out one."
         )
+    return backend
+
+
+def _source(key: str, config: StreamConfig, seed: int) -> Source:
+    backend = check_backend(key, config)
     if not config.mix:
         return backend.open(key, config, seed)
     sources: dict[str, Source] = {}

@@ -29,6 +29,7 @@ class AIA(Objective):
     """One loss term per pass of the plan, over the rows of that pass."""
 
     Config = Settings
+    measures_attention = True
 
     def rows(self) -> list[RowRequest]:
         return []
@@ -48,6 +49,9 @@ class AIA(Objective):
                 f"The family {name!r} does not measure its attention, which the objective aia needs. Leave it out."
             )
         measured_passes(self.config, plan, depth)
+
+    def added_terms(self, plan: StepPlan) -> list[str]:
+        return [f"aia_{name}" for name in plan.passes]
 
     def player(self, stage: Stage) -> AttentionPlayer:
         depth = stage.model.install_taps()

@@ -22,7 +22,7 @@ class Alternating(Game):
     """The adversary gets its gradients from its own passes."""
 
     def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
-        attack, redrawn = self.rehearsed(micro)
+        attack, redrawn, _held = self.rehearsed(micro)  # the graph of the learner's pass stays in memory
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()

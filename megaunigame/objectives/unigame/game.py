@@ -235,13 +235,14 @@ class Game(Player):
 
     # Rehearsal
 
-    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redraw | None]:
-        """The largest attack, on the device, and the redrawn pictures of the learner's own pass, with its graph in memory."""
+    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redraw | None, PassOutput | None]:
+        """The largest attack, on the device; what the learner's own pass has redrawn, and the output that holds its graph."""
         widest = self.stage.plan.widest(GENERATE)
         at = None if self.redrawn_by is None else widest.slots(GENERATE, self.redrawn_by)
         attack = attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption", at=at)
-        redrawn = None if at is None else redrawn_in(self._generated(micro), at)
-        return attack.to(self.stage.world.device), redrawn
+        output = None if at is None else self._generated(micro)
+        redrawn = None if at is None or output is None else redrawn_in(output, at)
+        return attack.to(self.stage.world.device), redrawn, output
 
     def _generated(self, micro: MicroStep) -> PassOutput:
         inputs = dataclasses.replace(micro.inputs[GENERATE], taps=None)

@@ -24,7 +24,7 @@ from megaunigame.objectives.player import Stage
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unigame.alternating import Alternating
 from megaunigame.objectives.unigame.attack import QUESTION, REDRAW
-from megaunigame.objectives.unigame.game import ADVERSARIAL, HARD, Game
+from megaunigame.objectives.unigame.game import ADVERSARIAL, HARD, PENALTY, Game
 from megaunigame.objectives.unigame.redraw import check_redraw
 from megaunigame.objectives.unigame.settings import OWN, Settings
 from megaunigame.objectives.unigame.simultaneous import Simultaneous
@@ -106,6 +106,9 @@ class UniGame(Objective):
                 f"The family {name!r} has no differentiable decoder, which path={self.config.path} needs. Families that have "
                 f"one: {', '.join(able)}. Or type objectives.unigame.path=embedding."
             )
+
+    def added_terms(self, plan: StepPlan) -> list[str]:
+        return [PENALTY] if self.attacks else []
 
     def player(self, stage: Stage) -> Game | None:
         if not self.attacks:

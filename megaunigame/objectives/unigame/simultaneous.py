@@ -27,7 +27,7 @@ class Simultaneous(Game):
         """The attack whose rows are in the current micro-step."""
 
     def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
-        attack, redrawn = self.rehearsed(micro)
+        attack, redrawn, _held = self.rehearsed(micro)  # the graph of the learner's pass stays in memory
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
