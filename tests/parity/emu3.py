@@ -51,8 +51,8 @@ def load(fixture: Fixture) -> Emu3:
     """The model of a fixture, from official keys; it has no tokenizer, only the places of codes."""
     config = fixture.config
     height, width = config["grid_hw"]
-    rows = CodeGrid(height, width, config["image_token_offset"], config["codebook_size"], config["special_ids"]["eol"])
-    processor = SimpleNamespace(format=SimpleNamespace(rows=rows))
+    grid = CodeGrid(height, width, config["image_token_offset"], config["codebook_size"], config["special_ids"]["eol"])
+    processor = SimpleNamespace(format=SimpleNamespace(grid=grid))
     model = Emu3(emu3_config(config), processor, attention="sdpa", gradient_checkpointing=False)
     weights, _ = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
     load_plain(model, weights)
