@@ -9,28 +9,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megaunigame.step.inputs import IGNORE, PassInputs, Taps
+from megaunigame.step.inputs import IGNORE, PassInputs, Taps, UnderstandInputs
 from megaunigame.step.requests import UNDERSTAND
 
 
-def answer_tokens(inputs: PassInputs) -> Tensor:
+def answer_tokens(inputs: UnderstandInputs) -> Tensor:
     """(B, S): queries of the understand pass, the answers of all turns with their end tokens."""
-    assert inputs.labels is not None
     return inputs.labels != IGNORE
 
 
 def image_tokens(inputs: PassInputs, taps: Taps) -> Tensor:
     """(B, S): keys of the understand pass."""
-    assert inputs.image_slots is not None
     if not taps.compat:
-        return inputs.image_slots
-    return torch.cat([inputs.image_slots[:, 1:], torch.zeros_like(inputs.image_slots[:, :1])], dim=1)
+        return inputs.image_positions
+    return torch.cat([inputs.image_positions[:, 1:], torch.zeros_like(inputs.image_positions[:, :1])], dim=1)
 
 
 def prompt_text(inputs: PassInputs, taps: Taps) -> Tensor:
     """(B, S): keys of the generate pass: text tokens before the generated picture, without the source picture."""
-    assert inputs.image_slots is not None
-    text = inputs.attention & ~inputs.image_slots
+    text = inputs.attention & ~inputs.image_positions
     if taps.exclude_bos:
         text &= ~first_token(inputs.attention)
     if taps.compat:
@@ -43,8 +40,8 @@ def first_token(attention: Tensor) -> Tensor:
     return attention & (attention.long().cumsum(1) == 1)
 
 
-def measurable(pass_name: str, inputs: PassInputs, taps: Taps) -> Tensor:
+def measurable(inputs: PassInputs, taps: Taps) -> Tensor:
     """(B,) bool: rows with queries and keys whose text was not cut and whose condition was not dropped."""
-    keys = image_tokens(inputs, taps) if pass_name == UNDERSTAND else prompt_text(inputs, taps)
+    keys = image_tokens(inputs, taps) if inputs.pass_name == UNDERSTAND else prompt_text(inputs, taps)
     usable = (inputs.counts > 0) & keys.any(1)
     return usable if inputs.intact is None else usable & inputs.intact

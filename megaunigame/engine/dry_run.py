@@ -29,7 +29,7 @@ def dry_run(
     all passes are alive at once. Autograd computes the gradient of one parameter per group, which walks the whole graph;
     the other weight gradients and the update are covered by `uncovered_bytes`.
     """
-    outputs = [model(name, inputs) for name, inputs in largest.items()]
+    outputs = [model(inputs) for inputs in largest.values()]
     terms = [*losses, *(output.loss_sum.sum() for output in outputs)]
     terms += [output.attention.keys.sum() for output in outputs if output.attention is not None]
     torch.autograd.grad(torch.stack(terms).sum(), [*_one_per_group(model), *leaves], allow_unused=True)

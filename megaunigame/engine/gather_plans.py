@@ -41,8 +41,8 @@ class GatherPlans:
             self.offload.param_coordinator = interrupted
 
     def _choose(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        options = (*(a for a in args[2:]), *sorted(kwargs.items()))
-        kind = (args[0], options, self._is_aside(), module.training, torch.is_grad_enabled())
+        options = (*args[1:], *sorted(kwargs.items()))
+        kind = (args[0].pass_name, options, self._is_aside(), module.training, torch.is_grad_enabled())
         if kind not in self._of_kind:
             self._of_kind[kind] = copy.copy(self._unused)
             self._of_kind[kind]._clear_trace_structures()

@@ -59,7 +59,9 @@ def describe(
     lines.append(f"rows: {plan.rows_per_micro_step() * accumulation * world_size} per optimizer step")
     for name in plan.passes:
         rows = ", ".join(f"{r.term} {r.count} (weight {r.weight:g})" for r in plan.of_pass(name))
-        lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text slots a row")
+        lines.append(
+            f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text positions a row"
+        )
         if (taps := largest[name].taps) is not None:
             queries = f"from {taps.rows} random queries a row" if taps.rows else "from all queries"
             lines.append(f"    its attention is measured in {len(taps.layers)} layers, {queries}")
@@ -68,7 +70,7 @@ def describe(
         lines.append(f"  aside, per micro-step and rank, the learner frozen: {rows}")
     tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
     lines.append(
-        f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} text slots a step"
+        f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} text positions a step"
     )
     states = bytes_per_rank(model, world_size, precision)
     parts = ", ".join(f"{name} {_human(size)}" for name, size in states.items())

@@ -31,9 +31,8 @@ class TokenCounter:
 
     @torch.no_grad()
     def _count(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        name, inputs = args[:2]
-        assert isinstance(inputs, PassInputs)
+        inputs: PassInputs = args[0]
         rows, length = inputs.tokens.shape
-        more = self.after_prompt if name == GENERATE else 0
+        more = self.after_prompt if inputs.pass_name == GENERATE else 0
         self._computed += rows * (length + more)
         self._useful = self._useful + ((inputs.attention.sum(1) + more) * (inputs.counts > 0)).sum()

@@ -2,7 +2,7 @@
 
 Rules of this file, each measured to matter:
 
-- one engine; its module is entered through `forward(pass_name, inputs)` only;
+- one engine; its module is entered through `forward(inputs)` only;
 - a micro-step is one forward per pass and ONE backward through all of them. With a backward per pass, the gradient of a
   parameter that takes no part in the first one (lm_head, when generation comes first) is added to that of the previous step,
   and under optimizer offload the gradient of one that takes no part in the last is lost; both silently, from the second step
@@ -65,8 +65,8 @@ class Learner:
         """The model itself, with partitioned weights gathered on use; for passes that must not accumulate gradients."""
         return self.engine.module
 
-    def forward(self, pass_name: str, inputs: PassInputs) -> PassOutput:
-        return self.engine(pass_name, inputs)
+    def forward(self, inputs: PassInputs) -> PassOutput:
+        return self.engine(inputs)
 
     def backward_and_step(self, loss: Tensor) -> None:
         """End of a micro-step: accumulate the gradient of `loss`; after the last one of an optimizer step, update.

@@ -21,8 +21,7 @@ from megaunigame.evaluation.lockstep import Item, batches, together
 from megaunigame.evaluation.metrics import Answer
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.step.inputs import IGNORE, PassInputs
-from megaunigame.step.requests import UNDERSTAND
+from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.rows import UnderstandRow
 
 UNNAMED_KIND = "question"
@@ -74,17 +73,16 @@ def ask(model: UnifiedModel, world: World, sheets: Sequence[Sheet], *, batch: in
         for first in range(0, len(sheet.questions), per_row)
     ]
     answers: list[Answer] = []
-    for present, inputs in batches(model, world, items, UNDERSTAND, batch):
+    for present, inputs in batches(model, world, items, UnderstandInputs, batch):
         sheets_asked = [item.sheet for item in present]
         positions = together(world, _positions, inputs, sheets_asked)
-        predictions = model(UNDERSTAND, inputs.to(world.device), predict=True).predictions.cpu()
-        assert inputs.labels is not None
+        predictions = model.predict(inputs.to(world.device)).cpu()
         for row, sheet in enumerate(sheets_asked):
             answers += _score(model, sheet, positions[row], inputs.labels[row], predictions[row])
     return answers
 
 
-def _positions(inputs: PassInputs, sheets: Sequence[Sheet]) -> list[list[Tensor]]:
+def _positions(inputs: UnderstandInputs, sheets: Sequence[Sheet]) -> list[list[Tensor]]:
     """Per sheet and question, the positions of the answer."""
     questions = [len(sheet.questions) for sheet in sheets]
     return [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
@@ -115,12 +113,11 @@ def _score(
         )
 
 
-def answer_positions(inputs: PassInputs, row: int, turn: int, turns: int) -> Tensor:
+def answer_positions(inputs: UnderstandInputs, row: int, turn: int, turns: int) -> Tensor:
     """(S,) bool: the labeled positions of one independent turn of a row.
 
     Raises DataError when the turn has none: the row was too long and the processor dropped it.
     """
-    assert inputs.labels is not None
     labeled = inputs.labels[row] != IGNORE
     if turns > 1:
         assert inputs.segments is not None

@@ -18,7 +18,7 @@ from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import UserError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import InputsT, PassInputs, of_kind
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
 
@@ -95,22 +95,23 @@ def batches(
     model: UnifiedModel,
     world: World,
     items: Sequence[ItemT],
-    pass_name: str,
+    kind: type[InputsT],
     batch: int,
     *,
     takes_source: bool = False,
     progress: str = "",
-) -> Iterator[tuple[list[ItemT], PassInputs]]:
+) -> Iterator[tuple[list[ItemT], InputsT]]:
     """This rank's items, `batch` at a time, with the inputs of a pass on the CPU. All ranks take every batch together.
 
-    Item i has row i; rows without an item are dummies (all of them when only other ranks have items left). `takes_source`:
-    generate rows have a source image. `progress`: name of the progress bar; empty: none.
+    `kind`: `UnderstandInputs` or `GenerateInputs`. Item i has row i; rows without an item are dummies (all of them when only
+    other ranks have items left). `takes_source`: generate rows have a source image. `progress`: name of the progress bar;
+    empty: none.
     """
     for padded in tqdm(lockstep_batches(items, batch, world), desc=progress, unit=" batches", disable=not progress):
         rows = [None if item is None else item.row for item in padded]
         keys = ["" if item is None else item.key for item in padded]
-        inputs = together(world, collate, model, pass_name, rows, keys, takes_source)
-        yield [item for item in padded if item is not None], inputs
+        inputs = together(world, collate, model, kind.pass_name, rows, keys, takes_source)
+        yield [item for item in padded if item is not None], of_kind(kind, inputs)
 
 
 def collate(

@@ -9,14 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
 from megaunigame.registry import unknown
-from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.inputs import (
+    GenerateInputs,
+    GenerateOutput,
+    PassInputs,
+    PassOutput,
+    UnderstandInputs,
+    UnderstandOutput,
+)
 from megaunigame.step.requests import StepPlan
 from megaunigame.step.rows import Row
 
@@ -151,9 +158,38 @@ class UnifiedModel(nn.Module, ABC):
     def hold_frozen(self, module: nn.Module) -> None:
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
 
+    if TYPE_CHECKING:  # nn.Module's is untyped
+
+        @overload
+        def __call__(self, inputs: UnderstandInputs, predict: bool = False) -> UnderstandOutput: ...
+        @overload
+        def __call__(self, inputs: GenerateInputs, predict: bool = False) -> GenerateOutput: ...
+        @overload
+        def __call__(self, inputs: PassInputs, predict: bool = False) -> PassOutput: ...
+        def __call__(self, inputs: PassInputs, predict: bool = False) -> PassOutput: ...
+
+    def forward(self, inputs: PassInputs, predict: bool = False) -> PassOutput:
+        """Run one pass: `understand` or `generate`, which are called through here only (engines hook the module's call)."""
+        if isinstance(inputs, UnderstandInputs):
+            return self.understand(inputs, predict)
+        if isinstance(inputs, GenerateInputs):
+            return self.generate(inputs, predict)
+        raise TypeError(f"{type(self).__name__} has no pass for {type(inputs).__name__}.")
+
     @abstractmethod
-    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
-        """Run one pass. With `predict`, also return the greedy predictions."""
+    def understand(self, inputs: UnderstandInputs, predict: bool) -> UnderstandOutput:
+        """The understand pass. With `predict`, also the greedy predictions."""
+
+    @abstractmethod
+    def generate(self, inputs: GenerateInputs, predict: bool) -> GenerateOutput:
+        """The generate pass, teacher forced. With `predict`, also the greedy predictions, if the family has codes."""
+
+    def predict(self, inputs: PassInputs) -> Tensor:
+        """Greedy predictions of a pass: tokens (B, S) or codes (B, N). Raises ModelError in a family without codes."""
+        predictions = self(inputs, predict=True).predictions
+        if predictions is None:
+            raise ModelError(f"{type(self).__name__} predicts no codes in its {inputs.pass_name} pass.")
+        return predictions
 
     @abstractmethod
     def encode_target(self, pixels: Tensor) -> Tensor:
@@ -176,8 +212,8 @@ class UnifiedModel(nn.Module, ABC):
     def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
         """Post-LM visual tokens (B, N, D), plus `delta` (B, N, D) -> pixels, differentiable in both.
 
-        With `anchor`, the target of teacher forcing (`PassOutput.target`), a position keeps its target unless the perturbation
-        changes what the model draws there: delta = 0 then decodes to the picture that was encoded.
+        With `anchor`, the target of teacher forcing (`GenerateOutput.target`), a position keeps its target unless the
+        perturbation changes what the model draws there: delta = 0 then decodes to the picture that was encoded.
         """
 
     @abstractmethod
@@ -185,19 +221,9 @@ class UnifiedModel(nn.Module, ABC):
         """Inverse of `encode_target`: (B, 3, H, W) in [-1, 1]. The ceiling of anything the model can generate."""
 
     @abstractmethod
-    def sample(
-        self,
-        inputs: PassInputs,
-        *,
-        guidance: float,
-        temperature: float,
-        generator: torch.Generator,
-        perturb: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def sample(self, inputs: GenerateInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
         """Generate the pictures of a generate pass (its targets are not read): (B, 3, H, W) in [-1, 1].
 
-        `perturb` maps the embedding (B, 1, D) of the last drawn token to what is added to it before it is read; in families
-        that do not draw token by token, it maps the hidden states (B, N, D) of the picture.
         The number of model calls does not depend on the data, so ranks stay in lockstep.
         """
 
@@ -207,7 +233,7 @@ class UnifiedModel(nn.Module, ABC):
         """Forwards through the language model in one `sample`."""
 
     @abstractmethod
-    def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
+    def answer(self, inputs: UnderstandInputs, *, max_new_tokens: int) -> Tensor:
         """Greedy continuation of prompts (rows that end before the answer): (B, max_new_tokens) token ids.
 
         Always makes `max_new_tokens` calls; after the end token the row repeats it.

@@ -75,7 +75,7 @@ class Player:
     def before_micro_step(self, step: Step, micro: MicroStep) -> None:
         """Before the passes of a micro-step, whose inputs are on the device."""
 
-    def after_pass(self, step: Step, micro: MicroStep, pass_name: str, output: PassOutput) -> None:
+    def after_pass(self, step: Step, micro: MicroStep, output: PassOutput) -> None:
         """After one of the learner's passes; `output` must not be kept. Rows may be put into later passes."""
 
     def after_learner(self, step: Step) -> dict[str, float]:

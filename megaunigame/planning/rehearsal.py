@@ -148,7 +148,7 @@ class Rehearsal:
     def _unmeasured(self) -> None:
         """A micro-step for the coordinator alone."""
         micro, _ = self._rehearsed()
-        losses = [loss_of(self.model(name, inputs)) for name, inputs in micro.inputs.items()]
+        losses = [loss_of(self.model(inputs)) for inputs in micro.inputs.values()]
         run_backward(self.model, torch.stack([*micro.losses.values(), *losses]).sum())
         self._after_update()
 
@@ -166,7 +166,7 @@ class Rehearsal:
             for name, inputs in micro.inputs.items():
                 before = live.current - self._available()
                 with CountFlops() as counter:
-                    losses.append(loss_of(self.model(name, inputs)))
+                    losses.append(loss_of(self.model(inputs)))
                 kept[name], forward[name] = live.current - self._available() - before, Operations.of(counter)
             with CountFlops() as counter:
                 run_backward(self.model, torch.stack(losses).sum())

@@ -9,7 +9,7 @@ from torch import Tensor
 from megaunigame.models.base import UnifiedModel
 from megaunigame.pixels import quantized
 from megaunigame.replay.records import RecordLayout, decode_key, encode_key
-from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.labels import label_positions
 
 NUMBERS_BYTES = 3 * 4
@@ -25,19 +25,18 @@ def pack(pictures: Tensor, losses: Tensor, similarity: Tensor, accepted: Tensor)
     return torch.cat([quantized(pictures).flatten(1), numbers.view(torch.uint8)], dim=1)
 
 
-def to_records(layout: RecordLayout, question: PassInputs, packed: Tensor, step: int) -> tuple[np.ndarray, np.ndarray]:
+def to_records(layout: RecordLayout, question: UnderstandInputs, packed: Tensor, step: int) -> tuple[np.ndarray, np.ndarray]:
     """(B,) records of questions about packed candidates (B, n), and (B,) bool: which of them the filter accepted.
 
     Both arguments are on the host.
     """
-    assert question.labels is not None and question.image_slots is not None
     records = layout.empty(len(packed))
     width = min(question.tokens.shape[1], layout.max_length)  # padding to a multiple may exceed max_length
     pictures, numbers = packed[:, :-NUMBERS_BYTES], packed[:, -NUMBERS_BYTES:].contiguous().view(torch.float32)
     records["image"] = pictures.numpy().reshape(records["image"].shape)
     records["tokens"][:, :width] = question.tokens[:, :width].numpy()
     records["labelled"][:, :width] = (question.labels[:, :width] != IGNORE).numpy()
-    records["slots"][:, :width] = question.image_slots[:, :width].numpy()
+    records["slots"][:, :width] = question.image_positions[:, :width].numpy()
     if question.segments is not None:
         records["segments"][:, :width] = question.segments[:, :width].numpy()
     records["length"] = question.attention.sum(1).numpy()
@@ -47,7 +46,7 @@ def to_records(layout: RecordLayout, question: PassInputs, packed: Tensor, step:
     return records, accepted > 0
 
 
-def to_rows(model: UnifiedModel, records: np.ndarray) -> PassInputs:
+def to_rows(model: UnifiedModel, records: np.ndarray) -> UnderstandInputs:
     """Understand rows of the stored questions, on the CPU; `terms` are not set."""
     width = int(records["length"].max())
 
@@ -58,7 +57,7 @@ def to_rows(model: UnifiedModel, records: np.ndarray) -> PassInputs:
     pictures = torch.from_numpy(records["image"].copy()).float() / 127.5 - 1
     used = torch.from_numpy(records["length"].copy())[:, None] > torch.arange(width)
     labels = torch.where(labeled, tokens, IGNORE)
-    return PassInputs(
+    return UnderstandInputs(
         tokens=tokens,
         attention=used,
         terms=torch.zeros(len(records), dtype=torch.long),
@@ -69,7 +68,7 @@ def to_rows(model: UnifiedModel, records: np.ndarray) -> PassInputs:
         segments=segments if bool(segments.any()) else None,
         images=model.as_source(pictures).unsqueeze(1),
         image_valid=torch.ones(len(records), 1, dtype=torch.bool),
-        image_slots=column("slots"),
+        image_positions=column("slots"),
         intact=torch.from_numpy(records["length"] < records["tokens"].shape[1]),  # a full record may have been cut
         keys=[decode_key(key) for key in records["key"].tolist()],
     )

@@ -10,19 +10,22 @@ Shape legend, used in every docstring of this package::
     V  codes of the image tokenizer
 
 An objective asks for rows (:class:`RowRequest`) and makes a neutral row of a decoded sample (:class:`UnderstandRow` or
-:class:`GenerateRow`), the family's processor collates rows to tensors (:class:`PassInputs`), and the model returns one loss
-sum per row (:class:`PassOutput`). All rows of a pass are in one forward, so the number and the order of forwards depend on
-the plan and never on the data: this keeps the ranks in lockstep under ZeRO-3.
+:class:`GenerateRow`), the family's processor collates rows to tensors (:class:`UnderstandInputs` or :class:`GenerateInputs`),
+and the model returns one loss sum per row (:class:`UnderstandOutput` or :class:`GenerateOutput`). All rows of a pass are in
+one forward, so the number and the order of forwards depend on the plan and never on the data: this keeps the ranks in lockstep
+under ZeRO-3.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 IGNORE = -100
 
@@ -54,10 +57,14 @@ class AttentionShares(NamedTuple):
     """(L, B) float32: the same to the first token of the row alone."""
 
 
-@dataclass
-class PassInputs:
-    """The rows of one pass, as tensors. Row b belongs to loss term `terms[b]`."""
+InputsT = TypeVar("InputsT", bound="PassInputs")
 
+
+@dataclass(kw_only=True)
+class PassInputs:
+    """The rows of one pass, as tensors: what both passes have. Row b belongs to loss term `terms[b]`."""
+
+    pass_name: ClassVar[str]
     tokens: Tensor
     """(B, S) int64."""
     attention: Tensor
@@ -66,29 +73,11 @@ class PassInputs:
     """(B,) int64: index into `StepPlan.terms`."""
     counts: Tensor
     """(B,) float32: loss positions of the row; 0 for a dummy row."""
-    labels: Tensor | None = None
-    """(B, S) int64, `IGNORE` where no loss falls (understand)."""
-    label_positions: Tensor | None = None
-    """(B, P) int64: positions of the labels of each row, ascending, then 0 (understand; see `megaunigame.step.labels`)."""
+    image_positions: Tensor
+    """(B, S) bool: positions replaced, in order, by the visual tokens of the row's valid images."""
     front_padding: bool = True
     """False: no padding comes before a token, so a plain causal mask hides all padding. Known on the host, where the rows are
     made; True is always safe."""
-    segments: Tensor | None = None
-    """(B, S) int64: 0 = shared prefix, k = k-th independent turn, which sees the prefix and itself only. None: plain causal."""
-    images: Tensor | None = None
-    """(B, I, 3, H, W) float32, normalized as the understanding path expects."""
-    image_valid: Tensor | None = None
-    """(B, I) bool: False marks an unused image slot."""
-    image_slots: Tensor | None = None
-    """(B, S) bool: positions replaced, in order, by the visual tokens of the row's valid images."""
-    visual_delta: Tensor | None = None
-    """(B, I, N, D) float32: added to the visual tokens of `images` before the language model reads them."""
-    gradient_rows: slice | None = None
-    """When `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
-    source_gradient: Tensor | None = None
-    """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
-    targets: Tensor | None = None
-    """(B, 3, H, W) float32 in [-1, 1]: the pictures to generate."""
     intact: Tensor | None = None
     """(B,) bool: False for a row whose text was truncated or whose condition was dropped; None: all are intact."""
     taps: Taps | None = None
@@ -99,52 +88,100 @@ class PassInputs:
     """Per row, for filters and reports: the first question and its answer, or the prompt and ""; ("", "") for dummies.
     Empty when rows were put in."""
 
-    def to(self, device: torch.device) -> PassInputs:
+    def to(self: InputsT, device: torch.device) -> InputsT:
         """A copy with every tensor on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in tensors.items() if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return dataclasses.replace(self, **moved)
 
 
-class PassOutput(NamedTuple):
-    """What one pass returns. A named tuple: the engine hooks the tensors of tuples, not those of dataclasses."""
+@dataclass(kw_only=True)
+class UnderstandInputs(PassInputs):
+    """Images and conversations; the loss falls on the answers."""
+
+    pass_name = UNDERSTAND
+    labels: Tensor
+    """(B, S) int64, `IGNORE` where no loss falls."""
+    label_positions: Tensor
+    """(B, P) int64: positions of the labels of each row, ascending, then 0 (see `megaunigame.step.labels`)."""
+    images: Tensor
+    """(B, I, 3, H, W) float32, normalized as the understanding path expects."""
+    image_valid: Tensor
+    """(B, I) bool: False marks an unused image."""
+    segments: Tensor | None = None
+    """(B, S) int64: 0 = shared prefix, k = k-th independent turn, which sees the prefix and itself only. None: plain causal."""
+    visual_delta: Tensor | None = None
+    """(B, I, N, D) float32: added to the visual tokens of `images` before the language model reads them."""
+    gradient_rows: slice | None = None
+    """When `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
+
+
+@dataclass(kw_only=True)
+class GenerateInputs(PassInputs):
+    """Requests for pictures, and the pictures."""
+
+    pass_name = GENERATE
+    targets: Tensor
+    """(B, 3, H, W) float32 in [-1, 1]: the pictures to generate."""
+    images: Tensor | None = None
+    """(B, I, 3, H, W) float32: source images, as in `UnderstandInputs`; None: the pass takes none."""
+    image_valid: Tensor | None = None
+    """(B, I) bool; given with `images`."""
+    source_gradient: Tensor | None = None
+    """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
+
+
+class UnderstandOutput(NamedTuple):
+    """Result of an understand pass. A named tuple: the engine hooks the tensors of tuples, not those of dataclasses."""
 
     loss_sum: Tensor
     """(B,) float32: summed (not averaged) loss of each row over its loss positions; 0 for dummy rows."""
-    hidden: Tensor | None = None
-    """(B, N, D): post-LM visual tokens that predict the target picture (generate)."""
-    target: Tensor | None = None
-    """Target of the generation: codes (B, N) or latents (generate)."""
     predictions: Tensor | None = None
-    """(B, S) int64 greedy token predicted *for* each position (understand) or (B, N) codes (generate); only when asked."""
+    """(B, S) int64: greedy token predicted *for* each position; only when asked."""
     attention: AttentionShares | None = None
     """What `PassInputs.taps` asked for."""
 
 
-def take_rows(inputs: PassInputs, at: slice) -> PassInputs:
+class GenerateOutput(NamedTuple):
+    """Result of a generate pass."""
+
+    loss_sum: Tensor
+    """(B,) float32: as in `UnderstandOutput`."""
+    hidden: Tensor
+    """(B, N, D): post-LM visual tokens that predict the target picture."""
+    target: Tensor
+    """Codes (B, N) or latents."""
+    predictions: Tensor | None = None
+    """(B, N) int64: greedy codes; only when asked, in families with codes."""
+    attention: AttentionShares | None = None
+    """What `PassInputs.taps` asked for."""
+
+
+PassOutput = UnderstandOutput | GenerateOutput
+
+
+def of_kind(kind: type[InputsT], inputs: PassInputs) -> InputsT:
+    """`inputs`, known by the plan to be of this kind. Raises TypeError when they are not."""
+    if not isinstance(inputs, kind):
+        raise TypeError(f"Expected rows of the {kind.pass_name} pass, got {type(inputs).__name__}.")
+    return inputs
+
+
+def take_rows(inputs: InputsT, at: slice) -> InputsT:
     """The rows `at` alone."""
-    tensors = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs)}
-    taken: dict[str, Any] = {name: value[at] for name, value in tensors.items() if isinstance(value, Tensor | list)}
-    return dataclasses.replace(inputs, gradient_rows=None, **taken)
+    taken: dict[str, Any] = {name: value[at] for name, value in vars(inputs).items() if isinstance(value, Tensor | list)}
+    if isinstance(inputs, UnderstandInputs):
+        taken["gradient_rows"] = None
+    return dataclasses.replace(inputs, **taken)
 
 
-def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
-    """A copy of understand inputs whose rows `at` (dummies) are `rows`; terms and all other rows stay as they are.
+def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> UnderstandInputs:
+    """A copy of `inputs` whose rows `at` (dummies) are `rows`; terms and all other rows stay as they are.
 
     Sequences are padded at their end and grow if a row needs it. Gradients through `rows.images` and `rows.visual_delta` are
     kept.
     """
-    assert inputs.labels is not None and rows.labels is not None
-    assert inputs.label_positions is not None and rows.label_positions is not None
-    assert (
-        inputs.images is not None
-        and inputs.image_valid is not None
-        and rows.images is not None
-        and rows.image_valid is not None
-    )
-    assert inputs.image_slots is not None and rows.image_slots is not None
     length = max(inputs.tokens.shape[1], rows.tokens.shape[1])
     places = max(inputs.images.shape[1], rows.images.shape[1])
     labels = max(inputs.label_positions.shape[1], rows.label_positions.shape[1])
@@ -174,7 +211,7 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
         label_positions=put(inputs.label_positions, rows.label_positions, labels),
         front_padding=inputs.front_padding or rows.front_padding,
         segments=segments,
-        image_slots=put(inputs.image_slots, rows.image_slots, length),
+        image_positions=put(inputs.image_positions, rows.image_positions, length),
         images=put(inputs.images, rows.images, places),
         gradient_rows=_gradient_rows(inputs, at, rows),
         image_valid=put(inputs.image_valid, rows.image_valid, places),
@@ -186,9 +223,8 @@ def put_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> PassInputs:
     )
 
 
-def _gradient_rows(inputs: PassInputs, at: slice, rows: PassInputs) -> slice | None:
+def _gradient_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> slice | None:
     """Rows whose pictures require a gradient once `rows` are at `at`."""
-    assert inputs.images is not None and rows.images is not None
     if not rows.images.requires_grad:
         return inputs.gradient_rows
     if not inputs.images.requires_grad:

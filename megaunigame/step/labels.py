@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.inputs import IGNORE, UnderstandInputs
 
 
 def label_positions(labels: Tensor) -> Tensor:
@@ -24,7 +24,6 @@ def label_positions(labels: Tensor) -> Tensor:
     return order.masked_fill(~labeled.gather(1, order), 0)
 
 
-def scored_labels(inputs: PassInputs, positions: Tensor) -> Tensor:
+def scored_labels(inputs: UnderstandInputs, positions: Tensor) -> Tensor:
     """(B, P) positions -> (B, P) labels there; IGNORE at position 0."""
-    assert inputs.labels is not None
     return inputs.labels.gather(1, positions).masked_fill(positions == 0, IGNORE)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from megaunigame.step.inputs import PassInputs
-from megaunigame.step.requests import StepPlan
+from megaunigame.step.inputs import GenerateInputs, PassInputs, UnderstandInputs, of_kind, put_rows
+from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
 
 
 @dataclass
@@ -24,6 +24,20 @@ class MicroStep:
     """Rows that the learner does not run, by term, as the loader made them."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Losses of players in the same backward, by name: () each, this rank's share of the loss of the step."""
+
+    @property
+    def understand(self) -> UnderstandInputs:
+        """Rows of the learner's understand pass."""
+        return of_kind(UnderstandInputs, self.inputs[UNDERSTAND])
+
+    @property
+    def generate(self) -> GenerateInputs:
+        """Rows of the learner's generate pass."""
+        return of_kind(GenerateInputs, self.inputs[GENERATE])
+
+    def put(self, at: slice, rows: UnderstandInputs) -> None:
+        """Put rows into the learner's understand pass, instead of those `at`."""
+        self.inputs[UNDERSTAND] = put_rows(self.understand, at, rows)
 
 
 @dataclass

@@ -109,7 +109,7 @@ class StepPlan:
                 kept[name] = [dataclasses.replace(self.of_pass(name)[0], stream=None, count=1, shares=None)]
         return StepPlan((*(r for rows in kept.values() for r in rows), *self.aside))
 
-    def slots(self, pass_name: str, term: str) -> slice:
+    def rows_at(self, pass_name: str, term: str) -> slice:
         """Range of the rows of a term within its pass."""
         first = 0
         for request in self.of_pass(pass_name):

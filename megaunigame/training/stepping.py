@@ -119,13 +119,13 @@ class Stepper:
         for name in self.plan.passes:
             inputs = dataclasses.replace(micro.inputs[name], taps=self.taps[name])
             with self.phases(name):
-                output = self.learner.forward(name, inputs)
+                output = self.learner.forward(inputs)
                 term_sums = term_sums + self.terms.sums(name, inputs, output)
             row_losses.append((inputs.keys, output.loss_sum.detach()))
             # A player may put rows into later passes.
             with self.phases(PLAYERS):
                 for player in self.players:
-                    player.after_pass(step, micro, name, output)
+                    player.after_pass(step, micro, output)
         return term_sums + self.terms.joined_sums(micro.losses, like)
 
     def _agree(self, data: StepData, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> StepSums:

@@ -148,5 +148,6 @@ class NumberCollator:
             attention=torch.ones_like(tokens, dtype=torch.bool),
             terms=torch.tensor(terms),
             counts=torch.tensor([float(row is not None) for row in rows]),
+            image_positions=torch.zeros_like(tokens, dtype=torch.bool),
             keys=list(keys),
         )

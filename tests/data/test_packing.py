@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from megaunigame.data.loading.packing import INLINE, Packed, pack
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import GenerateInputs, PassInputs
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 
 
@@ -20,17 +20,17 @@ class Holder:
     bad: list[str] = field(default_factory=list)
 
 
-def inputs(rows: int, side: int, seed: int) -> PassInputs:
+def inputs(rows: int, side: int, seed: int) -> GenerateInputs:
     made = torch.Generator().manual_seed(seed)
     tokens = torch.randint(1000, (rows, 7), generator=made)
-    return PassInputs(
+    return GenerateInputs(
         tokens=tokens,
         attention=tokens > 3,
         terms=torch.zeros(rows, dtype=torch.int64),
         counts=torch.rand(rows, generator=made),
         images=torch.rand(rows, 1, 3, side, side, generator=made).to(torch.bfloat16),
         targets=torch.rand(rows, side, side, 3, generator=made).permute(0, 3, 1, 2),  # not contiguous
-        segments=torch.empty(0, 7, dtype=torch.int64),
+        image_positions=torch.empty(0, 7, dtype=torch.bool),
         keys=[f"k{i}" for i in range(rows)],
     )
 

@@ -98,9 +98,9 @@ def test_simultaneous_attacks_join_the_learners_rows(monkeypatch, home, family, 
         micro = MicroStep(0, PLAN, {UNDERSTAND: rows.to(DEVICE)}, sources)
         step = Step(0, 1e-3, [micro])
         objective.attack(step, micro, None)
-        output = model(UNDERSTAND, micro.inputs[UNDERSTAND])
+        output = model(micro.inputs[UNDERSTAND])
         (output.loss_sum.sum() + micro.losses[PENALTY]).backward()
-        objective.after_pass(step, micro, UNDERSTAND, output)
+        objective.after_pass(step, micro, output)
         assert len(objective.pool.mined) == 1
         assert all(p.grad.device == DEVICE for p in objective.parameters)
         assert sum(p.grad is not None for p in model.parameters()) > 10

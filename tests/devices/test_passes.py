@@ -37,9 +37,9 @@ def test_forward_and_backward_of_the_learner(monkeypatch, home, family, dtype, i
     with no_waiting(monkeypatch):
         transfer(model, DEVICE, dtype)
         inputs = {name: given.to(DEVICE) for name, given in rows.items()}
-        losses = [model(name, given).loss_sum for name, given in inputs.items()]
+        losses = [model(given).loss_sum for name, given in inputs.items()]
         put = put_rows(inputs[UNDERSTAND], slice(2, 3), take_rows(inputs[UNDERSTAND], slice(0, 1)))
-        losses.append(model(UNDERSTAND, put).loss_sum)
+        losses.append(model(put).loss_sum)
         assert [loss.shape for loss in losses] == [(4,), (3,), (4,)] and {loss.device for loss in losses} == {DEVICE}
         torch.cat(losses).sum().backward()
         gradients_arrive(model, DEVICE)
@@ -70,7 +70,7 @@ def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
         total = torch.zeros(len(terms.names), device=DEVICE)
         for name, given in rows.items():
             inputs = dataclasses.replace(given.to(DEVICE), taps=player.taps(name))
-            output = model(name, inputs)
+            output = model(inputs)
             assert output.attention.keys.device == DEVICE
             total = total + terms.sums(name, inputs, output)
         total.sum().backward()
@@ -92,6 +92,6 @@ def test_the_forward_on_cuda(monkeypatch, home, family, dtype):
     rows = collated(model)
     with no_waiting(monkeypatch, device):
         transfer(model, device, dtype)
-        for name, given in rows.items():
-            assert model(name, given.to(device)).loss_sum.device == device
-            assert model(name, given.to(device), predict=True).loss_sum.device == device
+        for given in rows.values():
+            assert model(given.to(device)).loss_sum.device == device
+            assert model(given.to(device), predict=True).loss_sum.device == device

@@ -56,10 +56,10 @@ def test_a_family_that_drops_inside_its_attention_drops_nothing(tmp_path):
 
     def loss():
         torch.manual_seed(torch.initial_seed() + 1)
-        return model(UNDERSTAND, inputs).loss_sum
+        return model(inputs).loss_sum
 
     with torch.no_grad():
-        expected = model.eval()(UNDERSTAND, inputs).loss_sum
+        expected = model.eval()(inputs).loss_sum
     model.train()
     before = {name: module.training for name, module in model.named_modules()}
     assert not torch.equal(loss(), loss())

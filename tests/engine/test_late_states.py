@@ -39,7 +39,7 @@ def test_moments_come_with_the_first_update(stage, world, tmp_path):
     offloaded = {**ds_config, "zero_optimization": {**ds_config["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
     assert late_state_bytes(learner, offloaded) == 0
 
-    output = learner.forward(UNDERSTAND, learner.module.processor.largest(PLAN, UNDERSTAND))
+    output = learner.forward(learner.module.processor.largest(PLAN, UNDERSTAND))
     learner.backward_and_step(output.loss_sum.sum())
     assert learner.moment_bytes() == 8 * elements and late_state_bytes(learner, ds_config) == gradients
 

@@ -6,34 +6,37 @@ import torch
 from torch import nn
 
 from megaunigame.engine.token_counter import TokenCounter
-from megaunigame.step.inputs import PassInputs
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.inputs import GenerateInputs, PassInputs, UnderstandInputs
 
 AFTER_PROMPT = 9
 
 
 class Silent(nn.Module):
-    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> None:
+    def forward(self, inputs: PassInputs, predict: bool = False) -> None:
         pass
 
 
-def inputs(lengths: list[int], counts: list[float], width: int) -> PassInputs:
+def inputs(kind: type[PassInputs], lengths: list[int], counts: list[float], width: int) -> PassInputs:
     attention = torch.arange(width).expand(len(lengths), -1) < torch.tensor(lengths).unsqueeze(1)
-    return PassInputs(
+    fields = dict.fromkeys(("labels", "label_positions", "images", "image_valid"), attention)
+    if kind is GenerateInputs:
+        fields = {"targets": attention}
+    return kind(
         tokens=torch.zeros(len(lengths), width, dtype=torch.int64),
         attention=attention,
         terms=torch.zeros(len(lengths), dtype=torch.int64),
         counts=torch.tensor(counts),
-        front_padding=False,
+        image_positions=~attention,
+        **fields,
     )
 
 
 def test_padding_and_dummies_are_computed_but_not_useful():
     model = Silent()
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("cpu"))
-    model(UNDERSTAND, inputs([6, 4, 1], [3, 2, 0], width=7))
+    model(inputs(UnderstandInputs, [6, 4, 1], [3, 2, 0], width=7))
     assert counter.pop().tolist() == [3 * 7, 6 + 4]
-    model(GENERATE, inputs([3, 1], [4, 0], width=5), predict=True)
+    model(inputs(GenerateInputs, [3, 1], [4, 0], width=5), predict=True)
     assert counter.pop().tolist() == [2 * (5 + AFTER_PROMPT), 3 + AFTER_PROMPT]
 
 
@@ -41,7 +44,7 @@ def test_passes_add_up_until_they_are_taken():
     model = Silent()
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("cpu"))
     for _ in range(3):
-        model(UNDERSTAND, inputs([2], [1], width=4))
+        model(inputs(UnderstandInputs, [2], [1], width=4))
     assert counter.pop().tolist() == [12, 6]
     assert counter.pop().tolist() == [0, 0]
     assert counter.pop().dtype == torch.float64
@@ -51,5 +54,5 @@ def test_no_pass_asks_the_device_for_a_number():
     """On the meta device a number cannot be had."""
     model = Silent()
     counter = TokenCounter(model, AFTER_PROMPT, torch.device("meta"))
-    model(GENERATE, inputs([3, 1], [4, 0], width=5).to(torch.device("meta")))
+    model(inputs(GenerateInputs, [3, 1], [4, 0], width=5).to(torch.device("meta")))
     assert counter.pop().shape == (2,)

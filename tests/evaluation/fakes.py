@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import DataError
-from megaunigame.step.inputs import IGNORE, PassInputs, PassOutput
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.inputs import IGNORE, GenerateInputs, GenerateOutput, PassInputs, UnderstandInputs, UnderstandOutput
+from megaunigame.step.labels import label_positions
+from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.data.shard_files import encoded, write_tar
 
@@ -34,23 +35,23 @@ class FakeProcessor:
         lines = [self._line(row) for row in rows]
         size = max(len(line) for line in lines)
         stacked = torch.tensor([line + [(0, IGNORE, 0)] * (size - len(line)) for line in lines])  # (B, S, 3)
-        sources = [self._source(row) for row in rows]
-        targets = [row.target if isinstance(row, GenerateRow) else torch.zeros(3, SIDE, SIDE) for row in rows]
         labels = stacked[..., 1]
-        counts = (labels != IGNORE).sum(1).float()
+        fields = {
+            "tokens": stacked[..., 0],
+            "attention": stacked[..., 0] != 0,
+            "terms": torch.tensor(terms),
+            "image_positions": torch.zeros_like(labels, dtype=torch.bool),
+            "images": torch.stack([self._source(row) for row in rows])[:, None] / 127.5 - 1,
+            "image_valid": torch.ones(len(rows), 1, dtype=torch.bool),
+            "keys": list(keys),
+        }
         if pass_name == GENERATE:
             counts = torch.tensor([0.0 if row is None else 1.0 for row in rows])
-        return PassInputs(
-            tokens=stacked[..., 0],
-            attention=stacked[..., 0] != 0,
-            terms=torch.tensor(terms),
-            counts=counts,
-            labels=labels,
-            segments=stacked[..., 2],
-            images=torch.stack(sources)[:, None] / 127.5 - 1,
-            targets=torch.stack(targets) / 127.5 - 1,
-            keys=list(keys),
-        )
+            targets = [torch.zeros(3, SIDE, SIDE) if row is None else row.target for row in rows]
+            return GenerateInputs(**fields, counts=counts, targets=torch.stack(targets) / 127.5 - 1)
+        counts = (labels != IGNORE).sum(1).float()
+        positions = label_positions(labels)
+        return UnderstandInputs(**fields, counts=counts, labels=labels, label_positions=positions, segments=stacked[..., 2])
 
     def _line(self, row) -> list[tuple[int, int, int]]:
         line = [(2, IGNORE, 0)]
@@ -88,15 +89,14 @@ class FakeModel(nn.Module):
         self.frozen = nn.Dropout().eval()
         self.calls: list[tuple[str, int]] = []
 
-    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
+    def forward(self, inputs: PassInputs, predict: bool = False) -> UnderstandOutput | GenerateOutput:
         assert not torch.is_grad_enabled() and not self.training
-        self.calls.append((pass_name, len(inputs.tokens)))
+        self.calls.append((inputs.pass_name, len(inputs.tokens)))
         brightness = inputs.images.mean(dim=(1, 2, 3, 4))
-        if pass_name == GENERATE:
+        if isinstance(inputs, GenerateInputs):
             wanted = (inputs.targets.mean(dim=(1, 2, 3)) > 0).float()
             says_bright = torch.tensor([float("bright" in self.processor.text(t.tolist())) for t in inputs.tokens])
-            return PassOutput(loss_sum=(wanted - says_bright).abs() * inputs.counts)
-        assert pass_name == UNDERSTAND
+            return GenerateOutput((wanted - says_bright).abs() * inputs.counts, brightness, brightness)
         predictions = torch.full_like(inputs.labels, 3)
         for row in range(len(inputs.labels)):
             for turn in inputs.segments[row].unique():
@@ -104,7 +104,10 @@ class FakeModel(nn.Module):
                 said = [*map(ord, "bright" if brightness[row] > 0 else "dark"), END] + [3] * len(labeled)
                 predictions[row, labeled] = torch.tensor(said[: len(labeled)], dtype=torch.int64)
         wrong = ((predictions != inputs.labels) & (inputs.labels != IGNORE)).sum(1).float()
-        return PassOutput(loss_sum=wrong, predictions=predictions if predict else None)
+        return UnderstandOutput(loss_sum=wrong, predictions=predictions if predict else None)
+
+    def predict(self, inputs: PassInputs) -> Tensor:
+        return self(inputs, predict=True).predictions
 
     def encode_target(self, pixels: Tensor) -> Tensor:
         self.calls.append(("encode_target", len(pixels)))
@@ -114,7 +117,7 @@ class FakeModel(nn.Module):
         self.calls.append(("decode_target", len(target)))
         return (target[:, :, None, None].float() / 8 - 1).expand(-1, 3, SIDE, SIDE)
 
-    def sample(self, inputs: PassInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
+    def sample(self, inputs: GenerateInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
         self.calls.append(("sample", len(inputs.tokens)))
         noise = 0.01 * torch.rand(len(inputs.tokens), 3, SIDE, SIDE, generator=generator)
         prompts = [self.processor.text(tokens.tolist()) for tokens in inputs.tokens]

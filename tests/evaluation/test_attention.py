@@ -93,7 +93,7 @@ def test_numbers_are_those_of_single_rows(model, shards, tmp_path):
         sample = read_sample(index, position)
         inputs = collate(model, GENERATE, [GenerateRow(sample.meta["caption"], sample.image)], [sample.key], False)
         with torch.no_grad():
-            alone.append(model(GENERATE, dataclasses.replace(inputs, taps=Taps((0, 1, 2)))).attention)
+            alone.append(model(dataclasses.replace(inputs, taps=Taps((0, 1, 2)))).attention)
     keys = np.stack([a.keys[:, 0].numpy() for a in alone])
     assert keys.std(0).min() > 1e-4, "samples differ, or the spread would say nothing"
     write_targets(tmp_path / "t.yaml", {"generate": [Target(0.1, 0.9), Target(0.1, 0.2), Target(0.1, 0.2)]})

@@ -11,8 +11,8 @@ import torch
 from megaunigame.errors import ConfigError, UserError
 from megaunigame.evaluation.suites.representations import DRAWN, TOKENIZER, UNRELATED, Representations
 from megaunigame.settings import fill
+from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.requests import GENERATE
-from megaunigame.step.rows import GenerateRow
 from tests.data.shard_files import encoded, write_shards
 from tests.worlds import on_ranks
 
@@ -36,8 +36,9 @@ class Draughtsman:
     def collate(self, plan, pass_name, rows, terms, keys):
         assert pass_name == GENERATE and plan.takes_images(GENERATE)
         zeros = torch.zeros(3, SIDE, SIDE)
-        targets = [zeros if row is None else row.target / 127.5 - 1 for row in rows]
-        return _Inputs(torch.stack(targets), list(rows))
+        targets = torch.stack([zeros if row is None else row.target / 127.5 - 1 for row in rows])
+        common = dict.fromkeys(("tokens", "attention", "terms", "counts", "image_positions"), targets[:, 0])
+        return GenerateInputs(**common, targets=targets, texts=[row.text for row in rows if row is not None])
 
     def encode_target(self, pixels):
         return pixels
@@ -46,16 +47,8 @@ class Draughtsman:
         return torch.cat([target[..., :-1], torch.full_like(target[..., -1:], -1)], dim=-1)
 
     def sample(self, inputs, *, guidance, temperature, generator):
-        assert all(row is None or row.prompt == "the depth" for row in inputs.rows)
+        assert all(prompt == "the depth" for prompt, _ in inputs.texts)
         return torch.cat([inputs.targets[..., 1:], inputs.targets[..., -1:]], dim=-1)
-
-
-class _Inputs:
-    def __init__(self, targets: torch.Tensor, rows: list[GenerateRow | None]):
-        self.targets, self.rows = targets, rows
-
-    def to(self, device):
-        return self
 
 
 @pytest.fixture

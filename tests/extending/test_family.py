@@ -10,7 +10,6 @@ from megaunigame.engine.parameters import choose_trainable
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import available, find
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.extending.conftest import write_patches
 from tests.models.conftest import picture  # noqa: F401
@@ -30,8 +29,8 @@ def folder(family, tmp_path):
 def test_one_folder_is_a_family(family, folder, picture):  # noqa: F811
     assert "patches" in available("models", UnifiedModel) and family.language_layers(str(folder)) == 1
     model = family.load(folder, max_length=64).train()
-    asked = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [("what is this ?", "a ball")]), None))
-    drawn = model(GENERATE, generate(model, GenerateRow("a ball", picture(0), source=picture(1)), None))
+    asked = model(understand(model, UnderstandRow([picture(0)], [("what is this ?", "a ball")]), None))
+    drawn = model(generate(model, GenerateRow("a ball", picture(0), source=picture(1)), None))
     for output in (asked, drawn):
         assert output.loss_sum[0] > 0 and output.loss_sum[1] == 0
     pixels = model.decode(drawn.hidden, anchor=drawn.target).pixels

@@ -14,6 +14,7 @@ import torch
 from megaunigame.config import load_recipe
 from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.objectives.player import Player
+from megaunigame.step.inputs import UnderstandOutput
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.training.trainer import Trainer
 from tests.data.shard_files import encoded
@@ -64,9 +65,9 @@ def noted(player: Player, calls: list, passes: list) -> None:
         original = getattr(player, hook)
 
         def called(*given):
-            calls.append((hook, given[2] if hook == "after_pass" else ""))
-            if hook == "after_pass" and given[2] == UNDERSTAND:
-                passes.append((given[1].inputs[UNDERSTAND], given[3].loss_sum.detach().clone()))
+            calls.append((hook, type(given[2]).__name__ if hook == "after_pass" else ""))
+            if hook == "after_pass" and isinstance(given[2], UnderstandOutput):
+                passes.append((given[1].understand, given[2].loss_sum.detach().clone()))
             return original(*given)
 
         setattr(player, hook, called)
@@ -123,7 +124,7 @@ def test_the_rows_are_made_of_the_samples(run):
 
 
 def test_hooks_of_a_player_are_called_in_their_order(run):
-    micro_step = [("before_micro_step", ""), ("after_pass", GENERATE), ("after_pass", UNDERSTAND)]
+    micro_step = [("before_micro_step", ""), ("after_pass", "GenerateOutput"), ("after_pass", "UnderstandOutput")]
     step = [("before_learner", ""), *micro_step, *micro_step, ("after_learner", "")]
     assert run.calls == [("rehearse", ""), *step, *step, ("save", "")]
 

@@ -52,7 +52,7 @@ def pass_results(
     results = {}
     for name, inputs in inputs_of.items():
         model.zero_grad()
-        losses = model(name, inputs.to(device)).loss_sum
+        losses = model(inputs.to(device)).loss_sum
         losses.sum().backward()
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
         results[name] = PassResult(losses.detach().cpu(), torch.cat([part.float().flatten() for part in parts]).cpu())

@@ -35,8 +35,8 @@ def generate(subject, *rows):
 def outputs(model, picture):
     """What both passes and the decoder make of two pictures, in one vector."""
     with torch.no_grad():
-        asked = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [("what ?", "a ball")])))
-        drawn = model(GENERATE, generate(model, GenerateRow("a cube", picture(1))))
+        asked = model(understand(model, UnderstandRow([picture(0)], [("what ?", "a ball")])))
+        drawn = model(generate(model, GenerateRow("a cube", picture(1))))
         return torch.cat([asked.loss_sum, drawn.loss_sum, model.decode(drawn.hidden).pixels.flatten()])
 
 
@@ -48,7 +48,7 @@ def words(processor, inputs, row=0):
 def left_padded(inputs, extra):
     """The same rows with the padding moved to the front, `extra` positions of it added."""
     moved = {}
-    for name, fill in (("tokens", 0), ("labels", IGNORE), ("attention", False), ("image_slots", False)):
+    for name, fill in (("tokens", 0), ("labels", IGNORE), ("attention", False), ("image_positions", False)):
         value = getattr(inputs, name)
         rows = []
         for row, real in zip(value, inputs.attention, strict=True):

@@ -9,7 +9,6 @@ from megaunigame.adversary.perturber import Perturber
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.paths import build_path
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.step.requests import UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import generate, understand
 
@@ -34,7 +33,7 @@ def attacked(model, picture, **settings):
 def test_the_adversary_gets_a_gradient(request, picture, family, drawn, seen, side, settings):
     model = request.getfixturevalue(family)
     _, _, attack, adversary = attacked(model, picture, **settings)
-    model(UNDERSTAND, attack.question).loss_sum.sum().backward()
+    model(attack.question).loss_sum.sum().backward()
     gradients = [p.grad for p in adversary.parameters()]
     assert all(torch.isfinite(g).all() for g in gradients) and any(g.abs().max() > 0 for g in gradients)
     tokens = drawn if "anchor" in settings else seen
@@ -53,7 +52,7 @@ def test_an_anchored_attack_changes_the_encoded_picture(openuni, picture):
 
 def test_sampled_pictures_are_candidates(openuni, picture):
     path, inputs, attack, _ = attacked(openuni, picture, path="sampled")
-    losses = openuni(UNDERSTAND, attack.question).loss_sum
+    losses = openuni(attack.question).loss_sum
     pictures, sums = path.harvest(openuni, inputs, attack, losses, torch.Generator().manual_seed(0))
     assert pictures.shape == (1, 2, 3, 32, 32) and sums.shape == (1, 2)
     assert attack.passes == 1 + openuni.calls_per_sample

@@ -110,7 +110,7 @@ def test_transformers_reads_the_folder(emu3_path, emu3_state, emu3, picture):
     with torch.no_grad():
         codes = theirs.model.get_image_tokens(inputs.images[0], torch.tensor([[12, 12]]))
         tokens, rows = inputs.tokens.clone(), emu3.processor.format.source_grid
-        tokens[inputs.image_slots] = codes[rows.places()].long()
+        tokens[inputs.image_positions] = codes[rows.places()].long()
         logits = theirs(input_ids=tokens[:, real]).logits
         ours = emu3.lm_head(emu3._read(emu3.embed(inputs), inputs.attention))
         drawn = torch.arange(16).view(1, 4, 4)

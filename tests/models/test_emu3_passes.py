@@ -20,7 +20,7 @@ def whole_sequence(model, inputs, codes, row):
     tokens = inputs.tokens.clone()
     if inputs.image_valid is not None and inputs.image_valid[row].any():
         seen = model.vision_tokenizer.encode(inputs.images[row]).flatten() + model.grid.first
-        tokens[row, inputs.image_slots[row]] = seen
+        tokens[row, inputs.image_positions[row]] = seen
     prompt = tokens[row, inputs.attention[row]]
     places = len(prompt) + model.grid.places()
     return torch.cat([prompt, model.grid.tokens(codes)[row]]), places
@@ -29,7 +29,7 @@ def whole_sequence(model, inputs, codes, row):
 def test_the_loss_falls_on_codes_over_the_whole_vocabulary(emu3, picture):
     inputs = generate(emu3, GenerateRow("a cube", picture(0)), GenerateRow("its depth", picture(1), picture(2)), None)
     with torch.no_grad():
-        output = emu3(GENERATE, inputs, predict=True)
+        output = emu3(inputs, predict=True)
         assert output.hidden.shape == (3, 16, 64) and output.loss_sum[2] == 0
         for row in range(2):
             tokens, places = whole_sequence(emu3, inputs, output.target, row)
@@ -45,11 +45,11 @@ def test_the_loss_falls_on_codes_over_the_whole_vocabulary(emu3, picture):
 def test_an_understood_picture_is_read_as_its_codes(emu3, picture):
     inputs = understand(emu3, UnderstandRow([picture(0), picture(1)], TURNS))
     tokens = inputs.tokens.clone()
-    tokens[inputs.image_slots] = emu3.vision_tokenizer.encode(inputs.images[0]).flatten() + emu3.grid.first
+    tokens[inputs.image_positions] = emu3.vision_tokenizer.encode(inputs.images[0]).flatten() + emu3.grid.first
     with torch.no_grad():
         logits = emu3.lm_head(emu3.language_model(input_ids=tokens).last_hidden_state)
         expected = F.cross_entropy(logits[0, :-1], inputs.labels[0, 1:], reduction="sum")
-        output = emu3(UNDERSTAND, inputs, predict=True)
+        output = emu3(inputs, predict=True)
     assert output.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(output.predictions[:, 1:], logits[:, :-1].argmax(-1))
 
@@ -58,7 +58,7 @@ def test_every_parameter_takes_part_in_either_pass(emu3, picture):
     text, drawn = understand(emu3, UnderstandRow([], TURNS[:1])), generate(emu3, GenerateRow("a cube", picture(0)))
     for pass_name, inputs in ((UNDERSTAND, text), (GENERATE, drawn)):
         emu3.zero_grad()
-        emu3(pass_name, inputs).loss_sum.sum().backward()
+        emu3(inputs).loss_sum.sum().backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in emu3.parameters()), pass_name
 
 
@@ -68,7 +68,7 @@ def test_the_gradient_into_the_source_is_scaled_and_nothing_else(emu3, picture):
     def measured(factor):
         inputs = generate(emu3, GenerateRow("the same", picture(0), source=picture(9), source_gradient=factor))
         emu3.zero_grad()
-        output = emu3(GENERATE, inputs)
+        output = emu3(inputs)
         output.loss_sum.sum().backward()
         seen = set(emu3.vision_tokenizer.encode(inputs.images[0]).flatten().tolist()) - set(output.target[0].tolist())
         assert seen
@@ -84,7 +84,7 @@ def test_the_gradient_into_the_source_is_scaled_and_nothing_else(emu3, picture):
 def test_dropped_conditions_of_another_length_are_the_same_too(emu3, picture):
     rows = [GenerateRow(text, picture(0), source=picture(seed), unconditional=True) for text, seed in (("X", 1), ("a ball", 2))]
     with torch.no_grad():
-        losses = [emu3(GENERATE, generate(emu3, row)).loss_sum for row in rows]
+        losses = [emu3(generate(emu3, row)).loss_sum for row in rows]
     assert torch.equal(*losses)
 
 
@@ -96,7 +96,7 @@ def test_shares_of_attention_are_those_of_the_maps(emu3_path, picture):
     model = Emu3.load(emu3_path, max_length=128)
     model.install_taps()
     with torch.no_grad():
-        found = model(GENERATE, dataclasses.replace(inputs, taps=Taps(layers=(0, 1)))).attention.keys
+        found = model(dataclasses.replace(inputs, taps=Taps(layers=(0, 1)))).attention.keys
         for row in range(2):
             tokens, places = whole_sequence(eager, inputs, codes, row)
             maps = eager.language_model(input_ids=tokens[None], output_attentions=True).attentions
@@ -109,10 +109,10 @@ def test_shares_of_attention_are_those_of_the_maps(emu3_path, picture):
                 expected = maps[layer][0][:, places[:-1]][:, :, text].sum(-1).mean()
                 assert found[layer, row].item() == pytest.approx(expected.item(), abs=1e-6)
         asked = understand(eager, UnderstandRow([picture(0)], TURNS))
-        share = model(UNDERSTAND, dataclasses.replace(asked, taps=Taps(layers=(1,)))).attention.keys
+        share = model(dataclasses.replace(asked, taps=Taps(layers=(1,)))).attention.keys
         embeds = eager.embed(asked)
         last = eager.language_model(inputs_embeds=embeds, output_attentions=True).attentions[1][0]
-    mass = last[:, asked.labels[0] >= 0][:, :, asked.image_slots[0]].sum(-1).mean()
+    mass = last[:, asked.labels[0] >= 0][:, :, asked.image_positions[0]].sum(-1).mean()
     assert share.item() == pytest.approx(mass.item(), abs=1e-6)
 
 
@@ -123,7 +123,7 @@ def test_a_few_steps_learn_a_picture_and_an_answer(emu3, picture):
     drawn = generate(emu3, GenerateRow("a cube", picture(0)))
     losses = []
     for _ in range(8):
-        loss = emu3(UNDERSTAND, asked).loss_sum.sum() + emu3(GENERATE, drawn).loss_sum.sum()
+        loss = emu3(asked).loss_sum.sum() + emu3(drawn).loss_sum.sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,7 +8,6 @@ import torch
 from megaunigame.models.causal import head as token_head
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.emu3 import Emu3
-from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import counted_calls, generate, understand
 
@@ -16,7 +15,7 @@ from tests.models.shared import counted_calls, generate, understand
 def states(model, picture):
     with torch.no_grad():
         rows = [GenerateRow("a cube", picture(0)), GenerateRow("a ball", picture(1))]
-        return model(GENERATE, generate(model, *rows), predict=True)
+        return model(generate(model, *rows), predict=True)
 
 
 def greedy(logits):

@@ -32,7 +32,7 @@ def test_conversation_format(processor, picture):
     labeled = inputs.labels[0] != IGNORE
     assert processor.tokenizer.decode(inputs.tokens[0][labeled].tolist()) == " a red ball<|extra_204|> two<|extra_204|>"
     assert inputs.counts.tolist() == [labeled.sum()] and inputs.images.shape == (1, 2, 3, 12, 12)
-    slots = inputs.tokens[0][inputs.image_slots[0]]
+    slots = inputs.tokens[0][inputs.image_positions[0]]
     assert len(slots) == 18 and (slots == processor.format.image).all()
 
 
@@ -49,7 +49,7 @@ def test_generation_format(processor, picture):
 def test_a_dropped_condition_is_an_empty_prompt(processor, picture):
     inputs = generate(processor, GenerateRow("a cube", picture(0), source=picture(1), unconditional=True))
     assert words(processor, inputs) == f"<|extra_203|>{REQUEST}" and inputs.intact.tolist() == [False]
-    assert not inputs.image_slots.any() and not inputs.image_valid.any()
+    assert not inputs.image_positions.any() and not inputs.image_valid.any()
     assert processor.unconditional_tokens() == inputs.tokens[0][inputs.attention[0]].tolist()
 
 
@@ -67,7 +67,7 @@ def test_rows_of_codes(processor):
 def test_a_long_prompt_loses_text_only(processor, picture):
     inputs = generate(processor, GenerateRow("cube " * 200, picture(0), source=picture(1)))
     assert inputs.attention.sum() + 19 == 128 and inputs.intact.tolist() == [False]
-    assert words(processor, inputs).endswith(f"cube{REQUEST}") and inputs.image_slots.sum() == 9
+    assert words(processor, inputs).endswith(f"cube{REQUEST}") and inputs.image_positions.sum() == 9
 
 
 def test_rows_that_cannot_fit_are_refused(emu3_path, picture):

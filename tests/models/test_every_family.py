@@ -60,7 +60,7 @@ def model(tiny):
 def generated(model, picture):
     rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]
     with torch.no_grad():
-        return model(GENERATE, generate(model, *rows), predict=True)
+        return model(generate(model, *rows), predict=True)
 
 
 def greedy(logits):
@@ -207,10 +207,33 @@ def test_a_processor_travels_to_workers_and_gives_answers_back(model, picture):
 # Passes
 
 
+def test_collated_rows_say_where_their_labels_and_their_padding_are(model, picture):
+    asked = understand(model, UnderstandRow([picture(0)], TURNS[:1]), None, UnderstandRow([], TURNS))
+    assert torch.equal(asked.label_positions, label_positions(asked.labels)) and not asked.front_padding
+    assert (
+        asked.counts.tolist() == (asked.labels != IGNORE).sum(1).tolist() and (asked.label_positions > 0).any(1)[[0, 2]].all()
+    )
+    for words in (2, 3, 4, 5, 6, 7, 8, 9):
+        row = GenerateRow(" ".join(["cube"] * words), picture(0))
+        drawn, with_a_dummy = generate(model, row), generate(model, row, None)
+        assert drawn.front_padding is not bool(drawn.attention.all()) and with_a_dummy.front_padding
+
+
+def test_only_codes_are_predicted(model, picture):
+    inputs = generate(model, GenerateRow("a cube", picture(0)))
+    if isinstance(model, CodeModel):
+        assert model.predict(inputs).shape == (1, model.codes_per_image)
+    else:
+        with pytest.raises(ModelError, match="predicts no codes in its generate pass"):
+            model.predict(inputs)
+    with pytest.raises(TypeError, match="has no pass for str"):
+        model("generate", inputs)
+
+
 def test_loss_is_the_sum_over_the_labeled_positions(model, picture):
     inputs = understand(model, UnderstandRow([picture(0)], TURNS[:2]), UnderstandRow([], TURNS[1:2]))
     with torch.no_grad():
-        losses = model(UNDERSTAND, inputs).loss_sum
+        losses = model(inputs).loss_sum
         logits = model.lm_head(model._read(model.embed(inputs), inputs.attention))
     log_probabilities = logits.log_softmax(-1)
     for row in range(2):
@@ -227,9 +250,9 @@ def test_token_0_is_a_label_like_any_other(model):
     inputs.labels[1][inputs.labels[1] != IGNORE] = torch.arange(int(inputs.counts[1]))
     inputs.label_positions = label_positions(inputs.labels)
     with torch.no_grad():
-        output = model(UNDERSTAND, inputs)
+        output = model(inputs)
         logits = model.lm_head(model._read(model.embed(inputs), inputs.attention))[:, :-1]
-        everywhere = model(UNDERSTAND, inputs, predict=True)
+        everywhere = model(inputs, predict=True)
     losses = F.cross_entropy(logits.transpose(1, 2), inputs.labels[:, 1:], ignore_index=IGNORE, reduction="none").sum(1)
     torch.testing.assert_close(output.loss_sum, losses, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(everywhere.loss_sum, losses, rtol=1e-5, atol=1e-5)
@@ -241,17 +264,15 @@ def test_token_0_is_a_label_like_any_other(model):
 def test_predictions_of_the_understand_pass_are_for_their_own_position(model, picture):
     inputs = understand(model, UnderstandRow([picture(0)], TURNS))
     with torch.no_grad():
-        output = model(UNDERSTAND, inputs, predict=True)
+        output = model(inputs, predict=True)
         logits = model.lm_head(model._read(model.embed(inputs), inputs.attention, front_padding=inputs.front_padding))
-        plain = model(UNDERSTAND, inputs)
+        plain = model(inputs)
     assert torch.equal(output.predictions[:, 1:], logits[:, :-1].argmax(-1))
     torch.testing.assert_close(output.loss_sum, plain.loss_sum)
 
 
 def test_images_are_seen(model, picture):
-    losses = [
-        model(UNDERSTAND, understand(model, UnderstandRow([picture(seed)], TURNS[:1]))).loss_sum.item() for seed in (0, 1)
-    ]
+    losses = [model(understand(model, UnderstandRow([picture(seed)], TURNS[:1]))).loss_sum.item() for seed in (0, 1)]
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
@@ -259,9 +280,9 @@ def test_images_are_seen(model, picture):
 def test_independent_turns_equal_turns_asked_alone(tiny, picture, attention):
     model = tiny.load(attention=attention)
     with torch.no_grad():
-        together = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], TURNS, independent=True), None)).loss_sum
-        alone = [model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], [t]))).loss_sum for t in TURNS]
-        sequential = model(UNDERSTAND, understand(model, UnderstandRow([picture(0)], TURNS))).loss_sum
+        together = model(understand(model, UnderstandRow([picture(0)], TURNS, independent=True), None)).loss_sum
+        alone = [model(understand(model, UnderstandRow([picture(0)], [t]))).loss_sum for t in TURNS]
+        sequential = model(understand(model, UnderstandRow([picture(0)], TURNS))).loss_sum
     assert together[0].item() == pytest.approx(torch.cat(alone).sum().item(), abs=1e-4, rel=1e-5)
     assert abs(together[0].item() - sequential[0].item()) > 1e-3
 
@@ -269,15 +290,15 @@ def test_independent_turns_equal_turns_asked_alone(tiny, picture, attention):
 def test_padding_side_does_not_matter(model, picture):
     rows = (UnderstandRow([picture(0)], TURNS[:1]), UnderstandRow([picture(1)], TURNS))
     with torch.no_grad():
-        right = model(UNDERSTAND, understand(model, *rows)).loss_sum
-        left = model(UNDERSTAND, left_padded(understand(model, *rows), extra=5)).loss_sum
+        right = model(understand(model, *rows)).loss_sum
+        left = model(left_padded(understand(model, *rows), extra=5)).loss_sum
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-4)
 
 
 def test_a_longer_neighbor_does_not_change_a_generate_row(model, picture):
     short, long = GenerateRow("a cube", picture(0)), GenerateRow("a small green cone behind", picture(1), picture(2))
     with torch.no_grad():
-        alone, together = (model(GENERATE, generate(model, *rows)) for rows in ((short,), (short, long)))
+        alone, together = (model(generate(model, *rows)) for rows in ((short,), (short, long)))
     torch.testing.assert_close(together.hidden[:1], alone.hidden, rtol=1e-4, atol=1e-5)
     if isinstance(model, CodeModel):  # noise is drawn by the place in the batch
         torch.testing.assert_close(together.loss_sum[:1], alone.loss_sum, rtol=1e-5, atol=1e-4)
@@ -286,7 +307,7 @@ def test_a_longer_neighbor_does_not_change_a_generate_row(model, picture):
 def test_dropped_conditions_are_all_the_same(model, picture):
     rows = [GenerateRow(text, picture(0), source=picture(seed), unconditional=True) for text, seed in (("X", 1), ("Y", 2))]
     with torch.no_grad():
-        outputs = [model(GENERATE, generate(model, row)) for row in rows]
+        outputs = [model(generate(model, row)) for row in rows]
     assert torch.equal(*(output.loss_sum for output in outputs)) and torch.equal(*(output.hidden for output in outputs))
 
 
@@ -295,7 +316,7 @@ def test_dummy_rows_have_no_loss_and_no_gradient(model, picture):
         model.zero_grad()
         inputs_u = understand(model, *[UnderstandRow([picture(0)], TURNS[:1]) if r else None for r in rows])
         inputs_g = generate(model, *[GenerateRow("a cube", picture(1)) if r else None for r in rows])
-        losses = torch.stack([model(UNDERSTAND, inputs_u).loss_sum, model(GENERATE, inputs_g).loss_sum])
+        losses = torch.stack([model(inputs_u).loss_sum, model(inputs_g).loss_sum])
         losses.sum().backward()
         return losses.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
 
@@ -317,13 +338,13 @@ def test_bfloat16_is_finite_and_near_float32(tiny, picture, frozen):
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny.load(dtype=dtype)
         model.load_frozen(str(tiny.path), torch.device("cpu"), frozen if dtype == torch.bfloat16 else torch.float32)
-        drawn = model(GENERATE, generate(model, GenerateRow("a cube", picture(0), picture(1)), None))
+        drawn = model(generate(model, GenerateRow("a cube", picture(0), picture(1)), None))
         inputs = understand(model, UnderstandRow([picture(0)], TURNS, independent=True), None)
-        asked = model(UNDERSTAND, inputs)
+        asked = model(inputs)
         pixels = [model.decode(drawn.hidden, anchor=anchor).pixels for anchor in (None, drawn.target)]
         inputs.images = model.as_source(pixels[0]).unsqueeze(1)
         total = asked.loss_sum.sum() + drawn.loss_sum.sum() + sum(p.mean() for p in pixels)
-        (total + model(UNDERSTAND, inputs).loss_sum.sum()).backward()
+        (total + model(inputs).loss_sum.sum()).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
         assert all(torch.isfinite(p).all() for p in pixels)
         losses.append(torch.stack([asked.loss_sum, drawn.loss_sum]).detach())
@@ -340,7 +361,7 @@ def test_checkpointing_changes_no_gradient(tiny, picture, pass_name):
             UNDERSTAND: understand(model, UnderstandRow([picture(0)], TURNS)),
             GENERATE: generate(model, GenerateRow("a cube", picture(0), picture(1))),
         }
-        model(pass_name, rows[pass_name]).loss_sum.sum().backward()
+        model(rows[pass_name]).loss_sum.sum().backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
         assert all(layer.gradient_checkpointing == checkpointing for layer in model.language_model.layers)
     assert grads[0].keys() == grads[1].keys()
@@ -362,7 +383,7 @@ def test_pixels_reach_the_understand_pass_with_a_gradient(model, picture, anchor
     shown = model.as_source(pixels)
     assert shown.shape == inputs.images[:, 0].shape
     inputs.images = shown.unsqueeze(1)
-    (gradient,) = torch.autograd.grad(model(UNDERSTAND, inputs).loss_sum.sum(), [delta])
+    (gradient,) = torch.autograd.grad(model(inputs).loss_sum.sum(), [delta])
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
 
 
@@ -437,16 +458,16 @@ def test_lora_trains_adapters_of_the_language_model_only(model, picture):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     inputs = understand(model, UnderstandRow([picture(0)], [("what ?", "ball")]))
     with torch.no_grad():
-        base = model(UNDERSTAND, inputs).loss_sum
+        base = model(inputs).loss_sum
     model.add_lora(rank=4, alpha=8, dropout=0.0, targets=ALL_TARGETS, seed=0)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     layers = next(name for name, module in model.named_modules() if module is model.language_model) + ".layers."
     assert len(trained) == 2 * len(ALL_TARGETS) * 2
     assert all("lora_" in n and n.startswith(layers) for n in trained)
     assert {model.group_of(n) for n in trained} == {"lm"}
-    loss = model(UNDERSTAND, inputs).loss_sum
+    loss = model(inputs).loss_sum
     torch.testing.assert_close(loss.detach(), base)  # the second matrix starts at zero
-    (loss.sum() + model(GENERATE, generate(model, GenerateRow("a cube", picture(0)))).loss_sum.sum()).backward()
+    (loss.sum() + model(generate(model, GenerateRow("a cube", picture(0)))).loss_sum.sum()).backward()
     assert all((p.grad is not None) == (n in trained) for n, p in model.named_parameters())
     assert any(p.grad.abs().max() > 0 for n, p in model.named_parameters() if n in trained)
     for name, parameter in model.named_parameters():

@@ -7,13 +7,12 @@ import torch
 
 from megaunigame.models.causal import masks
 from megaunigame.models.causal.model import place
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import TURNS, generate, understand
 
 
 def test_every_parameter_takes_part_in_a_text_only_batch(model):
-    model(UNDERSTAND, understand(model, UnderstandRow([], TURNS[:1]))).loss_sum.sum().backward()
+    model(understand(model, UnderstandRow([], TURNS[:1]))).loss_sum.sum().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None and ".generation_" not in n]
     assert not missing
     assert all((p.grad == 0).all() for n, p in model.named_parameters() if n.startswith(("model.aligner", "model.vision")))
@@ -22,7 +21,7 @@ def test_every_parameter_takes_part_in_a_text_only_batch(model):
 
 def test_a_source_image_reaches_the_tower_through_the_generate_pass(model, picture):
     inputs = generate(model, GenerateRow("the same", picture(0), source=picture(1)))
-    model(GENERATE, inputs).loss_sum.sum().backward()
+    model(inputs).loss_sum.sum().backward()
     assert model.model.vision_model.embeddings.patch_embedding.weight.grad.abs().max() > 0
 
 
@@ -30,7 +29,7 @@ def test_the_gradient_into_the_source_is_scaled_and_nothing_else(model, picture)
     def measured(*factors):
         rows = [GenerateRow("the same", picture(i), source=picture(9), source_gradient=f) for i, f in enumerate(factors)]
         model.zero_grad()
-        loss = model(GENERATE, generate(model, *rows)).loss_sum
+        loss = model(generate(model, *rows)).loss_sum
         loss.sum().backward()
         tower, table = model.model.vision_model.embeddings.patch_embedding.weight, model.model.generation_embeddings.weight
         return loss.detach(), tower.grad.clone(), table.grad.clone()
@@ -46,7 +45,7 @@ def test_the_gradient_into_the_source_is_scaled_and_nothing_else(model, picture)
 
 def test_generate_returns_the_states_the_head_reads(model, picture):
     inputs = generate(model, GenerateRow("a cube", picture(0)), None)
-    output = model(GENERATE, inputs, predict=True)
+    output = model(inputs, predict=True)
     assert output.hidden.shape == (2, 16, 64)
     assert torch.equal(output.predictions, model.model.generation_head(output.hidden).argmax(-1))
     codes = model.encode_target(inputs.targets)[0]

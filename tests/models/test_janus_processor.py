@@ -33,7 +33,7 @@ def test_conversation_format(processor, picture):
     assert processor.tokenizer.decode(inputs.tokens[0][labeled].tolist()) == " a red ball</s> two</s>"
     assert torch.equal(inputs.labels[0][labeled], inputs.tokens[0][labeled])
     assert inputs.counts.tolist() == [labeled.sum()]
-    slots = inputs.tokens[0][inputs.image_slots[0]]
+    slots = inputs.tokens[0][inputs.image_positions[0]]
     assert len(slots) == 16 and (slots == processor.format.image).all()
     assert inputs.tokens.shape[1] % 8 == 0 and inputs.segments is None
 
@@ -82,14 +82,14 @@ def test_turns_that_do_not_fit_are_dropped(folder, picture):
 def test_a_single_long_turn_is_cut_at_its_end(folder, picture, independent):
     processor = JanusProcessor.from_folder(folder, max_length=90)
     inputs = understand(processor, UnderstandRow([picture(0)], [("what ?", "ball " * 100)], independent=independent))
-    assert inputs.attention.sum() == 90 and inputs.image_slots.sum() == 16
+    assert inputs.attention.sum() == 90 and inputs.image_positions.sum() == 16
     assert inputs.counts[0] == (inputs.labels != IGNORE).sum() > 0
 
 
 def test_a_long_prompt_loses_text_only(processor, picture):
     inputs = generate(processor, GenerateRow("cube " * 200, picture(0), source=picture(1)))
     assert inputs.attention.sum() + 16 == 96
-    assert words(processor, inputs).endswith("\n\n<|Assistant|>:<begin_of_image>") and inputs.image_slots.sum() == 16
+    assert words(processor, inputs).endswith("\n\n<|Assistant|>:<begin_of_image>") and inputs.image_positions.sum() == 16
 
 
 def test_rows_that_cannot_fit_are_refused(folder, picture):
@@ -120,7 +120,7 @@ def test_unconditional_rows_are_pads_between_their_ends(processor, picture):
     real = inputs.tokens[0][inputs.attention[0]].tolist()
     assert real[0] == processor.format.bos and real[-1] == processor.format.begin
     assert set(real[1:-1]) == {processor.pad_id}
-    assert not inputs.image_slots.any() and not inputs.image_valid.any()
+    assert not inputs.image_positions.any() and not inputs.image_valid.any()
 
 
 def test_prompts_end_where_the_answer_begins(processor, picture):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megaunigame.models.openuni import OpenUni, flow
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import TURNS, built, generate, understand
 
@@ -38,7 +38,7 @@ def test_training_draws_from_the_global_generator_and_evaluation_does_not(openun
     def loss(seed):
         torch.manual_seed(seed)
         with torch.no_grad():
-            return openuni(GENERATE, inputs).loss_sum
+            return openuni(inputs).loss_sum
 
     assert torch.equal(loss(0), loss(1))
     openuni.train()
@@ -53,7 +53,7 @@ def test_dummy_rows_change_no_gradient_of_given_levels(openuni, picture):
         latents = openuni.encode_target(inputs_g.targets)
         noise = torch.ones(1, *latents.shape[1:]).expand_as(latents)
         generated = openuni.match(inputs_g, latents, torch.full((len(rows),), 0.5), noise).loss_sum
-        losses = torch.stack([openuni(UNDERSTAND, inputs_u).loss_sum, generated])
+        losses = torch.stack([openuni(inputs_u).loss_sum, generated])
         losses.sum().backward()
         return losses.detach(), {n: p.grad.clone() for n, p in openuni.named_parameters()}
 
@@ -69,7 +69,7 @@ def test_dummy_rows_change_no_gradient_of_given_levels(openuni, picture):
 
 
 def test_a_source_image_reaches_the_understanding_side_through_the_generate_pass(openuni, picture):
-    openuni(GENERATE, generate(openuni, GenerateRow("the same", picture(0), source=picture(1)))).loss_sum.sum().backward()
+    openuni(generate(openuni, GenerateRow("the same", picture(0), source=picture(1)))).loss_sum.sum().backward()
     for group in openuni.groups_of_pass(GENERATE, takes_images=True):
         parameters = {n: p for n, p in openuni.named_parameters() if openuni.group_of(n) == group}
         reached = [n for n, p in parameters.items() if p.grad is not None and p.grad.abs().max() > 0]
@@ -79,7 +79,7 @@ def test_a_source_image_reaches_the_understanding_side_through_the_generate_pass
 
 
 def test_without_a_source_the_understanding_side_gets_a_zero_gradient(openuni, picture):
-    openuni(GENERATE, generate(openuni, GenerateRow("a cube", picture(0)))).loss_sum.sum().backward()
+    openuni(generate(openuni, GenerateRow("a cube", picture(0)))).loss_sum.sum().backward()
     seeing = [p for n, p in openuni.named_parameters() if openuni.group_of(n) in openuni.seeing]
     assert seeing and all(p.grad is not None and (p.grad == 0).all() for p in seeing)
 
@@ -99,11 +99,11 @@ def test_dropped_conditions_are_all_the_same_and_what_guidance_uses(openuni, pic
         generate(openuni, GenerateRow(text, picture(0), source=picture(seed), unconditional=True))
         for text, seed in (("X", 1), ("Y", 2))
     ]
-    assert torch.equal(dropped[0].tokens, dropped[1].tokens) and not dropped[0].image_slots.any()
+    assert torch.equal(dropped[0].tokens, dropped[1].tokens) and not dropped[0].image_positions.any()
     words = openuni.processor.tokenizer.decode(dropped[0].tokens[0][dropped[0].attention[0]].tolist())
     assert words == "<|im_start|>user\nGenerate an image.<|im_end|>\n<|im_start|>assistant\n<img>"
     with torch.no_grad():
-        states = [openuni(GENERATE, inputs).hidden for inputs in dropped]
+        states = [openuni(inputs).hidden for inputs in dropped]
         both = openuni._sample_states(openuni.processor.generate_prompts(["a cube"]), guided=True)
     assert torch.equal(*states)
     torch.testing.assert_close(both[1:], states[0], rtol=1e-4, atol=1e-5)

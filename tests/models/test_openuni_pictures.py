@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import counted_calls, generate, understand
 
@@ -13,7 +12,7 @@ from tests.models.shared import counted_calls, generate, understand
 def generated(model, picture):
     rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]
     with torch.no_grad():
-        return model(GENERATE, generate(model, *rows))
+        return model(generate(model, *rows))
 
 
 def test_an_anchored_decode_without_a_change_is_the_encoded_picture(openuni, picture):

@@ -29,7 +29,7 @@ def test_conversation_format(processor, picture):
     )
     labeled = inputs.labels[0] != IGNORE
     assert processor.tokenizer.decode(inputs.tokens[0][labeled].tolist()) == "a red ball<|im_end|>two<|im_end|>"
-    assert inputs.counts.tolist() == [labeled.sum()] and inputs.image_slots[0].sum() == 8
+    assert inputs.counts.tolist() == [labeled.sum()] and inputs.image_positions[0].sum() == 8
     assert inputs.images.shape == (1, 2, 3, 16, 16)
 
 

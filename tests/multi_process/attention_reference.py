@@ -28,8 +28,8 @@ class AttentionReference(PlainReference):
         self.pulls: dict[str, list[Tensor]] = {p: [] for p in self.plan.passes}
         self.calibration: dict[str, list[float]] = {p: [] for p in self.plan.passes}
 
-    def after_pass(self, pass_name: str, inputs: PassInputs) -> None:
-        maps, self.maps = self.maps, []
+    def after_pass(self, inputs: PassInputs) -> None:
+        pass_name, maps, self.maps = inputs.pass_name, self.maps, []
         for row in range(len(inputs.tokens)):
             queries, keys = self._sets(pass_name, inputs, row, maps[0].shape[-1])
             # Rows without data, without an image, without their condition.
@@ -46,7 +46,7 @@ class AttentionReference(PlainReference):
 
     def _sets(self, pass_name: str, inputs: PassInputs, row: int, size: int) -> tuple[list[int], list[int]]:
         places = range(inputs.tokens.shape[1])
-        slot, real = inputs.image_slots[row].tolist(), inputs.attention[row].tolist()
+        slot, real = inputs.image_positions[row].tolist(), inputs.attention[row].tolist()
         if pass_name == GENERATE:
             drawn, text = list(range(len(places), size)), [p for p in places if real[p] and not slot[p]]
             if self.recipe.model.family != "emu3":

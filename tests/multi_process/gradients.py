@@ -206,8 +206,8 @@ def check_divergence(home: Path, world: World) -> None:
     before = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]
     forward = trainer.learner.forward
 
-    def broken(pass_name, inputs):
-        output = forward(pass_name, inputs)
+    def broken(inputs):
+        output = forward(inputs)
         return output._replace(loss_sum=output.loss_sum * (math.nan if world.rank == 1 else 1.0))
 
     trainer.learner.forward = broken

@@ -97,7 +97,7 @@ class MixedReference(PlainReference):
     def _sums(self, pass_name: str, inputs: PassInputs) -> Tensor:
         """(T,) summed losses of one pass."""
         inputs = dataclasses.replace(inputs, taps=self.taps[pass_name])
-        output = self.model(pass_name, inputs)
+        output = self.model(inputs)
         sums = output.loss_sum.new_zeros(len(self.plan.terms)).index_add(0, inputs.terms, output.loss_sum)
         return torch.cat([sums, *(self._pull(term, inputs, output, pass_name) for term in self.added)])
 

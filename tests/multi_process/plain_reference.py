@@ -65,8 +65,8 @@ class PlainReference:
         for rank, micro, inputs in self.batches():
             seed_micro_step(self.recipe.seed, self.step_number, micro, rank)
             for pass_name in self.plan.passes:
-                losses = self.model(pass_name, inputs[pass_name]).loss_sum
-                self.after_pass(pass_name, inputs[pass_name])
+                losses = self.model(inputs[pass_name]).loss_sum
+                self.after_pass(inputs[pass_name])
                 for row, term in enumerate(inputs[pass_name].terms.tolist()):
                     sums[self.plan.terms[term]] += losses[row]
                     counts[self.plan.terms[term]] += float(inputs[pass_name].counts[row])
@@ -93,7 +93,7 @@ class PlainReference:
         self.step_number += 1
         return float(norm)
 
-    def after_pass(self, pass_name: str, inputs: PassInputs) -> None:
+    def after_pass(self, inputs: PassInputs) -> None:
         """A pass over the rows of one rank was made."""
 
     def more_loss(self, means: dict[str, Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ hard rows that the ranks drew (the buffer has tests of its own), and computes ev
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.objectives.unigame.game import Game
 from megaunigame.parallel.world import World, start_world
 from megaunigame.randomness import derive
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import UnderstandInputs, take_rows
 from megaunigame.step.micro import MicroStep
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.requests import UNDERSTAND
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.gradients import gathered, trainer_of
 from tests.multi_process.plain_reference import PlainReference
@@ -126,15 +127,15 @@ class PlainGame(PlainReference):
             tokens = model.visual_tokens(inputs.question.images)[:, 0].detach()
         else:
             with torch.no_grad():
-                seen = model(GENERATE, inputs.redraw)
+                seen = model(inputs.redraw)
             tokens = seen.hidden
         delta = self.perturbation(tokens)
-        question = PassInputs(**vars(inputs.question))
+        question = UnderstandInputs(**vars(inputs.question))
         if game["path"] == "embedding":
             question.visual_delta = delta.unsqueeze(1)
         else:
             question.images = self.decoded(tokens, delta, inputs).clamp(-1, 1).unsqueeze(1)
-        losses = model(UNDERSTAND, question).loss_sum
+        losses = model(question).loss_sum
         p = game["penalties"]
         price = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
         return losses, price + p["gate"] * self.gate.sigmoid() ** 2
@@ -173,7 +174,7 @@ class PlainGame(PlainReference):
             model.image_tokenizer.post_quant_conv(cells.transpose(1, 2).reshape(len(cells), -1, side, side))
         )
 
-    def play(self, hard: list[PassInputs]) -> tuple[float, float, dict[str, float]]:
+    def play(self, hard: list[UnderstandInputs]) -> tuple[float, float, dict[str, float]]:
         """One step with the hard rows of all ranks: the adversary's loss and gradient norm, and the learner's mean losses."""
         game, attacks = self.game, self.step_number % self.game["every"] == 0
         sources = self.attack_inputs()
@@ -208,7 +209,7 @@ class PlainGame(PlainReference):
         self.adversary_optimizer.param_groups[0]["lr"] = self.game["ratio"] * lr
         self.adversary_optimizer.step()
 
-    def hard_loss(self, hard: list[PassInputs]) -> Tensor:
+    def hard_loss(self, hard: list[UnderstandInputs]) -> Tensor:
         """beta times the mean loss of the hard rows; in the embedding path they are perturbed again."""
         total, count = torch.zeros(()), 0.0
         for rows in hard:
@@ -216,7 +217,7 @@ class PlainGame(PlainReference):
                 with torch.no_grad():
                     tokens = self.model.visual_tokens(rows.images)[:, 0]
                     rows.visual_delta = self.perturbation(tokens).unsqueeze(1)
-            total, count = total + self.model(UNDERSTAND, rows).loss_sum.sum(), count + float(rows.counts.sum())
+            total, count = total + self.model(rows).loss_sum.sum(), count + float(rows.counts.sum())
         return 0.5 * total / max(count, 1.0)
 
     def step_with(self, extra: Tensor) -> dict[str, float]:
@@ -229,15 +230,10 @@ class PlainGame(PlainReference):
         return self.extra
 
 
-def hard_rows(trainer: Trainer, step: Any, world: World) -> list[PassInputs]:
+def hard_rows(trainer: Trainer, step: Any, world: World) -> list[UnderstandInputs]:
     """The hard rows that every rank put into this step, rank by rank and micro-step by micro-step."""
-    at = trainer.plan.slots(UNDERSTAND, "hard")
-    own = []
-    for micro in step.micro_steps:
-        fields = vars(micro.inputs[UNDERSTAND])
-        own.append(
-            PassInputs(**{n: v[at] if isinstance(v, Tensor | list) and n != "visual_delta" else v for n, v in fields.items()})
-        )
+    at = trainer.plan.rows_at(UNDERSTAND, "hard")
+    own = [dataclasses.replace(take_rows(micro.understand, at), visual_delta=None) for micro in step.micro_steps]
     return [rows for rank in world.all_gather_object(own) for rows in rank]
 
 
@@ -255,7 +251,7 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         optimizer.param_groups[0]["eps"] = 1e-2  # keeps AdamW's update a smooth function of the gradient
     trainer.dry_run()
     # What the ranks draw is taken between the drawing and the adversary's move, which the plain game repeats.
-    taken: list[list[PassInputs]] = []
+    taken: list[list[UnderstandInputs]] = []
     put = unigame._put_hard_rows
 
     def put_and_take(step: Any) -> Any:

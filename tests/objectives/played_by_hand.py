@@ -95,9 +95,9 @@ class Played:
             losses: list[Tensor] = []
             for name in self.plan.passes:
                 inputs = micro.inputs[name]
-                output = self.model(name, inputs)
+                output = self.model(inputs)
                 losses += [output.loss_sum.sum() / inputs.counts.sum().clamp(min=1)]
-                self.unigame.after_pass(step, micro, name, output)
+                self.unigame.after_pass(step, micro, output)
                 watch(inputs, output)
             torch.stack([*losses, *micro.losses.values()]).sum().backward()
         self.model.zero_grad()

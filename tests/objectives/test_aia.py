@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from megaunigame.objectives.aia.player import WEIGHT, AttentionPlayer, attention
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.player import Stage
 from megaunigame.settings import fill
-from megaunigame.step.inputs import AttentionShares, PassInputs, PassOutput, Taps
+from megaunigame.step.inputs import AttentionShares, GenerateInputs, PassInputs, Taps, UnderstandInputs, UnderstandOutput
 from megaunigame.step.micro import Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
@@ -48,18 +49,23 @@ def aia(**settings) -> AttentionPlayer:
     return objective.player(Stage(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, OneRank(), 0, 1))
 
 
-def inputs(terms, counts, slots=True, intact=None) -> PassInputs:
+def inputs(terms, counts, images=True, intact=None) -> UnderstandInputs:
     size = (len(terms), 5)
-    image_slots = torch.zeros(size, dtype=torch.bool)
-    image_slots[:, 1:3] = slots
-    return PassInputs(
-        tokens=torch.ones(size, dtype=torch.long), attention=torch.ones(size, dtype=torch.bool), terms=torch.tensor(terms),
-        counts=torch.tensor(counts, dtype=torch.float32), image_slots=image_slots, intact=intact,
+    ones, image_positions = torch.ones(size, dtype=torch.long), torch.zeros(size, dtype=torch.bool)
+    image_positions[:, 1:3] = images
+    return UnderstandInputs(
+        tokens=ones, attention=ones.bool(), terms=torch.tensor(terms), counts=torch.tensor(counts, dtype=torch.float32),
+        image_positions=image_positions, intact=intact, labels=ones, label_positions=ones, images=ones, image_valid=ones,
     )  # fmt: skip
 
 
-def output(shares: torch.Tensor) -> PassOutput:
-    return PassOutput(torch.zeros(shares.shape[1]), attention=AttentionShares(shares, torch.full_like(shares, 0.25)))
+def requests(*given, **options) -> GenerateInputs:
+    common = {field.name: getattr(inputs(*given, **options), field.name) for field in dataclasses.fields(PassInputs)}
+    return GenerateInputs(**common, targets=common["tokens"])
+
+
+def output(shares: torch.Tensor) -> UnderstandOutput:
+    return UnderstandOutput(torch.zeros(shares.shape[1]), attention=AttentionShares(shares, torch.full_like(shares, 0.25)))
 
 
 def step(number: int = 0, **losses: float) -> Step:
@@ -118,7 +124,7 @@ def test_the_loss_is_a_sum_over_counted_rows():
 def test_rows_of_other_terms_do_not_count():
     objective = aia(terms=["pixel"])
     (generate,) = objective.terms
-    assert generate.counted(inputs([1, 2], [4, 4], slots=False)).tolist() == [False, True]
+    assert generate.counted(requests([1, 2], [4, 4], images=False)).tolist() == [False, True]
 
 
 def test_weights_of_the_presets():
@@ -218,9 +224,9 @@ def test_rows_that_lack_a_side_or_their_whole_text_do_not_count(model, picture):
         UnderstandRow([picture(0)], dropped_turns),
     )  # fmt: skip
     # whole, no image, cut, no data, its second turn left out
-    assert measurable(UNDERSTAND, seen, taps).tolist() == [True, False, False, False, True]
+    assert measurable(seen, taps).tolist() == [True, False, False, False, True]
     drawn = collated(
         GENERATE, GenerateRow("a cube", picture(1)), GenerateRow("a cube", picture(1), unconditional=True),
         GenerateRow("a cube " * 200, picture(1)), None, GenerateRow("a cube", picture(1), source=picture(2)),
     )  # fmt: skip
-    assert measurable(GENERATE, drawn, taps).tolist() == [True, False, False, False, True]
+    assert measurable(drawn, taps).tolist() == [True, False, False, False, True]

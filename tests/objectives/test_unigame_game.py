@@ -19,9 +19,9 @@ from megaunigame.objectives.unigame.paths import DecoderPath
 from megaunigame.objectives.unigame.pool import PATIENCE
 from megaunigame.replay.records import RecordLayout
 from megaunigame.replay.rows import pack, to_records, to_rows
-from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.labels import label_positions
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.requests import UNDERSTAND
 from tests.multi_process.tiny_run import write_model
 from tests.objectives.played_by_hand import Played, calls_of, captured, shards
 
@@ -89,7 +89,7 @@ def test_without_an_anchor_the_likeliest_codes_are_shown(play):
     game = play()
     attack, attacked = attacked_by_nobody(game, anchored=False)
     with torch.no_grad():
-        drawn = game.model(GENERATE, attack.redraw, predict=True).predictions
+        drawn = game.model(attack.redraw, predict=True).predictions
     assert torch.equal(attacked.pictures, game.model.decode_target(drawn))
     assert not torch.equal(drawn, game.model.encode_target(attack.redraw.targets)), "both anchors would show the same"
     assert attacked.changed.tolist() == [0.0] * 3
@@ -100,7 +100,7 @@ def test_with_an_anchor_only_changed_places_are_redrawn(play):
     attack = game.attack()
     with torch.no_grad():
         attacked = game.unigame.path.attack(game.model, attack, torch.Generator().manual_seed(0))
-        seen = game.model(GENERATE, attack.redraw, predict=True)
+        seen = game.model(attack.redraw, predict=True)
         moved = game.model.model.generation_head(seen.hidden + attacked.delta).argmax(-1)
     changed = moved != seen.predictions
     assert 0 < changed.float().mean() < 1
@@ -115,7 +115,7 @@ def test_the_answers_loss_reaches_the_adversary(play, path):
     unigame = game.unigame
     with game.aside():
         attacked = unigame.path.attack(game.model, game.attack(), torch.Generator().manual_seed(0))
-        loss = game.model(UNDERSTAND, attacked.question).loss_sum.sum()
+        loss = game.model(attacked.question).loss_sum.sum()
     gradients = torch.autograd.grad(loss, unigame.parameters)
     assert all(torch.isfinite(g).all() and g.abs().max() > 0 for g in gradients)
 
@@ -145,16 +145,16 @@ def test_a_candidate_whose_loss_is_not_finite_is_dropped_and_counted(play):
 def test_a_loss_that_is_not_finite_spares_the_adversary(play, caplog):
     game = play(adversary=ADVERSARIES["perturber"])
     before = [p.detach().clone() for p in game.unigame.parameters]
-    understand = game.model.forward
+    understand = game.model.understand
 
-    def spoiled(name: str, inputs: PassInputs, predict: bool = False):
-        output = understand(name, inputs, predict)
-        if name == UNDERSTAND and len(inputs.tokens) == 3:  # the attacked rows, not the learner's four
+    def spoiled(inputs: UnderstandInputs, predict: bool = False):
+        output = understand(inputs, predict)
+        if len(inputs.tokens) == 3:  # the attacked rows, not the learner's four
             factor = torch.tensor([1.0, math.nan, 1.0])
             output = output._replace(loss_sum=output.loss_sum * factor)
         return output
 
-    game.model.forward = spoiled
+    game.model.understand = spoiled
     with caplog.at_level(logging.WARNING):
         metrics = game.step()
     assert metrics[names.BUFFER_NOT_FINITE] == 1 and not math.isfinite(metrics[names.ADVERSARY_GRAD_NORM])
@@ -248,7 +248,7 @@ def test_an_adversary_metric_is_a_mean_over_attacked_pictures(play):
 def test_replay_refreshes_the_stored_losses(play, path):
     game = play(path=path, accumulation=2, buffer={"merge_every": 2})
     game.step(), game.step()
-    buffer, at = game.pool.buffer, game.plan.slots(UNDERSTAND, HARD)
+    buffer, at = game.pool.buffer, game.plan.rows_at(UNDERSTAND, HARD)
     before = buffer.losses.copy()
     seen: list[Tensor] = []
     metrics = game.step(lambda inputs, output: seen.append((output.loss_sum / inputs.counts).detach()[at]))
@@ -263,7 +263,7 @@ def test_replay_refreshes_the_stored_losses(play, path):
 def test_hard_places_without_a_record_stay_dummies(play):
     """Two records for four places: the rest counts nothing, and no loss of theirs is noted."""
     game = play(accumulation=2, buffer={"capacity": 3})
-    at = game.plan.slots(UNDERSTAND, HARD)
+    at = game.plan.rows_at(UNDERSTAND, HARD)
     game.step()
     counts: list[list[bool]] = []
     metrics = game.step(lambda inputs, output: counts.append((inputs.counts[at] > 0).tolist()))
@@ -284,13 +284,13 @@ def test_mined_questions_come_back_as_they_were(play, independent):
     width = rows.tokens.shape[1]
     used = question.attention[order]
     assert not used[:, width:].any() and torch.equal(rows.attention, used[:, :width])
-    for name in ("tokens", "labels", "segments", "image_slots"):
+    for name in ("tokens", "labels", "segments", "image_positions"):
         stored, mined = getattr(rows, name), getattr(question, name)
         if mined is None:
             assert stored is None
             continue
         assert torch.equal(stored[rows.attention], mined[order][used]), name
-    assert (rows.labels[~rows.attention] == IGNORE).all() and not rows.image_slots[~rows.attention].any()
+    assert (rows.labels[~rows.attention] == IGNORE).all() and not rows.image_positions[~rows.attention].any()
     assert torch.equal(rows.counts, question.counts[order]) and rows.image_valid.all()
     expected = game.model.as_source(pictures[0][order])
     torch.testing.assert_close(rows.images[:, 0], expected, rtol=0, atol=1 / 255 + 1e-5)
@@ -305,7 +305,7 @@ def test_replayed_rows_give_the_loss_of_the_mined_ones(play):
     question = attack.question
     question.images = game.model.as_source(((pictures[0] + 1) * 127.5).round() / 127.5 - 1).unsqueeze(1)  # as stored
     with torch.no_grad():
-        mined, replayed = (game.model(UNDERSTAND, inputs).loss_sum for inputs in (question, rows))
+        mined, replayed = (game.model(inputs).loss_sum for inputs in (question, rows))
     order = [question.keys.index(key) for key in rows.keys]
     torch.testing.assert_close(replayed, mined[order], rtol=1e-5, atol=1e-5)
 

@@ -108,7 +108,7 @@ def test_what_the_learner_has_drawn_is_attacked(play, mode):
     """The pictures are those of the pixel rows, and the perturbation is that of an attack with a forward of its own."""
     game = play(others=PIXEL, redraw="pixel", mode=mode, adversary=ADVERSARIES["noise"])
     offered, attack = captured(game), game.attack()
-    pixel = game.micro_batches[0].inputs[GENERATE].keys[game.plan.slots(GENERATE, "pixel")]
+    pixel = game.micro_batches[0].inputs[GENERATE].keys[game.plan.rows_at(GENERATE, "pixel")]
     assert attack.redraw.keys == attack.question.keys == pixel and (attack.question.counts > 0).all()
     game.step()
     ((_, attacked, _, _, *_),) = offered
@@ -170,10 +170,10 @@ def test_the_rehearsal_holds_the_graph_of_the_learners_pass(play, mode, monkeypa
     """As a step does: the attack comes between that pass and its backward."""
     game = play(others=PIXEL, redraw="pixel", mode=mode, adversary=ADVERSARIES["perturber"])
     held: list[weakref.ref] = []
-    generated, perturbed = game.unigame._generated, game.unigame.perturbed
+    generate, perturbed = game.model.generate, game.unigame.perturbed
 
-    def noting(micro):
-        output = generated(micro)
+    def noting(*given):
+        output = generate(*given)
         held.append(weakref.ref(output.loss_sum))
         return output
 
@@ -181,7 +181,7 @@ def test_the_rehearsal_holds_the_graph_of_the_learners_pass(play, mode, monkeypa
         assert held[-1]() is not None, "the graph is gone before the attack"
         return perturbed(*given)
 
-    monkeypatch.setattr(game.unigame, "_generated", noting)
+    monkeypatch.setattr(game.model, "generate", noting)
     monkeypatch.setattr(game.unigame, "perturbed", perturbing)
     game.unigame.rehearse(largest_micro_step(game.model.processor, [game.unigame], game.plan))
     assert len(held) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from megaunigame.adversary.perturber import Perturber
@@ -200,3 +202,23 @@ def test_the_plan_of_each_mode():
     redraw, _ = plan_from(game(condition="caption").rows()).aside
     assert not redraw.takes_source
     assert plan_from(game(attack_rows=0, hard_rows=0, **SIMULTANEOUS).rows()).terms == ("clean",)
+
+
+@pytest.mark.parametrize(
+    ("path", "lacking"),
+    [("decoder", "differentiable decoder"), ("sampled", "`sample` with `perturb`"), ("embedding", "")],
+)
+def test_a_family_without_what_the_path_needs_is_refused_before_its_weights(path, lacking):
+    class Plain:
+        has_decoder = path != "decoder"
+
+        def sample(self, inputs, *, guidance, temperature, generator):
+            raise AssertionError
+
+    objective = game(path=path)
+    with (
+        pytest.raises(ConfigError, match=rf"'plain' has no {lacking}.*emu3, janus, openuni.*path=embedding")
+        if lacking
+        else nullcontext()
+    ):
+        objective.check_family(Plain, "plain", "folder", plan_from(objective.rows()))

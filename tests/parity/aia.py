@@ -12,7 +12,7 @@ from megaunigame.attention.positions import answer_tokens, image_tokens, prompt_
 from megaunigame.attention.targets import Target, table
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
-from megaunigame.step.inputs import IGNORE, PassInputs, Taps
+from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, Taps, UnderstandInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from tests.parity.fixture import Fixture, Tolerance
 
@@ -38,11 +38,11 @@ def padded(lengths: list[int], size: int) -> Tensor:
     return torch.stack([torch.arange(size) >= size - length for length in lengths])
 
 
-def row_inputs(attention: Tensor, slots: Tensor, labels: Tensor | None = None) -> PassInputs:
+def row_inputs(kind: type[InputsT], attention: Tensor, image_positions: Tensor, **fields: Tensor) -> InputsT:
     rows = len(attention)
-    return PassInputs(
+    return kind(
         tokens=attention.long(), attention=attention, terms=torch.zeros(rows, dtype=torch.long), counts=torch.ones(rows),
-        labels=labels, image_slots=slots,
+        image_positions=image_positions, **fields,
     )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def generation(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str, Te
     assert lam == PRESETS["code"][GENERATE]
     text, codes = sizes["text_len"], sizes["image_tokens"]
     prompts = padded(sizes["prompt_len"], text)
-    inputs = row_inputs(prompts, torch.zeros_like(prompts))
+    inputs = row_inputs(GenerateInputs, prompts, torch.zeros_like(prompts), targets=prompts)
     use = torch.tensor(sizes["use"]).bool()
     drawn = torch.arange(text + codes).expand(len(use), -1)
     read, last = (drawn >= text) & (drawn < text + codes - 1), drawn >= text
@@ -79,7 +79,9 @@ def understanding(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str,
     attention = padded([length - padding for padding in sizes["pads"]], length)
     first = torch.tensor(sizes["boi"]).unsqueeze(1) + 1
     places = torch.arange(length)
-    inputs = row_inputs(attention, (places >= first) & (places < first + sizes["image_tokens"]), given["und_labels"])
+    images, labels = (places >= first) & (places < first + sizes["image_tokens"]), given["und_labels"]
+    unused = {"label_positions": labels, "images": labels, "image_valid": labels}
+    inputs = row_inputs(UnderstandInputs, attention, images, labels=labels, **unused)
     use = torch.tensor(sizes["use"]).bool()
     ntp = F.cross_entropy(given["und_logits"][:, :-1].flatten(0, 1), given["und_labels"][:, 1:].flatten(), ignore_index=IGNORE)
     paper, released = table("janus_pro", config["layers"])[UNDERSTAND], table("janus_pro", config["layers"], True)[UNDERSTAND]

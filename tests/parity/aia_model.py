@@ -12,8 +12,7 @@ from megaunigame.models.janus.keys import translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
-from megaunigame.step.inputs import IGNORE, PassInputs, PassOutput, Taps
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.inputs import IGNORE, GenerateInputs, GenerateOutput, PassInputs, PassOutput, Taps, UnderstandInputs
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 from tests.parity.janus_pro import load, pass_inputs
 
@@ -32,46 +31,46 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     given, layers = fixture.inputs, fixture.config["language"]["layers"]
     taps = Taps(tuple(range(layers)), compat=True)
     generate = pass_inputs(
+        GenerateInputs,
         given["gen_input_ids"],
         given["gen_attention_mask"],
-        image_slots=torch.zeros_like(given["gen_input_ids"], dtype=torch.bool),
+        image_positions=torch.zeros_like(given["gen_input_ids"], dtype=torch.bool),
         targets=given["gen_image"],
     )
     labels = given["und_labels"]
     understand = pass_inputs(
+        UnderstandInputs,
         given["und_input_ids"],
         given["und_attention_mask"],
         counts=(labels != IGNORE).sum(1).float(),
         labels=labels,
         images=given["und_image"].unsqueeze(1),
         image_valid=torch.ones(len(labels), 1, dtype=torch.bool),
-        image_slots=given["und_images_seq_mask"].bool(),
+        image_positions=given["und_images_seq_mask"].bool(),
     )
     ours: dict[str, Tensor] = {}
-    for task, pass_name, inputs in (("gen", GENERATE, generate), ("und", UNDERSTAND, understand)):
+    for task, inputs in (("gen", generate), ("und", understand)):
         inputs = dataclasses.replace(inputs, taps=taps)
-        output: PassOutput = model(pass_name, inputs)
-        ours |= results(fixture, model, task, pass_name, inputs, output)
+        output: PassOutput = model(inputs)
+        ours |= results(fixture, model, task, inputs, output)
     return ours
 
 
-def results(
-    fixture: Fixture, model: Janus, task: str, pass_name: str, inputs: PassInputs, output: PassOutput
-) -> dict[str, Tensor]:
+def results(fixture: Fixture, model: Janus, task: str, inputs: PassInputs, output: PassOutput) -> dict[str, Tensor]:
     assert output.attention is not None
     use = torch.tensor(fixture.config[task]["use"])
-    aims = table("janus_pro", len(output.attention.keys), compat=True)[pass_name]
+    aims = table("janus_pro", len(output.attention.keys), compat=True)[inputs.pass_name]
     pulled = (attention_loss(output.attention.keys, aims) * use).sum() / len(use)
-    positions = output.target.numel() if output.target is not None else int(inputs.counts.sum())
+    positions = output.target.numel() if isinstance(output, GenerateOutput) else int(inputs.counts.sum())
     ntp = output.loss_sum.sum() / positions
-    total = ntp + PRESETS["code"][pass_name] * pulled
+    total = ntp + PRESETS["code"][inputs.pass_name] * pulled
     ours = {
         f"{task}_intensity": output.attention.keys * use if task == "und" else output.attention.keys,
         f"{task}_loss_attn": pulled,
         f"{task}_ntp": ntp,
         f"{task}_total": total,
     }
-    if output.target is not None:
+    if isinstance(output, GenerateOutput):
         ours["gen_codes"] = output.target
     for what, loss in (("attn", pulled), ("total", total)):
         model.zero_grad()

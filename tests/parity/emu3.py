@@ -14,7 +14,7 @@ from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.model import Emu3
 from megaunigame.models.weights.loading import load_plain
 from megaunigame.models.weights.tensor_files import TensorFiles
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import GenerateInputs
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 
 
@@ -65,11 +65,13 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     tokens, attention = given["input_ids"], given["attention_mask"].bool()
     codes = given["codes"].flatten(1)
     start, drawn = prompt_length(tokens, codes, model.grid)
-    prompts = PassInputs(
+    prompts = GenerateInputs(
         tokens=tokens[:, :start],
         attention=attention[:, :start],
         terms=torch.zeros(len(tokens), dtype=torch.long),
         counts=torch.full((len(tokens),), float(model.grid.count)),
+        image_positions=torch.zeros(len(tokens), start, dtype=torch.bool),
+        targets=codes,
     )
     generated = model.predict_codes(prompts, codes, predict=False)
     labels = torch.full_like(tokens, fixture.config["ignore_id"])

@@ -15,9 +15,8 @@ from megaunigame.models.janus.model import Janus
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.weights.loading import load_plain
 from megaunigame.models.weights.tensor_files import TensorFiles
-from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, UnderstandInputs
 from megaunigame.step.labels import label_positions
-from megaunigame.step.requests import UNDERSTAND
 from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance
 from tests.parity.janus_vq import vq_settings
 
@@ -121,39 +120,37 @@ def guided_outputs(model: Janus, given: dict[str, Tensor], weight: float) -> dic
         return guided.argmax(-1)
 
     prompt = given["cfg_prompt_ids"].unsqueeze(0)
-    codes = model.sample_codes(pass_inputs(prompt, torch.ones_like(prompt)), guidance=weight, pick=pick)
+    codes = model.sample_codes(pass_inputs(GenerateInputs, prompt, torch.ones_like(prompt)), guidance=weight, pick=pick)
     return {"cfg_codes": codes, "cfg_logits": torch.stack(logits)}
 
 
-def pass_inputs(tokens: Tensor, mask: Tensor, **fields: Tensor) -> PassInputs:
-    rows = len(tokens)
-    if "labels" in fields:
+def pass_inputs(kind: type[InputsT], tokens: Tensor, mask: Tensor, **fields: Tensor) -> InputsT:
+    """Targets and image positions of prompts without images may be left out."""
+    if kind is UnderstandInputs:
         fields["label_positions"] = label_positions(fields["labels"])
-    return PassInputs(
-        tokens=tokens,
-        attention=mask.bool(),
-        terms=torch.zeros(rows, dtype=torch.long),
-        counts=fields.pop("counts", torch.ones(rows)),
-        **fields,
-    )
+    else:
+        fields = {"targets": tokens, "image_positions": torch.zeros_like(tokens, dtype=torch.bool), **fields}
+    terms, ones = torch.zeros(len(tokens), dtype=torch.long), torch.ones(len(tokens))
+    return kind(tokens=tokens, attention=mask.bool(), terms=terms, counts=fields.pop("counts", ones), **fields)
 
 
 def understanding_outputs(model: Janus, given: dict[str, Tensor], case: str, fixture: Fixture) -> dict[str, Tensor]:
     labels = given[f"{case}_labels"]
     counts = (labels != IGNORE).sum(1).float()
     inputs = pass_inputs(
+        UnderstandInputs,
         given[f"{case}_input_ids"],
         given[f"{case}_attention_mask"],
         counts=counts,
         labels=labels,
         images=given[f"{case}_pixel_values"],
         image_valid=given[f"{case}_images_emb_mask"].bool().any(-1),
-        image_slots=given[f"{case}_images_seq_mask"].bool(),
+        image_positions=given[f"{case}_images_seq_mask"].bool(),
     )
     seen: list[Tensor] = []
     hook = model.model.aligner.register_forward_hook(lambda module, args, output: seen.append(output))
     model.zero_grad()
-    loss = model(UNDERSTAND, inputs).loss_sum.sum() / counts.sum()
+    loss = model(inputs).loss_sum.sum() / counts.sum()
     hook.remove()
     visual = seen[0]
     visual.retain_grad()
@@ -171,7 +168,7 @@ def understanding_outputs(model: Janus, given: dict[str, Tensor], case: str, fix
 def generation_outputs(model: Janus, given: dict[str, Tensor], fixture: Fixture) -> dict[str, Tensor]:
     codes = given["gen_codes"]
     model.zero_grad()
-    output = model.predict_codes(pass_inputs(given["gen_prompt_ids"], given["gen_prompt_mask"]), codes, False)
+    output = model.predict_codes(pass_inputs(GenerateInputs, given["gen_prompt_ids"], given["gen_prompt_mask"]), codes, False)
     loss = output.loss_sum.sum() / codes.numel()
     loss.backward()
     with torch.no_grad():

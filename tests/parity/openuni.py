@@ -18,9 +18,8 @@ from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
 from megaunigame.models.text.pictures import Normalize
 from megaunigame.models.weights.loading import load_plain
 from megaunigame.models.weights.tensor_files import TensorFiles
-from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, UnderstandInputs
 from megaunigame.step.labels import label_positions
-from megaunigame.step.requests import UNDERSTAND
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 
 OF_LARGEST = Tolerance(of_largest=1e-4)
@@ -100,16 +99,18 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     return ours
 
 
-def pass_inputs(tokens: Tensor, mask: Tensor, image_token: int, images: Tensor | None = None, **fields: Tensor) -> PassInputs:
+def pass_inputs(
+    kind: type[InputsT], tokens: Tensor, mask: Tensor, image_token: int, images: Tensor | None = None, **fields: Tensor
+) -> InputsT:
     rows = len(tokens)
-    return PassInputs(
+    return kind(
         tokens=tokens,
         attention=mask.bool(),
         terms=torch.zeros(rows, dtype=torch.long),
         counts=fields.pop("counts", torch.ones(rows)),
         images=images,
         image_valid=None if images is None else torch.ones(rows, 1, dtype=torch.bool),
-        image_slots=tokens == image_token,
+        image_positions=tokens == image_token,
         **fields,
     )
 
@@ -119,7 +120,7 @@ def generation_outputs(
 ) -> dict[str, Tensor]:
     """Everything of one generate pass. What lies between embeddings and loss is caught on its way through the modules."""
     tokens, mask = given[f"{case}_input_ids"], given[f"{case}_attention_mask"]
-    inputs = pass_inputs(tokens, mask, fixture.config["image_token_id"], images)
+    inputs = pass_inputs(GenerateInputs, tokens, mask, fixture.config["image_token_id"], images, targets=latents)
     seen: dict[str, Any] = {}
     hooks = [
         model.language_model.register_forward_pre_hook(lambda m, a, kwargs: seen.update(kwargs), with_kwargs=True),
@@ -164,7 +165,7 @@ def understanding_outputs(model: OpenUni, given: dict[str, Tensor]) -> dict[str,
     labels, pixels = given["und_labels"], given["und_pixel_values"].unsqueeze(1)
     counts = (labels != IGNORE).sum(1).float()
     fields = {"labels": labels, "label_positions": label_positions(labels), "counts": counts}
-    inputs = pass_inputs(given["und_input_ids"], given["und_attention_mask"], 7, pixels, **fields)
+    inputs = pass_inputs(UnderstandInputs, given["und_input_ids"], given["und_attention_mask"], 7, pixels, **fields)
     embeds = model.embed(inputs)
     # What a padding position sees has no part in any loss; the official mask and ours differ there.
     model.language_model.set_attn_implementation("sdpa")  # which takes a padding mask
@@ -173,13 +174,14 @@ def understanding_outputs(model: OpenUni, given: dict[str, Tensor]) -> dict[str,
     return {
         "und_vit_embeds": model.visual_tokens(pixels)[:, 0],
         "und_logits": model.lm_head(hidden),
-        "und_ce": model(UNDERSTAND, inputs).loss_sum.sum() / counts.sum(),
+        "und_ce": model(inputs).loss_sum.sum() / counts.sum(),
     }
 
 
 def sampled_outputs(model: OpenUni, given: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
     scheduler = flow.solver(model.config.flow.sample_shift, model.config.flow.sample_steps)
-    inputs = pass_inputs(given["gen_input_ids"], given["gen_attention_mask"], config["image_token_id"])
+    tokens, targets = given["gen_input_ids"], given["gen_init_latents"]
+    inputs = pass_inputs(GenerateInputs, tokens, given["gen_attention_mask"], config["image_token_id"], targets=targets)
     condition = model.condition(model.query_states(model.embed(inputs), inputs.attention))
     latents = model.sample_latents(given["gen_init_latents"], condition, config["gen"]["cfg_scale"])
     return {

@@ -26,7 +26,7 @@ from megaunigame.objectives.unigame.settings import Penalties, Settings
 from megaunigame.replay.hard_buffer import HardBuffer, draw_probabilities
 from megaunigame.replay.merge import plan_merge
 from megaunigame.replay.records import RecordLayout
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import UnderstandInputs
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 from tests.worlds import ThreadWorld, on_ranks
 
@@ -81,9 +81,10 @@ def price(adversary: Perturber, delta: Tensor, penalties: Penalties) -> Tensor:
     game.config, game.adversary, game.clip = Settings(penalties=penalties), adversary, None
     game.round = Round([], True, [], torch.zeros(()), pictures=torch.tensor(rows))
     nothing, ones = torch.zeros(rows, 1, dtype=torch.long), torch.ones(rows)
-    inputs = PassInputs(tokens=nothing, attention=nothing.bool(), terms=nothing[:, 0], counts=ones)
-    attacked = AttackResult(inputs, delta, changed=ones, pictures=torch.zeros(rows, 3, 1, 1), passes=0)
-    return game.penalty_share(Attack(redraw=inputs, question=inputs), attacked)
+    names = ("tokens", "attention", "image_positions", "labels", "label_positions", "images", "image_valid")
+    question = UnderstandInputs(**dict.fromkeys(names, nothing), terms=nothing[:, 0], counts=ones)
+    attacked = AttackResult(question, delta, changed=ones, pictures=torch.zeros(rows, 3, 1, 1), passes=0)
+    return game.penalty_share(Attack(redraw=None, question=question), attacked)
 
 
 def starts(fixture: Fixture) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.errors import ConfigError
-from megaunigame.step.inputs import IGNORE, PassInputs, put_rows, take_rows
+from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs, of_kind, put_rows, take_rows
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 
@@ -28,7 +28,7 @@ def rows(lengths: list[int], width: int, *, places: int = 1, seed: int = 0, segm
     labels = torch.where(used & real[:, None] & (torch.arange(width) > 0), tokens, IGNORE)
     intact = torch.rand(count, generator=generator) < 0.5
     intact[:2] = torch.tensor([seed == 0, seed > 0])[:count]
-    return PassInputs(
+    return UnderstandInputs(
         tokens=tokens,
         attention=used,
         terms=torch.arange(count) + 10 * seed,
@@ -39,7 +39,7 @@ def rows(lengths: list[int], width: int, *, places: int = 1, seed: int = 0, segm
         segments=torch.randint(0, 3, (count, width), generator=generator) * used if segments else None,
         images=torch.randn(count, places, 3, SIDE, SIDE, generator=generator) * real[:, None, None, None, None],
         image_valid=real[:, None] & (torch.arange(places) == 0),
-        image_slots=used & real[:, None] & (torch.arange(width) == 1),
+        image_positions=used & real[:, None] & (torch.arange(width) == 1),
         visual_delta=torch.randn(count, places, VISUAL, WIDTH, generator=generator) if delta else None,
         intact=intact,
         keys=[f"{seed}-{n}" for n in range(count)],
@@ -101,7 +101,7 @@ def test_put_rows_changes_the_places_and_nothing_else(old, new, at):
                 torch.testing.assert_close(inside[name][index], wanted[name][rows_of], rtol=0, atol=0, msg=name)
         # What was added is empty.
         assert (found.tokens[index][:, size:] == PAD).all() and (found.labels[index][:, size:] == IGNORE).all()
-        for name in ("attention", "image_slots", *(["segments"] if found.segments is not None else [])):
+        for name in ("attention", "image_positions", *(["segments"] if found.segments is not None else [])):
             assert not getattr(found, name)[index][:, size:].any(), name
         assert not found.image_valid[index][:, image_places:].any()
     assert torch.equal(found.label_positions, label_positions(found.labels)) and not found.front_padding
@@ -214,8 +214,22 @@ def test_slots_are_where_a_term_lies_in_its_pass():
             RowRequest("redraw", GENERATE, "s", 5, aside=True),
         ]
     )
-    assert plan.slots(UNDERSTAND, "clean") == slice(0, 2) and plan.slots(UNDERSTAND, "hard") == slice(2, 5)
-    assert plan.slots(GENERATE, "draw") == slice(0, 4)
+    assert plan.rows_at(UNDERSTAND, "clean") == slice(0, 2) and plan.rows_at(UNDERSTAND, "hard") == slice(2, 5)
+    assert plan.rows_at(GENERATE, "draw") == slice(0, 4)
     for pass_name, term in ((GENERATE, "hard"), (UNDERSTAND, "none"), (GENERATE, "redraw")):
         with pytest.raises(KeyError, match=term):
-            plan.slots(pass_name, term)
+            plan.rows_at(pass_name, term)
+
+
+def test_rows_of_the_other_pass_are_refused_where_they_are_expected():
+    inputs = rows([3], width=4)
+    assert of_kind(UnderstandInputs, inputs) is inputs
+    with pytest.raises(TypeError, match="Expected rows of the generate pass, got UnderstandInputs"):
+        of_kind(GenerateInputs, inputs)
+
+
+def test_every_tensor_goes_to_the_device_and_nothing_else_changes():
+    inputs = rows([3, 2], width=4, segments=True, delta=True)
+    moved = inputs.to(torch.device("meta"))
+    assert {value.device.type for value in tensors(moved).values()} == {"meta"} and set(tensors(moved)) == set(tensors(inputs))
+    assert moved.keys == inputs.keys and inputs.tokens.device.type == "cpu"

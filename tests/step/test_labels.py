@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megaunigame.step.inputs import IGNORE, PassInputs
+from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.labels import label_positions, scored_labels
 
 LABELS = torch.tensor(
@@ -16,8 +16,9 @@ LABELS = torch.tensor(
 )
 
 
-def inputs(labels: torch.Tensor) -> PassInputs:
-    return PassInputs(labels, labels > 0, labels[:, 0], labels[:, 0].float(), labels=labels)
+def inputs(labels: torch.Tensor) -> UnderstandInputs:
+    names = ("tokens", "attention", "image_positions", "terms", "counts", "labels", "label_positions", "images", "image_valid")
+    return UnderstandInputs(**dict.fromkeys(names, labels))
 
 
 def test_positions_are_in_order_and_padded_by_the_first():

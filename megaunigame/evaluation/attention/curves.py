@@ -27,11 +27,11 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.parallel.world import World
 from megaunigame.settings import at_least, one_of
-from megaunigame.step.inputs import Taps
+from megaunigame.step.inputs import GenerateInputs, PassInputs, Taps, UnderstandInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
-PASSES = (UNDERSTAND, GENERATE)
+PASSES: dict[str, type[PassInputs]] = {UNDERSTAND: UnderstandInputs, GENERATE: GenerateInputs}
 NEEDS = {UNDERSTAND: "an image and `conversations`", GENERATE: "an image and a `caption`"}
 DIRECTION = {UNDERSTAND: "answers to the picture (understand)", GENERATE: "the drawn picture to the text (generate)"}
 
@@ -121,10 +121,12 @@ def _shares(
     built = together(world, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
     items = [Item(position, key, row) for position, key, row in built if row is not None]
     found: list[_SampleShares] = []
-    for present, inputs in batches(model, world, items, pass_name, settings.batch, progress=pass_name if progress else ""):
+    title = pass_name if progress else ""
+    for present, inputs in batches(model, world, items, PASSES[pass_name], settings.batch, progress=title):
         inputs = dataclasses.replace(inputs, taps=taps)
-        counted = measurable(pass_name, inputs, taps)
-        shares = model(pass_name, inputs.to(world.device)).attention
+        counted = measurable(inputs, taps)
+        shares = model(inputs.to(world.device)).attention
+        assert shares is not None
         of_keys, of_first = shares.keys.cpu(), shares.first.cpu()
         found += [_SampleShares(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
     return found

@@ -25,7 +25,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.settings import at_least
-from megaunigame.step.requests import GENERATE
+from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.rows import GenerateRow
 
 SOURCE, TOKENIZER, GENERATED = "source", "through tokenizer", "generated"
@@ -71,9 +71,8 @@ class Generation(Suite):
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         panels: list[Panel] = []
         judged: list[_SampleObjects] = []
-        for present, inputs in batches(model, world, items, GENERATE, c.batch):
+        for present, inputs in batches(model, world, items, GenerateInputs, c.batch):
             inputs = inputs.to(world.device)
-            assert inputs.targets is not None
             made = {
                 SOURCE: inputs.targets,
                 TOKENIZER: model.decode_target(model.encode_target(inputs.targets)),

@@ -26,7 +26,7 @@ from megaunigame.evaluation.suites.base import AskingConfig, Cell, DrawingConfig
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 from megaunigame.pixels import Panel, to_bytes
-from megaunigame.step.requests import GENERATE
+from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.rows import GenerateRow
 
 REAL, TOKENIZER, OWN, UNRELATED = "real", "through tokenizer", "own reconstruction", "unrelated image"
@@ -87,9 +87,8 @@ class ReconstructionQuestions(Suite):
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         copies: list[tuple[Tensor, Tensor]] = []
         items = [Item(s.position, s.sample.key, GenerateRow(c.prompt, s.image, s.image)) for s in share]
-        for present, inputs in batches(model, world, items, GENERATE, c.batch, takes_source=True):
+        for present, inputs in batches(model, world, items, GenerateInputs, c.batch, takes_source=True):
             inputs = inputs.to(world.device)
-            assert inputs.targets is not None
             through = to_bytes(model.decode_target(model.encode_target(inputs.targets)))
             own = to_bytes(model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator))
             copies += [(through[i], own[i]) for i in range(len(present))]

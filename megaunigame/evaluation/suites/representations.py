@@ -24,7 +24,7 @@ from megaunigame.pixels import Panel, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
 from megaunigame.settings import at_least
-from megaunigame.step.requests import GENERATE
+from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.rows import GenerateRow
 
 DRAWN, TOKENIZER, UNRELATED = "drawn", "through tokenizer", "unrelated image"
@@ -97,10 +97,9 @@ class Representations(Suite):
         generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
         images = {position: sample.image for position, sample in samples if sample.image is not None}
         scored: list[_SampleScore] = []
-        both = (batches(model, world, items, GENERATE, c.batch, takes_source=True) for items in (asked, unrelated))
+        both = (batches(model, world, items, GenerateInputs, c.batch, takes_source=True) for items in (asked, unrelated))
         for (present, inputs), (_, other) in zip(*both, strict=True):
             inputs = inputs.to(world.device)
-            assert inputs.targets is not None and other.targets is not None
             truth = to_bytes(inputs.targets)
             made = {
                 DRAWN: to_bytes(model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator)),

@@ -20,11 +20,11 @@ from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result,
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.world import World
 from megaunigame.settings import at_least, one_of
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.inputs import GenerateInputs, PassInputs, UnderstandInputs
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
 ANSWERS, CAPTION, PIXEL = "answers", "caption", "pixel"
-TERMS = {ANSWERS: UNDERSTAND, CAPTION: GENERATE, PIXEL: GENERATE}
+TERMS: dict[str, type[PassInputs]] = {ANSWERS: UnderstandInputs, CAPTION: GenerateInputs, PIXEL: GenerateInputs}
 Share = list[tuple[int, Sample]]
 """Samples of a rank, with their positions."""
 
@@ -63,9 +63,8 @@ class TeacherForced(Suite):
         built = together(world, lambda: [(p, s.key, self._row(term, s, c)) for p, s, c in pairs])
         items = [Item(position, key, row) for position, key, row in built if row is not None]
         totals = torch.zeros(2, dtype=torch.float64)
-        name = TERMS[term]
-        for _, inputs in batches(model, world, items, name, self.config.batch, takes_source=term == PIXEL):
-            loss_sum = model(name, inputs.to(world.device)).loss_sum
+        for _, inputs in batches(model, world, items, TERMS[term], self.config.batch, takes_source=term == PIXEL):
+            loss_sum = model(inputs.to(world.device)).loss_sum
             totals += torch.stack([loss_sum.double().sum().cpu(), inputs.counts.double().sum()])
         loss, positions = world.all_reduce_sum(totals.to(world.device)).tolist()
         return (loss / positions, int(positions)) if positions else (float("nan"), 0)

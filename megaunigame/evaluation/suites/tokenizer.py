@@ -17,7 +17,7 @@ from megaunigame.pixels import Panel, psnr, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
 from megaunigame.settings import at_least
-from megaunigame.step.requests import GENERATE
+from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.rows import GenerateRow
 
 
@@ -69,8 +69,7 @@ class Tokenizer(Suite):
         drawn = ((position, sample.key, representation.picture(sample)) for position, sample in share)
         items = [Item(position, key, GenerateRow("", picture)) for position, key, picture in drawn if picture is not None]
         copied: list[_SamplePsnr] = []
-        for present, inputs in batches(model, world, items, GENERATE, self.config.batch):
-            assert inputs.targets is not None
+        for present, inputs in batches(model, world, items, GenerateInputs, self.config.batch):
             targets = inputs.targets.to(world.device)
             copies = model.decode_target(model.encode_target(targets))
             decibels = psnr(copies, targets).tolist()

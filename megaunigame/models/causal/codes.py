@@ -13,13 +13,13 @@ from megaunigame.models.base import Decoded
 from megaunigame.models.causal.decoding import draw_codes, evaluating, picker
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.text.sequences import left_padded
-from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.inputs import GenerateInputs, GenerateOutput
 
 
 class CodeModel(CausalModel):
     """N codes a picture; the hidden state (D,) that predicts a code gives the logits (V,) of all codes."""
 
-    def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
+    def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read."""
         # The last code is predicted, never read.
         embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
@@ -28,7 +28,7 @@ class CodeModel(CausalModel):
         hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -codes.shape[1] :]
         logits = self.code_logits(hidden).float()
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
-        return PassOutput(
+        return GenerateOutput(
             loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
             hidden=hidden,
             target=codes,
@@ -44,7 +44,7 @@ class CodeModel(CausalModel):
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(...) -> (..., D): codes as the language model reads them."""
 
-    def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
+    def unconditional(self, inputs: GenerateInputs) -> tuple[Tensor, Tensor]:
         """Embedded requests (B, P, D) without condition, and their attention (B, P), padded like `inputs`: the same request for
         all rows, with an empty prompt and no source."""
         rows, width = inputs.tokens.shape
@@ -81,8 +81,8 @@ class CodeModel(CausalModel):
         """One per code."""
         return self.codes_per_image
 
-    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
-        assert inputs.targets is not None
+    def generate(self, inputs: GenerateInputs, predict: bool) -> GenerateOutput:
+        """Predict the codes of the targets."""
         return self.predict_codes(inputs, self.encode_target(inputs.targets), predict)
 
     def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
@@ -107,7 +107,7 @@ class CodeModel(CausalModel):
     @torch.no_grad()
     def sample_codes(
         self,
-        inputs: PassInputs,
+        inputs: GenerateInputs,
         *,
         guidance: float,
         pick: Callable[[Tensor], Tensor],
@@ -136,13 +136,16 @@ class CodeModel(CausalModel):
 
     def sample(
         self,
-        inputs: PassInputs,
+        inputs: GenerateInputs,
         *,
         guidance: float,
         temperature: float,
         generator: torch.Generator,
         perturb: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes."""
+        """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance; temperature 0 takes the likeliest codes.
+
+        `perturb` maps the embedding (B, 1, D) of the last drawn code to what is added to it before it is read.
+        """
         pick = picker(temperature, generator)
         return self.decode_target(self.sample_codes(inputs, guidance=guidance, pick=pick, perturb=perturb))

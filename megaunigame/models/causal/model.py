@@ -25,9 +25,8 @@ from megaunigame.models.causal.gradient_scale import scale_gradient
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.family import Family
 from megaunigame.models.text.processor import RowProcessor
-from megaunigame.step.inputs import PassInputs, PassOutput, Taps
+from megaunigame.step.inputs import GenerateInputs, Taps, UnderstandInputs, UnderstandOutput
 from megaunigame.step.labels import scored_labels
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
@@ -59,10 +58,6 @@ class CausalModel(Family):
     def vision_tower(self) -> PreTrainedModel | None:
         """Encoder of source pictures; None in families that read codes of the frozen tokenizer."""
         return None
-
-    @abstractmethod
-    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
-        """The generate pass."""
 
     @classmethod
     def language_layers(cls, path: str) -> int:
@@ -98,19 +93,6 @@ class CausalModel(Family):
         attention_taps.install(self.language_model)
         return self.language_model.config.num_hidden_layers
 
-    def forward(self, pass_name: str, inputs: PassInputs, predict: bool = False) -> PassOutput:
-        """Run one pass. With `predict`, also return the greedy predictions."""
-        if pass_name == UNDERSTAND:
-            return self._understand(inputs, predict)
-        if pass_name == GENERATE:
-            return self._generate(inputs, predict)
-        raise ValueError(f"{type(self).__name__} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
-
-    def source_tokens(self, inputs: PassInputs) -> Tensor:
-        """(B, I, N, D): the visual tokens of the source images."""
-        assert inputs.images is not None
-        return self.visual_tokens(inputs.images)
-
     def as_source(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> resized and normalized like source pictures; differentiable."""
         size = self.processor.source_size
@@ -118,18 +100,25 @@ class CausalModel(Family):
             pixels = F.interpolate(pixels, (size, size), mode="bilinear")
         return self.processor.normalize_source((pixels + 1) * 127.5)
 
-    def embed(self, inputs: PassInputs, tokens: Tensor | None = None) -> Tensor:
-        """(B, S, D): embedded tokens, image slots overwritten by the visual tokens of the valid images."""
-        embeds = self.language_model.embed_tokens(inputs.tokens if tokens is None else tokens)
+    def embed(self, inputs: UnderstandInputs | GenerateInputs) -> Tensor:
+        """(B, S, D): embedded tokens, image positions overwritten by the visual tokens of the valid images."""
+        embeds = self.language_model.embed_tokens(inputs.tokens)
         if inputs.images is None:
             return embeds
-        assert inputs.image_valid is not None and inputs.image_slots is not None
-        visual = self.source_tokens(inputs)
-        if inputs.visual_delta is not None:
-            visual = visual + inputs.visual_delta.to(visual.dtype)
-        if inputs.source_gradient is not None:
-            visual = scale_gradient(visual, inputs.source_gradient)
-        return place(embeds, visual, inputs.image_valid, inputs.image_slots)
+        assert inputs.image_valid is not None
+        if isinstance(inputs, UnderstandInputs):
+            visual = self.question_tokens(inputs)
+            if inputs.visual_delta is not None:
+                visual = visual + inputs.visual_delta.to(visual.dtype)
+        else:
+            visual = self.visual_tokens(inputs.images)
+            if inputs.source_gradient is not None:
+                visual = scale_gradient(visual, inputs.source_gradient)
+        return place(embeds, visual, inputs.image_valid, inputs.image_positions)
+
+    def question_tokens(self, inputs: UnderstandInputs) -> Tensor:
+        """(B, I, N, D): the visual tokens of the images of an understand pass."""
+        return self.visual_tokens(inputs.images)
 
     def _read(
         self,
@@ -163,8 +152,8 @@ class CausalModel(Family):
         )
         return read.last_hidden_state
 
-    def _understand(self, inputs: PassInputs, predict: bool) -> PassOutput:
-        assert inputs.label_positions is not None
+    def understand(self, inputs: UnderstandInputs, predict: bool) -> UnderstandOutput:
+        """Read pictures and conversations. The head, by far the largest product of a row, runs only at labels."""
         tap = None
         if inputs.taps is not None:
             queries = answers(inputs.label_positions, inputs.taps.rows, inputs.tokens.shape[1])
@@ -172,17 +161,16 @@ class CausalModel(Family):
         hidden = self._read(
             self.embed(inputs), inputs.attention, front_padding=inputs.front_padding, segments=inputs.segments, tap=tap
         )
-        # The head is by far the largest product of a row: it runs only at labels.
         positions = _all_but_first(inputs.tokens) if predict else inputs.label_positions
         scored = self.lm_head(_before(hidden, positions), scored_labels(inputs, positions).flatten())
         likeliest = scored.likeliest.view(positions.shape) if predict else None
-        return PassOutput(
+        return UnderstandOutput(
             loss_sum=scored.losses.view(positions.shape).sum(1),
             predictions=None if likeliest is None else torch.cat([inputs.tokens[:, :1], likeliest], dim=1),
             attention=None if tap is None else tap.shares(),
         )
 
-    def _prompt_tap(self, inputs: PassInputs, drawn: Sequence[int]) -> Tap | None:
+    def _prompt_tap(self, inputs: GenerateInputs, drawn: Sequence[int]) -> Tap | None:
         """The tap of a generate pass. `drawn`, ascending: which of the positions read after the prompts are Q."""
         if inputs.taps is None:
             return None
@@ -192,12 +180,12 @@ class CausalModel(Family):
         queries = drawn_tokens([width + place for place in drawn], rows, inputs.taps.rows, keys.device)
         return Tap(inputs.taps, queries, keys, F.pad(first_token(inputs.attention), after))
 
-    def _prompt_text(self, inputs: PassInputs, taps: Taps) -> Tensor:
+    def _prompt_text(self, inputs: GenerateInputs, taps: Taps) -> Tensor:
         """(B, S): K of a generate pass."""
         return prompt_text(inputs, taps)
 
     @torch.no_grad()
-    def answer(self, inputs: PassInputs, *, max_new_tokens: int) -> Tensor:
+    def answer(self, inputs: UnderstandInputs, *, max_new_tokens: int) -> Tensor:
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
         end = self.processor.eos_id
         with evaluating(self):
@@ -246,17 +234,17 @@ def _before(hidden: Tensor, positions: Tensor) -> Tensor:
     return hidden.flatten(0, 1).index_select(0, (first + (positions - 1).clamp_min(0)).flatten())
 
 
-def place(embeds: Tensor, visual: Tensor, valid: Tensor, slots: Tensor) -> Tensor:
-    """Overwrite slots (B, S) of embeds (B, S, D), in order, by the visual tokens (B, I, N, D) of valid images (B, I).
+def place(embeds: Tensor, visual: Tensor, valid: Tensor, positions: Tensor) -> Tensor:
+    """Overwrite `positions` (B, S) of embeds (B, S, D), in order, by the visual tokens (B, I, N, D) of valid images (B, I).
 
     Index arithmetic only: shapes and gradient paths are the same whether or not a row has images, so tower and aligner take
     part in every pass of every rank (with a zero gradient if nothing was placed).
     """
     rows, images, length, width = visual.shape
-    number = (slots.long().cumsum(1) - 1).clamp_min(0)  # index of the visual token that belongs here
+    number = (positions.long().cumsum(1) - 1).clamp_min(0)  # index of the visual token that belongs here
     valid_first = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
     image = valid_first.gather(1, (number // length).clamp_max(images - 1))
     row = torch.arange(rows, device=embeds.device).unsqueeze(1)
     source = (row * images + image) * length + number % length
     placed = visual.reshape(-1, width).index_select(0, source.flatten()).view_as(embeds)
-    return torch.where(slots.unsqueeze(-1), placed.to(embeds.dtype), embeds)
+    return torch.where(positions.unsqueeze(-1), placed.to(embeds.dtype), embeds)

@@ -90,7 +90,7 @@ class Emu3Format(ConversationFormat):
         grid = self.source_grid
         sequence.add(self._before_codes(grid))
         for _ in range(grid.height):
-            sequence.add([self.image] * grid.width, slots=True)
+            sequence.add([self.image] * grid.width, image=True)
             sequence.add([grid.line_end])
         sequence.add([self.frame_end, self.end])
 

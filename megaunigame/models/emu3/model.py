@@ -24,7 +24,7 @@ from megaunigame.models.emu3.sizes import SIZES
 from megaunigame.models.emu3.token_embedding import TokenEmbedding
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.step.inputs import PassInputs, PassOutput, Taps
+from megaunigame.step.inputs import GenerateInputs, GenerateOutput, Taps, UnderstandInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
@@ -110,12 +110,11 @@ class Emu3(CodeModel):
         codes = torch.cat([before, near[..., 0], after])
         return self.language_model.embed_tokens(codes + first, near + first, shares, at).unflatten(0, images.shape[:2])
 
-    def source_tokens(self, inputs: PassInputs) -> Tensor:
-        """(B, I, N, D): the visual tokens of the source images."""
-        assert inputs.images is not None
+    def question_tokens(self, inputs: UnderstandInputs) -> Tensor:
+        """(B, I, N, D): the visual tokens of the images of an understand pass."""
         return self.visual_tokens(inputs.images, inputs.gradient_rows)
 
-    def predict_codes(self, inputs: PassInputs, codes: Tensor, predict: bool) -> PassOutput:
+    def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read.
 
         The loss is on the codes, over the whole vocabulary. Line ends are read, not learned.
@@ -129,7 +128,7 @@ class Emu3(CodeModel):
         states = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -read.shape[1] - 1 :]
         hidden = states.index_select(1, grid.places(states.device))
         scored = self.lm_head(hidden.flatten(0, 1), (codes + grid.first).flatten())
-        return PassOutput(
+        return GenerateOutput(
             loss_sum=torch.where(inputs.counts > 0, scored.losses.view(codes.shape).sum(1), 0.0),
             hidden=hidden,
             target=codes,
@@ -145,7 +144,7 @@ class Emu3(CodeModel):
         """(...) -> (..., D): codes as the language model reads them."""
         return self.language_model.embed_tokens(codes + self.grid.first)
 
-    def _prompt_text(self, inputs: PassInputs, taps: Taps) -> Tensor:
+    def _prompt_text(self, inputs: GenerateInputs, taps: Taps) -> Tensor:
         """(B, S): text before the picture, without the line ends of a source picture."""
         return super()._prompt_text(inputs, taps) & (inputs.tokens != self.grid.line_end)
 

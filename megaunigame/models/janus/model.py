@@ -21,7 +21,7 @@ from megaunigame.models.janus.processor import JanusProcessor
 from megaunigame.models.janus.sizes import SIZES
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
@@ -122,7 +122,7 @@ class Janus(CodeModel):
         tokenizer = self.image_tokenizer
         return tokenizer.decode_codes(codes) if mean is None else tokenizer.decode_mean(codes, mean)
 
-    def unconditional(self, inputs: PassInputs) -> tuple[Tensor, Tensor]:
+    def unconditional(self, inputs: GenerateInputs) -> tuple[Tensor, Tensor]:
         """Pads between the first and the last token of every request, source pictures included. They are read like other
         tokens; only the padding in front is masked."""
         attention = inputs.attention

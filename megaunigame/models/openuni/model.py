@@ -30,7 +30,7 @@ from megaunigame.models.openuni.processor import OpenUniProcessor
 from megaunigame.models.openuni.sizes import WRITERS
 from megaunigame.models.text.sequences import left_padded
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.step.inputs import PassInputs, PassOutput
+from megaunigame.step.inputs import GenerateInputs, GenerateOutput
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class OpenUni(CausalModel):
         features = self.model.get_image_features(images.flatten(0, 1), return_dict=True)
         return features.pooler_output.unflatten(0, images.shape[:2])
 
-    def _generate(self, inputs: PassInputs, predict: bool) -> PassOutput:
-        assert inputs.targets is not None
+    def generate(self, inputs: GenerateInputs, predict: bool) -> GenerateOutput:
+        """Match the velocity of the targets' latents at a random noise level; in eval mode at a fixed one per row."""
         latents = self.encode_target(inputs.targets)
         if self.training:
             u, noise = torch.rand(len(latents), device=latents.device), torch.randn_like(latents)
@@ -124,7 +124,7 @@ class OpenUni(CausalModel):
             u, noise = flow.evaluation_draw(latents)
         return self.match(inputs, latents, u, noise)
 
-    def match(self, inputs: PassInputs, latents: Tensor, u: Tensor, noise: Tensor) -> PassOutput:
+    def match(self, inputs: GenerateInputs, latents: Tensor, u: Tensor, noise: Tensor) -> GenerateOutput:
         """The generate pass with given latents (B, C, h, w), u (B,) in [0, 1) and noise; `inputs.targets` is not read.
 
         Loss of a row: sum over the latent elements of (velocity(z_sigma, sigma, hidden) - (noise - z))^2.
@@ -134,7 +134,7 @@ class OpenUni(CausalModel):
         sigma = flow.levels(u, self.config.flow.train_shift)
         velocity = self.velocity(flow.mix(latents, noise, sigma), sigma * flow.LEVELS, self.condition(hidden))
         loss = (velocity - (noise - latents)).square().flatten(1).sum(1)
-        return PassOutput(
+        return GenerateOutput(
             loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
             hidden=hidden,
             target=latents,
@@ -214,7 +214,7 @@ class OpenUni(CausalModel):
     @torch.no_grad()
     def sample(
         self,
-        inputs: PassInputs,
+        inputs: GenerateInputs,
         *,
         guidance: float,
         temperature: float,
@@ -235,7 +235,7 @@ class OpenUni(CausalModel):
             start = torch.randn(shape, generator=generator, device=generator.device).to(hidden.device)
             return self.decode_target(self.sample_latents(start, self.condition(hidden), guidance))
 
-    def _sample_states(self, inputs: PassInputs, *, guided: bool) -> Tensor:
+    def _sample_states(self, inputs: GenerateInputs, *, guided: bool) -> Tensor:
         """(B, N, D), or (B + 1, N, D) with those of the unconditional request after them, from one call."""
         embeds, attention = self.embed(inputs), inputs.attention
         if guided:

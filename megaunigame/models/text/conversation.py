@@ -1,4 +1,4 @@
-"""Conversations as token ids, with exact labels, image slots and segments.
+"""Conversations as token ids, with exact labels, image positions and segments.
 
 Every piece is tokenized alone, so a label never starts inside a token. A family defines the pieces::
 
@@ -124,7 +124,7 @@ class ConversationFormat(ABC):
     def _picture(self, sequence: TokenSequence) -> None:
         """Add the tokens of one source picture."""
         sequence.add([self.begin])
-        sequence.add([self.image] * self.visual_tokens, slots=True)
+        sequence.add([self.image] * self.visual_tokens, image=True)
         sequence.add([self.end])
 
     def _ask(self, sequence: TokenSequence, question: str, *, follows_images: bool, segment: int = 0) -> None:

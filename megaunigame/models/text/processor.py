@@ -6,6 +6,7 @@ Runs in data-loader workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.text.conversation import ConversationFormat
 from megaunigame.models.text.pictures import Normalize, crop, fit
 from megaunigame.models.text.sequences import TokenSequence, pad, stack_sources
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs
+from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
@@ -91,24 +93,20 @@ class RowProcessor:
         terms = [plan.terms.index(r.term) for r in requests]
         return self.collate(plan, pass_name, rows, terms, ["largest"] * len(rows))
 
-    def prompt_inputs(self, images: Sequence[Sequence[Tensor]], questions: Sequence[str]) -> PassInputs:
+    def prompt_inputs(self, images: Sequence[Sequence[Tensor]], questions: Sequence[str]) -> UnderstandInputs:
         """Questions about `images` (uint8, any number per question) for `answer`: left padded, no labels."""
         sequences = [self.format.question(len(i), q) for i, q in zip(images, questions, strict=True)]
-        inputs = self._prompts(sequences, terms=[0] * len(sequences), keys=[""] * len(sequences))
-        inputs.images, inputs.image_valid = self._sources([list(i) for i in images])
-        return inputs
+        return self._asked(sequences, [list(i) for i in images], [0] * len(sequences), [""] * len(sequences), left=True)
 
-    def generate_prompts(self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None) -> PassInputs:
-        """Requests for pictures, optionally with source pictures, for `sample`: left padded, no targets."""
+    def generate_prompts(self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None) -> GenerateInputs:
+        """Requests for pictures, optionally with source pictures, for `sample`: left padded; targets are (B, 3, 0, 0)."""
         given = [None] * len(prompts) if sources is None else list(sources)
         sequences = [self._prompt(p, s is not None) for p, s in zip(prompts, given, strict=True)]
-        inputs = self._prompts(sequences, terms=[0] * len(sequences), keys=[""] * len(sequences))
-        inputs.counts.fill_(self.loss_positions)
-        if sources is not None:
-            inputs.images, inputs.image_valid = self._sources([[] if s is None else [s] for s in given])
-        return inputs
+        images = None if sources is None else [[] if s is None else [s] for s in given]
+        counts, targets = torch.full((len(prompts),), float(self.loss_positions)), torch.zeros(len(prompts), 3, 0, 0)
+        return self._requested(sequences, images, [0] * len(sequences), [""] * len(sequences), counts, targets)
 
-    def _understand(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
+    def _understand(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> UnderstandInputs:
         sequences: list[TokenSequence] = []
         images: list[list[Tensor]] = []
         for row, key in zip(rows, keys, strict=True):
@@ -125,15 +123,11 @@ class RowProcessor:
                 )
             sequences.append(self.format.understand(len(row.images), row.turns, row.independent, self.max_length))
             images.append(row.images)
-        inputs = pad(sequences, self.pad_id, left=False, terms=terms, keys=keys)
-        if not any(max(s.segments) for s in sequences):
-            inputs.segments = None
-        inputs.images, inputs.image_valid = self._sources(images)
-        return inputs
+        return self._asked(sequences, images, terms, keys, left=False)
 
     def _generate(
         self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], *, takes_images: bool
-    ) -> PassInputs:
+    ) -> GenerateInputs:
         sequences: list[TokenSequence] = []
         images: list[list[Tensor]] = []
         targets = torch.zeros(len(rows), 3, self.image_size, self.image_size)
@@ -151,11 +145,9 @@ class RowProcessor:
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient
             sequences[-1].intact &= not row.unconditional
-        inputs = self._prompts(sequences, terms=terms, keys=keys)
-        inputs.segments, inputs.counts, inputs.targets = None, counts, targets
-        if takes_images:
-            inputs.images, inputs.image_valid = self._sources(images)
-            inputs.source_gradient = None if (source_gradient == 1).all() else source_gradient
+        inputs = self._requested(sequences, images if takes_images else None, terms, keys, counts, targets)
+        if takes_images and (source_gradient != 1).any():
+            inputs.source_gradient = source_gradient
         return inputs
 
     def _prompt(self, prompt: str, source: bool) -> TokenSequence:
@@ -178,11 +170,54 @@ class RowProcessor:
         sequence.add([self.pad_id])
         return sequence
 
-    def _prompts(self, sequences: list[TokenSequence], *, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
-        """Left padded, because image tokens follow; without labels."""
-        inputs = pad(sequences, self.pad_id, left=True, terms=terms, keys=keys)
-        inputs.labels, inputs.label_positions = None, None
-        return inputs
+    def _asked(
+        self,
+        sequences: list[TokenSequence],
+        images: list[list[Tensor]],
+        terms: Sequence[int],
+        keys: Sequence[str],
+        *,
+        left: bool,
+    ) -> UnderstandInputs:
+        labels = pad([s.labels for s in sequences], IGNORE, left=left)
+        segments = pad([s.segments for s in sequences], 0, left=left)
+        pixels, valid = self._sources(images)
+        return UnderstandInputs(
+            **self._read(sequences, terms, keys, left=left),
+            counts=(labels != IGNORE).sum(1).float(),
+            labels=labels,
+            label_positions=label_positions(labels),
+            images=pixels,
+            image_valid=valid,
+            segments=segments if segments.any() else None,
+        )
+
+    def _requested(
+        self,
+        sequences: list[TokenSequence],
+        images: list[list[Tensor]] | None,
+        terms: Sequence[int],
+        keys: Sequence[str],
+        counts: Tensor,
+        targets: Tensor,
+    ) -> GenerateInputs:
+        """Left padded, because image tokens follow."""
+        pixels, valid = (None, None) if images is None else self._sources(images)
+        common = self._read(sequences, terms, keys, left=True)
+        return GenerateInputs(**common, counts=counts, targets=targets, images=pixels, image_valid=valid)
+
+    def _read(self, sequences: list[TokenSequence], terms: Sequence[int], keys: Sequence[str], *, left: bool) -> dict[str, Any]:
+        """Fields of both passes that the sequences give."""
+        attention = pad([[True] * len(s) for s in sequences], False, left=left)
+        return {
+            "tokens": pad([s.tokens for s in sequences], self.pad_id, left=left),
+            "attention": attention,
+            "terms": torch.tensor(list(terms), dtype=torch.long),
+            "image_positions": pad([s.image for s in sequences], False, left=left),
+            "front_padding": left and not bool(attention.all()),
+            "intact": torch.tensor([s.intact for s in sequences]),
+            "keys": list(keys),
+        }
 
     def _sources(self, images: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
         """uint8 pictures per row -> (B, I, 3, H, W) normalized and (B, I) validity."""

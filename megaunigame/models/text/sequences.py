@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from megaunigame.step.inputs import IGNORE, PassInputs
-from megaunigame.step.labels import label_positions
+from megaunigame.step.inputs import IGNORE
 
 MULTIPLE = 8
 """Sequences are padded to a multiple of this."""
@@ -21,54 +21,32 @@ class TokenSequence:
 
     tokens: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    slots: list[bool] = field(default_factory=list)
+    image: list[bool] = field(default_factory=list)
+    """Whether a visual token replaces the token."""
     segments: list[int] = field(default_factory=list)
     intact: bool = True
     """False: some of its text was cut or dropped."""
 
-    def add(self, tokens: list[int], *, labeled: bool = False, slots: bool = False, segment: int = 0) -> None:
+    def add(self, tokens: list[int], *, labeled: bool = False, image: bool = False, segment: int = 0) -> None:
         self.tokens += tokens
         self.labels += tokens if labeled else [IGNORE] * len(tokens)
-        self.slots += [slots] * len(tokens)
+        self.image += [image] * len(tokens)
         self.segments += [segment] * len(tokens)
 
     def cut(self, length: int) -> None:
         """Drop everything from position `length` on."""
-        for values in (self.tokens, self.labels, self.slots, self.segments):
+        for values in (self.tokens, self.labels, self.image, self.segments):
             del values[length:]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def pad(sequences: list[TokenSequence], pad_id: int, *, left: bool, terms: Sequence[int], keys: Sequence[str]) -> PassInputs:
-    """Stack sequences of different lengths; every field is set, the caller drops those its pass does not have."""
-    size = -(-max(map(len, sequences)) // MULTIPLE) * MULTIPLE
-    shape = (len(sequences), size)
-    tokens = torch.full(shape, pad_id)
-    labels = torch.full(shape, IGNORE)
-    segments = torch.zeros(shape, dtype=torch.long)
-    attention, slots = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    for index, sequence in enumerate(sequences):
-        where = slice(size - len(sequence), size) if left else slice(0, len(sequence))
-        tokens[index, where] = torch.tensor(sequence.tokens)
-        labels[index, where] = torch.tensor(sequence.labels)
-        segments[index, where] = torch.tensor(sequence.segments)
-        slots[index, where] = torch.tensor(sequence.slots)
-        attention[index, where] = True
-    return PassInputs(
-        tokens=tokens,
-        attention=attention,
-        terms=torch.tensor(list(terms), dtype=torch.long),
-        counts=(labels != IGNORE).sum(1).float(),
-        labels=labels,
-        label_positions=label_positions(labels),
-        front_padding=left and any(len(sequence) < size for sequence in sequences),
-        segments=segments,
-        image_slots=slots,
-        intact=torch.tensor([sequence.intact for sequence in sequences]),
-        keys=list(keys),
-    )
+def pad(columns: Sequence[Sequence[Any]], fill: Any, *, left: bool) -> Tensor:
+    """Lists of different lengths -> (B, S), filled on one side; S is the next multiple of `MULTIPLE`."""
+    size = -(-max(map(len, columns)) // MULTIPLE) * MULTIPLE
+    padding = [[fill] * (size - len(column)) for column in columns]
+    return torch.tensor([[*p, *c] if left else [*c, *p] for c, p in zip(columns, padding, strict=True)])
 
 
 def stack_sources(images: list[list[Tensor]], side: int, prepare: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ class AttentionLoss(PassTerm):
     def counted(self, inputs: PassInputs) -> Tensor:
         """(B,) bool: rows of the chosen terms that can be measured."""
         ours = torch.stack([inputs.terms == term for term in self.measured.row_terms]).any(0)
-        return ours & measurable(self.pass_name, inputs, self.measured.taps)
+        return ours & measurable(inputs, self.measured.taps)
 
     def losses(self, inputs: PassInputs, output: PassOutput) -> Tensor:
         assert output.attention is not None

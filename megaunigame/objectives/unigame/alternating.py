@@ -15,7 +15,6 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.game import PENALTY, Game
 from megaunigame.objectives.unigame.paths import Redraw
 from megaunigame.step.micro import MicroStep, Step
-from megaunigame.step.requests import UNDERSTAND
 
 
 class Alternating(Game):
@@ -26,7 +25,7 @@ class Alternating(Game):
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
-            losses = self.stage.model(UNDERSTAND, attacked.question).loss_sum
+            losses = self.stage.model(attacked.question).loss_sum
             if self.adversary.learns:
                 torch.autograd.grad(losses.sum() + penalty, self.parameters, allow_unused=True)
         self.pool.buffer.rehearse(self.stage.world)
@@ -44,7 +43,7 @@ class Alternating(Game):
         attack = self.attack_of(micro).to(self.stage.world.device)
         with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, step.number, micro.number, redrawn)
-            losses = self.stage.model(UNDERSTAND, attacked.question).loss_sum
+            losses = self.stage.model(attacked.question).loss_sum
             step.passes += attacked.passes + 1
             if self.adversary.learns:
                 penalty = self.penalty_share(attack, attacked)

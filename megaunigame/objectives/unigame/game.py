@@ -24,7 +24,7 @@ from megaunigame.judges.clip import clip_elements
 from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.objectives.player import Player, Stage
 from megaunigame.objectives.unigame import names
-from megaunigame.objectives.unigame.attack import QUESTION, Attack, attack_of
+from megaunigame.objectives.unigame.attack import Attack, attack_of, question_of
 from megaunigame.objectives.unigame.panels import attack_panels
 from megaunigame.objectives.unigame.paths import AttackResult, Redraw, build_path
 from megaunigame.objectives.unigame.pool import Pool
@@ -34,7 +34,7 @@ from megaunigame.pixels import Panel
 from megaunigame.randomness import derive
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.records import RecordLayout
-from megaunigame.step.inputs import PassOutput, put_rows, take_rows
+from megaunigame.step.inputs import GenerateOutput, PassOutput, UnderstandOutput, take_rows
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
@@ -122,26 +122,26 @@ class Game(Player):
         self.round = self._round(self._put_hard_rows(step), attacks)
         if not attacks:
             return
-        counts = torch.stack([micro.aside[QUESTION].counts for micro in step.micro_steps])
+        counts = torch.stack([question_of(micro).counts for micro in step.micro_steps])
         local = torch.stack([counts.sum(), (counts > 0).sum()]).to(self.stage.world.device)
         self.round.positions, self.round.pictures = self.stage.world.all_reduce_sum(local).clamp(min=1)
 
     def before_micro_step(self, step: Step, micro: MicroStep) -> None:
         if not self.config.hard_rows or self.config.path != "embedding":
             return
-        at = micro.plan.slots(UNDERSTAND, HARD)
-        stored = take_rows(micro.inputs[UNDERSTAND], at)
+        at = micro.plan.rows_at(UNDERSTAND, HARD)
+        stored = take_rows(micro.understand, at)
         with self.stage.aside():
             rows = self.path.replay(self.stage.model, stored, self._generator("replay", step.number, micro.number))
-        micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, rows)
+        micro.put(at, rows)
         step.passes += self.path.calls
 
-    def after_pass(self, step: Step, micro: MicroStep, pass_name: str, output: PassOutput) -> None:
-        if pass_name == UNDERSTAND and self.config.hard_rows:
-            losses = output.loss_sum.detach() / micro.inputs[UNDERSTAND].counts.clamp(min=1)
-            self.pool.refresh(self.round.drawn[micro.number], losses[micro.plan.slots(UNDERSTAND, HARD)])
-        if pass_name == GENERATE and self.redrawn_by is not None and self.round.attacks:
-            self.attack(step, micro, redrawn_in(output, micro.plan.slots(GENERATE, self.redrawn_by)))
+    def after_pass(self, step: Step, micro: MicroStep, output: PassOutput) -> None:
+        if isinstance(output, UnderstandOutput) and self.config.hard_rows:
+            losses = output.loss_sum.detach() / micro.understand.counts.clamp(min=1)
+            self.pool.refresh(self.round.drawn[micro.number], losses[micro.plan.rows_at(UNDERSTAND, HARD)])
+        if isinstance(output, GenerateOutput) and self.redrawn_by is not None and self.round.attacks:
+            self.attack(step, micro, redrawn_in(output, micro.plan.rows_at(GENERATE, self.redrawn_by)))
 
     def after_learner(self, step: Step) -> dict[str, float]:
         self.pool.collect()
@@ -190,7 +190,7 @@ class Game(Player):
         generator = self._generator("harvest", step.number, micro.number)
         pictures, sums = self.path.harvest(self.stage.model, attack, attacked, losses, generator)
         step.passes += attacked.passes - before
-        self.pool.mine(attack, attacked, pictures, sums, micro.aside[QUESTION], step.number)
+        self.pool.mine(attack, attacked, pictures, sums, question_of(micro), step.number)
         return pictures[0]
 
     def show(self, step: Step, micro: MicroStep, attack: Attack, attacked: AttackResult, pictures: Tensor) -> None:
@@ -221,9 +221,9 @@ class Game(Player):
         drawn = self.pool.draw(self.config.hard_rows, len(step.micro_steps), rng)
         for micro, records in zip(step.micro_steps, drawn, strict=True):
             if len(records):
-                first = micro.plan.slots(UNDERSTAND, HARD).start
+                first = micro.plan.rows_at(UNDERSTAND, HARD).start
                 at = slice(first, first + len(records))
-                micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, self.pool.rows(records))
+                micro.put(at, self.pool.rows(records))
         return drawn
 
     def _generator(self, purpose: str, step: int, micro: int) -> torch.Generator:
@@ -235,19 +235,14 @@ class Game(Player):
 
     # Rehearsal
 
-    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redraw | None, PassOutput | None]:
+    def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redraw | None, GenerateOutput | None]:
         """The largest attack, on the device; what the learner's own pass has redrawn, and the output that holds its graph."""
         widest = self.stage.plan.widest(GENERATE)
-        at = None if self.redrawn_by is None else widest.slots(GENERATE, self.redrawn_by)
+        at = None if self.redrawn_by is None else widest.rows_at(GENERATE, self.redrawn_by)
         attack = attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption", at=at)
-        output = None if at is None else self._generated(micro)
+        output = None if at is None else self.stage.model(dataclasses.replace(micro.generate, taps=None))
         redrawn = None if at is None or output is None else redrawn_in(output, at)
         return attack.to(self.stage.world.device), redrawn, output
-
-    def _generated(self, micro: MicroStep) -> PassOutput:
-        inputs = dataclasses.replace(micro.inputs[GENERATE], taps=None)
-        output: PassOutput = self.stage.model(GENERATE, inputs)
-        return output
 
     # Checkpoints
 

@@ -25,6 +25,7 @@ from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unigame.alternating import Alternating
 from megaunigame.objectives.unigame.attack import QUESTION, REDRAW
 from megaunigame.objectives.unigame.game import ADVERSARIAL, HARD, PENALTY, Game
+from megaunigame.objectives.unigame.paths import lacks
 from megaunigame.objectives.unigame.redraw import check_redraw
 from megaunigame.objectives.unigame.settings import OWN, Settings
 from megaunigame.objectives.unigame.simultaneous import Simultaneous
@@ -100,11 +101,12 @@ class UniGame(Objective):
             check_redraw(self.config, plan)
 
     def check_family(self, family: type[UnifiedModel], name: str, folder: str, plan: StepPlan) -> None:
-        if self.attacks and self.config.path != "embedding" and not family.has_decoder:
-            able = [n for n in available("models", UnifiedModel) if find("models", n, UnifiedModel).has_decoder]
+        path = self.config.path
+        if self.attacks and (lacking := lacks(family, path)):
+            able = [n for n in available("models", UnifiedModel) if not lacks(find("models", n, UnifiedModel), path)]
             raise ConfigError(
-                f"The family {name!r} has no differentiable decoder, which path={self.config.path} needs. Families that have "
-                f"one: {', '.join(able)}. Or type objectives.unigame.path=embedding."
+                f"The family {name!r} has no {lacking}, which path={path} needs. Families that have one: {', '.join(able)}. "
+                "Or type objectives.unigame.path=embedding."
             )
 
     def added_terms(self, plan: StepPlan) -> list[str]:

@@ -12,10 +12,11 @@ separately: that is the third path.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +25,7 @@ from megaunigame.adversary.base import Adversary
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.settings import Sampling, Settings
-from megaunigame.step.inputs import PassInputs
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
 
 
 class Redraw(NamedTuple):
@@ -41,7 +41,7 @@ class Redraw(NamedTuple):
 class AttackResult:
     """Result of an attack on one micro-batch. `question` and `delta` are differentiable with respect to the adversary."""
 
-    question: PassInputs
+    question: UnderstandInputs
     """The conversation about the adversarial picture."""
     delta: Tensor
     """(B, N, D) float32."""
@@ -65,31 +65,30 @@ class AttackPath(ABC):
 
     @abstractmethod
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+        self, model: UnifiedModel, attack: Attack, generator: torch.Generator, redrawn: Redraw | None = None
     ) -> AttackResult:
         """Attack the source pictures of one micro-batch; `redrawn` if the learner's own pass redrew them."""
 
-    def unperturbed(self, model: UnifiedModel, inputs: Attack, attacked: AttackResult) -> Tensor:
+    def unperturbed(self, model: UnifiedModel, attack: Attack, attacked: AttackResult) -> Tensor:
         """(B, 3, H, W) in [-1, 1]: the pictures without a perturbation."""
-        assert inputs.redraw.targets is not None
-        return inputs.redraw.targets
+        return attack.redraw.targets
 
-    def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
+    def replay(self, model: UnifiedModel, question: UnderstandInputs, generator: torch.Generator) -> UnderstandInputs:
         """Questions about stored pictures, as the learner sees them."""
         return question
 
     def harvest(
-        self, model: UnifiedModel, inputs: Attack, attacked: AttackResult, losses: Tensor, generator: torch.Generator
+        self, model: UnifiedModel, attack: Attack, attacked: AttackResult, losses: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Candidates for the buffer: pictures (K, B, 3, H, W) in [-1, 1] and loss sums (K, B); most paths have K = 1."""
         return attacked.pictures.detach().unsqueeze(0), losses.detach().unsqueeze(0)
 
     def _perturb(
-        self, model: UnifiedModel, tokens: Tensor, question_of: Callable[[Tensor], PassInputs], generator: torch.Generator
+        self, model: UnifiedModel, tokens: Tensor, question_of: Callable[[Tensor], UnderstandInputs], generator: torch.Generator
     ) -> Tensor:
         def ascend(delta: Tensor) -> Tensor:
             self.calls += 1
-            return model(UNDERSTAND, question_of(delta)).loss_sum
+            return model(question_of(delta)).loss_sum
 
         self.calls = 0
         return self.adversary.perturb(tokens, ascend, generator)
@@ -103,24 +102,24 @@ class DecoderPath(AttackPath):
         self.anchored = anchored
 
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+        self, model: UnifiedModel, attack: Attack, generator: torch.Generator, redrawn: Redraw | None = None
     ) -> AttackResult:
         passes = 0
         if redrawn is None:
             with torch.no_grad():
-                seen = model(GENERATE, inputs.redraw)
+                seen = model(attack.redraw)
             redrawn, passes = Redraw(seen.hidden, seen.target), 1
         hidden, anchor = redrawn.hidden, self._anchor(redrawn)
 
-        def question_of(delta: Tensor) -> PassInputs:
-            return about(model, inputs.question, model.decode(hidden, delta, anchor).pixels)
+        def question_of(delta: Tensor) -> UnderstandInputs:
+            return about(model, attack.question, model.decode(hidden, delta, anchor).pixels)
 
         delta = self._perturb(model, hidden.float(), question_of, generator)
         decoded = model.decode(hidden, delta, anchor)
-        question = about(model, inputs.question, decoded.pixels)
+        question = about(model, attack.question, decoded.pixels)
         return AttackResult(question, delta, decoded.changed, decoded.pixels, passes + self.calls, redrawn)
 
-    def unperturbed(self, model: UnifiedModel, inputs: Attack, attacked: AttackResult) -> Tensor:
+    def unperturbed(self, model: UnifiedModel, attack: Attack, attacked: AttackResult) -> Tensor:
         assert attacked.redrawn is not None
         return model.decode(attacked.redrawn.hidden, None, self._anchor(attacked.redrawn)).pixels
 
@@ -132,31 +131,45 @@ class EmbeddingPath(AttackPath):
     """On the tokens the language model reads. No picture shows it: the buffer keeps sources, attacked again on replay."""
 
     def attack(
-        self, model: UnifiedModel, inputs: Attack, generator: torch.Generator, redrawn: Redraw | None = None
+        self, model: UnifiedModel, attack: Attack, generator: torch.Generator, redrawn: Redraw | None = None
     ) -> AttackResult:
-        question, delta = self._perturb_question(model, inputs.question, generator)
-        assert inputs.redraw.targets is not None
+        question, delta = self._perturb_question(model, attack.question, generator)
         unchanged = delta.new_zeros(len(delta))
-        return AttackResult(question, delta, unchanged, inputs.redraw.targets, passes=self.calls)
+        return AttackResult(question, delta, unchanged, attack.redraw.targets, passes=self.calls)
 
-    def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
+    def replay(self, model: UnifiedModel, question: UnderstandInputs, generator: torch.Generator) -> UnderstandInputs:
         attacked, _ = self._perturb_question(model, question, generator)
         assert attacked.visual_delta is not None
         return dataclasses.replace(attacked, visual_delta=attacked.visual_delta.detach())
 
     def _perturb_question(
-        self, model: UnifiedModel, question: PassInputs, generator: torch.Generator
-    ) -> tuple[PassInputs, Tensor]:
+        self, model: UnifiedModel, question: UnderstandInputs, generator: torch.Generator
+    ) -> tuple[UnderstandInputs, Tensor]:
         """The question with a perturbation, and the perturbation as (B, N, D)."""
-        assert question.images is not None
         with torch.no_grad():
             tokens = model.visual_tokens(question.images).float()
 
-        def question_of(delta: Tensor) -> PassInputs:
+        def question_of(delta: Tensor) -> UnderstandInputs:
             return dataclasses.replace(question, visual_delta=delta.unflatten(1, tokens.shape[1:3]))
 
         delta = self._perturb(model, tokens.flatten(1, 2), question_of, generator)
         return question_of(delta), delta
+
+
+class PerturbedSampler(Protocol):
+    """A family that can perturb what it reads while it draws; `sampled` needs one."""
+
+    def sample(
+        self,
+        inputs: GenerateInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: torch.Generator,
+        perturb: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """As `UnifiedModel.sample`; `perturb` maps an embedding (B, 1, D) or hidden states (B, N, D) to what is added."""
+        ...
 
 
 class SampledPath(EmbeddingPath):
@@ -166,41 +179,50 @@ class SampledPath(EmbeddingPath):
         super().__init__(adversary)
         self.sampling = sampling
 
-    def replay(self, model: UnifiedModel, question: PassInputs, generator: torch.Generator) -> PassInputs:
+    def replay(self, model: UnifiedModel, question: UnderstandInputs, generator: torch.Generator) -> UnderstandInputs:
         return question  # the buffer holds attacked pictures already
 
     def harvest(
-        self, model: UnifiedModel, inputs: Attack, attacked: AttackResult, losses: Tensor, generator: torch.Generator
+        self, model: UnifiedModel, attack: Attack, attacked: AttackResult, losses: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         drawn: list[Tensor] = []
         sums: list[Tensor] = []
 
         def perturb(embedding: Tensor) -> Tensor:
-            return self._perturb(model, embedding.float(), lambda delta: inputs.question, generator)
+            return self._perturb(model, embedding.float(), lambda delta: attack.question, generator)
 
+        sampler = cast(PerturbedSampler, model)
         with torch.no_grad():
             for _ in range(self.sampling.candidates):
-                pixels = model.sample(
-                    inputs.redraw,
+                pixels = sampler.sample(
+                    attack.redraw,
                     guidance=self.sampling.guidance,
                     temperature=self.sampling.temperature,
                     generator=generator,
                     perturb=perturb,
                 )
                 drawn.append(pixels)
-                sums.append(model(UNDERSTAND, about(model, inputs.question, pixels)).loss_sum)
+                sums.append(model(about(model, attack.question, pixels)).loss_sum)
                 attacked.passes += 1 + model.calls_per_sample
-        attacked.question = about(model, inputs.question, drawn[0])
+        attacked.question = about(model, attack.question, drawn[0])
         return torch.stack(drawn), torch.stack(sums)
 
 
-def about(model: UnifiedModel, question: PassInputs, pixels: Tensor) -> PassInputs:
+def lacks(family: type[UnifiedModel], path: str) -> str:
+    """What a family would need for a path and does not have; empty: nothing."""
+    if path != "embedding" and not family.has_decoder:
+        return "differentiable decoder"
+    if path == "sampled" and "perturb" not in inspect.signature(family.sample).parameters:
+        return "`sample` with `perturb`"
+    return ""
+
+
+def about(model: UnifiedModel, question: UnderstandInputs, pixels: Tensor) -> UnderstandInputs:
     """The question about other pictures (B, 3, H, W) in [-1, 1], one per row; differentiable with respect to them."""
     return dataclasses.replace(question, images=model.as_source(pixels).unsqueeze(1))
 
 
 def build_path(settings: Settings, adversary: Adversary) -> AttackPath:
-
     if settings.path == "decoder":
         return DecoderPath(adversary, anchored=settings.anchor == "source")
     if settings.path == "embedding":

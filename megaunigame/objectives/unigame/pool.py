@@ -20,7 +20,7 @@ from megaunigame.objectives.unigame.settings import BufferSettings
 from megaunigame.objectives.unigame.tally import Tally, Totals
 from megaunigame.replay.hard_buffer import HardBuffer, MergeReport
 from megaunigame.replay.rows import pack, to_records, to_rows
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import UnderstandInputs
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Pool:
     def __init__(self, settings: BufferSettings, buffer: HardBuffer, clip: ClipFilter | None, stage: Stage):
         self.settings, self.buffer, self.clip, self.stage = settings, buffer, clip, stage
         self.tally = Tally(stage.world.device)
-        self.mined: list[tuple[PassInputs, Tensor, int]] = []
+        self.mined: list[tuple[UnderstandInputs, Tensor, int]] = []
         """Per micro-step: questions on the host, packed candidates (B, K, n) on the device, and the step."""
         self.replayed: list[tuple[np.ndarray, Tensor]] = []
         """Per micro-step: records that were replayed, and their losses on the device."""
@@ -56,7 +56,7 @@ class Pool:
         attacked: AttackResult,
         pictures: Tensor,
         losses: Tensor,
-        question: PassInputs,
+        question: UnderstandInputs,
         step: int,
     ) -> None:
         """Offer the candidates of one micro-step: pictures (K, B, 3, H, W) in [-1, 1], loss sums (K, B).
@@ -94,7 +94,7 @@ class Pool:
         self.tally.replayed = len(drawn)
         return [drawn[micro * rows : (micro + 1) * rows] for micro in range(micro_steps)]
 
-    def rows(self, indices: np.ndarray) -> PassInputs:
+    def rows(self, indices: np.ndarray) -> UnderstandInputs:
         """Understand rows of records, on the CPU."""
         return to_rows(self.stage.model, self.buffer.records(indices))
 

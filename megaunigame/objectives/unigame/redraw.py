@@ -10,7 +10,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.objectives.unigame.paths import Redraw
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.registry import unknown
-from megaunigame.step.inputs import PassOutput
+from megaunigame.step.inputs import GenerateOutput
 from megaunigame.step.requests import GENERATE, StepPlan
 
 
@@ -48,7 +48,6 @@ def check_redraw(settings: Settings, plan: StepPlan) -> None:
         )
 
 
-def redrawn_in(output: PassOutput, at: slice) -> Redraw:
+def redrawn_in(output: GenerateOutput, at: slice) -> Redraw:
     """The rows `at` of a generate pass, cut off from its graph."""
-    assert output.hidden is not None and output.target is not None
     return Redraw(output.hidden[at].detach(), output.target[at])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import UnderstandInputs
 
 
 class _Reversed(torch.autograd.Function):
@@ -22,9 +22,8 @@ class _Reversed(torch.autograd.Function):
         return -ctx.factor * gradient, None
 
 
-def reverse_gradient(question: PassInputs, factor: float) -> PassInputs:
+def reverse_gradient(question: UnderstandInputs, factor: float) -> UnderstandInputs:
     """The same question; the gradient into its pictures and perturbation is multiplied by -factor."""
-    assert question.images is not None
     delta = question.visual_delta
     return dataclasses.replace(
         question,

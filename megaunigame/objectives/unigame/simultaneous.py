@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megaunigame.objectives.unigame.attack import QUESTION, Attack
+from megaunigame.objectives.unigame.attack import Attack, question_of
 from megaunigame.objectives.unigame.game import ADVERSARIAL, PENALTY, Game
 from megaunigame.objectives.unigame.paths import AttackResult, Redraw
 from megaunigame.objectives.unigame.reversal import reverse_gradient
-from megaunigame.step.inputs import PassOutput, put_rows
+from megaunigame.step.inputs import PassOutput, UnderstandOutput
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import UNDERSTAND
 
@@ -32,8 +32,8 @@ class Simultaneous(Game):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
         self.pool.buffer.rehearse(self.stage.world)
-        at = self.stage.plan.widest(UNDERSTAND).slots(UNDERSTAND, ADVERSARIAL)
-        micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, reverse_gradient(attacked.question, 1.0))
+        at = self.stage.plan.widest(UNDERSTAND).rows_at(UNDERSTAND, ADVERSARIAL)
+        micro.put(at, reverse_gradient(attacked.question, 1.0))
         if not self.adversary.learns:
             return ()
         micro.losses[PENALTY] = penalty
@@ -43,8 +43,8 @@ class Simultaneous(Game):
         super().before_learner(step)
         if self.round.attacks:
             for micro in step.micro_steps:
-                at = micro.plan.slots(UNDERSTAND, ADVERSARIAL)  # replaced by the attacked rows
-                micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, micro.aside[QUESTION])
+                at = micro.plan.rows_at(UNDERSTAND, ADVERSARIAL)  # replaced by the attacked rows
+                micro.put(at, question_of(micro))
 
     def before_micro_step(self, step: Step, micro: MicroStep) -> None:
         super().before_micro_step(step, micro)
@@ -59,17 +59,17 @@ class Simultaneous(Game):
         self.joined = attack, attacked
         step.passes += attacked.passes
         rows = reverse_gradient(attacked.question, self.config.gain / self.config.beta)
-        at = micro.plan.slots(UNDERSTAND, ADVERSARIAL)
-        micro.inputs[UNDERSTAND] = put_rows(micro.inputs[UNDERSTAND], at, rows)
+        at = micro.plan.rows_at(UNDERSTAND, ADVERSARIAL)
+        micro.put(at, rows)
         if self.adversary.learns:
             micro.losses[PENALTY] = self.penalty_share(attack, attacked)
 
-    def after_pass(self, step: Step, micro: MicroStep, pass_name: str, output: PassOutput) -> None:
-        super().after_pass(step, micro, pass_name, output)
-        if pass_name == UNDERSTAND and self.joined is not None:
+    def after_pass(self, step: Step, micro: MicroStep, output: PassOutput) -> None:
+        super().after_pass(step, micro, output)
+        if isinstance(output, UnderstandOutput) and self.joined is not None:
             attack, attacked = self.joined
             self.joined = None
-            losses = output.loss_sum.detach()[micro.plan.slots(UNDERSTAND, ADVERSARIAL)]
+            losses = output.loss_sum.detach()[micro.plan.rows_at(UNDERSTAND, ADVERSARIAL)]
             with self.stage.aside():
                 pictures = self.mine(step, micro, attack, attacked, losses)
             self.show(step, micro, attack, attacked, pictures)

@@ -8,6 +8,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.player import Player
 from megaunigame.settings import at_least
+from megaunigame.step.inputs import UnderstandOutput
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.requests import UNDERSTAND
 
@@ -63,9 +64,9 @@ class SquaredPlayer(Player):
     def before_learner(self, step):
         self.worst = torch.zeros(1, device=self.world.device)
 
-    def after_pass(self, step, micro, pass_name, output):
-        if pass_name == UNDERSTAND:
-            self.worst = self.worst.maximum(row_losses(micro.inputs[UNDERSTAND], output).detach().max())
+    def after_pass(self, step, micro, output):
+        if isinstance(output, UnderstandOutput):
+            self.worst = self.worst.maximum(row_losses(micro.understand, output).detach().max())
 
     def after_learner(self, step):
         return {"squared/worst_row": self.world.all_reduce_max(self.worst).item()}

@@ -9,7 +9,7 @@ from megaunigame.data.conversation import question_answers
 from megaunigame.evaluation.lockstep import Item, batches, read_share, together
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.settings import at_least
-from megaunigame.step.requests import UNDERSTAND
+from megaunigame.step.inputs import UnderstandInputs
 from megaunigame.step.rows import UnderstandRow
 
 
@@ -23,9 +23,9 @@ class Perplexity(Suite):
         rows = together(world, lambda: [UnderstandRow([s.image], question_answers(s)) for _, s in share])
         items = [Item(p, s.key, row) for (p, s), row in zip(share, rows, strict=True)]
         totals = torch.zeros(2, dtype=torch.float64, device=world.device)
-        for _, inputs in batches(model, world, items, UNDERSTAND, self.config.batch):
+        for _, inputs in batches(model, world, items, UnderstandInputs, self.config.batch):
             inputs = inputs.to(world.device)
-            totals += torch.stack([model(UNDERSTAND, inputs).loss_sum.double().sum(), inputs.counts.double().sum()])
+            totals += torch.stack([model(inputs).loss_sum.double().sum(), inputs.counts.double().sum()])
         loss, tokens = world.all_reduce_sum(totals).tolist()
         perplexity = math.exp(loss / max(tokens, 1))
         line = table("Perplexity of the answers", ["answers", "tokens", "perplexity"], [["all", int(tokens), perplexity]])
