@@ -61,7 +61,7 @@ def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, .
     return tuple(question for question in asked if question.kind not in skip_kinds)
 
 
-def ask(model: UnifiedModel, world: World, sheets: Sequence[Sheet], *, batch: int, per_row: int) -> list[Answer]:
+def ask(model: UnifiedModel, data_ranks: World, sheets: Sequence[Sheet], *, batch: int, per_row: int) -> list[Answer]:
     """Ask all questions of this rank's sheets, each alone with its picture.
 
     Up to `per_row` questions of a picture share a row as independent turns, which do not see each other. All ranks must
@@ -73,10 +73,10 @@ def ask(model: UnifiedModel, world: World, sheets: Sequence[Sheet], *, batch: in
         for first in range(0, len(sheet.questions), per_row)
     ]
     answers: list[Answer] = []
-    for present, inputs in batches(model, world, items, UnderstandInputs, batch):
+    for present, inputs in batches(model, data_ranks, items, UnderstandInputs, batch):
         sheets_asked = [item.sheet for item in present]
-        positions = together(world, _positions, inputs, sheets_asked)
-        predictions = model.predict(inputs.to(world.device)).cpu()
+        positions = together(data_ranks, _positions, inputs, sheets_asked)
+        predictions = model.predict(inputs.to(data_ranks.device)).cpu()
         for row, sheet in enumerate(sheets_asked):
             answers += _score(model, sheet, positions[row], inputs.labels[row], predictions[row])
     return answers

@@ -38,7 +38,7 @@ ItemT = TypeVar("ItemT", bound=Item)
 P = ParamSpec("P")
 
 
-def together(world: World, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def together(data_ranks: World, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run work without collectives; a UserError on any rank is raised on every rank, with the message of the first."""
     outcome: list[T] = []
     problem = None
@@ -46,7 +46,7 @@ def together(world: World, work: Callable[P, T], *args: P.args, **kwargs: P.kwar
         outcome.append(work(*args, **kwargs))
     except UserError as error:
         problem = str(error)
-    problems = [p for p in world.all_gather_object(problem) if p is not None]
+    problems = [p for p in data_ranks.all_gather_object(problem) if p is not None]
     if problems:
         raise UserError(problems[0])
     return outcome[0]
@@ -59,7 +59,7 @@ def read_sample(index: ShardIndex, position: int) -> Sample:
     return decode_sample(*index.read(shard, int(position - (ends[shard] - index.sizes[shard])))).decoded()
 
 
-def read_share(index: ShardIndex, limit: int, world: World, shift: int = 0) -> list[tuple[int, Sample]]:
+def read_share(index: ShardIndex, limit: int, data_ranks: World, shift: int = 0) -> list[tuple[int, Sample]]:
     """(position, sample) of this rank: of the first `limit` samples (0: all) rank r has positions r, r + W, r + 2W, ...
 
     With `shift`, position p comes with the sample `shift` places further, modulo the number of samples.
@@ -68,14 +68,14 @@ def read_share(index: ShardIndex, limit: int, world: World, shift: int = 0) -> l
     count = sample_count(index, limit)
 
     def read() -> list[tuple[int, Sample]]:
-        return [(p, read_sample(index, (p + shift) % count)) for p in range(world.rank, count, world.size)]
+        return [(p, read_sample(index, (p + shift) % count)) for p in range(data_ranks.rank, count, data_ranks.size)]
 
-    return together(world, read)
+    return together(data_ranks, read)
 
 
-def read_others(index: ShardIndex, limit: int, world: World) -> list[tuple[int, Sample]]:
+def read_others(index: ShardIndex, limit: int, data_ranks: World) -> list[tuple[int, Sample]]:
     """As `read_share`, each position with a sample half-way further: neighbors may be near-identical (adversarial pairs)."""
-    return read_share(index, limit, world, shift=sample_count(index, limit) // 2)
+    return read_share(index, limit, data_ranks, shift=sample_count(index, limit) // 2)
 
 
 def sample_count(index: ShardIndex, limit: int) -> int:
@@ -83,9 +83,9 @@ def sample_count(index: ShardIndex, limit: int) -> int:
     return min(limit, index.samples) if limit else index.samples
 
 
-def lockstep_batches(rows: Sequence[T], batch: int, world: World) -> list[list[T | None]]:
+def lockstep_batches(rows: Sequence[T], batch: int, data_ranks: World) -> list[list[T | None]]:
     """Cut this rank's rows into batches of exactly `batch`, padded with None; every rank gets the same number of batches."""
-    most = max(world.all_gather_object(len(rows)))
+    most = max(data_ranks.all_gather_object(len(rows)))
     length = -(-most // batch) * batch
     padded = [*rows, *[None] * (length - len(rows))]
     return [padded[start : start + batch] for start in range(0, length, batch)]
@@ -93,7 +93,7 @@ def lockstep_batches(rows: Sequence[T], batch: int, world: World) -> list[list[T
 
 def batches(
     model: UnifiedModel,
-    world: World,
+    data_ranks: World,
     items: Sequence[ItemT],
     kind: type[InputsT],
     batch: int,
@@ -107,10 +107,10 @@ def batches(
     other ranks have items left). `takes_source`: generate rows have a source image. `progress`: name of the progress bar;
     empty: none.
     """
-    for padded in tqdm(lockstep_batches(items, batch, world), desc=progress, unit=" batches", disable=not progress):
+    for padded in tqdm(lockstep_batches(items, batch, data_ranks), desc=progress, unit=" batches", disable=not progress):
         rows = [None if item is None else item.row for item in padded]
         keys = ["" if item is None else item.key for item in padded]
-        inputs = together(world, collate, model, kind.pass_name, rows, keys, takes_source)
+        inputs = together(data_ranks, collate, model, kind.pass_name, rows, keys, takes_source)
         yield [item for item in padded if item is not None], of_kind(kind, inputs)
 
 
@@ -122,17 +122,17 @@ def collate(
     return model.processor.collate(plan, pass_name, rows, [0] * len(rows), keys)
 
 
-def gathered(world: World, items: Sequence[T]) -> list[T]:
+def gathered(data_ranks: World, items: Sequence[T]) -> list[T]:
     """The items of all ranks on every rank, in the order of their `position`. Not for pictures: see `gathered_to_main`."""
-    return _in_order(world.all_gather_object(list(items)))
+    return _in_order(data_ranks.all_gather_object(list(items)))
 
 
-def gathered_to_main(world: World, items: Sequence[T]) -> list[T]:
+def gathered_to_main(data_ranks: World, items: Sequence[T]) -> list[T]:
     """The items of all ranks on rank 0, in the order of their `position`; nothing on the others.
 
     For pictures, which would fill the memory of every rank with those of the whole suite.
     """
-    return _in_order(world.gather_object(list(items)))
+    return _in_order(data_ranks.gather_object(list(items)))
 
 
 def _in_order(items_of_ranks: Sequence[list[T]]) -> list[T]:

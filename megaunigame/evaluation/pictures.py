@@ -23,9 +23,9 @@ def save_png(picture: Tensor, path: Path) -> None:
     as_image(picture).save(path)
 
 
-def write_panels(own: Sequence[Panel], world: World, folder: Path) -> list[dict[str, str]]:
+def write_panels(own: Sequence[Panel], data_ranks: World, folder: Path) -> list[dict[str, str]]:
     """Collective: write the pictures of all ranks and a contact sheet on rank 0; returns the entries for the report."""
-    panels = gathered_to_main(world, own)
+    panels = gathered_to_main(data_ranks, own)
     for panel in panels:
         for name, picture in panel.pictures.items():
             save_png(picture, folder / _file(panel, name))
@@ -36,7 +36,7 @@ def write_panels(own: Sequence[Panel], world: World, folder: Path) -> list[dict[
         for p in own
         for name in p.pictures
     ]
-    return [entry.fields for entry in gathered(world, entries)]
+    return [entry.fields for entry in gathered(data_ranks, entries)]
 
 
 @dataclass(frozen=True)

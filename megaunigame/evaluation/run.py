@@ -23,7 +23,7 @@ def evaluation_file(folder: str | Path, step: int) -> Path:
 
 
 def run_evaluation(
-    model: UnifiedModel, suites: Mapping[str, Suite], world: World, step: int, folder: str | Path
+    model: UnifiedModel, suites: Mapping[str, Suite], data_ranks: World, step: int, folder: str | Path
 ) -> dict[str, Any]:
     """Run every suite (label -> suite) and return {"step", "seconds", "suites": {label: result}} on every rank.
 
@@ -40,13 +40,13 @@ def run_evaluation(
         with torch.no_grad():
             for label, suite in suites.items():
                 suite_started = time.monotonic()
-                result = suite.run(model, world, pictures / label)
+                result = suite.run(model, data_ranks, pictures / label)
                 results[label] = {**_under(label, result), "seconds": round(time.monotonic() - suite_started, 2)}
     finally:
         for module, flag in training.items():
             module.training = flag
     evaluation = {"step": step, "seconds": round(time.monotonic() - started, 2), "suites": results}
-    if world.rank == 0:
+    if data_ranks.is_main:
         write_whole(evaluation_file(folder, step), json.dumps(evaluation, indent=1))
     return evaluation
 

@@ -1,7 +1,7 @@
 """Gradients through frozen modules with recomputed activations, a few pictures at a time.
 
-The decoder of a tokenizer keeps tens of gigabytes per large picture for its backward. Here it is a sequence of stages: the
-graph keeps the input of each stage, and the backward recomputes the stage. Values and gradients are the same, for one more
+The decoder of a tokenizer keeps tens of gigabytes per large picture for its backward. Here it is a sequence of parts: the
+graph keeps the input of each part, and the backward recomputes the part. Values and gradients are the same, for one more
 forward; frozen modules in eval mode use no random numbers, so no random state is kept.
 """
 
@@ -19,27 +19,27 @@ from torch.utils.checkpoint import checkpoint
 PIXELS_AT_A_TIME = 1 << 19
 """Pixels per call of a tokenizer: one picture of 720 x 720, 14 of 192 x 192."""
 
-Stage: TypeAlias = Callable[..., Tensor]
+Part: TypeAlias = Callable[..., Tensor]
 """(x, *others) -> the next x."""
 
 
-def through(stages: Iterable[Stage], x: Tensor, *others: Tensor) -> Tensor:
-    """`x` through consecutive frozen stages; each also reads `others`, which stay the same."""
-    for stage in stages:
+def through(parts: Iterable[Part], x: Tensor, *others: Tensor) -> Tensor:
+    """`x` through consecutive frozen parts; each also reads `others`, which stay the same."""
+    for part in parts:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *others)):
-            x = checkpoint(stage, x, *others, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(part, x, *others, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = stage(x, *others)
+            x = part(x, *others)
     return x
 
 
-def through_levels(levels: Iterable[Iterable[Stage]], x: Tensor, *others: Tensor) -> Tensor:
-    """The same for stages in groups: the graph keeps the input of each group, and of each stage while its group is recomputed.
+def through_levels(levels: Iterable[Iterable[Part]], x: Tensor, *others: Tensor) -> Tensor:
+    """The same for parts in groups: the graph keeps the input of each group, and of each part while its group is recomputed.
 
     Another forward, for the memory of a group. Useful when resolutions differ: the few inputs at low resolution are kept, the
     many at high resolution are not.
     """
-    return through((partial(through, stages) for stages in levels), x, *others)
+    return through((partial(through, parts) for parts in levels), x, *others)
 
 
 def in_chunks(run: Callable[..., Tensor], pixels: int, *tensors: Tensor) -> Tensor:

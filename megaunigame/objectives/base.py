@@ -10,7 +10,7 @@ import numpy as np
 
 from megaunigame.data.decode import Sample
 from megaunigame.models.base import UnifiedModel
-from megaunigame.objectives.player import Player, Stage
+from megaunigame.objectives.player import Context, Player
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rotation import Rotation
 from megaunigame.step.rows import Row
@@ -61,6 +61,6 @@ class Objective(ABC):
         """Names that losses of its player may have."""
         return ()
 
-    def player(self, stage: Stage) -> Player | None:
+    def player(self, context: Context) -> Player | None:
         """Its player, built after the model; None: it does nothing in the step."""
         return None

@@ -9,7 +9,7 @@ from megaunigame.config import Recipe
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import Processor
 from megaunigame.objectives.base import Objective
-from megaunigame.objectives.player import Player, Stage
+from megaunigame.objectives.player import Context, Player
 from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.step.inputs import PassInputs, Taps
@@ -41,10 +41,10 @@ def build_plan(objectives: Sequence[Objective]) -> StepPlan:
     return plan
 
 
-def build_players(objectives: Sequence[Objective], stage: Stage) -> list[Player]:
+def build_players(objectives: Sequence[Objective], context: Context) -> list[Player]:
     """In the order of the objectives. Raises ConfigError when two of them measure the attention of one pass."""
-    players = [player for o in objectives if (player := o.player(stage)) is not None]
-    for name in stage.plan.passes:
+    players = [player for o in objectives if (player := o.player(context)) is not None]
+    for name in context.plan.passes:
         taps_of(players, name)
     return players
 

@@ -23,7 +23,7 @@ from megaunigame.step.requests import StepPlan
 
 
 @dataclass(frozen=True)
-class Stage:
+class Context:
     """Everything that a player gets when it is built."""
 
     model: UnifiedModel
@@ -31,7 +31,7 @@ class Stage:
     aside: Callable[[], AbstractContextManager[None]]
     """Context in which the learner is frozen: no gradients of its parameters, no dropout."""
     plan: StepPlan
-    world: World
+    data_ranks: World
     seed: int
     accumulation: int
 

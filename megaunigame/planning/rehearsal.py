@@ -21,7 +21,7 @@ from megaunigame.engine.model_flops import CountFlops
 from megaunigame.engine.parameters import choose_trainable, element_count
 from megaunigame.engine.pretended_ranks import PretendedRanks
 from megaunigame.objectives.building import build_players, largest_micro_step
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.planning.fused_attention import fused_attention
 from megaunigame.planning.operations import Operations, loss_of, run_backward
 from megaunigame.planning.pretended_world import PretendedWorld
@@ -108,8 +108,8 @@ class Rehearsal:
             self.ranks.hook(self.model)
         meta = torch.device("meta")
         world = PretendedWorld(0, work.ranks, 0, meta)
-        stage = Stage(self.model, self._aside, work.plan, world, work.recipe.seed, work.accumulation)
-        self.players = build_players(work.objectives, stage)
+        context = Context(self.model, self._aside, work.plan, world, work.recipe.seed, work.accumulation)
+        self.players = build_players(work.objectives, context)
         largest = largest_micro_step(processor, self.players, work.plan)
         inputs, aside = ({name: rows.to(meta) for name, rows in given.items()} for given in (largest.inputs, largest.aside))
         self.largest = dataclasses.replace(largest, inputs=inputs, aside=aside)

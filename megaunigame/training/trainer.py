@@ -25,7 +25,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import as_text, evaluation_file, scalars
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.parallel.world import World
 from megaunigame.registry import unknown
 from megaunigame.step.phases import Phases
@@ -56,8 +56,8 @@ class Trainer:
         if phases is not None:
             self.learner.measure(phases)
         self.processor = self.learner.module.processor
-        stage = Stage(self.learner.module, self.learner.aside, self.plan, world, recipe.seed, self.accumulation)
-        self.players = build_players(parts.objectives, stage)
+        context = Context(self.learner.module, self.learner.aside, self.plan, world, recipe.seed, self.accumulation)
+        self.players = build_players(parts.objectives, context)
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, phases or Phases())
         if self.resumed_from:
             parts.checkpoints.load(self.learner, self.resumed_from)

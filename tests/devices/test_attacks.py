@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from megaunigame.models.openuni import flow
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.game import PENALTY, Game
 from megaunigame.objectives.unigame.settings import Settings
@@ -49,7 +49,7 @@ def game(model, monkeypatch, **settings) -> Game:
         for parameter in trained:
             parameter.requires_grad_(True)
 
-    game = objective.player(Stage(model, frozen, PLAN, OneRank(), 0, 1))
+    game = objective.player(Context(model, frozen, PLAN, OneRank(), 0, 1))
     assert game is not None
     # A generator of a device without a driver cannot be made: these draw on the host, and what they draw is carried over.
     monkeypatch.setattr(game, "_generator", lambda *where: torch.Generator().manual_seed(0))
@@ -61,8 +61,8 @@ def carried(objective: Game) -> None:
     move(objective.adversary, DEVICE)
     objective.parameters = list(objective.adversary.parameters())
     world = OneRank(device=DEVICE)
-    objective.stage = dataclasses.replace(objective.stage, world=world)
-    objective.pool.stage = objective.stage
+    objective.context = dataclasses.replace(objective.context, data_ranks=world)
+    objective.pool.context = objective.context
     objective.pool.tally = type(objective.pool.tally)(DEVICE)
     objective.round = objective._round([], attacks=True)
     objective.round.positions = objective.round.pictures = torch.ones((), device=DEVICE)

@@ -12,7 +12,7 @@ from megaunigame.models.causal import model as causal
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.objectives.aia.objective import AIA
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.step.inputs import put_rows, take_rows
 from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
@@ -65,7 +65,7 @@ def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
     monkeypatch.setattr(causal, "drawn_tokens", drawn_on_the_host(causal.drawn_tokens))
     with no_waiting(monkeypatch):
         transfer(model, DEVICE, dtype)
-        player = objective.player(Stage(model, None, PLAN, world, 0, 1))
+        player = objective.player(Context(model, None, PLAN, world, 0, 1))
         terms = LossTerms(PLAN, player.terms, (), world)
         total = torch.zeros(len(terms.names), device=DEVICE)
         for name, given in rows.items():

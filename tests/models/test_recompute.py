@@ -91,7 +91,7 @@ def openuni_autoencoder():
 
 
 def case(name):
-    """What is computed in stages, the same by the plain layers, and an input of three pictures of 16 x 24."""
+    """What is computed in parts, the same by the plain layers, and an input of three pictures of 16 x 24."""
     torch.manual_seed(1)
     if name == "emu3_encoder":
         tokenizer = emu3_tokenizer()

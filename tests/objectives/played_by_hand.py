@@ -15,7 +15,7 @@ from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.models.janus import Janus
 from megaunigame.objectives.base import Objective
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.settings import Settings
@@ -60,8 +60,8 @@ class Played:
         objective_of = {r.term: objective for objective in (self.objective, *others) for r in objective.rows()}
         self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1, SEED, 0)
         self.learner = [p for p in model.parameters() if p.requires_grad]
-        stage = Stage(model, self.aside, self.plan, OneRank(), SEED, accumulation)
-        game = self.objective.player(stage)
+        context = Context(model, self.aside, self.plan, OneRank(), SEED, accumulation)
+        game = self.objective.player(context)
         assert game is not None
         self.unigame = game
         self.number = 0

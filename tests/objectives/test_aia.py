@@ -17,7 +17,7 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.aia import AIA
 from megaunigame.objectives.aia.player import WEIGHT, AttentionPlayer, attention_loss
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.settings import fill
 from megaunigame.step.inputs import AttentionShares, GenerateInputs, PassInputs, Taps, UnderstandInputs, UnderstandOutput
 from megaunigame.step.micro import Step
@@ -46,7 +46,7 @@ def aia(**settings) -> AttentionPlayer:
     objective = AIA(fill(Settings, settings, "objectives.aia"))
     objective.check_plan(PLAN)
     objective.check_family(Family, "family", "path", PLAN)
-    return objective.player(Stage(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, OneRank(), 0, 1))
+    return objective.player(Context(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, OneRank(), 0, 1))
 
 
 def inputs(terms, counts, images=True, intact=None) -> UnderstandInputs:

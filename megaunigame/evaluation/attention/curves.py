@@ -84,7 +84,7 @@ class _SampleShares:
 
 @torch.no_grad()
 def measure(
-    model: UnifiedModel, world: World, index: ShardIndex, settings: Measuring, progress: bool = False
+    model: UnifiedModel, data_ranks: World, index: ShardIndex, settings: Measuring, progress: bool = False
 ) -> dict[str, Curve]:
     """Pass -> its curve. All ranks call this together.
 
@@ -92,10 +92,10 @@ def measure(
     when a pass has no samples left, ModelError when the attention of the model cannot be measured.
     """
     taps = Taps(tuple(range(model.install_taps())), exclude_bos=settings.exclude_bos, compat=settings.compat)
-    samples = read_share(index, settings.limit, world)
+    samples = read_share(index, settings.limit, data_ranks)
     curves = {}
     for name in settings.passes:
-        everyone = gathered(world, _shares(model, world, name, samples, settings, taps, progress))
+        everyone = gathered(data_ranks, _shares(model, data_ranks, name, samples, settings, taps, progress))
         if not everyone:
             raise DataError(
                 f"Nothing to measure for {name}: it needs {NEEDS[name]} in a row that fits into max_length, and none of the "
@@ -110,7 +110,7 @@ def measure(
 
 def _shares(
     model: UnifiedModel,
-    world: World,
+    data_ranks: World,
     pass_name: str,
     samples: Sequence[tuple[int, Sample]],
     settings: Measuring,
@@ -118,14 +118,14 @@ def _shares(
     progress: bool,
 ) -> list[_SampleShares]:
     """Measurements of this rank's samples."""
-    built = together(world, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
+    built = together(data_ranks, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
     items = [Item(position, key, row) for position, key, row in built if row is not None]
     found: list[_SampleShares] = []
     title = pass_name if progress else ""
-    for present, inputs in batches(model, world, items, PASSES[pass_name], settings.batch, progress=title):
+    for present, inputs in batches(model, data_ranks, items, PASSES[pass_name], settings.batch, progress=title):
         inputs = dataclasses.replace(inputs, taps=taps)
         counted = measurable(inputs, taps)
-        shares = model(inputs.to(world.device)).attention
+        shares = model(inputs.to(data_ranks.device)).attention
         assert shares is not None
         of_keys, of_first = shares.keys.cpu(), shares.first.cpu()
         found += [_SampleShares(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]

@@ -29,9 +29,9 @@ class Attention(Suite):
         if config.targets:
             check_targets(config.targets)
 
-    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
         c = self.config
         # Before measuring: only here is the depth known that a table or a file must match.
         targets = find_targets(c.targets, model.install_taps(), c.compat) if c.targets else {}
-        curves = measure(model, world, self.index, c)
+        curves = measure(model, data_ranks, self.index, c)
         return suite_result(curve_metrics(curves, targets), curve_tables(curves, targets))

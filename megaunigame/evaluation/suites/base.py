@@ -67,7 +67,7 @@ class Suite(ABC):
         self.index = ShardIndex.open(config.shards)
 
     @abstractmethod
-    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
         """Measure the model and return `suite_result(...)`, the same on every rank.
 
         Called without gradients, in evaluation mode. Rank 0 writes pictures into `folder`.

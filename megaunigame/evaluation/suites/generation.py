@@ -64,15 +64,15 @@ class Generation(Suite):
         super().__init__(config)
         self.oracle = Oracle.load(Path(config.oracle)) if config.oracle else None
 
-    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
         c = self.config
-        share = read_share(self.index, c.limit, world)
-        items = together(world, lambda: [self._item(position, sample) for position, sample in share])
-        generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
+        share = read_share(self.index, c.limit, data_ranks)
+        items = together(data_ranks, lambda: [self._item(position, sample) for position, sample in share])
+        generator = torch.Generator(data_ranks.device).manual_seed(c.seed + data_ranks.rank)
         panels: list[Panel] = []
         judged: list[_SampleObjects] = []
-        for present, inputs in batches(model, world, items, GenerateInputs, c.batch):
-            inputs = inputs.to(world.device)
+        for present, inputs in batches(model, data_ranks, items, GenerateInputs, c.batch):
+            inputs = inputs.to(data_ranks.device)
             made = {
                 SOURCE: inputs.targets,
                 TOKENIZER: model.decode_target(model.encode_target(inputs.targets)),
@@ -85,10 +85,10 @@ class Generation(Suite):
                 for i, item in enumerate(present)
                 if item.position < c.pictures
             ]
-        pictures = write_panels(panels, world, folder)
+        pictures = write_panels(panels, data_ranks, folder)
         if self.oracle is None:
             return suite_result({}, [], pictures)
-        metrics, scored = _summary(gathered(world, judged))
+        metrics, scored = _summary(gathered(data_ranks, judged))
         return suite_result(metrics, [scored], pictures)
 
     def _item(self, position: int, sample: Sample) -> _Item:

@@ -28,12 +28,12 @@ class Questions(Suite):
         shown: int = 8
         """Images whose questions are listed in the report."""
 
-    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
         c = self.config
-        share = read_share(self.index, c.limit, world)
-        questions = together(world, lambda: [questions_of(s, c.skip_kinds) for _, s in share])
+        share = read_share(self.index, c.limit, data_ranks)
+        questions = together(data_ranks, lambda: [questions_of(s, c.skip_kinds) for _, s in share])
         sheets = [Sheet(p, s, s.image, asked) for (p, s), asked in zip(share, questions, strict=True)]
-        answers = gathered(world, ask(model, world, sheets, batch=c.batch, per_row=c.questions_per_row))
+        answers = gathered(data_ranks, ask(model, data_ranks, sheets, batch=c.batch, per_row=c.questions_per_row))
 
         if not answers:
             raise DataError(f"No questions in the first samples of {c.shards}; look at limit and skip_kinds.")
@@ -49,16 +49,18 @@ class Questions(Suite):
             columns = ["question asked about both images", "pairs", "both right (%)", "chance (%)"]
             rows: list[list[Cell]] = [["all", pairs, percent(consistent), percent(guessed)]]
             tables.append(table("Consistency over adversarial pairs", columns, rows))
-        return suite_result(metrics, tables, questions=self._shown(sheets, answers, world, folder))
+        return suite_result(metrics, tables, questions=self._shown(sheets, answers, data_ranks, folder))
 
-    def _shown(self, sheets: Sequence[Sheet], answers: Sequence[Answer], world: World, folder: Path) -> list[dict[str, Any]]:
+    def _shown(
+        self, sheets: Sequence[Sheet], answers: Sequence[Answer], data_ranks: World, folder: Path
+    ) -> list[dict[str, Any]]:
         """The questions of the first images, and the images as files."""
         own = [_ShownImage(s.position, s.image) for s in sheets if s.position < self.config.shown]
-        for shown in gathered_to_main(world, own):
+        for shown in gathered_to_main(data_ranks, own):
             if shown.image is not None:
                 save_png(shown.image, folder / _file(shown.position))
         has_image = dict(
-            pair for pairs in world.all_gather_object([(s.position, s.image is not None) for s in own]) for pair in pairs
+            pair for pairs in data_ranks.all_gather_object([(s.position, s.image is not None) for s in own]) for pair in pairs
         )
         return [
             {

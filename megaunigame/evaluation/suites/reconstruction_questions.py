@@ -49,14 +49,14 @@ class ReconstructionQuestions(Suite):
         prompt: str = "draw this image again ."
         """Prompt of the reconstruction, in the wording of the training."""
 
-    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
         c = self.config
-        share = [_ImageSample(p, s, s.image) for p, s in read_share(self.index, c.limit, world) if s.image is not None]
-        others = dict(read_others(self.index, c.limit, world))
-        if not any(world.all_gather_object(len(share))):
+        share = [_ImageSample(p, s, s.image) for p, s in read_share(self.index, c.limit, data_ranks) if s.image is not None]
+        others = dict(read_others(self.index, c.limit, data_ranks))
+        if not any(data_ranks.all_gather_object(len(share))):
             raise DataError(f"No images in the first samples of {c.shards}; reconstruction questions need some.")
-        questions = together(world, lambda: [questions_of(seen.sample, c.skip_kinds) for seen in share])
-        copies = self._reconstruct(model, world, share)
+        questions = together(data_ranks, lambda: [questions_of(seen.sample, c.skip_kinds) for seen in share])
+        copies = self._reconstruct(model, data_ranks, share)
         pictures: dict[str, list[Tensor | None]] = {
             REAL: [seen.image for seen in share],
             TOKENIZER: [through for through, _ in copies],
@@ -69,8 +69,8 @@ class ReconstructionQuestions(Suite):
                 Sheet(seen.position, seen.sample, image, asked)
                 for seen, image, asked in zip(share, images, questions, strict=True)
             ]
-            own = ask(model, world, sheets, batch=c.batch, per_row=c.questions_per_row)
-            answers[name] = gathered(world, own)
+            own = ask(model, data_ranks, sheets, batch=c.batch, per_row=c.questions_per_row)
+            answers[name] = gathered(data_ranks, own)
 
         metrics = {f"accuracy/{name}".replace(" ", "_"): _mean_accuracy(a) for name, a in answers.items()}
         metrics["own_minus_tokenizer"] = _mean_accuracy(answers[OWN]) - _mean_accuracy(answers[TOKENIZER])
@@ -79,16 +79,18 @@ class ReconstructionQuestions(Suite):
             for seen, (copy, own) in zip(share, copies, strict=True)
             if seen.position < c.pictures
         ]
-        return suite_result(metrics, [_table(answers)], write_panels(panels, world, folder))
+        return suite_result(metrics, [_table(answers)], write_panels(panels, data_ranks, folder))
 
-    def _reconstruct(self, model: UnifiedModel, world: World, share: Sequence[_ImageSample]) -> list[tuple[Tensor, Tensor]]:
+    def _reconstruct(
+        self, model: UnifiedModel, data_ranks: World, share: Sequence[_ImageSample]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Per sample: the copy through the tokenizer and the model's own reconstruction, uint8 (3, H, W)."""
         c = self.config
-        generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
+        generator = torch.Generator(data_ranks.device).manual_seed(c.seed + data_ranks.rank)
         copies: list[tuple[Tensor, Tensor]] = []
         items = [Item(s.position, s.sample.key, GenerateRow(c.prompt, s.image, s.image)) for s in share]
-        for present, inputs in batches(model, world, items, GenerateInputs, c.batch, takes_source=True):
-            inputs = inputs.to(world.device)
+        for present, inputs in batches(model, data_ranks, items, GenerateInputs, c.batch, takes_source=True):
+            inputs = inputs.to(data_ranks.device)
             through = to_bytes(model.decode_target(model.encode_target(inputs.targets)))
             own = to_bytes(model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator))
             copies += [(through[i], own[i]) for i in range(len(present))]

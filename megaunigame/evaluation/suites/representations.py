@@ -57,18 +57,18 @@ class Representations(Suite):
             name: find("representations", name, Representation)(config.renderings.get(name, "")) for name in config.prompts
         }
 
-    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
         metrics: dict[str, float] = {}
         rows: list[list[Cell]] = []
         panels: dict[int, Panel] = {}
         for name, representation in self.representations.items():
-            everyone = gathered(world, self._draw(model, world, name, representation, panels))
+            everyone = gathered(data_ranks, self._draw(model, data_ranks, name, representation, panels))
             means = {kind: statistics.fmean(s.agreement[kind] for s in everyone) for kind in (DRAWN, TOKENIZER, UNRELATED)}
             metrics |= {f"{name}/{kind.replace(' ', '_')}": mean for kind, mean in means.items()}
             rows.append([name, representation.measure, len(everyone), *map(percent, means.values())])
         columns = ["representation", "measure", "pictures", *(f"{kind} (%)" for kind in (DRAWN, TOKENIZER, UNRELATED))]
         scores = table("Agreement with the true picture", columns, rows)
-        return suite_result(metrics, [scores], write_panels(list(panels.values()), world, folder))
+        return suite_result(metrics, [scores], write_panels(list(panels.values()), data_ranks, folder))
 
     def _items(
         self, samples: list[tuple[int, Sample]], others: dict[int, Sample], name: str, representation: Representation
@@ -87,19 +87,19 @@ class Representations(Suite):
         return asked, unrelated
 
     def _draw(
-        self, model: UnifiedModel, world: World, name: str, representation: Representation, panels: dict[int, Panel]
+        self, model: UnifiedModel, data_ranks: World, name: str, representation: Representation, panels: dict[int, Panel]
     ) -> list[_SampleScore]:
         """Scores of this rank's samples; some pictures are added to `panels` (position -> panel)."""
         c = self.config
-        samples = read_share(self.index, c.limit, world)
-        others = dict(read_others(self.index, c.limit, world))
-        asked, unrelated = together(world, self._items, samples, others, name, representation)
-        generator = torch.Generator(world.device).manual_seed(c.seed + world.rank)
+        samples = read_share(self.index, c.limit, data_ranks)
+        others = dict(read_others(self.index, c.limit, data_ranks))
+        asked, unrelated = together(data_ranks, self._items, samples, others, name, representation)
+        generator = torch.Generator(data_ranks.device).manual_seed(c.seed + data_ranks.rank)
         images = {position: sample.image for position, sample in samples if sample.image is not None}
         scored: list[_SampleScore] = []
-        both = (batches(model, world, items, GenerateInputs, c.batch, takes_source=True) for items in (asked, unrelated))
+        both = (batches(model, data_ranks, items, GenerateInputs, c.batch, takes_source=True) for items in (asked, unrelated))
         for (present, inputs), (_, other) in zip(*both, strict=True):
-            inputs = inputs.to(world.device)
+            inputs = inputs.to(data_ranks.device)
             truth = to_bytes(inputs.targets)
             made = {
                 DRAWN: to_bytes(model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator)),

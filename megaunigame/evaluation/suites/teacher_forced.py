@@ -40,15 +40,15 @@ class TeacherForced(Suite):
         prompt: str = "draw this image again ."
         """Prompt of the `pixel` term."""
 
-    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
-        share = read_share(self.index, limit, world)
-        others = read_others(self.index, limit, world)
+        share = read_share(self.index, limit, data_ranks)
+        others = read_others(self.index, limit, data_ranks)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
         for term in self.config.terms:
-            right, positions = self._mean_loss(model, world, term, share, share)
-            other, _ = self._mean_loss(model, world, term, share, others)
+            right, positions = self._mean_loss(model, data_ranks, term, share, share)
+            other, _ = self._mean_loss(model, data_ranks, term, share, others)
             if positions == 0:
                 rows.append([term, 0, None, None, None])
                 continue
@@ -57,16 +57,18 @@ class TeacherForced(Suite):
         columns = ["term", "positions", "loss", "loss, other sample's condition", "gap"]
         return suite_result(metrics, [table("Teacher-forced loss (nats per position)", columns, rows)])
 
-    def _mean_loss(self, model: UnifiedModel, world: World, term: str, share: Share, conditions: Share) -> tuple[float, int]:
+    def _mean_loss(
+        self, model: UnifiedModel, data_ranks: World, term: str, share: Share, conditions: Share
+    ) -> tuple[float, int]:
         """(mean loss per position, positions) over all ranks."""
         pairs = [(p, sample, condition) for (p, sample), (_, condition) in zip(share, conditions, strict=True)]
-        built = together(world, lambda: [(p, s.key, self._row(term, s, c)) for p, s, c in pairs])
+        built = together(data_ranks, lambda: [(p, s.key, self._row(term, s, c)) for p, s, c in pairs])
         items = [Item(position, key, row) for position, key, row in built if row is not None]
         totals = torch.zeros(2, dtype=torch.float64)
-        for _, inputs in batches(model, world, items, TERMS[term], self.config.batch, takes_source=term == PIXEL):
-            loss_sum = model(inputs.to(world.device)).loss_sum
+        for _, inputs in batches(model, data_ranks, items, TERMS[term], self.config.batch, takes_source=term == PIXEL):
+            loss_sum = model(inputs.to(data_ranks.device)).loss_sum
             totals += torch.stack([loss_sum.double().sum().cpu(), inputs.counts.double().sum()])
-        loss, positions = world.all_reduce_sum(totals.to(world.device)).tolist()
+        loss, positions = data_ranks.all_reduce_sum(totals.to(data_ranks.device)).tolist()
         return (loss / positions, int(positions)) if positions else (float("nan"), 0)
 
     def _row(self, term: str, sample: Sample, condition: Sample) -> Row | None:

@@ -41,25 +41,25 @@ class Tokenizer(Suite):
         super().__init__(config)
         self.representations = {n: find("representations", n, Representation)() for n in config.representations}
 
-    def run(self, model: UnifiedModel, world: World, folder: Path) -> dict[str, Any]:
-        share = read_share(self.index, self.config.limit, world)
+    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+        share = read_share(self.index, self.config.limit, data_ranks)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
         panels: dict[int, Panel] = {}
         for name, representation in self.representations.items():
-            own = self._copy(model, world, name, representation, share, panels)
-            decibels = [copied.decibels for copied in gathered(world, own)]
+            own = self._copy(model, data_ranks, name, representation, share, panels)
+            decibels = [copied.decibels for copied in gathered(data_ranks, own)]
             if decibels:
                 metrics[f"psnr/{name}"] = statistics.fmean(decibels)
             rows.append([name, len(decibels), round(statistics.fmean(decibels), 2) if decibels else None])
         columns = ["representation", "pictures", "PSNR (dB)"]
-        pictures = write_panels(list(panels.values()), world, folder)
+        pictures = write_panels(list(panels.values()), data_ranks, folder)
         return suite_result(metrics, [table("Image tokenizer, encode and decode", columns, rows)], pictures)
 
     def _copy(
         self,
         model: UnifiedModel,
-        world: World,
+        data_ranks: World,
         name: str,
         representation: Representation,
         share: list[tuple[int, Sample]],
@@ -69,8 +69,8 @@ class Tokenizer(Suite):
         drawn = ((position, sample.key, representation.picture(sample)) for position, sample in share)
         items = [Item(position, key, GenerateRow("", picture)) for position, key, picture in drawn if picture is not None]
         copied: list[_SamplePsnr] = []
-        for present, inputs in batches(model, world, items, GenerateInputs, self.config.batch):
-            targets = inputs.targets.to(world.device)
+        for present, inputs in batches(model, data_ranks, items, GenerateInputs, self.config.batch):
+            targets = inputs.targets.to(data_ranks.device)
             copies = model.decode_target(model.encode_target(targets))
             decibels = psnr(copies, targets).tolist()
             for i, item in enumerate(present):

@@ -15,7 +15,7 @@ from transformers import Emu3VQVAE
 from transformers.initialization import no_init_weights
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
-from megaunigame.models.emu3.vq_stages import decoder_levels, encoder_levels
+from megaunigame.models.emu3.vq_parts import decoder_levels, encoder_levels
 from megaunigame.models.recompute import in_chunks, through_levels
 
 NEIGHBORS = 8

@@ -17,7 +17,7 @@ from transformers import JanusVQVAE
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
-from megaunigame.models.recompute import Stage, in_chunks, through_levels
+from megaunigame.models.recompute import Part, in_chunks, through_levels
 
 
 @dataclass
@@ -116,19 +116,19 @@ class ImageTokenizer(nn.Module):
         )
 
 
-def _levels(decoder: JanusVQVAEDecoder) -> list[list[Stage]]:
+def _levels(decoder: JanusVQVAEDecoder) -> list[list[Part]]:
     """The decoder's layers by resolution, in the order of transformers."""
-    stages: list[Stage] = [decoder.conv_in, decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2]
-    levels = [stages]
+    parts: list[Part] = [decoder.conv_in, decoder.mid.block_1, decoder.mid.attn_1, decoder.mid.block_2]
+    levels = [parts]
     for level in decoder.up:
         for number, block in enumerate(level.block):
-            stages.append(block)
+            parts.append(block)
             if len(level.attn):
-                stages.append(level.attn[number])
+                parts.append(level.attn[number])
         if hasattr(level, "upsample"):
-            stages = [level.upsample]
-            levels.append(stages)
-    stages.append(lambda x: decoder.conv_out(_swish(decoder.norm_out(x))))
+            parts = [level.upsample]
+            levels.append(parts)
+    parts.append(lambda x: decoder.conv_out(_swish(decoder.norm_out(x))))
     return levels
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from megaunigame.models.recompute import Stage, in_chunks, through_levels
+from megaunigame.models.recompute import Part, in_chunks, through_levels
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
@@ -27,10 +27,10 @@ def decode(autoencoder: AutoencoderDC, latents: Tensor) -> Tensor:
     return in_chunks(lambda some: through_levels(levels, some), pixels, unscaled).float()
 
 
-def _levels(decoder: Any) -> list[list[Stage]]:
+def _levels(decoder: Any) -> list[list[Part]]:
     """The decoder's layers by resolution, in the order of diffusers."""
     coarsest, *finer = (list(level) for level in reversed(decoder.up_blocks))
-    levels: list[list[Stage]] = [[partial(_start, decoder), *coarsest], *finer]
+    levels: list[list[Part]] = [[partial(_start, decoder), *coarsest], *finer]
     levels[-1].append(partial(_finish, decoder))
     return levels
 

@@ -19,7 +19,7 @@ from megaunigame.objectives.aia.measured import measured_passes
 from megaunigame.objectives.aia.player import AttentionPlayer
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.base import Objective
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.registry import unknown
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
@@ -53,6 +53,6 @@ class AIA(Objective):
     def added_terms(self, plan: StepPlan) -> list[str]:
         return [f"aia_{name}" for name in plan.passes]
 
-    def player(self, stage: Stage) -> AttentionPlayer:
-        depth = stage.model.install_taps()
-        return AttentionPlayer(self.config, measured_passes(self.config, stage.plan, depth), stage)
+    def player(self, context: Context) -> AttentionPlayer:
+        depth = context.model.install_taps()
+        return AttentionPlayer(self.config, measured_passes(self.config, context.plan, depth), context)

@@ -14,7 +14,7 @@ from megaunigame.errors import CheckpointError
 from megaunigame.monitoring import names
 from megaunigame.objectives.aia.measured import Measured
 from megaunigame.objectives.aia.settings import Settings
-from megaunigame.objectives.player import Player, Stage
+from megaunigame.objectives.player import Context, Player
 from megaunigame.step.inputs import PassInputs, PassOutput, Taps
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import Step
@@ -29,15 +29,15 @@ class AttentionPlayer(Player):
 
     terms: list[AttentionLoss]
 
-    def __init__(self, config: Settings, measured: Measured, stage: Stage):
-        self.config, self.measured, self.world = config, measured, stage.world
-        self.terms = [AttentionLoss(config, measured, name, stage) for name in measured.passes]
+    def __init__(self, config: Settings, measured: Measured, context: Context):
+        self.config, self.measured, self.data_ranks = config, measured, context.data_ranks
+        self.terms = [AttentionLoss(config, measured, name, context) for name in measured.passes]
 
     def taps(self, pass_name: str) -> Taps | None:
         return self.measured.taps if pass_name in self.measured.passes else None
 
     def after_learner(self, step: Step) -> dict[str, float]:
-        totals = self.world.all_reduce_sum(torch.stack([term.taken() for term in self.terms])).tolist()
+        totals = self.data_ranks.all_reduce_sum(torch.stack([term.taken() for term in self.terms])).tolist()
         metrics: dict[str, float] = {}
         for term, total in zip(self.terms, totals, strict=True):
             metrics |= term.metrics(total) | {names.attention(term.pass_name, WEIGHT): term.weight(step)}
@@ -45,7 +45,7 @@ class AttentionPlayer(Player):
         return metrics
 
     def save(self, folder: Path) -> None:
-        if self.world.is_main:
+        if self.data_ranks.is_main:
             weights = {t.pass_name: t.full_weight for t in self.terms if t.full_weight is not None}
             seen = {t.pass_name: t.seen for t in self.terms if t.seen[2]}
             (folder / FILE).write_text(json.dumps({"weights": self.config.given_weights | weights, "seen": seen}))
@@ -67,15 +67,15 @@ class AttentionPlayer(Player):
 class AttentionLoss(PassTerm):
     """Distance of the attention of one pass from its targets."""
 
-    def __init__(self, config: Settings, measured: Measured, pass_name: str, stage: Stage):
+    def __init__(self, config: Settings, measured: Measured, pass_name: str, context: Context):
         super().__init__(f"aia_{pass_name}", pass_name)
-        self.config, self.measured, self.plan = config, measured, stage.plan
+        self.config, self.measured, self.plan = config, measured, context.plan
         self.layer_targets = measured.layer_targets[pass_name]
         self.full_weight = config.given_weights.get(pass_name)
         """Lambda after warm-up; None: still to be measured."""
         self.seen = [0.0, 0.0, 0]
         """While lambda is measured: sum of the pass's loss, sum of this loss, number of steps."""
-        self.sums = torch.zeros(len(measured.taps.layers) + 2, device=stage.world.device)
+        self.sums = torch.zeros(len(measured.taps.layers) + 2, device=context.data_ranks.device)
         """Sums over this rank's counted rows of this step: share by layer, share of the first token, 1."""
 
     def weight(self, step: Step) -> float:

@@ -22,13 +22,13 @@ class Alternating(Game):
 
     def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
         attack, redrawn, _held = self.rehearsed(micro)  # the graph of the learner's pass stays in memory
-        with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
+        with self.context.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
-            losses = self.stage.model(attacked.question).loss_sum
+            losses = self.context.model(attacked.question).loss_sum
             if self.adversary.learns:
                 torch.autograd.grad(losses.sum() + penalty, self.parameters, allow_unused=True)
-        self.pool.buffer.rehearse(self.stage.world)
+        self.pool.buffer.rehearse(self.context.data_ranks)
         return ()
 
     def before_learner(self, step: Step) -> None:
@@ -40,10 +40,10 @@ class Alternating(Game):
 
     def attack(self, step: Step, micro: MicroStep, redrawn: Redraw | None) -> None:
         """Attack one micro-step, add the adversary's gradient, offer the results to the pool."""
-        attack = self.attack_of(micro).to(self.stage.world.device)
-        with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
+        attack = self.attack_of(micro).to(self.context.data_ranks.device)
+        with self.context.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, step.number, micro.number, redrawn)
-            losses = self.stage.model(attacked.question).loss_sum
+            losses = self.context.model(attacked.question).loss_sum
             step.passes += attacked.passes + 1
             if self.adversary.learns:
                 penalty = self.penalty_share(attack, attacked)
@@ -59,5 +59,5 @@ class Alternating(Game):
             self.update(step)
         metrics = super().after_learner(step)
         if self.round.attacks and self.adversary.learns:
-            metrics[names.loss(PENALTY)] = self.stage.world.all_reduce_sum(self.round.penalty).item()
+            metrics[names.loss(PENALTY)] = self.context.data_ranks.all_reduce_sum(self.round.penalty).item()
         return metrics

@@ -22,7 +22,7 @@ from megaunigame.adversary.optimizer import ReplicatedAdamW
 from megaunigame.errors import CheckpointError
 from megaunigame.judges.clip import clip_elements
 from megaunigame.judges.clip_filter import ClipFilter
-from megaunigame.objectives.player import Player, Stage
+from megaunigame.objectives.player import Context, Player
 from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.attack import Attack, attack_of, question_of
 from megaunigame.objectives.unigame.panels import attack_panels
@@ -77,24 +77,24 @@ class Game(Player):
         kind: type[Adversary],
         adversary_config: Any,
         clip: ClipFilter | None,
-        stage: Stage,
+        context: Context,
     ):
         """`redrawn_by`: the learner's generate term that redraws the sources; None: the attack does."""
-        self.config, self.redrawn_by, self.stage = config, redrawn_by, stage
+        self.config, self.redrawn_by, self.context = config, redrawn_by, context
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(stage.seed, PURPOSES["adversary"]))  # the same initial adversary on every rank
-            self.adversary = kind(adversary_config, stage.model.token_width).to(stage.world.device)
+            torch.manual_seed(derive(context.seed, PURPOSES["adversary"]))  # the same initial adversary on every rank
+            self.adversary = kind(adversary_config, context.model.token_width).to(context.data_ranks.device)
         self.parameters = list(self.adversary.parameters())
         self.optimizer = ReplicatedAdamW(self.parameters, clip=config.clip_norm, weight_decay=config.weight_decay)
         self.grad_norm = 0.0
         self.path = build_path(config, self.adversary)
         self.clip = clip
         if clip is not None:
-            clip.to(stage.world.device)
-        layout = RecordLayout(stage.model.processor.image_size, stage.model.processor.max_length)
+            clip.to(context.data_ranks.device)
+        layout = RecordLayout(context.model.processor.image_size, context.model.processor.max_length)
         candidates = config.attack_rows * (config.sampling.candidates if config.path == "sampled" else 1)
-        buffer = HardBuffer(layout, config.buffer.capacity, candidates, stage.world.rank, stage.world.size)
-        self.pool = Pool(config.buffer, buffer, clip, stage)
+        buffer = HardBuffer(layout, config.buffer.capacity, candidates, context.data_ranks.rank, context.data_ranks.size)
+        self.pool = Pool(config.buffer, buffer, clip, context)
         self.round = self._round([], False)
         self.rehearsed_every = config.every
         if config.path == "sampled":
@@ -123,16 +123,16 @@ class Game(Player):
         if not attacks:
             return
         counts = torch.stack([question_of(micro).counts for micro in step.micro_steps])
-        local = torch.stack([counts.sum(), (counts > 0).sum()]).to(self.stage.world.device)
-        self.round.positions, self.round.pictures = self.stage.world.all_reduce_sum(local).clamp(min=1)
+        local = torch.stack([counts.sum(), (counts > 0).sum()]).to(self.context.data_ranks.device)
+        self.round.positions, self.round.pictures = self.context.data_ranks.all_reduce_sum(local).clamp(min=1)
 
     def before_micro_step(self, step: Step, micro: MicroStep) -> None:
         if not self.config.hard_rows or self.config.path != "embedding":
             return
         at = micro.plan.rows_at(UNDERSTAND, HARD)
         stored = take_rows(micro.understand, at)
-        with self.stage.aside():
-            rows = self.path.replay(self.stage.model, stored, self._generator("replay", step.number, micro.number))
+        with self.context.aside():
+            rows = self.path.replay(self.context.model, stored, self._generator("replay", step.number, micro.number))
         micro.put(at, rows)
         step.passes += self.path.calls
 
@@ -160,14 +160,14 @@ class Game(Player):
 
     def perturbed(self, attack: Attack, step: int, micro: int, redrawn: Redraw | None) -> AttackResult:
         """The attacked questions, called inside `aside`; differentiable with respect to an adversary that learns."""
-        return self.path.attack(self.stage.model, attack, self._generator("attack", step, micro), redrawn)
+        return self.path.attack(self.context.model, attack, self._generator("attack", step, micro), redrawn)
 
     def update(self, step: Step) -> None:
         """One step of the adversary, with the gradients of the round."""
         if not self.adversary.learns:
             return
-        self.grad_norm = self.optimizer.step(self.round.gradients, self._lr(step), self.stage.world)
-        if not math.isfinite(self.grad_norm) and self.stage.world.is_main:
+        self.grad_norm = self.optimizer.step(self.round.gradients, self._lr(step), self.context.data_ranks)
+        if not math.isfinite(self.grad_norm) and self.context.data_ranks.is_main:
             log.warning("The adversary's gradient of step %d is not finite; it was not updated.", step.number + 1)
 
     def penalty_share(self, attack: Attack, attacked: AttackResult) -> Tensor:
@@ -188,7 +188,7 @@ class Game(Player):
         """Inside `aside`: offer the candidates of one micro-step, given loss sums (B,). Returns one per row, (B, 3, H, W)."""
         before = attacked.passes
         generator = self._generator("harvest", step.number, micro.number)
-        pictures, sums = self.path.harvest(self.stage.model, attack, attacked, losses, generator)
+        pictures, sums = self.path.harvest(self.context.model, attack, attacked, losses, generator)
         step.passes += attacked.passes - before
         self.pool.mine(attack, attacked, pictures, sums, question_of(micro), step.number)
         return pictures[0]
@@ -197,12 +197,12 @@ class Game(Player):
         """On every `pictures_every`-th step that attacks, pictures for the report. The same calls on every rank."""
         attacks = step.number // self.config.every + 1
         if micro.number == 0 and self.config.pictures_every and attacks % self.config.pictures_every == 0:
-            with self.stage.aside():  # entered again: its calls are not part of the passes around them
-                panels = attack_panels(self.stage.model, self.path, attack, attacked, pictures)
+            with self.context.aside():  # entered again: its calls are not part of the passes around them
+                panels = attack_panels(self.context.model, self.path, attack, attacked, pictures)
             self.round.shown = panels[: self.config.pictures]
 
     def _round(self, drawn: list[np.ndarray], attacks: bool) -> Round:
-        nothing = torch.zeros((), device=self.stage.world.device)
+        nothing = torch.zeros((), device=self.context.data_ranks.device)
         return Round(drawn, attacks, [torch.zeros_like(p) for p in self.parameters], nothing)
 
     def attack_of(self, micro: MicroStep) -> Attack:
@@ -217,7 +217,7 @@ class Game(Player):
         drawn = [np.zeros(0, np.int64)] * len(step.micro_steps)
         if not self.config.hard_rows:
             return drawn
-        rng = np.random.default_rng([self.stage.seed, step.number, self.stage.world.rank, PURPOSES["draw"]])
+        rng = np.random.default_rng([self.context.seed, step.number, self.context.data_ranks.rank, PURPOSES["draw"]])
         drawn = self.pool.draw(self.config.hard_rows, len(step.micro_steps), rng)
         for micro, records in zip(step.micro_steps, drawn, strict=True):
             if len(records):
@@ -228,27 +228,27 @@ class Game(Player):
 
     def _generator(self, purpose: str, step: int, micro: int) -> torch.Generator:
         """Randomness of one attack, a function of seed, step, micro-step, rank and purpose."""
-        world = self.stage.world
-        seed = derive(self.stage.seed, step, micro, world.rank, PURPOSES[purpose])
-        device = "cpu" if world.device.type == "meta" else world.device
+        data_ranks = self.context.data_ranks
+        seed = derive(self.context.seed, step, micro, data_ranks.rank, PURPOSES[purpose])
+        device = "cpu" if data_ranks.device.type == "meta" else data_ranks.device
         return torch.Generator(device).manual_seed(seed)
 
     # Rehearsal
 
     def rehearsed(self, micro: MicroStep) -> tuple[Attack, Redraw | None, GenerateOutput | None]:
         """The largest attack, on the device; what the learner's own pass has redrawn, and the output that holds its graph."""
-        widest = self.stage.plan.widest(GENERATE)
+        widest = self.context.plan.widest(GENERATE)
         at = None if self.redrawn_by is None else widest.rows_at(GENERATE, self.redrawn_by)
         attack = attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption", at=at)
-        output = None if at is None else self.stage.model(dataclasses.replace(micro.generate, taps=None))
+        output = None if at is None else self.context.model(dataclasses.replace(micro.generate, taps=None))
         redrawn = None if at is None or output is None else redrawn_in(output, at)
-        return attack.to(self.stage.world.device), redrawn, output
+        return attack.to(self.context.data_ranks.device), redrawn, output
 
     # Checkpoints
 
     def save(self, folder: Path) -> None:
         self.pool.buffer.save(folder)
-        if self.stage.world.is_main:
+        if self.context.data_ranks.is_main:
             tensors = {f"adversary.{name}": value for name, value in self.adversary.state_dict().items()}
             tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
             header = json.dumps({"adversary": repr(self.adversary), "pool": self.pool.state_dict()})

@@ -20,7 +20,7 @@ from megaunigame.errors import ConfigError, DataError
 from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Objective
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unigame.alternating import Alternating
 from megaunigame.objectives.unigame.attack import QUESTION, REDRAW
@@ -112,8 +112,8 @@ class UniGame(Objective):
     def added_terms(self, plan: StepPlan) -> list[str]:
         return [PENALTY] if self.attacks else []
 
-    def player(self, stage: Stage) -> Game | None:
+    def player(self, context: Context) -> Game | None:
         if not self.attacks:
             return None
         mode = Simultaneous if self.config.mode == "simultaneous" else Alternating
-        return mode(self.config, self.redrawn_by, self.kind, self.adversary_config, self.clip, stage)
+        return mode(self.config, self.redrawn_by, self.kind, self.adversary_config, self.clip, context)

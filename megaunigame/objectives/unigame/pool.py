@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.judges.clip_filter import ClipFilter
-from megaunigame.objectives.player import Stage
+from megaunigame.objectives.player import Context
 from megaunigame.objectives.unigame import names
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.paths import AttackResult
@@ -31,9 +31,9 @@ PATIENCE = 3
 class Pool:
     """Filter, buffer, and the counts of the current step, on one rank."""
 
-    def __init__(self, settings: BufferSettings, buffer: HardBuffer, clip: ClipFilter | None, stage: Stage):
-        self.settings, self.buffer, self.clip, self.stage = settings, buffer, clip, stage
-        self.tally = Tally(stage.world.device)
+    def __init__(self, settings: BufferSettings, buffer: HardBuffer, clip: ClipFilter | None, context: Context):
+        self.settings, self.buffer, self.clip, self.context = settings, buffer, clip, context
+        self.tally = Tally(context.data_ranks.device)
         self.mined: list[tuple[UnderstandInputs, Tensor, int]] = []
         """Per micro-step: questions on the host, packed candidates (B, K, n) on the device, and the step."""
         self.replayed: list[tuple[np.ndarray, Tensor]] = []
@@ -96,7 +96,7 @@ class Pool:
 
     def rows(self, indices: np.ndarray) -> UnderstandInputs:
         """Understand rows of records, on the CPU."""
-        return to_rows(self.stage.model, self.buffer.records(indices))
+        return to_rows(self.context.model, self.buffer.records(indices))
 
     def refresh(self, indices: np.ndarray, losses: Tensor) -> None:
         """Keep the new losses (B,) of replayed records until `collect`."""
@@ -105,9 +105,9 @@ class Pool:
 
     def merge(self, step: int) -> None:
         """Collective: move the hardest candidates of all ranks into the buffer."""
-        self.merged = self.buffer.merge(self.stage.world, self.settings.percentile, step, self.settings.max_age)
+        self.merged = self.buffer.merge(self.context.data_ranks, self.settings.percentile, step, self.settings.max_age)
         self.empty_merges = 0 if self.merged.candidates else self.empty_merges + 1
-        if self.empty_merges and self.empty_merges % PATIENCE == 0 and self.stage.world.is_main:
+        if self.empty_merges and self.empty_merges % PATIENCE == 0 and self.context.data_ranks.is_main:
             cause = (
                 "no attacked picture had an answer and a finite loss"
                 if self.clip is None
@@ -119,10 +119,10 @@ class Pool:
     def metrics(self, step: int, attacked: bool) -> dict[str, float]:
         """Collective: the counts of this step over all ranks, by one small all-reduce."""
         size = self.buffer.size
-        device = self.stage.world.device
+        device = self.context.data_ranks.device
         held = torch.tensor([size, size * self.buffer.mean_age(step) if size else 0.0], dtype=torch.float64)
         local = torch.cat([self.tally.sums(), held.to(device, non_blocking=True)])
-        sums = self.stage.world.all_reduce_sum(local).tolist()
+        sums = self.context.data_ranks.all_reduce_sum(local).tolist()
         total, whole, ages = Totals(*sums[:-2]), sums[-2], sums[-1]
         self.tally = Tally(device)
         metrics = {names.BUFFER_SIZE: whole, names.BUFFER_REPLAYED: total.replayed}

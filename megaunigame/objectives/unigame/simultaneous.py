@@ -28,11 +28,11 @@ class Simultaneous(Game):
 
     def rehearse(self, micro: MicroStep) -> Sequence[Tensor]:
         attack, redrawn, _held = self.rehearsed(micro)  # the graph of the learner's pass stays in memory
-        with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
+        with self.context.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
-        self.pool.buffer.rehearse(self.stage.world)
-        at = self.stage.plan.widest(UNDERSTAND).rows_at(UNDERSTAND, ADVERSARIAL)
+        self.pool.buffer.rehearse(self.context.data_ranks)
+        at = self.context.plan.widest(UNDERSTAND).rows_at(UNDERSTAND, ADVERSARIAL)
         micro.put(at, reverse_gradient(attacked.question, 1.0))
         if not self.adversary.learns:
             return ()
@@ -53,8 +53,8 @@ class Simultaneous(Game):
 
     def attack(self, step: Step, micro: MicroStep, redrawn: Redraw | None) -> None:
         """Put the attacked rows of one micro-step among the learner's, and the penalty among its losses."""
-        attack = self.attack_of(micro).to(self.stage.world.device)
-        with self.stage.aside(), torch.set_grad_enabled(self.adversary.learns):
+        attack = self.attack_of(micro).to(self.context.data_ranks.device)
+        with self.context.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, step.number, micro.number, redrawn)
         self.joined = attack, attacked
         step.passes += attacked.passes
@@ -70,14 +70,14 @@ class Simultaneous(Game):
             attack, attacked = self.joined
             self.joined = None
             losses = output.loss_sum.detach()[micro.plan.rows_at(UNDERSTAND, ADVERSARIAL)]
-            with self.stage.aside():
+            with self.context.aside():
                 pictures = self.mine(step, micro, attack, attacked, losses)
             self.show(step, micro, attack, attacked, pictures)
 
     def after_learner(self, step: Step) -> dict[str, float]:
         if self.round.attacks:
             # The engine averages over ranks, so the loss was scaled by their number; the optimizer sums over ranks.
-            size = self.stage.world.size
+            size = self.context.data_ranks.size
             self.round.gradients = [torch.zeros_like(p) if p.grad is None else p.grad / size for p in self.parameters]
             self.update(step)
         return super().after_learner(step)

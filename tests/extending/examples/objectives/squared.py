@@ -28,8 +28,8 @@ class Squared(Objective):
         if UNDERSTAND not in plan.passes:
             raise ConfigError("The objective `squared` needs understand rows of another one. Add `understanding`.")
 
-    def player(self, stage):
-        return SquaredPlayer(self.config, stage)
+    def player(self, context):
+        return SquaredPlayer(self.config, context)
 
 
 def row_losses(inputs, output):
@@ -57,16 +57,16 @@ class SquaredLosses(PassTerm):
 class SquaredPlayer(Player):
     """Measures the largest loss of a row in the step: the metric `squared/worst_row`."""
 
-    def __init__(self, config, stage):
-        self.world = stage.world
+    def __init__(self, config, context):
+        self.data_ranks = context.data_ranks
         self.terms = [SquaredLosses(config.weight)]
 
     def before_learner(self, step):
-        self.worst = torch.zeros(1, device=self.world.device)
+        self.worst = torch.zeros(1, device=self.data_ranks.device)
 
     def after_pass(self, step, micro, output):
         if isinstance(output, UnderstandOutput):
             self.worst = self.worst.maximum(row_losses(micro.understand, output).detach().max())
 
     def after_learner(self, step):
-        return {"squared/worst_row": self.world.all_reduce_max(self.worst).item()}
+        return {"squared/worst_row": self.data_ranks.all_reduce_max(self.worst).item()}

@@ -1,7 +1,7 @@
-"""The convolutional layers of the vision tokenizer as stages, grouped by resolution.
+"""The convolutional layers of the vision tokenizer as parts, grouped by resolution.
 
-The layers and their order are transformers'. A change of resolution is one stage with the block on its finer side, which keeps
-the inputs of stages and levels small.
+The layers and their order are transformers'. A change of resolution is one part with the block on its finer side, which keeps
+the inputs of parts and levels small.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAEDecoder, Emu3VQVAEEncoder
 
 from megaunigame.models.emu3.sliced_norm import norm_swish
-from megaunigame.models.recompute import Stage, frozen_conv
+from megaunigame.models.recompute import Part, frozen_conv
 
 
-def encoder_levels(layers: Emu3VQVAEEncoder) -> list[list[Stage]]:
+def encoder_levels(layers: Emu3VQVAEEncoder) -> list[list[Part]]:
     """Stages (B, 3, H, W) -> (B, C, h, w): a picture to one frame of latents, before the layers in time."""
-    levels: list[list[Stage]] = []
+    levels: list[list[Part]] = []
     for level in layers.down_block.down:
         *others, last = _blocks(level)
         levels.append([*others, _both(last, partial(_shrink, level)) if hasattr(level, "downsample") else last])
@@ -28,10 +28,10 @@ def encoder_levels(layers: Emu3VQVAEEncoder) -> list[list[Stage]]:
     return levels
 
 
-def decoder_levels(layers: Emu3VQVAEDecoder) -> list[list[Stage]]:
+def decoder_levels(layers: Emu3VQVAEDecoder) -> list[list[Part]]:
     """Stages (B, C, h, w), codes (B, E, h, w) -> (B, 3, H, W): one frame, after the layers in time, to a picture."""
-    levels: list[list[Stage]] = [[partial(_conv, layers.conv_in), *_middle(layers.middle_block)]]
-    change: Stage = _unchanged
+    levels: list[list[Part]] = [[partial(_conv, layers.conv_in), *_middle(layers.middle_block)]]
+    change: Part = _unchanged
     for level in reversed(layers.up_block.up):
         first, *others = _blocks(level)
         levels.append([_both(change, first), *others])
@@ -40,23 +40,23 @@ def decoder_levels(layers: Emu3VQVAEDecoder) -> list[list[Stage]]:
     return levels
 
 
-def _blocks(level: Any) -> list[Stage]:
+def _blocks(level: Any) -> list[Part]:
     """Residual blocks of one level, each followed by attention where the level has it."""
-    stages: list[Stage] = []
+    parts: list[Part] = []
     for number, block in enumerate(level.block):
-        stages.append(partial(_residual, block))
+        parts.append(partial(_residual, block))
         if level.attn:
-            stages.append(partial(_attend, level.attn[number], level.attn_norms[number]))
-    return stages
+            parts.append(partial(_attend, level.attn[number], level.attn_norms[number]))
+    return parts
 
 
-def _middle(middle: Any) -> list[Stage]:
+def _middle(middle: Any) -> list[Part]:
     attend = partial(_attend, middle.attn_1, middle.attn_norm)
     return [partial(_residual, middle.block_1), attend, partial(_residual, middle.block_2)]
 
 
-def _both(first: Stage, second: Stage) -> Stage:
-    """One stage out of two."""
+def _both(first: Part, second: Part) -> Part:
+    """One part out of two."""
     return lambda x, *codes: second(first(x, *codes), *codes)
 
 
