@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
-from launch.openuni import main
+from launch.family import main
 from megaunigame.errors import ModelError
 from megaunigame.models.openuni import OpenUni, OpenUniConfig
 from megaunigame.models.openuni.assembling import assemble
@@ -91,7 +91,7 @@ def test_published_parts_become_a_folder(openuni_path, openuni_config, openuni_s
 
 
 def test_the_tool_writes_official_weights(openuni_path, tmp_path):
-    main(["official", "--model", str(openuni_path), "--out", str(tmp_path / "out"), "--dtype", "float32"])
+    main(["openuni", "official", "--model", str(openuni_path), "--out", str(tmp_path / "out"), "--dtype", "float32"])
     written = load_file(tmp_path / "out" / "model.safetensors")
     copied(openuni_path, tmp_path / "back")
     save_file(written, tmp_path / "back" / "model.safetensors")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Emu3Config, Emu3ForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -28,7 +26,8 @@ from megaunigame.models.emu3.conversation import (
 from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.processor import HALF
 from megaunigame.models.text.small_tokenizer import small_tokenizer
-from megaunigame.models.weights.settings_files import copy_settings, read_settings, read_tokenizer
+from megaunigame.models.weights.settings_files import copy_settings, read_settings, read_tokenizer, write_settings_file
+from megaunigame.models.weights.tensor_files import save_state
 
 PLACEHOLDER = "<image>"
 """Placeholder of a picture in transformers' processor; ours needs none."""
@@ -37,7 +36,7 @@ PLACEHOLDER = "<image>"
 def write_folder(
     path: str | Path,
     config: Emu3Config,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None,
     tokenizer: PreTrainedTokenizerFast,
     *,
     image_size: int,
@@ -46,24 +45,10 @@ def write_folder(
 ) -> None:
     """Write config.json, model.safetensors, the tokenizer and the picture settings.
 
-    `state` has Hugging Face names, the vision tokenizer under `model.vqmodel.`. `source_size` None: `image_size`.
-    transformers' own Emu3ForConditionalGeneration can read the folder.
+    `state` has Hugging Face names, the vision tokenizer under `model.vqmodel.`; None: no weights. `source_size` None:
+    `image_size`. transformers' own Emu3ForConditionalGeneration can read the folder.
     """
     folder = Path(path)
-    write_small_files(folder, config, tokenizer, image_size=image_size, source_size=source_size, system_prompt=system_prompt)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
-
-
-def write_small_files(
-    folder: Path,
-    config: Emu3Config,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    image_size: int,
-    source_size: int | None = None,
-    system_prompt: str = SYSTEM_PROMPT,
-) -> None:
-    """What `write_folder` writes, without the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_config(config, tokenizer, folder)
     tokenizer.save_pretrained(folder)
@@ -76,8 +61,11 @@ def write_small_files(
         "min_pixels": source**2,
         "max_pixels": source**2,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n")
-    _write_processor(folder, {"image_size": image_size, "source_size": source, "system_prompt": system_prompt})
+    write_settings_file(folder / "preprocessor_config.json", pictures)
+    processor = {"image_size": image_size, "source_size": source, "system_prompt": system_prompt}
+    write_settings_file(folder / "processor_config.json", processor)
+    if state is not None:
+        save_state(folder, state)
 
 
 def write_settings(path: str, out: Path) -> None:
@@ -87,7 +75,8 @@ def write_settings(path: str, out: Path) -> None:
     image_size, source_size = read_sides(path, config)
     _write_config(config, read_tokenizer(Path(path)), out)
     settings = read_settings(out / "processor_config.json")
-    _write_processor(out, {**settings, "image_size": image_size, "source_size": source_size})
+    sides = {"image_size": image_size, "source_size": source_size}
+    write_settings_file(out / "processor_config.json", settings | sides)
 
 
 def _write_config(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -97,10 +86,6 @@ def _write_config(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, folder
     config.vocabulary_map = {name: vocabulary[name] for name in names if name in vocabulary}
     config.architectures = ["Emu3ForConditionalGeneration"]
     config.save_pretrained(folder)
-
-
-def _write_processor(folder: Path, settings: Mapping[str, object]) -> None:
-    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> Emu3Config:

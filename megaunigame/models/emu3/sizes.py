@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.models.emu3.conversation import SYSTEM_PROMPT
-from megaunigame.models.emu3.folder import config_for, train_tokenizer, write_small_files
+from megaunigame.models.emu3.folder import config_for, train_tokenizer, write_folder
 from megaunigame.models.shapes import read_shape
 from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
 
@@ -50,7 +50,7 @@ EMU3_8B: dict[str, Any] = {
 def write(shape: dict[str, Any], image_size: int, system_prompt: str, folder: Path) -> None:
     """Write a folder of this shape without weights."""
     tokenizer = train_tokenizer(STAND_IN_TEXT, STAND_IN_VOCABULARY, shape["vq_config"]["codebook_size"])
-    write_small_files(folder, config_for(tokenizer, shape), tokenizer, image_size=image_size, system_prompt=system_prompt)
+    write_folder(folder, config_for(tokenizer, shape), None, tokenizer, image_size=image_size, system_prompt=system_prompt)
 
 
 def write_tiny(folder: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -18,6 +16,8 @@ from megaunigame.models.janus.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, 
 from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.processor import HALF
 from megaunigame.models.text.small_tokenizer import small_tokenizer
+from megaunigame.models.weights.settings_files import write_settings_file
+from megaunigame.models.weights.tensor_files import save_state
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
@@ -25,7 +25,7 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 def write_folder(
     path: str | Path,
     config: JanusConfig,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None,
     tokenizer: PreTrainedTokenizerFast,
     *,
     system_prompt: str = "",
@@ -34,24 +34,10 @@ def write_folder(
 ) -> None:
     """Write config.json, model.safetensors, the tokenizer and the picture settings.
 
-    `state` has Hugging Face names, the image tokenizer under `model.vqmodel.`; `mean` and `std` are those of the
-    understanding path. transformers' own JanusForConditionalGeneration can read the folder.
+    `state` has Hugging Face names, the image tokenizer under `model.vqmodel.`; None: no weights; `mean` and `std` are those
+    of the understanding path. transformers' own JanusForConditionalGeneration can read the folder.
     """
     folder = Path(path)
-    write_small_files(folder, config, tokenizer, system_prompt=system_prompt, mean=mean, std=std)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
-
-
-def write_small_files(
-    folder: Path,
-    config: JanusConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    system_prompt: str = "",
-    mean: Sequence[float] = HALF,
-    std: Sequence[float] = HALF,
-) -> None:
-    """What `write_folder` writes, without the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config.architectures = ["JanusForConditionalGeneration"]
     config.save_pretrained(folder)
@@ -63,9 +49,11 @@ def write_small_files(
         "image_mean": list(mean),
         "image_std": list(std),
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n")
+    write_settings_file(folder / "preprocessor_config.json", pictures)
     if system_prompt:
-        (folder / "processor_config.json").write_text(json.dumps({"system_prompt": system_prompt}, indent=2) + "\n")
+        write_settings_file(folder / "processor_config.json", {"system_prompt": system_prompt})
+    if state is not None:
+        save_state(folder, state)
 
 
 def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> JanusConfig:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.models.janus.configuration import TOWERS
-from megaunigame.models.janus.folder import config_for, train_tokenizer, write_small_files
+from megaunigame.models.janus.folder import config_for, train_tokenizer, write_folder
 from megaunigame.models.shapes import read_shape
 from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
 
@@ -50,7 +50,7 @@ def janus_pro(*, width: int, intermediate: int, layers: int, heads: int) -> dict
 def write(shape: dict[str, Any], folder: Path) -> None:
     """Write a folder of this shape without weights."""
     tokenizer = train_tokenizer(STAND_IN_TEXT, STAND_IN_VOCABULARY)
-    write_small_files(folder, config_for(tokenizer, shape), tokenizer)
+    write_folder(folder, config_for(tokenizer, shape), None, tokenizer)
 
 
 SIZES: dict[str, Callable[[Path], None]] = {

@@ -141,7 +141,7 @@ def read_config(path: str | Path) -> OpenUniConfig:
     """The configuration of the model folder `path`. Raises ModelError for another family or an incomplete file."""
     file = Path(path) / "config.json"
     if not file.is_file():
-        raise ModelError(f"No config.json in {path}. Give an OpenUni folder; python launch/openuni.py --help makes one.")
+        raise ModelError(f"No config.json in {path}. Give an OpenUni folder; launch/family.py openuni assemble makes one.")
     try:
         raw = json.loads(file.read_text())
     except json.JSONDecodeError as error:

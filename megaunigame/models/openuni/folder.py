@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -17,6 +15,8 @@ from megaunigame.models.openuni.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE
 from megaunigame.models.openuni.parts import autoencoder, trained_parts
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
 from megaunigame.models.text.small_tokenizer import small_tokenizer
+from megaunigame.models.weights.settings_files import write_settings_file
+from megaunigame.models.weights.tensor_files import save_state
 
 PAD = "<|endoftext|>"
 POSITION_STD = 0.02
@@ -26,7 +26,7 @@ BRIDGE = ("meta_queries", "connector_input", "connector", "projector")
 def write_folder(
     path: str | Path,
     config: OpenUniConfig,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None,
     tokenizer: PreTrainedTokenizerFast,
     *,
     system_prompt: str = "",
@@ -35,30 +35,18 @@ def write_folder(
 ) -> None:
     """Write config.json, model.safetensors, the tokenizer and the picture settings.
 
-    `state` has our names, the autoencoder under `vae.`; `mean` and `std` are those of the understanding path.
+    `state` has our names, the autoencoder under `vae.`; None: no weights; `mean` and `std` are those of the understanding path.
     """
     folder = Path(path)
-    write_small_files(folder, config, tokenizer, system_prompt=system_prompt, mean=mean, std=std)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
-
-
-def write_small_files(
-    folder: Path,
-    config: OpenUniConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    system_prompt: str = "",
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> None:
-    """What `write_folder` writes, without the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     config.write(folder)
     tokenizer.save_pretrained(folder)
     pictures = {"image_mean": list(mean), "image_std": list(std)}
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n")
+    write_settings_file(folder / "preprocessor_config.json", pictures)
     if system_prompt:
-        (folder / "processor_config.json").write_text(json.dumps({"system_prompt": system_prompt}, indent=2) + "\n")
+        write_settings_file(folder / "processor_config.json", {"system_prompt": system_prompt})
+    if state is not None:
+        save_state(folder, state)
 
 
 def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> OpenUniConfig:

@@ -15,7 +15,7 @@ from transformers import InternVLConfig
 
 from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.conversation import IMAGE
-from megaunigame.models.openuni.folder import config_for, train_tokenizer, write_small_files
+from megaunigame.models.openuni.folder import config_for, train_tokenizer, write_folder
 from megaunigame.models.shapes import read_shape
 from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCABULARY
 
@@ -137,14 +137,14 @@ def write_published(size: str, folder: Path) -> None:
     tokenizer, config = train_tokenizer(STAND_IN_TEXT, STAND_IN_VOCABULARY), SIZES[size]()
     config.internvl.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
     config.internvl.text_config.eos_token_id = tokenizer.eos_token_id
-    write_small_files(folder, config, tokenizer)
+    write_folder(folder, config, None, tokenizer)
 
 
 def write_tiny(folder: Path) -> None:
     """Write a folder of `TINY` without weights; its tokenizer is a stand-in."""
     tokenizer = train_tokenizer(STAND_IN_TEXT, STAND_IN_VOCABULARY)
     shape = read_shape(TINY, {"internvl": {"text_config": {"vocab_size": TINY_VOCABULARY}}})
-    write_small_files(folder, config_for(tokenizer, shape), tokenizer)
+    write_folder(folder, config_for(tokenizer, shape), None, tokenizer)
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {"tiny": write_tiny, **{size: partial(write_published, size) for size in SIZES}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ def read_settings(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ModelError(f"{file} is not JSON: {error}.") from error
+
+
+def write_settings_file(file: Path, settings: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

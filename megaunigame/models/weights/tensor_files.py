@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.errors import ModelError
@@ -82,3 +83,8 @@ class TensorFiles:
         if rows == slice(None):
             return opened.get_tensor(key)
         return opened.get_slice(key)[rows]
+
+
+def save_state(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write all tensors into one file of a model folder."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
