@@ -30,7 +30,7 @@ def test_the_folder_holds_the_trained_parts_and_fits_the_repository(stages):
     counts = write_start_folder(stages, seed=0)
     assert counts["total"] <= 5_800_000
     model = Janus.load(stages / "start")
-    assert model.processor.codes == model.processor.visual_tokens == VISUAL_TOKENS == GRID * GRID
+    assert model.codes_per_image == model.processor.visual_tokens == VISUAL_TOKENS == GRID * GRID
     tower = load_file(stages / "tower.safetensors")
     vq = load_file(stages / "vq.safetensors")
     loaded = model.state_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from transformers import Emu3Config
 
 from megaunigame.errors import ModelError
-from megaunigame.models.weights.settings_files import read_settings
+from megaunigame.models.weights.settings_files import read_config_file, read_settings
 from megaunigame.models.weights.tensor_files import TensorFiles
 
 TOKENIZER_FOLDER = "vision_tokenizer"
@@ -45,12 +44,12 @@ def read_config(path: str | Path) -> Emu3Config:
     Raises ModelError for another family or an incomplete configuration.
     """
     file = Path(path) / "config.json"
-    raw = _read(file, "Give an Emu3 folder: Hugging Face layout or the official release.")
+    raw = read_config_file(file, "Give an Emu3 folder: Hugging Face layout or the official release.")
     kind = raw.get("model_type")
     if kind == "Emu3":
         vision = Path(path) / TOKENIZER_FOLDER / "config.json"
         hint = f"The official vision tokenizer is a separate repository: put it into {vision.parent}."
-        config = from_official(raw, file, _read(vision, hint), vision)
+        config = from_official(raw, file, read_config_file(vision, hint), vision)
     elif kind == "emu3":
         config = Emu3Config.from_dict(raw)
     else:
@@ -104,12 +103,3 @@ def tensor_files(path: str | Path) -> TensorFiles:
     files = TensorFiles.of_folder(path).files
     tokenizer = Path(path) / TOKENIZER_FOLDER
     return TensorFiles([*files, *(TensorFiles.of_folder(tokenizer).files if tokenizer.is_dir() else [])])
-
-
-def _read(file: Path, hint: str) -> dict[str, Any]:
-    if not file.is_file():
-        raise ModelError(f"No config.json in {file.parent}. {hint}")
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{file} is not JSON: {error}.") from error

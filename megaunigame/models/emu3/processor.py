@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
 from megaunigame.errors import ModelError
 from megaunigame.models.emu3.configuration import cell, read_config, read_sides
 from megaunigame.models.emu3.conversation import SYSTEM_PROMPT, Emu3Format
@@ -19,39 +17,6 @@ class Emu3Processor(RowProcessor):
 
     format: Emu3Format
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        image_size: int,
-        source_size: int,
-        cell: int,
-        codebook: int,
-        max_length: int,
-        system_prompt: str = SYSTEM_PROMPT,
-        where: str = "the model folder",
-    ):
-        """`cell`: pixels of one code along an edge. `codebook`: number of codes."""
-        conversation = Emu3Format(
-            tokenizer,
-            codebook=codebook,
-            side=image_size // cell,
-            source_side=source_size // cell,
-            system_prompt=system_prompt,
-            where=where,
-        )
-        super().__init__(
-            tokenizer,
-            conversation,
-            image_size=image_size,
-            source_size=source_size,
-            after_prompt=conversation.grid.length - 1,
-            loss_positions=conversation.grid.count,
-            max_length=max_length,
-            mean=HALF,  # sources go through the tokenizer of the targets: preprocessor_config.json does not apply
-            std=HALF,
-        )
-
     @classmethod
     def from_folder(cls, path: str | Path, *, max_length: int) -> Emu3Processor:
         """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
@@ -63,13 +28,23 @@ class Emu3Processor(RowProcessor):
                 f"No tokenizer.json in {folder}. The tokenizer of the official release is code, which is not run here: copy "
                 "tokenizer.json and tokenizer_config.json there from a Hugging Face (-hf) release of the same model."
             )
-        return cls(
-            read_tokenizer(folder),
-            image_size=image_size,
-            source_size=source_size,
-            cell=cell(config),
+        tokenizer, pixels = read_tokenizer(folder), cell(config)
+        conversation = Emu3Format(
+            tokenizer,
             codebook=config.vq_config.codebook_size,
-            max_length=max_length,
+            side=image_size // pixels,
+            source_side=source_size // pixels,
             system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", SYSTEM_PROMPT),
             where=str(folder),
+        )
+        return cls(
+            tokenizer,
+            conversation,
+            image_size=image_size,
+            source_size=source_size,
+            after_prompt=conversation.grid.length - 1,
+            loss_positions=conversation.grid.count,
+            max_length=max_length,
+            mean=HALF,  # sources go through the tokenizer of the targets: preprocessor_config.json does not apply
+            std=HALF,
         )

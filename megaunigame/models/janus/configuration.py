@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import JanusConfig
 
 from megaunigame.errors import ModelError
+from megaunigame.models.weights.settings_files import read_config_file
 
 TOWERS: dict[str, dict[str, Any]] = {
     "siglip_large_patch16_384": {
@@ -27,12 +27,7 @@ IGNORED_LANGUAGE_KEYS = ("_attn_implementation", "torch_dtype", "dtype")
 def read_config(path: str | Path) -> JanusConfig:
     """The configuration of the model folder `path`. Raises ModelError for another family or no configuration."""
     file = Path(path) / "config.json"
-    if not file.is_file():
-        raise ModelError(f"No config.json in {path}. Give a Janus folder: Hugging Face layout or the official release.")
-    try:
-        raw = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{file} is not JSON: {error}.") from error
+    raw = read_config_file(file, "Give a Janus folder: Hugging Face layout or the official release.")
     kind = raw.get("model_type")
     if kind == "multi_modality":
         config = from_official(raw, file)

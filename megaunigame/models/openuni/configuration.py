@@ -9,7 +9,6 @@ The layout is ours: the official repository has its sizes in Python, and Hugging
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from transformers import InternVLConfig, PretrainedConfig, SiglipVisionConfig
 
 from megaunigame.errors import ModelError
+from megaunigame.models.weights.settings_files import read_config_file, write_settings_file
 
 MODEL_TYPE = "openuni"
 
@@ -134,18 +134,13 @@ class OpenUniConfig:
 
     def write(self, folder: Path) -> None:
         """Write `folder`/config.json."""
-        (folder / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        write_settings_file(folder / "config.json", self.to_dict())
 
 
 def read_config(path: str | Path) -> OpenUniConfig:
     """The configuration of the model folder `path`. Raises ModelError for another family or an incomplete file."""
     file = Path(path) / "config.json"
-    if not file.is_file():
-        raise ModelError(f"No config.json in {path}. Give an OpenUni folder; launch/family.py openuni assemble makes one.")
-    try:
-        raw = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{file} is not JSON: {error}.") from error
+    raw = read_config_file(file, "Give an OpenUni folder; launch/family.py openuni assemble makes one.")
     kind = raw.pop("model_type", None)
     if kind != MODEL_TYPE:
         raise ModelError(f"{file} describes model_type {kind!r}; an OpenUni folder has {MODEL_TYPE!r}.")

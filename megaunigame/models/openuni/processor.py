@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
-from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
+from megaunigame.models.openuni.configuration import read_config
 from megaunigame.models.openuni.conversation import OpenUniFormat
 from megaunigame.models.text.processor import RowProcessor
 from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
@@ -20,40 +18,21 @@ class OpenUniProcessor(RowProcessor):
 
     format: OpenUniFormat
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        config: OpenUniConfig,
-        *,
-        max_length: int,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
-        system_prompt: str = "",
-        where: str = "the model folder",
-    ):
-        super().__init__(
-            tokenizer,
-            OpenUniFormat(tokenizer, config.visual_tokens, system_prompt, where),
-            image_size=config.image_size,
-            source_size=config.source_size,
-            after_prompt=config.queries,
-            loss_positions=math.prod(config.latent_shape),
-            max_length=max_length,
-            mean=mean,
-            std=std,
-        )
-
     @classmethod
     def from_folder(cls, path: str | Path, *, max_length: int) -> OpenUniProcessor:
         """Read tokenizer and image settings of a model folder. Raises ModelError when a file or a token is missing."""
         folder = Path(path)
         images = read_settings(folder / "preprocessor_config.json")
+        tokenizer, config = read_tokenizer(folder), read_config(folder)
+        system_prompt = read_settings(folder / "processor_config.json").get("system_prompt", "")
         return cls(
-            read_tokenizer(folder),
-            read_config(folder),
+            tokenizer,
+            OpenUniFormat(tokenizer, config.visual_tokens, system_prompt, str(folder)),
+            image_size=config.image_size,
+            source_size=config.source_size,
+            after_prompt=config.queries,
+            loss_positions=math.prod(config.latent_shape),
             max_length=max_length,
             mean=tuple(images.get("image_mean", IMAGENET_MEAN)),
             std=tuple(images.get("image_std", IMAGENET_STD)),
-            system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", ""),
-            where=str(folder),
         )

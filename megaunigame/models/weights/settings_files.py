@@ -15,8 +15,17 @@ from megaunigame.errors import ModelError
 
 def read_settings(file: Path) -> dict[str, Any]:
     """An optional settings file; absent means every setting has its default. Raises ModelError when it is not JSON."""
+    return _read_json(file) if file.is_file() else {}
+
+
+def read_config_file(file: Path, hint: str) -> dict[str, Any]:
+    """A config.json. Raises ModelError, with the hint what to give instead, when there is none or it is not JSON."""
     if not file.is_file():
-        return {}
+        raise ModelError(f"No config.json in {file.parent}. {hint}")
+    return _read_json(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
