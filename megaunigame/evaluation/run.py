@@ -12,6 +12,7 @@ import torch
 
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
+from megaunigame.models.causal.decoding import evaluating
 from megaunigame.monitoring import names
 from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.parallel.world import World
@@ -32,19 +33,13 @@ def run_evaluation(
     flag and no global random state is changed.
     """
     pictures = evaluation_file(folder, step).with_suffix("")
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     started = time.monotonic()
     results: dict[str, Any] = {}
-    try:
-        with torch.no_grad():
-            for label, suite in suites.items():
-                suite_started = time.monotonic()
-                result = suite.run(model, data_ranks, pictures / label)
-                results[label] = {**_under(label, result), "seconds": round(time.monotonic() - suite_started, 2)}
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with torch.no_grad(), evaluating(model):
+        for label, suite in suites.items():
+            suite_started = time.monotonic()
+            result = suite.run(model, data_ranks, pictures / label)
+            results[label] = {**_under(label, result), "seconds": round(time.monotonic() - suite_started, 2)}
     evaluation = {"step": step, "seconds": round(time.monotonic() - started, 2), "suites": results}
     if data_ranks.is_main:
         write_whole(evaluation_file(folder, step), json.dumps(evaluation, indent=1))

@@ -61,7 +61,7 @@ class Weights(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
-class Decoded(NamedTuple):
+class DecodedPictures(NamedTuple):
     """Pictures decoded from hidden states."""
 
     pixels: Tensor
@@ -209,7 +209,7 @@ class UnifiedModel(nn.Module, ABC):
         """Generated pixels (B, 3, H, W) in [-1, 1] -> source images (B, 3, H, W), normalized; differentiable."""
 
     @abstractmethod
-    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
+    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> DecodedPictures:
         """Post-LM visual tokens (B, N, D), plus `delta` (B, N, D) -> pixels, differentiable in both.
 
         With `anchor`, the target of teacher forcing (`GenerateOutput.target`), a position keeps its target unless the

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.models.base import Decoded
+from megaunigame.models.base import DecodedPictures
 from megaunigame.models.causal.decoding import draw_codes, evaluating, picker
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.text.sequences import left_padded
@@ -85,7 +85,7 @@ class CodeModel(CausalModel):
         """Predict the codes of the targets."""
         return self.predict_codes(inputs, self.encode_target(inputs.targets), predict)
 
-    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
+    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> DecodedPictures:
         """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
 
         Straight-through: the pixels are those of the chosen codes, the gradient that of the mean code. The chosen code is
@@ -97,7 +97,7 @@ class CodeModel(CausalModel):
         with torch.no_grad():
             changed = codes != self.expected_codes(hidden)[0]
         chosen = codes if anchor is None else torch.where(changed, codes, anchor)
-        return Decoded(self.pixels_of(chosen, mean).float().clamp(-1, 1), changed.float().mean(1))
+        return DecodedPictures(self.pixels_of(chosen, mean).float().clamp(-1, 1), changed.float().mean(1))
 
     @torch.no_grad()
     def decode_target(self, target: Tensor) -> Tensor:

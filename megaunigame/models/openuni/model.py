@@ -19,7 +19,7 @@ from transformers import InternVLModel, PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.attention.taps import Tap
-from megaunigame.models.base import Decoded
+from megaunigame.models.base import DecodedPictures
 from megaunigame.models.causal.decoding import evaluating
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.openuni import autoencoding, flow
@@ -182,7 +182,7 @@ class OpenUni(CausalModel):
         """(B, C, h, w) latents -> (B, 3, H, W) in [-1, 1]."""
         return self.decode_latents(target).clamp(-1, 1)
 
-    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> Decoded:
+    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> DecodedPictures:
         """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
 
         One-step prediction of the clean latents from one noise level. Without `anchor` that level is pure noise. With
@@ -200,7 +200,7 @@ class OpenUni(CausalModel):
         reference = plain if anchor is None else anchor
         changed = (change.detach().flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).clamp(0, 1)
         latents = clean if anchor is None else anchor + change
-        return Decoded(self.decode_latents(latents).clamp(-1, 1), changed)
+        return DecodedPictures(self.decode_latents(latents).clamp(-1, 1), changed)
 
     def _clean(self, hidden: Tensor, anchor: Tensor | None) -> Tensor:
         """(B, N, D) -> (B, C, h, w) float32: one-step prediction."""

@@ -15,7 +15,7 @@ import numpy as np
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.objectives.aia.measured import measured_passes
+from megaunigame.objectives.aia.measurement import measurement_of
 from megaunigame.objectives.aia.player import AttentionPlayer
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.base import Objective
@@ -48,11 +48,11 @@ class AIA(Objective):
             raise ConfigError(
                 f"The family {name!r} does not measure its attention, which the objective aia needs. Leave it out."
             )
-        measured_passes(self.config, plan, depth)
+        measurement_of(self.config, plan, depth)
 
     def added_terms(self, plan: StepPlan) -> list[str]:
         return [f"aia_{name}" for name in plan.passes]
 
     def player(self, context: Context) -> AttentionPlayer:
         depth = context.model.install_taps()
-        return AttentionPlayer(self.config, measured_passes(self.config, context.plan, depth), context)
+        return AttentionPlayer(self.config, measurement_of(self.config, context.plan, depth), context)

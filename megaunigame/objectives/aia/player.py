@@ -12,7 +12,7 @@ from megaunigame.attention.positions import measurable
 from megaunigame.attention.targets import Target
 from megaunigame.errors import CheckpointError
 from megaunigame.monitoring import names
-from megaunigame.objectives.aia.measured import Measured
+from megaunigame.objectives.aia.measurement import Measurement
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.player import Context, Player
 from megaunigame.step.inputs import PassInputs, PassOutput, Taps
@@ -29,12 +29,12 @@ class AttentionPlayer(Player):
 
     terms: list[AttentionLoss]
 
-    def __init__(self, config: Settings, measured: Measured, context: Context):
-        self.config, self.measured, self.data_ranks = config, measured, context.data_ranks
-        self.terms = [AttentionLoss(config, measured, name, context) for name in measured.passes]
+    def __init__(self, config: Settings, measurement: Measurement, context: Context):
+        self.config, self.measurement, self.data_ranks = config, measurement, context.data_ranks
+        self.terms = [AttentionLoss(config, measurement, name, context) for name in measurement.passes]
 
     def taps(self, pass_name: str) -> Taps | None:
-        return self.measured.taps if pass_name in self.measured.passes else None
+        return self.measurement.taps if pass_name in self.measurement.passes else None
 
     def after_learner(self, step: Step) -> dict[str, float]:
         totals = self.data_ranks.all_reduce_sum(torch.stack([term.taken() for term in self.terms])).tolist()
@@ -51,7 +51,7 @@ class AttentionPlayer(Player):
             (folder / FILE).write_text(json.dumps({"weights": self.config.given_weights | weights, "seen": seen}))
 
     def load(self, folder: Path) -> None:
-        if set(self.config.given_weights) >= set(self.measured.passes):
+        if set(self.config.given_weights) >= set(self.measurement.passes):
             return  # the recipe's weights hold
         if not (folder / FILE).is_file():
             raise CheckpointError(
@@ -67,15 +67,15 @@ class AttentionPlayer(Player):
 class AttentionLoss(PassTerm):
     """Distance of the attention of one pass from its targets."""
 
-    def __init__(self, config: Settings, measured: Measured, pass_name: str, context: Context):
+    def __init__(self, config: Settings, measurement: Measurement, pass_name: str, context: Context):
         super().__init__(f"aia_{pass_name}", pass_name)
-        self.config, self.measured, self.plan = config, measured, context.plan
-        self.layer_targets = measured.layer_targets[pass_name]
+        self.config, self.measurement, self.plan = config, measurement, context.plan
+        self.layer_targets = measurement.layer_targets[pass_name]
         self.full_weight = config.given_weights.get(pass_name)
         """Lambda after warm-up; None: still to be measured."""
         self.seen = [0.0, 0.0, 0]
         """While lambda is measured: sum of the pass's loss, sum of this loss, number of steps."""
-        self.sums = torch.zeros(len(measured.taps.layers) + 2, device=context.data_ranks.device)
+        self.sums = torch.zeros(len(measurement.taps.layers) + 2, device=context.data_ranks.device)
         """Sums over this rank's counted rows of this step: share by layer, share of the first token, 1."""
 
     def weight(self, step: Step) -> float:
@@ -85,8 +85,8 @@ class AttentionLoss(PassTerm):
 
     def counted(self, inputs: PassInputs) -> Tensor:
         """(B,) bool: rows of the chosen terms that can be measured."""
-        ours = torch.stack([inputs.terms == term for term in self.measured.row_terms]).any(0)
-        return ours & measurable(inputs, self.measured.taps)
+        ours = torch.stack([inputs.terms == term for term in self.measurement.row_terms]).any(0)
+        return ours & measurable(inputs, self.measurement.taps)
 
     def losses(self, inputs: PassInputs, output: PassOutput) -> Tensor:
         assert output.attention is not None
@@ -107,7 +107,7 @@ class AttentionLoss(PassTerm):
         metrics = {names.attention(self.pass_name, names.ATTENTION_COUNTED): rows}
         if not rows:
             return metrics
-        for layer, share, each in zip(self.measured.taps.layers, sums, self.layer_targets, strict=True):
+        for layer, share, each in zip(self.measurement.taps.layers, sums, self.layer_targets, strict=True):
             metrics[names.attention(self.pass_name, names.ATTENTION_LAYER, layer)] = share / rows
             metrics[names.attention(self.pass_name, names.ATTENTION_TARGET, layer)] = each.target
         distances = [abs(share / rows - each.target) for share, each in zip(sums, self.layer_targets, strict=True)]

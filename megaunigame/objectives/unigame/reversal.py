@@ -11,7 +11,7 @@ from torch import Tensor
 from megaunigame.step.inputs import UnderstandInputs
 
 
-class _Reversed(torch.autograd.Function):
+class _ReverseGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
@@ -27,6 +27,6 @@ def reverse_gradient(question: UnderstandInputs, factor: float) -> UnderstandInp
     delta = question.visual_delta
     return dataclasses.replace(
         question,
-        images=_Reversed.apply(question.images, factor),
-        visual_delta=None if delta is None else _Reversed.apply(delta, factor),
+        images=_ReverseGradient.apply(question.images, factor),
+        visual_delta=None if delta is None else _ReverseGradient.apply(delta, factor),
     )

@@ -12,7 +12,7 @@ from megaunigame.step.requests import StepPlan
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """For a model of known depth and the rows of a plan."""
 
     layer_targets: dict[str, list[Target]]
@@ -26,7 +26,7 @@ class Measured:
         return tuple(self.layer_targets)
 
 
-def measured_passes(config: Settings, plan: StepPlan, depth: int) -> Measured:
+def measurement_of(config: Settings, plan: StepPlan, depth: int) -> Measurement:
     """Raises ConfigError for a layer that the model does not have, and when no pass of the plan has targets."""
     wanted = config.terms or plan.terms
     for layer in config.layers:
@@ -42,4 +42,4 @@ def measured_passes(config: Settings, plan: StepPlan, depth: int) -> Measured:
         )
     layer_targets = {p: [targets[p][layer] for layer in layers] for p in passes}
     row_terms = tuple(plan.terms.index(term) for term in wanted)
-    return Measured(layer_targets, row_terms, Taps(layers, config.queries, config.exclude_bos, config.compat))
+    return Measurement(layer_targets, row_terms, Taps(layers, config.queries, config.exclude_bos, config.compat))
