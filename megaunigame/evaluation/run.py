@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from megaunigame.evaluation.suites.base import Suite
-from megaunigame.models.base import UnifiedModel
-from megaunigame.models.causal.decoding import evaluating
+from megaunigame.models.base import UnifiedModel, evaluating
 from megaunigame.monitoring import names
 from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.parallel.world import World

@@ -7,7 +7,8 @@ stay in eval mode, and no engine partitions or saves them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, overload
 
@@ -255,3 +256,16 @@ class UnifiedModel(nn.Module, ABC):
             if any(name.startswith(prefix) for prefix in prefixes):
                 return group
         raise KeyError(f"Parameter {name} belongs to no group of {cls.__name__}.")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside: no dropout, and no gradient checkpointing (which would empty the cache)."""
+    # Module by module: the caller may have put single ones into eval mode, such as the dropouts of a frozen learner.
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag

@@ -165,7 +165,7 @@ def test_a_targets_file_may_speak_of_one_pass(tmp_path):
     write_targets(tmp_path / "t.yaml", {GENERATE: [Target(0.1, 0.3)] * LAYERS})
     objective = aia(targets=str(tmp_path / "t.yaml"), layers=[2])
     assert [term.pass_name for term in objective.terms] == [GENERATE]
-    assert objective.measured.layer_targets == {GENERATE: [Target(0.1, 0.3)]} and objective.taps(UNDERSTAND) is None
+    assert objective.measurement.layer_targets == {GENERATE: [Target(0.1, 0.3)]} and objective.taps(UNDERSTAND) is None
     write_targets(tmp_path / "other.yaml", {UNDERSTAND: [Target(0.1, 0.3)] * LAYERS})
     with pytest.raises(ConfigError, match="targets for understand, and no such pass is made"):
         aia(targets=str(tmp_path / "other.yaml"), terms=["caption"])

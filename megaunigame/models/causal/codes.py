@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.models.base import DecodedPictures
-from megaunigame.models.causal.decoding import draw_codes, evaluating, picker
+from megaunigame.models.base import DecodedPictures, evaluating
+from megaunigame.models.causal.decoding import draw_codes, picker
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.text.sequences import left_padded
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput

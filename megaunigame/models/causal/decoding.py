@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from megaunigame.models.causal import masks
@@ -102,16 +101,3 @@ def picker(temperature: float, generator: torch.Generator) -> Callable[[Tensor],
         return torch.searchsorted(cumulative, place, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
 
     return greedy if temperature == 0 else draw
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside: no dropout, and no gradient checkpointing (which would empty the cache)."""
-    # Module by module: the caller may have put single ones into eval mode, such as the dropouts of a frozen learner.
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag

@@ -19,8 +19,9 @@ from megaunigame.attention.positions import first_token, image_tokens, prompt_te
 from megaunigame.attention.queries import answers, drawn_tokens
 from megaunigame.attention.taps import Tap
 from megaunigame.errors import ModelError
+from megaunigame.models.base import evaluating
 from megaunigame.models.causal import masks
-from megaunigame.models.causal.decoding import CachedReader, evaluating
+from megaunigame.models.causal.decoding import CachedReader
 from megaunigame.models.causal.gradient_scale import scale_gradient
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.family import Family

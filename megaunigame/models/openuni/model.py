@@ -19,8 +19,7 @@ from transformers import InternVLModel, PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.attention.taps import Tap
-from megaunigame.models.base import DecodedPictures
-from megaunigame.models.causal.decoding import evaluating
+from megaunigame.models.base import DecodedPictures, evaluating
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.openuni import autoencoding, flow
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
