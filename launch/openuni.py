@@ -10,7 +10,6 @@ queries, connector and projector are random. The tokenizer comes from InternVL's
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from megaunigame.checkpoint.export import write_shards
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.openuni import OpenUni
 from megaunigame.models.openuni.assembling import assemble
 from megaunigame.models.openuni.keys import official_weights
@@ -32,7 +31,7 @@ from megaunigame.models.weights.settings_files import copy_settings, read_tokeni
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     parts = commands.add_parser("assemble", help="published parts -> a model folder")
     parts.add_argument("--size", choices=list(SIZES), required=True)

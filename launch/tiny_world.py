@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.tiny_world.stages import STAGES, StageSettings, run_stage
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--stage", required=True, choices=[*STAGES, "all"])
     parser.add_argument("--data", type=Path, required=True, help="folder with train and val scenes")
     parser.add_argument("--out", type=Path, required=True)

@@ -71,15 +71,14 @@ def describe(
         f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} text slots a step"
     )
     states = bytes_per_rank(model, world_size, precision)
-    parts = ", ".join(f"{name} {_human(size)}" for name, size in states.items())
+    parts = ", ".join(f"{name} {short_bytes(size)}" for name, size in states.items())
     lines.append(f"bytes per rank ({world_size} ranks, {precision}): {parts}; activations come on top")
     return "\n".join(lines)
 
 
-def _human(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+def short_bytes(value: float) -> str:
+    """12.3 MiB."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if value >= 1024**power:
+            return f"{value / 1024**power:.1f} {unit}"
+    return f"{value:.0f} B"

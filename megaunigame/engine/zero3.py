@@ -50,7 +50,7 @@ class Learner:
     def __init__(self, engine: Any, world: World, stage: int, trained_groups: list[list[nn.Parameter]]):
         self.engine = engine
         self.world = world
-        self.stage = stage
+        self.zero_stage = stage
         self.trained_groups = trained_groups
         """Trained parameters by optimizer group."""
         self.is_aside = False

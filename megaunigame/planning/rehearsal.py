@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.engine.dry_run import dry_run
+from megaunigame.engine.dry_run import dry_run, loss_of
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.engine.memory_plan import GroupSize, group_sizes
 from megaunigame.engine.model_flops import CountFlops
@@ -23,7 +23,7 @@ from megaunigame.engine.pretended_ranks import PretendedRanks
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Stage
 from megaunigame.planning.fused_attention import fused_attention
-from megaunigame.planning.operations import Operations, loss_of, run_backward
+from megaunigame.planning.operations import Operations, run_backward
 from megaunigame.planning.pretended_world import PretendedWorld
 from megaunigame.planning.workload import Workload
 from megaunigame.step.micro import MicroStep
@@ -34,7 +34,7 @@ ATTENTION = "sdpa"
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class MicroStepCost:
     """One rank, one micro-step on the largest legal rows."""
 
     kept: dict[str, int]
@@ -48,11 +48,11 @@ class Rehearsed:
     forward: dict[str, Operations]
     """Pass -> operations, including the frozen tokenizer."""
     backward: Operations
-    attack_peak: int
-    """Most bytes alive at once in an attack; 0 without one."""
-    attack_gathered: int
-    """Bytes of weights gathered in the attack of one micro-step."""
-    attack: Operations
+    aside_peak: int
+    """Most bytes alive at once in what players do aside; 0 without it."""
+    aside_gathered: int
+    """Bytes of weights gathered for it in one micro-step."""
+    aside: Operations
 
     @property
     def learner(self) -> Operations:
@@ -101,8 +101,8 @@ class Rehearsal:
                 if not hasattr(parameter, "ds_id"):  # adapters always, as in deepspeed.initialize
                     parameter.data = parameter.data.to(DTYPES[work.recipe.engine.precision])
             self.model.train()
-        self.attack_operations, self.attack_gathered = Operations(), 0
-        """Of the attack of this micro-step, so far."""
+        self.aside_operations, self.aside_gathered = Operations(), 0
+        """Of what players did aside in this micro-step, so far."""
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         if self.ranks is not None:
             self.ranks.hook(self.model)
@@ -126,8 +126,8 @@ class Rehearsal:
             tuple(player.unplanned for player in players if player.unplanned),
         )
 
-    def rehearse(self, *, like_a_run: bool) -> Rehearsed:
-        """A micro-step, with its attack if any, after the coordinator has traced the order of modules.
+    def rehearse(self, *, like_a_run: bool) -> MicroStepCost:
+        """A micro-step, with what players do aside, after the coordinator has traced the order of modules.
 
         `like_a_run`: begin with the dry run, as a run does, and continue until gathers repeat exactly. Otherwise two steps
         fewer are made, and layers whose adapters the dry run leaves gathered are counted like all others.
@@ -152,14 +152,14 @@ class Rehearsal:
         run_backward(self.model, torch.stack([*micro.losses.values(), *losses]).sum())
         self._after_update()
 
-    def _micro_step(self) -> Rehearsed:
+    def _micro_step(self) -> MicroStepCost:
         kept: dict[str, int] = {}
         forward: dict[str, Operations] = {}
-        self.attack_operations, self.attack_gathered = Operations(), 0
+        self.aside_operations, self.aside_gathered = Operations(), 0
         self._gathered()
         with LiveBytes() as live:
             micro, _ = self._rehearsed()
-            attack_peak = live.peak if self.attack_operations.total else 0
+            aside_peak = live.peak if self.aside_operations.total else 0
             live.reset_peak()
             self._gathered()
             losses = list(micro.losses.values())
@@ -172,8 +172,8 @@ class Rehearsal:
                 run_backward(self.model, torch.stack(losses).sum())
         gathered, at_once = self._gathered(), self.ranks.most_available if self.ranks else 0
         self._after_update()
-        attacks = (attack_peak, self.attack_gathered, self.attack_operations)
-        return Rehearsed(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *attacks)
+        aside = (aside_peak, self.aside_gathered, self.aside_operations)
+        return MicroStepCost(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *aside)
 
     def _rehearsed(self) -> tuple[MicroStep, list[Tensor]]:
         """The largest micro-step with the rows and losses that players added in their rehearsal, and their leaves."""
@@ -197,9 +197,10 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """No weight requires a gradient, as in a run; dropout stays on, which changes no shape. Counts as part of the attack.
+        """No weight requires a gradient, as in a run; dropout stays on, which changes no shape. Counts as
+        aside.
 
-        A pass of the learner that an attack reads is outside, and is not counted twice.
+        A pass of the learner that a player reads is outside, and is not counted twice.
         """
         aside = self.ranks.aside() if self.ranks else contextlib.nullcontext()
         for parameter in self.trained:
@@ -211,5 +212,5 @@ class Rehearsal:
         finally:
             for parameter in self.trained:
                 parameter.requires_grad_(True)
-        self.attack_operations += Operations.of(counter)
-        self.attack_gathered += self.ranks.gathered.total - before if self.ranks else 0
+        self.aside_operations += Operations.of(counter)
+        self.aside_gathered += self.ranks.gathered.total - before if self.ranks else 0
