@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megaunigame.judges.scenes import CELL, Oracle, Scores, caption_relations, score, true_objects
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.tiny_world.labels import IGNORED, cell_labels
+from megaunigame.tiny_world.labels import IGNORED, accuracy, cell_labels
 from megaunigame.tiny_world.loop import LoopSettings, Stage, train
 from megaunigame.tiny_world.scenes import Scenes
 from megaunigame.tiny_world.tokenizer_training import reconstruct
@@ -46,12 +46,8 @@ class OracleStage(Stage):
             values[mirrored] = values[mirrored].flip(-1)
         with torch.autocast("cpu", torch.bfloat16):
             color, shape = (logits.float() for logits in self.module(pixels))
-        on_object = true_shape != IGNORED
         loss = F.cross_entropy(color, true_color) + F.cross_entropy(shape, true_shape, ignore_index=IGNORED)
-        return loss, {
-            "color": float((color.argmax(1) == true_color)[on_object].float().mean()),
-            "shape": float((shape.argmax(1) == true_shape)[on_object].float().mean()),
-        }
+        return loss, accuracy(color.argmax(1), shape.argmax(1), true_color, true_shape)
 
 
 def train_oracle(scenes: Scenes, tokenizer: ImageTokenizer, folder: Path, loop: LoopSettings) -> Oracle:

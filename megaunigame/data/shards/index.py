@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from megaunigame.data.shards.cache import ShardCache
-from megaunigame.data.shards.manifest import MANIFEST, parse_manifest
+from megaunigame.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from megaunigame.data.shards.remote import CachedFiles, is_url
 from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
 from megaunigame.errors import DataError
@@ -177,16 +177,10 @@ class ShardIndex:
         return cls._listed(url, files, manifest, open_shards)
 
     @classmethod
-    def _listed(
-        cls,
-        location: str,
-        files: LocalFiles | CachedFiles,
-        shards: list[ListedShard],
-        fields: tuple[str, ...],
-        open_shards: int,
-    ) -> ShardIndex:
+    def _listed(cls, location: str, files: LocalFiles | CachedFiles, manifest: Manifest, open_shards: int) -> ShardIndex:
+        shards = manifest.shards
         places, sizes = [f"{location}/{s.file}" for s in shards], [s.samples for s in shards]
-        return cls(location, places, files, sizes, [s.index_sha256 for s in shards], fields, open_shards)
+        return cls(location, places, files, sizes, [s.index_sha256 for s in shards], manifest.fields, open_shards)
 
     @classmethod
     def _from_tars(cls, location: str, paths: list[Path], open_shards: int) -> ShardIndex:
