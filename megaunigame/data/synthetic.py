@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from megaunigame.data.loading.stream import Collator, Draw, MicroBatches
+from megaunigame.data.loading.stream import Draw, MicroBatches
 from megaunigame.data.sources.base import SampleRef, Stream
 from megaunigame.step.requests import GENERATE, RowRequest
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
@@ -29,17 +28,8 @@ class SyntheticSource:
         raise RuntimeError("Synthetic rows are not samples of anything.")
 
 
-class SizedCollator(Collator, Protocol):
-    """A collator with the largest size of a row."""
-
-    image_size: int
-    max_length: int
-
-
 class SyntheticMicroBatches(MicroBatches):
     """Micro-batches whose rows all have the largest legal length, equal in shape on all ranks."""
-
-    processor: SizedCollator
 
     def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
         rng = np.random.default_rng([self.streams[name].source.seed, zlib.crc32(request.term.encode()), position])

@@ -37,7 +37,7 @@ from megaunigame.engine.reductions import time_reductions
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.parallel.world import World
 from megaunigame.step.inputs import PassInputs, PassOutput
-from megaunigame.step.phases import BACKWARD, OPTIMIZER, Phases
+from megaunigame.step.phases import BACKWARD, OPTIMIZER, Phases, PhaseTimer
 from megaunigame.step.requests import StepPlan
 
 # deepspeed would compile this op (half a minute, under a lock shared by all environments) for a collective we do not use.
@@ -78,7 +78,7 @@ class Learner:
         with self.phases(OPTIMIZER):
             self.engine.step()
 
-    def measure(self, phases: Phases) -> None:
+    def measure(self, phases: PhaseTimer) -> None:
         """Mark the phases of the engine in `phases` from now on."""
         self.phases = phases
         time_reductions(self.engine.optimizer, phases)

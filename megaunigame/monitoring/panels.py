@@ -69,4 +69,4 @@ def _lines_table(folder: Path, step: int, lines: Sequence[dict[str, Any]]) -> st
         ]
         for line in lines
     ]
-    return page.table(columns, rows, [False] * len(columns))
+    return page.table(columns, rows)

@@ -22,7 +22,7 @@ from megaunigame.monitoring import names
 from megaunigame.parallel.world import World
 from megaunigame.profiling.operations import count_flops
 from megaunigame.profiling.planned import planned_bytes
-from megaunigame.step.phases import PHASES, Phases, PhaseTimer
+from megaunigame.step.phases import PHASES, PhaseTimer
 from megaunigame.training.trainer import Trainer
 
 SETTLED = 3
@@ -102,7 +102,7 @@ def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path)
 
 
 def synthetic_trainer(
-    recipe: Recipe, world: World, *, steps: int, out: Path, phases: Phases | None = None
+    recipe: Recipe, world: World, *, steps: int, out: Path, phases: PhaseTimer | None = None
 ) -> tuple[Trainer, Iterator[MicroBatch]]:
     """The trainer of a recipe, without checkpoints and evaluation, and synthetic rows for `steps` steps. Collective."""
     recipe = dataclasses.replace(
@@ -120,8 +120,9 @@ def synthetic_trainer(
 
 def _peak(world: World, metrics: list[dict[str, float]]) -> float:
     """Most bytes of any rank in the steps that reported `metrics`: each has reported the step before it."""
-    last = torch.tensor([peak_memory(world.device)], dtype=torch.float64, device=world.device)
-    return max(world.all_reduce_max(last).item(), *(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics[1:]))
+    return max(
+        *world.all_gather_object(peak_memory(world.device)), *(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics[1:])
+    )
 
 
 def _summary(

@@ -34,11 +34,8 @@ def this_machine() -> Machine:
 def places(machine: Machine, ranks: int, jobs: int) -> list[dict[str, str]]:
     """One entry per concurrent run: the environment variables that assign its GPUs or cores.
 
-    Args:
-        ranks: processes of a run; each needs a GPU, or a core without GPUs.
-        jobs: runs at a time; 0: as many as fit. May exceed the cores, but not the GPUs.
-
-    Raises ConfigError when a run does not fit.
+    Each of the `ranks` of a run needs a GPU, or a core without GPUs. `jobs` runs at a time (0: as many as fit) may need more
+    cores than there are, but not more GPUs. Raises ConfigError when a run does not fit.
     """
     devices = machine.devices
     if not devices:

@@ -63,14 +63,10 @@ class Job:
 
 
 class Scheduler:
-    """Starts the runs that are not done, in order; continues after a failed run.
+    """Starts the runs that are not done, in order; continues after a failed run. Unfinished runs resume.
 
-    Args:
-        runs: all runs of the sweep; done ones are skipped, unfinished ones are started again and resume.
-        places: environment variables of each concurrent run; their number is the limit.
-        command: the command line of a run. It must write what `runs.is_done` reads.
-        after_run: called after every successful run.
-        say: prints a line.
+    `places`: environment variables of each concurrent run; their number is the limit. `command`: the command line of a run,
+    which must write what `runs.is_done` reads. `after_run` is called after every successful run; `say` prints a line.
     """
 
     def __init__(

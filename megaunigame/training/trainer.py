@@ -28,7 +28,7 @@ from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Stage
 from megaunigame.parallel.world import World
 from megaunigame.registry import unknown
-from megaunigame.step.phases import Phases
+from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.stepping import Stepper
 
@@ -41,7 +41,7 @@ class Trainer:
     micro_batches_of: ClassVar[type[MicroBatches]] = MicroBatches
     """Makes the rows of a micro-step."""
 
-    def __init__(self, recipe: Recipe, world: World, phases: Phases | None = None):
+    def __init__(self, recipe: Recipe, world: World, phases: PhaseTimer | None = None):
         """`phases`: times the phases of each step."""
         self.parts = parts = Assembly(recipe, world)
         self.recipe, self.world, self.folder = recipe, world, parts.folder

@@ -43,6 +43,9 @@ class RowMaker(Protocol):
 class Collator(Protocol):
     """Interface of a family's processor."""
 
+    image_size: int
+    max_length: int
+
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs: ...
