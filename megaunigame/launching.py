@@ -41,15 +41,15 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
             time.sleep(OTHERS_WAIT_SECONDS)
         who = f"rank {rank}: " if rank else ""
         print(f"{who}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        # Not sys.exit: worker processes and process-group threads of a run that never began must not delay the end.
-        os._exit(2)
+        code = 2
     except Exception:
-        # Loader workers ignore the SIGTERM an ordinary exit would send them, and the exit would wait for them forever.
         traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-    # Threads of torch and gloo can abort the interpreter's exit: a run that is saved and reported must not look failed.
+        code = 1
+    else:
+        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    # Not sys.exit. Of a run that never began, worker processes and process-group threads would delay it; loader workers ignore
+    # the SIGTERM it would send them, and it would wait for them forever; threads of torch and gloo can abort it, and a run that
+    # is saved and reported must not look failed.
+    os._exit(code)

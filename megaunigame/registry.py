@@ -36,9 +36,9 @@ def find(room: str, name: str, base: type[T], house: str = "megaunigame") -> typ
     return found[0]
 
 
-def contract(room: str, name: str, house: str = "megaunigame") -> Any:
+def contract(room: str, name: str) -> Any:
     """The base class `name` of the modules in a room, from its `base.py`: for callers that may not import the room."""
-    return getattr(importlib.import_module(f"{house}.{room}.base"), name)
+    return getattr(importlib.import_module(f"megaunigame.{room}.base"), name)
 
 
 def _classes(package: str, name: str, base: type[T]) -> list[type[T]]:

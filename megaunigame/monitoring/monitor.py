@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,9 +21,6 @@ from megaunigame.monitoring import names
 from megaunigame.monitoring.panels import write_panels
 from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.pixels import Panel
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -52,7 +49,12 @@ class Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         drop_from(folder / METRICS_FILE, start_step)
         self.file = open(folder / METRICS_FILE, "a", encoding="utf-8")
-        self.writer = _tensorboard_writer(folder, start_step) if tensorboard else None
+        self.writer: Any = None
+        if tensorboard:
+            # Imported here: it takes seconds, and only rank 0 needs it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
         self.bar = tqdm(
             total=total_steps,
             initial=start_step - 1,
@@ -156,10 +158,3 @@ def rank_log(folder: str | Path, rank: int) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     return handler
-
-
-def _tensorboard_writer(folder: Path, start_step: int) -> SummaryWriter:
-    # Imported here: it takes seconds, and only rank 0 needs it.
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from itertools import combinations
 
 from megaunigame.planning.changes import Change, Parts, changes_of, parts
@@ -37,9 +38,7 @@ def _together(changes: list[Change], count: int, plan: Plan) -> Iterator[tuple[C
 
 
 def _total(changes: tuple[Change, ...], now: Parts) -> int:
-    for change in changes:
-        now = change.apply(now)
-    return now.total
+    return reduce(lambda given, change: change.apply(given), changes, now).total
 
 
 def _lines(found: list[tuple[Change, ...]], now: Parts) -> Iterator[str]:

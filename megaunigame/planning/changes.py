@@ -153,10 +153,8 @@ def _larger_clusters(plan: Plan) -> Iterator[Change]:
     """A full node, then twice, four times ... the nodes, while the rows of a step can be divided over the ranks."""
     cluster = plan.cluster
     sizes = [(cluster.nodes, NODE)] if cluster.gpus_per_node < NODE else []
-    nodes = 2 * cluster.nodes
-    while nodes <= MOST_NODES:
-        sizes.append((nodes, cluster.gpus_per_node))
-        nodes *= 2
+    doublings = (MOST_NODES // cluster.nodes).bit_length()
+    sizes += [(cluster.nodes * 2**power, cluster.gpus_per_node) for power in range(1, doublings)]
     rows = sum(count for terms in plan.rows.values() for count in terms.values())
     for nodes, per_node in sizes:
         if plan.global_rows is None or plan.global_rows % (rows * nodes * per_node) == 0:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.engine.dry_run import dry_run, loss_of
+from megaunigame.engine.gathered_bytes import GatheredBytes
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.engine.memory_plan import GroupSize, group_sizes
 from megaunigame.engine.model_flops import CountFlops
@@ -87,7 +88,8 @@ class Rehearsal:
         config = work.recipe.model
         self.work = work
         self.ranks = PretendedRanks(work.ds_config, work.ranks) if partitioned else None
-        processor = work.open_processor()
+        self.gathered = self.ranks.gathered if self.ranks else GatheredBytes()
+        processor = work.family.open_processor(work.folder, max_length=config.max_length)
         with self.ranks.partitioned() if self.ranks else contextlib.nullcontext(), torch.device("meta"):
             self.model = work.family.build(
                 work.folder, processor, attention=ATTENTION, gradient_checkpointing=gradient_checkpointing
@@ -132,7 +134,7 @@ class Rehearsal:
         `like_a_run`: begin with the dry run, as a run does, and continue until gathers repeat exactly. Otherwise two steps
         fewer are made, and layers whose adapters the dry run leaves gathered are counted like all others.
         """
-        with self._running(), fused_attention():
+        with self.ranks.running() if self.ranks else contextlib.nullcontext(), fused_attention():
             if self.ranks is not None:
                 if like_a_run:
                     micro, leaves = self._rehearsed()
@@ -156,12 +158,12 @@ class Rehearsal:
         kept: dict[str, int] = {}
         forward: dict[str, Operations] = {}
         self.aside_operations, self.aside_gathered = Operations(), 0
-        self._gathered()
+        self.gathered.pop()
         with LiveBytes() as live:
             micro, _ = self._rehearsed()
             aside_peak = live.peak if self.aside_operations.total else 0
             live.reset_peak()
-            self._gathered()
+            self.gathered.pop()
             losses = list(micro.losses.values())
             for name, inputs in micro.inputs.items():
                 before = live.current - self._available()
@@ -170,7 +172,7 @@ class Rehearsal:
                 kept[name], forward[name] = live.current - self._available() - before, Operations.of(counter)
             with CountFlops() as counter:
                 run_backward(self.model, torch.stack(losses).sum())
-        gathered, at_once = self._gathered(), self.ranks.most_available if self.ranks else 0
+        gathered, at_once = self.gathered.pop(), self.ranks.most_available if self.ranks else 0
         self._after_update()
         aside = (aside_peak, self.aside_gathered, self.aside_operations)
         return MicroStepCost(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *aside)
@@ -180,20 +182,12 @@ class Rehearsal:
         micro = dataclasses.replace(self.largest, inputs=dict(self.largest.inputs), losses={})
         return micro, [leaf for player in self.players for leaf in player.rehearse(micro)]
 
-    def _gathered(self) -> int:
-        """Bytes gathered since the last call."""
-        return self.ranks.gathered.pop() if self.ranks else 0
-
     def _available(self) -> int:
         return self.ranks.available_bytes() if self.ranks else 0
 
     def _after_update(self) -> None:
         if self.ranks is not None:
-            self.ranks.after_backward()
             self.ranks.after_update()
-
-    def _running(self) -> contextlib.AbstractContextManager[None]:
-        return self.ranks.running() if self.ranks else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -205,7 +199,7 @@ class Rehearsal:
         aside = self.ranks.aside() if self.ranks else contextlib.nullcontext()
         for parameter in self.trained:
             parameter.requires_grad_(False)
-        before = self.ranks.gathered.total if self.ranks else 0
+        before = self.gathered.total
         try:
             with aside, CountFlops() as counter:
                 yield
@@ -213,4 +207,4 @@ class Rehearsal:
             for parameter in self.trained:
                 parameter.requires_grad_(True)
         self.aside_operations += Operations.of(counter)
-        self.aside_gathered += self.ranks.gathered.total - before if self.ranks else 0
+        self.aside_gathered += self.gathered.total - before

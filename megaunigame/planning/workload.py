@@ -13,7 +13,7 @@ from megaunigame.config import RANDOM, ModelConfig, Recipe, resolve_batch
 from megaunigame.engine.ds_config import complete_ds_config, zero_stage
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.errors import ConfigError
-from megaunigame.models.base import Processor, UnifiedModel
+from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.registry import find
@@ -40,9 +40,6 @@ class Workload:
     def stage(self) -> int:
         """Of ZeRO."""
         return zero_stage(self.ds_config)
-
-    def open_processor(self) -> Processor:
-        return self.family.open_processor(self.folder, max_length=self.recipe.model.max_length)
 
 
 @contextlib.contextmanager

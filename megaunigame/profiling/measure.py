@@ -158,7 +158,7 @@ def _summary(
         flops=statistics.fmean(flops),
         mfu=None if device_peak is None else sum(flops) / sum(seconds) / (device_peak * world.size),
         peak_memory_bytes=peak,
-        states_bytes=sum(bytes_per_rank(trainer.learner.module, world.size, trainer.recipe.engine.precision).values()),
+        states_bytes=sum(bytes_per_rank(trainer.learner.module, world.size).values()),
         planned_bytes=planned,
         gathered_bytes=statistics.fmean(step[names.PERF_ALLGATHER_BYTES] for step in metrics),
         passes=statistics.fmean(step[names.PERF_PASSES] for step in metrics),

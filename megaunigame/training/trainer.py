@@ -88,15 +88,8 @@ class Trainer:
 
     def describe(self) -> str:
         """The start-up plan."""
-        return describe(
-            self.learner.module,
-            self.plan,
-            largest_micro_step(self.processor, self.players, self.plan).inputs,
-            accumulation=self.accumulation,
-            world_size=self.world.size,
-            precision=self.recipe.engine.precision,
-            steps=self.recipe.schedule.steps,
-        )
+        largest = largest_micro_step(self.processor, self.players, self.plan).inputs
+        return describe(self.learner.module, self.recipe, self.plan, largest, self.accumulation, self.world.size)
 
     def dry_run(self) -> None:
         """Forward and backward of every pass, and of the players, on the largest legal rows; changes nothing.
