@@ -30,7 +30,11 @@ def dry_run(
     the other weight gradients and the update are covered by `uncovered_bytes`.
     """
     terms = [*losses, *(loss_of(model(name, inputs)) for name, inputs in largest.items())]
-    torch.autograd.grad(torch.stack(terms).sum(), [*_one_per_group(model), *leaves], allow_unused=True)
+    first: dict[str, nn.Parameter] = {}  # the first trained parameter of each group, where its backward ends
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            first.setdefault(group_label(model, name), parameter)
+    torch.autograd.grad(torch.stack(terms).sum(), [*first.values(), *leaves], allow_unused=True)
 
 
 def loss_of(output: PassOutput) -> Tensor:
@@ -102,12 +106,3 @@ def check_peak(peak: int, uncovered: int, capacity: int) -> None:
             "model.gradient_checkpointing=true, fewer rows in the objectives with a larger batch.accumulation, a smaller "
             "model.max_length, or more ranks; python launch/plan.py RECIPE shows what takes the memory."
         )
-
-
-def _one_per_group(model: UnifiedModel) -> list[nn.Parameter]:
-    """The first trained parameter of each group, where its backward ends."""
-    first: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            first.setdefault(group_label(model, name), parameter)
-    return list(first.values())

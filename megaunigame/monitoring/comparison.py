@@ -42,7 +42,7 @@ def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -
         return ""
     figure = curves_figure(curves, read_curves(before.suites[label]["metrics"]) if before else None)
     legend = "Share of attention that goes across modalities, mean over samples; bands: one standard deviation over samples."
-    return f'<p class="muted">{legend}</p><img class="plot" alt="attention by layer" src="{data_uri(figure)}">'
+    return page.plot(data_uri(figure), "attention by layer", legend)
 
 
 def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from megaunigame.errors import DataError
 from megaunigame.monitoring.monitor import METRICS_FILE
-from megaunigame.monitoring.panels import PanelStep, read_panels
+from megaunigame.monitoring.panels import Lines, read_panels
 
 
 @dataclass
@@ -39,8 +39,8 @@ class RunFolder:
     """Metric -> (steps, values); values that were not finite are left out."""
     evaluations: list[Evaluation] = field(default_factory=list)
     """In order of their steps."""
-    panels: list[PanelStep] = field(default_factory=list)
-    """Lines of pictures of steps."""
+    panels: dict[int, Lines] = field(default_factory=dict)
+    """Step -> its lines of pictures."""
 
 
 def read_run_folder(path: str | Path) -> RunFolder:

@@ -98,6 +98,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequen
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
+def plot(uri: str, alt: str, legend: str = "") -> str:
+    """A picture in full width, under its legend."""
+    text = f'<p class="muted">{escape(legend)}</p>' if legend else ""
+    return f'{text}<img class="plot" alt="{escape(alt, quote=True)}" src="{uri}">'
+
+
 def picture(path: Path, alt: str) -> str:
     """An inline picture, at most THUMBNAIL pixels wide and high; a note if the file is missing."""
     if not path.exists():

@@ -52,7 +52,7 @@ def profile_page(measured: Sequence[Measurement], command: str) -> str:
         f'<code class="command">{_unbroken(command)}</code>',
         page.tiles(_tiles(measured)) if len(recipes) == 1 else "",
         "<h2>Seconds of a step</h2>",
-        f'<img class="plot" alt="seconds by phase" src="{data_uri(bars(measured))}">',
+        page.plot(data_uri(bars(measured)), "seconds by phase"),
         table(phase_rows(measured), "step, mean"),
         "<h2>A step in numbers</h2>",
         table(fact_rows(measured)),

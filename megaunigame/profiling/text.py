@@ -83,14 +83,12 @@ def fact_rows(measured: Sequence[Measurement]) -> list[list[str]]:
     return [[name, *values] for name, values in facts.items()]
 
 
-def unit_of(measured: Sequence[Measurement], index: int) -> Measurement:
-    """What the recipe at `index` is compared with: its twin, else the last recipe."""
-    return next((m for m in measured[index:] if m.name.startswith(PREFIX)), measured[-1])
-
-
 def ratio_rows(measured: Sequence[Measurement]) -> list[list[str]]:
-    """A row per cost: its name, then its value for each recipe, as a multiple of its unit."""
-    pairs = [(m, unit_of(measured, index)) for index, m in enumerate(measured)]
+    """A row per cost: its name, then its value for each recipe, as a multiple of that of its twin, else of the last recipe."""
+    pairs = [
+        (m, next((other for other in measured[index:] if other.name.startswith(PREFIX)), measured[-1]))
+        for index, m in enumerate(measured)
+    ]
     costs: dict[str, list[tuple[float, float]]] = {
         "seconds, mean": [(total(m), total(unit)) for m, unit in pairs],
         "seconds, median": [(m.seconds, unit.seconds) for m, unit in pairs],

@@ -145,9 +145,10 @@ class Scheduler:
             self.done += 1
             self.durations.append(job.seconds)
             self.after_run()
-            self._note(
-                job.number, run, f"done    {clock_time(job.seconds)} | {self.done} of {len(self.runs)} | ETA {self._eta()}"
-            )
+            mean = statistics.fmean(self.durations)
+            left = len(self.waiting) * mean + sum(max(0.0, mean - job.seconds) for job in self.jobs)
+            eta = clock_time(left / len(self.places))
+            self._note(job.number, run, f"done    {clock_time(job.seconds)} | {self.done} of {len(self.runs)} | ETA {eta}")
             return
         self.outcome.failed.append(run)
         reason = f"exit code {code}" if code else f"it ended before its last step, {run.steps}"
@@ -158,11 +159,6 @@ class Scheduler:
     def _note(self, number: int, run: Run, what: str) -> None:
         width = len(str(len(self.runs)))
         self.say(f"[{number:>{width}}/{len(self.runs)}] {run.name:<{max(len(r.name) for r in self.runs)}}  {what}")
-
-    def _eta(self) -> str:
-        mean = statistics.fmean(self.durations)
-        left = len(self.waiting) * mean + sum(max(0.0, mean - job.seconds) for job in self.jobs)
-        return clock_time(left / len(self.places))
 
     def _stop(self) -> None:
         """Terminate every group and wait for all of its processes: a launcher ends long before its ranks have saved."""

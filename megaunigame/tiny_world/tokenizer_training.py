@@ -61,17 +61,6 @@ def flat(latents: Tensor) -> Tensor:
     return latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
 
 
-def build_tokenizer(seed: int) -> TokenizerModule:
-    """A new network: torch's initialization of convolutions, which suits their fan-in better than N(0, .02)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        vq = ImageTokenizer(vq_config())
-        for module in vq.modules():
-            if isinstance(module, nn.Conv2d):
-                module.reset_parameters()
-    return TokenizerModule(vq)
-
-
 class TokenizerStage(Stage):
     """Reconstruction of a fixed mix of picture kinds."""
 
@@ -149,7 +138,13 @@ def decibels(output: Tensor, target: Tensor) -> float:
 
 def train_tokenizer(scenes: Scenes, folder: Path, loop: LoopSettings, settings: TokenizerSettings) -> ImageTokenizer:
     """Train (or continue) the image tokenizer and write `folder/vq.safetensors` (names of transformers' JanusVQVAE)."""
-    module = build_tokenizer(loop.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(loop.seed)
+        vq = ImageTokenizer(vq_config())
+        for part in vq.modules():
+            if isinstance(part, nn.Conv2d):  # torch's initialization suits their fan-in better than N(0, .02)
+                part.reset_parameters()
+    module = TokenizerModule(vq)
     train(TokenizerStage(module, scenes, loop, settings), loop, folder)
     module.vq.quantize.embedding.weight.data.copy_(module.codebook.rows)
     save_file({name: value.contiguous() for name, value in module.vq.state_dict().items()}, folder / VQ_FILE)

@@ -7,6 +7,7 @@ and does not depend on the data, so ranks stay in lockstep.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 from collections.abc import Iterator
@@ -147,7 +148,7 @@ class Trainer:
         """Write a checkpoint of the current step."""
         self.state.bad_samples = self.bad_samples.state_dict()
         others = [player.save for player in self.players]
-        self.parts.checkpoints.save(self.learner, self.state.state_dict(), self.state.step, others)
+        self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation
