@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from megaunigame.data.loading.stream import Draw, MicroBatches
-from megaunigame.data.sources.base import SampleRef, Stream
+from megaunigame.data.sources.base import SampleRef
 from megaunigame.step.requests import GENERATE, RowRequest
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
@@ -42,8 +42,3 @@ class SyntheticMicroBatches(MicroBatches):
         if request.pass_name == GENERATE:
             return GenerateRow(text, picture, source=picture if request.takes_source else None)
         return UnderstandRow([picture], [("a", text)])
-
-
-def synthetic_streams(names: list[str], seed: int) -> dict[str, Stream]:
-    """A stream of each name that reads nothing."""
-    return {name: Stream(name, SyntheticSource(seed)) for name in names}

@@ -76,13 +76,8 @@ class PretendedRanks:
     def hook(self, model: nn.Module) -> None:
         """Let the coordinator gather for `model`, as deepspeed.initialize does. Call it after `choose_trainable`."""
         knobs = self.ds_config["zero_optimization"]
-        options = {
-            "prefetch_bucket_size": "stage3_prefetch_bucket_size",
-            "max_reuse_distance": "stage3_max_reuse_distance",
-            "max_live_parameters": "stage3_max_live_parameters",
-            "param_persistence_threshold": "stage3_param_persistence_threshold",
-        }
-        given = {ours: knobs[theirs] for ours, theirs in options.items() if theirs in knobs}
+        options = ("prefetch_bucket_size", "max_reuse_distance", "max_live_parameters", "param_persistence_threshold")
+        given = {name: knobs[f"stage3_{name}"] for name in options if f"stage3_{name}" in knobs}
         with self.running():
             self.offload = DeepSpeedZeRoOffload(model, timers=None, ds_config=self.ds_config, overlap_comm=True, **given)
         self.parameters: list[Any] = list(model.parameters())

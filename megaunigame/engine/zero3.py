@@ -173,14 +173,11 @@ def load_weights(model: nn.Module, weights: Weights, world: World) -> None:
         own = dict(module.named_parameters(prefix=prefix, recurse=False))
         if not own:
             continue
-        with _gathered(list(own.values())):
-            if world.is_main or not hasattr(next(iter(own.values())), "ds_id"):
+        parameters = list(own.values())
+        partitioned = hasattr(parameters[0], "ds_id")
+        # Whole parameters inside the block, rank 0's values on all ranks after it.
+        whole = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0) if partitioned else contextlib.nullcontext()
+        with whole:
+            if world.is_main or not partitioned:
                 for name, parameter in own.items():
                     parameter.data.copy_(weights.read(name))
-
-
-def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager:
-    """Whole parameters inside the block, rank 0's values on all ranks after it; does nothing unless they are partitioned."""
-    if hasattr(parameters[0], "ds_id"):
-        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
-    return contextlib.nullcontext()

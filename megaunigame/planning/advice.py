@@ -41,12 +41,10 @@ def _total(changes: tuple[Change, ...], now: Parts) -> int:
     return reduce(lambda given, change: change.apply(given), changes, now).total
 
 
-def _lines(found: list[tuple[Change, ...]], now: Parts) -> Iterator[str]:
+def _lines(found: list[tuple[Change, ...]], now: Parts) -> list[str]:
     """One line each; the first of those that differ in numbers only."""
-    seen: set[tuple[str, ...]] = set()
+    lines: dict[tuple[str, ...], str] = {}
     for changes in found:
-        kind = tuple(change.kind for change in changes)
-        if kind not in seen:
-            seen.add(kind)
-            typed = " and ".join(change.typed for change in changes)
-            yield f"  {typed}: {'; '.join(change.cost for change in changes)}; {gib(_total(changes, now))}"
+        typed, costs = " and ".join(change.typed for change in changes), "; ".join(change.cost for change in changes)
+        lines.setdefault(tuple(change.kind for change in changes), f"  {typed}: {costs}; {gib(_total(changes, now))}")
+    return list(lines.values())

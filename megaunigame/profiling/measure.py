@@ -14,7 +14,7 @@ import torch
 from megaunigame.config import CheckpointConfig, EvaluationConfig, Recipe
 from megaunigame.data.loading.stream import MicroBatch, MicroBatchLoader
 from megaunigame.data.sources.base import Stream
-from megaunigame.data.synthetic import SyntheticMicroBatches, synthetic_streams
+from megaunigame.data.synthetic import SyntheticMicroBatches, SyntheticSource
 from megaunigame.engine.memory_plan import bytes_per_rank
 from megaunigame.engine.peak_memory import peak_memory
 from megaunigame.errors import ConfigError
@@ -73,7 +73,7 @@ class SyntheticTrainer(Trainer):
     micro_batches_of = SyntheticMicroBatches
 
     def open_streams(self) -> dict[str, Stream]:
-        return synthetic_streams(self.plan.streams, self.recipe.seed)
+        return {name: Stream(name, SyntheticSource(self.recipe.seed)) for name in self.plan.streams}
 
 
 def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path) -> Measurement:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megaunigame.monitoring.history import read_run_folder
 from megaunigame.monitoring.monitor import clock_time
-from megaunigame.sweeping.runs import LOG_FILE, Run, is_done, is_running, lock, seconds_of, state, write_origin
+from megaunigame.sweeping.runs import LOG_FILE, Run, is_done, is_running, lock, state, write_origin
 
 POLL_SECONDS = 0.1
 TAIL_LINES = 12
@@ -80,7 +81,7 @@ class Scheduler:
         self.runs, self.places, self.command, self.after_run, self.say = runs, places, command, after_run, say
         finished = [run for run in runs if is_done(run)]
         self.done = len(finished)
-        self.durations = [seconds_of(run) for run in finished]
+        self.durations = [read_run_folder(run.folder).run["seconds"] for run in finished]  # of all its starts together
         self.waiting = deque((n, run) for n, run in enumerate(runs, start=1) if run not in finished)
         self.jobs: list[Job] = []
         self.outcome = Outcome()

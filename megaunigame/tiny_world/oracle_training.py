@@ -61,10 +61,10 @@ def train_oracle(scenes: Scenes, tokenizer: ImageTokenizer, folder: Path, loop: 
     return oracle.eval()
 
 
-def evaluate_oracle(oracle: Oracle, tokenizer: ImageTokenizer, scenes: Scenes, count: int = 512) -> dict[str, Scores]:
+def evaluate_oracle(oracle: Oracle, tokenizer: ImageTokenizer, scenes: Scenes) -> dict[str, Scores]:
     """Scores on real pictures and on their reconstructions: the ceilings of every generation score."""
-    pixels = scenes.batch("rgb", torch.arange(min(count, len(scenes))))
-    metas = scenes.metas[: len(pixels)]
-    truth, relations = [true_objects(meta) for meta in metas], [caption_relations(meta["caption"]) for meta in metas]
+    pixels = scenes.batch("rgb", torch.arange(len(scenes)))
+    truth = [true_objects(meta) for meta in scenes.metas]
+    relations = [caption_relations(meta["caption"]) for meta in scenes.metas]
     pictures = {"real": pixels, "through the tokenizer": reconstruct(tokenizer, pixels)[0]}
     return {name: score(oracle.objects(shown), truth, relations) for name, shown in pictures.items()}

@@ -133,7 +133,11 @@ class ShardIndex:
         Raises DataError when nothing is there, or when a shard, an index or the manifest is missing, cut or wrong.
         """
         if is_url(str(location)):
-            return cls._from_url(str(location).rstrip("/"), open_shards, cache)
+            url = str(location).rstrip("/")
+            if cache is None:
+                raise DataError(f"{url} needs a cache on the node to keep its shards in. Name a folder on a local disk.")
+            manifest = parse_manifest(f"{url}/{MANIFEST}", cache.read(f"{url}/{MANIFEST}"))
+            return cls._listed(url, CachedFiles(url, manifest.shards, cache), manifest, open_shards)
         path = Path(location)
         if (path / MANIFEST).is_file():
             return cls._from_manifest(path, open_shards)
@@ -167,14 +171,6 @@ class ShardIndex:
             if size != shard.bytes:
                 raise DataError(f"{paths[number]} has {size:,} bytes, {MANIFEST} says {shard.bytes:,}. Delete it. {again}")
         return cls._listed(str(folder), files, manifest, open_shards)
-
-    @classmethod
-    def _from_url(cls, url: str, open_shards: int, cache: ShardCache | None) -> ShardIndex:
-        if cache is None:
-            raise DataError(f"{url} needs a cache on the node to keep its shards in. Name a folder on a local disk.")
-        manifest = parse_manifest(f"{url}/{MANIFEST}", cache.read(f"{url}/{MANIFEST}"))
-        files = CachedFiles(url, manifest.shards, cache)
-        return cls._listed(url, files, manifest, open_shards)
 
     @classmethod
     def _listed(cls, location: str, files: LocalFiles | CachedFiles, manifest: Manifest, open_shards: int) -> ShardIndex:

@@ -71,8 +71,5 @@ class Order:
         # Window numbers start at 1 in the seed: 0 belongs to the shards' permutation.
         return shards, ends, permutation(int(ends[-1]), self.seed, epoch, window + 1)
 
-    def __getstate__(self) -> tuple[np.ndarray, int, int]:
-        return self.sizes, self.seed, self.window
-
-    def __setstate__(self, state: tuple[np.ndarray, int, int]) -> None:
-        Order.__init__(self, *state)
+    def __reduce__(self) -> tuple[type[Order], tuple[np.ndarray, int, int]]:
+        return Order, (self.sizes, self.seed, self.window)  # without the caches
