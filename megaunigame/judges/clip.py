@@ -55,14 +55,15 @@ class FrozenClip:
         belong to another architecture.
         """
         name, weights, preprocessing = _find(model, pretrained, texts)
-        tokenizer_of = open_clip.get_tokenizer
+        self.tokenizer = None
         try:  # offline (HF_HUB_OFFLINE), the hub's client uses its cache only
             if model == TINY_RANDOM:
-                built, tokenizer_of = _tiny_random(), lambda _: open_clip.SimpleTokenizer()
+                built = _tiny_random()
             else:
                 options = {"precision": "fp32", "require_pretrained": True, "pretrained_text": False}
                 built = open_clip.create_model(name, weights, force_preprocess_cfg=preprocessing, **options)
-            self.tokenizer = tokenizer_of(name) if texts else None
+            if texts:
+                self.tokenizer = open_clip.SimpleTokenizer() if model == TINY_RANDOM else open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip asserts; hub, safetensors and torch.load each raise their own errors
             raise ConfigError(f"CLIP {model!r} cannot be loaded: {error}. {HOW_TO_GET_WEIGHTS}.") from error
         self.model = built.to(device).eval().requires_grad_(False)

@@ -191,8 +191,7 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """No weight requires a gradient, as in a run; dropout stays on, which changes no shape. Counts as
-        aside.
+        """As in a run, no weight requires a gradient; dropout stays on, which changes no shape.
 
         A pass of the learner that a player reads is outside, and is not counted twice.
         """
