@@ -25,6 +25,9 @@ class OneRank(PretendedWorld):
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         return super().all_reduce_sum(self._here(tensor))
 
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        return self._here(tensor)
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         return super().all_gather(self._here(tensor))
 

@@ -33,6 +33,11 @@ class World:
         dist.all_reduce(tensor)
         return tensor
 
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        """Largest value over the ranks, in place."""
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         """(n,) of this rank -> (W, n), in rank order; n is the same on all ranks."""
         gathered = [torch.empty_like(tensor) for _ in range(self.size)]

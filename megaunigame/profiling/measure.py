@@ -120,9 +120,8 @@ def synthetic_trainer(
 
 def _peak(world: World, metrics: list[dict[str, float]]) -> float:
     """Most bytes of any rank in the steps that reported `metrics`: each has reported the step before it."""
-    return max(
-        *world.all_gather_object(peak_memory(world.device)), *(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics[1:])
-    )
+    last = torch.tensor([peak_memory(world.device)], dtype=torch.float64, device=world.device)
+    return max(world.all_reduce_max(last).item(), *(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics[1:]))
 
 
 def _summary(

@@ -54,13 +54,6 @@ def generator_at(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
 
-def learning_rate_at(step: int, settings: LoopSettings) -> float:
-    """Linear warm-up, then half a cosine down to 1 % of the peak."""
-    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
-    cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    return settings.learning_rate * warm * (0.01 + 0.99 * cosine)
-
-
 def train(stage: Stage, settings: LoopSettings, folder: Path) -> None:
     """Train `stage.module` for `settings.steps` steps, continuing from `folder` when it holds a state of this stage.
 
@@ -75,8 +68,11 @@ def train(stage: Stage, settings: LoopSettings, folder: Path) -> None:
     clock = saved_at = time.monotonic()
     for step in range(first, settings.steps):
         generator = generator_at(settings.seed, step)
+        # Linear warm-up, then half a cosine down to 1 % of the peak.
+        warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
+            group["lr"] = settings.learning_rate * warm * (0.01 + 0.99 * cosine)
         loss, numbers = stage.loss(step, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
