@@ -10,7 +10,6 @@ Writes <output>/evaluation/step-XXXXXXXX.json and its pictures, and prints the t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,17 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import as_text
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.parallel.world import start_world
 from megaunigame.training.assembly import Assembly
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="YAML file; the recipe.yaml in a run folder is the recipe of that run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    options = parser.parse_args(arguments)
+    options = options_of_a_recipe(__doc__).parse_args(arguments)
 
     recipe = load_recipe(options.recipe, options.overrides)
     if not recipe.evaluation.suites:

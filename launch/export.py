@@ -9,7 +9,6 @@ One process, no GPU, for any number of training ranks.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,13 +20,13 @@ import torch
 from megaunigame.checkpoint.export import export_adapter, export_model
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import find
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("run", type=Path, help="run folder (holds recipe.yaml and checkpoints/)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--step", type=int, help="default: the newest checkpoint")

@@ -22,13 +22,13 @@ import torch
 from tqdm import tqdm
 
 from megaunigame.checkpoint.export import write_shards
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import available
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     families = parser.add_subparsers(dest="family", required=True, help="families that have commands")
     for name in available("models", UnifiedModel):
         module = f"megaunigame.models.{name}.commands"

@@ -10,7 +10,6 @@ Several GPUs: torchrun --nproc_per_node 8 launch/measure_attention.py ... (each 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -26,7 +25,7 @@ from megaunigame.errors import ConfigError, ModelError
 from megaunigame.evaluation.attention import curves as attention_curves
 from megaunigame.evaluation.attention.bands import check_bands, provenance, quantized
 from megaunigame.evaluation.run import as_text
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.monitoring.attention_plots import write_curves
@@ -38,7 +37,7 @@ DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--model", required=True, help="folder of the model")
     parser.add_argument("--family", required=True, help="module in megaunigame/models: janus, emu3, openuni, ...")
     parser.add_argument("--shards", required=True, help="folder of shards with images, captions and conversations")

@@ -11,10 +11,10 @@ lines mean.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
@@ -23,7 +23,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a plan is made on the host, wi
 
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.planning.advice import advice
 from megaunigame.planning.check import check
 from megaunigame.planning.machines import GPUS, cluster
@@ -32,9 +32,7 @@ from megaunigame.planning.text import describe
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the recipe")
+    parser = options_of_a_recipe(__doc__)
     parser.add_argument("--nodes", type=int, default=1, help="default %(default)s")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="default %(default)s")
     parser.add_argument("--gpu", default="h100-80g", help=f"{', '.join(GPUS)} (default %(default)s)")
@@ -47,7 +45,8 @@ def main(arguments: list[str]) -> None:
     main_rank = os.environ.get("RANK", "0") == "0"
     if options.json and main_rank:
         _make_room(options.json)
-    plan = make_plan(recipe, machine, like_a_run=options.check, tell=_tell if main_rank else lambda text: None)
+    tell = partial(print, file=sys.stderr, flush=True) if main_rank else lambda text: None
+    plan = make_plan(recipe, machine, like_a_run=options.check, tell=tell)
     if main_rank:
         print(describe(plan, advice(plan)), flush=True)
         if options.json:
@@ -67,10 +66,6 @@ def _make_room(file: Path) -> None:
         file.touch()
     except OSError as error:
         raise ConfigError(f"--json {file} cannot be written: {error.strerror}. Give another file.") from error
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

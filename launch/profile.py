@@ -23,7 +23,7 @@ sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megaunigame.config import Recipe, load_recipe
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.parallel.world import start_world
 from megaunigame.profiling.measure import measure
@@ -33,7 +33,7 @@ from megaunigame.profiling.twin import KIND, fine_tuning_twin
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("recipes", nargs="+", metavar="RECIPE|key=value", help="YAML files, and settings for all of them")
     parser.add_argument("--steps", type=int, default=5, help="measured (default %(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="before them (default %(default)s)")

@@ -13,14 +13,13 @@ Writes OUTPUT/table.md, results.csv and plot.png after every run. Exit code 1: s
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.sweeping.definition import Sweep, load_sweep
 from megaunigame.sweeping.machine import places, this_machine, train_command
 from megaunigame.sweeping.plot import PLOT_FILE, write_plot
@@ -32,7 +31,7 @@ TRAIN = Path(__file__).resolve().with_name("train.py")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("sweep", help="YAML file, see launch/sweeps/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for the sweep file, for example seeds=[0]")
     parser.add_argument(

@@ -3,13 +3,12 @@
     python launch/tiny_world.py --stage all --data scenes --out tiny
     python launch/tiny_world.py --stage vq --data scenes --out tiny --steps 2400
 
-`--data` holds `train` and `val` folders of `python -m data_prep scenes`; stage clip is also measured on the pairs of an
-`adversarial` folder, if there is one. A stage that was interrupted continues.
+`--data` holds `train` and `val` folders of `python -m data_prep scenes`; CLIP is also measured on the pairs of an
+`adversarial` folder, if there is one. A training that was interrupted continues.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,24 +18,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from megaunigame.launching import run_to_exit
-from megaunigame.tiny_world.stages import STAGES, StageSettings, run_stage
+from megaunigame.launching import options_of, run_to_exit
+from megaunigame.tiny_world.parts import PARTS, PartSettings, make_part
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", required=True, choices=[*STAGES, "all"])
+    parser = options_of(__doc__)
+    parser.add_argument("--stage", required=True, choices=[*PARTS, "all"])
     parser.add_argument("--data", type=Path, required=True, help="folder with train and val scenes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="steps of a trained stage; default: as in tiny_world/stages.py")
+    parser.add_argument("--steps", type=int, help="steps of a training; default: as in tiny_world/parts.py")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
-    settings = StageSettings(options.data, options.out, options.seed, options.steps)
-    for stage in STAGES if options.stage == "all" else (options.stage,):
-        print(f"{stage}: {json.dumps(run_stage(stage, settings))}", flush=True)
+    settings = PartSettings(options.data, options.out, options.seed, options.steps)
+    for part in PARTS if options.stage == "all" else (options.stage,):
+        print(f"{part}: {json.dumps(make_part(part, settings))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The same command again resumes the run from its newest checkpoint. Without DS_AC
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megaunigame.config import as_yaml, load_recipe
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.parallel.world import start_world
@@ -26,11 +25,7 @@ from megaunigame.training.trainer import Trainer
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="YAML file, see launch/recipes/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    options = parser.parse_args(arguments)
+    options = options_of_a_recipe(__doc__).parse_args(arguments)
 
     recipe = load_recipe(options.recipe, options.overrides)
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)

@@ -1,7 +1,8 @@
-"""How a launch script ends: exit code 0, or one message and exit code 2 for errors the user can fix."""
+"""How a launch script begins and ends: its options; exit code 0, or one message and exit code 2 for errors the user can fix."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -16,6 +17,20 @@ OTHERS_WAIT_SECONDS = 5.0
 prints after this delay."""
 
 
+def options_of(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a script with this docstring."""
+    return argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def options_of_a_recipe(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a script that runs one recipe."""
+    parser = options_of(doc)
+    parser.add_argument("recipe", help="YAML file, see launch/recipes/; or the recipe.yaml in the folder of a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return parser
+
+
 def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoReturn:
     """Run `main` and end the process with 0; a UserError becomes its message and 2, any other error its traceback and 1."""
     try:
@@ -24,19 +39,17 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
         rank = int(os.environ.get("RANK", "0"))
         if rank:
             time.sleep(OTHERS_WAIT_SECONDS)
-        print(
-            f"{type(error).__name__}: {error}" if not rank else f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr
-        )
-        sys.stderr.flush()
-        # Not sys.exit: worker processes and process-group threads of a run that never began must not delay the end.
-        os._exit(2)
+        who = f"rank {rank}: " if rank else ""
+        print(f"{who}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        code = 2
     except Exception:
-        # Loader workers ignore the SIGTERM an ordinary exit would send them, and the exit would wait for them forever.
         traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-    # Threads of torch and gloo can abort the interpreter's exit: a run that is saved and reported must not look failed.
+        code = 1
+    else:
+        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    # Not sys.exit. Of a run that never began, worker processes and process-group threads would delay it; loader workers ignore
+    # the SIGTERM it would send them, and it would wait for them forever; threads of torch and gloo can abort it, and a run that
+    # is saved and reported must not look failed.
+    os._exit(code)

@@ -9,7 +9,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megaunigame.errors import ConfigError
 
@@ -36,6 +36,11 @@ def find(room: str, name: str, base: type[T], house: str = "megaunigame") -> typ
     return found[0]
 
 
+def contract(room: str, name: str) -> Any:
+    """The base class `name` of the modules in a room, from its `base.py`: for callers that may not import the room."""
+    return getattr(importlib.import_module(f"megaunigame.{room}.base"), name)
+
+
 def _classes(package: str, name: str, base: type[T]) -> list[type[T]]:
     """Concrete subclasses of `base` that a module (or a module of its package) defines; imported ones do not count."""
     module = importlib.import_module(f"{package}.{name}")
@@ -46,6 +51,10 @@ def _classes(package: str, name: str, base: type[T]) -> list[type[T]]:
 
 def unknown(kind: str, got: str, legal: list[str]) -> str:
     """The message for a name that does not exist, with the nearest legal one."""
+    return f"Unknown {kind} {got!r}.{nearest(got, legal)} Legal: {', '.join(legal)}."
+
+
+def nearest(got: str, legal: list[str]) -> str:
+    """The hint at the nearest legal name, if any is near."""
     near = difflib.get_close_matches(got, legal, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Unknown {kind} {got!r}.{hint} Legal: {', '.join(legal)}."
+    return f" Did you mean {near[0]!r}?" if near else ""

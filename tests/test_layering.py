@@ -26,11 +26,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "registry": {"errors"},
     "settings": {"errors", "registry"},
-    "config": {"errors", "settings"},
+    "config": {"errors", "registry", "settings"},
     "launching": {"errors"},
     "pixels": set(),
     "parallel": {"errors"},
-    "judges": {"errors", "settings"},
+    "judges": {"errors", "registry", "settings"},
     "monitoring.names": set(),
     "monitoring.whole_files": set(),
     # the vocabulary of a step

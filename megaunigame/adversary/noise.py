@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,9 +13,7 @@ from megaunigame.adversary.base import Adversary, Budget
 class Noise(Adversary):
     """delta = eps_max * u / ||u||, u normal."""
 
-    @dataclass
-    class Config(Budget):
-        pass
+    Config = Budget
 
     def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
         direction = torch.randn(tokens.shape, generator=generator, device=generator.device).to(tokens.device, non_blocking=True)

@@ -42,4 +42,4 @@ def signature(learner: Learner) -> str:
         sorted(f"{names[id(p)]}{tuple(getattr(p, 'ds_shape', p.shape))}" for p in parameters)
         for parameters in learner.trained_groups
     ]
-    return hashlib.sha256(json.dumps([learner.stage, groups]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([learner.zero_stage, groups]).encode()).hexdigest()

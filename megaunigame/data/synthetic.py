@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from megaunigame.data.loading.stream import Collator, Draw, MicroBatches
-from megaunigame.data.sources.base import SampleRef, Stream
+from megaunigame.data.loading.stream import Draw, MicroBatches
+from megaunigame.data.sources.base import SampleRef
 from megaunigame.step.requests import GENERATE, RowRequest
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
@@ -29,17 +28,8 @@ class SyntheticSource:
         raise RuntimeError("Synthetic rows are not samples of anything.")
 
 
-class SizedCollator(Collator, Protocol):
-    """A collator with the largest size of a row."""
-
-    image_size: int
-    max_length: int
-
-
 class SyntheticMicroBatches(MicroBatches):
     """Micro-batches whose rows all have the largest legal length, equal in shape on all ranks."""
-
-    processor: SizedCollator
 
     def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
         rng = np.random.default_rng([self.streams[name].source.seed, zlib.crc32(request.term.encode()), position])
@@ -52,8 +42,3 @@ class SyntheticMicroBatches(MicroBatches):
         if request.pass_name == GENERATE:
             return GenerateRow(text, picture, source=picture if request.takes_source else None)
         return UnderstandRow([picture], [("a", text)])
-
-
-def synthetic_streams(names: list[str], seed: int) -> dict[str, Stream]:
-    """A stream of each name that reads nothing."""
-    return {name: Stream(name, SyntheticSource(seed)) for name in names}

@@ -13,7 +13,7 @@ from megaunigame.engine.parameters import element_count, group_label
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CapacityError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.step.inputs import PassInputs
+from megaunigame.step.inputs import PassInputs, PassOutput
 
 GIB = 2**30
 
@@ -29,10 +29,18 @@ def dry_run(
     all passes are alive at once. Autograd computes the gradient of one parameter per group, which walks the whole graph;
     the other weight gradients and the update are covered by `uncovered_bytes`.
     """
-    outputs = [model(inputs) for inputs in largest.values()]
-    terms = [*losses, *(output.loss_sum.sum() for output in outputs)]
-    terms += [output.attention.keys.sum() for output in outputs if output.attention is not None]
-    torch.autograd.grad(torch.stack(terms).sum(), [*_one_per_group(model), *leaves], allow_unused=True)
+    terms = [*losses, *(loss_of(model(inputs)) for inputs in largest.values())]
+    first: dict[str, nn.Parameter] = {}  # the first trained parameter of each group, where its backward ends
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            first.setdefault(group_label(model, name), parameter)
+    torch.autograd.grad(torch.stack(terms).sum(), [*first.values(), *leaves], allow_unused=True)
+
+
+def loss_of(output: PassOutput) -> Tensor:
+    """() root of the backward of a pass: the losses of all rows, and the measured attention."""
+    loss = output.loss_sum.sum()
+    return loss if output.attention is None else loss + output.attention.keys.sum()
 
 
 def uncovered_bytes(model: UnifiedModel, ds_config: dict[str, Any], world_size: int) -> int:
@@ -98,12 +106,3 @@ def check_peak(peak: int, uncovered: int, capacity: int) -> None:
             "model.gradient_checkpointing=true, fewer rows in the objectives with a larger batch.accumulation, a smaller "
             "model.max_length, or more ranks; python launch/plan.py RECIPE shows what takes the memory."
         )
-
-
-def _one_per_group(model: UnifiedModel) -> list[nn.Parameter]:
-    """The first trained parameter of each group, where its backward ends."""
-    first: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            first.setdefault(group_label(model, name), parameter)
-    return list(first.values())

@@ -8,7 +8,7 @@ allocator.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,8 @@ class LiveBytes(TorchDispatchMode):
     """Context that counts the storages that operations inside it create, until they are freed.
 
     Views count nothing; a tensor saved for the backward counts until the graph frees it. Older tensors and their views do not
-    count unless `register` was called with them. Storages are still tracked after the context is left; it may be entered
-    again. With a FakeTensorMode, enter this one last.
+    count. Storages are still tracked after the context is left; it may be entered again. With a FakeTensorMode, enter this one
+    last.
     """
 
     def __init__(self) -> None:
@@ -32,11 +32,6 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         """Most bytes alive at once since the start or `reset_peak`."""
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def register(self, tensors: Iterable[Tensor]) -> None:
-        """Also count these existing tensors: weights, inputs."""
-        for tensor in tensors:
-            self._follow(tensor.untyped_storage())
 
     def reset_peak(self) -> None:
         """Reset the peak to the bytes alive now."""

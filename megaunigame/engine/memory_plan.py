@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megaunigame.config import Recipe
 from megaunigame.engine.element_bytes import GRADIENT, OPTIMIZER
 from megaunigame.engine.parameters import element_count, group_label, rank_count
 from megaunigame.models.base import UnifiedModel
@@ -28,7 +29,7 @@ def group_sizes(model: UnifiedModel) -> list[GroupSize]:
     return [GroupSize(name, *entry) for name, entry in totals.items()]
 
 
-def bytes_per_rank(model: UnifiedModel, world_size: int, precision: str) -> dict[str, int]:
+def bytes_per_rank(model: UnifiedModel, world_size: int) -> dict[str, int]:
     """Model states on one rank, without activations: the dry run shows whether those fit.
 
     bf16: 2 bytes per weight, 4 per accumulated gradient, 12 for the fp32 master and AdamW's two moments. fp32: 4, 4 and 12
@@ -41,14 +42,7 @@ def bytes_per_rank(model: UnifiedModel, world_size: int, precision: str) -> dict
 
 
 def describe(
-    model: UnifiedModel,
-    plan: StepPlan,
-    largest: dict[str, PassInputs],
-    *,
-    accumulation: int,
-    world_size: int,
-    precision: str,
-    steps: int,
+    model: UnifiedModel, recipe: Recipe, plan: StepPlan, largest: dict[str, PassInputs], accumulation: int, world_size: int
 ) -> str:
     """The start-up plan as text."""
     sizes = group_sizes(model)
@@ -59,9 +53,7 @@ def describe(
     lines.append(f"rows: {plan.rows_per_micro_step() * accumulation * world_size} per optimizer step")
     for name in plan.passes:
         rows = ", ".join(f"{r.term} {r.count} (weight {r.weight:g})" for r in plan.of_pass(name))
-        lines.append(
-            f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text positions a row"
-        )
+        lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text tokens a row")
         if (taps := largest[name].taps) is not None:
             queries = f"from {taps.rows} random queries a row" if taps.rows else "from all queries"
             lines.append(f"    its attention is measured in {len(taps.layers)} layers, {queries}")
@@ -69,19 +61,17 @@ def describe(
         rows = ", ".join(f"{r.term} {r.count}" + (f" (samples of {r.shares})" if r.shares else "") for r in plan.aside)
         lines.append(f"  aside, per micro-step and rank, the learner frozen: {rows}")
     tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
-    lines.append(
-        f"steps: {steps}, {accumulation} micro-steps x {len(plan.passes)} passes each, up to {tokens:,} text positions a step"
-    )
-    states = bytes_per_rank(model, world_size, precision)
-    parts = ", ".join(f"{name} {_human(size)}" for name, size in states.items())
-    lines.append(f"bytes per rank ({world_size} ranks, {precision}): {parts}; activations come on top")
+    passes = f"{accumulation} micro-steps x {len(plan.passes)} passes each"
+    lines.append(f"steps: {recipe.schedule.steps}, {passes}, up to {tokens:,} text tokens a step")
+    states = bytes_per_rank(model, world_size)
+    parts = ", ".join(f"{name} {short_bytes(size)}" for name, size in states.items())
+    lines.append(f"bytes per rank ({world_size} ranks, {recipe.engine.precision}): {parts}; activations come on top")
     return "\n".join(lines)
 
 
-def _human(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+def short_bytes(value: float) -> str:
+    """12.3 MiB."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if value >= 1024**power:
+            return f"{value / 1024**power:.1f} {unit}"
+    return f"{value:.0f} B"

@@ -43,11 +43,6 @@ class CountFlops(TorchDispatchMode):
         self.in_fp32 = 0
         """Of all operations, those whose first factor is float32."""
 
-    @property
-    def total(self) -> int:
-        """With recomputation."""
-        return self.flops + self.recomputed
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         formula = FORMULAS.get(func.overloadpacket)

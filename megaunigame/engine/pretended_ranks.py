@@ -76,13 +76,8 @@ class PretendedRanks:
     def hook(self, model: nn.Module) -> None:
         """Let the coordinator gather for `model`, as deepspeed.initialize does. Call it after `choose_trainable`."""
         knobs = self.ds_config["zero_optimization"]
-        options = {
-            "prefetch_bucket_size": "stage3_prefetch_bucket_size",
-            "max_reuse_distance": "stage3_max_reuse_distance",
-            "max_live_parameters": "stage3_max_live_parameters",
-            "param_persistence_threshold": "stage3_param_persistence_threshold",
-        }
-        given = {ours: knobs[theirs] for ours, theirs in options.items() if theirs in knobs}
+        options = ("prefetch_bucket_size", "max_reuse_distance", "max_live_parameters", "param_persistence_threshold")
+        given = {name: knobs[f"stage3_{name}"] for name in options if f"stage3_{name}" in knobs}
         with self.running():
             self.offload = DeepSpeedZeRoOffload(model, timers=None, ds_config=self.ds_config, overlap_comm=True, **given)
         self.parameters: list[Any] = list(model.parameters())
@@ -102,12 +97,9 @@ class PretendedRanks:
         """Bytes of weights gathered now, including those that always are."""
         return sum(p.ds_numel * p.element_size() for p in self.parameters if p.ds_status != ZeroParamStatus.NOT_AVAILABLE)
 
-    def after_backward(self) -> None:
-        """Release what the engine releases after each backward."""
-        self.offload.release_backward_leftovers()
-
     def after_update(self) -> None:
-        """Release and gather what the engine does around each update."""
+        """Release and gather what the engine does after a backward and around the update."""
+        self.offload.release_backward_leftovers()
         self.offload.partition_all_parameters()
         persistent = self.offload.persistent_parameters
         if persistent:

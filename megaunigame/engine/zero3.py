@@ -37,7 +37,7 @@ from megaunigame.engine.reductions import time_reductions
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.parallel.world import World
 from megaunigame.step.inputs import PassInputs, PassOutput
-from megaunigame.step.phases import BACKWARD, OPTIMIZER, Phases
+from megaunigame.step.phases import BACKWARD, OPTIMIZER, Phases, PhaseTimer
 from megaunigame.step.requests import StepPlan
 
 # deepspeed would compile this op (half a minute, under a lock shared by all environments) for a collective we do not use.
@@ -50,7 +50,7 @@ class Learner:
     def __init__(self, engine: Any, world: World, stage: int, trained_groups: list[list[nn.Parameter]]):
         self.engine = engine
         self.world = world
-        self.stage = stage
+        self.zero_stage = stage
         self.trained_groups = trained_groups
         """Trained parameters by optimizer group."""
         self.is_aside = False
@@ -78,7 +78,7 @@ class Learner:
         with self.phases(OPTIMIZER):
             self.engine.step()
 
-    def measure(self, phases: Phases) -> None:
+    def measure(self, phases: PhaseTimer) -> None:
         """Mark the phases of the engine in `phases` from now on."""
         self.phases = phases
         time_reductions(self.engine.optimizer, phases)
@@ -173,14 +173,11 @@ def load_weights(model: nn.Module, weights: Weights, world: World) -> None:
         own = dict(module.named_parameters(prefix=prefix, recurse=False))
         if not own:
             continue
-        with _gathered(list(own.values())):
-            if world.is_main or not hasattr(next(iter(own.values())), "ds_id"):
+        parameters = list(own.values())
+        partitioned = hasattr(parameters[0], "ds_id")
+        # Whole parameters inside the block, rank 0's values on all ranks after it.
+        whole = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0) if partitioned else contextlib.nullcontext()
+        with whole:
+            if world.is_main or not partitioned:
                 for name, parameter in own.items():
                     parameter.data.copy_(weights.read(name))
-
-
-def _gathered(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager:
-    """Whole parameters inside the block, rank 0's values on all ranks after it; does nothing unless they are partitioned."""
-    if hasattr(parameters[0], "ds_id"):
-        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
-    return contextlib.nullcontext()

@@ -5,9 +5,7 @@ Used by the adversary's plausibility filter and by data preparation; both name i
 
 from __future__ import annotations
 
-import difflib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms import Resize
 
 from megaunigame.errors import ConfigError
+from megaunigame.registry import nearest
 
 TINY_RANDOM = "tiny-random"
 CONFIG_FILE = "open_clip_config.json"
@@ -35,6 +34,9 @@ TINY_MODEL: dict[str, Any] = {
     "text_cfg": {"width": 32, "layers": 1, "heads": 2},
 }
 TINY_SEED = 0
+Source = tuple[str, str | None, dict[str, Any] | None]
+"""What open_clip calls a CLIP, an architecture or `local-dir:FOLDER`; its weights, a file or a tag (None: the folder's own);
+and what overrides the preprocessing of the architecture. All names and files are checked."""
 HOW_TO_GET_WEIGHTS = (
     "On a machine with a network download the model's repository from the Hugging Face hub (open_clip_config.json, "
     "open_clip_model.safetensors, the tokenizer's files) and give its folder, `model: /path/to/folder`, without `pretrained`; "
@@ -52,10 +54,16 @@ class FrozenClip:
         architecture or tag and for missing files (both before loading), and when the hub cannot be reached or the weights
         belong to another architecture.
         """
-        source = _find(model, pretrained, texts)
+        name, weights, preprocessing = _find(model, pretrained, texts)
+        self.tokenizer = None
         try:  # offline (HF_HUB_OFFLINE), the hub's client uses its cache only
-            built = source.build()
-            self.tokenizer = source.tokenizer() if texts else None
+            if model == TINY_RANDOM:
+                built = _tiny_random()
+            else:
+                options = {"precision": "fp32", "require_pretrained": True, "pretrained_text": False}
+                built = open_clip.create_model(name, weights, force_preprocess_cfg=preprocessing, **options)
+            if texts:
+                self.tokenizer = open_clip.SimpleTokenizer() if model == TINY_RANDOM else open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip asserts; hub, safetensors and torch.load each raise their own errors
             raise ConfigError(f"CLIP {model!r} cannot be loaded: {error}. {HOW_TO_GET_WEIGHTS}.") from error
         self.model = built.to(device).eval().requires_grad_(False)
@@ -129,61 +137,32 @@ def clip_elements(model: str) -> int:
         else:
             raise ConfigError(
                 f"clip.model: no folder and no open_clip architecture {model!r}."
-                f"{_nearest(model, [TINY_RANDOM, *open_clip.list_models()])}"
+                f"{nearest(model, [TINY_RANDOM, *open_clip.list_models()])}"
             )
     return sum(parameter.numel() for parameter in built.parameters())
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a CLIP comes from; all names and files are checked."""
-
-    name: str
-    """What open_clip calls it: an architecture, or `local-dir:FOLDER`."""
-    weights: str | None = None
-    """A file or a tag; None: the folder's own."""
-    preprocess: dict[str, Any] | None = None
-    """Overrides the architecture's preprocessing."""
-
-    def build(self) -> Any:
-        return open_clip.create_model(
-            self.name,
-            self.weights,
-            precision="fp32",
-            require_pretrained=True,
-            pretrained_text=False,
-            force_preprocess_cfg=self.preprocess,
-        )
-
-    def tokenizer(self) -> Any:
-        return open_clip.get_tokenizer(self.name)
+def _tiny_random() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(TINY_SEED)
+        model = open_clip.model.CLIP(**TINY_MODEL)
+    open_clip.model.set_model_preprocess_cfg(model, vars(PreprocessCfg(size=TINY_MODEL["vision_cfg"]["image_size"])))
+    return model
 
 
-class _TinySource(_Source):
-    def build(self) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(TINY_SEED)
-            model = open_clip.model.CLIP(**TINY_MODEL)
-        open_clip.model.set_model_preprocess_cfg(model, vars(PreprocessCfg(size=TINY_MODEL["vision_cfg"]["image_size"])))
-        return model
-
-    def tokenizer(self) -> Any:
-        return open_clip.SimpleTokenizer()
-
-
-def _find(model: str, pretrained: str, texts: bool) -> _Source:
+def _find(model: str, pretrained: str, texts: bool) -> Source:
     folder = Path(model)
     if (model == TINY_RANDOM or folder.is_dir()) and pretrained:
         raise ConfigError(f"clip.model={model} brings its own weights; leave clip.pretrained empty (got {pretrained!r}).")
     if model == TINY_RANDOM:
-        return _TinySource(model)
+        return model, None, None
     if folder.is_dir():
         _check_folder(folder, texts)
-        return _Source(f"local-dir:{folder}")
+        return f"local-dir:{folder}", None, None
     architectures = open_clip.list_models()
     if model not in architectures:
         raise ConfigError(
-            f"clip.model: no folder and no open_clip architecture {model!r}.{_nearest(model, [TINY_RANDOM, *architectures])} "
+            f"clip.model: no folder and no open_clip architecture {model!r}.{nearest(model, [TINY_RANDOM, *architectures])} "
             f"Legal: {TINY_RANDOM}, a folder with {CONFIG_FILE}, or one of {len(architectures)} architectures, which "
             "`python -c 'import open_clip; print(open_clip.list_models())'` lists."
         )
@@ -204,7 +183,7 @@ def _check_folder(folder: Path, texts: bool) -> None:
         )
 
 
-def _weights_of(model: str, pretrained: str) -> _Source:
+def _weights_of(model: str, pretrained: str) -> Source:
     """A file, the weights in a folder, or a tag that open_clip knows."""
     path = Path(pretrained)
     if path.is_dir():
@@ -215,14 +194,14 @@ def _weights_of(model: str, pretrained: str) -> _Source:
     if path.is_file():
         # Mean and deviation belong to the weights, not to the architecture; a hub folder has them next to the weights.
         config = path.parent / CONFIG_FILE
-        return _Source(model, str(path), _read_config(config)["preprocess_cfg"] if config.is_file() else None)
+        return model, str(path), _read_config(config)["preprocess_cfg"] if config.is_file() else None
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained not in tags:
         raise ConfigError(
-            f"clip.pretrained: no file, no folder and no tag {pretrained!r} of {model}.{_nearest(pretrained, tags)} "
+            f"clip.pretrained: no file, no folder and no tag {pretrained!r} of {model}.{nearest(pretrained, tags)} "
             f"Tags (need a network): {', '.join(tags) or 'none'}. {HOW_TO_GET_WEIGHTS}."
         )
-    return _Source(model, pretrained)
+    return model, pretrained, None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -235,8 +214,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(sorted(missing))}. {HOW_TO_GET_WEIGHTS}.")
     return config
-
-
-def _nearest(got: str, legal: list[str]) -> str:
-    near = difflib.get_close_matches(got, legal, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -47,9 +47,12 @@ class ClipFilter(FrozenClip):
         `pictures` and `sources` are (B, 3, H, W) in [-1, 1], `texts` has B entries. Differentiable with respect to
         `pictures` only. Raises ValueError when the side to compare with is missing.
         """
+        asked, given = ("`texts`", texts) if self.compare == "text" else ("`sources`", sources)
+        if given is None:
+            raise ValueError(f"compare: {self.compare} needs {asked}.")
         with torch.autocast(self.device.type, enabled=False):
             with torch.no_grad():
-                reference = self._embed_reference(sources, texts)
+                reference = self._embed(given) if isinstance(given, Tensor) else self.embed_texts(given)
             similarity = (self._embed(pictures) * reference).sum(-1)
         return similarity.clamp(-1, 1)
 
@@ -59,12 +62,3 @@ class ClipFilter(FrozenClip):
 
     def _embed(self, pictures: Tensor) -> Tensor:
         return self.embed_inputs(self.preprocess(pictures))
-
-    def _embed_reference(self, sources: Tensor | None, texts: list[str] | None) -> Tensor:
-        if self.compare == "text":
-            if texts is None:
-                raise ValueError("compare: text needs `texts`.")
-            return self.embed_texts(texts)
-        if sources is None:
-            raise ValueError("compare: image needs `sources`.")
-        return self._embed(sources)

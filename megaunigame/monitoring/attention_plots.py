@@ -8,14 +8,14 @@ to it: curves of the first and the last steps, on the same layers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from megaunigame.monitoring import names
 from megaunigame.monitoring.plots import INK, LINE, MUTED, Points, png, style
@@ -43,35 +43,23 @@ class LayerCurve:
     target: np.ndarray | None
 
 
-def layers_of(metrics: Mapping[str, float], pass_name: str) -> list[int]:
-    """Layers with `<pass>/layer_XX` metrics, ascending."""
-    found = (re.fullmatch(rf"{re.escape(pass_name)}/{names.ATTENTION_LAYER}(\d+)", name) for name in metrics)
-    return sorted(int(match[1]) for match in found if match)
-
-
-def passes_of(metrics: Mapping[str, float]) -> list[str]:
-    """Passes with metrics of layers, by name."""
-    found = (re.fullmatch(rf"(\w+)/{names.ATTENTION_LAYER}\d+", name) for name in metrics)
-    return sorted({match[1] for match in found if match})
+def layers_of(metrics: Iterable[str]) -> dict[str, list[int]]:
+    """Pass -> its layers with metrics `<pass>/layer_XX`, ascending."""
+    found = (re.fullmatch(rf"(\w+)/{names.ATTENTION_LAYER}(\d+)", name) for name in metrics)
+    layers: dict[str, list[int]] = {}
+    for name, layer in sorted((match[1], int(match[2])) for match in found if match):
+        layers.setdefault(name, []).append(layer)
+    return layers
 
 
 def read_curves(metrics: Mapping[str, float]) -> dict[str, LayerCurve]:
     """Pass -> its curve, from the metrics of an attention suite; empty for another suite."""
     curves = {}
-    for name in passes_of(metrics):
-        layers = layers_of(metrics, name)
-
-        def line(what: str, name: str = name, layers: list[int] = layers) -> np.ndarray:
-            return np.array([metrics[names.attended(name, what, layer)] for layer in layers])
-
-        has_target = names.attended(name, names.ATTENTION_TARGET, layers[0]) in metrics
-        curves[name] = LayerCurve(
-            layers=np.array(layers),
-            mean=line(names.ATTENTION_LAYER),
-            spread=line(names.ATTENTION_SPREAD),
-            first=line(names.ATTENTION_FIRST_LAYER),
-            target=line(names.ATTENTION_TARGET) if has_target else None,
-        )
+    kinds = (names.ATTENTION_LAYER, names.ATTENTION_SPREAD, names.ATTENTION_FIRST_LAYER, names.ATTENTION_TARGET)
+    for name, layers in layers_of(metrics).items():
+        lines = [[metrics.get(names.attended(name, kind, layer), np.nan) for layer in layers] for kind in kinds]
+        mean, spread, first, target = map(np.array, lines)
+        curves[name] = LayerCurve(np.array(layers), mean, spread, first, None if np.isnan(target).any() else target)
     return curves
 
 
@@ -118,15 +106,13 @@ def per_layer(name: str) -> bool:
 def heat_figure(series: Mapping[str, Points]) -> Figure | None:
     """A heat map per pass, from metrics `attention/<pass>/layer_XX`; None when there are none."""
     attended = {name.removeprefix(names.ATTENTION): points for name, points in series.items() if per_layer(name)}
-    measured = dict.fromkeys(attended, 0.0)
-    passes = passes_of(measured)
+    passes = layers_of(attended)
     if not passes:
         return None
-    heights = [1.3 + 0.09 * min(len(layers_of(measured, name)), 40) for name in passes]
+    heights = [1.3 + 0.09 * min(len(layers), 40) for layers in passes.values()]
     figure = Figure(figsize=(10.4, sum(heights) + 0.5), dpi=150, layout="constrained")
     grid = figure.add_gridspec(len(passes), 2, width_ratios=[3, 1], height_ratios=heights)
-    for row, name in enumerate(passes):
-        layers = layers_of(measured, name)
+    for row, (name, layers) in enumerate(passes.items()):
         steps, shares = _matrix([attended[names.attended(name, names.ATTENTION_LAYER, layer)] for layer in layers])
         logged = [attended.get(names.attended(name, names.ATTENTION_TARGET, layer)) for layer in layers]
         targets = np.array([points[1][-1] for points in logged if points is not None])
@@ -135,7 +121,8 @@ def heat_figure(series: Mapping[str, Points]) -> Figure | None:
         side = figure.add_subplot(grid[row, 1], sharey=heat)
         _heat(figure, heat, steps, shares, targets[:, None] if whole else None, TITLES.get(name, name))
         _ends(side, shares, targets if whole else None)
-        _name_layers(heat, layers)
+        every = -(-len(layers) // 12)
+        heat.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
         side.tick_params(labelleft=False)
     return figure
 
@@ -192,9 +179,3 @@ def _ends(axes: Axes, shares: np.ndarray, targets: np.ndarray | None) -> None:
     axes.set_xlim(left=0)
     # Below the axes: curves of few layers leave no free corner.
     axes.legend(frameon=False, fontsize=7, labelcolor=MUTED, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
-
-
-def _name_layers(axes: Axes, layers: list[int]) -> None:
-    every = -(-len(layers) // 12)
-    axes.yaxis.set_major_locator(FixedLocator(list(range(0, len(layers), every))))
-    axes.set_yticklabels([str(layer) for layer in layers[::every]])

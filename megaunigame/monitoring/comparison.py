@@ -20,20 +20,19 @@ def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> s
     """Tables, pictures and questions of one suite; `before` is None in a run with one evaluation."""
     if before is not None and label not in before.suites:
         before = None
-    parts = [f"<h2>Evaluation: {escape(label)}</h2>", _steps(before, after)]
-    parts.append(attention_curves(label, before, after))
-    old_tables = {t["title"]: t for t in before.suites[label]["tables"]} if before else {}
-    parts += [compared_table(old_tables.get(t["title"]), t) for t in after.suites[label]["tables"]]
-    parts.append(pictures_table(label, before, after))
-    parts.append(questions(label, before, after))
-    return "\n".join(part for part in parts if part)
-
-
-def _steps(before: Evaluation | None, after: Evaluation) -> str:
-    text = f"Measured at step {after.step:,}."
+    steps = f"Measured at step {after.step:,}."
     if before:
-        text = f"Before: step {before.step:,}. After: step {after.step:,}. Columns that are equal in both are shown once."
-    return f'<p class="muted">{text}</p>'
+        steps = f"Before: step {before.step:,}. After: step {after.step:,}. Columns that are equal in both are shown once."
+    old_tables = {t["title"]: t for t in before.suites[label]["tables"]} if before else {}
+    parts = [
+        f"<h2>Evaluation: {escape(label)}</h2>",
+        f'<p class="muted">{steps}</p>',
+        attention_curves(label, before, after),
+        *(compared_table(old_tables.get(t["title"]), t) for t in after.suites[label]["tables"]),
+        pictures_table(label, before, after),
+        questions(label, before, after),
+    ]
+    return "\n".join(part for part in parts if part)
 
 
 def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -> str:
@@ -43,7 +42,7 @@ def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -
         return ""
     figure = curves_figure(curves, read_curves(before.suites[label]["metrics"]) if before else None)
     legend = "Share of attention that goes across modalities, mean over samples; bands: one standard deviation over samples."
-    return f'<p class="muted">{legend}</p><img class="plot" alt="attention by layer" src="{data_uri(figure)}">'
+    return page.plot(data_uri(figure), "attention by layer", legend)
 
 
 def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
@@ -54,11 +53,8 @@ def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
     columns, rows = after["columns"], after["rows"]
     old = {row[0]: row for row in before["rows"]} if before and before["columns"] == columns else {}
     changed = [_is_numeric(rows, i) and any(r[0] in old and old[r[0]][i] != r[i] for r in rows) for i in range(len(columns))]
-    head: list[str] = []
-    numeric: list[bool] = []
-    for i, name in enumerate(columns):
-        head += [f"{name}, before", f"{name}, after"] if changed[i] else [name]
-        numeric += [_is_numeric(rows, i)] * (2 if changed[i] else 1)
+    head = _heads(dict(zip(columns, changed, strict=True)))
+    numeric = [_is_numeric(rows, i) for i in range(len(columns)) for _ in range(1 + changed[i])]
     body = []
     for row in rows:
         cells: list[str] = []
@@ -72,6 +68,11 @@ def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
     if len(rows) > LONG_TABLE:
         return f"<details><summary>{escape(after['title'])}: {len(rows)} rows</summary>{table}</details>"
     return f"<h3>{escape(after['title'])}</h3>{table}"
+
+
+def _heads(changed: dict[str, bool]) -> list[str]:
+    """Headings of columns, of which those that changed are shown twice."""
+    return [head for name, twice in changed.items() for head in ([f"{name}, before", f"{name}, after"] if twice else [name])]
 
 
 def _is_numeric(rows: Sequence[Sequence[Cell]], column: int) -> bool:
@@ -92,9 +93,8 @@ def pictures_table(label: str, before: Evaluation | None, after: Evaluation) -> 
     old = {(p["row"], p["column"]): p["file"] for p in before.suites[label]["pictures"]} if before else {}
     files = {(p["row"], p["column"]): p["file"] for p in entries}
     captions = {p["row"]: p["caption"] for p in entries}
-    columns = list(dict.fromkeys(p["column"] for p in entries))
+    columns = dict.fromkeys(p["column"] for p in entries)
     changed = {c: before is not None and _differs(c, old, files, before, after) for c in columns}
-    head = ["caption"] + [t for c in columns for t in ([f"{c}, before", f"{c}, after"] if changed[c] else [c])]
     body = []
     for row, caption in captions.items():
         cells = [f'<div class="caption">{escape(caption)}</div>']
@@ -104,7 +104,7 @@ def pictures_table(label: str, before: Evaluation | None, after: Evaluation) -> 
                 cells.append(page.picture(before.folder / old[row, c], alt) if (row, c) in old else "–")
             cells.append(page.picture(after.folder / files[row, c], alt) if (row, c) in files else "–")
         body.append(cells)
-    return "<h3>Pictures</h3>" + page.table(head, body, [False] * len(head))
+    return "<h3>Pictures</h3>" + page.table(["caption", *_heads(changed)], body)
 
 
 def _differs(column: str, old: dict, files: dict, before: Evaluation, after: Evaluation) -> bool:
@@ -130,7 +130,7 @@ def questions(label: str, before: Evaluation | None, after: Evaluation) -> str:
         shown = (
             page.picture(after.folder / image, "the picture asked about") if image else '<span class="muted">text only</span>'
         )
-        parts.append(f'<div class="asked">{shown}{page.table(head, body, [False] * len(head))}</div>')
+        parts.append(f'<div class="asked">{shown}{page.table(head, body)}</div>')
     return "\n".join(parts)
 
 

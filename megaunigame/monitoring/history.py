@@ -12,7 +12,7 @@ from typing import Any
 
 from megaunigame.errors import DataError
 from megaunigame.monitoring.monitor import METRICS_FILE
-from megaunigame.monitoring.panels import PanelStep, read_panels
+from megaunigame.monitoring.panels import Lines, read_panels
 
 
 @dataclass
@@ -39,8 +39,8 @@ class RunFolder:
     """Metric -> (steps, values); values that were not finite are left out."""
     evaluations: list[Evaluation] = field(default_factory=list)
     """In order of their steps."""
-    panels: list[PanelStep] = field(default_factory=list)
-    """Lines of pictures of steps."""
+    panels: dict[int, Lines] = field(default_factory=dict)
+    """Step -> its lines of pictures."""
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
@@ -54,7 +54,11 @@ def read_run_folder(path: str | Path) -> RunFolder:
         recipe=_text(path / "recipe.yaml"),
         plan=_text(path / "plan.txt"),
         series=_series(path / METRICS_FILE),
-        evaluations=_evaluations(path / "evaluation"),
+        evaluations=[
+            Evaluation(result["step"], result["suites"], file.with_suffix(""))
+            for file in sorted((path / "evaluation").glob("step-*.json"))
+            for result in [_json(file)]
+        ],
         panels=read_panels(path),
     )
 
@@ -80,11 +84,3 @@ def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
                 steps.append(step)
                 values.append(value)
     return {name: points for name, points in series.items() if points[0]}
-
-
-def _evaluations(folder: Path) -> list[Evaluation]:
-    return [
-        Evaluation(result["step"], result["suites"], folder / file.stem)
-        for file in sorted(folder.glob("step-*.json"))
-        for result in [_json(file)]
-    ]

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,24 +22,11 @@ from megaunigame.monitoring.panels import write_panels
 from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.pixels import Panel
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 METRICS_FILE = "metrics.jsonl"
 
 
 class Monitor:
-    """Logs the metrics of a run; on ranks other than 0 every method does nothing.
-
-    Args:
-        folder: run folder; metrics.jsonl and tensorboard/ are written there.
-        every: optimizer steps between two log lines.
-        total_steps: last step of the whole run.
-        start_step: first step this process will log; 1 in a fresh run.
-        rank: rank of this process.
-        tensorboard: also write event files.
-        progress: show a progress bar when standard error is a terminal (otherwise there are only lines).
-    """
+    """Logs the metrics of a run; on ranks other than 0 every method does nothing."""
 
     def __init__(
         self,
@@ -52,6 +39,8 @@ class Monitor:
         tensorboard: bool,
         progress: bool,
     ):
+        """`folder` is that of the run; a line is printed every `every` steps; `start_step` is the first one that this process
+        logs; a progress bar is shown only if standard error is a terminal."""
         self.active = rank == 0
         if not self.active:
             return
@@ -60,10 +49,20 @@ class Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         drop_from(folder / METRICS_FILE, start_step)
         self.file = open(folder / METRICS_FILE, "a", encoding="utf-8")
-        self.writer = _tensorboard_writer(folder, start_step) if tensorboard else None
-        self.bar = None
-        if progress and sys.stderr.isatty():
-            self.bar = tqdm(total=total_steps, initial=start_step - 1, unit="step", dynamic_ncols=True, smoothing=0.05)
+        self.writer: Any = None
+        if tensorboard:
+            # Imported here: it takes seconds, and only rank 0 needs it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self.bar = tqdm(
+            total=total_steps,
+            initial=start_step - 1,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=None if progress else True,  # None: without a terminal
+        )
         self.origin: tuple[int, float] | None = None  # (step, time) of the first logged step
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -77,8 +76,7 @@ class Monitor:
             self.origin = (step, now)
         done, elapsed = step - self.origin[0], now - self.origin[1]
         remaining = elapsed / done * (self.total_steps - step) if done else None
-        if self.bar is not None:
-            self.bar.update(step - self.bar.n)
+        self.bar.update(step - self.bar.n)
         if step % self.every == 0 or step in (self.first_step, self.total_steps):
             self.say(log_line(step, self.total_steps, metrics, remaining))
 
@@ -103,12 +101,9 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
-        if not self.active:
-            return
-        if self.bar is not None:
+        if self.active:
             self.bar.write(text)
-        else:
-            print(text, flush=True)
+            sys.stdout.flush()
 
     def close(self) -> None:
         if not self.active:
@@ -116,8 +111,7 @@ class Monitor:
         self.file.close()
         if self.writer is not None:
             self.writer.close()
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def drop_from(path: Path, step: int) -> None:
@@ -164,10 +158,3 @@ def rank_log(folder: str | Path, rank: int) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     return handler
-
-
-def _tensorboard_writer(folder: Path, start_step: int) -> SummaryWriter:
-    # Imported here: it takes seconds, and only rank 0 needs it.
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)

@@ -73,8 +73,3 @@ def attention(pass_name: str, what: str, layer: int | None = None) -> str:
 def attended(pass_name: str, what: str, layer: int | None = None) -> str:
     """`attention` without its group, as in evaluations."""
     return f"{pass_name}/{what}{'' if layer is None else f'{layer:02d}'}"
-
-
-def is_term(name: str) -> bool:
-    """Whether a metric is the loss of one term (and not their sum)."""
-    return name.startswith(LOSS) and name != LOSS_TOTAL

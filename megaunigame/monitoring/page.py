@@ -85,9 +85,9 @@ def number(value: float, column: str) -> str:
     return f"{value:.1f}" if "%" in column or "dB" in column else f"{value:.3f}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[bool], total: str = "") -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[bool] = (), total: str = "") -> str:
     """Cells are HTML already; `numeric` columns are right-aligned; the row whose first cell is `total` is set bold."""
-    kinds = [' class="number"' if flag else "" for flag in numeric]
+    kinds = [' class="number"' if flag else "" for flag in numeric or [False] * len(columns)]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
     lines = [
         ('<tr class="total">' if total and row[0] == total else "<tr>")
@@ -96,6 +96,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequen
         for row in rows
     ]
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def plot(uri: str, alt: str, legend: str = "") -> str:
+    """A picture in full width, under its legend."""
+    text = f'<p class="muted">{escape(legend)}</p>' if legend else ""
+    return f'{text}<img class="plot" alt="{escape(alt, quote=True)}" src="{uri}">'
 
 
 def picture(path: Path, alt: str) -> str:

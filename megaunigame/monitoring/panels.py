@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,8 @@ UNTITLED = "Pictures"
 """Heading of lines from runs before lines had titles."""
 
 
-@dataclass
-class PanelStep:
-    """The lines of one step, as read from disk."""
-
-    step: int
-    lines: list[dict[str, Any]]
-    """Per line: its `title`, `texts` by name, and `files` (relative to the run folder) by name."""
+Lines = list[dict[str, Any]]
+"""Of one step, as read from disk. Per line: its `title`, `texts` by name, and `files` (relative to the run folder) by name."""
 
 
 def write_panels(folder: Path, step: int, panels: Sequence[Panel]) -> None:
@@ -41,26 +35,26 @@ def write_panels(folder: Path, step: int, panels: Sequence[Panel]) -> None:
     write_whole(folder / FOLDER / f"{name}.json", json.dumps({"step": step, "lines": lines}, indent=1))
 
 
-def read_panels(folder: Path) -> list[PanelStep]:
-    """All steps with panels, in order."""
+def read_panels(folder: Path) -> dict[int, Lines]:
+    """Step -> its lines, in order."""
     found = (json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / FOLDER).glob("step-*.json")))
-    return [PanelStep(entry["step"], entry["lines"]) for entry in found]
+    return {entry["step"]: entry["lines"] for entry in found}
 
 
-def panels_section(folder: Path, steps: Sequence[PanelStep]) -> str:
+def panels_section(folder: Path, steps: dict[int, Lines]) -> str:
     """The first, the middle and the last step with pictures of each title; empty when there are none."""
-    titles = dict.fromkeys(line.get("title", UNTITLED) for step in steps for line in step.lines)
+    titles = dict.fromkeys(line.get("title", UNTITLED) for lines in steps.values() for line in lines)
     parts = []
     for title in titles:
         parts.append(f"<h2>{escape(title)}</h2>")
-        lines_of = {step.step: [line for line in step.lines if line.get("title", UNTITLED) == title] for step in steps}
+        lines_of = {step: [line for line in lines if line.get("title", UNTITLED) == title] for step, lines in steps.items()}
         shown = [step for step, lines in lines_of.items() if lines]
         for step in (shown[i] for i in sorted({0, len(shown) // 2, len(shown) - 1})):
             parts.append(f"<h3>Step {step:,}</h3>" + _lines_table(folder, step, lines_of[step]))
     return "\n".join(parts)
 
 
-def _lines_table(folder: Path, step: int, lines: Sequence[dict[str, Any]]) -> str:
+def _lines_table(folder: Path, step: int, lines: Lines) -> str:
     columns = [*lines[0]["files"], *lines[0]["texts"]]
     rows = [
         [
@@ -69,4 +63,4 @@ def _lines_table(folder: Path, step: int, lines: Sequence[dict[str, Any]]) -> st
         ]
         for line in lines
     ]
-    return page.table(columns, rows, [False] * len(columns))
+    return page.table(columns, rows)

@@ -67,7 +67,7 @@ def _date(stamp: str) -> str:
 def summary(run: RunFolder) -> str:
     """The main numbers."""
     values: list[tuple[str, str]] = []
-    losses = {name: points for name, points in run.series.items() if names.is_term(name)}
+    losses = {name: points for name, points in run.series.items() if name.startswith(names.LOSS) and name != names.LOSS_TOTAL}
     steps = [points[0][-1] for points in run.series.values()]
     if steps:
         values.append(("optimizer steps", f"{max(steps):,}"))
@@ -115,25 +115,15 @@ def curves(run: RunFolder) -> str:
         flat = [n for n in drawn if len(set(run.series[n][1])) == 1 and len(run.series[n][1]) > 1]
         moving = {n: run.series[n] for n in drawn if n not in flat}
         parts.append(f"<h2>{titles.get(group, escape(group.capitalize()))}</h2>")
-        if len(drawn) < len(groups[group]):
-            parts.append(attention_heat(run))
+        if len(drawn) < len(groups[group]) and (heat := heat_figure(run.series)):
+            legend = "Share of attention that goes across modalities, by layer and step. With targets, white is on the target."
+            parts.append(page.plot(data_uri(heat), "attention by layer and step", legend))
         if moving:
-            parts.append(f'<img class="plot" alt="{escape(group)} curves" src="{curve_plots(moving, exact=[names.OPTIM_LR])}">')
+            parts.append(page.plot(curve_plots(moving, exact=[names.OPTIM_LR]), f"{group} curves"))
         if flat:
             constant = ", ".join(f"{escape(n)} = {_constant(run.series[n][1][0])}" for n in flat)
             parts.append(f'<p class="muted">Constant: {constant}</p>')
     return "\n".join(parts)
-
-
-def attention_heat(run: RunFolder) -> str:
-    """Attention of all layers over the steps."""
-    figure = heat_figure(run.series)
-    if figure is None:
-        return ""
-    legend = (
-        "Share of attention that goes across modalities, by layer and step. Where there are targets: white is on the target."
-    )
-    return f'<p class="muted">{legend}</p><img class="plot" alt="attention by layer and step" src="{data_uri(figure)}">'
 
 
 def _constant(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from itertools import combinations
 
 from megaunigame.planning.changes import Change, Parts, changes_of, parts
@@ -37,17 +38,13 @@ def _together(changes: list[Change], count: int, plan: Plan) -> Iterator[tuple[C
 
 
 def _total(changes: tuple[Change, ...], now: Parts) -> int:
-    for change in changes:
-        now = change.apply(now)
-    return now.total
+    return reduce(lambda given, change: change.apply(given), changes, now).total
 
 
-def _lines(found: list[tuple[Change, ...]], now: Parts) -> Iterator[str]:
+def _lines(found: list[tuple[Change, ...]], now: Parts) -> list[str]:
     """One line each; the first of those that differ in numbers only."""
-    seen: set[tuple[str, ...]] = set()
+    lines: dict[tuple[str, ...], str] = {}
     for changes in found:
-        kind = tuple(change.kind for change in changes)
-        if kind not in seen:
-            seen.add(kind)
-            typed = " and ".join(change.typed for change in changes)
-            yield f"  {typed}: {'; '.join(change.cost for change in changes)}; {gib(_total(changes, now))}"
+        typed, costs = " and ".join(change.typed for change in changes), "; ".join(change.cost for change in changes)
+        lines.setdefault(tuple(change.kind for change in changes), f"  {typed}: {costs}; {gib(_total(changes, now))}")
+    return list(lines.values())

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from megaunigame.engine.element_bytes import WEIGHT
 from megaunigame.planning.plan import LATE, LIVE, Plan
-from megaunigame.planning.rehearsal import Rehearsed
+from megaunigame.planning.rehearsal import MicroStepCost
 from megaunigame.planning.states import GRADIENTS, STATES, WEIGHTS
 from megaunigame.planning.units import gib
 
 MOST_NODES = 1024
 NODE = 8
 """GPUs of a usual node."""
-CLUSTER = "cluster"
 GATHERED_LIMIT = 10**9
 """Elements that `stage3_max_live_parameters` of ds_configs/zero3.json lets a rank gather ahead."""
 
@@ -35,14 +35,14 @@ class Parts:
     whole: int
     """Gradients waiting for another pass."""
     gathered: int
-    attack: int
-    """Peak of an attack."""
+    aside: int
+    """Peak of what players do aside."""
     fixed: int
     """Not affected by any of these changes."""
 
     @property
     def total(self) -> int:
-        live = max(self.graphs + self.passing + self.whole + self.gathered, self.attack)
+        live = max(self.graphs + self.passing + self.whole + self.gathered, self.aside)
         return self.weights + self.gradients + self.optimizer + self.late + live + self.fixed
 
 
@@ -62,7 +62,7 @@ class Change:
     @property
     def exclusive(self) -> str:
         """At most one change of each such key can be made."""
-        return CLUSTER if self.typed.startswith("--") else self.kind
+        return "cluster" if self.typed.startswith("--") else self.kind
 
 
 def parts(plan: Plan) -> Parts:
@@ -78,12 +78,12 @@ def parts(plan: Plan) -> Parts:
         passing=passing,
         whole=whole,
         gathered=plan.step.gathered_at_once,
-        attack=plan.step.attack_peak,
+        aside=plan.step.aside_peak,
         fixed=plan.total - sum(changed.values()) - plan.memory[LIVE],
     )
 
 
-def _live(plan: Plan, step: Rehearsed, gathered: int) -> tuple[int, int, int]:
+def _live(plan: Plan, step: MicroStepCost, gathered: int) -> tuple[int, int, int]:
     """Parts of the peak of a micro-step besides gathered weights: graphs, temporary bytes, waiting gradients."""
     graphs = min(sum(step.kept.values()), step.peak)
     rest = max(0, step.peak - graphs - gathered)
@@ -94,48 +94,41 @@ def _live(plan: Plan, step: Rehearsed, gathered: int) -> tuple[int, int, int]:
 
 def changes_of(plan: Plan) -> Iterator[Change]:
     """The cheapest first; those of one kind (more nodes) from the smallest to the largest."""
-    offloaded = WEIGHTS in plan.host or STATES in plan.host
     if not plan.checkpointing:
         yield _checkpointing(plan)
     if all(count % 2 == 0 for terms in plan.rows.values() for count in terms.values()):
         cost = f"the same rows in {2 * plan.accumulation} micro-steps, which gather twice as many weights"
-        yield Change("half the rows of every objective and twice the batch.accumulation", cost, _halved)
+        halved = "half the rows of every objective and twice the batch.accumulation"  # rows aside stay
+        yield Change(halved, cost, lambda p: replace(p, graphs=p.graphs // 2, passing=p.passing // 2))
     if plan.stage == 2 and plan.cluster.ranks > 1:
-        yield Change("engine.ds_config=ds_configs/zero3.json", "weights are gathered in every pass", _sliced(plan))
+        sliced = partial(_gathering, _gathered(plan), weights=_slices(plan))
+        yield Change("engine.ds_config=ds_configs/zero3.json", "weights are gathered in every pass", sliced)
     if not plan.lora:
-        yield Change("model.train=lora", _without_groups(plan), _adapters)
+        lost = [group.name for group in plan.shape.groups if group.trained and group.name != "lm"]
+        cost = f"adapters only (not trained: {', '.join(lost)})" if lost else "adapters only"
+        # The adapters need less than the bytes of the reduction, which stay in the estimate.
+        yield Change("model.train=lora", cost, lambda p: replace(p, gradients=0, optimizer=0, whole=0))
     yield from _larger_clusters(plan)
-    if not offloaded:
+    if WEIGHTS not in plan.host and STATES not in plan.host:
         host = plan.memory.get(GRADIENTS, 0) + plan.memory.get(STATES, 0) + _slices(plan)
         cost = f"{gib(host)} of host memory a rank, and an update on the host"
-        yield Change("engine.ds_config=ds_configs/zero3_offload.json", cost, _offloaded(plan))
+        gathered = plan.step.gathered_at_once or _gathered(plan)
+        offloaded = partial(_gathering, gathered, weights=0, gradients=0, optimizer=0)
+        yield Change("engine.ds_config=ds_configs/zero3_offload.json", cost, offloaded)
 
 
 def _checkpointing(plan: Plan) -> Change:
     """The rehearsal with checkpointing was not partitioned: gathered bytes come on top."""
     step, gathered = plan.checkpointed, plan.step.gathered_at_once
     graphs, passing, whole = _live(plan, step, 0)
-    attack = step.attack_peak + gathered if step.attack_peak else 0
-
-    def apply(p: Parts) -> Parts:
-        return replace(p, graphs=graphs, passing=passing, whole=whole, attack=attack)
-
+    aside = step.aside_peak + gathered if step.aside_peak else 0
     share = step.backward.again / max(1, plan.plain.learner.model)
-    return Change("model.gradient_checkpointing=true", f"{share:.0%} more operations in the learner's passes", apply)
-
-
-def _halved(p: Parts) -> Parts:
-    return replace(p, graphs=p.graphs // 2, passing=p.passing // 2)  # the attack keeps its rows
-
-
-def _adapters(p: Parts) -> Parts:
-    """The adapters need less than the bytes of the reduction, which stay in the estimate."""
-    return replace(p, gradients=0, optimizer=0, whole=0)
-
-
-def _without_groups(plan: Plan) -> str:
-    lost = [group.name for group in plan.shape.groups if group.trained and group.name != "lm"]
-    return f"adapters only (not trained: {', '.join(lost)})" if lost else "adapters only"
+    cost = f"{share:.0%} more operations in the learner's passes"
+    return Change(
+        "model.gradient_checkpointing=true",
+        cost,
+        lambda p: replace(p, graphs=graphs, passing=passing, whole=whole, aside=aside),
+    )
 
 
 def _slices(plan: Plan) -> int:
@@ -151,30 +144,17 @@ def _gathered(plan: Plan) -> int:
     return WEIGHT[plan.precision] * (elements if stays_whole else min(elements, GATHERED_LIMIT))
 
 
-def _sliced(plan: Plan) -> Callable[[Parts], Parts]:
-    def apply(p: Parts) -> Parts:
-        return replace(p, weights=_slices(plan), gathered=max(p.gathered, _gathered(plan)))
-
-    return apply
-
-
-def _offloaded(plan: Plan) -> Callable[[Parts], Parts]:
-    gathered = plan.step.gathered_at_once or _gathered(plan)
-
-    def apply(p: Parts) -> Parts:
-        return replace(p, weights=0, gradients=0, optimizer=0, gathered=max(p.gathered, gathered))
-
-    return apply
+def _gathering(gathered: int, p: Parts, **changed: int) -> Parts:
+    """The changed parts, with at least `gathered` bytes of gathered weights."""
+    return replace(p, gathered=max(p.gathered, gathered), **changed)
 
 
 def _larger_clusters(plan: Plan) -> Iterator[Change]:
     """A full node, then twice, four times ... the nodes, while the rows of a step can be divided over the ranks."""
     cluster = plan.cluster
     sizes = [(cluster.nodes, NODE)] if cluster.gpus_per_node < NODE else []
-    nodes = 2 * cluster.nodes
-    while nodes <= MOST_NODES:
-        sizes.append((nodes, cluster.gpus_per_node))
-        nodes *= 2
+    doublings = (MOST_NODES // cluster.nodes).bit_length()
+    sizes += [(cluster.nodes * 2**power, cluster.gpus_per_node) for power in range(1, doublings)]
     rows = sum(count for terms in plan.rows.values() for count in terms.values())
     for nodes, per_node in sizes:
         if plan.global_rows is None or plan.global_rows % (rows * nodes * per_node) == 0:
@@ -190,6 +170,6 @@ def _spread(plan: Plan, ranks: int) -> Callable[[Parts], Parts]:
     def apply(p: Parts) -> Parts:
         weights = int(p.weights * share) if plan.stage == 3 else p.weights
         states = {"gradients": int(p.gradients * share), "optimizer": int(p.optimizer * share)}
-        return replace(p, weights=weights, gathered=max(p.gathered, gathered), **states)
+        return _gathering(gathered, p, weights=weights, **states)
 
     return apply

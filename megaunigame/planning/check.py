@@ -11,14 +11,14 @@ from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.parallel.world import start_world
 from megaunigame.planning.plan import Plan
-from megaunigame.profiling.measure import synthetic_steps
+from megaunigame.profiling.measure import synthetic_trainer
 
 STEPS = 5
 """Traces of modules are complete after three; the gathers of the last two are compared."""
 
 
 @dataclass(frozen=True)
-class Checked:
+class Comparison:
     """A planned number and that of the engine."""
 
     what: str
@@ -37,10 +37,10 @@ class Checked:
         return not self.not_equal_because and self.planned != self.found
 
 
-def check(plan: Plan, recipe: Recipe, out: Path) -> list[Checked]:
+def check(plan: Plan, recipe: Recipe, out: Path) -> list[Comparison]:
     """Collective: a few steps on synthetic rows. Raises ConfigError if launch and plan differ in the number of ranks.
 
-    If attacks are in some steps only, or do what a plan leaves out, the bytes of a step need not be equal.
+    If players act aside in some steps only, or do what a plan leaves out, the bytes of a step need not be equal.
     """
     world = start_world(recipe.engine.timeout_minutes)
     if world.size != plan.cluster.ranks:
@@ -48,14 +48,16 @@ def check(plan: Plan, recipe: Recipe, out: Path) -> list[Checked]:
             f"--check runs on the {world.size} ranks of this launch, and the plan is for {plan.cluster.ranks}. "
             f"Type --nodes 1 --gpus-per-node {world.size}."
         )
-    trainer, metrics = synthetic_steps(recipe, world, steps=STEPS, out=out)
+    trainer, micro_batches = synthetic_trainer(recipe, world, steps=STEPS, out=out)
+    metrics = [trainer.train_step(micro_batches) for _ in range(STEPS)]
     elements = sum(rank_count(parameter) for parameter in trainer.learner.module.parameters())
     found = {int(step[names.PERF_ALLGATHER_BYTES]) for step in metrics[-2:]}
     world.barrier()
-    gathered, what = plan.gathered + plan.attack_gathered, "bytes gathered in a step"
-    reasons = [f"attacks come every {plan.attack_every} steps"] if plan.attack_every > 1 else []
-    reasons += [f"the plan leaves out {text}" for text in plan.unplanned]
+    gathered, what = plan.gathered + plan.aside_gathered, "bytes gathered in a step"
+    every = plan.shape.rehearsed_every
+    reasons = [f"players act aside every {every} steps"] if every > 1 else []
+    reasons += [f"the plan leaves out {text}" for text in plan.shape.unplanned]
     return [
-        Checked("elements of a rank", plan.elements_per_rank, elements),
-        *(Checked(what, gathered, bytes_, "; ".join(reasons)) for bytes_ in sorted(found)),
+        Comparison("elements of a rank", plan.elements_per_rank, elements),
+        *(Comparison(what, gathered, bytes_, "; ".join(reasons)) for bytes_ in sorted(found)),
     ]

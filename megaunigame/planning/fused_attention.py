@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -26,11 +25,7 @@ def fused_attention() -> Iterator[None]:
         yield
 
 
-def _on_meta(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return (_fused if query.device.type == "meta" else _plain)(query, *args, **kwargs)
-
-
-def _fused(
+def _on_meta(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -41,6 +36,8 @@ def _fused(
     enable_gqa: bool = False,
 ) -> Tensor:
     """(B, H, Q, d), keys and values (B, H', K, d) -> (B, H, Q, d)."""
+    if query.device.type != "meta":
+        return _plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa and key.shape[1] != query.shape[1]:
         heads = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)

@@ -59,12 +59,10 @@ class Cluster:
     @property
     def collective_bandwidth(self) -> float:
         """Bytes per second at which one rank receives in an all-gather over all ranks."""
-        link = (
-            self.gpu.node_bandwidth
-            if self.nodes == 1
-            else min(self.gpu.node_bandwidth, self.gpu.network_bandwidth * self.gpus_per_node)
-        )
-        return ACHIEVED_BANDWIDTH * link
+        links = [self.gpu.node_bandwidth]
+        if self.nodes > 1:
+            links.append(self.gpu.network_bandwidth * self.gpus_per_node)
+        return ACHIEVED_BANDWIDTH * min(links)
 
 
 def cluster(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from megaunigame.engine.model_flops import CountFlops
 from megaunigame.models.base import UnifiedModel
-from megaunigame.step.inputs import PassOutput
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,6 @@ class Operations:
     def seconds(self, bf16: float, fp32: float) -> float:
         """On a device that makes `bf16` operations per second in 16 bits, and `fp32` in 32."""
         return (self.total - self.in_fp32) / bf16 + self.in_fp32 / fp32
-
-
-def loss_of(output: PassOutput) -> Tensor:
-    """() root of the backward of a micro-step: the losses of all rows, and the measured attention."""
-    loss = output.loss_sum.sum()
-    return loss if output.attention is None else loss + output.attention.keys.sum()
 
 
 def run_backward(model: UnifiedModel, loss: Tensor) -> None:

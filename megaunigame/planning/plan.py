@@ -11,7 +11,7 @@ from megaunigame.engine.dry_run import uncovered_bytes
 from megaunigame.engine.element_bytes import REDUCED, WEIGHT
 from megaunigame.planning.machines import ACHIEVED_FLOPS, OVERHEAD, Cluster
 from megaunigame.planning.operations import Operations
-from megaunigame.planning.rehearsal import Rehearsal, Rehearsed, Shape
+from megaunigame.planning.rehearsal import MicroStepCost, Rehearsal, Shape
 from megaunigame.planning.states import hpz_group, states
 from megaunigame.planning.workload import Workload, workload
 
@@ -37,8 +37,6 @@ class Plan:
     rows: dict[str, dict[str, int]]
     """Pass -> term -> rows of a rank in a micro-step."""
     accumulation: int
-    attack_every: int
-    """Optimizer steps between steps with attacks."""
     shape: Shape
     elements_per_rank: int
     """Weights that rank 0 holds, including the padding of slices."""
@@ -46,22 +44,20 @@ class Plan:
     """Bytes of one GPU by purpose; their sum is the total."""
     host: dict[str, int]
     """Bytes of host memory of one rank."""
-    step: Rehearsed
+    step: MicroStepCost
     """As the recipe asks."""
-    checkpointed: Rehearsed
+    checkpointed: MicroStepCost
     """A micro-step with gradient checkpointing."""
-    plain: Rehearsed
+    plain: MicroStepCost
     """A micro-step without."""
     gathered: int
     """Bytes of weights that a rank gathers for the learner in an optimizer step."""
-    attack_gathered: int
-    """Those it gathers for attacks, as a mean over optimizer steps."""
+    aside_gathered: int
+    """Those it gathers for what players do aside, as a mean over optimizer steps."""
     updated: int
     """Bytes of updated weights that a rank gathers after an optimizer step, under ZeRO-2."""
     reduced: int
     """Bytes of gradients that a rank sends in an optimizer step."""
-    unplanned: tuple[str, ...]
-    """What players do in a step that no number here includes, in words."""
     notes: tuple[str, ...]
     """What else the numbers leave out, in words."""
 
@@ -76,8 +72,9 @@ class Plan:
 
     @property
     def operations(self) -> Operations:
-        """Of a rank in an optimizer step, attacks included, as a mean over optimizer steps."""
-        return self.step.learner.times(self.accumulation) + self.step.attack.times(self.accumulation / self.attack_every)
+        """Of a rank in an optimizer step, players included, as a mean over optimizer steps."""
+        aside = self.step.aside.times(self.accumulation / self.shape.rehearsed_every)
+        return self.step.learner.times(self.accumulation) + aside
 
     @property
     def compute_seconds(self) -> float:
@@ -87,7 +84,7 @@ class Plan:
     @property
     def traffic(self) -> int:
         """Bytes a rank gathers or sends in an optimizer step."""
-        return self.gathered + self.attack_gathered + self.updated + self.reduced
+        return self.gathered + self.aside_gathered + self.updated + self.reduced
 
     @property
     def network_seconds(self) -> float:
@@ -101,9 +98,9 @@ class Plan:
 
     @property
     def mfu(self) -> tuple[float, float] | None:
-        """Model operations, attacks included, per second over the peak in bf16: at the longest and at the shortest step.
+        """Model operations per second over the peak in bf16: at the longest and at the shortest step.
 
-        None in float32, where it is undefined.
+        Those of players are included. None in float32, where it is undefined.
         """
         if self.precision != "bf16":
             return None
@@ -130,11 +127,10 @@ def make_plan(
         on_gpu, on_host = states(work, shape)
         weight = WEIGHT[recipe.engine.precision]
         trained = sum(elements for elements, is_trained in shape.parameters if is_trained)
-        every = shape.rehearsed_every
         memory = on_gpu | {
             "frozen tokenizer": shape.frozen_bytes,
             **shape.replicated,
-            LIVE: max(step.peak, step.attack_peak),
+            LIVE: max(step.peak, step.aside_peak),
             LATE: late,
             "CUDA, NCCL, fragmentation (assumed)": OVERHEAD,
         }
@@ -150,7 +146,6 @@ def make_plan(
             passes=work.plan.passes,
             rows={name: {r.term: r.count for r in work.plan.of_pass(name)} for name in work.plan.passes},
             accumulation=work.accumulation,
-            attack_every=every,
             shape=shape,
             elements_per_rank=(on_gpu | on_host)["weights"] // weight,
             memory={name: size for name, size in memory.items() if size},
@@ -159,21 +154,20 @@ def make_plan(
             checkpointed=rehearsals[True],
             plain=rehearsals[False],
             gathered=step.gathered * work.accumulation,
-            attack_gathered=step.attack_gathered * work.accumulation // every,
+            aside_gathered=step.aside_gathered * work.accumulation // shape.rehearsed_every,
             updated=weight * trained if work.stage == 2 and work.ranks > 1 else 0,
             reduced=REDUCED[recipe.engine.reduce_dtype] * trained * work.accumulation if work.ranks > 1 else 0,
-            unplanned=shape.unplanned,
             notes=_notes(work),
         )
 
 
-def _rehearsals(work: Workload, like_a_run: bool, tell: Callable[[str], None]) -> tuple[dict[bool, Rehearsed], Shape, int]:
+def _rehearsals(work: Workload, like_a_run: bool, tell: Callable[[str], None]) -> tuple[dict[bool, MicroStepCost], Shape, int]:
     """Gradient checkpointing or not -> a micro-step; shape and late bytes of the recipe's setting.
 
     Weights are gathered and released only in the recipe's setting.
     """
     asked = work.recipe.model.gradient_checkpointing
-    rehearsals: dict[bool, Rehearsed] = {}
+    rehearsals: dict[bool, MicroStepCost] = {}
     for checkpointing in (not asked, asked):
         tell(f"rehearsing {'with' if checkpointing else 'without'} gradient checkpointing ...")
         partitioned = checkpointing == asked and work.stage == 3 and work.ranks > 1

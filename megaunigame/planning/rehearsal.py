@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.engine.dry_run import dry_run
+from megaunigame.engine.dry_run import dry_run, loss_of
+from megaunigame.engine.gathered_bytes import GatheredBytes
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.engine.memory_plan import GroupSize, group_sizes
 from megaunigame.engine.model_flops import CountFlops
@@ -23,7 +24,7 @@ from megaunigame.engine.pretended_ranks import PretendedRanks
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
 from megaunigame.planning.fused_attention import fused_attention
-from megaunigame.planning.operations import Operations, loss_of, run_backward
+from megaunigame.planning.operations import Operations, run_backward
 from megaunigame.planning.pretended_world import PretendedWorld
 from megaunigame.planning.workload import Workload
 from megaunigame.step.micro import MicroStep
@@ -34,7 +35,7 @@ ATTENTION = "sdpa"
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class MicroStepCost:
     """One rank, one micro-step on the largest legal rows."""
 
     kept: dict[str, int]
@@ -48,11 +49,11 @@ class Rehearsed:
     forward: dict[str, Operations]
     """Pass -> operations, including the frozen tokenizer."""
     backward: Operations
-    attack_peak: int
-    """Most bytes alive at once in an attack; 0 without one."""
-    attack_gathered: int
-    """Bytes of weights gathered in the attack of one micro-step."""
-    attack: Operations
+    aside_peak: int
+    """Most bytes alive at once in what players do aside; 0 without it."""
+    aside_gathered: int
+    """Bytes of weights gathered for it in one micro-step."""
+    aside: Operations
 
     @property
     def learner(self) -> Operations:
@@ -87,7 +88,8 @@ class Rehearsal:
         config = work.recipe.model
         self.work = work
         self.ranks = PretendedRanks(work.ds_config, work.ranks) if partitioned else None
-        processor = work.open_processor()
+        self.gathered = self.ranks.gathered if self.ranks else GatheredBytes()
+        processor = work.family.open_processor(work.folder, max_length=config.max_length)
         with self.ranks.partitioned() if self.ranks else contextlib.nullcontext(), torch.device("meta"):
             self.model = work.family.build(
                 work.folder, processor, attention=ATTENTION, gradient_checkpointing=gradient_checkpointing
@@ -101,8 +103,8 @@ class Rehearsal:
                 if not hasattr(parameter, "ds_id"):  # adapters always, as in deepspeed.initialize
                     parameter.data = parameter.data.to(DTYPES[work.recipe.engine.precision])
             self.model.train()
-        self.attack_operations, self.attack_gathered = Operations(), 0
-        """Of the attack of this micro-step, so far."""
+        self.aside_operations, self.aside_gathered = Operations(), 0
+        """Of what players did aside in this micro-step, so far."""
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         if self.ranks is not None:
             self.ranks.hook(self.model)
@@ -126,13 +128,13 @@ class Rehearsal:
             tuple(player.unplanned for player in players if player.unplanned),
         )
 
-    def rehearse(self, *, like_a_run: bool) -> Rehearsed:
-        """A micro-step, with its attack if any, after the coordinator has traced the order of modules.
+    def rehearse(self, *, like_a_run: bool) -> MicroStepCost:
+        """A micro-step, with what players do aside, after the coordinator has traced the order of modules.
 
         `like_a_run`: begin with the dry run, as a run does, and continue until gathers repeat exactly. Otherwise two steps
         fewer are made, and layers whose adapters the dry run leaves gathered are counted like all others.
         """
-        with self._running(), fused_attention():
+        with self.ranks.running() if self.ranks else contextlib.nullcontext(), fused_attention():
             if self.ranks is not None:
                 if like_a_run:
                     micro, leaves = self._rehearsed()
@@ -152,16 +154,16 @@ class Rehearsal:
         run_backward(self.model, torch.stack([*micro.losses.values(), *losses]).sum())
         self._after_update()
 
-    def _micro_step(self) -> Rehearsed:
+    def _micro_step(self) -> MicroStepCost:
         kept: dict[str, int] = {}
         forward: dict[str, Operations] = {}
-        self.attack_operations, self.attack_gathered = Operations(), 0
-        self._gathered()
+        self.aside_operations, self.aside_gathered = Operations(), 0
+        self.gathered.pop()
         with LiveBytes() as live:
             micro, _ = self._rehearsed()
-            attack_peak = live.peak if self.attack_operations.total else 0
+            aside_peak = live.peak if self.aside_operations.total else 0
             live.reset_peak()
-            self._gathered()
+            self.gathered.pop()
             losses = list(micro.losses.values())
             for name, inputs in micro.inputs.items():
                 before = live.current - self._available()
@@ -170,46 +172,38 @@ class Rehearsal:
                 kept[name], forward[name] = live.current - self._available() - before, Operations.of(counter)
             with CountFlops() as counter:
                 run_backward(self.model, torch.stack(losses).sum())
-        gathered, at_once = self._gathered(), self.ranks.most_available if self.ranks else 0
+        gathered, at_once = self.gathered.pop(), self.ranks.most_available if self.ranks else 0
         self._after_update()
-        attacks = (attack_peak, self.attack_gathered, self.attack_operations)
-        return Rehearsed(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *attacks)
+        aside = (aside_peak, self.aside_gathered, self.aside_operations)
+        return MicroStepCost(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *aside)
 
     def _rehearsed(self) -> tuple[MicroStep, list[Tensor]]:
         """The largest micro-step with the rows and losses that players added in their rehearsal, and their leaves."""
         micro = dataclasses.replace(self.largest, inputs=dict(self.largest.inputs), losses={})
         return micro, [leaf for player in self.players for leaf in player.rehearse(micro)]
 
-    def _gathered(self) -> int:
-        """Bytes gathered since the last call."""
-        return self.ranks.gathered.pop() if self.ranks else 0
-
     def _available(self) -> int:
         return self.ranks.available_bytes() if self.ranks else 0
 
     def _after_update(self) -> None:
         if self.ranks is not None:
-            self.ranks.after_backward()
             self.ranks.after_update()
-
-    def _running(self) -> contextlib.AbstractContextManager[None]:
-        return self.ranks.running() if self.ranks else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """No weight requires a gradient, as in a run; dropout stays on, which changes no shape. Counts as part of the attack.
+        """As in a run, no weight requires a gradient; dropout stays on, which changes no shape.
 
-        A pass of the learner that an attack reads is outside, and is not counted twice.
+        A pass of the learner that a player reads is outside, and is not counted twice.
         """
         aside = self.ranks.aside() if self.ranks else contextlib.nullcontext()
         for parameter in self.trained:
             parameter.requires_grad_(False)
-        before = self.ranks.gathered.total if self.ranks else 0
+        before = self.gathered.total
         try:
             with aside, CountFlops() as counter:
                 yield
         finally:
             for parameter in self.trained:
                 parameter.requires_grad_(True)
-        self.attack_operations += Operations.of(counter)
-        self.attack_gathered += self.ranks.gathered.total - before if self.ranks else 0
+        self.aside_operations += Operations.of(counter)
+        self.aside_gathered += self.gathered.total - before

@@ -40,8 +40,8 @@ def _memory(plan: Plan) -> list[str]:
         kept = f"{gib(plan.checkpointed.kept[name])} with, {gib(plan.plain.kept[name])} without"
         lines.append(f"  graph of the {name} pass: {kept} gradient checkpointing")
     lines.append(f"  a micro-step at its peak, all passes alive: {gib(plan.step.peak)}")
-    if plan.step.attack_peak:
-        lines.append(f"  an attack at its peak: {gib(plan.step.attack_peak)}")
+    if plan.step.aside_peak:
+        lines.append(f"  players aside, at their peak: {gib(plan.step.aside_peak)}")
     if plan.step.gathered_at_once:
         lines.append(f"  gathered weights, most at once: {gib(plan.step.gathered_at_once)}")
     lines += [f"host memory of a rank: {name} {gib(size)}" for name, size in plan.host.items()]
@@ -50,8 +50,8 @@ def _memory(plan: Plan) -> list[str]:
 
 def _traffic(plan: Plan) -> list[str]:
     parts = [f"weights gathered {gib(plan.gathered)}"]
-    if plan.attack_gathered:
-        parts.append(f"for attacks {gib(plan.attack_gathered)}")
+    if plan.aside_gathered:
+        parts.append(f"for players aside {gib(plan.aside_gathered)}")
     if plan.updated:
         parts.append(f"updated weights gathered {gib(plan.updated)}")
     parts.append(f"gradients reduced {gib(plan.reduced)}")
@@ -62,12 +62,12 @@ def _operations(plan: Plan) -> list[str]:
     step = plan.step
     forward = ", ".join(f"{name} forward {tera(operations.model)}" for name, operations in step.forward.items())
     lines = [f"operations of a rank in a micro-step: {forward}, backward {tera(step.backward.model)}"]
-    if step.attack.total:
-        every = f", every {plan.attack_every} steps" if plan.attack_every > 1 else ""
-        lines.append(f"  attack {tera(step.attack.model)}{every}")
-    if again := step.learner.again + step.attack.again:
+    if step.aside.total:
+        every = f", every {plan.shape.rehearsed_every} steps" if plan.shape.rehearsed_every > 1 else ""
+        lines.append(f"  players aside {tera(step.aside.model)}{every}")
+    if again := step.learner.again + step.aside.again:
         lines.append(f"  computed again in the backward {tera(again)}")
-    in_fp32 = step.learner.in_fp32 + step.attack.in_fp32
+    in_fp32 = step.learner.in_fp32 + step.aside.in_fp32
     if in_fp32 and plan.precision == "bf16":
         lines.append(f"  of all these in fp32 {tera(in_fp32)}")
     return lines
@@ -88,4 +88,4 @@ def _time(plan: Plan) -> list[str]:
     )
     peaks = f"{peak.bf16 / TERA:,.0f} TFLOP/s in bf16 and {peak.fp32 / TERA:,.4g} in fp32"
     lines.append(f"  assumed: {ACHIEVED_FLOPS:.0%} of {peaks}{network}")
-    return lines + [f"  left out: {text}" for text in (*plan.unplanned, *plan.notes)]
+    return lines + [f"  left out: {text}" for text in (*plan.shape.unplanned, *plan.notes)]

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.config import RANDOM, ModelConfig, Recipe, resolve_batch
-from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config, zero_stage
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.errors import ConfigError
-from megaunigame.models.base import Processor, UnifiedModel
+from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.registry import find
@@ -42,9 +41,6 @@ class Workload:
         """Of ZeRO."""
         return zero_stage(self.ds_config)
 
-    def open_processor(self) -> Processor:
-        return self.family.open_processor(self.folder, max_length=self.recipe.model.max_length)
-
 
 @contextlib.contextmanager
 def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
@@ -56,8 +52,6 @@ def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
     family = find("models", recipe.model.family, UnifiedModel)
     model = planned_model(recipe.model, family)
     with model_folder(family, model) as folder:
-        for name, stream in recipe.data.items():
-            check_backend(f"data.{name}", stream)
         objectives = build_objectives(recipe, planned=True)
         plan = build_plan(objectives)
         for objective in objectives:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import gc
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from megaunigame.config import CheckpointConfig, EvaluationConfig, Recipe
-from megaunigame.data.loading.stream import MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatch, MicroBatchLoader
 from megaunigame.data.sources.base import Stream
-from megaunigame.data.synthetic import SyntheticMicroBatches, synthetic_streams
+from megaunigame.data.synthetic import SyntheticMicroBatches, SyntheticSource
 from megaunigame.engine.memory_plan import bytes_per_rank
 from megaunigame.engine.peak_memory import peak_memory
 from megaunigame.errors import ConfigError
@@ -29,7 +30,7 @@ SETTLED = 3
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """The steps of one recipe: means over the steps unless stated otherwise."""
 
     name: str
@@ -72,21 +73,17 @@ class SyntheticTrainer(Trainer):
     micro_batches_of = SyntheticMicroBatches
 
     def open_streams(self) -> dict[str, Stream]:
-        return synthetic_streams(self.plan.streams, self.recipe.seed)
+        return {name: Stream(name, SyntheticSource(self.recipe.seed)) for name in self.plan.streams}
 
 
-def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path) -> Measured:
+def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path) -> Measurement:
     """Make `warmup` steps, then `steps` measured ones, then one of each kind to count. Writes no checkpoint. Collective."""
     if steps < 1 or warmup < 1:
         raise ConfigError(f"--steps and --warmup must be at least 1; got {steps} and {warmup}.")
     on_gpu = world.device.type == "cuda"
     planned = planned_bytes(recipe, world.size) if on_gpu and world.is_main else None
     timer = PhaseTimer(world.device)
-    trainer = SyntheticTrainer(_for_measuring(recipe, steps + warmup, out), world, timer)
-    trainer.dry_run()
-    last = (steps + warmup) * trainer.accumulation
-    loader = MicroBatchLoader(trainer.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch)
-    micro_batches = iter(loader)
+    trainer, micro_batches = synthetic_trainer(recipe, world, steps=warmup + steps, out=out, phases=timer)
     for _ in range(warmup):
         trainer.train_step(micro_batches)
     timer.pop()
@@ -97,31 +94,28 @@ def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path)
     peak = _peak(world, metrics)
     flops = count_flops(trainer, metrics, first=warmup)
     measured = _summary(recipe.name, trainer, metrics, phases, flops, warmup=warmup, peak=peak, planned=planned)
-    del trainer, loader, micro_batches
+    del trainer, micro_batches
     gc.collect()  # the next model needs the memory of this one
     if on_gpu:
         torch.cuda.empty_cache()
     return measured
 
 
-def synthetic_steps(recipe: Recipe, world: World, *, steps: int, out: Path) -> tuple[Trainer, list[dict[str, float]]]:
-    """The trainer of a recipe after `steps` steps on synthetic rows, and their metrics. Collective."""
-    trainer = SyntheticTrainer(_for_measuring(recipe, steps, out), world)
-    trainer.dry_run()
-    loader = MicroBatchLoader(trainer.micro_batches, 0, steps * trainer.accumulation, 0, recipe.loader.prefetch)
-    micro_batches = iter(loader)
-    return trainer, [trainer.train_step(micro_batches) for _ in range(steps)]
-
-
-def _for_measuring(recipe: Recipe, steps: int, out: Path) -> Recipe:
-    """The recipe without checkpoints and evaluation, and with a schedule that is long enough."""
-    return dataclasses.replace(
+def synthetic_trainer(
+    recipe: Recipe, world: World, *, steps: int, out: Path, phases: PhaseTimer | None = None
+) -> tuple[Trainer, Iterator[MicroBatch]]:
+    """The trainer of a recipe, without checkpoints and evaluation, and synthetic rows for `steps` steps. Collective."""
+    recipe = dataclasses.replace(
         recipe,
         output=str(out),
         checkpoint=CheckpointConfig(resume="never"),
         evaluation=EvaluationConfig(),
         schedule=dataclasses.replace(recipe.schedule, steps=max(steps, recipe.schedule.steps)),
     )
+    trainer = SyntheticTrainer(recipe, world, phases)
+    trainer.dry_run()
+    last = steps * trainer.accumulation
+    return trainer, iter(MicroBatchLoader(trainer.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch))
 
 
 def _peak(world: World, metrics: list[dict[str, float]]) -> float:
@@ -140,7 +134,7 @@ def _summary(
     warmup: int,
     peak: float,
     planned: int | None,
-) -> Measured:
+) -> Measurement:
     world = trainer.world
     seconds = [step[names.PERF_STEP_SECONDS] for step in metrics]
     tokens = [step[names.PERF_TOKENS_PER_SECOND] * step[names.PERF_STEP_SECONDS] for step in metrics]
@@ -148,7 +142,7 @@ def _summary(
     of_phases = torch.tensor([statistics.fmean(step[phase] for step in phases) for phase in PHASES], dtype=torch.float64)
     mean = (world.all_reduce_sum(of_phases.to(world.device)) / world.size).tolist()
     device_peak = trainer.stepper.performance.peak
-    return Measured(
+    return Measurement(
         name=name,
         steps=len(metrics),
         warmup=warmup,
@@ -163,7 +157,7 @@ def _summary(
         flops=statistics.fmean(flops),
         mfu=None if device_peak is None else sum(flops) / sum(seconds) / (device_peak * world.size),
         peak_memory_bytes=peak,
-        states_bytes=sum(bytes_per_rank(trainer.learner.module, world.size, trainer.recipe.engine.precision).values()),
+        states_bytes=sum(bytes_per_rank(trainer.learner.module, world.size).values()),
         planned_bytes=planned,
         gathered_bytes=statistics.fmean(step[names.PERF_ALLGATHER_BYTES] for step in metrics),
         passes=statistics.fmean(step[names.PERF_PASSES] for step in metrics),

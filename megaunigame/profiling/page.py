@@ -9,9 +9,10 @@ from html import escape
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from megaunigame.engine.memory_plan import short_bytes
 from megaunigame.monitoring import page
 from megaunigame.monitoring.plots import INK, MUTED, data_uri, style
-from megaunigame.profiling.measure import Measured
+from megaunigame.profiling.measure import Measurement
 from megaunigame.profiling.text import (
     fact_rows,
     heading,
@@ -19,7 +20,6 @@ from megaunigame.profiling.text import (
     ratio_rows,
     recipes_of,
     short,
-    short_bytes,
     total,
     unit_name,
     visible_phases,
@@ -34,7 +34,7 @@ NARROW = 0.06
 """Share of the longest bar below which a phase is not labeled."""
 
 
-def profile_page(measured: Sequence[Measured], command: str) -> str:
+def profile_page(measured: Sequence[Measurement], command: str) -> str:
     """The whole document: numbers, bars, tables."""
     columns = ["", *(m.name for m in measured)]
     numeric = [False, *(True for _ in measured)]
@@ -52,7 +52,7 @@ def profile_page(measured: Sequence[Measured], command: str) -> str:
         f'<code class="command">{_unbroken(command)}</code>',
         page.tiles(_tiles(measured)) if len(recipes) == 1 else "",
         "<h2>Seconds of a step</h2>",
-        f'<img class="plot" alt="seconds by phase" src="{data_uri(bars(measured))}">',
+        page.plot(data_uri(bars(measured)), "seconds by phase"),
         table(phase_rows(measured), "step, mean"),
         "<h2>A step in numbers</h2>",
         table(fact_rows(measured)),
@@ -67,7 +67,7 @@ def _unbroken(text: str) -> str:
     return OPTION.sub(r'<span style="white-space: nowrap">\g<0></span>', escape(text))
 
 
-def _tiles(measured: Sequence[Measured]) -> list[tuple[str, str]]:
+def _tiles(measured: Sequence[Measurement]) -> list[tuple[str, str]]:
     """Of one recipe (the first) and its twin, if any."""
     head, *twin = measured
     tiles = [
@@ -88,7 +88,7 @@ def _is_light(color: str) -> bool:
     return 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
 
 
-def bars(measured: Sequence[Measured]) -> Figure:
+def bars(measured: Sequence[Measurement]) -> Figure:
     """One bar for each recipe, its phases in a row."""
     figure = Figure(figsize=(10.4, 1.5 + 0.55 * len(measured)), dpi=150, layout="constrained")
     axes = figure.add_subplot()

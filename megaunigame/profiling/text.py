@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megaunigame.profiling.measure import SETTLED, Measured
+from megaunigame.engine.memory_plan import short_bytes
+from megaunigame.profiling.measure import SETTLED, Measurement
 from megaunigame.profiling.twin import PREFIX
 from megaunigame.step.phases import PHASES
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 VISIBLE = 5e-5
 """Seconds below which a phase would be printed as 0."""
-BYTE_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def heading(measured: Sequence[Measured]) -> str:
+def heading(measured: Sequence[Measurement]) -> str:
     """Steps, warm-up, ranks and device."""
     m = measured[0]
     steps, warmup, ranks = _counted(m.steps, "step"), _counted(m.warmup, "step"), _counted(m.world_size, "rank")
@@ -36,33 +36,33 @@ def warm_up_warning(warmup: int) -> str:
     )
 
 
-def recipes_of(measured: Sequence[Measured]) -> list[Measured]:
+def recipes_of(measured: Sequence[Measurement]) -> list[Measurement]:
     """Without their twins."""
     return [m for m in measured if not m.name.startswith(PREFIX)]
 
 
-def visible_phases(measured: Sequence[Measured]) -> list[str]:
+def visible_phases(measured: Sequence[Measurement]) -> list[str]:
     """Phases that took time in any recipe, in the order of a step."""
     return [phase for phase in PHASES if any(m.phases[phase] >= VISIBLE for m in measured)]
 
 
-def phase_rows(measured: Sequence[Measured]) -> list[list[str]]:
+def phase_rows(measured: Sequence[Measurement]) -> list[list[str]]:
     """A row per visible phase: its name, then seconds and share for each recipe."""
     rows = [[phase, *(_of_step(m, phase) for m in measured)] for phase in visible_phases(measured)]
     return [*rows, ["step, mean", *(f"{total(m):.4f}" for m in measured)]]
 
 
-def _of_step(measured: Measured, phase: str) -> str:
+def _of_step(measured: Measurement, phase: str) -> str:
     seconds = measured.phases[phase]
     return f"{seconds:.4f} ({seconds / total(measured):.0%})" if seconds >= VISIBLE else "-"
 
 
-def total(measured: Measured) -> float:
+def total(measured: Measurement) -> float:
     """Seconds of all phases."""
     return sum(measured.phases.values())
 
 
-def fact_rows(measured: Sequence[Measured]) -> list[list[str]]:
+def fact_rows(measured: Sequence[Measurement]) -> list[list[str]]:
     """A row per number of a step: its name, then its value for each recipe."""
     facts = {
         "seconds, median": [f"{m.seconds:.4f}" for m in measured],
@@ -83,14 +83,12 @@ def fact_rows(measured: Sequence[Measured]) -> list[list[str]]:
     return [[name, *values] for name, values in facts.items()]
 
 
-def unit_of(measured: Sequence[Measured], index: int) -> Measured:
-    """What the recipe at `index` is compared with: its twin, else the last recipe."""
-    return next((m for m in measured[index:] if m.name.startswith(PREFIX)), measured[-1])
-
-
-def ratio_rows(measured: Sequence[Measured]) -> list[list[str]]:
-    """A row per cost: its name, then its value for each recipe, as a multiple of its unit."""
-    pairs = [(m, unit_of(measured, index)) for index, m in enumerate(measured)]
+def ratio_rows(measured: Sequence[Measurement]) -> list[list[str]]:
+    """A row per cost: its name, then its value for each recipe, as a multiple of that of its twin, else of the last recipe."""
+    pairs = [
+        (m, next((other for other in measured[index:] if other.name.startswith(PREFIX)), measured[-1]))
+        for index, m in enumerate(measured)
+    ]
     costs: dict[str, list[tuple[float, float]]] = {
         "seconds, mean": [(total(m), total(unit)) for m, unit in pairs],
         "seconds, median": [(m.seconds, unit.seconds) for m, unit in pairs],
@@ -102,12 +100,12 @@ def ratio_rows(measured: Sequence[Measured]) -> list[list[str]]:
     return [[name, *(f"{cost / unit:.2f}" if unit else "-" for cost, unit in values)] for name, values in costs.items()]
 
 
-def unit_name(measured: Sequence[Measured]) -> str:
+def unit_name(measured: Sequence[Measurement]) -> str:
     """The unit of `ratio_rows`."""
     return "its plain fine-tuning" if recipes_of(measured) != list(measured) else measured[-1].name
 
 
-def as_text(measured: Sequence[Measured]) -> str:
+def as_text(measured: Sequence[Measurement]) -> str:
     """All tables, in columns."""
     columns = [m.name for m in measured]
     parts = [
@@ -136,11 +134,3 @@ def short(value: float) -> str:
         if value >= unit:
             return f"{value / unit:.3g} {letter}"
     return f"{value:.3g}"
-
-
-def short_bytes(value: float) -> str:
-    """12.3 MiB."""
-    for unit, letters in BYTE_UNITS:
-        if value >= unit:
-            return f"{value / unit:.1f} {letters}"
-    return f"{value:.0f} B"

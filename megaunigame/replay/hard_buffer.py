@@ -78,7 +78,7 @@ class HardBuffer:
         self._ledger = np.zeros(0, np.int64)
         """Owner of every record of the last merge, hardest first; the same on all ranks."""
         self._candidates: dict[int, np.ndarray] = {}
-        """Slot (call * rows + row) -> (1,) record."""
+        """Number (call * rows + row) -> (1,) record."""
         self._calls = 0
 
     @property
@@ -145,8 +145,8 @@ class HardBuffer:
         line = np.full(self._share + self._calls * self.rows, np.nan, np.float32)
         stale = step - self._memory["step"][self._places] > max_age if max_age else np.zeros(self.size, bool)
         line[: self.size] = np.where(stale, np.float32(np.nan), self.losses)
-        for slot, record in self._candidates.items():
-            line[self._share + slot] = record["loss"][0]
+        for number, record in self._candidates.items():
+            line[self._share + number] = record["loss"][0]
         return line
 
     def _exchange(self, world: World, plan: MergePlan) -> tuple[int, list[Tensor]]:
@@ -207,13 +207,13 @@ class HardBuffer:
 
     def save(self, folder: Path) -> None:
         """Write this rank's file into `folder`. Not a collective."""
-        slots = np.array(sorted(self._candidates), np.int64)
-        candidates = np.concatenate([self.layout.empty(0), *(self._candidates[slot] for slot in slots.tolist())])
+        numbers = np.array(sorted(self._candidates), np.int64)
+        candidates = np.concatenate([self.layout.empty(0), *(self._candidates[number] for number in numbers.tolist())])
         shape = SavedShape(self.layout.image_size, self.layout.max_length, self.world_size, self.rows, self._calls)
         tensors = {
             "records": self._as_bytes(self._memory[self._places]),
             "candidates": self._as_bytes(candidates),
-            "slots": slots,
+            "slots": numbers,
             "ledger": self._ledger,
         }
         save_file(tensors, folder / FILE.format(self.rank), {HEADER: json.dumps(asdict(shape))})
@@ -253,9 +253,9 @@ class HardBuffer:
             with safe_open(files[source], "numpy") as file:
                 for index in np.flatnonzero(holders[owned] == source).tolist():
                     self._memory[index] = self._read(file, "records", int(owned[index]) // saved.world_size)[0]
-                ranks, slots = new.place(old.position(source, file.get_tensor("slots")))
-                for number in np.flatnonzero(ranks == self.rank).tolist():
-                    self._candidates[int(slots[number])] = self._read(file, "candidates", number)
+                ranks, numbers = new.place(old.position(source, file.get_tensor("slots")))
+                for index in np.flatnonzero(ranks == self.rank).tolist():
+                    self._candidates[int(numbers[index])] = self._read(file, "candidates", index)
 
     def _read(self, file: safe_open, name: str, number: int) -> np.ndarray:
         """(1,) one record of an open file."""

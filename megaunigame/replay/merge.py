@@ -19,17 +19,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class CandidateGrid:
-    """Positions in the data stream against (rank, slot): slot s of a rank is row `s % rows` of its call `s // rows`."""
+    """Positions in the data stream against (rank, number): candidate n of a rank is row `n % rows` of its call `n // rows`."""
 
     world_size: int
     rows: int
 
-    def position(self, rank: int, slots: np.ndarray) -> np.ndarray:
-        calls, row = np.divmod(slots, self.rows)
+    def position(self, rank: int, numbers: np.ndarray) -> np.ndarray:
+        calls, row = np.divmod(numbers, self.rows)
         return (calls * self.world_size + rank) * self.rows + row
 
     def place(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(ranks, slots) of those positions."""
+        """(ranks, numbers) of those positions."""
         micro_step, row = np.divmod(positions, self.rows)
         call, rank = np.divmod(micro_step, self.world_size)
         return rank, call * self.rows + row
@@ -86,9 +86,9 @@ def plan_merge(table: np.ndarray, ledger: np.ndarray, rows: int, capacity: int, 
     share = share_of(capacity, world_size)
 
     old_column = np.arange(len(ledger)) // world_size
-    new_rank, new_slot = CandidateGrid(world_size, rows).place(np.arange(world_size * (columns - share)))
+    new_rank, new_number = CandidateGrid(world_size, rows).place(np.arange(world_size * (columns - share)))
     holders = np.concatenate([ledger, new_rank])
-    columns_of = np.concatenate([old_column, share + new_slot])
+    columns_of = np.concatenate([old_column, share + new_number])
     losses = table[holders, columns_of]
 
     is_new = columns_of >= share

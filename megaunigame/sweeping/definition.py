@@ -73,14 +73,10 @@ class Sweep:
 
 
 def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
-    """Read a sweep file.
+    """The sweep file at `path`. Raises ConfigError that names the key and what is legal.
 
-    Args:
-        path: the YAML file.
-        overrides: `key=value` for keys of the sweep file itself, YAML values (`seeds=[0]`, `x.log=true`).
-        settings: `dotted.key=value` for every run, added to `common`; refused if an arm sets the same setting.
-
-    Raises ConfigError that names the key and what is legal.
+    `overrides`: `key=value` for the file itself, YAML values (`seeds=[0]`, `x.log=true`). `settings`: `dotted.key=value` for
+    every run, added to `common`; refused if an arm sets the same setting.
     """
     for text in (*overrides, *settings):
         if "=" not in text:

@@ -34,11 +34,8 @@ def this_machine() -> Machine:
 def places(machine: Machine, ranks: int, jobs: int) -> list[dict[str, str]]:
     """One entry per concurrent run: the environment variables that assign its GPUs or cores.
 
-    Args:
-        ranks: processes of a run; each needs a GPU, or a core without GPUs.
-        jobs: runs at a time; 0: as many as fit. May exceed the cores, but not the GPUs.
-
-    Raises ConfigError when a run does not fit.
+    Each of the `ranks` of a run needs a GPU, or a core without GPUs. `jobs` runs at a time (0: as many as fit) may need more
+    cores than there are, but not more GPUs. Raises ConfigError when a run does not fit.
     """
     devices = machine.devices
     if not devices:
@@ -57,12 +54,9 @@ def train_command(run: Run, train_script: Path, ranks: int, machine: Machine) ->
     training = [os.path.relpath(train_script), run.recipe, *run.overrides]
     if ranks == 1:
         return [sys.executable, *training]
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(_free_port())]
-    # With --num_gpus the launcher would ignore CUDA_VISIBLE_DEVICES and put every run on the first GPUs.
-    return [*launcher, *([] if machine.devices else ["--num_gpus", str(ranks)]), *training]
-
-
-def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        free_port = probe.getsockname()[1]
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(free_port)]
+    # With --num_gpus the launcher would ignore CUDA_VISIBLE_DEVICES and put every run on the first GPUs.
+    return [*launcher, *([] if machine.devices else ["--num_gpus", str(ranks)]), *training]

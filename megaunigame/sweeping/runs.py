@@ -128,11 +128,6 @@ def is_done(run: Run) -> bool:
     return bool(found.run.get("finished")) and last >= run.steps
 
 
-def seconds_of(run: Run) -> float:
-    """Duration of a finished run, all its starts together."""
-    return read_run_folder(run.folder).run["seconds"]
-
-
 def run_values(run: Run) -> dict[str, float]:
     """Metric -> last value of an evaluation; mean over the second half of the steps of anything else.
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megaunigame.monitoring.history import read_run_folder
 from megaunigame.monitoring.monitor import clock_time
-from megaunigame.sweeping.runs import LOG_FILE, Run, is_done, is_running, lock, seconds_of, state, write_origin
+from megaunigame.sweeping.runs import LOG_FILE, Run, is_done, is_running, lock, state, write_origin
 
 POLL_SECONDS = 0.1
 TAIL_LINES = 12
@@ -63,14 +64,10 @@ class Job:
 
 
 class Scheduler:
-    """Starts the runs that are not done, in order; continues after a failed run.
+    """Starts the runs that are not done, in order; continues after a failed run. Unfinished runs resume.
 
-    Args:
-        runs: all runs of the sweep; done ones are skipped, unfinished ones are started again and resume.
-        places: environment variables of each concurrent run; their number is the limit.
-        command: the command line of a run. It must write what `runs.is_done` reads.
-        after_run: called after every successful run.
-        say: prints a line.
+    `places`: environment variables of each concurrent run; their number is the limit. `command`: the command line of a run,
+    which must write what `runs.is_done` reads. `after_run` is called after every successful run; `say` prints a line.
     """
 
     def __init__(
@@ -84,7 +81,7 @@ class Scheduler:
         self.runs, self.places, self.command, self.after_run, self.say = runs, places, command, after_run, say
         finished = [run for run in runs if is_done(run)]
         self.done = len(finished)
-        self.durations = [seconds_of(run) for run in finished]
+        self.durations = [read_run_folder(run.folder).run["seconds"] for run in finished]  # of all its starts together
         self.waiting = deque((n, run) for n, run in enumerate(runs, start=1) if run not in finished)
         self.jobs: list[Job] = []
         self.outcome = Outcome()
@@ -149,9 +146,10 @@ class Scheduler:
             self.done += 1
             self.durations.append(job.seconds)
             self.after_run()
-            self._note(
-                job.number, run, f"done    {clock_time(job.seconds)} | {self.done} of {len(self.runs)} | ETA {self._eta()}"
-            )
+            mean = statistics.fmean(self.durations)
+            left = len(self.waiting) * mean + sum(max(0.0, mean - job.seconds) for job in self.jobs)
+            eta = clock_time(left / len(self.places))
+            self._note(job.number, run, f"done    {clock_time(job.seconds)} | {self.done} of {len(self.runs)} | ETA {eta}")
             return
         self.outcome.failed.append(run)
         reason = f"exit code {code}" if code else f"it ended before its last step, {run.steps}"
@@ -162,11 +160,6 @@ class Scheduler:
     def _note(self, number: int, run: Run, what: str) -> None:
         width = len(str(len(self.runs)))
         self.say(f"[{number:>{width}}/{len(self.runs)}] {run.name:<{max(len(r.name) for r in self.runs)}}  {what}")
-
-    def _eta(self) -> str:
-        mean = statistics.fmean(self.durations)
-        left = len(self.waiting) * mean + sum(max(0.0, mean - job.seconds) for job in self.jobs)
-        return clock_time(left / len(self.places))
 
     def _stop(self) -> None:
         """Terminate every group and wait for all of its processes: a launcher ends long before its ranks have saved."""

@@ -83,6 +83,10 @@ def _encoded(module: AutoencoderDC, pixels: Tensor) -> Tensor:
     return torch.cat([module.encode(part, return_dict=False)[0] for part in pixels.split(BATCH)])
 
 
+def _decoded(module: AutoencoderDC, latents: Tensor) -> Tensor:
+    return torch.cat([module.decode(part, return_dict=False)[0] for part in latents.split(BATCH)])
+
+
 def read_autoencoder(folder: Path) -> tuple[dict[str, Tensor], float]:
     """(weights, scaling factor) of a trained autoencoder. Raises ModelError when `folder` has none."""
     file = folder / AUTOENCODER_FILE
@@ -102,13 +106,9 @@ def evaluate_autoencoder(module: AutoencoderDC, scale: float, scenes: Scenes, co
         pixels = scenes.batch(kind, torch.arange(min(count, len(scenes))))
         latents = _encoded(module, pixels)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)) * LATENT_NOISE / scale
-        copies = [
-            torch.cat([module.decode(part, return_dict=False)[0] for part in given.split(BATCH)])
-            for given in (latents, latents + noise)
-        ]
         report[kind] = {
-            "psnr": round(decibels(copies[0], pixels), 2),
-            "psnr_noisy_latents": round(decibels(copies[1], pixels), 2),
+            "psnr": round(decibels(_decoded(module, latents), pixels), 2),
+            "psnr_noisy_latents": round(decibels(_decoded(module, latents + noise), pixels), 2),
             "scaled_std": round(float(latents.std() * scale), 3),
         }
     return report

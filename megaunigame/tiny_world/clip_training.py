@@ -23,7 +23,7 @@ from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.tiny_world.loop import LoopSettings, Stage, generator_at, train
 from megaunigame.tiny_world.scenes import Scenes
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE, PATCH_SIZE, VOCABULARY
-from megaunigame.tiny_world.tokenizer_training import reconstruct
+from megaunigame.tiny_world.tokenizer_training import decode, reconstruct
 
 BATCH = 64
 THROUGH = 4000
@@ -78,14 +78,6 @@ def with_random_codes(codes: Tensor, fraction: Tensor, generator: torch.Generato
     rank = torch.rand(codes.shape, generator=generator).argsort(1).argsort(1)
     drawn = torch.randint(CODES, codes.shape, generator=generator)
     return torch.where(rank < (fraction * codes.shape[1]).round().unsqueeze(1), drawn, codes)
-
-
-@torch.no_grad()
-def decode(tokenizer: ImageTokenizer, codes: Tensor) -> Tensor:
-    """Codes (B, N) -> pictures (B, 3, H, W), clamped to [-1, 1]."""
-    with torch.autocast("cpu", torch.bfloat16):
-        pictures = [tokenizer.decode_codes(part).float().clamp(-1, 1) for part in codes.split(32)]
-    return torch.cat(pictures)
 
 
 class ClipStage(Stage):

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 DEAD_BELOW = 0.25
 
 
+def perplexity(counts: Tensor) -> float:
+    """exp of the entropy of the shares: V when all codes are equally frequent, 1 when only one is used."""
+    return float(torch.special.entr(counts / counts.sum()).sum().exp())
+
+
 class RunningCodebook(nn.Module):
     """Running counts and sums of the latents assigned to each of V codes of width D.
 
@@ -67,9 +72,7 @@ class RunningCodebook(nn.Module):
         return int(dead.sum())
 
     def perplexity(self) -> float:
-        """exp of the entropy of the running shares: V when all codes are equally frequent, 1 when only one is used."""
-        shares = self.counts / self.counts.sum()
-        return float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum()))
+        return perplexity(self.counts)
 
     def _totals(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         counts = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(codes, dtype=self.counts.dtype))

@@ -8,7 +8,6 @@ is made of their latents, so that different pictures have different codes. Codes
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.emu3.conversation import BOS, EOS, PAD
 from megaunigame.models.emu3.folder import config_for, random_state, special_tokens, write_folder
 from megaunigame.models.emu3.sizes import TINY
@@ -65,11 +64,7 @@ def write_start(out: Path, seed: int) -> dict[str, int]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m megaunigame.tiny_world.emu3",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options_of(__doc__, "python -m megaunigame.tiny_world.emu3")
     parser.add_argument("--out", type=Path, required=True, help="the start folder to write")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -28,6 +28,13 @@ class CellLabels:
     """float32 (N, h, w): mean relative inverse depth, 0 (far) .. 1 (near)."""
 
 
+def accuracy(color: Tensor, shape: Tensor, true_color: Tensor, true_shape: Tensor) -> dict[str, float]:
+    """Shares of the cells of objects whose color and shape are right; all int64 of one shape."""
+    on_object = true_shape != IGNORED
+    right = {"color": color == true_color, "shape": shape == true_shape}
+    return {name: float(cells[on_object].float().mean()) for name, cells in right.items()}
+
+
 def cell_labels(scenes: Scenes, cell: int) -> CellLabels:
     """Labels of cells of `cell` x `cell` pixels; the object that covers most of a cell owns it."""
     n, height, width = scenes.segmentation.shape

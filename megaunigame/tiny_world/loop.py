@@ -1,4 +1,4 @@
-"""A small training loop for the stages before the ordinary trainer.
+"""A small training loop for the parts of the tiny world that are trained.
 
 All randomness of a step comes from a generator that is a function of (seed, step), so an interrupted run ends with the same
 numbers as an uninterrupted one.
@@ -23,7 +23,7 @@ WARM_UP_STEPS = 20
 
 
 class Stage(ABC):
-    """One stage of training. All state that must survive a restart is in `module` (parameters and buffers)."""
+    """The training of one part. All state that must survive a restart is in `module` (parameters and buffers)."""
 
     name: str
     module: nn.Module
@@ -32,13 +32,13 @@ class Stage(ABC):
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Scalar loss of one step, and numbers for the log line."""
 
-    def after_update(self, step: int, generator: torch.Generator) -> None:  # noqa: B027 (a hook: most stages need none)
-        """Called after the optimizer's step; stages with state outside gradient descent change it here."""
+    def after_update(self, step: int, generator: torch.Generator) -> None:
+        """Called after the optimizer's step, to change state outside gradient descent."""
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings of one stage."""
+    """Settings of one training."""
 
     steps: int
     learning_rate: float
@@ -52,13 +52,6 @@ class LoopSettings:
 def generator_at(seed: int, step: int) -> torch.Generator:
     """The generator of one step: a function of (seed, step) only."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
-
-
-def learning_rate_at(step: int, settings: LoopSettings) -> float:
-    """Linear warm-up, then half a cosine down to 1 % of the peak."""
-    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
-    cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    return settings.learning_rate * warm * (0.01 + 0.99 * cosine)
 
 
 def train(stage: Stage, settings: LoopSettings, folder: Path) -> None:
@@ -75,8 +68,11 @@ def train(stage: Stage, settings: LoopSettings, folder: Path) -> None:
     clock = saved_at = time.monotonic()
     for step in range(first, settings.steps):
         generator = generator_at(settings.seed, step)
+        # Linear warm-up, then half a cosine down to 1 % of the peak.
+        warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+        cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
+            group["lr"] = settings.learning_rate * warm * (0.01 + 0.99 * cosine)
         loss, numbers = stage.loss(step, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -99,13 +95,8 @@ def train(stage: Stage, settings: LoopSettings, folder: Path) -> None:
 
 
 def _save(stage: Stage, optimizer: torch.optim.Optimizer, settings: LoopSettings, step: int, path: Path) -> None:
-    state = {
-        "step": step,
-        "steps": settings.steps,
-        "seed": settings.seed,
-        "module": stage.module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
+    counts = {"step": step, "steps": settings.steps, "seed": settings.seed}
+    state = {**counts, "module": stage.module.state_dict(), "optimizer": optimizer.state_dict()}
     unfinished = path.with_suffix(".unfinished")
     torch.save(state, unfinished)
     os.replace(unfinished, path)

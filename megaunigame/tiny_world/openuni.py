@@ -9,7 +9,6 @@ the `train` and `val` scenes in --data (`python -m data_prep scenes`); started a
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ConfigError
-from megaunigame.launching import run_to_exit
+from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.conversation import REQUEST, UNCONDITIONAL
 from megaunigame.models.openuni.folder import config_for, random_state, train_tokenizer, write_folder
@@ -73,11 +72,7 @@ def write_start(parts: Path, out: Path, seed: int) -> dict[str, int]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m megaunigame.tiny_world.openuni",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options_of(__doc__, "python -m megaunigame.tiny_world.openuni")
     parser.add_argument("--out", type=Path, required=True, help="the start folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", action="store_true", help="train tokenizer and autoencoder instead of taking the shipped")

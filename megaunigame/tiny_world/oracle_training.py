@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megaunigame.judges.scenes import CELL, Oracle, Scores, caption_relations, score, true_objects
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.tiny_world.labels import IGNORED, cell_labels
+from megaunigame.tiny_world.labels import IGNORED, accuracy, cell_labels
 from megaunigame.tiny_world.loop import LoopSettings, Stage, train
 from megaunigame.tiny_world.scenes import Scenes
 from megaunigame.tiny_world.tokenizer_training import reconstruct
@@ -46,12 +46,8 @@ class OracleStage(Stage):
             values[mirrored] = values[mirrored].flip(-1)
         with torch.autocast("cpu", torch.bfloat16):
             color, shape = (logits.float() for logits in self.module(pixels))
-        on_object = true_shape != IGNORED
         loss = F.cross_entropy(color, true_color) + F.cross_entropy(shape, true_shape, ignore_index=IGNORED)
-        return loss, {
-            "color": float((color.argmax(1) == true_color)[on_object].float().mean()),
-            "shape": float((shape.argmax(1) == true_shape)[on_object].float().mean()),
-        }
+        return loss, accuracy(color.argmax(1), shape.argmax(1), true_color, true_shape)
 
 
 def train_oracle(scenes: Scenes, tokenizer: ImageTokenizer, folder: Path, loop: LoopSettings) -> Oracle:
@@ -65,10 +61,10 @@ def train_oracle(scenes: Scenes, tokenizer: ImageTokenizer, folder: Path, loop: 
     return oracle.eval()
 
 
-def evaluate_oracle(oracle: Oracle, tokenizer: ImageTokenizer, scenes: Scenes, count: int = 512) -> dict[str, Scores]:
+def evaluate_oracle(oracle: Oracle, tokenizer: ImageTokenizer, scenes: Scenes) -> dict[str, Scores]:
     """Scores on real pictures and on their reconstructions: the ceilings of every generation score."""
-    pixels = scenes.batch("rgb", torch.arange(min(count, len(scenes))))
-    metas = scenes.metas[: len(pixels)]
-    truth, relations = [true_objects(meta) for meta in metas], [caption_relations(meta["caption"]) for meta in metas]
+    pixels = scenes.batch("rgb", torch.arange(len(scenes)))
+    truth = [true_objects(meta) for meta in scenes.metas]
+    relations = [caption_relations(meta["caption"]) for meta in scenes.metas]
     pictures = {"real": pixels, "through the tokenizer": reconstruct(tokenizer, pixels)[0]}
     return {name: score(oracle.objects(shown), truth, relations) for name, shown in pictures.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megaunigame.data.decode import META_FIELD, SEGMENTATION, Sample, decode_sample
+from megaunigame.data.decode import META_FIELD, SEGMENTATION, decode_sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from megaunigame.representations.depth import Depth
@@ -53,7 +53,8 @@ def load_scenes(folder: Path, limit: int | None = None) -> Scenes:
     pictures: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     segmentations: list[Tensor] = []
     metas: list[dict] = []
-    for sample in read_samples(folder, limit):
+    for key, fields in itertools.islice(_raw(folder), limit):
+        sample = decode_sample(key, fields)
         ids = sample.picture(SEGMENTATION)
         if ids is None:
             raise DataError(f"{folder}: sample {sample.key} has no segmentation; make it with data_prep scenes.")
@@ -70,12 +71,6 @@ def load_scenes(folder: Path, limit: int | None = None) -> Scenes:
     # Decoders return views of (H, W, 3) arrays; convolutions over such strides are several times slower.
     stacked = {kind: torch.stack(stack).contiguous() for kind, stack in pictures.items()}
     return Scenes(stacked, torch.stack(segmentations), metas)
-
-
-def read_samples(folder: Path, limit: int | None = None) -> Iterator[Sample]:
-    """Decoded samples of a folder of shards, in the order of the shards."""
-    for key, fields in itertools.islice(_raw(folder), limit):
-        yield decode_sample(key, fields)
 
 
 def read_metas(folder: Path) -> Iterator[dict]:

@@ -20,13 +20,13 @@ START_FOLDER = "start"
 
 
 def write_start_folder(out: Path, seed: int) -> dict[str, int]:
-    """Assemble `out`/start from the text, vq and tower stages in `out`; returns the parameters per part, largest first.
+    """Assemble `out`/start from the parts text, vq and tower in `out`; returns the parameters per part, largest first.
 
-    Raises ModelError when one of these stages has not finished.
+    Raises ModelError when one of these is not finished.
     """
-    for stage, needed in (("text", f"{TEXT_FOLDER}/tokenizer.json"), ("vq", VQ_FILE), ("tower", TOWER_FILE)):
+    for part, needed in (("text", f"{TEXT_FOLDER}/tokenizer.json"), ("vq", VQ_FILE), ("tower", TOWER_FILE)):
         if not (out / needed).is_file():
-            raise ModelError(f"No {needed} in {out}. Make it with: launch/tiny_world.py --stage {stage} --out {out}")
+            raise ModelError(f"No {needed} in {out}. Make it with: launch/tiny_world.py --stage {part} --out {out}")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(out / TEXT_FOLDER))
     config = janus_config(tokenizer)
     state = random_state(config, seed)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from megaunigame.errors import ModelError
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.pixels import psnr
-from megaunigame.tiny_world.codebook import RunningCodebook
+from megaunigame.tiny_world.codebook import RunningCodebook, perplexity
 from megaunigame.tiny_world.loop import LoopSettings, Stage, generator_at, train
 from megaunigame.tiny_world.scenes import KINDS, Scenes
 from megaunigame.tiny_world.sizes import CODES, vq_config
@@ -55,31 +55,10 @@ class TokenizerModule(nn.Module):
         vq.quantize.embedding.weight.requires_grad_(False)
         self.codebook = RunningCodebook(*vq.quantize.embedding.weight.shape)
 
-    def write_codebook(self) -> None:
-        """Copy the running codebook into the network's codebook."""
-        self.vq.quantize.embedding.weight.data.copy_(self.codebook.rows)
-
 
 def flat(latents: Tensor) -> Tensor:
     """(B, D, h, w) -> (B h w, D)."""
     return latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-
-
-def unflat(rows: Tensor, like: Tensor) -> Tensor:
-    """(B h w, D) -> (B, D, h, w)."""
-    b, d, h, w = like.shape
-    return rows.view(b, h, w, d).permute(0, 3, 1, 2).contiguous()
-
-
-def build_tokenizer(seed: int) -> TokenizerModule:
-    """A new network: torch's initialization of convolutions, which suits their fan-in better than N(0, .02)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        vq = ImageTokenizer(vq_config())
-        for module in vq.modules():
-            if isinstance(module, nn.Conv2d):
-                module.reset_parameters()
-    return TokenizerModule(vq)
 
 
 class TokenizerStage(Stage):
@@ -91,22 +70,19 @@ class TokenizerStage(Stage):
     def __init__(self, module: TokenizerModule, scenes: Scenes, loop: LoopSettings, settings: TokenizerSettings):
         self.module, self.scenes, self.loop, self.settings = module, scenes, loop, settings
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) in [-1, 1] and pixel weights (B, 1, H, W) of mean 1."""
-        return draw_mix(self.scenes, self.settings.object_weight, generator)
-
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         module, settings = self.module, self.settings
         if step == settings.autoencoder_steps:
             self._lay_codebook(step)
-        pixels, weight = self.draw(generator)
+        pixels, weight = draw_mix(self.scenes, settings.object_weight, generator)
         quantize = step >= settings.autoencoder_steps
         with torch.autocast("cpu", torch.bfloat16):
             passed = latents = module.vq.latents(pixels)
         if quantize:  # outside autocast: codes chosen in bfloat16 would not be the nearest
             rows = flat(latents.detach())
             codes = module.codebook.assign(rows)
-            target = unflat(module.codebook.rows[codes], latents)
+            b, d, h, w = latents.shape
+            target = module.codebook.rows[codes].view(b, h, w, d).permute(0, 3, 1, 2).contiguous()
             module.codebook.update(rows, codes)
             self._latents = rows
             passed = latents + (target - latents).detach()
@@ -131,7 +107,8 @@ class TokenizerStage(Stage):
     def _lay_codebook(self, step: int) -> None:
         batches = []
         for number in range(KMEANS_BATCHES):
-            pixels, _ = self.draw(generator_at(self.loop.seed + 1, step + number))
+            generator = generator_at(self.loop.seed + 1, step + number)
+            pixels, _ = draw_mix(self.scenes, self.settings.object_weight, generator)
             with torch.autocast("cpu", torch.bfloat16):
                 batches.append(flat(self.module.vq.latents(pixels)))
         self.module.codebook.fit(torch.cat(batches), KMEANS_BATCHES, generator_at(self.loop.seed + 2, step))
@@ -161,15 +138,21 @@ def decibels(output: Tensor, target: Tensor) -> float:
 
 def train_tokenizer(scenes: Scenes, folder: Path, loop: LoopSettings, settings: TokenizerSettings) -> ImageTokenizer:
     """Train (or continue) the image tokenizer and write `folder/vq.safetensors` (names of transformers' JanusVQVAE)."""
-    module = build_tokenizer(loop.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(loop.seed)
+        vq = ImageTokenizer(vq_config())
+        for part in vq.modules():
+            if isinstance(part, nn.Conv2d):  # torch's initialization suits their fan-in better than N(0, .02)
+                part.reset_parameters()
+    module = TokenizerModule(vq)
     train(TokenizerStage(module, scenes, loop, settings), loop, folder)
-    module.write_codebook()
+    module.vq.quantize.embedding.weight.data.copy_(module.codebook.rows)
     save_file({name: value.contiguous() for name, value in module.vq.state_dict().items()}, folder / VQ_FILE)
     return module.vq.eval()
 
 
 def load_tokenizer(folder: Path) -> ImageTokenizer:
-    """The trained tokenizer of `folder`, frozen. Raises ModelError when the stage has not finished."""
+    """The trained tokenizer of `folder`, frozen. Raises ModelError when its training has not finished."""
     if not (folder / VQ_FILE).is_file():
         raise ModelError(f"No {VQ_FILE} in {folder}. Train it with: launch/tiny_world.py --stage vq --out {folder}")
     vq = ImageTokenizer(vq_config())
@@ -180,14 +163,19 @@ def load_tokenizer(folder: Path) -> ImageTokenizer:
 @torch.no_grad()
 def reconstruct(vq: ImageTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures (B, 3, H, W) in [-1, 1] after encoding and decoding, clamped, and their codes (B, N)."""
-    pictures, codes = [], []
+    codes = []
     for part in pixels.split(32):
         with torch.autocast("cpu", torch.bfloat16):
             latents = vq.latents(part)
         codes.append(vq.nearest(latents))
-        with torch.autocast("cpu", torch.bfloat16):
-            pictures.append(vq.decode_codes(codes[-1]).float().clamp(-1, 1))
-    return torch.cat(pictures), torch.cat(codes)
+    return decode(vq, torch.cat(codes)), torch.cat(codes)
+
+
+@torch.no_grad()
+@torch.autocast("cpu", torch.bfloat16)
+def decode(vq: ImageTokenizer, codes: Tensor) -> Tensor:
+    """Codes (B, N) -> pictures (B, 3, H, W), clamped to [-1, 1]."""
+    return torch.cat([vq.decode_codes(part).float().clamp(-1, 1) for part in codes.split(32)])
 
 
 def evaluate_tokenizer(vq: ImageTokenizer, scenes: Scenes, count: int = 256) -> dict[str, dict[str, float]]:
@@ -196,10 +184,10 @@ def evaluate_tokenizer(vq: ImageTokenizer, scenes: Scenes, count: int = 256) -> 
     for kind in KINDS:
         pixels = scenes.batch(kind, torch.arange(min(count, len(scenes))))
         pictures, codes = reconstruct(vq, pixels)
-        shares = torch.bincount(codes.flatten(), minlength=CODES).double() / codes.numel()
+        counts = torch.bincount(codes.flatten(), minlength=CODES).double()
         report[kind] = {
             "psnr": decibels(pictures, pixels),
-            "codes": float((shares > 0).sum()),
-            "perplexity": float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum())),
+            "codes": float((counts > 0).sum()),
+            "perplexity": perplexity(counts),
         }
     return report

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVisionModel
 
 from megaunigame.judges.scenes import COLORS, SHAPES
-from megaunigame.tiny_world.labels import IGNORED, cell_labels
+from megaunigame.tiny_world.labels import IGNORED, accuracy, cell_labels
 from megaunigame.tiny_world.loop import LoopSettings, Stage, train
 from megaunigame.tiny_world.scenes import Scenes
 from megaunigame.tiny_world.sizes import PATCH_SIZE, vision_config
@@ -70,12 +70,8 @@ class TowerStage(Stage):
             + F.cross_entropy(shape.transpose(1, 2), true_shape, ignore_index=IGNORED)
             + DEPTH_WEIGHT * error
         )
-        on_object = true_shape != IGNORED
-        return loss, {
-            "color": float((color.argmax(-1) == true_color)[on_object].float().mean()),
-            "shape": float((shape.argmax(-1) == true_shape)[on_object].float().mean()),
-            "depth_rmse": float(error.detach().sqrt()),
-        }
+        shares = accuracy(color.argmax(-1), shape.argmax(-1), true_color, true_shape)
+        return loss, {**shares, "depth_rmse": float(error.detach().sqrt())}
 
 
 def train_tower(scenes: Scenes, folder: Path, loop: LoopSettings) -> TowerModule:
@@ -95,9 +91,5 @@ def evaluate_tower(module: TowerModule, scenes: Scenes) -> dict[str, float]:
     pixels = scenes.batch("rgb", torch.arange(len(scenes)))
     color, shape, depth = (torch.cat(parts) for parts in zip(*map(module, pixels.split(128)), strict=True))
     true_color, true_shape, true_depth = (v.flatten(1) for v in (labels.color, labels.shape, labels.depth))
-    on_object = true_shape != IGNORED
-    return {
-        "color": float((color.argmax(-1) == true_color)[on_object].float().mean()),
-        "shape": float((shape.argmax(-1) == true_shape)[on_object].float().mean()),
-        "depth_rmse": float((depth - true_depth).square().mean().sqrt()),
-    }
+    shares = accuracy(color.argmax(-1), shape.argmax(-1), true_color, true_shape)
+    return {**shares, "depth_rmse": float((depth - true_depth).square().mean().sqrt())}

@@ -8,7 +8,6 @@ from typing import Any
 
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.config import Recipe, resolve_batch
-from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.zero3 import Learner, build_learner
@@ -30,8 +29,6 @@ class Assembly:
         """Raises UserError for everything that can be checked without the model."""
         self.recipe, self.world = recipe, world
         self.folder = Path(recipe.output)
-        for name, stream in recipe.data.items():
-            check_backend(f"data.{name}", stream)
         self.objectives = build_objectives(recipe)
         self.plan = build_plan(self.objectives)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), world.size)
@@ -42,7 +39,12 @@ class Assembly:
         self.state = TrainState(weights=recipe.model.weights)
         if self.resumed_from is not None:
             self.state = TrainState.from_state_dict(self.checkpoints.train_state(self.resumed_from))
-        self._check_weights()
+        if self.state.weights != recipe.model.weights:  # random or pretrained, as the run began
+            raise CheckpointError(
+                f"{self.resumed_from} belongs to a run with model.weights={self.state.weights}, this one has "
+                f"model.weights={recipe.model.weights}. Give another `output`, or type checkpoint.resume=never; or "
+                f"model.weights={self.state.weights} to resume it."
+            )
 
     def build_learner(self) -> Learner:
         """The model under its engine, with the weights of the recipe."""
@@ -57,15 +59,6 @@ class Assembly:
     def evaluate(self, learner: Learner) -> dict[str, Any]:
         """Run the recipe's suites on the current weights; results go to the run folder and are returned."""
         return run_evaluation(learner.module, self.suites, self.world, self.state.step, self.folder)
-
-    def _check_weights(self) -> None:
-        """A run must resume with the kind of weights (random or pretrained) it began with."""
-        if self.state.weights != self.recipe.model.weights:
-            raise CheckpointError(
-                f"{self.resumed_from} belongs to a run with model.weights={self.state.weights}, this one has "
-                f"model.weights={self.recipe.model.weights}. Give another `output`, or type checkpoint.resume=never; or "
-                f"model.weights={self.state.weights} to resume it."
-            )
 
 
 def _suite(label: str, settings: dict[str, Any]) -> Suite:

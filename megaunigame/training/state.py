@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from megaunigame.config import PRETRAINED
@@ -21,9 +21,6 @@ class TrainState:
     """Samples read and replaced so far, per stream."""
     weights: str = PRETRAINED
     """`model.weights` of the first launch."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainState:

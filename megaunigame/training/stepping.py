@@ -39,16 +39,6 @@ class StepData:
     """Seconds waited for the data."""
 
 
-@dataclass
-class StepSums:
-    """Sums over all ranks, made before the update."""
-
-    terms: Tensor
-    """(T,) float64: sum of each loss term."""
-    counted: list[float]
-    """Sums of `Performance.counts`."""
-
-
 class Stepper:
     """Makes optimizer steps. Every rank makes the same calls in the same order, regardless of its data."""
 
@@ -78,14 +68,14 @@ class Stepper:
                 for player in self.players:
                     player.before_learner(step)
             weights, counts = self.terms.weights(step), self.terms.counts(step)
-            totals = self._run(data, weights, counts)
+            totals, counted = self._run(data, weights, counts)
             grad_norm = self._gradient_norm(step)
             joined = {name for micro in step.micro_steps for name in micro.losses}
-            means = self.terms.means(totals.terms, counts)
+            means = self.terms.means(totals, counts)
             step.losses = {name: x for name, x in means.items() if name not in self.terms.joined or name in joined}
             with self.phases(MERGE):
                 reported = [player.after_learner(step) for player in self.players]
-            return self._report(data, totals, weights, grad_norm, reported)
+            return self._report(data, counted, weights, grad_norm, reported)
 
     def _fetch(self, number: int, micro_batches: Iterator[MicroBatch]) -> StepData:
         started = time.perf_counter()
@@ -95,8 +85,8 @@ class Stepper:
         micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
         return StepData(Step(number, lr, micro_steps), [b.bad for b in batches], time.perf_counter() - started)
 
-    def _run(self, data: StepData, weights: Tensor, counts: Tensor) -> StepSums:
-        """All passes and backwards, and the update. The ranks agree before the last backward, which includes the update."""
+    def _run(self, data: StepData, weights: Tensor, counts: Tensor) -> tuple[Tensor, list[float]]:
+        """All passes and backwards, and the update; returns what `_agree` does, before the last backward, which updates."""
         step, sums = data.step, torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
         for micro in step.micro_steps:
@@ -128,10 +118,11 @@ class Stepper:
                     player.after_pass(step, micro, output)
         return term_sums + self.terms.joined_sums(micro.losses, like)
 
-    def _agree(self, data: StepData, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> StepSums:
+    def _agree(self, data: StepData, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> tuple[Tensor, list[float]]:
         """One collective before the update: loss terms, bad samples, tokens, and whether to stop.
 
-        Raises DivergenceError on every rank when any loss of any rank is not finite.
+        Returns sums over all ranks: of each loss term, (T,) float64, and of `Performance.counts`. Raises DivergenceError on
+        every rank when any loss of any rank is not finite.
         """
         for micro, bad in zip(data.step.micro_steps, data.bad, strict=True):
             self.bad_samples.add(micro.plan, bad)
@@ -145,7 +136,7 @@ class Stepper:
         self.stop_requested = bool(totals[-1] > 0)
         if not bool(torch.isfinite(totals[: terms - len(self.terms.joined)]).all()):  # those of players are theirs to survive
             self._diverged(data.step, totals[:terms], row_losses)
-        return StepSums(totals[:terms], totals[counted:-1].tolist())
+        return totals[:terms], totals[counted:-1].tolist()
 
     def _diverged(self, step: Step, totals: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> None:
         """Collective; raises DivergenceError with the samples of all ranks."""
@@ -171,7 +162,7 @@ class Stepper:
         return norm
 
     def _report(
-        self, data: StepData, totals: StepSums, weights: Tensor, grad_norm: float, reported: Sequence[dict[str, float]]
+        self, data: StepData, counted: list[float], weights: Tensor, grad_norm: float, reported: Sequence[dict[str, float]]
     ) -> dict[str, float]:
         """The metrics of the step."""
         step = data.step
@@ -180,7 +171,7 @@ class Stepper:
         metrics: dict[str, Any] = self.terms.metrics(step.losses, weights) | {
             names.OPTIM_LR: step.lr,
             names.OPTIM_GRAD_NORM: grad_norm,
-            **self.performance.metrics(rows, passes, totals.counted),
+            **self.performance.metrics(rows, passes, counted),
             names.DATA_WAIT_SECONDS: data.waited,
             names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
         }

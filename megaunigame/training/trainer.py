@@ -7,6 +7,7 @@ and does not depend on the data, so ranks stay in lockstep.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
 from megaunigame.parallel.world import World
 from megaunigame.registry import unknown
-from megaunigame.step.phases import Phases
+from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.stepping import Stepper
 
@@ -41,7 +42,7 @@ class Trainer:
     micro_batches_of: ClassVar[type[MicroBatches]] = MicroBatches
     """Makes the rows of a micro-step."""
 
-    def __init__(self, recipe: Recipe, world: World, phases: Phases | None = None):
+    def __init__(self, recipe: Recipe, world: World, phases: PhaseTimer | None = None):
         """`phases`: times the phases of each step."""
         self.parts = parts = Assembly(recipe, world)
         self.recipe, self.world, self.folder = recipe, world, parts.folder
@@ -88,15 +89,8 @@ class Trainer:
 
     def describe(self) -> str:
         """The start-up plan."""
-        return describe(
-            self.learner.module,
-            self.plan,
-            largest_micro_step(self.processor, self.players, self.plan).inputs,
-            accumulation=self.accumulation,
-            world_size=self.world.size,
-            precision=self.recipe.engine.precision,
-            steps=self.recipe.schedule.steps,
-        )
+        largest = largest_micro_step(self.processor, self.players, self.plan).inputs
+        return describe(self.learner.module, self.recipe, self.plan, largest, self.accumulation, self.world.size)
 
     def dry_run(self) -> None:
         """Forward and backward of every pass, and of the players, on the largest legal rows; changes nothing.
@@ -154,7 +148,7 @@ class Trainer:
         """Write a checkpoint of the current step."""
         self.state.bad_samples = self.bad_samples.state_dict()
         others = [player.save for player in self.players]
-        self.parts.checkpoints.save(self.learner, self.state.state_dict(), self.state.step, others)
+        self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation

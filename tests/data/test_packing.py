@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from megaunigame.data.loading.packing import INLINE, Packed, pack
+from megaunigame.data.loading.packing import INLINE, Package, pack
 from megaunigame.step.inputs import GenerateInputs, PassInputs
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 
@@ -54,11 +54,11 @@ def same(one: Holder, other: Holder) -> bool:
     return list(one.inputs) == list(other.inputs) and (one.plan, one.bad) == (other.plan, other.bad)
 
 
-class Holders(Dataset[Packed[Holder]]):
+class Holders(Dataset[Package[Holder]]):
     def __init__(self, side: int):
         self.side = side
 
-    def __getitem__(self, i: int) -> Packed[Holder]:
+    def __getitem__(self, i: int) -> Package[Holder]:
         return pack(holder(self.side, i))
 
 

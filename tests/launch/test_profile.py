@@ -15,7 +15,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.profiling import measure
-from megaunigame.profiling.measure import Measured
+from megaunigame.profiling.measure import Measurement
 from megaunigame.profiling.page import bars, profile_page
 from megaunigame.profiling.planned import planned_bytes
 from megaunigame.profiling.text import fact_rows, phase_rows, ratio_rows, unit_name, warm_up_warning
@@ -202,7 +202,7 @@ def test_the_peak_of_a_step_is_reported_by_the_next_one(monkeypatch):
     assert measure._peak(world, [{names.PERF_PEAK_MEMORY_BYTES: peak} for peak in (90.0, 50.0, 20.0)]) == 50
 
 
-def measured(name: str, seconds: float, **more: Any) -> Measured:
+def measured(name: str, seconds: float, **more: Any) -> Measurement:
     """A recipe of which only the seconds matter."""
     numbers: dict[str, Any] = dict.fromkeys(("tokens", "tokens_per_second", "useful_tokens_per_second", "passes"), 1.0)
     numbers |= dict(
@@ -210,7 +210,7 @@ def measured(name: str, seconds: float, **more: Any) -> Measured:
     )
     numbers["phases"] = dict.fromkeys(PHASES, 0.0) | {BACKWARD: 1.5 * seconds}
     base = dict(steps=1, warmup=3, world_size=1, device="CPU", seconds=seconds, seconds_range=(seconds, seconds))
-    return Measured(name=name, **{**base, **numbers, **more})
+    return Measurement(name=name, **{**base, **numbers, **more})
 
 
 def test_each_recipe_is_compared_with_its_own_twin():

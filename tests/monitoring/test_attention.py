@@ -115,7 +115,7 @@ def test_curves_are_read_back_from_metrics(tmp_path):
     metrics = attention_result(shares, {"generate": np.array([0.4, 0.4, 0.2])})["metrics"]
     curve = read_curves(metrics)["generate"]
     assert curve.mean.tolist() == [0.3, 0.5, 0.2] and curve.target.tolist() == [0.4, 0.4, 0.2]
-    assert layers_of(metrics, "generate") == [0, 1, 2]
+    assert layers_of(metrics)["generate"] == [0, 1, 2]
     assert read_curves({"accuracy/mean": 0.5}) == {}
     write_curves(tmp_path / "new" / "curves.png", metrics)
     assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")

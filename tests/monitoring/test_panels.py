@@ -25,15 +25,18 @@ def test_what_is_written_is_read_back_in_order(tmp_path):
     for step in (7, 2):
         run.panels(step, [line(step), line(step + 1)])
     run.panels(3, [])
-    assert [(s.step, len(s.lines)) for s in read_panels(tmp_path)] == [(2, 2), (7, 2)]
+    assert [(step, len(lines)) for step, lines in read_panels(tmp_path).items()] == [(2, 2), (7, 2)]
     assert all(
-        (tmp_path / file).is_file() for s in read_panels(tmp_path) for entry in s.lines for file in entry["files"].values()
+        (tmp_path / file).is_file()
+        for lines in read_panels(tmp_path).values()
+        for entry in lines
+        for file in entry["files"].values()
     )
 
 
 def test_other_ranks_write_nothing(tmp_path):
     monitor(tmp_path, rank=1).panels(2, [line(2)])
-    assert read_panels(tmp_path) == []
+    assert read_panels(tmp_path) == {}
 
 
 def test_the_report_shows_the_first_the_middle_and_the_last_step(tmp_path):

@@ -43,7 +43,7 @@ class MixedReference(PlainReference):
             self.model.install_taps()
         for parameter in self.model.parameters():  # not model.bfloat16(): buffers stay fp32
             parameter.data = parameter.data.bfloat16()
-        if trainer.learner.stage == 3:
+        if trainer.learner.zero_stage == 3:
             for module in self.model.modules():
                 module.register_forward_pre_hook(_through_a_node)
         self.masters = {n: nn.Parameter(p.detach().float().clone()) for n, p in self.trained.items()}

@@ -13,20 +13,20 @@ from megaunigame.planning.changes import parts
 from megaunigame.planning.machines import Cluster, Gpu
 from megaunigame.planning.operations import Operations
 from megaunigame.planning.plan import LATE, LIVE, Plan
-from megaunigame.planning.rehearsal import Rehearsed, Shape
+from megaunigame.planning.rehearsal import MicroStepCost, Shape
 from megaunigame.planning.units import GIB
 
 NONE = Operations()
 
 
-def rehearsed(kept: float, peak: float, gathered: float, attack_peak: float = 0) -> Rehearsed:
+def rehearsed(kept: float, peak: float, gathered: float, aside_peak: float = 0) -> MicroStepCost:
     """Sizes in GiB; half of what is kept belongs to each of two passes."""
     halves = {name: int(kept * GIB / 2) for name in ("generate", "understand")}
     numbers = {name: int(size * GIB) for name, size in (("peak", peak), ("gathered_at_once", gathered))}
     forward = {name: Operations(model=100) for name in halves}
-    attack = (int(attack_peak * GIB), 0, NONE)
+    attack = (int(aside_peak * GIB), 0, NONE)
     backward = Operations(model=300, again=150)
-    return Rehearsed(halves, numbers["peak"], numbers["gathered_at_once"], 0, forward, backward, *attack)
+    return MicroStepCost(halves, numbers["peak"], numbers["gathered_at_once"], 0, forward, backward, *attack)
 
 
 PLAN = Plan(
@@ -41,20 +41,18 @@ PLAN = Plan(
     passes=("generate", "understand"),
     rows={"generate": {"pixel": 4}, "understand": {"clean": 2, "hard": 2}},
     accumulation=24,
-    attack_every=1,
     shape=Shape([GroupSize("lm", 8 * GIB, 8 * GIB), GroupSize("dit", GIB, GIB)], [(9 * GIB, True)], 0, {}, {}),
     elements_per_rank=9 * GIB // 4,
     # In GiB: 9 * 2 / 4, 9 * 4 / 4, 9 * 12 / 4; then 20 of graphs, 6 gathered, 14 of waiting gradients.
     memory={"weights": 9 * GIB // 2, "gradients": 9 * GIB, "optimizer": 27 * GIB, LIVE: 40 * GIB, LATE: GIB // 2, "rest": GIB},
     host={"hard buffer": 3 * GIB},
-    step=rehearsed(kept=20, peak=40, gathered=6, attack_peak=5),
-    checkpointed=rehearsed(kept=20, peak=40, gathered=6, attack_peak=5),
+    step=rehearsed(kept=20, peak=40, gathered=6, aside_peak=5),
+    checkpointed=rehearsed(kept=20, peak=40, gathered=6, aside_peak=5),
     plain=rehearsed(kept=20, peak=40, gathered=6),
     gathered=0,
-    attack_gathered=0,
+    aside_gathered=0,
     updated=0,
     reduced=0,
-    unplanned=(),
     notes=(),
 )
 TOTAL = 4.5 + 9 + 27 + 40 + 0.5 + 1
@@ -109,7 +107,7 @@ def test_nodes_share_out_the_rows_of_a_step():
 
 
 def test_an_attack_keeps_its_rows_when_the_others_are_halved():
-    attacked = replace(PLAN, step=rehearsed(kept=20, peak=40, gathered=6, attack_peak=39))
+    attacked = replace(PLAN, step=rehearsed(kept=20, peak=40, gathered=6, aside_peak=39))
     assert typed(of(TOTAL - 0.5, attacked))[HALF] == TOTAL - 1
     assert HALF not in typed(of(TOTAL - 9, attacked))
     single = replace(PLAN, rows={**PLAN.rows, "generate": {"pixel": 1}})

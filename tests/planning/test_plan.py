@@ -35,7 +35,7 @@ def test_traffic_of_zero_2_is_gradients_and_updated_weights(full, game):
     assert (full.reduced, full.updated) == (4 * trained(full), 2 * trained(full))
     assert full.traffic == 6 * trained(full)
     assert full.network_seconds == pytest.approx(full.traffic * 2 / 3 / full.cluster.collective_bandwidth)
-    attacked = replace(game, attack_gathered=7 * 10**9)
+    attacked = replace(game, aside_gathered=7 * 10**9)
     assert attacked.network_seconds - game.network_seconds == pytest.approx(
         7e9 * 1 / 2 / game.cluster.collective_bandwidth, rel=1e-6
     )
@@ -59,35 +59,35 @@ def test_gradients_wait_for_the_other_pass(full):
 
 
 def test_an_attack_is_counted(game):
-    assert game.step.attack_peak > 0 and game.memory["adversary"] > 0 and game.memory["CLIP"] > 0
+    assert game.step.aside_peak > 0 and game.memory["adversary"] > 0 and game.memory["CLIP"] > 0
     assert game.host["hard buffer"] > 0
-    micro = game.step.learner.model + game.step.attack.model
-    assert game.operations.model == micro * game.accumulation and game.step.attack.model > 10**9
-    assert game.step.attack.again > 0, "frozen tokenizers compute again, which is not the model's"
+    micro = game.step.learner.model + game.step.aside.model
+    assert game.operations.model == micro * game.accumulation and game.step.aside.model > 10**9
+    assert game.step.aside.again > 0, "frozen tokenizers compute again, which is not the model's"
     assert game.mfu is not None
     assert game.mfu[1] == pytest.approx(game.operations.model / game.seconds[0] / game.cluster.gpu.peak.bf16)
 
 
 def test_a_step_without_a_game_has_none_of_it():
     without = tiny("tiny_unigame", "objectives.unigame.attack_rows=0", "objectives.unigame.hard_rows=0", ranks=1)
-    assert without.step.attack_peak == without.step.attack.total == 0 and "CLIP" not in without.memory
+    assert without.step.aside_peak == without.step.aside.total == 0 and "CLIP" not in without.memory
     assert without.reduced == without.updated == 0 and without.network_seconds == 0, "one rank has nobody to talk to"
 
 
 def test_attacks_that_come_seldom_cost_less(game):
-    third = replace(game, attack_every=3)
-    assert third.operations.model == game.step.learner.model + game.step.attack.model // 3
+    third = replace(game, shape=replace(game.shape, rehearsed_every=3))
+    assert third.operations.model == game.step.learner.model + game.step.aside.model // 3
     assert "every 3 steps" in describe(third, [])
 
 
 def test_attacked_rows_that_join_the_learners_lie_in_its_graph(game):
     joined = tiny("tiny_unigame", "objectives.unigame.mode=simultaneous", "objectives.unigame.every=2")
-    assert joined.attack_every == 2
+    assert joined.shape.rehearsed_every == 2
     rows = {name: sum(terms.values()) for name, terms in joined.rows.items()}["understand"]
     assert rows == 8 + 4 + 8
     ratio = joined.step.forward["understand"].model / game.step.forward["understand"].model
     assert ratio == pytest.approx(20 / 12, rel=0.01)
-    assert joined.step.attack_peak < game.step.attack_peak, "an attack alone also asks about its pictures"
+    assert joined.step.aside_peak < game.step.aside_peak, "an attack alone also asks about its pictures"
     assert joined.step.backward.in_fp32 > 0, "the learner's backward goes on into the decoder"
     assert game.step.backward.in_fp32 == 0
 
@@ -147,4 +147,4 @@ def test_plans_equal_the_engine(tmp_path, recipe, overrides):
     assert len(checked) == 2 and all(line.endswith(": equal") for line in checked), done.stdout
     assert not any("planned 0," in line for line in checked)
     plan = json.loads(written.read_text())
-    assert (plan["attack_gathered"] > plan["gathered"] > 0) == (recipe == "tiny_unigame")
+    assert (plan["aside_gathered"] > plan["gathered"] > 0) == (recipe == "tiny_unigame")

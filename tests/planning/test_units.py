@@ -31,4 +31,4 @@ def test_a_plan_is_printed_in_the_units_of_a_profile(full, game):
         text = describe(plan, ["fits"])
         assert " GB" not in text.replace("GB/s", "") and " 0.00 " not in text and " MB" not in text
         assert f"shape: {plan.source}" in text.splitlines()[1]
-    assert "for attacks" not in describe(full, []) and "updated weights gathered" in describe(full, [])
+    assert "for players aside" not in describe(full, []) and "updated weights gathered" in describe(full, [])

@@ -39,7 +39,7 @@ class _Span:
 
 
 @dataclass(frozen=True)
-class Packed(Generic[T]):
+class Package(Generic[T]):
     """An object whose tensors are in `memory`."""
 
     content: Any
@@ -47,7 +47,7 @@ class Packed(Generic[T]):
     memory: Tensor | np.ndarray
     """uint8 (bytes,). A large block of a loader worker is shared with the main process from the start, not copied again."""
 
-    def pin_memory(self) -> Packed[T]:
+    def pin_memory(self) -> Package[T]:
         """Called by the DataLoader."""
         return dataclasses.replace(self, memory=torch.as_tensor(self.memory).pin_memory())
 
@@ -61,7 +61,7 @@ class Packed(Generic[T]):
         return cast(T, _mapped(self.content, _Span, view))
 
 
-def pack(content: T) -> Packed[T]:
+def pack(content: T) -> Package[T]:
     """Copy every CPU tensor found in dataclasses and dictionaries, at any depth, into one block."""
     tensors: list[tuple[_Span, Tensor]] = []
     end = 0
@@ -81,7 +81,7 @@ def pack(content: T) -> Packed[T]:
         memory = torch.empty(end, dtype=torch.uint8)
     for span, tensor in tensors:
         memory[span.start : span.start + span.bytes].view(span.dtype).view(span.shape).copy_(tensor)
-    return Packed(spans, memory if shared else memory.numpy())
+    return Package(spans, memory if shared else memory.numpy())
 
 
 def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:

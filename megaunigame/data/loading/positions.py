@@ -10,6 +10,7 @@ samples are skipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from megaunigame.step.requests import RowRequest, StepPlan
 
@@ -33,14 +34,11 @@ class StreamPositions:
         """
         assert request.stream is not None, "a player fills these rows"
         step, micro = divmod(micro_step, self.accumulation)
-        owner, earlier = request, 0
+        owner = request
         while owner.shares is not None:  # that term may itself share samples
             owner = next(r for r in self.plan.requests if r.term == owner.shares)
-        for other in self.plan.requests:
-            if other.term == owner.term:
-                break
-            if _owns(other, request.stream):
-                earlier += other.count
+        before = takewhile(lambda other: other.term != owner.term, self.plan.requests)
+        earlier = sum(other.count for other in before if _owns(other, request.stream))
         start = base + step * self.per_step(request.stream)
         start += earlier * self.accumulation * self.world_size
         start += (micro * self.world_size + rank) * request.count

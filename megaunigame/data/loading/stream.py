@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.loading.bad_samples import BadSample
-from megaunigame.data.loading.packing import Packed, pack
+from megaunigame.data.loading.packing import Package, pack
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Cursor, SampleRef, Stream
 from megaunigame.errors import DataError, UserError
@@ -42,6 +42,9 @@ class RowMaker(Protocol):
 
 class Collator(Protocol):
     """Interface of a family's processor."""
+
+    image_size: int
+    max_length: int
 
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
@@ -184,7 +187,7 @@ class MicroBatchLoader:
         """`pin_memory`: for a run on a GPU only; it opens a context there."""
         self.steps = range(first, last)
         self._loader = DataLoader(
-            _Reporting(dataset),
+            _Reporter(dataset),
             sampler=self.steps,
             batch_size=None,
             num_workers=workers,
@@ -206,13 +209,13 @@ class MicroBatchLoader:
             yield batch.unpacked()
 
 
-class _Reporting(Dataset["Packed[MicroBatch] | UserError"]):
+class _Reporter(Dataset["Package[MicroBatch] | UserError"]):
     """Returns a UserError instead of raising it: the DataLoader would add the worker's traceback to its message."""
 
     def __init__(self, dataset: MicroBatches):
         self.dataset = dataset
 
-    def __getitem__(self, micro_step: int) -> Packed[MicroBatch] | UserError:
+    def __getitem__(self, micro_step: int) -> Package[MicroBatch] | UserError:
         try:
             return pack(self.dataset[micro_step])
         except UserError as error:

@@ -19,37 +19,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from megaunigame.data.shards.cache import ShardCache
-from megaunigame.data.shards.manifest import MANIFEST, ListedShard, parse_manifest
+from megaunigame.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from megaunigame.data.shards.remote import CachedFiles, is_url
-from megaunigame.data.shards.table import ShardTable, check_length, index_name, index_path, parse_table, read_table, scan_table
+from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
 from megaunigame.errors import DataError
 
 log = logging.getLogger(__name__)
-
-
-class ShardFiles(Protocol):
-    """Access to the files of the shards."""
-
-    def open_tar(self, shard: int) -> io.FileIO:
-        """The tar, complete and unchanged since the run began. Raises DataError."""
-        ...
-
-    def read_index(self, shard: int) -> bytes:
-        """The content of its idx.json. Raises DataError."""
-        ...
-
-    def prefetch(self, shards: Sequence[int]) -> None:
-        """Prefetch shards that will be opened soon, in this order. Returns at once."""
-        ...
-
-    def check_unchanged(self, shard: int) -> None:
-        """Raises DataError when the tar has changed since the run began."""
-        ...
 
 
 class LocalFiles:
@@ -63,6 +43,7 @@ class LocalFiles:
         return self._began_with[shard][0]
 
     def open_tar(self, shard: int) -> io.FileIO:
+        """The tar, complete and unchanged since the run began. Raises DataError."""
         try:
             file = io.FileIO(self.paths[shard], "r")
         except OSError as error:
@@ -71,9 +52,10 @@ class LocalFiles:
         return file
 
     def read_index(self, shard: int) -> bytes:
-        path = index_path(self.paths[shard])
+        """The content of its idx.json. Raises DataError."""
+        path = index_name(self.paths[shard])
         try:
-            return path.read_bytes()
+            return Path(path).read_bytes()
         except OSError as error:
             raise DataError(f"{path} can no longer be read ({error}). Put it back and start again.") from error
 
@@ -81,6 +63,7 @@ class LocalFiles:
         """Does nothing: local shards need no download."""
 
     def check_unchanged(self, shard: int) -> None:
+        """Raises DataError when the tar has changed since the run began."""
         try:
             now = self.paths[shard].stat()
         except OSError as error:
@@ -120,14 +103,14 @@ class ShardIndex:
         self,
         location: str,
         places: list[str],
-        files: ShardFiles,
+        files: LocalFiles | CachedFiles,
         sizes: Sequence[int],
         digests: list[str],
         fields: tuple[str, ...],
-        index_sha256: list[str] | None = None,
+        open_shards: int,
         scanned: dict[int, ShardTable] | None = None,
-        open_shards: int = 32,
     ):
+        """`digests`: of the index files, as the manifest lists them; with `scanned`, of the tables."""
         self.location = location
         self.places = places
         """Path or URL of every shard."""
@@ -136,8 +119,7 @@ class ShardIndex:
         """(shards,) int64: samples per shard."""
         self.fields = fields
         self._digests = digests
-        self._index_sha256 = index_sha256
-        self._scanned = scanned or {}
+        self._scanned = scanned
         self._open_shards = open_shards
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
         if self.samples == 0:
@@ -151,7 +133,11 @@ class ShardIndex:
         Raises DataError when nothing is there, or when a shard, an index or the manifest is missing, cut or wrong.
         """
         if is_url(str(location)):
-            return cls._from_url(str(location).rstrip("/"), open_shards, cache)
+            url = str(location).rstrip("/")
+            if cache is None:
+                raise DataError(f"{url} needs a cache on the node to keep its shards in. Name a folder on a local disk.")
+            manifest = parse_manifest(f"{url}/{MANIFEST}", cache.read(f"{url}/{MANIFEST}"))
+            return cls._listed(url, CachedFiles(url, manifest.shards, cache), manifest, open_shards)
         path = Path(location)
         if (path / MANIFEST).is_file():
             return cls._from_manifest(path, open_shards)
@@ -177,31 +163,20 @@ class ShardIndex:
         for path in paths:
             if not path.is_file():
                 raise DataError(f"{path} is listed in {MANIFEST} but missing. {again}")
-            if not index_path(path).is_file():
-                raise DataError(f"{index_path(path)} is missing: {MANIFEST} requires an index next to every shard. {again}")
+            if not Path(index_name(path)).is_file():
+                raise DataError(f"{index_name(path)} is missing: {MANIFEST} requires an index next to every shard. {again}")
         files = LocalFiles(paths)
         for number, shard in enumerate(manifest.shards):
             size = files.size(number)
             if size != shard.bytes:
                 raise DataError(f"{paths[number]} has {size:,} bytes, {MANIFEST} says {shard.bytes:,}. Delete it. {again}")
-        return cls._listed(str(folder), files, manifest.shards, manifest.fields, open_shards)
+        return cls._listed(str(folder), files, manifest, open_shards)
 
     @classmethod
-    def _from_url(cls, url: str, open_shards: int, cache: ShardCache | None) -> ShardIndex:
-        if cache is None:
-            raise DataError(f"{url} needs a cache on the node to keep its shards in. Name a folder on a local disk.")
-        manifest = parse_manifest(f"{url}/{MANIFEST}", cache.read(f"{url}/{MANIFEST}"))
-        files = CachedFiles(url, manifest.shards, cache)
-        return cls._listed(url, files, manifest.shards, manifest.fields, open_shards)
-
-    @classmethod
-    def _listed(
-        cls, location: str, files: ShardFiles, shards: list[ListedShard], fields: tuple[str, ...], open_shards: int
-    ) -> ShardIndex:
-        digests = [s.index_sha256 for s in shards]
-        sizes = [s.samples for s in shards]
-        places = [f"{location}/{s.file}" for s in shards]
-        return cls(location, places, files, sizes, digests, fields, index_sha256=digests, open_shards=open_shards)
+    def _listed(cls, location: str, files: LocalFiles | CachedFiles, manifest: Manifest, open_shards: int) -> ShardIndex:
+        shards = manifest.shards
+        places, sizes = [f"{location}/{s.file}" for s in shards], [s.samples for s in shards]
+        return cls(location, places, files, sizes, [s.index_sha256 for s in shards], manifest.fields, open_shards)
 
     @classmethod
     def _from_tars(cls, location: str, paths: list[Path], open_shards: int) -> ShardIndex:
@@ -210,7 +185,7 @@ class ShardIndex:
         scanned: dict[int, ShardTable] = {}
         files = LocalFiles(paths)
         for shard, path in enumerate(paths):
-            if index_path(path).is_file():
+            if Path(index_name(path)).is_file():
                 table = read_table(path)
                 check_length(str(path), files.size(shard), table)
             else:
@@ -219,8 +194,7 @@ class ShardIndex:
             digests.append(table.digest())
             fields.update(table.fields)
         log.info("%s has no %s: found %d shard(s), %d of them scanned.", location, MANIFEST, len(paths), len(scanned))
-        places, order = [str(path) for path in paths], tuple(sorted(fields))
-        return cls(location, places, files, sizes, digests, order, scanned=scanned, open_shards=open_shards)
+        return cls(location, list(map(str, paths)), files, sizes, digests, tuple(sorted(fields)), open_shards, scanned)
 
     @cached_property
     def samples(self) -> int:
@@ -274,10 +248,10 @@ class ShardIndex:
         return self._opened[shard]
 
     def _load(self, shard: int) -> ShardTable:
-        if shard in self._scanned:
+        if self._scanned is not None and shard in self._scanned:
             return self._scanned[shard]
         path = index_name(self.places[shard])
-        table = parse_table(path, self.files.read_index(shard), self._index_sha256[shard] if self._index_sha256 else None)
+        table = parse_table(path, self.files.read_index(shard), self._digests[shard] if self._scanned is None else None)
         if len(table) != self.sizes[shard]:
             raise DataError(f"{path} lists {len(table)} samples, {int(self.sizes[shard])} were expected. Make the shard again.")
         return table

@@ -6,8 +6,7 @@ import dataclasses
 import gc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,24 +74,19 @@ def build_table(
     return ShardTable(np.array([key.encode() for key in keys], dtype=bytes), fields, array, columns)
 
 
-def index_path(shard: Path) -> Path:
-    """NAME-000000.tar -> NAME-000000.idx.json, next to it."""
-    return Path(index_name(str(shard)))
-
-
-def index_name(shard: str) -> str:
-    """`index_path` for a path or URL as text."""
-    return shard.removesuffix(".tar") + ".idx.json"
+def index_name(shard: Path | str) -> str:
+    """NAME-000000.tar -> NAME-000000.idx.json, next to it, for a path or URL."""
+    return str(shard).removesuffix(".tar") + ".idx.json"
 
 
 def read_table(shard: Path) -> ShardTable:
     """Read the `idx.json` of the shard. Raises DataError when it cannot be read or is not an index."""
-    path = index_path(shard)
+    path = index_name(shard)
     try:
-        content = path.read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}). {_remedy(str(path))}") from error
-    return parse_table(str(path), content)
+        raise DataError(f"{path} cannot be read ({error}). {_remedy(path)}") from error
+    return parse_table(path, content)
 
 
 def parse_table(path: str, content: bytes, sha256: str | None = None) -> ShardTable:
@@ -102,30 +96,22 @@ def parse_table(path: str, content: bytes, sha256: str | None = None) -> ShardTa
     """
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{path} is not the index that dataset.json describes (its sha256 differs). {_remedy(path)}")
+    collecting = gc.isenabled()
+    gc.disable()  # garbage collection would repeatedly traverse the many objects of a parsed index, and find no garbage
     try:
-        with _collector_paused():
-            index = json.loads(content)
-            version = index["version"]
-            samples = index["samples"]
-            keys, spans = [s["key"] for s in samples], [s["fields"] for s in samples]
-            table = build_table(keys, spans, [s.get("columns", {}) for s in samples])
+        index = json.loads(content)
+        version = index["version"]
+        samples = index["samples"]
+        keys, spans = [s["key"] for s in samples], [s["fields"] for s in samples]
+        table = build_table(keys, spans, [s.get("columns", {}) for s in samples])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a shard index ({type(error).__name__}: {error}). {_remedy(path)}") from error
+    finally:
+        if collecting:
+            gc.enable()
     if version != INDEX_VERSION:
         raise DataError(f"{path} has version {version}; this program reads version {INDEX_VERSION}. {_remedy(path)}")
     return table
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection inside: it would repeatedly traverse the many objects of a parsed index, and find no garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def check_length(shard: str, size: int, table: ShardTable) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol
 
 from megaunigame.config import StreamConfig
 from megaunigame.errors import DataError
@@ -49,7 +49,7 @@ class Backend(Source):
 
     @classmethod
     @abstractmethod
-    def open(cls, key: str, config: StreamConfig, seed: int) -> Self:
+    def open(cls, key: str, config: StreamConfig, seed: int) -> Backend:
         """The data set of `config` (not a mix), filtered by `config.where` (given only if `exact`).
 
         `key` is its key in the recipe, for messages. Raises ConfigError or DataError: missing or incomplete shards, settings

@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -31,43 +30,35 @@ class Blend:
         self.names = sorted(sources)
         self.sources = [sources[name] for name in self.names]
         common = math.gcd(*weights.values())
-        self.weights = np.array([weights[name] // common for name in self.names], dtype=np.int64)
-        """(sources,) int64: positions of each source in a block."""
+        self.weights = tuple(weights[name] // common for name in self.names)
+        """Positions of each source in a block."""
+        self.block = sum(self.weights)
+        """K: positions in a block."""
         self.seed = seed
         self.location = ", ".join(source.location for source in self.sources)
         self.identity: dict[str, str | int] = {}
         for name, source, weight in zip(self.names, self.sources, self.weights, strict=True):
             self.identity |= {f"{name}.{what}": value for what, value in source.identity.items()}
-            self.identity[f"{name}.weight (in lowest terms)"] = int(weight)
-        self._block = lru_cache(maxsize=64)(self._make_block)
-
-    @property
-    def block(self) -> int:
-        """K: positions in a block."""
-        return int(self.weights.sum())
+            self.identity[f"{name}.weight (in lowest terms)"] = weight
 
     def locate(self, position: int) -> tuple[int, int]:
         """(source, position in the source) of a position >= 0."""
         block, offset = divmod(position, self.block)
-        source_of, count_of = self._block(block)
+        source_of, count_of = _order_of(self.weights, self.seed, block)
         source = int(source_of[offset])
-        return source, block * int(self.weights[source]) + int(count_of[offset])
+        return source, block * self.weights[source] + int(count_of[offset])
 
     def find(self, position: int, attempt: int) -> SampleRef:
         source, inner = self.locate(position)
         ref = self.sources[source].find(inner, attempt)
         return dataclasses.replace(ref, shard=f"{self.names[source]}/{ref.shard}")
 
-    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Per position of the block: its source, and how many positions of that source come before it."""
-        source_of = np.repeat(np.arange(len(self.weights)), self.weights)[permutation(self.block, self.seed, block)]
-        count_of = np.empty(self.block, dtype=np.int64)
-        for source, weight in enumerate(self.weights):
-            count_of[source_of == source] = np.arange(weight)
-        return source_of, count_of
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_block"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _block=lru_cache(maxsize=64)(self._make_block))
+@lru_cache(maxsize=64)
+def _order_of(weights: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per position of the block: its source, and how many positions of that source come before it."""
+    source_of = np.repeat(np.arange(len(weights)), weights)[permutation(sum(weights), seed, block)]
+    count_of = np.empty(sum(weights), dtype=np.int64)
+    for source, weight in enumerate(weights):
+        count_of[source_of == source] = np.arange(weight)
+    return source_of, count_of

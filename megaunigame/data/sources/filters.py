@@ -92,34 +92,31 @@ def parse_filter(text: str) -> Filter:
     )
 
 
+@dataclass(frozen=True)
 class Selection:
     """The samples that pass all filters, one bit per sample of the data set."""
 
-    def __init__(self, bits: list[np.ndarray], counts: Sequence[int]):
-        self._bits = bits
-        self.counts = np.array(counts, dtype=np.int64)
-        """(shards,) int64: samples of each shard that pass."""
-        self._indices = lru_cache(maxsize=64)(self._unpacked)
+    bits: list[bytes]
+    """Of each shard."""
+    counts: np.ndarray
+    """(shards,) int64: samples of each shard that pass."""
 
     def index(self, shard: int, i: int) -> int:
         """Index within the shard of its i-th sample that passes."""
-        return int(self._indices(shard)[i])
+        return int(_passing(self.bits[shard])[i])
 
     def digest(self) -> str:
         """sha256 of the selection."""
         digest = hashlib.sha256()
-        for bits in self._bits:
-            digest.update(len(bits).to_bytes(8, "little") + bits.tobytes())
+        for bits in self.bits:
+            digest.update(len(bits).to_bytes(8, "little") + bits)
         return digest.hexdigest()
 
-    def _unpacked(self, shard: int) -> np.ndarray:
-        return np.flatnonzero(np.unpackbits(self._bits[shard])).astype(np.int32)
 
-    def __getstate__(self) -> tuple[list[np.ndarray], np.ndarray]:
-        return self._bits, self.counts
-
-    def __setstate__(self, state: tuple[list[np.ndarray], np.ndarray]) -> None:
-        Selection.__init__(self, *state)  # type: ignore[arg-type]
+@lru_cache(maxsize=64)
+def _passing(bits: bytes) -> np.ndarray:
+    """(n,) int32: indices within a shard of the samples that pass."""
+    return np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8))).astype(np.int32)
 
 
 def select(index: ShardIndex, filters: Sequence[Filter]) -> Selection:
@@ -136,7 +133,7 @@ def select(index: ShardIndex, filters: Sequence[Filter]) -> Selection:
         passing = np.array([f.passing(table) for f in filters])
         passed_alone += passing.sum(axis=1)
         kept = passing.all(axis=0)
-        bits.append(np.packbits(kept))
+        bits.append(np.packbits(kept).tobytes())
         counts.append(int(kept.sum()))
     _check_names(index, filters, columns)
     if not any(counts):
@@ -145,7 +142,7 @@ def select(index: ShardIndex, filters: Sequence[Filter]) -> Selection:
     rule = " and ".join(map(str, filters))
     seconds = time.perf_counter() - began
     log.info("%s: %s of %s samples pass %s (%.1f s).", index.location, f"{sum(counts):,}", f"{index.samples:,}", rule, seconds)
-    return Selection(bits, counts)
+    return Selection(bits, np.array(counts, dtype=np.int64))
 
 
 def _check_names(index: ShardIndex, filters: Sequence[Filter], columns: set[str]) -> None:

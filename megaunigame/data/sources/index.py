@@ -61,7 +61,9 @@ class IndexedSource(Backend):
 
     def find(self, position: int, attempt: int) -> SampleRef:
         if position not in self._near:
-            self._enter_window(position)
+            self._near = self.order.window_of(position)
+            coming = self.order.shards_of_window(self._near.stop)
+            self.index.files.prefetch([*self.order.shards_of_window(position), *coming])
         if attempt:
             epoch = range(*(self.order.samples * (position // self.order.samples + k) for k in (0, 1)))
             near = self._near if attempt <= NEAR else epoch
@@ -75,10 +77,6 @@ class IndexedSource(Backend):
 
     def _read(self, shard: int, i: int) -> Mapping[str, bytes]:
         return self.index.read(shard, i)[1]
-
-    def _enter_window(self, position: int) -> None:
-        self._near = self.order.window_of(position)
-        self.index.files.prefetch([*self.order.shards_of_window(position), *self.order.shards_of_window(self._near.stop)])
 
 
 def _cache(key: str, config: StreamConfig) -> ShardCache:

@@ -34,28 +34,28 @@ class Order:
 
     def locate(self, position: int) -> tuple[int, int, int]:
         """(epoch, shard, index in the shard) of a position >= 0."""
-        epoch, offset = divmod(position, self.samples)
-        _, window_ends = self._epoch(epoch)
-        window = int(np.searchsorted(window_ends, offset, side="right"))
+        epoch, window, positions = self._find(position)
         shards, shard_ends, samples = self._samples(epoch, window)
-        inside = int(samples[offset - (int(window_ends[window - 1]) if window else 0)])
+        inside = int(samples[position - positions.start])
         at = int(np.searchsorted(shard_ends, inside, side="right"))
         return epoch, int(shards[at]), inside - (int(shard_ends[at - 1]) if at else 0)
 
     def window_of(self, position: int) -> range:
         """The positions in the window of this one."""
+        return self._find(position)[2]
+
+    def shards_of_window(self, position: int) -> list[int]:
+        """The shards in the window of this position."""
+        epoch, window, _ = self._find(position)
+        return self._epoch(epoch)[0][window * self.window : (window + 1) * self.window].tolist()
+
+    def _find(self, position: int) -> tuple[int, int, range]:
+        """Epoch, window within the epoch, and the positions of that window."""
         epoch, offset = divmod(position, self.samples)
         _, ends = self._epoch(epoch)
         window = int(np.searchsorted(ends, offset, side="right"))
         first = epoch * self.samples
-        return range(first + (int(ends[window - 1]) if window else 0), first + int(ends[window]))
-
-    def shards_of_window(self, position: int) -> list[int]:
-        """The shards in the window of this position."""
-        epoch, offset = divmod(position, self.samples)
-        shards, ends = self._epoch(epoch)
-        window = int(np.searchsorted(ends, offset, side="right"))
-        return [int(s) for s in shards[window * self.window : (window + 1) * self.window]]
+        return epoch, window, range(first + (int(ends[window - 1]) if window else 0), first + int(ends[window]))
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Permuted shards, and the end of each window within the epoch."""
@@ -71,8 +71,5 @@ class Order:
         # Window numbers start at 1 in the seed: 0 belongs to the shards' permutation.
         return shards, ends, permutation(int(ends[-1]), self.seed, epoch, window + 1)
 
-    def __getstate__(self) -> tuple[np.ndarray, int, int]:
-        return self.sizes, self.seed, self.window
-
-    def __setstate__(self, state: tuple[np.ndarray, int, int]) -> None:
-        Order.__init__(self, *state)
+    def __reduce__(self) -> tuple[type[Order], tuple[np.ndarray, int, int]]:
+        return Order, (self.sizes, self.seed, self.window)  # without the caches

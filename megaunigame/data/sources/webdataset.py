@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from typing import NoReturn
 
 import webdataset
@@ -26,28 +26,6 @@ from megaunigame.config import StreamConfig
 from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
-
-
-@dataclass(frozen=True)
-class _Sample:
-    key: str
-    shard: str
-    fields: Mapping[str, bytes]
-
-    def read(self) -> Mapping[str, bytes]:
-        return self.fields
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A shard that could not be opened or read to its end."""
-
-    key: str
-    shard: str
-    reason: str
-
-    def read(self) -> NoReturn:
-        raise DataError(f"{self.shard} cannot be read to its end ({self.reason}).")
 
 
 class Pipe(Backend):
@@ -69,7 +47,7 @@ class Pipe(Backend):
         self.shuffle_buffer = shuffle_buffer
         self.identity: dict[str, str | int] = {"backend": "webdataset"}
         self._process = 0
-        self._reader: Iterator[_Sample | _Failure] = iter(())
+        self._reader: Iterator[SampleRef] = iter(())
 
     @classmethod
     def open(cls, key: str, config: StreamConfig, seed: int) -> Pipe:
@@ -79,34 +57,36 @@ class Pipe(Backend):
         if self._process != os.getpid():
             self._process = os.getpid()
             self._reader = self._read(derive(self.seed, position))
-        item = next(self._reader)
-        return SampleRef(item.key, item.shard, item.read, lambda: None)
+        return next(self._reader)
 
-    def _read(self, seed: int) -> Iterator[_Sample | _Failure]:
+    def _read(self, seed: int) -> Iterator[SampleRef]:
         """Samples in shuffled order; a failure is yielded at once, so that a source with only failures is noticed."""
         rng = random.Random(seed)
-        buffer: list[_Sample] = []
-        for item in self._sampled(seed):
-            if isinstance(item, _Failure):
-                yield item
+        buffer: list[SampleRef] = []
+        for ref in self._sampled(seed):
+            if not ref.key:
+                yield ref
                 continue
-            buffer.append(item)
+            buffer.append(ref)
             if len(buffer) >= self.shuffle_buffer:
                 chosen = rng.randrange(len(buffer))
                 buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
                 yield buffer.pop()
 
-    def _sampled(self, seed: int) -> Iterator[_Sample | _Failure]:
-        """Whole shards, sampled with replacement, endless."""
+    def _sampled(self, seed: int) -> Iterator[SampleRef]:
+        """Whole shards, sampled with replacement, endless. Without a key: a shard that cannot be read to its end."""
         for source in webdataset.ResampledShards(self.urls, seed=seed, worker_seed=lambda: 0, deterministic=True):
-            shard, empty = source["url"], True
+            shard, failure = source["url"], "it holds no sample"
             try:
                 for sample in webdataset.tarfile_samples([source]):
                     fields = {name: data for name, data in sample.items() if not name.startswith("__")}
-                    yield _Sample(sample["__key__"], shard, fields)
-                    empty = False
+                    yield SampleRef(sample["__key__"], shard, partial(dict, fields), lambda: None)
+                    failure = ""
             except Exception as error:  # a tar, a pipe, curl, ...: each has other error types
-                yield _Failure("", shard, f"{type(error).__name__}: {error}")
-            else:
-                if empty:
-                    yield _Failure("", shard, "it holds no sample")
+                failure = f"{type(error).__name__}: {error}"
+            if failure:
+                yield SampleRef("", shard, partial(_refuse, shard, failure), lambda: None)
+
+
+def _refuse(shard: str, reason: str) -> NoReturn:
+    raise DataError(f"{shard} cannot be read to its end ({reason}).")
