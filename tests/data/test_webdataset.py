@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import Counter
 
 import pytest
 
 from megaunigame.config import MixedConfig, StreamConfig
 from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
-from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
-from tests.data.shard_files import number_batches, overwrite, write_shards
+from tests.data.shard_files import number_batches, overwrite, stored_cursors, write_shards
 
 SIZES = [9, 4, 11, 6]
 PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "s", 2),))
@@ -61,7 +58,7 @@ def test_one_shard_serves_many_ranks_and_workers(folder):
 def test_ranks_workers_and_resumed_runs_draw_for_themselves(folder):
     first = numbers(batches(braces(folder), 0, 2), 40)
     assert numbers(batches(braces(folder), 1, 2), 40) != first
-    cursor = Cursor(**json.loads(json.dumps(dataclasses.asdict(batches(braces(folder), 0, 2).cursors(40)["s"]))))
+    cursor = stored_cursors(batches(braces(folder), 0, 2).cursors(40))["s"]
     assert cursor.position == 160
     assert numbers(batches(braces(folder), 0, 2, cursor), 40) != first
     halves = numbers(batches(braces(folder)), 40, workers=2)

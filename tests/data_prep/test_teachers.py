@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -145,7 +144,7 @@ def test_licence_note(model, licence):
     assert license_of(model) == licence
 
 
-def test_classic_regions_follow_colours_and_are_the_same_every_time():
+def test_classic_regions_follow_colors_and_are_the_same_every_time():
     flat = np.zeros((3, 40, 56), dtype=np.uint8)
     flat[0, :, :20] = 250
     sample = Sample(key="flat", meta={}, image=torch.from_numpy(flat))
@@ -253,15 +252,11 @@ def test_ids_of_masks_fall_with_area_and_small_ones_lie_on_top(masks: list[np.nd
         assert ids[y, x] == max(over, default=0)
 
 
-@pytest.mark.parametrize("from_labels", [False, True])
-def test_of_more_than_255_masks_the_largest_stay(from_labels):
+@pytest.mark.parametrize("form", ["labels", "masks"])
+def test_of_more_than_255_masks_the_largest_stay(form):
     labels = np.repeat(np.arange(1, 301), np.arange(1, 301))[None]  # label k has k pixels
-    make: Callable[[], np.ndarray] = (
-        (lambda: ids_from_labels(labels))
-        if from_labels
-        else (lambda: ids_from_masks([labels == k for k in range(1, 301)], *labels.shape))
-    )
-    ids = make()
+    masks = [labels == k for k in range(1, 301)]
+    ids = ids_from_labels(labels) if form == "labels" else ids_from_masks(masks, *labels.shape)
     assert ids.dtype == np.uint8
     np.testing.assert_array_equal(ids, np.where(labels > 45, 301 - labels, 0))
 
