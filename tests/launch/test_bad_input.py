@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -28,18 +27,10 @@ def home(tmp_path_factory) -> Path:
     write_model(folder / "model")
     write_data(folder / "shards")
     recipe = write_recipe(folder / "recipe.yaml", folder, schedule={"steps": 2, "warmup_steps": 0})
-    # In a process of its own: a run that ends well takes its process group down, and deepspeed never forgets one.
+    # In another process: a run that ends well takes its process group down, and deepspeed never forgets one.
     for overrides in ([], [f"output={folder / 'game'}", "objectives={unigame: {clean_rows: 2}}"]):
         run_script("launch/train.py", recipe, *overrides, check=True)
     return folder
-
-
-def without_conversations(number: int) -> dict[str, bytes]:
-    return {**sample(number), "json": json.dumps({"caption": "x"}).encode()}
-
-
-def not_an_image(number: int) -> dict[str, bytes]:
-    return {**sample(number), "png": b"this is no picture"}
 
 
 def game(settings: str) -> str:
@@ -150,8 +141,8 @@ def wrong_things(home: Path) -> Path:
     (home / "empty").mkdir()
     write_shards(home / "missing", [8, 8], fields=sample)
     (home / "missing" / "data-000001.tar").unlink()
-    write_shards(home / "not_images", [8, 8], fields=not_an_image)
-    write_shards(home / "no_talk", [8, 8], fields=without_conversations)
+    write_shards(home / "not_images", [8, 8], fields=lambda number: {**sample(number), "png": b"this is not a picture"})
+    write_shards(home / "no_talk", [8, 8], fields=lambda number: {**sample(number), "json": b'{"caption": "x"}'})
     write_shards(home / "other_shards", [16, 16], fields=sample)
     mixed = write_model(home / "mixed_model", width=64)
     shutil.copy(home / "model" / "model.safetensors", mixed / "model.safetensors")
