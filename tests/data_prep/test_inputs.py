@@ -18,7 +18,7 @@ from data_prep.__main__ import main
 from data_prep.inputs.sample import LONGEST_KEY, short_key
 from data_prep.scenes.samples import sample as scene
 from tests.data.shard_files import write_tar
-from tests.data_prep.stored import failures_of, records_of, samples_of
+from tests.data_prep.stored import failures_of, pixels, records_of, samples_of
 from tests.data_prep.toy_sets import TALK, cc3m, pack_tars, pack_vqa, picture, write_vqa
 
 
@@ -48,8 +48,7 @@ def test_llava_finds_pictures_of_another_ending_and_takes_the_first_frame(tmp_pa
         "00000001-2_jpg": {"png"},
         "00000002-3_webp": {"png"},
     }
-    with Image.open(io.BytesIO(found["00000002-3_webp"]["png"])) as stored:
-        np.testing.assert_array_equal(np.array(stored), np.array(frames[0]))
+    np.testing.assert_array_equal(pixels(found["00000002-3_webp"]["png"]), np.array(frames[0]))
     reasons = {failure["image"]: failure["reason"] for failure in failures_of(tmp_path / "out")}
     assert reasons["ocr_vqa/images/5.jpg"] == "missing file"
     assert reasons["ocr_vqa/images/4.jpg"].startswith("damaged image")

@@ -15,9 +15,6 @@ import webdataset
 from data_prep import shard_writer
 from data_prep.__main__ import main
 from data_prep.scenes import command
-from data_prep.shard_writer import index_of
-from megaunigame.errors import DataError
-from tests.data.shard_files import write_tar
 from tests.data_prep.stored import content
 
 COUNT = 50
@@ -132,13 +129,6 @@ def test_other_settings_in_the_same_folder_are_refused_until_overwrite(whole, tm
 def test_bad_numbers_are_refused_before_anything_is_written(arguments, said, tmp_path, refusal):
     assert said in refusal(scenes(tmp_path / "new", *arguments))
     assert not (tmp_path / "new").exists()
-
-
-def test_fields_of_a_key_must_be_adjacent(tmp_path):
-    path = tmp_path / "a-000000.tar"
-    write_tar(path, [(name, b"") for name in ("one.json", "two.json", "one.png")])
-    with pytest.raises(DataError, match="'one' are not adjacent"):
-        index_of(path)
 
 
 def test_config_hash_ignores_key_order_only():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -22,6 +21,7 @@ from data_prep.teachers.pretrained import license_of
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.judges.clip import FrozenClip
+from tests.data_prep.stored import pixels
 from tests.data_prep.tiny_teachers import KEEP_ALL, depth_checkpoint, picture, sam2_checkpoint, sam_checkpoint
 
 CPU = torch.device("cpu")
@@ -266,8 +266,7 @@ def test_of_more_than_255_masks_the_largest_stay(form):
 )
 def test_depth_png_spans_all_levels_and_keeps_the_order(depth, size):
     fields, numbers = depth_target(depth, size)
-    with Image.open(io.BytesIO(fields["depth.png"])) as picture:
-        levels = np.array(picture).astype(np.int64)
+    levels = pixels(fields["depth.png"]).astype(np.int64)
     assert levels.shape == size
     if numbers["depth_max"] == numbers["depth_min"]:
         assert not levels.any()

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.scenes.samples import sample
 from data_prep.shard_writer import Job, Shard, ShardSample
 from tests.data.shard_files import encoded
-from tests.data_prep.stored import write_whole
+from tests.data_prep.stored import pixels, write_whole
 from tests.data_prep.toy_sets import TEXT
 
 
@@ -70,11 +69,6 @@ def test_tampered_shards_are_found(tamper, said, folder, faults):
     shown = faults(folder)
     assert said in shown
     assert "ood-000000.tar: 10 samples, ok" in shown and "3 shards, 1 with faults" in shown
-
-
-def pixels(data: bytes, mode: str = "") -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.array(picture.convert(mode) if mode else picture)
 
 
 def shortened(record: bytes, name: str, length: int) -> bytes:
