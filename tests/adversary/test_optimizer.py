@@ -15,10 +15,9 @@ STEPS, CLIP, DECAY = 3, 0.7, 0.1
 RATES = (0.1, 0.03, 0.2)
 
 
-def parameters(seed: int = 0) -> list[nn.Parameter]:
+def parameters() -> list[nn.Parameter]:
     """A gate, a matrix and a vector, as the perturber has them."""
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((1,), (4, 3), (4,))]
+    return [nn.Parameter(drawn) for drawn in gradients(-100)]
 
 
 def gradients(seed: int, scale: float = 1.0) -> list[Tensor]:

@@ -151,16 +151,12 @@ def main() -> None:
     parser.add_argument("--clean", type=at_least(1), default=4, help="clean rows per rank (default 4)")
     parser.add_argument("--hard", type=at_least(1), default=2, help="replayed rows per rank of the cases `+ hard`")
     parser.add_argument("--attack", type=at_least(1), help="attacked pictures per rank (default: as clean rows)")
-    parser.add_argument("--markdown", type=Path, help="also write the table here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         blocks = [block(home, tokens, options) for tokens in options.tokens]
         measured = launch(blocks, options.ranks, home, hours=4)
-    text = f"{options.ranks} ranks, ZeRO-3, gloo, {os.cpu_count()} cores\n\n{table(blocks, measured, options)}"
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+    print(f"{options.ranks} ranks, ZeRO-3, gloo, {os.cpu_count()} cores\n\n{table(blocks, measured, options)}")
 
 
 if __name__ == "__main__":

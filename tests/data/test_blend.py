@@ -133,7 +133,7 @@ def test_restarts_world_sizes_and_workers_lose_and_repeat_nothing(folders):
     assert sum(n >= CHAT for n in alone[: len(alone) // 4 * 4]) == len(alone) // 4
 
 
-def test_sources_of_the_same_shards_have_orders_of_their_own(folders):
+def test_sources_of_the_same_shards_have_different_orders(folders):
     config = StreamConfig(mix={n: MixedConfig(str(folders / "images")) for n in ("a", "b")})
     source = open_stream("train", config, 5).source
     orders = {0: [], 1: []}

@@ -27,7 +27,7 @@ def test_lossy_images_have_the_right_size(field, form):
     assert decode_sample("k", {**META, field: encoded(RGB, form)}).image.shape == (3, 6, 10)
 
 
-def test_grey_image_becomes_rgb():
+def test_gray_image_becomes_rgb():
     image = decode_sample("k", {**META, "png": encoded(RGB[:, :, 0])}).image
     assert np.array_equal(image.numpy(), np.stack([RGB[:, :, 0]] * 3))
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -131,29 +130,21 @@ def test_shard_replaced_while_it_is_closed(tmp_path, how):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("manifest", "content", "words"),
     [
-        ("dataset.json", "{", "not a manifest"),
-        ("dataset.json", '{"version": 1, "shards": [{"file": "data-000000.tar"}]}', "not a manifest .*samples"),
-        ("dataset.json", '{"version": 9, "fields": [], "shards": []}', "version 9"),
-        ("data-000000.idx.json", "{", "sha256 differs"),
+        (True, "{", "dataset.json .*not a manifest"),
+        (True, '{"version": 1, "shards": [{"file": "data-000000.tar"}]}', "dataset.json .*not a manifest .*samples"),
+        (True, '{"version": 9, "fields": [], "shards": []}', "dataset.json .*version 9"),
+        (False, "{", "data-000000.idx.json is not a shard index"),
+        (False, "[]", "data-000000.idx.json is not a shard index"),
+        (False, '{"version": 1, "samples": [{"key": "a"}]}', "data-000000.idx.json is not a shard index"),
+        (False, '{"version": 2, "samples": []}', "data-000000.idx.json has version 2"),
     ],
 )
-def test_broken_manifest_or_index(tmp_path, file, content, words):
-    write_shards(tmp_path, [2])
-    (tmp_path / file).write_text(content)
-    with pytest.raises(DataError, match=words) as error:
-        ShardIndex.open(tmp_path).read(0, 0)
-    assert file in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"version": 1, "samples": [{"key": "a"}]}', json.dumps({"version": 2, "samples": []})]
-)
-def test_broken_index_without_manifest(tmp_path, content):
-    write_shards(tmp_path, [2], manifest=False)
-    (tmp_path / "data-000000.idx.json").write_text(content)
-    with pytest.raises(DataError, match="data-000000.idx.json (is not a shard index|has version 2)"):
+def test_broken_manifest_or_index(tmp_path, manifest, content, words):
+    write_shards(tmp_path, [2], manifest=manifest)
+    (tmp_path / ("dataset.json" if manifest else "data-000000.idx.json")).write_text(content)
+    with pytest.raises(DataError, match=words):
         ShardIndex.open(tmp_path)
 
 

@@ -85,17 +85,14 @@ def test_all_tasks_on_checkpoints_loaded_like_real_ones(sam, source, models, tmp
         assert fields["jpg"] == before[key]["jpg"]
         sample, meta = decode_sample(key, fields), json.loads(before[key]["json"])
         height, width = sample.image.shape[1:]
-        assert (
-            sample.picture("depth").shape
-            == sample.picture("segmentation").shape
-            == ((48, 48) if height == width else (height, width))
-        )
-        assert (sample.picture("depth").min(), sample.picture("depth").max()) == (0, 65535)
+        depth, ids = sample.picture("depth"), sample.picture("segmentation")
+        assert depth.shape == ids.shape == ((48, 48) if height == width else (height, width))
+        assert (depth.min(), depth.max()) == (0, 65535)
         added = {name: value for name, value in sample.meta.items() if name not in meta}
         assert {name: sample.meta[name] for name in meta} == meta
         assert set(added) == {"depth_kind", "depth_min", "depth_max", "segmentation_masks", "clip_similarity"}
         assert added["depth_max"] > added["depth_min"] and added["segmentation_masks"] > 1
-        assert sample.picture("segmentation").max() <= added["segmentation_masks"]
+        assert ids.max() <= added["segmentation_masks"]
         similarities.add(added["clip_similarity"])
     assert len(similarities) == 24 and max(map(abs, similarities)) < 1
     manifest = read_manifest(tmp_path / "out")
@@ -123,9 +120,8 @@ def test_photographs_from_files_to_verified_shards(models, tmp_path, forked):
     first_turns = [sample.meta["conversations"][0]["value"] for sample in samples]
     assert sum(turn.startswith("<image>\n") for turn in first_turns) == len(with_image)
     for sample in with_image:
-        assert (
-            sample.picture("depth").shape == sample.picture("segmentation").shape and min(sample.picture("depth").shape) <= 128
-        )
+        size = sample.picture("depth").shape
+        assert size == sample.picture("segmentation").shape and min(size) <= 128
         assert sample.meta["segmentation_masks"] >= 1
     assert np.median([sample.meta["segmentation_masks"] for sample in with_image]) > 10
 
@@ -143,10 +139,8 @@ def test_published_forms_from_files_to_verified_shards(form, models, tmp_path):
     samples = [decode_sample(key, fields) for key, fields in stored(tmp_path / "out").items()]
     assert [sample.key for sample in samples] == list(before) and len(samples) == (3 if form == "vqa" else 12)
     for sample in samples:
-        assert (
-            sample.picture("depth").shape == sample.picture("segmentation").shape == (12, 20)
-            and sample.picture("depth").max() == 65535
-        )
+        depth, ids = sample.picture("depth"), sample.picture("segmentation")
+        assert depth.shape == ids.shape == (12, 20) and depth.max() == 65535
         assert -1 < sample.meta["clip_similarity"] < 1 and ("answers" in sample.meta) == (form == "vqa")
 
 

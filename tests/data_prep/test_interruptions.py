@@ -51,37 +51,16 @@ def whole(source: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def on_a_slow_disk(arguments: list[str]) -> multiprocessing.process.BaseProcess:
-    """`main` in another process, on a disk so slow that two of them work at the same time."""
-    real = os.fsync
-
-    def run() -> None:
-        def slow(descriptor: int) -> None:
-            time.sleep(0.02)
-            real(descriptor)
-
-        os.fsync = slow
-        sys.exit(main(arguments))
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
-class Dead(BaseException):
-    """The end of a process, as far as the files are concerned."""
-
-
 def dies_before_rename(number: int, command: list[str], patch: pytest.MonkeyPatch) -> None:
     real, renames = os.replace, []
 
     def dies(here: Path, there: Path) -> None:
         if len(renames) == number:
-            raise Dead
+            raise KeyboardInterrupt  # as far as the files are concerned, the end of the process
         renames.append(there)
         real(here, there)
 
-    with patch.context() as patched, pytest.raises(Dead):
+    with patch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", dies)
         main(command)
 
@@ -119,8 +98,16 @@ def test_ranks_together_write_what_one_process_writes(source, whole, tmp_path, c
     assert content(tmp_path) == content(whole)
 
 
-def test_ranks_at_the_same_time(source, whole, tmp_path):
-    ranks = [on_a_slow_disk(arguments(source, tmp_path, "--rank", rank, "--world", "2")) for rank in "01"]
+def test_ranks_at_the_same_time(source, whole, tmp_path, monkeypatch):
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.02), real(descriptor)))  # so that they overlap
+
+    def run(rank: str) -> None:
+        sys.exit(main(arguments(source, tmp_path, "--rank", rank, "--world", "2")))
+
+    ranks = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in "01"]
+    for rank in ranks:
+        rank.start()
     for rank in ranks:
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0, 0]

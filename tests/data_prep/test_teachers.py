@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from data_prep.target_fields import clip_target, depth_target, segmentation_target, target_size
-from data_prep.teachers.base import Failure, Machine, load_teacher
+from data_prep.teachers.base import Failure, Machine, Teacher, load_teacher
 from data_prep.teachers.ids import ids_from_labels, ids_from_masks
 from data_prep.teachers.pretrained import license_of
 from megaunigame.data.decode import Sample, decode_sample
@@ -34,6 +34,14 @@ def seen(number: int = 0, height: int = 40, width: int = 56, **meta: object) -> 
     return Sample(key=f"k{number}", meta=meta, image=pixels)
 
 
+def sam(folder: Path, machine: Machine = FLOAT32, **settings: object) -> Teacher:
+    return load_teacher("segmentation", "sam", {"model": str(folder), **settings}, machine)
+
+
+def depth_anything(folder: Path, machine: Machine = FLOAT32, **settings: object) -> Teacher:
+    return load_teacher("depth", "depth_anything", {"model": str(folder), **settings}, machine)
+
+
 @pytest.fixture(scope="module")
 def depth_folder(tmp_path_factory) -> Path:
     return depth_checkpoint(tmp_path_factory.mktemp("models") / "Depth-Anything-V2-Large-hf")
@@ -45,9 +53,8 @@ def sam_folder(request, tmp_path_factory) -> Path:
 
 
 def test_depth_is_what_the_pipeline_of_transformers_predicts(depth_folder):
-    teacher = load_teacher("depth", "depth_anything", {"model": str(depth_folder)}, FLOAT32)
     samples = [seen(0, 56, 84), seen(1, 84, 56), seen(2, 56, 84), seen(3, 56, 84), seen(4, 56, 56)]
-    depths = teacher.predict(samples)
+    depths = depth_anything(depth_folder).predict(samples)
     reference = pipeline("depth-estimation", model=str(depth_folder))
     for sample, depth in zip(samples, depths, strict=True):
         expected = reference(Image.fromarray(sample.image.permute(1, 2, 0).numpy()))["predicted_depth"].numpy()
@@ -57,18 +64,16 @@ def test_depth_is_what_the_pipeline_of_transformers_predicts(depth_folder):
 
 
 def test_depth_size_and_bfloat16(depth_folder):
-    settings = {"model": str(depth_folder), "size": 28}
-    (full,) = load_teacher("depth", "depth_anything", settings, FLOAT32).predict([seen(0, 80, 160)])
+    (full,) = depth_anything(depth_folder, size=28).predict([seen(0, 80, 160)])
     assert full.shape == (28, 56)
-    (half,) = load_teacher("depth", "depth_anything", settings, BFLOAT16).predict([seen(0, 80, 160)])
+    (half,) = depth_anything(depth_folder, BFLOAT16, size=28).predict([seen(0, 80, 160)])
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() < 0.1 * full.max()
 
 
 def test_masks_are_those_of_the_pipeline_of_transformers(sam_folder):
-    teacher = load_teacher("segmentation", "sam", {"model": str(sam_folder), **KEEP_ALL}, FLOAT32)
     sample = seen()
-    (ids,) = teacher.predict([sample])
+    (ids,) = sam(sam_folder, **KEEP_ALL).predict([sample])
     masks = pipeline("mask-generation", model=str(sam_folder))(
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()),
         points_per_crop=2,
@@ -78,14 +83,13 @@ def test_masks_are_those_of_the_pipeline_of_transformers(sam_folder):
     )["masks"]
     assert ids.dtype == np.uint8 and len(masks) > 1
     np.testing.assert_array_equal(ids, ids_from_masks([mask.numpy() for mask in masks], 40, 56))
-    in_half = load_teacher("segmentation", "sam", {"model": str(sam_folder), **KEEP_ALL}, BFLOAT16)
-    assert in_half.predict([sample])[0].max() > 0
+    assert sam(sam_folder, BFLOAT16, **KEEP_ALL).predict([sample])[0].max() > 0
 
 
 def test_sam2_in_the_form_its_authors_publish_it(tmp_path):
     """Their folders are of the video model, and name the image processor as transformers 4 did."""
     folder = sam2_checkpoint(tmp_path)
-    expected = load_teacher("segmentation", "sam", {"model": str(folder), **KEEP_ALL}, FLOAT32)
+    expected = sam(folder, **KEEP_ALL)
     for name, old, new in (
         ("config.json", '"model_type": "sam2"', '"model_type": "sam2_video"'),
         ("preprocessor_config.json", '"Sam2ImageProcessor"', '"Sam2ImageProcessorFast"'),
@@ -93,44 +97,41 @@ def test_sam2_in_the_form_its_authors_publish_it(tmp_path):
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new))
-    teacher = load_teacher("segmentation", "sam", {"model": str(folder), **KEEP_ALL}, FLOAT32)
+    teacher = sam(folder, **KEEP_ALL)
     assert teacher.identity == expected.identity
     np.testing.assert_array_equal(teacher.predict([seen()])[0], expected.predict([seen()])[0])
 
 
 def test_no_mask_above_the_thresholds_gives_an_empty_map(sam_folder):
-    settings = {"model": str(sam_folder), "points_per_side": 2, "points_per_batch": 3}
-    (ids,) = load_teacher("segmentation", "sam", settings, FLOAT32).predict([seen()])
+    (ids,) = sam(sam_folder, points_per_side=2, points_per_batch=3).predict([seen()])
     assert ids.shape == (40, 56) and ids.max() == 0
 
 
 def test_large_pictures_are_shrunk_before_sam_sees_them(sam_folder):
-    settings = {"model": str(sam_folder), **KEEP_ALL, "longest_side": 30}
-    (ids,) = load_teacher("segmentation", "sam", settings, FLOAT32).predict([seen(0, 40, 60)])
+    (ids,) = sam(sam_folder, **KEEP_ALL, longest_side=30).predict([seen(0, 40, 60)])
     assert ids.shape == (20, 30)
 
 
 def test_a_sam_that_gives_nan_fails_instead_of_seeing_nothing(tmp_path):
     folder = sam_checkpoint(tmp_path / "sam", damage=float("nan"))
-    (prediction,) = load_teacher("segmentation", "sam", {"model": str(folder)}, FLOAT32).predict([seen()])
+    (prediction,) = sam(folder).predict([seen()])
     assert isinstance(prediction, Failure) and "NaN" in prediction.reason
 
 
-def test_identity_names_weights_settings_and_licence(depth_folder, tmp_path):
-    machine = Machine(CPU, torch.float32, 7)
-    first = load_teacher("depth", "depth_anything", {"model": str(depth_folder)}, FLOAT32).identity
+def test_identity_names_weights_settings_and_license(depth_folder, tmp_path):
+    first = depth_anything(depth_folder).identity
     assert first["model"] == "Depth-Anything-V2-Large-hf" and first["licence"].startswith("CC-BY-NC-4.0")
     assert first["weights"] > 100_000 and first["dtype"] == "float32" and first["size"] == 0
-    assert load_teacher("depth", "depth_anything", {"model": str(depth_folder)}, machine).identity == first
+    assert depth_anything(depth_folder, Machine(CPU, torch.float32, 7)).identity == first
     elsewhere = depth_checkpoint(tmp_path / depth_folder.name)
-    assert load_teacher("depth", "depth_anything", {"model": str(elsewhere)}, FLOAT32).identity == first
+    assert depth_anything(elsewhere).identity == first
     depth_checkpoint(elsewhere, damage=0.125)
-    changed = load_teacher("depth", "depth_anything", {"model": str(elsewhere)}, FLOAT32).identity
+    changed = depth_anything(elsewhere).identity
     assert {key for key in first if first[key] != changed[key]} == {"weights_sha256"}
 
 
 @pytest.mark.parametrize(
-    ("model", "licence"),
+    ("model", "license"),
     [
         ("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0"),
         ("depth-anything/Depth-Anything-V2-Base-hf", "CC-BY-NC-4.0 (no commercial use)"),
@@ -140,8 +141,8 @@ def test_identity_names_weights_settings_and_licence(depth_folder, tmp_path):
         ("somebody/my-model", "not known here: see the model's card"),
     ],
 )
-def test_licence_note(model, licence):
-    assert license_of(model) == licence
+def test_license_note(model, license):
+    assert license_of(model) == license
 
 
 def test_classic_regions_follow_colors_and_are_the_same_every_time():

@@ -165,17 +165,20 @@ def test_bad_settings_are_refused_before_anything_is_built(changes, message, mon
 
 
 @pytest.mark.parametrize(
-    "compare, broken, message",
+    "compare, broken, content, message",
     [
-        ("image", "open_clip_config.json", "not a readable open_clip configuration"),
-        ("image", "open_clip_model.safetensors", "has no weights"),
-        ("text", "tokenizer_config.json", "no tokenizer_config.json"),
+        ("image", "open_clip_config.json", None, "not a readable open_clip configuration"),
+        ("image", "open_clip_model.safetensors", None, "has no weights"),
+        ("text", "tokenizer_config.json", None, "no tokenizer_config.json"),
+        *(("image", "open_clip_config.json", text, "open_clip_config.json") for text in ("{", "[]", '{"model_cfg": {}}')),
     ],
 )
-def test_what_a_folder_lacks_is_named(folder, tmp_path, compare, broken, message):
+def test_what_a_folder_lacks_or_has_broken_is_named(folder, tmp_path, compare, broken, content, message):
     clip = shutil.copytree(folder, tmp_path / "clip")
     (clip / "open_clip_config.json").write_text(json.dumps({"model_cfg": HUB_TOKENIZER, "preprocess_cfg": PREPROCESS}))
     (clip / broken).unlink(missing_ok=True)
+    if content is not None:
+        (clip / broken).write_text(content)
     with pytest.raises(ConfigError, match=message):
         ClipFilter(ClipConfig(model=str(clip), compare=compare), CPU)
 
@@ -186,14 +189,6 @@ def test_a_broken_weights_file_is_refused(tmp_path, monkeypatch, name):
     (tmp_path / name).write_bytes(b"<html>not found</html>")
     with pytest.raises(ConfigError, match="'tiny-named' cannot be loaded"):
         ClipFilter(ClipConfig(model="tiny-named", pretrained=str(tmp_path / name)), CPU)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"model_cfg": {}}'])
-def test_a_broken_configuration_is_named(folder, tmp_path, text):
-    clip = shutil.copytree(folder, tmp_path / "clip")
-    (clip / "open_clip_config.json").write_text(text)
-    with pytest.raises(ConfigError, match="open_clip_config.json"):
-        ClipFilter(ClipConfig(model=str(clip)), CPU)
 
 
 @pytest.mark.parametrize("tag", ["openai", "laion2b_s34b_b79k"])

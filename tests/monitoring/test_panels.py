@@ -26,9 +26,8 @@ def test_what_is_written_is_read_back_in_order(tmp_path):
         run.panels(step, [line(step), line(step + 1)])
     run.panels(3, [])
     assert [(s.step, len(s.lines)) for s in read_panels(tmp_path)] == [(2, 2), (7, 2)]
-    assert all(
-        (tmp_path / file).is_file() for s in read_panels(tmp_path) for entry in s.lines for file in entry["files"].values()
-    )
+    files = [file for s in read_panels(tmp_path) for entry in s.lines for file in entry["files"].values()]
+    assert all((tmp_path / file).is_file() for file in files)
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,13 +11,6 @@ import torch
 from megaunigame.errors import ConfigError
 from megaunigame.parallel import accelerator
 from megaunigame.parallel.world import _backend
-
-
-def fails(message):
-    def init():
-        raise RuntimeError(message)
-
-    return init
 
 
 def test_the_cpu_is_chosen_only_where_it_was_asked_for(monkeypatch):
@@ -31,7 +25,8 @@ def test_the_refusal_says_why_cuda_cannot_start(monkeypatch):
     monkeypatch.delenv("DS_ACCELERATOR")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "init", fails("The NVIDIA driver on your system is too old (found version 12040).\nMore."))
+    too_old = RuntimeError("The NVIDIA driver on your system is too old (found version 12040).\nMore.")
+    monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=too_old))
     with pytest.raises(ConfigError, match=r"driver on your system is too old \(found version 12040\)\. To run"):
         accelerator.choose_device(0)
     monkeypatch.setattr(torch.version, "cuda", None)

@@ -187,8 +187,12 @@ def test_keys_are_cut_to_whole_characters():
     assert KEY_BYTES == 128
 
 
-def stop_and_go(game: Game, first: int, then: int, folder) -> tuple[list[list[int]], MergeReport]:
+@settings(max_examples=60)
+@given(WORLD_SIZES, WORLD_SIZES, SEEDS)
+def test_a_restart_on_other_ranks_changes_nothing_that_is_kept(tmp_path_factory, first, then, seed):
     """`first` ranks play all rounds but the last merge and save; `then` ranks load and merge."""
+    game, folder = random_game(seed, first), tmp_path_factory.mktemp("step")
+    game = replace(game, rounds=[*game.rounds[:-1], replace(game.rounds[-1], replayed={})])
     last = len(game.rounds) - 1
 
     def before(world: ThreadWorld) -> None:
@@ -206,16 +210,7 @@ def stop_and_go(game: Game, first: int, then: int, folder) -> tuple[list[list[in
 
     on_ranks(first, before)
     held, reports = zip(*on_ranks(then, after), strict=True)
-    return list(held), reports[0]
-
-
-@settings(max_examples=60)
-@given(WORLD_SIZES, WORLD_SIZES, SEEDS)
-def test_a_restart_on_other_ranks_changes_nothing_that_is_kept(tmp_path_factory, first, then, seed):
-    game = random_game(seed, first)
-    game = replace(game, rounds=[*game.rounds[:-1], replace(game.rounds[-1], replayed={})])
-    held, report = stop_and_go(game, first, then, tmp_path_factory.mktemp("step"))
-    check_round(held, report, play_alone(game)[-1])
+    check_round(list(held), reports[0], play_alone(game)[-1])
 
 
 def test_mining_goes_on_where_the_other_ranks_stopped(tmp_path):
