@@ -18,7 +18,6 @@ import math
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,25 +131,16 @@ def tokens_per_picture(text: str) -> int:
     return tokens
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
-        return int(text)
-
-    return count
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=at_least(1), default=2)
-    parser.add_argument("--steps", type=at_least(1), default=12, help="measured steps at 64 tokens (default 12)")
-    parser.add_argument("--sampled-steps", type=at_least(0), default=1, help="of which sampled (default 1; 0: leave it out)")
-    parser.add_argument("--warmup", type=at_least(1), default=2, help="steps before (default 2; sampled: none)")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12, help="measured steps at 64 tokens (default 12)")
+    parser.add_argument("--sampled-steps", type=int, default=1, help="of which sampled (default 1; 0: leave it out)")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before (default 2; sampled: none)")
     parser.add_argument("--tokens", type=tokens_per_picture, nargs="+", default=[64, 256, 576], help="per picture")
-    parser.add_argument("--clean", type=at_least(1), default=4, help="clean rows per rank (default 4)")
-    parser.add_argument("--hard", type=at_least(1), default=2, help="replayed rows per rank of the cases `+ hard`")
-    parser.add_argument("--attack", type=at_least(1), help="attacked pictures per rank (default: as clean rows)")
+    parser.add_argument("--clean", type=int, default=4, help="clean rows per rank (default 4)")
+    parser.add_argument("--hard", type=int, default=2, help="replayed rows per rank of the cases `+ hard`")
+    parser.add_argument("--attack", type=int, help="attacked pictures per rank (default: as clean rows)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)

@@ -33,7 +33,6 @@ from tests.multi_process.launcher import REPOSITORY
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 CLASSIC = ("--tasks", "segmentation", "--segmentation-teacher", "classic")
-FROM_FILES = ("--tasks", "depth", "--depth-teacher", "file")
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +175,7 @@ def test_samples_without_a_usable_prediction_fail_and_can_be_retried(source, tmp
     np.save(maps / "0003.npy", np.array([[1.0, np.nan]]))
     np.save(maps / "0005.npy", np.full((3, 4), 7.0))
     (maps / "0011.npy").unlink()
-    settings = [*FROM_FILES, "--set", f"depth.folder={maps}", "depth.pattern={key}.npy"]
+    settings = ["--tasks", "depth", "--depth-teacher", "file", "--set", f"depth.folder={maps}", "depth.pattern={key}.npy"]
     said = refusal(annotate(source, out, *settings))
     assert "1 of 30 entries failed" in said and "--max-failed-fraction" in said  # at the first one, not at the end
     assert not (out / "dataset.json").exists()

@@ -83,10 +83,9 @@ def test_normals_are_the_gradient_of_the_surface(shape):
 
 def test_nearest_point_of_a_sphere_is_where_geometry_says():
     thing = a_thing("sphere")
-    depth = render.trace((thing,), CAMERA, CAMERA.rays(400)).depth
+    geometry = render.trace((thing,), CAMERA, CAMERA.rays(400))
     _, _, center_depth = CAMERA.project(thing.center)
-    hit = render.trace((thing,), CAMERA, CAMERA.rays(400)).hit == 1
-    assert depth[hit].min() == pytest.approx(center_depth - thing.radius, abs=2e-3)
+    assert geometry.depth[geometry.hit == 1].min() == pytest.approx(center_depth - thing.radius, abs=2e-3)
 
 
 def test_camera_axes_are_orthonormal_and_project_agrees_with_rays():

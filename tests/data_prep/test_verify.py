@@ -57,9 +57,9 @@ def flip(folder: Path) -> None:
         (flip, "ood-000001.tar: FAULT: Sample 'ood-00000014'"),
         (lambda f: (f / "ood-000001.tar").unlink(), "ood-000001.tar is missing"),
         (lambda f: (f / "ood-000001_stats.json").unlink(), "ood-000001_stats.json is missing"),
-        (lambda f: _append(f / "ood-000001.tar", b"\0" * 512), "bytes long"),
+        (lambda f: _patch(f / "ood-000001.tar", 0, b"\0" * 512, os.SEEK_END), "bytes long"),
         (lambda f: os.truncate(f / "ood-000001.tar", 9000), "is 9000 bytes long, dataset.json says"),
-        (lambda f: _append(f / "ood-000001.idx.json", b" "), "is not the index that was written"),
+        (lambda f: _patch(f / "ood-000001.idx.json", 0, b" ", os.SEEK_END), "is not the index that was written"),
         (lambda f: _patch(f / "ood-000001.tar", 0, b"x"), "FAULT"),
         (lambda f: shutil.copy(f / "ood-000000_stats.json", f / "ood-000001_stats.json"), "says"),
     ],
@@ -188,12 +188,7 @@ def _replaced(path: Path, content: bytes, counted: str, folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(manifest))
 
 
-def _patch(path: Path, offset: int, data: bytes) -> None:
+def _patch(path: Path, offset: int, data: bytes, whence: int = os.SEEK_SET) -> None:
     with open(path, "r+b") as stream:
-        stream.seek(offset)
-        stream.write(data)
-
-
-def _append(path: Path, data: bytes) -> None:
-    with open(path, "ab") as stream:
+        stream.seek(offset, whence)
         stream.write(data)

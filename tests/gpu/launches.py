@@ -71,8 +71,8 @@ def run_whole_and_in_parts(case: str, home: Path, accelerator: str) -> list[list
 def launch(
     case: str, home: Path, run: Path, parts: tuple[int, ...], accelerator: str, **more: dict[str, Any]
 ) -> list[dict[str, float]]:
-    """A case in the folder `run`, launched once for each of `parts`, steps after which a launch ends. Returns the metrics of all
-    steps. `accelerator`: DS_ACCELERATOR, `cuda` or `cpu`; `more`: blocks of settings on top of the case.
+    """A case in the folder `run`, launched once for each of `parts`, steps after which a launch ends; the metrics of all steps.
+    `accelerator`: DS_ACCELERATOR, `cuda` or `cpu`; `more`: blocks of settings on top of the case.
 
     Raises AssertionError with the end of the output when a launch fails, when a loss is not finite, or when a launch does not
     go on where the one before ended.

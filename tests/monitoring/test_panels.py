@@ -10,8 +10,8 @@ from megaunigame.monitoring.report import write_report
 from megaunigame.pixels import Panel
 
 
-def monitor(folder, rank=0) -> Monitor:
-    return Monitor(folder, every=1, total_steps=9, start_step=1, rank=rank, tensorboard=False, progress=False)
+def monitor(folder) -> Monitor:
+    return Monitor(folder, every=1, total_steps=9, start_step=1, rank=0, tensorboard=False, progress=False)
 
 
 def line(value: int, title: str = "Shown") -> Panel:
@@ -28,11 +28,6 @@ def test_what_is_written_is_read_back_in_order(tmp_path):
     assert [(s.step, len(s.lines)) for s in read_panels(tmp_path)] == [(2, 2), (7, 2)]
     files = [file for s in read_panels(tmp_path) for entry in s.lines for file in entry["files"].values()]
     assert all((tmp_path / file).is_file() for file in files)
-
-
-def test_other_ranks_write_nothing(tmp_path):
-    monitor(tmp_path, rank=1).panels(2, [line(2)])
-    assert read_panels(tmp_path) == []
 
 
 def test_the_report_shows_the_first_the_middle_and_the_last_step(tmp_path):
