@@ -23,6 +23,7 @@ from megaunigame.errors import ConfigError, ModelError
 from megaunigame.judges.clip import FrozenClip
 from tests.data_prep.stored import pixels
 from tests.data_prep.tiny_teachers import KEEP_ALL, depth_checkpoint, picture, sam2_checkpoint, sam_checkpoint
+from tests.data_prep.toy_sets import TALK
 
 CPU = torch.device("cpu")
 FLOAT32 = Machine(CPU, torch.float32, 2)
@@ -113,8 +114,7 @@ def test_large_pictures_are_shrunk_before_sam_sees_them(sam_folder):
 
 
 def test_a_sam_that_gives_nan_fails_instead_of_seeing_nothing(tmp_path):
-    folder = sam_checkpoint(tmp_path / "sam", damage=float("nan"))
-    (prediction,) = sam(folder).predict([seen()])
+    (prediction,) = sam(sam_checkpoint(tmp_path / "sam", damage=float("nan"))).predict([seen()])
     assert isinstance(prediction, Failure) and "NaN" in prediction.reason
 
 
@@ -189,9 +189,8 @@ def test_files_give_depth_and_ids(tmp_path):
 
 
 def test_clip_compares_with_the_caption_or_the_first_question_and_answer():
-    talk = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
     teacher = load_teacher("clip", "open_clip", {"model": "tiny-random"}, FLOAT32)
-    samples = [seen(0, caption="a block"), seen(1, 64, 64, conversations=talk), seen(2), seen(3, caption=" ")]
+    samples = [seen(0, caption="a block"), seen(1, 64, 64, conversations=TALK), seen(2), seen(3, caption=" ")]
     first, second, *failures = teacher.predict(samples)
     assert all("no caption" in failure.reason for failure in failures)
     clip = FrozenClip("tiny-random", "", True, CPU)
@@ -241,10 +240,7 @@ def test_models_that_are_absent_incomplete_or_of_another_kind_are_refused(depth_
     assert "gives distances" in refusal("depth", "depth_anything", metric)
 
 
-masks_of_one_size = st.lists(arrays(bool, (5, 7)), max_size=8)
-
-
-@given(masks_of_one_size)
+@given(st.lists(arrays(bool, (5, 7)), max_size=8))
 def test_ids_of_masks_fall_with_area_and_small_ones_lie_on_top(masks: list[np.ndarray]):
     ids = ids_from_masks(masks, 5, 7)
     falling = sorted((mask for mask in masks if mask.any()), key=lambda mask: -int(mask.sum()))
