@@ -20,8 +20,8 @@ BUDGETS = ("absolute", "relative")
 
 def tokens(seed: int = 0) -> Tensor:
     """(3, 5, 12) of very different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(ROWS, PLACES, WIDTH, generator=generator) * torch.rand(ROWS, PLACES, 1, generator=generator) * 10
+    source = generator(seed)
+    return torch.randn(ROWS, PLACES, WIDTH, generator=source) * torch.rand(ROWS, PLACES, 1, generator=source) * 10
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -44,7 +44,7 @@ def perturber(**settings) -> Perturber:
 
 
 class Toy:
-    """loss(delta) = - |delta - goal|^2 per row: the climb has one direction, towards `goal`."""
+    """loss(delta) = - |delta - goal|^2 per row: the ascent has one direction, towards `goal`."""
 
     def __init__(self, goal: Tensor):
         self.goal, self.calls = goal, 0
@@ -118,26 +118,16 @@ def test_only_the_perturber_learns():
 # Randomness
 
 
-def test_noise_depends_on_the_generator_alone():
-    x, adversary = tokens(), Noise(Noise.Config(), WIDTH)
+@pytest.mark.parametrize(("kind", "loss"), [(Noise, never), (Pgd, Toy(torch.ones(ROWS, PLACES, WIDTH)))], ids=["noise", "pgd"])
+def test_randomness_is_that_of_the_generator_alone(kind, loss):
+    adversary = kind(kind.Config(), WIDTH)
     torch.manual_seed(0)
-    first = adversary.perturb(x, never, generator(4))
     state = torch.get_rng_state()
-    torch.manual_seed(1)
-    again = adversary.perturb(tokens(9), never, generator(4))
-    assert torch.equal(first, again) and not torch.equal(first, adversary.perturb(x, never, generator(5)))
-    torch.manual_seed(0)
+    first = adversary.perturb(tokens(), loss, generator(4))
     assert torch.equal(state, torch.get_rng_state()), "the global generator was used"
-
-
-def test_pgd_depends_on_the_generator_and_the_loss_alone():
-    x, adversary = tokens(), Pgd(Pgd.Config(), WIDTH)
-    toy = Toy(torch.ones_like(x))
-    torch.manual_seed(0)
-    first = adversary.perturb(x, toy, generator(4))
     torch.manual_seed(1)
-    assert torch.equal(first, adversary.perturb(x, toy, generator(4)))
-    assert not torch.equal(first, adversary.perturb(x, toy, generator(5)))
+    assert torch.equal(first, adversary.perturb(tokens(9), loss, generator(4))), "an absolute budget does not see the tokens"
+    assert not torch.equal(first, adversary.perturb(tokens(), loss, generator(5)))
 
 
 def test_equal_seeds_build_equal_perturbers():
@@ -157,7 +147,7 @@ def test_pgd_asks_for_exactly_its_steps(steps, budget):
     assert toy.calls == steps and not delta.requires_grad
 
 
-def test_pgd_climbs_to_the_nearest_legal_point():
+def test_pgd_ascends_to_the_nearest_legal_point():
     """The goal lies outside the ball, so the best perturbation points to it with the full length."""
     goal = torch.randn(ROWS, PLACES, WIDTH, generator=generator(6)) * 3
     toy, losses = Toy(goal), []
@@ -194,13 +184,11 @@ def test_depth_counts_linear_layers(layers):
     torch.testing.assert_close(last.T @ last, torch.eye(8), rtol=0, atol=1e-5)
 
 
-def test_the_gate_is_a_vector_of_one():
-    assert perturber().gate.shape == (1,) and perturber().eps.shape == (1,)
-
-
-@pytest.mark.parametrize(("eps_init", "eps"), [(None, 0.1), (0.05, 0.05), (0.19, 0.19), (0.2, 0.2)])
+@pytest.mark.parametrize(("eps_init", "eps"), [(None, 0.1), (0.05, 0.05), (0.19, 0.19), (0.2, 0.2), (0.5, 0.2)])
 def test_the_gate_starts_at_eps_init(eps_init, eps):
-    assert perturber(eps_max=0.2, eps_init=eps_init).eps.item() == pytest.approx(eps, rel=1e-5)
+    """At most at eps_max, as in the released code, which clamps the share."""
+    adversary = perturber(eps_max=0.2, eps_init=eps_init)
+    assert adversary.gate.shape == (1,) and adversary.eps.tolist() == [pytest.approx(eps, rel=1e-5)]
 
 
 def test_eps_stays_between_its_ends():
@@ -244,6 +232,8 @@ ILLEGAL = [
     (Perturber, {"activation": "tanh"}, r"activation 'tanh'\. Legal: gelu, relu, silu"),
     (Pgd, {"steps": 0}, r"steps must be at least 1; got 0"),
     (Pgd, {"step": 0.0}, r"step must be greater than 0; got 0.0"),
+    (Noise, {"eps_max": float("nan")}, "eps_max"),
+    (Perturber, {"epsmax": 0.1}, "epsmax"),
 ]  # fmt: skip
 
 
@@ -257,18 +247,3 @@ def test_legal_settings(kind, settings):
 def test_illegal_settings(kind, settings, message):
     with pytest.raises(ConfigError, match=message):
         fill(kind.Config, settings, PATH)
-
-
-def test_nan_is_no_length():
-    with pytest.raises(ConfigError, match="eps_max"):
-        fill(Noise.Config, {"eps_max": float("nan")}, PATH)
-
-
-def test_a_start_above_the_largest_length_is_the_largest_length():
-    """As in the released code, which clamps the share."""
-    assert perturber(eps_max=0.01, eps_init=0.05).eps.item() == pytest.approx(0.01, rel=1e-5)
-
-
-def test_unknown_settings_of_an_adversary_are_named():
-    with pytest.raises(ConfigError, match=r"epsmax"):
-        fill(Perturber.Config, {"epsmax": 0.1}, PATH)

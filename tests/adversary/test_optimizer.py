@@ -15,10 +15,9 @@ STEPS, CLIP, DECAY = 3, 0.7, 0.1
 RATES = (0.1, 0.03, 0.2)
 
 
-def parameters(seed: int = 0) -> list[nn.Parameter]:
+def parameters() -> list[nn.Parameter]:
     """A gate, a matrix and a vector, as the perturber has them."""
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((1,), (4, 3), (4,))]
+    return [nn.Parameter(drawn) for drawn in gradients(-100)]
 
 
 def gradients(seed: int, scale: float = 1.0) -> list[Tensor]:
@@ -45,6 +44,15 @@ def plain(steps: list[list[Tensor]]) -> list[nn.Parameter]:
 
 def replicated(trained: list[nn.Parameter]) -> ReplicatedAdamW:
     return ReplicatedAdamW(trained, clip=CLIP, weight_decay=DECAY)
+
+
+def updated(*seeds: int) -> tuple[list[nn.Parameter], ReplicatedAdamW]:
+    """After one update on one rank for each of the seeds of gradients."""
+    trained = parameters()
+    optimizer = replicated(trained)
+    for seed in seeds:
+        optimizer.step(gradients(seed), 0.1, OneRank())
+    return trained, optimizer
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0], ids=["below the clip", "above the clip"])
@@ -82,9 +90,7 @@ def test_ranks_are_summed_before_clipping():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["here", "on another rank"])
 def test_a_gradient_that_is_not_finite_updates_nothing(bad, where):
-    trained = parameters()
-    optimizer = replicated(trained)
-    optimizer.step(gradients(0), 0.1, OneRank())
+    trained, optimizer = updated(0)
     weights, state = flat(trained).clone(), {n: t.clone() for n, t in optimizer.tensors().items()}
     step, other = gradients(1), gradients(2)
     (step if where == "here" else other)[1][2, 0] = bad
@@ -96,10 +102,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing(bad, where):
     assert after.keys() == state.keys() and all(torch.equal(after[n], state[n]) for n in state)
     # It is not poisoned either: the next update is that of an optimizer that never saw the bad step.
     optimizer.step(gradients(3), 0.1, OneRank())
-    spared = parameters()
-    other_optimizer = replicated(spared)
-    for i in (0, 3):
-        other_optimizer.step(gradients(i), 0.1, OneRank())
+    spared, _ = updated(0, 3)
     assert torch.equal(flat(trained), flat(spared))
 
 
@@ -116,16 +119,11 @@ def test_there_is_no_state_before_the_first_update():
     assert optimizer.tensors() == {}
     optimizer.load_tensors({})
     optimizer.step(gradients(0), 0.1, OneRank())
-    other = parameters()
-    replicated(other).step(gradients(0), 0.1, OneRank())
-    assert torch.equal(flat(trained), flat(other))
+    assert torch.equal(flat(trained), flat(updated(0)[0]))
 
 
 def test_state_survives_bit_by_bit():
-    trained = parameters()
-    optimizer = replicated(trained)
-    for i in range(2):
-        optimizer.step(gradients(i), 0.1, OneRank())
+    trained, optimizer = updated(0, 1)
     saved = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
     assert set(saved) == {f"{i}.{n}" for i in range(3) for n in ("exp_avg", "exp_avg_sq", "step")}
 
@@ -143,8 +141,7 @@ def test_state_survives_bit_by_bit():
 
 def test_loading_keeps_the_settings_of_this_run():
     """Weight decay is a setting; the moments of another run bring none of theirs."""
-    optimizer = replicated(parameters())
-    optimizer.step(gradients(0), 0.1, OneRank())
+    _, optimizer = updated(0)
     other = ReplicatedAdamW(parameters(), clip=CLIP, weight_decay=0.5)
     other.load_tensors(optimizer.tensors())
     assert other.optimizer.param_groups[0]["weight_decay"] == 0.5

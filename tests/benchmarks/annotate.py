@@ -2,7 +2,7 @@
 
 A teacher that only sleeps stands for a GPU: a fixed time per picture, during which the processor is free. Printed are,
 as medians over rounds of one run, pictures per second, the share of all time that the teacher works (the rest is reading,
-decoding, encoding and writing that was not hidden behind it), and the processor's time per picture for all of that.
+decoding, encoding and writing that the teacher did not hide), and the processor's time per picture for all of that.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ import numpy as np
 import torch
 
 from data_prep.annotator import Annotator
-from data_prep.shard_writer import Job, finish_dataset, write_dataset
+from data_prep.shard_writer import Job
 from data_prep.teachers.base import Machine, Prediction, Teacher
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
 from tests.benchmarks.loader import SIDE, photograph
 from tests.data.shard_files import write_shards
+from tests.data_prep.stored import write_whole
 
 
-class Sleeping(Teacher):
+class Sleeper(Teacher):
     tasks = ("depth", "segmentation")
 
     @dataclass
@@ -64,8 +65,8 @@ def source_fields(number: int) -> dict[str, bytes]:
 def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size: int) -> tuple[float, float, float]:
     """Pictures per second, the teachers' share of the time from the first read to the manifest, processor ms per picture."""
     machine = Machine(torch.device("cpu"), torch.float32, 8)
-    half = Sleeping.Config(milliseconds / 2)
-    teachers: dict[str, Teacher] = {task: Sleeping(task, half, machine) for task in Sleeping.tasks}
+    half = Sleeper.Config(milliseconds / 2)
+    teachers: dict[str, Teacher] = {task: Sleeper(task, half, machine) for task in Sleeper.tasks}
     annotator = Annotator(
         index,
         teachers,
@@ -79,9 +80,7 @@ def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size:
     with tempfile.TemporaryDirectory() as folder:
         start, start_cpu = time.perf_counter(), time.process_time()
         job = Job(Path(folder), "out", {}, len(index.sizes), annotator.shard)
-        written = write_dataset(job, 1, False)
-        assert written is not None
-        finish_dataset(job, written, 0.0)
+        write_whole(job)
         taken, taken_cpu = time.perf_counter() - start, time.process_time() - start_cpu
     rate, share = annotator.images / taken, sum(annotator.teacher_seconds.values()) / taken
     return rate, share, 1000 * taken_cpu / annotator.images

@@ -4,23 +4,22 @@ every map kept. The rows are those of a generate pass: the last 575 of 1576 posi
     python -m tests.benchmarks.attention_taps [--lengths 256 576 1576 3000] [--layers 30] [--width 512] [--repeats 5]
 
 Time is CPU time of the step (the machine may have other work), as ratio of medians to the plain step, the variants taking
-turns in one process. Peak memory is measured in a process of each variant's own, above that of the loaded model.
+turns in one process. Peak memory is measured in another process for each variant, above that of the loaded model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaModel
 
 from megaunigame.attention import taps as attention_taps
+from megaunigame.attention.queries import drawn_tokens
 from megaunigame.attention.taps import Tap
 from megaunigame.attention.targets import table
 from megaunigame.objectives.aia.player import attention_loss
@@ -49,7 +48,9 @@ class Step:
     def __init__(self, model: LlamaModel, length: int):
         self.model, self.layers = model, len(model.layers)
         self.embeds = torch.randn(1, length, model.config.hidden_size)
-        self.picture = torch.arange(length).unsqueeze(0) >= length - length * 575 // 1576
+        asking = length - length * 575 // 1576
+        self.queries = drawn_tokens(range(asking, length), 1, 0, torch.device("cpu"))
+        self.picture = torch.arange(length).unsqueeze(0) >= asking
         self.text = ~self.picture
         self.first = torch.arange(length).unsqueeze(0) == 0
         self.layer_targets = table("relative", self.layers)[GENERATE]
@@ -62,7 +63,7 @@ class Step:
             shares = torch.stack([a[:, :, self.picture[0]][..., self.text[0]].sum(-1).mean((1, 2)) for a in output.attentions])
             loss = attention_loss(shares, self.layer_targets).sum()
         elif variant == "tapped":
-            tap = Tap(Taps(tuple(range(self.layers))), self.picture, self.text, self.first)
+            tap = Tap(Taps(tuple(range(self.layers))), self.queries, self.text, self.first)
             output = self.model(inputs_embeds=self.embeds, tap=tap)
             loss = attention_loss(tap.shares().keys, self.layer_targets).sum()
         else:
@@ -71,7 +72,8 @@ class Step:
 
 
 def peak(variant: str, length: int, width: int, layers: int) -> float:
-    """MiB that one step takes above the loaded model with its gradients."""
+    """MiB that one step takes above the loaded model with its gradients. For a process that does nothing else."""
+    torch.set_num_threads(1)
     step = Step(language_model(width, layers, "eager" if variant == "eager" else "sdpa"), length)
     Step(step.model, 32)(variant)  # gradients and buffers of the libraries exist from here on
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins again
@@ -84,11 +86,6 @@ def resident(mark: str) -> float:
     """MiB of this process's memory: at present (VmRSS) or at most (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(mark)) / 1024
-
-
-def peak_apart(*args: object) -> float:
-    command = [sys.executable, "-m", "tests.benchmarks.attention_taps", "--peak", json.dumps(args)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def seconds(length: int, width: int, layers: int, repeats: int, variants: list[str]) -> dict[str, float]:
@@ -111,17 +108,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.peak:
-        print(peak(*json.loads(args.peak)))
-        return
     print(f"{args.layers} layers of width {args.width}, one row, fp32, one thread; median of {args.repeats}")
     print(f"{'length':>6} {'variant':>8} {'CPU s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
     for length in args.lengths:
         times = seconds(length, args.width, args.layers, args.repeats, args.variants)
-        peaks = {v: peak_apart(v, length, args.width, args.layers) for v in args.variants}
+        with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            peaks = {v: pool.apply(peak, (v, length, args.width, args.layers)) for v in args.variants}
         for v in args.variants:
             ratios = times[v] / times["base"], peaks[v] / peaks["base"]
             print(f"{length:>6} {v:>8} {times[v]:>8.2f} {ratios[0]:>6.3f} {peaks[v]:>9.0f} {ratios[1]:>6.3f}", flush=True)

@@ -1,7 +1,7 @@
 """Memory and time of the loss on a large vocabulary: `python -m tests.benchmarks.chunked_loss`.
 
-Forward and backward of the token head and its cross-entropy, plain and by slices of the vocabulary, each in a process of its
-own. Memory is the largest resident size above that before the first product; the gradient of the head's weight is part of it,
+Forward and backward of the token head and its cross-entropy, plain and by slices of the vocabulary, each in another
+process. Memory is the largest resident size above that before the first product; the gradient of the head's weight is in it,
 and grows with the width, which is narrow here so that the logits show.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from multiprocessing import get_context
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +35,8 @@ def sliced(head: TokenHead, hidden: Tensor, labels: Tensor) -> Tensor:
 VARIANTS: dict[str, Callable[[TokenHead, Tensor, Tensor], Tensor]] = {"plain": plain, "sliced": sliced}
 
 
-def measure(variant: str, options: argparse.Namespace) -> None:
-    """Prints: MiB above the base, processor seconds, mean loss."""
+def measure(variant: str, options: argparse.Namespace) -> tuple[float, float, float]:
+    """MiB above the base, processor seconds, mean loss. For a process that does nothing else."""
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     head = TokenHead(options.width, options.vocabulary).to(dtype)
@@ -48,7 +47,7 @@ def measure(variant: str, options: argparse.Namespace) -> None:
     losses = VARIANTS[variant](head, hidden, labels)
     losses.sum().backward()
     seconds = time.process_time() - start
-    print((resident() - base) / 1024, seconds, losses.mean().item())
+    return (resident() - base) / 1024, seconds, losses.mean().item()
 
 
 def resident() -> float:
@@ -62,17 +61,12 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=184_622, help="default: that of Emu3")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--only", choices=list(VARIANTS), help="measure one variant in this process")
     options = parser.parse_args()
-    if options.only:
-        measure(options.only, options)
-        return 0
     memory = {}
-    for variant in VARIANTS:
-        command = [sys.executable, "-m", "tests.benchmarks.chunked_loss", *sys.argv[1:], "--only", variant]
-        said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
-        memory[variant], seconds, loss = map(float, said.split())
-        print(f"{variant:<8} {memory[variant]:9.0f} MiB  {seconds:7.2f} s  mean loss {loss:.6f}", flush=True)
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for variant in VARIANTS:
+            memory[variant], seconds, loss = pool.apply(measure, (variant, options))
+            print(f"{variant:<8} {memory[variant]:9.0f} MiB  {seconds:7.2f} s  mean loss {loss:.6f}", flush=True)
     ratio = memory["sliced"] / memory["plain"]
     print(f"memory {ratio:.3f} of the plain loss (target: at most {TARGET})")
     return 0 if ratio <= TARGET else 1

@@ -1,7 +1,7 @@
 """Rates of the data path, and the time to open a resume deep inside a large set: `python -m tests.benchmarks.loader`.
 
 Everything is measured in the same rounds, one after the other, and compared within its round; printed are medians. CPU
-seconds count the process and its loader workers, and are what other jobs on the machine disturb least. Costs are
+seconds count the process and its loader workers, and are what other jobs on the machine change least. Costs are
 marginal: the difference between a long and a short run, so that starting processes is not in them. Files are in the page
 cache.
 """
@@ -18,7 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,13 +31,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import decode_sample
-from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import Row, UnderstandRow
-from tests.data.shard_files import NumberCollator, NumberRows, encoded, write_shards
+from tests.data.shard_files import NumberRows, encoded, number_batches, write_shards
 
 SIDE = 384
 ROWS = 8
@@ -88,12 +88,8 @@ def seconds() -> tuple[float, float]:
 
 def cost(work: Work, samples: int) -> tuple[float, float]:
     """CPU and wall seconds of one more sample."""
-    marks = []
-    for n in (samples // 4, samples + samples // 4):
-        before = seconds()
-        work(n)
-        marks.append([b - a for a, b in zip(before, seconds(), strict=True)])
-    cpu, wall = ((long - short) / samples for short, long in zip(*marks, strict=True))
+    short, long = (timed(partial(work, n)) for n in (samples // 4, samples + samples // 4))
+    cpu, wall = ((b - a) / samples for a, b in zip(short, long, strict=True))
     return cpu, wall
 
 
@@ -169,7 +165,7 @@ def parallel_decodes(raw: list[tuple[str, dict[str, bytes]]], processes: int, sa
 def micro_batches(folder: Path, rows: object, workers: int) -> Work:
     plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", ROWS),))
     streams = {"s": open_stream("s", StreamConfig(str(folder)), 0)}
-    dataset = MicroBatches(plan, {"answer": rows}, streams, NumberCollator(), 1, 0, 1, 0, 0)
+    dataset = number_batches(plan, streams, rows)
 
     def work(samples: int) -> None:
         for _ in MicroBatchLoader(dataset, 0, samples // ROWS, workers):
@@ -179,15 +175,15 @@ def micro_batches(folder: Path, rows: object, workers: int) -> Work:
 
 
 def webdataset_batches(tars: list[str], workers: int, loader: type, samples: int) -> None:
-    for _ in itertools.islice(webdataset_loader(tars, workers, loader), samples // ROWS):
+    for _ in itertools.islice(webdataset_loader(tars, workers, loader, webdataset.shuffle(128)), samples // ROWS):
         pass
 
 
-def webdataset_loader(tars: list[str], workers: int, loader: type) -> Iterator[torch.Tensor]:
+def webdataset_loader(tars: list[str], workers: int, loader: type, *shuffle: object) -> DataLoader:
     """Endless micro-batches of the same content: every field decoded, the number kept."""
     shards = webdataset.ResampledShards(tars, seed=0, deterministic=True)
-    stages = [shards, webdataset.tarfile_to_samples(), webdataset.shuffle(128), webdataset.map(number_of)]
-    return iter(loader(webdataset.DataPipeline(*stages), batch_size=ROWS, num_workers=workers))
+    stages = [shards, webdataset.tarfile_to_samples(), *shuffle, webdataset.map(number_of)]
+    return loader(webdataset.DataPipeline(*stages), batch_size=ROWS, num_workers=workers)
 
 
 def number_of(fields: dict[str, bytes]) -> int:
@@ -250,13 +246,7 @@ def stateful_resume(skipped: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), [64] * 4, photograph)
         tars = sorted(map(str, folder.glob("*.tar")))
-
-        def loader() -> StatefulDataLoader:
-            shards = webdataset.ResampledShards(tars, seed=0, deterministic=True)
-            samples = webdataset.DataPipeline(shards, webdataset.tarfile_to_samples(), webdataset.map(number_of))
-            return StatefulDataLoader(samples, batch_size=ROWS, num_workers=1)
-
-        first = loader()
+        first = webdataset_loader(tars, 1, StatefulDataLoader)
         batches = iter(first)
         for _ in range(skipped // ROWS):
             next(batches)
@@ -264,7 +254,7 @@ def stateful_resume(skipped: int) -> None:
         del batches
 
         def again() -> None:
-            second = loader()
+            second = webdataset_loader(tars, 1, StatefulDataLoader)
             second.load_state_dict(state)
             next(iter(second))
 
@@ -276,8 +266,7 @@ def stateful_resume(skipped: int) -> None:
 
         def ours() -> None:
             streams = {"s": open_stream("s", StreamConfig(str(folder)), 0, cursor)}
-            dataset = MicroBatches(plan, {"answer": NumberRows()}, streams, NumberCollator(), 1, 0, 1, 0, 0)
-            next(iter(MicroBatchLoader(dataset, 0, 1, 1)))
+            next(iter(MicroBatchLoader(number_batches(plan, streams), 0, 1, 1)))
 
         _, wall = timed(ours)
         print(f"resume of this loader at the same place: {wall:.1f} s")

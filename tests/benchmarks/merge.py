@@ -1,4 +1,4 @@
-"""Cost of a merge against the number of ranks: `python tests/benchmarks/merge.py`.
+"""Cost of a merge against the number of ranks: `python -m tests.benchmarks.merge`.
 
 Rank 0 is real: its buffer plans, packs and unpacks records of full size. The losses of the other ranks are played from the
 same plans, and what they would send arrives at once, so the time is all that a rank computes besides waiting. Losses are

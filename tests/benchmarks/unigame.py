@@ -1,4 +1,4 @@
-"""What a step of the game costs next to fine-tuning: `python tests/benchmarks/unigame.py`.
+"""What a step of the game costs next to fine-tuning: `python -m tests.benchmarks.unigame`.
 
 One launch of gloo ranks under ZeRO-3 steps through the cases in turn: fine-tuning (SFT), the alternating and the simultaneous
 game, and the released procedure (`path: sampled`: one candidate drawn token by token, guidance 5). All have the same clean
@@ -7,36 +7,27 @@ rows; the game attacks as many pictures. Cases `+ hard` also replay rows from th
 64 tokens per picture is the shipped tiny Janus with the settings of tiny_unigame.yaml; other numbers of tokens are random
 models of the same widths on larger renderings. The CLIP filter is computed and lets everything pass (tau -1), so that the
 buffer fills, and every step merges. No dry run, no report pictures, no checkpoints. CPU seconds are those of rank 0: other
-jobs on the machine disturb them less than the clock.
+jobs on the machine change them less than the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
-import statistics
-import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-# Inherited by the ranks. deepspeed reads it when it is imported: what is compared runs over gloo, with or without a GPU.
-os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.__main__ import main as data_prep
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.folder import random_state, write_folder
-from megaunigame.monitoring import names
-from tests.benchmarks.step_ranks import CPU_SECONDS, REPLAYED
-from tests.multi_process.launcher import REPOSITORY, run_ranks
+from tests.benchmarks.step_cases import Steps, case, cells, columns, cpu_ratio, launch, markdown, mean, ratio, write_scenes
+from tests.benchmarks.step_ranks import REPLAYED
+from tests.multi_process.launcher import REPOSITORY
 
 SHIPPED = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"
 RECIPE = "launch/recipes/tiny_unigame.yaml"
@@ -83,21 +74,10 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
     """The cases at one number of tokens per picture, as the rank program reads them; writes model and shards."""
     grid, whole = math.isqrt(tokens), tokens == shipped_tokens()
     model, shards = write_model(home / f"model{tokens}", tokens), home / f"shards{tokens}"
-    side = grid * read_config(model).vision_config.patch_size
-    made = ["scenes", "--out", shards, "--count", "64", "--seed", "1", "--split", "train", "--size", side]
-    if data_prep(list(map(str, made))):
-        raise SystemExit(1)
+    write_scenes(shards, "--size", str(grid * read_config(model).vision_config.patch_size))
     rounds = options.steps if whole else LARGER_ROUNDS
     sampled_every = max(1, rounds // options.sampled_steps) if whole and options.sampled_steps else rounds
-    common = {
-        "model.path": str(model),
-        "model.max_length": longest_row(tokens),
-        "data.scenes.shards": str(shards),
-        "loader.workers": 0,
-        "schedule": {"steps": rounds + options.warmup, "kind": "constant"},
-        "evaluation.suites": {},
-        "engine.timeout_minutes": 30,
-    }
+    common = {"model.path": str(model), "model.max_length": longest_row(tokens), "engine.timeout_minutes": 30}
     sft = {"objectives": {"understanding": {"rows": options.clean, "stream": "scenes", "independent": True}}}
     chosen: dict[str, dict[str, Any]] = {SFT: sft}
     for name, game in GAMES.items():
@@ -114,74 +94,34 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
                 **game,
             }
             chosen[label] = {f"objectives.unigame.{key}": value for key, value in settings.items()}
-    cases = [
-        {
-            "name": name,
-            "recipe": RECIPE,
-            "every": sampled_every if name.startswith(SAMPLED) else 1,
-            "warmup": 0 if name == SAMPLED else options.warmup,  # the first of its many passes warms the others
-            "overrides": [
-                f"{key}={json.dumps(value)}"
-                for key, value in {**common, "output": str(home / "runs" / f"{tokens} {name}"), **own}.items()
-            ],
-        }
-        for name, own in chosen.items()
-    ]
+    cases = []
+    for name, own in chosen.items():
+        every = sampled_every if name.startswith(SAMPLED) else 1
+        warmup = 0 if name == SAMPLED else options.warmup  # the first of its many passes warms the others
+        output, steps = home / "runs" / str(tokens), rounds + options.warmup
+        cases.append(case(name, RECIPE, shards, output, steps, warmup, {**common, **own}, every))
     return {"title": f"{tokens} tokens", "tokens": tokens, "rounds": rounds, "cases": cases}
-
-
-Steps = dict[str, dict[str, float]]
-"""Round -> what the step of one case measured in it."""
-
-
-def middle(steps: Steps, key: str) -> float:
-    return statistics.median(step[key] for step in steps.values())
-
-
-def mean(steps: Steps, key: str) -> float:
-    """For counts: how much the engine prefetches can differ from step to step."""
-    return statistics.mean(step[key] for step in steps.values())
-
-
-def ratio(ours: Steps, base: Steps) -> tuple[float, float, float]:
-    """Of the median step times; the least and the largest within one round."""
-    rounds = [ours[n][names.PERF_STEP_SECONDS] / base[n][names.PERF_STEP_SECONDS] for n in ours.keys() & base.keys()]
-    return middle(ours, names.PERF_STEP_SECONDS) / middle(base, names.PERF_STEP_SECONDS), min(rounds), max(rounds)
-
-
-def cpu_ratio(ours: Steps, base: Steps) -> float:
-    return middle(ours, CPU_SECONDS) / middle(base, CPU_SECONDS)
 
 
 def table(blocks: list[dict[str, Any]], measured: list[dict[str, Steps]], options: Namespace) -> str:
     """The measurements as a Markdown table, and below it sampled against alternating."""
-    columns = ["tokens", "case", "rows: clean + hard + attacked", "steps", "s / step", "/ SFT", "in single rounds", "target"]
-    columns += ["CPU s / step", "CPU / SFT", "passes", "MiB gathered", "replayed"]
-    lines, below = [columns, ["---"] * len(columns)], []
+    head = ["tokens", "case", "rows: clean + hard + attacked", "steps", *columns(SFT), "replayed"]
+    lines, below = [], []
     for described, cases in zip(blocks, measured, strict=True):
         tokens, whole = described["tokens"], described["tokens"] == shipped_tokens()
         for name, steps in cases.items():
             hard = options.hard if name.endswith(HARD) else 0
             attack = 0 if name == SFT else options.attack or options.clean
-            mid, least, most = ratio(steps, cases[SFT])
-            lines.append(
-                [
-                    *(f"{tokens}", name, f"{options.clean} + {hard} + {attack}", f"{len(steps)}"),
-                    *(f"{middle(steps, names.PERF_STEP_SECONDS):.3f}", f"{mid:.2f}", f"{least:.2f} .. {most:.2f}"),
-                    f"<= {TARGETS[name]}" if whole and name in TARGETS else "",
-                    *(f"{middle(steps, CPU_SECONDS):.3f}", f"{cpu_ratio(steps, cases[SFT]):.2f}"),
-                    f"{mean(steps, names.PERF_PASSES):.0f}",
-                    f"{mean(steps, names.PERF_ALLGATHER_BYTES) / 2**20:.1f}",
-                    f"{mean(steps, REPLAYED):.1f}",
-                ]
-            )
+            about = [f"{tokens}", name, f"{options.clean} + {hard} + {attack}", f"{len(steps)}"]
+            target = TARGETS.get(name) if whole else None
+            lines.append([*about, *cells(steps, cases[SFT], target), f"{mean(steps, REPLAYED):.1f}"])
         if SAMPLED in cases:
             mid, least, most = ratio(cases[SAMPLED], cases[ALTERNATING])
             below.append(
                 f"- sampled / alternating at {tokens} tokens: {mid:.1f}{f' (target >= {SAMPLED_TARGET:g})' if whole else ''}, "
                 f"in single rounds {least:.1f} .. {most:.1f}, in CPU time {cpu_ratio(cases[SAMPLED], cases[ALTERNATING]):.1f}"
             )
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *below])
+    return "\n".join([markdown(head, lines), "", *below])
 
 
 def tokens_per_picture(text: str) -> int:
@@ -191,38 +131,22 @@ def tokens_per_picture(text: str) -> int:
     return tokens
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
-        return int(text)
-
-    return count
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=at_least(1), default=2)
-    parser.add_argument("--steps", type=at_least(1), default=12, help="measured steps at 64 tokens (default 12)")
-    parser.add_argument("--sampled-steps", type=at_least(0), default=1, help="of which sampled (default 1; 0: leave it out)")
-    parser.add_argument("--warmup", type=at_least(1), default=2, help="steps before (default 2; sampled: none)")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12, help="measured steps at 64 tokens (default 12)")
+    parser.add_argument("--sampled-steps", type=int, default=1, help="of which sampled (default 1; 0: leave it out)")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before (default 2; sampled: none)")
     parser.add_argument("--tokens", type=tokens_per_picture, nargs="+", default=[64, 256, 576], help="per picture")
-    parser.add_argument("--clean", type=at_least(1), default=4, help="clean rows per rank (default 4)")
-    parser.add_argument("--hard", type=at_least(1), default=2, help="replayed rows per rank of the cases `+ hard`")
-    parser.add_argument("--attack", type=at_least(1), help="attacked pictures per rank (default: as clean rows)")
-    parser.add_argument("--markdown", type=Path, help="also write the table here")
+    parser.add_argument("--clean", type=int, default=4, help="clean rows per rank (default 4)")
+    parser.add_argument("--hard", type=int, default=2, help="replayed rows per rank of the cases `+ hard`")
+    parser.add_argument("--attack", type=int, help="attacked pictures per rank (default: as clean rows)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         blocks = [block(home, tokens, options) for tokens in options.tokens]
-        (home / "blocks.json").write_text(json.dumps(blocks))
-        print(f"every step is noted in {home / 'progress.log'}", flush=True)
-        run_ranks("tests.benchmarks.step_ranks", options.ranks, home, timeout=4 * 3600)
-        measured = json.loads((home / "measured.json").read_text())
-    text = f"{options.ranks} ranks, ZeRO-3, gloo, {os.cpu_count()} cores\n\n{table(blocks, measured, options)}"
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+        measured = launch(blocks, options.ranks, home, hours=4)
+    print(f"{options.ranks} ranks, ZeRO-3, gloo, {os.cpu_count()} cores\n\n{table(blocks, measured, options)}")
 
 
 if __name__ == "__main__":

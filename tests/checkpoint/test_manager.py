@@ -31,17 +31,22 @@ def disk(monkeypatch):
     return state
 
 
-def test_saves_points_and_prunes(tmp_path, disk):
-    manager = CheckpointManager(tmp_path, keep=2, world=OneRank())
-    for step in (10, 20, 30):
+def saved(folder, *steps: int, keep: int = 2) -> CheckpointManager:
+    """A manager of one rank that has saved these steps."""
+    manager = CheckpointManager(folder, keep, world=OneRank())
+    for step in steps:
         manager.save(None, {"step": step}, step)
+    return manager
+
+
+def test_saves_points_and_prunes(tmp_path, disk):
+    manager = saved(tmp_path, 10, 20, 30)
     assert sorted(p.name for p in manager.folder.iterdir()) == ["latest", "step-00000020", "step-00000030"]
     assert manager.train_state(manager.find("auto")) == {"step": 30}
 
 
 def test_a_crash_while_saving_leaves_the_older_checkpoint(tmp_path, disk):
-    manager = CheckpointManager(tmp_path, keep=1, world=OneRank())
-    manager.save(None, {"step": 10}, 10)
+    manager = saved(tmp_path, 10, keep=1)
     disk.fails = True
     with pytest.raises(OSError, match="disk full"):
         manager.save(None, {"step": 20}, 20)
@@ -53,27 +58,26 @@ def test_a_crash_while_saving_leaves_the_older_checkpoint(tmp_path, disk):
 
 
 def test_going_back_to_an_older_step_keeps_what_is_written_next(tmp_path, disk):
-    manager = CheckpointManager(tmp_path, keep=2, world=OneRank())
+    manager = saved(tmp_path, 400, 500)
     for age, step in enumerate((400, 500)):
-        folder = manager.save(None, {"step": step}, step)
-        os.utime(folder / "manifest.json", (1_000 + age, 1_000 + age))
+        os.utime(manager.folder / f"step-{step:08d}" / "manifest.json", (1_000 + age, 1_000 + age))
     manager.save(None, {"step": 100}, 100)
     assert manager.find("auto").name == "step-00000100"
     assert not (manager.folder / "step-00000400").exists()
 
 
 def test_resume_settings(tmp_path, disk):
-    manager = CheckpointManager(tmp_path / "a", keep=2, world=OneRank())
+    manager = saved(tmp_path / "a")
     assert manager.find("auto") is None
     folder = manager.save(None, {"step": 1}, 1)
     assert manager.find("never") is None
-    assert CheckpointManager(tmp_path / "b", keep=2, world=OneRank()).find(str(folder)) == folder
+    assert saved(tmp_path / "b").find(str(folder)) == folder
     with pytest.raises(CheckpointError, match=r"saved by 1 ranks, this run has 2.*resume=never"):
         CheckpointManager(tmp_path / "a", keep=2, world=OneRank(size=2)).find("auto")
 
 
 def test_damage_is_named(tmp_path, disk):
-    folder = CheckpointManager(tmp_path, keep=2, world=OneRank()).save(None, {"step": 1}, 1)
+    folder = saved(tmp_path, 1).find("auto")
     (folder / "rank0_optim_states.pt").write_bytes(b"1" * 60)
     with pytest.raises(CheckpointError, match=r"rank0_optim_states\.pt has 60 bytes, its manifest says 100.*resume"):
         read_manifest(folder)
@@ -82,7 +86,7 @@ def test_damage_is_named(tmp_path, disk):
         read_manifest(folder)
 
 
-def test_shards_that_rank_0_cannot_see_are_no_checkpoint(tmp_path, disk):
+def test_shards_that_rank_0_cannot_see_are_not_a_checkpoint(tmp_path, disk):
     manager = CheckpointManager(tmp_path, keep=2, world=OneRank(size=2))
     with pytest.raises(CheckpointError, match=r"shards of 1 of 2 ranks.*one shared file system"):
         manager.save(None, {"step": 1}, 1)
@@ -90,8 +94,7 @@ def test_shards_that_rank_0_cannot_see_are_no_checkpoint(tmp_path, disk):
 
 
 def test_an_interrupted_deletion_does_no_harm(tmp_path, disk, monkeypatch):
-    manager = CheckpointManager(tmp_path, keep=1, world=OneRank())
-    manager.save(None, {"step": 1}, 1)
+    manager = saved(tmp_path, 1, keep=1)
     with monkeypatch.context() as patched:
         patched.setattr(manager_module.shutil, "rmtree", lambda path: (path / "manifest.json").unlink())
         manager.save(None, {"step": 2}, 2)

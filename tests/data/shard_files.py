@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,6 +17,8 @@ from PIL import Image
 
 from megaunigame.data.decode import Sample
 from megaunigame.data.loading.stream import MicroBatches
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.sources.base import Cursor
 from megaunigame.errors import DataError
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
@@ -75,10 +78,10 @@ def write_shards(
             for number in range(first, first + size):
                 writer.write({"__key__": f"{number:07d}", **fields(number)})
         first += size
-        samples = list(tar_samples(path))
+        samples = tar_samples(path)
         for number, sample in enumerate(samples, start=first - size):
-            numbers = columns(number)
-            samples[number - first + size] = sample | ({"columns": numbers} if numbers else {})
+            if numbers := columns(number):
+                sample["columns"] = numbers
         names.update(*(s["fields"] for s in samples))
         content = json.dumps({"version": 1, "samples": samples}).encode()
         if index:
@@ -91,7 +94,7 @@ def write_shards(
     return folder
 
 
-def tar_samples(path: Path) -> Iterable[dict]:
+def tar_samples(path: Path) -> list[dict]:
     """The samples of a tar as `idx.json` lists them."""
     samples: dict[str, dict] = {}
     with tarfile.open(path) as tar:
@@ -99,6 +102,22 @@ def tar_samples(path: Path) -> Iterable[dict]:
             key, _, field = member.name.partition(".")
             samples.setdefault(key, {})[field] = [member.offset_data, member.size]
     return [{"key": key, "fields": fields} for key, fields in samples.items()]
+
+
+def everything(index: ShardIndex) -> list[tuple[str, dict[str, bytes]]]:
+    """Key and raw fields of all samples."""
+    return [index.read(shard, i) for shard, n in enumerate(index.sizes) for i in range(n)]
+
+
+def written(sizes: Sequence[int]) -> list[tuple[str, dict[str, bytes]]]:
+    """`everything` of what `write_shards` wrote with these sizes."""
+    return [(f"{n:07d}", sample_fields(n)) for n in range(sum(sizes))]
+
+
+def stored_cursors(cursors: dict[str, Cursor]) -> dict[str, Cursor]:
+    """Cursors as a checkpoint gives them back."""
+    kept = json.loads(json.dumps({name: dataclasses.asdict(cursor) for name, cursor in cursors.items()}))
+    return {name: Cursor(**fields) for name, fields in kept.items()}
 
 
 def overwrite(folder: Path, number: int, field: str, data: bytes = b"\0") -> str:

@@ -15,27 +15,23 @@ RGB = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
 DEPTH = np.random.default_rng(1).integers(0, 65536, (6, 10), dtype=np.uint16)
 
 
-def test_lossless_image_is_kept():
-    sample = decode_sample("k", {**META, "png": encoded(RGB)})
-    assert sample.image.dtype == torch.uint8
-    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), RGB)
-    assert sample.meta == {"conversations": []} and sample.picture("depth") is None and sample.picture("segmentation") is None
+@pytest.mark.parametrize(
+    ("field", "kind", "stored", "decoded"),
+    [
+        ("png", "image", RGB, RGB.transpose(2, 0, 1)),
+        ("png", "image", RGB[:, :, 0], np.stack([RGB[:, :, 0]] * 3)),
+        ("depth.png", "depth", DEPTH, DEPTH.astype(np.int32)),
+    ],
+    ids=["RGB", "gray becomes RGB", "depth of 16 bits"],
+)
+def test_lossless_pictures_are_kept(field, kind, stored, decoded):
+    picture = decode_sample("k", {**META, field: encoded(stored)}).picture(kind)
+    np.testing.assert_array_equal(picture.numpy(), decoded, strict=True)
 
 
 @pytest.mark.parametrize(("field", "form"), [("jpg", "JPEG"), ("webp", "WEBP")])
 def test_lossy_images_have_the_right_size(field, form):
     assert decode_sample("k", {**META, field: encoded(RGB, form)}).image.shape == (3, 6, 10)
-
-
-def test_grey_image_becomes_rgb():
-    image = decode_sample("k", {**META, "png": encoded(RGB[:, :, 0])}).image
-    assert np.array_equal(image.numpy(), np.stack([RGB[:, :, 0]] * 3))
-
-
-def test_depth_keeps_16_bits():
-    depth = decode_sample("k", {**META, "depth.png": encoded(DEPTH)}).picture("depth")
-    assert depth.dtype == torch.int32
-    assert np.array_equal(depth.numpy(), DEPTH)
 
 
 @pytest.mark.parametrize("colors", [2, 4, 16, 17, 256])  # stored with 1, 2, 4, 8 and 8 bits a pixel
@@ -48,8 +44,10 @@ def test_palette_ids_are_kept(colors):
     assert np.array_equal(segmentation.numpy(), ids)
 
 
-def test_text_only_sample_has_no_image():
-    assert decode_sample("k", dict(META)).image is None
+def test_text_only_sample_has_no_pictures():
+    sample = decode_sample("k", dict(META))
+    assert sample.meta == {"conversations": []} and sample.image is None
+    assert sample.picture("depth") is None and sample.picture("segmentation") is None
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_the_sample_read_is_the_one_named(folder):
 @pytest.mark.parametrize(
     "text", ["clip", "clip >=", "clip => 3", "clip > x", "clip > nan", "0.3 < clip", "has", "has a b", "a > 1 and b < 2", ""]
 )
-def test_what_is_no_filter(folder, text):
+def test_what_is_not_a_filter(folder, text):
     with pytest.raises(ConfigError, match=r"data\.s: .* is not a filter.*'has depth.png'"):
         visited(folder, [text])
 

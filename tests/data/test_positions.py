@@ -15,7 +15,7 @@ def plans(draw: st.DrawFn) -> StepPlan:
         requests.append(RowRequest(f"term{number}", name, stream, draw(st.integers(1, 3))))
         if draw(st.booleans()):
             requests.append(RowRequest(f"shares{number}", GENERATE, stream, requests[-1].count, shares=f"term{number}"))
-            if draw(st.booleans()):  # what shares is shared in turn, by a term before or behind it
+            if draw(st.booleans()):  # what shares is shared in turn, by a term before or after it
                 again = RowRequest(f"again{number}", UNDERSTAND, stream, requests[-1].count, shares=f"shares{number}")
                 requests.insert(draw(st.integers(0, len(requests))), again)
     return StepPlan(tuple(requests))

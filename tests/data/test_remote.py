@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import multiprocessing
 import pickle
 import re
@@ -21,7 +20,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from tests.data.http_folder import served
-from tests.data.shard_files import number_batches, sample_fields, write_shards
+from tests.data.shard_files import everything, number_batches, sample_fields, write_shards, written
 
 SIZES = [3, 5, 2, 4]
 KILOBYTE = 1e-6
@@ -35,14 +34,6 @@ def index_of(url: str, folder: Path, gigabytes: float = 1, open_shards: int = 4)
 
 def cached(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*.tar"))
-
-
-def everything(index: ShardIndex) -> list:
-    return [index.read(shard, i) for shard, n in enumerate(index.sizes) for i in range(n)]
-
-
-def expected() -> list:
-    return [(f"{n:07d}", sample_fields(n)) for n in range(sum(SIZES))]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +65,7 @@ def test_memory_url_reads_as_the_folder_and_has_its_hash(shards, tmp_path, slash
     memory = fsspec.filesystem("memory")
     memory.put(str(shards), "/set", recursive=True)
     index = index_of(f"memory://set{slash}", tmp_path)
-    assert everything(index) == expected()
-    assert everything(pickle.loads(pickle.dumps(index))) == expected()
+    assert everything(index) == everything(pickle.loads(pickle.dumps(index))) == written(SIZES)
     assert index.hash == ShardIndex.open(shards).hash
     memory.rm("/set", recursive=True)
 
@@ -84,7 +74,7 @@ def test_opening_reads_the_manifest_alone_and_each_file_comes_once(shards, tmp_p
     with served(shards) as server:
         index = index_of(server.url, tmp_path)
         assert dict(server.requests) == {"dataset.json": 1}
-        assert everything(index) == expected() and everything(index_of(server.url, tmp_path)) == expected()
+        assert everything(index) == everything(index_of(server.url, tmp_path)) == written(SIZES)
     files = [p.name for p in shards.iterdir() if p.name != "dataset.json"]
     assert dict(server.requests) == {"dataset.json": 2, **dict.fromkeys(files, 1)}
 
@@ -94,7 +84,7 @@ def test_a_flaky_server_is_asked_again(shards, tmp_path):
         server.refuse = 3
         index = index_of(server.url, tmp_path)
         server.refuse = 6
-        assert everything(index) == expected()
+        assert everything(index) == written(SIZES)
         assert server.refuse == 0 and not list(tmp_path.rglob("*.part"))
 
 
@@ -110,7 +100,7 @@ def test_a_server_that_never_answers_well(shards, tmp_path):
 def _read_all(url: str, folder: Path, barrier: multiprocessing.Barrier, answers: multiprocessing.Queue) -> None:
     index = index_of(url, folder)
     barrier.wait()
-    answers.put(everything(index) == expected())
+    answers.put(everything(index) == written(SIZES))
 
 
 def test_processes_of_a_node_download_once(shards, tmp_path):
@@ -177,7 +167,7 @@ def test_the_next_window_is_fetched_ahead(tmp_path):
         assert now == {name: before[name] for name in wanted}
 
 
-def test_leftovers_of_a_killed_download_are_no_shards(shards, tmp_path):
+def test_leftovers_of_a_killed_download_are_not_shards(shards, tmp_path):
     with served(shards) as server:
         everything(index_of(server.url, tmp_path))
         tar = next(tmp_path.rglob("data-000001.tar"))
@@ -185,7 +175,7 @@ def test_leftovers_of_a_killed_download_are_no_shards(shards, tmp_path):
         tar.rename(tar.with_name(f"{tar.name}.{size}.part"))
         other = next(tmp_path.rglob("data-000002.tar"))
         other.write_bytes(other.read_bytes()[:1000])
-        assert everything(index_of(server.url, tmp_path)) == expected()
+        assert everything(index_of(server.url, tmp_path)) == written(SIZES)
         assert not list(tmp_path.rglob("*.part"))
 
 
@@ -196,17 +186,19 @@ def test_other_files_in_the_folder_are_left_alone(shards, tmp_path):
     assert everything(ShardIndex.open(mine))[1] == ("0000001", sample_fields(1))
 
 
-@pytest.mark.parametrize("what", ["tar", "index", "manifest"])
-def test_remote_files_that_do_not_fit_the_manifest(tmp_path, what):
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("data-000000.tar", bytes(512), "bytes, dataset.json says"),
+        ("data-000000.idx.json", b'{"version": 1, "samples": []}', "sha256 differs"),
+        ("dataset.json", None, "dataset.json is not there"),
+    ],
+)
+def test_remote_files_that_do_not_fit_the_manifest(tmp_path, file, content, words):
     folder = write_shards(tmp_path / "shards", [2])
-    if what == "tar":
-        tar = folder / "data-000000.tar"
-        tar.write_bytes(tar.read_bytes()[:-512])
-    elif what == "index":
-        (folder / "data-000000.idx.json").write_text(json.dumps({"version": 1, "samples": []}))
-    else:
-        (folder / "dataset.json").unlink()
-    words = {"tar": "bytes, dataset.json says", "index": "sha256 differs", "manifest": "dataset.json is not there"}[what]
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
     with served(folder) as server, pytest.raises(DataError, match=words):
         index_of(server.url, tmp_path / "cache").read(0, 0)
     assert cached(tmp_path / "cache") == []

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import Counter
 
 import pytest
 
 from megaunigame.config import MixedConfig, StreamConfig
 from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
-from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
-from tests.data.shard_files import number_batches, overwrite, write_shards
+from tests.data.shard_files import number_batches, overwrite, stored_cursors, write_shards
 
 SIZES = [9, 4, 11, 6]
 PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "s", 2),))
@@ -61,7 +58,7 @@ def test_one_shard_serves_many_ranks_and_workers(folder):
 def test_ranks_workers_and_resumed_runs_draw_for_themselves(folder):
     first = numbers(batches(braces(folder), 0, 2), 40)
     assert numbers(batches(braces(folder), 1, 2), 40) != first
-    cursor = Cursor(**json.loads(json.dumps(dataclasses.asdict(batches(braces(folder), 0, 2).cursors(40)["s"]))))
+    cursor = stored_cursors(batches(braces(folder), 0, 2).cursors(40))["s"]
     assert cursor.position == 160
     assert numbers(batches(braces(folder), 0, 2, cursor), 40) != first
     halves = numbers(batches(braces(folder)), 40, workers=2)
@@ -87,19 +84,24 @@ def test_nothing_but_failures_ends_the_run(tmp_path, shards):
         batches(shards.replace("{folder}", str(tmp_path)), buffer=1000)[0]
 
 
-@pytest.mark.parametrize("settings", [{"where": ["has image"]}, {"mix": {"a": MixedConfig("x")}}])
-def test_mixes_and_filters_need_an_index(settings):
-    with pytest.raises(ConfigError, match=r"data\.train: .*need an index.*backend=webdataset"):
-        open_stream("train", StreamConfig("x", backend="webdataset", **settings), 3)
+NEEDS_AN_INDEX = r"data\.train: .*need an index.*backend=webdataset"
 
 
-def test_a_wrong_backend_is_answered():
-    with pytest.raises(ConfigError, match=r"data\.train\.backend.*'wds'.*index, webdataset\."):
-        open_stream("train", StreamConfig("x", backend="wds"), 3)
+@pytest.mark.parametrize(
+    ("shards", "settings", "words"),
+    [
+        ("x", {"where": ["has image"]}, NEEDS_AN_INDEX),
+        ("x", {"mix": {"a": MixedConfig("x")}}, NEEDS_AN_INDEX),
+        ("x", {"backend": "wds"}, r"data\.train\.backend.*'wds'.*index, webdataset\."),
+        ("::", {}, "names no tar.*pipe:cat"),
+    ],
+    ids=["filters", "mixes", "a wrong backend", "no tar"],
+)
+def test_settings_that_cannot_be_streamed_are_refused(shards, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        open_stream("train", StreamConfig(shards, **{"backend": "webdataset", **settings}), 3)
 
 
-def test_what_names_no_tar_and_other_backends(folder):
-    with pytest.raises(ConfigError, match="names no tar.*pipe:cat"):
-        batches("::")
+def test_a_cursor_of_this_backend_is_not_one_of_another(folder):
     with pytest.raises(DataError, match="backend webdataset, this run has not set"):
         open_stream("s", StreamConfig(str(folder)), 3, batches(braces(folder)).cursors(1)["s"])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from data_prep.shard_writer import Job, finish_dataset, write_dataset
 from data_prep.statistics import read_manifest
@@ -38,6 +42,12 @@ def samples_of(folder: Path) -> dict[str, dict[str, bytes]]:
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(fields["json"]) for fields in samples_of(folder).values()]
+
+
+def pixels(file: bytes, mode: str = "") -> np.ndarray:
+    """Of an image file, in its own mode or in another."""
+    with Image.open(io.BytesIO(file)) as picture:
+        return np.array(picture.convert(mode) if mode else picture)
 
 
 def failures_of(folder: Path) -> list[dict[str, str]]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_prep.scenes import render
 from data_prep.scenes.samples import sample
 from data_prep.scenes.solids import CONE_HALF, CONE_RADIUS, CUBE_HALF, CYLINDER_HALF, CYLINDER_RADIUS, SHAPES, normal
 from data_prep.scenes.splits import example
 from data_prep.scenes.world import Camera, Look, Scene, Thing
+from tests.data_prep.stored import pixels
 
 CAMERA = Camera.looking_at((0.1, 2.3, 6.5), (0.0, 0.5, -0.2))
 LOOK = Look(
@@ -79,15 +78,14 @@ def test_normals_are_the_gradient_of_the_surface(shape):
     gradient /= np.linalg.norm(gradient, axis=0)
     own = (points - np.reshape(thing.center, (3, 1))) / thing.radius
     agreement = (gradient * normal(shape, own.astype(np.float32))).sum(0)
-    assert np.mean(agreement > 0.999) > 0.95  # the rest are the edges, where there is no gradient
+    assert np.mean(agreement > 0.999) > 0.95  # the rest lies on edges, where there is no gradient
 
 
 def test_nearest_point_of_a_sphere_is_where_geometry_says():
     thing = a_thing("sphere")
-    depth = render.trace((thing,), CAMERA, CAMERA.rays(400)).depth
-    _, _, centre_depth = CAMERA.project(thing.center)
-    hit = render.trace((thing,), CAMERA, CAMERA.rays(400)).hit == 1
-    assert depth[hit].min() == pytest.approx(centre_depth - thing.radius, abs=2e-3)
+    geometry = render.trace((thing,), CAMERA, CAMERA.rays(400))
+    _, _, center_depth = CAMERA.project(thing.center)
+    assert geometry.depth[geometry.hit == 1].min() == pytest.approx(center_depth - thing.radius, abs=2e-3)
 
 
 def test_camera_axes_are_orthonormal_and_project_agrees_with_rays():
@@ -121,9 +119,9 @@ def test_inverse_depth_is_the_documented_formula():
     inverse = 1 / geometry.depth.astype(float)
     wanted = np.round(65535 * (inverse - inverse.min()) / (inverse.max() - inverse.min()))
     fields = sample(1, "val", 0, 64)
-    with Image.open(io.BytesIO(fields["depth.png"])) as picture:
-        assert picture.mode == "I;16"
-        np.testing.assert_array_equal(np.array(picture), wanted)
+    stored = pixels(fields["depth.png"])
+    assert stored.dtype == np.uint16
+    np.testing.assert_array_equal(stored, wanted)
 
 
 def test_an_object_darkens_the_ground_below_the_light_and_nothing_else():
@@ -150,8 +148,7 @@ def test_an_object_darkens_the_ground_below_the_light_and_nothing_else():
 def test_ids_depth_and_objects_of_stored_samples_agree():
     for index in range(40):
         fields = sample(2, "train", index, 64)
-        ids = np.array(Image.open(io.BytesIO(fields["seg.png"])))
-        depth = np.array(Image.open(io.BytesIO(fields["depth.png"]))).astype(int)
+        ids, depth = pixels(fields["seg.png"]), pixels(fields["depth.png"]).astype(int)
         objects = json.loads(fields["json"])["objects"]
         assert sorted(thing["id"] for thing in objects) == list(range(1, len(objects) + 1))
         assert set(np.unique(ids)) == {0, *(thing["id"] for thing in objects)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -17,13 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from data_prep.target_fields import clip_target, depth_target, segmentation_target, target_size
-from data_prep.teachers.base import Failure, Machine, load_teacher
+from data_prep.teachers.base import Failure, Machine, Teacher, load_teacher
 from data_prep.teachers.ids import ids_from_labels, ids_from_masks
 from data_prep.teachers.pretrained import license_of
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.judges.clip import FrozenClip
+from tests.data_prep.stored import pixels
 from tests.data_prep.tiny_teachers import KEEP_ALL, depth_checkpoint, picture, sam2_checkpoint, sam_checkpoint
+from tests.data_prep.toy_sets import TALK
 
 CPU = torch.device("cpu")
 FLOAT32 = Machine(CPU, torch.float32, 2)
@@ -33,6 +33,14 @@ BFLOAT16 = Machine(CPU, torch.bfloat16, 2)
 def seen(number: int = 0, height: int = 40, width: int = 56, **meta: object) -> Sample:
     pixels = torch.from_numpy(picture(number, height, width)).permute(2, 0, 1).contiguous()
     return Sample(key=f"k{number}", meta=meta, image=pixels)
+
+
+def sam(folder: Path, machine: Machine = FLOAT32, **settings: object) -> Teacher:
+    return load_teacher("segmentation", "sam", {"model": str(folder), **settings}, machine)
+
+
+def depth_anything(folder: Path, machine: Machine = FLOAT32, **settings: object) -> Teacher:
+    return load_teacher("depth", "depth_anything", {"model": str(folder), **settings}, machine)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +54,8 @@ def sam_folder(request, tmp_path_factory) -> Path:
 
 
 def test_depth_is_what_the_pipeline_of_transformers_predicts(depth_folder):
-    teacher = load_teacher("depth", "depth_anything", {"model": str(depth_folder)}, FLOAT32)
     samples = [seen(0, 56, 84), seen(1, 84, 56), seen(2, 56, 84), seen(3, 56, 84), seen(4, 56, 56)]
-    depths = teacher.predict(samples)
+    depths = depth_anything(depth_folder).predict(samples)
     reference = pipeline("depth-estimation", model=str(depth_folder))
     for sample, depth in zip(samples, depths, strict=True):
         expected = reference(Image.fromarray(sample.image.permute(1, 2, 0).numpy()))["predicted_depth"].numpy()
@@ -58,18 +65,16 @@ def test_depth_is_what_the_pipeline_of_transformers_predicts(depth_folder):
 
 
 def test_depth_size_and_bfloat16(depth_folder):
-    settings = {"model": str(depth_folder), "size": 28}
-    (full,) = load_teacher("depth", "depth_anything", settings, FLOAT32).predict([seen(0, 80, 160)])
+    (full,) = depth_anything(depth_folder, size=28).predict([seen(0, 80, 160)])
     assert full.shape == (28, 56)
-    (half,) = load_teacher("depth", "depth_anything", settings, BFLOAT16).predict([seen(0, 80, 160)])
+    (half,) = depth_anything(depth_folder, BFLOAT16, size=28).predict([seen(0, 80, 160)])
     assert half.dtype == np.float32
     assert 0 < np.abs(half - full).max() < 0.1 * full.max()
 
 
 def test_masks_are_those_of_the_pipeline_of_transformers(sam_folder):
-    teacher = load_teacher("segmentation", "sam", {"model": str(sam_folder), **KEEP_ALL}, FLOAT32)
     sample = seen()
-    (ids,) = teacher.predict([sample])
+    (ids,) = sam(sam_folder, **KEEP_ALL).predict([sample])
     masks = pipeline("mask-generation", model=str(sam_folder))(
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()),
         points_per_crop=2,
@@ -79,14 +84,13 @@ def test_masks_are_those_of_the_pipeline_of_transformers(sam_folder):
     )["masks"]
     assert ids.dtype == np.uint8 and len(masks) > 1
     np.testing.assert_array_equal(ids, ids_from_masks([mask.numpy() for mask in masks], 40, 56))
-    in_half = load_teacher("segmentation", "sam", {"model": str(sam_folder), **KEEP_ALL}, BFLOAT16)
-    assert in_half.predict([sample])[0].max() > 0
+    assert sam(sam_folder, BFLOAT16, **KEEP_ALL).predict([sample])[0].max() > 0
 
 
 def test_sam2_in_the_form_its_authors_publish_it(tmp_path):
     """Their folders are of the video model, and name the image processor as transformers 4 did."""
     folder = sam2_checkpoint(tmp_path)
-    expected = load_teacher("segmentation", "sam", {"model": str(folder), **KEEP_ALL}, FLOAT32)
+    expected = sam(folder, **KEEP_ALL)
     for name, old, new in (
         ("config.json", '"model_type": "sam2"', '"model_type": "sam2_video"'),
         ("preprocessor_config.json", '"Sam2ImageProcessor"', '"Sam2ImageProcessorFast"'),
@@ -94,44 +98,40 @@ def test_sam2_in_the_form_its_authors_publish_it(tmp_path):
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new))
-    teacher = load_teacher("segmentation", "sam", {"model": str(folder), **KEEP_ALL}, FLOAT32)
+    teacher = sam(folder, **KEEP_ALL)
     assert teacher.identity == expected.identity
     np.testing.assert_array_equal(teacher.predict([seen()])[0], expected.predict([seen()])[0])
 
 
 def test_no_mask_above_the_thresholds_gives_an_empty_map(sam_folder):
-    settings = {"model": str(sam_folder), "points_per_side": 2, "points_per_batch": 3}
-    (ids,) = load_teacher("segmentation", "sam", settings, FLOAT32).predict([seen()])
+    (ids,) = sam(sam_folder, points_per_side=2, points_per_batch=3).predict([seen()])
     assert ids.shape == (40, 56) and ids.max() == 0
 
 
 def test_large_pictures_are_shrunk_before_sam_sees_them(sam_folder):
-    settings = {"model": str(sam_folder), **KEEP_ALL, "longest_side": 30}
-    (ids,) = load_teacher("segmentation", "sam", settings, FLOAT32).predict([seen(0, 40, 60)])
+    (ids,) = sam(sam_folder, **KEEP_ALL, longest_side=30).predict([seen(0, 40, 60)])
     assert ids.shape == (20, 30)
 
 
 def test_a_sam_that_gives_nan_fails_instead_of_seeing_nothing(tmp_path):
-    folder = sam_checkpoint(tmp_path / "sam", damage=float("nan"))
-    (prediction,) = load_teacher("segmentation", "sam", {"model": str(folder)}, FLOAT32).predict([seen()])
+    (prediction,) = sam(sam_checkpoint(tmp_path / "sam", damage=float("nan"))).predict([seen()])
     assert isinstance(prediction, Failure) and "NaN" in prediction.reason
 
 
-def test_identity_names_weights_settings_and_licence(depth_folder, tmp_path):
-    machine = Machine(CPU, torch.float32, 7)
-    first = load_teacher("depth", "depth_anything", {"model": str(depth_folder)}, FLOAT32).identity
+def test_identity_names_weights_settings_and_license(depth_folder, tmp_path):
+    first = depth_anything(depth_folder).identity
     assert first["model"] == "Depth-Anything-V2-Large-hf" and first["licence"].startswith("CC-BY-NC-4.0")
     assert first["weights"] > 100_000 and first["dtype"] == "float32" and first["size"] == 0
-    assert load_teacher("depth", "depth_anything", {"model": str(depth_folder)}, machine).identity == first
+    assert depth_anything(depth_folder, Machine(CPU, torch.float32, 7)).identity == first
     elsewhere = depth_checkpoint(tmp_path / depth_folder.name)
-    assert load_teacher("depth", "depth_anything", {"model": str(elsewhere)}, FLOAT32).identity == first
+    assert depth_anything(elsewhere).identity == first
     depth_checkpoint(elsewhere, damage=0.125)
-    changed = load_teacher("depth", "depth_anything", {"model": str(elsewhere)}, FLOAT32).identity
+    changed = depth_anything(elsewhere).identity
     assert {key for key in first if first[key] != changed[key]} == {"weights_sha256"}
 
 
 @pytest.mark.parametrize(
-    ("model", "licence"),
+    ("model", "license"),
     [
         ("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0"),
         ("depth-anything/Depth-Anything-V2-Base-hf", "CC-BY-NC-4.0 (no commercial use)"),
@@ -141,11 +141,11 @@ def test_identity_names_weights_settings_and_licence(depth_folder, tmp_path):
         ("somebody/my-model", "not known here: see the model's card"),
     ],
 )
-def test_licence_note(model, licence):
-    assert license_of(model) == licence
+def test_license_note(model, license):
+    assert license_of(model) == license
 
 
-def test_classic_regions_follow_colours_and_are_the_same_every_time():
+def test_classic_regions_follow_colors_and_are_the_same_every_time():
     flat = np.zeros((3, 40, 56), dtype=np.uint8)
     flat[0, :, :20] = 250
     sample = Sample(key="flat", meta={}, image=torch.from_numpy(flat))
@@ -189,9 +189,8 @@ def test_files_give_depth_and_ids(tmp_path):
 
 
 def test_clip_compares_with_the_caption_or_the_first_question_and_answer():
-    talk = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
     teacher = load_teacher("clip", "open_clip", {"model": "tiny-random"}, FLOAT32)
-    samples = [seen(0, caption="a block"), seen(1, 64, 64, conversations=talk), seen(2), seen(3, caption=" ")]
+    samples = [seen(0, caption="a block"), seen(1, 64, 64, conversations=TALK), seen(2), seen(3, caption=" ")]
     first, second, *failures = teacher.predict(samples)
     assert all("no caption" in failure.reason for failure in failures)
     clip = FrozenClip("tiny-random", "", True, CPU)
@@ -241,10 +240,7 @@ def test_models_that_are_absent_incomplete_or_of_another_kind_are_refused(depth_
     assert "gives distances" in refusal("depth", "depth_anything", metric)
 
 
-masks_of_one_size = st.lists(arrays(bool, (5, 7)), max_size=8)
-
-
-@given(masks_of_one_size)
+@given(st.lists(arrays(bool, (5, 7)), max_size=8))
 def test_ids_of_masks_fall_with_area_and_small_ones_lie_on_top(masks: list[np.ndarray]):
     ids = ids_from_masks(masks, 5, 7)
     falling = sorted((mask for mask in masks if mask.any()), key=lambda mask: -int(mask.sum()))
@@ -253,15 +249,11 @@ def test_ids_of_masks_fall_with_area_and_small_ones_lie_on_top(masks: list[np.nd
         assert ids[y, x] == max(over, default=0)
 
 
-@pytest.mark.parametrize("from_labels", [False, True])
-def test_of_more_than_255_masks_the_largest_stay(from_labels):
+@pytest.mark.parametrize("form", ["labels", "masks"])
+def test_of_more_than_255_masks_the_largest_stay(form):
     labels = np.repeat(np.arange(1, 301), np.arange(1, 301))[None]  # label k has k pixels
-    make: Callable[[], np.ndarray] = (
-        (lambda: ids_from_labels(labels))
-        if from_labels
-        else (lambda: ids_from_masks([labels == k for k in range(1, 301)], *labels.shape))
-    )
-    ids = make()
+    masks = [labels == k for k in range(1, 301)]
+    ids = ids_from_labels(labels) if form == "labels" else ids_from_masks(masks, *labels.shape)
     assert ids.dtype == np.uint8
     np.testing.assert_array_equal(ids, np.where(labels > 45, 301 - labels, 0))
 
@@ -271,8 +263,7 @@ def test_of_more_than_255_masks_the_largest_stay(from_labels):
 )
 def test_depth_png_spans_all_levels_and_keeps_the_order(depth, size):
     fields, numbers = depth_target(depth, size)
-    with Image.open(io.BytesIO(fields["depth.png"])) as picture:
-        levels = np.array(picture).astype(np.int64)
+    levels = pixels(fields["depth.png"]).astype(np.int64)
     assert levels.shape == size
     if numbers["depth_max"] == numbers["depth_min"]:
         assert not levels.any()

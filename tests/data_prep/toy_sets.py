@@ -10,6 +10,9 @@ import numpy as np
 from data_prep.__main__ import main
 from tests.data.shard_files import encoded, write_tar
 
+TALK = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
+TEXT = [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "that"}]
+
 
 def picture(seed: int, width: int = 20, height: int = 12, form: str = "jpeg") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)

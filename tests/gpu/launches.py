@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.multi_process.launcher import REPOSITORY
-from tests.multi_process.tiny_run import FOLDERS, write_data, write_family, write_recipe
+from tests.multi_process.tiny_run import write_data, write_families, write_recipe
 
 FIRST, LAST = 2, 4
 """Steps after which the first and the second launch end."""
@@ -54,18 +54,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def write_world(home: Path) -> None:
     """Models of all families and shards."""
-    for family, folder in FOLDERS.items():
-        write_family(home / folder, family)
+    write_families(home)
     write_data(home / "shards")
-
-
-def train_and_resume(case: str, home: Path, accelerator: str) -> list[dict[str, float]]:
-    """Two launches of one recipe; returns the metrics of all their steps.
-
-    `accelerator`: DS_ACCELERATOR of the launches, `cuda` or `cpu`. Raises AssertionError with the end of the output when a
-    launch fails, when a loss is not finite, or when the second launch does not go on where the first one ended.
-    """
-    return launch(case, home, home / "runs" / case, (FIRST, LAST), accelerator)
 
 
 def run_whole_and_in_parts(case: str, home: Path, accelerator: str) -> list[list[dict[str, float]]]:
@@ -81,8 +71,11 @@ def run_whole_and_in_parts(case: str, home: Path, accelerator: str) -> list[list
 def launch(
     case: str, home: Path, run: Path, parts: tuple[int, ...], accelerator: str, **more: dict[str, Any]
 ) -> list[dict[str, float]]:
-    """A case in the folder `run`, launched once for each of `parts`, steps after which a launch ends; `more`: blocks of
-    settings on top of the case. Returns and raises as `train_and_resume` does.
+    """A case in the folder `run`, launched once for each of `parts`, steps after which a launch ends; the metrics of all steps.
+    `accelerator`: DS_ACCELERATOR, `cuda` or `cpu`; `more`: blocks of settings on top of the case.
+
+    Raises AssertionError with the end of the output when a launch fails, when a loss is not finite, or when a launch does not
+    go on where the one before ended.
     """
     settings: dict[str, Any] = {"loader": {"workers": 2, "prefetch": 2}, **CASES[case], **more}
     own = {**CASES[case].get("engine", {}), **more.get("engine", {})}

@@ -14,7 +14,7 @@ import deepspeed
 import torch
 
 from tests.gpu.shapes import SHAPES
-from tests.gpu.write_page import PAGE, RESULTS, read_results, write_page
+from tests.gpu.write_page import PAGE, RESULTS, page, read_results
 
 OUT_OF_MEMORY = ("CUDA out of memory", "CapacityError: ")
 """What torch says, and what a launch script says when it refuses a run before it runs out."""
@@ -52,5 +52,5 @@ def does_not_fit(said: str) -> bool:
 
 if __name__ == "__main__":
     done = [measure(name) for name in sys.argv[1:] or SHAPES]
-    write_page(PAGE, read_results(RESULTS))
+    PAGE.write_text(page(read_results(RESULTS)))
     sys.exit(0 if all(done) else 1)

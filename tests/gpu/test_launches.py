@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.launches import CASES, run_whole_and_in_parts, train_and_resume, write_world
+from tests.gpu.launches import CASES, FIRST, LAST, launch, run_whole_and_in_parts, write_world
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def home(tmp_path_factory):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_trains_saves_and_resumes(case, home):
-    train_and_resume(case, home, "cuda")
+    launch(case, home, home / "runs" / case, (FIRST, LAST), "cuda")
 
 
 @pytest.mark.timeout(600)

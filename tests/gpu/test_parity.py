@@ -18,7 +18,7 @@ FLOAT32_LOSSES, FLOAT32_GRADIENTS = 1e-4, 1e-3
 ROOM = 2.0
 """bf16 on a GPU may be this many times as far from float32 as bf16 on the CPU is."""
 FLOOR = 1e-3
-"""Or this far: a loss that the CPU happens to round well is no measure."""
+"""Or this far: a loss that the CPU happens to round well cannot be the measure."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -75,10 +75,5 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*/result.json"))]
 
 
-def write_page(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Write the page."""
-    path.write_text(page(results))
-
-
 if __name__ == "__main__":
-    write_page(PAGE, read_results(RESULTS))
+    PAGE.write_text(page(read_results(RESULTS)))

@@ -33,12 +33,6 @@ GAME = "objectives={unigame: {clean_rows: 2, hard_rows: 1, attack_rows: 3, clip:
 TWIN = "sft of tiny"
 
 
-def launch(script: str, *arguments: object) -> None:
-    """In another process, where it can end its process group."""
-    done = run_script(f"launch/{script}", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def shape(tmp_path, **settings) -> Path:
     """A recipe without a model folder: the tiny Janus, drawn at random."""
     model = {"path": "", "weights": "random", "size": "tiny", "train": "lora", "max_length": LENGTH}
@@ -106,7 +100,7 @@ def test_a_random_run_trains_reports_what_it_costs_and_resumes_itself(tmp_path):
     write_shards(tmp_path / "shards", [8, 8], fields=sample)
     recipe = shape(tmp_path, schedule={"steps": 2, "warmup_steps": 0}, checkpoint={"every": 1})
     for steps in (2, 3):
-        launch("train.py", recipe, f"schedule.steps={steps}")
+        run_script("launch/train.py", recipe, f"schedule.steps={steps}", check=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
@@ -138,7 +132,7 @@ def test_tasks_that_take_turns_have_no_twin(tmp_path):
         fine_tuning_twin(recipe, build_plan(build_objectives(recipe)))
 
 
-def test_no_step_is_no_profile(tmp_path):
+def test_a_profile_without_steps_is_refused(tmp_path):
     done = run_script("launch/profile.py", shape(tmp_path), "--steps", "0")
     assert done.returncode == 2 and "--steps and --warmup must be at least 1; got 0 and 3" in done.stderr
     assert "too few" not in done.stderr
@@ -204,23 +198,23 @@ def test_the_peak_of_a_step_is_reported_by_the_next_one(monkeypatch):
 
 def measured(name: str, seconds: float, **more: Any) -> Measurement:
     """A recipe of which only the seconds matter."""
-    numbers: dict[str, Any] = dict.fromkeys(("tokens", "tokens_per_second", "useful_tokens_per_second", "passes"), 1.0)
-    numbers |= dict(
-        flops=2e9, mfu=None, peak_memory_bytes=1, states_bytes=1, planned_bytes=None, gathered_bytes=0, learner_rows=1
-    )
+    numbers: dict[str, Any] = dict.fromkeys([field.name for field in dataclasses.fields(Measurement)], 1)
+    numbers |= {"name": name, "warmup": 3, "device": "CPU", "mfu": None, "planned_bytes": None, "gathered_bytes": 0}
+    numbers |= {"seconds": seconds, "seconds_range": (seconds, seconds)}
     numbers["phases"] = dict.fromkeys(PHASES, 0.0) | {BACKWARD: 1.5 * seconds}
-    base = dict(steps=1, warmup=3, world_size=1, device="CPU", seconds=seconds, seconds_range=(seconds, seconds))
-    return Measurement(name=name, **{**base, **numbers, **more})
+    return Measurement(**{**numbers, **more})
+
+
+PAIRS = [measured("a", 6), measured("sft of a", 2), measured("b", 12), measured("sft of b", 3)]
 
 
 def test_each_recipe_is_compared_with_its_own_twin():
-    pairs = [measured("a", 6), measured("sft of a", 2), measured("b", 12), measured("sft of b", 3)]
-    rows = {row[0]: row[1:] for row in ratio_rows(pairs)}
+    rows = {row[0]: row[1:] for row in ratio_rows(PAIRS)}
     assert rows["seconds, median"] == rows["seconds, mean"] == ["3.00", "1.00", "4.00", "1.00"]
     assert rows["gathered weights"] == ["-"] * 4, "one rank gathers nothing"
-    plain = ratio_rows([measured("a", 6), measured("b", 12)])
-    assert plain[0] == ["seconds, mean", "0.50", "1.00"]
-    assert unit_name(pairs) == "its plain fine-tuning" and unit_name([measured("a", 6), measured("b", 12)]) == "b"
+    alone = [measured("a", 6), measured("b", 12)]
+    assert ratio_rows(alone)[0] == ["seconds, mean", "0.50", "1.00"]
+    assert unit_name(PAIRS) == "its plain fine-tuning" and unit_name(alone) == "b"
 
 
 def test_phases_that_took_no_time_are_left_out_of_tables_and_bars():
@@ -242,7 +236,7 @@ def test_tables_show_the_spread_of_the_seconds_and_the_plan():
 
 
 def test_the_page_names_its_recipes_and_counts_in_words():
-    several = profile_page([measured("a", 6), measured("sft of a", 2), measured("b", 12), measured("sft of b", 3)], "a --out b")
+    several = profile_page(PAIRS, "a --out b")
     assert '<span style="white-space: nowrap">--out</span> b' in several
     assert "<h1>Profile of a, b</h1>" in several and "1 step after 3 steps of warm-up, 1 rank, CPU" in several
     assert "too few" not in several and 'class="tile"' not in several

@@ -1,6 +1,6 @@
 """SIGTERM to the job, as schedulers and Ctrl-C send it: every rank finishes its step, the run saves and ends.
 
-To its process group: the `deepspeed` command does not pass a signal on to the ranks of its own machine.
+To its process group: the `deepspeed` command does not pass a signal on to the ranks of the same machine.
 """
 
 from __future__ import annotations

@@ -131,9 +131,8 @@ def write_attention(folder: Path, layers: int = 30, targets: bool = True, seed: 
     for step in (BEFORE, AFTER):
         path = folder / "evaluation" / f"step-{step:08d}.json"
         result = json.loads(path.read_text())
-        result["suites"]["attention"] = attention_result(
-            {n: starts[n] if step == BEFORE else aims[n] + 0.02 for n in starts}, aims
-        )
+        shares = starts if step == BEFORE else {name: aim + 0.02 for name, aim in aims.items()}
+        result["suites"]["attention"] = attention_result(shares, aims)
         path.write_text(json.dumps(result))
 
 

@@ -63,7 +63,7 @@ def test_the_plot_stands_above_the_tables_of_its_suite(html):
     assert {"layer_, before", "layer_, after", "target_"} <= set(heads), "a target that did not change stands once"
 
 
-def test_long_tables_are_behind_a_click(html):
+def test_long_tables_open_with_a_click(html):
     assert "<details><summary>understand: 30 rows</summary>" in html and "<h3>Accuracy by kind of question</h3>" in html
 
 

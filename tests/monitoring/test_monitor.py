@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megaunigame.monitoring.monitor import Monitor, clock_time, log_line, rank_log
+from megaunigame.pixels import Panel
 
 METRICS = {
     "loss/understanding": 1.25,
@@ -104,6 +105,7 @@ def test_other_ranks_do_nothing(tmp_path, capsys):
     watched = monitor(tmp_path / "run", rank=1, tensorboard=True)
     watched.say("hello")
     watched.record(1, METRICS)
+    watched.panels(2, [Panel("Shown", {}, {})])
     run(watched, range(1, 6))
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""

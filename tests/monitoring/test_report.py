@@ -69,13 +69,13 @@ def test_header_and_summary(report):
     assert "Constant: perf/passes = 2" in text and "Constant: data/bad_samples = 0" in text
 
 
-def test_answers_before_and_after_are_coloured(report):
+def test_answers_before_and_after_are_colored(report):
     html = report.read_text()
     row = re.search(r"<tr><td>what color is the cube 0 \?</td>.*?</tr>", html).group()
     assert '<td>red</td><td><span class="bad">✗ purple</span></td><td><span class="good">✓ red</span></td>' in row
 
 
-def test_accuracy_stands_beside_chance_and_majority(report):
+def test_accuracy_stands_next_to_chance_and_majority(report):
     html = report.read_text()
     head = re.search(r"<tr><th>kind</th>.*?</tr>", html).group()
     assert re.findall(r">([^<>]+)</th>", head) == [
@@ -139,7 +139,7 @@ def test_history_leaves_out_what_is_not_finite(tmp_path):
     assert len(series["loss/caption"][0]) == 300
 
 
-def test_smooth_is_a_centred_mean():
+def test_smooth_is_a_centered_mean():
     assert smooth([1, 2, 3, 4, 5], 3).tolist() == [1.5, 2, 3, 4, 4.5]
     assert smooth([3.0], 5).tolist() == [3.0]
     np.testing.assert_allclose(smooth(list(range(100)), 9)[10:90], np.arange(10, 90))

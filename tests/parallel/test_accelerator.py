@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,17 +13,11 @@ from megaunigame.parallel import accelerator
 from megaunigame.parallel.world import _backend
 
 
-def fails(message):
-    def init():
-        raise RuntimeError(message)
-
-    return init
-
-
 def test_the_cpu_is_chosen_only_where_it_was_asked_for(monkeypatch):
-    assert accelerator.choose_device(3) == torch.device("cpu")
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert accelerator.choose_device(3) == torch.device("cpu")
     monkeypatch.delenv("DS_ACCELERATOR")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="No GPU can be used.*type DS_ACCELERATOR=cpu before"):
         accelerator.choose_device(0)
 
@@ -31,7 +26,8 @@ def test_the_refusal_says_why_cuda_cannot_start(monkeypatch):
     monkeypatch.delenv("DS_ACCELERATOR")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "init", fails("The NVIDIA driver on your system is too old (found version 12040).\nMore."))
+    too_old = RuntimeError("The NVIDIA driver on your system is too old (found version 12040).\nMore.")
+    monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=too_old))
     with pytest.raises(ConfigError, match=r"driver on your system is too old \(found version 12040\)\. To run"):
         accelerator.choose_device(0)
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -49,26 +45,17 @@ def test_one_process_per_gpu(monkeypatch):
         accelerator.choose_device(2)
 
 
-def test_asking_for_the_cpu_outranks_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert accelerator.choose_device(0).type == "cpu"
-
-
 @pytest.fixture
-def torch_flags():
-    before = (
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.are_deterministic_algorithms_enabled(),
-    )
+def torch_flags(monkeypatch):
+    """TF32 is on; after the test torch's flags are what they were."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[:2]
-    torch.use_deterministic_algorithms(before[2])
+    torch.backends.cuda.matmul.allow_tf32 = before
+    torch.use_deterministic_algorithms(False)
 
 
 def test_float32_on_a_gpu_is_not_rounded_to_tf32(monkeypatch, torch_flags):
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     accelerator.configure(torch.device("cpu"), deterministic=False)
     assert torch.backends.cudnn.allow_tf32
     chosen = []

@@ -138,10 +138,9 @@ def test_changes_are_combined_when_none_does_alone():
 def test_zero_2_may_become_zero_3():
     memory = {**PLAN.memory, "weights": 18 * GIB, LIVE: 34 * GIB}
     whole = replace(PLAN, stage=2, memory=memory, step=rehearsed(kept=20, peak=34, gathered=0))
-    gathered = 2 * 10**9 / GIB
-    assert typed(of(whole.total / GIB - 9, whole))["engine.ds_config=ds_configs/zero3.json"] == pytest.approx(
-        whole.total / GIB - 13.5 + gathered, abs=0.01
-    )
+    total, gathered = whole.total / GIB, 2 * 10**9 / GIB
+    found = typed(of(total - 9, whole))["engine.ds_config=ds_configs/zero3.json"]
+    assert found == pytest.approx(total - 13.5 + gathered, abs=0.01)
 
 
 def test_offloading_twice_is_not_advised():

@@ -36,9 +36,8 @@ def test_traffic_of_zero_2_is_gradients_and_updated_weights(full, game):
     assert full.traffic == 6 * trained(full)
     assert full.network_seconds == pytest.approx(full.traffic * 2 / 3 / full.cluster.collective_bandwidth)
     attacked = replace(game, aside_gathered=7 * 10**9)
-    assert attacked.network_seconds - game.network_seconds == pytest.approx(
-        7e9 * 1 / 2 / game.cluster.collective_bandwidth, rel=1e-6
-    )
+    more = 7e9 * 1 / 2 / game.cluster.collective_bandwidth
+    assert attacked.network_seconds - game.network_seconds == pytest.approx(more, rel=1e-6)
 
 
 def test_checkpointing_trades_memory_for_operations(full):
@@ -97,11 +96,8 @@ def test_operations_in_float32_take_the_time_of_float32(game):
     assert operations.total == 750 and operations.seconds(bf16=60, fp32=3) == 600 / 60 + 150 / 3
     peak = game.cluster.gpu.peak
     slow = game.operations.in_fp32 / (ACHIEVED_FLOPS * peak.fp32)
-    assert (
-        slow
-        < game.compute_seconds
-        == pytest.approx(slow + (game.operations.total - game.operations.in_fp32) / (ACHIEVED_FLOPS * peak.bf16))
-    )
+    fast = (game.operations.total - game.operations.in_fp32) / (ACHIEVED_FLOPS * peak.bf16)
+    assert slow < game.compute_seconds == pytest.approx(slow + fast)
     assert replace(game, precision="fp32").mfu is None
 
 
@@ -126,6 +122,17 @@ def test_no_adapter_of_a_34b_model_is_above_the_threshold():
     assert max(widths) * 16 < knobs["stage3_param_persistence_threshold"] < 5120 * 1024, "adapters, and no matrix"
     layer = 2 * 5120 * 5120 + 2 * 5120 * 1024 + 3 * 5120 * 27648
     assert 0.9 * layer < knobs["stage3_prefetch_bucket_size"] < 1.1 * layer
+
+
+def test_help_names_the_gpus():
+    shown = run_script("launch/plan.py", "--help").stdout
+    assert "a100-80g" in shown and "mi300x" in shown
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    done = run_script("launch/plan.py", "launch/recipes/tiny_sft.yaml", "--json", str(tmp_path / "file" / "plan.json"))
+    assert done.returncode == 2 and "--json" in done.stderr and "rehearsing" not in done.stderr
 
 
 @pytest.mark.parametrize(

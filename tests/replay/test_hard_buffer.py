@@ -28,7 +28,7 @@ from tests.replay.random_games import (
     random_game,
     records_of,
 )
-from tests.worlds import ThreadWorld, on_ranks
+from tests.worlds import OneRank, ThreadWorld, on_ranks
 
 WORLD_SIZES = st.sampled_from([1, 2, 3, 4, 7])
 SEEDS = st.integers(0, 2**32)
@@ -39,17 +39,14 @@ def play(game: Game, world_size: int) -> list[list[tuple[list[int], MergeReport]
 
     def work(world: ThreadWorld) -> list[tuple[list[int], MergeReport]]:
         buffer = new_buffer(game, world.rank, world.size)
-        story = []
-        for step in range(len(game.rounds)):
-            report = play_round(buffer, game, step, world)
-            story.append((held_numbers(buffer), report))
-        return story
+        reports = (play_round(buffer, game, step, world) for step in range(len(game.rounds)))
+        return [(held_numbers(buffer), report) for report in reports]
 
     return on_ranks(world_size, work)
 
 
 @settings(max_examples=150)
-@given(WORLD_SIZES, SEEDS)
+@given(st.sampled_from([1, 2, 3, 4, 7, 12]), SEEDS)
 def test_any_number_of_ranks_keeps_what_one_rank_would_keep(world_size, seed):
     game = random_game(seed, world_size)
     stories, alone = play(game, world_size), play(game, 1)[0]
@@ -58,12 +55,6 @@ def test_any_number_of_ranks_keeps_what_one_rank_would_keep(world_size, seed):
         check_round([alone[step][0]], alone[step][1], expected)
         assert alone[step][0] == expected[0] and alone[step][1].moved == 0
         assert len({repr(replace(story[step][1], bytes=0)) for story in stories}) == 1
-
-
-def test_many_numbers_of_ranks_agree_on_one_stream():
-    game = random_game(5, world_size=12, rounds=3)
-    kept = {w: [sorted(sum((s[i][0] for s in play(game, w)), [])) for i in range(3)] for w in (1, 2, 3, 4, 6, 12)}
-    assert all(numbers == kept[1] for numbers in kept.values()) and kept[1][-1]
 
 
 def test_a_rehearsal_reaches_every_rank_and_changes_nothing():
@@ -129,14 +120,10 @@ def test_a_rank_with_nothing_makes_the_same_collectives():
 
 def filled(losses: list[float]) -> HardBuffer:
     """One rank that holds records of those losses; number i has loss i of the list."""
-
-    def work(world: ThreadWorld) -> HardBuffer:
-        buffer = HardBuffer(LAYOUT, max(len(losses), 1), len(losses), 0, 1)
-        mine_share(buffer, loss_stream(losses), step=3)
-        buffer.merge(world, 0, step=3, max_age=0)
-        return buffer
-
-    return on_ranks(1, work)[0]
+    buffer = HardBuffer(LAYOUT, max(len(losses), 1), len(losses), 0, 1)
+    mine_share(buffer, loss_stream(losses), step=3)
+    buffer.merge(OneRank(), 0, step=3, max_age=0)
+    return buffer
 
 
 def test_not_finite_candidates_are_dropped_and_counted(tmp_path):
@@ -155,7 +142,7 @@ def test_mined_records_are_copies():
     records, accepted = records_of(loss_stream([1.0]), step=0)
     buffer.mine(records, accepted)
     records["image"] = 77
-    on_ranks(1, lambda world: buffer.merge(world, 0, step=0, max_age=0))
+    buffer.merge(OneRank(), 0, step=0, max_age=0)
     assert held_numbers(buffer) == [0]
 
 
@@ -200,8 +187,12 @@ def test_keys_are_cut_to_whole_characters():
     assert KEY_BYTES == 128
 
 
-def stop_and_go(game: Game, first: int, then: int, folder) -> tuple[list[list[int]], MergeReport]:
+@settings(max_examples=60)
+@given(WORLD_SIZES, WORLD_SIZES, SEEDS)
+def test_a_restart_on_other_ranks_changes_nothing_that_is_kept(tmp_path_factory, first, then, seed):
     """`first` ranks play all rounds but the last merge and save; `then` ranks load and merge."""
+    game, folder = random_game(seed, first), tmp_path_factory.mktemp("step")
+    game = replace(game, rounds=[*game.rounds[:-1], replace(game.rounds[-1], replayed={})])
     last = len(game.rounds) - 1
 
     def before(world: ThreadWorld) -> None:
@@ -218,17 +209,8 @@ def stop_and_go(game: Game, first: int, then: int, folder) -> tuple[list[list[in
         return held_numbers(buffer), report
 
     on_ranks(first, before)
-    results = on_ranks(then, after)
-    return [held for held, _ in results], results[0][1]
-
-
-@settings(max_examples=60)
-@given(WORLD_SIZES, WORLD_SIZES, SEEDS)
-def test_a_restart_on_other_ranks_changes_nothing_that_is_kept(tmp_path_factory, first, then, seed):
-    game = random_game(seed, first)
-    game = replace(game, rounds=[*game.rounds[:-1], replace(game.rounds[-1], replayed={})])
-    held, report = stop_and_go(game, first, then, tmp_path_factory.mktemp("step"))
-    check_round(held, report, play_alone(game)[-1])
+    held, reports = zip(*on_ranks(then, after), strict=True)
+    check_round(list(held), reports[0], play_alone(game)[-1])
 
 
 def test_mining_goes_on_where_the_other_ranks_stopped(tmp_path):
@@ -290,7 +272,7 @@ def test_loading_replaces_what_was_there(tmp_path):
     buffer.mine(*records_of(loss_stream([1, 2, 3]), step=0))
     buffer.load(tmp_path)
     assert held_numbers(buffer) == [2, 1, 0] and buffer.losses.tolist() == [3, 2, 1]
-    report = on_ranks(1, lambda world: buffer.merge(world, 60, step=3, max_age=0))[0]
+    report = buffer.merge(OneRank(), 60, step=3, max_age=0)
     assert report.candidates == 0 and report.kept == 3
 
 

@@ -1,7 +1,7 @@
-"""A run that trains nothing: `python fake_train.py FOLDER SEED STEPS BEHAVIOUR SECONDS` writes what a real one leaves.
+"""A run that trains nothing: `python fake_train.py FOLDER SEED STEPS BEHAVIOR SECONDS` writes what a real one leaves.
 
-Behaviours: `good`; `fails` (says why, exit code 1); `stops_early` (finishes before its last step, as after a polite kill);
-`waits` (until SIGTERM, then "saves" from a child of its own, which outlives it for a moment).
+Behaviors: `good`; `fails` (says why, exit code 1); `stops_early` (finishes before its last step, as after a polite kill);
+`waits` (until SIGTERM, then "saves" from a child, which outlives it for a moment).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from megaunigame.sweeping.runs import Run
 
 
-def fake_command(run: Run, behaviour: str = "good", seconds: float = 0.0) -> list[str]:
+def fake_command(run: Run, behavior: str = "good", seconds: float = 0.0) -> list[str]:
     """The command line of this script for a run of a sweep."""
-    return [sys.executable, __file__, str(run.folder), str(run.seed), str(run.steps), behaviour, str(seconds)]
+    return [sys.executable, __file__, str(run.folder), str(run.seed), str(run.steps), behavior, str(seconds)]
 
 
 def event(folder: Path, what: str) -> None:
@@ -30,25 +30,20 @@ def event(folder: Path, what: str) -> None:
 
 
 def main() -> None:
-    folder, seed, steps, behaviour, seconds = (
-        Path(sys.argv[1]),
-        int(sys.argv[2]),
-        int(sys.argv[3]),
-        sys.argv[4],
-        float(sys.argv[5]),
-    )
+    folder, behavior = Path(sys.argv[1]), sys.argv[4]
+    seed, steps, seconds = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[5])
     event(folder, "start")
     print(f"threads {os.environ['OMP_NUM_THREADS']}", flush=True)
-    if behaviour == "fails":
+    if behavior == "fails":
         sys.exit("line one\nnot enough memory")
-    if behaviour == "waits":
+    if behavior == "waits":
         if os.fork() == 0:  # the rank below the launcher
             signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), (folder / "saved").touch(), os._exit(0)))
             (folder / "ready").touch()
         while True:
             time.sleep(60)
     time.sleep(seconds)
-    last = steps - 1 if behaviour == "stops_early" else steps
+    last = steps - 1 if behavior == "stops_early" else steps
     lines = [
         {"step": 0, "time": 0.0, "evaluation/q/accuracy/mean": 0.1},
         {"step": last, "time": 1.0, "loss/total": 2.0 + seed},

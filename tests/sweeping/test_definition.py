@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
-from megaunigame.objectives.base import Objective
-from megaunigame.registry import find
-from megaunigame.settings import fill
+from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.sweeping.definition import load_sweep
 from megaunigame.sweeping.runs import as_typed, plan_runs, write_origin
 from tests.multi_process.launcher import REPOSITORY
@@ -25,8 +21,8 @@ BAD_FILES = {
     "arm without a mapping": ({"arms": {"plain": {}, "fast": None}}, ["sweep.arms.fast", "must be a mapping"]),
     "common is a list": ({"common": ["a=1"]}, ["sweep.common", "must be a mapping"]),
     "arm sets the seed": ({"arms": {"plain": {"seed": 3}}}, ["sweep.arms.plain", "'seed'"]),
-    "arm is no folder": ({"arms": {"a/b": {}}, "baseline": ""}, ["'a/b'"]),
-    "baseline is no arm": ({"baseline": "plane"}, ["'plane'", "Did you mean 'plain'"]),
+    "arm is not a folder": ({"arms": {"a/b": {}}, "baseline": ""}, ["'a/b'"]),
+    "baseline is not an arm": ({"baseline": "plane"}, ["'plane'", "Did you mean 'plain'"]),
     "no value on the axis": ({"x": {"title": "lr", "values": {"plain": 1.0}}}, ["no value for arm 'fast'"]),
     "value of no arm": ({"x": {"title": "lr", "values": {"fat": 1.0}}}, ["'fat'", "Did you mean 'fast'"]),
     "axis without title": ({"x": {"values": {"fast": 1.0}}}, ["title"]),
@@ -105,7 +101,7 @@ def test_another_origin_is_refused(tmp_path):
         plan_runs(load_sweep(path, [], ["schedule.steps=5"]))
     with pytest.raises(ConfigError, match="had 1 ranks and now has 2"):
         plan_runs(load_sweep(path, ["ranks=2"], []))
-    recipe = Path(tmp_path / "recipe.yaml")
+    recipe = tmp_path / "recipe.yaml"
     recipe.write_text("# a comment changes nothing\n" + recipe.read_text())
     plan_runs(load_sweep(path, [], []))
     recipe.write_text(recipe.read_text().replace("weight_decay: 0.1", "weight_decay: 0.2"))
@@ -126,11 +122,10 @@ def test_shipped_sweep_is_legal_down_to_the_objectives(file, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     sweep = load_sweep(f"launch/sweeps/{file}", ["output=runs/of_this_test"], [])
     runs = plan_runs(sweep)
+    assert len(sweep.seeds) >= 3
     assert len(runs) == len(sweep.arms) * len(sweep.seeds) and len({run.overrides for run in runs}) == len(runs)
     for run in runs:
         recipe = load_recipe(run.recipe, list(run.overrides))
-        for name, settings in recipe.objectives.items():
-            kind = find("objectives", name, Objective)
-            kind(fill(kind.Config, settings, f"objectives.{name}"))
+        assert build_plan(build_objectives(recipe)).passes, run.name
         labels = {metric.split("/")[1] for metric in sweep.metrics.values() if metric.startswith("evaluation/")}
         assert labels <= recipe.evaluation.suites.keys()

@@ -58,8 +58,7 @@ def test_never_more_at_a_time_than_places(tmp_path):
     assert most == 2 and len(events(tmp_path)) == 12
 
 
-def test_every_place_is_used_and_given_back(tmp_path):
-    runs = plan_runs(load_sweep(write_sweep(tmp_path), [], []))
+def test_every_place_is_used_and_given_back(runs):
     slots = [{"OMP_NUM_THREADS": "1", "PLACE": name} for name in "ab"]
     command = [sys.executable, "-c", "import os; print(os.environ['PLACE'])"]
     Scheduler(runs, slots, lambda _: command, after_run=lambda: None, say=lambda _: None).carry_out()

@@ -83,7 +83,7 @@ def test_without_a_baseline_nothing_is_compared():
 
 
 def test_missing_metric():
-    """Only where it is missing; the number of runs behind a cell says that it stands on fewer."""
+    """Only where it is missing; the number of runs in a cell says that it stands on fewer."""
     without = [Result("plain", 0, {ACCURACY: 0.5}), *(r for r in FULL if (r.arm, r.seed) != ("plain", 0))]
     assert missing(sweep(), without) == ["loss/total (loss) is missing in plain/seed-0"]
     assert missing(sweep(), FULL) == []

@@ -7,10 +7,10 @@ from megaunigame.tiny_world.codebook import RunningCodebook
 
 
 def clusters(count: int, per_cluster: int, seed: int) -> torch.Tensor:
-    """Unit vectors around `count` centres (the same for every seed), in random order."""
-    centres = F.normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(7)))
+    """Unit vectors around `count` centers (the same for every seed), in random order."""
+    centers = F.normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(7)))
     noise = torch.randn(count * per_cluster, 8, generator=torch.Generator().manual_seed(seed))
-    return F.normalize(centres.repeat(per_cluster, 1) + 0.05 * noise)
+    return F.normalize(centers.repeat(per_cluster, 1) + 0.05 * noise)
 
 
 def test_rows_stay_of_unit_length():

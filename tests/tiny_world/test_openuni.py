@@ -15,11 +15,10 @@ from megaunigame.tiny_world.autoencoder_training import (
     read_autoencoder,
     train_autoencoder,
 )
-from megaunigame.tiny_world.loop import LoopSettings
 from megaunigame.tiny_world.openuni import SHIPPED, main, tiny_openuni, write_start
-from tests.tiny_world.toy import interrupted, toy_scenes
+from tests.tiny_world.toy import interrupted, loop, toy_scenes
 
-STEPS = 5
+LOOP = loop(5, 2e-3)
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +36,20 @@ def parts(tmp_path_factory, scenes, tokenizer):
     """A folder with a tokenizer and an autoencoder that has trained for a moment."""
     folder = tmp_path_factory.mktemp("parts")
     tokenizer.save_pretrained(folder)
-    train_autoencoder(tiny_openuni(tokenizer), scenes, folder, loop())
+    train_autoencoder(tiny_openuni(tokenizer), scenes, folder, LOOP)
     return folder
-
-
-def loop(steps: int = STEPS) -> LoopSettings:
-    return LoopSettings(steps=steps, learning_rate=2e-3, save_every_seconds=0)
 
 
 def test_an_interrupted_run_ends_with_the_same_numbers(scenes, tokenizer, parts, tmp_path):
     with interrupted(AutoencoderStage, at=3):
-        train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, loop())
-    train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, loop())
+        train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, LOOP)
+    train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, LOOP)
     (resumed, scale), (expected, expected_scale) = read_autoencoder(tmp_path), read_autoencoder(parts)
     assert scale == expected_scale and all(torch.equal(value, expected[name]) for name, value in resumed.items())
 
 
 def test_the_error_falls(scenes, tokenizer, parts, tmp_path):
-    longer = train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, loop(20))
+    longer = train_autoencoder(tiny_openuni(tokenizer), scenes, tmp_path, loop(20, 2e-3))
     scale = read_autoencoder(tmp_path)[1]
     shorter = OpenUni.load(written(parts, tmp_path)).autoencoder
     better, worse = (evaluate_autoencoder(m, scale, scenes)["rgb"]["psnr"] for m in (longer, shorter))

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from transformers import JanusVQVAE
 
 from megaunigame.errors import CheckpointError, ModelError
-from megaunigame.tiny_world.loop import LoopSettings
 from megaunigame.tiny_world.sizes import vq_config
 from megaunigame.tiny_world.tokenizer_training import (
     TokenizerSettings,
@@ -16,7 +15,7 @@ from megaunigame.tiny_world.tokenizer_training import (
     reconstruct,
     train_tokenizer,
 )
-from tests.tiny_world.toy import interrupted, toy_scenes
+from tests.tiny_world.toy import interrupted, loop, toy_scenes
 
 STEPS = 8
 SETTINGS = TokenizerSettings(autoencoder_steps=3)
@@ -27,28 +26,24 @@ def scenes():
     return toy_scenes(40, size=32)
 
 
-def loop(seed: int = 0) -> LoopSettings:
-    return LoopSettings(steps=STEPS, learning_rate=1e-3, seed=seed, save_every_seconds=0)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return folder, train_tokenizer(scenes, folder, loop(), SETTINGS)
+    return folder, train_tokenizer(scenes, folder, loop(STEPS), SETTINGS)
 
 
 @pytest.mark.parametrize("stop_before", [2, 3, 6], ids=["autoencoder", "k-means", "quantized"])
 def test_an_interrupted_run_ends_with_the_same_numbers(scenes, uninterrupted, tmp_path, stop_before):
     with interrupted(TokenizerStage, at=stop_before):
-        train_tokenizer(scenes, tmp_path, loop(), SETTINGS)
-    resumed = train_tokenizer(scenes, tmp_path, loop(), SETTINGS)
+        train_tokenizer(scenes, tmp_path, loop(STEPS), SETTINGS)
+    resumed = train_tokenizer(scenes, tmp_path, loop(STEPS), SETTINGS)
     expected = uninterrupted[1].state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.state_dict().items())
 
 
 def test_a_state_of_another_seed_is_refused(scenes, uninterrupted):
     with pytest.raises(CheckpointError, match="--seed 0"):
-        train_tokenizer(scenes, uninterrupted[0], loop(seed=1), SETTINGS)
+        train_tokenizer(scenes, uninterrupted[0], loop(STEPS, seed=1), SETTINGS)
 
 
 def test_codebook_rows_have_unit_length_and_transformers_finds_the_same_codes(scenes, uninterrupted):
@@ -63,8 +58,7 @@ def test_codebook_rows_have_unit_length_and_transformers_finds_the_same_codes(sc
 
 
 def test_reconstruction_error_falls(scenes, tmp_path, uninterrupted):
-    settings = LoopSettings(steps=40, learning_rate=2e-3, save_every_seconds=1e9, log_every=10)
-    longer = train_tokenizer(scenes, tmp_path, settings, TokenizerSettings(autoencoder_steps=20))
+    longer = train_tokenizer(scenes, tmp_path, loop(40, 2e-3), TokenizerSettings(autoencoder_steps=20))
     pixels = scenes.batch("rgb", torch.arange(16))
     before = F.mse_loss(reconstruct(uninterrupted[1], pixels)[0], pixels)
     assert F.mse_loss(reconstruct(longer, pixels)[0], pixels) < before

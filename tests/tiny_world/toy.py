@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaunigame.tiny_world.loop import Stage
+from megaunigame.tiny_world.loop import LoopSettings, Stage
 from megaunigame.tiny_world.scenes import Scenes, contours
 
 COLORS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (40, 60, 200), "yellow": (220, 200, 50)}
@@ -28,6 +28,11 @@ def interrupted(stage: type[Stage], at: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stage, "loss", dying)
         yield
+
+
+def loop(steps: int, learning_rate: float = 1e-3, seed: int = 0) -> LoopSettings:
+    """Saves after every step."""
+    return LoopSettings(steps=steps, learning_rate=learning_rate, seed=seed, save_every_seconds=0)
 
 
 def toy_scenes(count: int, seed: int = 0, size: int = 64) -> Scenes:
