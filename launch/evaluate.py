@@ -20,7 +20,8 @@ from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import as_text
 from megaunigame.launching import options_of_a_recipe, run_to_exit
-from megaunigame.parallel.world import start_world
+from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.ranks import start_world
 from megaunigame.training.assembly import Assembly
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
     if not recipe.evaluation.suites:
         raise ConfigError(f"{options.recipe} names no evaluation suite. Add one under evaluation.suites.")
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
-    run = Assembly(recipe, world)
+    run = Assembly(recipe, Mesh.of(world))
     learner = run.build_learner()
     if run.resumed_from is not None:
         run.checkpoints.load(learner, run.resumed_from)

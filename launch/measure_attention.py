@@ -29,7 +29,7 @@ from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.monitoring.attention_plots import write_curves
-from megaunigame.parallel.world import start_world
+from megaunigame.parallel.ranks import start_world
 from megaunigame.registry import find
 from megaunigame.settings import check_values
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megaunigame.config import Recipe, load_recipe
 from megaunigame.launching import options_of, run_to_exit
 from megaunigame.objectives.building import build_objectives, build_plan
-from megaunigame.parallel.world import start_world
+from megaunigame.parallel.ranks import start_world
 from megaunigame.profiling.measure import measure
 from megaunigame.profiling.page import profile_page
 from megaunigame.profiling.text import as_text, warm_up_warning

@@ -20,7 +20,8 @@ from megaunigame.config import as_yaml, load_recipe
 from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
-from megaunigame.parallel.world import start_world
+from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.ranks import start_world
 from megaunigame.training.trainer import Trainer
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     rank_log(recipe.output, world.rank)
-    trainer = Trainer(recipe, world)
+    trainer = Trainer(recipe, Mesh.of(world))
     plan = trainer.describe()
     if world.is_main:
         if trainer.resumed_from is not None:

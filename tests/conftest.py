@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("megaunigame")
 def world():
     """A process group of one, for engines inside the test process. It stays open to the end of the process: deepspeed never
     forgets a group, and refuses its work after it was closed."""
-    from megaunigame.parallel.world import start_world
+    from megaunigame.parallel.ranks import start_world
 
     return start_world(1)
 

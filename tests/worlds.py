@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.planning.pretended_world import PretendedWorld
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class OneRank(PretendedWorld):
         return tensor
 
 
-class ThreadWorld(World):
+class ThreadWorld(Ranks):
     """One of `size` ranks that are threads. `calls` has the name and the length of each collective on tensors."""
 
     def __init__(self, rank: int, slots: list[Any], meeting: threading.Barrier):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 
 
 class ReplicatedAdamW:
@@ -20,13 +20,13 @@ class ReplicatedAdamW:
         self.clip = clip
         self.optimizer = torch.optim.AdamW([{"params": self.parameters}], lr=0.0, weight_decay=weight_decay)
 
-    def step(self, gradients: Sequence[Tensor], lr: float, world: World) -> float:
+    def step(self, gradients: Sequence[Tensor], lr: float, data_ranks: Ranks) -> float:
         """Collective: update with the sum of all ranks' gradients, clipped; returns its norm before clipping.
 
         Each rank passes the gradient of its part of one global loss. If the norm is not finite, no rank updates: the next
         attack starts from the same adversary.
         """
-        flat = world.all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
+        flat = data_ranks.all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
         norm = float(flat.norm())  # not finite where any gradient is not
         if not math.isfinite(norm):
             return norm

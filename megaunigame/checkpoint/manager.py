@@ -21,7 +21,7 @@ from typing import Any
 from megaunigame.checkpoint import zero3_io
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 
 MANIFEST, LATEST, TRAIN_STATE = "manifest.json", "latest", "train_state.json"
 
@@ -39,7 +39,7 @@ class Manifest:
 class CheckpointManager:
     """Saves, finds, checks and prunes the step folders of one run."""
 
-    def __init__(self, run_folder: Path, keep: int, world: World):
+    def __init__(self, run_folder: Path, keep: int, world: Ranks):
         self.folder = run_folder / "checkpoints"
         self.keep = keep
         self.world = world

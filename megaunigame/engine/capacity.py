@@ -13,7 +13,7 @@ from megaunigame.config import Recipe
 from megaunigame.engine.element_bytes import WEIGHT
 from megaunigame.errors import CapacityError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.requests import StepPlan
 
 GIB = 2**30
@@ -32,7 +32,7 @@ class Memory:
     """Ranks on this machine."""
 
 
-def memory_of(world: World) -> Memory:
+def memory_of(world: Ranks) -> Memory:
     """Collective: memory of this rank's machine."""
     here = socket.gethostname()
     ranks = world.all_gather_object(here).count(here)
@@ -68,7 +68,7 @@ def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage
             )
 
 
-def check_everywhere(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage: int, world: World) -> None:
+def check_everywhere(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage: int, world: Ranks) -> None:
     """Collective: `check_capacity` on every rank; a CapacityError on one rank is raised on all."""
     problem = None
     try:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import _checkpoint_hook, _recomputation_hook
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 
 FORMULAS = {
     **flop_registry,
@@ -75,7 +75,7 @@ class ModelFlops:
     Exact if all rows have one length; otherwise the part of attention that is quadratic in the length is an average.
     """
 
-    def __init__(self, world: World, wanted: bool):
+    def __init__(self, world: Ranks, wanted: bool):
         """`wanted`: whether to count at all; the counted step is slower."""
         self.world, self.wanted = world, wanted
         self._count: CountFlops | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.randomness import derive
 
 STD = 0.02
@@ -22,7 +22,7 @@ STD = 0.02
 
 
 @torch.no_grad()
-def fill_randomly(model: nn.Module, seed: int, world: World) -> None:
+def fill_randomly(model: nn.Module, seed: int, world: Ranks) -> None:
     """Give every parameter of `model` random values; the same on all ranks if it is not partitioned."""
     parameters: Iterator[tuple[str, Any]] = model.named_parameters()
     for name, parameter in parameters:
@@ -34,7 +34,7 @@ def fill_randomly(model: nn.Module, seed: int, world: World) -> None:
             _fill_secondary(parameter, name, seed, world)
 
 
-def _fill_secondary(parameter: Any, name: str, seed: int, world: World) -> None:
+def _fill_secondary(parameter: Any, name: str, seed: int, world: Ranks) -> None:
     """The copy partitioned within a group of ranks (zero_hpz_partition_size): the slices of several consecutive ranks."""
     group = parameter.ds_secondary_tensor_group_size
     first = world.rank % group * (world.size // group)

@@ -35,7 +35,7 @@ from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.engine.random_weights import fill_randomly
 from megaunigame.engine.reductions import time_reductions
 from megaunigame.models.base import UnifiedModel, Weights
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.phases import BACKWARD, OPTIMIZER, Phases, PhaseTimer
 from megaunigame.step.requests import StepPlan
@@ -47,7 +47,7 @@ __compatible_ops__["deepspeed_shm_comm"] = False
 class Learner:
     """The model that is trained, under its engine."""
 
-    def __init__(self, engine: Any, world: World, stage: int, trained_groups: list[list[nn.Parameter]]):
+    def __init__(self, engine: Any, world: Ranks, stage: int, trained_groups: list[list[nn.Parameter]]):
         self.engine = engine
         self.world = world
         self.zero_stage = stage
@@ -126,7 +126,7 @@ class Learner:
 
 
 def build_learner(
-    family: type[UnifiedModel], recipe: Recipe, plan: StepPlan, ds_config: dict[str, Any], world: World
+    family: type[UnifiedModel], recipe: Recipe, plan: StepPlan, ds_config: dict[str, Any], world: Ranks
 ) -> Learner:
     """Construct, load, choose what is trained, and initialize DeepSpeed. No rank ever holds the whole model (ZeRO-3)."""
     config, stage = recipe.model, zero_stage(ds_config)
@@ -163,7 +163,7 @@ def build_learner(
     return learner
 
 
-def load_weights(model: nn.Module, weights: Weights, world: World) -> None:
+def load_weights(model: nn.Module, weights: Weights, world: Ranks) -> None:
     """Copy a checkpoint into the model, one module at a time; rank 0 reads, the partitioning distributes.
 
     At most the parameters of one module are whole at any time. The family has checked names and shapes before, on every

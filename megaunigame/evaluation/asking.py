@@ -20,7 +20,7 @@ from megaunigame.errors import DataError
 from megaunigame.evaluation.lockstep import Item, batches, together
 from megaunigame.evaluation.metrics import Answer
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.rows import UnderstandRow
 
@@ -61,7 +61,7 @@ def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, .
     return tuple(question for question in asked if question.kind not in skip_kinds)
 
 
-def ask(model: UnifiedModel, data_ranks: World, sheets: Sequence[Sheet], *, batch: int, per_row: int) -> list[Answer]:
+def ask(model: UnifiedModel, data_ranks: Ranks, sheets: Sequence[Sheet], *, batch: int, per_row: int) -> list[Answer]:
     """Ask all questions of this rank's sheets, each alone with its picture.
 
     Up to `per_row` questions of a picture share a row as independent turns, which do not see each other. All ranks must

@@ -17,7 +17,7 @@ from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import UserError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import InputsT, PassInputs, of_kind
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
@@ -38,7 +38,7 @@ ItemT = TypeVar("ItemT", bound=Item)
 P = ParamSpec("P")
 
 
-def together(data_ranks: World, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def together(data_ranks: Ranks, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run work without collectives; a UserError on any rank is raised on every rank, with the message of the first."""
     outcome: list[T] = []
     problem = None
@@ -59,7 +59,7 @@ def read_sample(index: ShardIndex, position: int) -> Sample:
     return decode_sample(*index.read(shard, int(position - (ends[shard] - index.sizes[shard])))).decoded()
 
 
-def read_share(index: ShardIndex, limit: int, data_ranks: World, shift: int = 0) -> list[tuple[int, Sample]]:
+def read_share(index: ShardIndex, limit: int, data_ranks: Ranks, shift: int = 0) -> list[tuple[int, Sample]]:
     """(position, sample) of this rank: of the first `limit` samples (0: all) rank r has positions r, r + W, r + 2W, ...
 
     With `shift`, position p comes with the sample `shift` places further, modulo the number of samples.
@@ -73,7 +73,7 @@ def read_share(index: ShardIndex, limit: int, data_ranks: World, shift: int = 0)
     return together(data_ranks, read)
 
 
-def read_others(index: ShardIndex, limit: int, data_ranks: World) -> list[tuple[int, Sample]]:
+def read_others(index: ShardIndex, limit: int, data_ranks: Ranks) -> list[tuple[int, Sample]]:
     """As `read_share`, each position with a sample half-way further: neighbors may be near-identical (adversarial pairs)."""
     return read_share(index, limit, data_ranks, shift=sample_count(index, limit) // 2)
 
@@ -83,7 +83,7 @@ def sample_count(index: ShardIndex, limit: int) -> int:
     return min(limit, index.samples) if limit else index.samples
 
 
-def lockstep_batches(rows: Sequence[T], batch: int, data_ranks: World) -> list[list[T | None]]:
+def lockstep_batches(rows: Sequence[T], batch: int, data_ranks: Ranks) -> list[list[T | None]]:
     """Cut this rank's rows into batches of exactly `batch`, padded with None; every rank gets the same number of batches."""
     most = max(data_ranks.all_gather_object(len(rows)))
     length = -(-most // batch) * batch
@@ -93,7 +93,7 @@ def lockstep_batches(rows: Sequence[T], batch: int, data_ranks: World) -> list[l
 
 def batches(
     model: UnifiedModel,
-    data_ranks: World,
+    data_ranks: Ranks,
     items: Sequence[ItemT],
     kind: type[InputsT],
     batch: int,
@@ -122,12 +122,12 @@ def collate(
     return model.processor.collate(plan, pass_name, rows, [0] * len(rows), keys)
 
 
-def gathered(data_ranks: World, items: Sequence[T]) -> list[T]:
+def gathered(data_ranks: Ranks, items: Sequence[T]) -> list[T]:
     """The items of all ranks on every rank, in the order of their `position`. Not for pictures: see `gathered_to_main`."""
     return _in_order(data_ranks.all_gather_object(list(items)))
 
 
-def gathered_to_main(data_ranks: World, items: Sequence[T]) -> list[T]:
+def gathered_to_main(data_ranks: Ranks, items: Sequence[T]) -> list[T]:
     """The items of all ranks on rank 0, in the order of their `position`; nothing on the others.
 
     For pictures, which would fill the memory of every rank with those of the whole suite.

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from megaunigame.evaluation.lockstep import gathered, gathered_to_main
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.pixels import Panel, as_image
 
 CELL, TEXT_WIDTH, GAP = 160, 260, 10
@@ -23,7 +23,7 @@ def save_png(picture: Tensor, path: Path) -> None:
     as_image(picture).save(path)
 
 
-def write_panels(own: Sequence[Panel], data_ranks: World, folder: Path) -> list[dict[str, str]]:
+def write_panels(own: Sequence[Panel], data_ranks: Ranks, folder: Path) -> list[dict[str, str]]:
     """Collective: write the pictures of all ranks and a contact sheet on rank 0; returns the entries for the report."""
     panels = gathered_to_main(data_ranks, own)
     for panel in panels:

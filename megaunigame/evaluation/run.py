@@ -14,7 +14,7 @@ from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel, evaluating
 from megaunigame.monitoring import names
 from megaunigame.monitoring.whole_files import write_whole
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 
 
 def evaluation_file(folder: str | Path, step: int) -> Path:
@@ -23,7 +23,7 @@ def evaluation_file(folder: str | Path, step: int) -> Path:
 
 
 def run_evaluation(
-    model: UnifiedModel, suites: Mapping[str, Suite], data_ranks: World, step: int, folder: str | Path
+    model: UnifiedModel, suites: Mapping[str, Suite], data_ranks: Ranks, step: int, folder: str | Path
 ) -> dict[str, Any]:
     """Run every suite (label -> suite) and return {"step", "seconds", "suites": {label: result}} on every rank.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.pixels import Panel
 from megaunigame.step.inputs import PassOutput, Taps
 from megaunigame.step.losses import PassTerm
@@ -31,7 +31,7 @@ class Context:
     aside: Callable[[], AbstractContextManager[None]]
     """Context in which the learner is frozen: no gradients of its parameters, no dropout."""
     plan: StepPlan
-    data_ranks: World
+    data_ranks: Ranks
     seed: int
     accumulation: int
 

@@ -9,7 +9,7 @@ from megaunigame.config import Recipe
 from megaunigame.engine.parameters import rank_count
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import start_world
+from megaunigame.parallel.ranks import start_world
 from megaunigame.planning.plan import Plan
 from megaunigame.profiling.measure import synthetic_trainer
 

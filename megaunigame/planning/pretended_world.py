@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 
 
-class PretendedWorld(World):
+class PretendedWorld(Ranks):
     """All ranks have the values of this one."""
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:

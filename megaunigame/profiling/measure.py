@@ -19,7 +19,8 @@ from megaunigame.engine.memory_plan import bytes_per_rank
 from megaunigame.engine.peak_memory import peak_memory
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World
+from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.profiling.operations import count_flops
 from megaunigame.profiling.planned import planned_bytes
 from megaunigame.step.phases import PHASES, PhaseTimer
@@ -76,7 +77,7 @@ class SyntheticTrainer(Trainer):
         return {name: Stream(name, SyntheticSource(self.recipe.seed)) for name in self.plan.streams}
 
 
-def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path) -> Measurement:
+def measure(recipe: Recipe, world: Ranks, *, steps: int, warmup: int, out: Path) -> Measurement:
     """Make `warmup` steps, then `steps` measured ones, then one of each kind to count. Writes no checkpoint. Collective."""
     if steps < 1 or warmup < 1:
         raise ConfigError(f"--steps and --warmup must be at least 1; got {steps} and {warmup}.")
@@ -102,7 +103,7 @@ def measure(recipe: Recipe, world: World, *, steps: int, warmup: int, out: Path)
 
 
 def synthetic_trainer(
-    recipe: Recipe, world: World, *, steps: int, out: Path, phases: PhaseTimer | None = None
+    recipe: Recipe, world: Ranks, *, steps: int, out: Path, phases: PhaseTimer | None = None
 ) -> tuple[Trainer, Iterator[MicroBatch]]:
     """The trainer of a recipe, without checkpoints and evaluation, and synthetic rows for `steps` steps. Collective."""
     recipe = dataclasses.replace(
@@ -112,13 +113,13 @@ def synthetic_trainer(
         evaluation=EvaluationConfig(),
         schedule=dataclasses.replace(recipe.schedule, steps=max(steps, recipe.schedule.steps)),
     )
-    trainer = SyntheticTrainer(recipe, world, phases)
+    trainer = SyntheticTrainer(recipe, Mesh.of(world), phases)
     trainer.dry_run()
     last = steps * trainer.accumulation
     return trainer, iter(MicroBatchLoader(trainer.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch))
 
 
-def _peak(world: World, metrics: list[dict[str, float]]) -> float:
+def _peak(world: Ranks, metrics: list[dict[str, float]]) -> float:
     """Most bytes of any rank in the steps that reported `metrics`: each has reported the step before it."""
     last = torch.tensor([peak_memory(world.device)], dtype=torch.float64, device=world.device)
     return max(world.all_reduce_max(last).item(), *(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics[1:]))
@@ -161,5 +162,5 @@ def _summary(
         planned_bytes=planned,
         gathered_bytes=statistics.fmean(step[names.PERF_ALLGATHER_BYTES] for step in metrics),
         passes=statistics.fmean(step[names.PERF_PASSES] for step in metrics),
-        learner_rows=trainer.plan.rows_per_micro_step() * trainer.accumulation * world.size,
+        learner_rows=trainer.plan.rows_per_micro_step() * trainer.accumulation * trainer.mesh.data.size,
     )

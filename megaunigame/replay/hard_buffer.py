@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from megaunigame.errors import CheckpointError
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.replay.merge import CandidateGrid, MergePlan, plan_merge, share_of
 from megaunigame.replay.records import RecordLayout
 
@@ -65,10 +65,10 @@ class HardBuffer:
     the last merge; it is valid until the next merge.
     """
 
-    def __init__(self, layout: RecordLayout, capacity: int, rows: int, rank: int, world_size: int):
+    def __init__(self, layout: RecordLayout, capacity: int, rows: int, rank: int, ranks: int):
         """`capacity`: records over all ranks; `rows`: candidates in every call of `mine`."""
-        self.layout, self.capacity, self.rows, self.rank, self.world_size = layout, capacity, rows, rank, world_size
-        self._share = share_of(capacity, world_size)
+        self.layout, self.capacity, self.rows, self.rank, self.ranks = layout, capacity, rows, rank, ranks
+        self._share = share_of(capacity, ranks)
         self._memory = layout.empty(self._share)
         self._clear()
 
@@ -114,14 +114,14 @@ class HardBuffer:
         self._calls += 1
         return int((accepted & ~finite).sum())
 
-    def merge(self, world: World, percentile: float, step: int, max_age: int) -> MergeReport:
+    def merge(self, data_ranks: Ranks, percentile: float, step: int, max_age: int) -> MergeReport:
         """Collective: take in the candidates at or above the `percentile` in [0, 100) of all ranks' new losses, hardest first.
 
         Records mined more than `max_age` steps before `step` leave (0: no limit). Clears the candidates.
         """
-        table = world.all_gather(torch.from_numpy(self._line(step, max_age)).to(world.device)).cpu().numpy()
+        table = data_ranks.all_gather(torch.from_numpy(self._line(step, max_age)).to(data_ranks.device)).cpu().numpy()
         plan = plan_merge(table, self._ledger, self.rows, self.capacity, percentile)
-        sent, received = self._exchange(world, plan)
+        sent, received = self._exchange(data_ranks, plan)
         self._settle(plan, received)
         return MergeReport(
             threshold=plan.threshold,
@@ -134,11 +134,13 @@ class HardBuffer:
             bytes=table.nbytes + sent,
         )
 
-    def rehearse(self, world: World) -> None:
+    def rehearse(self, data_ranks: Ranks) -> None:
         """Collective: the calls of a merge, with a byte between any two ranks, so that connections are opened, and take their
         memory, before step 1. Changes nothing."""
-        world.all_gather(torch.zeros(self._share + self.rows, device=world.device))
-        world.all_to_all([torch.zeros(1, dtype=torch.uint8, device=world.device)] * world.size, [1] * world.size)
+        data_ranks.all_gather(torch.zeros(self._share + self.rows, device=data_ranks.device))
+        data_ranks.all_to_all(
+            [torch.zeros(1, dtype=torch.uint8, device=data_ranks.device)] * data_ranks.size, [1] * data_ranks.size
+        )
 
     def _line(self, step: int, max_age: int) -> np.ndarray:
         """(K + C,) float32: this rank's line of the table of losses."""
@@ -149,17 +151,17 @@ class HardBuffer:
             line[self._share + number] = record["loss"][0]
         return line
 
-    def _exchange(self, world: World, plan: MergePlan) -> tuple[int, list[Tensor]]:
+    def _exchange(self, data_ranks: Ranks, plan: MergePlan) -> tuple[int, list[Tensor]]:
         """Send the records that other ranks shall own: (bytes sent, bytes of the records from each rank, hardest first)."""
         record = self.layout.dtype.itemsize
         leaving = np.flatnonzero(plan.moving & (plan.holders == self.rank))
         leaving = leaving[np.argsort(plan.owners[leaving], kind="stable")]
         coming = np.flatnonzero(plan.moving & (plan.owners == self.rank))
-        out_sizes = np.bincount(plan.owners[leaving], minlength=self.world_size) * record
-        in_sizes = np.bincount(plan.holders[coming], minlength=self.world_size) * record
+        out_sizes = np.bincount(plan.owners[leaving], minlength=self.ranks) * record
+        in_sizes = np.bincount(plan.holders[coming], minlength=self.ranks) * record
         packed = np.concatenate([self.layout.empty(0), *(self._at(column) for column in plan.columns[leaving].tolist())])
-        parts = torch.from_numpy(packed.view(np.uint8)).to(world.device).split(out_sizes.tolist())
-        return packed.nbytes, world.all_to_all(parts, in_sizes.tolist())
+        parts = torch.from_numpy(packed.view(np.uint8)).to(data_ranks.device).split(out_sizes.tolist())
+        return packed.nbytes, data_ranks.all_to_all(parts, in_sizes.tolist())
 
     def _at(self, column: int) -> np.ndarray:
         """(1,) the record in that column of this rank's line."""
@@ -209,7 +211,7 @@ class HardBuffer:
         """Write this rank's file into `folder`. Not a collective."""
         numbers = np.array(sorted(self._candidates), np.int64)
         candidates = np.concatenate([self.layout.empty(0), *(self._candidates[number] for number in numbers.tolist())])
-        shape = SavedShape(self.layout.image_size, self.layout.max_length, self.world_size, self.rows, self._calls)
+        shape = SavedShape(self.layout.image_size, self.layout.max_length, self.ranks, self.rows, self._calls)
         tensors = {
             "records": self._as_bytes(self._memory[self._places]),
             "candidates": self._as_bytes(candidates),
@@ -242,12 +244,12 @@ class HardBuffer:
         self._clear()
         with safe_open(files[0], "numpy") as file:
             holders = file.get_tensor("ledger")[: self.capacity]
-        same_ranks = saved.world_size == self.world_size
-        self._ledger = holders if same_ranks else np.arange(len(holders)) % self.world_size
+        same_ranks = saved.world_size == self.ranks
+        self._ledger = holders if same_ranks else np.arange(len(holders)) % self.ranks
         owned = np.flatnonzero(self._ledger == self.rank)
         self._places = np.arange(len(owned))
 
-        old, new = CandidateGrid(saved.world_size, saved.rows), CandidateGrid(self.world_size, self.rows)
+        old, new = CandidateGrid(saved.world_size, saved.rows), CandidateGrid(self.ranks, self.rows)
         self._calls = new.calls(saved.calls * saved.world_size * saved.rows)
         for source in [self.rank] if old == new else range(saved.world_size):
             with safe_open(files[source], "numpy") as file:

@@ -21,22 +21,22 @@ import numpy as np
 class CandidateGrid:
     """Positions in the data stream against (rank, number): candidate n of a rank is row `n % rows` of its call `n // rows`."""
 
-    world_size: int
+    ranks: int
     rows: int
 
     def position(self, rank: int, numbers: np.ndarray) -> np.ndarray:
         calls, row = np.divmod(numbers, self.rows)
-        return (calls * self.world_size + rank) * self.rows + row
+        return (calls * self.ranks + rank) * self.rows + row
 
     def place(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(ranks, numbers) of those positions."""
         micro_step, row = np.divmod(positions, self.rows)
-        call, rank = np.divmod(micro_step, self.world_size)
+        call, rank = np.divmod(micro_step, self.ranks)
         return rank, call * self.rows + row
 
     def calls(self, positions: int) -> int:
         """Calls needed to deal out that many positions."""
-        return -(-positions // (self.world_size * self.rows))
+        return -(-positions // (self.ranks * self.rows))
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class MergePlan:
         return self.holders != self.owners
 
 
-def share_of(capacity: int, world_size: int) -> int:
+def share_of(capacity: int, ranks: int) -> int:
     """K: the most records one rank can own."""
-    return -(-capacity // world_size)
+    return -(-capacity // ranks)
 
 
 def plan_merge(table: np.ndarray, ledger: np.ndarray, rows: int, capacity: int, percentile: float) -> MergePlan:
@@ -82,11 +82,11 @@ def plan_merge(table: np.ndarray, ledger: np.ndarray, rows: int, capacity: int, 
     """
     # In float64 throughout: a threshold rounded to float32 could fall on the wrong side of the loss it came from.
     table = table.astype(np.float64)
-    world_size, columns = table.shape
-    share = share_of(capacity, world_size)
+    ranks, columns = table.shape
+    share = share_of(capacity, ranks)
 
-    old_column = np.arange(len(ledger)) // world_size
-    new_rank, new_number = CandidateGrid(world_size, rows).place(np.arange(world_size * (columns - share)))
+    old_column = np.arange(len(ledger)) // ranks
+    new_rank, new_number = CandidateGrid(ranks, rows).place(np.arange(ranks * (columns - share)))
     holders = np.concatenate([ledger, new_rank])
     columns_of = np.concatenate([old_column, share + new_number])
     losses = table[holders, columns_of]
@@ -109,25 +109,25 @@ def plan_merge(table: np.ndarray, ledger: np.ndarray, rows: int, capacity: int, 
         losses=losses[kept],
         holders=holders[kept],
         columns=columns_of[kept],
-        owners=deal(holders[kept], world_size),
+        owners=deal(holders[kept], ranks),
     )
 
 
-def deal(holders: np.ndarray, world_size: int) -> np.ndarray:
+def deal(holders: np.ndarray, ranks: int) -> np.ndarray:
     """(n,) holders, hardest record first -> (n,) owners: each rank once per block of W, with the fewest moves.
 
     A record stays where it is, unless a harder one of its block is there too; the others go to the ranks left over, in rank
     order. Dealing record i to rank `i mod W` would also balance difficulty, but one record that enters at the top would shift
     all below it, and nearly the whole buffer would change rank at every merge. Here it shifts at most one record per block.
     """
-    seats = np.arange(len(holders)) // world_size * world_size + holders  # block and rank in one number
+    seats = np.arange(len(holders)) // ranks * ranks + holders  # block and rank in one number
     taken, stays = np.unique(seats, return_index=True)  # the first, hence hardest, record of each seat
-    blocks = -(-len(holders) // world_size)
-    free = np.setdiff1d(np.arange(blocks * world_size), taken, assume_unique=True)
+    blocks = -(-len(holders) // ranks)
+    free = np.setdiff1d(np.arange(blocks * ranks), taken, assume_unique=True)
     moves = np.ones(len(holders), bool)
     moves[stays] = False
     owners = holders.copy()
     # Both are in block order, and a full block has as many free seats as moves. Only a last block that is not full leaves
     # seats over, at the end.
-    owners[moves] = free[: moves.sum()] % world_size
+    owners[moves] = free[: moves.sum()] % ranks
     return owners

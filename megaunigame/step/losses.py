@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.micro import Step
 from megaunigame.step.requests import StepPlan
@@ -45,7 +45,7 @@ class PassTerm(ABC):
 class LossTerms:
     """Terms in a fixed order: those of the plan, those added over its rows, those of single micro-steps."""
 
-    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], joined: Sequence[str], data_ranks: World):
+    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], joined: Sequence[str], data_ranks: Ranks):
         """`joined`: names of losses in `MicroStep.losses`, each one this rank's share of the loss of the step."""
         self.plan, self.data_ranks = plan, data_ranks
         self.added, self.joined = added, tuple(joined)
@@ -74,11 +74,11 @@ class LossTerms:
         counts[first:] = 1.0  # these losses are divided already
         return counts
 
-    def sums(self, pass_name: str, inputs: PassInputs, output: PassOutput) -> Tensor:
+    def sums(self, inputs: PassInputs, output: PassOutput) -> Tensor:
         """(T,) float32, differentiable: what one pass adds to each term."""
         sums = output.loss_sum.new_zeros(len(self.names)).index_add(0, inputs.terms, output.loss_sum)
         for index, term in enumerate(self.added, start=len(self.plan.terms)):
-            if term.pass_name == pass_name:
+            if term.pass_name == inputs.pass_name:
                 added = term.losses(inputs, output).sum().unsqueeze(0)
                 sums = sums + F.pad(added, (index, len(self.names) - index - 1))  # an index would be copied to the device
         return sums

@@ -16,7 +16,7 @@ from megaunigame.evaluation.run import run_evaluation
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.building import build_objectives, build_plan
-from megaunigame.parallel.world import World
+from megaunigame.parallel.mesh import Mesh
 from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.training.state import TrainState
@@ -25,16 +25,16 @@ from megaunigame.training.state import TrainState
 class Assembly:
     """What a run and an evaluation have in common: the plan, the checkpoints, and the learner."""
 
-    def __init__(self, recipe: Recipe, world: World):
+    def __init__(self, recipe: Recipe, mesh: Mesh):
         """Raises UserError for everything that can be checked without the model."""
-        self.recipe, self.world = recipe, world
+        self.recipe, self.mesh = recipe, mesh
         self.folder = Path(recipe.output)
         self.objectives = build_objectives(recipe)
         self.plan = build_plan(self.objectives)
-        self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), world.size)
-        self.ds_config = complete_ds_config(recipe, self.accumulation, world.size)
+        self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), mesh.data.size)
+        self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
-        self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, world)
+        self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume)
         self.state = TrainState(weights=recipe.model.weights)
         if self.resumed_from is not None:
@@ -54,11 +54,11 @@ class Assembly:
             for objective in self.objectives:
                 objective.check_family(family, model.family, path, self.plan)
             placed = dataclasses.replace(self.recipe, model=dataclasses.replace(model, path=path))
-            return build_learner(family, placed, self.plan, self.ds_config, self.world)
+            return build_learner(family, placed, self.plan, self.ds_config, self.mesh.world)
 
     def evaluate(self, learner: Learner) -> dict[str, Any]:
         """Run the recipe's suites on the current weights; results go to the run folder and are returned."""
-        return run_evaluation(learner.module, self.suites, self.world, self.state.step, self.folder)
+        return run_evaluation(learner.module, self.suites, self.mesh.data, self.state.step, self.folder)
 
 
 def _suite(label: str, settings: dict[str, Any]) -> Suite:

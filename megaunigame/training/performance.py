@@ -14,13 +14,13 @@ from megaunigame.engine.peaks import peak_flops
 from megaunigame.engine.token_counter import TokenCounter
 from megaunigame.engine.zero3 import Learner
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 
 
 class Performance:
     """The `perf/` metrics of each step."""
 
-    def __init__(self, learner: Learner, world: World, precision: str):
+    def __init__(self, learner: Learner, world: Ranks, precision: str):
         self.learner, self.world = learner, world
         self.tokens = TokenCounter(learner.module, learner.module.processor.after_prompt, world.device)
         self.peak = peak_flops(world.device, precision)
@@ -47,12 +47,15 @@ class Performance:
         return torch.cat([self.tokens.pop(), peaks])
 
     def metrics(self, rows: int, passes: int, counts: Sequence[float]) -> dict[str, float]:
-        """At the end of a step; collective in the step whose operations are counted. `rows` and `passes` are of this rank."""
+        """At the end of a step; collective in the step whose operations are counted.
+
+        `rows` are of all ranks, `passes` of this one.
+        """
         seconds = time.perf_counter() - self._started
         tokens, useful_tokens, *peaks = counts
         metrics = {
             names.PERF_STEP_SECONDS: seconds,
-            names.PERF_ROWS_PER_SECOND: rows * self.world.size / seconds,
+            names.PERF_ROWS_PER_SECOND: rows / seconds,
             names.PERF_TOKENS_PER_SECOND: tokens / seconds,
             names.PERF_USEFUL_TOKENS_PER_SECOND: useful_tokens / seconds,
             names.PERF_USEFUL_TOKEN_SHARE: useful_tokens / tokens,

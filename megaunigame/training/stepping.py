@@ -45,12 +45,12 @@ class Stepper:
     def __init__(
         self, parts: Assembly, learner: Learner, players: Sequence[Player], bad_samples: BadSampleCounter, phases: Phases
     ):
-        self.recipe, self.world, self.plan, self.folder = parts.recipe, parts.world, parts.plan, parts.folder
-        self.accumulation = parts.accumulation
+        self.recipe, self.world, self.plan, self.folder = parts.recipe, parts.mesh.world, parts.plan, parts.folder
+        self.data_ranks, self.accumulation = parts.mesh.data, parts.accumulation
         self.learner, self.players, self.bad_samples, self.phases = learner, players, bad_samples, phases
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
-        self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
+        self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.data_ranks)
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
         self.signaled = False
         """This rank was asked to stop. Written by the signal handler only, at any moment."""
@@ -104,13 +104,13 @@ class Stepper:
         with self.phases(PLAYERS):
             for player in self.players:
                 player.before_micro_step(step, micro)
-        seed_micro_step(self.recipe.seed, step.number, micro.number, self.world.rank)
+        seed_micro_step(self.recipe.seed, step.number, micro.number, self.data_ranks.rank)
         term_sums = torch.zeros_like(like)
         for name in self.plan.passes:
             inputs = dataclasses.replace(micro.inputs[name], taps=self.taps[name])
             with self.phases(name):
                 output = self.learner.forward(inputs)
-                term_sums = term_sums + self.terms.sums(name, inputs, output)
+                term_sums = term_sums + self.terms.sums(inputs, output)
             row_losses.append((inputs.keys, output.loss_sum.detach()))
             # A player may put rows into later passes.
             with self.phases(PLAYERS):
@@ -166,7 +166,7 @@ class Stepper:
     ) -> dict[str, float]:
         """The metrics of the step."""
         step = data.step
-        rows = sum(micro.plan.rows_per_micro_step() for micro in step.micro_steps)
+        rows = self.data_ranks.size * sum(micro.plan.rows_per_micro_step() for micro in step.micro_steps)
         passes = len(self.plan.passes) * self.accumulation + step.passes
         metrics: dict[str, Any] = self.terms.metrics(step.losses, weights) | {
             names.OPTIM_LR: step.lr,

@@ -27,7 +27,7 @@ from megaunigame.evaluation.run import as_text, evaluation_file, scalars
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
-from megaunigame.parallel.world import World
+from megaunigame.parallel.mesh import Mesh
 from megaunigame.registry import unknown
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
@@ -42,10 +42,11 @@ class Trainer:
     micro_batches_of: ClassVar[type[MicroBatches]] = MicroBatches
     """Makes the rows of a micro-step."""
 
-    def __init__(self, recipe: Recipe, world: World, phases: PhaseTimer | None = None):
+    def __init__(self, recipe: Recipe, mesh: Mesh, phases: PhaseTimer | None = None):
         """`phases`: times the phases of each step."""
-        self.parts = parts = Assembly(recipe, world)
-        self.recipe, self.world, self.folder = recipe, world, parts.folder
+        self.mesh, self.parts = mesh, Assembly(recipe, mesh)
+        parts = self.parts
+        self.recipe, self.world, self.folder = recipe, mesh.world, parts.folder
         self.plan, self.accumulation, self.state = parts.plan, parts.accumulation, parts.state
         self.resumed_from, self.first_step = parts.resumed_from, parts.state.step
         self.streams = self.open_streams()
@@ -57,7 +58,7 @@ class Trainer:
         if phases is not None:
             self.learner.measure(phases)
         self.processor = self.learner.module.processor
-        context = Context(self.learner.module, self.learner.aside, self.plan, world, recipe.seed, self.accumulation)
+        context = Context(self.learner.module, self.learner.aside, self.plan, mesh.data, recipe.seed, self.accumulation)
         self.players = build_players(parts.objectives, context)
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, phases or Phases())
         if self.resumed_from:
@@ -71,8 +72,8 @@ class Trainer:
             self.streams,
             self.processor,
             self.accumulation,
-            world.rank,
-            world.size,
+            mesh.data.rank,
+            mesh.data.size,
             recipe.seed,
             self.first_step,
         )

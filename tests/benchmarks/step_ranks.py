@@ -21,7 +21,8 @@ from megaunigame.config import load_recipe
 from megaunigame.data.loading.stream import MicroBatch, MicroBatchLoader
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame import names as unigame_names
-from megaunigame.parallel.world import World, start_world
+from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.ranks import Ranks, start_world
 from megaunigame.training.trainer import Trainer
 
 MEASURED = (names.PERF_STEP_SECONDS, names.PERF_PASSES, names.PERF_ALLGATHER_BYTES)
@@ -31,13 +32,13 @@ CPU_SECONDS, REPLAYED = "cpu_seconds", unigame_names.BUFFER_REPLAYED
 class Case:
     """One way to train, stepping on its own data."""
 
-    def __init__(self, described: dict[str, Any], world: World):
+    def __init__(self, described: dict[str, Any], world: Ranks):
         self.name, self.every, self.warmup = described["name"], described["every"], described["warmup"]
-        self.trainer = Trainer(load_recipe(described["recipe"], described["overrides"]), world)
+        self.trainer = Trainer(load_recipe(described["recipe"], described["overrides"]), Mesh.of(world))
         steps = self.trainer.recipe.schedule.steps * self.trainer.accumulation
         self.batches: Iterator[MicroBatch] = iter(MicroBatchLoader(self.trainer.micro_batches, 0, steps, workers=0))
 
-    def step(self, world: World) -> dict[str, float]:
+    def step(self, world: Ranks) -> dict[str, float]:
         world.barrier()  # a rank still busy with the step before is not this one's cost
         started = time.process_time()
         metrics = self.trainer.train_step(self.batches)
@@ -46,7 +47,7 @@ class Case:
         return measured | {REPLAYED: metrics.get(unigame_names.BUFFER_REPLAYED, 0.0)}
 
 
-def measure(block: dict[str, Any], world: World, progress: TextIO) -> dict[str, dict[int, dict[str, float]]]:
+def measure(block: dict[str, Any], world: Ranks, progress: TextIO) -> dict[str, dict[int, dict[str, float]]]:
     """Name of a case -> round -> what its step of that round measured. Rank 0 notes every step in `progress`."""
     cases = [Case(described, world) for described in block["cases"]]
     for case in cases:

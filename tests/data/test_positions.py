@@ -24,13 +24,13 @@ def plans(draw: st.DrawFn) -> StepPlan:
 def positions_of_step(positions: StreamPositions, request: RowRequest, step: int, base: int) -> list[int]:
     """Positions of one request in one optimizer step, over all ranks and micro-steps."""
     micro_steps = range(step * positions.accumulation, (step + 1) * positions.accumulation)
-    return [p for m in micro_steps for rank in range(positions.world_size) for p in positions.of(request, m, rank, base)]
+    return [p for m in micro_steps for rank in range(positions.ranks) for p in positions.of(request, m, rank, base)]
 
 
 @given(plan=plans(), world=st.sampled_from([1, 2, 4]), scale=st.integers(1, 3), step=st.integers(0, 50))
 def test_a_steps_samples_do_not_depend_on_the_world_size(plan, world, scale, step):
-    alone = StreamPositions(plan, accumulation=4 * scale, world_size=1)
-    together = StreamPositions(plan, accumulation=4 * scale // world, world_size=world)
+    alone = StreamPositions(plan, accumulation=4 * scale, ranks=1)
+    together = StreamPositions(plan, accumulation=4 * scale // world, ranks=world)
     for request in plan.requests:
         assert positions_of_step(together, request, step, 17) == positions_of_step(alone, request, step, 17)
 

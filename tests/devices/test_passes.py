@@ -72,7 +72,7 @@ def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
             inputs = dataclasses.replace(given.to(DEVICE), taps=player.taps(name))
             output = model(inputs)
             assert output.attention.keys.device == DEVICE
-            total = total + terms.sums(name, inputs, output)
+            total = total + terms.sums(inputs, output)
         total.sum().backward()
         gradients_arrive(model, DEVICE)
 

@@ -14,7 +14,7 @@ from megaunigame.engine.random_weights import STD, fill_randomly
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.janus import Janus
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 
 
 class Small(nn.Module):
@@ -27,11 +27,11 @@ class Small(nn.Module):
         self.register_buffer("frequencies", torch.arange(5.0))
 
 
-def rank(number: int, size: int = 4) -> World:
-    return World(number, size, 0, torch.device("cpu"))
+def rank(number: int, size: int = 4) -> Ranks:
+    return Ranks(number, size, 0, torch.device("cpu"))
 
 
-def filled(seed: int = 3, world: World | None = None) -> dict[str, torch.Tensor]:
+def filled(seed: int = 3, world: Ranks | None = None) -> dict[str, torch.Tensor]:
     model = Small()
     fill_randomly(model, seed, world or rank(0))
     return model.state_dict()

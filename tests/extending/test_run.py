@@ -14,6 +14,7 @@ import torch
 from megaunigame.config import load_recipe
 from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.objectives.player import Player
+from megaunigame.parallel.mesh import Mesh
 from megaunigame.step.inputs import UnderstandOutput
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.training.trainer import Trainer
@@ -92,7 +93,7 @@ def run(request, examples, world, tmp_path_factory):
         evaluation={"suites": {"perplexity": {"shards": str(home / "held_out"), "batch": 2}}},
     )
     overrides = [f"objectives={json.dumps(OBJECTIVES)}", f"model.family={request.param}"]
-    trainer = Trainer(load_recipe(str(recipe), overrides), world)
+    trainer = Trainer(load_recipe(str(recipe), overrides), Mesh.of(world))
     squared, game = trainer.players
     first, calls, passes = game.adversary.direction.detach().clone(), [], []
     noted(squared, calls, passes)

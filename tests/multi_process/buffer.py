@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from megaunigame.parallel.world import World, start_world
+from megaunigame.parallel.ranks import Ranks, start_world
 from tests.replay.random_games import Game, check_round, held_numbers, new_buffer, play_alone, play_round, random_game
 
 
@@ -19,7 +19,7 @@ def main(folder: str, games: str) -> None:
     world.close()
 
 
-def play(world: World, game: Game, folder: Path) -> None:
+def play(world: Ranks, game: Game, folder: Path) -> None:
     """All rounds; before the last one every rank saves, forgets and loads."""
     buffer = new_buffer(game, world.rank, world.size)
     last = len(game.rounds) - 1

@@ -21,7 +21,8 @@ from megaunigame.engine.parameters import element_count, rank_count
 from megaunigame.errors import DivergenceError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World, start_world
+from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.ranks import Ranks, start_world
 from megaunigame.registry import find
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.attention_reference import AttentionReference
@@ -114,10 +115,10 @@ CASES = {
 }
 
 
-def trainer_of(name: str, home: Path, world: World, **settings) -> Trainer:
+def trainer_of(name: str, home: Path, world: Ranks, **settings) -> Trainer:
     """The trainer of a recipe of these settings; each rank writes its own file. The run goes to `home`/runs/`name`."""
     file = write_recipe(home / f"{name}-{world.rank}.yaml", home, **settings)
-    return Trainer(load_recipe(str(file), [f"output={home / 'runs' / name}"]), world)
+    return Trainer(load_recipe(str(file), [f"output={home / 'runs' / name}"]), Mesh.of(world))
 
 
 def gathered(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -128,7 +129,7 @@ def gathered(parameter: torch.nn.Parameter) -> torch.Tensor:
         return parameter.detach().clone()
 
 
-def check_partitioned(trainer: Trainer, world: World) -> None:
+def check_partitioned(trainer: Trainer, world: Ranks) -> None:
     """No rank holds more than its share of any parameter (one element of padding at most per parameter and rank)."""
     parameters = list(trainer.learner.module.parameters())
     whole, local = sum(map(element_count, parameters)), sum(map(rank_count, parameters))
@@ -136,7 +137,7 @@ def check_partitioned(trainer: Trainer, world: World) -> None:
     assert sum(p.data.numel() for p in parameters) == 0, "weights are whole between the passes"
 
 
-def run(case: str, settings: dict, home: Path, world: World) -> None:
+def run(case: str, settings: dict, home: Path, world: Ranks) -> None:
     with watching_loading() as gathered_at_once:
         trainer = trainer_of(case, home, world, **settings)
     recipe = trainer.recipe
@@ -200,7 +201,7 @@ def watching_loading() -> Iterator[list[int]]:
         zero3._gathered = original
 
 
-def check_divergence(home: Path, world: World) -> None:
+def check_divergence(home: Path, world: Ranks) -> None:
     """A loss that is not finite on one rank stops all ranks, which name it, and updates nothing."""
     trainer = trainer_of("diverges", home, world)
     before = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World, start_world
+from megaunigame.parallel.ranks import Ranks, start_world
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.gradients import trainer_of
 from tests.multi_process.mixed_reference import MixedReference
@@ -45,7 +45,7 @@ def masters(trainer: Trainer) -> dict[str, Tensor]:
     return {n: safe_get_full_fp32_param(p) for n, p in trained.items()}
 
 
-def run(case: str, settings: dict, home: Path, world: World) -> None:
+def run(case: str, settings: dict, home: Path, world: Ranks) -> None:
     settings = {**settings, "engine": {"precision": "bf16", **settings.get("engine", {})}}
     if case.startswith("long"):
         settings = {**settings, **long_world(home)}

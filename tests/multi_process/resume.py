@@ -16,7 +16,8 @@ import torch
 
 from megaunigame.config import load_recipe
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World, start_world
+from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.ranks import Ranks, start_world
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.gradients import trainer_of
 from tests.multi_process.tiny_run import leave, write_recipe
@@ -85,12 +86,12 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     return [] if ours == theirs else [path]
 
 
-def run(case: str, settings: dict[str, Any], home: Path, world: World) -> None:
+def run(case: str, settings: dict[str, Any], home: Path, world: Ranks) -> None:
     settings = {**settings, "schedule": {"steps": STEPS}, "checkpoint": {"every": 5, "keep": 9}}
     file = write_recipe(home / f"resume-{case}-{world.rank}.yaml", home, **settings)
 
     def start(kind: type[Trainer], output: str) -> Trainer:
-        trainer = kind(load_recipe(str(file), [f"output={home / 'runs' / output}"]), world)
+        trainer = kind(load_recipe(str(file), [f"output={home / 'runs' / output}"]), Mesh.of(world))
         trainer.fit()
         return trainer
 
@@ -125,7 +126,7 @@ def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
     ]
 
 
-def check_evaluation_changes_nothing(home: Path, world: World) -> None:
+def check_evaluation_changes_nothing(home: Path, world: Ranks) -> None:
     """All suites run before, during and after; they sample pictures, and still the run ends with the same bits."""
     shards = {"shards": str(home / "pictures"), "limit": 5, "batch": 2}
     suites = {"questions": {**shards, "questions_per_row": 2}, "generation": shards, "teacher_forced": shards}

@@ -15,7 +15,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.models.emu3 import folder as emu3_folder
 from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from megaunigame.models.openuni import folder as openuni_folder
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.registry import available
 from tests.data.shard_files import encoded, write_shards
 from tests.tiny import tiny_config
@@ -152,7 +152,7 @@ def write_pictures(folder: Path, samples: int = 6) -> Path:
     return write_shards(folder, [samples], fields=lambda number: sample(35 * number + 1))
 
 
-def leave(world: World) -> NoReturn:
+def leave(world: Ranks) -> NoReturn:
     """End of a rank program, as launch scripts end: without the interpreter's own end, which gloo's threads can abort."""
     world.close()
     sys.stdout.flush()

@@ -25,7 +25,8 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.unigame import names as unigame_names
 from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.objectives.unigame.game import Game
-from megaunigame.parallel.world import World, start_world
+from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.ranks import Ranks, start_world
 from megaunigame.randomness import derive
 from megaunigame.step.inputs import UnderstandInputs, take_rows
 from megaunigame.step.micro import MicroStep
@@ -97,7 +98,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 class PlainGame(PlainReference):
     """The same game in plain torch."""
 
-    def __init__(self, trainer: Trainer, game: dict[str, Any], world: World):
+    def __init__(self, trainer: Trainer, game: dict[str, Any], world: Ranks):
         super().__init__(trainer.recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
         self.game, self.world = {"mode": "alternating", "path": "decoder", "anchor": "source", "every": 1, **game}, world
         self.redrawn_by = game["redraw"] if game.get("redraw", "own") != "own" else None
@@ -230,7 +231,7 @@ class PlainGame(PlainReference):
         return self.extra
 
 
-def hard_rows(trainer: Trainer, step: Any, world: World) -> list[UnderstandInputs]:
+def hard_rows(trainer: Trainer, step: Any, world: Ranks) -> list[UnderstandInputs]:
     """The hard rows that every rank put into this step, rank by rank and micro-step by micro-step."""
     at = trainer.plan.rows_at(UNDERSTAND, "hard")
     own = [dataclasses.replace(take_rows(micro.understand, at), visual_delta=None) for micro in step.micro_steps]
@@ -242,7 +243,7 @@ def objectives(game: dict[str, Any], **others: dict[str, Any]) -> dict[str, dict
     return {"generation": {"caption_rows": 0, "pixel_rows": 0}, "understanding": {"rows": 0}, **others, "unigame": game}
 
 
-def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, world: World) -> None:
+def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, world: Ranks) -> None:
     settings, game = dict(settings), {**GAME, **game}
     trainer = trainer_of(case, home, world, objectives=objectives(game, **settings.pop("others", {})), **settings)
     [unigame] = [player for player in trainer.players if isinstance(player, Game)]
@@ -297,7 +298,7 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         )
 
 
-def check_uneven_ranks(home: Path, world: World) -> None:
+def check_uneven_ranks(home: Path, world: Ranks) -> None:
     """Rank 1 mines nothing: its filter rejects all, then it has no pictures at all. Both ranks go on, and both replay."""
     game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "buffer": {"merge_every": 2, "capacity": 8}}
     trainer = trainer_of("uneven", home, world, objectives=objectives(game))
@@ -317,7 +318,7 @@ def check_uneven_ranks(home: Path, world: World) -> None:
         print(f"uneven ranks: both replay, buffer {sizes}", flush=True)
 
 
-def check_combined(home: Path, world: World) -> None:
+def check_combined(home: Path, world: Ranks) -> None:
     """The combined recipe: three methods, and one generate, one attack and one understand pass per micro-step."""
     given = [
         *(f"{name}={home / folder}" for name, folder in (("model.path", "model"), ("data.scenes.shards", "shards"))),
@@ -327,7 +328,7 @@ def check_combined(home: Path, world: World) -> None:
     ]
     for mode, passes in (("alternating", 3), ("simultaneous", 2)):
         overrides = [*given, f"objectives.unigame.mode={mode}", f"output={home / 'runs' / f'combined-{mode}'}"]
-        trainer = Trainer(load_recipe("launch/recipes/tiny_combined.yaml", overrides), world)
+        trainer = Trainer(load_recipe("launch/recipes/tiny_combined.yaml", overrides), Mesh.of(world))
         trainer.dry_run()
         batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 3 * trainer.accumulation, 0, 2))
         for _ in range(3):
@@ -340,7 +341,7 @@ def check_combined(home: Path, world: World) -> None:
         print("combined recipe: one generate, one attack, one understand pass", flush=True)
 
 
-def check_cost(home: Path, world: World) -> None:
+def check_cost(home: Path, world: Ranks) -> None:
     """Passes and gathered bytes per step: what the game costs compared with the same learner rows alone."""
     base = {**GAME, "hard_rows": 0, "pictures_every": 0}
     games = {"sft": {**base, "attack_rows": 0}, "alternating": base, "simultaneous": {**base, "mode": "simultaneous"}}

@@ -10,7 +10,7 @@ import torch
 
 from megaunigame.errors import ConfigError
 from megaunigame.parallel import accelerator
-from megaunigame.parallel.world import _backend
+from megaunigame.parallel.ranks import _backend
 
 
 def test_the_cpu_is_chosen_only_where_it_was_asked_for(monkeypatch):

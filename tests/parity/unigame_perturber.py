@@ -103,7 +103,7 @@ def buffer(fixture: Fixture) -> dict[str, Tensor]:
     """Pushes are merges of one rank that let everything in."""
     settings, scores = fixture.config["buffer"], fixture.inputs["buffer_scores"]
     layout = RecordLayout(image_size=1, max_length=1)
-    held = HardBuffer(layout, settings["capacity"], rows=1, rank=0, world_size=1)
+    held = HardBuffer(layout, settings["capacity"], rows=1, rank=0, ranks=1)
 
     def push(world: ThreadWorld) -> dict[str, Tensor]:
         orders, pushed = {}, 0

@@ -90,7 +90,7 @@ def held_numbers(buffer: HardBuffer) -> list[int]:
 
 def mine_share(buffer: HardBuffer, candidates: list[Candidate], step: int) -> None:
     """This rank's rows of all micro-steps."""
-    turn = buffer.rows * buffer.world_size
+    turn = buffer.rows * buffer.ranks
     assert len(candidates) % turn == 0
     for start in range(buffer.rank * buffer.rows, len(candidates), turn):
         buffer.mine(*records_of(candidates[start : start + buffer.rows], step))

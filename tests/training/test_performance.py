@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.training import performance
 from megaunigame.training.performance import Performance
 
 RANKS = 3
 
 
-class Silent(World):
+class Silent(Ranks):
     """A rank that must not talk to others."""
 
     def all_reduce_sum(self, tensor):
@@ -45,7 +45,7 @@ def test_a_step_reports_the_most_memory_of_any_rank_in_the_step_before(monkeypat
         counts = sum(rank.counts() for rank in ranks)
         assert counts.dtype == torch.float64 and counts.shape == (2 + RANKS,)
         counts[:2] = torch.tensor([40.0, 30.0])
-        metrics = ranks[1].metrics(6, 4, counts.tolist())
+        metrics = ranks[1].metrics(6 * RANKS, 4, counts.tolist())
         assert metrics[names.PERF_PEAK_MEMORY_BYTES] == expected
     assert peaks["forgotten"] == 2 * RANKS
     assert metrics[names.PERF_USEFUL_TOKEN_SHARE] == 0.75 and metrics[names.PERF_ALLGATHER_BYTES] == 70

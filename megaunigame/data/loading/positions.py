@@ -1,8 +1,8 @@
 """Assigns positions of a stream to ranks: pure arithmetic, the same on every rank.
 
-One optimizer step uses `accumulation * world_size * (rows its requests ask for)` consecutive positions of a stream. Each
+One optimizer step uses `accumulation * ranks * (rows its requests ask for)` consecutive positions of a stream. Each
 request owns one consecutive range of them, ordered by micro-step, then rank, then row. So the set of samples of (step,
-request) depends on the product `accumulation * world_size * count` only: with an adapted accumulation, a run on
+request) depends on the product `accumulation * ranks * count` only: with an adapted accumulation, a run on
 another number of ranks sees the same samples in every step. Terms in rotation keep their positions while they rest: those
 samples are skipped.
 """
@@ -17,15 +17,15 @@ from megaunigame.step.requests import RowRequest, StepPlan
 
 @dataclass(frozen=True)
 class StreamPositions:
-    """Division of streams among `world_size` ranks and `accumulation` micro-steps per optimizer step."""
+    """Division of streams among data `ranks` and `accumulation` micro-steps per optimizer step."""
 
     plan: StepPlan
     accumulation: int
-    world_size: int
+    ranks: int
 
     def per_step(self, stream: str) -> int:
         """Positions of `stream` in one optimizer step, over all ranks."""
-        return self.accumulation * self.world_size * sum(r.count for r in self.plan.requests if _owns(r, stream))
+        return self.accumulation * self.ranks * sum(r.count for r in self.plan.requests if _owns(r, stream))
 
     def of(self, request: RowRequest, micro_step: int, rank: int, base: int) -> range:
         """Positions of the request's `count` rows on `rank`.
@@ -40,8 +40,8 @@ class StreamPositions:
         before = takewhile(lambda other: other.term != owner.term, self.plan.requests)
         earlier = sum(other.count for other in before if _owns(other, request.stream))
         start = base + step * self.per_step(request.stream)
-        start += earlier * self.accumulation * self.world_size
-        start += (micro * self.world_size + rank) * request.count
+        start += earlier * self.accumulation * self.ranks
+        start += (micro * self.ranks + rank) * request.count
         return range(start, start + request.count)
 
 

@@ -88,7 +88,7 @@ class MicroBatches(Dataset[MicroBatch]):
         processor: Collator,
         accumulation: int,
         rank: int,
-        world_size: int,
+        ranks: int,
         seed: int,
         first_step: int,
     ):
@@ -101,7 +101,7 @@ class MicroBatches(Dataset[MicroBatch]):
         self.streams = streams
         self.processor = processor
         self.rank = rank
-        self.positions = StreamPositions(plan, accumulation, world_size)
+        self.positions = StreamPositions(plan, accumulation, ranks)
 
     def cursors(self, steps: int) -> dict[str, Cursor]:
         """The streams' cursors after `steps` optimizer steps of this run."""

@@ -25,7 +25,7 @@ from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share,
 from megaunigame.evaluation.suites.base import Cell, percent, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.settings import at_least, one_of
 from megaunigame.step.inputs import GenerateInputs, PassInputs, Taps, UnderstandInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
@@ -84,7 +84,7 @@ class _SampleShares:
 
 @torch.no_grad()
 def measure(
-    model: UnifiedModel, data_ranks: World, index: ShardIndex, settings: Measuring, progress: bool = False
+    model: UnifiedModel, data_ranks: Ranks, index: ShardIndex, settings: Measuring, progress: bool = False
 ) -> dict[str, Curve]:
     """Pass -> its curve. All ranks call this together.
 
@@ -110,7 +110,7 @@ def measure(
 
 def _shares(
     model: UnifiedModel,
-    data_ranks: World,
+    data_ranks: Ranks,
     pass_name: str,
     samples: Sequence[tuple[int, Sample]],
     settings: Measuring,

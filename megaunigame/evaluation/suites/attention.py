@@ -13,7 +13,7 @@ from megaunigame.attention.targets import check_targets, find_targets
 from megaunigame.evaluation.attention.curves import Measuring, curve_metrics, curve_tables, measure
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 
 
 class Attention(Suite):
@@ -29,7 +29,7 @@ class Attention(Suite):
         if config.targets:
             check_targets(config.targets)
 
-    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
         # Before measuring: only here is the depth known that a table or a file must match.
         targets = find_targets(c.targets, model.install_taps(), c.compat) if c.targets else {}

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.settings import at_least
 
 Cell = str | int | float | None
@@ -67,7 +67,7 @@ class Suite(ABC):
         self.index = ShardIndex.open(config.shards)
 
     @abstractmethod
-    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         """Measure the model and return `suite_result(...)`, the same on every rank.
 
         Called without gradients, in evaluation mode. Rank 0 writes pictures into `folder`.

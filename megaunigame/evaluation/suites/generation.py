@@ -22,7 +22,7 @@ from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.judges.scenes import Objects, Oracle, Scores, caption_relations, score, true_objects
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.settings import at_least
 from megaunigame.step.inputs import GenerateInputs
@@ -64,7 +64,7 @@ class Generation(Suite):
         super().__init__(config)
         self.oracle = Oracle.load(Path(config.oracle)) if config.oracle else None
 
-    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
         share = read_share(self.index, c.limit, data_ranks)
         items = together(data_ranks, lambda: [self._item(position, sample) for position, sample in share])

@@ -15,7 +15,7 @@ from megaunigame.evaluation.metrics import Answer, kind_scores, pair_consistency
 from megaunigame.evaluation.pictures import save_png
 from megaunigame.evaluation.suites.base import AskingConfig, Cell, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.settings import at_least
 
 
@@ -28,7 +28,7 @@ class Questions(Suite):
         shown: int = 8
         """Images whose questions are listed in the report."""
 
-    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
         share = read_share(self.index, c.limit, data_ranks)
         questions = together(data_ranks, lambda: [questions_of(s, c.skip_kinds) for _, s in share])
@@ -52,7 +52,7 @@ class Questions(Suite):
         return suite_result(metrics, tables, questions=self._shown(sheets, answers, data_ranks, folder))
 
     def _shown(
-        self, sheets: Sequence[Sheet], answers: Sequence[Answer], data_ranks: World, folder: Path
+        self, sheets: Sequence[Sheet], answers: Sequence[Answer], data_ranks: Ranks, folder: Path
     ) -> list[dict[str, Any]]:
         """The questions of the first images, and the images as files."""
         own = [_ShownImage(s.position, s.image) for s in sheets if s.position < self.config.shown]

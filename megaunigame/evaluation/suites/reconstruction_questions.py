@@ -24,7 +24,7 @@ from megaunigame.evaluation.metrics import Answer, accuracy, by_kind, chance, ma
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import AskingConfig, Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.rows import GenerateRow
@@ -49,7 +49,7 @@ class ReconstructionQuestions(Suite):
         prompt: str = "draw this image again ."
         """Prompt of the reconstruction, in the wording of the training."""
 
-    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
         share = [_ImageSample(p, s, s.image) for p, s in read_share(self.index, c.limit, data_ranks) if s.image is not None]
         others = dict(read_others(self.index, c.limit, data_ranks))
@@ -82,7 +82,7 @@ class ReconstructionQuestions(Suite):
         return suite_result(metrics, [_table(answers)], write_panels(panels, data_ranks, folder))
 
     def _reconstruct(
-        self, model: UnifiedModel, data_ranks: World, share: Sequence[_ImageSample]
+        self, model: UnifiedModel, data_ranks: Ranks, share: Sequence[_ImageSample]
     ) -> list[tuple[Tensor, Tensor]]:
         """Per sample: the copy through the tokenizer and the model's own reconstruction, uint8 (3, H, W)."""
         c = self.config

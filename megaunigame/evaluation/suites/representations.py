@@ -19,7 +19,7 @@ from megaunigame.evaluation.lockstep import Item, batches, gathered, read_others
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import Cell, DrawingConfig, Suite, percent, suite_result, table
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
@@ -57,7 +57,7 @@ class Representations(Suite):
             name: find("representations", name, Representation)(config.renderings.get(name, "")) for name in config.prompts
         }
 
-    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         metrics: dict[str, float] = {}
         rows: list[list[Cell]] = []
         panels: dict[int, Panel] = {}
@@ -87,7 +87,7 @@ class Representations(Suite):
         return asked, unrelated
 
     def _draw(
-        self, model: UnifiedModel, data_ranks: World, name: str, representation: Representation, panels: dict[int, Panel]
+        self, model: UnifiedModel, data_ranks: Ranks, name: str, representation: Representation, panels: dict[int, Panel]
     ) -> list[_SampleScore]:
         """Scores of this rank's samples; some pictures are added to `panels` (position -> panel)."""
         c = self.config

@@ -18,7 +18,7 @@ from megaunigame.evaluation.asking import questions_of
 from megaunigame.evaluation.lockstep import Item, batches, read_others, read_share, together
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.settings import at_least, one_of
 from megaunigame.step.inputs import GenerateInputs, PassInputs, UnderstandInputs
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
@@ -40,7 +40,7 @@ class TeacherForced(Suite):
         prompt: str = "draw this image again ."
         """Prompt of the `pixel` term."""
 
-    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
         share = read_share(self.index, limit, data_ranks)
         others = read_others(self.index, limit, data_ranks)
@@ -58,7 +58,7 @@ class TeacherForced(Suite):
         return suite_result(metrics, [table("Teacher-forced loss (nats per position)", columns, rows)])
 
     def _mean_loss(
-        self, model: UnifiedModel, data_ranks: World, term: str, share: Share, conditions: Share
+        self, model: UnifiedModel, data_ranks: Ranks, term: str, share: Share, conditions: Share
     ) -> tuple[float, int]:
         """(mean loss per position, positions) over all ranks."""
         pairs = [(p, sample, condition) for (p, sample), (_, condition) in zip(share, conditions, strict=True)]

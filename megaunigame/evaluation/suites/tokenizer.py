@@ -12,7 +12,7 @@ from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share
 from megaunigame.evaluation.pictures import write_panels
 from megaunigame.evaluation.suites.base import Suite, SuiteConfig, suite_result, table
 from megaunigame.models.base import UnifiedModel
-from megaunigame.parallel.world import World
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.pixels import Panel, psnr, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
@@ -41,7 +41,7 @@ class Tokenizer(Suite):
         super().__init__(config)
         self.representations = {n: find("representations", n, Representation)() for n in config.representations}
 
-    def run(self, model: UnifiedModel, data_ranks: World, folder: Path) -> dict[str, Any]:
+    def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         share = read_share(self.index, self.config.limit, data_ranks)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
@@ -59,7 +59,7 @@ class Tokenizer(Suite):
     def _copy(
         self,
         model: UnifiedModel,
-        data_ranks: World,
+        data_ranks: Ranks,
         name: str,
         representation: Representation,
         share: list[tuple[int, Sample]],

@@ -16,7 +16,7 @@ from megaunigame.parallel.accelerator import choose_device, configure, use_expan
 
 
 @dataclass(frozen=True)
-class World:
+class Ranks:
     """This rank. Every method is a collective: all ranks call it, in the same order."""
 
     rank: int
@@ -74,7 +74,7 @@ class World:
         dist.destroy_process_group()
 
 
-def start_world(timeout_minutes: float, *, deterministic: bool = False) -> World:
+def start_world(timeout_minutes: float, *, deterministic: bool = False) -> Ranks:
     """Join the process group that a launcher described in the environment; without a launcher, a world of one rank.
 
     Reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as deepspeed, torchrun and srun wrappers set them.
@@ -93,7 +93,7 @@ def start_world(timeout_minutes: float, *, deterministic: bool = False) -> World
         # One rank needs no port, which another process might take.
         meeting: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
         dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **_backend(device), **meeting)
-    return World(rank, size, local_rank, device)
+    return Ranks(rank, size, local_rank, device)
 
 
 def _backend(device: torch.device) -> dict[str, Any]:
