@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megaunigame.models.base import DecodedPictures, evaluating
-from megaunigame.models.causal.decoding import draw_codes, picker
+from megaunigame.models.causal.decoding import CachedReader, draw_codes, picker
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.text.sequences import left_padded
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput
@@ -121,9 +121,8 @@ class CodeModel(CausalModel):
                 embeds, attention = torch.cat([embeds, without]), torch.cat([attention, read])
             line, line_end = self.lines
             return draw_codes(
-                self,
+                CachedReader(self.language_model, attention, flash=self._flash),
                 embeds,
-                attention,
                 self.codes_per_image,
                 embed=self.embed_codes,
                 score=self.code_logits,

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from megaunigame.models.causal import masks
-
-if TYPE_CHECKING:
-    from megaunigame.models.causal.model import CausalModel
-
 
 UNITS = 2.0**40
 """Number of equal parts of a probability of 1 when a code is drawn."""
@@ -22,11 +17,10 @@ UNITS = 2.0**40
 class CachedReader:
     """Feeds a (left padded) sequence to the language model piece by piece and returns the last hidden state."""
 
-    def __init__(self, model: CausalModel, attention: Tensor):
-        self.language_model = model.language_model
-        self.flash = model._flash
-        self.attention = attention
-        self.cache = DynamicCache(config=model.language_model.config)
+    def __init__(self, language_model: PreTrainedModel, attention: Tensor, *, flash: bool):
+        """`attention` (B, P): False at padding. `flash`: the model's attention takes it as it is."""
+        self.language_model, self.attention, self.flash = language_model, attention, flash
+        self.cache = DynamicCache(config=language_model.config)
 
     def prompt(self, embeds: Tensor) -> Tensor:
         """(B, P, D) -> (B, D)."""
@@ -46,9 +40,8 @@ class CachedReader:
 
 @torch.no_grad()
 def draw_codes(
-    model: CausalModel,
+    reader: CachedReader,
     prompts: Tensor,
-    attention: Tensor,
     count: int,
     *,
     embed: Callable[[Tensor], Tensor],
@@ -67,7 +60,6 @@ def draw_codes(
     it is read. After every `line` codes, `line_end` (D,) is read.
     """
     copies = 1 if guidance == 1 else 2
-    reader = CachedReader(model, attention)
     hidden = reader.prompt(prompts)
     codes: list[Tensor] = []
     while True:

@@ -190,7 +190,7 @@ class CausalModel(Family):
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
         end = self.processor.eos_id
         with evaluating(self):
-            reader = CachedReader(self, inputs.attention)
+            reader = CachedReader(self.language_model, inputs.attention, flash=self._flash)
             hidden = reader.prompt(self.embed(inputs))
             ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
             tokens: list[Tensor] = []
