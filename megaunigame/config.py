@@ -271,22 +271,22 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
     return fill(Recipe, read(path, overrides, "recipe", "launch/recipes/tiny_sft.yaml"), "")
 
 
-def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, world_size: int) -> int:
-    """Micro-steps per optimizer step. The triple must multiply: global_rows = rows x accumulation x world size."""
+def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, ranks: int) -> int:
+    """Micro-steps per optimizer step. The triple must multiply: global_rows = rows x accumulation x data ranks."""
     check_values(batch, "batch")
-    unit = rows_per_micro_step * world_size
+    unit = rows_per_micro_step * ranks
     if batch.global_rows is None:
         return 1 if batch.accumulation is None else batch.accumulation
     if batch.global_rows % unit:
         raise ConfigError(
             f"batch.global_rows={batch.global_rows} is not a multiple of {unit} = {rows_per_micro_step} rows per micro-step "
-            f"x {world_size} ranks. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, "
+            f"x {ranks} ranks. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, "
             "or change the objectives' rows or the number of ranks."
         )
     accumulation = batch.global_rows // unit
     if batch.accumulation not in (None, accumulation):
         raise ConfigError(
-            f"The batch does not multiply: {rows_per_micro_step} rows x accumulation {batch.accumulation} x {world_size} ranks "
+            f"The batch does not multiply: {rows_per_micro_step} rows x accumulation {batch.accumulation} x {ranks} ranks "
             f"= {unit * batch.accumulation}, but batch.global_rows={batch.global_rows}. "
             f"Type batch.accumulation={accumulation}, or leave one of the two out."
         )

@@ -53,16 +53,16 @@ def describe(
     lines.append(f"rows: {plan.rows_per_micro_step() * accumulation * world_size} per optimizer step")
     for name in plan.passes:
         rows = ", ".join(f"{r.term} {r.count} (weight {r.weight:g})" for r in plan.of_pass(name))
-        lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} text tokens a row")
+        lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} positions a row")
         if (taps := largest[name].taps) is not None:
-            queries = f"from {taps.rows} random queries a row" if taps.rows else "from all queries"
+            queries = f"from {taps.queries} random queries a row" if taps.queries else "from all queries"
             lines.append(f"    its attention is measured in {len(taps.layers)} layers, {queries}")
     if plan.aside:
         rows = ", ".join(f"{r.term} {r.count}" + (f" (samples of {r.shares})" if r.shares else "") for r in plan.aside)
         lines.append(f"  aside, per micro-step and rank, the learner frozen: {rows}")
     tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
     passes = f"{accumulation} micro-steps x {len(plan.passes)} passes each"
-    lines.append(f"steps: {recipe.schedule.steps}, {passes}, up to {tokens:,} text tokens a step")
+    lines.append(f"steps: {recipe.schedule.steps}, {passes}, up to {tokens:,} positions a step")
     states = bytes_per_rank(model, world_size)
     parts = ", ".join(f"{name} {short_bytes(size)}" for name, size in states.items())
     lines.append(f"bytes per rank ({world_size} ranks, {recipe.engine.precision}): {parts}; activations come on top")

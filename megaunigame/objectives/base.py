@@ -1,4 +1,4 @@
-"""Interface of objectives: the rows it requests, how a decoded sample becomes a row, and optionally a player."""
+"""Interface of objectives: the rows they request, how a decoded sample becomes a row, and optionally a player."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Objective(ABC):
     Objectives are pure: loader workers get a copy. What happens in the step belongs to a `Player`.
     """
 
+    name: str = ""
+    """Its key in `objectives` of the recipe."""
     Config: type[Any]
     """Dataclass of the objective's settings, filled from the recipe."""
 
@@ -41,12 +43,12 @@ class Objective(ABC):
         """The terms in rotation; None: all rows are in every micro-step."""
         return None
 
-    @abstractmethod
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
         """The neutral row for one sample, or None when the sample lacks what this term needs (a dummy row takes its place).
 
-        Runs in data-loader workers; `rng` depends on (seed, stream position) only.
+        Runs in data-loader workers; `rng` depends on (seed, stream position) only. Needed by objectives that request rows.
         """
+        raise NotImplementedError(f"{type(self).__name__} requests rows of {request.term!r} and has no method `row`.")
 
     def check_plan(self, plan: StepPlan) -> None:
         """Called with the rows of all objectives. Raises ConfigError when the plan lacks what the objective needs."""

@@ -10,7 +10,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.models.base import Processor
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.player import Context, Player
-from megaunigame.registry import find
+from megaunigame.registry import find, unknown
 from megaunigame.settings import fill
 from megaunigame.step.inputs import PassInputs, Taps
 from megaunigame.step.micro import MicroStep
@@ -22,30 +22,58 @@ def build_objectives(recipe: Recipe, *, planned: bool = False) -> list[Objective
 
     Raises ConfigError for names and settings that do not exist.
     """
-    kinds = {name: find("objectives", name, Objective) for name in recipe.objectives}
-    settings = {name: fill(kind.Config, recipe.objectives[name] or {}, f"objectives.{name}") for name, kind in kinds.items()}
-    return [kind.planned(settings[name]) if planned else kind(settings[name]) for name, kind in kinds.items()]
+    objectives = []
+    for name, given in recipe.objectives.items():
+        kind = find("objectives", name, Objective)
+        settings = fill(kind.Config, given or {}, f"objectives.{name}")
+        objectives.append(kind.planned(settings) if planned else kind(settings))
+        objectives[-1].name = name
+        for request in objectives[-1].rows():
+            if request.stream is not None and request.stream not in recipe.data:
+                problem = unknown(f"stream of its {request.term} rows", request.stream, sorted(recipe.data))
+                raise ConfigError(f"objectives.{name}: {problem} Type objectives.{name}.stream={min(recipe.data)}.")
+    return objectives
 
 
 def build_plan(objectives: Sequence[Objective]) -> StepPlan:
     """The plan of all requested rows. Raises ConfigError when they are incompatible."""
     rotations = [rotation for o in objectives if (rotation := o.rotation()) is not None]
     plan = plan_from((r for o in objectives for r in o.rows()), rotations)
-    names = [*plan.terms, *(term for o in objectives for term in o.added_terms(plan))]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"Two objectives have a loss term {twice[0]!r}. Remove one of them from `objectives`.")
-    if sum(o.measures_attention for o in objectives) > 1:
-        raise ConfigError("Two objectives measure attention. Remove one of them from `objectives`.")
+    owners: dict[str, list[str]] = {}
+    for o in objectives:
+        for term in (*(r.term for r in o.rows() if not r.aside), *o.added_terms(plan)):
+            owners.setdefault(term, []).append(o.name)
+    for term, names in owners.items():
+        if len(names) > 1:
+            raise ConfigError(f"Two objectives have a loss term {term!r}: {', '.join(names)}. Remove one from `objectives`.")
+    if len(measuring := [o.name for o in objectives if o.measures_attention]) > 1:
+        raise ConfigError(f"Two objectives measure attention: {', '.join(measuring)}. Remove one from `objectives`.")
     for objective in objectives:
         objective.check_plan(plan)
+    by_term = {r.term: r for r in plan.requests}
+    for request in plan.requests:
+        owner = by_term.get(request.shares or request.term)
+        if owner is None or (owner.stream, owner.count) != (request.stream, request.count):
+            raise ConfigError(
+                f"The {request.count} rows of {request.term!r} share the samples of {request.shares!r}, which must be as many "
+                f"rows of the same stream ({request.stream}). Terms with rows: {', '.join(by_term)}."
+            )
     return plan
 
 
 def build_players(objectives: Sequence[Objective], context: Context) -> list[Player]:
-    """In the order of the objectives. Raises ConfigError when two of them measure the attention of one pass."""
-    players = [player for o in objectives if (player := o.player(context)) is not None]
-    for name in context.plan.passes:
-        taps_of(players, name)
+    """In the order of the objectives. Raises ConfigError for a player with a loss that its objective does not announce."""
+    players = []
+    for objective in objectives:
+        player = objective.player(context)
+        if player is None:
+            continue
+        losses = {*(term.term for term in player.terms), *player.losses}
+        if unnamed := losses - set(objective.added_terms(context.plan)):
+            raise ConfigError(
+                f"The player of {objective.name} has a loss {min(unnamed)!r}, which its `added_terms` does not name."
+            )
+        players.append(player)
     return players
 
 

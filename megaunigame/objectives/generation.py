@@ -49,8 +49,8 @@ class Generation(Objective):
     def rows(self) -> list[RowRequest]:
         c = self.config
         return [
-            RowRequest(CAPTION, GENERATE, c.stream, c.caption_rows, c.caption_weight, redraws=True),
-            RowRequest(PIXEL, GENERATE, c.stream, c.pixel_rows, c.pixel_weight, takes_source=True, redraws=True),
+            RowRequest(CAPTION, GENERATE, c.stream, c.caption_rows, c.caption_weight, target_is_source=True),
+            RowRequest(PIXEL, GENERATE, c.stream, c.pixel_rows, c.pixel_weight, takes_source=True, target_is_source=True),
         ]
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:

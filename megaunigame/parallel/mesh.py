@@ -12,9 +12,9 @@ class Mesh:
     """Seen from this rank."""
 
     world: Ranks
-    """All ranks: they divide weights, gradients and optimizer, write checkpoints, and stop together."""
+    """All ranks: they divide weights, gradients and optimizer, add up losses, write checkpoints, and stop together."""
     data: Ranks
-    """Ranks that read different samples: they divide streams, the counts of losses, the hard buffer and evaluations."""
+    """Ranks that read different samples: they divide streams, the rows of a step, the hard buffer and evaluations."""
 
     @classmethod
     def of(cls, world: Ranks) -> Mesh:

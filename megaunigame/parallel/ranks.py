@@ -17,7 +17,7 @@ from megaunigame.parallel.accelerator import choose_device, configure, use_expan
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank. Every method is a collective: all ranks call it, in the same order."""
+    """A set of ranks, seen from this one. Every method is a collective: all its ranks call it, in the same order."""
 
     rank: int
     size: int

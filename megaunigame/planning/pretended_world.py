@@ -16,6 +16,9 @@ class PretendedWorld(Ranks):
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         return tensor.mul_(self.size)
 
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        return tensor
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         return tensor.unsqueeze(0).repeat(self.size, 1)
 
@@ -24,6 +27,9 @@ class PretendedWorld(Ranks):
 
     def all_gather_object(self, value: Any) -> list[Any]:
         return [value] * self.size
+
+    def gather_object(self, value: Any) -> list[Any]:
+        return [value] * self.size if self.is_main else []
 
     def barrier(self) -> None:
         return None

@@ -40,7 +40,7 @@ class Taps:
 
     layers: tuple[int, ...]
     """Indices of the layers, the first is 0."""
-    rows: int = 0
+    queries: int = 0
     """At most this many queries of each row, drawn at random (the mean stays unbiased); 0: all."""
     exclude_bos: bool = False
     """Exclude the first token of a row (an attention sink) from the keys."""

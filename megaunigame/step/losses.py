@@ -45,9 +45,9 @@ class PassTerm(ABC):
 class LossTerms:
     """Terms in a fixed order: those of the plan, those added over its rows, those of single micro-steps."""
 
-    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], joined: Sequence[str], data_ranks: Ranks):
+    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], joined: Sequence[str], world: Ranks):
         """`joined`: names of losses in `MicroStep.losses`, each one this rank's share of the loss of the step."""
-        self.plan, self.data_ranks = plan, data_ranks
+        self.plan, self.world = plan, world
         self.added, self.joined = added, tuple(joined)
         self.names = (*plan.terms, *(term.term for term in added), *joined)
         """(T,)"""
@@ -59,7 +59,7 @@ class LossTerms:
         """(T,) float32."""
         of_rows = [request.weight for request in self.plan.requests if not request.aside]
         given = [*of_rows, *(term.weight(step) for term in self.added), *(1.0 for _ in self.joined)]
-        return torch.tensor(given, device=self.data_ranks.device)
+        return torch.tensor(given, device=self.world.device)
 
     def counts(self, step: Step) -> Tensor:
         """(T,) float32: loss positions of each term in this optimizer step, over all ranks and micro-steps."""
@@ -69,7 +69,7 @@ class LossTerms:
                 counts.index_add_(0, inputs.terms.cpu(), inputs.counts.cpu())
             for index, term in enumerate(self.added, start=len(self.plan.terms)):
                 counts[index] += term.counted(micro.inputs[term.pass_name]).sum()
-        counts = self.data_ranks.all_reduce_sum(counts.to(self.data_ranks.device))
+        counts = self.world.all_reduce_sum(counts.to(self.world.device))
         first = len(self.names) - len(self.joined)
         counts[first:] = 1.0  # these losses are divided already
         return counts
@@ -84,7 +84,11 @@ class LossTerms:
         return sums
 
     def joined_sums(self, losses: dict[str, Tensor], like: Tensor) -> Tensor:
-        """(T,) float32, differentiable: losses that players put into a micro-step. `like`: (T,)."""
+        """(T,) float32, differentiable: losses that players put into a micro-step, by the names in `joined`; `like`: (T,)."""
+        if unknown := losses.keys() - set(self.joined):
+            raise ValueError(
+                f"MicroStep.losses has {sorted(unknown)[0]!r}, which no player names in its `losses`: {self.joined}."
+            )
         sums = torch.zeros_like(like)
         for index, name in enumerate(self.joined, start=len(self.names) - len(self.joined)):
             if name in losses:

@@ -33,7 +33,7 @@ class RowRequest:
     """Another term of the same stream and count, whose samples these rows are made of; None: other samples.
 
     A row aside is a dummy where that term has a dummy row or a substitute of the sample."""
-    redraws: bool = False
+    target_is_source: bool = False
     """Generate rows only: whether the picture to generate is the sample's own."""
     aside: bool = False
     """The loader makes the rows, a player uses them, the learner does not run them. Not a loss term."""
@@ -120,7 +120,7 @@ class StepPlan:
 
 
 def plan_from(requests: Iterable[RowRequest], rotations: Iterable[Rotation] = ()) -> StepPlan:
-    """Merge the rows all objectives ask for. Raises ConfigError for a term asked for twice, or when there are no rows."""
+    """Merge the rows that all objectives request. Raises ConfigError for a term requested twice, or when there are no rows."""
     requests = tuple(r for r in requests if r.count > 0)
     names = [r.term for r in requests]
     twice = sorted({n for n in names if names.count(n) > 1})

@@ -50,7 +50,7 @@ class Stepper:
         self.learner, self.players, self.bad_samples, self.phases = learner, players, bad_samples, phases
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
-        self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.data_ranks)
+        self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
         self.signaled = False
         """This rank was asked to stop. Written by the signal handler only, at any moment."""

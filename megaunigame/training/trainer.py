@@ -22,13 +22,11 @@ from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.memory_plan import describe
-from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import as_text, evaluation_file, scalars
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
 from megaunigame.parallel.mesh import Mesh
-from megaunigame.registry import unknown
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.stepping import Stepper
@@ -80,9 +78,6 @@ class Trainer:
 
     def open_streams(self) -> dict[str, Stream]:
         """The plan's streams, each at its cursor or at its beginning."""
-        for request in self.plan.requests:
-            if request.stream is not None and request.stream not in self.recipe.data:
-                raise ConfigError(f"Term {request.term}: " + unknown("stream", request.stream, sorted(self.recipe.data)))
         return {
             name: open_stream(name, self.recipe.data[name], self.recipe.seed, self.state.cursors.get(name))
             for name in self.plan.streams

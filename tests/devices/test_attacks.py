@@ -65,7 +65,7 @@ def carried(objective: Game) -> None:
     objective.pool.context = objective.context
     objective.pool.tally = type(objective.pool.tally)(DEVICE)
     objective.round = objective._round([], attacks=True)
-    objective.round.positions = objective.round.pictures = torch.ones((), device=DEVICE)
+    objective.round.answer_tokens = objective.round.attacked_pictures = torch.ones((), device=DEVICE)
 
 
 @pytest.mark.parametrize("adversary", ADVERSARIES)

@@ -23,7 +23,7 @@ def test_forward_and_backward(home, family, checkpointing):
     move(model.frozen.module, META)
     losses = []
     for given in rows.values():
-        output = model(dataclasses.replace(given.to(META), taps=Taps((0, 1), rows=2)))
+        output = model(dataclasses.replace(given.to(META), taps=Taps((0, 1), queries=2)))
         losses += [output.loss_sum.sum(), output.attention.keys.sum()]
     torch.stack(losses).sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -50,3 +50,11 @@ def test_a_wrong_group_is_answered_with_those_of_the_family(family, folder):
         choose_trainable(model, ModelConfig(family="patches", train="full", groups=["lmm"]), PLAN, seed=0)
     choose_trainable(model, ModelConfig(family="patches", train="full"), PLAN, seed=0)
     assert {model.group_of(n) for n, p in model.named_parameters() if p.requires_grad} == {"lm", "drawing"}
+
+
+def test_the_default_precision_runs(family, folder, picture):  # noqa: F811
+    """Pictures are float32, weights bf16."""
+    model = family.load(folder, max_length=64, dtype=torch.bfloat16)
+    asked = model(understand(model, UnderstandRow([picture(0)], [("what is this ?", "a ball")]), None))
+    drawn = model(generate(model, GenerateRow("a ball", picture(0), source=picture(1)), None))
+    assert torch.isfinite(torch.cat([asked.loss_sum, drawn.loss_sum])).all()

@@ -95,7 +95,7 @@ def test_it_has_a_term_for_each_pass_and_no_row():
     assert objective.taps(UNDERSTAND) == Taps(tuple(range(LAYERS))) == objective.taps(GENERATE)
     only = aia(terms=["caption"], layers=[4, 1], queries=8, exclude_bos=True, compat=True)
     assert named(only) == [("aia_generate", GENERATE)] and only.taps(UNDERSTAND) is None
-    assert only.taps(GENERATE) == Taps((1, 4), rows=8, exclude_bos=True, compat=True)
+    assert only.taps(GENERATE) == Taps((1, 4), queries=8, exclude_bos=True, compat=True)
 
 
 def test_the_loss_is_a_sum_over_counted_rows():

@@ -16,7 +16,7 @@ from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_plan, largest_micro_step
 from megaunigame.objectives.generation import Generation
 from megaunigame.objectives.unigame import UniGame, names
-from megaunigame.objectives.unigame.attack import QUESTION
+from megaunigame.objectives.unigame.attack import ATTACK
 from megaunigame.objectives.unimrg import UniMRG
 from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
@@ -46,7 +46,7 @@ def planned(others: list[Objective], **settings) -> StepPlan:
 def test_another_objectives_rows_redraw_the_sources(others):
     plan = planned(others, redraw="pixel")
     (question,) = plan.aside
-    assert (question.term, question.pass_name, question.shares) == (QUESTION, UNDERSTAND, "pixel")
+    assert (question.term, question.pass_name, question.shares) == (ATTACK, UNDERSTAND, "pixel")
 
 
 def test_captions_redraw_sources_too():

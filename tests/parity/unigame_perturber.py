@@ -79,7 +79,7 @@ def price(adversary: Perturber, delta: Tensor, penalties: Penalties) -> Tensor:
     game = object.__new__(Alternating)  # of the game, its penalties alone
     rows = len(delta)
     game.config, game.adversary, game.clip = Settings(penalties=penalties), adversary, None
-    game.round = Round([], True, [], torch.zeros(()), pictures=torch.tensor(rows))
+    game.round = Round([], True, [], torch.zeros(()), attacked_pictures=torch.tensor(rows))
     nothing, ones = torch.zeros(rows, 1, dtype=torch.long), torch.ones(rows)
     names = ("tokens", "attention", "image_positions", "labels", "label_positions", "images", "image_valid")
     question = UnderstandInputs(**dict.fromkeys(names, nothing), terms=nothing[:, 0], counts=ones)

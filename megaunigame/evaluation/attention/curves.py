@@ -20,7 +20,7 @@ from megaunigame.attention.targets import Target, Targets
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.errors import ConfigError, DataError
+from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
 from megaunigame.evaluation.suites.base import Cell, percent, table
 from megaunigame.models.base import UnifiedModel
@@ -54,7 +54,7 @@ class Measuring:
 
     def check(self, path: str) -> None:
         if not self.passes:
-            raise ConfigError(f"No pass to measure; name {' or '.join(PASSES)}.")
+            raise ConfigError(f"{path}.passes is empty; name {' or '.join(PASSES)}.")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def _shares(
         inputs = dataclasses.replace(inputs, taps=taps)
         counted = measurable(inputs, taps)
         shares = model(inputs.to(data_ranks.device)).attention
-        assert shares is not None
+        if shares is None:
+            raise ModelError(f"The {pass_name} pass of this family does not measure its attention. Leave it out of the passes.")
         of_keys, of_first = shares.keys.cpu(), shares.first.cpu()
         found += [_SampleShares(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
     return found

@@ -95,14 +95,14 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32) if into_hidden else None
         weight_gradient = torch.empty_like(weight) if into_weight else None
         for ids in _slices(hidden, slice(0, len(weight))):
-            shares = _logits(hidden, weight[ids]).sub_(total.unsqueeze(1)).exp_()
+            gradient = _logits(hidden, weight[ids]).sub_(total.unsqueeze(1)).exp_()  # of the logits: probabilities first
             inside, column = _own_column(labels, ids)
-            shares.scatter_add_(1, column, -inside.float().unsqueeze(1))
-            shares = shares.mul_(factor).to(hidden.dtype)
+            gradient.scatter_add_(1, column, -inside.float().unsqueeze(1))
+            gradient = gradient.mul_(factor).to(hidden.dtype)
             if hidden_gradient is not None:
-                hidden_gradient += _product(shares, weight[ids])
+                hidden_gradient += _product(gradient, weight[ids])
             if weight_gradient is not None:
-                weight_gradient[ids] = shares.T @ hidden
+                weight_gradient[ids] = gradient.T @ hidden
         return None if hidden_gradient is None else hidden_gradient.to(hidden.dtype), weight_gradient, None
 
 
@@ -122,9 +122,9 @@ class _SlicedMean(torch.autograd.Function):
             likeliest = torch.where(top > largest, place + first, likeliest.unsqueeze(1)).squeeze(1)
             # Sums so far are relative to the largest logit so far.
             higher = torch.maximum(largest, top)
-            shares, kept = logits.sub_(higher).exp_(), (largest - higher).exp()
-            total = total * kept + shares.sum(1, keepdim=True)
-            mean = mean * kept + shares @ table[first : first + shares.shape[1]]
+            grown, kept = logits.sub_(higher).exp_(), (largest - higher).exp()
+            total = total * kept + grown.sum(1, keepdim=True)
+            mean = mean * kept + grown @ table[first : first + grown.shape[1]]
             largest = higher
         mean = mean / total
         ctx.ids = ids
@@ -142,13 +142,13 @@ class _SlicedMean(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight) if into_weight else None
         for part in _slices(hidden, ctx.ids):
             first = part.start - ctx.ids.start
-            shares = _logits(hidden, weight[part]).sub_(total).exp_()
-            products = gradient @ table[first : first + shares.shape[1]].T
-            shares = shares.mul_(products.sub_(center)).to(hidden.dtype)
+            probabilities = _logits(hidden, weight[part]).sub_(total).exp_()
+            products = gradient @ table[first : first + probabilities.shape[1]].T
+            into_logits = probabilities.mul_(products.sub_(center)).to(hidden.dtype)
             if hidden_gradient is not None:
-                hidden_gradient += _product(shares, weight[part])
+                hidden_gradient += _product(into_logits, weight[part])
             if weight_gradient is not None:
-                weight_gradient[part] = shares.T @ hidden
+                weight_gradient[part] = into_logits.T @ hidden
         return None if hidden_gradient is None else hidden_gradient.to(hidden.dtype), weight_gradient, None, None
 
 

@@ -35,9 +35,9 @@ ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 def check_attention(attention: str) -> None:
     """Raise ModelError for an attention implementation that cannot run here."""
     if attention not in ATTENTIONS:
-        raise ModelError(f"Unknown attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
+        raise ModelError(f"Unknown model.attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
     if attention == "flash_attention_2" and find_spec("flash_attn") is None:
-        raise ModelError("attention=flash_attention_2 needs the package flash_attn; type attention=sdpa.")
+        raise ModelError("model.attention=flash_attention_2 needs the package flash_attn; type model.attention=sdpa.")
 
 
 class CausalModel(Family):
@@ -138,7 +138,7 @@ class CausalModel(Family):
         """
         if self._flash:
             if segments is not None:
-                raise ModelError("Independent turns need attention=sdpa or attention=eager: flash takes no mask.")
+                raise ModelError("Independent turns need model.attention=sdpa or eager: flash takes no mask.")
             mask = attention
         elif segments is not None:
             mask = masks.additive(masks.causal(attention, segments), embeds.dtype)
@@ -157,7 +157,7 @@ class CausalModel(Family):
         """Read pictures and conversations. The head, by far the largest product of a row, runs only at labels."""
         tap = None
         if inputs.taps is not None:
-            queries = answers(inputs.label_positions, inputs.taps.rows, inputs.tokens.shape[1])
+            queries = answers(inputs.label_positions, inputs.taps.queries, inputs.tokens.shape[1])
             tap = Tap(inputs.taps, queries, image_tokens(inputs, inputs.taps), first_token(inputs.attention))
         hidden = self._read(
             self.embed(inputs), inputs.attention, front_padding=inputs.front_padding, segments=inputs.segments, tap=tap
@@ -178,7 +178,7 @@ class CausalModel(Family):
         rows, width = inputs.tokens.shape
         after = (0, drawn[-1] + 1)
         keys = F.pad(self._prompt_text(inputs, inputs.taps), after)
-        queries = drawn_tokens([width + place for place in drawn], rows, inputs.taps.rows, keys.device)
+        queries = drawn_tokens([width + place for place in drawn], rows, inputs.taps.queries, keys.device)
         return Tap(inputs.taps, queries, keys, F.pad(first_token(inputs.attention), after))
 
     def _prompt_text(self, inputs: GenerateInputs, taps: Taps) -> Tensor:
@@ -207,8 +207,8 @@ class CausalModel(Family):
         legal = sorted({name.rpartition(".")[2] for name in linear})
         unknown = sorted(set(targets) - set(legal))
         if unknown or not targets:
-            got = f"Unknown LoRA target {unknown[0]!r}" if unknown else "No LoRA targets"
-            raise ModelError(f"{got}; the language model of {type(self).__name__} has: {', '.join(legal)}.")
+            got = f"unknown target {unknown[0]!r}" if unknown else "no targets"
+            raise ModelError(f"model.lora.targets: {got}; the language model of {type(self).__name__} has: {', '.join(legal)}.")
         self.requires_grad_(False)
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
         # The same adapters on all ranks, without changing the caller's random state.

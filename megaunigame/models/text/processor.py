@@ -118,8 +118,8 @@ class RowProcessor:
             if self.format.fixed_length(len(row.images)) > self.max_length:
                 taken = self.format.fixed_length(len(row.images)) - self.format.fixed_length(0)
                 raise DataError(
-                    f"Sample {key}: {len(row.images)} image(s) take {taken} tokens, and max_length is "
-                    f"{self.max_length}. Raise max_length or leave out samples with so many images."
+                    f"Sample {key}: {len(row.images)} image(s) take {taken} tokens, and model.max_length is "
+                    f"{self.max_length}. Raise model.max_length or leave out samples with so many images."
                 )
             sequences.append(self.format.understand(len(row.images), row.turns, row.independent, self.max_length))
             images.append(row.images)
@@ -155,9 +155,9 @@ class RowProcessor:
         shortest = self.format.shortest_request(source)
         if limit < shortest:
             raise ConfigError(
-                f"max_length={self.max_length} leaves {limit} tokens to the prompt, because {self.after_prompt} positions "
-                f"follow it; {'with a source image ' if source else ''}it needs {shortest}. "
-                f"Give max_length={self.after_prompt + shortest} or more."
+                f"model.max_length={self.max_length} leaves {limit} tokens to the prompt, because {self.after_prompt} "
+                f"positions follow it; {'with a source image ' if source else ''}it needs {shortest}. "
+                f"Give model.max_length={self.after_prompt + shortest} or more."
             )
         return self.format.generate(prompt, source, limit)
 

@@ -10,9 +10,6 @@ AIA requests no rows and runs no passes: it measures the attention of other obje
 
 from __future__ import annotations
 
-import numpy as np
-
-from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.aia.measurement import measurement_of
@@ -22,7 +19,6 @@ from megaunigame.objectives.base import Objective
 from megaunigame.objectives.player import Context
 from megaunigame.registry import unknown
 from megaunigame.step.requests import RowRequest, StepPlan
-from megaunigame.step.rows import Row
 
 
 class AIA(Objective):
@@ -33,9 +29,6 @@ class AIA(Objective):
 
     def rows(self) -> list[RowRequest]:
         return []
-
-    def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        raise RuntimeError("AIA requests no rows.")
 
     def check_plan(self, plan: StepPlan) -> None:
         for term in self.config.terms:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megaunigame.attention.positions import measurable
 from megaunigame.attention.targets import Target
-from megaunigame.errors import CheckpointError
+from megaunigame.errors import CheckpointError, ModelError
 from megaunigame.monitoring import names
 from megaunigame.objectives.aia.measurement import Measurement
 from megaunigame.objectives.aia.settings import Settings
@@ -89,7 +89,10 @@ class AttentionLoss(PassTerm):
         return ours & measurable(inputs, self.measurement.taps)
 
     def losses(self, inputs: PassInputs, output: PassOutput) -> Tensor:
-        assert output.attention is not None
+        if output.attention is None:
+            raise ModelError(
+                f"The {self.pass_name} pass of this family does not measure its attention, which objectives.aia needs."
+            )
         counted = self.counted(inputs)
         shares = output.attention.keys.detach()
         seen = torch.stack([*shares, output.attention.first.detach().mean(0), torch.ones_like(shares[0])])

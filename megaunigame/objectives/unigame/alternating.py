@@ -48,7 +48,7 @@ class Alternating(Game):
             if self.adversary.learns:
                 penalty = self.penalty_share(attack, attacked)
                 self.round.penalty = self.round.penalty + penalty.detach()
-                goal = penalty - self.config.gain * losses.sum() / self.round.positions
+                goal = penalty - self.config.gain * losses.sum() / self.round.answer_tokens
                 for total, part in zip(self.round.gradients, torch.autograd.grad(goal, self.parameters), strict=True):
                     total += part
             pictures = self.mine(step, micro, attack, attacked, losses.detach())

@@ -11,7 +11,7 @@ from megaunigame.step.inputs import GenerateInputs, UnderstandInputs, of_kind, t
 from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import GENERATE
 
-QUESTION, REDRAW = "attack", "redraw"
+ATTACK, REDRAW = "attack", "redraw"
 """Terms of the rows aside: questions about the attacked pictures, and the requests that redraw the pictures."""
 
 
@@ -32,7 +32,7 @@ class Attack:
 
 def question_of(micro: MicroStep) -> UnderstandInputs:
     """The questions that the loader made aside."""
-    return of_kind(UnderstandInputs, micro.aside[QUESTION])
+    return of_kind(UnderstandInputs, micro.aside[ATTACK])
 
 
 def attack_of(micro: MicroStep, redrawn_by: str | None, *, captioned: bool, at: slice | None = None) -> Attack:

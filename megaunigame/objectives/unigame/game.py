@@ -60,9 +60,9 @@ class Round:
     """Of the adversary's parameters, summed over micro-steps."""
     penalty: Tensor
     """() this rank's share of the penalties."""
-    positions: Tensor | float = 1.0
+    answer_tokens: Tensor | float = 1.0
     """Answer tokens asked about attacked pictures, over all ranks and micro-steps."""
-    pictures: Tensor | float = 1.0
+    attacked_pictures: Tensor | float = 1.0
     """Attacked pictures, over all ranks and micro-steps."""
     shown: list[Panel] = field(default_factory=list)
 
@@ -124,7 +124,7 @@ class Game(Player):
             return
         counts = torch.stack([question_of(micro).counts for micro in step.micro_steps])
         local = torch.stack([counts.sum(), (counts > 0).sum()]).to(self.context.data_ranks.device)
-        self.round.positions, self.round.pictures = self.context.data_ranks.all_reduce_sum(local).clamp(min=1)
+        self.round.answer_tokens, self.round.attacked_pictures = self.context.data_ranks.all_reduce_sum(local).clamp(min=1)
 
     def before_micro_step(self, step: Step, micro: MicroStep) -> None:
         if not self.config.hard_rows or self.config.path != "embedding":
@@ -173,7 +173,7 @@ class Game(Player):
     def penalty_share(self, attack: Attack, attacked: AttackResult) -> Tensor:
         """(): this rank's share of the penalties, a mean over the attacked pictures of all ranks."""
         rows = self.penalties(attack, attacked)
-        return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.round.pictures
+        return torch.where(attack.question.counts > 0, rows, 0.0).sum() / self.round.attacked_pictures
 
     def penalties(self, attack: Attack, attacked: AttackResult) -> Tensor:
         """(B,): the penalty of each attacked picture."""
@@ -195,8 +195,8 @@ class Game(Player):
 
     def show(self, step: Step, micro: MicroStep, attack: Attack, attacked: AttackResult, pictures: Tensor) -> None:
         """On every `pictures_every`-th step that attacks, pictures for the report. The same calls on every rank."""
-        attacks = step.number // self.config.every + 1
-        if micro.number == 0 and self.config.pictures_every and attacks % self.config.pictures_every == 0:
+        number = step.number // self.config.every + 1
+        if micro.number == 0 and self.config.pictures_every and number % self.config.pictures_every == 0:
             with self.context.aside():  # entered again: its calls are not part of the passes around them
                 panels = attack_panels(self.context.model, self.path, attack, attacked, pictures)
             self.round.shown = panels[: self.config.pictures]

@@ -23,7 +23,7 @@ from megaunigame.objectives.base import Objective
 from megaunigame.objectives.player import Context
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.objectives.unigame.alternating import Alternating
-from megaunigame.objectives.unigame.attack import QUESTION, REDRAW
+from megaunigame.objectives.unigame.attack import ATTACK, REDRAW
 from megaunigame.objectives.unigame.game import ADVERSARIAL, HARD, PENALTY, Game
 from megaunigame.objectives.unigame.paths import lacks
 from megaunigame.objectives.unigame.redraw import check_redraw
@@ -78,7 +78,7 @@ class UniGame(Objective):
             source = c.condition == "image"
             asked.append(RowRequest(REDRAW, GENERATE, c.stream, c.attack_rows, takes_source=source, aside=True))
         shares = self.redrawn_by or REDRAW
-        asked.append(RowRequest(QUESTION, UNDERSTAND, c.stream, c.attack_rows, takes_source=True, shares=shares, aside=True))
+        asked.append(RowRequest(ATTACK, UNDERSTAND, c.stream, c.attack_rows, takes_source=True, shares=shares, aside=True))
         return asked
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:

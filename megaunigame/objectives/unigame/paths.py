@@ -84,11 +84,11 @@ class AttackPath(ABC):
         return attacked.pictures.detach().unsqueeze(0), losses.detach().unsqueeze(0)
 
     def _perturb(
-        self, model: UnifiedModel, tokens: Tensor, question_of: Callable[[Tensor], UnderstandInputs], generator: torch.Generator
+        self, model: UnifiedModel, tokens: Tensor, about_delta: Callable[[Tensor], UnderstandInputs], generator: torch.Generator
     ) -> Tensor:
         def ascend(delta: Tensor) -> Tensor:
             self.calls += 1
-            return model(question_of(delta)).loss_sum
+            return model(about_delta(delta)).loss_sum
 
         self.calls = 0
         return self.adversary.perturb(tokens, ascend, generator)
@@ -111,10 +111,10 @@ class DecoderPath(AttackPath):
             redrawn, passes = Redraw(seen.hidden, seen.target), 1
         hidden, anchor = redrawn.hidden, self._anchor(redrawn)
 
-        def question_of(delta: Tensor) -> UnderstandInputs:
+        def about_delta(delta: Tensor) -> UnderstandInputs:
             return about(model, attack.question, model.decode(hidden, delta, anchor).pixels)
 
-        delta = self._perturb(model, hidden.float(), question_of, generator)
+        delta = self._perturb(model, hidden.float(), about_delta, generator)
         decoded = model.decode(hidden, delta, anchor)
         question = about(model, attack.question, decoded.pixels)
         return AttackResult(question, delta, decoded.changed, decoded.pixels, passes + self.calls, redrawn)
@@ -149,11 +149,11 @@ class EmbeddingPath(AttackPath):
         with torch.no_grad():
             tokens = model.visual_tokens(question.images).float()
 
-        def question_of(delta: Tensor) -> UnderstandInputs:
+        def about_delta(delta: Tensor) -> UnderstandInputs:
             return dataclasses.replace(question, visual_delta=delta.unflatten(1, tokens.shape[1:3]))
 
-        delta = self._perturb(model, tokens.flatten(1, 2), question_of, generator)
-        return question_of(delta), delta
+        delta = self._perturb(model, tokens.flatten(1, 2), about_delta, generator)
+        return about_delta(delta), delta
 
 
 class PerturbedSampler(Protocol):

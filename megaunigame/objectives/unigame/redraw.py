@@ -17,7 +17,7 @@ from megaunigame.step.requests import GENERATE, StepPlan
 def check_redraw(settings: Settings, plan: StepPlan) -> None:
     """Raises ConfigError unless the term named by `redraw` redraws the attacked pictures in every micro-step."""
     where, term = "objectives.unigame", settings.redraw
-    able = [r.term for r in plan.of_pass(GENERATE) if r.redraws]
+    able = [r.term for r in plan.of_pass(GENERATE) if r.target_is_source]
     if not able:
         raise ConfigError(
             f"{where}.redraw={term}: no objective redraws the sources. Give objectives.unimrg.rows.pixel or "

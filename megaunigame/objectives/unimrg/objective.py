@@ -52,7 +52,7 @@ class UniMRG(Objective):
                 c.weights.get(task, 1.0),
                 takes_source=True,
                 shares=None if task == first else first,
-                redraws=task == PIXEL,
+                target_is_source=task == PIXEL,
             )
             for task in c.tasks
         ]

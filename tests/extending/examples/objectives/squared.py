@@ -21,12 +21,12 @@ class Squared(Objective):
     def rows(self):
         return []
 
-    def row(self, request, sample, rng):
-        raise AssertionError("It asks for no rows.")
-
     def check_plan(self, plan):
         if UNDERSTAND not in plan.passes:
             raise ConfigError("The objective `squared` needs understand rows of another one. Add `understanding`.")
+
+    def added_terms(self, plan):
+        return ["squared"]
 
     def player(self, context):
         return SquaredPlayer(self.config, context)

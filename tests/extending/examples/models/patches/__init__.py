@@ -87,7 +87,7 @@ class Patches(CodeModel):
 
     def visual_tokens(self, images: Tensor) -> Tensor:
         colors = F.adaptive_avg_pool2d(images.flatten(0, 1), PATCHES).flatten(2).transpose(1, 2)
-        return self.look(colors).unflatten(0, images.shape[:2])
+        return self.look(colors.to(self.look.weight.dtype)).unflatten(0, images.shape[:2])
 
     def code_logits(self, hidden: Tensor) -> Tensor:
         return self.write_gray(hidden)
