@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from megaunigame.models.causal.model import CausalModel
+from megaunigame.parallel.ranks import Ranks
+from megaunigame.planning.pretended_world import PretendedWorld
 from megaunigame.planning.rehearsal import Rehearsal
 from megaunigame.planning.workload import workload
 from megaunigame.step.requests import GENERATE
@@ -35,3 +37,13 @@ def test_operations_of_a_pass_follow_from_its_matrices(groups):
         assert counted.backward.model < matrices
     else:  # two products of the backward for each of the forward, and attention on top
         assert counted.backward.model > 2 * matrices
+
+
+def test_every_collective_of_a_rank_alone_returns():
+    """Players may use any of them in `rehearse`."""
+    world, one = PretendedWorld(0, 3, 0, torch.device("cpu")), torch.ones(2)
+    assert world.all_reduce_max(one.clone()).tolist() == [1, 1] and world.all_reduce_sum(one.clone()).tolist() == [3, 3]
+    assert world.all_gather(one).shape == (3, 2) and world.gather_object("x") == world.all_gather_object("x") == ["x"] * 3
+    assert [len(part) for part in world.all_to_all([one] * 3, [1, 0, 2])] == [1, 0, 2]
+    collectives = {name for name, method in vars(Ranks).items() if callable(method) and not name.startswith("_")}
+    assert collectives - set(vars(PretendedWorld)) == {"close"}, "a collective that would need a process group"
