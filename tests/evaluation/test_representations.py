@@ -14,6 +14,7 @@ from megaunigame.settings import fill
 from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.requests import GENERATE
 from tests.data.shard_files import encoded, write_shards
+from tests.passes import pass_inputs
 from tests.worlds import on_ranks
 
 SIDE, COUNT = 8, 6
@@ -37,8 +38,8 @@ class Draughtsman:
         assert pass_name == GENERATE and plan.takes_images(GENERATE)
         zeros = torch.zeros(3, SIDE, SIDE)
         targets = torch.stack([zeros if row is None else row.target / 127.5 - 1 for row in rows])
-        common = dict.fromkeys(("tokens", "attention", "terms", "counts", "image_positions"), targets[:, 0])
-        return GenerateInputs(**common, targets=targets, texts=[row.text for row in rows if row is not None])
+        texts = [row.text for row in rows if row is not None]
+        return pass_inputs(GenerateInputs, targets[:, 0, 0], targets=targets, texts=texts)
 
     def encode_target(self, pixels):
         return pixels

@@ -30,8 +30,8 @@ def attacked(model, picture, **settings):
 # Tokens of a drawn picture (queries, codes) and of a source, side of a picture.
 @pytest.mark.parametrize(("family", "drawn", "seen", "side"), [("openuni", 6, 4, 32), ("emu3", 16, 9, 16)])
 @pytest.mark.parametrize("settings", [ANCHORED, PLAIN, {"path": "embedding"}, {"path": "sampled"}])
-def test_the_adversary_gets_a_gradient(request, picture, family, drawn, seen, side, settings):
-    model = request.getfixturevalue(family)
+def test_the_adversary_gets_a_gradient(tiny_of, picture, family, drawn, seen, side, settings):
+    model = tiny_of(family).load()
     _, _, attack, adversary = attacked(model, picture, **settings)
     model(attack.question).loss_sum.sum().backward()
     gradients = [p.grad for p in adversary.parameters()]
@@ -41,16 +41,18 @@ def test_the_adversary_gets_a_gradient(request, picture, family, drawn, seen, si
     assert family == "emu3" or ((attack.changed > 0) == ("anchor" in settings)).all()
 
 
-def test_an_anchored_attack_changes_the_encoded_picture(openuni, picture):
+def test_an_anchored_attack_changes_the_encoded_picture(tiny_of, picture):
+    openuni = tiny_of("openuni").load()
     path, inputs, attack, _ = attacked(openuni, picture, **ANCHORED)
     with torch.no_grad():
-        undisturbed = path.unperturbed(openuni, inputs, attack)
+        unperturbed = path.unperturbed(openuni, inputs, attack)
     encoded = openuni.decode_target(openuni.encode_target(inputs.redraw.targets))
-    assert torch.equal(undisturbed, encoded)
+    assert torch.equal(unperturbed, encoded)
     assert (attack.pictures - encoded).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
-def test_sampled_pictures_are_candidates(openuni, picture):
+def test_sampled_pictures_are_candidates(tiny_of, picture):
+    openuni = tiny_of("openuni").load()
     path, inputs, attack, _ = attacked(openuni, picture, path="sampled")
     losses = openuni(attack.question).loss_sum
     pictures, sums = path.harvest(openuni, inputs, attack, losses, torch.Generator().manual_seed(0))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from megaunigame.models.causal.decoding import picker
-from megaunigame.models.janus import Janus
+from tests.models.shared import greedy, losses_of_training
+
+FAMILY = "janus"
 
 
 def test_greedy_sampling_equals_decoding_without_a_cache(model, picture):
     inputs = model.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
-    cached = model.sample_codes(inputs, guidance=3.0, pick=lambda logits: logits.argmax(-1))
+    cached = model.sample_codes(inputs, guidance=3.0, pick=greedy)
     assert cached.shape == (2, 16)
     with torch.no_grad():
         empty, _ = model.unconditional(inputs)
@@ -59,17 +61,14 @@ def test_the_reconstruction_is_the_picture_of_the_codes(model, picture):
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
-def test_the_image_tokenizer_alone_can_be_trained(folder, picture):
-    tokenizer = Janus.load(folder).image_tokenizer.requires_grad_(True).train()
+def test_the_image_tokenizer_alone_can_be_trained(model, picture):
+    tokenizer = model.image_tokenizer.requires_grad_(True).train()
     pixels = torch.stack([picture(s) for s in range(4)]).float() / 127.5 - 1
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(12):
+
+    def loss():
         output = tokenizer(pixels)
-        loss = (output.reconstruction - pixels).square().mean() + output.codebook_loss + output.commit_loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return (output.reconstruction - pixels).square().mean() + output.codebook_loss + output.commit_loss
+
+    losses = losses_of_training(tokenizer, loss, steps=12, lr=1e-3)
     assert losses[-1] < 0.8 * losses[0]
     assert tokenizer.training and tokenizer.encoder.mid.training

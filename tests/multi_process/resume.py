@@ -2,24 +2,21 @@
 
 And evaluation in between changes nothing.
 
-python -m tests.multi_process.resume HOME
+python -m tests.multi_process.resume HOME [CASE...]
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megaunigame.config import load_recipe
 from megaunigame.monitoring import names
-from megaunigame.parallel.world import World, start_world
+from megaunigame.parallel.world import World
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.gradients import trainer_of
-from tests.multi_process.tiny_run import leave, write_recipe
+from tests.multi_process.programs import TWICE, ZERO2, play, trainer_of
 
 STEPS, STOP = 7, 3
 LAST = f"checkpoints/step-{STEPS:08d}"
@@ -38,20 +35,20 @@ CASES: dict[str, dict[str, Any]] = {
     # 10 to 30 rows a step of 64 samples: the stop is in the middle of an epoch, and later steps cross into the next.
     "lora_bf16": {"model": LORA, "engine": {"precision": "bf16"}, "loader": {"workers": 2}, "batch": {"accumulation": 3}},
     "full_fp32": {"loader": {"workers": 1}, "optimizer": {"group_lr": {"aligner": 0.3}}},
-    "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": {"accumulation": 2}},
+    "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": TWICE},
     # The stop lies amid the steps in which the weights of AIA are measured.
     "unigame_alternating_aia": {
         "objectives": {"unigame": GAME, "aia": {"preset": "auto", "calibration_steps": 5, "queries": 2}},
         "model": LORA,
         "loader": {"workers": 1},
-        "batch": {"accumulation": 2},
+        "batch": TWICE,
     },
     "unigame_simultaneous_bf16": {
         "objectives": {"unigame": {**GAME, "mode": "simultaneous", "every": 2}},
         "model": LORA,
         "engine": {"precision": "bf16"},
     },
-    "zero2_bf16": {"engine": {"precision": "bf16", "ds_config": "ds_configs/zero2.json"}},
+    "zero2_bf16": {"engine": {"precision": "bf16", **ZERO2}},
 }
 
 
@@ -85,12 +82,11 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     return [] if ours == theirs else [path]
 
 
-def run(case: str, settings: dict[str, Any], home: Path, world: World) -> None:
+def run(case: str, settings: dict[str, Any], home: Path, world: World) -> str:
     settings = {**settings, "schedule": {"steps": STEPS}, "checkpoint": {"every": 5, "keep": 9}}
-    file = write_recipe(home / f"resume-{case}-{world.rank}.yaml", home, **settings)
 
     def start(kind: type[Trainer], output: str) -> Trainer:
-        trainer = kind(load_recipe(str(file), [f"output={home / 'runs' / output}"]), world)
+        trainer = trainer_of(output, home, world, kind, **settings)
         trainer.fit()
         return trainer
 
@@ -107,8 +103,8 @@ def run(case: str, settings: dict[str, Any], home: Path, world: World) -> None:
     if world.is_main:
         ours, theirs = (losses(t.folder) for t in (whole, resumed))
         assert ours == theirs and len(ours) == STEPS, (case, ours, theirs)
-        size = sum(f.stat().st_size for f in (whole.folder / LAST).iterdir())
-        print(f"{case}: equal to the last bit; checkpoint {size / 1024:.0f} KiB", flush=True)
+    size = sum(f.stat().st_size for f in (whole.folder / LAST).iterdir())
+    return f"equal to the last bit; checkpoint {size / 1024:.0f} KiB"
 
 
 def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
@@ -125,7 +121,7 @@ def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
     ]
 
 
-def check_evaluation_changes_nothing(home: Path, world: World) -> None:
+def check_evaluation_changes_nothing(home: Path, world: World) -> str:
     """All suites run before, during and after; they sample pictures, and still the run ends with the same bits."""
     shards = {"shards": str(home / "pictures"), "limit": 5, "batch": 2}
     suites = {"questions": {**shards, "questions_per_row": 2}, "generation": shards, "teacher_forced": shards}
@@ -142,7 +138,7 @@ def check_evaluation_changes_nothing(home: Path, world: World) -> None:
     if world.is_main:
         results = sorted((home / "runs" / "evaluated" / "evaluation").glob("step-*.json"))
         assert [r.stem for r in results] == [f"step-{n:08d}" for n in (0, 3, 6, 7)]
-        print("evaluation: changes nothing", flush=True)
+    return "changes nothing"
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
@@ -152,8 +148,4 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    this_world = start_world(1)
-    for label in sys.argv[2:] or list(CASES):
-        run(label, CASES[label], Path(sys.argv[1]), this_world)
-    check_evaluation_changes_nothing(Path(sys.argv[1]), this_world)
-    leave(this_world)
+    play(run, CASES, {"evaluation": check_evaluation_changes_nothing})

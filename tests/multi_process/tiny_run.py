@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import yaml
@@ -15,7 +12,6 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.models.emu3 import folder as emu3_folder
 from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from megaunigame.models.openuni import folder as openuni_folder
-from megaunigame.parallel.world import World
 from megaunigame.registry import available
 from tests.data.shard_files import encoded, write_shards
 from tests.tiny import tiny_config
@@ -150,13 +146,6 @@ def long_world(home: Path) -> dict:
 def write_pictures(folder: Path, samples: int = 6) -> Path:
     """Samples that all have an image and a caption, as the evaluation of generation wants them."""
     return write_shards(folder, [samples], fields=lambda number: sample(35 * number + 1))
-
-
-def leave(world: World) -> NoReturn:
-    """End of a rank program, as launch scripts end: without the interpreter's own end, which gloo's threads can abort."""
-    world.close()
-    sys.stdout.flush()
-    os._exit(0)
 
 
 def write_recipe(path: Path, home: Path, **settings) -> Path:

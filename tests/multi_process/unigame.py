@@ -1,15 +1,14 @@
 """Rank program: the game on ZeRO-2 and ZeRO-3 against plain torch, step by step: both players, both modes.
 
-python -m tests.multi_process.unigame HOME CASE...     (started once per rank by tests/multi_process/launcher.py)
+python -m tests.multi_process.unigame HOME [CASE...]     (started once per rank by tests/multi_process/launcher.py)
 
 The plain game is written again, without the objective's code: one process, no engine, the rows of all ranks. It is given the
-hard rows that the ranks drew (the buffer has tests of its own), and computes everything else.
+hard rows that the ranks drew (tests/replay and buffer.py test the buffer), and computes everything else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.engine.parameters import element_count
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame import names as unigame_names
 from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.objectives.unigame.game import Game
-from megaunigame.parallel.world import World, start_world
+from megaunigame.parallel.world import World
 from megaunigame.randomness import derive
 from megaunigame.step.inputs import UnderstandInputs, take_rows
 from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import UNDERSTAND
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.gradients import gathered, trainer_of
 from tests.multi_process.plain_reference import PlainReference
-from tests.multi_process.tiny_run import leave
+from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, ZERO2, batches_of, gathered, play, trainer_of
 
 STEPS = 4
 TOLERANCE = 1e-5
@@ -50,42 +47,40 @@ GAME: dict[str, Any] = {
     "buffer": {"merge_every": 2, "capacity": 8, "temperature": 4.0},
     "pictures_every": 3,
 }
-LORA = {"model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}}
-CHECKPOINTING = {"model": {**LORA["model"], "gradient_checkpointing": True}}
-ZERO2 = {"engine": {"ds_config": "ds_configs/zero2.json"}}
-PIXEL = {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "source_blur": 0.5}}
+SIMULTANEOUS = {"mode": "simultaneous"}
+EMBEDDING = {"path": "embedding"}
+PIXEL = {"redraw": "pixel"}
+OTHERS = {"others": {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "source_blur": 0.5}}}
 """The learner draws the sources itself, some without their condition."""
+EMU3 = {"family": "emu3"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
-    "alternating_lora_accumulation": ({}, {**LORA, "batch": {"accumulation": 2}}),
-    "alternating_checkpointing": ({}, {**CHECKPOINTING, "batch": {"accumulation": 2}}),
-    "alternating_zero2": ({"anchor": "none", "condition": "caption"}, ZERO2),
-    "simultaneous": ({"mode": "simultaneous"}, {}),
-    "simultaneous_lora_accumulation": ({"mode": "simultaneous"}, {**LORA, "batch": {"accumulation": 2}}),
-    "simultaneous_checkpointing": ({"mode": "simultaneous"}, {**CHECKPOINTING, "batch": {"accumulation": 2}}),
-    "simultaneous_zero2": ({"mode": "simultaneous", "every": 2}, {**ZERO2, **LORA}),
-    "embedding": ({"path": "embedding"}, {"batch": {"accumulation": 2}}),
-    "embedding_simultaneous": ({"path": "embedding", "mode": "simultaneous"}, {}),
-    "emu3": ({}, {"model": {"family": "emu3", "gradient_checkpointing": True}}),
-    "emu3_redraw_simultaneous": (
-        {"redraw": "pixel", "mode": "simultaneous"},
-        {"others": PIXEL, "model": {"family": "emu3", "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
-    ),
-    "emu3_embedding_zero2": ({"path": "embedding"}, {"model": {"family": "emu3"}, **ZERO2}),
-    "redraw_checkpointing": ({"redraw": "pixel"}, {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}}),
-    "redraw_accumulation": ({"redraw": "pixel", "every": 2}, {"others": PIXEL, "batch": {"accumulation": 2}}),
+    "alternating_lora_accumulation": ({}, {"model": LORA, "batch": TWICE}),
+    "alternating_checkpointing": ({}, {"model": LORA | CHECKPOINTING, "batch": TWICE}),
+    "alternating_zero2": ({"anchor": "none", "condition": "caption"}, {"engine": ZERO2}),
+    "simultaneous": (SIMULTANEOUS, {}),
+    "simultaneous_lora_accumulation": (SIMULTANEOUS, {"model": LORA, "batch": TWICE}),
+    "simultaneous_checkpointing": (SIMULTANEOUS, {"model": LORA | CHECKPOINTING, "batch": TWICE}),
+    "simultaneous_zero2": ({**SIMULTANEOUS, "every": 2}, {"engine": ZERO2, "model": LORA}),
+    "embedding": (EMBEDDING, {"batch": TWICE}),
+    "embedding_simultaneous": (EMBEDDING | SIMULTANEOUS, {}),
+    "emu3": ({}, {"model": EMU3 | CHECKPOINTING}),
+    "emu3_redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "model": EMU3 | CHECKPOINTING, "batch": TWICE}),
+    "emu3_embedding_zero2": (EMBEDDING, {"model": EMU3, "engine": ZERO2}),
+    "redraw_checkpointing": (PIXEL, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),
+    "redraw_accumulation": ({**PIXEL, "every": 2}, {**OTHERS, "batch": TWICE}),
     "redraw_zero2": (
         {"redraw": "caption", "anchor": "none", "condition": "caption"},
-        {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, **ZERO2, "batch": {"accumulation": 2}},
+        {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, "engine": ZERO2, "batch": TWICE},
     ),
-    "redraw_simultaneous": ({"redraw": "pixel", "mode": "simultaneous"}, {"others": PIXEL, "batch": {"accumulation": 2}}),
+    "redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "batch": TWICE}),
     "redraw_simultaneous_checkpointing": (
-        {"redraw": "pixel", "mode": "simultaneous"},
-        {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}},
+        PIXEL | SIMULTANEOUS,
+        {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE},
     ),
     "redraw_simultaneous_zero2": (
-        {"redraw": "pixel", "mode": "simultaneous", "every": 2},
-        {"others": PIXEL, **ZERO2, **LORA, "batch": {"accumulation": 2}},
+        {**PIXEL, **SIMULTANEOUS, "every": 2},
+        {**OTHERS, "engine": ZERO2, "model": LORA, "batch": TWICE},
     ),
     "with_other_objectives": (
         {},
@@ -137,8 +132,8 @@ class PlainGame(PlainReference):
             question.images = self.decoded(tokens, delta, inputs).clamp(-1, 1).unsqueeze(1)
         losses = model(question).loss_sum
         p = game["penalties"]
-        price = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
-        return losses, price + p["gate"] * self.gate.sigmoid() ** 2
+        penalties = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
+        return losses, penalties + p["gate"] * self.gate.sigmoid() ** 2
 
     def perturbation(self, tokens: Tensor) -> Tensor:
         """Of the length eps times that of each token."""
@@ -182,12 +177,12 @@ class PlainGame(PlainReference):
         adversarial, norm, gradients = float("nan"), float("nan"), []
         positions = sum(float(s.question.counts.sum()) for s in sources)
         if attacks:
-            total, price, pictures = torch.zeros(()), torch.zeros(()), 0
+            total, penalty, pictures = torch.zeros(()), torch.zeros(()), 0
             for inputs in sources:
-                losses, prices = self.attacked_losses(inputs)
-                total, price = total + losses.sum(), price + prices[inputs.question.counts > 0].sum()
+                losses, penalties = self.attacked_losses(inputs)
+                total, penalty = total + losses.sum(), penalty + penalties[inputs.question.counts > 0].sum()
                 pictures += int((inputs.question.counts > 0).sum())
-            goal = price / pictures - game["gain"] * total / positions
+            goal = penalty / pictures - game["gain"] * total / positions
             gradients = list(torch.autograd.grad(goal, self.adversary))
             adversarial, norm = float(total.detach()) / positions, float(torch.cat([g.flatten() for g in gradients]).norm())
         if attacks and game["mode"] == "alternating":
@@ -242,8 +237,8 @@ def objectives(game: dict[str, Any], **others: dict[str, Any]) -> dict[str, dict
     return {"generation": {"caption_rows": 0, "pixel_rows": 0}, "understanding": {"rows": 0}, **others, "unigame": game}
 
 
-def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, world: World) -> None:
-    settings, game = dict(settings), {**GAME, **game}
+def run(case: str, given: tuple[dict[str, Any], dict[str, Any]], home: Path, world: World) -> str:
+    game, settings = {**GAME, **given[0]}, dict(given[1])
     trainer = trainer_of(case, home, world, objectives=objectives(game, **settings.pop("others", {})), **settings)
     [unigame] = [player for player in trainer.players if isinstance(player, Game)]
     plain = PlainGame(trainer, game, world)
@@ -260,7 +255,7 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         return drawn
 
     unigame._put_hard_rows = put_and_take
-    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
+    batches = batches_of(trainer, STEPS)
     start = torch.cat([p.detach().flatten() for p in plain.adversary])
     worst, replayed, bytes_of = 0.0, 0.0, []
     for number in range(STEPS):
@@ -289,15 +284,13 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
             assert error < TOLERANCE, (case, number, name, error)
     moved = (torch.cat([p.detach().flatten() for p in unigame.adversary.parameters()]) - start).abs().max().item()
     assert moved > 100 * TOLERANCE and replayed > 0, "nothing was played, so nothing was compared"
-    if world.is_main:
-        print(
-            f"{case}: largest error {worst:.1e}, adversary moved {moved:.1e}, {replayed:.0f} rows replayed, "
-            f"passes {metrics[names.PERF_PASSES]:.0f}, gathered {bytes_of[1]:.0f}",
-            flush=True,
-        )
+    return (
+        f"largest error {worst:.1e}, adversary moved {moved:.1e}, {replayed:.0f} rows replayed, "
+        f"passes {metrics[names.PERF_PASSES]:.0f}, gathered {bytes_of[1]:.0f}"
+    )
 
 
-def check_uneven_ranks(home: Path, world: World) -> None:
+def check_uneven_ranks(home: Path, world: World) -> str:
     """Rank 1 mines nothing: its filter rejects all, then it has no pictures at all. Both ranks go on, and both replay."""
     game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "buffer": {"merge_every": 2, "capacity": 8}}
     trainer = trainer_of("uneven", home, world, objectives=objectives(game))
@@ -307,17 +300,16 @@ def check_uneven_ranks(home: Path, world: World) -> None:
     if world.rank == 1:
         unigame.pool.clip.accepts = lambda similarity: torch.zeros_like(similarity, dtype=torch.bool)
         objective.row = lambda request, sample, rng: None if trainer.state.step >= 3 else row(request, sample, rng)
-    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 6, 0, 2))
+    batches = batches_of(trainer, 6)
     for _ in range(6):
         metrics = trainer.train_step(batches)
     sizes = world.all_gather_object(unigame.pool.buffer.size)
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1, sizes
     assert metrics[unigame_names.BUFFER_REPLAYED] == 2 * world.size and metrics[unigame_names.BUFFER_MOVED] > 0, metrics
-    if world.is_main:
-        print(f"uneven ranks: both replay, buffer {sizes}", flush=True)
+    return f"both ranks replay, buffer {sizes}"
 
 
-def check_combined(home: Path, world: World) -> None:
+def check_combined(home: Path, world: World) -> str:
     """The combined recipe: three methods, and one generate, one attack and one understand pass per micro-step."""
     given = [
         *(f"{name}={home / folder}" for name, folder in (("model.path", "model"), ("data.scenes.shards", "shards"))),
@@ -329,25 +321,24 @@ def check_combined(home: Path, world: World) -> None:
         overrides = [*given, f"objectives.unigame.mode={mode}", f"output={home / 'runs' / f'combined-{mode}'}"]
         trainer = Trainer(load_recipe("launch/recipes/tiny_combined.yaml", overrides), world)
         trainer.dry_run()
-        batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 3 * trainer.accumulation, 0, 2))
+        batches = batches_of(trainer, 3)
         for _ in range(3):
             metrics = trainer.train_step(batches)
             assert metrics[names.PERF_PASSES] == passes * trainer.accumulation == 2 * passes, (mode, metrics)
         terms = ("clean", "hard", "adversarial", "pixel", "edges", "aia_generate", "aia_understand")
         assert all(metrics[names.loss(term)] > 0 for term in terms), metrics
         assert metrics[unigame_names.ADVERSARY_GRAD_NORM] > 0 and metrics[unigame_names.BUFFER_REPLAYED] > 0, metrics
-    if world.is_main:
-        print("combined recipe: one generate, one attack, one understand pass", flush=True)
+    return "one generate, one attack, one understand pass"
 
 
-def check_cost(home: Path, world: World) -> None:
+def check_cost(home: Path, world: World) -> str:
     """Passes and gathered bytes per step: what the game costs compared with the same learner rows alone."""
     base = {**GAME, "hard_rows": 0, "pictures_every": 0}
     games = {"sft": {**base, "attack_rows": 0}, "alternating": base, "simultaneous": {**base, "mode": "simultaneous"}}
     cost: dict[str, list[float]] = {}
     for label, game in games.items():
         trainer = trainer_of(f"cost-{label}", home, world, objectives=objectives(game))
-        batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 4, 0, 2))
+        batches = batches_of(trainer, 4)
         steps = [trainer.train_step(batches) for _ in range(4)]
         cost[label] = [steps[-1][names.PERF_PASSES], steps[-1][names.PERF_ALLGATHER_BYTES]]
     model = trainer.learner.module
@@ -359,17 +350,10 @@ def check_cost(home: Path, world: World) -> None:
     assert cost["sft"][1] == once, (cost, once)
     assert 2 * once < cost["alternating"][1] < 3 * once and once < cost["simultaneous"][1] < 2 * once, (cost, once)
     assert len(set(world.all_gather_object(str(cost)))) == 1, "ranks gathered different amounts"
-    if world.is_main:
-        print(f"cost in passes and gathered bytes: {cost}", flush=True)
+    return f"passes and gathered bytes {cost}"
 
 
 CHECKS = {"uneven": check_uneven_ranks, "combined": check_combined, "cost": check_cost}
 
 if __name__ == "__main__":
-    this_world = start_world(1)
-    for label in sys.argv[2:]:
-        if label in CASES:
-            run(label, *CASES[label], Path(sys.argv[1]), this_world)
-        else:
-            CHECKS[label](Path(sys.argv[1]), this_world)
-    leave(this_world)
+    play(run, CASES, CHECKS)

@@ -10,8 +10,6 @@ from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.vq import VisionTokenizer
-from megaunigame.models.weights.loading import load_plain
-from megaunigame.models.weights.tensor_files import TensorFiles
 from tests.parity.fixture import EXACT, Fixture, Tolerance
 
 GROUPS, EPSILON = 32, 1e-6
@@ -42,7 +40,7 @@ def vq_config(config: dict[str, Any]) -> Emu3VQVAEConfig:
 @torch.no_grad()
 def compute(fixture: Fixture) -> dict[str, Tensor]:
     tokenizer = VisionTokenizer(vq_config(fixture.config))
-    load_plain(tokenizer, KEYS.open(TensorFiles([fixture.weights]), fixture.folder)[1])
+    fixture.load(KEYS, None, tokenizer)
     tokenizer.eval()
     given = fixture.inputs
     codes = tokenizer.encode(given["pixels"])

@@ -9,8 +9,6 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from megaunigame.models.janus.keys import IMAGE_TOKENIZER, KEYS, translate
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.weights.loading import load_plain
-from megaunigame.models.weights.tensor_files import TensorFiles
 from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance
 
 GROUPS, EPSILON = 32, 1e-6
@@ -39,7 +37,7 @@ def tolerance(name: str) -> Tolerance:
 def compute(fixture: Fixture) -> dict[str, Tensor]:
     vq = fixture.config["vq"]
     tokenizer = ImageTokenizer(JanusVQVAEConfig(**vq_settings(vq)), commit_beta=vq["commit_beta"])
-    load_plain(tokenizer, KEYS.open(TensorFiles([fixture.weights]), fixture.folder)[1])
+    fixture.load(KEYS, None, tokenizer)
     tokenizer.eval()
     pixels = fixture.inputs["pixel_values"]
     codes = tokenizer.encode(pixels)
@@ -65,6 +63,6 @@ def gradients(tokenizer: ImageTokenizer, loss: Tensor, prefix: str, fixture: Fix
     tokenizer.zero_grad()
     loss.backward()
     parameters = dict(tokenizer.named_parameters())
-    keys = [n.removeprefix(prefix) for n in fixture.outputs if n.startswith(prefix)]
-    found = {key: parameters[translate(key).removeprefix(IMAGE_TOKENIZER)].grad for key in keys}
-    return {prefix + key: grad for key, grad in found.items() if grad is not None}
+    keys = fixture.keys_of(prefix)
+    found = {name: parameters[translate(key).removeprefix(IMAGE_TOKENIZER)].grad for name, key in keys.items()}
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
