@@ -22,15 +22,14 @@ from megaunigame.evaluation.suites.attention import Attention
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.janus import Janus
-from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
-from tests.evaluation.fakes import bright_dark, write_tars
+from tests.evaluation.fakes import TEXTS, bright_dark, write_tars
 from tests.multi_process.launcher import REPOSITORY, run_script
-from tests.tiny import tiny_config
+from tests.tiny import write_tiny
 from tests.worlds import on_ranks
 
 LAYERS, SAMPLES = 3, 7
@@ -40,12 +39,8 @@ SCRIPT = REPOSITORY / "launch" / "measure_attention.py"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("janus")
-    tokenizer = train_tokenizer(["how light is 3 ?", "what color is it ? red", "a dark bright thing"] * 3, 300)
-    config = tiny_config("janus", tokenizer, text_config={"num_hidden_layers": LAYERS})
-    state = {name: value * 3 if value.dim() > 1 else value for name, value in random_state(config, seed=0).items()}
-    write_folder(path, config, state, tokenizer)
-    return path
+    path, shape = tmp_path_factory.mktemp("janus"), {"num_hidden_layers": LAYERS}
+    return write_tiny("janus", path, TEXTS, factor=lambda name: 3.0, text_config=shape).path
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +183,7 @@ def command(folder, shards, out, *more: str) -> list[str]:
 
 
 def test_from_a_teacher_to_a_file(shards, tmp_path):
-    """The shipped tiny Janus, in a process of its own."""
+    """The shipped tiny Janus, in another process."""
     out, plot = tmp_path / "new" / "targets.yaml", tmp_path / "curves.png"
     options = ["--plot", str(plot), "--samples", "4", "--bands", "2", "--dtype", "fp32", "--batch", "3"]
     done = run_script(SCRIPT, *command(SHIPPED, shards, out, *options))
@@ -197,12 +192,12 @@ def test_from_a_teacher_to_a_file(shards, tmp_path):
     assert "Attention of answers to the picture" in done.stdout and "spread over samples (%)" in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
     model = Janus.load(SHIPPED, max_length=160)
-    aims = read_targets(out, model.install_taps())
+    targets = read_targets(out, model.install_taps())
     curves = on_ranks(1, lambda world: measure(model, world, ShardIndex.open(shards), Measuring(limit=4)))[0]
     for name, curve in curves.items():
         assert curve.samples == {UNDERSTAND: 4, GENERATE: 3}[name]
-        assert len(set(aims[name])) <= 2
-        mean = np.mean([aim.target for aim in aims[name]])
+        assert len(set(targets[name])) <= 2
+        mean = np.mean([goal.target for goal in targets[name]])
         assert mean == pytest.approx(np.mean(curve.mean), abs=0.026)
         assert f"  0  {curve.mean[0]:.3f} +- {curve.spread[0]:.3f}" in out.read_text()
 

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from tests.models.shared import FAMILIES, write_tiny
+from tests.models.shared import FAMILIES, write_clear
 
 
 def pytest_generate_tests(metafunc):
@@ -20,7 +20,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def tiny_of(tmp_path_factory):
     """`tiny_of(family)`: its tiny model, written once."""
-    return functools.cache(lambda name: write_tiny(name, tmp_path_factory.mktemp(name)))
+    return functools.cache(lambda name: write_clear(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.codes import CodeModel
@@ -18,7 +14,7 @@ from megaunigame.step.inputs import IGNORE
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.tiny import tiny_config
+from tests.tiny import write_tiny
 
 FAMILIES = available("models", UnifiedModel)
 CODE_FAMILIES = [name for name in FAMILIES if issubclass(find("models", name, UnifiedModel), CodeModel)]
@@ -27,38 +23,15 @@ CORPUS = ["what color is the cube left of the red ball ?", "a small green cone b
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TOKENIZER = {"emu3": {"codes": 48}}
 PICTURES = {"emu3": {"image_size": 16, "source_size": 12}}
 """What a family's folder needs beyond what every family's does."""
 
 
-class Tiny(NamedTuple):
-    """A tiny model on disk: its family, its folder, and what was written there; `state` has all weights under our names."""
-
-    family: type[CausalModel]
-    path: Path
-    tokenizer: Any
-    config: Any
-    state: dict[str, Tensor]
-
-    def load(self, **options: Any) -> CausalModel:
-        return self.family.load(self.path, **{"max_length": LENGTH, **options})
-
-    def processor(self, max_length: int = LENGTH) -> Any:
-        return self.family.open_processor(str(self.path), max_length=max_length)
-
-
-def write_tiny(name: str, path: Path) -> Tiny:
-    """A random model whose weights are so large that different inputs give clearly different outputs."""
-    family, folder = find("models", name, CausalModel), import_module(f"megaunigame.models.{name}.folder")
-    tokenizer = folder.train_tokenizer(CORPUS, 300, **TOKENIZER.get(name, {}))
-    config = tiny_config(name, tokenizer)
-    state = {
-        name: value * 3 if value.dim() > 1 and not name.startswith(family.keys.frozen) else value
-        for name, value in folder.random_state(config, seed=0).items()
-    }
-    folder.write_folder(path, config, state, tokenizer, **PICTURES.get(name, {}))
-    return Tiny(family, path, tokenizer, config, state)
+def write_clear(name, path):
+    """A tiny model whose weights are so large that different inputs give clearly different outputs."""
+    frozen = find("models", name, CausalModel).keys.frozen
+    factor = lambda weight: 1.0 if weight.startswith(frozen) else 3.0  # noqa: E731
+    return write_tiny(name, path, CORPUS, factor=factor, settings=PICTURES.get(name))
 
 
 def built(family, folder, *, max_length, attention="sdpa", gradient_checkpointing=False):
