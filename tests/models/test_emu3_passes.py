@@ -87,7 +87,10 @@ def test_dropped_conditions_of_another_length_are_the_same_too(model, picture):
     inputs = [generate(model, row) for row in rows]
     with torch.no_grad():
         assert torch.equal(*(model(each).loss_sum for each in inputs))
-    assert inputs[0].tokens[0][inputs[0].attention[0]].tolist() == model.processor.unconditional_tokens()
+    tokens = inputs[0].tokens[0][inputs[0].attention[0]]
+    assert tokens.tolist() == model.processor.unconditional_tokens()
+    embeds, attention = model.unconditional(inputs[1])
+    assert torch.equal(embeds[attention], model.language_model.embed_tokens(tokens))
 
 
 def test_shares_of_attention_are_those_of_the_maps(tiny, model, picture):

@@ -45,45 +45,21 @@ def test_only_codes_are_predicted(model, picture):
         model("generate", inputs)
 
 
-def test_loss_is_the_sum_over_the_labeled_positions(model, picture):
-    inputs = understand(model, UnderstandRow([picture(0)], TURNS[:2]), UnderstandRow([], TURNS[1:2]))
-    with torch.no_grad():
-        losses = model(inputs).loss_sum
-        logits = model.lm_head(model._read(model.embed(inputs), inputs.attention))
-    log_probabilities = logits.log_softmax(-1)
-    for row in range(2):
-        expected = sum(
-            -log_probabilities[row, t - 1, label].item()
-            for t, label in enumerate(inputs.labels[row].tolist())
-            if label != IGNORE
-        )
-        assert losses[row].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_token_0_is_a_label_like_any_other(model):
-    inputs = understand(model, UnderstandRow([], TURNS[:1]), UnderstandRow([], TURNS[:2]), None)
+def test_the_loss_is_the_sum_over_the_labeled_positions(model, picture):
+    """Token 0 is a label like any other; predictions are for their own position."""
+    rows = UnderstandRow([picture(0)], TURNS[:2]), UnderstandRow([], TURNS[:2]), UnderstandRow([], TURNS), None
+    inputs = understand(model, *rows)
     inputs.labels[1][inputs.labels[1] != IGNORE] = torch.arange(int(inputs.counts[1]))
     inputs.label_positions = label_positions(inputs.labels)
     with torch.no_grad():
-        output = model(inputs)
         logits = model.lm_head(model._read(model.embed(inputs), inputs.attention))[:, :-1]
-        everywhere = model(inputs, predict=True)
+        outputs = model(inputs), model(inputs, predict=True)
     losses = F.cross_entropy(logits.transpose(1, 2), inputs.labels[:, 1:], ignore_index=IGNORE, reduction="none").sum(1)
-    torch.testing.assert_close(output.loss_sum, losses, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(everywhere.loss_sum, losses, rtol=1e-5, atol=1e-5)
-    assert losses[0] != losses[1] and output.loss_sum[2] == 0
+    for output in outputs:
+        torch.testing.assert_close(output.loss_sum, losses, rtol=1e-5, atol=1e-5)
+        assert output.loss_sum[3] == 0
     real = inputs.attention[:, 1:]
-    assert torch.equal(everywhere.predictions[:, 1:][real], logits.argmax(-1)[real])
-
-
-def test_predictions_of_the_understand_pass_are_for_their_own_position(model, picture):
-    inputs = understand(model, UnderstandRow([picture(0)], TURNS))
-    with torch.no_grad():
-        output = model(inputs, predict=True)
-        logits = model.lm_head(model._read(model.embed(inputs), inputs.attention, front_padding=inputs.front_padding))
-        plain = model(inputs)
-    assert torch.equal(output.predictions[:, 1:], logits[:, :-1].argmax(-1))
-    torch.testing.assert_close(output.loss_sum, plain.loss_sum)
+    assert torch.equal(outputs[1].predictions[:, 1:][real], logits.argmax(-1)[real])
 
 
 def test_images_are_seen(model, picture):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from megaunigame.models.causal.codes import CodeModel
 from megaunigame.step.rows import UnderstandRow
 from tests.models.shared import CODE_FAMILIES, counted_calls, generated, greedy, understand
 
@@ -78,6 +79,48 @@ def test_decode_shows_the_likeliest_codes_and_is_differentiable(model, picture):
     decoded.pixels.square().mean().backward()
     assert hidden.grad.abs().max() > 0 and torch.equal(hidden.grad, delta.grad)
     assert all(p.grad is None for p in model.frozen.module.parameters())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("tiny", CODE_FAMILIES, indirect=True)
+def test_greedy_sampling_equals_decoding_without_a_cache(model, picture, guidance):
+    """Row by row, without padding; in Emu3 each line of codes ends with a token that is not drawn."""
+    inputs = model.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
+    calls = counted_calls(model.language_model)
+    cached = model.sample_codes(inputs, guidance=guidance, pick=greedy)
+    assert cached.shape == (2, 16) and len(calls) == model.calls_per_sample == model.processor.after_prompt
+    width, line_end = model.lines
+
+    def logits(start, codes):
+        lines = [[line] for line in model.embed_codes(codes).split(width or 16, dim=1)]
+        for line in lines:
+            if line_end is not None and line[0].shape[1] == width:
+                line.append(line_end.view(1, 1, -1))
+        read = torch.cat([start, *(part for line in lines for part in line)], dim=1)
+        return model.code_logits(model.language_model(inputs_embeds=read).last_hidden_state[:, -1])
+
+    with torch.no_grad():
+        asked = (model.embed(inputs), inputs.attention), model.unconditional(inputs)
+        for row in range(2):
+            prompt, empty = (embeds[row, attention[row]][None] for embeds, attention in asked)
+            codes = torch.zeros(1, 0, dtype=torch.long)
+            for _ in range(16):
+                conditional, without = logits(prompt, codes), logits(empty, codes)
+                codes = torch.cat([codes, greedy(without + guidance * (conditional - without))[None]], dim=1)
+            assert codes[0].tolist() == cached[row].tolist()
+
+
+def test_an_anchor_stays_where_the_perturbation_changes_nothing(model, picture):
+    output = generated(model, picture)
+    with torch.no_grad():
+        encoded = model.decode_target(output.target)
+        moved = model.decode(output.hidden, 2 * torch.randn_like(output.hidden), output.target)
+        for delta in (None, torch.zeros_like(output.hidden)):
+            kept = model.decode(output.hidden, delta, output.target)
+            torch.testing.assert_close(kept.pixels, encoded, rtol=0, atol=1e-5 if isinstance(model, CodeModel) else 0)
+            assert (kept.changed == 0).all()
+    side = model.processor.image_size
+    assert (moved.changed > 0).all() and encoded.shape == (2, 3, side, side) and encoded.abs().max() <= 1
 
 
 @pytest.mark.parametrize("tiny", CODE_FAMILIES, indirect=True)

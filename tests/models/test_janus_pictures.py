@@ -5,28 +5,9 @@ from __future__ import annotations
 import torch
 
 from megaunigame.models.causal.decoding import picker
-from tests.models.shared import greedy, losses_of_training
+from tests.models.shared import losses_of_training
 
 FAMILY = "janus"
-
-
-def test_greedy_sampling_equals_decoding_without_a_cache(model, picture):
-    inputs = model.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
-    cached = model.sample_codes(inputs, guidance=3.0, pick=greedy)
-    assert cached.shape == (2, 16)
-    with torch.no_grad():
-        empty, _ = model.unconditional(inputs)
-        prompts = torch.cat([model.embed(inputs), empty])
-        attention = torch.cat([inputs.attention, inputs.attention])
-        codes = torch.zeros(2, 0, dtype=torch.long)
-        for _ in range(16):
-            read = model.embed_codes(codes).repeat(2, 1, 1)
-            real = torch.cat([attention, torch.ones(4, codes.shape[1], dtype=torch.bool)], dim=1)
-            hidden = model._read(torch.cat([prompts, read], dim=1), real)[:, -1]
-            conditional, without = model.model.generation_head(hidden).chunk(2)
-            step = (without + 3.0 * (conditional - without)).argmax(-1)
-            codes = torch.cat([codes, step[:, None]], dim=1)
-    assert torch.equal(cached, codes)
 
 
 def test_drawn_codes_follow_the_distribution():
