@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from megaunigame.engine.zero3 import Learner
-from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import UnderstandRow
+from tests.models.shared import understand
 from tests.tiny import write_tiny
 from tests.worlds import OneRank
 
@@ -44,8 +44,7 @@ def test_a_family_that_drops_inside_its_attention_drops_nothing(tmp_path):
     model = tiny.load().train()
     trained = list(model.parameters())
     learner = learner_of(model, stage=3)
-    plan = plan_from([RowRequest("u", UNDERSTAND, "s", 1)])
-    inputs = model.processor.collate(plan, UNDERSTAND, [UnderstandRow([], [("what ?", "it")])], [0], ["key"])
+    inputs = understand(model, UnderstandRow([], [("what ?", "it")]))
 
     def loss():
         torch.manual_seed(torch.initial_seed() + 1)

@@ -11,12 +11,12 @@ from megaunigame.config import load_recipe
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.zero3 import build_learner
 from megaunigame.models.base import UnifiedModel
-from megaunigame.registry import available, find
+from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow
+from tests.models.shared import FAMILIES, generate
 from tests.multi_process.tiny_run import FOLDERS, write_families, write_recipe
 
-FAMILIES = available("models", UnifiedModel)
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 1), RowRequest("g", GENERATE, "train", 5)])
 
 
@@ -45,8 +45,7 @@ def test_buffers_and_targets_are_those_of_a_plain_load(family, home, world):
     pictures = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     pictures[0] = 255
     rows = [GenerateRow(target=picture, prompt="a ball") for picture in pictures]
-    keys = [str(number) for number in range(5)]
-    expected = plain.processor.collate(PLAN, GENERATE, rows, [1] * 5, keys).targets
+    expected = generate(plain, *rows).targets
     codes = plain.encode_target(expected)
     assert codes.dtype == torch.int64 or codes.std() > 0
     for stage, precision, train in itertools.product((2, 3), ("bf16", "fp32"), ("lora", "full")):
@@ -55,6 +54,6 @@ def test_buffers_and_targets_are_those_of_a_plain_load(family, home, world):
         ours = dict(model.named_buffers())
         for name, buffer in buffers.items():
             assert ours[name].dtype == buffer.dtype and torch.equal(ours[name], buffer), (case, name)
-        targets = model.processor.collate(PLAN, GENERATE, rows, [1] * 5, keys).targets
+        targets = generate(model, *rows).targets
         assert torch.equal(targets, expected), case
         assert torch.equal(model.encode_target(targets), codes), case

@@ -135,15 +135,8 @@ def test_its_loss_and_its_metric_are_what_they_say(run):
         rows = torch.cat([loss[counts > 0] / counts[counts > 0] for counts, loss in counted])
         assert metrics["loss/squared"] == pytest.approx(rows.square().mean().item(), rel=1e-5)
         assert metrics["squared/worst_row"] == pytest.approx(rows.max().item(), rel=1e-6)
-        terms = {
-            "captioning": 1.0,
-            "mirror": 1.0,
-            "normals": 1.0,
-            "clean": 1.0,
-            "hard": 0.5,
-            "squared": 0.5,
-            "adversary_penalty": 1,
-        }
+        terms = dict.fromkeys(("captioning", "mirror", "normals", "clean", "adversary_penalty"), 1.0)
+        terms |= {"hard": 0.5, "squared": 0.5}
         total = sum(weight * metrics.get(f"loss/{term}", 0.0) for term, weight in terms.items())
         assert metrics["loss/total"] == pytest.approx(total, rel=1e-5)
 

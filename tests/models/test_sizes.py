@@ -13,11 +13,6 @@ import torch
 from megaunigame.errors import ModelError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.model import CausalModel
-from megaunigame.models.emu3.processor import Emu3Processor
-from megaunigame.models.emu3.vq import VisionTokenizer
-from megaunigame.models.janus.processor import JanusProcessor
-from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.openuni.parts import autoencoder
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import available, find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
@@ -34,20 +29,11 @@ TOTALS = {
     ("openuni", "38b"): 43_344_619_296 + 312_250_275,
 }
 """Trained parameters and frozen tokenizer together."""
-PROCESSORS: dict[str, type[JanusProcessor] | type[Emu3Processor]] = {"janus": JanusProcessor, "emu3": Emu3Processor}
-Folders = Callable[[str, str], Path]
 JANUS_WEIGHTS = Path(__file__).parents[2] / "megaunigame/tiny_world/weights/janus"
 
 
 def family(name: str) -> type[CausalModel]:
     return find("models", name, CausalModel)
-
-
-def frozen(model: UnifiedModel) -> torch.nn.Module:
-    config = model.config
-    if hasattr(config, "autoencoder"):
-        return autoencoder(config)
-    return (VisionTokenizer if config.model_type == "emu3" else ImageTokenizer)(config.vq_config)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +61,7 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of, name
     folder = folder_of(name, size)
     model = build(name, folder)
     with torch.device("meta"):
-        parts = (model, frozen(model))
+        parts = (model, model.build_frozen())
     assert sum(p.numel() for part in parts for p in part.parameters()) == TOTALS[name, size]
     assert not list(folder.glob("*.safetensors"))
 
@@ -84,7 +70,7 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of, name
     "name, size, length, picture, codes", [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100)]
 )
 def test_the_largest_rows_of_a_size_collate(folder_of, name, size, length, picture, codes):
-    processor = PROCESSORS[name].from_folder(folder_of(name, size), max_length=length)
+    processor = family(name).open_processor(str(folder_of(name, size)), max_length=length)
     plan = plan_from([RowRequest("answers", UNDERSTAND, "scenes", 1), RowRequest("pixels", GENERATE, "scenes", 2)])
     understand, generate = processor.largest(plan, UNDERSTAND), processor.largest(plan, GENERATE)
     assert understand.tokens.shape == (1, length)

@@ -5,20 +5,18 @@ python -m tests.multi_process.gradients HOME [CASE...]     (started once per ran
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
 from megaunigame.engine import zero3
 from megaunigame.engine.parameters import element_count, rank_count
 from megaunigame.errors import DivergenceError
-from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.parallel.world import World
-from megaunigame.registry import find
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.attention_reference import AttentionReference
 from tests.multi_process.plain_reference import PlainReference
@@ -103,11 +101,13 @@ def check_partitioned(trainer: Trainer, world: World) -> None:
 
 
 def run(case: str, settings: dict, home: Path, world: World) -> str:
-    with watching_loading() as gathered_at_once:
+    gathered_at_once: list[int] = []
+    with watching_loading(gathered_at_once):
         trainer = trainer_of(case, home, world, **settings)
     recipe = trainer.recipe
     reference = AttentionReference if "aia" in recipe.objectives else PlainReference
     plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
+    start = {n: p.detach().clone() for n, p in plain.trained.items()}
     measured = sum(name.startswith("aia_") for name in trainer.stepper.terms.names)
     assert trainer.describe().count("its attention is measured in") == measured
     stage3 = "zero2" not in case
@@ -135,7 +135,6 @@ def run(case: str, settings: dict, home: Path, world: World) -> str:
             assert error < TOLERANCE, (case, step, name, error)
     if stage3:
         check_partitioned(trainer, world)
-    start = trainer_start(recipe)
     our_way = torch.cat([(p - start[n]).flatten() for n, p in ours.items()])
     plain_way = torch.cat([(plain.trained[n].detach() - start[n]).flatten() for n in ours])
     direction = torch.cosine_similarity(our_way, plain_way, dim=0).item()
@@ -147,21 +146,15 @@ def run(case: str, settings: dict, home: Path, world: World) -> str:
     )
 
 
-@contextlib.contextmanager
-def watching_loading() -> Iterator[list[int]]:
-    """Records how many elements are whole at a time while weights are loaded."""
-    counts: list[int] = []
+def watching_loading(counts: list[int]) -> Any:
+    """Notes in `counts` how many elements are whole at a time while weights are loaded."""
     original = zero3._gathered
 
     def recorded(parameters):
         counts.append(sum(map(element_count, parameters)))
         return original(parameters)
 
-    zero3._gathered = recorded
-    try:
-        yield counts
-    finally:
-        zero3._gathered = original
+    return mock.patch.object(zero3, "_gathered", recorded)
 
 
 def check_divergence(home: Path, world: World) -> str:
@@ -184,15 +177,6 @@ def check_divergence(home: Path, world: World) -> str:
     after = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     return "both ranks stop"
-
-
-def trainer_start(recipe) -> dict[str, torch.Tensor]:
-    """The weights before training, as a plain model has them."""
-    model = find("models", recipe.model.family, UnifiedModel).load(recipe.model.path)
-    if recipe.model.train == "lora":
-        lora = recipe.model.lora
-        model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets, seed=recipe.seed)
-    return {n: p.detach() for n, p in model.named_parameters()}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,19 @@ from tests.multi_process.tiny_run import sample
 from tests.worlds import OneRank
 
 SEED, LR = 5, 1e-3
+DATA = {
+    "pictures": [n for n in range(1, 60) if n % 5 and n % 7],
+    "texts": [n for n in range(5, 200, 5) if n % 7],
+    "untold": [n for n in range(7, 200, 7) if n % 5],
+}
+"""Numbers of samples with a picture and a caption, without a picture, and without a caption."""
+LM = "model.language_model"
+CLIP = {"clip": {"model": "tiny-random", "tau": -1.0}}
+ADVERSARIES: dict[str, dict[str, Any]] = {
+    "perturber": {"kind": "perturber", "hidden": 8},
+    "noise": {"kind": "noise"},
+    "pgd": {"kind": "pgd", "steps": 2},
+}
 SETTINGS: dict[str, Any] = {
     "clean_rows": 2,
     "hard_rows": 2,
@@ -48,7 +61,7 @@ def shards(folder: Path, numbers: Sequence[int]) -> Path:
 class Played:
     """One game. `step()` is one optimizer step of the trainer, without an update of the learner.
 
-    `others`: objectives that have rows, and no part of their own in the step.
+    `others`: objectives that have rows, and no other part in the step.
     """
 
     def __init__(self, model: Janus, data: Path, *, accumulation: int = 1, others: Sequence[Objective] = (), **settings: Any):

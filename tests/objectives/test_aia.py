@@ -23,7 +23,7 @@ from megaunigame.step.micro import Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.conftest import picture, tiny_of  # noqa: F401
-from tests.models.shared import TURNS
+from tests.models.shared import TURNS, generate, understand
 from tests.passes import pass_inputs
 from tests.worlds import OneRank
 
@@ -206,20 +206,16 @@ def test_the_depth_is_read_from_the_configuration_alone(tiny_of):  # noqa: F811
 
 def test_rows_that_lack_a_side_or_their_whole_text_do_not_count(tiny_of, picture):  # noqa: F811
     taps, turn, processor = Taps((0,)), TURNS[:1], tiny_of("janus").processor(max_length=96)
-
-    def collated(name, *rows):
-        return processor.collate(PLAN, name, rows, [0] * len(rows), ["key"] * len(rows))
-
     long = [("what is this ?", "a red ball " * 200)]
     dropped_turns = [*turn, ("and this ?", "a blue ball " * 200)]
-    seen = collated(
-        UNDERSTAND, UnderstandRow([picture(0)], turn), UnderstandRow([], turn), UnderstandRow([picture(0)], long), None,
+    seen = understand(
+        processor, UnderstandRow([picture(0)], turn), UnderstandRow([], turn), UnderstandRow([picture(0)], long), None,
         UnderstandRow([picture(0)], dropped_turns),
     )  # fmt: skip
     # whole, no image, cut, no data, its second turn left out
     assert measurable(seen, taps).tolist() == [True, False, False, False, True]
-    drawn = collated(
-        GENERATE, GenerateRow("a cube", picture(1)), GenerateRow("a cube", picture(1), unconditional=True),
+    drawn = generate(
+        processor, GenerateRow("a cube", picture(1)), GenerateRow("a cube", picture(1), unconditional=True),
         GenerateRow("a cube " * 200, picture(1)), None, GenerateRow("a cube", picture(1), source=picture(2)),
     )  # fmt: skip
     assert measurable(drawn, taps).tolist() == [True, False, False, False, True]
