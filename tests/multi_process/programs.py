@@ -10,11 +10,13 @@ from typing import Any
 
 import deepspeed
 import torch
+from torch import Tensor
 
 from megaunigame.config import load_recipe
 from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.parallel.world import World, start_world
 from megaunigame.training.trainer import Trainer
+from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.tiny_run import write_recipe
 
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -34,12 +36,23 @@ def batches_of(trainer: Trainer, steps: int) -> Iterator[Any]:
     return iter(MicroBatchLoader(trainer.micro_batches, 0, steps * trainer.accumulation, 0, 2))
 
 
-def gathered(parameter: torch.nn.Parameter) -> torch.Tensor:
+def gathered(parameter: torch.nn.Parameter) -> Tensor:
     """The whole parameter on every rank."""
     if not hasattr(parameter, "ds_id"):
         return parameter.detach().clone()
     with deepspeed.zero.GatheredParameters([parameter]):
         return parameter.detach().clone()
+
+
+def largest_error(trainer: Trainer, plain: PlainReference, legal: float, *more: tuple[str, Tensor, Tensor]) -> float:
+    """Between the trained weights and those of the reference, and between `more` pairs; above `legal` it fails."""
+    trained = {n: gathered(p) for n, p in trainer.learner.module.named_parameters() if p.requires_grad}
+    assert set(trained) == set(plain.trained)
+    pairs = [*more, *((name, ours, plain.trained[name]) for name, ours in trained.items())]
+    errors = {name: (ours.detach().float() - theirs.detach()).abs().max().item() for name, ours, theirs in pairs}
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] < legal, (trainer.recipe.output, plain.step_number, worst, errors[worst])
+    return errors[worst]
 
 
 def play(run: Callable[..., str], cases: dict[str, Any], checks: dict[str, Callable[[Path, World], str]]) -> None:

@@ -30,7 +30,7 @@ from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import UNDERSTAND
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.plain_reference import PlainReference
-from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, ZERO2, batches_of, gathered, play, trainer_of
+from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, ZERO2, batches_of, largest_error, play, trainer_of
 
 STEPS = 4
 TOLERANCE = 1e-5
@@ -276,12 +276,7 @@ def run(case: str, given: tuple[dict[str, Any], dict[str, Any]], home: Path, wor
         pairs = [
             (f"adversary {n}", p, q) for (n, p), q in zip(unigame.adversary.named_parameters(), plain.adversary, strict=True)
         ]
-        trained = [(n, gathered(p), plain.trained[n]) for n, p in trainer.learner.module.named_parameters() if p.requires_grad]
-        assert {n for n, _, _ in trained} == set(plain.trained)
-        for name, ours, theirs in [*pairs, *trained]:
-            error = (ours.detach().float() - theirs.detach()).abs().max().item()
-            worst = max(worst, error)
-            assert error < TOLERANCE, (case, number, name, error)
+        worst = max(worst, largest_error(trainer, plain, TOLERANCE, *pairs))
     moved = (torch.cat([p.detach().flatten() for p in unigame.adversary.parameters()]) - start).abs().max().item()
     assert moved > 100 * TOLERANCE and replayed > 0, "nothing was played, so nothing was compared"
     return (

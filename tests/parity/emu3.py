@@ -13,7 +13,7 @@ from megaunigame.models.emu3.code_grid import CodeGrid
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.model import Emu3
 from megaunigame.step.inputs import GenerateInputs
-from tests.parity.fixture import EXACT, Fixture, Tolerance
+from tests.parity.fixture import EXACT, Fixture, Tolerance, taken
 from tests.passes import pass_inputs
 
 
@@ -30,17 +30,11 @@ def emu3_config(config: dict[str, Any]) -> Emu3Config:
     return Emu3Config(
         text_config={
             "vocab_size": config["vocab_size"],
-            "hidden_size": language["hidden_size"],
-            "intermediate_size": language["intermediate_size"],
-            "num_hidden_layers": language["num_layers"],
-            "num_attention_heads": language["num_heads"],
-            "num_key_value_heads": language["num_kv_heads"],
-            "rms_norm_eps": language["rms_norm_eps"],
+            **taken(language, "hidden_size", "intermediate_size", "rms_norm_eps", num_hidden_layers="num_layers"),
+            **taken(language, num_attention_heads="num_heads", num_key_value_heads="num_kv_heads"),
             "rope_parameters": {"rope_type": "default", "rope_theta": language["rope_theta"]},
             "max_position_embeddings": language["max_positions"],
-            "pad_token_id": ids["pad"],
-            "bos_token_id": ids["bos"],
-            "eos_token_id": ids["eos"],
+            **taken(ids, pad_token_id="pad", bos_token_id="bos", eos_token_id="eos"),
         },
         tie_word_embeddings=False,
     )

@@ -76,6 +76,11 @@ class Fixture:
         return {name: name.removeprefix(prefix) for name in self.outputs if name.startswith(prefix)}
 
 
+def taken(sizes: Mapping[str, Any], *same: str, **renamed: str) -> dict[str, Any]:
+    """Neutral sizes of a fixture: those that keep their name, and those that have another where they go."""
+    return {name: sizes[name] for name in same} | {name: sizes[theirs] for name, theirs in renamed.items()}
+
+
 @dataclass(frozen=True)
 class Line:
     """The verdict on one output."""

@@ -14,7 +14,7 @@ from megaunigame.models.janus.keys import KEYS, translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
-from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance
+from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance, taken
 from tests.parity.janus_vq import vq_settings
 from tests.passes import pass_inputs
 
@@ -38,26 +38,17 @@ def janus_config(config: dict[str, Any]) -> JanusConfig:
         ratio = math.nextafter(ratio, math.inf)
     return JanusConfig(
         vision_config={
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "hidden_size": vision["width"],
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["heads"],
+            **taken(vision, "image_size", "patch_size", "layer_norm_eps", hidden_size="width"),
+            **taken(vision, num_hidden_layers="layers", num_attention_heads="heads"),
             "mlp_ratio": ratio,
-            "layer_norm_eps": vision["layer_norm_eps"],
             "projection_dim": config["aligner"]["output"],
             "depth": config["aligner"]["layers"],
             "num_image_tokens": config["num_image_tokens"],
         },
         text_config={
             "model_type": "llama",
-            "vocab_size": language["vocab_size"],
-            "hidden_size": language["hidden_size"],
-            "intermediate_size": language["intermediate_size"],
-            "num_hidden_layers": language["layers"],
-            "num_attention_heads": language["heads"],
-            "num_key_value_heads": language["kv_heads"],
-            "rms_norm_eps": language["rms_norm_eps"],
+            **taken(language, "vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", num_hidden_layers="layers"),
+            **taken(language, num_attention_heads="heads", num_key_value_heads="kv_heads"),
             "rope_parameters": {"rope_type": "default", "rope_theta": language["rope_theta"]},
             "max_position_embeddings": language["max_positions"],
             "pad_token_id": None,

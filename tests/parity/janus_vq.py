@@ -9,7 +9,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from megaunigame.models.janus.keys import IMAGE_TOKENIZER, KEYS, translate
 from megaunigame.models.janus.vq import ImageTokenizer
-from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance
+from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance, taken
 
 GROUPS, EPSILON = 32, 1e-6
 """Constants of the layers, which no configuration moves."""
@@ -18,14 +18,8 @@ GROUPS, EPSILON = 32, 1e-6
 def vq_settings(vq: dict[str, Any]) -> dict[str, Any]:
     """Neutral sizes of a fixture -> arguments of transformers' configuration."""
     assert (vq["group_norm_groups"], vq["group_norm_eps"], vq["l2_normalised_codebook"]) == (GROUPS, EPSILON, True)
-    return {
-        "base_channels": vq["base_channels"],
-        "channel_multiplier": vq["channel_mult"],
-        "num_res_blocks": vq["num_res_blocks"],
-        "latent_channels": vq["latent_channels"],
-        "num_embeddings": vq["codebook_size"],
-        "embed_dim": vq["codebook_dim"],
-    }
+    renamed = {"channel_multiplier": "channel_mult", "num_embeddings": "codebook_size", "embed_dim": "codebook_dim"}
+    return taken(vq, "base_channels", "num_res_blocks", "latent_channels", **renamed)
 
 
 def tolerance(name: str) -> Tolerance:

@@ -17,7 +17,7 @@ from megaunigame.models.openuni.parts import autoencoder
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
 from megaunigame.models.text.pictures import Normalize
 from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
-from tests.parity.fixture import EXACT, Fixture, Tolerance
+from tests.parity.fixture import EXACT, Fixture, Tolerance, taken
 from tests.passes import pass_inputs
 
 OF_LARGEST = Tolerance(of_largest=1e-4)
@@ -34,17 +34,9 @@ def openuni_config(config: dict[str, Any]) -> OpenUniConfig:
     assert (config["proj_type"], config["select_layer"], config["pixel_shuffle_version"]) == ("enc_proj", -1, "v2")
     internvl = InternVLConfig(
         vision_config={
-            "hidden_size": vision["hidden_size"],
-            "num_hidden_layers": vision["num_hidden_layers"],
-            "num_attention_heads": vision["num_attention_heads"],
-            "intermediate_size": vision["intermediate_size"],
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "attention_bias": vision["qkv_bias"],
-            "use_qk_norm": vision["qk_normalization"],
-            "norm_type": vision["norm_type"],
-            "hidden_act": vision["hidden_act"],
-            "layer_norm_eps": vision["layer_norm_eps"],
+            **taken(vision, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size"),
+            **taken(vision, "patch_size", "norm_type", "hidden_act", "layer_norm_eps"),
+            **taken(vision, attention_bias="qkv_bias", use_qk_norm="qk_normalization"),
         },
         text_config={
             "model_type": "qwen2",
