@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import torch
+import torch.nn.functional as F
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.codes import CodeModel
@@ -88,16 +89,10 @@ def words(processor, inputs, row=0):
 
 def left_padded(inputs, extra):
     """The same rows with the padding moved to the front, `extra` positions of it added."""
-    moved = {}
+    padding = (~inputs.attention).sum(1).tolist()
     for name, fill in (("tokens", 0), ("labels", IGNORE), ("attention", False), ("image_positions", False)):
-        value = getattr(inputs, name)
-        rows = []
-        for row, real in zip(value, inputs.attention, strict=True):
-            padding = torch.full((extra + int((~real).sum()),), fill, dtype=value.dtype)
-            rows.append(torch.cat([padding, row[real]]))
-        moved[name] = torch.stack(rows)
-    for name, value in moved.items():
-        setattr(inputs, name, value)
+        rows = F.pad(getattr(inputs, name), (extra, 0), value=fill)
+        setattr(inputs, name, torch.stack([row.roll(count) for row, count in zip(rows, padding, strict=True)]))
     inputs.label_positions, inputs.front_padding = label_positions(inputs.labels), True
     return inputs
 

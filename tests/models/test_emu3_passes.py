@@ -64,7 +64,7 @@ def test_every_parameter_takes_part_in_either_pass(model, picture):
 
 
 def test_the_gradient_into_the_source_is_scaled_and_nothing_else(model, picture):
-    """Only a code of the source that is no code of the target and no token of the text shows the factor alone."""
+    """Only a code of the source that is neither a code of the target nor a token of the text shows the factor alone."""
 
     def measured(factor):
         inputs = generate(model, GenerateRow("the same", picture(0), source=picture(9), source_gradient=factor))

@@ -98,13 +98,8 @@ class PlainGame(PlainReference):
         self.redrawn_by = game["redraw"] if game.get("redraw", "own") != "own" else None
         width, hidden = self.model.token_width, game["adversary"]["hidden"]
         torch.manual_seed(derive(trainer.recipe.seed, 1))
-        layers = [
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, width, bias=False),
-        ]
+        inner = (nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+        layers = [*inner, nn.Linear(hidden, width, bias=False)]
         nn.init.orthogonal_(layers[-1].weight)
         self.network, self.gate = nn.Sequential(*layers), nn.Parameter(torch.zeros(1))
         self.adversary = [self.gate, *self.network.parameters()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,7 @@ class Played:
         stream = {"train": open_stream("train", StreamConfig(str(data), window=2), SEED)}
         objective_of = {r.term: objective for objective in (self.objective, *others) for r in objective.rows()}
         self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1, SEED, 0)
-        self.learner = [p for p in model.parameters() if p.requires_grad]
-        context = Context(model, self.aside, self.plan, OneRank(), SEED, accumulation)
+        context = Context(model, aside(model), self.plan, OneRank(), SEED, accumulation)
         game = self.objective.player(context)
         assert game is not None
         self.unigame = game
@@ -84,14 +83,6 @@ class Played:
     @property
     def pool(self) -> Any:
         return self.unigame.pool
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        for parameter in self.learner:
-            parameter.requires_grad_(False)
-        yield
-        for parameter in self.learner:
-            parameter.requires_grad_(True)
 
     def attack(self, micro_step: int = 0) -> Attack:
         batch = self.micro_batches[micro_step]
@@ -118,6 +109,21 @@ class Played:
         self.number += 1
         self.passes = step.passes
         return metrics
+
+
+def aside(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """What an engine has as `aside`: within, no weight of the learner gets a gradient."""
+    learner = [p for p in model.parameters() if p.requires_grad]
+
+    @contextmanager
+    def aside() -> Iterator[None]:
+        for parameter in learner:
+            parameter.requires_grad_(False)
+        yield
+        for parameter in learner:
+            parameter.requires_grad_(True)
+
+    return aside
 
 
 def captured(game: Played) -> list[tuple]:
