@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -102,19 +101,13 @@ def test_pictures_and_answers(monkeypatch, home, family):
     prompts = model.processor.generate_prompts(["a ball", "no"])
     monkeypatch.setattr(flow, "solver", on_host(flow.solver))  # its times are numpy's
     questions = model.processor.prompt_inputs([[], []], ["what is it ?", "no ?"])
-    with no_waiting_in_sampling(monkeypatch):
+    with no_waiting(monkeypatch) as copies:
         transfer(model, DEVICE, torch.bfloat16)
         drawn = model.sample(prompts.to(DEVICE), guidance=2.0, temperature=1.0, generator=torch.Generator().manual_seed(0))
         assert drawn.device == DEVICE and drawn.shape[:2] == (2, 3)
         said = model.answer(questions.to(DEVICE), max_new_tokens=3)
         assert said.device == DEVICE and said.shape == (2, 3)
-
-
-@contextlib.contextmanager
-def no_waiting_in_sampling(monkeypatch):
-    """A few small copies are made while pictures are drawn, none of which is in a step of the learner."""
-    with no_waiting(monkeypatch) as copies:
-        yield
+        # A few small copies are made while pictures are drawn, none of which is in a step of the learner.
         assert all("-> lazy" in copy for copy in copies.found), "read back to the host"
         copies.found.clear()
 

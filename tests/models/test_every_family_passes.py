@@ -123,6 +123,16 @@ def test_dummy_rows_have_no_loss_and_no_gradient(model, picture, same_noise):
     assert all((g == 0).all() for g in nothing.values())
 
 
+def test_a_source_image_reaches_every_group_of_the_pass_through_the_generate_pass(model, picture):
+    model(generate(model, GenerateRow("the same", picture(0), source=picture(1)))).loss_sum.sum().backward()
+    for group in model.groups_of_pass(GENERATE, takes_images=True):
+        parameters = {n: p for n, p in model.named_parameters() if model.group_of(n) == group}
+        reached = [n for n, p in parameters.items() if p.grad is not None and p.grad.abs().max() > 0]
+        own = [n for n in parameters if n != "lm_head.weight"]
+        # A bias of keys moves all scores of a row alike; a softmax does not see it.
+        assert set(own) - set(reached) <= {n for n in own if n.endswith("k_proj.bias")}, group
+
+
 @pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16], ids=["as the engine does", "all in bfloat16"])
 def test_bfloat16_is_finite_and_near_float32(tiny, picture, frozen):
     losses = []

@@ -21,12 +21,6 @@ def test_every_parameter_takes_part_in_a_text_only_batch(model):
     assert any((p.grad != 0).any() for n, p in model.named_parameters() if n.startswith("model.language_model"))
 
 
-def test_a_source_image_reaches_the_tower_through_the_generate_pass(model, picture):
-    inputs = generate(model, GenerateRow("the same", picture(0), source=picture(1)))
-    model(inputs).loss_sum.sum().backward()
-    assert model.model.vision_model.embeddings.patch_embedding.weight.grad.abs().max() > 0
-
-
 def test_the_gradient_into_the_source_is_scaled_and_nothing_else(model, picture):
     def measured(*factors):
         rows = [GenerateRow("the same", picture(i), source=picture(9), source_gradient=f) for i, f in enumerate(factors)]

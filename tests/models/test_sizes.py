@@ -18,6 +18,7 @@ from megaunigame.registry import available, find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.tiny_world.emu3 import tokenizer_with_codes
 from megaunigame.tiny_world.openuni import SHIPPED, tiny_openuni
+from tests.models.shared import built
 
 TOTALS = {
     ("janus", "1b"): 2_076_636_811,
@@ -49,19 +50,12 @@ def folder_of(tmp_path_factory) -> Callable[[str, str], Path]:
     return write
 
 
-def build(name: str, folder: Path) -> CausalModel:
-    """The model on the meta device."""
-    processor = family(name).open_processor(str(folder), max_length=512)
-    with torch.device("meta"):
-        return family(name).build(str(folder), processor, attention="sdpa", gradient_checkpointing=False)
-
-
 @pytest.mark.parametrize("name, size", TOTALS)
 def test_a_published_size_has_the_published_number_of_parameters(folder_of, name, size):
     folder = folder_of(name, size)
-    model = build(name, folder)
     with torch.device("meta"):
-        parts = (model, model.build_frozen())
+        model = built(family(name), folder, max_length=512)
+        parts = model, model.build_frozen()
     assert sum(p.numel() for part in parts for p in part.parameters()) == TOTALS[name, size]
     assert not list(folder.glob("*.safetensors"))
 

@@ -45,11 +45,13 @@ TOLERANCE = 1e-5
 WEIGHTS = {"weights": {"generate": 5.0, "understand": 10.0}}
 LARGE_WEIGHTS = {"weights": {"generate": 40.0, "understand": 40.0}}
 JANUS_GROUPS = ["vision", "aligner", "lm", "generation_embed", "generation_head"]
+ROUND_ROBIN = unimrg(schedule="round_robin")
+THRICE = {"accumulation": 3}
 OPENUNI = {"family": "openuni"}
 EMU3 = {"family": "emu3"}
 CASES = {
     "full": {},
-    "accumulation": {"batch": {"accumulation": 3}},
+    "accumulation": {"batch": THRICE},
     "checkpointing": {"model": CHECKPOINTING, "batch": TWICE},
     "lora": {"model": LORA},
     "lora_checkpointing": {"model": LORA | CHECKPOINTING},
@@ -64,26 +66,18 @@ CASES = {
         "objectives": unimrg(source_gradient=0.1, images="paired", rows={"understanding": 2, "pixel": 2}),
         "model": {"groups": JANUS_GROUPS},
     },
-    "unimrg_round_robin": {"objectives": unimrg(schedule="round_robin"), "batch": {"accumulation": 3}},
+    "unimrg_round_robin": {"objectives": ROUND_ROBIN, "batch": THRICE},
     "unimrg_sampled": {"objectives": unimrg(schedule="sampled"), "batch": TWICE},
-    "unimrg_zero2_round_robin": {"objectives": unimrg(schedule="round_robin"), "engine": ZERO2},
+    "unimrg_zero2_round_robin": {"objectives": ROUND_ROBIN, "engine": ZERO2},
     "openuni": {"model": OPENUNI, "objectives": unimrg()},
     "openuni_all_groups_checkpointing": {
         "model": {**OPENUNI, **CHECKPOINTING, "groups": ["vision", "aligner", "lm", "queries", "connector", "dit"]},
         "batch": TWICE,
     },
-    "openuni_lora_round_robin": {
-        "model": OPENUNI | LORA,
-        "objectives": unimrg(schedule="round_robin"),
-        "batch": {"accumulation": 3},
-    },
+    "openuni_lora_round_robin": {"model": OPENUNI | LORA, "objectives": ROUND_ROBIN, "batch": THRICE},
     "openuni_zero2": {"model": OPENUNI, "engine": ZERO2},
     "emu3": {"model": EMU3, "objectives": unimrg(source_gradient=0.1)},
-    "emu3_lora_checkpointing": {
-        "model": EMU3 | LORA | CHECKPOINTING,
-        "objectives": unimrg(schedule="round_robin"),
-        "batch": {"accumulation": 3},
-    },
+    "emu3_lora_checkpointing": {"model": EMU3 | LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
     "emu3_zero2": {"model": EMU3, "engine": ZERO2},
     "aia": {"objectives": {"aia": WEIGHTS}, "batch": TWICE},
     "aia_checkpointing_one_layer": {"objectives": {"aia": {**LARGE_WEIGHTS, "layers": [1]}}, "model": CHECKPOINTING},

@@ -23,6 +23,11 @@ LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 ZERO2 = {"ds_config": "ds_configs/zero2.json"}
 CHECKPOINTING = {"gradient_checkpointing": True}
 TWICE = {"accumulation": 2}
+PLAYED = {
+    **{"clean_rows": 2, "hard_rows": 2, "attack_rows": 3},
+    "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
+}
+"""Of the game: its rows and its adversary."""
 
 
 def trainer_of(name: str, home: Path, world: World, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:

@@ -16,17 +16,14 @@ import torch
 from megaunigame.monitoring import names
 from megaunigame.parallel.world import World
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.programs import TWICE, ZERO2, play, trainer_of
+from tests.multi_process.programs import PLAYED, TWICE, ZERO2, play, trainer_of
 
 STEPS, STOP = 7, 3
 LAST = f"checkpoints/step-{STEPS:08d}"
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
 # The stop lies between two merges: mined candidates must come back too, not only the buffer.
 GAME = {
-    "clean_rows": 2,
-    "hard_rows": 2,
-    "attack_rows": 3,
-    "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
+    **PLAYED,
     "clip": {"model": "tiny-random", "tau": 0.5},
     "buffer": {"merge_every": 2, "capacity": 7, "temperature": 4.0, "max_age": 4},
     "pictures_every": 2,

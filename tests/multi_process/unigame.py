@@ -30,20 +30,17 @@ from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import UNDERSTAND
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.plain_reference import PlainReference
-from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, ZERO2, batches_of, largest_error, play, trainer_of
+from tests.multi_process.programs import CHECKPOINTING, LORA, PLAYED, TWICE, ZERO2, batches_of, largest_error, play, trainer_of
 
 STEPS = 4
 TOLERANCE = 1e-5
 GAME: dict[str, Any] = {
-    "clean_rows": 2,
-    "hard_rows": 2,
-    "attack_rows": 3,
+    **PLAYED,
     "turns": 1,
     "ratio": 1.0,
     "gain": 2000.0,
     "clip_norm": 0.5,
     "penalties": {"l2": 3.0, "tv": 2.0, "gate": 1.0},
-    "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
     "buffer": {"merge_every": 2, "capacity": 8, "temperature": 4.0},
     "pictures_every": 3,
 }
@@ -52,6 +49,7 @@ EMBEDDING = {"path": "embedding"}
 PIXEL = {"redraw": "pixel"}
 OTHERS = {"others": {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "source_blur": 0.5}}}
 """The learner draws the sources itself, some without their condition."""
+DRAWING = {"caption_rows": 1, "pixel_rows": 1}
 EMU3 = {"family": "emu3"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
@@ -71,21 +69,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "redraw_accumulation": ({**PIXEL, "every": 2}, {**OTHERS, "batch": TWICE}),
     "redraw_zero2": (
         {"redraw": "caption", "anchor": "none", "condition": "caption"},
-        {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, "engine": ZERO2, "batch": TWICE},
+        {"others": {"generation": DRAWING | {"caption_rows": 3}}, "engine": ZERO2, "batch": TWICE},
     ),
     "redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "batch": TWICE}),
-    "redraw_simultaneous_checkpointing": (
-        PIXEL | SIMULTANEOUS,
-        {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE},
-    ),
+    "redraw_simultaneous_checkpointing": (PIXEL | SIMULTANEOUS, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),
     "redraw_simultaneous_zero2": (
         {**PIXEL, **SIMULTANEOUS, "every": 2},
         {**OTHERS, "engine": ZERO2, "model": LORA, "batch": TWICE},
     ),
-    "with_other_objectives": (
-        {},
-        {"others": {"understanding": {"rows": 1}, "generation": {"caption_rows": 1, "pixel_rows": 1}}},
-    ),
+    "with_other_objectives": ({}, {"others": {"understanding": {"rows": 1}, "generation": DRAWING}}),
 }
 
 
