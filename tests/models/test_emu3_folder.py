@@ -14,9 +14,7 @@ from transformers.initialization import no_init_weights
 from megaunigame.errors import ModelError
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3.configuration import IMAGE_AREA, read_config, read_sides
-from megaunigame.models.emu3.keys import translate
 from tests.models.shared import copied, outputs, with_replaced
-from tests.tiny import tiny_config
 
 FAMILY = "emu3"
 
@@ -186,13 +184,3 @@ def test_codes_that_are_not_consecutive_tokens_are_refused(tiny, tmp_path):
         file.write_bytes(file.read_bytes().replace(b"visual token 000012", b"visual token 000047"))
     with pytest.raises(ModelError, match="must be consecutive"):
         tiny._replace(path=swapped).processor()
-
-
-def test_a_small_model_with_a_width_that_norms_cannot_divide_is_refused(tiny):
-    with pytest.raises(ModelError, match="multiple of 32"):
-        tiny_config("emu3", tiny.tokenizer, vq_config={"base_channels": 48})
-
-
-def test_unknown_keys_have_no_name():
-    assert translate("gen_vision_model.encoder.conv_in.weight") is None and translate("model.aligner.fc1.weight") is None
-    assert translate("language_model.model.norm.weight") is None

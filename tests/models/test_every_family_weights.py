@@ -14,7 +14,8 @@ from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import ALL_TARGETS, LENGTH, PICTURES, built, copied, generate, understand
+from tests.models.shared import ALL_TARGETS, CODE_FAMILIES, LENGTH, PICTURES, built, copied, generate, understand
+from tests.tiny import tiny_config
 
 
 def test_a_family_has_the_name_of_its_folder(tiny):
@@ -104,6 +105,25 @@ def test_a_written_folder_survives_another_round(tiny, tmp_path):
         assert family.configuration(str(tmp_path / folder)).to_dict() == config.to_dict()
     settings = {file.name for file in (tmp_path / "settings").iterdir()}
     assert {"config.json", "tokenizer.json", "preprocessor_config.json"} <= settings
+
+
+@pytest.mark.parametrize("tiny", CODE_FAMILIES, indirect=True)
+def test_a_width_that_norms_cannot_divide_is_refused(tiny):
+    with pytest.raises(ModelError, match="multiple of 32"):
+        tiny_config(tiny.family.name, tiny.tokenizer, vq_config={"base_channels": 48})
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [
+        ("janus", ["gen_vision_model.encoder.something.weight", "vision_model.other.weight", "transformer.h.0.weight"]),
+        ("openuni", ["lmm.something.weight", "gen_vision_model.decoder.weight", "model.vqmodel.encoder.weight"]),
+        ("emu3", ["gen_vision_model.encoder.conv_in.weight", "model.aligner.fc1.weight", "language_model.model.norm.weight"]),
+    ],
+)
+def test_unknown_keys_have_no_name(family, keys):
+    translate = import_module(f"megaunigame.models.{family}.keys").translate
+    assert [translate(key) for key in keys] == [None] * 3
 
 
 def test_folders_that_cannot_be_used_are_refused(tiny, tmp_path):

@@ -14,7 +14,6 @@ from megaunigame.errors import ModelError
 from megaunigame.models.janus import Janus
 from megaunigame.models.janus.configuration import codes_per_image, from_official, read_config, visual_tokens
 from megaunigame.models.janus.folder import train_tokenizer
-from megaunigame.models.janus.keys import translate
 from tests.models.shared import copied, outputs
 from tests.tiny import tiny_config
 
@@ -155,12 +154,5 @@ def test_unknown_towers_and_incomplete_official_configurations_are_refused(tmp_p
 def test_small_models_with_unequal_grids_are_refused(tiny):
     with pytest.raises(ModelError, match="Both grids must be equal"):
         tiny_config("janus", tiny.tokenizer, vision_config={"image_size": 64, "patch_size": 16})
-    with pytest.raises(ModelError, match="multiple of 32"):
-        tiny_config("janus", tiny.tokenizer, vq_config={"base_channels": 48})
     with pytest.raises(ModelError, match="too small"):
         train_tokenizer(["a"], 100)
-
-
-def test_unknown_keys_have_no_name():
-    assert translate("gen_vision_model.encoder.something.weight") is None
-    assert translate("vision_model.other.weight") is None and translate("transformer.h.0.weight") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -132,6 +133,12 @@ def write_pictures(folder: Path, samples: int = 6) -> Path:
     return write_shards(folder, [samples], fields=lambda number: sample(35 * number + 1))
 
 
+def merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Blocks are merged, other values replaced."""
+    blocks = {key: {**defaults[key], **value} for key, value in settings.items() if isinstance(defaults.get(key), dict)}
+    return {**defaults, **settings, **blocks}
+
+
 def write_recipe(path: Path, home: Path, **settings) -> Path:
     """A recipe on `home`/shards and the family's folder in `home`; `settings` are top-level blocks that replace or extend the
     default."""
@@ -152,7 +159,5 @@ def write_recipe(path: Path, home: Path, **settings) -> Path:
         "checkpoint": {"every": 100},
         "monitor": {"every": 1, "tensorboard": False, "progress": False},
     }
-    for key, value in settings.items():
-        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(merged(recipe, settings)))
     return path

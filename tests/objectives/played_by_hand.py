@@ -24,7 +24,7 @@ from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import plan_from
 from tests.data.shard_files import write_shards
-from tests.multi_process.tiny_run import sample
+from tests.multi_process.tiny_run import merged, sample
 from tests.worlds import OneRank
 
 SEED, LR = 5, 1e-3
@@ -76,6 +76,10 @@ class Played:
         game = self.objective.player(context)
         assert game is not None
         self.unigame = game
+        self.offered: list[tuple] = []
+        """What the pool was given to mine in the last step."""
+        mine = self.pool.mine
+        self.pool.mine = lambda *given: (self.offered.append(given), mine(*given))
         self.number = 0
         self.model_calls = 0
         """Passes of the learner in the last step."""
@@ -93,6 +97,7 @@ class Played:
         batches = [self.micro_batches[self.number * self.accumulation + m] for m in range(self.accumulation)]
         micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
         step = Step(self.number, LR, micro_steps)
+        self.offered.clear()
         self.unigame.before_learner(step)
         for micro in micro_steps:
             self.unigame.before_micro_step(step, micro)
@@ -124,28 +129,6 @@ def aside(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
             parameter.requires_grad_(True)
 
     return aside
-
-
-def captured(game: Played) -> list[tuple]:
-    """What the pool is offered from now on."""
-    offered: list[tuple] = []
-    mine = game.pool.mine
-
-    def capture(*given: Any) -> None:
-        offered.append(given)
-        mine(*given)
-
-    game.pool.mine = capture
-    return offered
-
-
-def merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Blocks are merged, other values replaced."""
-    found = dict(defaults)
-    for key, value in settings.items():
-        known = found.get(key)
-        found[key] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
-    return found
 
 
 @contextmanager

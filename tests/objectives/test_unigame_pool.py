@@ -19,7 +19,7 @@ from megaunigame.replay.rows import pack, to_records, to_rows
 from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import UNDERSTAND
-from tests.objectives.played_by_hand import ADVERSARIES, CLIP, Played, captured
+from tests.objectives.played_by_hand import ADVERSARIES, CLIP, Played
 
 # Candidates
 
@@ -108,12 +108,12 @@ def middle_similarity(game: Played) -> float:
 def test_what_is_mined_is_plausible_and_hard(play, settings):
     """Similarity at or above tau AND loss at or above the percentile of the plausible ones."""
     game = play(**settings, **CLIP, accumulation=3, buffer={"percentile": 60.0})
-    unigame, offered = game.unigame, captured(game)
+    unigame = game.unigame
     unigame.clip.tau = middle_similarity(game)  # about half will pass
     metrics = game.step()
 
     similarity, losses, real = [], [], []
-    for attack, _, pictures, sums, *_ in offered:
+    for attack, _, pictures, sums, *_ in game.offered:
         for shown, of_rows in zip(pictures, sums, strict=True):
             similarity += unigame.clip.similarity(shown, sources=attack.redraw.targets).tolist()
             losses += (of_rows / attack.question.counts.clamp(min=1)).tolist()
@@ -134,9 +134,8 @@ def test_what_is_mined_is_plausible_and_hard(play, settings):
 
 def test_an_adversary_metric_is_a_mean_over_attacked_pictures(play):
     game = play(adversary=ADVERSARIES["noise"])
-    offered = captured(game)
     metrics = game.step()
-    ((attack, attacked, _, losses, *_),) = offered
+    ((attack, attacked, _, losses, *_),) = game.offered
     assert metrics[names.LOSS_ADVERSARIAL] == pytest.approx(float(losses.sum() / attack.question.counts.sum()), rel=1e-5)
     assert metrics[names.ADVERSARY_DELTA] == pytest.approx(float(attacked.delta.norm(dim=-1).mean()), rel=1e-5)
     assert metrics[names.ADVERSARY_CHANGED_CODES] == pytest.approx(float(attacked.changed.mean()), rel=1e-5)
@@ -174,9 +173,8 @@ def test_hard_places_without_a_record_stay_dummies(play):
 @pytest.mark.parametrize("independent", [False, True])
 def test_mined_questions_come_back_as_they_were(play, independent):
     game = play(turns=0, independent=independent, attack_rows=4)
-    offered = captured(game)
     game.step()
-    ((attack, _, pictures, _, *_),) = offered
+    ((attack, _, pictures, _, *_),) = game.offered
     question, buffer = attack.question, game.pool.buffer
     assert buffer.size == 4 and (question.segments is not None) == independent
     rows = game.pool.rows(np.arange(buffer.size))
@@ -199,9 +197,8 @@ def test_mined_questions_come_back_as_they_were(play, independent):
 
 def test_replayed_rows_give_the_loss_of_the_mined_ones(play):
     game = play(turns=0, attack_rows=4, independent=True)
-    offered = captured(game)
     game.step()
-    ((attack, _, pictures, _, *_),) = offered
+    ((attack, _, pictures, _, *_),) = game.offered
     rows = game.pool.rows(np.arange(4))
     question = attack.question
     question.images = game.model.as_source(((pictures[0] + 1) * 127.5).round() / 127.5 - 1).unsqueeze(1)  # as stored

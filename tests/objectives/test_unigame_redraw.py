@@ -19,7 +19,7 @@ from megaunigame.objectives.unigame.attack import QUESTION
 from megaunigame.objectives.unimrg import UniMRG
 from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
-from tests.objectives.played_by_hand import ADVERSARIES, CLIP, LM, calls_of, captured
+from tests.objectives.played_by_hand import ADVERSARIES, CLIP, LM, calls_of
 from tests.refusals import refused
 
 # The plan
@@ -86,11 +86,11 @@ REDRAWN = [(mode, adversary) for mode in ("alternating", "simultaneous") for adv
 def test_what_the_learner_has_drawn_is_attacked(play, mode):
     """The pictures are those of the pixel rows, and the perturbation is that of an attack with a separate forward."""
     game = play(others=PIXEL, redraw="pixel", mode=mode, adversary=ADVERSARIES["noise"])
-    offered, attack = captured(game), game.attack()
+    attack = game.attack()
     pixel = game.micro_batches[0].inputs[GENERATE].keys[game.plan.rows_at(GENERATE, "pixel")]
     assert attack.redraw.keys == attack.question.keys == pixel and (attack.question.counts > 0).all()
     game.step()
-    ((_, attacked, _, _, *_),) = offered
+    ((_, attacked, _, _, *_),) = game.offered
     again = game.unigame.path.attack(game.model, attack, game.unigame._generator("attack", 0, 0))
     torch.testing.assert_close(attacked.delta, again.delta, rtol=0, atol=1e-5)
     torch.testing.assert_close(attacked.pictures, again.pictures, rtol=0, atol=1e-5)
