@@ -10,16 +10,18 @@ from megaunigame.attention.targets import Target, read_targets, table, write_tar
 from megaunigame.errors import ConfigError
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
+BANDS = {
+    GENERATE: (Target(0.2, 0.4), Target(0.1, 0.4), Target(0.05, 0.2)),
+    UNDERSTAND: (Target(0.05, 0.1), Target(0.05, 0.15), Target(0.05, 0.3)),
+}
+"""From the first layer to the last."""
+
 
 def test_the_published_tables():
     janus, emu3 = table("auto", 30), table("auto", 32)
     assert janus == table("janus_pro", 30) and emu3 == table("emu3", 32)
-    assert [janus[GENERATE][x] for x in (9, 10, 24, 25)] == [
-        Target(0.2, 0.4),
-        Target(0.1, 0.4),
-        Target(0.1, 0.4),
-        Target(0.05, 0.2),
-    ]
+    first, middle, last = BANDS[GENERATE]
+    assert [janus[GENERATE][x] for x in (9, 10, 24, 25)] == [first, middle, middle, last]
     assert [janus[UNDERSTAND][x].target for x in (0, 9, 10, 19, 20, 29)] == [0.1, 0.1, 0.15, 0.15, 0.3, 0.3]
     assert [emu3[UNDERSTAND][x].target for x in (20, 30, 31)] == [0.3, 0.3, 0.2]
     assert {target.delta for target in janus[UNDERSTAND]} == {0.05}
@@ -36,9 +38,8 @@ def test_relative_depth_agrees_with_the_table_it_stretches():
 
 @given(st.integers(1, 200))
 def test_relative_depth_keeps_the_order_of_the_bands(depth):
-    for name, ends in ((GENERATE, (Target(0.2, 0.4), Target(0.1, 0.4), Target(0.05, 0.2))), (UNDERSTAND, None)):
+    for name, order in BANDS.items():
         targets = table("relative", depth)[name]
-        order = ends or (Target(0.05, 0.1), Target(0.05, 0.15), Target(0.05, 0.3))
         places = [order.index(target) for target in targets]
         assert len(targets) == depth and places == sorted(places)
 

@@ -57,14 +57,12 @@ def shards(tmp_path):
     return str(write_shards(tmp_path / "shards", [COUNT], fields=fields))
 
 
-def suite(shards) -> Representations:
-    return Representations(Representations.Config(shards=shards, prompts={"depth": "the depth"}, batch=2, pictures=2))
-
-
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_scores_are_those_of_a_known_draughtsman(shards, tmp_path, world_size):
+    config = Representations.Config(shards=shards, prompts={"depth": "the depth"}, batch=2, pictures=2)
+
     def measure(world):
-        return suite(shards).run(Draughtsman(), world, tmp_path / "pictures")
+        return Representations(config).run(Draughtsman(), world, tmp_path / "pictures")
 
     for result in on_ranks(world_size, measure):
         columns_wrong = {

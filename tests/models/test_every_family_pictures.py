@@ -92,12 +92,10 @@ def test_greedy_sampling_equals_decoding_without_a_cache(model, picture, guidanc
     width, line_end = model.lines
 
     def logits(start, codes):
-        lines = [[line] for line in model.embed_codes(codes).split(width or 16, dim=1)]
-        for line in lines:
-            if line_end is not None and line[0].shape[1] == width:
-                line.append(line_end.view(1, 1, -1))
-        read = torch.cat([start, *(part for line in lines for part in line)], dim=1)
-        return model.code_logits(model.language_model(inputs_embeds=read).last_hidden_state[:, -1])
+        read = [start]
+        for line in model.embed_codes(codes).split(width or 16, dim=1):
+            read += [line, line_end.view(1, 1, -1)] if line_end is not None and line.shape[1] == width else [line]
+        return model.code_logits(model.language_model(inputs_embeds=torch.cat(read, dim=1)).last_hidden_state[:, -1])
 
     with torch.no_grad():
         asked = (model.embed(inputs), inputs.attention), model.unconditional(inputs)

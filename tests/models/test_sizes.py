@@ -33,10 +33,6 @@ TOTALS = {
 JANUS_WEIGHTS = Path(__file__).parents[2] / "megaunigame/tiny_world/weights/janus"
 
 
-def family(name: str) -> type[CausalModel]:
-    return find("models", name, CausalModel)
-
-
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory) -> Callable[[str, str], Path]:
     """Writes the folder of a size once."""
@@ -44,7 +40,7 @@ def folder_of(tmp_path_factory) -> Callable[[str, str], Path]:
     @functools.cache
     def write(name: str, size: str) -> Path:
         folder = tmp_path_factory.mktemp(f"{name}_{size}")
-        family(name).write_size(size, folder)
+        find("models", name, CausalModel).write_size(size, folder)
         return folder
 
     return write
@@ -54,7 +50,7 @@ def folder_of(tmp_path_factory) -> Callable[[str, str], Path]:
 def test_a_published_size_has_the_published_number_of_parameters(folder_of, name, size):
     folder = folder_of(name, size)
     with torch.device("meta"):
-        model = built(family(name), folder, max_length=512)
+        model = built(find("models", name, CausalModel), folder, max_length=512)
         parts = model, model.build_frozen()
     assert sum(p.numel() for part in parts for p in part.parameters()) == TOTALS[name, size]
     assert not list(folder.glob("*.safetensors"))
@@ -64,7 +60,7 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of, name
     "name, size, length, picture, codes", [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100)]
 )
 def test_the_largest_rows_of_a_size_collate(folder_of, name, size, length, picture, codes):
-    processor = family(name).open_processor(str(folder_of(name, size)), max_length=length)
+    processor = find("models", name, CausalModel).open_processor(str(folder_of(name, size)), max_length=length)
     plan = plan_from([RowRequest("answers", UNDERSTAND, "scenes", 1), RowRequest("pixels", GENERATE, "scenes", 2)])
     understand, generate = processor.largest(plan, UNDERSTAND), processor.largest(plan, GENERATE)
     assert understand.tokens.shape == (1, length)
@@ -80,10 +76,10 @@ def test_the_codes_of_a_size_lie_next_to_each_other(folder_of):
 
 @pytest.mark.parametrize("name", available("models", UnifiedModel))
 def test_every_family_has_sizes_and_names_them_for_another(tmp_path, name):
-    sizes = list(family(name).sizes)
+    sizes = list(find("models", name, CausalModel).sizes)
     assert "tiny" in sizes and len(sizes) > 1
     with pytest.raises(ModelError, match=f"Unknown size of {name} 'tinny'. Did you mean 'tiny'.*{sizes[-1]}"):
-        family(name).write_size("tinny", tmp_path)
+        find("models", name, CausalModel).write_size("tinny", tmp_path)
 
 
 def shape_of(config: dict) -> dict:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -105,8 +104,7 @@ def check_partitioned(trainer: Trainer, world: World) -> None:
 
 
 def run(case: str, settings: dict, home: Path, world: World) -> str:
-    gathered_at_once: list[int] = []
-    with watching_loading(gathered_at_once):
+    with mock.patch.object(zero3, "_gathered", side_effect=zero3._gathered) as loading:
         trainer = trainer_of(case, home, world, **settings)
     recipe = trainer.recipe
     reference = AttentionReference if "aia" in recipe.objectives else PlainReference
@@ -118,7 +116,8 @@ def run(case: str, settings: dict, home: Path, world: World) -> str:
     if stage3:
         check_partitioned(trainer, world)
         whole = sum(map(element_count, trainer.learner.module.parameters()))
-        assert 0 < max(gathered_at_once) < whole / 4, "loading held too much of the model at once"
+        at_once = [sum(map(element_count, call.args[0])) for call in loading.call_args_list]
+        assert 0 < max(at_once) < whole / 4, "loading held too much of the model at once"
         trained = sum(element_count(p) for p in trainer.learner.module.parameters() if p.requires_grad)
         assert f"model: {whole:,} parameters, {trained:,} trained" in trainer.describe()
     trainer.dry_run()
@@ -144,17 +143,6 @@ def run(case: str, settings: dict, home: Path, world: World) -> str:
         f"largest error {worst:.1e} after {STEPS} steps, largest move {plain_way.abs().max():.1e}, "
         f"cosine of the two ways {direction:.6f}"
     )
-
-
-def watching_loading(counts: list[int]) -> Any:
-    """Notes in `counts` how many elements are whole at a time while weights are loaded."""
-    original = zero3._gathered
-
-    def recorded(parameters):
-        counts.append(sum(map(element_count, parameters)))
-        return original(parameters)
-
-    return mock.patch.object(zero3, "_gathered", recorded)
 
 
 def check_divergence(home: Path, world: World) -> str:

@@ -27,10 +27,7 @@ STEPS = 4
 TOLERANCE = 1e-5
 GAME: dict[str, Any] = {
     **PLAYED,
-    "turns": 1,
-    "ratio": 1.0,
-    "gain": 2000.0,
-    "clip_norm": 0.5,
+    **{"turns": 1, "ratio": 1.0, "gain": 2000.0, "clip_norm": 0.5},
     "penalties": {"l2": 3.0, "tv": 2.0, "gate": 1.0},
     "buffer": {"merge_every": 2, "capacity": 8, "temperature": 4.0},
     "pictures_every": 3,
