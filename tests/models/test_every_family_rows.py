@@ -38,6 +38,8 @@ class Format(NamedTuple):
     """Tokens that they take."""
     loss_positions: int
     after_prompt: int
+    source_side: int
+    target_side: int
 
 
 JANUS = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
@@ -58,6 +60,8 @@ FORMATS = {
         three_pictures=54,
         loss_positions=16,
         after_prompt=16,
+        source_side=16,
+        target_side=16,
     ),
     "openuni": Format(
         conversation=f"<|im_start|>user\n{OPENUNI}\n{OPENUNI}\nwhat is this ?<|im_end|>\n<|im_start|>assistant\na red ball"
@@ -75,6 +79,8 @@ FORMATS = {
         three_pictures=20,
         loss_positions=4 * 8 * 8,
         after_prompt=6,
+        source_side=16,
+        target_side=32,
     ),
     "emu3": Format(
         conversation=f"<|extra_203|>You are a helpful assistant. USER: {EMU3}{EMU3}what is this ?. ASSISTANT: a red ball"
@@ -89,6 +95,8 @@ FORMATS = {
         three_pictures=57,
         loss_positions=16,
         after_prompt=19,
+        source_side=12,
+        target_side=16,
     ),
 }
 
@@ -118,7 +126,7 @@ def test_conversation_format(processor, reads, picture):
     assert inputs.counts.tolist() == [labeled.sum()]
     seen = inputs.tokens[0][inputs.image_positions[0]]
     assert len(seen) == 2 * visual_tokens(processor, reads) and (seen == processor.format.image).all()
-    assert inputs.images.shape == (1, 2, 3, processor.source_size, processor.source_size)
+    assert inputs.images.shape == (1, 2, 3, reads.source_side, reads.source_side)
     assert inputs.tokens.shape[1] % 8 == 0 and inputs.segments is None
 
 
@@ -130,7 +138,7 @@ def test_generation_format(processor, reads, picture):
     assert inputs.counts.tolist() == [reads.loss_positions] * 2 + [0] and processor.after_prompt == reads.after_prompt
     assert inputs.attention[:, -1].all() and inputs.tokens.shape[1] % 8 == 0
     assert inputs.image_valid.tolist() == [[False], [True], [False]] and inputs.intact.tolist() == [True] * 3
-    assert inputs.targets.shape == (3, 3, processor.image_size, processor.image_size)
+    assert inputs.targets.shape == (3, 3, reads.target_side, reads.target_side)
     assert (inputs.targets[2] == 0).all() and (inputs.images[2] == 0).all()
 
 

@@ -79,18 +79,18 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     return [] if ours == theirs else [path]
 
 
+def fitted(name: str, home: Path, world: World, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
+    trainer = trainer_of(name, home, world, kind, **settings)
+    trainer.fit()
+    return trainer
+
+
 def run(case: str, settings: dict[str, Any], home: Path, world: World) -> str:
     settings = {**settings, "schedule": {"steps": STEPS}, "checkpoint": {"every": 5, "keep": 9}}
-
-    def start(kind: type[Trainer], output: str) -> Trainer:
-        trainer = trainer_of(output, home, world, kind, **settings)
-        trainer.fit()
-        return trainer
-
-    whole = start(Trainer, f"{case}-whole")
-    stopped = start(StopsAfter, f"{case}-parts")
+    whole = fitted(f"{case}-whole", home, world, **settings)
+    stopped = fitted(f"{case}-parts", home, world, StopsAfter, **settings)
     assert stopped.state.step == STOP, "one rank asked to stop; all must have"
-    resumed = start(Trainer, f"{case}-parts")
+    resumed = fitted(f"{case}-parts", home, world, **settings)
     assert resumed.first_step == STOP and resumed.state == whole.state
 
     assert not checkpoint_differences(whole, resumed), case
@@ -126,12 +126,10 @@ def check_evaluation_changes_nothing(home: Path, world: World) -> str:
         "tokenizer": {**shards, "representations": ["pixel"]},
         "reconstruction_questions": {**shards, "questions_per_row": 2},
     }
-    trainers = []
-    for name, evaluation in (("plain", {"suites": {}}), ("evaluated", {"suites": suites, "every": 3})):
-        trainer = trainer_of(name, home, world, evaluation=evaluation, schedule={"steps": STEPS}, model=LORA)
-        trainer.fit()
-        trainers.append(trainer)
-    assert not checkpoint_differences(*trainers)
+    settings = {"schedule": {"steps": STEPS}, "model": LORA}
+    plain = fitted("plain", home, world, evaluation={"suites": {}}, **settings)
+    evaluated = fitted("evaluated", home, world, evaluation={"suites": suites, "every": 3}, **settings)
+    assert not checkpoint_differences(plain, evaluated)
     if world.is_main:
         results = sorted((home / "runs" / "evaluated" / "evaluation").glob("step-*.json"))
         assert [r.stem for r in results] == [f"step-{n:08d}" for n in (0, 3, 6, 7)]

@@ -81,8 +81,6 @@ class Played:
         mine = self.pool.mine
         self.pool.mine = lambda *given: (self.offered.append(given), mine(*given))
         self.number = 0
-        self.model_calls = 0
-        """Passes of the learner in the last step."""
 
     @property
     def pool(self) -> Any:
