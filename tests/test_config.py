@@ -12,6 +12,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.objectives.generation import Generation
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.settings import fill
+from tests.refusals import refused
 
 RECIPE = """
 name: test
@@ -75,10 +76,8 @@ def test_written_recipe_reads_back(recipe_file, tmp_path, override):
     ],
 )
 def test_bad_overrides_name_the_key_and_the_cure(recipe_file, override, parts):
-    with pytest.raises(ConfigError) as caught:
+    with refused(*parts):
         load_recipe(recipe_file, [override])
-    for part in parts:
-        assert part in str(caught.value)
 
 
 def test_missing_recipe_and_missing_value(tmp_path):

@@ -21,19 +21,23 @@ def test_wrong_names_are_answered():
         find("models", "emu9", UnifiedModel)
 
 
-def test_a_file_without_its_class_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "empty.py").write_text("x = 1\n")
+@pytest.fixture
+def more(tmp_path, monkeypatch):
+    """A folder in which objectives are found too."""
     package = importlib.import_module("megaunigame.objectives")
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    return tmp_path
+
+
+def test_a_file_without_its_class_is_refused(more):
+    (more / "empty.py").write_text("x = 1\n")
     with pytest.raises(ConfigError, match="exactly one Objective; found 0"):
         find("objectives", "empty", Objective)
 
 
-def test_a_class_of_a_longer_name_is_not_taken_for_its_own(tmp_path, monkeypatch):
+def test_a_class_of_a_longer_name_is_not_taken_for_its_own(more):
     source = "from megaunigame.objectives.understanding import Understanding\n\nclass Understand(Understanding):\n    pass\n"
-    (tmp_path / "understand.py").write_text(source)
-    package = importlib.import_module("megaunigame.objectives")
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    (more / "understand.py").write_text(source)
     try:
         assert find("objectives", "understand", Objective).__name__ == "Understand"
     finally:

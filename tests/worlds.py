@@ -43,9 +43,9 @@ class OneRank(PretendedWorld):
 class ThreadWorld(Ranks):
     """One of `size` ranks that are threads. `calls` has the name and the length of each collective on tensors."""
 
-    def __init__(self, rank: int, slots: list[Any], meeting: threading.Barrier):
-        super().__init__(rank=rank, size=len(slots), local_rank=rank, device=CPU)
-        self.slots, self.meeting = slots, meeting
+    def __init__(self, rank: int, places: list[Any], meeting: threading.Barrier):
+        super().__init__(rank=rank, size=len(places), local_rank=rank, device=CPU)
+        self.places, self.meeting = places, meeting
         self.calls: list[tuple[str, int]] = []
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -64,9 +64,9 @@ class ThreadWorld(Ranks):
         return received
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        self.slots[self.rank] = value
+        self.places[self.rank] = value
         self.barrier()
-        gathered = list(self.slots)
+        gathered = list(self.places)
         self.barrier()
         return gathered
 
@@ -80,12 +80,12 @@ class ThreadWorld(Ranks):
 
 def on_ranks(size: int, work: Callable[[ThreadWorld], T]) -> list[T]:
     """The result of `work(world)` on every rank; a rank that fails breaks the barrier of the others."""
-    slots, results = [None] * size, [None] * size  # type: list[Any], list[Any]
+    places, results = [None] * size, [None] * size  # type: list[Any], list[Any]
     meeting = threading.Barrier(size, timeout=10)
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(ThreadWorld(rank, slots, meeting))
+            results[rank] = work(ThreadWorld(rank, places, meeting))
         except BaseException as error:  # raised again below
             results[rank] = error
             meeting.abort()

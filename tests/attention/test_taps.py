@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
@@ -20,10 +22,10 @@ from megaunigame.step.labels import label_positions
 ROWS, LENGTH, LAYERS, HEADS = 3, 24, 3, 4
 
 
-def llama(attention: str, key_value_heads: int = 2, checkpointing: bool = False) -> LlamaModel:
+def llama(attention: str, key_value_heads: int = 2, checkpointing: bool = False, layers: int = LAYERS) -> LlamaModel:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=HEADS,
         num_key_value_heads=key_value_heads, attn_implementation=attention, use_cache=False,
     )  # fmt: skip
     model = LlamaModel(config)
@@ -54,6 +56,15 @@ def chosen(queries: torch.Tensor, most: int = 0) -> Queries:
     return answers(label_positions(torch.where(queries, 1, IGNORE)), most, LENGTH)
 
 
+def tap_of(layers: Sequence[int] = range(LAYERS), most: int = 0) -> Tap:
+    _, queries, keys, first = sets()
+    return Tap(Taps(tuple(layers)), chosen(queries, most), keys, first)
+
+
+def causal(attention: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
+    return masks.additive(masks.causal(attention, segments), torch.float32)
+
+
 def maps(model: LlamaModel, mask: torch.Tensor, given: torch.Tensor) -> list[torch.Tensor]:
     return model(inputs_embeds=given, attention_mask=mask, output_attentions=True).attentions
 
@@ -81,7 +92,7 @@ ALL = Taps(layers=tuple(range(LAYERS)))
 def test_shares_and_gradients_are_those_of_the_maps(monkeypatch, base, padding, checkpointing, key_value_heads, chunk):
     monkeypatch.setattr(attention_taps, "CHUNK_ELEMENTS", chunk)
     attention, queries, keys, first = sets(left=padding == "left")
-    mask = masks.additive(masks.causal(attention, None), torch.float32)
+    mask = causal(attention)
     reference = llama("eager", key_value_heads)
     theirs_input, ours_input = (embeds().requires_grad_() for _ in range(2))
     attentions = maps(reference, mask, theirs_input)
@@ -109,12 +120,10 @@ def test_segments_are_seen_through_the_mask():
     attention, queries, keys, first = sets()
     segments = torch.zeros(ROWS, LENGTH, dtype=torch.long)
     segments[:, 12:18], segments[:, 18:] = 1, 2
-    mask = masks.additive(masks.causal(attention, segments), torch.float32)
+    mask = causal(attention, segments)
     with torch.no_grad():
         expected = by_maps(maps(llama("eager"), mask, embeds()), queries, keys)
-        plain = by_maps(
-            maps(llama("eager"), masks.additive(masks.causal(attention, None), torch.float32), embeds()), queries, keys
-        )
+        plain = by_maps(maps(llama("eager"), causal(attention), embeds()), queries, keys)
         tap = Tap(ALL, chosen(queries), keys, first)
         tapped(llama("sdpa"), mask, embeds(), tap)
     torch.testing.assert_close(tap.shares().keys, expected, atol=1e-6, rtol=0)
@@ -140,8 +149,7 @@ def test_a_padding_mask_of_two_dimensions_as_flash_attention_takes_it(monkeypatc
     tap = Tap(ALL, chosen(queries), keys, first)
     with torch.no_grad():
         tapped(model, attention, embeds(), tap)
-        mask = masks.additive(masks.causal(attention, None), torch.float32)
-        expected = by_maps(maps(llama("eager"), mask, embeds()), queries, keys)
+        expected = by_maps(maps(llama("eager"), causal(attention), embeds()), queries, keys)
     torch.testing.assert_close(tap.shares().keys, expected, atol=1e-6, rtol=0)
     assert names == ["flash_like"] * LAYERS  # the kernel finds the name it is looked up by
 
@@ -152,15 +160,11 @@ def test_an_untapped_pass_is_the_same_bit_by_bit():
     attention_taps.install(model)  # twice is once
     with torch.no_grad():
         assert torch.equal(plain(inputs_embeds=embeds())[0], model(inputs_embeds=embeds())[0])
-        _, queries, keys, first = sets()
-        assert torch.equal(
-            plain(inputs_embeds=embeds())[0], tapped(model, None, embeds(), Tap(ALL, chosen(queries), keys, first))
-        )
+        assert torch.equal(plain(inputs_embeds=embeds())[0], tapped(model, None, embeds(), tap_of()))
 
 
 def test_chosen_layers_alone_are_measured_in_the_order_asked_for():
-    _, queries, keys, first = sets()
-    everything, some = Tap(ALL, chosen(queries), keys, first), Tap(Taps(layers=(2, 0)), chosen(queries), keys, first)
+    everything, some = tap_of(), tap_of(layers=(2, 0))
     model = llama("sdpa")
     with torch.no_grad():
         tapped(model, None, embeds(), everything)
@@ -170,15 +174,14 @@ def test_chosen_layers_alone_are_measured_in_the_order_asked_for():
 
 
 def test_a_random_part_of_the_queries_is_unbiased():
-    _, queries, keys, first = sets()
-    model = llama("sdpa")
-    exact = Tap(ALL, chosen(queries), keys, first)
+    _, queries, _, _ = sets()
+    model, exact = llama("sdpa"), tap_of()
     with torch.no_grad():
         tapped(model, None, embeds(), exact)
         torch.manual_seed(0)
         drawn = []
         for _ in range(300):
-            tap = Tap(ALL, chosen(queries, 3), keys, first)
+            tap = tap_of(most=3)
             assert tap.queries.positions.shape == (ROWS, 3)
             assert (queries.gather(1, tap.queries.positions).sum(1) == queries.sum(1).clamp_max(3)).all()
             tapped(model, None, embeds(), tap)
@@ -225,8 +228,7 @@ def test_rows_without_queries_or_keys_are_finite_and_without_gradient():
 
 
 def test_bfloat16_stays_near():
-    _, queries, keys, first = sets()
-    exact, near = Tap(ALL, chosen(queries), keys, first), Tap(ALL, chosen(queries), keys, first)
+    exact, near = tap_of(), tap_of()
     with torch.no_grad():
         tapped(llama("sdpa"), None, embeds() / 8, exact)
         tapped(llama("sdpa").bfloat16(), None, (embeds() / 8).bfloat16(), near)
@@ -241,11 +243,9 @@ def test_a_model_that_cannot_be_tapped_says_so(monkeypatch):
 
 
 def test_a_layer_that_never_attended_is_named():
-    _, queries, keys, first = sets()
-    model = llama("sdpa")
-    tap = Tap(Taps(layers=(0, 7)), chosen(queries), keys, first)
+    tap = tap_of(layers=(0, 7))
     with torch.no_grad():
-        tapped(model, None, embeds(), tap)
+        tapped(llama("sdpa"), None, embeds(), tap)
     with pytest.raises(ModelError, match=r"layer 7 could not be tapped; layers \[0\] were"):
         tap.shares()
 
@@ -254,18 +254,10 @@ def test_what_is_computed_again_is_let_go_layer_by_layer():
     """With gradient checkpointing the peak of a measured backward does not grow with the layers that are measured."""
 
     def peak(layers: int, measured: bool) -> int:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=HEADS,
-            num_key_value_heads=2, attn_implementation="sdpa", use_cache=False,
-        )  # fmt: skip
-        model = LlamaModel(config)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train().requires_grad_(False)  # no weight gradients, which would grow with the layers too
+        model = llama("sdpa", checkpointing=True, layers=layers)
+        model.requires_grad_(False)  # no weight gradients, which would grow with the layers too
         attention_taps.install(model)
-        _, queries, keys, first = sets()
-        tap = Tap(Taps(tuple(range(layers))), chosen(queries), keys, first)
-        given = embeds().requires_grad_()
+        tap, given = tap_of(range(layers)), embeds().requires_grad_()
         with LiveBytes() as live:
             hidden = model(inputs_embeds=given, attention_mask=None, **({"tap": tap} if measured else {})).last_hidden_state
             loss = hidden.square().sum() + (tap.shares().keys.sum() if measured else 0)

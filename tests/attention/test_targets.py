@@ -10,19 +10,21 @@ from megaunigame.attention.targets import Target, read_targets, table, write_tar
 from megaunigame.errors import ConfigError
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
+BANDS = {
+    GENERATE: (Target(0.2, 0.4), Target(0.1, 0.4), Target(0.05, 0.2)),
+    UNDERSTAND: (Target(0.05, 0.1), Target(0.05, 0.15), Target(0.05, 0.3)),
+}
+"""From the first layer to the last."""
+
 
 def test_the_published_tables():
     janus, emu3 = table("auto", 30), table("auto", 32)
     assert janus == table("janus_pro", 30) and emu3 == table("emu3", 32)
-    assert [janus[GENERATE][x] for x in (9, 10, 24, 25)] == [
-        Target(0.2, 0.4),
-        Target(0.1, 0.4),
-        Target(0.1, 0.4),
-        Target(0.05, 0.2),
-    ]
+    first, middle, last = BANDS[GENERATE]
+    assert [janus[GENERATE][x] for x in (9, 10, 24, 25)] == [first, middle, middle, last]
     assert [janus[UNDERSTAND][x].target for x in (0, 9, 10, 19, 20, 29)] == [0.1, 0.1, 0.15, 0.15, 0.3, 0.3]
     assert [emu3[UNDERSTAND][x].target for x in (20, 30, 31)] == [0.3, 0.3, 0.2]
-    assert {aim.delta for aim in janus[UNDERSTAND]} == {0.05}
+    assert {target.delta for target in janus[UNDERSTAND]} == {0.05}
 
 
 def test_the_released_code_differs_in_one_layer():
@@ -36,19 +38,18 @@ def test_relative_depth_agrees_with_the_table_it_stretches():
 
 @given(st.integers(1, 200))
 def test_relative_depth_keeps_the_order_of_the_bands(depth):
-    for name, ends in ((GENERATE, (Target(0.2, 0.4), Target(0.1, 0.4), Target(0.05, 0.2))), (UNDERSTAND, None)):
-        aims = table("relative", depth)[name]
-        order = ends or (Target(0.05, 0.1), Target(0.05, 0.15), Target(0.05, 0.3))
-        places = [order.index(aim) for aim in aims]
-        assert len(aims) == depth and places == sorted(places)
+    for name, order in BANDS.items():
+        targets = table("relative", depth)[name]
+        places = [order.index(target) for target in targets]
+        assert len(targets) == depth and places == sorted(places)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.05, 0.1, 0.2]), st.sampled_from([0.0, 0.15, 0.4, 1.0])), min_size=1, max_size=40))
 def test_a_file_gives_back_what_was_written(tmp_path_factory, pairs):
     file = tmp_path_factory.mktemp("targets") / "t.yaml"
-    aims = [Target(delta, target) for delta, target in pairs]
-    write_targets(file, {UNDERSTAND: aims}, "from a teacher\n30 samples")
-    assert read_targets(file, len(aims)) == {UNDERSTAND: aims}
+    targets = [Target(delta, target) for delta, target in pairs]
+    write_targets(file, {UNDERSTAND: targets}, "from a teacher\n30 samples")
+    assert read_targets(file, len(targets)) == {UNDERSTAND: targets}
 
 
 BAND = "{{layers: [{}, {}], delta: 0.1, target: 0.4}}"

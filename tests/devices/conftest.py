@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megaunigame.models.base import UnifiedModel
-from megaunigame.registry import available
+from tests.models.shared import FAMILIES
 from tests.multi_process.tiny_run import write_families
 
 
@@ -14,6 +13,6 @@ def home(tmp_path_factory):
     return write_families(tmp_path_factory.mktemp("families"))
 
 
-@pytest.fixture(params=available("models", UnifiedModel))
+@pytest.fixture(params=FAMILIES)
 def family(request):
     return request.param

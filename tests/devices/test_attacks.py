@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -23,9 +22,10 @@ from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from tests.devices.fake_device import DEVICE, load, move, no_waiting, on_host, transfer
 from tests.devices.rows import aside, collated
+from tests.objectives.played_by_hand import ADVERSARIES
+from tests.objectives.played_by_hand import aside as learner_aside
 from tests.worlds import OneRank
 
-ADVERSARIES = {"perturber": {"kind": "perturber", "hidden": 8}, "pgd": {"kind": "pgd", "steps": 2}}
 PLAN = plan_from(
     [
         RowRequest("clean", UNDERSTAND, "s", 2),
@@ -39,17 +39,7 @@ PLAN = plan_from(
 def game(model, monkeypatch, **settings) -> Game:
     """Ready for its first step; built on the host."""
     objective = UniGame(fill(Settings, {"clean_rows": 2, "attack_rows": 2, "pictures_every": 0, **settings}, "unigame"))
-
-    @contextlib.contextmanager
-    def frozen():
-        trained = [p for p in model.parameters() if p.requires_grad]
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-    game = objective.player(Context(model, frozen, PLAN, OneRank(), 0, 1))
+    game = objective.player(Context(model, learner_aside(model), PLAN, OneRank(), 0, 1))
     assert game is not None
     # A generator of a device without a driver cannot be made: these draw on the host, and what they draw is carried over.
     monkeypatch.setattr(game, "_generator", lambda *where: torch.Generator().manual_seed(0))
@@ -68,7 +58,7 @@ def carried(objective: Game) -> None:
     objective.round.answer_tokens = objective.round.attacked_pictures = torch.ones((), device=DEVICE)
 
 
-@pytest.mark.parametrize("adversary", ADVERSARIES)
+@pytest.mark.parametrize("adversary", ["perturber", "pgd"])
 @pytest.mark.parametrize("path", ["decoder", "embedding"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_alternating_attacks(monkeypatch, home, family, path, adversary, dtype):
@@ -111,19 +101,13 @@ def test_pictures_and_answers(monkeypatch, home, family):
     prompts = model.processor.generate_prompts(["a ball", "no"])
     monkeypatch.setattr(flow, "solver", on_host(flow.solver))  # its times are numpy's
     questions = model.processor.prompt_inputs([[], []], ["what is it ?", "no ?"])
-    with no_waiting_in_sampling(monkeypatch):
+    with no_waiting(monkeypatch) as copies:
         transfer(model, DEVICE, torch.bfloat16)
         drawn = model.sample(prompts.to(DEVICE), guidance=2.0, temperature=1.0, generator=torch.Generator().manual_seed(0))
         assert drawn.device == DEVICE and drawn.shape[:2] == (2, 3)
         said = model.answer(questions.to(DEVICE), max_new_tokens=3)
         assert said.device == DEVICE and said.shape == (2, 3)
-
-
-@contextlib.contextmanager
-def no_waiting_in_sampling(monkeypatch):
-    """A few small copies are made while pictures are drawn, none of which is in a step of the learner."""
-    with no_waiting(monkeypatch) as copies:
-        yield
+        # A few small copies are made while pictures are drawn, none of which is in a step of the learner.
         assert all("-> lazy" in copy for copy in copies.found), "read back to the host"
         copies.found.clear()
 

@@ -1,4 +1,4 @@
-"""Every pass of every family on a device other than the host, in both precisions: nothing waits, nothing is left behind."""
+"""Every pass of every family on a device other than the host, in both precisions: nothing waits, nothing stays on the host."""
 
 from __future__ import annotations
 

@@ -8,11 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from megaunigame.engine.zero3 import Learner
-from megaunigame.models.emu3 import Emu3
-from megaunigame.models.emu3.folder import random_state, train_tokenizer, write_folder
-from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import UnderstandRow
-from tests.tiny import tiny_config
+from tests.models.shared import understand
+from tests.tiny import write_tiny
 from tests.worlds import OneRank
 
 
@@ -40,19 +38,13 @@ def test_no_dropout_not_even_in_attention():
 
 def test_a_family_that_drops_inside_its_attention_drops_nothing(tmp_path):
     """Emu3 has no layer for the dropout of its attention."""
-    tokenizer = train_tokenizer(["what is it ?"], 270, codes=8)
-    config = tiny_config(
-        "emu3",
-        tokenizer,
-        text_config={"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "attention_dropout": 0.5},
-        vq_config={"codebook_size": 8, "channel_multiplier": [1, 1], "attn_resolutions": [1]},
-    )
-    write_folder(tmp_path, config, random_state(config, 0), tokenizer, image_size=4)
-    model = Emu3.load(tmp_path, max_length=64).train()
+    text = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "attention_dropout": 0.5}
+    vq = {"codebook_size": 8, "channel_multiplier": [1, 1], "attn_resolutions": [1]}
+    tiny = write_tiny("emu3", tmp_path, ["what is it ?"], settings={"image_size": 4}, text_config=text, vq_config=vq)
+    model = tiny.load().train()
     trained = list(model.parameters())
     learner = learner_of(model, stage=3)
-    plan = plan_from([RowRequest("u", UNDERSTAND, "s", 1)])
-    inputs = model.processor.collate(plan, UNDERSTAND, [UnderstandRow([], [("what ?", "it")])], [0], ["key"])
+    inputs = understand(model, UnderstandRow([], [("what ?", "it")]))
 
     def loss():
         torch.manual_seed(torch.initial_seed() + 1)

@@ -7,33 +7,20 @@ import itertools
 import pytest
 import torch
 
-from megaunigame.config import load_recipe
-from megaunigame.engine.ds_config import complete_ds_config
-from megaunigame.engine.zero3 import build_learner
 from megaunigame.models.base import UnifiedModel
-from megaunigame.registry import available, find
+from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow
-from tests.multi_process.tiny_run import FOLDERS, write_families, write_recipe
+from tests.engine.learners import learner_of
+from tests.models.shared import FAMILIES, generate
+from tests.multi_process.tiny_run import FOLDERS, write_families
 
-FAMILIES = available("models", UnifiedModel)
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 1), RowRequest("g", GENERATE, "train", 5)])
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return write_families(tmp_path_factory.mktemp("kept"))
-
-
-def built(home, world, family, stage, precision, train):
-    file = write_recipe(
-        home / "recipe.yaml",
-        home,
-        model={"family": family, "train": train, "lora": {"rank": 2, "alpha": 4}},
-        engine={"precision": precision, "ds_config": {2: "ds_configs/zero2.json", 3: "ds_configs/zero3_cpu.json"}[stage]},
-    )
-    recipe = load_recipe(str(file), [])
-    return build_learner(find("models", family, UnifiedModel), recipe, PLAN, complete_ds_config(recipe, 1, 1), world).module
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -45,16 +32,16 @@ def test_buffers_and_targets_are_those_of_a_plain_load(family, home, world):
     pictures = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     pictures[0] = 255
     rows = [GenerateRow(target=picture, prompt="a ball") for picture in pictures]
-    keys = [str(number) for number in range(5)]
-    expected = plain.processor.collate(PLAN, GENERATE, rows, [1] * 5, keys).targets
+    expected = generate(plain, *rows).targets
     codes = plain.encode_target(expected)
     assert codes.dtype == torch.int64 or codes.std() > 0
     for stage, precision, train in itertools.product((2, 3), ("bf16", "fp32"), ("lora", "full")):
         case = f"ZeRO-{stage}, {precision}, {train}"
-        model = built(home, world, family, stage, precision, train)
+        settings = {"family": family, "train": train, "lora": {"rank": 2, "alpha": 4}}
+        model = learner_of(home, world, PLAN, stage, precision, **settings)[0].module
         ours = dict(model.named_buffers())
         for name, buffer in buffers.items():
             assert ours[name].dtype == buffer.dtype and torch.equal(ours[name], buffer), (case, name)
-        targets = model.processor.collate(PLAN, GENERATE, rows, [1] * 5, keys).targets
+        targets = generate(model, *rows).targets
         assert torch.equal(targets, expected), case
         assert torch.equal(model.encode_target(targets), codes), case

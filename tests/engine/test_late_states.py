@@ -7,27 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megaunigame.config import load_recipe
 from megaunigame.engine.dry_run import checked_peak, late_state_bytes, uncovered_bytes
-from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.parameters import element_count
-from megaunigame.engine.zero3 import build_learner
 from megaunigame.errors import CapacityError
-from megaunigame.models.janus import Janus
 from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
-from tests.multi_process.tiny_run import write_model, write_recipe
+from tests.engine.learners import learner_of
+from tests.multi_process.tiny_run import write_model
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 3)])
 
 
 def built(home, world, stage):
-    if not (home / "model").exists():
-        write_model(home / "model")
-    ds_config = {2: "ds_configs/zero2.json", 3: "ds_configs/zero3_cpu.json"}[stage]
-    file = write_recipe(home / "recipe.yaml", home, engine={"precision": "bf16", "ds_config": ds_config})
-    recipe = load_recipe(str(file), [])
-    complete = complete_ds_config(recipe, 1, 1)
-    return build_learner(Janus, recipe, PLAN, complete, world), complete
+    write_model(home / "model")
+    return learner_of(home, world, PLAN, stage)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

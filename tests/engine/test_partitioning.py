@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.models.base import UnifiedModel
-from megaunigame.registry import available, find
+from megaunigame.registry import find
+from tests.models.shared import FAMILIES
 from tests.multi_process.tiny_run import write_family
 
-FAMILIES = available("models", UnifiedModel)
 CODE = (type, ModuleType, FunctionType, BuiltinFunctionType)
 
 
@@ -33,11 +33,7 @@ def tensors_of(thing: object) -> list[Tensor]:
     found, seen, queue = [], set(), [thing]
     while queue:
         here = queue.pop()
-        if (
-            id(here) in seen
-            or isinstance(here, type)
-            or type(here).__name__ in ("module", "function", "builtin_function_or_method")
-        ):
+        if id(here) in seen or isinstance(here, CODE):
             continue
         seen.add(id(here))
         if isinstance(here, Tensor):

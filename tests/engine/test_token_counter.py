@@ -7,6 +7,7 @@ from torch import nn
 
 from megaunigame.engine.token_counter import TokenCounter
 from megaunigame.step.inputs import GenerateInputs, PassInputs, UnderstandInputs
+from tests.passes import pass_inputs
 
 AFTER_PROMPT = 9
 
@@ -18,17 +19,7 @@ class Silent(nn.Module):
 
 def inputs(kind: type[PassInputs], lengths: list[int], counts: list[float], width: int) -> PassInputs:
     attention = torch.arange(width).expand(len(lengths), -1) < torch.tensor(lengths).unsqueeze(1)
-    fields = dict.fromkeys(("labels", "label_positions", "images", "image_valid"), attention)
-    if kind is GenerateInputs:
-        fields = {"targets": attention}
-    return kind(
-        tokens=torch.zeros(len(lengths), width, dtype=torch.int64),
-        attention=attention,
-        terms=torch.zeros(len(lengths), dtype=torch.int64),
-        counts=torch.tensor(counts),
-        image_positions=~attention,
-        **fields,
-    )
+    return pass_inputs(kind, torch.zeros(len(lengths), width, dtype=torch.int64), attention, counts=torch.tensor(counts))
 
 
 def test_padding_and_dummies_are_computed_but_not_useful():

@@ -20,6 +20,8 @@ from tests.data.shard_files import encoded, write_tar
 
 END = 1
 SIDE = 8
+TEXTS = ["how light is 3 ?", "what color is it ? red", "a dark bright thing"] * 3
+"""What the questions and captions of `bright_dark` are like."""
 
 
 class FakeProcessor:

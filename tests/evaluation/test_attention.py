@@ -22,15 +22,14 @@ from megaunigame.evaluation.suites.attention import Attention
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.janus import Janus
-from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
 from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
-from tests.evaluation.fakes import bright_dark, write_tars
+from tests.evaluation.fakes import TEXTS, bright_dark, write_tars
 from tests.multi_process.launcher import REPOSITORY, run_script
-from tests.tiny import tiny_config
+from tests.tiny import write_tiny
 from tests.worlds import on_ranks
 
 LAYERS, SAMPLES = 3, 7
@@ -40,12 +39,8 @@ SCRIPT = REPOSITORY / "launch" / "measure_attention.py"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("janus")
-    tokenizer = train_tokenizer(["how light is 3 ?", "what color is it ? red", "a dark bright thing"] * 3, 300)
-    config = tiny_config("janus", tokenizer, text_config={"num_hidden_layers": LAYERS})
-    state = {name: value * 3 if value.dim() > 1 else value for name, value in random_state(config, seed=0).items()}
-    write_folder(path, config, state, tokenizer)
-    return path
+    path, shape = tmp_path_factory.mktemp("janus"), {"num_hidden_layers": LAYERS}
+    return write_tiny("janus", path, TEXTS, factor=lambda name: 3.0, text_config=shape).path
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +69,18 @@ def evaluate(model, suite, size, folder) -> dict:
     return found[0]
 
 
-def test_results_do_not_depend_on_the_number_of_ranks(model, shards, tmp_path):
-    suite = Attention(Attention.Config(shards=shards, batch=2, targets="auto"))
-    one, three = (evaluate(model, suite, size, tmp_path / str(size)) for size in (1, 3))
+@pytest.fixture
+def measured(model, shards, tmp_path):
+    """`measured(ranks=1, **settings)`: what the suite finds with these settings."""
+
+    def measured(ranks=1, shards=shards, **settings):
+        return evaluate(model, Attention(Attention.Config(shards=shards, **settings)), ranks, tmp_path / str(ranks))
+
+    return measured
+
+
+def test_results_do_not_depend_on_the_number_of_ranks(measured):
+    one, three = (measured(ranks, batch=2, targets="auto") for ranks in (1, 3))
     assert one["metrics"].keys() == three["metrics"].keys()
     for name, value in one["metrics"].items():
         assert value == pytest.approx(three["metrics"][name], abs=1e-6), name
@@ -84,7 +88,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(model, shards, tmp_path):
     assert one["metrics"]["understand/rows"] == one["metrics"]["generate/rows"] == SAMPLES - 2
 
 
-def test_numbers_are_those_of_single_rows(model, shards, tmp_path):
+def test_numbers_are_those_of_single_rows(model, measured, shards, tmp_path):
     """The mean over samples of what each sample gives alone; the distance is that of the mean."""
     index = ShardIndex.open(shards)
     model.install_taps()
@@ -97,7 +101,7 @@ def test_numbers_are_those_of_single_rows(model, shards, tmp_path):
     keys = np.stack([a.keys[:, 0].numpy() for a in alone])
     assert keys.std(0).min() > 1e-4, "samples differ, or the spread would say nothing"
     write_targets(tmp_path / "t.yaml", {"generate": [Target(0.1, 0.9), Target(0.1, 0.2), Target(0.1, 0.2)]})
-    found = evaluate(model, Attention(Attention.Config(shards=shards, targets=str(tmp_path / "t.yaml"))), 2, tmp_path)
+    found = measured(2, targets=str(tmp_path / "t.yaml"))
     metrics = found["metrics"]
     for layer in range(LAYERS):
         assert metrics[f"generate/layer_{layer:02d}"] == pytest.approx(keys[:, layer].mean(), abs=1e-6)
@@ -114,18 +118,16 @@ def test_numbers_are_those_of_single_rows(model, shards, tmp_path):
     assert [row[3] for row in understand["rows"]] == [None] * LAYERS
 
 
-def test_settings_reach_the_measurement(model, shards, tmp_path):
+def test_settings_reach_the_measurement(measured):
     def layers(**settings) -> list[float]:
-        found = evaluate(model, Attention(Attention.Config(shards=shards, **settings)), 1, tmp_path)["metrics"]
+        found = measured(**settings)["metrics"]
         return [found[f"{name}/layer_00"] for name in settings["passes"]]
 
     plain = layers(passes=[UNDERSTAND, GENERATE])
     assert layers(passes=[GENERATE]) == pytest.approx(plain[1:])
-    without_first = evaluate(model, Attention(Attention.Config(shards=shards, exclude_bos=True)), 1, tmp_path)["metrics"]
-    whole = evaluate(model, Attention(Attention.Config(shards=shards)), 1, tmp_path)["metrics"]
-    assert without_first["generate/layer_00"] == pytest.approx(
-        whole["generate/layer_00"] - whole["generate/first_token_00"], abs=1e-6
-    )
+    without_first, whole = (measured(exclude_bos=flag)["metrics"] for flag in (True, False))
+    rest = whole["generate/layer_00"] - whole["generate/first_token_00"]
+    assert without_first["generate/layer_00"] == pytest.approx(rest, abs=1e-6)
     compat = layers(passes=[UNDERSTAND, GENERATE], compat=True)
     assert all(abs(a - b) > 1e-4 for a, b in zip(plain, compat, strict=True))
     assert abs(layers(passes=[UNDERSTAND], independent=True)[0] - plain[0]) > 1e-4
@@ -140,21 +142,21 @@ def test_rows_that_were_cut_are_not_counted(folder, tmp_path):
     assert curves[GENERATE].samples == 2
 
 
-def test_evaluating_leaves_no_trace(model, shards, tmp_path):
+def test_evaluating_leaves_no_trace(measured):
     before = torch.random.get_rng_state()
-    evaluate(model, Attention(Attention.Config(shards=shards)), 1, tmp_path)
+    measured()
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("lack, name", [("caption", GENERATE), ("conversations", UNDERSTAND), ("image", UNDERSTAND)])
-def test_nothing_to_measure(model, tmp_path, lack, name):
+def test_nothing_to_measure(measured, tmp_path, lack, name):
     samples = bright_dark(2)
     for i, (_, meta) in enumerate(samples):
         meta.pop(lack, None)
         samples[i] = (None if lack == "image" else samples[i][0], meta)
-    suite = Attention(Attention.Config(shards=write_tars(tmp_path / "s", samples)))
+    shards = write_tars(tmp_path / "s", samples)
     with pytest.raises(DataError, match=f"Nothing to measure for {name}: .*none of the first 2 samples of .*leave {name} out"):
-        evaluate(model, suite, 2, tmp_path)
+        measured(2, shards)
 
 
 def test_a_model_that_cannot_be_measured(model, shards, tmp_path, monkeypatch):
@@ -165,7 +167,7 @@ def test_a_model_that_cannot_be_measured(model, shards, tmp_path, monkeypatch):
         evaluate(other, Attention(Attention.Config(shards=shards)), 1, tmp_path)
 
 
-def test_bad_settings(model, shards, tmp_path):
+def test_bad_settings(measured, shards):
     assert find("evaluation.suites", "attention", Suite) is Attention
     with pytest.raises(ConfigError, match="'generat'. Did you mean 'generate'"):
         fill(Attention.Config, {"shards": shards, "passes": ["generat"]}, "evaluation.suites.attention")
@@ -176,7 +178,7 @@ def test_bad_settings(model, shards, tmp_path):
     with pytest.raises(ConfigError, match="'janus'. Did you mean 'janus_pro'"):
         Attention(Attention.Config(shards=shards, targets="janus"))
     with pytest.raises(ConfigError, match="made for 30 layers, and this model has 3"):
-        evaluate(model, Attention(Attention.Config(shards=shards, targets="janus_pro")), 1, tmp_path)
+        measured(targets="janus_pro")
 
 
 # launch/measure_attention.py
@@ -188,7 +190,7 @@ def command(folder, shards, out, *more: str) -> list[str]:
 
 
 def test_from_a_teacher_to_a_file(shards, tmp_path):
-    """The shipped tiny Janus, in a process of its own."""
+    """The shipped tiny Janus, in another process."""
     out, plot = tmp_path / "new" / "targets.yaml", tmp_path / "curves.png"
     options = ["--plot", str(plot), "--samples", "4", "--bands", "2", "--dtype", "fp32", "--batch", "3"]
     done = run_script(SCRIPT, *command(SHIPPED, shards, out, *options))
@@ -197,12 +199,12 @@ def test_from_a_teacher_to_a_file(shards, tmp_path):
     assert "Attention of answers to the picture" in done.stdout and "spread over samples (%)" in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
     model = Janus.load(SHIPPED, max_length=160)
-    aims = read_targets(out, model.install_taps())
+    targets = read_targets(out, model.install_taps())
     curves = on_ranks(1, lambda world: measure(model, world, ShardIndex.open(shards), Measuring(limit=4)))[0]
     for name, curve in curves.items():
         assert curve.samples == {UNDERSTAND: 4, GENERATE: 3}[name]
-        assert len(set(aims[name])) <= 2
-        mean = np.mean([aim.target for aim in aims[name]])
+        assert len(set(targets[name])) <= 2
+        mean = np.mean([goal.target for goal in targets[name]])
         assert mean == pytest.approx(np.mean(curve.mean), abs=0.026)
         assert f"  0  {curve.mean[0]:.3f} +- {curve.spread[0]:.3f}" in out.read_text()
 

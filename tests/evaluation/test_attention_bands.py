@@ -55,17 +55,17 @@ def test_steps_are_found_again(steps, seed):
     clean = np.repeat(levels, [length for length, _ in steps])
     noisy = clean + np.random.default_rng(seed).uniform(-0.01, 0.01, len(clean))
     bands = 1 + sum(a != b for a, b in pairwise(levels))
-    assert [aim.target for aim in quantized(curve(noisy), bands)] == pytest.approx(clean.tolist())
+    assert [target.target for target in quantized(curve(noisy), bands)] == pytest.approx(clean.tolist())
 
 
 @given(curves, st.floats(0, 0.5))
 def test_targets_are_on_the_grid_and_near_their_band(values, spread):
-    aims = quantized(curve(values, spread))
-    assert len(aims) == len(values) and {aim.delta for aim in aims} <= set(DELTAS)
+    targets = quantized(curve(values, spread))
+    assert len(targets) == len(values) and {target.delta for target in targets} <= set(DELTAS)
     for first, end in pairwise(split(values, enough_bands(values))):
-        (aim,) = set(aims[first:end])
-        assert aim.target == round(round(aim.target / GRID) * GRID, 2) and 0 <= aim.target <= 1
-        assert abs(aim.target - np.mean(values[first:end])) <= GRID / 2 + 1e-6
+        (target,) = set(targets[first:end])
+        assert target.target == round(round(target.target / GRID) * GRID, 2) and 0 <= target.target <= 1
+        assert abs(target.target - np.mean(values[first:end])) <= GRID / 2 + 1e-6
 
 
 @given(curves)
@@ -88,7 +88,7 @@ def test_a_file_of_measured_targets_is_read_again(tmp_path):
     targets = {name: quantized(found) for name, found in measured.items()}
     write_targets(tmp_path / "t.yaml", targets, provenance(measured, "a/model", "some/shards"))
     assert read_targets(tmp_path / "t.yaml", 5) == targets
-    assert [aim.target for aim in targets["understand"]] == [0.1, 0.1, 0.3, 0.3, 0.3]
+    assert [target.target for target in targets["understand"]] == [0.1, 0.1, 0.3, 0.3, 0.3]
     text = (tmp_path / "t.yaml").read_text()
     assert "a/model" in text and "some/shards" in text and "generate: 5 samples" in text and "0.410 +- 0.120" in text
     assert "  - {layers: [0, 1], delta: 0.05, target: 0.1}" in text

@@ -14,6 +14,7 @@ from megaunigame.settings import fill
 from megaunigame.step.inputs import GenerateInputs
 from megaunigame.step.requests import GENERATE
 from tests.data.shard_files import encoded, write_shards
+from tests.passes import pass_inputs
 from tests.worlds import on_ranks
 
 SIDE, COUNT = 8, 6
@@ -37,8 +38,8 @@ class Draughtsman:
         assert pass_name == GENERATE and plan.takes_images(GENERATE)
         zeros = torch.zeros(3, SIDE, SIDE)
         targets = torch.stack([zeros if row is None else row.target / 127.5 - 1 for row in rows])
-        common = dict.fromkeys(("tokens", "attention", "terms", "counts", "image_positions"), targets[:, 0])
-        return GenerateInputs(**common, targets=targets, texts=[row.text for row in rows if row is not None])
+        texts = [row.text for row in rows if row is not None]
+        return pass_inputs(GenerateInputs, targets[:, 0, 0], targets=targets, texts=texts)
 
     def encode_target(self, pixels):
         return pixels
@@ -56,14 +57,12 @@ def shards(tmp_path):
     return str(write_shards(tmp_path / "shards", [COUNT], fields=fields))
 
 
-def suite(shards) -> Representations:
-    return Representations(Representations.Config(shards=shards, prompts={"depth": "the depth"}, batch=2, pictures=2))
-
-
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_scores_are_those_of_a_known_draughtsman(shards, tmp_path, world_size):
+    config = Representations.Config(shards=shards, prompts={"depth": "the depth"}, batch=2, pictures=2)
+
     def measure(world):
-        return suite(shards).run(Draughtsman(), world, tmp_path / "pictures")
+        return Representations(config).run(Draughtsman(), world, tmp_path / "pictures")
 
     for result in on_ranks(world_size, measure):
         columns_wrong = {

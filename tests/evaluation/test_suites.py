@@ -40,7 +40,7 @@ def oracle(tmp_path_factory) -> str:
 def evaluate(size: int, suites: dict[str, Suite], folder, processor=None) -> tuple[dict, list[list[tuple[str, int]]]]:
     """The result of rank 0 (equal on all ranks, apart from seconds) and the model calls of every rank."""
     models = [FakeModel(processor) for _ in range(size)]
-    # Ranks are processes: each has an index of its own, with its own open files.
+    # Ranks are processes: each has its own index, with its own open files.
     own = [copy.deepcopy(suites) for _ in range(size)]
 
     def work(world):
@@ -51,6 +51,11 @@ def evaluate(size: int, suites: dict[str, Suite], folder, processor=None) -> tup
         for label in result["suites"]:
             assert _timeless(result["suites"][label]) == _timeless(results[0]["suites"][label])
     return results[0], [model.calls for model in models]
+
+
+def alone(size: int, suite: Suite, folder) -> dict:
+    """What one suite finds."""
+    return evaluate(size, {"alone": suite}, folder)[0]["suites"]["alone"]
 
 
 def _timeless(result: dict) -> dict:
@@ -126,8 +131,8 @@ def test_an_answer_that_ends_too_late_is_wrong(tmp_path):
     talk = [{"from": "human", "value": "how light ?"}, {"from": "gpt", "value": "brigh"}]
     image = bright_dark(2)[1][0]
     shards = write_tars(tmp_path / "s", [(image, {"conversations": talk})])
-    result, _ = evaluate(1, {"val": Questions(Questions.Config(shards=shards))}, tmp_path)
-    assert [(q["predicted"], q["correct"]) for q in result["suites"]["val"]["questions"]] == [("bright", False)]
+    found = alone(1, Questions(Questions.Config(shards=shards)), tmp_path)
+    assert [(q["predicted"], q["correct"]) for q in found["questions"]] == [("bright", False)]
 
 
 def test_pairs(tmp_path):
@@ -137,14 +142,13 @@ def test_pairs(tmp_path):
         talk = [{"from": "human", "value": "how light ?"}, {"from": "gpt", "value": ["dark", "bright"][i % 2]}]
         samples.append((image, {"conversations": talk, "kinds": ["light"], "pair": i // 2}))
     shards = write_tars(tmp_path / "s", samples)
-    result, _ = evaluate(2, {"adversarial": Questions(Questions.Config(shards=shards))}, tmp_path)
-    assert result["suites"]["adversarial"]["tables"][1]["rows"] == [["all", 3, 33.33, 25.0]]
+    found = alone(2, Questions(Questions.Config(shards=shards)), tmp_path)
+    assert found["tables"][1]["rows"] == [["all", 3, 33.33, 25.0]]
 
 
 def test_questions_on_reconstructions(shards, tmp_path):
     config = ReconstructionQuestions.Config(shards=shards, batch=4, skip_kinds=["color", "description"], pictures=2)
-    result, _ = evaluate(2, {"again": ReconstructionQuestions(config)}, tmp_path)
-    found = result["suites"]["again"]
+    found = alone(2, ReconstructionQuestions(config), tmp_path)
     metrics = found["metrics"]
     assert metrics["accuracy/real"] == metrics["accuracy/through_tokenizer"] == metrics["accuracy/own_reconstruction"] == 1
     assert metrics["own_minus_tokenizer"] == 0
@@ -201,16 +205,14 @@ def test_generation_is_the_same_again(shards, tmp_path):
 
 def test_tokenizer_leaves_out_what_the_samples_do_not_carry(shards, tmp_path):
     suite = Tokenizer(Tokenizer.Config(shards=shards, batch=4, representations=["pixel", "depth"]))
-    result, _ = evaluate(2, {"tokenizer": suite}, tmp_path)
-    (pixel, pictures, decibels), depth = result["suites"]["tokenizer"]["tables"][0]["rows"]
+    (pixel, pictures, decibels), depth = alone(2, suite, tmp_path)["tables"][0]["rows"]
     assert (pixel, pictures) == ("pixel", 11) and 20 < decibels < 40
     assert depth == ["depth", 0, None]
 
 
 def test_the_gap_shows_whether_the_text_is_used(shards, tmp_path):
     suite = TeacherForced(TeacherForced.Config(shards=shards, batch=4, terms=["caption", "pixel"]))
-    result, _ = evaluate(2, {"loss": suite}, tmp_path)
-    metrics = result["suites"]["loss"]["metrics"]
+    metrics = alone(2, suite, tmp_path)["metrics"]
     assert metrics["caption/loss"] == 0  # the fake model believes the caption
     assert metrics["caption/gap"] > 0.3
     assert metrics["pixel/gap"] == 0  # and does not look at the source

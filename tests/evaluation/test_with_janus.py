@@ -13,19 +13,14 @@ from megaunigame.evaluation.suites.teacher_forced import TeacherForced
 from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.models.janus import Janus
-from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
-from tests.evaluation.fakes import bright_dark, write_tars
-from tests.tiny import tiny_config
+from tests.evaluation.fakes import TEXTS, bright_dark, write_tars
+from tests.tiny import write_tiny
 from tests.worlds import on_ranks
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Janus:
-    path = tmp_path_factory.mktemp("janus")
-    tokenizer = train_tokenizer(["how light is 3 ?", "what color is it ? red", "a dark bright thing"] * 3, 300)
-    config = tiny_config("janus", tokenizer)
-    write_folder(path, config, random_state(config, seed=0), tokenizer)
-    return Janus.load(path, max_length=160)
+    return write_tiny("janus", tmp_path_factory.mktemp("janus"), TEXTS).load()
 
 
 def test_all_suites(model, tmp_path):

@@ -37,6 +37,14 @@ def examples():
             del sys.modules[name]
 
 
+def write_files(folder: Path, samples: dict[str, dict[str, bytes]]) -> None:
+    """Samples by key, each field a file."""
+    folder.mkdir()
+    for key, fields in samples.items():
+        for field, data in fields.items():
+            (folder / f"{key}.{field}").write_bytes(data)
+
+
 def write_patches(folder: Path) -> Path:
     """A model folder of the example's family with random weights."""
     special = ["<pad>", "<eos>", "<img>", "<patch>", "</img>"]

@@ -22,7 +22,7 @@ from megaunigame.representations.base import Representation
 from megaunigame.settings import fill
 from tests.data.shard_files import sample_fields
 from tests.evaluation.fakes import FakeModel, bright_dark, write_tars
-from tests.extending.conftest import ROOMS
+from tests.extending.conftest import ROOMS, write_files
 from tests.worlds import on_ranks
 
 NEW = [
@@ -56,16 +56,9 @@ def test_settings_of_a_new_objective_are_filled(examples):
         fill(kind.Config, {"row": 1}, "objectives.captioning")
 
 
-def write_pictures(folder, numbers):
-    folder.mkdir()
-    for number in numbers:
-        for field, data in sample_fields(number).items():
-            (folder / f"{folder.name}{number}.{field}").write_bytes(data)
-
-
 def test_a_new_source_can_be_mixed(examples, tmp_path):
-    write_pictures(tmp_path / "a", [0, 1])
-    write_pictures(tmp_path / "b", [0, 1])
+    for name in "ab":
+        write_files(tmp_path / name, {f"{name}{number}": sample_fields(number) for number in (0, 1)})
     mix = {name: MixedConfig(str(tmp_path / name)) for name in "ab"}
     source = open_stream("train", StreamConfig(mix=mix, backend="pictures"), 0).source
     assert {source.find(position, 0).key for position in range(4)} == {"a0", "a1", "b0", "b1"}

@@ -19,7 +19,7 @@ from megaunigame.step.inputs import UnderstandOutput
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.training.trainer import Trainer
 from tests.data.shard_files import encoded
-from tests.extending.conftest import write_patches
+from tests.extending.conftest import write_files, write_patches
 from tests.multi_process.tiny_run import sample, write_model, write_pictures, write_recipe
 
 OBJECTIVES = {
@@ -50,13 +50,8 @@ class Run:
     """(inputs, losses of the rows) of every understand pass."""
 
 
-def write_folder(folder, numbers):
-    folder.mkdir()
-    for number in numbers:
-        rng = np.random.default_rng(number)
-        fields = {**sample(number), "normals.png": encoded(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))}
-        for field, data in fields.items():
-            (folder / f"{number:04d}.{field}").write_bytes(data)
+def normals(number):
+    return np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 
 def noted(player: Player, calls: list, passes: list) -> None:
@@ -83,7 +78,8 @@ def run(request, examples, world, tmp_path_factory):
     model = home / "model"
     model.mkdir()
     {"janus": write_model, "patches": write_patches}[request.param](model)
-    write_folder(home / "pictures", [n for n in range(1, 40) if n % 5 and n % 7])
+    numbers = [n for n in range(1, 40) if n % 5 and n % 7]
+    write_files(home / "pictures", {f"{n:04d}": {**sample(n), "normals.png": encoded(normals(n))} for n in numbers})
     write_pictures(home / "held_out", 3)
     recipe = write_recipe(
         home / "recipe.yaml",
@@ -120,8 +116,7 @@ def test_the_rows_are_made_of_the_samples(run):
     key = micro.inputs[GENERATE].keys[1]
     stored = run.trainer.streams["train"].source
     assert key in {file.stem for file in stored.samples} and stored.location.endswith("pictures")
-    normals = np.random.default_rng(int(key)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    torch.testing.assert_close(target[1], torch.from_numpy(normals).permute(2, 0, 1) / 127.5 - 1)
+    torch.testing.assert_close(target[1], torch.from_numpy(normals(int(key))).permute(2, 0, 1) / 127.5 - 1)
 
 
 def test_hooks_of_a_player_are_called_in_their_order(run):
@@ -136,15 +131,8 @@ def test_its_loss_and_its_metric_are_what_they_say(run):
         rows = torch.cat([loss[counts > 0] / counts[counts > 0] for counts, loss in counted])
         assert metrics["loss/squared"] == pytest.approx(rows.square().mean().item(), rel=1e-5)
         assert metrics["squared/worst_row"] == pytest.approx(rows.max().item(), rel=1e-6)
-        terms = {
-            "captioning": 1.0,
-            "mirror": 1.0,
-            "normals": 1.0,
-            "clean": 1.0,
-            "hard": 0.5,
-            "squared": 0.5,
-            "adversary_penalty": 1,
-        }
+        terms = dict.fromkeys(("captioning", "mirror", "normals", "clean", "adversary_penalty"), 1.0)
+        terms |= {"hard": 0.5, "squared": 0.5}
         total = sum(weight * metrics.get(f"loss/{term}", 0.0) for term, weight in terms.items())
         assert metrics["loss/total"] == pytest.approx(total, rel=1e-5)
 

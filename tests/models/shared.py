@@ -1,19 +1,38 @@
-"""What the tests of all families share: rows of both passes, copies of folders, counted calls, checks that hold for any."""
+"""What the tests of all families share: tiny models, rows of both passes, copies of folders, counted calls."""
 
 from __future__ import annotations
 
 import shutil
 
 import torch
+import torch.nn.functional as F
 
+from megaunigame.models.base import UnifiedModel
+from megaunigame.models.causal.codes import CodeModel
+from megaunigame.models.causal.model import CausalModel
+from megaunigame.registry import available, find
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.tiny import write_tiny
 
+FAMILIES = available("models", UnifiedModel)
+CODE_FAMILIES = [name for name in FAMILIES if issubclass(find("models", name, UnifiedModel), CodeModel)]
+LENGTH = 160
+CORPUS = ["what color is the cube left of the red ball ?", "a small green cone behind two blue balls"] * 5
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PICTURES = {"emu3": {"image_size": 16, "source_size": 12}}
+"""What a family's folder needs beyond what every family's does."""
+
+
+def write_clear(name, path):
+    """A tiny model whose weights are so large that different inputs give clearly different outputs."""
+    frozen = find("models", name, CausalModel).keys.frozen
+    factor = lambda weight: 1.0 if weight.startswith(frozen) else 3.0  # noqa: E731
+    return write_tiny(name, path, CORPUS, factor=factor, settings=PICTURES.get(name))
 
 
 def built(family, folder, *, max_length, attention="sdpa", gradient_checkpointing=False):
@@ -40,6 +59,29 @@ def outputs(model, picture):
         return torch.cat([asked.loss_sum, drawn.loss_sum, model.decode(drawn.hidden).pixels.flatten()])
 
 
+def generated(model, picture):
+    """What the generate pass makes of two pictures, each drawn from itself."""
+    rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]
+    with torch.no_grad():
+        return model(generate(model, *rows), predict=isinstance(model, CodeModel))
+
+
+def losses_of_training(module, loss_of, *, steps, lr):
+    """The loss before each of some updates of all parameters."""
+    optimizer, losses = torch.optim.AdamW(module.parameters(), lr=lr), []
+    for _ in range(steps):
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def greedy(logits):
+    return logits.argmax(-1)
+
+
 def words(processor, inputs, row=0):
     """The text of a row, special tokens included."""
     return processor.tokenizer.decode(inputs.tokens[row][inputs.attention[row]].tolist())
@@ -47,16 +89,10 @@ def words(processor, inputs, row=0):
 
 def left_padded(inputs, extra):
     """The same rows with the padding moved to the front, `extra` positions of it added."""
-    moved = {}
+    padding = (~inputs.attention).sum(1).tolist()
     for name, fill in (("tokens", 0), ("labels", IGNORE), ("attention", False), ("image_positions", False)):
-        value = getattr(inputs, name)
-        rows = []
-        for row, real in zip(value, inputs.attention, strict=True):
-            padding = torch.full((extra + int((~real).sum()),), fill, dtype=value.dtype)
-            rows.append(torch.cat([padding, row[real]]))
-        moved[name] = torch.stack(rows)
-    for name, value in moved.items():
-        setattr(inputs, name, value)
+        rows = F.pad(getattr(inputs, name), (extra, 0), value=fill)
+        setattr(inputs, name, torch.stack([row.roll(count) for row, count in zip(rows, padding, strict=True)]))
     inputs.label_positions, inputs.front_padding = label_positions(inputs.labels), True
     return inputs
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megaunigame.models.emu3 import Emu3
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import TURNS, generate, understand
+from tests.models.shared import TURNS, generate, losses_of_training, understand
+
+FAMILY = "emu3"
 
 
 def whole_sequence(model, inputs, codes, row):
@@ -26,54 +27,54 @@ def whole_sequence(model, inputs, codes, row):
     return torch.cat([prompt, model.grid.tokens(codes)[row]]), places
 
 
-def test_the_loss_falls_on_codes_over_the_whole_vocabulary(emu3, picture):
-    inputs = generate(emu3, GenerateRow("a cube", picture(0)), GenerateRow("its depth", picture(1), picture(2)), None)
+def test_the_loss_falls_on_codes_over_the_whole_vocabulary(model, picture):
+    inputs = generate(model, GenerateRow("a cube", picture(0)), GenerateRow("its depth", picture(1), picture(2)), None)
     with torch.no_grad():
-        output = emu3(inputs, predict=True)
+        output = model(inputs, predict=True)
         assert output.hidden.shape == (3, 16, 64) and output.loss_sum[2] == 0
         for row in range(2):
-            tokens, places = whole_sequence(emu3, inputs, output.target, row)
-            states = emu3.language_model(input_ids=tokens[None]).last_hidden_state[0]
-            logits = F.linear(states, emu3.lm_head.weight)[places - 1]
+            tokens, places = whole_sequence(model, inputs, output.target, row)
+            states = model.language_model(input_ids=tokens[None]).last_hidden_state[0]
+            logits = F.linear(states, model.lm_head.weight)[places - 1]
             expected = F.cross_entropy(logits, tokens[places], reduction="sum").item()
             assert output.loss_sum[row].item() == pytest.approx(expected, rel=1e-5)
             torch.testing.assert_close(output.hidden[row], states[places - 1], rtol=1e-4, atol=1e-4)
-            assert torch.equal(output.predictions[row], logits[:, emu3.grid.ids].argmax(-1))
-    assert torch.equal(output.target, emu3.encode_target(inputs.targets))
+            assert torch.equal(output.predictions[row], logits[:, model.grid.ids].argmax(-1))
+    assert torch.equal(output.target, model.encode_target(inputs.targets))
 
 
-def test_an_understood_picture_is_read_as_its_codes(emu3, picture):
-    inputs = understand(emu3, UnderstandRow([picture(0), picture(1)], TURNS))
+def test_an_understood_picture_is_read_as_its_codes(model, picture):
+    inputs = understand(model, UnderstandRow([picture(0), picture(1)], TURNS))
     tokens = inputs.tokens.clone()
-    tokens[inputs.image_positions] = emu3.vision_tokenizer.encode(inputs.images[0]).flatten() + emu3.grid.first
+    tokens[inputs.image_positions] = model.vision_tokenizer.encode(inputs.images[0]).flatten() + model.grid.first
     with torch.no_grad():
-        logits = emu3.lm_head(emu3.language_model(input_ids=tokens).last_hidden_state)
+        logits = model.lm_head(model.language_model(input_ids=tokens).last_hidden_state)
         expected = F.cross_entropy(logits[0, :-1], inputs.labels[0, 1:], reduction="sum")
-        output = emu3(inputs, predict=True)
+        output = model(inputs, predict=True)
     assert output.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(output.predictions[:, 1:], logits[:, :-1].argmax(-1))
 
 
-def test_every_parameter_takes_part_in_either_pass(emu3, picture):
-    text, drawn = understand(emu3, UnderstandRow([], TURNS[:1])), generate(emu3, GenerateRow("a cube", picture(0)))
+def test_every_parameter_takes_part_in_either_pass(model, picture):
+    text, drawn = understand(model, UnderstandRow([], TURNS[:1])), generate(model, GenerateRow("a cube", picture(0)))
     for pass_name, inputs in ((UNDERSTAND, text), (GENERATE, drawn)):
-        emu3.zero_grad()
-        emu3(inputs).loss_sum.sum().backward()
-        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in emu3.parameters()), pass_name
+        model.zero_grad()
+        model(inputs).loss_sum.sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters()), pass_name
 
 
-def test_the_gradient_into_the_source_is_scaled_and_nothing_else(emu3, picture):
-    """Only a code of the source that is no code of the target and no token of the text shows the factor alone."""
+def test_the_gradient_into_the_source_is_scaled_and_nothing_else(model, picture):
+    """Only a code of the source that is neither a code of the target nor a token of the text shows the factor alone."""
 
     def measured(factor):
-        inputs = generate(emu3, GenerateRow("the same", picture(0), source=picture(9), source_gradient=factor))
-        emu3.zero_grad()
-        output = emu3(inputs)
+        inputs = generate(model, GenerateRow("the same", picture(0), source=picture(9), source_gradient=factor))
+        model.zero_grad()
+        output = model(inputs)
         output.loss_sum.sum().backward()
-        seen = set(emu3.vision_tokenizer.encode(inputs.images[0]).flatten().tolist()) - set(output.target[0].tolist())
+        seen = set(model.vision_tokenizer.encode(inputs.images[0]).flatten().tolist()) - set(output.target[0].tolist())
         assert seen
-        rows = [emu3.grid.first + code for code in seen]
-        table, head = emu3.language_model.embed_tokens.weight.grad, emu3.lm_head.weight.grad
+        rows = [model.grid.first + code for code in seen]
+        table, head = model.language_model.embed_tokens.weight.grad, model.lm_head.weight.grad
         return output.loss_sum.detach(), table[rows].clone(), head.clone()
 
     whole, tenth = measured(1.0), measured(0.1)
@@ -81,19 +82,22 @@ def test_the_gradient_into_the_source_is_scaled_and_nothing_else(emu3, picture):
     torch.testing.assert_close(tenth[1], 0.1 * whole[1])
 
 
-def test_dropped_conditions_of_another_length_are_the_same_too(emu3, picture):
+def test_dropped_conditions_of_another_length_are_the_same_too(model, picture):
     rows = [GenerateRow(text, picture(0), source=picture(seed), unconditional=True) for text, seed in (("X", 1), ("a ball", 2))]
+    inputs = [generate(model, row) for row in rows]
     with torch.no_grad():
-        losses = [emu3(generate(emu3, row)).loss_sum for row in rows]
-    assert torch.equal(*losses)
+        assert torch.equal(*(model(each).loss_sum for each in inputs))
+    tokens = inputs[0].tokens[0][inputs[0].attention[0]]
+    assert tokens.tolist() == model.processor.unconditional_tokens()
+    embeds, attention = model.unconditional(inputs[1])
+    assert torch.equal(embeds[attention], model.language_model.embed_tokens(tokens))
 
 
-def test_shares_of_attention_are_those_of_the_maps(emu3_path, picture):
+def test_shares_of_attention_are_those_of_the_maps(tiny, model, picture):
     """Q: codes that are read; K: text before the picture, without codes and line ends of a source."""
-    eager = Emu3.load(emu3_path, max_length=128, attention="eager")
+    eager = tiny.load(attention="eager")
     inputs = generate(eager, GenerateRow("its depth", picture(0), picture(1)), GenerateRow("a cube", picture(2)))
     codes = eager.encode_target(inputs.targets)
-    model = Emu3.load(emu3_path, max_length=128)
     model.install_taps()
     with torch.no_grad():
         found = model(dataclasses.replace(inputs, taps=Taps(layers=(0, 1)))).attention.keys
@@ -116,16 +120,13 @@ def test_shares_of_attention_are_those_of_the_maps(emu3_path, picture):
     assert share.item() == pytest.approx(mass.item(), abs=1e-6)
 
 
-def test_a_few_steps_learn_a_picture_and_an_answer(emu3, picture):
-    emu3.train()
-    optimizer = torch.optim.AdamW(emu3.parameters(), lr=3e-3)
-    asked = understand(emu3, UnderstandRow([picture(0)], [("what ?", "a red ball")]))
-    drawn = generate(emu3, GenerateRow("a cube", picture(0)))
-    losses = []
-    for _ in range(8):
-        loss = emu3(asked).loss_sum.sum() + emu3(drawn).loss_sum.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+def test_a_few_steps_learn_a_picture_and_an_answer(model, picture):
+    model.train()
+    asked = understand(model, UnderstandRow([picture(0)], [("what ?", "a red ball")]))
+    drawn = generate(model, GenerateRow("a cube", picture(0)))
+
+    def loss():
+        return model(asked).loss_sum.sum() + model(drawn).loss_sum.sum()
+
+    losses = losses_of_training(model, loss, steps=8, lr=3e-3)
     assert losses[-1] < 0.5 * losses[0]

@@ -5,26 +5,9 @@ from __future__ import annotations
 import torch
 
 from megaunigame.models.causal.decoding import picker
-from megaunigame.models.janus import Janus
+from tests.models.shared import losses_of_training
 
-
-def test_greedy_sampling_equals_decoding_without_a_cache(model, picture):
-    inputs = model.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
-    cached = model.sample_codes(inputs, guidance=3.0, pick=lambda logits: logits.argmax(-1))
-    assert cached.shape == (2, 16)
-    with torch.no_grad():
-        empty, _ = model.unconditional(inputs)
-        prompts = torch.cat([model.embed(inputs), empty])
-        attention = torch.cat([inputs.attention, inputs.attention])
-        codes = torch.zeros(2, 0, dtype=torch.long)
-        for _ in range(16):
-            read = model.embed_codes(codes).repeat(2, 1, 1)
-            real = torch.cat([attention, torch.ones(4, codes.shape[1], dtype=torch.bool)], dim=1)
-            hidden = model._read(torch.cat([prompts, read], dim=1), real)[:, -1]
-            conditional, without = model.model.generation_head(hidden).chunk(2)
-            step = (without + 3.0 * (conditional - without)).argmax(-1)
-            codes = torch.cat([codes, step[:, None]], dim=1)
-    assert torch.equal(cached, codes)
+FAMILY = "janus"
 
 
 def test_drawn_codes_follow_the_distribution():
@@ -59,17 +42,14 @@ def test_the_reconstruction_is_the_picture_of_the_codes(model, picture):
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
-def test_the_image_tokenizer_alone_can_be_trained(folder, picture):
-    tokenizer = Janus.load(folder).image_tokenizer.requires_grad_(True).train()
+def test_the_image_tokenizer_alone_can_be_trained(model, picture):
+    tokenizer = model.image_tokenizer.requires_grad_(True).train()
     pixels = torch.stack([picture(s) for s in range(4)]).float() / 127.5 - 1
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(12):
+
+    def loss():
         output = tokenizer(pixels)
-        loss = (output.reconstruction - pixels).square().mean() + output.codebook_loss + output.commit_loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return (output.reconstruction - pixels).square().mean() + output.codebook_loss + output.commit_loss
+
+    losses = losses_of_training(tokenizer, loss, steps=12, lr=1e-3)
     assert losses[-1] < 0.8 * losses[0]
     assert tokenizer.training and tokenizer.encoder.mid.training

@@ -5,72 +5,53 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import counted_calls, generate, understand
+from megaunigame.step.rows import UnderstandRow
+from tests.models.shared import counted_calls, generated, understand
 
-
-def generated(model, picture):
-    rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]
-    with torch.no_grad():
-        return model(generate(model, *rows))
-
-
-def test_an_anchored_decode_without_a_change_is_the_encoded_picture(openuni, picture):
-    output = generated(openuni, picture)
-    encoded = openuni.decode_target(output.target)
-    for delta in (None, torch.zeros_like(output.hidden)):
-        with torch.no_grad():
-            decoded = openuni.decode(output.hidden, delta, output.target)
-        assert torch.equal(decoded.pixels, encoded) and (decoded.changed == 0).all()
-    assert encoded.shape == (2, 3, 32, 32) and encoded.abs().max() <= 1
+FAMILY = "openuni"
 
 
 @pytest.mark.parametrize("anchored", [False, True])
-def test_decode_is_differentiable_to_states_and_perturbation(openuni, picture, anchored):
-    output = generated(openuni, picture)
+def test_decode_is_differentiable_to_states_and_perturbation(model, picture, anchored):
+    output = generated(model, picture)
     anchor = output.target if anchored else None
     hidden = output.hidden.clone().requires_grad_()
     delta = torch.full_like(hidden, 0.1).requires_grad_()
-    decoded = openuni.decode(hidden, delta, anchor)
+    decoded = model.decode(hidden, delta, anchor)
     decoded.pixels.square().mean().backward()
     assert hidden.grad.abs().max() > 0 and torch.equal(hidden.grad, delta.grad)
     assert ((decoded.changed > 0) & (decoded.changed <= 1)).all()
-    assert all(p.grad is None for p in openuni.autoencoder.parameters())
+    assert all(p.grad is None for p in model.autoencoder.parameters())
     with torch.no_grad():
-        again, larger = openuni.decode(hidden, delta, anchor), openuni.decode(hidden, 5 * delta, anchor)
+        again, larger = model.decode(hidden, delta, anchor), model.decode(hidden, 5 * delta, anchor)
     assert torch.equal(again.pixels, decoded.pixels)
     assert (larger.changed >= decoded.changed).all()
+    (unperturbed,) = torch.autograd.grad(model.decode(hidden, None, anchor).pixels.square().mean(), [hidden])
+    assert unperturbed.abs().max() > 0
 
 
-def test_without_a_perturbation_the_states_still_get_a_gradient(openuni, picture):
-    output = generated(openuni, picture)
-    hidden = output.hidden.clone().requires_grad_()
-    openuni.decode(hidden, None, output.target).pixels.square().mean().backward()
-    assert hidden.grad.abs().max() > 0
-
-
-def test_as_source_is_what_the_processor_shows(openuni, picture):
+def test_as_source_is_what_the_processor_shows(model, picture):
     image = picture(0)  # 16 x 16, the size of a source
-    inputs = understand(openuni, UnderstandRow([image], [("what ?", "ball")]))
-    torch.testing.assert_close(openuni.as_source(image[None].float() / 127.5 - 1), inputs.images[0])
+    inputs = understand(model, UnderstandRow([image], [("what ?", "ball")]))
+    torch.testing.assert_close(model.as_source(image[None].float() / 127.5 - 1), inputs.images[0])
     statistics = zip(image[:, 3, 4].tolist(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
     expected = [(value / 255 - mean) / std for value, mean, std in statistics]
     assert inputs.images[0, 0, :, 3, 4].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_sampling_calls_the_transformer_once_per_step_of_the_solver(openuni, picture, guidance):
-    inputs = openuni.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
-    stepped = counted_calls(openuni.transformer)
-    openuni.train().sample(inputs, guidance=guidance, temperature=1.0, generator=torch.Generator().manual_seed(0))
-    assert len(stepped) == openuni.config.flow.sample_steps == 3 and openuni.transformer.training
+def test_sampling_calls_the_transformer_once_per_step_of_the_solver(model, picture, guidance):
+    inputs = model.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
+    stepped = counted_calls(model.transformer)
+    model.train().sample(inputs, guidance=guidance, temperature=1.0, generator=torch.Generator().manual_seed(0))
+    assert len(stepped) == model.config.flow.sample_steps == 3 and model.transformer.training
 
 
-def test_the_condition_and_what_perturbs_it_change_a_sample(openuni):
+def test_the_condition_and_what_perturbs_it_change_a_sample(model):
     def drawn(prompt, perturb=None):
         generator = torch.Generator().manual_seed(0)
-        prompts = openuni.processor.generate_prompts([prompt])
-        return openuni.sample(prompts, guidance=2.0, temperature=1.0, generator=generator, perturb=perturb)
+        prompts = model.processor.generate_prompts([prompt])
+        return model.sample(prompts, guidance=2.0, temperature=1.0, generator=generator, perturb=perturb)
 
     shapes = []
     cube = drawn("a cube")
@@ -79,13 +60,13 @@ def test_the_condition_and_what_perturbs_it_change_a_sample(openuni):
     assert shapes == [(1, 6, 64)]
 
 
-def test_guidance_of_one_has_no_part_of_the_unconditional_velocity(openuni):
-    inputs = openuni.processor.generate_prompts(["a cube"])
-    start = torch.randn(1, *openuni.config.latent_shape, generator=torch.Generator().manual_seed(0))
+def test_guidance_of_one_has_no_part_of_the_unconditional_velocity(model):
+    inputs = model.processor.generate_prompts(["a cube"])
+    start = torch.randn(1, *model.config.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        condition = openuni.condition(openuni._sample_states(inputs, guided=True))
-        plain = openuni.sample_latents(start, condition[:1], 1.0)
-        near = openuni.sample_latents(start, condition, 1.0 + 1e-6)
-        far = openuni.sample_latents(start, condition, 4.0)
+        condition = model.condition(model._sample_states(inputs, guided=True))
+        plain = model.sample_latents(start, condition[:1], 1.0)
+        near = model.sample_latents(start, condition, 1.0 + 1e-6)
+        far = model.sample_latents(start, condition, 4.0)
     torch.testing.assert_close(near, plain, rtol=1e-3, atol=1e-3)
     assert (far - plain).abs().max() > 1e-2

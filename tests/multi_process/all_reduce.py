@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from datetime import timedelta
 
 
 def main(mode: str) -> None:
     print(f"pid {os.getpid()}")
     if mode == "hang":
         time.sleep(600)
-    reduce_once(mode)
-
-
-def reduce_once(mode: str) -> None:
-    from datetime import timedelta
-
     import torch
     import torch.distributed as dist
 

@@ -25,7 +25,7 @@ class AttentionReference(PlainReference):
         for layer in layers:
             layer.self_attn.register_forward_hook(lambda module, args, output: self.maps.append(output[1]))
         self.table = table("auto", len(layers))
-        self.pulls: dict[str, list[Tensor]] = {p: [] for p in self.plan.passes}
+        self.losses: dict[str, list[Tensor]] = {p: [] for p in self.plan.passes}
         self.calibration: dict[str, list[float]] = {p: [] for p in self.plan.passes}
 
     def after_pass(self, inputs: PassInputs) -> None:
@@ -35,35 +35,35 @@ class AttentionReference(PlainReference):
             # Rows without data, without an image, without their condition.
             if not inputs.counts[row] or not keys or (pass_name == GENERATE and not inputs.intact[row]):
                 continue
-            pulls = []
+            losses = []
             for layer, attention in enumerate(maps):
                 if layer not in (self.settings.get("layers") or range(len(maps))):
                     continue
                 share = attention[row][:, queries][:, :, keys].sum(-1).mean()
-                aim = self.table[pass_name][layer]
-                pulls.append(torch.nn.functional.huber_loss(share, torch.tensor(aim.target), delta=aim.delta))
-            self.pulls[pass_name].append(torch.stack(pulls).mean())
+                target = self.table[pass_name][layer]
+                losses.append(torch.nn.functional.huber_loss(share, torch.tensor(target.target), delta=target.delta))
+            self.losses[pass_name].append(torch.stack(losses).mean())
 
     def _sets(self, pass_name: str, inputs: PassInputs, row: int, size: int) -> tuple[list[int], list[int]]:
         places = range(inputs.tokens.shape[1])
-        slot, real = inputs.image_positions[row].tolist(), inputs.attention[row].tolist()
+        image, real = inputs.image_positions[row].tolist(), inputs.attention[row].tolist()
         if pass_name == GENERATE:
-            drawn, text = list(range(len(places), size)), [p for p in places if real[p] and not slot[p]]
+            drawn, text = list(range(len(places), size)), [p for p in places if real[p] and not image[p]]
             if self.recipe.model.family != "emu3":
                 return drawn, text
-            # Line ends are no codes, those of a source are no text.
+            # Line ends are not codes, those of a source are not text.
             width, line_end = self.model.grid.width, self.model.grid.line_end
             codes = [p for number, p in enumerate(drawn) if number % (width + 1) != width]
             return codes, [p for p in text if inputs.tokens[row, p] != line_end]
         answers = [p for p in places if inputs.labels[row, p] != IGNORE]
-        return answers, [p for p in places if slot[p]]
+        return answers, [p for p in places if image[p]]
 
     def more_loss(self, means: dict[str, Tensor]) -> Tensor:
         total = torch.zeros(())
         self.more_means = {}
         weight_of = {r.term: r.weight for r in self.plan.requests}
-        for pass_name, pulls in self.pulls.items():
-            mean = torch.stack(pulls).mean()
+        for pass_name, losses in self.losses.items():
+            mean = torch.stack(losses).mean()
             self.more_means[f"aia_{pass_name}"] = float(mean.detach())
             weight, known = self.settings.get("weights", {}).get(pass_name), self.calibration[pass_name]
             if weight is None:  # measured in the first two steps, in which it is 0
@@ -74,5 +74,5 @@ class AttentionReference(PlainReference):
                     loss = sum(weight_of[r.term] * float(means[r.term].detach()) for r in self.plan.of_pass(pass_name))
                     known.append((loss, float(mean.detach())))
             total = total + weight * mean
-            self.pulls[pass_name] = []
+            self.losses[pass_name] = []
         return total

@@ -5,34 +5,30 @@ python -m tests.multi_process.mixed HOME CASE...     (started once per rank by t
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
-from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.monitoring import names
-from megaunigame.parallel.ranks import Ranks, start_world
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.gradients import trainer_of
 from tests.multi_process.mixed_reference import MixedReference
-from tests.multi_process.tiny_run import leave, long_world
+from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, ZERO2, batches_of, play, trainer_of
+from tests.multi_process.tiny_run import long_world
 
 STEPS = 4
 LOSS_BOUND, NORM_BOUND, MASTER_BOUND = 5e-5, 1e-3, 1e-3
 """Relative; of the masters, to their update. Reached: 2e-7; and 2e-5, 3e-4, 6e-4 where a weight was rounded the other way."""
-LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
-ZERO2 = {"ds_config": "ds_configs/zero2.json"}
 CASES: dict[str, dict] = {
     "full_accumulation": {"batch": {"accumulation": 3}, "optimizer": {"clip": 100.0}},
-    "lora_checkpointing": {"model": {**LORA, "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
-    "zero2_accumulation": {"engine": ZERO2, "batch": {"accumulation": 2}},
+    "lora_checkpointing": {"model": LORA | CHECKPOINTING, "batch": TWICE},
+    "zero2_accumulation": {"engine": ZERO2, "batch": TWICE},
     "zero2_lora": {"engine": ZERO2, "model": LORA},
-    "reduced_in_bf16": {"engine": {"reduce_dtype": "bf16"}, "batch": {"accumulation": 2}},
+    "reduced_in_bf16": {"engine": {"reduce_dtype": "bf16"}, "batch": TWICE},
     "zero2_reduced_in_bf16": {"engine": {**ZERO2, "reduce_dtype": "bf16"}},
-    "emu3_checkpointing": {"model": {"family": "emu3", "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
+    "emu3_checkpointing": {"model": {"family": "emu3", **CHECKPOINTING}, "batch": TWICE},
     "openuni": {"model": {"family": "openuni", "groups": ["vision", "aligner", "lm", "queries", "connector", "dit"]}},
     "long": {},
     "aia": {"objectives": {"aia": {"weights": {"generate": 5.0, "understand": 10.0}}}},
@@ -45,7 +41,7 @@ def masters(trainer: Trainer) -> dict[str, Tensor]:
     return {n: safe_get_full_fp32_param(p) for n, p in trained.items()}
 
 
-def run(case: str, settings: dict, home: Path, world: Ranks) -> None:
+def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
     settings = {**settings, "engine": {"precision": "bf16", **settings.get("engine", {})}}
     if case.startswith("long"):
         settings = {**settings, **long_world(home)}
@@ -53,7 +49,7 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> None:
     plain = MixedReference(trainer, world.size)
     start = {n: m.detach().clone() for n, m in plain.masters.items()}
     trainer.dry_run()
-    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
+    batches = batches_of(trainer, STEPS)
     worst_loss = worst_norm = 0.0
     for _ in range(STEPS):
         metrics = trainer.train_step(batches)
@@ -66,14 +62,10 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> None:
     error = torch.cat([(ours[n] - plain.masters[n].detach()).flatten() for n in start]).norm()
     move = torch.cat([(plain.masters[n].detach() - start[n]).flatten() for n in start])
     apart = float(error / move.norm())
-    if world.is_main:
-        print(f"{case}: losses {worst_loss:.1e}, norms {worst_norm:.1e}, masters {apart:.1e} of the update", flush=True)
     assert move.abs().max() > 1e-3, "nothing was trained, so nothing was compared"
     assert worst_loss < LOSS_BOUND and worst_norm < NORM_BOUND and apart < MASTER_BOUND, (case, worst_loss, worst_norm, apart)
+    return f"losses {worst_loss:.1e}, norms {worst_norm:.1e}, masters {apart:.1e} of the update"
 
 
 if __name__ == "__main__":
-    this_world = start_world(1)
-    for label in sys.argv[2:]:
-        run(label, CASES[label], Path(sys.argv[1]), this_world)
-    leave(this_world)
+    play(run, CASES, {})

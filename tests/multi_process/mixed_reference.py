@@ -1,6 +1,6 @@
 """The same training in plain torch with the engine's roundings: bf16 weights, fp32 masters. What a bf16 run is compared with.
 
-Each rank and micro-step has a backward of its own, because that is where gradients are rounded:
+Each rank and micro-step has its own backward, because that is where gradients are rounded:
 
     weight = bf16(master)                                        adapters and frozen weights too
     g[r]   = gradient of W * loss of rank r                      in bf16
@@ -99,14 +99,14 @@ class MixedReference(PlainReference):
         inputs = dataclasses.replace(inputs, taps=self.taps[pass_name])
         output = self.model(inputs)
         sums = output.loss_sum.new_zeros(len(self.plan.terms)).index_add(0, inputs.terms, output.loss_sum)
-        return torch.cat([sums, *(self._pull(term, inputs, output, pass_name) for term in self.added)])
+        return torch.cat([sums, *(self._attention_loss(term, inputs, output, pass_name) for term in self.added)])
 
-    def _pull(self, term, inputs: PassInputs, output: PassOutput, pass_name: str) -> Tensor:
+    def _attention_loss(self, term, inputs: PassInputs, output: PassOutput, pass_name: str) -> Tensor:
         """(1,) what one pass adds to a term of AIA; its definition is tested in fp32, against whole attention maps."""
         if term.pass_name != pass_name:
             return output.loss_sum.new_zeros(1)
-        pulls = attention_loss(output.attention.keys, term.layer_targets)
-        return torch.where(term.counted(inputs), pulls, 0.0).sum().view(1)
+        losses = attention_loss(output.attention.keys, term.layer_targets)
+        return torch.where(term.counted(inputs), losses, 0.0).sum().view(1)
 
 
 def _through_a_node(module: nn.Module, args: tuple) -> tuple:

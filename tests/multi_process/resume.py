@@ -2,35 +2,28 @@
 
 And evaluation in between changes nothing.
 
-python -m tests.multi_process.resume HOME
+python -m tests.multi_process.resume HOME [CASE...]
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megaunigame.config import load_recipe
 from megaunigame.monitoring import names
-from megaunigame.parallel.mesh import Mesh
-from megaunigame.parallel.ranks import Ranks, start_world
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.gradients import trainer_of
-from tests.multi_process.tiny_run import leave, write_recipe
+from tests.multi_process.programs import PLAYED, TWICE, ZERO2, play, trainer_of
 
 STEPS, STOP = 7, 3
 LAST = f"checkpoints/step-{STEPS:08d}"
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
 # The stop lies between two merges: mined candidates must come back too, not only the buffer.
 GAME = {
-    "clean_rows": 2,
-    "hard_rows": 2,
-    "attack_rows": 3,
-    "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
+    **PLAYED,
     "clip": {"model": "tiny-random", "tau": 0.5},
     "buffer": {"merge_every": 2, "capacity": 7, "temperature": 4.0, "max_age": 4},
     "pictures_every": 2,
@@ -39,20 +32,20 @@ CASES: dict[str, dict[str, Any]] = {
     # 10 to 30 rows a step of 64 samples: the stop is in the middle of an epoch, and later steps cross into the next.
     "lora_bf16": {"model": LORA, "engine": {"precision": "bf16"}, "loader": {"workers": 2}, "batch": {"accumulation": 3}},
     "full_fp32": {"loader": {"workers": 1}, "optimizer": {"group_lr": {"aligner": 0.3}}},
-    "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": {"accumulation": 2}},
+    "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": TWICE},
     # The stop lies amid the steps in which the weights of AIA are measured.
     "unigame_alternating_aia": {
         "objectives": {"unigame": GAME, "aia": {"preset": "auto", "calibration_steps": 5, "queries": 2}},
         "model": LORA,
         "loader": {"workers": 1},
-        "batch": {"accumulation": 2},
+        "batch": TWICE,
     },
     "unigame_simultaneous_bf16": {
         "objectives": {"unigame": {**GAME, "mode": "simultaneous", "every": 2}},
         "model": LORA,
         "engine": {"precision": "bf16"},
     },
-    "zero2_bf16": {"engine": {"precision": "bf16", "ds_config": "ds_configs/zero2.json"}},
+    "zero2_bf16": {"engine": {"precision": "bf16", **ZERO2}},
 }
 
 
@@ -86,19 +79,18 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     return [] if ours == theirs else [path]
 
 
-def run(case: str, settings: dict[str, Any], home: Path, world: Ranks) -> None:
+def fitted(name: str, home: Path, world: Ranks, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
+    trainer = trainer_of(name, home, world, kind, **settings)
+    trainer.fit()
+    return trainer
+
+
+def run(case: str, settings: dict[str, Any], home: Path, world: Ranks) -> str:
     settings = {**settings, "schedule": {"steps": STEPS}, "checkpoint": {"every": 5, "keep": 9}}
-    file = write_recipe(home / f"resume-{case}-{world.rank}.yaml", home, **settings)
-
-    def start(kind: type[Trainer], output: str) -> Trainer:
-        trainer = kind(load_recipe(str(file), [f"output={home / 'runs' / output}"]), Mesh.of(world))
-        trainer.fit()
-        return trainer
-
-    whole = start(Trainer, f"{case}-whole")
-    stopped = start(StopsAfter, f"{case}-parts")
+    whole = fitted(f"{case}-whole", home, world, **settings)
+    stopped = fitted(f"{case}-parts", home, world, StopsAfter, **settings)
     assert stopped.state.step == STOP, "one rank asked to stop; all must have"
-    resumed = start(Trainer, f"{case}-parts")
+    resumed = fitted(f"{case}-parts", home, world, **settings)
     assert resumed.first_step == STOP and resumed.state == whole.state
 
     assert not checkpoint_differences(whole, resumed), case
@@ -108,8 +100,8 @@ def run(case: str, settings: dict[str, Any], home: Path, world: Ranks) -> None:
     if world.is_main:
         ours, theirs = (losses(t.folder) for t in (whole, resumed))
         assert ours == theirs and len(ours) == STEPS, (case, ours, theirs)
-        size = sum(f.stat().st_size for f in (whole.folder / LAST).iterdir())
-        print(f"{case}: equal to the last bit; checkpoint {size / 1024:.0f} KiB", flush=True)
+    size = sum(f.stat().st_size for f in (whole.folder / LAST).iterdir())
+    return f"equal to the last bit; checkpoint {size / 1024:.0f} KiB"
 
 
 def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
@@ -126,7 +118,7 @@ def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
     ]
 
 
-def check_evaluation_changes_nothing(home: Path, world: Ranks) -> None:
+def check_evaluation_changes_nothing(home: Path, world: Ranks) -> str:
     """All suites run before, during and after; they sample pictures, and still the run ends with the same bits."""
     shards = {"shards": str(home / "pictures"), "limit": 5, "batch": 2}
     suites = {"questions": {**shards, "questions_per_row": 2}, "generation": shards, "teacher_forced": shards}
@@ -134,16 +126,14 @@ def check_evaluation_changes_nothing(home: Path, world: Ranks) -> None:
         "tokenizer": {**shards, "representations": ["pixel"]},
         "reconstruction_questions": {**shards, "questions_per_row": 2},
     }
-    trainers = []
-    for name, evaluation in (("plain", {"suites": {}}), ("evaluated", {"suites": suites, "every": 3})):
-        trainer = trainer_of(name, home, world, evaluation=evaluation, schedule={"steps": STEPS}, model=LORA)
-        trainer.fit()
-        trainers.append(trainer)
-    assert not checkpoint_differences(*trainers)
+    settings = {"schedule": {"steps": STEPS}, "model": LORA}
+    plain = fitted("plain", home, world, evaluation={"suites": {}}, **settings)
+    evaluated = fitted("evaluated", home, world, evaluation={"suites": suites, "every": 3}, **settings)
+    assert not checkpoint_differences(plain, evaluated)
     if world.is_main:
         results = sorted((home / "runs" / "evaluated" / "evaluation").glob("step-*.json"))
         assert [r.stem for r in results] == [f"step-{n:08d}" for n in (0, 3, 6, 7)]
-        print("evaluation: changes nothing", flush=True)
+    return "changes nothing"
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
@@ -153,8 +143,4 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    this_world = start_world(1)
-    for label in sys.argv[2:] or list(CASES):
-        run(label, CASES[label], Path(sys.argv[1]), this_world)
-    check_evaluation_changes_nothing(Path(sys.argv[1]), this_world)
-    leave(this_world)
+    play(run, CASES, {"evaluation": check_evaluation_changes_nothing})

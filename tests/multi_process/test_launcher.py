@@ -1,4 +1,4 @@
-"""The launcher of the multi-process tests: it collects, it reports, and it leaves no process behind."""
+"""The launcher of the multi-process tests: it collects, it reports, and no process outlives it."""
 
 from __future__ import annotations
 

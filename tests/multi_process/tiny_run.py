@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 import yaml
 
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.emu3 import folder as emu3_folder
-from megaunigame.models.janus.folder import random_state, train_tokenizer, write_folder
-from megaunigame.models.openuni import folder as openuni_folder
-from megaunigame.parallel.ranks import Ranks
 from megaunigame.registry import available
 from tests.data.shard_files import encoded, write_shards
-from tests.tiny import tiny_config
+from tests.tiny import write_tiny
 
 QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
 ANSWERS = ["a ball", "no", "dark red or blue"]
@@ -30,71 +24,58 @@ TWO_HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_he
 ONE_LAYER = {"num_hidden_layers": 1, "num_attention_heads": 2}
 
 
+TEXTS, VOCABULARY = QUESTIONS + ANSWERS, 270
+
+
 def write_model(folder: Path, seed: int = 0, sharpness: float = 1.0, width: int = 32, longest: int = 2048) -> Path:
     """A random Janus for 16x16 pictures: 4 visual tokens, 4 codes; `longest`: positions of its language model.
 
     `sharpness`: factor on the queries and keys of the language model, whose attention is nearly even without it.
     """
-    tokenizer = train_tokenizer(QUESTIONS + ANSWERS, 270)
-    config = tiny_config(
-        "janus",
-        tokenizer,
-        vision_config={"patch_size": 8, **ONE_LAYER, "projection_dim": width, "num_image_tokens": 4},
-        text_config={"hidden_size": width, "intermediate_size": 48, **TWO_HEADS, "max_position_embeddings": longest},
-        vq_config={
+
+    def factor(name: str) -> float:
+        return sharpness if "language_model" in name and name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0
+
+    shape = {
+        "vision_config": {"patch_size": 8, **ONE_LAYER, "projection_dim": width, "num_image_tokens": 4},
+        "text_config": {"hidden_size": width, "intermediate_size": 48, **TWO_HEADS, "max_position_embeddings": longest},
+        "vq_config": {
             **{"channel_multiplier": [1, 1, 1, 1], "latent_channels": 32, "num_embeddings": 32},
             **{"projection_dim": width, "image_token_embed_dim": width},
         },
-    )
-    state = random_state(config, seed)
-    for name in state:
-        if "language_model" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
-            state[name] *= sharpness
-    write_folder(folder, config, state, tokenizer)
-    return folder
+    }
+    return write_tiny("janus", folder, TEXTS, VOCABULARY, seed=seed, factor=factor, **shape).path
 
 
-def write_openuni(folder: Path) -> Path:
-    """A random OpenUni for 16x16 pictures: 4 visual tokens, 4 meta queries, latents of 4 x 4 x 4."""
-    tokenizer = openuni_folder.train_tokenizer(QUESTIONS + ANSWERS, 270)
-    config = tiny_config(
-        "openuni",
-        tokenizer,
-        image_size=16,
-        queries=4,
-        internvl={"vision_config": ONE_LAYER, "text_config": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS}},
-        connector={"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
-        transformer={
-            **{"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "num_cross_attention_heads": 2},
-            **{"cross_attention_head_dim": 16, "sample_size": 4},
-        },
-        autoencoder={"scaling_factor": 1.0},
-        flow={"sample_steps": 20},
-    )
-    openuni_folder.write_folder(folder, config, openuni_folder.random_state(config, 0), tokenizer)
-    return folder
-
-
-def write_emu3(folder: Path) -> Path:
-    """A random Emu3 for 16x16 pictures: 2 x 2 codes out of 32."""
-    tokenizer = emu3_folder.train_tokenizer(QUESTIONS + ANSWERS, 270, codes=32)
-    config = tiny_config(
-        "emu3",
-        tokenizer,
-        text_config={"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
-        vq_config={
-            **{"channel_multiplier": [1, 1, 1, 1], "attn_resolutions": [3]},
-            **{"codebook_size": 32, "temporal_downsample_factor": 2},
-        },
-    )
-    state = emu3_folder.random_state(config, 0)
-    emu3_folder.write_folder(folder, config, state, tokenizer, image_size=16, system_prompt="")
-    return folder
+OPENUNI = {
+    "image_size": 16,
+    "queries": 4,
+    "internvl": {"vision_config": ONE_LAYER, "text_config": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS}},
+    "connector": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
+    "transformer": {
+        **{"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "num_cross_attention_heads": 2},
+        **{"cross_attention_head_dim": 16, "sample_size": 4},
+    },
+    "autoencoder": {"scaling_factor": 1.0},
+    "flow": {"sample_steps": 20},
+}
+"""For 16x16 pictures: 4 visual tokens, 4 meta queries, latents of 4 x 4 x 4."""
+EMU3 = {
+    "text_config": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "vq_config": {
+        **{"channel_multiplier": [1, 1, 1, 1], "attn_resolutions": [3]},
+        **{"codebook_size": 32, "temporal_downsample_factor": 2},
+    },
+    "settings": {"image_size": 16, "system_prompt": ""},
+}
+"""For 16x16 pictures: 2 x 2 codes out of 32."""
 
 
 def write_family(folder: Path, family: str) -> Path:
     """The random model of a family."""
-    return {"janus": write_model, "openuni": write_openuni, "emu3": write_emu3}[family](folder)
+    if family == "janus":
+        return write_model(folder)
+    return write_tiny(family, folder, TEXTS, VOCABULARY, **{"openuni": OPENUNI, "emu3": EMU3}[family]).path
 
 
 def write_families(home: Path) -> Path:
@@ -152,11 +133,10 @@ def write_pictures(folder: Path, samples: int = 6) -> Path:
     return write_shards(folder, [samples], fields=lambda number: sample(35 * number + 1))
 
 
-def leave(world: Ranks) -> NoReturn:
-    """End of a rank program, as launch scripts end: without the interpreter's own end, which gloo's threads can abort."""
-    world.close()
-    sys.stdout.flush()
-    os._exit(0)
+def merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Blocks are merged, other values replaced."""
+    blocks = {key: {**defaults[key], **value} for key, value in settings.items() if isinstance(defaults.get(key), dict)}
+    return {**defaults, **settings, **blocks}
 
 
 def write_recipe(path: Path, home: Path, **settings) -> Path:
@@ -179,7 +159,5 @@ def write_recipe(path: Path, home: Path, **settings) -> Path:
         "checkpoint": {"every": 100},
         "monitor": {"every": 1, "tensorboard": False, "progress": False},
     }
-    for key, value in settings.items():
-        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and key in recipe else value
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(merged(recipe, settings)))
     return path

@@ -1,234 +1,73 @@
 """Rank program: the game on ZeRO-2 and ZeRO-3 against plain torch, step by step: both players, both modes.
 
-python -m tests.multi_process.unigame HOME CASE...     (started once per rank by tests/multi_process/launcher.py)
-
-The plain game is written again, without the objective's code: one process, no engine, the rows of all ranks. It is given the
-hard rows that the ranks drew (the buffer has tests of its own), and computes everything else.
+python -m tests.multi_process.unigame HOME [CASE...]     (started once per rank by tests/multi_process/launcher.py)
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import MicroBatchLoader
 from megaunigame.engine.parameters import element_count
-from megaunigame.engine.schedule import lr_factor
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame import names as unigame_names
-from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.objectives.unigame.game import Game
 from megaunigame.parallel.mesh import Mesh
-from megaunigame.parallel.ranks import Ranks, start_world
-from megaunigame.randomness import derive
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import UnderstandInputs, take_rows
-from megaunigame.step.micro import MicroStep
 from megaunigame.step.requests import UNDERSTAND
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.gradients import gathered, trainer_of
-from tests.multi_process.plain_reference import PlainReference
-from tests.multi_process.tiny_run import leave
+from tests.multi_process.programs import CHECKPOINTING, LORA, PLAYED, TWICE, ZERO2, batches_of, largest_error, play, trainer_of
+from tests.multi_process.unigame_reference import PlainGame
 
 STEPS = 4
 TOLERANCE = 1e-5
 GAME: dict[str, Any] = {
-    "clean_rows": 2,
-    "hard_rows": 2,
-    "attack_rows": 3,
-    "turns": 1,
-    "ratio": 1.0,
-    "gain": 2000.0,
-    "clip_norm": 0.5,
+    **PLAYED,
+    **{"turns": 1, "ratio": 1.0, "gain": 2000.0, "clip_norm": 0.5},
     "penalties": {"l2": 3.0, "tv": 2.0, "gate": 1.0},
-    "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
     "buffer": {"merge_every": 2, "capacity": 8, "temperature": 4.0},
     "pictures_every": 3,
 }
-LORA = {"model": {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}}
-CHECKPOINTING = {"model": {**LORA["model"], "gradient_checkpointing": True}}
-ZERO2 = {"engine": {"ds_config": "ds_configs/zero2.json"}}
-PIXEL = {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "source_blur": 0.5}}
+SIMULTANEOUS = {"mode": "simultaneous"}
+EMBEDDING = {"path": "embedding"}
+PIXEL = {"redraw": "pixel"}
+OTHERS = {"others": {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "source_blur": 0.5}}}
 """The learner draws the sources itself, some without their condition."""
+DRAWING = {"caption_rows": 1, "pixel_rows": 1}
+EMU3 = {"family": "emu3"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
-    "alternating_lora_accumulation": ({}, {**LORA, "batch": {"accumulation": 2}}),
-    "alternating_checkpointing": ({}, {**CHECKPOINTING, "batch": {"accumulation": 2}}),
-    "alternating_zero2": ({"anchor": "none", "condition": "caption"}, ZERO2),
-    "simultaneous": ({"mode": "simultaneous"}, {}),
-    "simultaneous_lora_accumulation": ({"mode": "simultaneous"}, {**LORA, "batch": {"accumulation": 2}}),
-    "simultaneous_checkpointing": ({"mode": "simultaneous"}, {**CHECKPOINTING, "batch": {"accumulation": 2}}),
-    "simultaneous_zero2": ({"mode": "simultaneous", "every": 2}, {**ZERO2, **LORA}),
-    "embedding": ({"path": "embedding"}, {"batch": {"accumulation": 2}}),
-    "embedding_simultaneous": ({"path": "embedding", "mode": "simultaneous"}, {}),
-    "emu3": ({}, {"model": {"family": "emu3", "gradient_checkpointing": True}}),
-    "emu3_redraw_simultaneous": (
-        {"redraw": "pixel", "mode": "simultaneous"},
-        {"others": PIXEL, "model": {"family": "emu3", "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
-    ),
-    "emu3_embedding_zero2": ({"path": "embedding"}, {"model": {"family": "emu3"}, **ZERO2}),
-    "redraw_checkpointing": ({"redraw": "pixel"}, {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}}),
-    "redraw_accumulation": ({"redraw": "pixel", "every": 2}, {"others": PIXEL, "batch": {"accumulation": 2}}),
+    "alternating_lora_accumulation": ({}, {"model": LORA, "batch": TWICE}),
+    "alternating_checkpointing": ({}, {"model": LORA | CHECKPOINTING, "batch": TWICE}),
+    "alternating_zero2": ({"anchor": "none", "condition": "caption"}, {"engine": ZERO2}),
+    "simultaneous": (SIMULTANEOUS, {}),
+    "simultaneous_lora_accumulation": (SIMULTANEOUS, {"model": LORA, "batch": TWICE}),
+    "simultaneous_checkpointing": (SIMULTANEOUS, {"model": LORA | CHECKPOINTING, "batch": TWICE}),
+    "simultaneous_zero2": ({**SIMULTANEOUS, "every": 2}, {"engine": ZERO2, "model": LORA}),
+    "embedding": (EMBEDDING, {"batch": TWICE}),
+    "embedding_simultaneous": (EMBEDDING | SIMULTANEOUS, {}),
+    "emu3": ({}, {"model": EMU3 | CHECKPOINTING}),
+    "emu3_redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "model": EMU3 | CHECKPOINTING, "batch": TWICE}),
+    "emu3_embedding_zero2": (EMBEDDING, {"model": EMU3, "engine": ZERO2}),
+    "redraw_checkpointing": (PIXEL, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),
+    "redraw_accumulation": ({**PIXEL, "every": 2}, {**OTHERS, "batch": TWICE}),
     "redraw_zero2": (
         {"redraw": "caption", "anchor": "none", "condition": "caption"},
-        {"others": {"generation": {"caption_rows": 3, "pixel_rows": 1}}, **ZERO2, "batch": {"accumulation": 2}},
+        {"others": {"generation": DRAWING | {"caption_rows": 3}}, "engine": ZERO2, "batch": TWICE},
     ),
-    "redraw_simultaneous": ({"redraw": "pixel", "mode": "simultaneous"}, {"others": PIXEL, "batch": {"accumulation": 2}}),
-    "redraw_simultaneous_checkpointing": (
-        {"redraw": "pixel", "mode": "simultaneous"},
-        {"others": PIXEL, **CHECKPOINTING, "batch": {"accumulation": 2}},
-    ),
+    "redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "batch": TWICE}),
+    "redraw_simultaneous_checkpointing": (PIXEL | SIMULTANEOUS, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),
     "redraw_simultaneous_zero2": (
-        {"redraw": "pixel", "mode": "simultaneous", "every": 2},
-        {"others": PIXEL, **ZERO2, **LORA, "batch": {"accumulation": 2}},
+        {**PIXEL, **SIMULTANEOUS, "every": 2},
+        {**OTHERS, "engine": ZERO2, "model": LORA, "batch": TWICE},
     ),
-    "with_other_objectives": (
-        {},
-        {"others": {"understanding": {"rows": 1}, "generation": {"caption_rows": 1, "pixel_rows": 1}}},
-    ),
+    "with_other_objectives": ({}, {"others": {"understanding": {"rows": 1}, "generation": DRAWING}}),
 }
-
-
-class PlainGame(PlainReference):
-    """The same game in plain torch."""
-
-    def __init__(self, trainer: Trainer, game: dict[str, Any], world: Ranks):
-        super().__init__(trainer.recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
-        self.game, self.world = {"mode": "alternating", "path": "decoder", "anchor": "source", "every": 1, **game}, world
-        self.redrawn_by = game["redraw"] if game.get("redraw", "own") != "own" else None
-        width, hidden = self.model.token_width, game["adversary"]["hidden"]
-        torch.manual_seed(derive(trainer.recipe.seed, 1))
-        layers = [
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, width, bias=False),
-        ]
-        nn.init.orthogonal_(layers[-1].weight)
-        self.network, self.gate = nn.Sequential(*layers), nn.Parameter(torch.zeros(1))
-        self.adversary = [self.gate, *self.network.parameters()]
-        self.adversary_optimizer = torch.optim.AdamW(self.adversary, lr=0.0, weight_decay=0.0)
-
-    def attack_inputs(self) -> list[Attack]:
-        first = self.step_number * self.accumulation
-        batches = [ranks[m] for ranks in self.ranks for m in range(first, first + self.accumulation)]
-        return [attack_of(MicroStep(0, b.plan, b.inputs, b.aside), self.redrawn_by, captioned=False) for b in batches]
-
-    def attacked_losses(self, inputs: Attack) -> tuple[Tensor, Tensor]:
-        """Loss sums and penalties, (B,) each."""
-        game, model = self.game, self.model
-        if game["path"] == "embedding":
-            tokens = model.visual_tokens(inputs.question.images)[:, 0].detach()
-        else:
-            with torch.no_grad():
-                seen = model(inputs.redraw)
-            tokens = seen.hidden
-        delta = self.perturbation(tokens)
-        question = UnderstandInputs(**vars(inputs.question))
-        if game["path"] == "embedding":
-            question.visual_delta = delta.unsqueeze(1)
-        else:
-            question.images = self.decoded(tokens, delta, inputs).clamp(-1, 1).unsqueeze(1)
-        losses = model(question).loss_sum
-        p = game["penalties"]
-        price = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
-        return losses, price + p["gate"] * self.gate.sigmoid() ** 2
-
-    def perturbation(self, tokens: Tensor) -> Tensor:
-        """Of the length eps times that of each token."""
-        u = self.network(tokens)
-        eps = self.game["adversary"]["eps_max"] * self.gate.sigmoid()
-        return eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)
-
-    def decoded(self, tokens: Tensor, delta: Tensor, inputs: Attack) -> Tensor:
-        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written again; Emu3's own is tested alone.
-
-        The learner does not learn to draw from what the adversary draws.
-        """
-        model = self.model
-        if self.recipe.model.family == "emu3":
-            anchor = model.encode_target(inputs.redraw.targets) if self.game["anchor"] == "source" else None
-            trained = model.lm_head.weight.requires_grad
-            model.lm_head.requires_grad_(False)
-            pixels = model.decode(tokens, delta, anchor).pixels
-            model.lm_head.requires_grad_(trained)
-            return pixels
-        head = model.model.generation_head
-        frozen = {name: weight.detach() for name, weight in head.named_parameters()}
-        logits = torch.func.functional_call(head, frozen, (tokens + delta,))
-        clean = head(tokens).argmax(-1)
-        codes = logits.argmax(-1)
-        if self.game["anchor"] == "source":
-            codes = torch.where(codes == clean, model.encode_target(inputs.redraw.targets), codes)
-        book = F.normalize(model.image_tokenizer.quantize.embedding.weight, dim=-1)
-        mean = logits.softmax(-1) @ book
-        cells = book[codes] + mean - mean.detach()
-        side = int(cells.shape[1] ** 0.5)
-        return model.image_tokenizer.decoder(
-            model.image_tokenizer.post_quant_conv(cells.transpose(1, 2).reshape(len(cells), -1, side, side))
-        )
-
-    def play(self, hard: list[UnderstandInputs]) -> tuple[float, float, dict[str, float]]:
-        """One step with the hard rows of all ranks: the adversary's loss and gradient norm, and the learner's mean losses."""
-        game, attacks = self.game, self.step_number % self.game["every"] == 0
-        sources = self.attack_inputs()
-        lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number)
-        adversarial, norm, gradients = float("nan"), float("nan"), []
-        positions = sum(float(s.question.counts.sum()) for s in sources)
-        if attacks:
-            total, price, pictures = torch.zeros(()), torch.zeros(()), 0
-            for inputs in sources:
-                losses, prices = self.attacked_losses(inputs)
-                total, price = total + losses.sum(), price + prices[inputs.question.counts > 0].sum()
-                pictures += int((inputs.question.counts > 0).sum())
-            goal = price / pictures - game["gain"] * total / positions
-            gradients = list(torch.autograd.grad(goal, self.adversary))
-            adversarial, norm = float(total.detach()) / positions, float(torch.cat([g.flatten() for g in gradients]).norm())
-        if attacks and game["mode"] == "alternating":
-            self.move(gradients, norm, lr)
-        extra = self.hard_loss(hard)
-        if attacks and game["mode"] == "simultaneous":
-            # The learner descends where the adversary ascends: both from the players as they stood before this step.
-            fresh = sum(self.attacked_losses(inputs)[0].sum() for inputs in sources) / positions
-            extra = extra + 0.5 * fresh
-        means = self.step_with(extra)
-        if attacks and game["mode"] == "simultaneous":
-            self.move(gradients, norm, lr)
-        return adversarial, norm, means
-
-    def move(self, gradients: list[Tensor], norm: float, lr: float) -> None:
-        """The adversary's update; what the learner's backward left in its gradients does not count."""
-        for parameter, gradient in zip(self.adversary, gradients, strict=True):
-            parameter.grad = gradient * min(1.0, self.game["clip_norm"] / norm)
-        self.adversary_optimizer.param_groups[0]["lr"] = self.game["ratio"] * lr
-        self.adversary_optimizer.step()
-
-    def hard_loss(self, hard: list[UnderstandInputs]) -> Tensor:
-        """beta times the mean loss of the hard rows; in the embedding path they are perturbed again."""
-        total, count = torch.zeros(()), 0.0
-        for rows in hard:
-            if self.game["path"] == "embedding":
-                with torch.no_grad():
-                    tokens = self.model.visual_tokens(rows.images)[:, 0]
-                    rows.visual_delta = self.perturbation(tokens).unsqueeze(1)
-            total, count = total + self.model(rows).loss_sum.sum(), count + float(rows.counts.sum())
-        return 0.5 * total / max(count, 1.0)
-
-    def step_with(self, extra: Tensor) -> dict[str, float]:
-        """The learner's update on its own rows plus `extra`; the dummies of hard and adversarial rows have no loss."""
-        self.extra = extra
-        means, self.norm = self.step()
-        return means
-
-    def more_loss(self, means: dict[str, Tensor]) -> Tensor:
-        return self.extra
 
 
 def hard_rows(trainer: Trainer, step: Any, world: Ranks) -> list[UnderstandInputs]:
@@ -243,8 +82,8 @@ def objectives(game: dict[str, Any], **others: dict[str, Any]) -> dict[str, dict
     return {"generation": {"caption_rows": 0, "pixel_rows": 0}, "understanding": {"rows": 0}, **others, "unigame": game}
 
 
-def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, world: Ranks) -> None:
-    settings, game = dict(settings), {**GAME, **game}
+def run(case: str, given: tuple[dict[str, Any], dict[str, Any]], home: Path, world: Ranks) -> str:
+    game, settings = {**GAME, **given[0]}, dict(given[1])
     trainer = trainer_of(case, home, world, objectives=objectives(game, **settings.pop("others", {})), **settings)
     [unigame] = [player for player in trainer.players if isinstance(player, Game)]
     plain = PlainGame(trainer, game, world)
@@ -261,7 +100,7 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         return drawn
 
     unigame._put_hard_rows = put_and_take
-    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, STEPS * trainer.accumulation, 0, 2))
+    batches = batches_of(trainer, STEPS)
     start = torch.cat([p.detach().flatten() for p in plain.adversary])
     worst, replayed, bytes_of = 0.0, 0.0, []
     for number in range(STEPS):
@@ -282,23 +121,16 @@ def run(case: str, game: dict[str, Any], settings: dict[str, Any], home: Path, w
         pairs = [
             (f"adversary {n}", p, q) for (n, p), q in zip(unigame.adversary.named_parameters(), plain.adversary, strict=True)
         ]
-        trained = [(n, gathered(p), plain.trained[n]) for n, p in trainer.learner.module.named_parameters() if p.requires_grad]
-        assert {n for n, _, _ in trained} == set(plain.trained)
-        for name, ours, theirs in [*pairs, *trained]:
-            error = (ours.detach().float() - theirs.detach()).abs().max().item()
-            worst = max(worst, error)
-            assert error < TOLERANCE, (case, number, name, error)
+        worst = max(worst, largest_error(trainer, plain, TOLERANCE, *pairs))
     moved = (torch.cat([p.detach().flatten() for p in unigame.adversary.parameters()]) - start).abs().max().item()
     assert moved > 100 * TOLERANCE and replayed > 0, "nothing was played, so nothing was compared"
-    if world.is_main:
-        print(
-            f"{case}: largest error {worst:.1e}, adversary moved {moved:.1e}, {replayed:.0f} rows replayed, "
-            f"passes {metrics[names.PERF_PASSES]:.0f}, gathered {bytes_of[1]:.0f}",
-            flush=True,
-        )
+    return (
+        f"largest error {worst:.1e}, adversary moved {moved:.1e}, {replayed:.0f} rows replayed, "
+        f"passes {metrics[names.PERF_PASSES]:.0f}, gathered {bytes_of[1]:.0f}"
+    )
 
 
-def check_uneven_ranks(home: Path, world: Ranks) -> None:
+def check_uneven_ranks(home: Path, world: Ranks) -> str:
     """Rank 1 mines nothing: its filter rejects all, then it has no pictures at all. Both ranks go on, and both replay."""
     game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "buffer": {"merge_every": 2, "capacity": 8}}
     trainer = trainer_of("uneven", home, world, objectives=objectives(game))
@@ -308,17 +140,16 @@ def check_uneven_ranks(home: Path, world: Ranks) -> None:
     if world.rank == 1:
         unigame.pool.clip.accepts = lambda similarity: torch.zeros_like(similarity, dtype=torch.bool)
         objective.row = lambda request, sample, rng: None if trainer.state.step >= 3 else row(request, sample, rng)
-    batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 6, 0, 2))
+    batches = batches_of(trainer, 6)
     for _ in range(6):
         metrics = trainer.train_step(batches)
     sizes = world.all_gather_object(unigame.pool.buffer.size)
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1, sizes
     assert metrics[unigame_names.BUFFER_REPLAYED] == 2 * world.size and metrics[unigame_names.BUFFER_MOVED] > 0, metrics
-    if world.is_main:
-        print(f"uneven ranks: both replay, buffer {sizes}", flush=True)
+    return f"both ranks replay, buffer {sizes}"
 
 
-def check_combined(home: Path, world: Ranks) -> None:
+def check_combined(home: Path, world: Ranks) -> str:
     """The combined recipe: three methods, and one generate, one attack and one understand pass per micro-step."""
     given = [
         *(f"{name}={home / folder}" for name, folder in (("model.path", "model"), ("data.scenes.shards", "shards"))),
@@ -330,25 +161,24 @@ def check_combined(home: Path, world: Ranks) -> None:
         overrides = [*given, f"objectives.unigame.mode={mode}", f"output={home / 'runs' / f'combined-{mode}'}"]
         trainer = Trainer(load_recipe("launch/recipes/tiny_combined.yaml", overrides), Mesh.of(world))
         trainer.dry_run()
-        batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 3 * trainer.accumulation, 0, 2))
+        batches = batches_of(trainer, 3)
         for _ in range(3):
             metrics = trainer.train_step(batches)
             assert metrics[names.PERF_PASSES] == passes * trainer.accumulation == 2 * passes, (mode, metrics)
         terms = ("clean", "hard", "adversarial", "pixel", "edges", "aia_generate", "aia_understand")
         assert all(metrics[names.loss(term)] > 0 for term in terms), metrics
         assert metrics[unigame_names.ADVERSARY_GRAD_NORM] > 0 and metrics[unigame_names.BUFFER_REPLAYED] > 0, metrics
-    if world.is_main:
-        print("combined recipe: one generate, one attack, one understand pass", flush=True)
+    return "one generate, one attack, one understand pass"
 
 
-def check_cost(home: Path, world: Ranks) -> None:
+def check_cost(home: Path, world: Ranks) -> str:
     """Passes and gathered bytes per step: what the game costs compared with the same learner rows alone."""
     base = {**GAME, "hard_rows": 0, "pictures_every": 0}
     games = {"sft": {**base, "attack_rows": 0}, "alternating": base, "simultaneous": {**base, "mode": "simultaneous"}}
     cost: dict[str, list[float]] = {}
     for label, game in games.items():
         trainer = trainer_of(f"cost-{label}", home, world, objectives=objectives(game))
-        batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 4, 0, 2))
+        batches = batches_of(trainer, 4)
         steps = [trainer.train_step(batches) for _ in range(4)]
         cost[label] = [steps[-1][names.PERF_PASSES], steps[-1][names.PERF_ALLGATHER_BYTES]]
     model = trainer.learner.module
@@ -360,17 +190,10 @@ def check_cost(home: Path, world: Ranks) -> None:
     assert cost["sft"][1] == once, (cost, once)
     assert 2 * once < cost["alternating"][1] < 3 * once and once < cost["simultaneous"][1] < 2 * once, (cost, once)
     assert len(set(world.all_gather_object(str(cost)))) == 1, "ranks gathered different amounts"
-    if world.is_main:
-        print(f"cost in passes and gathered bytes: {cost}", flush=True)
+    return f"passes and gathered bytes {cost}"
 
 
 CHECKS = {"uneven": check_uneven_ranks, "combined": check_combined, "cost": check_cost}
 
 if __name__ == "__main__":
-    this_world = start_world(1)
-    for label in sys.argv[2:]:
-        if label in CASES:
-            run(label, *CASES[label], Path(sys.argv[1]), this_world)
-        else:
-            CHECKS[label](Path(sys.argv[1]), this_world)
-    leave(this_world)
+    play(run, CASES, CHECKS)

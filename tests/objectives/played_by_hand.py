@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,23 @@ from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import plan_from
 from tests.data.shard_files import write_shards
-from tests.multi_process.tiny_run import sample
+from tests.multi_process.tiny_run import merged, sample
 from tests.worlds import OneRank
 
 SEED, LR = 5, 1e-3
+DATA = {
+    "pictures": [n for n in range(1, 60) if n % 5 and n % 7],
+    "texts": [n for n in range(5, 200, 5) if n % 7],
+    "untold": [n for n in range(7, 200, 7) if n % 5],
+}
+"""Numbers of samples with a picture and a caption, without a picture, and without a caption."""
+LM = "model.language_model"
+CLIP = {"clip": {"model": "tiny-random", "tau": -1.0}}
+ADVERSARIES: dict[str, dict[str, Any]] = {
+    "perturber": {"kind": "perturber", "hidden": 8},
+    "noise": {"kind": "noise"},
+    "pgd": {"kind": "pgd", "steps": 2},
+}
 SETTINGS: dict[str, Any] = {
     "clean_rows": 2,
     "hard_rows": 2,
@@ -48,7 +61,7 @@ def shards(folder: Path, numbers: Sequence[int]) -> Path:
 class Played:
     """One game. `step()` is one optimizer step of the trainer, without an update of the learner.
 
-    `others`: objectives that have rows, and no part of their own in the step.
+    `others`: objectives that have rows, and no other part in the step.
     """
 
     def __init__(self, model: Janus, data: Path, *, accumulation: int = 1, others: Sequence[Objective] = (), **settings: Any):
@@ -59,26 +72,19 @@ class Played:
         stream = {"train": open_stream("train", StreamConfig(str(data), window=2), SEED)}
         objective_of = {r.term: objective for objective in (self.objective, *others) for r in objective.rows()}
         self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1, SEED, 0)
-        self.learner = [p for p in model.parameters() if p.requires_grad]
-        context = Context(model, self.aside, self.plan, OneRank(), SEED, accumulation)
+        context = Context(model, aside(model), self.plan, OneRank(), SEED, accumulation)
         game = self.objective.player(context)
         assert game is not None
         self.unigame = game
+        self.offered: list[tuple] = []
+        """What the pool was given to mine in the last step."""
+        mine = self.pool.mine
+        self.pool.mine = lambda *given: (self.offered.append(given), mine(*given))
         self.number = 0
-        self.model_calls = 0
-        """Passes of the learner in the last step."""
 
     @property
     def pool(self) -> Any:
         return self.unigame.pool
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        for parameter in self.learner:
-            parameter.requires_grad_(False)
-        yield
-        for parameter in self.learner:
-            parameter.requires_grad_(True)
 
     def attack(self, micro_step: int = 0) -> Attack:
         batch = self.micro_batches[micro_step]
@@ -89,6 +95,7 @@ class Played:
         batches = [self.micro_batches[self.number * self.accumulation + m] for m in range(self.accumulation)]
         micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
         step = Step(self.number, LR, micro_steps)
+        self.offered.clear()
         self.unigame.before_learner(step)
         for micro in micro_steps:
             self.unigame.before_micro_step(step, micro)
@@ -107,26 +114,19 @@ class Played:
         return metrics
 
 
-def captured(game: Played) -> list[tuple]:
-    """What the pool is offered from now on."""
-    offered: list[tuple] = []
-    mine = game.pool.mine
+def aside(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """What an engine has as `aside`: within, no weight of the learner gets a gradient."""
+    learner = [p for p in model.parameters() if p.requires_grad]
 
-    def capture(*given: Any) -> None:
-        offered.append(given)
-        mine(*given)
+    @contextmanager
+    def aside() -> Iterator[None]:
+        for parameter in learner:
+            parameter.requires_grad_(False)
+        yield
+        for parameter in learner:
+            parameter.requires_grad_(True)
 
-    game.pool.mine = capture
-    return offered
-
-
-def merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Blocks are merged, other values replaced."""
-    found = dict(defaults)
-    for key, value in settings.items():
-        known = found.get(key)
-        found[key] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
-    return found
+    return aside
 
 
 @contextmanager

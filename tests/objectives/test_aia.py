@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -19,11 +18,13 @@ from megaunigame.objectives.aia.player import WEIGHT, AttentionPlayer, attention
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.player import Context
 from megaunigame.settings import fill
-from megaunigame.step.inputs import AttentionShares, GenerateInputs, PassInputs, Taps, UnderstandInputs, UnderstandOutput
+from megaunigame.step.inputs import AttentionShares, GenerateInputs, InputsT, Taps, UnderstandInputs, UnderstandOutput
 from megaunigame.step.micro import Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.conftest import config, folder, model, picture, state, tokenizer  # noqa: F401
+from tests.models.conftest import picture, tiny_of  # noqa: F401
+from tests.models.shared import TURNS, generate, understand
+from tests.passes import pass_inputs
 from tests.worlds import OneRank
 
 PLAN = plan_from([
@@ -49,19 +50,13 @@ def aia(**settings) -> AttentionPlayer:
     return objective.player(Context(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, OneRank(), 0, 1))
 
 
-def inputs(terms, counts, images=True, intact=None) -> UnderstandInputs:
-    size = (len(terms), 5)
-    ones, image_positions = torch.ones(size, dtype=torch.long), torch.zeros(size, dtype=torch.bool)
-    image_positions[:, 1:3] = images
-    return UnderstandInputs(
-        tokens=ones, attention=ones.bool(), terms=torch.tensor(terms), counts=torch.tensor(counts, dtype=torch.float32),
-        image_positions=image_positions, intact=intact, labels=ones, label_positions=ones, images=ones, image_valid=ones,
-    )  # fmt: skip
-
-
-def requests(*given, **options) -> GenerateInputs:
-    common = {field.name: getattr(inputs(*given, **options), field.name) for field in dataclasses.fields(PassInputs)}
-    return GenerateInputs(**common, targets=common["tokens"])
+def inputs(kind: type[InputsT], terms, counts, intact=None) -> InputsT:
+    """Rows of five tokens; two of those that are understood are an image's."""
+    tokens = torch.ones(len(terms), 5, dtype=torch.long)
+    images = (torch.arange(5) // 2 == 1).expand_as(tokens) & (kind is UnderstandInputs)
+    counts = torch.tensor(counts, dtype=torch.float32)
+    fields = {"terms": torch.tensor(terms), "counts": counts, "image_positions": images, "intact": intact}
+    return pass_inputs(kind, tokens, **fields)
 
 
 def output(shares: torch.Tensor) -> UnderstandOutput:
@@ -78,12 +73,12 @@ def named(objective: AttentionPlayer) -> list[tuple[str, str]]:
 
 def test_the_attention_loss_is_the_huber_loss_of_every_layer():
     shares = torch.rand(LAYERS, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    aims = table("relative", LAYERS)[GENERATE]
+    targets = table("relative", LAYERS)[GENERATE]
     expected = sum(
-        torch.nn.functional.huber_loss(shares[x], torch.full((7,), aim.target), delta=aim.delta, reduction="none") / LAYERS
-        for x, aim in enumerate(aims)
+        torch.nn.functional.huber_loss(shares[x], torch.full((7,), goal.target), delta=goal.delta, reduction="none") / LAYERS
+        for x, goal in enumerate(targets)
     )
-    ours = attention_loss(shares, aims)
+    ours = attention_loss(shares, targets)
     torch.testing.assert_close(ours, expected)
     assert ours.shape == (7,) and attention_loss(torch.tensor([[0.4]]), [Target(0.2, 0.4)]).item() == 0
 
@@ -102,7 +97,7 @@ def test_the_loss_is_a_sum_over_counted_rows():
     objective = aia(weights={"generate": 3.0})
     generate, understand = objective.terms
     shares = torch.full((LAYERS, 3), 0.3)
-    rows = inputs([0, 0, 0], [2, 0, 1], intact=torch.tensor([True, True, False]))
+    rows = inputs(UnderstandInputs, [0, 0, 0], [2, 0, 1], intact=torch.tensor([True, True, False]))
     assert understand.counted(rows).tolist() == [True, False, False]
     losses = understand.losses(rows, output(shares))
     assert losses[1:].tolist() == [0, 0]
@@ -124,7 +119,7 @@ def test_the_loss_is_a_sum_over_counted_rows():
 def test_rows_of_other_terms_do_not_count():
     objective = aia(terms=["pixel"])
     (generate,) = objective.terms
-    assert generate.counted(requests([1, 2], [4, 4], images=False)).tolist() == [False, True]
+    assert generate.counted(inputs(GenerateInputs, [1, 2], [4, 4])).tolist() == [False, True]
 
 
 def test_weights_of_the_presets():
@@ -200,33 +195,27 @@ def test_a_family_that_cannot_measure_is_refused():
         objective.check_family(SimpleNamespace(language_layers=lambda path: 0), "blind", "path", PLAN)
 
 
-def test_the_depth_is_read_from_the_configuration_alone(folder):  # noqa: F811
+def test_the_depth_is_read_from_the_configuration_alone(tiny_of):  # noqa: F811
+    folder = str(tiny_of("janus").path)
     objective = AIA(Settings())
     objective.check_plan(PLAN)
-    objective.check_family(Janus, "janus", str(folder), PLAN)
+    objective.check_family(Janus, "janus", folder, PLAN)
     with pytest.raises(ConfigError, match="2 is not a layer; this model has 0 to 1"):
-        AIA(Settings(layers=[2])).check_family(Janus, "janus", str(folder), PLAN)
+        AIA(Settings(layers=[2])).check_family(Janus, "janus", folder, PLAN)
 
 
-TURN = [("what is this ?", "a red ball")]
-
-
-def test_rows_that_lack_a_side_or_their_whole_text_do_not_count(model, picture):  # noqa: F811
-    taps = Taps((0,))
-
-    def collated(name, *rows):
-        return model.processor.collate(PLAN, name, rows, [0] * len(rows), ["key"] * len(rows))
-
+def test_rows_that_lack_a_side_or_their_whole_text_do_not_count(tiny_of, picture):  # noqa: F811
+    taps, turn, processor = Taps((0,)), TURNS[:1], tiny_of("janus").processor(max_length=96)
     long = [("what is this ?", "a red ball " * 200)]
-    dropped_turns = [*TURN, ("and this ?", "a blue ball " * 200)]
-    seen = collated(
-        UNDERSTAND, UnderstandRow([picture(0)], TURN), UnderstandRow([], TURN), UnderstandRow([picture(0)], long), None,
+    dropped_turns = [*turn, ("and this ?", "a blue ball " * 200)]
+    seen = understand(
+        processor, UnderstandRow([picture(0)], turn), UnderstandRow([], turn), UnderstandRow([picture(0)], long), None,
         UnderstandRow([picture(0)], dropped_turns),
     )  # fmt: skip
     # whole, no image, cut, no data, its second turn left out
     assert measurable(seen, taps).tolist() == [True, False, False, False, True]
-    drawn = collated(
-        GENERATE, GenerateRow("a cube", picture(1)), GenerateRow("a cube", picture(1), unconditional=True),
+    drawn = generate(
+        processor, GenerateRow("a cube", picture(1)), GenerateRow("a cube", picture(1), unconditional=True),
         GenerateRow("a cube " * 200, picture(1)), None, GenerateRow("a cube", picture(1), source=picture(2)),
     )  # fmt: skip
     assert measurable(drawn, taps).tolist() == [True, False, False, False, True]

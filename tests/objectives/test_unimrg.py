@@ -106,12 +106,7 @@ def test_text_only_rows_are_dummies_and_missing_targets_are_bad_samples():
 
 def test_paired_tasks_look_at_the_same_samples():
     shares = {r.term: r.shares for r in unimrg(images="paired").rows()}
-    assert shares == {
-        "understanding": None,
-        "depth": "understanding",
-        "pixel": "understanding",
-        "segmentation": "understanding",
-    }
+    assert shares == {"understanding": None, **dict.fromkeys(("depth", "pixel", "segmentation"), "understanding")}
     assert {r.shares for r in unimrg().rows()} == {None}
 
 

@@ -12,9 +12,10 @@ from megaunigame.attention.positions import answer_tokens, image_tokens, prompt_
 from megaunigame.attention.targets import Target, table
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
-from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, Taps, UnderstandInputs
+from megaunigame.step.inputs import IGNORE, GenerateInputs, Taps, UnderstandInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from tests.parity.fixture import Fixture, Tolerance
+from tests.passes import pass_inputs
 
 EXACT_SETS, NO_BOS, RELEASED = Taps(layers=()), Taps(layers=(), exclude_bos=True), Taps(layers=(), compat=True)
 
@@ -38,20 +39,12 @@ def padded(lengths: list[int], size: int) -> Tensor:
     return torch.stack([torch.arange(size) >= size - length for length in lengths])
 
 
-def row_inputs(kind: type[InputsT], attention: Tensor, image_positions: Tensor, **fields: Tensor) -> InputsT:
-    rows = len(attention)
-    return kind(
-        tokens=attention.long(), attention=attention, terms=torch.zeros(rows, dtype=torch.long), counts=torch.ones(rows),
-        image_positions=image_positions, **fields,
-    )  # fmt: skip
-
-
 def generation(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str, Tensor]:
     sizes, lam = config["gen"], config["lambda"]["gen"]
     assert lam == PRESETS["code"][GENERATE]
     text, codes = sizes["text_len"], sizes["image_tokens"]
     prompts = padded(sizes["prompt_len"], text)
-    inputs = row_inputs(GenerateInputs, prompts, torch.zeros_like(prompts), targets=prompts)
+    inputs = pass_inputs(GenerateInputs, prompts.long(), prompts)
     use = torch.tensor(sizes["use"]).bool()
     drawn = torch.arange(text + codes).expand(len(use), -1)
     read, last = (drawn >= text) & (drawn < text + codes - 1), drawn >= text
@@ -62,7 +55,7 @@ def generation(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str, Te
     logits, targets = given["gen_logits"], given["gen_codes"]
     ntp = F.cross_entropy(logits[:, text - 1 : text - 1 + codes].flatten(0, 1), targets.flatten())
     paper, released = table("janus_pro", config["layers"])[GENERATE], table("janus_pro", config["layers"], True)[GENERATE]
-    # The released keys begin one padding slot early: no attention is there, but a gradient of the given map is.
+    # The released keys begin one padding position early: no attention is there, but a gradient of the given map is.
     early = torch.roll(prompts, -1, 1) & ~prompts
     early[:, -1] = False
     released_keys = keys(RELEASED) | F.pad(early, (0, codes))
@@ -80,8 +73,7 @@ def understanding(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str,
     first = torch.tensor(sizes["boi"]).unsqueeze(1) + 1
     places = torch.arange(length)
     images, labels = (places >= first) & (places < first + sizes["image_tokens"]), given["und_labels"]
-    unused = {"label_positions": labels, "images": labels, "image_valid": labels}
-    inputs = row_inputs(UnderstandInputs, attention, images, labels=labels, **unused)
+    inputs = pass_inputs(UnderstandInputs, attention.long(), attention, image_positions=images, labels=labels)
     use = torch.tensor(sizes["use"]).bool()
     ntp = F.cross_entropy(given["und_logits"][:, :-1].flatten(0, 1), given["und_labels"][:, 1:].flatten(), ignore_index=IGNORE)
     paper, released = table("janus_pro", config["layers"])[UNDERSTAND], table("janus_pro", config["layers"], True)[UNDERSTAND]
@@ -96,7 +88,7 @@ def losses(
     queries: Tensor,
     keys: Tensor,
     use: Tensor,
-    aims: list[Target],
+    targets: list[Target],
     depths: list[int],
     ntp: Tensor,
     weight: float,
@@ -106,25 +98,27 @@ def losses(
     shares = shares_of(maps, queries, keys)
     ours = {
         f"{task}_intensity": shares * use if task == "und" else shares,
-        f"{task}_delta_target": torch.tensor([[aim.delta, aim.target] for aim in aims]),
+        f"{task}_delta_target": torch.tensor([[target.delta, target.target] for target in targets]),
         f"{task}_ntp": ntp,
     }
     for depth in depths:
-        pulled = (attention_loss(shares[:depth], aims[:depth]) * use).sum() / len(use)
-        ours |= {f"{task}_loss_attn_L{depth}": pulled, f"{task}_total_L{depth}": ntp + weight * pulled}
+        attention = (attention_loss(shares[:depth], targets[:depth]) * use).sum() / len(use)
+        ours |= {f"{task}_loss_attn_L{depth}": attention, f"{task}_total_L{depth}": ntp + weight * attention}
     (ours[f"{task}_grad_attn_L{len(maps)}"],) = torch.autograd.grad(ours[f"{task}_loss_attn_L{len(maps)}"], maps)
     return ours
 
 
-def exact_losses(name: str, maps: Tensor, queries: Tensor, keys: Tensor, use: Tensor, aims: list[Target]) -> dict[str, Tensor]:
+def exact_losses(
+    name: str, maps: Tensor, queries: Tensor, keys: Tensor, use: Tensor, targets: list[Target]
+) -> dict[str, Tensor]:
     """Our sets; `counted` is our divisor."""
     maps = maps.clone().requires_grad_()
     shares, depth = shares_of(maps, queries, keys), len(maps)
-    pulled = (attention_loss(shares, aims) * use).sum()
-    (gradient,) = torch.autograd.grad(pulled / len(use), maps)
+    attention = (attention_loss(shares, targets) * use).sum()
+    (gradient,) = torch.autograd.grad(attention / len(use), maps)
     return {
         f"{name}_intensity": shares * use,
-        f"{name}_loss_attn_L{depth}": pulled / len(use),
-        f"{name}_loss_attn_counted_L{depth}": pulled / use.sum(),
+        f"{name}_loss_attn_L{depth}": attention / len(use),
+        f"{name}_loss_attn_counted_L{depth}": attention / use.sum(),
         f"{name}_gradnorm_L{depth}": gradient.norm(),
     }

@@ -12,9 +12,10 @@ from megaunigame.models.janus.keys import translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
-from megaunigame.step.inputs import IGNORE, GenerateInputs, GenerateOutput, PassInputs, PassOutput, Taps, UnderstandInputs
+from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, Taps, UnderstandInputs
 from tests.parity.fixture import EXACT, Fixture, Tolerance
-from tests.parity.janus_pro import load, pass_inputs
+from tests.parity.janus_pro import load
+from tests.passes import pass_inputs
 
 
 def tolerance(name: str) -> Tolerance:
@@ -30,22 +31,15 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     model.language_model.embed_tokens.padding_idx = fixture.config["language"]["pad_id"]
     given, layers = fixture.inputs, fixture.config["language"]["layers"]
     taps = Taps(tuple(range(layers)), compat=True)
-    generate = pass_inputs(
-        GenerateInputs,
-        given["gen_input_ids"],
-        given["gen_attention_mask"],
-        image_positions=torch.zeros_like(given["gen_input_ids"], dtype=torch.bool),
-        targets=given["gen_image"],
-    )
-    labels = given["und_labels"]
+    tokens, mask = given["gen_input_ids"], given["gen_attention_mask"]
+    generate = pass_inputs(GenerateInputs, tokens, mask, targets=given["gen_image"])
     understand = pass_inputs(
         UnderstandInputs,
         given["und_input_ids"],
         given["und_attention_mask"],
-        counts=(labels != IGNORE).sum(1).float(),
-        labels=labels,
+        labels=given["und_labels"],
         images=given["und_image"].unsqueeze(1),
-        image_valid=torch.ones(len(labels), 1, dtype=torch.bool),
+        image_valid=torch.ones(len(given["und_labels"]), 1, dtype=torch.bool),
         image_positions=given["und_images_seq_mask"].bool(),
     )
     ours: dict[str, Tensor] = {}
@@ -59,26 +53,24 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
 def results(fixture: Fixture, model: Janus, task: str, inputs: PassInputs, output: PassOutput) -> dict[str, Tensor]:
     assert output.attention is not None
     use = torch.tensor(fixture.config[task]["use"])
-    aims = table("janus_pro", len(output.attention.keys), compat=True)[inputs.pass_name]
-    pulled = (attention_loss(output.attention.keys, aims) * use).sum() / len(use)
+    targets = table("janus_pro", len(output.attention.keys), compat=True)[inputs.pass_name]
+    attention = (attention_loss(output.attention.keys, targets) * use).sum() / len(use)
     positions = output.target.numel() if isinstance(output, GenerateOutput) else int(inputs.counts.sum())
     ntp = output.loss_sum.sum() / positions
-    total = ntp + PRESETS["code"][inputs.pass_name] * pulled
+    total = ntp + PRESETS["code"][inputs.pass_name] * attention
     ours = {
         f"{task}_intensity": output.attention.keys * use if task == "und" else output.attention.keys,
-        f"{task}_loss_attn": pulled,
+        f"{task}_loss_attn": attention,
         f"{task}_ntp": ntp,
         f"{task}_total": total,
     }
     if isinstance(output, GenerateOutput):
         ours["gen_codes"] = output.target
-    for what, loss in (("attn", pulled), ("total", total)):
+    for what, loss in (("attn", attention), ("total", total)):
         model.zero_grad()
         loss.backward(retain_graph=True)
         parameters = dict(model.named_parameters())
-        for name in fixture.outputs:
-            prefix, _, key = name.partition(".")
-            if prefix == f"{task}_gradnorm_{what}":
-                gradient = parameters[str(translate(key))].grad
-                ours[name] = torch.zeros(()) if gradient is None else gradient.norm()
+        for name, key in fixture.keys_of(f"{task}_gradnorm_{what}.").items():
+            gradient = parameters[str(translate(key))].grad
+            ours[name] = torch.zeros(()) if gradient is None else gradient.norm()
     return ours

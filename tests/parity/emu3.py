@@ -12,10 +12,9 @@ from transformers import Emu3Config
 from megaunigame.models.emu3.code_grid import CodeGrid
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.model import Emu3
-from megaunigame.models.weights.loading import load_plain
-from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.step.inputs import GenerateInputs
-from tests.parity.fixture import EXACT, Fixture, Tolerance
+from tests.parity.fixture import EXACT, Fixture, Tolerance, taken
+from tests.passes import pass_inputs
 
 
 def tolerance(name: str) -> Tolerance:
@@ -31,17 +30,11 @@ def emu3_config(config: dict[str, Any]) -> Emu3Config:
     return Emu3Config(
         text_config={
             "vocab_size": config["vocab_size"],
-            "hidden_size": language["hidden_size"],
-            "intermediate_size": language["intermediate_size"],
-            "num_hidden_layers": language["num_layers"],
-            "num_attention_heads": language["num_heads"],
-            "num_key_value_heads": language["num_kv_heads"],
-            "rms_norm_eps": language["rms_norm_eps"],
+            **taken(language, "hidden_size", "intermediate_size", "rms_norm_eps", num_hidden_layers="num_layers"),
+            **taken(language, num_attention_heads="num_heads", num_key_value_heads="num_kv_heads"),
             "rope_parameters": {"rope_type": "default", "rope_theta": language["rope_theta"]},
             "max_position_embeddings": language["max_positions"],
-            "pad_token_id": ids["pad"],
-            "bos_token_id": ids["bos"],
-            "eos_token_id": ids["eos"],
+            **taken(ids, pad_token_id="pad", bos_token_id="bos", eos_token_id="eos"),
         },
         tie_word_embeddings=False,
     )
@@ -54,8 +47,7 @@ def load(fixture: Fixture) -> Emu3:
     grid = CodeGrid(height, width, config["image_token_offset"], config["codebook_size"], config["special_ids"]["eol"])
     processor = SimpleNamespace(format=SimpleNamespace(grid=grid))
     model = Emu3(emu3_config(config), processor, attention="sdpa", gradient_checkpointing=False)
-    weights, _ = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
-    load_plain(model, weights)
+    fixture.load(KEYS, model, None)
     return model.eval()
 
 
@@ -65,14 +57,8 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     tokens, attention = given["input_ids"], given["attention_mask"].bool()
     codes = given["codes"].flatten(1)
     start, drawn = prompt_length(tokens, codes, model.grid)
-    prompts = GenerateInputs(
-        tokens=tokens[:, :start],
-        attention=attention[:, :start],
-        terms=torch.zeros(len(tokens), dtype=torch.long),
-        counts=torch.full((len(tokens),), float(model.grid.count)),
-        image_positions=torch.zeros(len(tokens), start, dtype=torch.bool),
-        targets=codes,
-    )
+    counts = torch.full((len(tokens),), float(model.grid.count))
+    prompts = pass_inputs(GenerateInputs, tokens[:, :start], attention[:, :start], counts=counts)
     generated = model.predict_codes(prompts, codes, predict=False)
     labels = torch.full_like(tokens, fixture.config["ignore_id"])
     labels[:, start + model.grid.places()] = drawn[:, model.grid.places()]
@@ -103,9 +89,9 @@ def prompt_length(tokens: Tensor, codes: Tensor, rows: CodeGrid) -> tuple[int, T
 
 
 def allowed(fixture: Fixture, rows: CodeGrid) -> Tensor:
-    """(steps, 2): smallest and largest token that may stand at each place behind the prompt.
+    """(steps, 2): smallest and largest token that may stand at each place after the prompt.
 
-    Our sampling ends with the last code. What upstream puts behind it is added from its rule, with its quirk: at multiples of
+    Our sampling ends with the last code. What upstream puts after it is added from its rule, with its quirk: at multiples of
     the length of a line it asks for a line end even there.
     """
     ids, steps = fixture.config["special_ids"], len(fixture.outputs["constrained_generation.allowed_min_max"])

@@ -10,9 +10,7 @@ from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.vq import VisionTokenizer
-from megaunigame.models.weights.loading import load_plain
-from megaunigame.models.weights.tensor_files import TensorFiles
-from tests.parity.fixture import EXACT, Fixture, Tolerance
+from tests.parity.fixture import EXACT, Fixture, Tolerance, taken
 
 GROUPS, EPSILON = 32, 1e-6
 """Constants of the layers, which no configuration moves."""
@@ -25,24 +23,16 @@ def tolerance(name: str) -> Tolerance:
 def vq_config(config: dict[str, Any]) -> Emu3VQVAEConfig:
     """Neutral sizes of a fixture -> transformers' configuration."""
     assert config["group_norm"] == {"groups": GROUPS, "eps": EPSILON}
-    return Emu3VQVAEConfig(
-        codebook_size=config["codebook_size"],
-        embed_dim=config["embed_dim"],
-        latent_channels=config["latent_channels"],
-        double_latent=config["double_z"],
-        base_channels=config["base_channels"],
-        channel_multiplier=config["channel_multiplier"],
-        num_res_blocks=config["num_res_blocks"],
-        attn_resolutions=config["attn_levels"],
-        temporal_downsample_factor=config["temporal_factor"],
-        hidden_size=config["base_channels"] * config["channel_multiplier"][-1],
-    )
+    same = "codebook_size", "embed_dim", "latent_channels", "base_channels", "channel_multiplier", "num_res_blocks"
+    renamed = {"double_latent": "double_z", "attn_resolutions": "attn_levels", "temporal_downsample_factor": "temporal_factor"}
+    width = config["base_channels"] * config["channel_multiplier"][-1]
+    return Emu3VQVAEConfig(**taken(config, *same, **renamed), hidden_size=width)
 
 
 @torch.no_grad()
 def compute(fixture: Fixture) -> dict[str, Tensor]:
     tokenizer = VisionTokenizer(vq_config(fixture.config))
-    load_plain(tokenizer, KEYS.open(TensorFiles([fixture.weights]), fixture.folder)[1])
+    fixture.load(KEYS, None, tokenizer)
     tokenizer.eval()
     given = fixture.inputs
     codes = tokenizer.encode(given["pixels"])

@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from megaunigame.models.weights.loading import load_plain
+from megaunigame.models.weights.renamed import KeyTable
+from megaunigame.models.weights.tensor_files import TensorFiles
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,21 @@ class Fixture:
     @property
     def weights(self) -> Path:
         return self.folder / "weights.safetensors"
+
+    def load(self, keys: KeyTable, model: nn.Module | None, frozen: nn.Module | None) -> None:
+        """Its weights, which have official keys, into a model and a frozen tokenizer."""
+        for module, weights in zip((model, frozen), keys.open(TensorFiles([self.weights]), self.folder), strict=True):
+            if module is not None:
+                load_plain(module, weights)
+
+    def keys_of(self, prefix: str) -> dict[str, str]:
+        """Outputs whose names begin with `prefix` -> the rest of the name, an official key."""
+        return {name: name.removeprefix(prefix) for name in self.outputs if name.startswith(prefix)}
+
+
+def taken(sizes: Mapping[str, Any], *same: str, **renamed: str) -> dict[str, Any]:
+    """Neutral sizes of a fixture: those that keep their name, and those that have another where they go."""
+    return {name: sizes[name] for name in same} | {name: sizes[theirs] for name, theirs in renamed.items()}
 
 
 @dataclass(frozen=True)

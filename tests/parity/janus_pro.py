@@ -13,12 +13,10 @@ from transformers import JanusConfig
 from megaunigame.models.janus.keys import KEYS, translate
 from megaunigame.models.janus.model import Janus
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.weights.loading import load_plain
-from megaunigame.models.weights.tensor_files import TensorFiles
-from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, UnderstandInputs
-from megaunigame.step.labels import label_positions
-from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance
+from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
+from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance, taken
 from tests.parity.janus_vq import vq_settings
+from tests.passes import pass_inputs
 
 GRADIENT_NORMS = Tolerance(relative=1e-3)
 
@@ -40,26 +38,17 @@ def janus_config(config: dict[str, Any]) -> JanusConfig:
         ratio = math.nextafter(ratio, math.inf)
     return JanusConfig(
         vision_config={
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "hidden_size": vision["width"],
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["heads"],
+            **taken(vision, "image_size", "patch_size", "layer_norm_eps", hidden_size="width"),
+            **taken(vision, num_hidden_layers="layers", num_attention_heads="heads"),
             "mlp_ratio": ratio,
-            "layer_norm_eps": vision["layer_norm_eps"],
             "projection_dim": config["aligner"]["output"],
             "depth": config["aligner"]["layers"],
             "num_image_tokens": config["num_image_tokens"],
         },
         text_config={
             "model_type": "llama",
-            "vocab_size": language["vocab_size"],
-            "hidden_size": language["hidden_size"],
-            "intermediate_size": language["intermediate_size"],
-            "num_hidden_layers": language["layers"],
-            "num_attention_heads": language["heads"],
-            "num_key_value_heads": language["kv_heads"],
-            "rms_norm_eps": language["rms_norm_eps"],
+            **taken(language, "vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", num_hidden_layers="layers"),
+            **taken(language, num_attention_heads="heads", num_key_value_heads="kv_heads"),
             "rope_parameters": {"rope_type": "default", "rope_theta": language["rope_theta"]},
             "max_position_embeddings": language["max_positions"],
             "pad_token_id": None,
@@ -80,10 +69,8 @@ def load(fixture: Fixture) -> Janus:
     language = fixture.config["language"]
     ids = SimpleNamespace(pad_id=language["pad_id"], eos_id=language["eos_id"])
     model = Janus(config, ids, attention="sdpa", gradient_checkpointing=False)
-    weights, tokenizer_weights = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
-    load_plain(model, weights)
     tokenizer = ImageTokenizer(config.vq_config)
-    load_plain(tokenizer, tokenizer_weights)
+    fixture.load(KEYS, model, tokenizer)
     model.frozen.keep(tokenizer)
     return model.eval()
 
@@ -120,29 +107,16 @@ def guided_outputs(model: Janus, given: dict[str, Tensor], weight: float) -> dic
         return guided.argmax(-1)
 
     prompt = given["cfg_prompt_ids"].unsqueeze(0)
-    codes = model.sample_codes(pass_inputs(GenerateInputs, prompt, torch.ones_like(prompt)), guidance=weight, pick=pick)
+    codes = model.sample_codes(pass_inputs(GenerateInputs, prompt), guidance=weight, pick=pick)
     return {"cfg_codes": codes, "cfg_logits": torch.stack(logits)}
 
 
-def pass_inputs(kind: type[InputsT], tokens: Tensor, mask: Tensor, **fields: Tensor) -> InputsT:
-    """Targets and image positions of prompts without images may be left out."""
-    if kind is UnderstandInputs:
-        fields["label_positions"] = label_positions(fields["labels"])
-    else:
-        fields = {"targets": tokens, "image_positions": torch.zeros_like(tokens, dtype=torch.bool), **fields}
-    terms, ones = torch.zeros(len(tokens), dtype=torch.long), torch.ones(len(tokens))
-    return kind(tokens=tokens, attention=mask.bool(), terms=terms, counts=fields.pop("counts", ones), **fields)
-
-
 def understanding_outputs(model: Janus, given: dict[str, Tensor], case: str, fixture: Fixture) -> dict[str, Tensor]:
-    labels = given[f"{case}_labels"]
-    counts = (labels != IGNORE).sum(1).float()
     inputs = pass_inputs(
         UnderstandInputs,
         given[f"{case}_input_ids"],
         given[f"{case}_attention_mask"],
-        counts=counts,
-        labels=labels,
+        labels=given[f"{case}_labels"],
         images=given[f"{case}_pixel_values"],
         image_valid=given[f"{case}_images_emb_mask"].bool().any(-1),
         image_positions=given[f"{case}_images_seq_mask"].bool(),
@@ -150,7 +124,7 @@ def understanding_outputs(model: Janus, given: dict[str, Tensor], case: str, fix
     seen: list[Tensor] = []
     hook = model.model.aligner.register_forward_hook(lambda module, args, output: seen.append(output))
     model.zero_grad()
-    loss = model(inputs).loss_sum.sum() / counts.sum()
+    loss = model(inputs).loss_sum.sum() / inputs.counts.sum()
     hook.remove()
     visual = seen[0]
     visual.retain_grad()
@@ -180,13 +154,12 @@ def gradients(model: Janus, case: str, fixture: Fixture) -> dict[str, Tensor]:
     """Gradients and gradient norms the fixture asks for, by official key."""
     parameters = dict(model.named_parameters())
     ours = {}
-    for output in fixture.outputs:
-        prefix, _, key = output.partition(".")
+    for output, key in (fixture.keys_of(f"{case}_grad.") | fixture.keys_of(f"{case}_gradnorm.")).items():
         name = translate(key)
-        if prefix not in (f"{case}_grad", f"{case}_gradnorm") or name is None:
+        if name is None:
             continue
         names = [name.replace(".qkv.", f".{letter}_proj.") for letter in "qkv"] if ".qkv." in name else [name]
         gradient = torch.cat([parameters[n].grad for n in names])
         gradient = gradient[None] if key.endswith("pos_embed") else gradient
-        ours[output] = gradient.norm() if prefix.endswith("norm") else gradient
+        ours[output] = gradient.norm() if output.startswith(f"{case}_gradnorm") else gradient
     return ours

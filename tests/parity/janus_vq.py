@@ -9,9 +9,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from megaunigame.models.janus.keys import IMAGE_TOKENIZER, KEYS, translate
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.weights.loading import load_plain
-from megaunigame.models.weights.tensor_files import TensorFiles
-from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance
+from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance, taken
 
 GROUPS, EPSILON = 32, 1e-6
 """Constants of the layers, which no configuration moves."""
@@ -20,14 +18,8 @@ GROUPS, EPSILON = 32, 1e-6
 def vq_settings(vq: dict[str, Any]) -> dict[str, Any]:
     """Neutral sizes of a fixture -> arguments of transformers' configuration."""
     assert (vq["group_norm_groups"], vq["group_norm_eps"], vq["l2_normalised_codebook"]) == (GROUPS, EPSILON, True)
-    return {
-        "base_channels": vq["base_channels"],
-        "channel_multiplier": vq["channel_mult"],
-        "num_res_blocks": vq["num_res_blocks"],
-        "latent_channels": vq["latent_channels"],
-        "num_embeddings": vq["codebook_size"],
-        "embed_dim": vq["codebook_dim"],
-    }
+    renamed = {"channel_multiplier": "channel_mult", "num_embeddings": "codebook_size", "embed_dim": "codebook_dim"}
+    return taken(vq, "base_channels", "num_res_blocks", "latent_channels", **renamed)
 
 
 def tolerance(name: str) -> Tolerance:
@@ -39,7 +31,7 @@ def tolerance(name: str) -> Tolerance:
 def compute(fixture: Fixture) -> dict[str, Tensor]:
     vq = fixture.config["vq"]
     tokenizer = ImageTokenizer(JanusVQVAEConfig(**vq_settings(vq)), commit_beta=vq["commit_beta"])
-    load_plain(tokenizer, KEYS.open(TensorFiles([fixture.weights]), fixture.folder)[1])
+    fixture.load(KEYS, None, tokenizer)
     tokenizer.eval()
     pixels = fixture.inputs["pixel_values"]
     codes = tokenizer.encode(pixels)
@@ -65,6 +57,6 @@ def gradients(tokenizer: ImageTokenizer, loss: Tensor, prefix: str, fixture: Fix
     tokenizer.zero_grad()
     loss.backward()
     parameters = dict(tokenizer.named_parameters())
-    keys = [n.removeprefix(prefix) for n in fixture.outputs if n.startswith(prefix)]
-    found = {key: parameters[translate(key).removeprefix(IMAGE_TOKENIZER)].grad for key in keys}
-    return {prefix + key: grad for key, grad in found.items() if grad is not None}
+    keys = fixture.keys_of(prefix)
+    found = {name: parameters[translate(key).removeprefix(IMAGE_TOKENIZER)].grad for name, key in keys.items()}
+    return {name: gradient for name, gradient in found.items() if gradient is not None}

@@ -16,11 +16,9 @@ from megaunigame.models.openuni.model import OpenUni
 from megaunigame.models.openuni.parts import autoencoder
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
 from megaunigame.models.text.pictures import Normalize
-from megaunigame.models.weights.loading import load_plain
-from megaunigame.models.weights.tensor_files import TensorFiles
-from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, UnderstandInputs
-from megaunigame.step.labels import label_positions
-from tests.parity.fixture import EXACT, Fixture, Tolerance
+from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
+from tests.parity.fixture import EXACT, Fixture, Tolerance, taken
+from tests.passes import pass_inputs
 
 OF_LARGEST = Tolerance(of_largest=1e-4)
 WHOLE_NUMBERS = ("_indices", "_position_ids", "_attention_mask", "gen_timesteps")
@@ -36,17 +34,9 @@ def openuni_config(config: dict[str, Any]) -> OpenUniConfig:
     assert (config["proj_type"], config["select_layer"], config["pixel_shuffle_version"]) == ("enc_proj", -1, "v2")
     internvl = InternVLConfig(
         vision_config={
-            "hidden_size": vision["hidden_size"],
-            "num_hidden_layers": vision["num_hidden_layers"],
-            "num_attention_heads": vision["num_attention_heads"],
-            "intermediate_size": vision["intermediate_size"],
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "attention_bias": vision["qkv_bias"],
-            "use_qk_norm": vision["qk_normalization"],
-            "norm_type": vision["norm_type"],
-            "hidden_act": vision["hidden_act"],
-            "layer_norm_eps": vision["layer_norm_eps"],
+            **taken(vision, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size"),
+            **taken(vision, "patch_size", "norm_type", "hidden_act", "layer_norm_eps"),
+            **taken(vision, attention_bias="qkv_bias", use_qk_norm="qk_normalization"),
         },
         text_config={
             "model_type": "qwen2",
@@ -77,11 +67,9 @@ def load(fixture: Fixture) -> OpenUni:
     config = openuni_config(fixture.config)
     processor = SimpleNamespace(source_size=config.source_size, normalize_source=Normalize(IMAGENET_MEAN, IMAGENET_STD))
     model = OpenUni(config, processor, attention="sdpa", gradient_checkpointing=False)
-    weights, frozen = KEYS.open(TensorFiles([fixture.weights]), fixture.folder)
-    load_plain(model, weights)
-    module = autoencoder(config)
-    load_plain(module, frozen)
-    model.frozen.keep(module)
+    frozen = autoencoder(config)
+    fixture.load(KEYS, model, frozen)
+    model.frozen.keep(frozen)
     return model.eval()
 
 
@@ -99,20 +87,15 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     return ours
 
 
-def pass_inputs(
-    kind: type[InputsT], tokens: Tensor, mask: Tensor, image_token: int, images: Tensor | None = None, **fields: Tensor
-) -> InputsT:
-    rows = len(tokens)
-    return kind(
-        tokens=tokens,
-        attention=mask.bool(),
-        terms=torch.zeros(rows, dtype=torch.long),
-        counts=fields.pop("counts", torch.ones(rows)),
-        images=images,
-        image_valid=None if images is None else torch.ones(rows, 1, dtype=torch.bool),
-        image_positions=tokens == image_token,
-        **fields,
-    )
+def source_fields(tokens: Tensor, image_token: int, images: Tensor | None) -> dict[str, Any]:
+    """Fields of the inputs that one image per row fills."""
+    if images is None:
+        return {}
+    return {
+        "images": images,
+        "image_valid": torch.ones(len(tokens), 1, dtype=torch.bool),
+        "image_positions": tokens == image_token,
+    }
 
 
 def generation_outputs(
@@ -120,7 +103,7 @@ def generation_outputs(
 ) -> dict[str, Tensor]:
     """Everything of one generate pass. What lies between embeddings and loss is caught on its way through the modules."""
     tokens, mask = given[f"{case}_input_ids"], given[f"{case}_attention_mask"]
-    inputs = pass_inputs(GenerateInputs, tokens, mask, fixture.config["image_token_id"], images, targets=latents)
+    inputs = pass_inputs(GenerateInputs, tokens, mask, **source_fields(tokens, fixture.config["image_token_id"], images))
     seen: dict[str, Any] = {}
     hooks = [
         model.language_model.register_forward_pre_hook(lambda m, a, kwargs: seen.update(kwargs), with_kwargs=True),
@@ -154,18 +137,14 @@ def generation_outputs(
         "x0_pred": flow.clean_from(seen["noisy"], seen["velocity"], sigma),
     }
     parameters = dict(model.named_parameters())
-    for name in fixture.outputs:
-        prefix, _, key = name.partition(".")
-        if prefix == f"{case}_grad":
-            ours[f"grad.{key}"] = parameters[translate(key)].grad
+    ours |= {f"grad.{key}": parameters[translate(key)].grad for key in fixture.keys_of(f"{case}_grad.").values()}
     return {f"{case}_{name}": value.detach() for name, value in ours.items()}
 
 
 def understanding_outputs(model: OpenUni, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    labels, pixels = given["und_labels"], given["und_pixel_values"].unsqueeze(1)
-    counts = (labels != IGNORE).sum(1).float()
-    fields = {"labels": labels, "label_positions": label_positions(labels), "counts": counts}
-    inputs = pass_inputs(UnderstandInputs, given["und_input_ids"], given["und_attention_mask"], 7, pixels, **fields)
+    tokens, pixels = given["und_input_ids"], given["und_pixel_values"].unsqueeze(1)
+    fields = {"labels": given["und_labels"], **source_fields(tokens, 7, pixels)}
+    inputs = pass_inputs(UnderstandInputs, tokens, given["und_attention_mask"], **fields)
     embeds = model.embed(inputs)
     # What a padding position sees has no part in any loss; the official mask and ours differ there.
     model.language_model.set_attn_implementation("sdpa")  # which takes a padding mask
@@ -174,14 +153,13 @@ def understanding_outputs(model: OpenUni, given: dict[str, Tensor]) -> dict[str,
     return {
         "und_vit_embeds": model.visual_tokens(pixels)[:, 0],
         "und_logits": model.lm_head(hidden),
-        "und_ce": model(inputs).loss_sum.sum() / counts.sum(),
+        "und_ce": model(inputs).loss_sum.sum() / inputs.counts.sum(),
     }
 
 
 def sampled_outputs(model: OpenUni, given: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
     scheduler = flow.solver(model.config.flow.sample_shift, model.config.flow.sample_steps)
-    tokens, targets = given["gen_input_ids"], given["gen_init_latents"]
-    inputs = pass_inputs(GenerateInputs, tokens, given["gen_attention_mask"], config["image_token_id"], targets=targets)
+    inputs = pass_inputs(GenerateInputs, given["gen_input_ids"], given["gen_attention_mask"])
     condition = model.condition(model.query_states(model.embed(inputs), inputs.attention))
     latents = model.sample_latents(given["gen_init_latents"], condition, config["gen"]["cfg_scale"])
     return {

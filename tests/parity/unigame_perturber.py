@@ -1,4 +1,4 @@
-"""The released pieces of UniGame alone: perturber and its price, thresholds, order and drawing of the buffer, mining.
+"""The released pieces of UniGame alone: perturber and its penalties, thresholds, order and drawing of the buffer, mining.
 
 Three things of the released code are not ours, and are put together here from our pieces:
 
@@ -28,10 +28,11 @@ from megaunigame.replay.merge import plan_merge
 from megaunigame.replay.records import RecordLayout
 from megaunigame.step.inputs import UnderstandInputs
 from tests.parity.fixture import EXACT, Fixture, Tolerance
+from tests.passes import pass_inputs
 from tests.worlds import ThreadWorld, on_ranks
 
 INTEGERS = ("buffer_order_", "buffer_pop_", "buffer_sample_sizes")
-REGULARISERS = {"reg_l2": "l2", "reg_tv": "tv", "reg_eps": "gate"}
+REGULARIZERS = {"reg_l2": "l2", "reg_tv": "tv", "reg_eps": "gate"}
 LOWEST_QUANTILE, HIGHEST_QUANTILE = 0.001, 0.999
 ALMOST_ZERO = 1e-9
 """Temperature at which the hardest record is drawn for certain."""
@@ -50,7 +51,7 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
 
 
 def perturbation(fixture: Fixture) -> dict[str, Tensor]:
-    """delta, eps, the gradients of both players and the three regularisers."""
+    """delta, eps, the gradients of both players and the three regularizers."""
     settings = fixture.config["perturber"]
     adversary = perturber(settings["eps_max"], settings["min_eps"], settings["eps_init"], settings["hidden"], settings["dim"])
     weights = load_file(fixture.weights)
@@ -67,22 +68,21 @@ def perturbation(fixture: Fixture) -> dict[str, Tensor]:
         "eps": adversary.eps.reshape(()),
         "grad.x": x.grad,
         **{name: g.reshape(fixture.outputs[name].shape) for name, g in found.items() if g is not None},
-        **{name: price(adversary, delta, Penalties(**{**FREE, kind: 1.0})).reshape(()) for name, kind in REGULARISERS.items()},
+        **{name: penalty(adversary, delta, **{kind: 1.0}).reshape(()) for name, kind in REGULARIZERS.items()},
     }
 
 
 FREE = {"l2": 0.0, "tv": 0.0, "gate": 0.0, "clip": 0.0}
 
 
-def price(adversary: Perturber, delta: Tensor, penalties: Penalties) -> Tensor:
-    """(): what our objective makes the adversary pay for `delta`."""
+def penalty(adversary: Perturber, delta: Tensor, **weight: float) -> Tensor:
+    """(): the penalty of our objective on `delta` with one weight that is not 0."""
     game = object.__new__(Alternating)  # of the game, its penalties alone
     rows = len(delta)
-    game.config, game.adversary, game.clip = Settings(penalties=penalties), adversary, None
-    game.round = Round([], True, [], torch.zeros(()), attacked_pictures=torch.tensor(rows))
-    nothing, ones = torch.zeros(rows, 1, dtype=torch.long), torch.ones(rows)
-    names = ("tokens", "attention", "image_positions", "labels", "label_positions", "images", "image_valid")
-    question = UnderstandInputs(**dict.fromkeys(names, nothing), terms=nothing[:, 0], counts=ones)
+    game.config, game.adversary, game.clip = Settings(penalties=Penalties(**FREE | weight)), adversary, None
+    game.round = Round([], True, [], torch.zeros(()), pictures=torch.tensor(rows))
+    ones = torch.ones(rows)
+    question = pass_inputs(UnderstandInputs, torch.zeros(rows, 1, dtype=torch.long), counts=ones)
     attacked = AttackResult(question, delta, changed=ones, pictures=torch.zeros(rows, 3, 1, 1), passes=0)
     return game.penalty_share(Attack(redraw=None, question=question), attacked)
 

@@ -73,9 +73,9 @@ CASES = {
     "segments in both": (dict(width=8, segments=True), dict(width=16, segments=True)),
     "segments in the new": (dict(width=8), dict(width=8, segments=True)),
     "segments in the old": (dict(width=16, segments=True), dict(width=8)),
-    "disturbed new rows": (dict(width=8), dict(width=8, delta=True)),
-    "disturbed old rows": (dict(width=8, delta=True), dict(width=8, delta=True)),
-    "disturbed, more images": (dict(width=8, delta=True), dict(width=16, places=2, delta=True)),
+    "perturbed new rows": (dict(width=8), dict(width=8, delta=True)),
+    "perturbed old rows": (dict(width=8, delta=True), dict(width=8, delta=True)),
+    "perturbed, more images": (dict(width=8, delta=True), dict(width=16, places=2, delta=True)),
 }
 
 
@@ -118,25 +118,19 @@ def test_put_rows_changes_the_places_and_nothing_else(old, new, at):
         assert torch.equal(value, before[name]), f"{name} of the given inputs was changed"
 
 
-def test_rows_that_were_disturbed_stay_so_beside_rows_that_are_not():
+def test_a_row_put_without_a_perturbation_gets_none_and_the_others_keep_theirs():
     inputs, part = rows([0, 5], 8, delta=True), rows([4], 8, seed=1)
     found = put_rows(inputs, slice(0, 1), part)
-    assert torch.equal(found.visual_delta[1], inputs.visual_delta[1])
+    assert torch.equal(found.visual_delta[1], inputs.visual_delta[1]) and not found.visual_delta[0].any()
 
 
-def test_a_row_put_without_a_perturbation_is_not_disturbed_by_that_of_its_place():
-    inputs, part = rows([0, 5], 8, delta=True), rows([4], 8, seed=1)
-    assert not put_rows(inputs, slice(0, 1), part).visual_delta[0].any()
-
-
-@pytest.mark.parametrize("behind", ["images", "visual_delta"])
-def test_the_gradient_behind_the_put_rows_is_kept(behind):
+@pytest.mark.parametrize("name", ["images", "visual_delta"])
+def test_the_gradient_into_the_put_rows_is_kept(name):
     part = rows([4, 6], 16, seed=1, delta=True)
-    source = getattr(part, behind).clone().requires_grad_()
-    inputs = rows([0, 0, 5], 8)
-    found = put_rows(inputs, slice(0, 2), dataclasses.replace(part, **{behind: source}))
-    weight = torch.randn(getattr(found, behind).shape, generator=torch.Generator().manual_seed(3))
-    (getattr(found, behind) * weight).sum().backward()
+    source = getattr(part, name).clone().requires_grad_()
+    found = getattr(put_rows(rows([0, 0, 5], 8), slice(0, 2), dataclasses.replace(part, **{name: source})), name)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(3))
+    (found * weight).sum().backward()
     torch.testing.assert_close(source.grad, weight[:2])
 
 
@@ -204,7 +198,7 @@ def test_rows_aside_are_put_together_as_a_pass_without_others(takes_source):
     assert alone.terms == ("redraw",) and alone.rows(GENERATE) == 3 and alone.takes_images(GENERATE) == takes_source
 
 
-def test_slots_are_where_a_term_lies_in_its_pass():
+def test_rows_at_are_where_a_term_lies_in_its_pass():
     plan = plan_from(
         [
             RowRequest("clean", UNDERSTAND, "s", 2),

@@ -6,6 +6,7 @@ import torch
 
 from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.labels import label_positions, scored_labels
+from tests.passes import pass_inputs
 
 LABELS = torch.tensor(
     [
@@ -14,11 +15,6 @@ LABELS = torch.tensor(
         [3, IGNORE, IGNORE, IGNORE, 0, IGNORE, IGNORE],
     ]
 )
-
-
-def inputs(labels: torch.Tensor) -> UnderstandInputs:
-    names = ("tokens", "attention", "image_positions", "terms", "counts", "labels", "label_positions", "images", "image_valid")
-    return UnderstandInputs(**dict.fromkeys(names, labels))
 
 
 def test_positions_are_in_order_and_padded_by_the_first():
@@ -30,7 +26,8 @@ def test_nothing_labeled_leaves_one_position_to_the_head():
 
 
 def test_the_first_token_is_never_scored_and_token_0_is_a_label():
-    assert scored_labels(inputs(LABELS), label_positions(LABELS)).tolist() == [[5, 0, 7], [IGNORE] * 3, [0, IGNORE, IGNORE]]
+    inputs = pass_inputs(UnderstandInputs, LABELS, labels=LABELS)
+    assert scored_labels(inputs, inputs.label_positions).tolist() == [[5, 0, 7], [IGNORE] * 3, [0, IGNORE, IGNORE]]
 
 
 def test_given_labels_stay_as_they_are():

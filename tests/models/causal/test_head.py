@@ -29,7 +29,7 @@ def head_and_rows(dtype, seed=0):
 
 
 def gradients(losses, head, hidden):
-    """Of a sum in which every position has a weight of its own."""
+    """Of a sum in which every position has another weight."""
     return torch.autograd.grad((losses * torch.arange(1.0, POSITIONS + 1)).sum(), [hidden, head.weight])
 
 

@@ -1,0 +1,170 @@
+"""The two passes of every family: losses, padding, dummy rows, gradients, precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megaunigame.errors import ModelError
+from megaunigame.models.causal.codes import CodeModel
+from megaunigame.models.openuni import flow
+from megaunigame.step.inputs import IGNORE
+from megaunigame.step.labels import label_positions
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.models.shared import TURNS, generate, left_padded, understand
+
+
+def test_collated_rows_say_where_their_labels_and_their_padding_are(model, picture):
+    asked = understand(model, UnderstandRow([picture(0)], TURNS[:1]), None, UnderstandRow([], TURNS))
+    assert torch.equal(asked.label_positions, label_positions(asked.labels)) and not asked.front_padding
+    assert (
+        asked.counts.tolist() == (asked.labels != IGNORE).sum(1).tolist() and (asked.label_positions > 0).any(1)[[0, 2]].all()
+    )
+    for words in (2, 3, 4, 5, 6, 7, 8, 9):
+        row = GenerateRow(" ".join(["cube"] * words), picture(0))
+        drawn, with_a_dummy = generate(model, row), generate(model, row, None)
+        assert drawn.front_padding is not bool(drawn.attention.all()) and with_a_dummy.front_padding
+
+
+@pytest.fixture
+def same_noise(monkeypatch):
+    """A family that draws noise by the place in the batch draws the same in every row."""
+    monkeypatch.setattr(flow, "evaluation_draw", lambda z: (torch.full((len(z),), 0.5), torch.ones_like(z)))
+
+
+def test_only_codes_are_predicted(model, picture):
+    inputs = generate(model, GenerateRow("a cube", picture(0)))
+    if isinstance(model, CodeModel):
+        assert model.predict(inputs).shape == (1, model.codes_per_image)
+    else:
+        with pytest.raises(ModelError, match="predicts no codes in its generate pass"):
+            model.predict(inputs)
+    with pytest.raises(TypeError, match="has no pass for str"):
+        model("generate", inputs)
+
+
+def test_the_loss_is_the_sum_over_the_labeled_positions(model, picture):
+    """Token 0 is a label like any other; predictions are for their own position."""
+    rows = UnderstandRow([picture(0)], TURNS[:2]), UnderstandRow([], TURNS[:2]), UnderstandRow([], TURNS), None
+    inputs = understand(model, *rows)
+    inputs.labels[1][inputs.labels[1] != IGNORE] = torch.arange(int(inputs.counts[1]))
+    inputs.label_positions = label_positions(inputs.labels)
+    with torch.no_grad():
+        logits = model.lm_head(model._read(model.embed(inputs), inputs.attention))[:, :-1]
+        outputs = model(inputs), model(inputs, predict=True)
+    losses = F.cross_entropy(logits.transpose(1, 2), inputs.labels[:, 1:], ignore_index=IGNORE, reduction="none").sum(1)
+    for output in outputs:
+        torch.testing.assert_close(output.loss_sum, losses, rtol=1e-5, atol=1e-5)
+        assert output.loss_sum[3] == 0
+    real = inputs.attention[:, 1:]
+    assert torch.equal(outputs[1].predictions[:, 1:][real], logits.argmax(-1)[real])
+
+
+def test_images_are_seen(model, picture):
+    losses = [model(understand(model, UnderstandRow([picture(seed)], TURNS[:1]))).loss_sum.item() for seed in (0, 1)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_independent_turns_equal_turns_asked_alone(tiny, picture, attention):
+    model = tiny.load(attention=attention)
+    with torch.no_grad():
+        together = model(understand(model, UnderstandRow([picture(0)], TURNS, independent=True), None)).loss_sum
+        alone = [model(understand(model, UnderstandRow([picture(0)], [t]))).loss_sum for t in TURNS]
+        sequential = model(understand(model, UnderstandRow([picture(0)], TURNS))).loss_sum
+    assert together[0].item() == pytest.approx(torch.cat(alone).sum().item(), abs=1e-4, rel=1e-5)
+    assert abs(together[0].item() - sequential[0].item()) > 1e-3
+
+
+def test_padding_side_does_not_matter(model, picture):
+    rows = (UnderstandRow([picture(0)], TURNS[:1]), UnderstandRow([picture(1)], TURNS))
+    with torch.no_grad():
+        right = model(understand(model, *rows)).loss_sum
+        left = model(left_padded(understand(model, *rows), extra=5)).loss_sum
+    torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-4)
+
+
+def test_a_longer_neighbor_does_not_change_a_generate_row(model, picture, same_noise):
+    short, long = GenerateRow("a cube", picture(0)), GenerateRow("a small green cone behind", picture(1), picture(2))
+    with torch.no_grad():
+        alone, together = (model(generate(model, *rows)) for rows in ((short,), (short, long)))
+    torch.testing.assert_close(together.hidden[:1], alone.hidden, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.loss_sum[:1], alone.loss_sum, rtol=1e-5, atol=1e-4)
+
+
+def test_dropped_conditions_are_all_the_same(model, picture):
+    rows = [GenerateRow(text, picture(0), source=picture(seed), unconditional=True) for text, seed in (("X", 1), ("Y", 2))]
+    with torch.no_grad():
+        outputs = [model(generate(model, row)) for row in rows]
+    assert torch.equal(*(output.loss_sum for output in outputs)) and torch.equal(*(output.hidden for output in outputs))
+
+
+def test_dummy_rows_have_no_loss_and_no_gradient(model, picture, same_noise):
+    def gradients(*rows):
+        model.zero_grad()
+        inputs_u = understand(model, *[UnderstandRow([picture(0)], TURNS[:1]) if r else None for r in rows])
+        inputs_g = generate(model, *[GenerateRow("a cube", picture(1)) if r else None for r in rows])
+        losses = torch.stack([model(inputs_u).loss_sum, model(inputs_g).loss_sum])
+        losses.sum().backward()
+        return losses.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    losses, with_dummy = gradients(True, False)
+    assert (losses[:, 1] == 0).all() and (losses[:, 0] > 0).all()
+    _, without = gradients(True)
+    # Not through codes: the path through a second transformer is longer.
+    rtol, atol, of_largest = (1e-4, 1e-5, 1e-5) if isinstance(model, CodeModel) else (1e-3, 1e-4, 1e-3)
+    for name, grad in with_dummy.items():
+        largest = without[name].abs().max().item()
+        torch.testing.assert_close(grad, without[name], rtol=rtol, atol=atol + of_largest * largest, msg=name)
+    losses, nothing = gradients(False, False)
+    assert (losses == 0).all()
+    assert all((g == 0).all() for g in nothing.values())
+
+
+def test_a_source_image_reaches_every_group_of_the_pass_through_the_generate_pass(model, picture):
+    model(generate(model, GenerateRow("the same", picture(0), source=picture(1)))).loss_sum.sum().backward()
+    for group in model.groups_of_pass(GENERATE, takes_images=True):
+        parameters = {n: p for n, p in model.named_parameters() if model.group_of(n) == group}
+        reached = [n for n, p in parameters.items() if p.grad is not None and p.grad.abs().max() > 0]
+        own = [n for n in parameters if n != "lm_head.weight"]
+        # A bias of keys moves all scores of a row alike; a softmax does not see it.
+        assert set(own) - set(reached) <= {n for n in own if n.endswith("k_proj.bias")}, group
+
+
+@pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16], ids=["as the engine does", "all in bfloat16"])
+def test_bfloat16_is_finite_and_near_float32(tiny, picture, frozen):
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny.load(dtype=dtype)
+        model.load_frozen(str(tiny.path), torch.device("cpu"), frozen if dtype == torch.bfloat16 else torch.float32)
+        drawn = model(generate(model, GenerateRow("a cube", picture(0), picture(1)), None))
+        inputs = understand(model, UnderstandRow([picture(0)], TURNS, independent=True), None)
+        asked = model(inputs)
+        pixels = [model.decode(drawn.hidden, anchor=anchor).pixels for anchor in (None, drawn.target)]
+        inputs.images = model.as_source(pixels[0]).unsqueeze(1)
+        total = asked.loss_sum.sum() + drawn.loss_sum.sum() + sum(p.mean() for p in pixels)
+        (total + model(inputs).loss_sum.sum()).backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        assert all(torch.isfinite(p).all() for p in pixels)
+        losses.append(torch.stack([asked.loss_sum, drawn.loss_sum]).detach())
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize("pass_name", [UNDERSTAND, GENERATE])
+def test_checkpointing_changes_no_gradient(tiny, picture, pass_name):
+    grads = []
+    for checkpointing in (False, True):
+        model = tiny.load(gradient_checkpointing=checkpointing).train()
+        torch.manual_seed(0)
+        rows = {
+            UNDERSTAND: understand(model, UnderstandRow([picture(0)], TURNS)),
+            GENERATE: generate(model, GenerateRow("a cube", picture(0), picture(1))),
+        }
+        model(rows[pass_name]).loss_sum.sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        assert all(layer.gradient_checkpointing == checkpointing for layer in model.language_model.layers)
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-5, atol=1e-6, msg=name)

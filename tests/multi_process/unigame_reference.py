@@ -1,0 +1,148 @@
+"""The game in plain torch, written again without the objective's code: one process, no engine, the rows of all ranks.
+
+It is given the hard rows that the ranks drew (tests/replay and buffer.py test the buffer), and computes everything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megaunigame.engine.schedule import lr_factor
+from megaunigame.objectives.unigame.attack import Attack, attack_of
+from megaunigame.parallel.ranks import Ranks
+from megaunigame.randomness import derive
+from megaunigame.step.inputs import UnderstandInputs
+from megaunigame.step.micro import MicroStep
+from megaunigame.training.trainer import Trainer
+from tests.multi_process.plain_reference import PlainReference
+
+
+class PlainGame(PlainReference):
+    """The same game in plain torch."""
+
+    def __init__(self, trainer: Trainer, game: dict[str, Any], world: Ranks):
+        super().__init__(trainer.recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
+        self.game, self.world = {"mode": "alternating", "path": "decoder", "anchor": "source", "every": 1, **game}, world
+        self.redrawn_by = game["redraw"] if game.get("redraw", "own") != "own" else None
+        width, hidden = self.model.token_width, game["adversary"]["hidden"]
+        torch.manual_seed(derive(trainer.recipe.seed, 1))
+        inner = (nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+        layers = [*inner, nn.Linear(hidden, width, bias=False)]
+        nn.init.orthogonal_(layers[-1].weight)
+        self.network, self.gate = nn.Sequential(*layers), nn.Parameter(torch.zeros(1))
+        self.adversary = [self.gate, *self.network.parameters()]
+        self.adversary_optimizer = torch.optim.AdamW(self.adversary, lr=0.0, weight_decay=0.0)
+
+    def attack_inputs(self) -> list[Attack]:
+        first = self.step_number * self.accumulation
+        batches = [ranks[m] for ranks in self.ranks for m in range(first, first + self.accumulation)]
+        return [attack_of(MicroStep(0, b.plan, b.inputs, b.aside), self.redrawn_by, captioned=False) for b in batches]
+
+    def attacked_losses(self, inputs: Attack) -> tuple[Tensor, Tensor]:
+        """Loss sums and penalties, (B,) each."""
+        game, model = self.game, self.model
+        if game["path"] == "embedding":
+            tokens = model.visual_tokens(inputs.question.images)[:, 0].detach()
+        else:
+            with torch.no_grad():
+                seen = model(inputs.redraw)
+            tokens = seen.hidden
+        delta = self.perturbation(tokens)
+        question = UnderstandInputs(**vars(inputs.question))
+        if game["path"] == "embedding":
+            question.visual_delta = delta.unsqueeze(1)
+        else:
+            question.images = self.decoded(tokens, delta, inputs).clamp(-1, 1).unsqueeze(1)
+        losses = model(question).loss_sum
+        p = game["penalties"]
+        penalties = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
+        return losses, penalties + p["gate"] * self.gate.sigmoid() ** 2
+
+    def perturbation(self, tokens: Tensor) -> Tensor:
+        """Of the length eps times that of each token."""
+        u = self.network(tokens)
+        eps = self.game["adversary"]["eps_max"] * self.gate.sigmoid()
+        return eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)
+
+    def decoded(self, tokens: Tensor, delta: Tensor, inputs: Attack) -> Tensor:
+        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written again; Emu3's own is tested alone.
+
+        The learner does not learn to draw from what the adversary draws.
+        """
+        model = self.model
+        if self.recipe.model.family == "emu3":
+            anchor = model.encode_target(inputs.redraw.targets) if self.game["anchor"] == "source" else None
+            trained = model.lm_head.weight.requires_grad
+            model.lm_head.requires_grad_(False)
+            pixels = model.decode(tokens, delta, anchor).pixels
+            model.lm_head.requires_grad_(trained)
+            return pixels
+        head = model.model.generation_head
+        frozen = {name: weight.detach() for name, weight in head.named_parameters()}
+        logits = torch.func.functional_call(head, frozen, (tokens + delta,))
+        clean = head(tokens).argmax(-1)
+        codes = logits.argmax(-1)
+        if self.game["anchor"] == "source":
+            codes = torch.where(codes == clean, model.encode_target(inputs.redraw.targets), codes)
+        book = F.normalize(model.image_tokenizer.quantize.embedding.weight, dim=-1)
+        mean = logits.softmax(-1) @ book
+        cells = book[codes] + mean - mean.detach()
+        side = int(cells.shape[1] ** 0.5)
+        return model.image_tokenizer.decoder(
+            model.image_tokenizer.post_quant_conv(cells.transpose(1, 2).reshape(len(cells), -1, side, side))
+        )
+
+    def play(self, hard: list[UnderstandInputs]) -> tuple[float, float, dict[str, float]]:
+        """One step with the hard rows of all ranks: the adversary's loss and gradient norm, and the learner's mean losses."""
+        game, attacks = self.game, self.step_number % self.game["every"] == 0
+        sources = self.attack_inputs()
+        lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number)
+        adversarial, norm, gradients = float("nan"), float("nan"), []
+        positions = sum(float(s.question.counts.sum()) for s in sources)
+        if attacks:
+            total, penalty, pictures = torch.zeros(()), torch.zeros(()), 0
+            for inputs in sources:
+                losses, penalties = self.attacked_losses(inputs)
+                total, penalty = total + losses.sum(), penalty + penalties[inputs.question.counts > 0].sum()
+                pictures += int((inputs.question.counts > 0).sum())
+            goal = penalty / pictures - game["gain"] * total / positions
+            gradients = list(torch.autograd.grad(goal, self.adversary))
+            adversarial, norm = float(total.detach()) / positions, float(torch.cat([g.flatten() for g in gradients]).norm())
+        if attacks and game["mode"] == "alternating":
+            self.move(gradients, norm, lr)
+        extra = self.hard_loss(hard)
+        if attacks and game["mode"] == "simultaneous":
+            # The learner descends where the adversary ascends: both from the players as they stood before this step.
+            fresh = sum(self.attacked_losses(inputs)[0].sum() for inputs in sources) / positions
+            extra = extra + 0.5 * fresh
+        self.extra = extra
+        means, self.norm = self.step()
+        if attacks and game["mode"] == "simultaneous":
+            self.move(gradients, norm, lr)
+        return adversarial, norm, means
+
+    def move(self, gradients: list[Tensor], norm: float, lr: float) -> None:
+        """The adversary's update; what the learner's backward left in its gradients does not count."""
+        for parameter, gradient in zip(self.adversary, gradients, strict=True):
+            parameter.grad = gradient * min(1.0, self.game["clip_norm"] / norm)
+        self.adversary_optimizer.param_groups[0]["lr"] = self.game["ratio"] * lr
+        self.adversary_optimizer.step()
+
+    def hard_loss(self, hard: list[UnderstandInputs]) -> Tensor:
+        """beta times the mean loss of the hard rows; in the embedding path they are perturbed again."""
+        total, count = torch.zeros(()), 0.0
+        for rows in hard:
+            if self.game["path"] == "embedding":
+                with torch.no_grad():
+                    tokens = self.model.visual_tokens(rows.images)[:, 0]
+                    rows.visual_delta = self.perturbation(tokens).unsqueeze(1)
+            total, count = total + self.model(rows).loss_sum.sum(), count + float(rows.counts.sum())
+        return 0.5 * total / max(count, 1.0)
+
+    def more_loss(self, means: dict[str, Tensor]) -> Tensor:
+        """In play(): the rows of the game; its dummies among the learner's own rows have no loss."""
+        return self.extra
