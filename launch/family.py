@@ -31,10 +31,10 @@ def main(arguments: list[str]) -> None:
     parser = options_of(__doc__)
     families = parser.add_subparsers(dest="family", required=True, help="families that have commands")
     for name in available("models", UnifiedModel):
-        module = f"megaunigame.models.{name}.commands"
-        if find_spec(module) is None:
+        package = import_module(f"megaunigame.models.{name}")
+        if not hasattr(package, "__path__") or find_spec(f"{package.__name__}.commands") is None:
             continue
-        commands = import_module(module)
+        commands = import_module(f"{package.__name__}.commands")
         text = commands.__doc__ or ""
         of_family = families.add_parser(
             name, help=text.partition("\n")[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter

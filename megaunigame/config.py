@@ -12,7 +12,6 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from megaunigame.errors import ConfigError
-from megaunigame.registry import contract, find
 from megaunigame.settings import above, at_least, check_values, fill, half_open, one_of, read
 
 PRETRAINED, RANDOM = "pretrained", "random"
@@ -110,19 +109,6 @@ class StreamConfig:
         _check_where(self.where, path)
         if self.mix and (self.where or self.window != StreamConfig.window):
             raise ConfigError(f"{path}: give `where` and `window` to the data sets of the mix, as {path}.mix.NAME.where=[...].")
-        self.find_backend(path)
-
-    def find_backend(self, path: str) -> Any:
-        """Its class. Raises ConfigError for an unknown backend, and for one that cannot do what the stream asks for."""
-        try:
-            backend = find("data.sources", self.backend, contract("data.sources", "Backend"))
-        except ConfigError as error:
-            raise ConfigError(f"{path}.backend: {error}") from error
-        if (self.mix or self.where) and not backend.exact:
-            raise ConfigError(
-                f"{path}: mixes and filters need an index, which backend={self.backend} does without. Leave out one."
-            )
-        return backend
 
 
 def _check_where(rules: list[Any], path: str) -> None:

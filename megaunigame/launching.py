@@ -47,9 +47,10 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
         code = 1
     else:
         code = 0
-    sys.stdout.flush()
-    sys.stderr.flush()
     # Not sys.exit. Of a run that never began, worker processes and process-group threads would delay it; loader workers ignore
     # the SIGTERM it would send them, and it would wait for them forever; threads of torch and gloo can abort it, and a run that
     # is saved and reported must not look failed.
-    os._exit(code)
+    try:
+        sys.stdout.flush()  # its reader may be gone
+    finally:
+        os._exit(code)

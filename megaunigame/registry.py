@@ -9,7 +9,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from megaunigame.errors import ConfigError
 
@@ -34,11 +34,6 @@ def find(room: str, name: str, base: type[T], house: str = "megaunigame") -> typ
     if len(found) != 1:
         raise ConfigError(f"{house}/{room}/{name} must define exactly one {base.__name__}; found {len(found)}.")
     return found[0]
-
-
-def contract(room: str, name: str) -> Any:
-    """The base class `name` of the modules in a room, from its `base.py`: for callers that may not import the room."""
-    return getattr(importlib.import_module(f"megaunigame.{room}.base"), name)
 
 
 def _classes(package: str, name: str, base: type[T]) -> list[type[T]]:

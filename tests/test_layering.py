@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "registry": {"errors"},
     "settings": {"errors", "registry"},
-    "config": {"errors", "registry", "settings"},
+    "config": {"errors", "settings"},
     "launching": {"errors"},
     "pixels": set(),
     "parallel": {"errors"},

@@ -25,7 +25,7 @@ class Queries(NamedTuple):
 
 
 def answers(label_positions: Tensor, most: int, length: int) -> Queries:
-    """At most `most` (0: all) of the labels (B, P) of rows of `length` tokens (see `PassInputs.label_positions`).
+    """At most `most` (0: all) of the labels (B, P) of rows of `length` tokens (see `UnderstandInputs.label_positions`).
 
     Draws from torch's generator of the device of the positions.
     """

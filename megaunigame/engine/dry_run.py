@@ -29,7 +29,8 @@ def dry_run(
     all passes are alive at once. Autograd computes the gradient of one parameter per group, which walks the whole graph;
     the other weight gradients and the update are covered by `uncovered_bytes`.
     """
-    terms = [*losses, *(loss_of(model(inputs)) for inputs in largest.values())]
+    outputs = [model(inputs) for inputs in largest.values()]  # each is alive during the next pass, as in a step
+    terms = [*losses, *map(loss_of, outputs)]
     first: dict[str, nn.Parameter] = {}  # the first trained parameter of each group, where its backward ends
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -174,6 +174,8 @@ class UnifiedModel(nn.Module, ABC):
         if isinstance(inputs, UnderstandInputs):
             return self.understand(inputs, predict)
         if isinstance(inputs, GenerateInputs):
+            if not inputs.targets.numel():
+                raise ValueError("These rows are prompts for `sample`: they have no targets, which the generate pass needs.")
             return self.generate(inputs, predict)
         raise TypeError(f"{type(self).__name__} has no pass for {type(inputs).__name__}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def check(plan: Plan, recipe: Recipe, out: Path) -> list[Comparison]:
             f"--check runs on the {world.size} ranks of this launch, and the plan is for {plan.cluster.ranks}. "
             f"Type --nodes 1 --gpus-per-node {world.size}."
         )
+    recipe = dataclasses.replace(recipe, loader=dataclasses.replace(recipe.loader, workers=0))
     trainer, micro_batches = synthetic_trainer(recipe, world, steps=STEPS, out=out)
     metrics = [trainer.train_step(micro_batches) for _ in range(STEPS)]
     elements = sum(rank_count(parameter) for parameter in trainer.learner.module.parameters())

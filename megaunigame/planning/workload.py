@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.config import RANDOM, ModelConfig, Recipe, resolve_batch
+from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config, zero_stage
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.errors import ConfigError
@@ -51,6 +52,8 @@ def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
     """
     family = find("models", recipe.model.family, UnifiedModel)
     model = planned_model(recipe.model, family)
+    for name, stream in recipe.data.items():
+        check_backend(f"data.{name}", stream)
     with model_folder(family, model) as folder:
         objectives = build_objectives(recipe, planned=True)
         plan = build_plan(objectives)

@@ -8,6 +8,7 @@ from typing import Any
 
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.config import Recipe, resolve_batch
+from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.zero3 import Learner, build_learner
@@ -29,6 +30,8 @@ class Assembly:
         """Raises UserError for everything that can be checked without the model."""
         self.recipe, self.mesh = recipe, mesh
         self.folder = Path(recipe.output)
+        for name, stream in recipe.data.items():
+            check_backend(f"data.{name}", stream)
         self.objectives = build_objectives(recipe)
         self.plan = build_plan(self.objectives)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), mesh.data.size)

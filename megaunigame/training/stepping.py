@@ -108,6 +108,8 @@ class Stepper:
         term_sums = torch.zeros_like(like)
         for name in self.plan.passes:
             inputs = dataclasses.replace(micro.inputs[name], taps=self.taps[name])
+            if inputs.pass_name != name:
+                raise TypeError(f"The processor of the family made {type(inputs).__name__} for the {name} pass.")
             with self.phases(name):
                 output = self.learner.forward(inputs)
                 term_sums = term_sums + self.terms.sums(inputs, output)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +146,27 @@ def test_published_forms_from_files_to_verified_shards(form, models, tmp_path):
         depth, ids = sample.picture("depth"), sample.picture("segmentation")
         assert depth.shape == ids.shape == (12, 20) and depth.max() == 65535
         assert -1 < sample.meta["clip_similarity"] < 1 and ("answers" in sample.meta) == (form == "vqa")
+
+
+def test_killed_in_a_shard_it_continues_to_the_same_bytes(source, whole, tmp_path):
+    """By a real SIGKILL; `test_interruptions.py` has all other moments."""
+    slow = (  # so that the kill hits the middle of a shard
+        "import sys, time\nfrom data_prep import annotator\nfrom data_prep.__main__ import main\n"
+        "predict = annotator._predictions\n"
+        "annotator._predictions = lambda *given: (time.sleep(0.3), predict(*given))[1]\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", slow, "annotate", str(source), "--out", str(tmp_path), "--batch", "1", *CLASSIC]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "toy-000001.tar.tmp").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    left = content(tmp_path)
+    assert left["toy-000000.tar"] == content(whole)["toy-000000.tar"]
+    assert "toy-000001.tar.tmp" in left and not {"toy-000001.tar", "dataset.json"} & set(left)
+    assert annotate(source, tmp_path, *CLASSIC) == 0
+    assert content(tmp_path) == content(whole)
 
 
 def test_ranks_together_write_what_one_process_writes(source, whole, tmp_path):

@@ -71,3 +71,18 @@ def test_an_error_of_the_program_ends_the_process(tmp_path):
     )
     done = run_script("-c", program, timeout=100)
     assert done.returncode == 1 and "RuntimeError: out of memory" in done.stderr
+
+
+def test_an_error_keeps_its_exit_code_when_nobody_reads_the_output():
+    """As with `python launch/x.py ... | head`: the printed line cannot be flushed."""
+    program = (
+        "from megaunigame.errors import ConfigError\nfrom megaunigame.launching import run_to_exit\n"
+        "def main(arguments):\n    print('x')\n    raise ConfigError('fix this')\nrun_to_exit(main, [])"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=REPOSITORY, env=buffered, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 2 and done.stderr.startswith("ConfigError: fix this")

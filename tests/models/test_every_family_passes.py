@@ -18,14 +18,16 @@ from tests.models.shared import TURNS, generate, left_padded, understand
 
 def test_collated_rows_say_where_their_labels_and_their_padding_are(model, picture):
     asked = understand(model, UnderstandRow([picture(0)], TURNS[:1]), None, UnderstandRow([], TURNS))
-    assert torch.equal(asked.label_positions, label_positions(asked.labels)) and not asked.front_padding
-    assert (
-        asked.counts.tolist() == (asked.labels != IGNORE).sum(1).tolist() and (asked.label_positions > 0).any(1)[[0, 2]].all()
-    )
-    for words in (2, 3, 4, 5, 6, 7, 8, 9):
-        row = GenerateRow(" ".join(["cube"] * words), picture(0))
+    for labels, positions in zip(asked.labels, asked.label_positions, strict=True):
+        assert positions[positions > 0].tolist() == (labels != IGNORE).nonzero().squeeze(1).tolist()
+    assert asked.counts.tolist() == (asked.labels != IGNORE).sum(1).tolist() and not asked.front_padding
+    padded = set()
+    for letters in range(1, 17):
+        row = GenerateRow("x" * letters, picture(0))
         drawn, with_a_dummy = generate(model, row), generate(model, row, None)
-        assert drawn.front_padding is not bool(drawn.attention.all()) and with_a_dummy.front_padding
+        assert drawn.front_padding == (not drawn.attention[0, 0]) and with_a_dummy.front_padding
+        padded.add(drawn.front_padding)
+    assert padded == {True, False}
 
 
 @pytest.fixture
@@ -43,6 +45,8 @@ def test_only_codes_are_predicted(model, picture):
             model.predict(inputs)
     with pytest.raises(TypeError, match="has no pass for str"):
         model("generate", inputs)
+    with pytest.raises(ValueError, match="prompts for `sample`: they have no targets"):
+        model(model.processor.generate_prompts(["a cube"]))
 
 
 def test_the_loss_is_the_sum_over_the_labeled_positions(model, picture):

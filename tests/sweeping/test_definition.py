@@ -31,7 +31,6 @@ BAD_FILES = {
     "no metrics": ({"metrics": {}}, ["sweep.metrics is empty"]),
     "no ranks": ({"ranks": 0}, ["sweep.ranks"]),
     "no such recipe": ({"recipe": "nowhere.yaml"}, ["No recipe at nowhere.yaml"]),
-    "unknown backend": ({"common": {"data.train.backend": "wds"}}, ["Arm 'plain'", "data.train.backend", "index, webdataset"]),
     "misspelt override": ({"arms": {"plain": {"optimizer.lrr": 1}}}, ["Arm 'plain'", "Did you mean 'lr'"]),
 }
 

@@ -8,7 +8,9 @@ import zlib
 from megaunigame.config import StreamConfig
 from megaunigame.data.sources.base import Backend, Cursor, Source, Stream
 from megaunigame.data.sources.blend import Blend
+from megaunigame.errors import ConfigError
 from megaunigame.randomness import derive
+from megaunigame.registry import find
 
 
 def open_stream(name: str, config: StreamConfig, seed: int, cursor: Cursor | None = None) -> Stream:
@@ -20,8 +22,21 @@ def open_stream(name: str, config: StreamConfig, seed: int, cursor: Cursor | Non
     return Stream(name, _source(f"data.{name}", config, seed), cursor)
 
 
+def check_backend(key: str, config: StreamConfig) -> type[Backend]:
+    """Raises ConfigError for an unknown backend, and for one that cannot do what the stream asks for."""
+    try:
+        backend = find("data.sources", config.backend, Backend)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.backend: {error}") from error
+    if (config.mix or config.where) and not backend.exact:
+        raise ConfigError(
+            f"{key}: mixes and filters need an index, which backend={config.backend} does without. Leave out one."
+        )
+    return backend
+
+
 def _source(key: str, config: StreamConfig, seed: int) -> Source:
-    backend: type[Backend] = config.find_backend(key)
+    backend = check_backend(key, config)
     if not config.mix:
         return backend.open(key, config, seed)
     sources: dict[str, Source] = {}

@@ -18,7 +18,7 @@ from megaunigame.models.recompute import Part, frozen_conv
 
 
 def encoder_levels(layers: Emu3VQVAEEncoder) -> list[list[Part]]:
-    """Stages (B, 3, H, W) -> (B, C, h, w): a picture to one frame of latents, before the layers in time."""
+    """Parts (B, 3, H, W) -> (B, C, h, w): a picture to one frame of latents, before the layers in time."""
     levels: list[list[Part]] = []
     for level in layers.down_block.down:
         *others, last = _blocks(level)
@@ -29,7 +29,7 @@ def encoder_levels(layers: Emu3VQVAEEncoder) -> list[list[Part]]:
 
 
 def decoder_levels(layers: Emu3VQVAEDecoder) -> list[list[Part]]:
-    """Stages (B, C, h, w), codes (B, E, h, w) -> (B, 3, H, W): one frame, after the layers in time, to a picture."""
+    """Parts (B, C, h, w), codes (B, E, h, w) -> (B, 3, H, W): one frame, after the layers in time, to a picture."""
     levels: list[list[Part]] = [[partial(_conv, layers.conv_in), *_middle(layers.middle_block)]]
     change: Part = _unchanged
     for level in reversed(layers.up_block.up):
@@ -60,7 +60,7 @@ def _both(first: Part, second: Part) -> Part:
     return lambda x, *codes: second(first(x, *codes), *codes)
 
 
-# Stages: (B, C, H, W), and in the decoder the codes (B, E, h, w) that modulate its norms -> (B, C', H', W').
+# Parts: (B, C, H, W), and in the decoder the codes (B, E, h, w) that modulate its norms -> (B, C', H', W').
 
 
 def _residual(block: Any, x: Tensor, *codes: Tensor) -> Tensor:
