@@ -9,13 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megaunigame.step.inputs import IGNORE, PassInputs, Taps, UnderstandInputs
+from megaunigame.step.inputs import PassInputs, Taps
 from megaunigame.step.requests import UNDERSTAND
-
-
-def answer_tokens(inputs: UnderstandInputs) -> Tensor:
-    """(B, S): queries of the understand pass, the answers of all turns with their end tokens."""
-    return inputs.labels != IGNORE
 
 
 def image_tokens(inputs: PassInputs, taps: Taps) -> Tensor:

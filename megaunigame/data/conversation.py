@@ -23,3 +23,11 @@ def question_answers(sample: Sample) -> list[tuple[str, str]]:
     if len(talk) % 2 or any(q.get("from") not in ASKING or a.get("from") not in ANSWERING for q, a in pairs):
         raise DataError(f"Sample {sample.key}: `conversations` must be pairs of human and gpt, human first.")
     return [(q["value"].replace(IMAGE_MARKER, "").strip(), a["value"].strip()) for q, a in pairs]
+
+
+def caption_of(sample: Sample) -> str | None:
+    """The caption of a sample; None: it has none, or an empty one. Raises DataError when it is not a text."""
+    caption = sample.meta.get("caption")
+    if not isinstance(caption, str | None):
+        raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
+    return caption or None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from itertools import chain
+from operator import attrgetter
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -136,5 +138,4 @@ def gathered_to_main(data_ranks: Ranks, items: Sequence[T]) -> list[T]:
 
 
 def _in_order(items_of_ranks: Sequence[list[T]]) -> list[T]:
-    everything: list[Any] = [item for items in items_of_ranks for item in items]
-    return sorted(everything, key=lambda item: item.position)
+    return sorted(chain.from_iterable(items_of_ranks), key=attrgetter("position"))

@@ -17,14 +17,7 @@ from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
 from megaunigame.registry import unknown
-from megaunigame.step.inputs import (
-    GenerateInputs,
-    GenerateOutput,
-    PassInputs,
-    PassOutput,
-    UnderstandInputs,
-    UnderstandOutput,
-)
+from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, UnderstandInputs, UnderstandOutput
 from megaunigame.step.requests import StepPlan
 from megaunigame.step.rows import Row
 

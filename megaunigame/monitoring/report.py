@@ -42,7 +42,8 @@ def header(run: RunFolder) -> str:
     """Name, date, command, versions; collapsed recipe and plan."""
     facts = run.run
     parts = [f"<h1>{escape(_title(run))}</h1>"]
-    dates = [f"{word} {escape(_date(facts[word]))}" for word in ("started", "finished") if facts.get(word)]
+    stamps = {word: datetime.fromisoformat(facts[word]) for word in ("started", "finished") if facts.get(word)}
+    dates = [f"{word} {stamp:%Y-%m-%d %H:%M %Z}".strip() for word, stamp in stamps.items()]
     if facts and not facts.get("finished"):
         dates.append("not finished")
     if "world_size" in facts:
@@ -58,10 +59,6 @@ def header(run: RunFolder) -> str:
     if run.recipe:
         parts.append(page.folded("Recipe", run.recipe))
     return "\n".join(parts)
-
-
-def _date(stamp: str) -> str:
-    return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
 def summary(run: RunFolder) -> str:

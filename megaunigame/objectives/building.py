@@ -78,11 +78,8 @@ def build_players(objectives: Sequence[Objective], context: Context) -> list[Pla
 
 
 def taps_of(players: Sequence[Player], pass_name: str) -> Taps | None:
-    """The attention measurement that a player requests of a pass."""
-    asked = [taps for player in players if (taps := player.taps(pass_name)) is not None]
-    if len(asked) > 1:
-        raise ConfigError(f"Two objectives measure the attention of the {pass_name} pass. Remove one from `objectives`.")
-    return asked[0] if asked else None
+    """The attention measurement that a player requests of a pass; one objective of a recipe may have such a player."""
+    return next((taps for player in players if (taps := player.taps(pass_name)) is not None), None)
 
 
 def largest_micro_step(processor: Processor, players: Sequence[Player], plan: StepPlan) -> MicroStep:

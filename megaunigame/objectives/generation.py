@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from megaunigame.data.conversation import caption_of
 from megaunigame.data.decode import Sample
-from megaunigame.errors import ConfigError, DataError
+from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
@@ -61,7 +62,5 @@ class Generation(Objective):
             return None
         if request.term == PIXEL:
             return GenerateRow(self.config.pixel_prompts[prompt], target, sample.image, drop)
-        caption = sample.meta.get("caption")
-        if not isinstance(caption, str | None):
-            raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
-        return GenerateRow(caption, target, None, drop) if caption else None
+        caption = caption_of(sample)
+        return None if caption is None else GenerateRow(caption, target, None, drop)

@@ -29,11 +29,10 @@ class Context:
     model: UnifiedModel
     """The learner's module. A player's calls of it must be inside `aside`."""
     aside: Callable[[], AbstractContextManager[None]]
-    """Context in which the learner is frozen: no gradients of its parameters, no dropout."""
+    """Inside it the learner is frozen: no gradients of its parameters, no dropout."""
     plan: StepPlan
     data_ranks: Ranks
     seed: int
-    accumulation: int
 
 
 class Player:

@@ -110,7 +110,7 @@ class Rehearsal:
             self.ranks.hook(self.model)
         meta = torch.device("meta")
         world = PretendedWorld(0, work.ranks, 0, meta)
-        context = Context(self.model, self._aside, work.plan, world, work.recipe.seed, work.accumulation)
+        context = Context(self.model, self._aside, work.plan, world, work.recipe.seed)
         self.players = build_players(work.objectives, context)
         largest = largest_micro_step(processor, self.players, work.plan)
         inputs, aside = ({name: rows.to(meta) for name, rows in given.items()} for given in (largest.inputs, largest.aside))

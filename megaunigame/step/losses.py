@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import PassInputs, PassOutput
@@ -51,9 +50,6 @@ class LossTerms:
         self.added, self.joined = added, tuple(joined)
         self.names = (*plan.terms, *(term.term for term in added), *joined)
         """(T,)"""
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
-        if twice:
-            raise ConfigError(f"Two objectives have a loss term {twice[0]!r}. Remove one of them from `objectives`.")
 
     def weights(self, step: Step) -> Tensor:
         """(T,) float32."""

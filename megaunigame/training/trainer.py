@@ -56,7 +56,7 @@ class Trainer:
         if phases is not None:
             self.learner.measure(phases)
         self.processor = self.learner.module.processor
-        context = Context(self.learner.module, self.learner.aside, self.plan, mesh.data, recipe.seed, self.accumulation)
+        context = Context(self.learner.module, self.learner.aside, self.plan, mesh.data, recipe.seed)
         self.players = build_players(parts.objectives, context)
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, phases or Phases())
         if self.resumed_from:

@@ -39,7 +39,7 @@ PLAN = plan_from(
 def game(model, monkeypatch, **settings) -> Game:
     """Ready for its first step; built on the host."""
     objective = UniGame(fill(Settings, {"clean_rows": 2, "attack_rows": 2, "pictures_every": 0, **settings}, "unigame"))
-    game = objective.player(Context(model, learner_aside(model), PLAN, OneRank(), 0, 1))
+    game = objective.player(Context(model, learner_aside(model), PLAN, OneRank(), 0))
     assert game is not None
     # A generator of a device without a driver cannot be made: these draw on the host, and what they draw is carried over.
     monkeypatch.setattr(game, "_generator", lambda *where: torch.Generator().manual_seed(0))

@@ -65,7 +65,7 @@ def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
     monkeypatch.setattr(causal, "drawn_tokens", drawn_on_the_host(causal.drawn_tokens))
     with no_waiting(monkeypatch):
         transfer(model, DEVICE, dtype)
-        player = objective.player(Context(model, None, PLAN, world, 0, 1))
+        player = objective.player(Context(model, None, PLAN, world, 0))
         terms = LossTerms(PLAN, player.terms, (), world)
         total = torch.zeros(len(terms.names), device=DEVICE)
         for name, given in rows.items():

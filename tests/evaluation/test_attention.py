@@ -171,7 +171,7 @@ def test_bad_settings(measured, shards):
     assert find("evaluation.suites", "attention", Suite) is Attention
     with pytest.raises(ConfigError, match="'generat'. Did you mean 'generate'"):
         fill(Attention.Config, {"shards": shards, "passes": ["generat"]}, "evaluation.suites.attention")
-    with pytest.raises(ConfigError, match="No pass to measure"):
+    with pytest.raises(ConfigError, match="evaluation.suites.attention.passes is empty; name understand or generate"):
         fill(Attention.Config, {"shards": shards, "passes": []}, "evaluation.suites.attention")
     with pytest.raises(ConfigError, match="No targets file nowhere.yaml"):
         Attention(Attention.Config(shards=shards, targets="nowhere.yaml"))

@@ -72,7 +72,7 @@ class Played:
         stream = {"train": open_stream("train", StreamConfig(str(data), window=2), SEED)}
         objective_of = {r.term: objective for objective in (self.objective, *others) for r in objective.rows()}
         self.micro_batches = MicroBatches(self.plan, objective_of, stream, model.processor, accumulation, 0, 1, SEED, 0)
-        context = Context(model, aside(model), self.plan, OneRank(), SEED, accumulation)
+        context = Context(model, aside(model), self.plan, OneRank(), SEED)
         game = self.objective.player(context)
         assert game is not None
         self.unigame = game

@@ -47,7 +47,7 @@ def aia(**settings) -> AttentionPlayer:
     objective = AIA(fill(Settings, settings, "objectives.aia"))
     objective.check_plan(PLAN)
     objective.check_family(Family, "family", "path", PLAN)
-    return objective.player(Context(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, OneRank(), 0, 1))
+    return objective.player(Context(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, OneRank(), 0))
 
 
 def inputs(kind: type[InputsT], terms, counts, intact=None) -> InputsT:

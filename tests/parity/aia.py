@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.attention.positions import answer_tokens, image_tokens, prompt_text
+from megaunigame.attention.positions import image_tokens, prompt_text
 from megaunigame.attention.targets import Target, table
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
@@ -77,7 +77,7 @@ def understanding(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str,
     use = torch.tensor(sizes["use"]).bool()
     ntp = F.cross_entropy(given["und_logits"][:, :-1].flatten(0, 1), given["und_labels"][:, 1:].flatten(), ignore_index=IGNORE)
     paper, released = table("janus_pro", config["layers"])[UNDERSTAND], table("janus_pro", config["layers"], True)[UNDERSTAND]
-    maps, queries = given["und_attn"], answer_tokens(inputs)
+    maps, queries = given["und_attn"], inputs.labels != IGNORE
     ours = losses("und", maps, queries, image_tokens(inputs, RELEASED), use, released, config["layer_counts"], ntp, lam)
     return ours | exact_losses("und_exact", maps, queries, image_tokens(inputs, EXACT_SETS), use, paper)
 

@@ -80,7 +80,7 @@ def penalty(adversary: Perturber, delta: Tensor, **weight: float) -> Tensor:
     game = object.__new__(Alternating)  # of the game, its penalties alone
     rows = len(delta)
     game.config, game.adversary, game.clip = Settings(penalties=Penalties(**FREE | weight)), adversary, None
-    game.round = Round([], True, [], torch.zeros(()), pictures=torch.tensor(rows))
+    game.round = Round([], True, [], torch.zeros(()), attacked_pictures=torch.tensor(rows))
     ones = torch.ones(rows)
     question = pass_inputs(UnderstandInputs, torch.zeros(rows, 1, dtype=torch.long), counts=ones)
     attacked = AttackResult(question, delta, changed=ones, pictures=torch.zeros(rows, 3, 1, 1), passes=0)

@@ -162,7 +162,9 @@ class CausalModel(Family):
         hidden = self._read(
             self.embed(inputs), inputs.attention, front_padding=inputs.front_padding, segments=inputs.segments, tap=tap
         )
-        positions = _all_but_first(inputs.tokens) if predict else inputs.label_positions
+        rows, length = inputs.tokens.shape
+        everywhere = torch.arange(1, length, device=inputs.tokens.device).expand(rows, -1)
+        positions = everywhere if predict else inputs.label_positions
         scored = self.lm_head(_before(hidden, positions), scored_labels(inputs, positions).flatten())
         likeliest = scored.likeliest.view(positions.shape) if predict else None
         return UnderstandOutput(
@@ -222,11 +224,6 @@ class CausalModel(Family):
         if self.vision_tower is not None:
             self.vision_tower.train(mode and any(p.requires_grad for p in self.vision_tower.parameters()))
         return self
-
-
-def _all_but_first(tokens: Tensor) -> Tensor:
-    """(B, S) -> (B, S - 1): positions 1, 2, ... of every row."""
-    return torch.arange(1, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
 
 
 def _before(hidden: Tensor, positions: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from megaunigame.adversary.base import Adversary
+from megaunigame.data.conversation import caption_of
 from megaunigame.data.decode import Sample
-from megaunigame.errors import ConfigError, DataError
+from megaunigame.errors import ConfigError
 from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Objective
@@ -91,10 +92,8 @@ class UniGame(Objective):
             return None
         if self.config.condition == "image":
             return GenerateRow(self.config.prompts[int(rng.integers(len(self.config.prompts)))], picture, sample.image)
-        caption = sample.meta.get("caption")
-        if not isinstance(caption, str | None):
-            raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
-        return GenerateRow(caption, picture) if caption else None
+        caption = caption_of(sample)
+        return None if caption is None else GenerateRow(caption, picture)
 
     def check_plan(self, plan: StepPlan) -> None:
         if self.redrawn_by is not None:

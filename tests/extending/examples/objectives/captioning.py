@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from megaunigame.data.conversation import caption_of
 from megaunigame.objectives.base import Objective
 from megaunigame.settings import at_least
 from megaunigame.step.requests import UNDERSTAND, RowRequest
@@ -19,5 +20,5 @@ class Captioning(Objective):
         return [RowRequest("captioning", UNDERSTAND, self.config.stream, self.config.rows)]
 
     def row(self, request, sample, rng):
-        caption = sample.meta.get("caption")
-        return UnderstandRow([sample.image], [("describe", caption)]) if sample.image is not None and caption else None
+        caption = caption_of(sample)
+        return None if sample.image is None or caption is None else UnderstandRow([sample.image], [("describe", caption)])
