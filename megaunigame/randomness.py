@@ -12,5 +12,6 @@ def seed_micro_step(seed: int, step: int, micro: int, rank: int) -> None:
 
 
 def derive(*parts: int) -> int:
-    """A 63-bit seed from non-negative integers; different parts give unrelated seeds."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    """A 63-bit seed from non-negative integers; different parts give unrelated seeds, also (7, 1) and (7, 1, 0)."""
+    # With their number: a SeedSequence pads with zeros.
+    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0] >> 1)

@@ -28,14 +28,13 @@ class ReplicatedAdamW:
         """
         flat = data_ranks.all_reduce_sum(torch.cat([g.flatten() for g in gradients]))
         norm = float(flat.norm())  # not finite where any gradient is not
-        if not math.isfinite(norm):
-            return norm
-        flat *= min(1.0, self.clip / (norm + 1e-6))
-        for parameter, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
-            parameter.grad = part.view_as(parameter)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if math.isfinite(norm):
+            flat *= min(1.0, self.clip / (norm + 1e-6))
+            for parameter, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+                parameter.grad = part.view_as(parameter)
+            self.optimizer.param_groups[0]["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad()  # also of what a backward of the learner has accumulated
         return norm
 
     def tensors(self) -> dict[str, Tensor]:

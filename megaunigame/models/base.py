@@ -61,7 +61,8 @@ class DecodedPictures(NamedTuple):
     pixels: Tensor
     """(B, 3, H, W) in [-1, 1]."""
     changed: Tensor
-    """(B,) float32 in [0, 1]: fraction of the picture's codes that the perturbation changed (latents: mean relative change)."""
+    """(B,) float32 in [0, 1]: fraction of the picture's codes that the perturbation changed, from those of the anchor where
+    there is one (latents: relative change)."""
 
 
 class UnifiedModel(nn.Module, ABC):
@@ -251,6 +252,11 @@ class UnifiedModel(nn.Module, ABC):
             if any(name.startswith(prefix) for prefix in prefixes):
                 return group
         raise KeyError(f"Parameter {name} belongs to no group of {cls.__name__}.")
+
+
+def clamped(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1]. The gradient passes also where a pixel is saturated, so that an adversary can return from there."""
+    return pixels.clamp(-1, 1).detach() + (pixels - pixels.detach())
 
 
 @contextmanager

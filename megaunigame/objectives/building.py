@@ -41,7 +41,7 @@ def build_plan(objectives: Sequence[Objective]) -> StepPlan:
     plan = plan_from((r for o in objectives for r in o.rows()), rotations)
     owners: dict[str, list[str]] = {}
     for o in objectives:
-        for term in (*(r.term for r in o.rows() if not r.aside), *o.added_terms(plan)):
+        for term in (*(r.term for r in o.rows() if r.count and not r.aside), *o.added_terms(plan)):
             owners.setdefault(term, []).append(o.name)
     for term, names in owners.items():
         if len(names) > 1:

@@ -26,14 +26,17 @@ class AttentionReference(PlainReference):
             layer.self_attn.register_forward_hook(lambda module, args, output: self.maps.append(output[1]))
         self.table = table("auto", len(layers))
         self.losses: dict[str, list[Tensor]] = {p: [] for p in self.plan.passes}
+        drawn_from_a_picture = {r.term for r in self.plan.requests if r.pass_name == GENERATE and r.takes_source}
+        self.wanted = self.settings.get("terms") or set(self.plan.terms) - drawn_from_a_picture
         self.calibration: dict[str, list[float]] = {p: [] for p in self.plan.passes}
 
     def after_pass(self, inputs: PassInputs) -> None:
         pass_name, maps, self.maps = inputs.pass_name, self.maps, []
         for row in range(len(inputs.tokens)):
             queries, keys = self._sets(pass_name, inputs, row, maps[0].shape[-1])
-            # Rows without data, without an image, without their condition.
-            if not inputs.counts[row] or not keys or (pass_name == GENERATE and not inputs.intact[row]):
+            # Rows of other terms, without data, without an image, without their condition.
+            wanted = inputs.counts[row] and keys and self.plan.terms[int(inputs.terms[row])] in self.wanted
+            if not wanted or (pass_name == GENERATE and not inputs.intact[row]):
                 continue
             losses = []
             for layer, attention in enumerate(maps):
@@ -63,6 +66,8 @@ class AttentionReference(PlainReference):
         self.more_means = {}
         weight_of = {r.term: r.weight for r in self.plan.requests}
         for pass_name, losses in self.losses.items():
+            if not losses:  # every condition was dropped
+                continue
             mean = torch.stack(losses).mean()
             self.more_means[f"aia_{pass_name}"] = float(mean.detach())
             weight, known = self.settings.get("weights", {}).get(pass_name), self.calibration[pass_name]

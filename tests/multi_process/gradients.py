@@ -79,7 +79,10 @@ CASES = {
     "emu3_lora_checkpointing": {"model": EMU3 | LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
     "emu3_zero2": {"model": EMU3, "engine": ZERO2},
     "aia": {"objectives": {"aia": WEIGHTS}, "batch": TWICE},
-    "aia_checkpointing_one_layer": {"objectives": {"aia": {**LARGE_WEIGHTS, "layers": [1]}}, "model": CHECKPOINTING},
+    "aia_checkpointing_one_layer": {
+        "objectives": {"aia": {**LARGE_WEIGHTS, "layers": [1], "terms": ["understanding", "caption", "pixel"]}},
+        "model": CHECKPOINTING,
+    },
     "aia_lora_measured_weights": {
         "objectives": {"aia": {"preset": "auto", "ratio": 2.0, "calibration_steps": 2}},
         "model": LORA | CHECKPOINTING,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megaunigame.engine.schedule import lr_factor
+from megaunigame.models.base import clamped
 from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.randomness import derive
@@ -56,7 +57,7 @@ class PlainGame(PlainReference):
         if game["path"] == "embedding":
             question.visual_delta = delta.unsqueeze(1)
         else:
-            question.images = self.decoded(tokens, delta, inputs).clamp(-1, 1).unsqueeze(1)
+            question.images = clamped(self.decoded(tokens, delta, inputs)).unsqueeze(1)
         losses = model(question).loss_sum
         p = game["penalties"]
         penalties = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))

@@ -14,6 +14,7 @@ from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.models.janus import Janus
 from megaunigame.monitoring import names
 from megaunigame.objectives.aia import AIA
+from megaunigame.objectives.aia.measurement import measurement_of
 from megaunigame.objectives.aia.player import WEIGHT, AttentionPlayer, attention_loss
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.player import Context
@@ -156,13 +157,25 @@ def test_measured_weights_are_missed_on_resume(tmp_path):
         aia(preset="auto").load(tmp_path)
 
 
+def test_rows_that_draw_from_a_picture_are_left_out_unless_named():
+    """Their source is not among the keys: the loss would pull attention away from it."""
+    assert aia().measurement.row_terms == (0, 1) and aia(terms=["pixel"]).measurement.row_terms == (2,)
+    (generate,) = (term for term in aia().terms if term.pass_name == GENERATE)
+    assert generate.counted(inputs(GenerateInputs, [1, 2], [4, 4])).tolist() == [True, False]
+    only = plan_from([RowRequest("pixel", GENERATE, "s", 1, takes_source=True)])
+    with pytest.raises(
+        ConfigError, match=r"no such pass has rows for it.*objectives\.aia\.terms, which are left out by default"
+    ):
+        measurement_of(fill(Settings, {}, "objectives.aia"), only, LAYERS)
+
+
 def test_a_targets_file_may_speak_of_one_pass(tmp_path):
     write_targets(tmp_path / "t.yaml", {GENERATE: [Target(0.1, 0.3)] * LAYERS})
     objective = aia(targets=str(tmp_path / "t.yaml"), layers=[2])
     assert [term.pass_name for term in objective.terms] == [GENERATE]
     assert objective.measurement.layer_targets == {GENERATE: [Target(0.1, 0.3)]} and objective.taps(UNDERSTAND) is None
     write_targets(tmp_path / "other.yaml", {UNDERSTAND: [Target(0.1, 0.3)] * LAYERS})
-    with pytest.raises(ConfigError, match="targets for understand, and no such pass is made"):
+    with pytest.raises(ConfigError, match="targets for understand, and no such pass has rows for it"):
         aia(targets=str(tmp_path / "other.yaml"), terms=["caption"])
 
 

@@ -54,11 +54,12 @@ def test_with_an_anchor_only_changed_places_are_redrawn(play):
         attacked = game.unigame.path.attack(game.model, attack, torch.Generator().manual_seed(0))
         seen = game.model(attack.redraw, predict=True)
         moved = game.model.model.generation_head(seen.hidden + attacked.delta).argmax(-1)
-    changed = moved != seen.predictions
-    assert 0 < changed.float().mean() < 1
-    torch.testing.assert_close(attacked.changed, changed.float().mean(1))
-    shown = torch.where(changed, moved, game.model.encode_target(attack.redraw.targets))
+    changed, source = moved != seen.predictions, game.model.encode_target(attack.redraw.targets)
+    shown = torch.where(changed, moved, source)
     assert torch.equal(attacked.pictures, game.model.decode_target(shown))
+    # A code that became that of the source changes nothing.
+    assert 0 < (shown != source).float().mean() < changed.float().mean() < 1
+    torch.testing.assert_close(attacked.changed, (shown != source).float().mean(1))
 
 
 # Rows without a picture

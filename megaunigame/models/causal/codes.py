@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaunigame.models.base import DecodedPictures, evaluating
+from megaunigame.models.base import DecodedPictures, clamped, evaluating
 from megaunigame.models.causal.decoding import CachedReader, draw_codes, picker
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.text.sequences import left_padded
@@ -95,9 +95,10 @@ class CodeModel(CausalModel):
         codes, mean = self.expected_codes(moved)
         # Also without delta, for the same calls on every rank. It costs a head on N positions, without backward.
         with torch.no_grad():
-            changed = codes != self.expected_codes(hidden)[0]
-        chosen = codes if anchor is None else torch.where(changed, codes, anchor)
-        return DecodedPictures(self.pixels_of(chosen, mean).float().clamp(-1, 1), changed.float().mean(1))
+            plain = self.expected_codes(hidden)[0]
+        chosen = codes if anchor is None else torch.where(codes != plain, codes, anchor)
+        changed = chosen != (plain if anchor is None else anchor)
+        return DecodedPictures(clamped(self.pixels_of(chosen, mean).float()), changed.float().mean(1))
 
     @torch.no_grad()
     def decode_target(self, target: Tensor) -> Tensor:

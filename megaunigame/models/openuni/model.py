@@ -19,7 +19,7 @@ from transformers import InternVLModel, PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.attention.taps import Tap
-from megaunigame.models.base import DecodedPictures, evaluating
+from megaunigame.models.base import DecodedPictures, clamped, evaluating
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.openuni import autoencoding, flow
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
@@ -199,7 +199,7 @@ class OpenUni(CausalModel):
         reference = plain if anchor is None else anchor
         changed = (change.detach().flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).clamp(0, 1)
         latents = clean if anchor is None else anchor + change
-        return DecodedPictures(self.decode_latents(latents).clamp(-1, 1), changed)
+        return DecodedPictures(clamped(self.decode_latents(latents)), changed)
 
     def _clean(self, hidden: Tensor, anchor: Tensor | None) -> Tensor:
         """(B, N, D) -> (B, C, h, w) float32: one-step prediction."""

@@ -8,7 +8,7 @@ from megaunigame.attention.targets import PASSES, Target, find_targets
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.step.inputs import Taps
-from megaunigame.step.requests import StepPlan
+from megaunigame.step.requests import GENERATE, StepPlan
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,15 @@ class Measurement:
         return tuple(self.layer_targets)
 
 
+def _default_terms(plan: StepPlan) -> tuple[str, ...]:
+    """All terms but those of generate rows with a source picture: it is not among the keys, so the loss would pull their
+    attention away from it. The method knows text-to-image rows only."""
+    return tuple(r.term for r in plan.requests if not r.aside and (r.pass_name != GENERATE or not r.takes_source))
+
+
 def measurement_of(config: Settings, plan: StepPlan, depth: int) -> Measurement:
     """Raises ConfigError for a layer that the model does not have, and when no pass of the plan has targets."""
-    wanted = config.terms or plan.terms
+    wanted = config.terms or _default_terms(plan)
     for layer in config.layers:
         if not 0 <= layer < depth:
             raise ConfigError(f"objectives.aia.layers: {layer} is not a layer; this model has 0 to {depth - 1}.")
@@ -37,8 +43,9 @@ def measurement_of(config: Settings, plan: StepPlan, depth: int) -> Measurement:
     passes = [p for p in plan.passes if p in targets and any(r.term in wanted for r in plan.of_pass(p))]
     if not passes:
         raise ConfigError(
-            f"objectives.aia.targets={config.targets} has targets for {', '.join(targets)}, and no such pass is made. Add rows "
-            f"of another objective, or give targets for {' or '.join(PASSES)}."
+            f"objectives.aia.targets={config.targets} has targets for {', '.join(targets)}, and no such pass has rows for it. "
+            f"Add rows of another objective, give targets for {' or '.join(PASSES)}, or name rows with a source picture in "
+            "objectives.aia.terms, which are left out by default."
         )
     layer_targets = {p: [targets[p][layer] for layer in layers] for p in passes}
     row_terms = tuple(plan.terms.index(term) for term in wanted)

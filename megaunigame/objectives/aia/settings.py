@@ -36,7 +36,7 @@ class Settings:
     queries: int = at_least(0, 0)
     """At most this many queries of a row, drawn at random, for long sequences; 0: all."""
     terms: list[str] = field(default_factory=list)
-    """Loss terms whose rows are in the attention loss; empty: all rows of both passes."""
+    """Loss terms whose rows are in the attention loss; empty: all but those that draw from a source picture."""
     exclude_bos: bool = False
     """Exclude the first token (an attention sink) from the text that a picture attends to."""
     compat: bool = False
