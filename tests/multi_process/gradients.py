@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 from unittest import mock
 
+import deepspeed
 import torch
 
-from megaunigame.engine import zero3
 from megaunigame.engine.parameters import element_count, rank_count
 from megaunigame.errors import DivergenceError
 from megaunigame.monitoring import names
@@ -107,7 +107,7 @@ def check_partitioned(trainer: Trainer, world: Ranks) -> None:
 
 
 def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
-    with mock.patch.object(zero3, "_gathered", side_effect=zero3._gathered) as loading:
+    with mock.patch.object(deepspeed.zero, "GatheredParameters", side_effect=deepspeed.zero.GatheredParameters) as loading:
         trainer = trainer_of(case, home, world, **settings)
     recipe = trainer.recipe
     reference = AttentionReference if "aia" in recipe.objectives else PlainReference
