@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megaunigame.step.inputs import IGNORE, InputsT, UnderstandInputs
+from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, UnderstandInputs
 from megaunigame.step.labels import label_positions
 
 
@@ -24,6 +24,6 @@ def pass_inputs(kind: type[InputsT], tokens: Tensor, attention: Tensor | None = 
         labels = fields.get("labels", torch.full_like(tokens, IGNORE, dtype=torch.long))
         defaults |= {"labels": labels, "label_positions": label_positions(labels), "images": tokens, "image_valid": tokens}
         defaults["counts"] = (labels != IGNORE).sum(1).float()
-    else:
+    elif kind is GenerateInputs:
         defaults["targets"] = tokens
     return kind(tokens=tokens, **{**defaults, **fields})

@@ -10,10 +10,8 @@ import pytest
 HOUSE = Path(__file__).resolve().parents[1] / "megaunigame"
 CORE = ("step", "training", "data", "engine", "registry.py", "config.py", "models/base.py")
 METHOD_WORDS = {"attack", "adversar", "opponent"}
-EXCEPTIONS = {
-    ("config.py", "janus"): 2,  # the default family, and the folder of its 7B model in an example
-}
-"""(file, word) -> lines that may have it."""
+EXCEPTIONS = {("config.py", "janus"): 2}
+"""(file, word) -> lines that may have it: the default family, and the folder of its 7B model in an example."""
 
 
 def named_things() -> set[str]:

@@ -171,7 +171,6 @@ def test_the_size_of_the_paper():
     with torch.device("meta"):
         adversary = Perturber(Perturber.Config(), 4096)
     assert sum(p.numel() for p in adversary.parameters()) == 4096 * 256 * 2 + 256 * 256 + 2 * 256 + 1
-    assert 2.1e6 < sum(p.numel() for p in adversary.parameters()) < 2.2e6
 
 
 @pytest.mark.parametrize("layers", [2, 3, 5])

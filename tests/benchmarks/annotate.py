@@ -25,9 +25,10 @@ from data_prep.shard_writer import Job
 from data_prep.teachers.base import Machine, Prediction, Teacher
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
-from tests.benchmarks.loader import SIDE, photograph
+from tests.benchmarks.loader import SIDE, photograph, timed
 from tests.data.shard_files import write_shards
 from tests.data_prep.stored import write_whole
+from tests.data_prep.toy_sets import TALK
 
 
 class Sleeper(Teacher):
@@ -58,8 +59,7 @@ class Sleeper(Teacher):
 
 def source_fields(number: int) -> dict[str, bytes]:
     fields = photograph(number)
-    talk = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
-    return {"jpg": fields["jpg"], "json": json.dumps({"conversations": talk}).encode()}
+    return {"jpg": fields["jpg"], "json": json.dumps({"conversations": TALK}).encode()}
 
 
 def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size: int) -> tuple[float, float, float]:
@@ -78,10 +78,8 @@ def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size:
         failed=lambda failure: None,
     )
     with tempfile.TemporaryDirectory() as folder:
-        start, start_cpu = time.perf_counter(), time.process_time()
         job = Job(Path(folder), "out", {}, len(index.sizes), annotator.shard)
-        write_whole(job)
-        taken, taken_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+        taken_cpu, taken = timed(lambda: write_whole(job))
     rate, share = annotator.images / taken, sum(annotator.teacher_seconds.values()) / taken
     return rate, share, 1000 * taken_cpu / annotator.images
 

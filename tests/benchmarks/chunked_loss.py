@@ -8,7 +8,6 @@ and grows with the width, which is narrow here so that the logits show.
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megaunigame.models.causal.head import TokenHead
+from tests.benchmarks.attention_taps import resident
 
 TARGET = 0.25
 """Largest ratio of the memories that the design allows."""
@@ -43,16 +43,11 @@ def measure(variant: str, options: argparse.Namespace) -> tuple[float, float, fl
     hidden = torch.randn(options.positions, options.width, dtype=dtype, requires_grad=True)
     labels = torch.randint(options.vocabulary, (options.positions,))
     plain(head, hidden[:2], labels[:2]).sum().backward()  # libraries loaded, gradients allocated
-    base, start = resident(), time.process_time()
+    base, start = resident("VmHWM"), time.process_time()
     losses = VARIANTS[variant](head, hidden, labels)
     losses.sum().backward()
     seconds = time.process_time() - start
-    return (resident() - base) / 1024, seconds, losses.mean().item()
-
-
-def resident() -> float:
-    """Largest resident size so far, in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident("VmHWM") - base, seconds, losses.mean().item()
 
 
 def main() -> int:

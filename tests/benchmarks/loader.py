@@ -42,6 +42,7 @@ from tests.data.shard_files import NumberRows, encoded, number_batches, write_sh
 SIDE = 384
 ROWS = 8
 """Rows of a micro-batch."""
+PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "s", ROWS),))
 
 TAR_READER = "raw, webdataset's tar reader"
 RAW_READS = "raw, this index, shuffled"
@@ -163,9 +164,7 @@ def parallel_decodes(raw: list[tuple[str, dict[str, bytes]]], processes: int, sa
 
 
 def micro_batches(folder: Path, rows: object, workers: int) -> Work:
-    plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", ROWS),))
-    streams = {"s": open_stream("s", StreamConfig(str(folder)), 0)}
-    dataset = number_batches(plan, streams, rows)
+    dataset = number_batches(PLAN, {"s": open_stream("s", StreamConfig(str(folder)), 0)}, rows)
 
     def work(samples: int) -> None:
         for _ in MicroBatchLoader(dataset, 0, samples // ROWS, workers):
@@ -262,11 +261,10 @@ def stateful_resume(skipped: int) -> None:
         print(f"resume of webdataset by StatefulDataLoader at sample {skipped:,}: {wall:.1f} s")
 
         cursor = Cursor(0, skipped, open_stream("s", StreamConfig(str(folder)), 0).source.identity)
-        plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", ROWS),))
 
         def ours() -> None:
             streams = {"s": open_stream("s", StreamConfig(str(folder)), 0, cursor)}
-            next(iter(MicroBatchLoader(number_batches(plan, streams), 0, 1, 1)))
+            next(iter(MicroBatchLoader(number_batches(PLAN, streams), 0, 1, 1)))
 
         _, wall = timed(ours)
         print(f"resume of this loader at the same place: {wall:.1f} s")

@@ -23,6 +23,7 @@ from megaunigame.errors import DataError
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row, UnderstandRow
+from tests.passes import pass_inputs
 
 
 def encoded(array: np.ndarray, form: str = "PNG", palette: int | None = None) -> bytes:
@@ -46,10 +47,15 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
+def talk(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    """A conversation of questions and answers, as samples have it."""
+    return [{"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
+
+
 def sample_fields(number: int, side: int = 8) -> dict[str, bytes]:
     """Raw fields of sample `number`: its JSON carries the number, its pictures are drawn from it."""
     rng = np.random.default_rng(number)
-    meta = {"number": number, "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+    meta = {"number": number, "conversations": talk(("Q", "A"))}
     return {
         "json": json.dumps(meta).encode(),
         "png": encoded(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)),
@@ -162,11 +168,5 @@ class NumberCollator:
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs:
         tokens = torch.tensor([[-1, -1] if row is None else [int(x) for x in row.turns[0]] for row in rows])
-        return PassInputs(
-            tokens=tokens,
-            attention=torch.ones_like(tokens, dtype=torch.bool),
-            terms=torch.tensor(terms),
-            counts=torch.tensor([float(row is not None) for row in rows]),
-            image_positions=torch.zeros_like(tokens, dtype=torch.bool),
-            keys=list(keys),
-        )
+        counts = torch.tensor([float(row is not None) for row in rows])
+        return pass_inputs(PassInputs, tokens, terms=torch.tensor(terms), counts=counts, keys=list(keys))

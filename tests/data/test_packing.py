@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from megaunigame.data.loading.packing import INLINE, Package, pack
 from megaunigame.step.inputs import GenerateInputs, PassInputs
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
+from tests.passes import pass_inputs
 
 
 @dataclass
@@ -23,10 +24,10 @@ class Holder:
 def inputs(rows: int, side: int, seed: int) -> GenerateInputs:
     made = torch.Generator().manual_seed(seed)
     tokens = torch.randint(1000, (rows, 7), generator=made)
-    return GenerateInputs(
-        tokens=tokens,
-        attention=tokens > 3,
-        terms=torch.zeros(rows, dtype=torch.int64),
+    return pass_inputs(
+        GenerateInputs,
+        tokens,
+        tokens > 3,
         counts=torch.rand(rows, generator=made),
         images=torch.rand(rows, 1, 3, side, side, generator=made).to(torch.bfloat16),
         targets=torch.rand(rows, side, side, 3, generator=made).permute(0, 3, 1, 2),  # not contiguous

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.statistics import read_manifest
-from tests.data_prep.stored import failures_of, samples_of
+from tests.data.shard_files import talk
+from tests.data_prep.stored import failures_of, pixels, samples_of
 from tests.data_prep.toy_sets import TALK, TEXT
 
 
@@ -42,11 +42,7 @@ def test_images_are_stored_as_they_are_and_others_as_png(tmp_path, pictures):
     assert pack(tmp_path, [{"id": n, "image": n, "conversations": TALK} for n in names], pictures) == 0
     found = samples_of(tmp_path / "out")
     assert list(found) == [
-        "00000000-a_png",
-        "00000001-b_jpg",
-        "00000002-c_webp",
-        "00000003-d_gif",
-        "00000004-sub_e_bmp",
+        *("00000000-a_png", "00000001-b_jpg", "00000002-c_webp", "00000003-d_gif", "00000004-sub_e_bmp"),
         "00000005-wrong_name_jpg",
     ]
     extensions = [next(name for name in fields if name != "json") for fields in found.values()]
@@ -54,16 +50,15 @@ def test_images_are_stored_as_they_are_and_others_as_png(tmp_path, pictures):
     for name, fields in zip(names, found.values(), strict=True):
         image = next(data for field, data in fields.items() if field != "json")
         if name in ("d.gif", "sub/e.bmp"):
-            with Image.open(io.BytesIO(image)) as picture, Image.open(pictures / name) as source:
-                assert picture.format == "PNG"
-                np.testing.assert_array_equal(np.array(picture), np.array(source.convert("RGB")))
+            assert image.startswith(b"\x89PNG")
+            np.testing.assert_array_equal(pixels(image), pixels((pictures / name).read_bytes(), "RGB"))
         else:
             assert image == (pictures / name).read_bytes()
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
 def test_text_only_rows_are_kept_and_markers_put_in_order(tmp_path, pictures):
-    late = [{"from": "human", "value": "what ?\n<image>"}, {"from": "gpt", "value": "that"}]
+    late = talk(("what ?\n<image>", "that"))
     system = [{"from": "system", "value": "be short"}, *TEXT]
     entries = [
         {"id": "t", "conversations": TEXT},

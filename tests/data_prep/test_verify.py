@@ -101,10 +101,7 @@ UNFIT: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], str]] = {
     ),
     "short palette": (lambda f: {"seg.png": one_color(f["seg.png"])}, "its palette only 1 colors"),
     "another size": (lambda f: {"seg.png": SMALL_IDS, "json": CAPTION}, "segmentation is (32, 32), depth (64, 64)"),
-    "cut JPEG": (
-        lambda f: {"jpg": encoded(pixels(f.pop("png")), "jpeg")[:400]},
-        "field 'jpg' (400 bytes) is not a readable",
-    ),
+    "cut JPEG": (lambda f: {"jpg": encoded(pixels(f.pop("png")), "jpeg")[:400]}, "field 'jpg' (400 bytes) is not a readable"),
     "another width": (
         lambda f: {"json": json.dumps(json.loads(f["json"]) | {"width": 65, "height": 64}).encode()},
         "json says 65 x 64 pixels, the picture has 64 x 64",

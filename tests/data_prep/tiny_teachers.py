@@ -7,28 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import (
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    DPTImageProcessor,
-    Sam2Config,
-    Sam2HieraDetConfig,
-    Sam2ImageProcessor,
-    Sam2MaskDecoderConfig,
-    Sam2Model,
-    Sam2PromptEncoderConfig,
-    Sam2VisionConfig,
-    SamConfig,
-    SamImageProcessor,
-    SamMaskDecoderConfig,
-    SamModel,
-    SamPromptEncoderConfig,
-    SamVisionConfig,
-)
+import transformers as hf
 
 from data_prep.shard_writer import Job, Shard, ShardSample
-from tests.data.shard_files import encoded
+from tests.data.shard_files import encoded, talk
 from tests.data_prep.stored import write_whole
 
 KEEP_ALL = {"points_per_side": 2, "pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
@@ -38,99 +20,68 @@ KEEP_ALL = {"points_per_side": 2, "pred_iou_thresh": -10.0, "stability_score_thr
 def depth_checkpoint(folder: Path, damage: float | None = None) -> Path:
     """Sees 56 pixels. `damage` becomes the value of one weight."""
     torch.manual_seed(1)
-    backbone = Dinov2Config(
-        hidden_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=56,
-        patch_size=14,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-        reshape_hidden_states=False,
-        apply_layernorm=True,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        reassemble_hidden_size=48,
-        neck_hidden_sizes=[12, 24, 48, 48],
-        fusion_hidden_size=16,
-        head_hidden_size=8,
-        initializer_range=0.2,
-    )
-    model = DepthAnythingForDepthEstimation(config)
+    backbone = hf.Dinov2Config(
+        hidden_size=48, num_hidden_layers=4, num_attention_heads=4, image_size=56, patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"], reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    config = hf.DepthAnythingConfig(
+        backbone_config=backbone, reassemble_hidden_size=48, neck_hidden_sizes=[12, 24, 48, 48], fusion_hidden_size=16,
+        head_hidden_size=8, initializer_range=0.2,
+    )  # fmt: skip
+    model = hf.DepthAnythingForDepthEstimation(config)
     with torch.no_grad():
         model.head.conv3.weight.abs_()  # the head ends in a ReLU: half of all random heads would give zeros
         if damage is not None:
             model.head.conv3.weight[0] = damage
     model.save_pretrained(folder)
     size = {"height": 56, "width": 56}
-    DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
+    hf.DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
     return folder
+
+
+PROMPTS = {"hidden_size": 32, "image_size": 128, "patch_size": 16, "mask_input_channels": 4}
+DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2}
+"""Of SAM and of SAM 2."""
 
 
 def sam_checkpoint(folder: Path, damage: float | None = None) -> Path:
     torch.manual_seed(2)
-    vision = SamVisionConfig(
-        hidden_size=32,
-        output_channels=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=128,
-        patch_size=16,
-        window_size=4,
-        global_attn_indexes=[1],
-        mlp_dim=64,
-        num_pos_feats=16,
-    )
-    prompts = SamPromptEncoderConfig(
-        hidden_size=32, image_size=128, patch_size=16, image_embedding_size=8, mask_input_channels=4
-    )
-    decoder = SamMaskDecoderConfig(
-        hidden_size=32, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=32, num_hidden_layers=2
-    )
-    config = SamConfig(
-        vision_config=vision.to_dict(), prompt_encoder_config=prompts.to_dict(), mask_decoder_config=decoder.to_dict()
-    )
-    model = SamModel(config)
+    vision = hf.SamVisionConfig(
+        hidden_size=32, output_channels=32, num_hidden_layers=2, num_attention_heads=2, image_size=128, patch_size=16,
+        window_size=4, global_attn_indexes=[1], mlp_dim=64, num_pos_feats=16,
+    )  # fmt: skip
+    prompts = hf.SamPromptEncoderConfig(**PROMPTS, image_embedding_size=8).to_dict()
+    decoder = hf.SamMaskDecoderConfig(**DECODER, iou_head_hidden_dim=32, num_hidden_layers=2).to_dict()
+    config = hf.SamConfig(vision_config=vision.to_dict(), prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    model = hf.SamModel(config)
     if damage is not None:
         with torch.no_grad():
             model.mask_decoder.iou_prediction_head.proj_in.weight[0] = damage
     model.save_pretrained(folder)
-    SamImageProcessor(
-        size={"longest_edge": 128},
-        pad_size={"height": 128, "width": 128},
-        mask_size={"longest_edge": 32},
-        mask_pad_size={"height": 32, "width": 32},
-    ).save_pretrained(folder)
+    hf.SamImageProcessor(
+        size={"longest_edge": 128}, pad_size={"height": 128, "width": 128},
+        mask_size={"longest_edge": 32}, mask_pad_size={"height": 32, "width": 32},
+    ).save_pretrained(folder)  # fmt: skip
     return folder
 
 
 def sam2_checkpoint(folder: Path) -> Path:
     torch.manual_seed(3)
-    backbone = Sam2HieraDetConfig(
-        hidden_size=16,
-        num_attention_heads=1,
-        image_size=[128, 128],
-        blocks_per_stage=[1, 1, 2, 1],
-        embed_dim_per_stage=[16, 32, 64, 128],
-        num_attention_heads_per_stage=[1, 2, 4, 8],
-        window_size_per_stage=[8, 4, 4, 4],
-        global_attention_blocks=[3],
-    )
-    vision = Sam2VisionConfig(
-        backbone_config=backbone,
-        backbone_channel_list=[128, 64, 32, 16],
-        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
-        fpn_hidden_size=32,
-    )
-    config = Sam2Config(
-        vision_config=vision,
-        prompt_encoder_config=Sam2PromptEncoderConfig(hidden_size=32, image_size=128, patch_size=16, mask_input_channels=4),
-        mask_decoder_config=Sam2MaskDecoderConfig(
-            hidden_size=32, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=32, iou_head_depth=2
-        ),
-    )
-    Sam2Model(config).save_pretrained(folder)
-    Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32}).save_pretrained(folder)
+    backbone = hf.Sam2HieraDetConfig(
+        hidden_size=16, num_attention_heads=1, image_size=[128, 128], blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[16, 32, 64, 128], num_attention_heads_per_stage=[1, 2, 4, 8],
+        window_size_per_stage=[8, 4, 4, 4], global_attention_blocks=[3],
+    )  # fmt: skip
+    vision = hf.Sam2VisionConfig(
+        backbone_config=backbone, backbone_channel_list=[128, 64, 32, 16],
+        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]], fpn_hidden_size=32,
+    )  # fmt: skip
+    prompts = hf.Sam2PromptEncoderConfig(**PROMPTS)
+    decoder = hf.Sam2MaskDecoderConfig(**DECODER, iou_head_hidden_dim=32, iou_head_depth=2)
+    config = hf.Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    hf.Sam2Model(config).save_pretrained(folder)
+    sizes = {"size": {"height": 128, "width": 128}, "mask_size": {"height": 32, "width": 32}}
+    hf.Sam2ImageProcessor(**sizes).save_pretrained(folder)
     return folder
 
 
@@ -143,17 +94,14 @@ def picture(number: int, height: int, width: int) -> np.ndarray:
 
 def sample_of(number: int) -> ShardSample:
     """Sample `number`: every fifth has no picture; sizes alternate; captions and conversations alternate."""
-    talk = [{"from": "human", "value": f"<image>\nwhich is {number} ?"}, {"from": "gpt", "value": "this"}]
     if number % 5 == 4:
-        talk[0]["value"] = "which ?"
-        return {"__key__": f"{number:04d}", "json": json.dumps({"conversations": talk, "größe": 1}).encode()}
-    meta = {"conversations": talk, "id": f"p{number}", **({"caption": f"block {number}"} if number % 2 else {})}
+        meta = {"conversations": talk(("which ?", "this")), "größe": 1}
+        return {"__key__": f"{number:04d}", "json": json.dumps(meta).encode()}
+    said = talk((f"<image>\nwhich is {number} ?", "this"))
+    meta = {"conversations": said, "id": f"p{number}", **({"caption": f"block {number}"} if number % 2 else {})}
     height, width = ((40, 56), (56, 40), (64, 64))[number % 3]
-    return {
-        "__key__": f"{number:04d}",
-        "json": json.dumps(meta).encode(),
-        "jpg": encoded(picture(number, height, width), "JPEG"),
-    }
+    shown = encoded(picture(number, height, width), "JPEG")
+    return {"__key__": f"{number:04d}", "json": json.dumps(meta).encode(), "jpg": shown}
 
 
 def write_source(folder: Path, samples: int = 30, per_shard: int = 10) -> Path:

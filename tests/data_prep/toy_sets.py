@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.__main__ import main
-from tests.data.shard_files import encoded, write_tar
+from tests.data.shard_files import encoded, talk, write_tar
 
-TALK = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "that"}]
-TEXT = [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "that"}]
+TALK, TEXT = talk(("<image>\nwhat ?", "that")), talk(("what ?", "that"))
 
 
 def picture(seed: int, width: int = 20, height: int = 12, form: str = "jpeg") -> bytes:
@@ -51,12 +50,8 @@ def cc3m(folder: Path, tars: int = 3, each: int = 4) -> None:
         members = []
         for number in range(shard * each, (shard + 1) * each):
             meta = {"key": f"{number:09d}", "status": "success", "original_width": 40, "clip_similarity": number / 10}
-            for field, data in (
-                ("jpg", picture(number)),
-                ("json", json.dumps(meta).encode()),
-                ("txt", b" words %d\n" % number),
-            ):
-                members.append((f"{number:09d}.{field}", data))
+            fields = {"jpg": picture(number), "json": json.dumps(meta).encode(), "txt": b" words %d\n" % number}
+            members += [(f"{number:09d}.{field}", data) for field, data in fields.items()]
         write_tar(folder / f"cc3m-train-{shard:04d}.tar", members)
 
 

@@ -17,14 +17,10 @@ from tests.multi_process.tiny_run import write_model
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 3)])
 
 
-def built(home, world, stage):
-    write_model(home / "model")
-    return learner_of(home, world, PLAN, stage)
-
-
 @pytest.mark.parametrize("stage", [2, 3])
 def test_moments_come_with_the_first_update(stage, world, tmp_path):
-    learner, ds_config = built(tmp_path, world, stage)
+    write_model(tmp_path / "model")
+    learner, ds_config = learner_of(tmp_path, world, PLAN, stage)
     elements = sum(element_count(p) for p in learner.module.parameters() if p.requires_grad)
     gradients = 4 * elements if stage == 2 else 0
     assert learner.moment_bytes() == 0 and late_state_bytes(learner, ds_config) == 8 * elements + gradients
@@ -38,7 +34,8 @@ def test_moments_come_with_the_first_update(stage, world, tmp_path):
 
 @pytest.mark.parametrize("tight", ["here", "there", "nowhere"])
 def test_a_rank_without_room_stops_all(tight, world, tmp_path, monkeypatch):
-    learner, ds_config = built(tmp_path, world, 3)
+    write_model(tmp_path / "model")
+    learner, ds_config = learner_of(tmp_path, world, PLAN, stage=3)
     needed = 1000 + uncovered_bytes(learner.module, ds_config, 1) + late_state_bytes(learner, ds_config)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import DataError
+from megaunigame.evaluation.run import run_evaluation
+from megaunigame.evaluation.suites.base import Suite
 from megaunigame.step.inputs import IGNORE, GenerateInputs, GenerateOutput, PassInputs, UnderstandInputs, UnderstandOutput
-from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.data.shard_files import encoded, write_tar
+from tests.data.shard_files import encoded, talk, write_tar
+from tests.passes import pass_inputs
+from tests.worlds import on_ranks
 
 END = 1
 SIDE = 8
@@ -37,12 +41,9 @@ class FakeProcessor:
         lines = [self._line(row) for row in rows]
         size = max(len(line) for line in lines)
         stacked = torch.tensor([line + [(0, IGNORE, 0)] * (size - len(line)) for line in lines])  # (B, S, 3)
-        labels = stacked[..., 1]
-        fields = {
-            "tokens": stacked[..., 0],
-            "attention": stacked[..., 0] != 0,
+        tokens, labels, segments = stacked.unbind(-1)
+        given = {
             "terms": torch.tensor(terms),
-            "image_positions": torch.zeros_like(labels, dtype=torch.bool),
             "images": torch.stack([self._source(row) for row in rows])[:, None] / 127.5 - 1,
             "image_valid": torch.ones(len(rows), 1, dtype=torch.bool),
             "keys": list(keys),
@@ -50,10 +51,9 @@ class FakeProcessor:
         if pass_name == GENERATE:
             counts = torch.tensor([0.0 if row is None else 1.0 for row in rows])
             targets = [torch.zeros(3, SIDE, SIDE) if row is None else row.target for row in rows]
-            return GenerateInputs(**fields, counts=counts, targets=torch.stack(targets) / 127.5 - 1)
-        counts = (labels != IGNORE).sum(1).float()
-        positions = label_positions(labels)
-        return UnderstandInputs(**fields, counts=counts, labels=labels, label_positions=positions, segments=stacked[..., 2])
+            given |= {"counts": counts, "targets": torch.stack(targets) / 127.5 - 1}
+            return pass_inputs(GenerateInputs, tokens, tokens != 0, **given)
+        return pass_inputs(UnderstandInputs, tokens, tokens != 0, labels=labels, segments=segments, **given)
 
     def _line(self, row) -> list[tuple[int, int, int]]:
         line = [(2, IGNORE, 0)]
@@ -134,20 +134,16 @@ def picture(level: int) -> np.ndarray:
     return (level + texture).clip(0, 255).astype(np.uint8)
 
 
+OTHER_TURNS = ("what color is it ?", "red"), ("describe the image .", "a long text")
+
+
 def bright_dark(count: int) -> list[tuple[np.ndarray | None, dict[str, Any]]]:
     """Samples whose brightness is asked for twice: a kind the model knows, and one whose answer never fits."""
     samples = []
     for i in range(count):
         answer = "bright" if i % 3 else "dark"
         meta = {
-            "conversations": [
-                {"from": "human", "value": f"<image>\nhow light is {i} ?"},
-                {"from": "gpt", "value": answer},
-                {"from": "human", "value": "what color is it ?"},
-                {"from": "gpt", "value": "red"},
-                {"from": "human", "value": "describe the image ."},
-                {"from": "gpt", "value": "a long text"},
-            ],
+            "conversations": talk((f"<image>\nhow light is {i} ?", answer), *OTHER_TURNS),
             "kinds": ["light", "color", "description"],
             "caption": f"a {answer} thing",
             "objects": [
@@ -168,6 +164,20 @@ def write_tars(folder: Path, samples: Sequence[tuple[np.ndarray | None, dict[str
             members += [(f"s{i:04d}.png", encoded(image))] if image is not None else []
         write_tar(folder / f"data-{shard:06d}.tar", members)
     return str(folder)
+
+
+def timeless(result: dict) -> dict:
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+def evaluated(models: Sequence[nn.Module], suites: dict[str, Suite], folder: Path, step: int = 0) -> dict:
+    """The result of an evaluation on one rank for each of `models`: equal on all ranks, apart from seconds."""
+    # Ranks are processes: each has its own index, with its own open files.
+    own = [copy.deepcopy(suites) for _ in models]
+    results = on_ranks(len(models), lambda world: run_evaluation(models[world.rank], own[world.rank], world, step, folder))
+    for label, expected in results[0]["suites"].items():
+        assert all(timeless(result["suites"][label]) == timeless(expected) for result in results)
+    return results[0]
 
 
 class FailingProcessor(FakeProcessor):

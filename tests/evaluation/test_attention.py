@@ -17,7 +17,6 @@ from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.evaluation.attention.curves import Measuring, measure
 from megaunigame.evaluation.lockstep import collate, read_sample
-from megaunigame.evaluation.run import run_evaluation
 from megaunigame.evaluation.suites.attention import Attention
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
@@ -27,7 +26,7 @@ from megaunigame.settings import fill
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
-from tests.evaluation.fakes import TEXTS, bright_dark, write_tars
+from tests.evaluation.fakes import TEXTS, bright_dark, evaluated, write_tars
 from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.tiny import write_tiny
 from tests.worlds import on_ranks
@@ -60,13 +59,7 @@ def shards(tmp_path_factory) -> str:
 
 def evaluate(model, suite, size, folder) -> dict:
     models = [copy.deepcopy(model) for _ in range(size)]
-    suites = [copy.deepcopy(suite) for _ in range(size)]
-    results = on_ranks(
-        size, lambda world: run_evaluation(models[world.rank], {"attention": suites[world.rank]}, world, 0, folder)
-    )
-    found = [result["suites"]["attention"] for result in results]
-    assert all(f["metrics"] == found[0]["metrics"] for f in found)
-    return found[0]
+    return evaluated(models, {"attention": suite}, folder)["suites"]["attention"]
 
 
 @pytest.fixture

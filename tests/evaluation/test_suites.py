@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import json
 
 import pytest
@@ -19,7 +18,8 @@ from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.registry import find
 from megaunigame.settings import fill
-from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, write_tars
+from tests.data.shard_files import talk
+from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, evaluated, timeless, write_tars
 from tests.worlds import on_ranks
 
 SAMPLES = 11
@@ -38,28 +38,14 @@ def oracle(tmp_path_factory) -> str:
 
 
 def evaluate(size: int, suites: dict[str, Suite], folder, processor=None) -> tuple[dict, list[list[tuple[str, int]]]]:
-    """The result of rank 0 (equal on all ranks, apart from seconds) and the model calls of every rank."""
+    """The result, and the model calls of every rank."""
     models = [FakeModel(processor) for _ in range(size)]
-    # Ranks are processes: each has its own index, with its own open files.
-    own = [copy.deepcopy(suites) for _ in range(size)]
-
-    def work(world):
-        return run_evaluation(models[world.rank], own[world.rank], world, 3, folder)
-
-    results = on_ranks(size, work)
-    for result in results[1:]:
-        for label in result["suites"]:
-            assert _timeless(result["suites"][label]) == _timeless(results[0]["suites"][label])
-    return results[0], [model.calls for model in models]
+    return evaluated(models, suites, folder, step=3), [model.calls for model in models]
 
 
 def alone(size: int, suite: Suite, folder) -> dict:
     """What one suite finds."""
     return evaluate(size, {"alone": suite}, folder)[0]["suites"]["alone"]
-
-
-def _timeless(result: dict) -> dict:
-    return {name: value for name, value in result.items() if name != "seconds"}
 
 
 def all_suites(shards: str, oracle: str) -> dict[str, Suite]:
@@ -90,7 +76,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(shards, tmp_path):
     one, _ = evaluate(1, suites, tmp_path / "1")
     two, _ = evaluate(2, suites, tmp_path / "2")
     for label in suites:
-        assert _timeless(one["suites"][label]) == _timeless(two["suites"][label])
+        assert timeless(one["suites"][label]) == timeless(two["suites"][label])
 
 
 def test_questions(shards, tmp_path):
@@ -123,14 +109,13 @@ def test_sharing_a_row_changes_no_answer(shards, tmp_path):
     results = [
         evaluate(2, {"val": Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n))}, tmp_path) for n in (1, 2)
     ]
-    assert _timeless(results[0][0]["suites"]["val"]) == _timeless(results[1][0]["suites"]["val"])
+    assert timeless(results[0][0]["suites"]["val"]) == timeless(results[1][0]["suites"]["val"])
     assert len(results[0][1][0]) == 2 * len(results[1][1][0])
 
 
 def test_an_answer_that_ends_too_late_is_wrong(tmp_path):
-    talk = [{"from": "human", "value": "how light ?"}, {"from": "gpt", "value": "brigh"}]
     image = bright_dark(2)[1][0]
-    shards = write_tars(tmp_path / "s", [(image, {"conversations": talk})])
+    shards = write_tars(tmp_path / "s", [(image, {"conversations": talk(("how light ?", "brigh"))})])
     found = alone(1, Questions(Questions.Config(shards=shards)), tmp_path)
     assert [(q["predicted"], q["correct"]) for q in found["questions"]] == [("bright", False)]
 
@@ -139,8 +124,8 @@ def test_pairs(tmp_path):
     samples = []
     for i, (image, _) in enumerate(bright_dark(6)):
         # Brightness of 0..5 is d b b d b b: the second picture of the first pair is bright as it should be.
-        talk = [{"from": "human", "value": "how light ?"}, {"from": "gpt", "value": ["dark", "bright"][i % 2]}]
-        samples.append((image, {"conversations": talk, "kinds": ["light"], "pair": i // 2}))
+        turn = talk(("how light ?", ["dark", "bright"][i % 2]))
+        samples.append((image, {"conversations": turn, "kinds": ["light"], "pair": i // 2}))
     shards = write_tars(tmp_path / "s", samples)
     found = alone(2, Questions(Questions.Config(shards=shards)), tmp_path)
     assert found["tables"][1]["rows"] == [["all", 3, 33.33, 25.0]]

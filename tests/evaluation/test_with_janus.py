@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 
 from megaunigame.evaluation.run import run_evaluation
-from megaunigame.evaluation.suites.generation import Generation
 from megaunigame.evaluation.suites.questions import Questions
-from megaunigame.evaluation.suites.reconstruction_questions import ReconstructionQuestions
-from megaunigame.evaluation.suites.teacher_forced import TeacherForced
-from megaunigame.evaluation.suites.tokenizer import Tokenizer
 from megaunigame.judges.scenes import Oracle
 from megaunigame.models.janus import Janus
 from tests.evaluation.fakes import TEXTS, bright_dark, write_tars
+from tests.evaluation.test_suites import all_suites
 from tests.tiny import write_tiny
 from tests.worlds import on_ranks
 
@@ -27,13 +24,7 @@ def test_all_suites(model, tmp_path):
     shards = write_tars(tmp_path / "shards", bright_dark(3))
     oracle = tmp_path / "oracle.safetensors"
     Oracle().save(oracle)
-    suites = {
-        "val": Questions(Questions.Config(shards=shards, batch=2)),
-        "again": ReconstructionQuestions(ReconstructionQuestions.Config(shards=shards, batch=2)),
-        "draw": Generation(Generation.Config(shards=shards, batch=2, oracle=str(oracle))),
-        "tokenizer": Tokenizer(Tokenizer.Config(shards=shards, batch=2)),
-        "loss": TeacherForced(TeacherForced.Config(shards=shards, batch=2, terms=["answers", "caption", "pixel"])),
-    }
+    suites = all_suites(shards, str(oracle))
     result = on_ranks(1, lambda world: run_evaluation(model, suites, world, 0, tmp_path))[0]["suites"]
     assert [row[:2] for row in result["val"]["tables"][0]["rows"]][:2] == [["color", 3], ["light", 3]]
     assert np.isfinite(result["loss"]["metrics"]["answers/loss"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -57,19 +58,14 @@ def normals(number):
 def noted(player: Player, calls: list, passes: list) -> None:
     """Write down every call of a hook."""
 
-    def note(hook):
-        original = getattr(player, hook)
-
-        def called(*given):
-            calls.append((hook, type(given[2]).__name__ if hook == "after_pass" else ""))
-            if hook == "after_pass" and isinstance(given[2], UnderstandOutput):
-                passes.append((given[1].understand, given[2].loss_sum.detach().clone()))
-            return original(*given)
-
-        setattr(player, hook, called)
+    def called(hook, original, *given):
+        calls.append((hook, type(given[2]).__name__ if hook == "after_pass" else ""))
+        if hook == "after_pass" and isinstance(given[2], UnderstandOutput):
+            passes.append((given[1].understand, given[2].loss_sum.detach().clone()))
+        return original(*given)
 
     for hook in HOOKS:
-        note(hook)
+        setattr(player, hook, partial(called, hook, getattr(player, hook)))
 
 
 @pytest.fixture(scope="module", params=["janus", "patches"])

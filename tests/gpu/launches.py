@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.launcher import run_script
 from tests.multi_process.tiny_run import write_data, write_families, write_recipe
 
 FIRST, LAST = 2, 4
@@ -82,13 +80,8 @@ def launch(
     settings["engine"] = {"precision": "bf16", "timeout_minutes": 2, **own}
     recipe = write_recipe(home / f"{run.name}.yaml", home, output=str(run), **settings)
     for steps in parts:
-        launched = subprocess.run(
-            [sys.executable, "launch/train.py", str(recipe), f"schedule.steps={steps}"],
-            cwd=REPOSITORY,
-            env=dict(os.environ, DS_ACCELERATOR=accelerator),
-            capture_output=True,
-            text=True,
-        )
+        environment = dict(os.environ, DS_ACCELERATOR=accelerator)
+        launched = run_script("launch/train.py", recipe, f"schedule.steps={steps}", env=environment)
         assert launched.returncode == 0, f"{case}, to step {steps}:\n{launched.stdout[-2000:]}\n{launched.stderr[-4000:]}"
         assert (run / "checkpoints" / "latest").read_text() == f"step-{steps:08d}"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -7,12 +7,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from megaunigame.models.base import UnifiedModel
-from megaunigame.registry import available
 from tests.gpu.parity import apart, pass_results
+from tests.models.shared import FAMILIES
 from tests.multi_process.tiny_run import write_family
 
-FAMILIES = available("models", UnifiedModel)
 CPU = torch.device("cpu")
 FLOAT32_LOSSES, FLOAT32_GRADIENTS = 1e-4, 1e-3
 ROOM = 2.0

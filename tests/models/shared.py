@@ -59,6 +59,16 @@ def outputs(model, picture):
         return torch.cat([asked.loss_sum, drawn.loss_sum, model.decode(drawn.hidden).pixels.flatten()])
 
 
+def same_logits(model, theirs, picture):
+    """Fails where the model of transformers says something else about a question and its picture."""
+    inputs = model.processor.prompt_inputs([[picture(0)]], ["what ?"])
+    given = {"input_ids": inputs.tokens, "attention_mask": inputs.attention.long()}
+    with torch.no_grad():
+        logits = theirs(**given, pixel_values=inputs.images.flatten(0, 1)).logits
+        ours = model.lm_head(model._read(model.embed(inputs), inputs.attention))
+    torch.testing.assert_close(ours[inputs.attention], logits[inputs.attention], rtol=1e-4, atol=1e-4)
+
+
 def generated(model, picture):
     """What the generate pass makes of two pictures, each drawn from itself."""
     rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]

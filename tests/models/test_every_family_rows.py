@@ -71,10 +71,7 @@ FORMATS = {
         caption="Generate an image: a cube",
         instruction=f"{OPENUNI}\nits depth",
         unconditional="<|im_start|>user\nGenerate an image.<|im_end|>\n<|im_start|>assistant\n<img>",
-        system={
-            "": "<|im_start|>user\nwhat",
-            "Be brief.": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nwhat",
-        },
+        system={"": "<|im_start|>user\nwhat", "Be brief.": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nwhat"},
         special="<IMG_CONTEXT>",
         three_pictures=20,
         loss_positions=4 * 8 * 8,

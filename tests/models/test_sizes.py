@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from megaunigame.errors import ModelError
-from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.weights.settings_files import read_tokenizer
-from megaunigame.registry import available, find
+from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.tiny_world.emu3 import tokenizer_with_codes
 from megaunigame.tiny_world.openuni import SHIPPED, tiny_openuni
-from tests.models.shared import built
+from tests.models.shared import FAMILIES, built
 
 TOTALS = {
     ("janus", "1b"): 2_076_636_811,
@@ -74,7 +73,7 @@ def test_the_codes_of_a_size_lie_next_to_each_other(folder_of):
     assert last - first == 32767 and len(tokenizer) <= 184622
 
 
-@pytest.mark.parametrize("name", available("models", UnifiedModel))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_sizes_and_names_them_for_another(tmp_path, name):
     sizes = list(find("models", name, CausalModel).sizes)
     assert "tiny" in sizes and len(sizes) > 1

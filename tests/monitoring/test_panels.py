@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from megaunigame.monitoring.monitor import Monitor
 from megaunigame.monitoring.panels import read_panels
 from megaunigame.monitoring.report import write_report
 from megaunigame.pixels import Panel
-
-
-def monitor(folder) -> Monitor:
-    return Monitor(folder, every=1, total_steps=9, start_step=1, rank=0, tensorboard=False, progress=False)
+from tests.monitoring.test_monitor import monitor
 
 
 def line(value: int, title: str = "Shown") -> Panel:

@@ -45,6 +45,7 @@ WEIGHTS = {"weights": {"generate": 5.0, "understand": 10.0}}
 LARGE_WEIGHTS = {"weights": {"generate": 40.0, "understand": 40.0}}
 JANUS_GROUPS = ["vision", "aligner", "lm", "generation_embed", "generation_head"]
 ROUND_ROBIN = unimrg(schedule="round_robin")
+INDEPENDENT = {"understanding": {"rows": 3, "independent": True}}
 THRICE = {"accumulation": 3}
 OPENUNI = {"family": "openuni"}
 EMU3 = {"family": "emu3"}
@@ -58,7 +59,7 @@ CASES = {
     "weights": {
         "objectives": {"understanding": {"rows": 2, "weight": 0.3}, "generation": {"pixel_rows": 1, "pixel_weight": 2.0}}
     },
-    "independent_turns": {"objectives": {"understanding": {"rows": 3, "independent": True}}},
+    "independent_turns": {"objectives": INDEPENDENT},
     "understanding_only": {"objectives": {"understanding": {"rows": 3}, "generation": {"caption_rows": 0}}},
     "zero2": {"engine": ZERO2, "batch": TWICE},
     "unimrg_shared_encoder": {
@@ -88,10 +89,7 @@ CASES = {
         "model": LORA | CHECKPOINTING,
         "batch": TWICE,
     },
-    "aia_zero2_independent_turns": {
-        "objectives": {"aia": WEIGHTS, "understanding": {"rows": 3, "independent": True}},
-        "engine": ZERO2,
-    },
+    "aia_zero2_independent_turns": {"objectives": {"aia": WEIGHTS, **INDEPENDENT}, "engine": ZERO2},
     "openuni_aia": {"model": OPENUNI, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_aia": {"model": EMU3 | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "zero2_lora": {"engine": ZERO2, "model": LORA},

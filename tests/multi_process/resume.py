@@ -121,11 +121,9 @@ def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
 def check_evaluation_changes_nothing(home: Path, world: Ranks) -> str:
     """All suites run before, during and after; they sample pictures, and still the run ends with the same bits."""
     shards = {"shards": str(home / "pictures"), "limit": 5, "batch": 2}
-    suites = {"questions": {**shards, "questions_per_row": 2}, "generation": shards, "teacher_forced": shards}
-    suites |= {
-        "tokenizer": {**shards, "representations": ["pixel"]},
-        "reconstruction_questions": {**shards, "questions_per_row": 2},
-    }
+    asked = {**shards, "questions_per_row": 2}
+    suites = {"questions": asked, "reconstruction_questions": asked, "generation": shards, "teacher_forced": shards}
+    suites["tokenizer"] = {**shards, "representations": ["pixel"]}
     settings = {"schedule": {"steps": STEPS}, "model": LORA}
     plain = fitted("plain", home, world, evaluation={"suites": {}}, **settings)
     evaluated = fitted("evaluated", home, world, evaluation={"suites": suites, "every": 3}, **settings)

@@ -9,6 +9,7 @@ from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_families, write_long_world, write_pictures
 
 REDRAWN = [case for case in unigame.CASES if case.startswith("redraw")]
+ALONE = ["alternating_lora_accumulation", "simultaneous_checkpointing", "simultaneous_zero2"]
 OWN = [case for case in unigame.CASES if case not in REDRAWN]
 LAUNCHES = {
     "every step on two ranks equals plain torch": ("gradients", 2, [*gradients.CASES, "divergence"]),
@@ -16,11 +17,7 @@ LAUNCHES = {
     "one rank runs the same code": ("gradients", 1, ["accumulation", "lora_checkpointing", "zero2"]),
     "both players of the game equal plain torch on two ranks": ("unigame", 2, [*OWN, "uneven", "cost"]),
     "an attack on what the learner has drawn equals plain torch on two ranks": ("unigame", 2, [*REDRAWN, "combined"]),
-    "one rank plays the same game": (
-        "unigame",
-        1,
-        ["alternating_lora_accumulation", "simultaneous_checkpointing", "simultaneous_zero2"],
-    ),
+    "one rank plays the same game": ("unigame", 1, ALONE),
     "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation"]),
 }
 

@@ -11,7 +11,7 @@ import yaml
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import available
-from tests.data.shard_files import encoded, write_shards
+from tests.data.shard_files import encoded, talk, write_shards
 from tests.tiny import write_tiny
 
 QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
@@ -22,8 +22,6 @@ FOLDERS = {"janus": "model", "openuni": "openuni", "emu3": "emu3"}
 """Family -> its folder in the home of a launch."""
 TWO_HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 ONE_LAYER = {"num_hidden_layers": 1, "num_attention_heads": 2}
-
-
 TEXTS, VOCABULARY = QUESTIONS + ANSWERS, 270
 
 
@@ -89,12 +87,8 @@ def sample(number: int) -> dict[str, bytes]:
     """Every fifth sample is text only; every seventh has no caption."""
     rng = np.random.default_rng(number)
     turns = rng.permutation(3)[: 1 + number % 3]
-    talk = [
-        {"from": speaker, "value": text}
-        for i in turns
-        for speaker, text in (("human", QUESTIONS[i]), ("gpt", ANSWERS[(i + number) % 3]))
-    ]
-    meta = {"conversations": talk} | ({"caption": f"picture {number % 4}"} if number % 7 else {})
+    said = talk(*((QUESTIONS[i], ANSWERS[(i + number) % 3]) for i in turns))
+    meta = {"conversations": said} | ({"caption": f"picture {number % 4}"} if number % 7 else {})
     fields = {"json": json.dumps(meta).encode()}
     if number % 5:
         fields["png"] = encoded(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
@@ -108,9 +102,9 @@ def write_data(folder: Path, samples: int = 64) -> Path:
 def long_sample(number: int) -> dict[str, bytes]:
     """A picture, and an answer of more tokens than a long row takes."""
     words = np.random.default_rng(number).choice(" ".join(ANSWERS).split(), 5000)
-    talk = [{"from": "human", "value": QUESTIONS[number % 3]}, {"from": "gpt", "value": " ".join(words)}]
+    said = talk((QUESTIONS[number % 3], " ".join(words)))
     fields = sample(5 * number + 1)
-    return {**fields, "json": json.dumps({"conversations": talk, "caption": f"picture {number}"}).encode()}
+    return {**fields, "json": json.dumps({"conversations": said, "caption": f"picture {number}"}).encode()}
 
 
 def write_long_world(home: Path) -> None:

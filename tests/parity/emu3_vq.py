@@ -10,10 +10,7 @@ from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.vq import VisionTokenizer
-from tests.parity.fixture import EXACT, Fixture, Tolerance, taken
-
-GROUPS, EPSILON = 32, 1e-6
-"""Constants of the layers, which no configuration moves."""
+from tests.parity.fixture import EPSILON, EXACT, GROUPS, Fixture, Tolerance, taken
 
 
 def tolerance(name: str) -> Tolerance:

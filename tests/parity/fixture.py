@@ -36,6 +36,8 @@ class Tolerance:
 EXACT = Tolerance()
 FLOATS = Tolerance(absolute=1e-4, relative=1e-4)
 GRADIENTS = Tolerance(of_largest=1e-3)
+GROUPS, EPSILON = 32, 1e-6
+"""Constants of the layers of vision tokenizers, which no configuration moves."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from megaunigame.models.janus.keys import IMAGE_TOKENIZER, KEYS, translate
 from megaunigame.models.janus.vq import ImageTokenizer
-from tests.parity.fixture import EXACT, FLOATS, GRADIENTS, Fixture, Tolerance, taken
-
-GROUPS, EPSILON = 32, 1e-6
-"""Constants of the layers, which no configuration moves."""
+from tests.parity.fixture import EPSILON, EXACT, FLOATS, GRADIENTS, GROUPS, Fixture, Tolerance, taken
 
 
 def vq_settings(vq: dict[str, Any]) -> dict[str, Any]:

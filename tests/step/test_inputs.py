@@ -12,6 +12,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs, of_kind, put_rows, take_rows
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from tests.passes import pass_inputs
 
 PAD = 7
 SIDE, VISUAL, WIDTH = 2, 3, 4
@@ -28,13 +29,12 @@ def rows(lengths: list[int], width: int, *, places: int = 1, seed: int = 0, segm
     labels = torch.where(used & real[:, None] & (torch.arange(width) > 0), tokens, IGNORE)
     intact = torch.rand(count, generator=generator) < 0.5
     intact[:2] = torch.tensor([seed == 0, seed > 0])[:count]
-    return UnderstandInputs(
-        tokens=tokens,
-        attention=used,
+    return pass_inputs(
+        UnderstandInputs,
+        tokens,
+        used,
         terms=torch.arange(count) + 10 * seed,
-        counts=(labels != IGNORE).sum(1).float(),
         labels=labels,
-        label_positions=label_positions(labels),
         front_padding=False,
         segments=torch.randint(0, 3, (count, width), generator=generator) * used if segments else None,
         images=torch.randn(count, places, 3, SIDE, SIDE, generator=generator) * real[:, None, None, None, None],

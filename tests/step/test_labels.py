@@ -8,13 +8,7 @@ from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.labels import label_positions, scored_labels
 from tests.passes import pass_inputs
 
-LABELS = torch.tensor(
-    [
-        [IGNORE, IGNORE, 5, 0, IGNORE, 7, IGNORE],
-        [IGNORE] * 7,
-        [3, IGNORE, IGNORE, IGNORE, 0, IGNORE, IGNORE],
-    ]
-)
+LABELS = torch.tensor([[IGNORE, IGNORE, 5, 0, IGNORE, 7, IGNORE], [IGNORE] * 7, [3, IGNORE, IGNORE, IGNORE, 0, IGNORE, IGNORE]])
 
 
 def test_positions_are_in_order_and_padded_by_the_first():
