@@ -157,7 +157,7 @@ def test_rows_that_cannot_fit_are_refused(tiny, reads, picture):
     narrow, pictures = tiny.processor(max_length=20), [picture(0)] * 3
     with pytest.raises(DataError, match=f"Sample key: 3 image.*take {reads.three_pictures} tokens, and model.max_length is 20"):
         understand(narrow, UnderstandRow(pictures, TURNS))
-    with pytest.raises(ConfigError, match=rf"max_length=20 .*{reads.after_prompt} positions .*it needs .*Give model.max_length="):
+    with pytest.raises(ConfigError, match=rf"max_length=20 .*{reads.after_prompt} positions .*Give model.max_length="):
         generate(narrow, GenerateRow("a", picture(0)))
     with pytest.raises(ConfigError, match="with a source image it needs"):
         generate(narrow, GenerateRow("a", picture(0), source=picture(0)))
