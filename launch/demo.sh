@@ -36,6 +36,7 @@ say "3/5 the same command again: resumes, finishes, evaluates before and after"
 "${train[@]}"
 
 say "4/5 export the adapters and the merged model"
+rm -rf "$work/adapter" "$work/model"   # of an earlier demo
 python launch/export.py "$run" --out "$work/adapter" --adapter
 python launch/export.py "$run" --out "$work/model" --dtype float16
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from megaunigame.checkpoint.export import export_adapter, export_model
+from megaunigame.checkpoint.export import check_out, export_adapter, export_model
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.launching import options_of, run_to_exit
@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--adapter", action="store_true", help="write the LoRA adapters alone")
     options = parser.parse_args(arguments)
 
+    check_out(options.out)
     recipe = load_recipe(str(options.run / "recipe.yaml"), [])
     pointer = options.run / "checkpoints" / "latest"
     if options.step is None and not pointer.is_file():

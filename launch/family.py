@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from tqdm import tqdm
 
-from megaunigame.checkpoint.export import write_shards
+from megaunigame.checkpoint.export import check_out, write_shards
 from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import available
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
             command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     options = parser.parse_args(arguments)
 
+    check_out(options.out)
     tensors = options.tensors(options)
     options.out.mkdir(parents=True, exist_ok=True)
     size = write_shards(tqdm(tensors, unit=" tensors"), options.out, getattr(torch, options.dtype))

@@ -93,9 +93,18 @@ def read(path: str, overrides: list[str], kind: str, example: str) -> Any:
             key, _, value = override.partition("=")
             # Replaced, not merged: `evaluation.suites={}` means no suites.
             OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
-        return OmegaConf.to_container(given, resolve=True)
+        return _at_home(OmegaConf.to_container(given, resolve=True))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not a legal YAML {kind}: {error}") from error
+
+
+def _at_home(value: Any) -> Any:
+    """`value` with `~/` at the beginning of a text replaced by the home folder: a shell does not do it after `key=`."""
+    if isinstance(value, dict):
+        return {key: _at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def fill(schema: type[T], given: Any, path: str) -> T:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaunigame.errors import ConfigError
-from megaunigame.settings import above, at_least, between, check_values, fill, half_open, one_of
+from megaunigame.settings import above, at_least, between, check_values, fill, half_open, one_of, read
 
 KINDS = ("round", "square", "pointed")
 
@@ -160,3 +160,15 @@ def test_settings_built_in_code_are_checked_on_demand():
     check_values(Tree(), "root")
     with pytest.raises(ConfigError, match=r"^root\.leaves\.oak\.half must lie in \[0, 1\); got 1\.0\. Default: 0\.25\.$"):
         check_values(Tree(leaves={"oak": Leaf(half=1.0)}), "root")
+
+
+def test_a_path_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    """A shell does not expand `output=~/run`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.yaml").write_text("output: runs/~/x\ndata: {a: {shards: ~/shards, where: [~/rule, '~']}}\n")
+    given = read(str(tmp_path / "x.yaml"), ["model.path=~/m"], "recipe", "y.yaml")
+    assert given == {
+        "output": "runs/~/x",
+        "data": {"a": {"shards": f"{tmp_path}/shards", "where": [f"{tmp_path}/rule", "~"]}},
+        "model": {"path": f"{tmp_path}/m"},
+    }

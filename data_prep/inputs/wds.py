@@ -73,14 +73,17 @@ def _sample(key: str, fields: Mapping[str, bytes]) -> ShardSample:
 def _record(fields: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         record = json.loads(fields["json"]) if "json" in fields else {}
-        caption = {"caption": fields["txt"].decode()} if "txt" in fields else {}
+        caption = fields["txt"].decode("utf-8-sig") if "txt" in fields else None  # with or without a byte order mark
     except ValueError as error:
         raise EntryFailure(f"has a json or txt that cannot be read: {error}") from error
     if not isinstance(record, dict):
         raise EntryFailure(f"has a json that is not an object but a {type(record).__name__}")
     if "status" in record and record["status"] != "success":
         raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
-    return record | caption
+    has_texts = record.get("caption") is not None or record.get("conversations") is not None
+    if caption is None or (has_texts and not caption.strip()):  # an empty txt next to a json that has texts
+        return record
+    return record | {"caption": caption}
 
 
 def _require_end_mark(tar: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megaunigame.checkpoint.manager import read_manifest
 from megaunigame.config import ModelConfig
+from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 
 LORA = re.compile(r".+\.lora_[AB]\.default\.weight")
@@ -31,6 +32,12 @@ def trained_weights(step_folder: Path) -> dict[str, Tensor]:
     return get_fp32_state_dict_from_zero_checkpoint(
         str(step_folder.parent), tag=step_folder.name, exclude_frozen_parameters=True
     )
+
+
+def check_out(out: Path) -> None:
+    """Raise ConfigError for a folder that holds weights: readers would take some of them for those of the new model."""
+    if found := sorted(out.glob("*.safetensors*")):
+        raise ConfigError(f"{out} holds weights already ({found[0].name}). Give another --out, or delete that folder.")
 
 
 def export_model(family: type[UnifiedModel], config: ModelConfig, step_folder: Path, out: Path, dtype: torch.dtype) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import time
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from megaunigame.monitoring.report import write_report
+from megaunigame.monitoring.whole_files import write_whole
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("megaunigame", "torch", "deepspeed", "transformers", "peft")
 
@@ -22,7 +27,7 @@ class RunRecord:
         self.clock = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "run.json"
-        earlier = json.loads(self.file.read_text()) if self.file.exists() else {}
+        earlier = self._earlier()
         now = _now()
         self.record = {
             "name": name,
@@ -44,8 +49,16 @@ class RunRecord:
         self._write()
         return write_report(self.folder)
 
+    def _earlier(self) -> dict[str, Any]:
+        """What an earlier launch recorded; a file that a full disk or a power cut has left incomplete is begun again."""
+        try:
+            return dict(json.loads(self.file.read_text())) if self.file.exists() else {}
+        except (ValueError, TypeError) as error:
+            log.warning("%s is incomplete (%s): times of earlier launches are lost.", self.file, error)
+            return {}
+
     def _write(self) -> None:
-        self.file.write_text(json.dumps(self.record, indent=1))
+        write_whole(self.file, json.dumps(self.record, indent=1))
 
 
 def _now() -> str:

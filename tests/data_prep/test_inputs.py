@@ -158,6 +158,23 @@ def test_tars_without_json_and_with_conversations_and_targets(tmp_path):
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
+def test_texts_of_a_tar_as_other_tools_write_them(tmp_path):
+    """With a byte order mark; and an empty txt next to a json that has a caption or a conversation."""
+    texts = {
+        "mark": (b"\xef\xbb\xbfa cube", {}),
+        "caption": (b"", {"caption": "a ball"}),
+        "talk": (b" \n", {"conversations": TALK}),
+        "both": (b"a cone", {"caption": "of the json"}),
+    }
+    members = []
+    for key, (text, meta) in texts.items():
+        members += [(f"{key}.jpg", picture(1)), (f"{key}.json", json.dumps(meta).encode()), (f"{key}.txt", text)]
+    write_tar(tmp_path / "in" / "a.tar", members)
+    assert pack_tars(str(tmp_path / "in"), tmp_path / "out") == 0
+    captions = [record.get("caption") for record in records_of(tmp_path / "out")]
+    assert captions == ["a cube", "a ball", None, "a cone"]
+
+
 def test_bad_samples_of_a_tar_are_failures(tmp_path):
     failed_download = json.dumps({"status": "failed_to_download", "error_message": "404"}).encode()
     members = [

@@ -65,3 +65,18 @@ def test_wrong_requests(home, tmp_path):
     ):
         done = run_script("launch/export.py", *arguments, "--out", tmp_path)
         assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_with_weights_is_refused(home):
+    """Of another number of files, say: a reader would find those of the first export."""
+    (home / "used").mkdir()
+    (home / "used" / "model-00001.safetensors").write_bytes(b"")
+    for script, options in (
+        ("launch/export.py", [home / "full"]),
+        ("launch/family.py", ["openuni", "official", "--model", "x"]),
+    ):
+        done = run_script(script, *options, "--out", home / "used")
+        assert (
+            done.returncode == 2 and "used holds weights already (model-00001.safetensors). Give another --out" in done.stderr
+        )
+    assert len(list((home / "used").iterdir())) == 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from megaunigame.models.text import pictures
 from megaunigame.models.text.pictures import BACKGROUND, Normalize, crop, fit
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.requests import GENERATE, RowRequest, plan_from
@@ -105,3 +108,20 @@ def test_crop_keeps_the_middle():
     image = torch.zeros(3, 16, 48, dtype=torch.uint8)
     image[:, :, 16:32] = 255
     assert (crop(image, 16) == 255).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 1600), (1, 4000), (1093, 5)])
+def test_a_strip_is_cut_before_it_is_scaled(height, width, monkeypatch):
+    """Scaled whole, 2 x 1,600 pixels would become 384 x 307,200."""
+    largest, resize = [], pictures._resize
+
+    def noted(image, *size):
+        largest.append(max(image[0].numel(), math.prod(size)))
+        return resize(image, *size)
+
+    monkeypatch.setattr(pictures, "_resize", noted)
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    middle = slice(width // 2 - 1, width // 2 + 1) if width > height else slice(None)
+    image[:, :, middle] = 255
+    assert crop(image, 384).shape == (3, 384, 384) and max(largest) == 384**2
+    assert width < height or (crop(image, 384)[:, :, 192] == 255).all()

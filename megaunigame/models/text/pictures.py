@@ -31,13 +31,14 @@ def fit(image: Tensor, side: int) -> Tensor:
 
 
 def crop(image: Tensor, side: int) -> Tensor:
-    """The middle of the picture: shorter edge to `side`, the rest cut off. uint8 (3, side, side)."""
+    """The square in the middle of the picture, scaled to `side`. uint8 (3, side, side).
+
+    Cut first: scaling the whole of a strip of 2 x 1,600 pixels would take gigabytes.
+    """
     height, width = image.shape[1:]
     shorter = min(height, width)
-    image = _resize(image, max(side, height * side // shorter), max(side, width * side // shorter))
-    height, width = image.shape[1:]
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[:, top : top + side, left : left + side]
+    top, left = (height - shorter) // 2, (width - shorter) // 2
+    return _resize(image[:, top : top + shorter, left : left + shorter], side, side)
 
 
 class Normalize:
