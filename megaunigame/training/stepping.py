@@ -69,7 +69,7 @@ class Stepper:
                     player.before_learner(step)
             weights, counts = self.terms.weights(step), self.terms.counts(step)
             totals, counted = self._run(data, weights, counts)
-            grad_norm = self._gradient_norm(step)
+            grad_norm = self._gradient_norm(step, totals)
             joined = {name for micro in step.micro_steps for name in micro.losses}
             means = self.terms.means(totals, counts)
             step.losses = {name: x for name, x in means.items() if name not in self.terms.joined or name in joined}
@@ -136,7 +136,8 @@ class Stepper:
         counted = terms + len(local) - 1
         self.bad_samples.merge([int(x) for x in totals[terms:counted]])
         self.stop_requested = bool(totals[-1] > 0)
-        if not bool(torch.isfinite(totals[: terms - len(self.terms.joined)]).all()):  # those of players are theirs to survive
+        # A broken loss of a player may reach its own parameters only, which it guards; else the learner's gradient shows it.
+        if not bool(torch.isfinite(totals[: terms - len(self.terms.joined)]).all()):
             self._diverged(data.step, totals[:terms], row_losses)
         return totals[:terms], totals[counted:-1].tolist()
 
@@ -153,13 +154,18 @@ class Stepper:
             f"from its newest checkpoint in {self.folder / 'checkpoints'}."
         )
 
-    def _gradient_norm(self, step: Step) -> float:
+    def _gradient_norm(self, step: Step, totals: Tensor) -> float:
         norm = self.learner.grad_norm()
         if not math.isfinite(norm):
+            pairs = zip(self.terms.names, totals.tolist(), strict=True)
+            broken = ", ".join(
+                name for name, total in pairs if not math.isfinite(total)
+            )  # of players; rows were checked before
             raise DivergenceError(
-                f"The gradient of step {step.number + 1} is not finite although its losses are; the update with it is lost "
-                f"and nothing of it was saved. Lower optimizer.lr and start again: the run resumes from its newest checkpoint "
-                f"in {self.folder / 'checkpoints'}."
+                f"The gradient of step {step.number + 1} is not finite although the losses of its rows are"
+                f"{f' (that of {broken} is not)' if broken else ''}; the update with it is lost and "
+                f"nothing of it was saved. Lower optimizer.lr and start again: the run resumes from its newest checkpoint in "
+                f"{self.folder / 'checkpoints'}."
             )
         return norm
 
