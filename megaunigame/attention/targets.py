@@ -27,6 +27,8 @@ PASSES = (GENERATE, UNDERSTAND)
 TABLES = ("auto", "janus_pro", "emu3", "relative")
 ENDINGS = (".yaml", ".yml")
 JANUS_PRO_DEPTH, EMU3_DEPTH = 30, 32
+PUBLISHED = {("janus", JANUS_PRO_DEPTH): "janus_pro", ("emu3", EMU3_DEPTH): "emu3"}
+"""Family and layers of a model -> its table."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,28 @@ def check_targets(name: str) -> None:
         )
 
 
-def find_targets(name: str, depth: int, compat: bool = False) -> dict[str, list[Target]]:
+def find_targets(name: str, family: str, depth: int, compat: bool = False) -> dict[str, list[Target]]:
     """The targets of a table, or of the YAML file at that path; a file may lack a pass. Raises ConfigError as both do."""
-    return table(name, depth, compat) if name in TABLES else read_targets(name, depth)
+    return table(name, depth, compat, family) if name in TABLES else read_targets(name, depth)
 
 
-def table(name: str, depth: int, compat: bool = False) -> dict[str, list[Target]]:
-    """The published table for `depth` layers: the one of a model by name, or `auto`, which takes that of the same depth.
+def table(name: str, depth: int, compat: bool = False, family: str = "") -> dict[str, list[Target]]:
+    """The table for `depth` layers: `janus_pro` or `emu3` as published; `auto`: the one published for this family and depth;
+    `relative`: that of Janus-Pro with its bands at the same fraction of the depth, for which nobody has shown a gain.
 
-    Other depths keep the bands at the same fraction of the depth. `compat` is the released code, which differs from the paper
-    in one layer (understanding, layer 20). Raises ConfigError when the named table has another depth.
+    `compat` is the released code, which differs from the paper in one layer (understanding, layer 20). Raises ConfigError when
+    the named table has another depth, and for `auto` when none was published for the model.
     """
     if name not in TABLES:
         raise ConfigError(unknown("value of objectives.aia.targets", name, [*TABLES, "FILE.yaml"]))
     if name == "auto":
-        name = {JANUS_PRO_DEPTH: "janus_pro", EMU3_DEPTH: "emu3"}.get(depth, "relative")
+        if (family, depth) not in PUBLISHED:
+            raise ConfigError(
+                f"targets=auto: no table was published for a {family or 'model'} of {depth} layers (Janus-Pro-7B has "
+                f"{JANUS_PRO_DEPTH}, Emu3 {EMU3_DEPTH}). Measure targets on task-specific models: python "
+                "launch/measure_attention.py --help; or type targets=relative for the bands of Janus-Pro-7B at this depth."
+            )
+        name = PUBLISHED[family, depth]
     if name == "relative":
         return {GENERATE: _by_share(depth, _GENERATE_SHARES), UNDERSTAND: _by_share(depth, _UNDERSTAND_SHARES)}
     meant = JANUS_PRO_DEPTH if name == "janus_pro" else EMU3_DEPTH

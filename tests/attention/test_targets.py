@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.attention.targets import Target, read_targets, table, write_targets
+from megaunigame.attention.targets import Target, find_targets, read_targets, table, write_targets
 from megaunigame.errors import ConfigError
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
@@ -18,7 +18,7 @@ BANDS = {
 
 
 def test_the_published_tables():
-    janus, emu3 = table("auto", 30), table("auto", 32)
+    janus, emu3 = table("auto", 30, family="janus"), table("auto", 32, family="emu3")
     assert janus == table("janus_pro", 30) and emu3 == table("emu3", 32)
     first, middle, last = BANDS[GENERATE]
     assert [janus[GENERATE][x] for x in (9, 10, 24, 25)] == [first, middle, middle, last]
@@ -83,3 +83,11 @@ def test_wrong_tables_are_refused(tmp_path):
         table("janus_pro", 24)
     with pytest.raises(ConfigError, match="No targets file"):
         read_targets(tmp_path / "none.yaml", 4)
+
+
+@pytest.mark.parametrize(("family", "depth"), [("janus", 24), ("emu3", 30), ("openuni", 32), ("openuni", 28)])
+def test_models_without_a_published_table_are_told_to_measure_one(family, depth):
+    message = f"no table was published for a {family} of {depth} layers.*measure_attention.py.*targets=relative"
+    with pytest.raises(ConfigError, match=message):
+        find_targets("auto", family, depth)
+    assert len(find_targets("relative", family, depth)[GENERATE]) == depth

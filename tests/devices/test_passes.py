@@ -60,7 +60,7 @@ def drawn_on_the_host(drawn_tokens):
 def test_taps_and_their_loss_terms(monkeypatch, home, family, dtype, queries):
     """With gradient checkpointing: the backward measures again."""
     model, world = load(family, home, checkpointing=True), OneRank(device=DEVICE)
-    objective = AIA(Settings(queries=queries))
+    objective = AIA(Settings(queries=queries, targets="relative", terms=["u", "g"]))
     rows = collated(model)
     monkeypatch.setattr(causal, "drawn_tokens", drawn_on_the_host(causal.drawn_tokens))
     with no_waiting(monkeypatch):

@@ -27,7 +27,7 @@ JUDGED = {**GAME, "clip": {"model": "tiny-random", "tau": 0.9}, "penalties": {"c
 """The adversary pays for pictures that CLIP does not take for their sources, and no such picture is replayed."""
 JOINED = {"mode": "simultaneous"}
 TASKS = {"rows": {"understanding": 2, "edges": 1, "pixel": 2}}
-PULL = {"weights": {"generate": 5.0, "understand": 10.0}}
+PULL = {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}
 TIMINGS = ("time", "perf/", "data/wait_seconds")
 """Beginnings of the names of metrics that no two runs share."""
 CASES: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ class AttentionReference(PlainReference):
         self.maps: list[Tensor] = []
         for layer in layers:
             layer.self_attn.register_forward_hook(lambda module, args, output: self.maps.append(output[1]))
-        self.table = table("auto", len(layers))
+        self.table = table("relative", len(layers))
         self.losses: dict[str, list[Tensor]] = {p: [] for p in self.plan.passes}
         drawn_from_a_picture = {r.term for r in self.plan.requests if r.pass_name == GENERATE and r.takes_source}
         self.wanted = self.settings.get("terms") or set(self.plan.terms) - drawn_from_a_picture

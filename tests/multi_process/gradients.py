@@ -41,8 +41,8 @@ def unimrg(**settings) -> dict:
 
 
 TOLERANCE = 1e-5
-WEIGHTS = {"weights": {"generate": 5.0, "understand": 10.0}}
-LARGE_WEIGHTS = {"weights": {"generate": 40.0, "understand": 40.0}}
+WEIGHTS = {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}
+LARGE_WEIGHTS = {"targets": "relative", "weights": {"generate": 40.0, "understand": 40.0}}
 JANUS_GROUPS = ["vision", "aligner", "lm", "generation_embed", "generation_head"]
 ROUND_ROBIN = unimrg(schedule="round_robin")
 INDEPENDENT = {"understanding": {"rows": 3, "independent": True}}
@@ -85,7 +85,7 @@ CASES = {
         "model": CHECKPOINTING,
     },
     "aia_lora_measured_weights": {
-        "objectives": {"aia": {"preset": "auto", "ratio": 2.0, "calibration_steps": 2}},
+        "objectives": {"aia": {"preset": "auto", "targets": "relative", "ratio": 2.0, "calibration_steps": 2}},
         "model": LORA | CHECKPOINTING,
         "batch": TWICE,
     },

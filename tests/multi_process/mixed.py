@@ -31,7 +31,7 @@ CASES: dict[str, dict] = {
     "emu3_checkpointing": {"model": {"family": "emu3", **CHECKPOINTING}, "batch": TWICE},
     "openuni": {"model": {"family": "openuni", "groups": ["vision", "aligner", "lm", "queries", "connector", "dit"]}},
     "long": {},
-    "aia": {"objectives": {"aia": {"weights": {"generate": 5.0, "understand": 10.0}}}},
+    "aia": {"objectives": {"aia": {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}}},
 }
 
 

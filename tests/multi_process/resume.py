@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": TWICE},
     # The stop lies amid the steps in which the weights of AIA are measured.
     "unigame_alternating_aia": {
-        "objectives": {"unigame": GAME, "aia": {"preset": "auto", "calibration_steps": 5, "queries": 2}},
+        "objectives": {"unigame": GAME, "aia": {"preset": "auto", "targets": "relative", "calibration_steps": 5, "queries": 2}},
         "model": LORA,
         "loader": {"workers": 1},
         "batch": TWICE,

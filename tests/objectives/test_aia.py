@@ -45,10 +45,10 @@ class Family:
 
 
 def aia(**settings) -> AttentionPlayer:
-    objective = AIA(fill(Settings, settings, "objectives.aia"))
+    objective = AIA(fill(Settings, {"targets": "relative", **settings}, "objectives.aia"))
     objective.check_plan(PLAN)
     objective.check_family(Family, "family", "path", PLAN)
-    return objective.player(Context(SimpleNamespace(install_taps=lambda: LAYERS), None, PLAN, OneRank(), 0))
+    return objective.player(Context(SimpleNamespace(install_taps=lambda: LAYERS, name="family"), None, PLAN, OneRank(), 0))
 
 
 def inputs(kind: type[InputsT], terms, counts, intact=None) -> InputsT:
@@ -166,7 +166,7 @@ def test_rows_that_draw_from_a_picture_are_left_out_unless_named():
     with pytest.raises(
         ConfigError, match=r"no such pass has rows for it.*objectives\.aia\.terms, which are left out by default"
     ):
-        measurement_of(fill(Settings, {}, "objectives.aia"), only, LAYERS)
+        measurement_of(Settings(targets="relative"), only, "family", LAYERS)
 
 
 def test_a_targets_file_may_speak_of_one_pass(tmp_path):
@@ -202,7 +202,7 @@ def test_wrong_settings_are_refused(settings, complaint):
 
 
 def test_a_family_that_cannot_measure_is_refused():
-    objective = AIA(Settings())
+    objective = AIA(Settings(targets="relative"))
     objective.check_plan(PLAN)
     with pytest.raises(ConfigError, match="'blind' does not measure its attention"):
         objective.check_family(SimpleNamespace(language_layers=lambda path: 0), "blind", "path", PLAN)
@@ -210,11 +210,11 @@ def test_a_family_that_cannot_measure_is_refused():
 
 def test_the_depth_is_read_from_the_configuration_alone(tiny_of):  # noqa: F811
     folder = str(tiny_of("janus").path)
-    objective = AIA(Settings())
+    objective = AIA(Settings(targets="relative"))
     objective.check_plan(PLAN)
     objective.check_family(Janus, "janus", folder, PLAN)
     with pytest.raises(ConfigError, match="2 is not a layer; this model has 0 to 1"):
-        AIA(Settings(layers=[2])).check_family(Janus, "janus", folder, PLAN)
+        AIA(Settings(layers=[2], targets="relative")).check_family(Janus, "janus", folder, PLAN)
 
 
 def test_rows_that_lack_a_side_or_their_whole_text_do_not_count(tiny_of, picture):  # noqa: F811

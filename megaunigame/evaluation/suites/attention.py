@@ -32,6 +32,6 @@ class Attention(Suite):
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
         # Before measuring: only here is the depth known that a table or a file must match.
-        targets = find_targets(c.targets, model.install_taps(), c.compat) if c.targets else {}
+        targets = find_targets(c.targets, model.name, model.install_taps(), c.compat) if c.targets else {}
         curves = measure(model, data_ranks, self.index, c)
         return suite_result(curve_metrics(curves, targets), curve_tables(curves, targets))

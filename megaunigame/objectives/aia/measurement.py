@@ -32,14 +32,14 @@ def _default_terms(plan: StepPlan) -> tuple[str, ...]:
     return tuple(r.term for r in plan.requests if not r.aside and (r.pass_name != GENERATE or not r.takes_source))
 
 
-def measurement_of(config: Settings, plan: StepPlan, depth: int) -> Measurement:
+def measurement_of(config: Settings, plan: StepPlan, family: str, depth: int) -> Measurement:
     """Raises ConfigError for a layer that the model does not have, and when no pass of the plan has targets."""
     wanted = config.terms or _default_terms(plan)
     for layer in config.layers:
         if not 0 <= layer < depth:
             raise ConfigError(f"objectives.aia.layers: {layer} is not a layer; this model has 0 to {depth - 1}.")
     layers = tuple(sorted(config.layers)) or tuple(range(depth))
-    targets = find_targets(config.targets, depth, config.compat)
+    targets = find_targets(config.targets, family, depth, config.compat)
     passes = [p for p in plan.passes if p in targets and any(r.term in wanted for r in plan.of_pass(p))]
     if not passes:
         raise ConfigError(

@@ -41,11 +41,11 @@ class AIA(Objective):
             raise ConfigError(
                 f"The family {name!r} does not measure its attention, which the objective aia needs. Leave it out."
             )
-        measurement_of(self.config, plan, depth)
+        measurement_of(self.config, plan, name, depth)
 
     def added_terms(self, plan: StepPlan) -> list[str]:
         return [f"aia_{name}" for name in plan.passes]
 
     def player(self, context: Context) -> AttentionPlayer:
         depth = context.model.install_taps()
-        return AttentionPlayer(self.config, measurement_of(self.config, context.plan, depth), context)
+        return AttentionPlayer(self.config, measurement_of(self.config, context.plan, context.model.name, depth), context)

@@ -30,7 +30,8 @@ class Settings:
     warmup_steps: int = at_least(0, 0)
     """Optimizer steps over which the weights rise from 0; the method has none."""
     targets: str = "auto"
-    """Table (`auto`, `janus_pro`, `emu3`, `relative`) or YAML file of (delta, target) by layer; auto goes by the depth."""
+    """Table (`auto`, `janus_pro`, `emu3`, `relative`) or YAML file of (delta, target) by layer; `auto` is for the two models
+    for which the paper has tables."""
     layers: list[int] = field(default_factory=list)
     """Layers in the loss, which is a mean over them; empty: all."""
     queries: int = at_least(0, 0)
