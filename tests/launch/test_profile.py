@@ -14,6 +14,7 @@ from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import build_objectives, build_plan
+from megaunigame.parallel.mesh import Mesh
 from megaunigame.profiling import measure
 from megaunigame.profiling.measure import Measurement
 from megaunigame.profiling.page import bars, profile_page
@@ -161,6 +162,7 @@ def test_rates_are_those_of_all_steps_together(monkeypatch):
     monkeypatch.setattr(measure, "bytes_per_rank", lambda *_: {"weights": 3, "gradients": 4})
     trainer = SimpleNamespace(
         world=OneRank(size=2),
+        mesh=Mesh.of(OneRank(size=2)),
         stepper=SimpleNamespace(performance=SimpleNamespace(peak=50.0)),
         learner=SimpleNamespace(module=None),
         recipe=SimpleNamespace(engine=SimpleNamespace(precision="bf16")),
