@@ -255,7 +255,7 @@ class UnifiedModel(nn.Module, ABC):
 
 
 def clamped(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1]. The gradient passes also where a pixel is saturated, so that an adversary can return from there."""
+    """Pixels in [-1, 1]. The gradient passes also where a pixel is saturated, so that it can return from there."""
     return pixels.clamp(-1, 1).detach() + (pixels - pixels.detach())
 
 

@@ -111,7 +111,7 @@ CASES = {
     "attention alone": ("objectives={aia: {}}", ConfigError, ["at least one row"]),
     "term that nobody has": ("objectives.aia.terms=[captions]", ConfigError, ["Did you mean 'caption'"]),
     "measured weights on resume": (
-        "output={home}/run; objectives.aia.preset=auto",
+        "output={home}/run; objectives.aia.preset=auto; objectives.aia.targets=relative",
         CheckpointError,
         ["no measured weights of AIA", "preset=code"],
     ),

@@ -203,9 +203,9 @@ def test_adapters_start_equal_everywhere_and_leave_the_random_state_alone(tiny):
 
 
 def test_unknown_lora_targets_are_refused(model):
-    with pytest.raises(ModelError, match="Unknown LoRA target 'query'.*down_proj, gate_proj"):
+    with pytest.raises(ModelError, match="model.lora.targets: unknown target 'query'.*down_proj, gate_proj"):
         model.add_lora(rank=2, alpha=4, dropout=0.0, targets=["q_proj", "query"], seed=0)
-    with pytest.raises(ModelError, match="No LoRA targets"):
+    with pytest.raises(ModelError, match="model.lora.targets: no targets"):
         model.add_lora(rank=2, alpha=4, dropout=0.0, targets=[], seed=0)
 
 
