@@ -28,7 +28,12 @@ def build_objectives(recipe: Recipe, *, planned: bool = False) -> list[Objective
         settings = fill(kind.Config, given or {}, f"objectives.{name}")
         objectives.append(kind.planned(settings) if planned else kind(settings))
         objectives[-1].name = name
-        for request in objectives[-1].rows():
+        requests = [request for request in objectives[-1].rows() if request.count]
+        if requests and kind.row is Objective.row:
+            raise ConfigError(
+                f"objectives.{name} requests rows, and its class {kind.__name__} has no method `row` to make them."
+            )
+        for request in requests:
             if request.stream is not None and request.stream not in recipe.data:
                 problem = unknown(f"stream of its {request.term} rows", request.stream, sorted(recipe.data))
                 raise ConfigError(f"objectives.{name}: {problem} Type objectives.{name}.stream={min(recipe.data)}.")

@@ -85,6 +85,14 @@ def test_published_parts_become_a_folder(tiny, tmp_path):
         assemble(tiny.config, *folders, tmp_path / "openuni.pth", seed=0)
 
 
+def test_families_without_commands_do_not_stop_the_tool(monkeypatch, capsys):
+    """Neither a family that is one file nor one without `commands.py`."""
+    monkeypatch.setattr("launch.family.available", lambda room, base: ["base", "janus", "openuni"])
+    with pytest.raises(SystemExit, match="0"):
+        main(["openuni", "--help"])
+    assert "assemble" in capsys.readouterr().out
+
+
 def test_the_tool_writes_official_weights(tiny, tmp_path):
     main(["openuni", "official", "--model", str(tiny.path), "--out", str(tmp_path / "out"), "--dtype", "float32"])
     written = load_file(tmp_path / "out" / "model.safetensors")

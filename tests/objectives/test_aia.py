@@ -157,9 +157,10 @@ def test_measured_weights_are_missed_on_resume(tmp_path):
         aia(preset="auto").load(tmp_path)
 
 
-def test_rows_that_draw_from_a_picture_are_left_out_unless_named():
+def test_rows_that_draw_from_a_picture_are_left_out_unless_named(caplog):
     """Their source is not among the keys: the loss would pull attention away from it."""
     assert aia().measurement.row_terms == (0, 1) and aia(terms=["pixel"]).measurement.row_terms == (2,)
+    assert caplog.text.count("objectives.aia leaves out the rows of pixel: they draw from a source picture") == 1, "once, said"
     (generate,) = (term for term in aia().terms if term.pass_name == GENERATE)
     assert generate.counted(inputs(GenerateInputs, [1, 2], [4, 4])).tolist() == [True, False]
     only = plan_from([RowRequest("pixel", GENERATE, "s", 1, takes_source=True)])

@@ -12,6 +12,7 @@ from megaunigame.objectives.aia.player import AttentionLoss
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan, build_players
 from megaunigame.objectives.player import Player
+from megaunigame.objectives.understanding import Understanding
 from megaunigame.step.inputs import GenerateOutput
 from megaunigame.step.losses import LossTerms
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
@@ -41,6 +42,17 @@ def test_a_stream_that_the_recipe_lacks_is_named_with_its_key():
     recipe = SimpleNamespace(objectives={"understanding": {"stream": "train"}}, data={"scenes": None})
     with pytest.raises(
         ConfigError, match=r"^objectives.understanding: Unknown stream .*'train'.*objectives.understanding.stream=scenes"
+    ):
+        build_objectives(recipe)
+    recipe.objectives["understanding"]["rows"] = 0
+    assert len(build_objectives(recipe)) == 1, "no rows need no stream"
+
+
+def test_an_objective_with_rows_and_no_way_to_make_them_is_refused_at_once(monkeypatch):
+    monkeypatch.delattr(Understanding, "row")
+    recipe = SimpleNamespace(objectives={"understanding": {"stream": "s"}}, data={"s": None})
+    with pytest.raises(
+        ConfigError, match="objectives.understanding requests rows, and its class Understanding has no method `row`"
     ):
         build_objectives(recipe)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from megaunigame.step.inputs import PassInputs, PassOutput, Taps
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import Step
 
+log = logging.getLogger(__name__)
+
 FILE = "aia.json"
 WEIGHT = "weight"
 """Metric `attention/<pass>/weight`: lambda in this step."""
@@ -32,6 +35,13 @@ class AttentionPlayer(Player):
     def __init__(self, config: Settings, measurement: Measurement, context: Context):
         self.config, self.measurement, self.data_ranks = config, measurement, context.data_ranks
         self.terms = [AttentionLoss(config, measurement, name, context) for name in measurement.passes]
+        left_out = [term for number, term in enumerate(context.plan.terms) if number not in measurement.row_terms]
+        if left_out and not config.terms and context.data_ranks.is_main:
+            log.warning(
+                "objectives.aia leaves out the rows of %s: they draw from a source picture, which is not among the keys. "
+                "Name them in objectives.aia.terms to include them.",
+                ", ".join(left_out),
+            )
 
     def taps(self, pass_name: str) -> Taps | None:
         return self.measurement.taps if pass_name in self.measurement.passes else None
