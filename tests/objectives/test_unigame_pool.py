@@ -64,7 +64,7 @@ def test_a_loss_that_is_not_finite_spares_the_adversary(play, caplog):
 
 
 def test_one_gradient_that_is_not_finite_does_not_freeze_the_adversary_for_good(play):
-    """In one backward with the learner, which adds to what it left behind."""
+    """In one backward with the learner, whose gradients add to those of the last step."""
     game = play(mode="simultaneous", adversary=ADVERSARIES["perturber"])
     parameter, moved = game.unigame.parameters[-1], []
     spoil = parameter.register_hook(lambda gradient: gradient * math.nan)
