@@ -62,16 +62,26 @@ class PictureStatistics:
 def picture_statistics(index: ShardIndex, samples: int) -> PictureStatistics:
     """Statistics of up to this many samples, spread evenly. Raises DataError for one that cannot be decoded."""
     statistics = PictureStatistics()
-    for position in np.unique(np.linspace(0, index.samples - 1, samples).astype(np.int64)).tolist():
+    for position in spread(index, samples).tolist():
         statistics.add(sample_at(index, position))
     return statistics
 
 
 def sample_at(index: ShardIndex, position: int) -> Sample:
     """Sample `position` of the whole data set, in the order of the shards."""
+    return decode_sample(*fields_at(index, position))
+
+
+def fields_at(index: ShardIndex, position: int) -> tuple[str, dict[str, bytes]]:
+    """Key and raw fields of that sample."""
     ends = np.cumsum(index.sizes)
     shard = int(np.searchsorted(ends, position, side="right"))
-    return decode_sample(*index.read(shard, position - int(ends[shard] - index.sizes[shard])))
+    return index.read(shard, position - int(ends[shard] - index.sizes[shard]))
+
+
+def spread(index: ShardIndex, samples: int) -> np.ndarray:
+    """Up to this many positions, spread evenly over the data set."""
+    return np.unique(np.linspace(0, index.samples - 1, samples).astype(np.int64))
 
 
 def histogram(title: str, labels: Sequence[str], counts: Sequence[float]) -> Iterator[str]:

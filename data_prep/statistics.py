@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep import recipe_rows
 from data_prep.contact_sheet import contact_sheet
 from data_prep.inputs.conversation import MARKER
 from data_prep.options import require_at_least
@@ -46,7 +47,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="count samples, questions and answers; histograms; a contact sheet",
         description="Counts samples, captions, questions and answers, shows the accuracy of guessing from the question, "
         "sizes of pictures, numbers of masks and the distribution of depth.",
-        epilog="examples:\n  python -m data_prep stats shards/train\n  python -m data_prep stats shards/train --sheet a.png\n",
+        epilog="examples:\n  python -m data_prep stats shards/train\n  python -m data_prep stats shards/train --sheet a.png\n"
+        "  python -m data_prep stats shards/mine --for launch/recipes/tiny_sft.yaml model.max_length=512\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of shards")
@@ -55,6 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--sheet", type=Path, metavar="P", help="write a picture of the first samples (image, depth, ...)")
     parser.add_argument("--sheet-samples", type=int, default=8, metavar="K", help="how many (default 8)")
+    recipe_rows.add_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -82,6 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
         shown = [sample_at(index, position) for position in range(min(arguments.sheet_samples, index.samples))]
         contact_sheet(shown).save(arguments.sheet, format="png")
         print(arguments.sheet)
+    if arguments.recipe:
+        recipe_rows.print_rows(arguments.folder, arguments.recipe, arguments.samples)
 
 
 def _counting_words(samples: Iterable[dict[str, Any]], words: list[int]) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep import recipe_rows
 from data_prep.inputs.conversation import MARKER, checked_turns
 from data_prep.inputs.sample import EntryFailure
 from data_prep.options import require_at_least
@@ -31,17 +32,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "verify",
         help="check every shard of a folder",
         description="Checks sizes, indices and every field of every sample. A line per shard; exit code 1 on a fault.",
-        epilog="examples:\n  python -m data_prep verify shards/train\n  python -m data_prep verify shards/llava --workers 8\n",
+        epilog="examples:\n  python -m data_prep verify shards/train\n  python -m data_prep verify shards/llava --workers 8\n"
+        "  python -m data_prep verify shards/llava --for launch/recipes/janus_pro_7b_sft.yaml model.path=models/Janus-Pro-7B\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of shards")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    recipe_rows.add_option(parser)
+    parser.add_argument("--samples", type=int, default=1000, help="samples, spread evenly, that --for looks at (default 1000)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns 0, or 1 when a shard has a fault. Raises DataError without a manifest."""
-    require_at_least(arguments, workers=1)
+    """Returns 0, or 1 when a shard has a fault or the recipe of --for would stop. Raises DataError without a manifest."""
+    require_at_least(arguments, workers=1, samples=1)
     manifest = read_manifest(arguments.folder)
     faults = 0
     found = _faults(arguments.folder, manifest, arguments.workers)
@@ -54,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         faults += 1
         print(f"{MANIFEST}: FAULT: says {manifest['samples']} samples, its shards have {counted}")
     print(f"{len(manifest['shards'])} shards, {faults} with faults")
+    if arguments.recipe and not recipe_rows.print_rows(arguments.folder, arguments.recipe, arguments.samples):
+        faults += 1
     return 1 if faults else 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from megaunigame.errors import ConfigError
-from megaunigame.settings import above, at_least, check_values, fill, half_open, one_of, read
+from megaunigame.settings import above, at_least, between, check_values, fill, half_open, one_of, read
 
 PRETRAINED, RANDOM = "pretrained", "random"
 """Initial weights of a run."""
@@ -124,6 +124,11 @@ class LoaderConfig:
     """Micro-batches that each worker prepares ahead."""
     max_bad_fraction: float = at_least(0, 0.001)
     """The run stops when more than this fraction of a stream's samples had to be replaced."""
+    max_dummy_fraction: float = between(0, 1, 0.5)
+    """The run stops when more than this fraction of a term's rows are dummies, because samples lack what the rows need, and
+    when a term gets no row at all; 1: never."""
+    max_cut_fraction: float = between(0, 1, 0.5)
+    """The run stops when more than this fraction of a term's rows had text that did not fit into model.max_length."""
 
 
 @dataclass

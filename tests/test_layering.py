@@ -74,6 +74,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "sweeping": {"config", "errors", "monitoring", "registry", "settings"},
     "data_prep": {"data", "errors", "judges", "pixels", "registry", "settings"},
+    "data_prep.recipe_rows": {
+        *("config", "data", "engine", "errors", "models.base", "objectives", "registry", "step"),
+        "data_prep",
+    },
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

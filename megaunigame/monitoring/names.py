@@ -42,6 +42,11 @@ DATA_BAD_SAMPLES = "data/bad_samples"
 DATA_WAIT_SECONDS = "data/wait_seconds"
 """Seconds the step waited for its rows."""
 
+ROWS = "rows/"
+"""Prefix of the rows of a term in a step, all ranks: `rows/<term>/<what>`, with <what> one of the following."""
+ROW_COUNTS = ("wanted", "filled", "dummies", "cut")
+"""Planned; with a loss; without one; with a loss, but with text that did not fit into `model.max_length`."""
+
 ATTENTION = "attention/"
 """Prefix of measurements of attention: `attention/<pass>/<what>`, with <what> one of the following."""
 ATTENTION_LAYER = "layer_"
@@ -63,6 +68,11 @@ ATTENTION_COUNTED = "rows"
 def loss(term: str) -> str:
     """Metric name of a loss term."""
     return LOSS + term
+
+
+def rows(term: str, what: str) -> str:
+    """Metric name of a count of rows."""
+    return f"{ROWS}{term}/{what}"
 
 
 def attention(pass_name: str, what: str, layer: int | None = None) -> str:

@@ -28,7 +28,8 @@ def write_report(run_folder: str | Path) -> Path:
     Raises DataError when the folder does not exist.
     """
     run = read_run_folder(run_folder)
-    sections = [header(run), summary(run), curves(run), panels_section(run.path, run.panels), *evaluations(run)]
+    sections = [header(run), summary(run), curves(run), rows_of_terms(run)]
+    sections += [panels_section(run.path, run.panels), *evaluations(run)]
     path = run.path / REPORT_FILE
     write_whole(path, page.page(_title(run), "\n".join(s for s in sections if s)))
     return path
@@ -100,7 +101,7 @@ def curves(run: RunFolder) -> str:
     """Loss per term, optimization, speed, then other groups of metrics. Attention by layer is one picture."""
     groups: dict[str, list[str]] = {}
     for name in run.series:
-        if not name.startswith(names.EVALUATION):
+        if not name.startswith((names.EVALUATION, names.ROWS)):
             groups.setdefault(name.split("/")[0], []).append(name)
     first = ("loss", "attention", "adversary", "buffer", "optim", "perf")
     order = [g for g in first if g in groups] + sorted(set(groups) - set(first))
@@ -121,6 +122,26 @@ def curves(run: RunFolder) -> str:
             constant = ", ".join(f"{escape(n)} = {_constant(run.series[n][1][0])}" for n in flat)
             parts.append(f'<p class="muted">Constant: {constant}</p>')
     return "\n".join(parts)
+
+
+def rows_of_terms(run: RunFolder) -> str:
+    """What became of the rows that each term wanted, over the whole run."""
+    totals: dict[str, dict[str, float]] = {}
+    for name, (_, values) in run.series.items():
+        if name.startswith(names.ROWS):
+            term, what = name.removeprefix(names.ROWS).rsplit("/", 1)
+            totals.setdefault(term, {})[what] = sum(values)
+    if not totals:
+        return ""
+    columns = ["term", *names.ROW_COUNTS, "dummies %", "cut %"]
+    rows = []
+    for term, total in totals.items():
+        counts = [total.get(what, 0.0) for what in names.ROW_COUNTS]
+        wanted, filled, dummies, cut = counts
+        shares = [f"{100 * part / whole:.1f}" if whole else "-" for part, whole in ((dummies, wanted), (cut, filled))]
+        rows.append([escape(term), *(f"{count:,.0f}" for count in counts), *shares])
+    legend = "A dummy takes the place of a row whose sample lacks what the term needs; a cut row lost text that did not fit."
+    return f'<h2>Rows</h2><p class="muted">{legend}</p>' + page.table(columns, rows, [False, *[True] * (len(columns) - 1)])
 
 
 def _constant(value: float) -> str:

@@ -21,6 +21,7 @@ from megaunigame.step.requests import GENERATE, RowRequest
 from megaunigame.step.rows import GenerateRow, Row
 
 CAPTION, PIXEL = "caption", "pixel"
+CAPTIONED = "a picture and a `caption`"
 
 
 class Generation(Objective):
@@ -50,8 +51,17 @@ class Generation(Objective):
     def rows(self) -> list[RowRequest]:
         c = self.config
         return [
-            RowRequest(CAPTION, GENERATE, c.stream, c.caption_rows, c.caption_weight, target_is_source=True),
-            RowRequest(PIXEL, GENERATE, c.stream, c.pixel_rows, c.pixel_weight, takes_source=True, target_is_source=True),
+            RowRequest(CAPTION, GENERATE, c.stream, c.caption_rows, c.caption_weight, target_is_source=True, needs=CAPTIONED),
+            RowRequest(
+                PIXEL,
+                GENERATE,
+                c.stream,
+                c.pixel_rows,
+                c.pixel_weight,
+                takes_source=True,
+                target_is_source=True,
+                needs="a picture",
+            ),
         ]
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:

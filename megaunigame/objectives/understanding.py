@@ -16,6 +16,8 @@ from megaunigame.settings import at_least
 from megaunigame.step.requests import UNDERSTAND, RowRequest
 from megaunigame.step.rows import UnderstandRow
 
+ASKED = "`conversations` of questions and answers"
+
 
 class Understanding(Objective):
     """Rows = image and conversation; text-only conversations are legal."""
@@ -33,7 +35,7 @@ class Understanding(Objective):
 
     def rows(self) -> list[RowRequest]:
         c = self.config
-        return [RowRequest("understanding", UNDERSTAND, c.stream, c.rows, c.weight, takes_source=True)]
+        return [RowRequest("understanding", UNDERSTAND, c.stream, c.rows, c.weight, takes_source=True, needs=ASKED)]
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> UnderstandRow:
         turns = question_answers(sample)

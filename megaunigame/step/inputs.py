@@ -80,6 +80,8 @@ class PassInputs:
     made; True is always safe."""
     intact: Tensor | None = None
     """(B,) bool: False for a row whose text was truncated or whose condition was dropped; None: all are intact."""
+    cut: Tensor | None = None
+    """(B,) bool: True for a row some of whose text did not fit; None: unknown, or none."""
     taps: Taps | None = None
     """Attention to measure; None: none."""
     keys: list[str] = field(default_factory=list)
@@ -218,6 +220,7 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
         visual_delta=delta,
         counts=put(inputs.counts, rows.counts),
         intact=put(_intact(inputs), _intact(rows)),
+        cut=put(_cut(inputs), _cut(rows)),
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
         texts=[],
     )
@@ -235,6 +238,10 @@ def _gradient_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) 
 
 def _intact(inputs: PassInputs) -> Tensor:
     return torch.ones_like(inputs.counts, dtype=torch.bool) if inputs.intact is None else inputs.intact
+
+
+def _cut(inputs: PassInputs) -> Tensor:
+    return torch.zeros_like(inputs.counts, dtype=torch.bool) if inputs.cut is None else inputs.cut
 
 
 def _widened(tensor: Tensor, width: int, fill: int | Tensor) -> Tensor:

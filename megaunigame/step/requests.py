@@ -35,6 +35,8 @@ class RowRequest:
     A row aside is a dummy where that term has a dummy row or a substitute of the sample."""
     target_is_source: bool = False
     """Generate rows only: whether the picture to generate is the sample's own."""
+    needs: str = ""
+    """What a sample must have to fill a row, for messages: "a picture and a `caption`"."""
     aside: bool = False
     """The loader makes the rows, a player uses them, the learner does not run them. Not a loss term."""
 

@@ -19,10 +19,12 @@ class TrainState:
     """Position of every data stream after `step`."""
     bad_samples: dict[str, Any] = field(default_factory=dict)
     """Samples read and replaced so far, per stream."""
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    """Rows wanted, filled and cut so far, per term."""
     weights: str = PRETRAINED
     """`model.weights` of the first launch."""
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainState:
         cursors = {name: Cursor(**c) for name, c in state["cursors"].items()}
-        return cls(state["step"], cursors, state["bad_samples"], state.get("weights", PRETRAINED))
+        return cls(state["step"], cursors, state["bad_samples"], state.get("rows", {}), state.get("weights", PRETRAINED))

@@ -26,6 +26,7 @@ from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.phases import DATA, MERGE, PLAYERS, Phases
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.performance import Performance
+from megaunigame.training.row_counts import RowCounter
 
 
 @dataclass
@@ -43,11 +44,18 @@ class Stepper:
     """Makes optimizer steps. Every rank makes the same calls in the same order, regardless of its data."""
 
     def __init__(
-        self, parts: Assembly, learner: Learner, players: Sequence[Player], bad_samples: BadSampleCounter, phases: Phases
+        self,
+        parts: Assembly,
+        learner: Learner,
+        players: Sequence[Player],
+        bad_samples: BadSampleCounter,
+        rows: RowCounter,
+        phases: Phases,
     ):
         self.recipe, self.world, self.plan, self.folder = parts.recipe, parts.mesh.world, parts.plan, parts.folder
         self.data_ranks, self.accumulation = parts.mesh.data, parts.accumulation
-        self.learner, self.players, self.bad_samples, self.phases = learner, players, bad_samples, phases
+        self.learner, self.players, self.phases = learner, players, phases
+        self.bad_samples, self.rows = bad_samples, rows
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
@@ -121,7 +129,7 @@ class Stepper:
         return term_sums + self.terms.joined_sums(micro.losses, like)
 
     def _agree(self, data: StepData, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> tuple[Tensor, list[float]]:
-        """One collective before the update: loss terms, bad samples, tokens, and whether to stop.
+        """One collective before the update: loss terms, bad samples, rows, tokens, and whether to stop.
 
         Returns sums over all ranks: of each loss term, (T,) float64, and of `Performance.counts`. Raises DivergenceError on
         every rank when any loss of any rank is not finite.
@@ -130,11 +138,14 @@ class Stepper:
             self.bad_samples.add(micro.plan, bad)
         # float64, because token counts of a large step do not fit fp32 exactly.
         local = torch.tensor([*self.bad_samples.pending(), self.signaled], dtype=torch.float64).to(sums.device)
-        parts = [sums.double(), local[:-1], self.performance.counts(), local[-1:]]
+        rows = self.rows.pending(data.step, sums.device)
+        parts = [sums.double(), local[:-1], rows, self.performance.counts(), local[-1:]]
         totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
         terms = len(self.terms.names)
-        counted = terms + len(local) - 1
-        self.bad_samples.merge([int(x) for x in totals[terms:counted]])
+        first_row = terms + len(local) - 1
+        counted = first_row + len(rows)
+        self.bad_samples.merge([int(x) for x in totals[terms:first_row]])
+        self.rows.merge([int(x) for x in totals[first_row:counted]])
         self.stop_requested = bool(totals[-1] > 0)
         # A broken loss of a player may reach its own parameters only, which it guards; else the learner's gradient shows it.
         if not bool(torch.isfinite(totals[: terms - len(self.terms.joined)]).all()):
@@ -180,6 +191,7 @@ class Stepper:
             names.OPTIM_LR: step.lr,
             names.OPTIM_GRAD_NORM: grad_norm,
             **self.performance.metrics(rows, passes, counted),
+            **self.rows.metrics(),
             names.DATA_WAIT_SECONDS: data.waited,
             names.DATA_BAD_SAMPLES: sum(self.bad_samples.bad.values()),
         }

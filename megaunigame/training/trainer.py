@@ -29,6 +29,7 @@ from megaunigame.objectives.player import Context
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
+from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.stepping import Stepper
 
 log = logging.getLogger(__name__)
@@ -58,12 +59,16 @@ class Trainer:
         self.processor = self.learner.module.processor
         context = Context(self.learner.module, self.learner.aside, self.plan, mesh.data, recipe.seed)
         self.players = build_players(parts.objectives, context)
-        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, phases or Phases())
+        self.objective_of = {request.term: objective for objective in parts.objectives for request in objective.rows()}
+        added = [term for player in self.players for term in player.terms]
+        keys = {term: objective.name for term, objective in self.objective_of.items()}
+        self.rows = RowCounter(self.plan, added, recipe.loader, keys)
+        self.rows.load_state_dict(self.state.rows)
+        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases())
         if self.resumed_from:
             parts.checkpoints.load(self.learner, self.resumed_from)
             for player in self.players:
                 player.load(self.resumed_from)
-        self.objective_of = {request.term: objective for objective in parts.objectives for request in objective.rows()}
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -131,6 +136,7 @@ class Trainer:
             self.save()
         if self.state.step == recipe.schedule.steps and not self._was_evaluated_at_the_end():
             self._evaluate_into(monitor)
+        monitor.say(self.rows.as_text())
         monitor.close()
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
@@ -142,7 +148,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
-        self.state.bad_samples = self.bad_samples.state_dict()
+        self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         others = [player.save for player in self.players]
         self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 

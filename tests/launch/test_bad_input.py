@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
-from tests.data.shard_files import write_shards
+from tests.data.shard_files import talk, write_shards
 from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
 
@@ -215,4 +216,17 @@ def test_a_diverging_run_stops_and_names_the_rows(home, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.yaml", home, optimizer={"lr": 1e30, "clip": 1e30})
     with pytest.raises(DivergenceError, match=r"not finite in step 2; nothing was updated.*rank 0: 00000.*optimizer\.lr"):
         train.main([str(recipe), f"output={tmp_path / 'run'}"])
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_a_term_that_no_sample_fills_ends_the_run(home, tmp_path):
+    def without_caption(number):
+        return {**sample(5 * number + 1), "json": json.dumps({"conversations": talk(("q", "a"))}).encode()}
+
+    write_shards(tmp_path / "no_captions", [16], fields=without_caption)
+    recipe = write_recipe(tmp_path / "recipe.yaml", home)
+    given = [f"data.train.shards={tmp_path / 'no_captions'}", f"output={tmp_path / 'run'}"]
+    rows = "objectives={understanding: {rows: 2}, generation: {caption_rows: 5}}"
+    with pytest.raises(DataError, match=r"'caption' got none of its first 10 rows.*'train' lack a picture and a `caption`"):
+        train.main([str(recipe), *given, rows])
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))

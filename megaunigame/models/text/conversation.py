@@ -76,7 +76,7 @@ class ConversationFormat(ABC):
             sequence.add([*self.encode(self.before_answer + answer), self.eos], labeled=True, segment=segment)
             if len(sequence) > limit:
                 sequence.cut(limit if number == 1 else before)
-                sequence.intact = number > 1
+                sequence.intact, sequence.was_cut = number > 1, True
                 break
         return sequence
 
@@ -94,6 +94,7 @@ class ConversationFormat(ABC):
         sequence.add(text[:room])
         sequence.add(self.request_closing)
         sequence.intact = len(text) <= room
+        sequence.was_cut = len(text) > room
         return sequence
 
     @property

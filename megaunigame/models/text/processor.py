@@ -216,6 +216,7 @@ class RowProcessor:
             "image_positions": pad([s.image for s in sequences], False, left=left),
             "front_padding": left and not bool(attention.all()),
             "intact": torch.tensor([s.intact for s in sequences]),
+            "cut": torch.tensor([s.was_cut for s in sequences]),
             "keys": list(keys),
         }
 

@@ -26,6 +26,8 @@ class TokenSequence:
     segments: list[int] = field(default_factory=list)
     intact: bool = True
     """False: some of its text was cut or dropped."""
+    was_cut: bool = False
+    """Whether some of its text did not fit."""
 
     def add(self, tokens: list[int], *, labeled: bool = False, image: bool = False, segment: int = 0) -> None:
         self.tokens += tokens

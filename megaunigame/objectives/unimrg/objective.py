@@ -13,7 +13,7 @@ import numpy as np
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.objectives.base import Objective
-from megaunigame.objectives.understanding import Understanding
+from megaunigame.objectives.understanding import ASKED, Understanding
 from megaunigame.objectives.unimrg.condition import soften
 from megaunigame.objectives.unimrg.prompts import prompts_of
 from megaunigame.objectives.unimrg.settings import ALL, PIXEL, UNDERSTANDING, Settings
@@ -53,6 +53,7 @@ class UniMRG(Objective):
                 takes_source=True,
                 shares=None if task == first else first,
                 target_is_source=task == PIXEL,
+                needs=ASKED if task == UNDERSTANDING else "a picture",
             )
             for task in c.tasks
         ]

@@ -1,0 +1,147 @@
+"""`--for RECIPE`: the rows that a recipe would make of a folder of shards, before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_prep.picture_statistics import fields_at, spread
+from megaunigame.config import LoaderConfig, Recipe, load_recipe
+from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.engine.model_folder import model_folder
+from megaunigame.errors import DataError
+from megaunigame.models.base import Processor, UnifiedModel
+from megaunigame.objectives.base import Objective
+from megaunigame.objectives.building import build_objectives, build_plan
+from megaunigame.registry import find
+from megaunigame.step.requests import RowRequest, StepPlan
+
+LONGEST_REASON = 110
+
+
+@dataclass
+class Findings:
+    """What the samples give to one term."""
+
+    request: RowRequest
+    filled: int = 0
+    cut: int = 0
+    """Of the filled: with text that does not fit into model.max_length."""
+    none: int = 0
+    """Without what the rows need: dummies in a run."""
+    bad: Counter[str] = field(default_factory=Counter)
+    """Reason -> samples that a run would replace."""
+
+    @property
+    def samples(self) -> int:
+        return self.filled + self.none + self.bad.total()
+
+    def refusal(self, limits: LoaderConfig) -> str:
+        """Why a run would stop; empty: it would not."""
+        term = self.request.term
+        if not self.filled:
+            return f"{term} gets no row: {self._most_frequent()}"
+        if self.none > limits.max_dummy_fraction * (self.filled + self.none):
+            return f"{term}: more dummies than loader.max_dummy_fraction={limits.max_dummy_fraction:g} allows"
+        if self.cut > limits.max_cut_fraction * self.filled:
+            return f"{term}: more rows are cut than loader.max_cut_fraction={limits.max_cut_fraction:g} allows"
+        if self.bad.total() > limits.max_bad_fraction * self.samples:
+            return f"{term}: more bad samples than loader.max_bad_fraction={limits.max_bad_fraction:g} allows"
+        return ""
+
+    def _most_frequent(self) -> str:
+        if self.bad.total() > self.none:
+            return self.bad.most_common(1)[0][0]
+        return f"the samples lack {self.request.needs or 'what its rows are made of'}"
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """`--for RECIPE [key=value ...]`, of the commands that can say what a recipe finds."""
+    parser.add_argument(
+        "--for",
+        dest="recipe",
+        nargs="+",
+        metavar=("RECIPE", "KEY=VALUE"),
+        help="also show the rows that this recipe would make of the shards: filled, cut, dummies, bad samples",
+    )
+
+
+def print_rows(folder: Path, given: list[str], samples: int) -> bool:
+    """Print the rows that a recipe and its overrides would make of `folder`; returns whether a run would go on with them.
+
+    `samples`, spread evenly, are looked at. Raises UserError for a recipe that cannot be read or planned.
+    """
+    recipe = load_recipe(given[0], given[1:])
+    index = ShardIndex.open(folder)
+    positions = spread(index, samples)
+    found = find_rows(recipe, index, positions)
+    print(f"\nrows that {given[0]} makes of {len(positions):,} of {index.samples:,} samples (its filters are not applied):")
+    print(f"{'term':<16}{'filled':>9}{'cut':>9}{'dummies':>9}{'bad':>9}")
+    for one in found:
+        print(f"{one.request.term:<16}{one.filled:>9,}{one.cut:>9,}{one.none:>9,}{one.bad.total():>9,}")
+        for reason, count in one.bad.most_common(3):
+            print(f"{'':<16}{count:,} x {reason[:LONGEST_REASON]}")
+    refusals = [refusal for one in found if (refusal := one.refusal(recipe.loader))]
+    for refusal in refusals:
+        print(f"a run would stop: {refusal}")
+    return not refusals
+
+
+def find_rows(recipe: Recipe, index: ShardIndex, positions: np.ndarray) -> list[Findings]:
+    """Make every row that the plan of the recipe draws from a stream of each sample at `positions`."""
+    objectives = build_objectives(recipe, planned=True)
+    plan = build_plan(objectives)
+    objective_of = {request.term: objective for objective in objectives for request in objective.rows()}
+    found = [Findings(request) for request in plan.requests if request.stream is not None]
+    family = find("models", recipe.model.family, UnifiedModel)
+    with model_folder(family, recipe.model) as path:
+        processor = family.open_processor(path, max_length=recipe.model.max_length)
+    for position in tqdm(positions, desc="rows", unit="sample", delay=2, leave=False):
+        for one, made in zip(found, _made(index, int(position), plan, found, objective_of, processor), strict=True):
+            if isinstance(made, str):
+                one.bad[made] += 1
+            elif made is None:
+                one.none += 1
+            else:
+                one.filled, one.cut = one.filled + 1, one.cut + made
+    return found
+
+
+def _made(
+    index: ShardIndex,
+    position: int,
+    plan: StepPlan,
+    found: list[Findings],
+    objective_of: dict[str, Objective],
+    processor: Processor,
+) -> Iterator[bool | str | None]:
+    """Per term: whether the row is cut; None: no row; or why the sample is bad."""
+    try:
+        sample: Sample | str = decode_sample(*fields_at(index, position))
+    except DataError as error:
+        sample = str(error)
+    for one in found:
+        if isinstance(sample, str):
+            yield sample
+            continue
+        try:
+            yield _cut(one.request, sample, plan, objective_of[one.request.term], processor, position)
+        except DataError as error:
+            yield str(error).replace(sample.key, "...")
+
+
+def _cut(
+    request: RowRequest, sample: Sample, plan: StepPlan, objective: Objective, processor: Processor, position: int
+) -> bool | None:
+    row = objective.row(request, sample, np.random.default_rng(position))
+    if row is None:
+        return None
+    inputs = processor.collate(plan.alone(request), request.pass_name, [row], [0], [sample.key])
+    return inputs.cut is not None and bool(inputs.cut[0])
