@@ -101,27 +101,33 @@ def batches(
     batch: int,
     *,
     takes_source: bool = False,
+    geometry: str = "",
     progress: str = "",
 ) -> Iterator[tuple[list[ItemT], InputsT]]:
     """This rank's items, `batch` at a time, with the inputs of a pass on the CPU. All ranks take every batch together.
 
     `kind`: `UnderstandInputs` or `GenerateInputs`. Item i has row i; rows without an item are dummies (all of them when only
-    other ranks have items left). `takes_source`: generate rows have a source image. `progress`: name of the progress bar;
-    empty: none.
+    other ranks have items left). `takes_source`: generate rows have a source image. `geometry`: as in `RowRequest`. `progress`:
+    name of the progress bar; empty: none.
     """
     for padded in tqdm(lockstep_batches(items, batch, data_ranks), desc=progress, unit=" batches", disable=not progress):
         rows = [None if item is None else item.row for item in padded]
         keys = ["" if item is None else item.key for item in padded]
-        inputs = together(data_ranks, collate, model, kind.pass_name, rows, keys, takes_source)
+        inputs = together(data_ranks, collate, model, kind.pass_name, rows, keys, takes_source, geometry)
         yield [item for item in padded if item is not None], of_kind(kind, inputs)
 
 
 def collate(
-    model: UnifiedModel, pass_name: str, rows: Sequence[Row | None], keys: Sequence[str], takes_source: bool
+    model: UnifiedModel,
+    pass_name: str,
+    rows: Sequence[Row | None],
+    keys: Sequence[str],
+    takes_source: bool,
+    geometry: str = "",
 ) -> PassInputs:
     """The tensors of one batch, where None is a dummy row. Call it inside `together`: a row may not fit."""
-    plan = StepPlan((RowRequest("evaluation", pass_name, "evaluation", len(rows), takes_source=takes_source),))
-    return model.processor.collate(plan, pass_name, rows, [0] * len(rows), keys)
+    request = RowRequest("evaluation", pass_name, "evaluation", len(rows), takes_source=takes_source, geometry=geometry)
+    return model.processor.collate(StepPlan((request,)), pass_name, rows, [0] * len(rows), keys)
 
 
 def gathered(data_ranks: Ranks, items: Sequence[T]) -> list[T]:

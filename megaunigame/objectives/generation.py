@@ -7,6 +7,7 @@ A pixel row shows the image to the understanding path, and its target is the sam
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,8 @@ from megaunigame.errors import ConfigError
 from megaunigame.objectives.base import Objective
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
-from megaunigame.settings import at_least, half_open
-from megaunigame.step.requests import GENERATE, RowRequest
+from megaunigame.settings import at_least, half_open, one_of
+from megaunigame.step.requests import CROP, GENERATE, GEOMETRIES, RowRequest
 from megaunigame.step.rows import GenerateRow, Row
 
 CAPTION, PIXEL = "caption", "pixel"
@@ -39,6 +40,9 @@ class Generation(Objective):
         """Probability that a row loses its condition, for classifier-free guidance."""
         pixel_prompts: list[str] = field(default_factory=lambda: ["draw this image again ."])
         """One is drawn per pixel row."""
+        caption_geometry: str = one_of(GEOMETRIES, CROP)
+        pixel_geometry: str = one_of(GEOMETRIES, CROP)
+        """How pictures become squares; the source of a pixel row and its target alike."""
 
         def check(self, path: str) -> None:
             if self.pixel_rows and not self.pixel_prompts:
@@ -50,18 +54,11 @@ class Generation(Objective):
 
     def rows(self) -> list[RowRequest]:
         c = self.config
+        caption: dict[str, Any] = {"geometry": c.caption_geometry, "needs": CAPTIONED}
+        pixel: dict[str, Any] = {"geometry": c.pixel_geometry, "needs": "a picture", "takes_source": True}
         return [
-            RowRequest(CAPTION, GENERATE, c.stream, c.caption_rows, c.caption_weight, target_is_source=True, needs=CAPTIONED),
-            RowRequest(
-                PIXEL,
-                GENERATE,
-                c.stream,
-                c.pixel_rows,
-                c.pixel_weight,
-                takes_source=True,
-                target_is_source=True,
-                needs="a picture",
-            ),
+            RowRequest(CAPTION, GENERATE, c.stream, c.caption_rows, c.caption_weight, target_is_source=True, **caption),
+            RowRequest(PIXEL, GENERATE, c.stream, c.pixel_rows, c.pixel_weight, target_is_source=True, **pixel),
         ]
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:

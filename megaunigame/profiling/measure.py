@@ -109,6 +109,8 @@ def synthetic_trainer(
     recipe = dataclasses.replace(
         recipe,
         output=str(out),
+        # Synthetic rows are cut to the longest legal ones.
+        loader=dataclasses.replace(recipe.loader, max_dummy_fraction=1.0, max_cut_fraction=1.0),
         checkpoint=CheckpointConfig(resume="never"),
         evaluation=EvaluationConfig(),
         schedule=dataclasses.replace(recipe.schedule, steps=max(steps, recipe.schedule.steps)),

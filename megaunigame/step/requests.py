@@ -13,6 +13,9 @@ UNDERSTAND = "understand"
 GENERATE = "generate"
 PASS_ORDER = (GENERATE, UNDERSTAND)
 """The learner's passes, in the order of a micro-step."""
+FIT, SQUASH, CROP = "fit", "squash", "crop"
+"""How a picture becomes a square: whole, with bars; whole, stretched; its middle."""
+GEOMETRIES = (FIT, SQUASH, CROP)
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,15 @@ class RowRequest:
     """Generate rows only: whether the picture to generate is the sample's own."""
     needs: str = ""
     """What a sample must have to fill a row, for messages: "a picture and a `caption`"."""
+    geometry: str = ""
+    """One of `GEOMETRIES`, for all pictures of a row alike, so that a source and a target of the same sample show the same part
+    in the same shape. Empty: `fit` in the understand pass, `crop` in the generate pass."""
     aside: bool = False
     """The loader makes the rows, a player uses them, the learner does not run them. Not a loss term."""
+
+    def __post_init__(self) -> None:
+        if not self.geometry:
+            object.__setattr__(self, "geometry", FIT if self.pass_name == UNDERSTAND else CROP)
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,11 @@ class StepPlan:
     def terms(self) -> tuple[str, ...]:
         """Loss terms."""
         return tuple(r.term for r in self.requests if not r.aside)
+
+    @property
+    def geometries(self) -> tuple[str, ...]:
+        """Geometry of the pictures of each loss term."""
+        return tuple(r.geometry for r in self.requests if not r.aside)
 
     @property
     def aside(self) -> tuple[RowRequest, ...]:

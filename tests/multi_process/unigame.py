@@ -58,7 +58,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "redraw_accumulation": ({**PIXEL, "every": 2}, {**OTHERS, "batch": TWICE}),
     "redraw_zero2": (
         {"redraw": "caption", "anchor": "none", "condition": "caption"},
-        {"others": {"generation": DRAWING | {"caption_rows": 3}}, "engine": ZERO2, "batch": TWICE},
+        {"others": {"generation": DRAWING | {"caption_rows": 3, "caption_geometry": "fit"}}, "engine": ZERO2, "batch": TWICE},
     ),
     "redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "batch": TWICE}),
     "redraw_simultaneous_checkpointing": (PIXEL | SIMULTANEOUS, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),

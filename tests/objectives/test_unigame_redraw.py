@@ -26,7 +26,7 @@ from tests.refusals import refused
 
 
 def drawing() -> list[Objective]:
-    return [Generation(Generation.Config(caption_rows=3, pixel_rows=4))]
+    return [Generation(Generation.Config(caption_rows=3, caption_geometry="fit", pixel_rows=4, pixel_geometry="fit"))]
 
 
 def tasks(**settings) -> list[Objective]:
@@ -67,6 +67,11 @@ def test_without_an_attack_nothing_is_redrawn():
         (drawing(), {"redraw": "pixel", "condition": "caption"}, ["redraw=pixel", "objectives.unigame.condition=image"]),
         (tasks(), {"redraw": "pixel", "attack_rows": 5}, ["attack_rows=5", "have 4", "Type objectives.unigame.attack_rows=4"]),
         (tasks(stream="b"), {"redraw": "pixel", "stream": "a"}, ["stream=a", "have b", "Type objectives.unigame.stream=b"]),
+        (
+            tasks(geometry="crop"),
+            {"redraw": "pixel"},
+            ["cut the edges", "the geometry fit", "objectives.unigame.redraw=own"],
+        ),
         (tasks(schedule="round_robin"), {"redraw": "pixel"}, ["in rotation", "objectives.unimrg.schedule=all", "redraw=own"]),
     ],
 )
@@ -78,7 +83,7 @@ def test_rows_that_cannot_redraw_the_sources(others, settings, parts):
 # The step
 
 
-PIXEL = [Generation(Generation.Config(caption_rows=1, pixel_rows=3, drop=0.5))]
+PIXEL = [Generation(Generation.Config(caption_rows=1, pixel_rows=3, pixel_geometry="fit", drop=0.5))]
 REDRAWN = [(mode, adversary) for mode in ("alternating", "simultaneous") for adversary in ADVERSARIES]
 
 

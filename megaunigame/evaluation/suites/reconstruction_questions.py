@@ -27,6 +27,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.step.inputs import GenerateInputs
+from megaunigame.step.requests import FIT
 from megaunigame.step.rows import GenerateRow
 
 REAL, TOKENIZER, OWN, UNRELATED = "real", "through tokenizer", "own reconstruction", "unrelated image"
@@ -89,7 +90,8 @@ class ReconstructionQuestions(Suite):
         generator = torch.Generator(data_ranks.device).manual_seed(c.seed + data_ranks.rank)
         copies: list[tuple[Tensor, Tensor]] = []
         items = [Item(s.position, s.sample.key, GenerateRow(c.prompt, s.image, s.image)) for s in share]
-        for present, inputs in batches(model, data_ranks, items, GenerateInputs, c.batch, takes_source=True):
+        # Whole pictures, as the questions are about: with their edges cut off, an answer could be missing.
+        for present, inputs in batches(model, data_ranks, items, GenerateInputs, c.batch, takes_source=True, geometry=FIT):
             inputs = inputs.to(data_ranks.device)
             through = to_bytes(model.decode_target(model.encode_target(inputs.targets)))
             own = to_bytes(model.sample(inputs, guidance=c.guidance, temperature=c.temperature, generator=generator))

@@ -23,8 +23,9 @@ from megaunigame.parallel.ranks import Ranks
 from megaunigame.pixels import Panel, to_bytes
 from megaunigame.registry import find
 from megaunigame.representations.base import Representation
-from megaunigame.settings import at_least
+from megaunigame.settings import at_least, one_of
 from megaunigame.step.inputs import GenerateInputs
+from megaunigame.step.requests import GEOMETRIES, SQUASH
 from megaunigame.step.rows import GenerateRow
 
 DRAWN, TOKENIZER, UNRELATED = "drawn", "through tokenizer", "unrelated image"
@@ -46,6 +47,8 @@ class Representations(Suite):
         prompts: dict[str, str] = field(default_factory=dict)
         """Representation -> its prompt, in the wording of the training."""
         renderings: dict[str, str] = field(default_factory=dict)
+        geometry: str = one_of(GEOMETRIES, SQUASH)
+        """Of source and picture alike, as in the training."""
 
         def check(self, path: str) -> None:
             if not self.prompts:
@@ -97,7 +100,8 @@ class Representations(Suite):
         generator = torch.Generator(data_ranks.device).manual_seed(c.seed + data_ranks.rank)
         images = {position: sample.image for position, sample in samples if sample.image is not None}
         scored: list[_SampleScore] = []
-        both = (batches(model, data_ranks, items, GenerateInputs, c.batch, takes_source=True) for items in (asked, unrelated))
+        shown_as: dict[str, Any] = {"takes_source": True, "geometry": c.geometry}
+        both = (batches(model, data_ranks, items, GenerateInputs, c.batch, **shown_as) for items in (asked, unrelated))
         for (present, inputs), (_, other) in zip(*both, strict=True):
             inputs = inputs.to(data_ranks.device)
             truth = to_bytes(inputs.targets)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megaunigame.step.requests import CROP, FIT, SQUASH
+
 BACKGROUND = 127
 """Gray of the bars next to a picture that is not square."""
 
@@ -39,6 +41,15 @@ def crop(image: Tensor, side: int) -> Tensor:
     shorter = min(height, width)
     top, left = (height - shorter) // 2, (width - shorter) // 2
     return _resize(image[:, top : top + shorter, left : left + shorter], side, side)
+
+
+def squash(image: Tensor, side: int) -> Tensor:
+    """The whole picture, stretched to a square. uint8 (3, side, side)."""
+    return _resize(image, side, side)
+
+
+TO_SQUARE = {FIT: fit, SQUASH: squash, CROP: crop}
+"""Geometry of a row -> the function that makes a square of a picture."""
 
 
 class Normalize:

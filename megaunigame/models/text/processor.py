@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.text.conversation import ConversationFormat
-from megaunigame.models.text.pictures import Normalize, crop, fit
+from megaunigame.models.text.pictures import TO_SQUARE, Normalize
 from megaunigame.models.text.sequences import TokenSequence, pad, stack_sources
 from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs
 from megaunigame.step.labels import label_positions
-from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
+from megaunigame.step.requests import CROP, FIT, GENERATE, UNDERSTAND, StepPlan
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
 HALF = (0.5, 0.5, 0.5)
@@ -73,10 +73,11 @@ class RowProcessor:
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs:
         """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
+        geometries = [plan.geometries[term] for term in terms]
         if pass_name == UNDERSTAND:
-            return self._understand(rows, terms, keys)
+            return self._understand(rows, terms, keys, geometries)
         if pass_name == GENERATE:
-            return self._generate(rows, terms, keys, takes_images=plan.takes_images(GENERATE))
+            return self._generate(rows, terms, keys, geometries, takes_images=plan.takes_images(GENERATE))
         raise ConfigError(f"{self.format.family} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
@@ -96,17 +97,24 @@ class RowProcessor:
     def prompt_inputs(self, images: Sequence[Sequence[Tensor]], questions: Sequence[str]) -> UnderstandInputs:
         """Questions about `images` (uint8, any number per question) for `answer`: left padded, no labels."""
         sequences = [self.format.question(len(i), q) for i, q in zip(images, questions, strict=True)]
-        return self._asked(sequences, [list(i) for i in images], [0] * len(sequences), [""] * len(sequences), left=True)
+        squares = self._squares(images, [FIT] * len(sequences))
+        return self._asked(sequences, squares, [0] * len(sequences), [""] * len(sequences), left=True)
 
-    def generate_prompts(self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None) -> GenerateInputs:
+    def generate_prompts(
+        self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None, geometry: str = CROP
+    ) -> GenerateInputs:
         """Requests for pictures, optionally with source pictures, for `sample`: left padded; targets are (B, 3, 0, 0)."""
         given = [None] * len(prompts) if sources is None else list(sources)
         sequences = [self._prompt(p, s is not None) for p, s in zip(prompts, given, strict=True)]
-        images = None if sources is None else [[] if s is None else [s] for s in given]
+        images = None
+        if sources is not None:
+            images = self._squares([[] if s is None else [s] for s in given], [geometry] * len(given))
         counts, targets = torch.full((len(prompts),), float(self.loss_positions)), torch.zeros(len(prompts), 3, 0, 0)
         return self._requested(sequences, images, [0] * len(sequences), [""] * len(sequences), counts, targets)
 
-    def _understand(self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]) -> UnderstandInputs:
+    def _understand(
+        self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], geometries: Sequence[str]
+    ) -> UnderstandInputs:
         sequences: list[TokenSequence] = []
         images: list[list[Tensor]] = []
         for row, key in zip(rows, keys, strict=True):
@@ -123,10 +131,16 @@ class RowProcessor:
                 )
             sequences.append(self.format.understand(len(row.images), row.turns, row.independent, self.max_length))
             images.append(row.images)
-        return self._asked(sequences, images, terms, keys, left=False)
+        return self._asked(sequences, self._squares(images, geometries), terms, keys, left=False)
 
     def _generate(
-        self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], *, takes_images: bool
+        self,
+        rows: Sequence[Row | None],
+        terms: Sequence[int],
+        keys: Sequence[str],
+        geometries: Sequence[str],
+        *,
+        takes_images: bool,
     ) -> GenerateInputs:
         sequences: list[TokenSequence] = []
         images: list[list[Tensor]] = []
@@ -141,11 +155,12 @@ class RowProcessor:
             sequence = self._prompt(row.prompt, row.source is not None)
             sequences.append(self.format.unconditional(sequence) if row.unconditional else sequence)
             images.append([] if row.source is None or row.unconditional else [row.source])
-            targets[index] = self.normalize_target(crop(row.target, self.image_size))
+            targets[index] = self.normalize_target(TO_SQUARE[geometries[index]](row.target, self.image_size))
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient
             sequences[-1].intact &= not row.unconditional
-        inputs = self._requested(sequences, images if takes_images else None, terms, keys, counts, targets)
+        sources = self._squares(images, geometries) if takes_images else None
+        inputs = self._requested(sequences, sources, terms, keys, counts, targets)
         if takes_images and (source_gradient != 1).any():
             inputs.source_gradient = source_gradient
         return inputs
@@ -221,5 +236,10 @@ class RowProcessor:
         }
 
     def _sources(self, images: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-        """uint8 pictures per row -> (B, I, 3, H, W) normalized and (B, I) validity."""
-        return stack_sources(images, self.source_size, lambda p: self.normalize_source(fit(p, self.source_size)))
+        """uint8 squares per row -> (B, I, 3, H, W) normalized and (B, I) validity."""
+        return stack_sources(images, self.source_size, self.normalize_source)
+
+    def _squares(self, images: Sequence[Sequence[Tensor]], geometries: Sequence[str]) -> list[list[Tensor]]:
+        """The source pictures of each row as squares, uint8 (3, side, side)."""
+        pairs = zip(images, geometries, strict=True)
+        return [[TO_SQUARE[geometry](picture, self.source_size) for picture in pictures] for pictures, geometry in pairs]

@@ -10,6 +10,7 @@ of all ranks' losses; the learner trains on clean rows and on rows replayed from
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,11 +76,12 @@ class UniGame(Objective):
         ]
         if self.attacks and c.mode == "simultaneous":
             asked.append(RowRequest(ADVERSARIAL, UNDERSTAND, None, c.attack_rows, c.beta, takes_source=True))
+        aside: dict[str, Any] = {"geometry": c.geometry, "aside": True}
         if self.redrawn_by is None:
             source = c.condition == "image"
-            asked.append(RowRequest(REDRAW, GENERATE, c.stream, c.attack_rows, takes_source=source, aside=True))
+            asked.append(RowRequest(REDRAW, GENERATE, c.stream, c.attack_rows, takes_source=source, **aside))
         shares = self.redrawn_by or REDRAW
-        asked.append(RowRequest(ATTACK, UNDERSTAND, c.stream, c.attack_rows, takes_source=True, shares=shares, aside=True))
+        asked.append(RowRequest(ATTACK, UNDERSTAND, c.stream, c.attack_rows, takes_source=True, shares=shares, **aside))
         return asked
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:

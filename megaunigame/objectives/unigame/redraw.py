@@ -11,7 +11,7 @@ from megaunigame.objectives.unigame.paths import Redraw
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.registry import unknown
 from megaunigame.step.inputs import GenerateOutput
-from megaunigame.step.requests import GENERATE, StepPlan
+from megaunigame.step.requests import CROP, FIT, GENERATE, StepPlan
 
 
 def check_redraw(settings: Settings, plan: StepPlan) -> None:
@@ -31,6 +31,12 @@ def check_redraw(settings: Settings, plan: StepPlan) -> None:
         raise ConfigError(
             f"{where}.redraw={term}: these rows draw from the {drawn_from}. Type {where}.condition={drawn_from}, "
             f"or {where}.redraw=own."
+        )
+    if request.geometry == CROP:
+        raise ConfigError(
+            f"{where}.redraw={term}: these rows cut the edges of a picture off, and the question may be about them. Give "
+            f"them the geometry {FIT} (objectives.generation.{term}_geometry or objectives.unimrg.geometry), or type "
+            f"{where}.redraw=own."
         )
     for name, ours, theirs in (
         ("stream", settings.stream, request.stream),

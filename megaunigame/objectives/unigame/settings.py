@@ -10,6 +10,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.judges.clip_filter import ClipConfig
 from megaunigame.registry import find, unknown
 from megaunigame.settings import above, at_least, half_open, one_of
+from megaunigame.step.requests import FIT, SQUASH
 
 MODES = ("alternating", "simultaneous")
 PATHS = ("decoder", "embedding", "sampled")
@@ -88,6 +89,8 @@ class Settings:
     """What the redrawn picture is conditioned on: the source `image`, or its `caption`."""
     prompts: list[str] = field(default_factory=lambda: ["draw this image again ."])
     """Condition `image`: one is drawn per attacked row, in the wording of the training."""
+    geometry: str = one_of((FIT, SQUASH), FIT)
+    """How an attacked picture becomes a square: whole in either case, so that it shows what its question is about."""
     redraw: str = OWN
     """`own`: a separate forward redraws the sources; or a generate term (`pixel`) whose rows redraw the same samples in the
     learner's pass, which the attack then reuses. Prompts, dropped conditions and LoRA dropout are then those of the term."""

@@ -53,6 +53,7 @@ class UniMRG(Objective):
                 takes_source=True,
                 shares=None if task == first else first,
                 target_is_source=task == PIXEL,
+                geometry="" if task == UNDERSTANDING else c.geometry,
                 needs=ASKED if task == UNDERSTANDING else "a picture",
             )
             for task in c.tasks

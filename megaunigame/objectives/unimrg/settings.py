@@ -8,6 +8,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.registry import available, unknown
 from megaunigame.representations.base import Representation
 from megaunigame.settings import at_least, between, half_open, one_of
+from megaunigame.step.requests import GEOMETRIES, SQUASH
 from megaunigame.step.rotation import ROUND_ROBIN, SAMPLED
 
 UNDERSTANDING, PIXEL = "understanding", "pixel"
@@ -42,6 +43,8 @@ class Settings:
     """Representation -> its rendering, for example {segmentation: contours} (released code; default: regions)."""
     drop: float = half_open(0, 1, 0.1)
     """Probability that a pixel row loses its condition, text and image together, for classifier-free guidance."""
+    geometry: str = one_of(GEOMETRIES, SQUASH)
+    """How the source of a drawing row and its target become squares, alike. Released: `squash`. Understanding rows: `fit`."""
     source_gradient: float = between(0, 1, 1.0)
     """Factor on the gradient into the source's visual tokens. Released: 0.1 where one encoder serves both tasks, else 1."""
     source_downscale: float = at_least(1, 1.0)
