@@ -16,6 +16,8 @@ from megaunigame.settings import above, at_least, between, check_values, fill, h
 
 PRETRAINED, RANDOM = "pretrained", "random"
 """Initial weights of a run."""
+LINEAR, COSINE, AUTO = "linear", "cosine", "auto"
+"""Kinds of factors on the weight of a loss term."""
 
 
 @dataclass
@@ -177,6 +179,21 @@ class ScheduleConfig:
 
 
 @dataclass
+class WeightConfig:
+    """A factor on the weight of one loss term, by optimizer step."""
+
+    start: float = at_least(0, 1.0)
+    end: float = at_least(0, 1.0)
+    steps: int = at_least(0, 0)
+    """From `start` in step 1 to `end` after this many steps; 0: `end` from the beginning."""
+    kind: str = one_of([LINEAR, COSINE, AUTO], LINEAR)
+    """Way from `start` to `end`: `linear` or `cosine`. `auto`: linear, and times the factor that gives this term's gradient the
+    norm of another's, measured every `monitor.gradients` steps."""
+    like: str = ""
+    """`auto`: the term whose gradient norm this one gets; empty: the first term of the plan that is not `auto` itself."""
+
+
+@dataclass
 class EngineConfig:
     ds_config: str = "ds_configs/zero3.json"
     precision: str = one_of(["bf16", "fp32"], "bf16")
@@ -212,6 +229,11 @@ class MonitorConfig:
     """Optimizer steps between log lines (metrics.jsonl has every step)."""
     tensorboard: bool = True
     progress: bool = True
+    gradients: int = at_least(0, 0)
+    """Optimizer steps between measurements of each term's gradient (norm, and cosine with the others'); 0: none. A measurement
+    costs one more forward and backward of every term."""
+    gradient_layers: list[int] = at_least(0, list)
+    """Layers of the language model whose trained parameters are looked at; empty: the middle one."""
 
 
 @dataclass
@@ -236,6 +258,8 @@ class Recipe:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Module name in megaunigame/objectives -> its settings."""
+    weights: dict[str, WeightConfig] = field(default_factory=dict)
+    """Loss term -> factor on its weight by step, for example {depth: {start: 0.02, end: 1, steps: 100}}."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -249,6 +273,11 @@ class Recipe:
             raise ConfigError("`data` names no stream. Give one, for example data.scenes.shards=shards/train.")
         if not self.objectives:
             raise ConfigError("`objectives` is empty. Give at least one, for example objectives.understanding.rows=4.")
+        for term, weight in self.weights.items():
+            if weight.kind == AUTO and not self.monitor.gradients:
+                raise ConfigError(f"weights.{term}.kind=auto needs measured gradients. Type monitor.gradients=20, for example.")
+            if weight.kind != AUTO and weight.like:
+                raise ConfigError(f"weights.{term}.like is for kind=auto. Type weights.{term}.kind=auto, or leave it out.")
 
 
 def load_recipe(path: str, overrides: list[str]) -> Recipe:

@@ -134,6 +134,10 @@ class UnifiedModel(nn.Module, ABC):
         """Layers of the language model in `path`, from its configuration alone; 0: its attention cannot be measured."""
         return 0
 
+    def layers(self) -> Sequence[nn.Module]:
+        """The layers of the language model, in their order; none: single layers cannot be looked at."""
+        return ()
+
     def install_taps(self) -> int:
         """Make `PassInputs.taps` work; returns the layers of the language model. Passes without taps are unchanged.
 

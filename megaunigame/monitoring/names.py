@@ -47,6 +47,11 @@ ROWS = "rows/"
 ROW_COUNTS = ("wanted", "filled", "dummies", "cut")
 """Planned; with a loss; without one; with a loss, but with text that did not fit into `model.max_length`."""
 
+WEIGHT = "weight/"
+"""Prefix of the factor on the weight of a term in a step: `weight/<term>`; only for the terms in `weights` of the recipe."""
+GRADIENT = "gradient/"
+"""Prefix of the gradients of terms: `gradient/norm/<term>`, `gradient/cosine/<term>/<term>`."""
+
 ATTENTION = "attention/"
 """Prefix of measurements of attention: `attention/<pass>/<what>`, with <what> one of the following."""
 ATTENTION_LAYER = "layer_"
@@ -73,6 +78,21 @@ def loss(term: str) -> str:
 def rows(term: str, what: str) -> str:
     """Metric name of a count of rows."""
     return f"{ROWS}{term}/{what}"
+
+
+def weight(term: str) -> str:
+    """Metric name of the factor of a term."""
+    return WEIGHT + term
+
+
+def gradient_norm(term: str) -> str:
+    """Metric name of the norm of the gradient of a term's mean loss."""
+    return f"{GRADIENT}norm/{term}"
+
+
+def gradient_cosine(first: str, second: str) -> str:
+    """Metric name of the cosine of the gradients of two terms, in [-1, 1]."""
+    return f"{GRADIENT}cosine/{first}/{second}"
 
 
 def attention(pass_name: str, what: str, layer: int | None = None) -> str:

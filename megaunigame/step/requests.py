@@ -113,6 +113,11 @@ class StepPlan:
         resting = frozenset[str]().union(*(t.resting(micro_step, seed) for t in self.rotations))
         return self._without(resting) if resting else self
 
+    def has_rows_in(self, term: str, part: StepPlan) -> bool:
+        """Whether a term has its rows in `part`, the plan of a micro-step; False for the dummy row of a resting pass."""
+        ours, theirs = ({r.term: r.stream is None for r in plan.requests} for plan in (self, part))
+        return term in theirs and theirs[term] == ours[term]
+
     def widest(self, pass_name: str) -> StepPlan:
         """The plan of the micro-step with the most rows in this pass."""
         rows = {r.term: r.count for r in self.of_pass(pass_name)}

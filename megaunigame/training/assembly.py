@@ -21,6 +21,7 @@ from megaunigame.parallel.mesh import Mesh
 from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.training.state import TrainState
+from megaunigame.training.term_weights import TermWeights
 
 
 class Assembly:
@@ -34,6 +35,8 @@ class Assembly:
             check_backend(f"data.{name}", stream)
         self.objectives = build_objectives(recipe)
         self.plan = build_plan(self.objectives)
+        added = [term for objective in self.objectives for term in objective.added_terms(self.plan)]
+        self.factors = TermWeights([*self.plan.terms, *added], self.plan.terms, recipe.weights)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), mesh.data.size)
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}

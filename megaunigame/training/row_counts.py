@@ -70,7 +70,7 @@ class RowCounter:
         counts = {name: torch.zeros(3, dtype=torch.float64, device=device) for name in self.names}
         for micro in step.micro_steps:
             for request in micro.plan.requests:
-                if (request.stream is None) == (self.requests[request.term].stream is None):  # not the dummy of a resting pass
+                if self.plan.has_rows_in(request.term, micro.plan):
                     counts[request.term] += _counted(micro, request).to(device, non_blocking=True)
             for term in self.added:
                 inputs = micro.inputs[term.pass_name]

@@ -21,10 +21,13 @@ class TrainState:
     """Samples read and replaced so far, per stream."""
     rows: dict[str, list[int]] = field(default_factory=dict)
     """Rows wanted, filled and cut so far, per term."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """Factors of terms with `weights.TERM.kind=auto`."""
     weights: str = PRETRAINED
     """`model.weights` of the first launch."""
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainState:
         cursors = {name: Cursor(**c) for name, c in state["cursors"].items()}
-        return cls(state["step"], cursors, state["bad_samples"], state.get("rows", {}), state.get("weights", PRETRAINED))
+        later = {name: state[name] for name in ("rows", "factors", "weights") if name in state}  # not in older checkpoints
+        return cls(state["step"], cursors, state["bad_samples"], **later)

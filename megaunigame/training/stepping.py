@@ -25,6 +25,7 @@ from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.phases import DATA, MERGE, PLAYERS, Phases
 from megaunigame.training.assembly import Assembly
+from megaunigame.training.gradient_report import GradientReport
 from megaunigame.training.performance import Performance
 from megaunigame.training.row_counts import RowCounter
 
@@ -59,6 +60,12 @@ class Stepper:
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
+        self.factors = parts.factors
+        monitor = self.recipe.monitor
+        self.gradients_every = monitor.gradients
+        self.gradients: GradientReport | None = None
+        if monitor.gradients:
+            self.gradients = GradientReport(learner, self.plan, self.data_ranks, monitor.gradient_layers, self.recipe.seed)
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
         self.signaled = False
         """This rank was asked to stop. Written by the signal handler only, at any moment."""
@@ -75,7 +82,10 @@ class Stepper:
             with self.phases(PLAYERS):
                 for player in self.players:
                     player.before_learner(step)
-            weights, counts = self.terms.weights(step), self.terms.counts(step)
+            unscaled, counts = self.terms.weights(step), self.terms.counts(step)
+            gradients = self._measure_gradients(step, unscaled)
+            factors = torch.tensor(self.factors.factors(self.terms.names, number), device=unscaled.device)
+            weights = unscaled * factors
             totals, counted = self._run(data, weights, counts)
             grad_norm = self._gradient_norm(step, totals)
             joined = {name for micro in step.micro_steps for name in micro.losses}
@@ -83,7 +93,16 @@ class Stepper:
             step.losses = {name: x for name, x in means.items() if name not in self.terms.joined or name in joined}
             with self.phases(MERGE):
                 reported = [player.after_learner(step) for player in self.players]
+            reported += [self.factors.metrics(number), gradients]
             return self._report(data, counted, weights, grad_norm, reported)
+
+    def _measure_gradients(self, step: Step, weights: Tensor) -> dict[str, float]:
+        """Every n-th step: the gradients of the terms, and the factors that follow from them."""
+        if self.gradients is None or step.number % self.gradients_every:
+            return {}
+        metrics = self.gradients.measure(step)
+        self.factors.equalize(self.gradients.norms, dict(zip(self.terms.names, weights.tolist(), strict=True)))
+        return metrics
 
     def _fetch(self, number: int, micro_batches: Iterator[MicroBatch]) -> StepData:
         started = time.perf_counter()

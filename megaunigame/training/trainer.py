@@ -65,6 +65,7 @@ class Trainer:
         self.rows = RowCounter(self.plan, added, recipe.loader, keys)
         self.rows.load_state_dict(self.state.rows)
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases())
+        self.stepper.factors.load_state_dict(self.state.factors)
         if self.resumed_from:
             parts.checkpoints.load(self.learner, self.resumed_from)
             for player in self.players:
@@ -149,6 +150,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
+        self.state.factors = self.stepper.factors.state_dict()
         others = [player.save for player in self.players]
         self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import deepspeed
+import pytest
 import torch
 
 from megaunigame.engine.parameters import element_count, rank_count
@@ -18,6 +19,7 @@ from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.attention_reference import AttentionReference
+from tests.multi_process.balance_reference import BalanceReference
 from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.programs import (
     CHECKPOINTING,
@@ -49,6 +51,11 @@ INDEPENDENT = {"understanding": {"rows": 3, "independent": True}}
 THRICE = {"accumulation": 3}
 OPENUNI = {"family": "openuni"}
 EMU3 = {"family": "emu3"}
+BALANCE = {
+    "objectives": {"understanding": {"rows": 2, "weight": 0.7}, "generation": {"caption_rows": 2, "pixel_rows": 1}},
+    "weights": {"caption": {"start": 0.1, "end": 0.8, "steps": 3}, "pixel": {"kind": "auto", "like": "understanding"}},
+    "monitor": {"gradients": 2},
+}
 CASES = {
     "full": {},
     "accumulation": {"batch": THRICE},
@@ -93,6 +100,10 @@ CASES = {
     "openuni_aia": {"model": OPENUNI, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_aia": {"model": EMU3 | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "zero2_lora": {"engine": ZERO2, "model": LORA},
+    "balance": BALANCE,
+    "balance_lora_checkpointing": {**BALANCE, "model": LORA | CHECKPOINTING, "batch": TWICE},
+    "balance_zero2": {**BALANCE, "engine": ZERO2},
+    "balance_openuni": {**BALANCE, "model": OPENUNI},
 }
 
 
@@ -108,7 +119,7 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
     with mock.patch.object(deepspeed.zero, "GatheredParameters", side_effect=deepspeed.zero.GatheredParameters) as loading:
         trainer = trainer_of(case, home, world, **settings)
     recipe = trainer.recipe
-    reference = AttentionReference if "aia" in recipe.objectives else PlainReference
+    reference = AttentionReference if "aia" in recipe.objectives else BalanceReference if recipe.weights else PlainReference
     plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
     start = {n: p.detach().clone() for n, p in plain.trained.items()}
     measured = sum(name.startswith("aia_") for name in trainer.stepper.terms.names)
@@ -131,6 +142,11 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
         for name, mean in [(names.LOSS_TOTAL, plain.total), *((names.loss(t), mean) for t, mean in losses.items())]:
             assert abs(metrics[name] - mean) < 2 * TOLERANCE * mean, (case, step, name, metrics, mean)
         assert abs(metrics[names.OPTIM_GRAD_NORM] - norm) < 10 * TOLERANCE * norm, (case, step, metrics, norm)
+        if isinstance(plain, BalanceReference):
+            found = {name: value for name, value in metrics.items() if name.startswith("gradient/")}
+            assert bool(found) == (step % 2 == 0), (case, step)
+            assert found == pytest.approx(plain.measured, rel=1e-3, abs=1e-4), (case, step)
+            assert metrics["weight/pixel"] == pytest.approx(plain.equal["pixel"], rel=1e-3)
         worst = max(worst, largest_error(trainer, plain, TOLERANCE))
     if stage3:
         check_partitioned(trainer, world)

@@ -59,6 +59,7 @@ class PlainReference:
 
     def step(self) -> tuple[dict[str, float], float]:
         """One optimizer step: mean loss per term, gradient norm before clipping."""
+        factors = self.factors()
         self.optimizer.zero_grad()
         counts = {t: 0.0 for t in self.plan.terms}
         sums: dict[str, Tensor | float] = {t: 0.0 for t in self.plan.terms}
@@ -72,7 +73,7 @@ class PlainReference:
                     counts[self.plan.terms[term]] += float(inputs[pass_name].counts[row])
         # A term at rest in the whole step has a loss of 0, not none: its weights decay and its moments move on.
         means = {t: sums[t] / max(1, counts[t]) for t in self.plan.terms}
-        weights = {r.term: r.weight for r in self.plan.requests}
+        weights = {r.term: r.weight * factors[r.term] for r in self.plan.requests if not r.aside}
         total = sum((weights[t] * mean for t, mean in means.items()), self.more_loss(means))
         total.backward()
         self.total = float(total.detach())
@@ -92,6 +93,10 @@ class PlainReference:
         self.optimizer.step()
         self.step_number += 1
         return float(norm)
+
+    def factors(self) -> dict[str, float]:
+        """Of the weight of each term in the step that begins."""
+        return dict.fromkeys(self.plan.terms, 1.0)
 
     def after_pass(self, inputs: PassInputs) -> None:
         """A pass over the rows of one rank was made."""

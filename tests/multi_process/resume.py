@@ -46,6 +46,15 @@ CASES: dict[str, dict[str, Any]] = {
         "engine": {"precision": "bf16"},
     },
     "zero2_bf16": {"engine": {"precision": "bf16", **ZERO2}},
+    # Measured in steps 0, 2, 4, 6: the factor of the stop depends on all of them.
+    "balance_bf16": {
+        "weights": {
+            "pixel": {"kind": "auto", "like": "understanding"},
+            "caption": {"start": 0.0, "steps": 5, "kind": "cosine"},
+        },
+        "monitor": {"gradients": 2},
+        "engine": {"precision": "bf16"},
+    },
 }
 
 

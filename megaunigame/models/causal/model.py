@@ -65,6 +65,10 @@ class CausalModel(Family):
         """Layers of the language model in `path`."""
         return cls.configuration(path).get_text_config().num_hidden_layers
 
+    def layers(self) -> Sequence[nn.Module]:
+        """The layers of the language model."""
+        return list(self.language_model.layers)
+
     def choose_attention(self, attention: str) -> None:
         """Set the attention of language model and vision tower."""
         plain.choose_attention(self.language_model, attention)

@@ -1,0 +1,88 @@
+"""Factors on the weights of terms: schedules, equal gradient norms, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megaunigame.config import AUTO, COSINE, LINEAR, WeightConfig, load_recipe
+from megaunigame.errors import ConfigError
+from megaunigame.training.term_weights import TermWeights, scheduled
+from tests.multi_process.launcher import REPOSITORY
+
+ROWS = ("answers", "drawn", "painted")
+TERMS = (*ROWS, "attention")
+RECIPE = str(REPOSITORY / "launch" / "recipes" / "tiny_unimrg.yaml")
+
+
+def weights(**config) -> TermWeights:
+    return TermWeights(TERMS, ROWS, {term: WeightConfig(**given) for term, given in config.items()})
+
+
+def test_ways_of_a_schedule():
+    linear = weights(drawn={"start": 0.2, "end": 1.0, "steps": 4}, attention={"end": 0.5})
+    assert [linear.factors(TERMS, step) for step in (0, 1, 4, 99)] == [
+        [1.0, 0.2, 1.0, 0.5], [1.0, pytest.approx(0.4), 1.0, 0.5], [1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.5],
+    ]  # fmt: skip
+    assert linear.metrics(1) == {"weight/drawn": pytest.approx(0.4), "weight/attention": 0.5}
+    cosine = WeightConfig(start=2.0, end=0.0, steps=10, kind=COSINE)
+    assert [scheduled(cosine, step) for step in (0, 5, 10)] == pytest.approx([2.0, 1.0, 0.0])
+
+
+@given(
+    start=st.floats(0, 10), end=st.floats(0, 10), steps=st.integers(0, 50), kind=st.sampled_from([LINEAR, COSINE]),
+)  # fmt: skip
+def test_a_schedule_is_monotonic_and_ends_at_its_end(start, end, steps, kind):
+    values = [scheduled(WeightConfig(start, end, steps, kind), step) for step in range(steps + 2)]
+    assert values[-1] == values[steps] == end and (steps == 0 or values[0] == pytest.approx(start))
+    rising = sorted(values, reverse=start > end)
+    assert values == pytest.approx(rising)
+
+
+def test_equal_gradient_norms():
+    both = weights(drawn={"kind": AUTO, "start": 0.5, "steps": 2}, painted={"kind": AUTO, "like": "drawn"})
+    own = {"answers": 2.0, "drawn": 1.0, "painted": 0.5}
+    both.equalize({"answers": 0.1, "drawn": 4.0, "painted": 8.0}, own)
+    assert both.equalizing == {"drawn": pytest.approx(0.05), "painted": pytest.approx(1.0)}
+    assert both.factors(TERMS, 0) == [1.0, pytest.approx(0.025), pytest.approx(1.0), 1.0]  # the schedule comes on top
+    both.equalize({"answers": 0.1, "drawn": 1.0}, own)
+    assert both.equalizing["drawn"] == pytest.approx(math.sqrt(0.05 * 0.2)), "the mean of the logarithms"
+    before = dict(both.equalizing)
+    for nothing in ({}, {"answers": 0.0, "drawn": 1.0}, {"answers": 1.0, "drawn": 0.0}, {"answers": math.inf, "drawn": 1.0}):
+        both.equalize(nothing, own)
+        assert both.equalizing == before
+    again = weights(drawn={"kind": AUTO})
+    again.load_state_dict(both.state_dict())
+    assert again.equalizing == {"drawn": before["drawn"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"drwn": {}}, "weights: .*'drwn'.*Did you mean 'drawn'"),
+        ({"attention": {"kind": AUTO}}, r"weights.attention.kind=auto: .*'attention'.*answers, drawn, painted"),
+        ({"drawn": {"kind": AUTO, "like": "attention"}}, "weights.drawn.like: .*'attention'"),
+        ({term: {"kind": AUTO} for term in ROWS}, "weights.answers.like"),
+    ],
+)
+def test_terms_that_do_not_exist(config, message):
+    with pytest.raises(ConfigError, match=message):
+        weights(**config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("weights.depth={start: -1}", "weights.depth.start must be at least 0; got -1"),
+        ("weights.depth={kind: auto}", "weights.depth.kind=auto needs measured gradients. Type monitor.gradients=20"),
+        ("weights.depth={like: pixel}", "weights.depth.like is for kind=auto"),
+        ("weights.depth={kind: linaer}", "Did you mean 'linear'"),
+        ("weights.depth={begin: 0}", "'begin'"),
+    ],
+)
+def test_settings_that_do_not_exist(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(RECIPE, [override])
