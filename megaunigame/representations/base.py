@@ -37,6 +37,13 @@ class Representation(ABC):
     measure: ClassVar[str] = "1 - mean absolute error"
     """Name of the measure in `agreement`."""
 
-    def agreement(self, drawn: Tensor, truth: Tensor) -> float:
-        """How well a drawn picture agrees with the true one, both uint8 (3, h, w): 0..1, 1 = equal."""
-        return 1 - float((drawn.float() - truth.float()).abs().mean()) / 255
+    scored_on_objects: ClassVar[bool] = True
+    """Whether `agreement` can be taken over a part of the picture."""
+
+    def agreement(self, drawn: Tensor, truth: Tensor, where: Tensor | None = None) -> float:
+        """How well a drawn picture agrees with the true one, both uint8 (3, h, w): 0..1, 1 = equal.
+
+        `where`, bool (h, w), with a true pixel: over those pixels only.
+        """
+        errors = (drawn.float() - truth.float()).abs()
+        return 1 - float((errors if where is None else errors[:, where]).mean()) / 255

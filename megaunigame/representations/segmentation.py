@@ -31,6 +31,7 @@ class Segmentation(Representation):
     remedy = ANNOTATE
     renderings = ("regions", "contours")
     measure = "IoU of what is not background"
+    scored_on_objects = False
 
     def picture(self, sample: Sample) -> Tensor | None:
         ids = sample.picture(SEGMENTATION)
@@ -41,7 +42,7 @@ class Segmentation(Representation):
         palette = torch.from_numpy(region_colors(sample.key))  # (256, 3)
         return palette[ids.long()].permute(2, 0, 1).contiguous()
 
-    def agreement(self, drawn: Tensor, truth: Tensor) -> float:
+    def agreement(self, drawn: Tensor, truth: Tensor, where: Tensor | None = None) -> float:
         """Intersection over union of the covered area: colors of regions are arbitrary."""
         a, b = (picture.amax(0) > DARK for picture in (drawn, truth))
         union = int((a | b).sum())

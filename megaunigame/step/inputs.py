@@ -132,6 +132,8 @@ class GenerateInputs(PassInputs):
     """(B, I) bool; given with `images`."""
     source_gradient: Tensor | None = None
     """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
+    emphasis: Tensor | None = None
+    """(B, H, W) float32, positive: weight of the loss at each pixel of the target, relative to the others; None: all alike."""
 
 
 class UnderstandOutput(NamedTuple):

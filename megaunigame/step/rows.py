@@ -37,6 +37,8 @@ class GenerateRow:
     """True: the condition is dropped (text and source together), as classifier-free guidance needs."""
     source_gradient: float = 1.0
     """Factor on the gradient that reaches the understanding path through the source."""
+    emphasis: tuple[Tensor, float] | None = None
+    """A mask, bool (h, w), that lies over the target, and the weight of the loss inside of it relative to outside; None: 1."""
 
     @property
     def text(self) -> tuple[str, str]:

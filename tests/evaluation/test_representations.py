@@ -77,6 +77,23 @@ def test_scores_are_those_of_a_known_draughtsman(shards, tmp_path, world_size):
     assert (tmp_path / "pictures" / "contact-sheet.png").is_file()
 
 
+def test_objects_are_scored_apart(tmp_path):
+    """Objects cover the last two columns: there the draughtsman is wrong where the step is in column 6 or 7, no more."""
+
+    def with_objects(number):
+        ids = np.zeros((SIDE, SIDE), np.uint8)
+        ids[:, -2:] = 1
+        return fields(number) | ({"seg.png": encoded(ids)} if number else {})
+
+    shards = str(write_shards(tmp_path / "shards", [COUNT], fields=with_objects))
+    suite = Representations(Representations.Config(shards=shards, prompts={"depth": "the depth"}, batch=4, geometry="crop"))
+    for result in on_ranks(2, lambda world: suite.run(Draughtsman(), world, tmp_path / "pictures")):
+        metrics = result["metrics"]
+        assert metrics["depth/objects/drawn"] == pytest.approx(1.0) and metrics["depth/drawn"] < 0.95
+        assert metrics["depth/objects/through_tokenizer"] == pytest.approx(0.5)
+        assert [row[0:3:2] for row in result["tables"][0]["rows"]] == [["depth", COUNT], ["depth, on objects", COUNT - 1]]
+
+
 def test_missing_targets_and_missing_prompts_are_named(shards, tmp_path):
     wrong = Representations(Representations.Config(shards=shards, prompts={"segmentation": "regions"}))
     with pytest.raises(UserError, match=r"has no image or no seg.png"):

@@ -133,3 +133,13 @@ def test_paired_tasks_look_at_the_same_samples():
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         unimrg(**settings)
+
+
+def test_objects_may_weigh_more():
+    objective = unimrg(object_weight=4.0, rows={"depth": 1, "pixel": 1})
+    (depth,), (pixel,) = rows_of(objective, "depth"), rows_of(objective, "pixel")
+    mask, weight = depth.emphasis
+    assert torch.equal(mask, IDS > 0) and weight == 4 and pixel.emphasis is None
+    assert rows_of(unimrg(rows={"depth": 1}), "depth")[0].emphasis is None
+    with pytest.raises(DataError, match="no seg.png, which depth rows need for object_weight=4.*annotate"):
+        rows_of(objective, "depth", given=sample(segmentation=None))

@@ -12,6 +12,7 @@ from torch import Tensor
 from megaunigame.models.base import DecodedPictures, clamped, evaluating
 from megaunigame.models.causal.decoding import CachedReader, draw_codes, picker
 from megaunigame.models.causal.model import CausalModel
+from megaunigame.models.emphasis import emphasized
 from megaunigame.models.text.sequences import left_padded
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput
 
@@ -27,7 +28,8 @@ class CodeModel(CausalModel):
         tap = self._prompt_tap(inputs, drawn=range(codes.shape[1] - 1))
         hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -codes.shape[1] :]
         logits = self.code_logits(hidden).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
+        losses = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
+        loss = emphasized(losses, inputs.emphasis).sum(1)
         return GenerateOutput(
             loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
             hidden=hidden,

@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.causal.head import TokenHead
+from megaunigame.models.emphasis import emphasized
 from megaunigame.models.emu3.code_grid import CodeGrid
 from megaunigame.models.emu3.configuration import read_config, tensor_files
 from megaunigame.models.emu3.folder import write_settings
@@ -128,8 +129,9 @@ class Emu3(CodeModel):
         states = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -read.shape[1] - 1 :]
         hidden = states.index_select(1, grid.places(states.device))
         scored = self.lm_head(hidden.flatten(0, 1), (codes + grid.first).flatten())
+        losses = emphasized(scored.losses.view(codes.shape), inputs.emphasis)
         return GenerateOutput(
-            loss_sum=torch.where(inputs.counts > 0, scored.losses.view(codes.shape).sum(1), 0.0),
+            loss_sum=torch.where(inputs.counts > 0, losses.sum(1), 0.0),
             hidden=hidden,
             target=codes,
             predictions=self.code_logits(hidden).argmax(-1) if predict else None,

@@ -21,6 +21,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoder
 from megaunigame.attention.taps import Tap
 from megaunigame.models.base import DecodedPictures, clamped, evaluating
 from megaunigame.models.causal.model import CausalModel
+from megaunigame.models.emphasis import emphasized
 from megaunigame.models.openuni import autoencoding, flow
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
 from megaunigame.models.openuni.keys import KEYS
@@ -132,7 +133,7 @@ class OpenUni(CausalModel):
         hidden = self.query_states(self.embed(inputs), inputs.attention, inputs.front_padding, tap)
         sigma = flow.levels(u, self.config.flow.train_shift)
         velocity = self.velocity(flow.mix(latents, noise, sigma), sigma * flow.LEVELS, self.condition(hidden))
-        loss = (velocity - (noise - latents)).square().flatten(1).sum(1)
+        loss = emphasized((velocity - (noise - latents)).square(), inputs.emphasis).flatten(1).sum(1)
         return GenerateOutput(
             loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
             hidden=hidden,

@@ -20,8 +20,8 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
     return resized[0].round_().clamp_(0, 255).to(torch.uint8)
 
 
-def fit(image: Tensor, side: int) -> Tensor:
-    """The whole picture inside a square: longer edge to `side`, padded with gray bars. uint8 (3, side, side)."""
+def fit(image: Tensor, side: int, background: int = BACKGROUND) -> Tensor:
+    """The whole picture inside a square: longer edge to `side`, padded with bars. uint8 (3, side, side)."""
     height, width = image.shape[1:]
     longer = max(height, width)
     image = _resize(image, max(1, height * side // longer), max(1, width * side // longer))
@@ -29,7 +29,7 @@ def fit(image: Tensor, side: int) -> Tensor:
     top, left = (side - height) // 2, (side - width) // 2
     if (height, width) == (side, side):
         return image
-    return F.pad(image, (left, side - width - left, top, side - height - top), value=BACKGROUND)
+    return F.pad(image, (left, side - width - left, top, side - height - top), value=background)
 
 
 def crop(image: Tensor, side: int) -> Tensor:
@@ -50,6 +50,13 @@ def squash(image: Tensor, side: int) -> Tensor:
 
 TO_SQUARE = {FIT: fit, SQUASH: squash, CROP: crop}
 """Geometry of a row -> the function that makes a square of a picture."""
+
+
+def mask_to_square(mask: Tensor, side: int, geometry: str) -> Tensor:
+    """bool (h, w) -> float32 (side, side): the covered share of each pixel, 0 in bars."""
+    picture = (mask.to(torch.uint8) * 255).expand(3, *mask.shape)
+    square = fit(picture, side, 0) if geometry == FIT else TO_SQUARE[geometry](picture, side)
+    return square[0].float() / 255
 
 
 class Normalize:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.text.conversation import ConversationFormat
-from megaunigame.models.text.pictures import TO_SQUARE, Normalize
+from megaunigame.models.text.pictures import TO_SQUARE, Normalize, mask_to_square
 from megaunigame.models.text.sequences import TokenSequence, pad, stack_sources
 from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs
 from megaunigame.step.labels import label_positions
@@ -146,6 +146,7 @@ class RowProcessor:
         images: list[list[Tensor]] = []
         targets = torch.zeros(len(rows), 3, self.image_size, self.image_size)
         counts, source_gradient = torch.zeros(len(rows)), torch.ones(len(rows))
+        emphasis = torch.ones(len(rows), self.image_size, self.image_size)
         for index, row in enumerate(rows):
             if row is None:
                 sequences.append(self._dummy())
@@ -158,11 +159,16 @@ class RowProcessor:
             targets[index] = self.normalize_target(TO_SQUARE[geometries[index]](row.target, self.image_size))
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient
+            if row.emphasis is not None:
+                mask, weight = row.emphasis
+                emphasis[index] += (weight - 1) * mask_to_square(mask, self.image_size, geometries[index])
             sequences[-1].intact &= not row.unconditional
         sources = self._squares(images, geometries) if takes_images else None
         inputs = self._requested(sequences, sources, terms, keys, counts, targets)
         if takes_images and (source_gradient != 1).any():
             inputs.source_gradient = source_gradient
+        if (emphasis != 1).any():
+            inputs.emphasis = emphasis
         return inputs
 
     def _prompt(self, prompt: str, source: bool) -> TokenSequence:

@@ -9,8 +9,9 @@ the understanding path. All weights are 1 in the release. Pixel rows alone are R
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
-from megaunigame.data.decode import Sample
+from megaunigame.data.decode import SEGMENTATION, SEGMENTATION_FIELD, Sample
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.understanding import ASKED, Understanding
@@ -18,7 +19,7 @@ from megaunigame.objectives.unimrg.condition import soften
 from megaunigame.objectives.unimrg.prompts import prompts_of
 from megaunigame.objectives.unimrg.settings import ALL, PIXEL, UNDERSTANDING, Settings
 from megaunigame.registry import find
-from megaunigame.representations.base import Representation
+from megaunigame.representations.base import ANNOTATE, Representation
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest
 from megaunigame.step.rotation import Rotation
 from megaunigame.step.rows import GenerateRow, Row
@@ -72,15 +73,26 @@ class UniMRG(Objective):
             return None  # a text-only conversation is not an error
         target = self.representations[task].picture(sample)
         if target is None:
-            raise self._lacking(sample, task)
+            needed = self.representations[task]
+            raise self._lacking(sample, f"{needed.needs}, which {task} rows need", needed.remedy)
         if task != PIXEL:
-            return GenerateRow(prompt, target, sample.image, source_gradient=c.source_gradient)
+            emphasis = self._emphasis(sample, task)
+            return GenerateRow(prompt, target, sample.image, source_gradient=c.source_gradient, emphasis=emphasis)
         source = soften(sample.image, c.source_downscale, c.source_blur)
         return GenerateRow(prompt, target, source, dropped, c.source_gradient)
 
-    def _lacking(self, sample: Sample, task: str) -> DataError | ConfigError:
-        needed = self.representations[task]
-        problem = f"Sample {sample.key} has no {needed.needs}, which {task} rows need. {needed.remedy}"
+    def _emphasis(self, sample: Sample, task: str) -> tuple[Tensor, float] | None:
+        """Where the objects are, and their weight."""
+        if self.config.object_weight == 1:
+            return None
+        ids = sample.picture(SEGMENTATION)
+        if ids is None:
+            what = f"{SEGMENTATION_FIELD}, which {task} rows need for object_weight={self.config.object_weight:g}"
+            raise self._lacking(sample, what, ANNOTATE)
+        return ids > 0, self.config.object_weight
+
+    def _lacking(self, sample: Sample, what: str, remedy: str) -> DataError | ConfigError:
+        problem = f"Sample {sample.key} has no {what}. {remedy}"
         if self.config.missing == "error":
             return ConfigError(f"{problem}, or type objectives.unimrg.missing=substitute to use other samples instead.")
         return DataError(f"{problem}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from megaunigame.errors import ConfigError
 from megaunigame.registry import available, unknown
 from megaunigame.representations.base import Representation
-from megaunigame.settings import at_least, between, half_open, one_of
+from megaunigame.settings import above, at_least, between, half_open, one_of
 from megaunigame.step.requests import GEOMETRIES, SQUASH
 from megaunigame.step.rotation import ROUND_ROBIN, SAMPLED
 
@@ -51,6 +51,9 @@ class Settings:
     """The source of a pixel row is shrunk by this factor and enlarged again, so that codes cannot be copied; 1: not."""
     source_blur: float = at_least(0, 0.0)
     """Standard deviation, in pixels of the stored image, of a blur over the source of a pixel row; 0: none."""
+    object_weight: float = above(0, 1.0)
+    """Weight of the loss of depth, segmentation, ... rows where the stored segmentation has an object, relative to the
+    background; 1: all alike (released). With another value samples need the segmentation."""
     missing: str = one_of(MISSING_TARGETS, "substitute")
     """A sample with an image but without the target of its row: `substitute` another sample and count it, or `error`."""
     turns: int = at_least(0, 0)
