@@ -28,7 +28,8 @@ class TermWeights:
         self.config = dict(config)
         for term, weight in config.items():
             if term not in terms:
-                raise ConfigError(f"weights: {unknown('loss term', term, list(terms))}")
+                problem = unknown("loss term", term, list(terms))
+                raise ConfigError(f"weights: {problem} A term without rows has no weight: leave it out, or type weights={{}}.")
             if weight.kind == AUTO:
                 for name, key in ((term, f"weights.{term}.kind=auto"), (self.reference(term, of_rows), f"weights.{term}.like")):
                     if name not in of_rows:

@@ -143,3 +143,12 @@ def test_objects_may_weigh_more():
     assert rows_of(unimrg(rows={"depth": 1}), "depth")[0].emphasis is None
     with pytest.raises(DataError, match="no seg.png, which depth rows need for object_weight=4.*annotate"):
         rows_of(objective, "depth", given=sample(segmentation=None))
+
+
+def test_the_released_pairs_are_those_of_the_drawing_tasks():
+    shares = {r.term: r.shares for r in unimrg(images="generation_paired").rows()}
+    assert shares == {"understanding": None, "depth": None, "pixel": "depth", "segmentation": "depth"}
+    with pytest.raises(ConfigError, match=r"generation_paired needs the same number of rows for depth, pixel; got"):
+        unimrg(images="generation_paired", rows={"understanding": 9, "depth": 2, "pixel": 3})
+    with pytest.raises(ConfigError, match=r"in rotation each has its own. Type objectives.unimrg.schedule=all"):
+        unimrg(images="generation_paired", schedule="round_robin")

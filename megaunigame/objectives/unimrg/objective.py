@@ -43,7 +43,6 @@ class UniMRG(Objective):
 
     def rows(self) -> list[RowRequest]:
         c = self.config
-        first = c.tasks[0] if c.images == "paired" else None
         return [
             RowRequest(
                 task,
@@ -52,7 +51,7 @@ class UniMRG(Objective):
                 c.rows[task],
                 c.weights.get(task, 1.0),
                 takes_source=True,
-                shares=None if task == first else first,
+                shares=c.paired[0] if task in c.paired[1:] else None,
                 target_is_source=task == PIXEL,
                 geometry="" if task == UNDERSTANDING else c.geometry,
                 needs=ASKED if task == UNDERSTANDING else "a picture",

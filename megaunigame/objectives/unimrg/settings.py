@@ -16,7 +16,8 @@ RELEASED = {UNDERSTANDING: 4, "depth": 4, PIXEL: 4, "segmentation": 4}
 """The tasks of the released code, in its order."""
 ALL = "all"
 SCHEDULES = (ALL, ROUND_ROBIN, SAMPLED)
-IMAGES = ("independent", "paired")
+INDEPENDENT, PAIRED, GENERATION_PAIRED = "independent", "paired", "generation_paired"
+IMAGES = (INDEPENDENT, PAIRED, GENERATION_PAIRED)
 MISSING_TARGETS = ("substitute", "error")
 
 
@@ -32,8 +33,9 @@ class Settings:
     """Task -> weight of its loss; 1 where none is given."""
     schedule: str = one_of(SCHEDULES, ALL)
     """`all`: every task in every micro-step; `round_robin` (released code): one task per micro-step; `sampled`: one drawn."""
-    images: str = one_of(IMAGES, "independent")
-    """`independent`: every task has its own images; `paired`: all tasks of a micro-step look at the same ones."""
+    images: str = one_of(IMAGES, INDEPENDENT)
+    """`independent`: every task has its own images; `paired`: all tasks of a micro-step look at the same ones;
+    `generation_paired` (released): all drawing tasks look at the same ones, understanding at others."""
     stream: str = "train"
     prompts: str = "described"
     """`described`: many wordings; `paper`: the sentences of the paper's figure."""
@@ -75,10 +77,25 @@ class Settings:
                 raise ConfigError(unknown(f"representation in {path}.renderings", task, tasks[1:]))
         if not self.tasks:
             raise ConfigError(f"{path}.rows gives no task a row. Type for example {path}.rows.depth=4.")
-        if self.images == "paired" and self.schedule == ALL and len({c for c in self.rows.values() if c}) > 1:
-            raise ConfigError(f"{path}.images=paired needs the same number of rows for every task; got {self.rows}.")
+        alike = self.paired if self.schedule == ALL else ()
+        if len({self.rows[task] for task in alike}) > 1:
+            raise ConfigError(
+                f"{path}.images={self.images} needs the same number of rows for {', '.join(alike)}; got {self.rows}."
+            )
+        if self.images == GENERATION_PAIRED and self.schedule != ALL:
+            raise ConfigError(
+                f"{path}.images={GENERATION_PAIRED} needs all tasks in one micro-step: in rotation each has its own. Type "
+                f"{path}.schedule={ALL}, or {path}.images={INDEPENDENT}."
+            )
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks that have rows."""
         return tuple(task for task, count in self.rows.items() if count)
+
+    @property
+    def paired(self) -> tuple[str, ...]:
+        """Tasks that look at the same images; the first has samples of its own, the others share them."""
+        if self.images == INDEPENDENT:
+            return ()
+        return tuple(task for task in self.tasks if self.images == PAIRED or task != UNDERSTANDING)
