@@ -44,7 +44,7 @@ def openuni_config(config: dict[str, Any]) -> OpenUniConfig:
             "rope_parameters": {"rope_type": "default", "rope_theta": language["rope_theta"]},
         },
         image_token_id=config["image_token_id"],
-        image_seq_length=4,
+        image_seq_length=round((vision["image_size"] // vision["patch_size"] * config["downsample_ratio"]) ** 2),
         downsample_ratio=config["downsample_ratio"],
     )
     return OpenUniConfig(
@@ -83,7 +83,7 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     with torch.no_grad():
         ours["i2i_vit_embeds"] = model.visual_tokens(source)[:, 0]
         ours["i2i_x0_pixels"] = model.decode_latents(ours["i2i_x0_pred"])
-        ours |= understanding_outputs(model, given) | sampled_outputs(model, given, fixture.config)
+        ours |= understanding_outputs(model, given, fixture.config["image_token_id"]) | sampled_outputs(model, given, fixture.config)
     return ours
 
 
@@ -141,9 +141,9 @@ def generation_outputs(
     return {f"{case}_{name}": value.detach() for name, value in ours.items()}
 
 
-def understanding_outputs(model: OpenUni, given: dict[str, Tensor]) -> dict[str, Tensor]:
+def understanding_outputs(model: OpenUni, given: dict[str, Tensor], image_token: int) -> dict[str, Tensor]:
     tokens, pixels = given["und_input_ids"], given["und_pixel_values"].unsqueeze(1)
-    fields = {"labels": given["und_labels"], **source_fields(tokens, 7, pixels)}
+    fields = {"labels": given["und_labels"], **source_fields(tokens, image_token, pixels)}
     inputs = pass_inputs(UnderstandInputs, tokens, given["und_attention_mask"], **fields)
     embeds = model.embed(inputs)
     # What a padding position sees has no part in any loss; the official mask and ours differ there.
