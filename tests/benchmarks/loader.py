@@ -27,7 +27,6 @@ import numpy as np
 import torch
 import webdataset
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import decode_sample
@@ -95,6 +94,8 @@ def cost(work: Work, samples: int) -> tuple[float, float]:
 
 
 def rates(samples: int, rounds: int, workers: int) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), [64] * 4, photograph)
         index = ShardIndex.open(folder)
@@ -242,6 +243,8 @@ def resume(rounds: int) -> None:
 
 def stateful_resume(skipped: int) -> None:
     """What a resume costs where the loader must read again up to its place; ours does not depend on the place."""
+    from torchdata.stateful_dataloader import StatefulDataLoader  # of the benchmarks only: pip install torchdata
+
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), [64] * 4, photograph)
         tars = sorted(map(str, folder.glob("*.tar")))

@@ -83,7 +83,8 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
     with torch.no_grad():
         ours["i2i_vit_embeds"] = model.visual_tokens(source)[:, 0]
         ours["i2i_x0_pixels"] = model.decode_latents(ours["i2i_x0_pred"])
-        ours |= understanding_outputs(model, given, fixture.config["image_token_id"]) | sampled_outputs(model, given, fixture.config)
+        ours |= understanding_outputs(model, given, fixture.config["image_token_id"])
+        ours |= sampled_outputs(model, given, fixture.config)
     return ours
 
 
