@@ -22,6 +22,7 @@ from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import start_world
+from megaunigame.training.run_lock import claim
 from megaunigame.training.trainer import Trainer
 
 
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> None:
 
     recipe = load_recipe(options.recipe, options.overrides)
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
+    claim(recipe.output, world)
     rank_log(recipe.output, world.rank)
     trainer = Trainer(recipe, Mesh.of(world))
     plan = trainer.describe()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megaunigame.parallel.accelerator import choose_device, configure, use_expandable_segments
+from megaunigame.parallel.environment import cpu_threads, place_of_process
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,19 @@ class Ranks:
 def start_world(timeout_minutes: float, *, deterministic: bool = False) -> Ranks:
     """Join the process group that a launcher described in the environment; without a launcher, a world of one rank.
 
-    Reads RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as deepspeed, torchrun and srun wrappers set them.
     `deterministic`: see `accelerator.configure`. Raises ConfigError without a GPU unless DS_ACCELERATOR=cpu is set.
     """
-    alone = "WORLD_SIZE" not in os.environ
-    if alone:  # deepspeed reads these too
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    place = place_of_process()
     use_expandable_segments()
-    device = choose_device(local_rank)
+    device = choose_device(place.local_rank)
     configure(device, deterministic=deterministic)
     if device.type == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        torch.set_num_threads(cpu_threads())
     if not dist.is_initialized():
         # One rank needs no port, which another process might take.
-        meeting: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
+        meeting: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if place.alone else {}
         dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **_backend(device), **meeting)
-    return Ranks(rank, size, local_rank, device)
+    return Ranks(place.rank, place.size, place.local_rank, device)
 
 
 def _backend(device: torch.device) -> dict[str, Any]:
