@@ -12,7 +12,8 @@ from data_prep.inputs.parquet import Parquet
 from data_prep.inputs.vqa_json import VqaJson
 from data_prep.inputs.wds import Tars
 from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
-from data_prep.shard_writer import FAILURES, Job, enforce_limit, finish_dataset, write_dataset
+from data_prep.shard_writer import Job, enforce_limit, finish_dataset, write_dataset
+from megaunigame.data.shards.unfinished import FAILURES
 from megaunigame.errors import DataError
 
 FORMATS: dict[str, type[Input]] = {"llava-json": LlavaJson, "vqa-json": VqaJson, "wds": Tars, "parquet": Parquet}
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         config={"command": "pack", "packer": PACKER, "format": arguments.format, **source.identity()},
         shards=source.shards,
         shard=source.shard,
+        command=arguments.command_line,
     )
     statistics = write_dataset(job, arguments.workers, arguments.overwrite, part, arguments.retry_failed)
     if statistics is not None:

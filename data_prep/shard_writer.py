@@ -2,8 +2,9 @@
 
 Per shard, in this order: NAME-000000.tar.tmp -> (fsync, rename) NAME-000000.tar -> NAME-000000.idx.json ->
 NAME-000000_stats.json. The last one is the done marker: a shard without it, or with another config hash, does not
-count. When all shards are done, dataset.json lists them. The bytes depend on the config alone, not on the number of
-workers or ranks nor on interruptions. A shard in which every sample failed is an empty tar, so that numbers have no gap.
+count. When all shards are done, dataset.json lists them; until then unfinished.json says how to continue. The bytes
+depend on the config alone, not on the number of workers or ranks nor on interruptions. A shard in which every sample
+failed is an empty tar, so that numbers have no gap.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from data_prep.shard_index import index_of
+from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
 
-MANIFEST = "dataset.json"
-FAILURES = "failures.jsonl"
 FORMAT_VERSION = 1
 
 ShardSample = dict[str, bytes | str]
@@ -54,6 +55,8 @@ class Job:
     config: dict[str, Any]
     shards: int
     shard: Callable[[int], Shard]
+    command: str = COMMAND
+    """What to type to continue."""
 
     @property
     def config_hash(self) -> str:
@@ -92,6 +95,8 @@ def write_dataset(
         print(f"{job.folder}: {len(finished)} of {len(own)} shards are already there")
     if missing:
         (job.folder / MANIFEST).unlink(missing_ok=True)  # it means: complete
+        note = {"command": job.command, "shards": job.shards}
+        write_atomically(job.folder / WORKING, json.dumps(note).encode())
     failed = sum(stats["failed"] for stats in finished.values())
     label = job.name if world == 1 else f"{job.name} {rank}/{world}"
     with tqdm(total=len(own), initial=len(finished), unit="shard", desc=label) as bar:
@@ -149,6 +154,7 @@ def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
         "shards": shards,
     }
     write_atomically(job.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    (job.folder / WORKING).unlink(missing_ok=True)
     return job.folder / MANIFEST
 
 
@@ -180,7 +186,11 @@ def _make_room(job: Job, overwrite: bool, part: tuple[int, int]) -> None:
     """Clear what this rank left half-written; refuse (or, with overwrite, clear) its shards of another config."""
     rank, world = part
     # Other ranks work in the same folder: leave their temporary files and shards to them.
-    patterns = (f"{job.name}-*.tmp",) if world > 1 else (f"{job.name}-*.tmp", f"{MANIFEST}.*tmp", f"{FAILURES}.*tmp")
+    patterns = (
+        (f"{job.name}-*.tmp",)
+        if world > 1
+        else tuple(f"{name}*tmp" for name in (f"{job.name}-", f"{MANIFEST}.", f"{FAILURES}.", f"{WORKING}."))
+    )
     for pattern in patterns:
         for leftover in job.folder.glob(pattern):
             if _number_in(leftover) % world == rank:
@@ -191,7 +201,7 @@ def _make_room(job: Job, overwrite: bool, part: tuple[int, int]) -> None:
             for path in job.folder.glob(f"*-{6 * '[0-9]'}{ending}"):
                 if _number_in(path) % world == rank:
                     path.unlink()
-        for name in (MANIFEST, FAILURES):
+        for name in (MANIFEST, FAILURES, WORKING):
             (job.folder / name).unlink(missing_ok=True)
         return
     for path in sorted(job.folder.glob("*_stats.json")):

@@ -20,9 +20,9 @@ from data_prep.inputs.conversation import MARKER, checked_turns
 from data_prep.inputs.sample import EntryFailure
 from data_prep.options import require_at_least
 from data_prep.shard_index import index_of, read_samples
-from data_prep.shard_writer import MANIFEST
 from data_prep.statistics import read_manifest
 from megaunigame.data.decode import DEPTH, SEGMENTATION, SEGMENTATION_FIELD, Sample, decode_sample
+from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.errors import DataError
 
 

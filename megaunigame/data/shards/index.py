@@ -27,6 +27,7 @@ from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from megaunigame.data.shards.remote import CachedFiles, is_url
 from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
+from megaunigame.data.shards.unfinished import check_finished
 from megaunigame.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,8 @@ class ShardIndex:
         """Open a folder of shards, one tar, a glob of tars, or the URL of a folder, which needs a `cache`.
 
         `open_shards` bounds the shards whose table and file stay open; more than two shuffle windows is enough.
-        Raises DataError when nothing is there, or when a shard, an index or the manifest is missing, cut or wrong.
+        Raises DataError when nothing is there, when data_prep has not finished the folder, or when a shard, an index or the
+        manifest is missing, cut or wrong.
         """
         if is_url(str(location)):
             url = str(location).rstrip("/")
@@ -145,6 +147,9 @@ class ShardIndex:
             paths = sorted(path.glob("*.tar"))
         else:
             paths = sorted(Path(p) for p in glob.glob(str(location)) if p.endswith(".tar"))
+        if not path.is_file():  # a folder or a glob; one tar by its name is meant as it is
+            for folder in sorted({path, *(tar.parent for tar in paths)}):
+                check_finished(folder)
         if not paths:
             found = "is an empty folder" if path.is_dir() else "does not exist"
             if path.is_dir() and any(path.iterdir()):
