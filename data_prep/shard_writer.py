@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
 
 FORMAT_VERSION = 1
+MOST_NOTES = 20
+REST = "other notes"
 
 ShardSample = dict[str, bytes | str]
 """`__key__` (str) and, for every field, its bytes under the field's extension."""
@@ -39,11 +42,13 @@ ShardSample = dict[str, bytes | str]
 
 @dataclass
 class Shard:
-    """What a shard function yields: samples, and failures as {"key", "reason"}."""
+    """What a shard function yields: samples; failures as {"key", "reason"}; and how often anything was left out or changed."""
 
     samples: Iterable[ShardSample]
     failures: list[dict[str, str]] = field(default_factory=list)
     """May still grow while `samples` is consumed."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """As `failures`: what was left out or changed, in words -> how often."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
         "name": job.name,
         "samples": sum(stats["samples"] for stats in statistics),
         "fields": sorted(fields),
+        "notes": notes_of(statistics),
         "config": job.config,
         "config_hash": job.config_hash,
         "shards": shards,
@@ -156,6 +162,22 @@ def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
     write_atomically(job.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     (job.folder / WORKING).unlink(missing_ok=True)
     return job.folder / MANIFEST
+
+
+def notes_of(statistics: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """The notes of all shards together, the most frequent first."""
+    notes: Counter[str] = Counter()
+    for stats in statistics:
+        notes.update(stats["notes"] if "notes" in stats else {})  # shards of an earlier version have none
+    return bounded(notes)
+
+
+def bounded(notes: Counter[str]) -> dict[str, int]:
+    """The most frequent notes, and one line for the rest: every sample of a source may have its own."""
+    named = [item for item in notes.items() if item[1] and item[0] != REST]
+    ordered = sorted(named, key=lambda item: (-item[1], item[0]))
+    rest = notes[REST] + sum(count for _, count in ordered[MOST_NOTES:])
+    return dict(ordered[:MOST_NOTES]) | ({REST: rest} if rest else {})
 
 
 def write_failures(folder: Path, failures: list[dict[str, str]]) -> None:
@@ -279,6 +301,7 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
         "bytes": tar.stat().st_size,
         "failed": len(shard.failures),
         "failures": shard.failures,
+        "notes": bounded(shard.notes),
         "config_hash": job.config_hash,
         "index_sha256": hashlib.sha256(index).hexdigest(),
     }

@@ -70,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if (arguments.folder / FAILURES).is_file():
         print(f"{len((arguments.folder / FAILURES).read_text().splitlines())} entries failed, see {FAILURES}")
+    for note, count in (manifest["notes"] if "notes" in manifest else {}).items():
+        print(f"{count} x {note}")
     words: list[int] = []
     kinds = question_statistics(_counting_words(records(arguments.folder, manifest), words))
     if words:

@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from megaunigame.data.shards.cache import ShardCache
+from megaunigame.data.shards.foreign import check_foreign
 from megaunigame.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from megaunigame.data.shards.remote import CachedFiles, is_url
 from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
@@ -186,7 +187,7 @@ class ShardIndex:
     @classmethod
     def _from_tars(cls, location: str, paths: list[Path], open_shards: int) -> ShardIndex:
         sizes, digests = [], []
-        fields: set[str] = set()
+        fields: Counter[str] = Counter()
         scanned: dict[int, ShardTable] = {}
         files = LocalFiles(paths)
         for shard, path in enumerate(paths):
@@ -197,8 +198,9 @@ class ShardIndex:
                 table = scanned[shard] = scan_table(path)
             sizes.append(len(table))
             digests.append(table.digest())
-            fields.update(table.fields)
+            fields.update({name: int(table.has(name).sum()) for name in table.fields})
         log.info("%s has no %s: found %d shard(s), %d of them scanned.", location, MANIFEST, len(paths), len(scanned))
+        check_foreign(location, sum(sizes), fields)
         return cls(location, list(map(str, paths)), files, sizes, digests, tuple(sorted(fields)), open_shards, scanned)
 
     @cached_property
