@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import socket
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from data_prep.shard_index import index_of
+from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
@@ -268,8 +268,8 @@ def _written(job: Job, numbers: list[int], workers: int) -> Iterator[dict[str, A
     if workers <= 1:
         yield from map(write, numbers)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(write, numbers)
+    for _, stats in in_processes(write, numbers, workers, name=job.stem):
+        yield stats
 
 
 def _write_shard(job: Job, number: int) -> dict[str, Any]:
