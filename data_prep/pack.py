@@ -86,21 +86,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Pack. Raises DataError for a source that is not of its format, or when too many entries fail."""
+def job_of(arguments: argparse.Namespace) -> tuple[Input, Job]:
+    """The source, and what to write. Raises DataError for wrong options, and for a source that is not of its format."""
     _require_options(arguments)
     if arguments.shard_size is None:
         arguments.shard_size = SHARD_SIZE
     require_at_least(arguments, shard_size=1, workers=1)
-    part = part_of(arguments)
     source = FORMATS[arguments.format].from_arguments(arguments)
     name = source.shard_name if arguments.name is None else arguments.name
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise DataError(f"--name {name}: only letters, digits, - and _ can be part of a shard's name")
-    if arguments.rank == 0:  # for all ranks: the limit is a fraction of the whole data set, and missing files may be clustered
-        absent, entries = source.absent()
-        enforce_limit(arguments.out, absent, entries, arguments.max_failed_fraction)
-    job = Job(
+    return source, Job(
         folder=arguments.out,
         name=name,
         config={"command": "pack", "packer": PACKER, "format": arguments.format, **source.identity()},
@@ -108,15 +104,25 @@ def run(arguments: argparse.Namespace) -> None:
         shard=source.shard,
         command=arguments.command_line,
     )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Pack. Raises DataError for a source that is not of its format, or when too many entries fail."""
+    part = part_of(arguments)
+    source, job = job_of(arguments)
+    if arguments.rank == 0:  # for all ranks: the limit is a fraction of the whole data set, and missing files may be clustered
+        absent, entries = source.absent()
+        enforce_limit(arguments.out, absent, entries, arguments.max_failed_fraction)
     statistics = write_dataset(job, arguments.workers, arguments.overwrite, part, arguments.retry_failed)
-    if statistics is not None:
-        if not any(stats["samples"] + stats["failed"] for stats in statistics):
-            raise DataError(f"{arguments.out}: there is not one sample in the source; give a source that has some")
-        print(finish_dataset(job, statistics, arguments.max_failed_fraction))
-        packed, failed = (sum(stats[name] for stats in statistics) for name in ("samples", "failed"))
-        print(f"{packed} of {packed + failed} entries packed, {failed} failed")
-        for note, count in notes_of(statistics).items():
-            print(f"  {count} x {note}")
+    if statistics is None:
+        return
+    if not any(stats["samples"] + stats["failed"] for stats in statistics):
+        raise DataError(f"{arguments.out}: there is not one sample in the source; give a source that has some")
+    print(finish_dataset(job, statistics, arguments.max_failed_fraction))
+    packed, failed = (sum(stats[name] for stats in statistics) for name in ("samples", "failed"))
+    print(f"{packed} of {packed + failed} entries packed, {failed} failed")
+    for note, count in notes_of(statistics).items():
+        print(f"  {count} x {note}")
 
 
 def _require_options(arguments: argparse.Namespace) -> None:

@@ -80,6 +80,9 @@ class Table(Input):
     def shards(self) -> int:
         return -(-sum(self.rows) // self.shard_size)
 
+    def sources(self) -> tuple[Path, ...]:
+        return self.files
+
     def identity(self) -> dict[str, Any]:
         columns = {"image": self.image, "caption": self.caption, "conversations": self.conversations}
         root = {} if self.image_root is None else {"image_root": str(self.image_root)}

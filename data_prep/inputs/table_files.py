@@ -14,8 +14,8 @@ SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 """What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` write into their folders."""
 
 
-def files_of_folder(folder: Path, ending: str, split: str | None) -> list[Path]:
-    """The files with this ending, in order; of several splits the one asked for.
+def files_of_folder(folder: Path, ending: str, split: str | None, any_split: bool = False) -> list[Path]:
+    """The files with this ending, in order; of several splits the one asked for, or with `any_split` all.
 
     Looked for in this order: what `save_to_disk` lists; in the folder itself; in `data/`; one and two levels down.
     Raises DataError for several splits without `split`, for one that is not there, and for a saved file that is missing.
@@ -35,7 +35,7 @@ def files_of_folder(folder: Path, ending: str, split: str | None) -> list[Path]:
     for file in found:
         of_split.setdefault(_split_of(file, folder), []).append(file)
     names = sorted(name for name in of_split if name)
-    if split is None and len(names) < 2:
+    if any_split or (split is None and len(names) < 2):
         return found
     return of_split[_chosen(folder, names, split)]
 

@@ -53,6 +53,9 @@ class Tars(Input):
     def shards(self) -> int:
         return len(self.tars)
 
+    def sources(self) -> tuple[Path, ...]:
+        return self.tars
+
     def identity(self) -> dict[str, Any]:
         return {**files_identity(self.tars), "dots": self.dots}
 
