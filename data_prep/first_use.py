@@ -132,8 +132,11 @@ def _pack(key: str, source: str, job: Job, folder: Path, lock: SharedLock, comma
             told = time.monotonic()
             print(f"{key}: packing {source}: {_progress(job, folder)}", flush=True)
         time.sleep(POLL)
+    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    summary = next((number for number, line in enumerate(lines) if " entries packed, " in line), len(lines))
+    for line in lines[summary:]:
+        print(f"{key}: {line.strip()}", flush=True)
     if child.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
         said = lines[-1].rpartition("\r")[2].removeprefix("python -m data_prep: ")
         raise DataError(
             f"{key}.source={source} could not be packed (exit code {child.returncode}, log: {log}): {said}. To go on with an "

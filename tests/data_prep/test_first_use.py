@@ -47,6 +47,7 @@ def test_a_json_file_is_packed_once(tmp_path, capfd, monkeypatch):
     assert ShardIndex.open(folder).samples == 6
     said = capfd.readouterr().out
     assert f"data.train: packing {source}, once, into {folder}" in said and f"are in {folder}" in said
+    assert "data.train: 6 of 6 entries packed, 0 failed" in said
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.log"]
 
     monkeypatch.setattr(subprocess, "Popen", None)  # nothing is packed anymore
