@@ -140,9 +140,12 @@ class Table(Input):
     def _file(self, path: Any) -> bytes:
         if self.image_root is None:
             raise EntryFailure("has a picture that is only a path; the bytes must be in the table, or type --image-root")
-        if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        below = PurePosixPath(str(path))
+        if below.is_absolute() and below.is_relative_to(self.image_root.absolute()):
+            below = below.relative_to(self.image_root.absolute())
+        if below.is_absolute() or ".." in below.parts:
             raise EntryFailure(f"has a picture {path!r}, which leads out of the image root")
-        file = find_picture(self.image_root, path)
+        file = find_picture(self.image_root, str(below))
         if file is None:
             raise EntryFailure(f"missing file {path}")
         try:

@@ -113,3 +113,12 @@ def test_tars_without_json_end_the_run_with_the_command_that_packs_them(tmp_path
         DataError, match=r"has no json.*jpg, txt.*python -m data_prep pack --format wds --source .*0\.tar --out "
     ):
         batches(f"{tmp_path}/0.tar")[0]
+
+
+def test_tars_of_a_folder_that_is_not_finished_are_refused(tmp_path):
+    write_shards(tmp_path, SIZES, manifest=False)
+    assert batches(braces(tmp_path))
+    (tmp_path / "unfinished.json").write_text('{"command": "python -m data_prep pack", "shards": 5}')
+    with pytest.raises(DataError, match="is not finished.*Type python -m data_prep pack again"):
+        batches(braces(tmp_path))
+    assert batches(f"{tmp_path}/data-000001.tar")

@@ -137,7 +137,15 @@ def test_pictures_in_cells(tmp_path, capsys):
     (root / "a").mkdir(parents=True)
     (root / "a" / "1.jpg").write_bytes(picture(1))
     (tmp_path / "secret.jpg").write_bytes(picture(9))
-    cells = [["a/1.jpg"], ["a/1.jpg", "a/2.jpg"], [], None, ["../secret.jpg"], [str(tmp_path / "secret.jpg")], ["a/3.jpg"]]
+    cells = [
+        [str(root / "a/1.jpg")],
+        ["a/1.jpg", "a/2.jpg"],
+        [],
+        None,
+        ["../secret.jpg"],
+        [str(tmp_path / "secret.jpg")],
+        ["a/3.jpg"],
+    ]
     source = save_to_disk(tmp_path / "in", [{"images": cell, "conversations": TEXT} for cell in cells])
     assert pack("arrow", source, tmp_path / "out", "--image-root", str(root), "--max-failed-fraction", "0.5") == 0
     assert [fields.get("jpg") for fields in samples_of(tmp_path / "out").values()] == [picture(1), picture(1), None, None]

@@ -18,6 +18,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 import webdataset
@@ -25,6 +26,8 @@ import webdataset
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import META_FIELD
 from megaunigame.data.shards.foreign import pack_command
+from megaunigame.data.shards.remote import is_url
+from megaunigame.data.shards.unfinished import check_finished
 from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
@@ -40,10 +43,16 @@ class Pipe(Backend):
     exact = False
 
     def __init__(self, urls: str, seed: int, shuffle_buffer: int):
-        """`urls` as webdataset takes them: braces, `::` between several, `pipe:COMMAND`. Raises ConfigError."""
+        """`urls` as webdataset takes them: braces, `::` between several, `pipe:COMMAND`.
+
+        Raises ConfigError, and DataError for tars in a folder that data_prep has not finished.
+        """
         self.urls = [url for url in webdataset.shardlists.expand_urls(urls) if url]
         if not self.urls:
             raise ConfigError(f"shards={urls!r} names no tar. Write for example 'pipe:cat data/train-{{000000..000099}}.tar'.")
+        if len(self.urls) > 1:  # one tar by its name is meant as it is
+            for folder in sorted({Path(url).parent for url in self.urls if not is_url(url) and not url.startswith("pipe:")}):
+                check_finished(folder)
         self.location = urls
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
