@@ -19,7 +19,7 @@ from megaunigame.errors import DataError
 
 FORMATS: dict[str, type[Input]] = {"llava-json": LlavaJson, "vqa-json": VqaJson, "wds": Tars, "parquet": Parquet}
 SHARD_SIZE = 1000
-PACKER = 3
+PACKER = 4
 """Part of the config hash: raise it when the same source would give other bytes."""
 
 EXAMPLES = """examples:
@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_part_options(parser)
     add_failure_options(parser)
     sources = parser.add_argument_group("sources")
-    sources.add_argument("--json", type=Path, help="llava-json: list of {id, image?, conversations}")
+    sources.add_argument("--json", type=Path, help="llava-json: list of {id, image?, conversations}, or JSON lines")
     sources.add_argument("--image-root", type=Path, help="llava-json, vqa-json: folder of the pictures")
     sources.add_argument("--questions", type=Path, help="vqa-json: the questions file")
     sources.add_argument("--annotations", type=Path, help="vqa-json: the annotations file; none for a test set")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.inputs.conversation import MARKER, checked_turns
+from data_prep.inputs.conversation import checked_talk, require_as_many
 from data_prep.inputs.sample import EntryFailure
 from data_prep.options import require_at_least
 from data_prep.shard_index import index_of, read_samples
@@ -134,7 +134,7 @@ def check_sample(sample: Sample) -> None:
     if "caption" in meta and not (isinstance(meta["caption"], str) and meta["caption"].strip()):
         refuse("has an empty caption")
     if "conversations" in meta:
-        _check_conversations(meta, image is not None, refuse)
+        _check_conversations(meta, sample.image_count, refuse)
     if image is not None and {"width", "height"} <= meta.keys():
         if (meta["height"], meta["width"]) != tuple(image.shape[1:]):
             refuse(f"json says {meta['width']} x {meta['height']} pixels, the picture has {image.shape[2]} x {image.shape[1]}")
@@ -161,15 +161,8 @@ def check_palette(key: str, segmentation: bytes) -> None:
         raise DataError(f"sample {key!r}: segmentation has id {largest}, its palette only {len(palette) // 3} colors")
 
 
-def _check_conversations(meta: dict[str, Any], has_image: bool, refuse: Callable[[str], NoReturn]) -> None:
+def _check_conversations(meta: dict[str, Any], pictures: int, refuse: Callable[[str], NoReturn]) -> None:
     try:
-        turns = checked_turns(meta["conversations"], has_image)
+        require_as_many(meta, checked_talk(meta["conversations"], pictures))
     except EntryFailure as failure:
         refuse(str(failure))
-    pairs = sum(turn["from"] == "gpt" for turn in turns)
-    for name in ("kinds", "answers"):
-        if name in meta and len(meta[name]) != pairs:
-            refuse(f"{len(meta[name])} {name} for {pairs} questions")
-    marked = sum(MARKER in turn["value"] for turn in meta["conversations"])
-    if has_image and marked != 1:
-        refuse(f"has an image and {marked} turns with {MARKER}; exactly one is legal")

@@ -7,7 +7,8 @@ import importlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,23 @@ from typing import Any
 from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
+from data_prep.inputs.further_pictures import with_further
 from data_prep.inputs.sample import EntryFailure, numbered_key, packed
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.conversation import TALK_KEYS
 from megaunigame.errors import DataError
 
 ROWS_AT_ONCE = 64
+COLUMNS: dict[str, tuple[str, ...]] = {"image": ("image", "images"), "caption": ("caption",), "conversations": TALK_KEYS}
+"""Option -> columns that are taken without it: the first that the first file has."""
 
 
 @dataclass(frozen=True)
 class Parquet(Input):
     """Rows of all files, in order, cut into shards of `shard_size`. A row without picture bytes is text-only.
 
-    The picture column holds bytes, or {bytes, path}; conversations may be a list or its JSON text. Other columns of
-    single numbers, texts or booleans go into the json unchanged.
+    The picture column holds bytes, or {bytes, path}, or a list of these; conversations may be a list or its JSON text. Other
+    columns of single numbers, texts or booleans go into the json unchanged.
     """
 
     shard_name = "parquet"
@@ -45,10 +50,14 @@ class Parquet(Input):
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Parquet:
         files = source_files(arguments.source, ".parquet", arguments.out)
-        names = {name: getattr(arguments, f"{name}_column") or name for name in ("image", "caption", "conversations")}
+        names: dict[str, str] = {}
         rows = []
         for file in files:
             with _opened(file) as table:
+                there = table.schema_arrow.names
+                names = names or {
+                    name: getattr(arguments, f"{name}_column") or _usual_name(usual, there) for name, usual in COLUMNS.items()
+                }
                 _require_columns(file, table.schema_arrow.names, names)
                 rows.append(table.metadata.num_rows)
         if not sum(rows):
@@ -65,14 +74,15 @@ class Parquet(Input):
 
     def shard(self, number: int) -> Shard:
         failures: list[Failure] = []
-        return Shard(self._samples(number * self.shard_size, failures), failures)
+        notes: Counter[str] = Counter()
+        return Shard(self._samples(number * self.shard_size, failures, notes), failures, notes)
 
-    def _samples(self, first: int, failures: list[Failure]) -> Iterator[ShardSample]:
+    def _samples(self, first: int, failures: list[Failure], notes: Counter[str]) -> Iterator[ShardSample]:
         rows = itertools.islice(self._rows_from(first), self.shard_size)
         for number, (file, row) in enumerate(rows, start=first):
             key = numbered_key(number, row["id"] if "id" in row else "")
             try:
-                yield self._sample(key, row)
+                yield self._sample(key, row, notes)
             except EntryFailure as failure:
                 failures.append({"key": key, "image": file.name, "reason": str(failure)})
 
@@ -93,14 +103,9 @@ class Parquet(Input):
                             yield file, row
                         first = max(0, first - len(batch))
 
-    def _sample(self, key: str, row: dict[str, Any]) -> ShardSample:
-        picture = row[self.image] if self.image in row else None
-        if isinstance(picture, dict):
-            if "bytes" not in picture or (picture["bytes"] is None and picture.get("path")):
-                raise EntryFailure("has a picture that is only a path; the bytes must be in the table")
-            picture = picture["bytes"]
-        if picture is not None and not isinstance(picture, bytes):
-            raise EntryFailure(f"has a picture that is a {type(picture).__name__}, not bytes")
+    def _sample(self, key: str, row: dict[str, Any], notes: Counter[str]) -> ShardSample:
+        given = row[self.image] if self.image in row else None
+        pictures = [data for item in (given if isinstance(given, list) else [given]) if (data := _bytes_of(item)) is not None]
         record: dict[str, Any] = {name: value for name, value in row.items() if _is_plain(value)}
         for name, column in (("caption", self.caption), ("conversations", self.conversations)):
             record.pop(column, None)
@@ -111,7 +116,19 @@ class Parquet(Input):
                 record["conversations"] = json.loads(row[self.conversations])
             except ValueError as error:
                 raise EntryFailure(f"has conversations that are not JSON: {error}") from error
-        return packed(key, checked_texts(record, has_image=picture is not None), picture)
+        sample = packed(key, checked_texts(record, len(pictures), notes), pictures[0] if pictures else None)
+        return with_further(sample, pictures[1:])
+
+
+def _bytes_of(picture: Any) -> bytes | None:
+    """The picture's bytes; None for none. Raises EntryFailure for a picture that is elsewhere, or none."""
+    if isinstance(picture, dict):
+        if "bytes" not in picture or (picture["bytes"] is None and picture.get("path")):
+            raise EntryFailure("has a picture that is only a path; the bytes must be in the table")
+        picture = picture["bytes"]
+    if picture is not None and not isinstance(picture, bytes):
+        raise EntryFailure(f"has a picture that is a {type(picture).__name__}, not bytes")
+    return picture
 
 
 def _is_plain(value: Any) -> bool:
@@ -130,6 +147,10 @@ def _opened(file: Path) -> Any:
         return parquet.ParquetFile(file)
     except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         raise DataError(f"--source {file}: not a readable Parquet file ({error}); download it again or leave it out") from error
+
+
+def _usual_name(usual: Sequence[str], there: Sequence[str]) -> str:
+    return next((name for name in usual if name in there), usual[0])
 
 
 def _require_columns(file: Path, there: list[str], names: dict[str, str]) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
+from data_prep.inputs.further_pictures import with_further
 from data_prep.inputs.sample import EntryFailure, packed
 from data_prep.inputs.tar_fields import HEAD, PICTURES, Roles, refuse_several, roles_of
 from data_prep.inputs.tar_members import FIRST, Span, TarSample, tar_samples
 from data_prep.inputs.texts import decoded_record, decoded_text, with_caption
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.decode import further_fields
 from megaunigame.errors import DataError
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -83,18 +85,21 @@ def _sample(file: int, sample: TarSample, dots: str | None, notes: Counter[str])
 
     if dots is None:
         refuse_several(spans)
-    roles = roles_of(spans, lambda field: read(field, HEAD))
+    further = further_fields(spans)
+    roles = roles_of([field for field in spans if field not in further], lambda field: read(field, HEAD))
     record = decoded_record(read(roles.json), notes) if roles.json is not None else {}
     if str(record.get("status")).startswith("failed"):
         raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
     text = decoded_text(read(roles.text), notes) if roles.text is not None else None
     _note_unused(roles, notes)
     picture = read(roles.picture) if roles.picture is not None else None
+    pictures = 0 if picture is None else 1 + len(further)
     try:
-        checked = checked_texts(with_caption(record, text, notes), has_image=picture is not None)
+        checked = checked_texts(with_caption(record, text, notes), pictures, notes)
     except EntryFailure as failure:
         raise EntryFailure(f"{failure} (its fields: {_listed(spans)})") from failure
-    return packed(sample.key, checked, picture) | {field: read(field) for field in roles.targets}
+    stored = with_further(packed(sample.key, checked, picture), [read(field) for field in further])
+    return stored | {field: read(field) for field in roles.targets}
 
 
 def _note_unused(roles: Roles, notes: Counter[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ from torchvision.io import ImageReadMode, decode_image
 from megaunigame.errors import DataError
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+FURTHER_FIELD = re.compile(r"picture(\d+)\.\w+")
+"""Fields of the second and later pictures of a sample: `picture2.jpg`, `picture3.png`, ..."""
 DEPTH_FIELD = "depth.png"
 SEGMENTATION_FIELD = "seg.png"
 META_FIELD = "json"
@@ -34,12 +37,15 @@ class Sample:
     Text-only samples have no image; other pictures exist only if the shards have them.
     """
 
-    def __init__(self, key: str, meta: dict[str, Any], **pictures: Picture):
-        """`pictures` by their names in `DECODERS`."""
+    def __init__(
+        self, key: str, meta: dict[str, Any], *, further: Sequence[Tensor | Callable[[], Tensor]] = (), **pictures: Picture
+    ):
+        """`pictures` by their names in `DECODERS`; `further`: images after the first."""
         self.key = key
         self.meta = meta
         """The sample's JSON: `conversations`, and optionally `caption`, `objects`, ..."""
         self._pictures = {name: pictures.pop(name, None) for name in DECODERS}
+        self._further: list[Tensor | Callable[[], Tensor]] = [*further]
         if pictures:
             raise TypeError(f"A sample has no picture {', '.join(pictures)}; DECODERS has {', '.join(DECODERS)}.")
 
@@ -58,10 +64,25 @@ class Sample:
         """uint8 (3, H, W), RGB, as stored (an EXIF rotation is not applied)."""
         return self.picture(IMAGE)
 
+    @property
+    def images(self) -> list[Tensor]:
+        """All images in their order, each as `image`; none for a text-only sample."""
+        if self.image is None:
+            return []
+        decoded = [picture() if callable(picture) else picture for picture in self._further]
+        self._further = [*decoded]
+        return [self.image, *decoded]
+
+    @property
+    def image_count(self) -> int:
+        """Number of `images`; decodes none."""
+        return 0 if self._pictures[IMAGE] is None else 1 + len(self._further)
+
     def decoded(self) -> Sample:
         """This sample with every picture decoded. Raises DataError for the first that cannot be."""
         for name in self._pictures:
             self.picture(name)
+        _ = self.images
         return self
 
 
@@ -77,7 +98,17 @@ def decode_sample(key: str, fields: Mapping[str, bytes]) -> Sample:
     for name, (stored_as, decoder) in DECODERS.items():
         field = next((field for field in stored_as if field in fields), None)
         pictures[name] = None if field is None else partial(decoder, key, field, fields[field])
-    return Sample(key, _meta(key, fields[META_FIELD]), **pictures)
+    decoder = DECODERS[IMAGE][1]
+    further = [partial(decoder, key, field, fields[field]) for field in further_fields(fields)]
+    if further and pictures[IMAGE] is None:
+        _refuse(key, further_fields(fields)[0], "is there without a first picture")
+    return Sample(key, _meta(key, fields[META_FIELD]), further=further, **pictures)
+
+
+def further_fields(fields: Iterable[str]) -> list[str]:
+    """Those of the second and later pictures, in their order."""
+    found = ((FURTHER_FIELD.fullmatch(field), field) for field in fields)
+    return [field for _, field in sorted((int(match[1]), field) for match, field in found if match)]
 
 
 def _refuse(key: str, field: str, problem: str) -> NoReturn:

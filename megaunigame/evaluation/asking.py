@@ -55,8 +55,10 @@ def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, .
 
     Raises DataError when the sample has no conversation or its speakers do not alternate.
     """
-    pairs = question_answers(sample)
+    pairs = question_answers(sample, apart=True)
     kinds = sample.meta["kinds"] if "kinds" in sample.meta else [UNNAMED_KIND] * len(pairs)
+    if len(kinds) != len(pairs):
+        raise DataError(f"Sample {sample.key} has {len(kinds)} kinds for {len(pairs)} questions with an answer.")
     asked = (Question(*pair, kind) for pair, kind in zip(pairs, kinds, strict=True))
     return tuple(question for question in asked if question.kind not in skip_kinds)
 
@@ -90,7 +92,8 @@ def _positions(inputs: UnderstandInputs, sheets: Sequence[Sheet]) -> list[list[T
 
 def _item(sheet: Sheet) -> _SheetItem:
     turns = [(question.text, question.reference) for question in sheet.questions]
-    row = UnderstandRow([] if sheet.image is None else [sheet.image], turns, independent=True)
+    images = [] if sheet.image is None else [sheet.image, *sheet.sample.images[1:]]
+    row = UnderstandRow(images, turns, independent=True)
     return _SheetItem(sheet.position, sheet.sample.key, row, sheet)
 
 

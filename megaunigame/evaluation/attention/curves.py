@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megaunigame.attention.positions import measurable
 from megaunigame.attention.targets import Target, Targets
-from megaunigame.data.conversation import question_answers
+from megaunigame.data.conversation import TALK_KEYS, question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError, ModelError
@@ -139,9 +139,9 @@ def _row(pass_name: str, sample: Sample, settings: Measuring) -> Row | None:
         return None
     if pass_name == GENERATE:
         return GenerateRow(sample.meta["caption"], sample.image) if "caption" in sample.meta else None
-    if "conversations" not in sample.meta:
+    if not any(key in sample.meta for key in TALK_KEYS):
         return None
-    return UnderstandRow([sample.image], question_answers(sample), settings.independent)
+    return UnderstandRow(sample.images, question_answers(sample, apart=settings.independent), settings.independent)
 
 
 def curve_metrics(curves: Mapping[str, Curve], targets: Targets) -> dict[str, float]:

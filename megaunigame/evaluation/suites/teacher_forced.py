@@ -76,7 +76,7 @@ class TeacherForced(Suite):
         if sample.image is None or condition.image is None:
             return None
         if term == ANSWERS:
-            return UnderstandRow([condition.image], [(q.text, q.reference) for q in questions_of(sample, ())], independent=True)
+            return UnderstandRow(condition.images, [(q.text, q.reference) for q in questions_of(sample, ())], independent=True)
         if term == PIXEL:
             return GenerateRow(self.config.prompt, sample.image, condition.image)
         captioned = "caption" in sample.meta and "caption" in condition.meta

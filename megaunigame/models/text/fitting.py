@@ -1,7 +1,7 @@
 """Which turns of a conversation fit into a row, and how much of their questions.
 
-Lengths are in tokens. `questions[k]` is that of the question of turn k, `around[k]` that of all else of the turn: its answer and
-the format's own tokens, which are never cut. The caller has made sure that the first turn fits with one token of its question.
+Lengths are in tokens. `questions[k]` is that of the question of turn k, `around[k]` that of the rest of the turn: its answer
+and the format's own tokens, which are never cut. The first turn must fit with one token of its question.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def kept_in_order(questions: Sequence[int], around: Sequence[int], room: int) ->
 def kept_apart(questions: Sequence[int], around: Sequence[int], room: int) -> dict[int, int]:
     """Turn -> kept tokens of its question, for independent turns.
 
-    The longest questions are cut to one length. A turn that does not fit with a cut question is dropped, those after it are not.
+    The longest questions are cut to one length. A turn that does not fit with a cut question is dropped, not
+    those after it.
     """
     least = [min(length, LEAST_QUESTION) for length in questions]
     used = around[0] + min(least[0], room - around[0])

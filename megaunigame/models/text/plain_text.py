@@ -67,7 +67,7 @@ def _broken(text: str, controls: set[str]) -> Iterator[str]:
     """The text in pieces that end after the first character of every one of `controls`, those in the rest included."""
     pattern = re.compile("|".join(re.escape(c) for c in sorted(controls, key=len, reverse=True)))
     start = 0
-    for found in iter(lambda: pattern.search(text, start), None):
+    while found := pattern.search(text, start):
         yield text[start : found.start() + 1]
         start = found.start() + 1
     yield text[start:]
