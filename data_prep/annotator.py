@@ -20,7 +20,15 @@ import torch
 from data_prep.shard_writer import Shard, ShardSample
 from data_prep.target_fields import SIMILARITY, TARGETS, target_size
 from data_prep.teachers.base import Failure, Prediction, Teacher
-from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD, Sample, decode_sample
+from megaunigame.data.decode import (
+    DEPTH_FIELD,
+    IMAGE_FIELDS,
+    META_FIELD,
+    SEGMENTATION_FIELD,
+    Sample,
+    decode_sample,
+    further_fields,
+)
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
 
@@ -102,10 +110,9 @@ class Annotator:
         if not images:
             return item
         try:
-            # Targets that are already there need no decoding.
-            sample = decode_sample(
-                item.key, {name: item.fields[name] for name in (META_FIELD, images[0]) if name in item.fields}
-            )
+            # Targets that are already there need no decoding, nor do further pictures, which the conversation is about too.
+            needed = (META_FIELD, images[0], *further_fields(item.fields))
+            sample = decode_sample(item.key, {name: item.fields[name] for name in needed if name in item.fields})
             pixels = sample.image  # decodes
         except DataError as error:
             item.failure = str(error)

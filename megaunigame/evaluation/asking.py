@@ -85,8 +85,17 @@ def ask(model: UnifiedModel, data_ranks: Ranks, sheets: Sequence[Sheet], *, batc
 
 
 def _positions(inputs: UnderstandInputs, sheets: Sequence[Sheet]) -> list[list[Tensor]]:
-    """Per sheet and question, the positions of the answer."""
+    """Per sheet and question, the positions of the answer.
+
+    Raises DataError when questions were cut because they share a row; one that is alone is cut as in training.
+    """
     questions = [len(sheet.questions) for sheet in sheets]
+    for row, number in enumerate(questions):
+        if number > 1 and inputs.cut is not None and inputs.cut[row]:
+            raise DataError(
+                f"The {number} questions about sample {inputs.keys[row]} do not fit into a row. "
+                "Lower questions_per_row of the suite or raise model.max_length."
+            )
     return [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
 
 
