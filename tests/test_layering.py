@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("registry", "step"),
     },
     "sweeping": {"config", "errors", "monitoring", "registry", "settings"},
-    "data_prep": {"data", "errors", "judges", "pixels", "registry", "settings"},
+    "data_prep": {"config", "data", "errors", "judges", "pixels", "registry", "settings"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

@@ -53,6 +53,10 @@ class Input(ABC):
     def shard(self, number: int) -> Shard:
         """Shard `number`. Raises DataError for a damaged source; single bad samples are failures of the shard."""
 
+    def sources(self) -> tuple[Path, ...]:
+        """Files that `identity` knows by name and size only."""
+        return ()
+
     def absent(self) -> tuple[list[Failure], int]:
         """Failures known without opening a picture, and the number of entries."""
         return [], 0

@@ -38,7 +38,7 @@ class Tars(Input):
 
     shard_name = "wds"
     needs = ("source",)
-    takes = ("dots",)
+    takes = ("dots", "split")
 
     tars: tuple[Path, ...]
     dots: str | None
@@ -46,7 +46,7 @@ class Tars(Input):
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Tars:
-        tars = source_files(arguments.source, ".tar", arguments.out)
+        tars = source_files(arguments.source, ".tar", arguments.out, arguments.split)
         for tar in tars:
             _require_end_mark(tar)
         return cls(tars, arguments.dots)
@@ -55,51 +55,54 @@ class Tars(Input):
     def shards(self) -> int:
         return len(self.tars)
 
+    def sources(self) -> tuple[Path, ...]:
+        return self.tars
+
     def identity(self) -> dict[str, Any]:
         return {**files_identity(self.tars), "dots": self.dots}
 
     def shard(self, number: int) -> Shard:
         failures: list[Failure] = []
         notes: Counter[str] = Counter()
-        return Shard(_samples(self.tars[number], self.dots, failures, notes), failures, notes)
+        return Shard(self._samples(self.tars[number], failures, notes), failures, notes)
 
+    def _samples(self, tar: Path, failures: list[Failure], notes: Counter[str]) -> Iterator[ShardSample]:
+        some = False
+        with open(tar, "rb") as stream:
+            for sample in tar_samples(tar, self.dots or FIRST, notes):
+                some = True
+                try:
+                    yield self._sample(stream.fileno(), sample, notes)
+                except EntryFailure as failure:
+                    failures.append({"key": sample.key, "image": tar.name, "reason": str(failure)})
+        notes[EMPTY] += not some
 
-def _samples(tar: Path, dots: str | None, failures: list[Failure], notes: Counter[str]) -> Iterator[ShardSample]:
-    some = False
-    with open(tar, "rb") as stream:
-        for sample in tar_samples(tar, dots or FIRST, notes):
-            some = True
-            try:
-                yield _sample(stream.fileno(), sample, dots, notes)
-            except EntryFailure as failure:
-                failures.append({"key": sample.key, "image": tar.name, "reason": str(failure)})
-    notes[EMPTY] += not some
+    def _sample(self, file: int, sample: TarSample, notes: Counter[str]) -> ShardSample:
+        spans = sample.spans()
 
+        def read(field: str, size: int | None = None) -> bytes:
+            offset, whole = spans[field]
+            return os.pread(file, whole if size is None else min(size, whole), offset)
 
-def _sample(file: int, sample: TarSample, dots: str | None, notes: Counter[str]) -> ShardSample:
-    spans = sample.spans()
-
-    def read(field: str, size: int | None = None) -> bytes:
-        offset, whole = spans[field]
-        return os.pread(file, whole if size is None else min(size, whole), offset)
-
-    if dots is None:
-        refuse_several(spans)
-    further = further_fields(spans)
-    roles = roles_of([field for field in spans if field not in further], lambda field: read(field, HEAD))
-    record = decoded_record(read(roles.json), notes) if roles.json is not None else {}
-    if str(record.get("status")).startswith("failed"):
-        raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
-    text = decoded_text(read(roles.text), notes) if roles.text is not None else None
-    _note_unused(roles, notes)
-    picture = read(roles.picture) if roles.picture is not None else None
-    pictures = 0 if picture is None else 1 + len(further)
-    try:
-        checked = checked_texts(with_caption(record, text, notes), pictures, notes)
-    except EntryFailure as failure:
-        raise EntryFailure(f"{failure} (its fields: {_listed(spans)})") from failure
-    stored = with_further(packed(sample.key, checked, picture), [read(field) for field in further])
-    return stored | {field: read(field) for field in roles.targets}
+        if self.dots is None:
+            refuse_several(spans)
+        further = further_fields(spans)
+        roles = roles_of([field for field in spans if field not in further], lambda field: read(field, HEAD))
+        record = decoded_record(read(roles.json), notes) if roles.json is not None else {}
+        if str(record.get("status")).startswith("failed"):
+            raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
+        text = decoded_text(read(roles.text), notes) if roles.text is not None else None
+        picture = read(roles.picture) if roles.picture is not None else None
+        pictures = 0 if picture is None else 1 + len(further)
+        try:
+            checked = checked_texts(with_caption(record, text, notes), pictures, notes)
+        except EntryFailure as failure:
+            raise EntryFailure(f"{failure} (its fields: {_listed(spans)})") from failure
+        made = with_further(packed(sample.key, checked, picture), [read(field) for field in further]) | {
+            field: read(field) for field in roles.targets
+        }
+        _note_unused(roles, notes)
+        return made
 
 
 def _note_unused(roles: Roles, notes: Counter[str]) -> None:

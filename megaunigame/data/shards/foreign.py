@@ -30,8 +30,8 @@ def check_foreign(location: str, samples: int, fields: Mapping[str, int]) -> Non
     if samples and not described:
         raise DataError(
             f"{location}: none of its {samples} samples has a json, which holds captions and conversations; their fields are "
-            f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}. Pack them, then train on the packed folder: "
-            f"{pack_command(location)}"
+            f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}. Give them as `source` instead of `shards`, or "
+            f"pack them and train on the packed folder: {pack_command(location)}"
         )
     read = {META_FIELD, *(field for stored_as, _ in DECODERS.values() for field in stored_as)}
     unread = [name for name in names if name not in read]
