@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from data_prep.inputs.base import Input
@@ -11,13 +12,20 @@ from data_prep.inputs.llava_json import LlavaJson
 from data_prep.inputs.parquet import Parquet
 from data_prep.inputs.vqa_json import VqaJson
 from data_prep.inputs.wds import Tars
-from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
+from data_prep.options import (
+    add_failure_options,
+    add_part_options,
+    add_picture_options,
+    part_of,
+    picture_rules,
+    require_at_least,
+)
 from data_prep.shard_writer import FAILURES, Job, enforce_limit, finish_dataset, write_dataset
 from megaunigame.errors import DataError
 
 FORMATS: dict[str, type[Input]] = {"llava-json": LlavaJson, "vqa-json": VqaJson, "wds": Tars, "parquet": Parquet}
 SHARD_SIZE = 1000
-PACKER = 2
+PACKER = 3
 """Part of the config hash: raise it when the same source would give other bytes."""
 
 EXAMPLES = """examples:
@@ -45,6 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--name", help="shards are called NAME-000000.tar (default llava, vqa, wds or parquet)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--shard-size", type=int, help=f"entries per shard (default {SHARD_SIZE}; wds: one per source tar)")
+    add_picture_options(parser)
     add_part_options(parser)
     add_failure_options(parser)
     sources = parser.add_argument_group("sources")
@@ -71,7 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.shard_size = SHARD_SIZE
     require_at_least(arguments, shard_size=1, workers=1)
     part = part_of(arguments)
-    source = FORMATS[arguments.format].from_arguments(arguments)
+    rules = picture_rules(arguments)
+    source = replace(FORMATS[arguments.format].from_arguments(arguments), rules=rules)
     name = source.shard_name if arguments.name is None else arguments.name
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise DataError(f"--name {name}: only letters, digits, - and _ can be part of a shard's name")
@@ -81,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     job = Job(
         folder=arguments.out,
         name=name,
-        config={"command": "pack", "packer": PACKER, "format": arguments.format, **source.identity()},
+        config={"command": "pack", "packer": PACKER, "format": arguments.format, **asdict(rules), **source.identity()},
         shards=source.shards,
         shard=source.shard,
     )

@@ -1,8 +1,8 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
 A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `data.decode`,
-`data.conversation`, `data.pictures`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms: they may be imported where their
-siblings may not. Imports are read from the syntax tree, so one inside a function counts as well.
+`data.conversation`, `data.pictures`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms: they may be
+imported where their siblings may not. Imports are read from the syntax tree, so one inside a function counts as well.
 """
 
 from __future__ import annotations

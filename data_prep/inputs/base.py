@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from data_prep.inputs.sample import EntryFailure, find_picture, packed
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 
 Failure = dict[str, str]
 """A line of failures.jsonl: "key", "reason" and, where a file is to blame, "image"."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Input(ABC):
     """A source of samples, cut into shards. Small enough to be sent to every worker; large files are read there.
 
@@ -31,6 +33,9 @@ class Input(ABC):
     """Required options of the command line."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Optional ones."""
+
+    rules: PictureRules = DEFAULT_RULES
+    """How its pictures are read; the command line decides, for every format alike."""
 
     @classmethod
     @abstractmethod
@@ -92,7 +97,7 @@ class ListedPictures(Input):
     def _samples(self, number: int, failures: list[Failure]) -> Iterator[ShardSample]:
         for entry in self.entries()[number * self.shard_size : (number + 1) * self.shard_size]:
             try:
-                yield packed(entry.key, entry.record, self._picture(entry))
+                yield packed(entry.key, entry.record, self._picture(entry), self.rules)
             except EntryFailure as failure:
                 failures.append(_failure(entry, str(failure)))
 

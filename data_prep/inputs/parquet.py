@@ -45,7 +45,9 @@ class Parquet(Input):
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Parquet:
         files = source_files(arguments.source, ".parquet", arguments.out)
-        names = {name: getattr(arguments, f"{name}_column") or name for name in ("image", "caption", "conversations")}
+        names: dict[str, Any] = {
+            name: getattr(arguments, f"{name}_column") or name for name in ("image", "caption", "conversations")
+        }
         rows = []
         for file in files:
             with _opened(file) as table:
@@ -109,9 +111,9 @@ class Parquet(Input):
         if self.conversations in row and isinstance(row[self.conversations], str):
             try:
                 record["conversations"] = json.loads(row[self.conversations])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise EntryFailure(f"has conversations that are not JSON: {error}") from error
-        return packed(key, checked_texts(record, has_image=picture is not None), picture)
+        return packed(key, checked_texts(record, has_image=picture is not None), picture, self.rules)
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.inputs.stored_picture import stored_picture
 from data_prep.shard_writer import ShardSample
-from megaunigame.data.pictures.rules import PictureError, PictureRules
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 
 OTHER_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".JPG", ".JPEG", ".PNG", ".GIF")
 LONGEST_KEY = 80
@@ -21,9 +21,7 @@ class EntryFailure(Exception):
     """An entry that cannot be packed; its text is the reason written to failures.jsonl."""
 
 
-def packed(
-    key: str, record: dict[str, Any], picture: bytes | None, rules: PictureRules = PictureRules()
-) -> ShardSample:
+def packed(key: str, record: dict[str, Any], picture: bytes | None, rules: PictureRules = DEFAULT_RULES) -> ShardSample:
     """A sample with the picture, if any, and the record as json, to which `width` and `height` in pixels are added.
 
     The picture may be in any container that Pillow opens, found by its content, and is stored upright, opaque and as one

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.JpegImagePlugin import get_sampling
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch import Tensor
 
 from megaunigame.data.pictures.header import header_of
-from megaunigame.data.pictures.pillow import TURNS, loaded, orientation_of
+from megaunigame.data.pictures.pillow import TURNS, opened, orientation_of
 from megaunigame.data.pictures.reading import read_picture
 from megaunigame.data.pictures.rules import PictureRules
 
@@ -49,8 +49,9 @@ def _turned_jpeg(content: bytes, pixels: Tensor, rules: PictureRules) -> bytes:
     Where the blocks of both pictures coincide, the file's own quantization tables give back most coefficients, at the same
     size; elsewhere they would coarsen the picture a second time, and fine tables are used.
     """
-    with loaded(content, rules, formats=("JPEG",)) as source:
+    with opened(content, rules, formats=("JPEG",)) as source:
         orientation, mode, profile = orientation_of(source), source.mode, source.info.get("icc_profile")
+        assert isinstance(source, JpegImageFile)
         tables = [np.reshape(table, (8, 8)) for _, table in sorted(source.quantization.items())]
         sampling = get_sampling(source)
     if orientation not in TURNS:  # a tag of 1 in an unusual form

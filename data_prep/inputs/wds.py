@@ -17,6 +17,7 @@ from data_prep.inputs.files import files_identity, source_files
 from data_prep.inputs.sample import EntryFailure, packed, short_key
 from data_prep.shard_index import index_of, read_samples
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.pictures.rules import PictureRules
 from megaunigame.errors import DataError
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -52,21 +53,21 @@ class Tars(Input):
 
     def shard(self, number: int) -> Shard:
         failures: list[Failure] = []
-        return Shard(_samples(self.tars[number], failures), failures)
+        return Shard(_samples(self.tars[number], self.rules, failures), failures)
 
 
-def _samples(tar: Path, failures: list[Failure]) -> Iterator[ShardSample]:
+def _samples(tar: Path, rules: PictureRules, failures: list[Failure]) -> Iterator[ShardSample]:
     for key, fields in read_samples(tar, index_of(tar), only=(*PICTURES, *TARGETS, "txt", "json")):
         try:
-            yield _sample(key, fields)
+            yield _sample(key, fields, rules)
         except EntryFailure as failure:
             failures.append({"key": key, "image": tar.name, "reason": str(failure)})
 
 
-def _sample(key: str, fields: Mapping[str, bytes]) -> ShardSample:
+def _sample(key: str, fields: Mapping[str, bytes], rules: PictureRules) -> ShardSample:
     record = _record(fields)
     picture = next((fields[name] for name in PICTURES if name in fields), None)
-    sample = packed(short_key(key), checked_texts(record, has_image=picture is not None), picture)
+    sample = packed(short_key(key), checked_texts(record, has_image=picture is not None), picture, rules)
     return sample | {name: fields[name] for name in TARGETS if name in fields}
 
 
@@ -74,7 +75,7 @@ def _record(fields: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         record = json.loads(fields["json"]) if "json" in fields else {}
         caption = fields["txt"].decode("utf-8-sig") if "txt" in fields else None  # with or without a byte order mark
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EntryFailure(f"has a json or txt that cannot be read: {error}") from error
     if not isinstance(record, dict):
         raise EntryFailure(f"has a json that is not an object but a {type(record).__name__}")

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 
 from megaunigame.data.pictures.header import header_of
-from megaunigame.data.pictures.pillow import loaded
+from megaunigame.data.pictures.pillow import opened
 from megaunigame.data.pictures.reading import decoded, read_picture
-from megaunigame.data.pictures.rules import PictureError, PictureRules
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.errors import DataError
 
 IMAGE_FIELDS = (
@@ -71,7 +71,7 @@ class Sample:
         return self
 
 
-def decode_sample(key: str, fields: Mapping[str, bytes], rules: PictureRules = PictureRules()) -> Sample:
+def decode_sample(key: str, fields: Mapping[str, bytes], rules: PictureRules = DEFAULT_RULES) -> Sample:
     """The sample of these raw fields; unknown fields are ignored, pictures are decoded at their first use, by `rules`.
 
     Raises DataError, naming key and field: here for a missing or wrong JSON, at the first use of a picture that is not
@@ -135,7 +135,7 @@ def _segmentation(key: str, field: str, data: bytes, rules: PictureRules) -> Ten
     # Not torchvision: it returns uninitialized memory for palettes of 16 colors or fewer, which encoders store with
     # 1, 2 or 4 bits a pixel. Pillow unpacks them.
     try:
-        with loaded(data, rules, formats=("PNG",)) as picture:
+        with opened(data, rules, formats=("PNG",)) as picture:
             mode, ids = picture.mode, np.array(picture)
     except PictureError as error:
         _refuse(key, field, f"({len(data)} bytes) is not a readable PNG: {error}")

@@ -1,4 +1,7 @@
-"""Pictures of any container, read by Pillow: the first frame, upright, on the ground, 8-bit RGB. Color profiles are not applied."""
+"""Pictures of any container, read by Pillow: the first frame, upright, on the ground, 8-bit RGB.
+
+Color profiles are not applied; CMYK, LAB and YCbCr become RGB as Pillow converts them.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ TURNS = {
 
 
 @contextmanager
-def loaded(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> Iterator[Image.Image]:
-    """The first frame as stored; `formats`: legal containers, empty for all but `NEVER_OPENED`.
+def opened(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> Iterator[Image.Image]:
+    """The first frame as stored, not decoded yet; `formats`: legal containers, empty for all but `NEVER_OPENED`.
 
     Raises PictureError, also for any error inside the `with` block.
     """
@@ -45,7 +48,6 @@ def loaded(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> I
     try:
         with Image.open(io.BytesIO(data), formats=formats or [f for f in Image.ID if f not in NEVER_OPENED]) as image:
             rules.check_size(*image.size)
-            image.load()
             yield image
     except PictureError:
         raise
@@ -61,22 +63,37 @@ def loaded(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> I
 
 def rgb_image(data: bytes, rules: PictureRules) -> Image.Image:
     """The picture as a viewer shows it. Raises PictureError."""
-    with loaded(data, rules) as image:
+    with opened(data, rules) as image:
+        image.load()
         turn = TURNS.get(orientation_of(image))
         shown = _on_ground(image, data, rules.ground)
         return shown if turn is None else shown.transpose(turn)
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The tag of a loaded picture that is still to be applied: Pillow applies that of TIFF itself.
+    """The tag that is still to be applied: Pillow applies that of TIFF itself when it loads the picture.
 
     1 also when the EXIF block is damaged: viewers then show the picture as it is stored.
     """
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # as in `loaded`
+    except Exception:  # as in `opened`
         return 1
     return found if isinstance(found, int) else 1
+
+
+def changes_of(data: bytes, rules: PictureRules) -> list[str]:
+    """How what is read differs from what is stored: "turned", "transparent", "animated". Raises PictureError."""
+    header = header_of(data)
+    if header is not None and header.plain:
+        return []
+    with opened(data, rules) as image:
+        seen = {
+            "turned": orientation_of(image) in TURNS,
+            "transparent": image.has_transparency_data,
+            "animated": getattr(image, "is_animated", False),
+        }
+        return [name for name, holds in seen.items() if holds]
 
 
 def _on_ground(image: Image.Image, data: bytes, ground: tuple[int, int, int]) -> Image.Image:

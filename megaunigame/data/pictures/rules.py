@@ -36,6 +36,9 @@ class PictureRules:
             raise PictureError(f"damaged image: {width} x {height} pixels")
 
 
+DEFAULT_RULES = PictureRules()
+
+
 def ground_from(key: str, text: str) -> tuple[int, int, int]:
     """The color of a name in `GROUNDS`, or of #rrggbb. Raises ConfigError, naming `key`, for anything else."""
     if text in GROUNDS:
