@@ -36,7 +36,7 @@ def stored_picture(content: bytes, rules: PictureRules) -> tuple[str, bytes, tup
     header = header_of(content)
     if header is not None and header.plain:
         return ENDINGS[header.form], content, (width, height)
-    if header is not None and header.form == "JPEG" and header.common:
+    if header is not None and header.form == "JPEG" and header.fast:
         return "jpg", _turned_jpeg(content, pixels, rules), (width, height)
     out = io.BytesIO()
     Image.fromarray(_rows(pixels)).save(out, "png", compress_level=1)

@@ -10,11 +10,9 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode
 
-from megaunigame.data.pictures.header import header_of
 from megaunigame.data.pictures.pillow import opened
-from megaunigame.data.pictures.reading import decoded, read_picture
+from megaunigame.data.pictures.reading import read_picture
 from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.errors import DataError
 
@@ -116,32 +114,29 @@ def rgb_pixels(key: str, field: str, data: bytes, rules: PictureRules) -> Tensor
 
 def _depth(key: str, field: str, data: bytes, rules: PictureRules) -> Tensor:
     """int32 (H, W) in 0..65535: relative inverse depth, near = large."""
-    header = header_of(data)
-    try:
-        if header is None:
-            raise PictureError("not a PNG")
-        rules.check_size(header.width, header.height)
-        pixels = decoded(data, ImageReadMode.UNCHANGED)
-    except PictureError as error:
-        _refuse(key, field, f"({len(data)} bytes) is not a readable map: {error}")
-    if pixels.dtype != torch.uint16 or len(pixels) != 1:
-        bits = 16 if pixels.dtype == torch.uint16 else 8
-        _refuse(key, field, f"has {len(pixels)} channel(s) of {bits} bits; legal is one channel of 16 bits")
-    return pixels[0].to(torch.int32)
+    mode, levels = _map(key, field, data, rules)
+    if mode not in ("I;16", "I"):
+        _refuse(key, field, f"is a PNG of mode {mode}; legal is one channel of 16 bits")
+    return torch.from_numpy(levels.astype(np.int32))
 
 
 def _segmentation(key: str, field: str, data: bytes, rules: PictureRules) -> Tensor:
     """uint8 (H, W): object ids, 0 = background."""
-    # Not torchvision: it returns uninitialized memory for palettes of 16 colors or fewer, which encoders store with
-    # 1, 2 or 4 bits a pixel. Pillow unpacks them.
-    try:
-        with opened(data, rules, formats=("PNG",)) as picture:
-            mode, ids = picture.mode, np.array(picture)
-    except PictureError as error:
-        _refuse(key, field, f"({len(data)} bytes) is not a readable PNG: {error}")
+    mode, ids = _map(key, field, data, rules)
     if mode not in ("P", "L"):
         _refuse(key, field, f"is a PNG of mode {mode}; legal are ids in a palette (P) or 8-bit gray (L) PNG")
     return torch.from_numpy(ids)
+
+
+def _map(key: str, field: str, data: bytes, rules: PictureRules) -> tuple[str, np.ndarray]:
+    """Pillow's mode of a PNG, and its numbers as stored."""
+    # Not torchvision: it ends the process for damaged PNG files, and returns uninitialized memory for palettes of 16 colors
+    # or fewer, which encoders store with 1, 2 or 4 bits a pixel.
+    try:
+        with opened(data, rules, formats=("PNG",)) as picture:
+            return picture.mode, np.array(picture)
+    except PictureError as error:
+        _refuse(key, field, f"({len(data)} bytes) is not a readable PNG: {error}")
 
 
 Decoder = Callable[[str, str, bytes, PictureRules], Tensor]

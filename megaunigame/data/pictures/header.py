@@ -31,8 +31,9 @@ class Header:
     """Pixels as stored, before any turn."""
     plain: bool
     """One frame, opaque, and no tag that may turn it: every decoder gives the same picture."""
-    common: bool
-    """Grey, RGB or (PNG) a palette, of 8 bits or (PNG) of 1 to 16: the fast decoder reads it well."""
+    fast: bool
+    """Torchvision decodes it as Pillow does: grey or RGB of 8 bits, and not a PNG (its decoder for PNG ends the process when a
+    byte of the pixels is wrong)."""
 
 
 def header_of(data: bytes) -> Header | None:
@@ -78,7 +79,7 @@ def _jpeg(data: bytes) -> Header | None:
 
 
 def _png(data: bytes) -> Header | None:
-    width, height, bits, kind = struct.unpack_from(">IIBB", data, 16)
+    width, height, kind = struct.unpack_from(">IIxB", data, 16)
     plain, pixels, at = kind in (0, 2, 3), False, 8
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
@@ -92,8 +93,7 @@ def _png(data: bytes) -> Header | None:
             text = data[at + 8 : at + 8 + length]
             plain &= not (text.startswith(RAW_EXIF) or _turned_by_xmp(text))
         at += 12 + length
-    common = kind in (0, 2, 3)
-    return Header("PNG", width, height, plain, common) if pixels and data[12:16] == b"IHDR" else None
+    return Header("PNG", width, height, plain, fast=False) if pixels and data[12:16] == b"IHDR" else None
 
 
 def _webp(data: bytes) -> Header | None:

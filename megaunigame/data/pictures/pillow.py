@@ -9,9 +9,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_image
 
 from megaunigame.data.pictures.greys import WIDE_MODES, eight_bits
 from megaunigame.data.pictures.header import ORIENTATION, header_of
@@ -97,23 +95,14 @@ def changes_of(data: bytes, rules: PictureRules) -> list[str]:
 
 
 def _on_ground(image: Image.Image, data: bytes, ground: tuple[int, int, int]) -> Image.Image:
+    key = image.info.get("transparency")
     if image.mode in WIDE_MODES:
         image = eight_bits(image)
-    elif image.format == "PNG" and data[PNG_BITS] == 16 and isinstance(image.info.get("transparency"), tuple):
-        image = _keyed(image, data)
+    elif image.format == "PNG" and data[PNG_BITS] == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(channel >> 8 for channel in key)  # of 16-bit colors Pillow keeps the high bytes
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     shown = Image.new("RGB", image.size, ground)
     shown.paste(image.convert("RGB"), mask=image.getchannel("A"))
     return shown
-
-
-def _keyed(image: Image.Image, data: bytes) -> Image.Image:
-    """RGBA of a PNG with 16 bits a channel and one transparent color: Pillow keeps 8 bits, too few to find that color."""
-    keyed = image.copy()
-    color = torch.tensor(keyed.info.pop("transparency"), dtype=torch.int32)
-    pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
-    shown = (pixels.to(torch.int32) != color[:, None, None]).any(0)
-    keyed.putalpha(Image.fromarray(shown.to(torch.uint8).mul(255).numpy()))
-    return keyed

@@ -18,19 +18,11 @@ def read_picture(data: bytes, rules: PictureRules) -> Tensor:
     The container is found by content. Raises PictureError for what cannot be decoded or is above the limit of pixels.
     """
     header = header_of(data)
-    if header is None or not (header.plain and header.common):
+    if header is None or not (header.plain and header.fast):
         return torch.from_numpy(np.array(rgb_image(data, rules))).permute(2, 0, 1)
     rules.check_size(header.width, header.height)
-    pixels = decoded(data, ImageReadMode.RGB)
-    if pixels.dtype == torch.uint16:  # PNG with 16 bits a channel; the rule of `greys`
-        pixels = pixels.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
-    return pixels
-
-
-def decoded(data: bytes, mode: ImageReadMode) -> Tensor:
-    """uint8 or uint16 (C, H, W) of a JPEG, PNG or WebP picture of checked size, by torchvision. Raises PictureError."""
     try:
-        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
-    except (RuntimeError, ValueError) as error:  # torchvision has no error type; ValueError: zero bytes
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as error:  # torchvision has no error type
         reason = str(error).split(", ", 2)[-1].split(". ")[0].rstrip(".")  # "function, file:line, reason. advice"
         raise PictureError(f"damaged image: {reason}") from error
