@@ -95,14 +95,27 @@ def changes_of(data: bytes, rules: PictureRules) -> list[str]:
 
 
 def _on_ground(image: Image.Image, data: bytes, ground: tuple[int, int, int]) -> Image.Image:
-    key = image.info.get("transparency")
     if image.mode in WIDE_MODES:
         image = eight_bits(image)
-    elif image.format == "PNG" and data[PNG_BITS] == 16 and isinstance(key, tuple):
-        image.info["transparency"] = tuple(channel >> 8 for channel in key)  # of 16-bit colors Pillow keeps the high bytes
+    elif image.format == "PNG" and image.mode in ("1", "L", "RGB") and "transparency" in image.info:
+        image = _keyed(image, data[PNG_BITS])
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     shown = Image.new("RGB", image.size, ground)
     shown.paste(image.convert("RGB"), mask=image.getchannel("A"))
     return shown
+
+
+def _keyed(image: Image.Image, bits: int) -> Image.Image:
+    """A PNG with one transparent color, in mode L or RGB, the key as deep as the pixels.
+
+    Pillow keeps the key as stored, but of 16-bit colors the high bytes, and greys of 1 to 4 bits stretched to 0..255.
+    """
+    key = image.info["transparency"]
+    keyed = image.convert("RGB" if image.mode == "RGB" else "L")
+    if isinstance(key, tuple):
+        keyed.info["transparency"] = tuple(channel >> max(0, bits - 8) for channel in key)
+    else:
+        keyed.info["transparency"] = min(255, key * 255 // (2**bits - 1))  # of 1 bit, Pillow may have stretched it already
+    return keyed
