@@ -12,15 +12,17 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-from data_prep.inputs.further_pictures import with_further
+from data_prep.inputs.further_pictures import packed_all
 from data_prep.inputs.picture_names import find_file, missing
-from data_prep.inputs.sample import EntryFailure, packed
+from data_prep.inputs.sample import EntryFailure
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 
 Failure = dict[str, str]
 """A line of failures.jsonl: "key", "reason" and, where a file is to blame, "image"."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Input(ABC):
     """A source of samples, cut into shards. Small enough to be sent to every worker; large files are read there.
 
@@ -34,6 +36,9 @@ class Input(ABC):
     """Required options of the command line."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Optional ones."""
+
+    rules: PictureRules = DEFAULT_RULES
+    """How its pictures are read; the command line decides, for every format alike."""
 
     @classmethod
     @abstractmethod
@@ -104,8 +109,7 @@ class ListedPictures(Input):
         for entry in self.entries()[number * self.shard_size : (number + 1) * self.shard_size]:
             try:
                 pictures = self._pictures(entry)
-                sample = packed(entry.key, entry.record, pictures[0] if pictures else None)
-                yield with_further(sample, pictures[1:])
+                yield packed_all(entry.key, entry.record, pictures, self.rules)
                 notes.update(entry.notes)
             except EntryFailure as failure:
                 failures.append(_failure(entry, str(failure)))

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Self
 from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
-from data_prep.inputs.further_pictures import with_further
+from data_prep.inputs.further_pictures import packed_all
 from data_prep.inputs.json_file import require_folder
 from data_prep.inputs.messages import turns_of
-from data_prep.inputs.sample import EntryFailure, find_picture, numbered_key, packed
+from data_prep.inputs.sample import EntryFailure, find_picture, numbered_key
 from data_prep.inputs.texts import with_caption
 from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.data.conversation import TALK_KEYS
@@ -57,7 +57,7 @@ class Table(Input):
             require_folder(arguments.image_root, "--image-root")
         files = source_files(arguments.source, cls.ending, arguments.out, arguments.split)
         shapes = [cls.shape_of(file) for file in files]
-        names = {
+        names: dict[str, Any] = {
             use: getattr(arguments, f"{use}_column") or next((name for name in known if name in shapes[0][1]), known[0])
             for use, known in COLUMNS.items()
         }
@@ -123,7 +123,7 @@ class Table(Input):
         if record.get("conversations") is not None:
             record["conversations"] = turns_of(record["conversations"])
         checked = checked_texts(with_caption(record, None, notes), len(contents), notes)
-        return with_further(packed(key, checked, contents[0] if contents else None), contents[1:])
+        return packed_all(key, checked, contents, self.rules)
 
     def _bytes_of(self, picture: Any) -> bytes | None:
         """The file in a cell, or the one it names."""

@@ -14,8 +14,8 @@ from typing import Any
 from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
-from data_prep.inputs.further_pictures import with_further
-from data_prep.inputs.sample import EntryFailure, packed
+from data_prep.inputs.further_pictures import packed_all
+from data_prep.inputs.sample import EntryFailure
 from data_prep.inputs.tar_fields import HEAD, PICTURES, Roles, refuse_several, roles_of
 from data_prep.inputs.tar_members import FIRST, Span, TarSample, tar_samples
 from data_prep.inputs.texts import decoded_record, decoded_text, with_caption
@@ -93,14 +93,13 @@ class Tars(Input):
             raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
         text = decoded_text(read(roles.text), notes) if roles.text is not None else None
         picture = read(roles.picture) if roles.picture is not None else None
-        pictures = 0 if picture is None else 1 + len(further)
+        shown = 0 if picture is None else 1 + len(further)
         try:
-            checked = checked_texts(with_caption(record, text, notes), pictures, notes)
+            checked = checked_texts(with_caption(record, text, notes), shown, notes)
         except EntryFailure as failure:
             raise EntryFailure(f"{failure} (its fields: {_listed(spans)})") from failure
-        made = with_further(packed(sample.key, checked, picture), [read(field) for field in further]) | {
-            field: read(field) for field in roles.targets
-        }
+        pictures = [] if picture is None else [picture, *map(read, further)]
+        made = packed_all(sample.key, checked, pictures, self.rules) | {field: read(field) for field in roles.targets}
         _note_unused(roles, notes)
         return made
 

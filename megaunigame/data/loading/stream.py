@@ -156,7 +156,7 @@ class MicroBatches(Dataset[MicroBatch]):
             ref = draw.refs[place]
             rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
             try:
-                sample = draw.samples.get(place) or decode_sample(ref.key, ref.read())
+                sample = draw.samples.get(place) or decode_sample(ref.key, ref.read(), stream.rules)
                 if draw.sharing:
                     draw.samples[place] = sample
                 row = objective.row(request, sample, rng)

@@ -42,8 +42,8 @@ class TeacherForced(Suite):
 
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
-        share = read_share(self.index, limit, data_ranks)
-        others = read_others(self.index, limit, data_ranks)
+        share = read_share(self.index, limit, data_ranks, self.rules)
+        others = read_others(self.index, limit, data_ranks, self.rules)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
         for term in self.config.terms:
