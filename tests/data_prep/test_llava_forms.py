@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from data_prep.__main__ import main
 from megaunigame.data.conversation import question_answers
@@ -138,6 +139,18 @@ def test_a_further_picture_that_is_damaged_is_a_failure(root):
     entries = [ENTRY, {**ENTRY, "image": ["a.jpg", "bad.jpg"]}]
     out = packed(root, entries, "--max-failed-fraction", "0.5")
     assert failures_of(out)[0]["image"] == "a.jpg, bad.jpg" and "damaged" in failures_of(out)[0]["reason"]
+
+
+def test_further_pictures_are_stored_by_the_rules_of_the_first(root):
+    """Laid on the ground; and too many pixels are a failure, whichever picture has them."""
+    Image.new("RGBA", (20, 12), (0, 0, 0, 0)).save(root / "clear.png")
+    out = packed(root, [{**ENTRY, "image": ["a.jpg", "clear.png"]}])
+    (sample,) = read(out)
+    assert (sample.images[1] == 255).all()
+    Image.new("RGB", (40, 40)).save(root / "large.png")
+    entries = [ENTRY, {**ENTRY, "image": ["a.jpg", "large.png"]}]
+    packed(root, entries, "--max-pixels", "1000", "--max-failed-fraction", "0.5", name="small")
+    assert failures_of(root.parent / "small")[0]["image"] == "a.jpg, large.png"
 
 
 def test_more_than_nine_pictures_keep_their_order():
