@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from data_prep.inputs.arrow import Arrow
@@ -14,7 +15,14 @@ from data_prep.inputs.table import COLUMNS
 from data_prep.inputs.tar_members import FIRST, LAST
 from data_prep.inputs.vqa_json import VqaJson
 from data_prep.inputs.wds import Tars
-from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
+from data_prep.options import (
+    add_failure_options,
+    add_part_options,
+    add_picture_options,
+    part_of,
+    picture_rules,
+    require_at_least,
+)
 from data_prep.shard_writer import Job, enforce_limit, finish_dataset, notes_of, write_dataset
 from megaunigame.data.shards.unfinished import FAILURES
 from megaunigame.errors import DataError
@@ -27,7 +35,7 @@ FORMATS: dict[str, type[Input]] = {
     "arrow": Arrow,
 }
 SHARD_SIZE = 1000
-PACKER = 3
+PACKER = 4
 """Part of the config hash: raise it when the same source would give other bytes."""
 
 EXAMPLES = """examples:
@@ -56,10 +64,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--name", help="shards are called NAME-000000.tar (default llava, vqa, wds, parquet or arrow)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--shard-size", type=int, help=f"entries per shard (default {SHARD_SIZE}; wds: one per source tar)")
+    add_picture_options(parser)
     add_part_options(parser)
     add_failure_options(parser)
     sources = parser.add_argument_group("sources")
-    sources.add_argument("--json", type=Path, help="llava-json: list of {id, image?, conversations}")
+    sources.add_argument("--json", type=Path, help="llava-json: list of {id, image?, conversations}, or JSON lines")
     sources.add_argument("--image-root", type=Path, help="llava-json, vqa-json, parquet, arrow: folder of the pictures")
     sources.add_argument("--questions", type=Path, help="vqa-json: the questions file")
     sources.add_argument("--annotations", type=Path, help="vqa-json: the annotations file; none for a test set")
@@ -92,14 +101,15 @@ def job_of(arguments: argparse.Namespace) -> tuple[Input, Job]:
     if arguments.shard_size is None:
         arguments.shard_size = SHARD_SIZE
     require_at_least(arguments, shard_size=1, workers=1)
-    source = FORMATS[arguments.format].from_arguments(arguments)
+    rules = picture_rules(arguments)
+    source = replace(FORMATS[arguments.format].from_arguments(arguments), rules=rules)
     name = source.shard_name if arguments.name is None else arguments.name
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise DataError(f"--name {name}: only letters, digits, - and _ can be part of a shard's name")
     return source, Job(
         folder=arguments.out,
         name=name,
-        config={"command": "pack", "packer": PACKER, "format": arguments.format, **source.identity()},
+        config={"command": "pack", "packer": PACKER, "format": arguments.format, **asdict(rules), **source.identity()},
         shards=source.shards,
         shard=source.shard,
         command=arguments.command_line,

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.contact_sheet import contact_sheet
-from data_prep.inputs.conversation import MARKER
 from data_prep.options import require_at_least
 from data_prep.picture_statistics import picture_statistics, sample_at
 from data_prep.shard_index import read_samples
+from megaunigame.data.conversation import HUMAN, IMAGE_MARKER, read_conversation
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import FAILURES, check_finished
@@ -164,12 +164,14 @@ def question_statistics(samples: Iterable[dict[str, Any]]) -> dict[str, KindStat
 
 
 def _turns(sample: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(kind, question, answer), as training reads them, without the context."""
     if "conversations" not in sample:
         return iter(())
-    spoken = [turn["value"] for turn in sample["conversations"] if turn["from"] != "system"]
-    questions = [question.removeprefix(f"{MARKER}\n") for question in spoken[0::2]]
-    kinds = sample["kinds"] if "kinds" in sample else ["conversation"] * len(questions)
-    return zip(kinds, questions, spoken[1::2], strict=True)
+    first = next((turn["value"] for turn in sample["conversations"] if turn["from"] == HUMAN), "")
+    pictures = next(k for k, line in enumerate([*first.split("\n"), ""]) if line != IMAGE_MARKER)  # marks lead in shards
+    pairs = read_conversation(sample["conversations"], pictures).pairs
+    kinds = sample["kinds"] if "kinds" in sample else ["conversation"] * len(pairs)
+    return ((kind, question, answer) for kind, (question, answer) in zip(kinds, pairs, strict=True))
 
 
 def _mean(values: Iterable[float]) -> float | None:

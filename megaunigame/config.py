@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from megaunigame.data.pictures.rules import MAX_PIXELS, WHITE, ground_from
 from megaunigame.errors import ConfigError
 from megaunigame.settings import above, at_least, check_values, fill, half_open, one_of, read
 
@@ -118,6 +119,10 @@ class StreamConfig:
     (`pipe:...`), with weaker guarantees: docs/streaming.md."""
     shuffle_buffer: int = above(0, 1000)
     """Samples shuffled together by a loader worker, for `webdataset`."""
+    ground: str = WHITE
+    """What transparent pictures lie on: white, black, gray or '#rrggbb'."""
+    max_pixels: int = at_least(1, MAX_PIXELS)
+    """Width x height of the largest picture that is decoded; larger ones are bad samples."""
 
     def check(self, path: str) -> None:
         if sum(map(bool, (self.shards, self.source, self.mix))) != 1:
@@ -137,6 +142,7 @@ class StreamConfig:
         if self.source and self.backend != "index":
             raise ConfigError(f"{path}: a `source` is packed into shards with an index. Leave out {path}.backend.")
         _check_where(self.where, path)
+        ground_from(f"{path}.ground", self.ground)
         if self.mix and (self.where or self.window != StreamConfig.window):
             raise ConfigError(f"{path}: give `where` and `window` to the data sets of the mix, as {path}.mix.NAME.where=[...].")
 

@@ -15,25 +15,26 @@ from typing import Any, ClassVar, Self
 from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
+from data_prep.inputs.further_pictures import packed_all
 from data_prep.inputs.json_file import require_folder
 from data_prep.inputs.messages import turns_of
-from data_prep.inputs.sample import EntryFailure, find_picture, numbered_key, packed
+from data_prep.inputs.sample import EntryFailure, find_picture, numbered_key
 from data_prep.inputs.texts import with_caption
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.conversation import TALK_KEYS
 from megaunigame.errors import DataError
 
-COLUMNS = {"image": ("image", "images"), "caption": ("caption", "text"), "conversations": ("conversations", "messages")}
+COLUMNS = {"image": ("image", "images"), "caption": ("caption", "text"), "conversations": TALK_KEYS}
 """What a column is used for -> its name without an option: the first that the table has."""
-FURTHER = "further picture of a row: not used"
 
 
 @dataclass(frozen=True)
 class Table(Input):
     """Rows of all files, in order, cut into shards of `shard_size`. A row without a picture is text-only.
 
-    The picture column holds bytes, {bytes, path}, a path below the image root, or a list of these, of which the first is taken
-    and the others are counted. Conversations are a list of {from, value} or {role, content}, or its JSON text. Other columns of
-    single numbers, texts or booleans go into the json unchanged.
+    The picture column holds bytes, {bytes, path}, a path below the image root, or a list of these. Conversations are what
+    `megaunigame.data.conversation` reads, or its JSON text. Other columns of single numbers, texts or booleans go into the json
+    unchanged.
     """
 
     needs = ("source",)
@@ -56,7 +57,7 @@ class Table(Input):
             require_folder(arguments.image_root, "--image-root")
         files = source_files(arguments.source, cls.ending, arguments.out, arguments.split)
         shapes = [cls.shape_of(file) for file in files]
-        names = {
+        names: dict[str, Any] = {
             use: getattr(arguments, f"{use}_column") or next((name for name in known if name in shapes[0][1]), known[0])
             for use, known in COLUMNS.items()
         }
@@ -113,7 +114,7 @@ class Table(Input):
     def _sample(self, key: str, row: dict[str, Any], notes: Counter[str]) -> ShardSample:
         given = row[self.image] if self.image in row else None
         pictures = [item for item in (given if isinstance(given, list) else [given]) if item is not None]
-        picture = self._bytes_of(pictures[0]) if pictures else None
+        contents = [data for item in pictures if (data := self._bytes_of(item)) is not None]
         record: dict[str, Any] = {name: value for name, value in row.items() if _is_plain(value)}
         for name, column in (("caption", self.caption), ("conversations", self.conversations)):
             record.pop(column, None)
@@ -121,9 +122,8 @@ class Table(Input):
                 record[name] = row[column]
         if record.get("conversations") is not None:
             record["conversations"] = turns_of(record["conversations"])
-        made = packed(key, checked_texts(with_caption(record, None, notes), has_image=picture is not None), picture)
-        notes[FURTHER] += max(0, len(pictures) - 1)
-        return made
+        checked = checked_texts(with_caption(record, None, notes), len(contents), notes)
+        return packed_all(key, checked, contents, self.rules)
 
     def _bytes_of(self, picture: Any) -> bytes | None:
         """The file in a cell, or the one it names."""

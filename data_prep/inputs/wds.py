@@ -14,11 +14,13 @@ from typing import Any
 from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
-from data_prep.inputs.sample import EntryFailure, packed
+from data_prep.inputs.further_pictures import packed_all
+from data_prep.inputs.sample import EntryFailure
 from data_prep.inputs.tar_fields import HEAD, PICTURES, Roles, refuse_several, roles_of
 from data_prep.inputs.tar_members import FIRST, Span, TarSample, tar_samples
 from data_prep.inputs.texts import decoded_record, decoded_text, with_caption
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.decode import further_fields
 from megaunigame.errors import DataError
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -84,17 +86,20 @@ class Tars(Input):
 
         if self.dots is None:
             refuse_several(spans)
-        roles = roles_of(spans, lambda field: read(field, HEAD))
+        further = further_fields(spans)
+        roles = roles_of([field for field in spans if field not in further], lambda field: read(field, HEAD))
         record = decoded_record(read(roles.json), notes) if roles.json is not None else {}
         if str(record.get("status")).startswith("failed"):
             raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
         text = decoded_text(read(roles.text), notes) if roles.text is not None else None
         picture = read(roles.picture) if roles.picture is not None else None
+        shown = 0 if picture is None else 1 + len(further)
         try:
-            checked = checked_texts(with_caption(record, text, notes), has_image=picture is not None)
+            checked = checked_texts(with_caption(record, text, notes), shown, notes)
         except EntryFailure as failure:
             raise EntryFailure(f"{failure} (its fields: {_listed(spans)})") from failure
-        made = packed(sample.key, checked, picture) | {field: read(field) for field in roles.targets}
+        pictures = [] if picture is None else [picture, *map(read, further)]
+        made = packed_all(sample.key, checked, pictures, self.rules) | {field: read(field) for field in roles.targets}
         _note_unused(roles, notes)
         return made
 

@@ -80,6 +80,10 @@ class PassInputs:
     made; True is always safe."""
     intact: Tensor | None = None
     """(B,) bool: False for a row whose text was truncated or whose condition was dropped; None: all are intact."""
+    cut: Tensor | None = None
+    """(B,) bool: some text of the row was cut, or a turn left out, to fit `model.max_length`; None: of no row."""
+    escaped: Tensor | None = None
+    """(B,) int64: control tokens that were written in the texts of the row, and stayed text; None: in no row."""
     taps: Taps | None = None
     """Attention to measure; None: none."""
     keys: list[str] = field(default_factory=list)
@@ -218,6 +222,8 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
         visual_delta=delta,
         counts=put(inputs.counts, rows.counts),
         intact=put(_intact(inputs), _intact(rows)),
+        cut=put(_or_zeros(inputs, inputs.cut, torch.bool), _or_zeros(rows, rows.cut, torch.bool)),
+        escaped=put(_or_zeros(inputs, inputs.escaped, torch.long), _or_zeros(rows, rows.escaped, torch.long)),
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
         texts=[],
     )
@@ -235,6 +241,10 @@ def _gradient_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) 
 
 def _intact(inputs: PassInputs) -> Tensor:
     return torch.ones_like(inputs.counts, dtype=torch.bool) if inputs.intact is None else inputs.intact
+
+
+def _or_zeros(inputs: PassInputs, values: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(inputs.counts, dtype=dtype) if values is None else values
 
 
 def _widened(tensor: Tensor, width: int, fill: int | Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.inputs.messages import turns_of
 from data_prep.inputs.sample import EntryFailure
+from megaunigame.data.conversation import read_conversation
+from megaunigame.errors import DataError
 from tests.data_prep.stored import failures_of, records_of, samples_of
 from tests.data_prep.toy_sets import TALK, TEXT, picture
 
@@ -119,23 +121,24 @@ def test_arrow_folders_that_are_not_whole_are_named(form, tmp_path, refusal):
     ],
 )
 def test_forms_of_conversations(talk, tmp_path):
-    assert turns_of(talk) == TALK
+    assert read_conversation(turns_of(talk), 1).turns(1) == TALK
     source = save_to_disk(tmp_path / "in", [{"images": [{"bytes": picture(1), "path": None}], "messages": talk}])
     assert pack("arrow", source, tmp_path / "out") == 0
     assert records_of(tmp_path / "out") == [{"conversations": TALK, "width": 20, "height": 12}]
 
 
 def test_parts_of_messages_that_are_neither_text_nor_image():
-    with pytest.raises(EntryFailure, match="neither text nor image"):
-        turns_of([{"role": "user", "content": [{"type": "audio"}]}])
+    with pytest.raises(DataError, match="neither a text nor an image"):
+        read_conversation(turns_of([{"role": "user", "content": [{"type": "audio"}]}]), 0)
     with pytest.raises(EntryFailure, match="not JSON"):
         turns_of("[" * 100_000)
 
 
-def test_pictures_in_cells(tmp_path, capsys):
+def test_pictures_in_cells(tmp_path):
     root = tmp_path / "root"
     (root / "a").mkdir(parents=True)
     (root / "a" / "1.jpg").write_bytes(picture(1))
+    (root / "a" / "2.jpg").write_bytes(picture(2))
     (tmp_path / "secret.jpg").write_bytes(picture(9))
     cells = [
         [str(root / "a/1.jpg")],
@@ -149,7 +152,7 @@ def test_pictures_in_cells(tmp_path, capsys):
     source = save_to_disk(tmp_path / "in", [{"images": cell, "conversations": TEXT} for cell in cells])
     assert pack("arrow", source, tmp_path / "out", "--image-root", str(root), "--max-failed-fraction", "0.5") == 0
     assert [fields.get("jpg") for fields in samples_of(tmp_path / "out").values()] == [picture(1), picture(1), None, None]
-    assert "1 x further picture of a row: not used" in capsys.readouterr().out
+    assert [fields.get("picture2.jpg") for fields in samples_of(tmp_path / "out").values()] == [None, picture(2), None, None]
     reasons = [failure["reason"] for failure in failures_of(tmp_path / "out")]
     assert [reason.split(" ")[-1] for reason in reasons] == ["root", "root", "a/3.jpg"]
     assert pack("arrow", source, tmp_path / "none", "--max-failed-fraction", "0.9") == 0

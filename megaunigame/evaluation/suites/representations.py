@@ -48,6 +48,7 @@ class Representations(Suite):
         renderings: dict[str, str] = field(default_factory=dict)
 
         def check(self, path: str) -> None:
+            super().check(path)
             if not self.prompts:
                 raise ConfigError(f"{path} has no prompts. Give some, for example {path}.prompts={{depth: draw the depth .}}.")
 
@@ -91,8 +92,8 @@ class Representations(Suite):
     ) -> list[_SampleScore]:
         """Scores of this rank's samples; some pictures are added to `panels` (position -> panel)."""
         c = self.config
-        samples = read_share(self.index, c.limit, data_ranks)
-        others = dict(read_others(self.index, c.limit, data_ranks))
+        samples = read_share(self.index, c.limit, data_ranks, self.rules)
+        others = dict(read_others(self.index, c.limit, data_ranks, self.rules))
         asked, unrelated = together(data_ranks, self._items, samples, others, name, representation)
         generator = torch.Generator(data_ranks.device).manual_seed(c.seed + data_ranks.rank)
         images = {position: sample.image for position, sample in samples if sample.image is not None}
