@@ -54,7 +54,7 @@ def pack_sources(streams: Mapping[str, StreamConfig]) -> None:
     for name, stream in streams.items():
         for key, part in _parts(f"data.{name}", stream):
             if part.source:
-                part.shards = str(_packed(key, part, Path(stream.cache.folder).absolute()))
+                part.shards = str(_packed(key, part, stream))
                 part.source = part.image_root = part.split = ""
 
 
@@ -64,9 +64,12 @@ def _parts(key: str, stream: StreamConfig) -> Iterator[tuple[str, _Sourced]]:
         yield f"{key}.mix.{name}", part
 
 
-def _packed(key: str, part: _Sourced, cache: Path) -> Path:
+def _packed(key: str, part: _Sourced, stream: StreamConfig) -> Path:
     """The folder of the shards, made by this process, by another one, or by an earlier run."""
-    command = ["pack", *_source_options(key, part), "--workers", str(max(1, min(MOST_WORKERS, (os.cpu_count() or 2) // 2)))]
+    cache = Path(stream.cache.folder).absolute()
+    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 2) // 2))
+    pictures = ["--ground", stream.ground, "--max-pixels", str(stream.max_pixels)]
+    command = ["pack", *_source_options(key, part), *pictures, "--workers", str(workers)]
     try:
         source, job = pack.job_of(parsed([*command, "--out", str(cache)]))
     except UserError as error:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_prep import first_use, shared_lock
 from data_prep.__main__ import main
@@ -21,6 +22,7 @@ from megaunigame.config import CacheConfig, MixedConfig, StreamConfig
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
 from tests.data.shard_files import write_shards, write_tar
+from tests.data_prep.stored import pixels, samples_of
 from tests.data_prep.test_tables import rows, save_to_disk
 from tests.data_prep.toy_sets import TALK, cc3m, picture
 
@@ -32,6 +34,17 @@ def llava(folder: Path, entries: int = 6, damaged: int = 0) -> Path:
     listed = [{"id": k, "image": f"{k}.jpg", "conversations": TALK} for k in range(entries)]
     (folder / "data.json").write_text(json.dumps(listed))
     return folder / "data.json"
+
+
+def test_pictures_are_packed_by_the_rules_of_the_stream(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "in" / "a.png")
+    entry = {"image": "a.png", "conversations": TALK}
+    (tmp_path / "in" / "data.json").write_text(json.dumps([entry]))
+    one = stream(tmp_path / "in", tmp_path / "cache", ground="#102030")
+    pack_sources({"train": one})
+    (fields,) = samples_of(Path(one.shards)).values()
+    assert pixels(fields["png"], "RGB")[0, 0].tolist() == [0x10, 0x20, 0x30]
 
 
 def stream(source: Path | str, cache: Path, **settings: str) -> StreamConfig:
