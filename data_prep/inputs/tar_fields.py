@@ -42,6 +42,8 @@ class Roles:
     json: str | None
     text: str | None
     picture: str | None
+    further: tuple[str, ...]
+    """Pictures after the first."""
     targets: tuple[str, ...]
     unused: tuple[str, ...]
 
@@ -53,15 +55,16 @@ def begins_as_picture(head: bytes) -> bool:
 
 def roles_of(names: Collection[str], head: Callable[[str], bytes]) -> Roles:
     """What each field is; `head` gives the first `HEAD` bytes of a field."""
-    ordered = sorted(names, key=lambda name: ("." in name, name))
+    ordered = sorted(names, key=lambda name: ("." in name, _natural(name)))
     targets = tuple(name for name in TARGETS if name in names)
     json = next((name for name in ordered if _ending(name) == JSON), None)
     texts = [name for name in ordered if _ending(name) in TEXTS]
     text = min(texts, key=lambda name: ("." in name, TEXTS.index(_ending(name)), name), default=None)
     rest = [name for name in ordered if name not in (*targets, json, text) and _ending(name) not in (JSON, *TEXTS)]
-    picture = next((name for name in rest if _ending(name) in PICTURES or begins_as_picture(head(name))), None)
-    used = {*targets, json, text, picture}
-    return Roles(json, text, picture, targets, tuple(name for name in ordered if name not in used))
+    pictures = [name for name in rest if _ending(name) in PICTURES or begins_as_picture(head(name))]
+    used = {*targets, json, text, *pictures}
+    unused = tuple(name for name in ordered if name not in used)
+    return Roles(json, text, pictures[0] if pictures else None, tuple(pictures[1:]), targets, unused)
 
 
 def refuse_several(names: Collection[str]) -> None:
@@ -78,6 +81,11 @@ def refuse_several(names: Collection[str]) -> None:
             f"is {len(whole)} samples whose names have dots (fields {shown}): names are split at the first dot, as WebDataset "
             "does. Type --dots last to split them at the last one, or --dots first if they are fields of one sample"
         )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts 2.jpg before 10.jpg."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _ending(name: str) -> str:

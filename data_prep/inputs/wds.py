@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tarfile
 from collections import Counter
@@ -16,10 +17,11 @@ from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
 from data_prep.inputs.further_pictures import packed_all
 from data_prep.inputs.sample import EntryFailure
-from data_prep.inputs.tar_fields import HEAD, PICTURES, Roles, refuse_several, roles_of
+from data_prep.inputs.tar_fields import HEAD, Roles, refuse_several, roles_of
 from data_prep.inputs.tar_members import FIRST, Span, TarSample, tar_samples
 from data_prep.inputs.texts import decoded_record, decoded_text, with_caption
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.conversation import IMAGE_MARKER, TALK_KEYS
 from megaunigame.data.decode import further_fields
 from megaunigame.errors import DataError
 
@@ -93,6 +95,8 @@ class Tars(Input):
             raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
         text = decoded_text(read(roles.text), notes) if roles.text is not None else None
         picture = read(roles.picture) if roles.picture is not None else None
+        all_shown = not further and roles.further and _marks_in(record) == 1 + len(roles.further)
+        further = list(roles.further) if all_shown else further
         shown = 0 if picture is None else 1 + len(further)
         try:
             checked = checked_texts(with_caption(record, text, notes), shown, notes)
@@ -100,14 +104,18 @@ class Tars(Input):
             raise EntryFailure(f"{failure} (its fields: {_listed(spans)})") from failure
         pictures = [] if picture is None else [picture, *map(read, further)]
         made = packed_all(sample.key, checked, pictures, self.rules) | {field: read(field) for field in roles.targets}
-        _note_unused(roles, notes)
+        _note_unused(roles, () if all_shown else roles.further, notes)
         return made
 
 
-def _note_unused(roles: Roles, notes: Counter[str]) -> None:
-    for field in roles.unused:
-        ending = field.rpartition(".")[2]
-        what = "further picture" if ending in PICTURES else "field"
+def _marks_in(record: dict[str, Any]) -> int:
+    """Places of pictures in the conversation."""
+    return json.dumps([record[key] for key in TALK_KEYS if key in record]).count(IMAGE_MARKER)
+
+
+def _note_unused(roles: Roles, pictures: tuple[str, ...], notes: Counter[str]) -> None:
+    for field in (*pictures, *roles.unused):
+        what = "further picture" if field in pictures else "field"
         advice = "; if names of samples have dots, type --dots last" if "." in field else ""
         notes[f"{what} '{field}': not used{advice}"] += 1
     if roles.unused and roles.picture is None:

@@ -192,6 +192,16 @@ def test_of_two_pictures_the_first_by_name_is_taken(tmp_path, packs):
     assert "1 x further picture 'png': not used\n" in said and "1 x further picture 'thumb.jpg': not used" in said
 
 
+def test_pictures_that_a_conversation_has_places_for_are_all_taken(tmp_path, packs):
+    asked = [{"from": "human", "value": "<image>\n<image>\n<image>\nwhich ?"}, {"from": "gpt", "value": "this"}]
+    members = [(f"1.{k}.jpg", picture(k)) for k in (10, 2, 1)]
+    said = packs([*members, ("1.json", json.dumps({"conversations": asked}).encode()), ("1.cls", b"3")])
+    (fields,) = samples_of(tmp_path / "out").values()
+    assert [fields[name] for name in ("jpg", "picture2.jpg", "picture3.jpg")] == [picture(k) for k in (1, 2, 10)]
+    assert "further picture" not in said and "1 x field 'cls'" in said
+    assert ShardIndex.open(tmp_path / "out").samples == 1
+
+
 def test_a_sample_without_a_picture_that_had_other_fields_is_counted(tmp_path, packs):
     said = packs([("1.mp4", b"video"), ("1.txt", b"x"), ("2.txt", b"y")])
     assert "1 x sample with other fields, but no picture: packed as text only" in said and "1 x field 'mp4'" in said
@@ -321,7 +331,12 @@ def test_every_field_has_a_role_or_is_named(fields):
     except EntryFailure as failure:
         assert "--dots last" in str(failure)
     roles = roles_of(fields, lambda name: b"")
-    parts = [*roles.unused, *roles.targets, *(name for name in (roles.json, roles.text, roles.picture) if name is not None)]
+    parts = [
+        *roles.unused,
+        *roles.targets,
+        *roles.further,
+        *(name for name in (roles.json, roles.text, roles.picture) if name is not None),
+    ]
     assert sorted(parts) == sorted(fields)
 
 
