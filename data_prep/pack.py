@@ -15,6 +15,7 @@ from data_prep.inputs.table import COLUMNS
 from data_prep.inputs.tar_members import FIRST, LAST
 from data_prep.inputs.vqa_json import VqaJson
 from data_prep.inputs.wds import Tars
+from data_prep.notes import notes_of
 from data_prep.options import (
     add_failure_options,
     add_part_options,
@@ -23,7 +24,7 @@ from data_prep.options import (
     picture_rules,
     require_at_least,
 )
-from data_prep.shard_writer import Job, enforce_limit, finish_dataset, notes_of, write_dataset
+from data_prep.shard_writer import Job, enforce_limit, finish_dataset, write_dataset
 from megaunigame.data.shards.unfinished import FAILURES
 from megaunigame.errors import DataError
 

@@ -26,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from data_prep.notes import bounded, notes_of
 from data_prep.shard_index import index_of
 from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
@@ -33,8 +34,6 @@ from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
 
 FORMAT_VERSION = 1
-MOST_NOTES = 20
-REST = "other notes"
 
 ShardSample = dict[str, bytes | str]
 """`__key__` (str) and, for every field, its bytes under the field's extension."""
@@ -162,22 +161,6 @@ def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
     write_atomically(job.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     (job.folder / WORKING).unlink(missing_ok=True)
     return job.folder / MANIFEST
-
-
-def notes_of(statistics: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """The notes of all shards together, the most frequent first."""
-    notes: Counter[str] = Counter()
-    for stats in statistics:
-        notes.update(stats["notes"] if "notes" in stats else {})  # shards of an earlier version have none
-    return bounded(notes)
-
-
-def bounded(notes: Counter[str]) -> dict[str, int]:
-    """The most frequent notes, and one line for the rest: every sample of a source may have its own."""
-    named = [item for item in notes.items() if item[1] and item[0] != REST]
-    ordered = sorted(named, key=lambda item: (-item[1], item[0]))
-    rest = notes[REST] + sum(count for _, count in ordered[MOST_NOTES:])
-    return dict(ordered[:MOST_NOTES]) | ({REST: rest} if rest else {})
 
 
 def write_failures(folder: Path, failures: list[dict[str, str]]) -> None:
