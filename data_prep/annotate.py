@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,20 @@ import yaml
 from tqdm import tqdm
 
 from data_prep.annotator import EXISTING, Annotator, already_there
-from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
-from data_prep.shard_writer import FAILURES, MANIFEST, Job, enforce_limit, finish_dataset, write_dataset
+from data_prep.options import (
+    add_failure_options,
+    add_part_options,
+    add_picture_options,
+    part_of,
+    picture_rules,
+    require_at_least,
+)
+from data_prep.shard_writer import Job, enforce_limit, finish_dataset, write_dataset
 from data_prep.teachers.base import TASKS, Machine, Teacher, load_teacher
 from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.unfinished import FAILURES
 from megaunigame.errors import ConfigError, DataError
 
 EXAMPLES = """examples:
@@ -35,7 +45,7 @@ EXAMPLES = """examples:
 DEFAULT_TEACHERS = {"depth": "depth_anything", "segmentation": "sam", "clip": "open_clip"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FIELD_OF = {"depth": DEPTH_FIELD, "segmentation": SEGMENTATION_FIELD}
-ENCODING = 1
+ENCODING = 2
 """Part of the config hash: raise it when the same predictions would be stored as other bytes."""
 
 
@@ -71,6 +81,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--batch", type=int, default=8, help="pictures in one forward (default 8)")
     parser.add_argument("--threads", type=int, default=4, help="threads that decode and encode (default 4)")
     parser.add_argument("--name", help="shards are called NAME-000000.tar (default: as in IN)")
+    add_picture_options(parser)
     add_part_options(parser)
     add_failure_options(parser)
     parser.set_defaults(run=run)
@@ -82,6 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     tasks = parse_tasks(arguments.tasks)
     settings = parse_settings(arguments, tasks)
+    rules = picture_rules(arguments)
     index = ShardIndex.open(arguments.source)
     _check_source(index, tasks, arguments)
     machine = Machine(_device(arguments.device), DTYPES[arguments.dtype], arguments.batch)
@@ -104,6 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
             existing=arguments.existing,
             progress=progress.done,
             failed=failed,
+            rules=rules,
         )
         job = Job(
             folder=arguments.out,
@@ -111,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
             config=config_of(index, arguments, names, teachers),
             shards=len(index.sizes),
             shard=annotator.shard,
+            command=arguments.command_line,
         )
         statistics = write_dataset(job, 1, arguments.overwrite, part, arguments.retry_failed)
     print(summary(annotator))
@@ -162,6 +176,7 @@ def config_of(
             "config": json.loads(manifest.read_text())["config"] if manifest.is_file() else None,
         },
         "target_size": arguments.target_size,
+        **asdict(picture_rules(arguments)),
         "existing": arguments.existing,
         "teachers": {task: {"teacher": names[task], **teacher.identity} for task, teacher in teachers.items()},
     }

@@ -20,7 +20,16 @@ import torch
 from data_prep.shard_writer import Shard, ShardSample
 from data_prep.target_fields import SIMILARITY, TARGETS, target_size
 from data_prep.teachers.base import Failure, Prediction, Teacher
-from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD, Sample, decode_sample
+from megaunigame.data.decode import (
+    DEPTH_FIELD,
+    IMAGE_FIELDS,
+    META_FIELD,
+    SEGMENTATION_FIELD,
+    Sample,
+    decode_sample,
+    further_fields,
+)
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
 
@@ -61,13 +70,14 @@ class Annotator:
         existing: str,
         progress: Callable[[int, int], None],
         failed: Callable[[dict[str, str]], None],
+        rules: PictureRules = DEFAULT_RULES,
     ):
         """`existing` is one of `EXISTING`: what to do with a target the source has. `progress(shard, samples)` is called
         for samples done, `failed({key, reason})` for each that failed; it may raise to end the run."""
         self._index, self._teachers = index, teachers
         self._chunk, self._threads = LOOK_AHEAD * batch, threads
         self._target_size, self._existing = target_size, existing
-        self._progress, self._failed = progress, failed
+        self._progress, self._failed, self._rules = progress, failed, rules
         self.images = 0
         """Pictures the teachers saw."""
         self.seconds = 0.0
@@ -102,10 +112,9 @@ class Annotator:
         if not images:
             return item
         try:
-            # Targets that are already there need no decoding.
-            sample = decode_sample(
-                item.key, {name: item.fields[name] for name in (META_FIELD, images[0]) if name in item.fields}
-            )
+            # Targets that are already there need no decoding, nor do further pictures, which the conversation is about too.
+            needed = (META_FIELD, images[0], *further_fields(item.fields))
+            sample = decode_sample(item.key, {name: item.fields[name] for name in needed if name in item.fields}, self._rules)
             pixels = sample.image  # decodes
         except DataError as error:
             item.failure = str(error)

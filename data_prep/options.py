@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from megaunigame.data.pictures.rules import GROUNDS, MAX_PIXELS, WHITE, PictureRules, ground_from
 from megaunigame.errors import DataError
 
 
@@ -22,6 +23,30 @@ def add_failure_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="largest fraction of the entries that may fail (default 0.01)",
     )
+
+
+def add_picture_options(parser: argparse.ArgumentParser, *, ground: bool = True) -> None:
+    if ground:
+        parser.add_argument(
+            "--ground",
+            default=WHITE,
+            metavar="COLOR",
+            help=f"what transparent pictures lie on: {', '.join(GROUNDS)} or '#rrggbb' (default {WHITE})",
+        )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"a picture with more pixels is a failure, and is not decoded (default {MAX_PIXELS:,})",
+    )
+
+
+def picture_rules(arguments: argparse.Namespace) -> PictureRules:
+    """The rules of the command line. Raises ConfigError or DataError for an option that is not legal."""
+    require_at_least(arguments, max_pixels=1)
+    ground = ground_from("--ground", arguments.ground) if "ground" in arguments else GROUNDS[WHITE]
+    return PictureRules(ground, arguments.max_pixels)
 
 
 def require_at_least(arguments: argparse.Namespace, **least: int) -> None:

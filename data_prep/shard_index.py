@@ -52,7 +52,7 @@ def _numbers(meta: bytes) -> dict[str, int | float]:
     """Finite numbers at the top level of a json object; none if it is not an object (decoding the sample reports that)."""
     try:
         record = json.loads(meta)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(record, dict):
         return {}

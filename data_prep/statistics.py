@@ -18,12 +18,13 @@ from typing import Any
 
 from data_prep import recipe_rows
 from data_prep.contact_sheet import contact_sheet
-from data_prep.inputs.conversation import MARKER
 from data_prep.options import require_at_least
 from data_prep.picture_statistics import picture_statistics, sample_at
 from data_prep.shard_index import read_samples
-from data_prep.shard_writer import FAILURES, MANIFEST
+from megaunigame.data.conversation import HUMAN, IMAGE_MARKER, read_conversation
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.unfinished import FAILURES, check_finished
 from megaunigame.errors import DataError
 
 YES_NO = {"yes", "no"}
@@ -72,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if (arguments.folder / FAILURES).is_file():
         print(f"{len((arguments.folder / FAILURES).read_text().splitlines())} entries failed, see {FAILURES}")
+    for note, count in (manifest["notes"] if "notes" in manifest else {}).items():
+        print(f"{count} x {note}")
     words: list[int] = []
     kinds = question_statistics(_counting_words(records(arguments.folder, manifest), words))
     if words:
@@ -114,9 +117,10 @@ def _print_questions(kinds: dict[str, KindStatistics]) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """dataset.json of a folder. Raises DataError when there is none."""
+    check_finished(folder)
     if not (folder / MANIFEST).is_file():
         raise DataError(
-            f"{folder}: no {MANIFEST}, so the data set is not finished; run the scenes or pack command again to finish it"
+            f"{folder}: no {MANIFEST}: not a folder of `python -m data_prep`; pack it first (python -m data_prep pack --help)"
         )
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     return manifest
@@ -165,12 +169,14 @@ def question_statistics(samples: Iterable[dict[str, Any]]) -> dict[str, KindStat
 
 
 def _turns(sample: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(kind, question, answer), as training reads them, without the context."""
     if "conversations" not in sample:
         return iter(())
-    spoken = [turn["value"] for turn in sample["conversations"] if turn["from"] != "system"]
-    questions = [question.removeprefix(f"{MARKER}\n") for question in spoken[0::2]]
-    kinds = sample["kinds"] if "kinds" in sample else ["conversation"] * len(questions)
-    return zip(kinds, questions, spoken[1::2], strict=True)
+    first = next((turn["value"] for turn in sample["conversations"] if turn["from"] == HUMAN), "")
+    pictures = next(k for k, line in enumerate([*first.split("\n"), ""]) if line != IMAGE_MARKER)  # marks lead in shards
+    pairs = read_conversation(sample["conversations"], pictures).pairs
+    kinds = sample["kinds"] if "kinds" in sample else ["conversation"] * len(pairs)
+    return ((kind, question, answer) for kind, (question, answer) in zip(kinds, pairs, strict=True))
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -7,24 +7,43 @@ import functools
 import hashlib
 import io
 import json
-import multiprocessing
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from data_prep import recipe_rows
-from data_prep.inputs.conversation import MARKER, checked_turns
+from data_prep.inputs.conversation import checked_talk, require_as_many
 from data_prep.inputs.sample import EntryFailure
-from data_prep.options import require_at_least
+from data_prep.options import add_picture_options, picture_rules, require_at_least
 from data_prep.shard_index import index_of, read_samples
-from data_prep.shard_writer import MANIFEST
 from data_prep.statistics import read_manifest
-from megaunigame.data.decode import DEPTH, SEGMENTATION, SEGMENTATION_FIELD, Sample, decode_sample
+from data_prep.workers import in_processes
+from megaunigame.data.decode import (
+    DEPTH,
+    IMAGE_FIELDS,
+    SEGMENTATION,
+    SEGMENTATION_FIELD,
+    Sample,
+    decode_sample,
+    further_fields,
+)
+from megaunigame.data.pictures.pillow import changes_of
+from megaunigame.data.pictures.rules import PictureRules
+from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.errors import DataError
+
+CHANGES = {
+    "turned": "have an orientation tag: reading turns them upright",
+    "transparent": "have a transparent color or channel: reading lays them on the ground (white by default)",
+    "animated": "are animations: reading takes the first frame",
+}
+"""What `changes_of` names -> the end of a line of the report."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,6 +59,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     recipe_rows.add_option(parser)
     parser.add_argument("--samples", type=int, default=1000, help="samples, spread evenly, that --for looks at (default 1000)")
+    add_picture_options(parser, ground=False)
     parser.set_defaults(run=run)
 
 
@@ -48,42 +68,56 @@ def run(arguments: argparse.Namespace) -> int:
     require_at_least(arguments, workers=1, samples=1)
     manifest = read_manifest(arguments.folder)
     faults = 0
-    found = _faults(arguments.folder, manifest, arguments.workers)
+    changed: Counter[str] = Counter()
+    found = _checked(arguments.folder, manifest, picture_rules(arguments), arguments.workers)
     shown = tqdm(found, total=len(manifest["shards"]), unit="shard", desc="verify")
-    for shard, fault in zip(manifest["shards"], shown, strict=True):
+    for shard, (fault, changes) in zip(manifest["shards"], shown, strict=True):
         faults += fault is not None
+        changed += changes
         tqdm.write(f"{shard['file']}: {shard['samples']} samples, ok" if fault is None else f"{shard['file']}: FAULT: {fault}")
     counted = sum(shard["samples"] for shard in manifest["shards"])
     if counted != manifest["samples"]:
         faults += 1
         print(f"{MANIFEST}: FAULT: says {manifest['samples']} samples, its shards have {counted}")
+    for change, pictures in changed.items():
+        print(f"{pictures} pictures {CHANGES[change]}")
     print(f"{len(manifest['shards'])} shards, {faults} with faults")
     if arguments.recipe and not recipe_rows.print_rows(arguments.folder, arguments.recipe, arguments.samples):
         faults += 1
     return 1 if faults else 0
 
 
-def _faults(folder: Path, manifest: dict[str, Any], workers: int) -> Iterator[str | None]:
-    """The fault of every shard, in order; None for a good one."""
-    check = functools.partial(_fault_of, folder, manifest["config_hash"])
+def _checked(
+    folder: Path, manifest: dict[str, Any], rules: PictureRules, workers: int
+) -> Iterator[tuple[str | None, Counter[str]]]:
+    """For every shard, in order: its fault (None for a good one), and how many pictures reading changes."""
+    check = functools.partial(_check_one, folder, manifest["config_hash"], rules)
     if workers == 1:
         yield from map(check, manifest["shards"])
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(check, manifest["shards"])
+    shards = manifest["shards"]
+    early: dict[str, tuple[str | None, Counter[str]]] = {}
+    done = in_processes(check, shards, min(workers, len(shards)), name=lambda shard: str(shard["file"]))
+    for shard in shards:
+        while shard["file"] not in early:
+            other, found = next(done)
+            early[other["file"]] = found
+        yield early.pop(shard["file"])
 
 
-def _fault_of(folder: Path, config_hash: str, shard: dict[str, Any]) -> str | None:
+def _check_one(folder: Path, config_hash: str, rules: PictureRules, shard: dict[str, Any]) -> tuple[str | None, Counter[str]]:
+    changes: Counter[str] = Counter()
     try:
-        check_shard(folder, shard, config_hash)
+        check_shard(folder, shard, config_hash, rules, changes)
     except DataError as fault:
-        return str(fault)
-    return None
+        return str(fault), changes
+    return None, changes
 
 
-def check_shard(folder: Path, shard: dict[str, Any], config_hash: str) -> None:
+def check_shard(folder: Path, shard: dict[str, Any], config_hash: str, rules: PictureRules, changes: Counter[str]) -> None:
     """Compare one shard with its manifest line, statistics and index, then decode everything in it.
 
+    Adds to `changes` how many pictures are not read as they are stored (`changes_of`).
     Raises DataError for a fault of the shard, else for the first sample with one.
     """
     tar = folder / shard["file"]
@@ -107,14 +141,19 @@ def check_shard(folder: Path, shard: dict[str, Any], config_hash: str) -> None:
         raise DataError(f"{index_path.name} does not match the members of the tar")
     if len(index["samples"]) != shard["samples"]:
         raise DataError(f"has {len(index['samples'])} samples, {MANIFEST} says {shard['samples']}")
-    faults = [fault for key, fields in read_samples(tar, index) if (fault := _fault_in(key, fields)) is not None]
+    faults = [
+        fault for key, fields in read_samples(tar, index) if (fault := _fault_in(key, fields, rules, changes)) is not None
+    ]
     if faults:
         raise DataError(faults[0] if len(faults) == 1 else f"{faults[0]} (and {len(faults) - 1} more samples with faults)")
 
 
-def _fault_in(key: str, fields: dict[str, bytes]) -> str | None:
+def _fault_in(key: str, fields: dict[str, bytes], rules: PictureRules, changes: Counter[str]) -> str | None:
     try:
-        check_sample(decode_sample(key, fields).decoded())
+        check_sample(decode_sample(key, fields, rules).decoded())
+        first = [field for field in IMAGE_FIELDS if field in fields][:1]
+        for shown in (*first, *further_fields(fields)):
+            changes.update(changes_of(fields[shown], rules))
         if SEGMENTATION_FIELD in fields:
             check_palette(key, fields[SEGMENTATION_FIELD])
     except DataError as fault:
@@ -134,10 +173,16 @@ def check_sample(sample: Sample) -> None:
     if "caption" in meta and not (isinstance(meta["caption"], str) and meta["caption"].strip()):
         refuse("has an empty caption")
     if "conversations" in meta:
-        _check_conversations(meta, image is not None, refuse)
+        _check_conversations(meta, sample.image_count, refuse)
     if image is not None and {"width", "height"} <= meta.keys():
         if (meta["height"], meta["width"]) != tuple(image.shape[1:]):
             refuse(f"json says {meta['width']} x {meta['height']} pixels, the picture has {image.shape[2]} x {image.shape[1]}")
+    for name, target in ((DEPTH, depth), (SEGMENTATION, segmentation)):
+        if image is not None and target is not None and not _same_shape(target, image):
+            refuse(
+                f"{name} is {target.shape[1]} x {target.shape[0]}, the picture {image.shape[2]} x {image.shape[1]}: another "
+                "shape; make it again (annotate), from the upright picture"
+            )
     if depth is not None and depth.max() > 0 and (depth.min(), depth.max()) != (0, 65535):
         refuse(f"depth runs from {int(depth.min())} to {int(depth.max())}, not from 0 to 65535")
     if segmentation is not None and "objects" in meta:
@@ -147,6 +192,12 @@ def check_sample(sample: Sample) -> None:
             refuse(f"segmentation ids {sorted(seen)}, objects {sorted(listed)}")
     if segmentation is not None and depth is not None and segmentation.shape != depth.shape:
         refuse(f"segmentation is {tuple(segmentation.shape)}, depth {tuple(depth.shape)}")
+
+
+def _same_shape(target: Tensor, image: Tensor) -> bool:
+    """Whether the ratios of height and width agree, up to a rounding of the target's sides to whole pixels."""
+    (height, width), (rows, columns) = image.shape[1:], target.shape
+    return abs(columns * height - rows * width) <= height + width
 
 
 def check_palette(key: str, segmentation: bytes) -> None:
@@ -161,15 +212,8 @@ def check_palette(key: str, segmentation: bytes) -> None:
         raise DataError(f"sample {key!r}: segmentation has id {largest}, its palette only {len(palette) // 3} colors")
 
 
-def _check_conversations(meta: dict[str, Any], has_image: bool, refuse: Callable[[str], NoReturn]) -> None:
+def _check_conversations(meta: dict[str, Any], pictures: int, refuse: Callable[[str], NoReturn]) -> None:
     try:
-        turns = checked_turns(meta["conversations"], has_image)
+        require_as_many(meta, checked_talk(meta["conversations"], pictures))
     except EntryFailure as failure:
         refuse(str(failure))
-    pairs = sum(turn["from"] == "gpt" for turn in turns)
-    for name in ("kinds", "answers"):
-        if name in meta and len(meta[name]) != pairs:
-            refuse(f"{len(meta[name])} {name} for {pairs} questions")
-    marked = sum(MARKER in turn["value"] for turn in meta["conversations"])
-    if has_image and marked != 1:
-        refuse(f"has an image and {marked} turns with {MARKER}; exactly one is legal")

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data_prep.first_use import pack_sources
 from megaunigame.config import as_yaml, load_recipe
 from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.monitoring.monitor import rank_log
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> None:
     options = options_of_a_recipe(__doc__).parse_args(arguments)
 
     recipe = load_recipe(options.recipe, options.overrides)
+    pack_sources(recipe.data)
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     claim(recipe.output, world)
     rank_log(recipe.output, world.rank)

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from megaunigame.data.pictures.rules import MAX_PIXELS, WHITE, ground_from
 from megaunigame.errors import ConfigError
 from megaunigame.settings import above, at_least, between, check_values, fill, half_open, one_of, read
 
@@ -66,10 +67,11 @@ class ModelConfig:
 
 @dataclass
 class CacheConfig:
-    """Where the shards of a URL are kept on each node while they are needed; all ranks of the node share it."""
+    """Where the shards of a URL are kept on each node while they are needed, and the shards of a `source` for good; all ranks
+    of the node share it."""
 
     folder: str = ""
-    """On a local disk. Must be given when shards are URLs."""
+    """Must be given when shards are URLs (then on a local disk), and for a `source` (then better shared by all nodes)."""
     gigabytes: float = above(0, 100.0)
     """The least recently used shards make room for new ones. Must hold two windows."""
 
@@ -78,13 +80,21 @@ class CacheConfig:
 class MixedConfig:
     """One data set of a mix."""
 
-    shards: str = MISSING
+    shards: str = ""
+    source: str = ""
+    image_root: str = ""
+    split: str = ""
     weight: int = above(0, 1)
     """Of every (sum of the weights) samples of the stream, this many come from here."""
     window: int = above(0, 8)
     where: list[str] = field(default_factory=list)
 
     def check(self, path: str) -> None:
+        if bool(self.shards) == bool(self.source):
+            raise ConfigError(
+                f"{path} needs either {path}.shards (a folder or URL) or {path}.source (a data set to pack), and not both."
+            )
+        _check_source(self, path)
         _check_where(self.where, path)
 
 
@@ -92,6 +102,13 @@ class MixedConfig:
 class StreamConfig:
     shards: str = ""
     """Folder of shards that data_prep wrote (any WebDataset tars work; a missing index is built), or its URL."""
+    source: str = ""
+    """Instead of `shards`: a JSON file in the LLaVA form, tars, or a Hugging Face folder (parquet, arrow). It is packed into
+    `cache.folder` when a run first uses it."""
+    image_root: str = ""
+    """Folder of the pictures of a `source` that names files; empty: where the JSON file is."""
+    split: str = ""
+    """Of a `source` with several."""
     window: int = above(0, 8)
     """Shards shuffled together; only these are open at a time."""
     where: list[str] = field(default_factory=list)
@@ -104,13 +121,38 @@ class StreamConfig:
     (`pipe:...`), with weaker guarantees: docs/streaming.md."""
     shuffle_buffer: int = above(0, 1000)
     """Samples shuffled together by a loader worker, for `webdataset`."""
+    ground: str = WHITE
+    """What transparent pictures lie on: white, black, gray or '#rrggbb'."""
+    max_pixels: int = at_least(1, MAX_PIXELS)
+    """Width x height of the largest picture that is decoded; larger ones are bad samples."""
 
     def check(self, path: str) -> None:
-        if bool(self.shards) == bool(self.mix):
-            raise ConfigError(f"{path} needs either `shards` (a folder or URL) or `mix` (data sets by weight), and not both.")
+        if sum(map(bool, (self.shards, self.source, self.mix))) != 1:
+            instead = (
+                f" Type {path}={{source: {self.source}, cache: {{folder: FOLDER}}}} to replace all." if self.source else ""
+            )
+            raise ConfigError(
+                f"{path} needs one of `shards` (a folder or URL), `source` (a data set to pack on first use) and `mix` (data "
+                f"sets by weight), and not both.{instead}"
+            )
+        _check_source(self, path)
+        if (self.source or any(part.source for part in self.mix.values())) and not self.cache.folder:
+            raise ConfigError(
+                f"{path}.cache.folder is missing: what is packed of a `source` is kept there. Type for example "
+                f"{path}.cache.folder=shards/packed."
+            )
+        if self.source and self.backend != "index":
+            raise ConfigError(f"{path}: a `source` is packed into shards with an index. Leave out {path}.backend.")
         _check_where(self.where, path)
+        ground_from(f"{path}.ground", self.ground)
         if self.mix and (self.where or self.window != StreamConfig.window):
             raise ConfigError(f"{path}: give `where` and `window` to the data sets of the mix, as {path}.mix.NAME.where=[...].")
+
+
+def _check_source(data: MixedConfig | StreamConfig, path: str) -> None:
+    for name, given in (("image_root", data.image_root), ("split", data.split)):
+        if given and not data.source:
+            raise ConfigError(f"{path}.{name}={given} belongs to {path}.source, which is not given. Leave it out.")
 
 
 def _check_where(rules: list[Any], path: str) -> None:

@@ -1,8 +1,8 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
 A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `data.decode`,
-`data.conversation`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms: they may be imported where their
-siblings may not. Imports are read from the syntax tree, so one inside a function counts as well.
+`data.conversation`, `data.pictures`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms: they may be
+imported where their siblings may not. Imports are read from the syntax tree, so one inside a function counts as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "registry": {"errors"},
     "settings": {"errors", "registry"},
-    "config": {"errors", "settings"},
+    "config": {"data.pictures", "errors", "settings"},
     "launching": {"errors"},
     "pixels": set(),
     "parallel": {"errors"},
@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
     # first floor: each knows the step and the ground; of another only contracts (models also knows attention)
     "attention": {"errors", "registry", "step"},
-    "data.decode": {"errors"},
+    "data.pictures": {"errors"},
+    "data.decode": {"data.pictures", "errors"},
     "data.conversation": {"data.decode", "errors"},
     "data": {"config", "errors", "randomness", "registry", "step"},
     "models.base": {"errors", "registry", "step"},
@@ -73,11 +74,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("registry", "step"),
     },
     "sweeping": {"config", "errors", "monitoring", "registry", "settings"},
-    "data_prep": {"data", "errors", "judges", "pixels", "registry", "settings"},
     "data_prep.recipe_rows": {
         *("config", "data", "engine", "errors", "models.base", "objectives", "registry", "step"),
         "data_prep",
     },
+    "data_prep": {"config", "data", "errors", "judges", "pixels", "registry", "settings"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

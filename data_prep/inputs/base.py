@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,17 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-from data_prep.inputs.sample import EntryFailure, find_picture, packed
+from data_prep.inputs.further_pictures import packed_all
+from data_prep.inputs.picture_names import find_file, missing
+from data_prep.inputs.sample import EntryFailure
 from data_prep.shard_writer import Shard, ShardSample
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 
 Failure = dict[str, str]
 """A line of failures.jsonl: "key", "reason" and, where a file is to blame, "image"."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Input(ABC):
     """A source of samples, cut into shards. Small enough to be sent to every worker; large files are read there.
 
@@ -31,6 +36,9 @@ class Input(ABC):
     """Required options of the command line."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Optional ones."""
+
+    rules: PictureRules = DEFAULT_RULES
+    """How its pictures are read; the command line decides, for every format alike."""
 
     @classmethod
     @abstractmethod
@@ -50,6 +58,10 @@ class Input(ABC):
     def shard(self, number: int) -> Shard:
         """Shard `number`. Raises DataError for a damaged source; single bad samples are failures of the shard."""
 
+    def sources(self) -> tuple[Path, ...]:
+        """Files that `identity` knows by name and size only."""
+        return ()
+
     def absent(self) -> tuple[list[Failure], int]:
         """Failures known without opening a picture, and the number of entries."""
         return [], 0
@@ -57,12 +69,16 @@ class Input(ABC):
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample whose picture is a separate file."""
+    """A sample whose pictures are separate files."""
 
     key: str
     record: dict[str, Any]
-    image: str | None
-    """Path below the image root; None for a text-only sample."""
+    images: tuple[str, ...] = ()
+    """Paths below the image root; none for a text-only sample."""
+    problem: str = ""
+    """Why the entry cannot be packed, where that is known without its pictures."""
+    notes: tuple[str, ...] = ()
+    """What the reading of the entry left out, one note each."""
 
 
 class ListedPictures(Input):
@@ -81,32 +97,43 @@ class ListedPictures(Input):
 
     def shard(self, number: int) -> Shard:
         failures: list[Failure] = []
-        return Shard(self._samples(number, failures), failures)
+        notes: Counter[str] = Counter()
+        return Shard(self._samples(number, failures, notes), failures, notes)
 
     def absent(self) -> tuple[list[Failure], int]:
         entries = self.entries()
         looked_at = tqdm(entries, desc="looking for pictures", unit="entry", delay=2, leave=False)
-        lost = [e for e in looked_at if e.image is not None and find_picture(self.image_root, e.image) is None]
-        return [_failure(entry, "missing file") for entry in lost], len(entries)
+        return [_failure(e, problem) for e in looked_at if (problem := self._problem(e))], len(entries)
 
-    def _samples(self, number: int, failures: list[Failure]) -> Iterator[ShardSample]:
+    def _samples(self, number: int, failures: list[Failure], notes: Counter[str]) -> Iterator[ShardSample]:
         for entry in self.entries()[number * self.shard_size : (number + 1) * self.shard_size]:
             try:
-                yield packed(entry.key, entry.record, self._picture(entry))
+                pictures = self._pictures(entry)
+                yield packed_all(entry.key, entry.record, pictures, self.rules)
+                notes.update(entry.notes)
             except EntryFailure as failure:
                 failures.append(_failure(entry, str(failure)))
 
-    def _picture(self, entry: Entry) -> bytes | None:
-        if entry.image is None:
-            return None
-        path = find_picture(self.image_root, entry.image)
+    def _pictures(self, entry: Entry) -> list[bytes]:
+        if entry.problem:
+            raise EntryFailure(entry.problem)
+        return [self._picture(name) for name in entry.images]
+
+    def _picture(self, name: str) -> bytes:
+        path = find_file(self.image_root, name)
         if path is None:
-            raise EntryFailure("missing file")
+            raise EntryFailure(missing(name))
         try:
             return path.read_bytes()
         except OSError as error:
             raise EntryFailure(f"file cannot be read: {error.strerror}") from error
 
+    def _problem(self, entry: Entry) -> str:
+        """The reason why an entry cannot be packed, as far as is known without opening a picture; else ""."""
+        if entry.problem:
+            return entry.problem
+        return next((missing(name) for name in entry.images if find_file(self.image_root, name) is None), "")
+
 
 def _failure(entry: Entry, reason: str) -> Failure:
-    return {"key": entry.key, "image": entry.image or "", "reason": reason}
+    return {"key": entry.key, "image": ", ".join(entry.images), "reason": reason}

@@ -8,21 +8,24 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
+from data_prep.inputs.table_files import files_of_folder
 from data_prep.shard_writer import hash_of
 from megaunigame.errors import DataError
 
 
-def source_files(patterns: Sequence[str], ending: str, out: Path) -> tuple[Path, ...]:
+def source_files(patterns: Sequence[str], ending: str, out: Path, split: str | None = None) -> tuple[Path, ...]:
     """The files, in the order of the patterns, those of one folder or glob sorted by name.
 
+    A folder may be one of the Hugging Face hub or of `save_to_disk`; of its splits, `split` is taken.
     Raises DataError for a pattern that matches nothing, and when `out` is a folder with sources in it (which
     --overwrite would delete).
     """
     files: dict[Path, None] = {}
     for pattern in (expanded for given in patterns for expanded in expand_urls(given)):
         path = Path(pattern)
-        found = sorted(path.glob(f"*{ending}")) if path.is_dir() else sorted(map(Path, glob.glob(pattern)))
+        found = files_of_folder(path, ending, split) if path.is_dir() else sorted(map(Path, glob.glob(pattern)))
         if not found:
+            _refuse_compressed(pattern, path, ending)
             raise DataError(
                 f"--source {pattern}: no {ending} file there; give folders, files, globs ('cc3m/*{ending}') or brace "
                 f"lists ('cc3m/{{00000..00331}}{ending}') that exist"
@@ -34,6 +37,16 @@ def source_files(patterns: Sequence[str], ending: str, out: Path) -> tuple[Path,
         if out.resolve() == file.resolve().parent:
             raise DataError(f"--out {out}: the sources lie there; choose another folder")
     return tuple(files)
+
+
+def _refuse_compressed(pattern: str, path: Path, ending: str) -> None:
+    """Raises DataError when there are compressed files instead of those with the ending."""
+    for program, other in (("gunzip", ".gz"), ("unzstd", ".zst"), ("unxz", ".xz")):
+        packed = sorted(path.glob(f"*{ending}{other}")) if path.is_dir() else []
+        if packed:
+            raise DataError(
+                f"--source {pattern}: {len(packed)} compressed files such as {packed[0].name}: unpack them ({program})"
+            )
 
 
 def files_identity(files: Sequence[Path]) -> dict[str, object]:

@@ -18,13 +18,18 @@ def sha256_of(path: Path, option: str) -> str:
         raise DataError(f"{option} {path}: cannot be read ({error.strerror})") from error
 
 
-def read_json(path: Path, option: str, sha256: str) -> Any:
-    """The content. Raises DataError when it is not JSON, or when the hash has changed."""
+def read_unchanged(path: Path, option: str, sha256: str) -> bytes:
+    """The content. Raises DataError when its hash has changed."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{option} {path}: was changed while it was being packed; run the command again")
+    return content
+
+
+def read_json(path: Path, option: str, sha256: str) -> Any:
+    """The value in the file. Raises DataError when it is not JSON, or when the hash has changed."""
     try:
-        return json.loads(content)
+        return json.loads(read_unchanged(path, option, sha256))
     except ValueError as error:
         raise DataError(f"{option} {path}: not JSON ({error})") from error
 

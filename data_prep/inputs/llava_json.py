@@ -1,26 +1,34 @@
-"""`--format llava-json`: a list of {"id", "image" (absent for text-only rows), "conversations"} and a folder of pictures."""
+"""`--format llava-json`: entries {"id", "image" (absent for text-only rows), "conversations"} and a folder of pictures.
+
+The forms of the file are those of `json_entries`, of pictures those of `picture_names`, of conversations those of
+`megaunigame.data.conversation`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from data_prep.inputs.base import Entry, ListedPictures
-from data_prep.inputs.conversation import checked_turns
-from data_prep.inputs.json_file import read_json, require_folder, sha256_of
+from data_prep.inputs.conversation import checked_texts
+from data_prep.inputs.json_entries import BrokenLine, entries_of
+from data_prep.inputs.json_file import read_unchanged, require_folder, sha256_of
+from data_prep.inputs.picture_names import KEYS, names_of
 from data_prep.inputs.sample import EntryFailure, numbered_key
-from megaunigame.errors import DataError
+from megaunigame.data.conversation import TALK_KEYS
 
-_ENTRY_FORM = '{"id": ..., "image": "a/b.jpg" (optional), "conversations": [{"from": "human", "value": ...}, ...]}'
+_ENTRY_FORM = (
+    'a list of {"id": ..., "image": "a/b.jpg" (or a list; optional), "conversations": [{"from": "human", "value": ...}, ...]}'
+)
 
 
 @dataclass(frozen=True)
 class LlavaJson(ListedPictures):
-    """LLaVA-mix-665K and files of the same form. The whole file is checked before the first picture is opened."""
+    """LLaVA-mix-665K and other files of conversations about pictures. All entries are checked before a picture is opened."""
 
     shard_name = "llava"
     needs = ("json", "image_root")
@@ -33,7 +41,6 @@ class LlavaJson(ListedPictures):
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> LlavaJson:
-        require_folder(arguments.image_root, "--image-root")
         return cls(arguments.json, sha256_of(arguments.json, "--json"), arguments.image_root, arguments.shard_size)
 
     def identity(self) -> dict[str, Any]:
@@ -50,29 +57,25 @@ class LlavaJson(ListedPictures):
 
 @functools.lru_cache(maxsize=1)  # a worker reads the file once, not once per shard
 def _entries(source: LlavaJson) -> list[Entry]:
-    listed = read_json(source.json, "--json", source.json_sha256)
-    if not isinstance(listed, list) or not listed:
-        got = "an empty list" if listed == [] else f"a JSON {type(listed).__name__}"
-        raise DataError(f"--json {source.json}: got {got}; wanted a list of {_ENTRY_FORM}")
-    return [_entry(source.json, number, entry) for number, entry in enumerate(listed)]
+    content = read_unchanged(source.json, "--json", source.json_sha256)
+    listed = entries_of(content, source.json, (*TALK_KEYS, *KEYS, "caption"), _ENTRY_FORM)
+    entries = [_entry(number, found) for number, found in enumerate(listed)]
+    if any(entry.images for entry in entries):  # a file of texts alone needs no folder
+        require_folder(source.image_root, "--image-root")
+    return entries
 
 
-def _entry(path: Path, number: int, entry: Any) -> Entry:
-    def refuse(problem: str) -> NoReturn:
-        raise DataError(f"--json {path}: entry {number}: {problem}; wanted {_ENTRY_FORM}")
-
-    if not isinstance(entry, dict):
-        refuse(f"is a JSON {type(entry).__name__}")
-    record = {name: value for name, value in entry.items() if name != "image"}
-    image = entry.get("image")
-    if image is not None and (not isinstance(image, str) or not image):
-        refuse(f"has image {json.dumps(image)[:80]}, not one path")
-    if image is not None and (Path(image).is_absolute() or ".." in Path(image).parts):
-        refuse(f"has image {image!r}, which leads out of the image root")
-    if not entry.get("conversations"):
-        refuse(f"has no conversations (its keys: {', '.join(entry) or 'none'})")
+def _entry(number: int, found: Any) -> Entry:
+    """An entry, or what is wrong with it: one odd entry is one failure."""
+    key = numbered_key(number, found["id"] if isinstance(found, dict) and "id" in found else "")
+    if isinstance(found, BrokenLine):
+        return Entry(key, {}, problem=found.reason)
+    if not isinstance(found, dict):
+        return Entry(key, {}, problem=f"is a JSON {type(found).__name__}; wanted {_ENTRY_FORM}")
+    notes: Counter[str] = Counter()
     try:
-        record["conversations"] = checked_turns(entry["conversations"], has_image=image is not None)
+        images = names_of(found, next((found[name] for name in TALK_KEYS if found.get(name)), None))
+        record = checked_texts({name: value for name, value in found.items() if name not in KEYS}, len(images), notes)
     except EntryFailure as failure:
-        refuse(str(failure))
-    return Entry(numbered_key(number, record["id"] if "id" in record else ""), record, image)
+        return Entry(key, {}, problem=str(failure))
+    return Entry(key, record, images, notes=tuple(notes.elements()))

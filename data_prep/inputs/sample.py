@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
+from data_prep.inputs.stored_picture import stored_picture
 from data_prep.shard_writer import ShardSample
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 
-STORED_AS_IS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 OTHER_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".JPG", ".JPEG", ".PNG", ".GIF")
 LONGEST_KEY = 80
 """Bytes; a key and its extension must fit the 100 bytes of a name in a tar."""
@@ -24,21 +21,27 @@ class EntryFailure(Exception):
     """An entry that cannot be packed; its text is the reason written to failures.jsonl."""
 
 
-def packed(key: str, record: dict[str, Any], picture: bytes | None) -> ShardSample:
+def packed(key: str, record: dict[str, Any], picture: bytes | None, rules: PictureRules = DEFAULT_RULES) -> ShardSample:
     """A sample with the picture, if any, and the record as json, to which `width` and `height` in pixels are added.
 
-    JPEG, PNG and WebP files are stored byte for byte; others, and the first frame of animations, as PNG.
-    Raises EntryFailure for a picture that cannot be decoded.
+    The picture may be in any container that Pillow opens, found by its content, and is stored upright, opaque and as one
+    frame (`stored_picture`); width and height are those of the stored one.
+    Raises EntryFailure for a picture that cannot be decoded or is too large, and for a record that cannot be written as JSON.
     """
     sample: ShardSample = {"__key__": key}
     if picture is not None:
-        extension, content, (width, height) = _stored_picture(picture)
+        try:
+            extension, content, (width, height) = stored_picture(picture, rules)
+        except PictureError as error:
+            raise EntryFailure(str(error)) from error
         sample[extension] = content
         record = {**record, "width": width, "height": height}
     try:
         sample["json"] = json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise EntryFailure("text that is not Unicode") from error
+    except RecursionError as error:
+        raise EntryFailure("is nested too deeply") from error
     return sample
 
 
@@ -56,28 +59,14 @@ def short_key(key: str) -> str:
 
 
 def find_picture(root: Path, relative: str) -> Path | None:
-    """The file, or the same name with another ending (OCR-VQA lists .jpg but has .gif and .png)."""
+    """The file, or the same name with another ending (OCR-VQA lists .jpg but has .gif and .png).
+
+    None also for names that no file can have: with a null byte, too long, not Unicode.
+    """
     path = root / relative
-    if path.is_file():
-        return path
-    return next((other for ending in OTHER_ENDINGS if (other := path.with_suffix(ending)).is_file()), None)
-
-
-def _stored_picture(content: bytes) -> tuple[str, bytes, tuple[int, int]]:
-    """Extension, bytes and (width, height) of a picture as stored in a shard."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()  # all of it: a file cut short fails here, not in training
-                if image.format in STORED_AS_IS and not getattr(image, "is_animated", False):
-                    return STORED_AS_IS[image.format], content, image.size
-                out = io.BytesIO()
-                image.convert("RGB").save(out, "png", compress_level=1)
-                return "png", out.getvalue(), image.size
-    except UnidentifiedImageError as error:
-        raise EntryFailure("not an image") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise EntryFailure(f"damaged image: {error}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise EntryFailure("more pixels than an image should have") from error
+        if path.is_file():
+            return path
+        return next((other for ending in OTHER_ENDINGS if (other := path.with_suffix(ending)).is_file()), None)
+    except (OSError, ValueError):
+        return None

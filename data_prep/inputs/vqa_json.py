@@ -80,7 +80,7 @@ def _entries(source: VqaJson) -> list[Entry]:
             record["questions"] = [question["question"] for question in asked]
         else:
             record |= _answered(source, asked, annotations)
-        entries.append(Entry(numbered_key(number, image_id), record, _image_name(pattern, image_id)))
+        entries.append(Entry(numbered_key(number, image_id), record, (_image_name(pattern, image_id),)))
     return entries
 
 

@@ -1,28 +1,118 @@
-"""The conversation of a sample, in the LLaVA form: speakers alternate, the image is marked in the text."""
+"""Conversations: one reading of all forms in which they exist, the same when data is packed, checked, counted and trained on.
+
+- Turns are `{from, value}` (LLaVA), `{role, content}` (chat messages; the content a text or a list of texts and images) or
+  `{user, assistant}`. Speakers are those of `SPEAKERS`, in any case.
+- Turns of one speaker in a row are one turn. An answer before the first question and a question after the last answer are left
+  out; so are pairs without an answer, and pairs of a text-only sample without a question.
+- A system turn at the beginning is the context: it stands before the first question (before each, where questions do not read
+  each other). A later one is part of the question next to it.
+- Pictures come before the first question, in their order. `<image>` in a question is the place of one: as many as there are
+  pictures are taken out. Another one within a line, and any in an answer or a system turn, is text. One at the beginning of a
+  question or on a line of its own is the place of a picture that is not there, and refused, except in XML (`</image>`).
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
 
 IMAGE_MARKER = "<image>"
-ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant")
+TALK_KEYS = ("conversations", "messages", "conversation")
+"""Keys of a sample's JSON that may hold the conversation; the first that is not empty is read."""
+SYSTEM, HUMAN, GPT = "system", "human", "gpt"
+SPEAKERS = {
+    **dict.fromkeys(("human", "user"), HUMAN),
+    **dict.fromkeys(("gpt", "assistant", "bot", "model", "chatgpt"), GPT),
+    SYSTEM: SYSTEM,
+}
+
+OPENING_ANSWER = "answer before the first question: left out"
+LAST_QUESTION = "question after the last answer: left out"
+NO_ANSWER = "question with an empty answer: left out"
+NO_QUESTION = "answer to an empty question, without a picture: left out"
+_PLACE = re.compile(rf"^[ \t]*{IMAGE_MARKER}[ \t]*\n|{IMAGE_MARKER}", re.MULTILINE)
+"""A marker, with its line where nothing else is on it."""
+NULS = "text with null characters: they are left out"
 
 
-def question_answers(sample: Sample) -> list[tuple[str, str]]:
-    """(question, answer) pairs of a sample, without image markers.
+@dataclass(frozen=True)
+class Conversation:
+    """Questions and answers, without markers of pictures."""
 
-    Raises DataError when the sample has no conversation, or its speakers do not alternate.
+    context: str
+    """The text of the system turn; "" without one."""
+    pairs: tuple[tuple[str, str], ...]
+    """(question, answer), at least one."""
+    left_out: tuple[str, ...] = ()
+    """What the reading left out, one entry each."""
+
+    def asked(self, chosen: Sequence[int] | None = None, *, apart: bool = False) -> list[tuple[str, str]]:
+        """The pairs, or those `chosen`, with the context before the first question; `apart`: before every question."""
+        pairs = [self.pairs[i] for i in (range(len(self.pairs)) if chosen is None else chosen)]
+        if not self.context:
+            return pairs
+        told = len(pairs) if apart else 1
+        return [(f"{self.context}\n{q}".strip(), a) for q, a in pairs[:told]] + pairs[told:]
+
+    def turns(self, pictures: int) -> list[dict[str, str]]:
+        """As shards have it: `{from, value}` of system, human and gpt; the places of all pictures begin the first question."""
+        marks = f"{IMAGE_MARKER}\n" * pictures
+        spoken = [{"from": SYSTEM, "value": self.context}] if self.context else []
+        for number, (question, answer) in enumerate(self.pairs):
+            spoken.append({"from": HUMAN, "value": question if number else marks + question})
+            spoken.append({"from": GPT, "value": answer})
+        return spoken
+
+
+def read_conversation(talk: Any, pictures: int) -> Conversation:
+    """The conversation in any of the forms above, about this many pictures.
+
+    Raises DataError, worded as what the sample has, when it is in none of them or no question has an answer.
     """
-    talk = sample.meta.get("conversations")
     if not isinstance(talk, list) or not talk:
+        raise DataError("has no conversations")
+    spoken = [said for turn in talk for said in _spoken(turn)]
+    context, turns, left_out = _alternating(spoken)
+    if any("\0" in text for _, text in spoken):
+        left_out.append(NULS)
+    questions = _without_places([text for _, text in turns[::2]], pictures)
+    pairs = []
+    for question, answer in zip(questions, (text.strip() for _, text in turns[1::2]), strict=True):
+        if not answer:
+            left_out.append(NO_ANSWER)
+        elif not question and not pictures:
+            left_out.append(NO_QUESTION)
+        else:
+            pairs.append((question, answer))
+    if not pairs:
+        speakers = [speaker for speaker, _ in spoken]
+        why = f"turns from {speakers}" if not turns else "only empty answers or questions"
+        raise DataError(f"has {why}; a question of human (user) and the answer of gpt (assistant) are wanted")
+    return Conversation(context, tuple(pairs), tuple(left_out))
+
+
+def conversation_of(sample: Sample) -> Conversation:
+    """The conversation of a sample. Raises DataError when it has none, or one that cannot be read."""
+    talk = next((sample.meta[key] for key in TALK_KEYS if sample.meta.get(key)), None)
+    if talk is None:
         raise DataError(f"Sample {sample.key} has no `conversations`; questions and answers come from there.")
-    pairs = list(zip(talk[::2], talk[1::2], strict=False))
-    if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in talk):
-        raise DataError(f"Sample {sample.key}: every turn of `conversations` must be an object with a text in `value`.")
-    if len(talk) % 2 or any(q.get("from") not in ASKING or a.get("from") not in ANSWERING for q, a in pairs):
-        raise DataError(f"Sample {sample.key}: `conversations` must be pairs of human and gpt, human first.")
-    return [(q["value"].replace(IMAGE_MARKER, "").strip(), a["value"].strip()) for q, a in pairs]
+    try:
+        return read_conversation(talk, sample.image_count)
+    except DataError as error:
+        raise DataError(f"Sample {sample.key} {error}.") from error
+
+
+def question_answers(sample: Sample, *, apart: bool = False) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a sample, without image markers and with the context (`Conversation.asked`).
+
+    Raises DataError when the sample has no conversation, or one that cannot be read.
+    """
+    return conversation_of(sample).asked(apart=apart)
 
 
 def caption_of(sample: Sample) -> str | None:
@@ -31,3 +121,78 @@ def caption_of(sample: Sample) -> str | None:
     if not isinstance(caption, str | None):
         raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
     return caption or None
+
+
+def _spoken(turn: Any) -> list[tuple[str, str]]:
+    """(speaker, text) of one turn: two for `{user, assistant}`."""
+    if not isinstance(turn, dict):
+        raise DataError(f"has a turn that is not an object but a {type(turn).__name__}: {str(turn)[:80]}")
+    if isinstance(turn.get("user"), str) and isinstance(turn.get("assistant"), str):
+        return [(HUMAN, turn["user"]), (GPT, turn["assistant"])]
+    speaker = next((turn[name] for name in ("from", "role") if turn.get(name) is not None), None)
+    content = next((turn[name] for name in ("value", "content") if turn.get(name) is not None), None)
+    if not isinstance(speaker, str) or content is None:
+        raise DataError(f"has a turn that is not {{from, value}} or {{role, content}}: {str(turn)[:80]}")
+    if speaker.lower() not in SPEAKERS:
+        raise DataError(f"has a turn from {speaker!r}; legal are {', '.join(SPEAKERS)}")
+    return [(SPEAKERS[speaker.lower()], _text(content))]
+
+
+def _text(content: Any) -> str:
+    """The text of a turn; the images of a content list become markers."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise DataError(f"has a turn whose text is a {type(content).__name__}: {str(content)[:80]}")
+    return "".join(_part(part) for part in content)
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = str(part.get("type") or "") if isinstance(part, dict) else type(part).__name__
+    if kind.startswith("image"):
+        return f"\n{IMAGE_MARKER}\n"
+    if isinstance(part, dict) and kind in ("text", "") and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise DataError(f"has a part of a turn that is neither a text nor an image: {str(part)[:80]}")
+
+
+def _alternating(spoken: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str, str]], list[str]]:
+    """The context; human and gpt in turn, human first, gpt last; and what was left out for that."""
+    context: list[str] = []
+    turns: list[tuple[str, str]] = []
+    left_out: list[str] = []
+    for speaker, said in spoken:
+        text = said.replace("\0", "")
+        if speaker == SYSTEM and not turns:
+            context.append(text.strip())
+            continue
+        speaker = HUMAN if speaker == SYSTEM else speaker
+        if not turns and speaker == GPT:
+            left_out.append(OPENING_ANSWER)
+        elif turns and turns[-1][0] == speaker:
+            turns[-1] = speaker, f"{turns[-1][1]}\n{text}"
+        else:
+            turns.append((speaker, text))
+    if len(turns) % 2:
+        turns.pop()
+        left_out.append(LAST_QUESTION)
+    return "\n".join(filter(None, context)), turns, left_out
+
+
+def _without_places(questions: list[str], pictures: int) -> list[str]:
+    """The questions without the places of `pictures` pictures. Raises DataError for places of more."""
+    taken, cleaned = 0, []
+    for question in questions:
+        here = min(pictures - taken, question.count(IMAGE_MARKER))
+        taken += here
+        rest = (_PLACE.sub("", question, count=here) if here else question).strip()
+        lines = [line.strip() for line in rest.split("\n")]
+        if (IMAGE_MARKER in lines or rest.startswith(IMAGE_MARKER)) and "</image>" not in rest:
+            marked = sum(q.count(IMAGE_MARKER) for q in questions)
+            raise DataError(
+                f"has {IMAGE_MARKER} {marked} times in its questions and {pictures or 'no'} image{'s' * (pictures > 1)}"
+            )
+        cleaned.append(rest)
+    return cleaned

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
+from megaunigame.data.pictures.pillow import opened
+from megaunigame.data.pictures.reading import read_picture
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.errors import DataError
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+IMAGE_FIELDS = (
+    *("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe", "mpo", "pgm", "pnm"),
+    *("ppm", "tif", "tiff"),
+)
+"""Fields that may hold the picture of a sample; the first one present is used. What it is, its content says."""
+FURTHER_FIELD = re.compile(r"picture(\d+)\.\w+")
+"""Fields of the second and later pictures of a sample: `picture2.jpg`, `picture3.png`, ..."""
 DEPTH_FIELD = "depth.png"
 SEGMENTATION_FIELD = "seg.png"
 META_FIELD = "json"
@@ -34,12 +41,15 @@ class Sample:
     Text-only samples have no image; other pictures exist only if the shards have them.
     """
 
-    def __init__(self, key: str, meta: dict[str, Any], **pictures: Picture):
-        """`pictures` by their names in `DECODERS`."""
+    def __init__(
+        self, key: str, meta: dict[str, Any], *, further: Sequence[Tensor | Callable[[], Tensor]] = (), **pictures: Picture
+    ):
+        """`pictures` by their names in `DECODERS`; `further`: images after the first."""
         self.key = key
         self.meta = meta
         """The sample's JSON: `conversations`, and optionally `caption`, `objects`, ..."""
         self._pictures = {name: pictures.pop(name, None) for name in DECODERS}
+        self._further: list[Tensor | Callable[[], Tensor]] = [*further]
         if pictures:
             raise TypeError(f"A sample has no picture {', '.join(pictures)}; DECODERS has {', '.join(DECODERS)}.")
 
@@ -55,29 +65,54 @@ class Sample:
 
     @property
     def image(self) -> Tensor | None:
-        """uint8 (3, H, W), RGB, as stored (an EXIF rotation is not applied)."""
+        """uint8 (3, H, W), RGB, as a viewer shows it (`read_picture`)."""
         return self.picture(IMAGE)
+
+    @property
+    def images(self) -> list[Tensor]:
+        """All images in their order, each as `image`; none for a text-only sample."""
+        if self.image is None:
+            return []
+        decoded = [picture() if callable(picture) else picture for picture in self._further]
+        self._further = [*decoded]
+        return [self.image, *decoded]
+
+    @property
+    def image_count(self) -> int:
+        """Number of `images`; decodes none."""
+        return 0 if self._pictures[IMAGE] is None else 1 + len(self._further)
 
     def decoded(self) -> Sample:
         """This sample with every picture decoded. Raises DataError for the first that cannot be."""
         for name in self._pictures:
             self.picture(name)
+        _ = self.images
         return self
 
 
-def decode_sample(key: str, fields: Mapping[str, bytes]) -> Sample:
-    """The sample of these raw fields; unknown fields are ignored, pictures are decoded at their first use.
+def decode_sample(key: str, fields: Mapping[str, bytes], rules: PictureRules = DEFAULT_RULES) -> Sample:
+    """The sample of these raw fields; unknown fields are ignored, pictures are decoded at their first use, by `rules`.
 
     Raises DataError, naming key and field: here for a missing or wrong JSON, at the first use of a picture that is not
-    readable or has the wrong bit depth.
+    readable, has too many pixels or the wrong bit depth.
     """
     if META_FIELD not in fields:
         _refuse(key, META_FIELD, f"is missing; the sample has {sorted(fields)}")
     pictures: dict[str, Picture] = {}
     for name, (stored_as, decoder) in DECODERS.items():
         field = next((field for field in stored_as if field in fields), None)
-        pictures[name] = None if field is None else partial(decoder, key, field, fields[field])
-    return Sample(key, _meta(key, fields[META_FIELD]), **pictures)
+        pictures[name] = None if field is None else partial(decoder, key, field, fields[field], rules)
+    decoder = DECODERS[IMAGE][1]
+    further = [partial(decoder, key, field, fields[field], rules) for field in further_fields(fields)]
+    if further and pictures[IMAGE] is None:
+        _refuse(key, further_fields(fields)[0], "is there without a first picture")
+    return Sample(key, _meta(key, fields[META_FIELD]), further=further, **pictures)
+
+
+def further_fields(fields: Iterable[str]) -> list[str]:
+    """Those of the second and later pictures, in their order."""
+    found = ((FURTHER_FIELD.fullmatch(field), field) for field in fields)
+    return [field for _, field in sorted((int(match[1]), field) for match, field in found if match)]
 
 
 def _refuse(key: str, field: str, problem: str) -> NoReturn:
@@ -87,60 +122,60 @@ def _refuse(key: str, field: str, problem: str) -> NoReturn:
 def _meta(key: str, data: bytes) -> dict[str, Any]:
     try:
         meta = json.loads(data)
+        if b"\\ud" in data or b"\\uD" in data or b"\xed" in data:  # how half of a surrogate pair may be written
+            json.dumps(meta, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        _refuse(key, META_FIELD, "holds a text that is not Unicode (half of a surrogate pair)")
     except ValueError as error:
         _refuse(key, META_FIELD, f"is not JSON ({error})")
+    except RecursionError:
+        _refuse(key, META_FIELD, "is nested too deeply")
     if not isinstance(meta, dict):
         _refuse(key, META_FIELD, f"holds a JSON {type(meta).__name__}, not an object with `conversations`")
     return meta
 
 
-def _pixels(key: str, field: str, data: bytes, mode: ImageReadMode) -> Tensor:
-    """(C, H, W), uint8 or uint16 as stored."""
+def rgb_pixels(key: str, field: str, data: bytes, rules: PictureRules) -> Tensor:
+    """uint8 (3, H, W), RGB, as a viewer shows it. Raises DataError."""
     try:
-        pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
-    except (RuntimeError, ValueError) as error:  # torchvision has no error type; ValueError: zero bytes
-        reason = str(error).split(", ", 2)[-1].split(". ")[0].rstrip(".")  # "function, file:line, reason. advice"
-        _refuse(key, field, f"({len(data)} bytes) is not a readable JPEG, PNG or WebP picture: {reason}")
-    if pixels.dim() != 3:
-        _refuse(key, field, f"is an animation of {len(pixels)} frames, not one picture")
-    return pixels
+        return read_picture(data, rules)
+    except PictureError as error:
+        _refuse(key, field, f"({len(data)} bytes) is not a readable picture: {error}")
 
 
-def rgb_pixels(key: str, field: str, data: bytes) -> Tensor:
-    """uint8 (3, H, W), RGB."""
-    pixels = _pixels(key, field, data, ImageReadMode.RGB)
-    if pixels.dtype == torch.uint16:  # PNG with 16 bits a channel
-        pixels = pixels.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
-    return pixels
-
-
-def _depth(key: str, field: str, data: bytes) -> Tensor:
+def _depth(key: str, field: str, data: bytes, rules: PictureRules) -> Tensor:
     """int32 (H, W) in 0..65535: relative inverse depth, near = large."""
-    pixels = _pixels(key, field, data, ImageReadMode.UNCHANGED)
-    if pixels.dtype != torch.uint16 or len(pixels) != 1:
-        bits = 16 if pixels.dtype == torch.uint16 else 8
-        _refuse(key, field, f"has {len(pixels)} channel(s) of {bits} bits; legal is one channel of 16 bits")
-    return pixels[0].to(torch.int32)
+    mode, levels = _map(key, field, data, rules)
+    if mode not in ("I;16", "I"):
+        _refuse(key, field, f"is a PNG of mode {mode}; legal is one channel of 16 bits")
+    return torch.from_numpy(levels.astype(np.int32))
 
 
-def _segmentation(key: str, field: str, data: bytes) -> Tensor:
+def _segmentation(key: str, field: str, data: bytes, rules: PictureRules) -> Tensor:
     """uint8 (H, W): object ids, 0 = background."""
-    # Not torchvision: it returns uninitialized memory for palettes of 16 colors or fewer, which encoders store with
-    # 1, 2 or 4 bits a pixel. Pillow unpacks them.
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            mode, ids = picture.mode, np.array(picture)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
-        _refuse(key, field, f"({len(data)} bytes) is not a readable PNG ({type(error).__name__})")
+    mode, ids = _map(key, field, data, rules)
     if mode not in ("P", "L"):
         _refuse(key, field, f"is a PNG of mode {mode}; legal are ids in a palette (P) or 8-bit gray (L) PNG")
     return torch.from_numpy(ids)
 
 
-DECODERS: dict[str, tuple[tuple[str, ...], Callable[[str, str, bytes], Tensor]]] = {
+def _map(key: str, field: str, data: bytes, rules: PictureRules) -> tuple[str, np.ndarray]:
+    """Pillow's mode of a PNG, and its numbers as stored."""
+    # Not torchvision: it ends the process for damaged PNG files, and returns uninitialized memory for palettes of 16 colors
+    # or fewer, which encoders store with 1, 2 or 4 bits a pixel.
+    try:
+        with opened(data, rules, formats=("PNG",)) as picture:
+            return picture.mode, np.array(picture)
+    except PictureError as error:
+        _refuse(key, field, f"({len(data)} bytes) is not a readable PNG: {error}")
+
+
+Decoder = Callable[[str, str, bytes, PictureRules], Tensor]
+
+DECODERS: dict[str, tuple[tuple[str, ...], Decoder]] = {
     IMAGE: (IMAGE_FIELDS, rgb_pixels),
     DEPTH: ((DEPTH_FIELD,), _depth),
     SEGMENTATION: ((SEGMENTATION_FIELD,), _segmentation),
 }
 """Name of a picture -> the fields of a shard that may hold it (the first one present is used), and its decoder, called with
-(key of the sample, field, bytes). A new stored target is a line here, or in the file of its representation."""
+(key of the sample, field, bytes, rules). A new stored target is a line here, or in the file of its representation."""

@@ -41,4 +41,4 @@ class SyntheticMicroBatches(MicroBatches):
         text = " ".join(LETTERS[rng.integers(0, len(LETTERS), self.processor.max_length)])  # a word is a token or more
         if request.pass_name == GENERATE:
             return GenerateRow(text, picture, source=picture if request.takes_source else None)
-        return UnderstandRow([picture], [("a", text)])
+        return UnderstandRow([picture], [("a", text)], fills=True)

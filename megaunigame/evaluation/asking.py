@@ -55,8 +55,10 @@ def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, .
 
     Raises DataError when the sample has no conversation or its speakers do not alternate.
     """
-    pairs = question_answers(sample)
+    pairs = question_answers(sample, apart=True)
     kinds = sample.meta["kinds"] if "kinds" in sample.meta else [UNNAMED_KIND] * len(pairs)
+    if len(kinds) != len(pairs):
+        raise DataError(f"Sample {sample.key} has {len(kinds)} kinds for {len(pairs)} questions with an answer.")
     asked = (Question(*pair, kind) for pair, kind in zip(pairs, kinds, strict=True))
     return tuple(question for question in asked if question.kind not in skip_kinds)
 
@@ -83,14 +85,24 @@ def ask(model: UnifiedModel, data_ranks: Ranks, sheets: Sequence[Sheet], *, batc
 
 
 def _positions(inputs: UnderstandInputs, sheets: Sequence[Sheet]) -> list[list[Tensor]]:
-    """Per sheet and question, the positions of the answer."""
+    """Per sheet and question, the positions of the answer.
+
+    Raises DataError when questions were cut because they share a row; one that is alone is cut as in training.
+    """
     questions = [len(sheet.questions) for sheet in sheets]
+    for row, number in enumerate(questions):
+        if number > 1 and inputs.cut is not None and inputs.cut[row]:
+            raise DataError(
+                f"The {number} questions about sample {inputs.keys[row]} do not fit into a row. "
+                "Lower questions_per_row of the suite or raise model.max_length."
+            )
     return [[answer_positions(inputs, row, k, n) for k in range(n)] for row, n in enumerate(questions)]
 
 
 def _item(sheet: Sheet) -> _SheetItem:
     turns = [(question.text, question.reference) for question in sheet.questions]
-    row = UnderstandRow([] if sheet.image is None else [sheet.image], turns, independent=True)
+    images = [] if sheet.image is None else [sheet.image, *sheet.sample.images[1:]]
+    row = UnderstandRow(images, turns, independent=True)
     return _SheetItem(sheet.position, sheet.sample.key, row, sheet)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import UserError
 from megaunigame.models.base import UnifiedModel
@@ -54,14 +55,16 @@ def together(data_ranks: Ranks, work: Callable[P, T], *args: P.args, **kwargs: P
     return outcome[0]
 
 
-def read_sample(index: ShardIndex, position: int) -> Sample:
+def read_sample(index: ShardIndex, position: int, rules: PictureRules = DEFAULT_RULES) -> Sample:
     """The sample at a position in the order of the shards, all pictures decoded, so that errors come before model calls."""
     ends = np.cumsum(index.sizes)
     shard = int(np.searchsorted(ends, position, side="right"))
-    return decode_sample(*index.read(shard, int(position - (ends[shard] - index.sizes[shard])))).decoded()
+    return decode_sample(*index.read(shard, int(position - (ends[shard] - index.sizes[shard]))), rules).decoded()
 
 
-def read_share(index: ShardIndex, limit: int, data_ranks: Ranks, shift: int = 0) -> list[tuple[int, Sample]]:
+def read_share(
+    index: ShardIndex, limit: int, data_ranks: Ranks, rules: PictureRules = DEFAULT_RULES, shift: int = 0
+) -> list[tuple[int, Sample]]:
     """(position, sample) of this rank: of the first `limit` samples (0: all) rank r has positions r, r + W, r + 2W, ...
 
     With `shift`, position p comes with the sample `shift` places further, modulo the number of samples.
@@ -70,14 +73,16 @@ def read_share(index: ShardIndex, limit: int, data_ranks: Ranks, shift: int = 0)
     count = sample_count(index, limit)
 
     def read() -> list[tuple[int, Sample]]:
-        return [(p, read_sample(index, (p + shift) % count)) for p in range(data_ranks.rank, count, data_ranks.size)]
+        return [(p, read_sample(index, (p + shift) % count, rules)) for p in range(data_ranks.rank, count, data_ranks.size)]
 
     return together(data_ranks, read)
 
 
-def read_others(index: ShardIndex, limit: int, data_ranks: Ranks) -> list[tuple[int, Sample]]:
+def read_others(
+    index: ShardIndex, limit: int, data_ranks: Ranks, rules: PictureRules = DEFAULT_RULES
+) -> list[tuple[int, Sample]]:
     """As `read_share`, each position with a sample half-way further: neighbors may be near-identical (adversarial pairs)."""
-    return read_share(index, limit, data_ranks, shift=sample_count(index, limit) // 2)
+    return read_share(index, limit, data_ranks, rules, shift=sample_count(index, limit) // 2)
 
 
 def sample_count(index: ShardIndex, limit: int) -> int:

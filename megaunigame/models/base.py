@@ -38,6 +38,10 @@ class Processor(Protocol):
         """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         ...
 
+    def check(self, row: Row) -> None:
+        """Raises DataError for a row that `max_length` cannot hold, so that another sample takes its place."""
+        ...
+
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
         """The largest legal rows of this pass: every sequence at the maximal length (the dry run uses them)."""
         ...

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaunigame.data.conversation import question_answers
+from megaunigame.data.conversation import conversation_of
 from megaunigame.data.decode import Sample
 from megaunigame.objectives.base import Objective
 from megaunigame.settings import at_least
@@ -20,7 +20,7 @@ ASKED = "`conversations` of questions and answers"
 
 
 class Understanding(Objective):
-    """Rows = image and conversation; text-only conversations are legal."""
+    """Rows = images and conversation; text-only conversations are legal."""
 
     @dataclass
     class Config:
@@ -38,9 +38,9 @@ class Understanding(Objective):
         return [RowRequest("understanding", UNDERSTAND, c.stream, c.rows, c.weight, takes_source=True, needs=ASKED)]
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> UnderstandRow:
-        turns = question_answers(sample)
-        if self.config.turns and len(turns) > self.config.turns:
-            chosen = rng.choice(len(turns), self.config.turns, replace=False)
-            turns = [turns[i] for i in (chosen if self.config.independent else np.sort(chosen))]
-        images = [] if sample.image is None else [sample.image]
-        return UnderstandRow(images, turns, self.config.independent)
+        talk, apart = conversation_of(sample), self.config.independent
+        chosen = np.arange(len(talk.pairs))
+        if self.config.turns and len(talk.pairs) > self.config.turns:
+            chosen = rng.choice(len(talk.pairs), self.config.turns, replace=False)
+        turns = talk.asked((chosen if apart else np.sort(chosen)).tolist(), apart=apart)
+        return UnderstandRow(sample.images, turns, apart)

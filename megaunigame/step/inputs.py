@@ -81,7 +81,9 @@ class PassInputs:
     intact: Tensor | None = None
     """(B,) bool: False for a row whose text was truncated or whose condition was dropped; None: all are intact."""
     cut: Tensor | None = None
-    """(B,) bool: True for a row some of whose text did not fit; None: unknown, or none."""
+    """(B,) bool: some text of the row was cut, or a turn left out, to fit `model.max_length`; None: of no row."""
+    escaped: Tensor | None = None
+    """(B,) int64: control tokens that were written in the texts of the row, and stayed text; None: in no row."""
     taps: Taps | None = None
     """Attention to measure; None: none."""
     keys: list[str] = field(default_factory=list)
@@ -222,7 +224,8 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
         visual_delta=delta,
         counts=put(inputs.counts, rows.counts),
         intact=put(_intact(inputs), _intact(rows)),
-        cut=put(_cut(inputs), _cut(rows)),
+        cut=put(_or_zeros(inputs, inputs.cut, torch.bool), _or_zeros(rows, rows.cut, torch.bool)),
+        escaped=put(_or_zeros(inputs, inputs.escaped, torch.long), _or_zeros(rows, rows.escaped, torch.long)),
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
         texts=[],
     )
@@ -242,8 +245,8 @@ def _intact(inputs: PassInputs) -> Tensor:
     return torch.ones_like(inputs.counts, dtype=torch.bool) if inputs.intact is None else inputs.intact
 
 
-def _cut(inputs: PassInputs) -> Tensor:
-    return torch.zeros_like(inputs.counts, dtype=torch.bool) if inputs.cut is None else inputs.cut
+def _or_zeros(inputs: PassInputs, values: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(inputs.counts, dtype=dtype) if values is None else values
 
 
 def _widened(tensor: Tensor, width: int, fill: int | Tensor) -> Tensor:

@@ -17,6 +17,8 @@ class UnderstandRow:
     """(question, answer) pairs, without `<image>` markers."""
     independent: bool = False
     """True: every turn attends to the images and itself only, so that no answer leaks into the next question."""
+    fills: bool = False
+    """True: made up to fill `max_length`, so its answer is cut there. Answers of samples never are."""
 
     @property
     def text(self) -> tuple[str, str]:

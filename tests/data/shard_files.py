@@ -164,6 +164,9 @@ def number_batches(plan, streams, rows=None, accumulation=1, rank=0, world_size=
 class NumberCollator:
     """tokens (B, 2): the sample's number (-1 for a dummy row) and its random draw."""
 
+    def check(self, row: Row) -> None:
+        pass
+
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs:

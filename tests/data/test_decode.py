@@ -59,8 +59,8 @@ def test_text_only_sample_has_no_pictures():
         ("json", b"{'conversations': []}", "not JSON"),
         ("json", b"\x80\x04\x95", "not JSON"),
         ("json", b"[]", "JSON list"),
-        ("depth.png", encoded(RGB[:, :, 0]), "8 bits; legal is one channel of 16 bits"),
-        ("depth.png", encoded(RGB), "3 channel"),
+        ("depth.png", encoded(RGB[:, :, 0]), "mode L; legal is one channel of 16 bits"),
+        ("depth.png", encoded(RGB), "mode RGB"),
         ("depth.png", b"nothing", "not a readable"),
         ("seg.png", encoded(RGB), "mode RGB"),
         ("seg.png", encoded(RGB[:, :, 0], "JPEG"), "not a readable PNG"),
@@ -95,7 +95,7 @@ def test_a_sample_of_tensors():
 
 
 def test_a_new_stored_target_is_one_line(monkeypatch):
-    monkeypatch.setitem(DECODERS, "normals", (("normals.bin",), lambda key, field, data: torch.tensor(list(data))))
+    monkeypatch.setitem(DECODERS, "normals", (("normals.bin",), lambda key, field, data, rules: torch.tensor(list(data))))
     sample = decode_sample("k", {**META, "normals.bin": b"\x01\x02"}).decoded()
     assert sample.picture("normals").tolist() == [1, 2] and Sample("k", {}).picture("normals") is None
     with pytest.raises(TypeError, match="no picture normal; DECODERS has image, depth, segmentation, normals"):

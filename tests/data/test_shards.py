@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -12,6 +13,7 @@ from megaunigame.errors import DataError
 from tests.data.shard_files import everything, sample_fields, write_shards, write_tar, written
 
 SIZES = [3, 5, 2]
+LISTED = {"samples": 1, "bytes": 1, "index_sha256": "0"}
 
 
 @pytest.mark.parametrize(("index", "manifest"), [(True, True), (True, False), (False, False)])
@@ -135,6 +137,14 @@ def test_shard_replaced_while_it_is_closed(tmp_path, how):
         (True, "{", "dataset.json .*not a manifest"),
         (True, '{"version": 1, "shards": [{"file": "data-000000.tar"}]}', "dataset.json .*not a manifest .*samples"),
         (True, '{"version": 9, "fields": [], "shards": []}', "dataset.json .*version 9"),
+        *(
+            (
+                True,
+                json.dumps({"version": 1, "fields": [], "shards": [LISTED | {"file": file}]}),
+                "not the name of a file in its folder",
+            )
+            for file in ("../a.tar", "/a.tar", "b/a.tar", "..", "", "..\\a.tar")
+        ),
         (False, "{", "data-000000.idx.json is not a shard index"),
         (False, "[]", "data-000000.idx.json is not a shard index"),
         (False, '{"version": 1, "samples": [{"key": "a"}]}', "data-000000.idx.json is not a shard index"),

@@ -235,6 +235,24 @@ def test_bad_samples_are_replaced_alike_in_fresh_and_resumed_runs(tmp_path):
     assert all(field in reasons[number] for number, field in broken.items())
 
 
+def test_a_row_that_cannot_be_kept_is_a_bad_sample(folder):
+    """Such as an answer longer than a row: another sample takes its place, as for one that cannot be read."""
+
+    class Narrow(NumberCollator):
+        def check(self, row):
+            if int(row.turns[0][0]) % 5 == 0:
+                raise DataError("the answer of 900 tokens does not fit")
+
+    stream = open_stream("s", StreamConfig(str(folder)), 3)
+    dataset = number_batches(StepPlan((RowRequest("u", UNDERSTAND, "s", 4),)), {"s": stream})
+    dataset.processor = Narrow()
+    batches = [dataset[step] for step in range(4)]
+    numbers = [number for batch in batches for number in batch.inputs[UNDERSTAND].tokens[:, 0].tolist()]
+    assert all(number % 5 for number in numbers) and -1 not in numbers
+    bad = [each for batch in batches for each in batch.bad]
+    assert bad and all("900 tokens" in each.reason for each in bad)
+
+
 def test_a_corrupt_shard_ends_the_run(tmp_path):
     write_shards(tmp_path, SIZES)
     for number in range(13, 24):  # all of the third shard

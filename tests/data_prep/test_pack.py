@@ -115,29 +115,60 @@ def _with(**changes: Any) -> list[Any]:
     ("entries", "said"),
     [
         ("{", "not JSON"),
-        ({"id": 1}, "got a JSON dict; wanted a list"),
+        ("[{}, 3", "not JSON"),
+        ({"id": 1}, "got an object with the keys id; wanted a list"),
+        (3, "got a JSON int; wanted a list"),
         ([], "got an empty list"),
-        ([{"conversations": TEXT}, "text"], "entry 1: is a JSON str"),
-        (_with(conversations="remove"), "entry 1: has no conversations (its keys: id, image)"),
-        (_with(conversations=[]), "entry 1: has no conversations"),
-        (_with(conversations="hello"), "entry 1: has no conversations"),
-        (_with(conversations=[{"from": "human"}]), "entry 1: has a turn that is not {from, value}"),
-        (_with(conversations=[{"from": "human", "value": 3}]), "entry 1: has a turn that is not {from, value}"),
-        (_with(conversations=TALK[:1]), "entry 1: has turns from ['human']"),
-        (_with(conversations=TALK[::-1]), "human and gpt must alternate"),
-        (_with(conversations=[{"from": "user", "value": "a"}, TALK[1]]), "human and gpt must alternate"),
-        (_with(image="remove"), "entry 1: has <image> in a turn but no image"),
-        (_with(image=["a.png", "b.jpg"]), "not one path"),
-        (_with(image="../secret.png"), "leads out of the image root"),
-        (_with(image="/etc/passwd"), "leads out of the image root"),
-        (_with(conversations=[*TALK, *TALK]), "outside its first human turn"),
-        (_with(conversations=[{"from": "human", "value": "<image><image>"}, TALK[1]]), "more than once"),
     ],
 )
-def test_json_of_another_form_is_refused_with_the_entry(entries, said, tmp_path, pictures, refusal):
+def test_a_json_of_another_form_is_refused(entries, said, tmp_path, pictures, refusal):
     message = refusal(pack(tmp_path, entries, pictures))
     assert said in message and "entries.json" in message and "Traceback" not in message
     assert not (tmp_path / "out").exists()
+
+
+ODD = {
+    "not an object": ([{"conversations": TEXT}, "text"], "is a JSON str; wanted a list of"),
+    "no text": (_with(conversations="remove"), "has neither a caption nor conversations (its keys: id)"),
+    "empty": (_with(conversations=[]), "has neither a caption nor conversations"),
+    "a text": (_with(conversations="hello"), "has no conversations"),
+    "no value": (_with(conversations=[{"from": "human"}]), "has a turn that is not {from, value}"),
+    "a number": (_with(conversations=[{"from": "human", "value": 3}]), "has a turn whose text is a int"),
+    "a list": (_with(conversations=[["human", "what ?"]]), "has a turn that is not an object"),
+    "no answer": (_with(conversations=TALK[:1]), "has turns from ['human']"),
+    "no question": (_with(conversations=TALK[1:]), "has turns from ['gpt']"),
+    "empty answer": (_with(conversations=talk(("what ?", " "))), "has only empty answers or questions"),
+    "another speaker": (_with(conversations=[{"from": "tool", "value": "a"}, *TALK]), "from 'tool'; legal are human, user"),
+    "lost picture": (_with(image="remove"), "has <image> 1 times in its questions and no image"),
+    "a picture too few": (_with(conversations=[*TALK, *TALK]), "has <image> 2 times in its questions and 1 image"),
+    "twice": (_with(conversations=talk(("<image><image>\nwhat ?", "a"))), "has <image> 2 times"),
+    "leads out": (_with(image="../secret.png"), "leads out of the image root"),
+    "leads out, encoded": (_with(image="sub/%2e%2e/../../secret.png"), "leads out of the image root"),
+    "absolute": (_with(image="/etc/passwd"), "missing file"),
+    "too long": (_with(image="a" * 5000 + ".png"), "missing file"),
+    "null in a name": (_with(image="a\0.png"), "missing file"),
+    "not there": (_with(image="sub\\gone%20.png"), "missing file (neither as 'sub/gone%20.png', nor as"),
+    "one of two gone": (_with(image=["a.png", "gone.png"]), "missing file"),
+    "a number for a picture": (_with(image=3), "has a picture 3, which is not a path"),
+    "two keys": (_with(images=["b.jpg"]), "different pictures in `image` and in `images`"),
+    "url": (_with(image="https://example.org/b.jpg"), "download it"),
+    "bucket": (_with(image="s3://bucket/b.jpg"), "download it"),
+    "inside": (_with(image="data:image/png;base64,AAAA"), "inside the JSON"),
+    "film": (_with(image="remove", video="a.mp4", conversations=TEXT), "has video: only pictures are packed"),
+    "kinds": (_with(kinds=["a", "b"]), "has 2 kinds for 1 questions"),
+    "sound": (_with(conversations=[{"role": "user", "content": [{"type": "audio"}]}, TALK[1]]), "neither a text nor an image"),
+    "half a pair": (_with(conversations=talk(("what \ud83d ?", "that"))), "text that is not Unicode"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_one_odd_entry_is_one_failure(case, tmp_path, pictures, refusal):
+    entries, said = ODD[case]
+    message = refusal(pack(tmp_path, entries, pictures))
+    assert "1 of 2 entries failed" in message and said in message.replace("\\\\", "\\")
+    assert pack(tmp_path, entries, pictures, "--max-failed-fraction", "0.5") == 0
+    assert list(samples_of(tmp_path / "out")) == ["00000000" if "conversations" in entries[0] else "00000000-x"]
+    assert [said in failure["reason"] for failure in failures_of(tmp_path / "out")] == [True]
 
 
 def test_missing_files_and_folders_are_named(tmp_path, pictures, refusal):

@@ -92,7 +92,7 @@ UNFIT: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], str]] = {
     "half of the depth": (lambda f: {"depth.png": encoded(pixels(f["depth.png"]) // 2)}, "depth runs from"),
     "depth of 8 bits": (lambda f: {"depth.png": EIGHT_BITS}, "16"),
     "id of no object": (lambda f: {"seg.png": encoded(np.full((64, 64), 9, dtype=np.uint8))}, "segmentation ids [9]"),
-    "no marker": (lambda f: {"json": f["json"].replace(b"<image>", b"")}, "0 turns with <image>"),
+    "places of two pictures": (lambda f: {"json": f["json"].replace(b"<image>", b"<image>\\n<image>")}, "<image> 2 times"),
     "a kind too few": (lambda f: {"json": shortened(f["json"], "kinds", -1)}, "kinds for"),
     "no JSON": (lambda f: {"json": b"{"}, "json"),
     "colors for ids": (

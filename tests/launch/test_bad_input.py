@@ -54,6 +54,22 @@ CASES = {
     "missing shard": ("data.train.shards={home}/missing", DataError, ["data-000001.tar"]),
     "not images": ("data.train.shards={home}/not_images", DataError, ["cannot be used", "png"]),
     "no conversations": ("data.train.shards={home}/no_talk", DataError, ["conversations"]),
+    "tars of another tool": (
+        "data.train.shards={home}/raw",
+        DataError,
+        ["data.train: ", "none of its 16 samples has a json", "python -m data_prep pack --format wds --source "],
+    ),
+    "unfinished shards": (
+        "data.train.shards={home}/unfinished",
+        DataError,
+        ["data.train: ", "is not finished", "Type python -m data_prep pack again"],
+    ),
+    "source next to shards": ("data.train.source={home}/x.json", ConfigError, ["not both", "data.train={source: "]),
+    "source that is not there": (
+        "data.train={source: {home}/x.json, cache: {folder: {home}/cache}}",
+        DataError,
+        ["data.train.source=", "x.json"],
+    ),
     "no model": (
         "model.path={home}/nothing",
         ConfigError,
@@ -144,6 +160,9 @@ def wrong_things(home: Path) -> Path:
     (home / "missing" / "data-000001.tar").unlink()
     write_shards(home / "not_images", [8, 8], fields=lambda number: {**sample(number), "png": b"this is not a picture"})
     write_shards(home / "no_talk", [8, 8], fields=lambda number: {**sample(number), "json": b'{"caption": "x"}'})
+    write_shards(home / "raw", [16], fields=lambda number: {"png": b"", "txt": b""}, manifest=False)
+    write_shards(home / "unfinished", [8, 8], fields=sample, manifest=False)
+    (home / "unfinished" / "unfinished.json").write_text('{"command": "python -m data_prep pack", "shards": 3}')
     write_shards(home / "other_shards", [16, 16], fields=sample)
     mixed = write_model(home / "mixed_model", width=64)
     shutil.copy(home / "model" / "model.safetensors", mixed / "model.safetensors")

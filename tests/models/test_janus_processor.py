@@ -48,15 +48,6 @@ def test_turns_that_do_not_fit_are_dropped(tiny, picture):
     assert torch.equal(understand(tiny.processor(max_length=length), row).tokens, whole.tokens)
 
 
-@pytest.mark.parametrize("independent", [False, True])
-def test_a_single_long_turn_is_cut_at_its_end(tiny, picture, independent):
-    inputs = understand(
-        tiny.processor(max_length=90), UnderstandRow([picture(0)], [("what ?", "ball " * 100)], independent=independent)
-    )
-    assert inputs.attention.sum() == 90 and inputs.image_positions.sum() == 16
-    assert inputs.counts[0] == (inputs.labels != IGNORE).sum() > 0
-
-
 def test_dummy_rows(processor, picture):
     inputs = understand(processor, UnderstandRow([picture(0), picture(1)], TWO_TURNS), None)
     assert inputs.counts[1] == 0 and (inputs.labels[1] == IGNORE).all() and (inputs.tokens[1] == processor.pad_id).all()

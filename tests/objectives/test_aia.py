@@ -220,7 +220,7 @@ def test_the_depth_is_read_from_the_configuration_alone(tiny_of):  # noqa: F811
 
 def test_rows_that_lack_a_side_or_their_whole_text_do_not_count(tiny_of, picture):  # noqa: F811
     taps, turn, processor = Taps((0,)), TURNS[:1], tiny_of("janus").processor(max_length=96)
-    long = [("what is this ?", "a red ball " * 200)]
+    long = [("what is this ? " * 200, "a red ball")]
     dropped_turns = [*turn, ("and this ?", "a blue ball " * 200)]
     seen = understand(
         processor, UnderstandRow([picture(0)], turn), UnderstandRow([], turn), UnderstandRow([picture(0)], long), None,

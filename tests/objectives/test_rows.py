@@ -42,7 +42,21 @@ def test_understanding_takes_the_conversation():
     objective = Understanding(Understanding.Config())
     row = objective.row(objective.rows()[0], sample(), rng())
     assert row.turns == [("q0", "a0"), ("q1", "a1"), ("q2", "a2")] and row.images[0] is IMAGE
-    assert objective.row(objective.rows()[0], sample(image=None), rng()).images == []
+    text_only = sample(image=None, conversations=talk(("q", "a")))
+    assert objective.row(objective.rows()[0], text_only, rng()).images == []
+    with pytest.raises(DataError, match="<image> 1 times in its questions and no image"):
+        objective.row(objective.rows()[0], sample(image=None), rng())
+
+
+def test_understanding_shows_all_pictures_and_the_context():
+    said = [{"from": "system", "value": "be short"}, *talk(("<image>\nq0 <image>", "a0"), ("q1", "a1"))]
+    both = Sample("k", {"conversations": said}, image=IMAGE, further=[lambda: IMAGE + 1])
+    row = Understanding(Understanding.Config()).row(None, both, rng())
+    assert len(row.images) == 2 and torch.equal(row.images[1], IMAGE + 1)
+    assert row.turns == [("be short\nq0", "a0"), ("q1", "a1")]
+    apart = Understanding(Understanding.Config(independent=True, turns=1))
+    drawn = {apart.row(None, both, rng(seed)).turns[0] for seed in range(20)}
+    assert drawn == {("be short\nq0", "a0"), ("be short\nq1", "a1")}
 
 
 def test_understanding_draws_turns_in_their_order():

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from megaunigame.adversary.perturber import Perturber
+from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.janus import Janus
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.unigame import UniGame
+from megaunigame.objectives.unigame.attack import ATTACK
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.registry import find
 from megaunigame.settings import check_values, fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan, plan_from
+from tests.data.shard_files import talk
 from tests.refusals import refused
 
 ROOT = "objectives.unigame"
@@ -191,3 +196,12 @@ def test_a_family_without_what_the_path_needs_is_refused_before_its_weights(fami
     advice = "Families that have one: emu3, janus, openuni", "objectives.unigame.path=embedding"
     with refused(f"'plain' has no {lacking}", f"path={path}", *advice):
         objective.check_family(family, "plain", "folder", plan_from(objective.rows()))
+
+
+def test_questions_about_several_pictures_are_not_attacked():
+    """One picture is redrawn; the others would be missing from the row."""
+    (attack,) = [request for request in game().rows() if request.term == ATTACK]
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    meta = {"conversations": talk(("which is left ?", "the first"))}
+    assert game().row(attack, Sample("k", meta, image=picture), np.random.default_rng(0)) is not None
+    assert game().row(attack, Sample("k", meta, image=picture, further=[picture]), np.random.default_rng(0)) is None

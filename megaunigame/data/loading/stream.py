@@ -46,6 +46,10 @@ class Collator(Protocol):
     image_size: int
     max_length: int
 
+    def check(self, row: Row) -> None:
+        """Raises DataError for a row that cannot be collated."""
+        ...
+
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs: ...
@@ -152,10 +156,13 @@ class MicroBatches(Dataset[MicroBatch]):
             ref = draw.refs[place]
             rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
             try:
-                sample = draw.samples.get(place) or decode_sample(ref.key, ref.read())
+                sample = draw.samples.get(place) or decode_sample(ref.key, ref.read(), stream.rules)
                 if draw.sharing:
                     draw.samples[place] = sample
-                return objective.row(request, sample, rng), ref.key
+                row = objective.row(request, sample, rng)
+                if row is not None:
+                    self.processor.check(row)
+                return row, ref.key
             except (DataError, OSError) as error:
                 ref.confirm()
                 last = BadSample(stream.name, ref.key, ref.shard, str(error))

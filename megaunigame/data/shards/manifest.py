@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from megaunigame.errors import DataError
@@ -42,6 +43,9 @@ def parse_manifest(where: str, content: bytes) -> Manifest:
     if version != MANIFEST_VERSION:
         raise DataError(f"{where} has version {version}; this program reads version {MANIFEST_VERSION}. {remedy}")
     whole = all(s.samples >= 0 and s.bytes and s.index_sha256 for s in listed)
+    outside = [s.file for s in listed if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", s.file)]
+    if outside:
+        raise DataError(f"{where} lists {outside[0]!r}, which is not the name of a file in its folder. {remedy}")
     if not whole or len({s.file for s in listed}) != len(listed) or not isinstance(fields, list):
         raise DataError(f"{where} lists a shard twice, or one without size, samples or index hash. {remedy}")
     return Manifest(listed, tuple(sorted(fields)))

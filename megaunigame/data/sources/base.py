@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from megaunigame.config import StreamConfig
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.errors import DataError
 
 
@@ -71,10 +72,13 @@ class Cursor:
 class Stream:
     """A named source with the cursor at which this run starts. Positions are global, over epochs."""
 
-    def __init__(self, name: str, source: Source, cursor: Cursor | None = None):
-        """At `cursor`, or at the beginning. Raises DataError when the source would give other samples at its position."""
+    def __init__(self, name: str, source: Source, cursor: Cursor | None = None, rules: PictureRules = DEFAULT_RULES):
+        """At `cursor`, or at the beginning; pictures are read by `rules`.
+
+        Raises DataError when the source would give other samples at its position."""
         self.name = name
         self.source = source
+        self.rules = rules
         self.cursor = Cursor(source.seed, 0, source.identity) if cursor is None else cursor
         saved = {"seed": self.cursor.seed, **self.cursor.identity}
         given = {"seed": source.seed, **source.identity}

@@ -6,6 +6,7 @@ import dataclasses
 import zlib
 
 from megaunigame.config import StreamConfig
+from megaunigame.data.pictures.rules import PictureRules, ground_from
 from megaunigame.data.sources.base import Backend, Cursor, Source, Stream
 from megaunigame.data.sources.blend import Blend
 from megaunigame.errors import ConfigError
@@ -19,7 +20,8 @@ def open_stream(name: str, config: StreamConfig, seed: int, cursor: Cursor | Non
     Raises ConfigError or DataError: an unknown backend, missing or incomplete shards, filters that nothing passes, a cursor of
     other data.
     """
-    return Stream(name, _source(f"data.{name}", config, seed), cursor)
+    rules = PictureRules(ground_from(f"data.{name}.ground", config.ground), config.max_pixels)
+    return Stream(name, _source(f"data.{name}", config, seed), cursor, rules)
 
 
 def check_backend(key: str, config: StreamConfig) -> type[Backend]:

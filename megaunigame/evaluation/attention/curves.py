@@ -17,8 +17,9 @@ from torch import Tensor
 
 from megaunigame.attention.positions import measurable
 from megaunigame.attention.targets import Target, Targets
-from megaunigame.data.conversation import question_answers
+from megaunigame.data.conversation import TALK_KEYS, question_answers
 from megaunigame.data.decode import Sample
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
@@ -84,7 +85,12 @@ class _SampleShares:
 
 @torch.no_grad()
 def measure(
-    model: UnifiedModel, data_ranks: Ranks, index: ShardIndex, settings: Measuring, progress: bool = False
+    model: UnifiedModel,
+    data_ranks: Ranks,
+    index: ShardIndex,
+    settings: Measuring,
+    progress: bool = False,
+    rules: PictureRules = DEFAULT_RULES,
 ) -> dict[str, Curve]:
     """Pass -> its curve. All ranks call this together.
 
@@ -92,7 +98,7 @@ def measure(
     when a pass has no samples left, ModelError when the attention of the model cannot be measured.
     """
     taps = Taps(tuple(range(model.install_taps())), exclude_bos=settings.exclude_bos, compat=settings.compat)
-    samples = read_share(index, settings.limit, data_ranks)
+    samples = read_share(index, settings.limit, data_ranks, rules)
     curves = {}
     for name in settings.passes:
         everyone = gathered(data_ranks, _shares(model, data_ranks, name, samples, settings, taps, progress))
@@ -139,9 +145,9 @@ def _row(pass_name: str, sample: Sample, settings: Measuring) -> Row | None:
         return None
     if pass_name == GENERATE:
         return GenerateRow(sample.meta["caption"], sample.image) if "caption" in sample.meta else None
-    if "conversations" not in sample.meta:
+    if not any(key in sample.meta for key in TALK_KEYS):
         return None
-    return UnderstandRow([sample.image], question_answers(sample), settings.independent)
+    return UnderstandRow(sample.images, question_answers(sample, apart=settings.independent), settings.independent)
 
 
 def curve_metrics(curves: Mapping[str, Curve], targets: Targets) -> dict[str, float]:

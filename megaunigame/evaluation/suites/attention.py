@@ -24,6 +24,10 @@ class Attention(Suite):
         targets: str = ""
         """A table (`auto`, `janus_pro`, `emu3`, `relative`), a file, or empty: no targets."""
 
+        def check(self, path: str) -> None:
+            Measuring.check(self, path)
+            SuiteConfig.check(self, path)
+
     def __init__(self, config: Config):
         super().__init__(config)
         if config.targets:
@@ -33,5 +37,5 @@ class Attention(Suite):
         c = self.config
         # Before measuring: only here is the depth known that a table or a file must match.
         targets = find_targets(c.targets, model.name, model.install_taps(), c.compat) if c.targets else {}
-        curves = measure(model, data_ranks, self.index, c)
+        curves = measure(model, data_ranks, self.index, c, rules=self.rules)
         return suite_result(curve_metrics(curves, targets), curve_tables(curves, targets))

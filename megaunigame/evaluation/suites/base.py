@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from megaunigame.data.pictures.rules import MAX_PIXELS, WHITE, PictureRules, ground_from
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.ranks import Ranks
@@ -28,6 +29,13 @@ class SuiteConfig:
     """Number of samples, the first of the shards; 0: all."""
     batch: int = at_least(1, 16)
     """Rows per forward and rank."""
+    ground: str = WHITE
+    """What transparent pictures lie on, as in `data.NAME.ground`."""
+    max_pixels: int = at_least(1, MAX_PIXELS)
+    """Width x height of the largest picture that is decoded."""
+
+    def check(self, path: str) -> None:
+        ground_from(f"{path}.ground", self.ground)
 
 
 @dataclass
@@ -65,6 +73,7 @@ class Suite(ABC):
     def __init__(self, config: Any):
         self.config = config
         self.index = ShardIndex.open(config.shards)
+        self.rules = PictureRules(ground_from("ground of a suite", config.ground), config.max_pixels)
 
     @abstractmethod
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Generation(Suite):
 
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
-        share = read_share(self.index, c.limit, data_ranks)
+        share = read_share(self.index, c.limit, data_ranks, self.rules)
         items = together(data_ranks, lambda: [self._item(position, sample) for position, sample in share])
         generator = torch.Generator(data_ranks.device).manual_seed(c.seed + data_ranks.rank)
         panels: list[Panel] = []

@@ -30,7 +30,7 @@ class Questions(Suite):
 
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
-        share = read_share(self.index, c.limit, data_ranks)
+        share = read_share(self.index, c.limit, data_ranks, self.rules)
         questions = together(data_ranks, lambda: [questions_of(s, c.skip_kinds) for _, s in share])
         sheets = [Sheet(p, s, s.image, asked) for (p, s), asked in zip(share, questions, strict=True)]
         answers = gathered(data_ranks, ask(model, data_ranks, sheets, batch=c.batch, per_row=c.questions_per_row))

@@ -52,8 +52,12 @@ class ReconstructionQuestions(Suite):
 
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
-        share = [_ImageSample(p, s, s.image) for p, s in read_share(self.index, c.limit, data_ranks) if s.image is not None]
-        others = dict(read_others(self.index, c.limit, data_ranks))
+        share = [
+            _ImageSample(p, s, s.image)
+            for p, s in read_share(self.index, c.limit, data_ranks, self.rules)
+            if s.image is not None
+        ]
+        others = dict(read_others(self.index, c.limit, data_ranks, self.rules))
         if not any(data_ranks.all_gather_object(len(share))):
             raise DataError(f"No images in the first samples of {c.shards}; reconstruction questions need some.")
         questions = together(data_ranks, lambda: [questions_of(seen.sample, c.skip_kinds) for seen in share])

@@ -55,6 +55,7 @@ class Representations(Suite):
         """Of source and picture alike, as in the training."""
 
         def check(self, path: str) -> None:
+            super().check(path)
             if not self.prompts:
                 raise ConfigError(f"{path} has no prompts. Give some, for example {path}.prompts={{depth: draw the depth .}}.")
 
@@ -104,8 +105,8 @@ class Representations(Suite):
     ) -> list[_SampleScore]:
         """Scores of this rank's samples; some pictures are added to `panels` (position -> panel)."""
         c = self.config
-        samples = read_share(self.index, c.limit, data_ranks)
-        others = dict(read_others(self.index, c.limit, data_ranks))
+        samples = read_share(self.index, c.limit, data_ranks, self.rules)
+        others = dict(read_others(self.index, c.limit, data_ranks, self.rules))
         lists = together(data_ranks, self._items, samples, others, name, representation)
         generator = torch.Generator(data_ranks.device).manual_seed(c.seed + data_ranks.rank)
         images = {position: sample.image for position, sample in samples if sample.image is not None}

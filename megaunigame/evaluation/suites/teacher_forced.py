@@ -42,8 +42,8 @@ class TeacherForced(Suite):
 
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
-        share = read_share(self.index, limit, data_ranks)
-        others = read_others(self.index, limit, data_ranks)
+        share = read_share(self.index, limit, data_ranks, self.rules)
+        others = read_others(self.index, limit, data_ranks, self.rules)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
         for term in self.config.terms:
@@ -76,7 +76,7 @@ class TeacherForced(Suite):
         if sample.image is None or condition.image is None:
             return None
         if term == ANSWERS:
-            return UnderstandRow([condition.image], [(q.text, q.reference) for q in questions_of(sample, ())], independent=True)
+            return UnderstandRow(condition.images, [(q.text, q.reference) for q in questions_of(sample, ())], independent=True)
         if term == PIXEL:
             return GenerateRow(self.config.prompt, sample.image, condition.image)
         captioned = "caption" in sample.meta and "caption" in condition.meta

@@ -42,7 +42,7 @@ class Tokenizer(Suite):
         self.representations = {n: find("representations", n, Representation)() for n in config.representations}
 
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
-        share = read_share(self.index, self.config.limit, data_ranks)
+        share = read_share(self.index, self.config.limit, data_ranks, self.rules)
         metrics: dict[str, float] = {}
         rows: list[list[str | int | float | None]] = []
         panels: dict[int, Panel] = {}

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.errors import ModelError
+from megaunigame.errors import DataError, ModelError
+from megaunigame.models.text.fitting import kept_apart, kept_in_order
+from megaunigame.models.text.plain_text import PlainText, PlainTokens
 from megaunigame.models.text.sequences import TokenSequence
+
+SPARE = 8
+"""Tokens that a text may have beyond its bytes."""
 
 
 class ConversationFormat(ABC):
@@ -61,40 +67,76 @@ class ConversationFormat(ABC):
     def unconditional(self, sequence: TokenSequence) -> TokenSequence:
         """The request `sequence` without its condition, text and source picture alike."""
 
+    @cached_property
+    def plain(self) -> PlainText:
+        """Encodes the texts of rows, in which no control token has a meaning."""
+        return PlainText(self.tokenizer, (self.begin, self.end, self.image, self.eos, self.pad))
+
     def encode(self, text: str) -> list[int]:
+        """Tokens of a text of the format itself, control tokens included."""
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
-    def understand(self, images: int, turns: list[tuple[str, str]], independent: bool, limit: int) -> TokenSequence:
-        """At most `limit` tokens: turns that do not fit are dropped, a first one that is too long is cut at its end."""
+    def understand(
+        self, images: int, turns: Sequence[tuple[str, str]], independent: bool, limit: int, *, fills: bool = False
+    ) -> TokenSequence:
+        """At most `limit` tokens, which hold the pictures and the whole first answer.
+
+        A question that is too long is cut at its beginning: long ones are a page of text or context, then what is asked. Of
+        turns that read each other the later ones that do not fit are dropped; of independent turns the longest questions are
+        cut to one length, and only turns that do not fit with a cut question are dropped. `fills`: `UnderstandRow.fills`.
+        Raises DataError when the first answer does not fit with one token of its question.
+        """
         sequence = self._opening(images)
-        for number, (question, answer) in enumerate(turns, start=1):
-            segment = number if independent else 0
-            before = len(sequence)
-            if number > 1 and not independent:
-                sequence.add(self.next_opening)
-            self._ask(sequence, question, follows_images=images > 0 and (number == 1 or independent), segment=segment)
-            sequence.add([*self.encode(self.before_answer + answer), self.eos], labeled=True, segment=segment)
-            if len(sequence) > limit:
-                sequence.cut(limit if number == 1 else before)
-                sequence.intact, sequence.was_cut = number > 1, True
-                break
+        asked = [self._asked(question, images > 0 and (independent or n == 0)) for n, (question, _) in enumerate(turns)]
+        answers = [self._answer(answer) for _, answer in turns]
+        if fills:
+            room = limit - len(sequence) - len(self.closing) - len(asked[0].tokens)
+            answers[0] = answers[0]._replace(tokens=answers[0].tokens[: max(1, room)])
+        self._require_room(images, len(sequence), len(answers[0].tokens), len(asked[0].tokens), limit)
+        between = [] if independent else self.next_opening
+        around = [len(between if n else []) + len(self.closing) + len(answer.tokens) for n, answer in enumerate(answers)]
+        lengths = [len(question.tokens) for question in asked]
+        kept = (kept_apart if independent else kept_in_order)(lengths, around, limit - len(sequence))
+        for turn, length in kept.items():
+            segment = turn + 1 if independent else 0
+            sequence.add(between if turn else [], segment=segment)
+            sequence.add(self._last(asked[turn], length), segment=segment)
+            sequence.add(self.closing, segment=segment)
+            sequence.add(answers[turn].tokens, labeled=True, segment=segment)
+            sequence.escaped += asked[turn].escaped + answers[turn].escaped
+        sequence.intact = not fills and all(length == lengths[turn] for turn, length in kept.items())
+        sequence.cut = not sequence.intact or len(kept) < len(turns)
         return sequence
+
+    def require_fit(self, images: int, turns: Sequence[tuple[str, str]], limit: int) -> None:
+        """Raises DataError when `understand` cannot keep the first answer of a row. Cheap for rows of ordinary length."""
+        question, answer = turns[0]
+        fixed = len(self._opening(images))
+        # A token stands for a byte at least; a tokenizer may put a space before every text.
+        if fixed + len(self.closing) + len((self.before_answer + answer).encode()) + SPARE < limit:
+            return
+        asked = len(self._asked(question, images > 0).tokens)
+        self._require_room(images, fixed, len(self._answer(answer).tokens), asked, limit)
 
     def question(self, images: int, question: str) -> TokenSequence:
         """A conversation that ends before the answer."""
         sequence = self._opening(images)
-        self._ask(sequence, question, follows_images=images > 0)
+        asked = self._asked(question, images > 0)
+        sequence.add(asked.tokens)
+        sequence.add(self.closing)
+        sequence.escaped = asked.escaped
         return sequence
 
     def generate(self, prompt: str, source: bool, limit: int) -> TokenSequence:
-        """A request for a picture, without the picture; its text is cut to fit `limit` tokens."""
+        """A request for a picture, without the picture; its text is cut at its end to fit `limit` tokens."""
         sequence = self._request_opening(source)
-        text = self.encode(self.request(prompt, source))
+        text = self.plain.encode(self.request(prompt, source))
         room = max(0, limit - len(sequence) - len(self.request_closing))
-        sequence.add(text[:room])
+        sequence.add(text.tokens[:room])
         sequence.add(self.request_closing)
-        sequence.intact = len(text) <= room
-        sequence.was_cut = len(text) > room
+        sequence.escaped = text.escaped
+        sequence.cut = len(text.tokens) > room
+        sequence.intact = not sequence.cut
         return sequence
 
     @property
@@ -128,6 +170,26 @@ class ConversationFormat(ABC):
         sequence.add([self.image] * self.visual_tokens, image=True)
         sequence.add([self.end])
 
-    def _ask(self, sequence: TokenSequence, question: str, *, follows_images: bool, segment: int = 0) -> None:
-        sequence.add(self.encode((self.after_images if follows_images else "") + question), segment=segment)
-        sequence.add(self.closing, segment=segment)
+    def _asked(self, question: str, follows_images: bool) -> PlainTokens:
+        return self.plain.encode((self.after_images if follows_images else "") + question)
+
+    def _answer(self, answer: str) -> PlainTokens:
+        text = self.plain.encode(self.before_answer + answer)
+        return PlainTokens([*text.tokens, self.eos], text.escaped)
+
+    def _last(self, question: PlainTokens, length: int) -> list[int]:
+        return question.tokens[len(question.tokens) - length :]
+
+    def _require_room(self, images: int, opening: int, answer: int, question: int, limit: int) -> None:
+        least = self.fixed_length(images)
+        if least > limit:
+            raise DataError(
+                f"{images} image(s) take {least - self.fixed_length(0)} tokens, and model.max_length is {limit}. Raise "
+                "model.max_length or leave out samples with so many images."
+            )
+        needed = opening + min(1, question) + len(self.closing) + answer
+        if needed > limit:
+            raise DataError(
+                f"the answer of {answer} tokens does not fit: with {images} image(s) and one token of the question the row has "
+                f"{needed}, and model.max_length is {limit}. Raise model.max_length or leave out samples with such answers."
+            )

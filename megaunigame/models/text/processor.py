@@ -86,7 +86,7 @@ class RowProcessor:
         picture = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         text = "a " * self.max_length
         rows: list[Row] = [
-            UnderstandRow([picture], [("a", text)])
+            UnderstandRow([picture], [("a", text)], fills=True)
             if pass_name == UNDERSTAND
             else GenerateRow(text, picture, source=picture if r.takes_source else None)
             for r in requests
@@ -112,6 +112,11 @@ class RowProcessor:
         counts, targets = torch.full((len(prompts),), float(self.loss_positions)), torch.zeros(len(prompts), 3, 0, 0)
         return self._requested(sequences, images, [0] * len(sequences), [""] * len(sequences), counts, targets)
 
+    def check(self, row: Row) -> None:
+        """Raises DataError for a row that cannot keep its pictures and its first answer in `max_length`."""
+        if isinstance(row, UnderstandRow) and not row.fills:
+            self.format.require_fit(len(row.images), row.turns, self.max_length)
+
     def _understand(
         self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], geometries: Sequence[str]
     ) -> UnderstandInputs:
@@ -123,13 +128,11 @@ class RowProcessor:
                 images.append([])
                 continue
             assert isinstance(row, UnderstandRow)
-            if self.format.fixed_length(len(row.images)) > self.max_length:
-                taken = self.format.fixed_length(len(row.images)) - self.format.fixed_length(0)
-                raise DataError(
-                    f"Sample {key}: {len(row.images)} image(s) take {taken} tokens, and model.max_length is "
-                    f"{self.max_length}. Raise model.max_length or leave out samples with so many images."
-                )
-            sequences.append(self.format.understand(len(row.images), row.turns, row.independent, self.max_length))
+            try:
+                given = len(row.images), row.turns, row.independent, self.max_length
+                sequences.append(self.format.understand(*given, fills=row.fills))
+            except DataError as error:
+                raise DataError(f"Sample {key}: {error}") from error
             images.append(row.images)
         return self._asked(sequences, self._squares(images, geometries), terms, keys, left=False)
 
@@ -237,7 +240,8 @@ class RowProcessor:
             "image_positions": pad([s.image for s in sequences], False, left=left),
             "front_padding": left and not bool(attention.all()),
             "intact": torch.tensor([s.intact for s in sequences]),
-            "cut": torch.tensor([s.was_cut for s in sequences]),
+            "cut": torch.tensor([s.cut for s in sequences]),
+            "escaped": torch.tensor([s.escaped for s in sequences]),
             "keys": list(keys),
         }
 

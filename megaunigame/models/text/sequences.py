@@ -25,20 +25,17 @@ class TokenSequence:
     """Whether a visual token replaces the token."""
     segments: list[int] = field(default_factory=list)
     intact: bool = True
-    """False: some of its text was cut or dropped."""
-    was_cut: bool = False
-    """Whether some of its text did not fit."""
+    """False: a text of it was cut, or its condition was dropped. A turn left out leaves the others whole."""
+    cut: bool = False
+    """Some of its text was cut, or a turn was left out."""
+    escaped: int = 0
+    """Control tokens that were written in its texts, and stayed text."""
 
     def add(self, tokens: list[int], *, labeled: bool = False, image: bool = False, segment: int = 0) -> None:
         self.tokens += tokens
         self.labels += tokens if labeled else [IGNORE] * len(tokens)
         self.image += [image] * len(tokens)
         self.segments += [segment] * len(tokens)
-
-    def cut(self, length: int) -> None:
-        """Drop everything from position `length` on."""
-        for values in (self.tokens, self.labels, self.image, self.segments):
-            del values[length:]
 
     def __len__(self) -> int:
         return len(self.tokens)

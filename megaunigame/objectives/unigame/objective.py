@@ -85,7 +85,11 @@ class UniGame(Objective):
         return asked
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        return self._redraw(sample, rng) if request.term == REDRAW else self.questions.row(request, sample, rng)
+        if request.term == REDRAW:
+            return self._redraw(sample, rng)
+        if request.term == ATTACK and sample.image_count > 1:
+            return None  # one picture is redrawn; a question about several is about the others too
+        return self.questions.row(request, sample, rng)
 
     def _redraw(self, sample: Sample, rng: np.random.Generator) -> Row | None:
         """The request that redraws the picture of a sample."""

@@ -1,0 +1,24 @@
+"""Conversations as cells of a table hold them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from data_prep.inputs.sample import EntryFailure
+
+
+def turns_of(value: Any) -> Any:
+    """A list of turns, out of that, its JSON text, or one list per key of the turns; anything else as it is.
+
+    What a turn may be says `megaunigame.data.conversation`. Raises EntryFailure for a text that is not JSON.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise EntryFailure(f"has conversations that are not JSON: {error}") from error
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        # Hugging Face stores a sequence of records as a record of sequences.
+        return [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
+    return value
