@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from megaunigame.data.pictures.rules import DEFAULT_RULES, GROUNDS, PictureError
 from megaunigame.errors import ConfigError
 from tests.data.picture_files import HEIGHT, RGB, WIDTH, every_container, file_of, photo, png, tagged
 
-files = functools.cache(every_container)
 WIDE = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 290 + 1000).astype(np.uint16)
 
 
@@ -53,7 +51,7 @@ def test_plain_pictures_are_those_of_pillow(data, mode):
 
 @pytest.mark.parametrize("form", ["AVIF", "BMP", "GIF", "ICO", "JPEG2000", "PPM", "QOI", "SGI", "TGA", "TIFF", "DDS", "PCX"])
 def test_every_container_is_found_by_its_content(form):
-    data = files()[f"{form} RGB"]
+    data = every_container()[f"{form} RGB"]
     if form in ("BMP", "PPM", "QOI", "SGI", "TGA", "TIFF", "DDS", "PCX"):
         np.testing.assert_array_equal(read(data), RGB)
     assert read(data).ndim == 3
@@ -248,12 +246,12 @@ def test_of_an_animation_the_first_frame_is_read(form):
 @pytest.mark.parametrize("name", sorted(every_container()))
 def test_the_limit_of_pixels(name):
     with pytest.raises(PictureError, match="max_pixels allows"):
-        read(files()[name], PictureRules(max_pixels=100))
+        read(every_container()[name], PictureRules(max_pixels=100))
 
 
 def test_a_limit_above_that_of_pillow(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert read(files()["TIFF RGB"]).shape == RGB.shape
+    assert read(every_container()["TIFF RGB"]).shape == RGB.shape
 
 
 BOMBS = """
@@ -282,8 +280,8 @@ def test_a_bomb_takes_no_memory():
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damage_is_refused_or_survived(data):
-    name = data.draw(st.sampled_from(sorted(files())))
-    damaged = bytearray(files()[name])
+    name = data.draw(st.sampled_from(sorted(every_container())))
+    damaged = bytearray(every_container()[name])
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255)), max_size=8)):
         damaged[place] = byte
     del damaged[data.draw(st.integers(0, 2 * len(damaged))) :]
