@@ -25,7 +25,7 @@ def read_json(path: Path, option: str, sha256: str) -> Any:
         raise DataError(f"{option} {path}: was changed while it was being packed; run the command again")
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{option} {path}: not JSON ({error})") from error
 
 

@@ -271,3 +271,29 @@ def test_names_that_no_file_can_have_are_missing_files(tmp_path, name):
     ]
     assert main([*command, "--out", str(tmp_path / "again"), "--max-failed-fraction", "0.5"]) == 0
     assert [failure["reason"] for failure in failures_of(tmp_path / "again")] == ["missing file"]
+
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the folder of cases is not next to this checkout")
+@pytest.mark.parametrize(
+    ("case", "failed"),
+    [
+        ("odd_pictures", 0),
+        ("transparent_logo", 0),
+        ("banner", 0),
+        ("avif_entry", 0),
+        ("json_surrogate", 1),
+        ("json_null_bytes", 0),
+    ],
+)
+def test_a_case_is_packed(case, failed, tmp_path):
+    command = ["pack", "--format", "llava-json", "--json", str(CASES / case / "data.json")]
+    command += ["--image-root", str(CASES / case / "images"), "--out", str(tmp_path), "--max-failed-fraction", "1"]
+    assert main(command) == 0
+    assert len(failures_of(tmp_path)) == failed if failed else not (tmp_path / "failures.jsonl").exists()
+    assert main(["verify", str(tmp_path)]) == 0
+    if case in ("odd_pictures", "transparent_logo"):
+        for key, fields in samples_of(tmp_path).items():
+            assert 20 < read({k: v for k, v in fields.items() if k != "json"}).mean() < 254, key
