@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
-from megaunigame.data.pictures.header import header_of, turned_by_exif
-from megaunigame.data.pictures.pillow import TURNS, changes_of, rgb_image
+from megaunigame.data.pictures.header import header_of
+from megaunigame.data.pictures.pillow import changes_of, rgb_image
 from megaunigame.data.pictures.reading import read_picture
 from megaunigame.data.pictures.rules import DEFAULT_RULES, GROUNDS, PictureError, PictureRules, ground_from
 from megaunigame.errors import ConfigError
@@ -81,34 +81,6 @@ def test_an_orientation_in_xmp_counts(form, xmp):
     else:
         data = file_of(photo(), form, xmp=xmp.encode())
     assert read(data).shape == (WIDTH, HEIGHT, 3)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.binary(max_size=40), st.sampled_from([tagged(k).tobytes() for k in (1, 3, 6)]), st.integers(0, 60), st.integers(0, 255)
-)
-def test_what_the_quick_look_calls_upright_is_upright_for_pillow(tail, block, place, byte):
-    exif = bytearray(block.removeprefix(b"Exif\0\0") + tail)
-    if place < len(exif):
-        exif[place] = byte
-    if not turned_by_exif_or_short(bytes(exif)):
-        found = Image.Exif()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found.load(bytes(exif))
-                orientation = found.get(0x0112)
-        except Exception:  # Pillow cannot read it either: shown as stored
-            return
-        assert orientation not in TURNS
-
-
-def turned_by_exif_or_short(exif: bytes) -> bool:
-    try:
-        return turned_by_exif(exif)
-    except Exception as error:
-        assert type(error).__name__ == "error"  # struct.error, which header_of expects
-        return True
 
 
 # --- transparency
