@@ -30,7 +30,7 @@ def read_json(path: Path, option: str, sha256: str) -> Any:
     """The value in the file. Raises DataError when it is not JSON, or when the hash has changed."""
     try:
         return json.loads(read_unchanged(path, option, sha256))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{option} {path}: not JSON ({error})") from error
 
 

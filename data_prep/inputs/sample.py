@@ -12,7 +12,10 @@ from data_prep.inputs.stored_picture import stored_picture
 from data_prep.shard_writer import ShardSample
 from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 
-OTHER_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".JPG", ".JPEG", ".PNG", ".GIF")
+OTHER_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2"),
+    *(".JPG", ".JPEG", ".PNG", ".GIF", ".WEBP", ".BMP", ".TIF", ".TIFF"),
+)
 LONGEST_KEY = 80
 """Bytes; a key and its extension must fit the 100 bytes of a name in a tar."""
 

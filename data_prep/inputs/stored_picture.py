@@ -20,8 +20,8 @@ FINE = 98
 """JPEG quality: 47 dB or more to the pixels that are stored."""
 BLOCK = 16
 """Pixels; the blocks of every chroma subsampling fit in."""
-HALF_WIDTH, HALF_BOTH = 1, 2
-"""Pillow's numbers for chroma subsampling 4:2:2 and 4:2:0; 0 is none."""
+FULL, HALF_WIDTH, HALF_BOTH = 0, 1, 2
+"""Pillow's numbers for chroma subsampling 4:4:4, 4:2:2 and 4:2:0."""
 
 
 def stored_picture(content: bytes, rules: PictureRules) -> tuple[str, bytes, tuple[int, int]]:
@@ -58,13 +58,11 @@ def _turned_jpeg(content: bytes, pixels: Tensor, rules: PictureRules) -> bytes:
         return content
     turned = Image.fromarray(_rows(pixels if mode == "RGB" else pixels[:1]))
     swapped = orientation >= 5
-    settings: dict[str, Any] = {"quality": FINE, "subsampling": 0}
-    if turned.width % BLOCK == 0 and turned.height % BLOCK == 0:
-        kept = sampling == HALF_BOTH or (sampling == HALF_WIDTH and not swapped)
-        settings = {
-            "qtables": [(table.T if swapped else table).ravel().tolist() for table in tables],
-            "subsampling": sampling if kept else 0,
-        }
+    settings: dict[str, Any] = {"quality": FINE, "subsampling": FULL}
+    same_chroma = sampling in (FULL, HALF_BOTH) or (sampling == HALF_WIDTH and not swapped)
+    if same_chroma and turned.width % BLOCK == 0 and turned.height % BLOCK == 0:
+        turned_tables = [(table.T if swapped else table).ravel().tolist() for table in tables]
+        settings = {"qtables": turned_tables, "subsampling": sampling}
     out = io.BytesIO()
     turned.save(out, "jpeg", icc_profile=profile, **settings)
     return out.getvalue()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_prep.teachers.base import Failure, Machine, Prediction, Teacher
 from data_prep.teachers.ids import ids_from_labels
 from megaunigame.data.decode import Sample
+from megaunigame.data.pictures.pillow import opened
+from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError
 from megaunigame.errors import ConfigError
 
 GRAY = {"L", "I", "I;16", "I;16B"}
@@ -57,7 +58,7 @@ class File(Teacher):
             return Failure(f"{relative} leads out of the folder of maps")
         try:
             values = read_map(self._folder / relative, GRAY if self._task == "depth" else INDEXED)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG chunk
+        except (OSError, ValueError, EOFError, MemoryError, PictureError) as error:  # EOFError, MemoryError: a broken .npy
             return Failure(f"no {self._task} map {relative}: {getattr(error, 'strerror', None) or error}")
         if self._task == "depth":
             return values.astype(np.float32)
@@ -67,14 +68,15 @@ class File(Teacher):
 
 
 def read_map(path: Path, modes: set[str]) -> np.ndarray:
-    """(H, W) numbers as stored. Raises OSError or ValueError when there is no such file or it is not a map."""
+    """(H, W) numbers as stored. Raises OSError, ValueError, EOFError, MemoryError or PictureError when there is no such
+    file or it is not a map."""
     if path.suffix == ".npy":
         values = np.load(path)
     else:
-        with Image.open(path) as picture:
-            if picture.mode not in modes:
-                raise ValueError(f"is a picture of mode {picture.mode}; legal: {', '.join(sorted(modes))}")
-            values = np.array(picture)
+        with opened(path.read_bytes(), DEFAULT_RULES) as picture:
+            mode, values = picture.mode, np.array(picture)
+        if mode not in modes:
+            raise ValueError(f"is a picture of mode {mode}; legal: {', '.join(sorted(modes))}")
     if values.ndim != 2 or not values.size:
         raise ValueError(f"has shape {values.shape}; must be (height, width)")
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -12,7 +13,7 @@ from PIL import Image
 HEIGHT, WIDTH = 13, 17
 RGB = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 CONTAINERS = (
-    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "MSP", "PCX", "PNG", "PPM", "QOI"),
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "MSP", "PCX", "PNG", "PPM", "QOI"),
     *("SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM"),
 )
 
@@ -62,6 +63,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+@functools.cache
 def every_container() -> dict[str, bytes]:
     """Container and mode -> a file, for every mode that the container takes."""
     files: dict[str, bytes] = {}

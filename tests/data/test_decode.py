@@ -100,3 +100,22 @@ def test_a_new_stored_target_is_one_line(monkeypatch):
     assert sample.picture("normals").tolist() == [1, 2] and Sample("k", {}).picture("normals") is None
     with pytest.raises(TypeError, match="no picture normal; DECODERS has image, depth, segmentation, normals"):
         Sample("k", {}, normal=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"caption": "\\ud83d"}', "not Unicode"),
+        (b'{"caption": "\\uD83D ?"}', "not Unicode"),
+        (b'{"caption": "\xed\xa0\xbd"}', "not Unicode"),
+        (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"x": ' + b"1" * 10_000 + b"}", "not JSON"),
+    ],
+)
+def test_texts_that_are_none_are_bad_samples(text, words):
+    with pytest.raises(DataError, match=f"Sample 'k': field 'json'.*{words}"):
+        decode_sample("k", {"json": text})
+
+
+def test_a_pair_of_surrogates_is_a_character():
+    assert decode_sample("k", {"json": b'{"caption": "\\ud83d\\ude00"}'}).meta == {"caption": "\U0001f600"}

@@ -171,7 +171,7 @@ def test_files_give_depth_and_ids(tmp_path):
     np.testing.assert_array_equal(eight, ramp // 256)
     np.testing.assert_allclose(floats, ramp / 7.0, rtol=1e-6)
     said = [failure.reason for failure in failures]
-    assert "mode RGB" in said[0] and "cannot identify" in said[1] and "k5.png: No such file" in said[2]
+    assert "mode RGB" in said[0] and "not an image" in said[1] and "k5.png: No such file" in said[2]
     assert "needs 'suffix'" in teacher.predict([seen()])[0].reason
     assert "leads out" in teacher.predict([seen(suffix="/../../x")])[0].reason
 

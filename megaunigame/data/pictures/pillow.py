@@ -101,7 +101,7 @@ def _on_ground(image: Image.Image, data: bytes, ground: tuple[int, int, int]) ->
         image = _keyed(image, data[PNG_BITS])
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
-    image = image.convert("RGBA")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     shown = Image.new("RGB", image.size, ground)
     shown.paste(image.convert("RGB"), mask=image.getchannel("A"))
     return shown
