@@ -9,14 +9,12 @@ failed is an empty tar, so that numbers have no gap.
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
 import math
 import os
 import re
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from webdataset import TarWriter
 
 from data_prep.notes import bounded, notes_of
 from data_prep.shard_index import index_of
+from data_prep.whole_files import unwritable, write_atomically
 from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
@@ -171,22 +170,6 @@ def write_failures(folder: Path, failures: list[dict[str, str]]) -> None:
         (folder / FAILURES).unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either absent, old, or complete, even when two processes write the same content at once.
-
-    Raises DataError when it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _unwritable(temporary, error) from error
-
-
 def _make_room(job: Job, overwrite: bool, part: tuple[int, int]) -> None:
     """Clear what this rank left half-written; refuse (or, with overwrite, clear) its shards of another config."""
     rank, world = part
@@ -276,7 +259,7 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
             os.fsync(stream.fileno())
         os.replace(temporary, tar)
     except OSError as error:
-        raise _unwritable(temporary, error) from error
+        raise unwritable(temporary, error) from error
     index = json.dumps(index_of(tar), separators=(",", ":")).encode()
     write_atomically(tar.with_suffix(".idx.json"), index)
     stats = {
@@ -298,13 +281,3 @@ def _read_from_source(job: Job, number: int, samples: Iterable[ShardSample]) -> 
         yield from samples
     except OSError as error:
         raise DataError(f"{job.stem(number)}: its source cannot be read ({error}); fix that, then run again") from error
-
-
-def _unwritable(temporary: Path, error: OSError) -> DataError:
-    """Remove the half-written file (a full disk has room again) and make the error."""
-    temporary.unlink(missing_ok=True)
-    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-    return DataError(
-        f"{temporary.name.removesuffix('.tmp')} in {temporary.parent} cannot be written: {reason}. Nothing half-written is "
-        "left; make room, then run the same command again: it continues with the shards that are missing"
-    )

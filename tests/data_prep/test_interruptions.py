@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import shard_writer
+from data_prep import shard_writer, whole_files
 from data_prep.__main__ import main
-from data_prep.shard_writer import Job, Shard, ShardSample, write_atomically, write_dataset
+from data_prep.shard_writer import Job, Shard, ShardSample, write_dataset
+from data_prep.whole_files import write_atomically
 from megaunigame.errors import DataError
 from tests.data_prep.stored import content, failures_of, samples_of
 from tests.data_prep.toy_sets import TALK, picture
@@ -167,7 +168,8 @@ def test_a_full_disk_leaves_nothing_half_written(full_at, source, whole, tmp_pat
         return _FullDisk(path, 40 if path.name.startswith(full_at) and mode == "wb" else 10**9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "open", opened, raising=False)
+        for module in (shard_writer, whole_files):
+            patch.setattr(module, "open", opened, raising=False)
         said = refusal(main(arguments(source, tmp_path)))
     assert f"{full_at}" in said and "cannot be written: the disk is full" in said and "run the same command again" in said
     assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "dataset.json").exists()
