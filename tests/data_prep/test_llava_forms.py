@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.__main__ import main
+from data_prep.inputs.llava_json import _entry as read_entry
+from data_prep.inputs.picture_names import find_file
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.objectives.understanding import Understanding
@@ -212,3 +216,44 @@ def test_cases(case, tmp_path):
     assert len(failures_of(out) if (out / "failures.jsonl").exists() else []) == FAILS.get(case, 0)
     assert main(["verify", str(out)]) == 0
     assert all(question_answers(sample) for sample in read(out))
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["<image>", "a.jpg", "human", "user", "gpt", "system", "image", "text", "image_url", "\0", "../..", "a\\b", "%", "%zz"]
+    )
+)
+KEY = st.sampled_from(
+    [
+        "image",
+        "images",
+        "conversations",
+        "messages",
+        "caption",
+        "from",
+        "value",
+        "role",
+        "content",
+        "type",
+        "text",
+        "id",
+        "path",
+    ]
+)
+ANYTHING = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEY, inner, max_size=4), max_leaves=25
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(KEY, ANYTHING, max_size=5) | ANYTHING)
+def test_no_entry_ends_the_reading(found):
+    """Whatever an entry is: it is read, or a failure with a reason; and its pictures are found or not."""
+    entry = read_entry(3, found)
+    assert entry.key.startswith("00000003") and bool(entry.problem) != bool(entry.record)
+    assert all(find_file(Path("/nowhere"), name) is None for name in entry.images)
