@@ -19,6 +19,8 @@ from megaunigame.step.inputs import GenerateInputs, GenerateOutput
 class CodeModel(CausalModel):
     """N codes a picture; the hidden state (D,) that predicts a code gives the logits (V,) of all codes."""
 
+    has_codes = True
+
     def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read."""
         # The last code is predicted, never read.

@@ -77,7 +77,8 @@ class UniGame(Objective):
             asked.append(RowRequest(ADVERSARIAL, UNDERSTAND, None, c.attack_rows, c.beta, takes_source=True))
         if self.redrawn_by is None:
             source = c.condition == "image"
-            asked.append(RowRequest(REDRAW, GENERATE, c.stream, c.attack_rows, takes_source=source, aside=True))
+            own = CLEAN if c.attack_on == "clean" else None
+            asked.append(RowRequest(REDRAW, GENERATE, c.stream, c.attack_rows, takes_source=source, shares=own, aside=True))
         shares = self.redrawn_by or REDRAW
         asked.append(RowRequest(ATTACK, UNDERSTAND, c.stream, c.attack_rows, takes_source=True, shares=shares, aside=True))
         return asked
@@ -106,6 +107,14 @@ class UniGame(Objective):
             raise ConfigError(
                 f"The family {name!r} has no {lacking}, which path={path} needs. Families that have one: {', '.join(able)}. "
                 "Or type objectives.unigame.path=embedding."
+            )
+
+        if self.attacks and self.config.controller is not None and not family.has_codes:
+            able = [n for n in available("models", UnifiedModel) if find("models", n, UnifiedModel).has_codes]
+            raise ConfigError(
+                f"The family {name!r} draws no codes, and objectives.unigame.controller counts those that an attack flips. "
+                f"Families with codes: {', '.join(able)}. Or type objectives.unigame.controller=null, and give "
+                "objectives.unigame.adversary.eps_max."
             )
 
     def added_terms(self, plan: StepPlan) -> list[str]:
