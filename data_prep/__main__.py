@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from data_prep import annotate, pack, statistics, verify
@@ -30,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (scenes, pack, annotate, verify, statistics):
         command.add_parser(commands)
-    arguments = parser.parse_args(argv)
+    typed = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(typed)
+    arguments.command_line = shlex.join([*"python -m data_prep".split(), *typed])
     try:
         return arguments.run(arguments) or 0
     except UserError as error:

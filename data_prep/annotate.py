@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from data_prep.annotator import EXISTING, Annotator, already_there
 from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
-from data_prep.shard_writer import FAILURES, MANIFEST, Job, enforce_limit, finish_dataset, write_dataset
+from data_prep.shard_writer import Job, enforce_limit, finish_dataset, write_dataset
 from data_prep.teachers.base import TASKS, Machine, Teacher, load_teacher
 from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.unfinished import FAILURES
 from megaunigame.errors import ConfigError, DataError
 
 EXAMPLES = """examples:
@@ -111,6 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
             config=config_of(index, arguments, names, teachers),
             shards=len(index.sizes),
             shard=annotator.shard,
+            command=arguments.command_line,
         )
         statistics = write_dataset(job, 1, arguments.overwrite, part, arguments.retry_failed)
     print(summary(annotator))

@@ -9,15 +9,17 @@ from pathlib import Path
 from data_prep.inputs.base import Input
 from data_prep.inputs.llava_json import LlavaJson
 from data_prep.inputs.parquet import Parquet
+from data_prep.inputs.tar_members import FIRST, LAST
 from data_prep.inputs.vqa_json import VqaJson
 from data_prep.inputs.wds import Tars
 from data_prep.options import add_failure_options, add_part_options, part_of, require_at_least
-from data_prep.shard_writer import FAILURES, Job, enforce_limit, finish_dataset, write_dataset
+from data_prep.shard_writer import Job, enforce_limit, finish_dataset, notes_of, write_dataset
+from megaunigame.data.shards.unfinished import FAILURES
 from megaunigame.errors import DataError
 
 FORMATS: dict[str, type[Input]] = {"llava-json": LlavaJson, "vqa-json": VqaJson, "wds": Tars, "parquet": Parquet}
 SHARD_SIZE = 1000
-PACKER = 2
+PACKER = 3
 """Part of the config hash: raise it when the same source would give other bytes."""
 
 EXAMPLES = """examples:
@@ -59,6 +61,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "'COCO_train2014_{image_id:012d}.jpg')",
     )
     sources.add_argument("--source", nargs="+", metavar="PATH", help="wds, parquet: folders, files, globs or brace lists")
+    sources.add_argument(
+        "--dots",
+        choices=(FIRST, LAST),
+        help="wds: the field of a file is what follows the first dot of its name, as in WebDataset (default; what looks like "
+        "several samples is then a failure, unless `first` is typed), or the last",
+    )
     for column in ("image", "caption", "conversations"):
         sources.add_argument(f"--{column}-column", metavar="C", help=f"parquet: column of the {column} (default {column})")
     parser.set_defaults(run=run)
@@ -84,12 +92,17 @@ def run(arguments: argparse.Namespace) -> None:
         config={"command": "pack", "packer": PACKER, "format": arguments.format, **source.identity()},
         shards=source.shards,
         shard=source.shard,
+        command=arguments.command_line,
     )
     statistics = write_dataset(job, arguments.workers, arguments.overwrite, part, arguments.retry_failed)
     if statistics is not None:
+        if not any(stats["samples"] + stats["failed"] for stats in statistics):
+            raise DataError(f"{arguments.out}: there is not one sample in the source; give a source that has some")
         print(finish_dataset(job, statistics, arguments.max_failed_fraction))
         packed, failed = (sum(stats[name] for stats in statistics) for name in ("samples", "failed"))
         print(f"{packed} of {packed + failed} entries packed, {failed} failed")
+        for note, count in notes_of(statistics).items():
+            print(f"  {count} x {note}")
 
 
 def _require_options(arguments: argparse.Namespace) -> None:

@@ -2,8 +2,9 @@
 
 Per shard, in this order: NAME-000000.tar.tmp -> (fsync, rename) NAME-000000.tar -> NAME-000000.idx.json ->
 NAME-000000_stats.json. The last one is the done marker: a shard without it, or with another config hash, does not
-count. When all shards are done, dataset.json lists them. The bytes depend on the config alone, not on the number of
-workers or ranks nor on interruptions. A shard in which every sample failed is an empty tar, so that numbers have no gap.
+count. When all shards are done, dataset.json lists them; until then unfinished.json says how to continue. The bytes
+depend on the config alone, not on the number of workers or ranks nor on interruptions. A shard in which every sample
+failed is an empty tar, so that numbers have no gap.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import functools
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,14 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from data_prep.shard_index import index_of
+from data_prep.workers import in_processes
+from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
 
-MANIFEST = "dataset.json"
-FAILURES = "failures.jsonl"
 FORMAT_VERSION = 1
+MOST_NOTES = 20
+REST = "other notes"
 
 ShardSample = dict[str, bytes | str]
 """`__key__` (str) and, for every field, its bytes under the field's extension."""
@@ -38,11 +42,13 @@ ShardSample = dict[str, bytes | str]
 
 @dataclass
 class Shard:
-    """What a shard function yields: samples, and failures as {"key", "reason"}."""
+    """What a shard function yields: samples; failures as {"key", "reason"}; and how often anything was left out or changed."""
 
     samples: Iterable[ShardSample]
     failures: list[dict[str, str]] = field(default_factory=list)
     """May still grow while `samples` is consumed."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """As `failures`: what was left out or changed, in words -> how often."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Job:
     config: dict[str, Any]
     shards: int
     shard: Callable[[int], Shard]
+    command: str = COMMAND
+    """What to type to continue."""
 
     @property
     def config_hash(self) -> str:
@@ -92,6 +100,8 @@ def write_dataset(
         print(f"{job.folder}: {len(finished)} of {len(own)} shards are already there")
     if missing:
         (job.folder / MANIFEST).unlink(missing_ok=True)  # it means: complete
+        note = {"command": job.command, "shards": job.shards}
+        write_atomically(job.folder / WORKING, json.dumps(note).encode())
     failed = sum(stats["failed"] for stats in finished.values())
     label = job.name if world == 1 else f"{job.name} {rank}/{world}"
     with tqdm(total=len(own), initial=len(finished), unit="shard", desc=label) as bar:
@@ -144,12 +154,30 @@ def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
         "name": job.name,
         "samples": sum(stats["samples"] for stats in statistics),
         "fields": sorted(fields),
+        "notes": notes_of(statistics),
         "config": job.config,
         "config_hash": job.config_hash,
         "shards": shards,
     }
     write_atomically(job.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    (job.folder / WORKING).unlink(missing_ok=True)
     return job.folder / MANIFEST
+
+
+def notes_of(statistics: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """The notes of all shards together, the most frequent first."""
+    notes: Counter[str] = Counter()
+    for stats in statistics:
+        notes.update(stats["notes"] if "notes" in stats else {})  # shards of an earlier version have none
+    return bounded(notes)
+
+
+def bounded(notes: Counter[str]) -> dict[str, int]:
+    """The most frequent notes, and one line for the rest: every sample of a source may have its own."""
+    named = [item for item in notes.items() if item[1] and item[0] != REST]
+    ordered = sorted(named, key=lambda item: (-item[1], item[0]))
+    rest = notes[REST] + sum(count for _, count in ordered[MOST_NOTES:])
+    return dict(ordered[:MOST_NOTES]) | ({REST: rest} if rest else {})
 
 
 def write_failures(folder: Path, failures: list[dict[str, str]]) -> None:
@@ -180,7 +208,11 @@ def _make_room(job: Job, overwrite: bool, part: tuple[int, int]) -> None:
     """Clear what this rank left half-written; refuse (or, with overwrite, clear) its shards of another config."""
     rank, world = part
     # Other ranks work in the same folder: leave their temporary files and shards to them.
-    patterns = (f"{job.name}-*.tmp",) if world > 1 else (f"{job.name}-*.tmp", f"{MANIFEST}.*tmp", f"{FAILURES}.*tmp")
+    patterns = (
+        (f"{job.name}-*.tmp",)
+        if world > 1
+        else tuple(f"{name}*tmp" for name in (f"{job.name}-", f"{MANIFEST}.", f"{FAILURES}.", f"{WORKING}."))
+    )
     for pattern in patterns:
         for leftover in job.folder.glob(pattern):
             if _number_in(leftover) % world == rank:
@@ -191,7 +223,7 @@ def _make_room(job: Job, overwrite: bool, part: tuple[int, int]) -> None:
             for path in job.folder.glob(f"*-{6 * '[0-9]'}{ending}"):
                 if _number_in(path) % world == rank:
                     path.unlink()
-        for name in (MANIFEST, FAILURES):
+        for name in (MANIFEST, FAILURES, WORKING):
             (job.folder / name).unlink(missing_ok=True)
         return
     for path in sorted(job.folder.glob("*_stats.json")):
@@ -236,8 +268,8 @@ def _written(job: Job, numbers: list[int], workers: int) -> Iterator[dict[str, A
     if workers <= 1:
         yield from map(write, numbers)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(write, numbers)
+    for _, stats in in_processes(write, numbers, workers, name=job.stem):
+        yield stats
 
 
 def _write_shard(job: Job, number: int) -> dict[str, Any]:
@@ -269,6 +301,7 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
         "bytes": tar.stat().st_size,
         "failed": len(shard.failures),
         "failures": shard.failures,
+        "notes": bounded(shard.notes),
         "config_hash": job.config_hash,
         "index_sha256": hashlib.sha256(index).hexdigest(),
     }

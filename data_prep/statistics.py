@@ -21,8 +21,9 @@ from data_prep.inputs.conversation import MARKER
 from data_prep.options import require_at_least
 from data_prep.picture_statistics import picture_statistics, sample_at
 from data_prep.shard_index import read_samples
-from data_prep.shard_writer import FAILURES, MANIFEST
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.unfinished import FAILURES, check_finished
 from megaunigame.errors import DataError
 
 YES_NO = {"yes", "no"}
@@ -69,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if (arguments.folder / FAILURES).is_file():
         print(f"{len((arguments.folder / FAILURES).read_text().splitlines())} entries failed, see {FAILURES}")
+    for note, count in (manifest["notes"] if "notes" in manifest else {}).items():
+        print(f"{count} x {note}")
     words: list[int] = []
     kinds = question_statistics(_counting_words(records(arguments.folder, manifest), words))
     if words:
@@ -109,9 +112,10 @@ def _print_questions(kinds: dict[str, KindStatistics]) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """dataset.json of a folder. Raises DataError when there is none."""
+    check_finished(folder)
     if not (folder / MANIFEST).is_file():
         raise DataError(
-            f"{folder}: no {MANIFEST}, so the data set is not finished; run the scenes or pack command again to finish it"
+            f"{folder}: no {MANIFEST}: not a folder of `python -m data_prep`; pack it first (python -m data_prep pack --help)"
         )
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     return manifest

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import io
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,9 +19,10 @@ from data_prep.inputs.conversation import MARKER, checked_turns
 from data_prep.inputs.sample import EntryFailure
 from data_prep.options import require_at_least
 from data_prep.shard_index import index_of, read_samples
-from data_prep.shard_writer import MANIFEST
 from data_prep.statistics import read_manifest
+from data_prep.workers import in_processes
 from megaunigame.data.decode import DEPTH, SEGMENTATION, SEGMENTATION_FIELD, Sample, decode_sample
+from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.errors import DataError
 
 
@@ -63,8 +63,14 @@ def _faults(folder: Path, manifest: dict[str, Any], workers: int) -> Iterator[st
     if workers == 1:
         yield from map(check, manifest["shards"])
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(check, manifest["shards"])
+    shards = manifest["shards"]
+    early: dict[str, str | None] = {}
+    done = in_processes(check, shards, min(workers, len(shards)), name=lambda shard: str(shard["file"]))
+    for shard in shards:
+        while shard["file"] not in early:
+            other, fault = next(done)
+            early[other["file"]] = fault
+        yield early.pop(shard["file"])
 
 
 def _fault_of(folder: Path, config_hash: str, shard: dict[str, Any]) -> str | None:

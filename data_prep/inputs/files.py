@@ -23,6 +23,7 @@ def source_files(patterns: Sequence[str], ending: str, out: Path) -> tuple[Path,
         path = Path(pattern)
         found = sorted(path.glob(f"*{ending}")) if path.is_dir() else sorted(map(Path, glob.glob(pattern)))
         if not found:
+            _refuse_compressed(pattern, path, ending)
             raise DataError(
                 f"--source {pattern}: no {ending} file there; give folders, files, globs ('cc3m/*{ending}') or brace "
                 f"lists ('cc3m/{{00000..00331}}{ending}') that exist"
@@ -34,6 +35,16 @@ def source_files(patterns: Sequence[str], ending: str, out: Path) -> tuple[Path,
         if out.resolve() == file.resolve().parent:
             raise DataError(f"--out {out}: the sources lie there; choose another folder")
     return tuple(files)
+
+
+def _refuse_compressed(pattern: str, path: Path, ending: str) -> None:
+    """Raises DataError when there are compressed files instead of those with the ending."""
+    for program, other in (("gunzip", ".gz"), ("unzstd", ".zst"), ("unxz", ".xz")):
+        packed = sorted(path.glob(f"*{ending}{other}")) if path.is_dir() else []
+        if packed:
+            raise DataError(
+                f"--source {pattern}: {len(packed)} compressed files such as {packed[0].name}: unpack them ({program})"
+            )
 
 
 def files_identity(files: Sequence[Path]) -> dict[str, object]:

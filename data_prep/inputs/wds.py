@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,82 +14,111 @@ from typing import Any
 from data_prep.inputs.base import Failure, Input
 from data_prep.inputs.conversation import checked_texts
 from data_prep.inputs.files import files_identity, source_files
-from data_prep.inputs.sample import EntryFailure, packed, short_key
-from data_prep.shard_index import index_of, read_samples
+from data_prep.inputs.sample import EntryFailure, packed
+from data_prep.inputs.tar_fields import HEAD, PICTURES, Roles, refuse_several, roles_of
+from data_prep.inputs.tar_members import FIRST, Span, TarSample, tar_samples
+from data_prep.inputs.texts import decoded_record, decoded_text, with_caption
 from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.errors import DataError
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-TARGETS = ("depth.png", "seg.png")
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+"""First bytes of a compressed file -> the program that unpacks it."""
+EMPTY = "source tar without a sample"
 
 
 @dataclass(frozen=True)
 class Tars(Input):
-    """Source tar k becomes shard k, keys stay. `txt` is the caption; json may hold `caption` and `conversations` too.
+    """Source tar k becomes shard k, keys stay as far as a shard can hold them.
 
-    Fields other than the picture, txt, json, depth.png and seg.png are dropped. Rows that img2dataset marks with a
-    `status` other than success are failures.
+    `txt` is the caption; json may hold `caption` and `conversations` too. Pictures are known by their content; fields that are
+    nothing of this are left out and counted. Rows that img2dataset marks as failed are failures.
     """
 
     shard_name = "wds"
     needs = ("source",)
+    takes = ("dots",)
 
     tars: tuple[Path, ...]
+    dots: str | None
+    """Where names are split; None: at the first dot, and fields that look like several samples are a failure."""
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Tars:
         tars = source_files(arguments.source, ".tar", arguments.out)
         for tar in tars:
             _require_end_mark(tar)
-        return cls(tars)
+        return cls(tars, arguments.dots)
 
     @property
     def shards(self) -> int:
         return len(self.tars)
 
     def identity(self) -> dict[str, Any]:
-        return files_identity(self.tars)
+        return {**files_identity(self.tars), "dots": self.dots}
 
     def shard(self, number: int) -> Shard:
         failures: list[Failure] = []
-        return Shard(_samples(self.tars[number], failures), failures)
+        notes: Counter[str] = Counter()
+        return Shard(_samples(self.tars[number], self.dots, failures, notes), failures, notes)
 
 
-def _samples(tar: Path, failures: list[Failure]) -> Iterator[ShardSample]:
-    for key, fields in read_samples(tar, index_of(tar), only=(*PICTURES, *TARGETS, "txt", "json")):
-        try:
-            yield _sample(key, fields)
-        except EntryFailure as failure:
-            failures.append({"key": key, "image": tar.name, "reason": str(failure)})
+def _samples(tar: Path, dots: str | None, failures: list[Failure], notes: Counter[str]) -> Iterator[ShardSample]:
+    some = False
+    with open(tar, "rb") as stream:
+        for sample in tar_samples(tar, dots or FIRST, notes):
+            some = True
+            try:
+                yield _sample(stream.fileno(), sample, dots, notes)
+            except EntryFailure as failure:
+                failures.append({"key": sample.key, "image": tar.name, "reason": str(failure)})
+    notes[EMPTY] += not some
 
 
-def _sample(key: str, fields: Mapping[str, bytes]) -> ShardSample:
-    record = _record(fields)
-    picture = next((fields[name] for name in PICTURES if name in fields), None)
-    sample = packed(short_key(key), checked_texts(record, has_image=picture is not None), picture)
-    return sample | {name: fields[name] for name in TARGETS if name in fields}
+def _sample(file: int, sample: TarSample, dots: str | None, notes: Counter[str]) -> ShardSample:
+    spans = sample.spans()
 
+    def read(field: str, size: int | None = None) -> bytes:
+        offset, whole = spans[field]
+        return os.pread(file, whole if size is None else min(size, whole), offset)
 
-def _record(fields: Mapping[str, bytes]) -> dict[str, Any]:
-    try:
-        record = json.loads(fields["json"]) if "json" in fields else {}
-        caption = fields["txt"].decode("utf-8-sig") if "txt" in fields else None  # with or without a byte order mark
-    except ValueError as error:
-        raise EntryFailure(f"has a json or txt that cannot be read: {error}") from error
-    if not isinstance(record, dict):
-        raise EntryFailure(f"has a json that is not an object but a {type(record).__name__}")
-    if "status" in record and record["status"] != "success":
+    if dots is None:
+        refuse_several(spans)
+    roles = roles_of(spans, lambda field: read(field, HEAD))
+    record = decoded_record(read(roles.json), notes) if roles.json is not None else {}
+    if str(record.get("status")).startswith("failed"):
         raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
-    has_texts = record.get("caption") is not None or record.get("conversations") is not None
-    if caption is None or (has_texts and not caption.strip()):  # an empty txt next to a json that has texts
-        return record
-    return record | {"caption": caption}
+    text = decoded_text(read(roles.text), notes) if roles.text is not None else None
+    _note_unused(roles, notes)
+    picture = read(roles.picture) if roles.picture is not None else None
+    try:
+        checked = checked_texts(with_caption(record, text, notes), has_image=picture is not None)
+    except EntryFailure as failure:
+        raise EntryFailure(f"{failure} (its fields: {_listed(spans)})") from failure
+    return packed(sample.key, checked, picture) | {field: read(field) for field in roles.targets}
+
+
+def _note_unused(roles: Roles, notes: Counter[str]) -> None:
+    for field in roles.unused:
+        ending = field.rpartition(".")[2]
+        what = "further picture" if ending in PICTURES else "field"
+        advice = "; if names of samples have dots, type --dots last" if "." in field else ""
+        notes[f"{what} '{field}': not used{advice}"] += 1
+    if roles.unused and roles.picture is None:
+        notes["sample with other fields, but no picture: packed as text only"] += 1
+
+
+def _listed(spans: dict[str, Span]) -> str:
+    return ", ".join(sorted(spans)[:8]) + (", ..." if len(spans) > 8 else "")
 
 
 def _require_end_mark(tar: Path) -> None:
-    """Raises DataError for a truncated download, before the first shard is written."""
+    """Raises DataError for a truncated download, and for a compressed tar, before the first shard is written."""
     size = tar.stat().st_size
     with open(tar, "rb") as stream:
+        head = stream.read(8)
         mark = os.pread(stream.fileno(), tarfile.BLOCKSIZE, max(0, size - tarfile.BLOCKSIZE))
+    program = next((program for magic, program in COMPRESSED.items() if head.startswith(magic)), None)
+    if program is not None:
+        raise DataError(f"--source {tar}: is compressed; unpack it: {program} -c {tar} > OTHER.tar")
     if size % tarfile.BLOCKSIZE or mark != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"--source {tar}: has no end-of-archive mark, it was cut short; download it again or leave it out")

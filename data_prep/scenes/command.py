@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         config=config,
         shards=-(-arguments.count // arguments.shard_size),
         shard=functools.partial(scenes_of_shard, config),
+        command=arguments.command_line,
     )
     statistics = write_dataset(job, arguments.workers, arguments.overwrite, part)
     if statistics is not None:

@@ -9,7 +9,7 @@ from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
-from tests.data.shard_files import number_batches, overwrite, stored_cursors, write_shards
+from tests.data.shard_files import number_batches, overwrite, stored_cursors, write_shards, write_tar
 
 SIZES = [9, 4, 11, 6]
 PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "s", 2),))
@@ -105,3 +105,11 @@ def test_settings_that_cannot_be_streamed_are_refused(shards, settings, words):
 def test_a_cursor_of_this_backend_is_not_one_of_another(folder):
     with pytest.raises(DataError, match="backend webdataset, this run has not set"):
         open_stream("s", StreamConfig(str(folder)), 3, batches(braces(folder)).cursors(1)["s"])
+
+
+def test_tars_without_json_end_the_run_with_the_command_that_packs_them(tmp_path):
+    write_tar(tmp_path / "0.tar", [(f"{k}.{field}", b"x") for k in range(3) for field in ("jpg", "txt")])
+    with pytest.raises(
+        DataError, match=r"has no json.*jpg, txt.*python -m data_prep pack --format wds --source .*0\.tar --out "
+    ):
+        batches(f"{tmp_path}/0.tar")[0]

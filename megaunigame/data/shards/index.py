@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from megaunigame.data.shards.cache import ShardCache
+from megaunigame.data.shards.foreign import check_foreign
 from megaunigame.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from megaunigame.data.shards.remote import CachedFiles, is_url
 from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
+from megaunigame.data.shards.unfinished import check_finished
 from megaunigame.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -130,7 +132,8 @@ class ShardIndex:
         """Open a folder of shards, one tar, a glob of tars, or the URL of a folder, which needs a `cache`.
 
         `open_shards` bounds the shards whose table and file stay open; more than two shuffle windows is enough.
-        Raises DataError when nothing is there, or when a shard, an index or the manifest is missing, cut or wrong.
+        Raises DataError when nothing is there, when data_prep has not finished the folder, or when a shard, an index or the
+        manifest is missing, cut or wrong.
         """
         if is_url(str(location)):
             url = str(location).rstrip("/")
@@ -145,6 +148,9 @@ class ShardIndex:
             paths = sorted(path.glob("*.tar"))
         else:
             paths = sorted(Path(p) for p in glob.glob(str(location)) if p.endswith(".tar"))
+        if not path.is_file():  # a folder or a glob; one tar by its name is meant as it is
+            for folder in sorted({path, *(tar.parent for tar in paths)}):
+                check_finished(folder)
         if not paths:
             found = "is an empty folder" if path.is_dir() else "does not exist"
             if path.is_dir() and any(path.iterdir()):
@@ -181,7 +187,7 @@ class ShardIndex:
     @classmethod
     def _from_tars(cls, location: str, paths: list[Path], open_shards: int) -> ShardIndex:
         sizes, digests = [], []
-        fields: set[str] = set()
+        fields: Counter[str] = Counter()
         scanned: dict[int, ShardTable] = {}
         files = LocalFiles(paths)
         for shard, path in enumerate(paths):
@@ -192,8 +198,9 @@ class ShardIndex:
                 table = scanned[shard] = scan_table(path)
             sizes.append(len(table))
             digests.append(table.digest())
-            fields.update(table.fields)
+            fields.update({name: int(table.has(name).sum()) for name in table.fields})
         log.info("%s has no %s: found %d shard(s), %d of them scanned.", location, MANIFEST, len(paths), len(scanned))
+        check_foreign(location, sum(sizes), fields)
         return cls(location, list(map(str, paths)), files, sizes, digests, tuple(sorted(fields)), open_shards, scanned)
 
     @cached_property

@@ -6,10 +6,26 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from megaunigame.data.shards.foreign import pack_command
 from megaunigame.errors import DataError
 
 Spans = dict[str, tuple[int, int]]
 """Field -> (offset in the tar file, size), in bytes."""
+
+
+def members_of(tar: Path) -> Iterator[tarfile.TarInfo]:
+    """Everything in the tar, in order. Raises DataError when it cannot be read to its end."""
+    try:
+        with open(tar, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            yield from archive
+            # tarfile treats both the end of the file and a damaged header as the end of the archive.
+            stream.seek(archive.offset)
+            mark = stream.read(tarfile.BLOCKSIZE)
+            if mark != bytes(tarfile.BLOCKSIZE):
+                problem = "has a damaged header" if len(mark) == tarfile.BLOCKSIZE else "was cut short: it has no end"
+                raise DataError(f"{tar} {problem} at byte {archive.offset:,}. Copy or make it again.")
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{tar} is not a whole, uncompressed tar file ({error}). Copy or make it again.") from error
 
 
 def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
@@ -20,34 +36,26 @@ def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
     """
     seen: set[str] = set()
     current, spans = "", Spans()
-    try:
-        with open(tar, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            for member in archive:
-                folder, slash, name = member.name.rpartition("/")
-                stem, dot, field = name.partition(".")
-                if not member.isfile() or not stem or not dot:
-                    continue
-                key, field = folder + slash + stem, field.lower()
-                if key != current:
-                    if spans:
-                        yield current, spans
-                    if key in seen:
-                        raise DataError(
-                            f"{tar}: the fields of sample {key!r} are not adjacent. Write the tar with its members sorted by "
-                            "name (tar --sort=name)."
-                        )
-                    seen.add(key)
-                    current, spans = key, {}
-                if field in spans:
-                    raise DataError(f"{tar}: sample {key!r} has two fields {field!r}. Write the tar again.")
-                spans[field] = (member.offset_data, member.size)
-            # tarfile treats both the end of the file and a damaged header as the end of the archive.
-            stream.seek(archive.offset)
-            mark = stream.read(tarfile.BLOCKSIZE)
-            if mark != bytes(tarfile.BLOCKSIZE):
-                problem = "has a damaged header" if len(mark) == tarfile.BLOCKSIZE else "was cut short: it has no end"
-                raise DataError(f"{tar} {problem} at byte {archive.offset:,}. Copy or make it again.")
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{tar} is not a whole, uncompressed tar file ({error}). Copy or make it again.") from error
+    for member in members_of(tar):
+        folder, slash, name = member.name.rpartition("/")
+        stem, dot, field = name.partition(".")
+        if not member.isfile() or not stem or not dot:
+            continue
+        key, field = folder + slash + stem, field.lower()
+        if key != current:
+            if spans:
+                yield current, spans
+            if key in seen:
+                raise DataError(
+                    f"{tar}: the fields of sample {key!r} are not adjacent. Write the tar with its members sorted by "
+                    f"name (tar --sort=name), or pack it: {pack_command(tar)}"
+                )
+            seen.add(key)
+            current, spans = key, {}
+        if field in spans:
+            raise DataError(
+                f"{tar}: sample {key!r} has two fields {field!r}. Write the tar again, or pack it: {pack_command(tar)}"
+            )
+        spans[field] = (member.offset_data, member.size)
     if spans:
         yield current, spans

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NoReturn
 
 import webdataset
 
 from megaunigame.config import StreamConfig
+from megaunigame.data.decode import META_FIELD
+from megaunigame.data.shards.foreign import pack_command
 from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
@@ -80,12 +82,22 @@ class Pipe(Backend):
             try:
                 for sample in webdataset.tarfile_samples([source]):
                     fields = {name: data for name, data in sample.items() if not name.startswith("__")}
-                    yield SampleRef(sample["__key__"], shard, partial(dict, fields), lambda: None)
+                    read: Callable[[], Mapping[str, bytes]] = partial(dict, fields)
+                    if META_FIELD not in fields:
+                        read = partial(_refuse_raw, sample["__key__"], shard, fields)
+                    yield SampleRef(sample["__key__"], shard, read, lambda: None)
                     failure = ""
             except Exception as error:  # a tar, a pipe, curl, ...: each has other error types
                 failure = f"{type(error).__name__}: {error}"
             if failure:
                 yield SampleRef("", shard, partial(_refuse, shard, failure), lambda: None)
+
+
+def _refuse_raw(key: str, shard: str, fields: Mapping[str, bytes]) -> NoReturn:
+    raise DataError(
+        f"Sample {key!r} of {shard} has no json, which holds captions and conversations; its fields are {', '.join(fields)}. "
+        f"Pack the tars, then train on the packed folder: {pack_command(shard)}"
+    )
 
 
 def _refuse(shard: str, reason: str) -> NoReturn:

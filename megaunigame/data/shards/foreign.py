@@ -1,0 +1,52 @@
+"""Tars that other tools wrote, given to a run as they are: what it would not read in them, and the command that packs them."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Mapping
+
+from megaunigame.data.decode import DECODERS, META_FIELD
+from megaunigame.errors import DataError
+
+SHOWN = 8
+
+log = logging.getLogger(__name__)
+
+
+def pack_command(source: object) -> str:
+    """What makes shards of tars that another tool wrote."""
+    name = str(source).rstrip("/")
+    return f"python -m data_prep pack --format wds --source {shlex.quote(name)} --out {shlex.quote(_packed_name(name))}"
+
+
+def check_foreign(location: str, samples: int, fields: Mapping[str, int]) -> None:
+    """Raises DataError when no sample has a json; warns of samples without one, and of fields that a run does not read.
+
+    `fields` counts the samples that have each.
+    """
+    described = fields[META_FIELD] if META_FIELD in fields else 0
+    names = sorted(fields)
+    if samples and not described:
+        raise DataError(
+            f"{location}: none of its {samples} samples has a json, which holds captions and conversations; their fields are "
+            f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}. Pack them, then train on the packed folder: "
+            f"{pack_command(location)}"
+        )
+    read = {META_FIELD, *(field for stored_as, _ in DECODERS.values() for field in stored_as)}
+    unread = [name for name in names if name not in read]
+    if described < samples:
+        log.warning("%s: %d of %d samples have no json and will be replaced.", location, samples - described, samples)
+    if unread or described < samples:
+        listed = ", ".join(f"{name} ({fields[name]} samples)" for name in unread[:SHOWN])
+        log.warning(
+            "%s: a run does not read the fields %s. If texts or pictures are in them, pack the tars: %s",
+            location,
+            (listed or "none") + (f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""),
+            pack_command(location),
+        )
+
+
+def _packed_name(source: str) -> str:
+    beginning = source.partition("*")[0].partition("{")[0].rstrip("/").removesuffix(".tar")
+    return f"{beginning or 'shards'}-packed"

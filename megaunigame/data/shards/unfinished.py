@@ -1,0 +1,70 @@
+"""Folders that `python -m data_prep` began and did not finish: any other reader would take them, though samples are missing.
+
+Such a folder has no `dataset.json`, and one of: the note that data_prep leaves while it works, its statistics of a shard, or
+its list of failed entries. Statistics of other tools (img2dataset) have another content and do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.errors import DataError
+
+WORKING = "unfinished.json"
+"""There from the first shard until `dataset.json` is complete: {"command": what to type, "shards": their number}."""
+FAILURES = "failures.jsonl"
+"""A line per entry that could not be stored."""
+COMMAND = "the same `python -m data_prep` command"
+OURS = re.compile(r".+-\d{6}_stats\.json")
+
+
+def check_finished(folder: Path) -> None:
+    """Raises DataError, with what to type, for a folder that data_prep has begun and not finished."""
+    if not folder.is_dir() or (folder / MANIFEST).is_file():
+        return
+    note, failed = _object(folder / WORKING), _failures(folder)
+    there = [stats for path in folder.glob("*_stats.json") if (stats := _statistics(path)) is not None]
+    if note is None and not there and not failed:
+        return
+    note = note or {}
+    shards = f"{len(there)} of {note['shards']} shards" if "shards" in note else f"{len(there)} shards"
+    said = f"{folder} is not finished: it has no {MANIFEST} ({shards} are done), so samples would be missing. "
+    typed = f"Type {note['command'] if 'command' in note else COMMAND} again: it makes what is missing."
+    if failed:
+        entries = failed + sum(int(stats["samples"]) for stats in there)
+        allow = math.ceil(1e4 * failed / entries) / 1e4
+        typed += (
+            f" {failed} entries failed ({FAILURES}): fix them and add --retry-failed, or add --max-failed-fraction {allow:g} "
+            "to leave them out."
+        )
+    raise DataError(said + typed)
+
+
+def _statistics(path: Path) -> dict[str, Any] | None:
+    """The statistics that data_prep wrote next to a shard; None for those of another tool."""
+    stats = _object(path) if OURS.fullmatch(path.name) else None
+    return stats if stats is not None and {"config_hash", "samples"} <= stats.keys() else None
+
+
+def _failures(folder: Path) -> int:
+    """Number of lines of the list of failures, if it is ours."""
+    try:
+        lines = (folder / FAILURES).read_text().splitlines()
+        ours = bool(lines) and {"key", "reason"} <= json.loads(lines[0]).keys()
+    except (OSError, ValueError, AttributeError):  # no such file, or one of another tool
+        return 0
+    return len(lines) if ours else 0
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None when there is none, or when it is being written."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
