@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.errors import ModelError
+from megaunigame.models.as_given import compute_as_given
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.openuni.configuration import OpenUniConfig
 
@@ -57,6 +58,10 @@ def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
         }
         if connector.hidden_size != config.width:
             parts["connector_input"] = nn.Linear(config.width, connector.hidden_size)
+    for name in ("connector", "projector", "transformer", "connector_input"):
+        if name in parts:
+            compute_as_given(parts[name])
+    parts["transformer"].caption_norm.__class__ = _norm_as_given()
     return parts
 
 
@@ -65,3 +70,17 @@ def autoencoder(config: OpenUniConfig) -> AutoencoderDC:
     kind = diffusers_class("AutoencoderDC")
     with no_init_weights():
         return kind(**config.autoencoder)
+
+
+def _norm_as_given() -> type[nn.Module]:
+    """diffusers' RMSNorm, which rounds to the precision of its weights, in the precision of its input."""
+    from diffusers.models.normalization import RMSNorm
+
+    class RMSNormAsGiven(RMSNorm):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            if hidden_states.dtype == self.weight.dtype:
+                return super().forward(hidden_states)
+            scale = torch.rsqrt(hidden_states.float().square().mean(-1, keepdim=True) + self.eps)
+            return (hidden_states * scale * self.weight).to(hidden_states.dtype)
+
+    return RMSNormAsGiven
