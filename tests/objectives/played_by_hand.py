@@ -110,7 +110,7 @@ class Played:
         self.model.zero_grad()
         metrics = self.unigame.after_learner(step)
         self.number += 1
-        self.passes = step.passes
+        self.passes, self.factors = step.passes, step.factors
         return metrics
 
 
