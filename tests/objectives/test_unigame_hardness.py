@@ -168,6 +168,27 @@ def test_a_resumed_game_draws_what_the_other_would_have(play, tmp_path):
         assert np.array_equal(*(np.concatenate(game.unigame.round.drawn) for game in games))
 
 
+@pytest.mark.parametrize(
+    ("settings", "filled"),
+    [
+        ({"buffer": {"percentile": 60.0}, "hard_rows": 2, "attack_rows": 3}, 60),
+        ({"buffer": {"percentile": 60.0}, "hard_rows": 1, "attack_rows": 3}, None),
+        ({"buffer": {"percentile": 60.0, "draw": "keep"}, "hard_rows": 2, "attack_rows": 3}, None),
+        ({"every": 2, "hard_rows": 2, "attack_rows": 3}, 75),
+        ({"every": 2, "path": "sampled", "sampling": {"candidates": 3}, "buffer": {"topk": 1}}, 75),
+        ({"every": 2, "path": "sampled", "sampling": {"candidates": 3}}, None),
+        ({"hard_rows": 0}, None),
+    ],
+    ids=str,
+)
+def test_hard_rows_that_cannot_all_be_filled_are_told_of(play, caplog, settings, filled):
+    play(**settings)
+    if filled is None:
+        assert "at most" not in caplog.text
+    else:
+        assert f"at most {filled} % of these rows" in caplog.text and "buffer.draw=keep" in caplog.text
+
+
 def test_hard_rows_weigh_by_the_share_that_is_filled(play):
     """One record for four places: a quarter of beta, not all of it."""
     game = play(accumulation=2, buffer={"capacity": 1})

@@ -10,6 +10,7 @@ of all ranks' losses; the learner trains on clean rows and on rows replayed from
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ from megaunigame.representations.base import Representation
 from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import GenerateRow, Row
+
+log = logging.getLogger(__name__)
 
 CLEAN = "clean"
 
@@ -123,5 +126,13 @@ class UniGame(Objective):
     def player(self, context: Context) -> Game | None:
         if not self.attacks:
             return None
+        if (filled := self.config.most_filled) < 1 and context.data_ranks.is_main:
+            log.warning(
+                "objectives.unigame.hard_rows=%d: replayed pictures leave the buffer, and so few enter that at most %.0f %% of "
+                "these rows can be filled; the others stay empty. Lower hard_rows or buffer.percentile, raise attack_rows, or "
+                "type objectives.unigame.buffer.draw=keep.",
+                self.config.hard_rows,
+                100 * filled,
+            )
         mode = Simultaneous if self.config.mode == "simultaneous" else Alternating
         return mode(self.config, self.redrawn_by, self.kind, self.adversary_config, self.clip, context)

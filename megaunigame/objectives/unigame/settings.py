@@ -98,7 +98,7 @@ class Settings:
 
     clean_rows: int = at_least(0, 4)
     """Rows of ordinary fine-tuning, per micro-step and rank."""
-    hard_rows: int = at_least(0, 2)
+    hard_rows: int = at_least(0, 1)
     """Rows replayed from the buffer."""
     attack_rows: int = at_least(0, 4)
     """Pictures attacked; 0: no game, only clean rows."""
@@ -150,6 +150,15 @@ class Settings:
     """A picture grid in every n-th step that attacks; 0: none."""
     pictures: int = at_least(0, 4)
     """Rows of a grid."""
+
+    @property
+    def most_filled(self) -> float:
+        """Largest share of the hard rows that can have a picture in the long run: as many as enter, if replayed ones leave."""
+        if not self.hard_rows or self.buffer.draw == "keep":
+            return 1.0
+        candidates = self.buffer.topk or self.sampling.candidates if self.path == "sampled" else 1
+        entering = self.attack_rows * candidates * (1 - self.buffer.percentile / 100) / self.every
+        return min(1.0, entering / self.hard_rows)
 
     def check(self, path: str) -> None:
         if self.path == "noise":
