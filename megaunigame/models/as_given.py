@@ -28,7 +28,9 @@ class LinearAsGiven(nn.Linear):
     """nn.Linear in the precision of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, *_parameters(self, x))
+        weight, bias = _parameters(self, x)
+        assert weight is not None
+        return F.linear(x, weight, bias)
 
 
 class Conv2dAsGiven(nn.Conv2d):
@@ -54,7 +56,8 @@ _GIVEN: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _parameters(layer: nn.Module, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias in the dtype of x."""
-    weight, bias = layer.weight, layer.bias
-    return None if weight is None else weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # type: ignore[operator]
+def _parameters(layer: nn.Linear | nn.Conv2d | nn.LayerNorm, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias in the dtype of x; a layer norm may have neither."""
+    weight: Tensor | None = layer.weight
+    bias: Tensor | None = layer.bias
+    return None if weight is None else weight.to(x.dtype), None if bias is None else bias.to(x.dtype)

@@ -108,6 +108,19 @@ def test_right_is_what_the_greedy_answer_says(play):
         assert game.model(question).right.tolist() == [True, False, True]
 
 
+def test_fewer_questions_about_an_attacked_picture(play):
+    """The clean rows keep theirs."""
+
+    def asked(**settings):
+        game = play(turns=0, independent=True, **settings)
+        clean = game.micro_batches[0].inputs[UNDERSTAND].segments[game.plan.rows_at(UNDERSTAND, "clean")]
+        return clean.amax(1).tolist(), game.attack().question.segments.amax(1).tolist()
+
+    (clean, attacked), (same, single) = asked(), asked(attack_turns=1)
+    assert same == clean and max(attacked) > 1 and single == [1, 1, 1]
+    assert asked(attack_turns=0)[1] == attacked
+
+
 # Candidates of a source
 
 

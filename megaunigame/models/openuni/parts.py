@@ -61,7 +61,7 @@ def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
     for name in ("connector", "projector", "transformer", "connector_input"):
         if name in parts:
             compute_as_given(parts[name])
-    parts["transformer"].caption_norm.__class__ = _norm_as_given()
+    _normalize_as_given(parts["transformer"])
     return parts
 
 
@@ -72,15 +72,18 @@ def autoencoder(config: OpenUniConfig) -> AutoencoderDC:
         return kind(**config.autoencoder)
 
 
-def _norm_as_given() -> type[nn.Module]:
-    """diffusers' RMSNorm, which rounds to the precision of its weights, in the precision of its input."""
+def _normalize_as_given(transformer: nn.Module) -> None:
+    """diffusers' RMSNorm rounds to the precision of its weights; from now on it keeps that of its input."""
     from diffusers.models.normalization import RMSNorm
 
     class RMSNormAsGiven(RMSNorm):
         def forward(self, hidden_states: Tensor) -> Tensor:
-            if hidden_states.dtype == self.weight.dtype:
+            if self.weight is None or hidden_states.dtype == self.weight.dtype:
                 return super().forward(hidden_states)
             scale = torch.rsqrt(hidden_states.float().square().mean(-1, keepdim=True) + self.eps)
-            return (hidden_states * scale * self.weight).to(hidden_states.dtype)
+            normal = hidden_states * scale * self.weight
+            return (normal if self.bias is None else normal + self.bias).to(hidden_states.dtype)
 
-    return RMSNormAsGiven
+    for layer in transformer.modules():
+        if type(layer) is RMSNorm:
+            layer.__class__ = RMSNormAsGiven

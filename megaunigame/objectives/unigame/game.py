@@ -268,6 +268,6 @@ class Game(Player):
 
     def load(self, folder: Path) -> None:
         state = load_adversary(folder, self.adversary, self.optimizer)
+        self.pool.buffer.load(folder)  # first: it knows files of other versions
         self.pool.load_state_dict(state["pool"])
         self.reach.load_state_dict(state["reach"])
-        self.pool.buffer.load(folder)

@@ -53,9 +53,9 @@ class UniGame(Objective):
         """False: fine-tuning on the clean rows only."""
         self.redrawn_by = config.redraw if self.attacks and config.redraw != OWN else None
         """The learner's generate term whose rows redraw the sources; None: rows aside do."""
-        self.questions = Understanding(
-            Understanding.Config(config.clean_rows, config.stream, turns=config.turns, independent=config.independent)
-        )
+        asked = Understanding.Config(config.clean_rows, config.stream, turns=config.turns, independent=config.independent)
+        attacked = config.turns if config.attack_turns is None else config.attack_turns
+        self.questions = {CLEAN: Understanding(asked), ATTACK: Understanding(dataclasses.replace(asked, turns=attacked))}
         self.pixel: Representation = find("representations", "pixel", Representation)()
         settings = dict(config.adversary)
         self.kind = find("adversary", settings.pop("kind"), Adversary)
@@ -87,7 +87,9 @@ class UniGame(Objective):
         return asked
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
-        return self._redraw(sample, rng) if request.term == REDRAW else self.questions.row(request, sample, rng)
+        if request.term == REDRAW:
+            return self._redraw(sample, rng)
+        return self.questions[request.term].row(request, sample, rng)
 
     def _redraw(self, sample: Sample, rng: np.random.Generator) -> Row | None:
         """The request that redraws the picture of a sample."""

@@ -132,8 +132,9 @@ class Pool:
             )
         if self.settings.label_check:
             causes.append(
-                "none is answered right without the perturbation (see buffer/answered_right; long answers hardly ever are): "
-                "type objectives.unigame.buffer.label_check=false"
+                "none is answered right without the perturbation (see buffer/answered_right; long answers, or several of one "
+                "picture, hardly ever are): type objectives.unigame.attack_turns=1, or "
+                "objectives.unigame.buffer.label_check=false"
             )
         return "; or ".join(causes) or "no attacked picture had an answer and a finite loss"
 

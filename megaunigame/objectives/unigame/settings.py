@@ -42,8 +42,8 @@ class BufferSettings:
     """`loss`: of the attacked picture (released code); `gap`: less that of the undisturbed picture, about which one more
     question is asked."""
     label_check: bool = False
-    """Only pictures enter whose undisturbed picture is answered right, token by token. For short answers: of a long one,
-    hardly any model has every token right."""
+    """Only pictures enter whose undisturbed picture is answered right, token by token, in all questions asked. For one short
+    answer (`attack_turns: 1`): of a long one, or of many, hardly any model has every token right."""
     topk: int = at_least(0, 0)
     """Of the `sampling.candidates` of a source, at most so many enter, the hardest ones; 0: all."""
 
@@ -106,6 +106,8 @@ class Settings:
     beta: float = at_least(0, 0.5)
     """Weight of the hard rows in the learner's loss (of the adversarial rows too, when simultaneous)."""
     turns: int = at_least(0, 0)
+    attack_turns: int | None = at_least(0, None)
+    """Questions about an attacked picture, which is as hard as all of them together; none: as `turns`."""
     independent: bool = False
     """As in the objective `understanding`, for clean and attacked rows."""
     mode: str = one_of(MODES, "alternating")
