@@ -65,7 +65,7 @@ def find_targets(name: str, family: str, depth: int, compat: bool = False) -> di
 
 def table(name: str, depth: int, compat: bool = False, family: str = "") -> dict[str, list[Target]]:
     """The table for `depth` layers: `janus_pro` or `emu3` as published; `auto`: the one published for this family and depth;
-    `released`: that of the released code, whose bands are at the same layers whatever the depth; `relative`: that of
+    `released`: that of the released code, whose bands are at the same layers of every model; `relative`: that of
     Janus-Pro with its bands at the same fraction of the depth, for which nobody has shown a gain.
 
     With `compat` the published tables are those of the released code: they differ from the paper in understanding, at layer 20

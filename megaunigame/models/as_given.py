@@ -21,7 +21,7 @@ def compute_as_given(module: nn.Module) -> None:
             if type(layer) is plain:
                 layer.__class__ = given  # in place: a parameter that was partitioned when it was made stays as it is
             elif isinstance(layer, plain) and not isinstance(layer, given):
-                raise TypeError(f"{name} is a {type(layer).__name__}, which has a forward of its own.")
+                raise TypeError(f"{name} is a {type(layer).__name__}, which has its own forward.")
 
 
 class LinearAsGiven(nn.Linear):

@@ -106,7 +106,7 @@ def test_the_gradient_knows_of_the_perturbation(kind):
 
 
 @pytest.mark.parametrize("tiny", ["openuni"], indirect=True)
-def test_a_small_change_of_latents_is_no_rounding(model, picture):
+def test_a_small_change_of_latents_is_not_rounded_away(model, picture):
     """The difference of two networks in bfloat16 is mostly rounding where the perturbation is small."""
     output = generated(model, picture)
     exact = {name: parameter.detach().bfloat16().float() for name, parameter in model.named_parameters()}
@@ -141,10 +141,10 @@ def test_a_family_in_bfloat16_decodes_what_is_perturbed(model, picture):
     assert gradient.dtype == torch.float32 and gradient.norm() > 0
 
 
-def test_layers_with_a_forward_of_their_own_are_refused():
+def test_layers_with_their_own_forward_are_refused():
     class Odd(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return -super().forward(input)
 
-    with pytest.raises(TypeError, match=r"0 is a Odd, which has a forward of its own"):
+    with pytest.raises(TypeError, match=r"0 is a Odd, which has its own forward"):
         compute_as_given(nn.Sequential(Odd(2, 2)))

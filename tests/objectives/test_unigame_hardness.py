@@ -20,7 +20,7 @@ STRONG = {"adversary": {**ADVERSARIES["noise"], "eps_max": 1.0}}
 
 
 def asked(game, question):
-    """Loss and label check of a question, in a pass of its own."""
+    """Loss and label check of a question, in a separate pass."""
     with torch.no_grad():
         output = game.model(question, predict=True)
     right = (output.predictions == question.labels) | (question.labels == -100)

@@ -79,7 +79,7 @@ class Simultaneous(Game):
             self.show(step, micro, attack, attacked, pictures)
 
     def undisturbed(self, attack: Attack, attacked: AttackResult) -> Undisturbed | None:
-        """Inside `aside`, where the pool compares: in a pass of its own, as the learner's has no place for these rows."""
+        """Inside `aside`, where the pool compares: in a separate pass, because the learner's has no rows for them."""
         if not self.config.buffer.compares:
             return None
         return ask(self.context.model, self.path.plain(self.context.model, attack, attacked))

@@ -1,7 +1,7 @@
 """What the learner says about the undisturbed pictures: the same questions, without a perturbation.
 
-A picture can be hard because the image tokenizer or the redrawing lost what is asked about; its label is then wrong whatever
-the adversary did. The loss of the undisturbed picture, and whether it is answered right, tell such pictures apart.
+A picture can be hard because the image tokenizer or the redrawing lost what is asked about; its label is then wrong also
+without a perturbation. The loss of the undisturbed picture, and whether it is answered right, tell such pictures apart.
 """
 
 from __future__ import annotations
