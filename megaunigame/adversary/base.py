@@ -42,6 +42,8 @@ class Adversary(nn.Module, ABC):
         """`width`: D of the tokens. Parameters come from torch's global generator: seed it, so that all ranks start alike."""
         super().__init__()
         self.config = config
+        self.held: float | None = None
+        """The length that every perturbation has, set from outside; None: the adversary's own."""
 
     @abstractmethod
     def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
@@ -52,9 +54,24 @@ class Adversary(nn.Module, ABC):
         """
 
     @property
+    def lowest(self) -> float:
+        """Smallest length that the settings allow."""
+        return 0.0
+
+    @property
+    def limit(self) -> float:
+        """Largest length of a token's perturbation now, in units of the budget."""
+        return self.config.eps_max if self.held is None else self.held
+
+    @property
     def eps(self) -> Tensor:
         """(1,): current length of a perturbation, in units of the budget."""
-        return torch.tensor([self.config.eps_max])
+        return torch.tensor([self.limit])
+
+    @property
+    def opening(self) -> Tensor:
+        """(1,) or (): how far an own gate on the length is open, in [0, 1]; 1 without one."""
+        return torch.ones(())
 
     @property
     def learns(self) -> bool:

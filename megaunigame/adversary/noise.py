@@ -11,10 +11,10 @@ from megaunigame.adversary.base import Adversary, Budget
 
 
 class Noise(Adversary):
-    """delta = eps_max * u / ||u||, u normal."""
+    """delta = eps * u / ||u||, u normal."""
 
     Config = Budget
 
     def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
         direction = torch.randn(tokens.shape, generator=generator, device=generator.device).to(tokens.device, non_blocking=True)
-        return self.scaled(direction, tokens, self.config.eps_max)
+        return self.scaled(direction, tokens, self.limit)

@@ -54,10 +54,22 @@ class Perturber(Adversary):
         self.gate = nn.Parameter(gate.float())  # shape (1,), as engines expect of parameters
 
     @property
+    def lowest(self) -> float:
+        """`eps_min`."""
+        return self.config.eps_min
+
+    @property
     def eps(self) -> Tensor:
-        """(1,), differentiable with respect to the gate."""
+        """(1,), differentiable with respect to the gate, which has no effect while the length is held."""
         c = self.config
+        if self.held is not None:
+            return torch.full((1,), self.held, device=self.gate.device)
         return c.eps_min + (c.eps_max - c.eps_min) * self.gate.sigmoid()
+
+    @property
+    def opening(self) -> Tensor:
+        """(1,): sigmoid(gate), whatever eps_min is."""
+        return self.gate.sigmoid()
 
     def perturb(self, tokens: Tensor, ascend: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
         return self.scaled(self.mlp(tokens), tokens, self.eps)

@@ -24,7 +24,7 @@ from megaunigame.registry import unknown
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 PASSES = (GENERATE, UNDERSTAND)
-TABLES = ("auto", "janus_pro", "emu3", "relative")
+TABLES = ("auto", "janus_pro", "emu3", "released", "relative")
 ENDINGS = (".yaml", ".yml")
 JANUS_PRO_DEPTH, EMU3_DEPTH = 30, 32
 PUBLISHED = {("janus", JANUS_PRO_DEPTH): "janus_pro", ("emu3", EMU3_DEPTH): "emu3"}
@@ -65,10 +65,12 @@ def find_targets(name: str, family: str, depth: int, compat: bool = False) -> di
 
 def table(name: str, depth: int, compat: bool = False, family: str = "") -> dict[str, list[Target]]:
     """The table for `depth` layers: `janus_pro` or `emu3` as published; `auto`: the one published for this family and depth;
-    `relative`: that of Janus-Pro with its bands at the same fraction of the depth, for which nobody has shown a gain.
+    `released`: that of the released code, whose bands are at the same layers of every model; `relative`: that of
+    Janus-Pro with its bands at the same fraction of the depth, for which nobody has shown a gain.
 
-    `compat` is the released code, which differs from the paper in one layer (understanding, layer 20). Raises ConfigError when
-    the named table has another depth, and for `auto` when none was published for the model.
+    With `compat` the published tables are those of the released code: they differ from the paper in understanding, at layer 20
+    and, of 32 layers, at layer 30. Raises ConfigError when the named table has another depth, and for `auto` when none was
+    published for the model.
     """
     if name not in TABLES:
         raise ConfigError(unknown("value of objectives.aia.targets", name, [*TABLES, "FILE.yaml"]))
@@ -82,14 +84,22 @@ def table(name: str, depth: int, compat: bool = False, family: str = "") -> dict
         name = PUBLISHED[family, depth]
     if name == "relative":
         return {GENERATE: _by_share(depth, _GENERATE_SHARES), UNDERSTAND: _by_share(depth, _UNDERSTAND_SHARES)}
+    if name == "released":
+        return _by_layer(depth, deep=21, last=29)
     meant = JANUS_PRO_DEPTH if name == "janus_pro" else EMU3_DEPTH
     if depth != meant:
         raise ConfigError(
             f"objectives.aia.targets={name} is made for {meant} layers, and this model has {depth}. Type "
             "objectives.aia.targets=relative, or measure targets: python launch/measure_attention.py --help"
         )
-    last = 30 if name == "emu3" else 29  # L of the paper: later layers have a lower target
-    deep = 21 if compat else 20
+    if compat:
+        return _by_layer(depth, deep=21, last=29)
+    return _by_layer(depth, deep=20, last=30 if name == "emu3" else 29)
+
+
+def _by_layer(depth: int, *, deep: int, last: int) -> dict[str, list[Target]]:
+    """Bands at fixed layers. `deep`: first layer of the band with the highest target of understanding; `last`: its last, L of
+    the paper."""
     generate = [Target(0.2, 0.4) if x < 10 else Target(0.1, 0.4) if x < 25 else Target(0.05, 0.2) for x in range(depth)]
     understand = [
         Target(0.05, 0.1 if x < 10 else 0.15 if x < deep else 0.3 if x <= last else 0.2)

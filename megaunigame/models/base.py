@@ -90,6 +90,8 @@ class UnifiedModel(nn.Module, ABC):
     tokenizer with the family's special tokens, picture settings."""
     has_decoder: ClassVar[bool] = True
     """Whether `decode` exists, which maps hidden states of the generate pass to pixels, differentiable."""
+    has_codes: ClassVar[bool] = False
+    """Whether its pictures are codes, so that `decode` counts in `changed` those that a perturbation flips."""
     processor: Processor
 
     @classmethod

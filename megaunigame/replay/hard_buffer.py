@@ -19,12 +19,10 @@ from torch import Tensor
 
 from megaunigame.errors import CheckpointError
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.replay.drawing import draw_logits
+from megaunigame.replay.files import FILE, HEADER, SavedShape, read_shape, saved_files
 from megaunigame.replay.merge import CandidateGrid, MergePlan, plan_merge, share_of
 from megaunigame.replay.records import RecordLayout
-
-FILE, FILES = "hard_buffer-rank-{:05d}.safetensors", "hard_buffer-rank-*.safetensors"
-HEADER = "hard_buffer"
-"""Key in a file's metadata; the value is the JSON of :class:`SavedShape`."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +44,12 @@ class MergeReport:
     """Bytes this rank gathered (losses of all ranks) and sent (records)."""
 
 
-@dataclass(frozen=True)
-class SavedShape:
-    """Shape of a saved buffer, needed to read its bytes."""
-
-    image_size: int
-    max_length: int
-    world_size: int
-    rows: int
-    calls: int
-    """Micro-steps mined since the last merge."""
-
-
 class HardBuffer:
     """This rank's part of the records, and the candidates it has mined since the last merge.
 
-    Records are numpy arrays of `layout.dtype`. An index is that of a record of this rank, 0 <= index < size, hardest first at
-    the last merge; it is valid until the next merge.
+    Records are numpy arrays of `layout.dtype`. An index is that of a record of this rank, hardest first at the last merge; it
+    is valid until the next merge. A spent record keeps its index, is not drawn, and leaves at the next merge as a record
+    without a loss: so every rank removes what it likes between two merges, and all still agree on the ledger.
     """
 
     def __init__(self, layout: RecordLayout, capacity: int, rows: int, rank: int, ranks: int):
@@ -87,18 +74,23 @@ class HardBuffer:
         return self._share * self.layout.dtype.itemsize
 
     @property
+    def indices(self) -> np.ndarray:
+        """(size,) int64: this rank's records that are not spent."""
+        return np.flatnonzero(~self._memory["spent"][self._places])
+
+    @property
     def size(self) -> int:
-        """Records of this rank."""
-        return len(self._places)
+        """Records of this rank that are not spent."""
+        return len(self.indices)
 
     @property
     def losses(self) -> np.ndarray:
-        """(size,) float32: the latest known loss of each record."""
+        """(n,) float32: the latest known loss of each record by index, spent ones included."""
         return self._memory["loss"][self._places]
 
     def mean_age(self, step: int) -> float:
         """Optimizer steps since this rank's records were mined; NaN when it has none."""
-        return float((step - self._memory["step"][self._places]).mean()) if self.size else float("nan")
+        return float((step - self.records(self.indices)["step"]).mean()) if self.size else float("nan")
 
     def mine(self, records: np.ndarray, accepted: np.ndarray) -> int:
         """Offer the (rows,) records of one micro-step, in row order; `accepted` (rows,) bool is the result of the filter.
@@ -145,8 +137,10 @@ class HardBuffer:
     def _line(self, step: int, max_age: int) -> np.ndarray:
         """(K + C,) float32: this rank's line of the table of losses."""
         line = np.full(self._share + self._calls * self.rows, np.nan, np.float32)
-        stale = step - self._memory["step"][self._places] > max_age if max_age else np.zeros(self.size, bool)
-        line[: self.size] = np.where(stale, np.float32(np.nan), self.losses)
+        leaving = self._memory["spent"][self._places]
+        if max_age:
+            leaving = leaving | (step - self._memory["step"][self._places] > max_age)
+        line[: len(leaving)] = np.where(leaving, np.float32(np.nan), self.losses)
         for number, record in self._candidates.items():
             line[self._share + number] = record["loss"][0]
         return line
@@ -187,25 +181,31 @@ class HardBuffer:
         self._places, self._ledger = places, plan.owners
         self._candidates, self._calls = {}, 0
 
-    def draw(self, count: int, temperature: float, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, count: int, temperature: float, rng: np.random.Generator, *, remove: bool) -> np.ndarray:
         """Indices of `count` records (all, when there are fewer), without replacement, hard ones with preference.
 
-        Each draw has the `draw_probabilities` of the records left, by current loss. Records stay in the buffer.
+        Each draw has the `draw_probabilities` of the records left, by current loss. With `remove` those drawn are spent.
         """
-        hardest_first = np.argsort(-self.losses, kind="stable")
+        indices = self.indices
+        hardest_first = indices[np.argsort(-self.losses[indices], kind="stable")]
         # Gumbel top-k: the largest logits plus Gumbel noise are a draw without replacement, and unlike a draw from the
         # probabilities it works where those underflow.
-        noisy = _draw_logits(self.size, temperature) + rng.gumbel(size=self.size)
-        return hardest_first[np.argsort(-noisy, kind="stable")[:count]]
+        noisy = draw_logits(len(indices), temperature) + rng.gumbel(size=len(indices))
+        drawn = hardest_first[np.argsort(-noisy, kind="stable")[:count]]
+        places = self._places[drawn]
+        self._memory["drawn"][places] += 1
+        self._memory["spent"][places] = remove
+        return drawn
 
     def records(self, indices: np.ndarray) -> np.ndarray:
         """A copy of those records, (len(indices),)."""
         return self._memory[self._places[indices]]
 
     def refresh(self, indices: np.ndarray, losses: np.ndarray) -> None:
-        """Store the losses of replayed records, (len(indices),). One that is not finite is ignored."""
+        """Store the losses of replayed records, (len(indices),), less their reference. One that is not finite is ignored."""
         finite = np.isfinite(losses)
-        self._memory["loss"][self._places[indices[finite]]] = losses[finite]
+        places = self._places[indices[finite]]
+        self._memory["loss"][places] = losses[finite] - self._memory["reference"][places]
 
     def save(self, folder: Path) -> None:
         """Write this rank's file into `folder`. Not a collective."""
@@ -232,8 +232,8 @@ class HardBuffer:
         `capacity` keeps the hardest of the last merge. Raises CheckpointError when files are missing or records differ in
         layout.
         """
-        files = _saved_files(folder)
-        saved = _read_shape(files[0])
+        files = saved_files(folder)
+        saved = read_shape(files[0])
         if (saved.image_size, saved.max_length) != (self.layout.image_size, self.layout.max_length):
             side, length = self.layout.image_size, self.layout.max_length
             raise CheckpointError(
@@ -243,6 +243,13 @@ class HardBuffer:
             )
         self._clear()
         with safe_open(files[0], "numpy") as file:
+            stored, ours = file.get_slice("records").get_shape()[1], self.layout.dtype.itemsize
+            if stored != ours:
+                raise CheckpointError(
+                    f"{folder}: the records of the hard buffer have {stored} bytes there and {ours} here: another version of "
+                    "megaunigame saved them. Resume with that version, or type checkpoint.resume=never to start again in "
+                    "another `output`."
+                )
             holders = file.get_tensor("ledger")[: self.capacity]
         same_ranks = saved.world_size == self.ranks
         self._ledger = holders if same_ranks else np.arange(len(holders)) % self.ranks
@@ -262,41 +269,3 @@ class HardBuffer:
     def _read(self, file: safe_open, name: str, number: int) -> np.ndarray:
         """(1,) one record of an open file."""
         return file.get_slice(name)[number : number + 1].view(self.layout.dtype)[0]
-
-
-def draw_probabilities(size: int, temperature: float) -> np.ndarray:
-    """(size,) float64: probability of each record, hardest first, to be drawn first.
-
-    softmax over j of (size - 1 - j) / temperature: only the rank of a loss counts, not its value.
-    """
-    weights = np.exp(_draw_logits(size, temperature))
-    return weights / weights.sum()
-
-
-def _draw_logits(size: int, temperature: float) -> np.ndarray:
-    """(size,) float64, the largest is 0."""
-    return -np.arange(size) / max(temperature, 1e-6)
-
-
-def _saved_files(folder: Path) -> list[Path]:
-    """The files of all ranks that saved, in rank order."""
-    found = sorted(folder.glob(FILES))
-    if not found:
-        raise CheckpointError(
-            f"{folder} holds no hard buffer (no {FILES}): it was saved by a run without one. Resume with the objectives it was "
-            "saved with, or type checkpoint.resume=never to start again in another `output`."
-        )
-    world_size = _read_shape(found[0]).world_size
-    files = [folder / FILE.format(rank) for rank in range(world_size)]
-    missing = [file.name for file in files if file not in found]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: the hard buffer was saved by {world_size} ranks, but {', '.join(missing)} is missing. Every rank must "
-            "see the files of all: use one shared file system, or resume from an older one, checkpoint.resume=PATH/step-... ."
-        )
-    return files
-
-
-def _read_shape(file: Path) -> SavedShape:
-    with safe_open(file, "numpy") as opened:
-        return SavedShape(**json.loads(opened.metadata()[HEADER]))

@@ -30,9 +30,12 @@ class RecordLayout:
                 ("slots", "?", (self.max_length,)),  # a visual token goes here
                 ("segments", "<i2", (self.max_length,)),
                 ("length", "<i4"),  # tokens in use, the rest is padding
-                ("loss", "<f4"),  # the latest known
+                ("loss", "<f4"),  # how hard it is: the latest known loss, less `reference`
+                ("reference", "<f4"),  # what is subtracted from its loss; 0: nothing
                 ("similarity", "<f4"),  # cosine of the CLIP filter
                 ("step", "<i8"),  # optimizer step it was mined in
+                ("drawn", "<i4"),  # times it was replayed
+                ("spent", "?"),  # no longer drawn; leaves at the next merge
                 ("key", f"S{KEY_BYTES}"),
             ]
         )

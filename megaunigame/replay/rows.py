@@ -12,16 +12,17 @@ from megaunigame.replay.records import RecordLayout, decode_key, encode_key
 from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.labels import label_positions
 
-NUMBERS_BYTES = 3 * 4
-"""Bytes of the three float32 after the picture of a packed candidate."""
+NUMBERS_BYTES = 4 * 4
+"""Bytes of the four float32 after the picture of a packed candidate."""
 
 
-def pack(pictures: Tensor, losses: Tensor, similarity: Tensor, accepted: Tensor) -> Tensor:
+def pack(pictures: Tensor, losses: Tensor, similarity: Tensor, accepted: Tensor, reference: Tensor) -> Tensor:
     """Candidates as bytes (B, n) on the device, for a single copy to the host.
 
-    `pictures` (B, 3, S, S) in [-1, 1]; `losses`, `similarity` and the result of the filter `accepted`: (B,).
+    `pictures` (B, 3, S, S) in [-1, 1]; `losses`, `similarity`, the result of the filter `accepted`, and the `reference` that
+    `losses` are already reduced by: (B,).
     """
-    numbers = torch.stack([losses.detach().float(), similarity.detach().float(), accepted.float()], dim=1)
+    numbers = torch.stack([each.detach().float() for each in (losses, similarity, accepted, reference)], dim=1)
     return torch.cat([quantized(pictures).flatten(1), numbers.view(torch.uint8)], dim=1)
 
 
@@ -40,7 +41,7 @@ def to_records(layout: RecordLayout, question: UnderstandInputs, packed: Tensor,
     if question.segments is not None:
         records["segments"][:, :width] = question.segments[:, :width].numpy()
     records["length"] = question.attention.sum(1).numpy()
-    records["loss"], records["similarity"], accepted = numbers.T.numpy()
+    records["loss"], records["similarity"], accepted, records["reference"] = numbers.T.numpy()
     records["step"] = step
     records["key"] = [encode_key(key) for key in question.keys]
     return records, accepted > 0

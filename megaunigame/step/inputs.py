@@ -147,6 +147,8 @@ class UnderstandOutput(NamedTuple):
     """(B, S) int64: greedy token predicted *for* each position; only when asked."""
     attention: AttentionShares | None = None
     """What `PassInputs.taps` asked for."""
+    right: Tensor | None = None
+    """(B,) bool: whether the likeliest token is the label at every loss position; True for dummy rows."""
 
 
 class GenerateOutput(NamedTuple):

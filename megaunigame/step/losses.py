@@ -53,7 +53,7 @@ class LossTerms:
 
     def weights(self, step: Step) -> Tensor:
         """(T,) float32."""
-        of_rows = [request.weight for request in self.plan.requests if not request.aside]
+        of_rows = [request.weight * step.factors.get(request.term, 1.0) for request in self.plan.requests if not request.aside]
         given = [*of_rows, *(term.weight(step) for term in self.added), *(1.0 for _ in self.joined)]
         return torch.tensor(given, device=self.world.device)
 

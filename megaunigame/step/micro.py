@@ -49,6 +49,10 @@ class Step:
     lr: float
     """Learning rate of the learner."""
     micro_steps: list[MicroStep]
+    peak_lr: float
+    """Learning rate of the learner without its schedule."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """Term -> factor on its weight in this step, the same on all ranks; players set it in `before_learner`."""
     losses: dict[str, float] = field(default_factory=dict)
     """Term -> its mean over all ranks; filled after the learner's passes."""
     passes: int = 0

@@ -110,7 +110,8 @@ class Stepper:
             batches = [next(micro_batches) for _ in range(self.accumulation)]
         lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, number)
         micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
-        return StepData(Step(number, lr, micro_steps), [b.bad for b in batches], time.perf_counter() - started)
+        step = Step(number, lr, micro_steps, self.recipe.optimizer.lr)
+        return StepData(step, [b.bad for b in batches], time.perf_counter() - started)
 
     def _run(self, data: StepData, weights: Tensor, counts: Tensor) -> tuple[Tensor, list[float]]:
         """All passes and backwards, and the update; returns what `_agree` does, before the last backward, which updates."""

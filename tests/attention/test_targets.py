@@ -36,6 +36,18 @@ def test_relative_depth_agrees_with_the_table_it_stretches():
     assert table("relative", 30) == table("janus_pro", 30)
 
 
+def test_the_released_bands_are_at_the_same_layers_of_every_model():
+    """0-9, 10-20, 21-29 and from 30 on, by absolute index; generation 0-9, 10-24 and from 25 on."""
+    for depth in (12, 28, 30, 32, 40):
+        released = table("released", depth)
+        assert [t.target for t in released[UNDERSTAND]] == ([0.1] * 10 + [0.15] * 11 + [0.3] * 9 + [0.2] * 10)[:depth]
+        assert [t.target for t in released[GENERATE]] == ([0.4] * 25 + [0.2] * 15)[:depth]
+        assert [t.delta for t in released[GENERATE]] == ([0.2] * 10 + [0.1] * 15 + [0.05] * 15)[:depth]
+    assert table("janus_pro", 30, True) == table("released", 30) and table("emu3", 32, True) == table("released", 32)
+    paper, released = table("emu3", 32)[UNDERSTAND], table("released", 32)[UNDERSTAND]
+    assert [layer for layer in range(32) if paper[layer] != released[layer]] == [20, 30]
+
+
 @given(st.integers(1, 200))
 def test_relative_depth_keeps_the_order_of_the_bands(depth):
     for name, order in BANDS.items():

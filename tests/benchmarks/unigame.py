@@ -89,7 +89,7 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
                 "attack_rows": options.attack or options.clean,
                 "hard_rows": hard,
                 "clip.tau": -1.0,
-                "buffer.merge_every": 1,
+                "buffer": {"merge_every": 1, "hardness": "loss", "label_check": False},
                 "pictures_every": 0,
                 **game,
             }

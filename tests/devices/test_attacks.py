@@ -65,7 +65,7 @@ def test_alternating_attacks(monkeypatch, home, family, path, adversary, dtype):
     model = load(family, home)
     objective = game(model, monkeypatch, path=path, adversary=ADVERSARIES[adversary])
     micro = MicroStep(0, PLAN, {}, aside(model))
-    step = Step(0, 1e-3, [micro])
+    step = Step(0, 1e-3, [micro], 1e-3)
     with no_waiting(monkeypatch):
         transfer(model, DEVICE, dtype)
         carried(objective)
@@ -86,7 +86,7 @@ def test_simultaneous_attacks_join_the_learners_rows(monkeypatch, home, family, 
         transfer(model, DEVICE, torch.bfloat16)
         carried(objective)
         micro = MicroStep(0, PLAN, {UNDERSTAND: rows.to(DEVICE)}, sources)
-        step = Step(0, 1e-3, [micro])
+        step = Step(0, 1e-3, [micro], 1e-3)
         objective.attack(step, micro, None)
         output = model(micro.inputs[UNDERSTAND])
         (output.loss_sum.sum() + micro.losses[PENALTY]).backward()

@@ -81,7 +81,7 @@ def test_counts_of_a_step_are_taken_on_the_host(home, family):
     model = load(family, home)
     terms = LossTerms(PLAN, [], (), OneRank())
     rows = collated(model)
-    counted = terms.counts(Step(0, 1.0, [MicroStep(0, PLAN, rows)]))
+    counted = terms.counts(Step(0, 1.0, [MicroStep(0, PLAN, rows)], 1.0))
     assert counted.tolist() == [rows[name].counts.sum() for name in (UNDERSTAND, GENERATE)]
 
 

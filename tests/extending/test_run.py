@@ -160,6 +160,6 @@ def test_a_loss_of_a_player_that_breaks_the_gradient_is_named(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stepper.learner, "grad_norm", lambda: math.inf)
         with pytest.raises(DivergenceError, match=rf"step 3 is not finite .* \(that of {stepper.terms.names[-1]} is not\)"):
-            stepper._gradient_norm(Step(2, 0.1, []), totals)
+            stepper._gradient_norm(Step(2, 0.1, [], 0.1), totals)
         with pytest.raises(DivergenceError, match="the losses of its rows are; the update"):
-            stepper._gradient_norm(Step(2, 0.1, []), torch.ones_like(totals))
+            stepper._gradient_norm(Step(2, 0.1, [], 0.1), torch.ones_like(totals))

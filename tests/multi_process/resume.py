@@ -28,6 +28,7 @@ GAME = {
     "buffer": {"merge_every": 2, "capacity": 7, "temperature": 4.0, "max_age": 4},
     "pictures_every": 2,
 }
+CONTROLLED = {"controller": {"flipped": 0.3}, "buffer": {**GAME["buffer"], "hardness": "gap", "draw": "keep"}}
 CASES: dict[str, dict[str, Any]] = {
     # 10 to 30 rows a step of 64 samples: the stop is in the middle of an epoch, and later steps cross into the next.
     "lora_bf16": {"model": LORA, "engine": {"precision": "bf16"}, "loader": {"workers": 2}, "batch": {"accumulation": 3}},
@@ -35,7 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": TWICE},
     # The stop lies amid the steps in which the weights of AIA are measured.
     "unigame_alternating_aia": {
-        "objectives": {"unigame": GAME, "aia": {"preset": "auto", "targets": "relative", "calibration_steps": 5, "queries": 2}},
+        "objectives": {
+            "unigame": {**GAME, **CONTROLLED},
+            "aia": {"preset": "auto", "targets": "relative", "calibration_steps": 5, "queries": 2},
+        },
         "model": LORA,
         "loader": {"workers": 1},
         "batch": TWICE,

@@ -35,6 +35,8 @@ GAME: dict[str, Any] = {
 }
 SIMULTANEOUS = {"mode": "simultaneous"}
 EMBEDDING = {"path": "embedding"}
+GAP = {"buffer": {**GAME["buffer"], "hardness": "gap"}}
+"""The attack asks about the undisturbed pictures too."""
 PIXEL = {"redraw": "pixel"}
 OTHERS = {"others": {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "source_blur": 0.5}}}
 """The learner draws the sources itself, some without their condition."""
@@ -42,11 +44,11 @@ DRAWING = {"caption_rows": 1, "pixel_rows": 1}
 EMU3 = {"family": "emu3"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
-    "alternating_lora_accumulation": ({}, {"model": LORA, "batch": TWICE}),
+    "alternating_lora_accumulation": (GAP, {"model": LORA, "batch": TWICE}),
     "alternating_checkpointing": ({}, {"model": LORA | CHECKPOINTING, "batch": TWICE}),
     "alternating_zero2": ({"anchor": "none", "condition": "caption"}, {"engine": ZERO2}),
-    "simultaneous": (SIMULTANEOUS, {}),
-    "simultaneous_lora_accumulation": (SIMULTANEOUS, {"model": LORA, "batch": TWICE}),
+    "simultaneous": ({**SIMULTANEOUS, "schedule": "follow", "attack_on": "clean", "clean_rows": 3}, {}),
+    "simultaneous_lora_accumulation": (SIMULTANEOUS | GAP, {"model": LORA, "batch": TWICE}),
     "simultaneous_checkpointing": (SIMULTANEOUS, {"model": LORA | CHECKPOINTING, "batch": TWICE}),
     "simultaneous_zero2": ({**SIMULTANEOUS, "every": 2}, {"engine": ZERO2, "model": LORA}),
     "embedding": (EMBEDDING, {"batch": TWICE}),
@@ -132,7 +134,8 @@ def run(case: str, given: tuple[dict[str, Any], dict[str, Any]], home: Path, wor
 
 def check_uneven_ranks(home: Path, world: Ranks) -> str:
     """Rank 1 mines nothing: its filter rejects all, then it has no pictures at all. Both ranks go on, and both replay."""
-    game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "buffer": {"merge_every": 2, "capacity": 8}}
+    game = {**GAME, "clip": {"model": "tiny-random", "tau": -1.0}, "hard_rows": 1, "penalties": {}}
+    game |= {"buffer": {"merge_every": 2, "capacity": 16, "percentile": 0}, "controller": {"flipped": 0.3}}
     trainer = trainer_of("uneven", home, world, objectives=objectives(game))
     [unigame] = [player for player in trainer.players if isinstance(player, Game)]
     objective = trainer.objective_of["attack"]
@@ -145,7 +148,11 @@ def check_uneven_ranks(home: Path, world: Ranks) -> str:
         metrics = trainer.train_step(batches)
     sizes = world.all_gather_object(unigame.pool.buffer.size)
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1, sizes
-    assert metrics[unigame_names.BUFFER_REPLAYED] == 2 * world.size and metrics[unigame_names.BUFFER_MOVED] > 0, metrics
+    lengths = world.all_gather_object(unigame.adversary.held)
+    assert len({*lengths}) == 1 and abs(metrics[unigame_names.ADVERSARY_EPS] - lengths[0]) < 1e-6 and lengths[0] != 0.25, (
+        lengths
+    )
+    assert metrics[unigame_names.BUFFER_REPLAYED] == world.size and metrics[unigame_names.BUFFER_MOVED] > 0, metrics
     return f"both ranks replay, buffer {sizes}"
 
 
@@ -156,9 +163,16 @@ def check_combined(home: Path, world: Ranks) -> str:
         *("objectives.unimrg.rows={edges: 2, pixel: 4}", "evaluation.suites={}", "model.max_length=96"),
         *("objectives.unigame.clip={model: tiny-random, tau: -1.0}", "loader.workers=0"),
         *("objectives.unigame.buffer.merge_every=1", "batch.accumulation=2"),
+        "objectives.unigame.buffer.label_check=false",  # a random model answers nothing right
     ]
     for mode, passes in (("alternating", 3), ("simultaneous", 2)):
-        overrides = [*given, f"objectives.unigame.mode={mode}", f"output={home / 'runs' / f'combined-{mode}'}"]
+        hardness = "gap" if mode == "alternating" else "loss"  # a gap costs the simultaneous game a pass
+        overrides = [
+            *given,
+            f"objectives.unigame.buffer.hardness={hardness}",
+            f"objectives.unigame.mode={mode}",
+            f"output={home / 'runs' / f'combined-{mode}'}",
+        ]
         trainer = Trainer(load_recipe("launch/recipes/tiny_combined.yaml", overrides), Mesh.of(world))
         trainer.dry_run()
         batches = batches_of(trainer, 3)

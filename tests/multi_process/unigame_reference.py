@@ -101,7 +101,9 @@ class PlainGame(PlainReference):
         """One step with the hard rows of all ranks: the adversary's loss and gradient norm, and the learner's mean losses."""
         game, attacks = self.game, self.step_number % self.game["every"] == 0
         sources = self.attack_inputs()
-        lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, self.step_number)
+        lr = self.recipe.optimizer.lr
+        if game.get("schedule") == "follow":
+            lr *= lr_factor(self.recipe.schedule, self.step_number)
         adversarial, norm, gradients = float("nan"), float("nan"), []
         positions = sum(float(s.question.counts.sum()) for s in sources)
         if attacks:
@@ -134,15 +136,17 @@ class PlainGame(PlainReference):
         self.adversary_optimizer.step()
 
     def hard_loss(self, hard: list[UnderstandInputs]) -> Tensor:
-        """beta times the mean loss of the hard rows; in the embedding path they are perturbed again."""
+        """beta times the mean loss of the hard rows, times the share of them that is filled; in the embedding path they are
+        perturbed again."""
         total, count = torch.zeros(()), 0.0
+        filled = torch.cat([rows.counts > 0 for rows in hard]).float().mean()
         for rows in hard:
             if self.game["path"] == "embedding":
                 with torch.no_grad():
                     tokens = self.model.visual_tokens(rows.images)[:, 0]
                     rows.visual_delta = self.perturbation(tokens).unsqueeze(1)
             total, count = total + self.model(rows).loss_sum.sum(), count + float(rows.counts.sum())
-        return 0.5 * total / max(count, 1.0)
+        return 0.5 * filled * total / max(count, 1.0)
 
     def more_loss(self, means: dict[str, Tensor]) -> Tensor:
         """In play(): the rows of the game; its dummies among the learner's own rows have no loss."""

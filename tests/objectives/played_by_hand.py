@@ -94,7 +94,7 @@ class Played:
         """Metrics of one step; `watch` sees each pass when the objective has."""
         batches = [self.micro_batches[self.number * self.accumulation + m] for m in range(self.accumulation)]
         micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
-        step = Step(self.number, LR, micro_steps)
+        step = Step(self.number, LR, micro_steps, LR)
         self.offered.clear()
         self.unigame.before_learner(step)
         for micro in micro_steps:
@@ -110,7 +110,7 @@ class Played:
         self.model.zero_grad()
         metrics = self.unigame.after_learner(step)
         self.number += 1
-        self.passes = step.passes
+        self.passes, self.factors = step.passes, step.factors
         return metrics
 
 

@@ -65,7 +65,7 @@ def output(shares: torch.Tensor) -> UnderstandOutput:
 
 
 def step(number: int = 0, **losses: float) -> Step:
-    return Step(number, 1.0, [], losses=losses)
+    return Step(number, 1.0, [], 1.0, losses=losses)
 
 
 def named(objective: AttentionPlayer) -> list[tuple[str, str]]:

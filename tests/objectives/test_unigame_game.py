@@ -100,12 +100,19 @@ PLAYED = [
 ]
 
 
-@pytest.mark.parametrize(("path", "mode", "adversary"), PLAYED)
-def test_dummies_make_the_same_calls_as_pictures(play, path, mode, adversary):
+COMPARED = [("decoder", "alternating"), ("decoder", "simultaneous"), ("embedding", "alternating"), ("sampled", "alternating")]
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "adversary", "hardness"),
+    [*((*played, "loss") for played in PLAYED), *((*compared, "perturber", "gap") for compared in COMPARED)],
+)
+def test_dummies_make_the_same_calls_as_pictures(play, path, mode, adversary, hardness):
     """Every module, in the same order: under ZeRO-3 each call is a collective."""
     sequences = []
     for data in ("pictures", "texts", "untold"):
-        game = play(data, path=path, mode=mode, adversary=ADVERSARIES[adversary], condition="caption", pictures_every=1, **CLIP)
+        settings = {"path": path, "mode": mode, "adversary": ADVERSARIES[adversary], "buffer": {"hardness": hardness}}
+        game = play(data, condition="caption", pictures_every=1, **settings, **CLIP)
         calls, sizes = [], []
         for _ in range(2):
             with calls_of(game.model) as called:

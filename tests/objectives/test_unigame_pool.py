@@ -238,7 +238,7 @@ def test_rows_keep_every_similarity_and_step(play):
     game = play()
     layout, attack = game.pool.buffer.layout, game.attack()
     losses, similarity = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.25, 0.5, -0.75])
-    packed = pack(attack.redraw.targets, losses, similarity, torch.tensor([True, False, True]))
+    packed = pack(attack.redraw.targets, losses, similarity, torch.tensor([True, False, True]), torch.zeros(3))
     records, accepted = to_records(layout, attack.question, packed, step=17)
     assert accepted.tolist() == [True, False, True]
     assert records["loss"].tolist() == losses.tolist() and records["similarity"].tolist() == similarity.tolist()
@@ -251,7 +251,7 @@ def test_a_full_record_may_have_been_cut_and_does_not_count_as_intact(play):
     game = play()
     attack, length = game.attack(), int(game.attack().question.attention.sum(1)[1])
     layout = RecordLayout(game.pool.buffer.layout.image_size, length)
-    packed = pack(attack.redraw.targets, *torch.ones(3, 3))
+    packed = pack(attack.redraw.targets, *torch.ones(4, 3))
     records, _ = to_records(layout, attack.question, packed, step=0)
     records["length"] = [length - 1, length, 3]
     rows = to_rows(game.model, records)

@@ -65,7 +65,7 @@ ILLEGAL = [
     ({"every": 0}, ["objectives.unigame.every", "at least 1", "got 0"]),
     ({"pictures": -1}, ["objectives.unigame.pictures", "at least 0", "-1"]),
     ({"pictures_every": -1}, ["objectives.unigame.pictures_every", "at least 0", "-1"]),
-    ({"attack_rows": 0}, ["objectives.unigame.hard_rows=2", "attack_rows", "hard_rows=0"]),
+    ({"attack_rows": 0}, ["objectives.unigame.hard_rows=1", "attack_rows", "hard_rows=0"]),
     ({**SIMULTANEOUS, "beta": 0.0}, ["objectives.unigame.beta=0", "beta above 0"]),
     ({**SIMULTANEOUS, **SAMPLED}, ["path=sampled", "Type objectives.unigame.mode=alternating"]),
     ({**SAMPLED, "adversary": {"kind": "pgd"}}, ["pgd", "path=sampled", "Type objectives.unigame.path=decoder"]),

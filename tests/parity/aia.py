@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megaunigame.attention.positions import image_tokens, prompt_text
-from megaunigame.attention.targets import Target, table
+from megaunigame.attention.targets import EMU3_DEPTH, Target, table
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.objectives.aia.settings import PRESETS
 from megaunigame.step.inputs import IGNORE, GenerateInputs, Taps, UnderstandInputs
@@ -39,6 +39,12 @@ def padded(lengths: list[int], size: int) -> Tensor:
     return torch.stack([torch.arange(size) >= size - length for length in lengths])
 
 
+def tables(layers: int, pass_name: str) -> tuple[list[Target], list[Target]]:
+    """Targets of the paper, which names one model of 30 and one of 32 layers, and of the released code."""
+    paper = "emu3" if layers == EMU3_DEPTH else "janus_pro"
+    return table(paper, layers)[pass_name], table("released", layers)[pass_name]
+
+
 def generation(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str, Tensor]:
     sizes, lam = config["gen"], config["lambda"]["gen"]
     assert lam == PRESETS["code"][GENERATE]
@@ -54,7 +60,7 @@ def generation(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str, Te
 
     logits, targets = given["gen_logits"], given["gen_codes"]
     ntp = F.cross_entropy(logits[:, text - 1 : text - 1 + codes].flatten(0, 1), targets.flatten())
-    paper, released = table("janus_pro", config["layers"])[GENERATE], table("janus_pro", config["layers"], True)[GENERATE]
+    paper, released = tables(config["layers"], GENERATE)
     # The released keys begin one padding position early: no attention is there, but a gradient of the given map is.
     early = torch.roll(prompts, -1, 1) & ~prompts
     early[:, -1] = False
@@ -76,7 +82,7 @@ def understanding(config: dict[str, Any], given: dict[str, Tensor]) -> dict[str,
     inputs = pass_inputs(UnderstandInputs, attention.long(), attention, image_positions=images, labels=labels)
     use = torch.tensor(sizes["use"]).bool()
     ntp = F.cross_entropy(given["und_logits"][:, :-1].flatten(0, 1), given["und_labels"][:, 1:].flatten(), ignore_index=IGNORE)
-    paper, released = table("janus_pro", config["layers"])[UNDERSTAND], table("janus_pro", config["layers"], True)[UNDERSTAND]
+    paper, released = tables(config["layers"], UNDERSTAND)
     maps, queries = given["und_attn"], inputs.labels != IGNORE
     ours = losses("und", maps, queries, image_tokens(inputs, RELEASED), use, released, config["layer_counts"], ntp, lam)
     return ours | exact_losses("und_exact", maps, queries, image_tokens(inputs, EXACT_SETS), use, paper)

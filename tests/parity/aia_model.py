@@ -53,7 +53,7 @@ def compute(fixture: Fixture) -> dict[str, Tensor]:
 def results(fixture: Fixture, model: Janus, task: str, inputs: PassInputs, output: PassOutput) -> dict[str, Tensor]:
     assert output.attention is not None
     use = torch.tensor(fixture.config[task]["use"])
-    targets = table("janus_pro", len(output.attention.keys), compat=True)[inputs.pass_name]
+    targets = table("released", len(output.attention.keys))[inputs.pass_name]
     attention = (attention_loss(output.attention.keys, targets) * use).sum() / len(use)
     positions = output.target.numel() if isinstance(output, GenerateOutput) else int(inputs.counts.sum())
     ntp = output.loss_sum.sum() / positions

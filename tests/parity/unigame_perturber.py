@@ -1,9 +1,8 @@
 """The released pieces of UniGame alone: perturber and its penalties, thresholds, order and drawing of the buffer, mining.
 
-Three things of the released code are not ours, and are put together here from our pieces:
+Two things of the released code are not ours, and are put together here from our pieces:
 
 - the threshold mode `absolute`, a constant of the configuration;
-- `pop`, a draw that takes the drawn away: our records stay, and leave by age or when harder ones come;
 - its rule of mining, hard OR implausible, which lets pictures into the buffer *because* CLIP finds them unlike their text.
   Ours wants both, hard AND plausible.
 """
@@ -23,7 +22,8 @@ from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.game import Round
 from megaunigame.objectives.unigame.paths import AttackResult
 from megaunigame.objectives.unigame.settings import Penalties, Settings
-from megaunigame.replay.hard_buffer import HardBuffer, draw_probabilities
+from megaunigame.replay.drawing import draw_probabilities
+from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.merge import plan_merge
 from megaunigame.replay.records import RecordLayout
 from megaunigame.step.inputs import UnderstandInputs
@@ -120,14 +120,16 @@ def buffer(fixture: Fixture) -> dict[str, Tensor]:
     (orders,) = on_ranks(1, push)
     rng = np.random.default_rng(0)
     asked = (1, settings["sample_n"], 1000)
-    popped = held.draw(1, ALMOST_ZERO, rng)
     temperatures = enumerate(settings["temperatures"])
+    sizes = [len(held.draw(n, settings["temperatures"][0], rng, remove=False)) for n in asked]
+    probabilities = {f"buffer_probs_{k}": torch.from_numpy(draw_probabilities(held.size, t)) for k, t in temperatures}
+    popped = held.draw(1, ALMOST_ZERO, rng, remove=True)
     return {
         **orders,
-        **{f"buffer_probs_{k}": torch.from_numpy(draw_probabilities(held.size, t)) for k, t in temperatures},
-        "buffer_sample_sizes": torch.tensor([len(held.draw(n, settings["temperatures"][0], rng)) for n in asked]),
+        **probabilities,
+        "buffer_sample_sizes": torch.tensor(sizes),
         "buffer_pop_lowtemp_ids": torch.from_numpy(ids(held, popped)),
-        "buffer_order_after_pop": torch.from_numpy(ids(held, np.delete(np.arange(held.size), popped))),
+        "buffer_order_after_pop": torch.from_numpy(ids(held, held.indices)),
     }
 
 

@@ -28,6 +28,8 @@ class Round:
     candidates: list[Candidate]
     replayed: dict[int, float]
     """Number of a record -> its new loss, for those that are in the buffer."""
+    spent: frozenset[int] = frozenset()
+    """Numbers of records that were replayed for the last time, if they are in the buffer."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def random_game(seed: int, world_size: int, rounds: int = 4) -> Game:
         candidates = [Candidate(numbers + i, float(losses[i]), bool(accepted[i])) for i in range(count)]
         numbers += count
         replayed = {int(n): float(rng.choice(levels)) for n in rng.choice(numbers, numbers // 4, replace=False)}
-        played.append(Round(candidates, replayed))
+        spent = frozenset(rng.choice(numbers, numbers // 3, replace=False).tolist())
+        played.append(Round(candidates, replayed, spent))
     # Of these percentiles every multiple is exact or below in binary, as the fractions of `play_alone` are.
     percentile = int(rng.choice([0, 25, 50, 60, 75, 90]))
     return Game(rows, capacity, percentile, int(rng.integers(0, 3)), played)
@@ -76,6 +79,8 @@ def numbers_of(records: np.ndarray) -> list[int]:
     """The numbers of whole records; fails on a record whose fields do not belong together."""
     for record in records:
         (whole,), _ = records_of([Candidate(int(record["tokens"][0]), float(record["loss"]), True)], int(record["step"]))
+        for count in ("drawn", "spent"):  # these do not follow from the number
+            whole[count] = record[count]
         assert record == whole
     return records["tokens"][:, 0].tolist()
 
@@ -98,12 +103,18 @@ def mine_share(buffer: HardBuffer, candidates: list[Candidate], step: int) -> No
 
 def play_round(buffer: HardBuffer, game: Game, step: int, world: Any) -> MergeReport:
     """Replay, mine, merge."""
-    round_ = game.rounds[step]
+    replay(buffer, game.rounds[step])
+    mine_share(buffer, game.rounds[step].candidates, step)
+    return buffer.merge(world, game.percentile, step, game.max_age)
+
+
+def replay(buffer: HardBuffer, round_: Round) -> None:
+    """What the round does with the records of this rank."""
     held = held_numbers(buffer)
     replayed = np.array([i for i, number in enumerate(held) if number in round_.replayed], np.int64)
     buffer.refresh(replayed, np.array([round_.replayed[held[i]] for i in replayed]))
-    mine_share(buffer, round_.candidates, step)
-    return buffer.merge(world, game.percentile, step, game.max_age)
+    spent = [i for i, number in enumerate(held) if number in round_.spent]
+    buffer._memory["spent"][buffer._places[spent]] = True
 
 
 @dataclass
@@ -125,7 +136,8 @@ def play_alone(game: Game) -> list[tuple[list[int], float, tuple[int, ...]]]:
         threshold = _quantile([one.loss for one in new], game.percentile)
         passed = [one for one in new if one.loss >= threshold]
         before = {one.number for one in held}
-        young = [one for one in held if not game.max_age or step - one.step <= game.max_age]
+        left = [one for one in held if one.number not in round_.spent]
+        young = [one for one in left if not game.max_age or step - one.step <= game.max_age]
         held = sorted(young + passed, key=lambda one: -one.loss)[: game.capacity]
         after = {one.number for one in held}
         counts = (len(new), len(passed), len(held), len(after - before), len(before - after))

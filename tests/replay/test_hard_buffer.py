@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from megaunigame.errors import CheckpointError
-from megaunigame.replay.hard_buffer import FILE, HardBuffer, MergeReport, draw_probabilities
+from megaunigame.replay.drawing import draw_probabilities
+from megaunigame.replay.files import FILE
+from megaunigame.replay.hard_buffer import HardBuffer, MergeReport
 from megaunigame.replay.records import KEY_BYTES, RecordLayout, decode_key, encode_key
 from tests.replay.random_games import (
     LAYOUT,
@@ -27,6 +29,7 @@ from tests.replay.random_games import (
     play_round,
     random_game,
     records_of,
+    replay,
 )
 from tests.worlds import OneRank, ThreadWorld, on_ranks
 
@@ -151,14 +154,14 @@ def test_refresh_changes_the_order_of_draws_and_ignores_what_is_not_finite():
     buffer.refresh(np.array([0, 1, 3]), np.array([np.nan, np.inf, 9.0]))
     assert buffer.losses.tolist() == [4, 3, 2, 9]
     assert buffer.records(np.array([3]))["loss"].tolist() == [9] and buffer.mean_age(10) == 7
-    drawn = buffer.draw(3, temperature=1e-6, rng=np.random.default_rng(0))
+    drawn = buffer.draw(3, temperature=1e-6, rng=np.random.default_rng(0), remove=False)
     assert drawn.tolist() == [3, 0, 1] and buffer.size == 4
 
 
 def test_draws_follow_the_probabilities_and_never_repeat():
     buffer = filled([0, 1, 2, 3, 4])
     rng = np.random.default_rng(0)
-    draws = [buffer.draw(2, 2.0, rng).tolist() for _ in range(20_000)]
+    draws = [buffer.draw(2, 2.0, rng, remove=False).tolist() for _ in range(20_000)]
     assert all(len({*drawn}) == 2 for drawn in draws)
     p = draw_probabilities(5, 2.0)
     first, both = Counter(d[0] for d in draws), Counter(map(tuple, draws))
@@ -169,8 +172,48 @@ def test_draws_follow_the_probabilities_and_never_repeat():
 @pytest.mark.parametrize("temperature", [0.0, 1e-6, 2.0, 1e6])
 def test_drawing_more_than_there_is_gives_all(temperature):
     rng = np.random.default_rng(0)
-    assert sorted(filled(list(range(50))).draw(99, temperature, rng).tolist()) == list(range(50))
-    assert filled([float("nan")]).draw(4, temperature, rng).tolist() == []
+    assert sorted(filled(list(range(50))).draw(99, temperature, rng, remove=False).tolist()) == list(range(50))
+    assert filled([float("nan")]).draw(4, temperature, rng, remove=False).tolist() == []
+
+
+def test_removed_records_are_drawn_once_and_leave_at_the_next_merge():
+    """As released. Four draws of two walk through seven records; those that stay are drawn again and again."""
+    rng = np.random.default_rng(0)
+    walked, stayed = filled([7, 6, 5, 4, 3, 2, 1]), filled([7, 6, 5, 4, 3, 2, 1])
+    once = [walked.draw(2, 2.0, rng, remove=True).tolist() for _ in range(4)]
+    again = [stayed.draw(2, 2.0, rng, remove=False).tolist() for _ in range(4)]
+    assert [len(drawn) for drawn in once] == [2, 2, 2, 1] and sorted(sum(once, [])) == list(range(7))
+    assert len({*sum(again, [])}) < 8 and stayed.size == 7
+    assert walked.size == 0 and walked.draw(2, 2.0, rng, remove=True).tolist() == []
+    assert walked.records(np.arange(7))["drawn"].tolist() == [1] * 7
+    assert sum(stayed.records(np.arange(7))["drawn"]) == 8
+    walked.mine(*records_of(loss_stream([1, 2, 3, 4, 5, 6, 7], first=7), step=4))
+    report = walked.merge(OneRank(), 0, step=4, max_age=0)
+    assert (report.kept, report.entered, report.left) == (7, 7, 7)
+    assert held_numbers(walked) == [13, 12, 11, 10, 9, 8, 7] and walked.size == 7
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_what_was_drawn_is_known_after_a_restart(tmp_path, remove):
+    buffer = filled([4, 3, 2, 1])
+    first = buffer.draw(2, 1e-6, np.random.default_rng(0), remove=remove)
+    buffer.save(tmp_path)
+    again = HardBuffer(LAYOUT, 4, 4, 0, 1)
+    again.load(tmp_path)
+    assert again.records(first)["drawn"].tolist() == [1, 1]
+    then = again.draw(2, 1e-6, np.random.default_rng(1), remove=remove)
+    assert then.tolist() == buffer.draw(2, 1e-6, np.random.default_rng(1), remove=remove).tolist()
+    assert then.tolist() == ([2, 3] if remove else [0, 1])
+
+
+def test_a_replayed_loss_is_reduced_by_the_reference_of_its_record():
+    buffer = HardBuffer(LAYOUT, 2, 2, 0, 1)
+    records, accepted = records_of(loss_stream([2.0, 1.0]), step=0)
+    records["reference"] = [0.5, 0.0]
+    buffer.mine(records, accepted)
+    buffer.merge(OneRank(), 0, step=0, max_age=0)
+    buffer.refresh(np.array([0, 1]), np.array([3.0, 3.0]))
+    assert buffer.losses.tolist() == [2.5, 3.0]
 
 
 def test_draw_probabilities():
@@ -192,13 +235,13 @@ def test_keys_are_cut_to_whole_characters():
 def test_a_restart_on_other_ranks_changes_nothing_that_is_kept(tmp_path_factory, first, then, seed):
     """`first` ranks play all rounds but the last merge and save; `then` ranks load and merge."""
     game, folder = random_game(seed, first), tmp_path_factory.mktemp("step")
-    game = replace(game, rounds=[*game.rounds[:-1], replace(game.rounds[-1], replayed={})])
     last = len(game.rounds) - 1
 
     def before(world: ThreadWorld) -> None:
         buffer = new_buffer(game, world.rank, world.size)
         for step in range(last):
             play_round(buffer, game, step, world)
+        replay(buffer, game.rounds[last])
         mine_share(buffer, game.rounds[last].candidates, last)
         buffer.save(folder)
 
@@ -257,7 +300,7 @@ def test_saved_and_loaded_at_the_same_ranks_is_equal_to_the_last_bit(tmp_path_fa
         again.save(second)
         # Not only what is on disk: both go on alike, with the same records in the same indices and the same traffic.
         rngs = np.random.default_rng(0), np.random.default_rng(0)
-        assert buffer.draw(3, 2.0, rngs[0]).tolist() == again.draw(3, 2.0, rngs[1]).tolist()
+        assert buffer.draw(3, 2.0, rngs[0], remove=False).tolist() == again.draw(3, 2.0, rngs[1], remove=False).tolist()
         assert repr(buffer.merge(world, 60, 4, 0)) == repr(again.merge(world, 60, 4, 0))  # the threshold may be NaN
         assert held_numbers(buffer) == held_numbers(again)
 
@@ -293,6 +336,11 @@ def test_files_that_do_not_fit(tmp_path):
         larger.load(tmp_path)
     with pytest.raises(CheckpointError, match="room for 3 tokens, this run has 2x2 and 5"):
         HardBuffer(RecordLayout(image_size=2, max_length=5), 3, 1, 0, 1).load(tmp_path)
+    tensors, header = load_file(tmp_path / FILE.format(0)), contents(tmp_path / FILE.format(0))[1]
+    older = {**tensors, "records": tensors["records"][:, :-9].copy()}
+    save_file(older, tmp_path / FILE.format(0), header)
+    with pytest.raises(CheckpointError, match="another version of megaunigame saved them"):
+        HardBuffer(LAYOUT, 3, 1, 0, 3).load(tmp_path)
     (tmp_path / FILE.format(1)).unlink()
     (tmp_path / FILE.format(2)).unlink()
     with pytest.raises(CheckpointError, match="by 3 ranks, but hard_buffer-rank-00001.* hard_buffer-rank-00002.* is missing"):

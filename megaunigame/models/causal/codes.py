@@ -20,6 +20,8 @@ from megaunigame.step.inputs import GenerateInputs, GenerateOutput
 class CodeModel(CausalModel):
     """N codes a picture; the hidden state (D,) that predicts a code gives the logits (V,) of all codes."""
 
+    has_codes = True
+
     def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read."""
         # The last code is predicted, never read.
@@ -69,7 +71,8 @@ class CodeModel(CausalModel):
         """(B, N) codes -> (B, 3, H, W), not clamped; with `mean` (B, N, C) rows of the codebook, the gradient is theirs."""
 
     def expected_codes(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, D) -> the likeliest codes (B, N), and the mean rows of the codebook (B, N, C), differentiable."""
+        """(B, N, D), also in another precision than the weights -> the likeliest codes (B, N), and the mean rows of the
+        codebook (B, N, C), differentiable."""
         logits = self.code_logits(hidden).float()
         return logits.argmax(-1), logits.softmax(-1) @ self.codebook()
 
@@ -92,12 +95,13 @@ class CodeModel(CausalModel):
 
         Straight-through: the pixels are those of the chosen codes, the gradient that of the mean code. The chosen code is
         the likeliest; with `anchor` (B, N codes) only where the perturbation changes which is the likeliest, else the anchor.
+        The head computes in float32, because bfloat16 would round a small perturbation away.
         """
-        moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
-        codes, mean = self.expected_codes(moved)
+        exact = hidden.float()
+        codes, mean = self.expected_codes(exact if delta is None else exact + delta)
         # Also without delta, for the same calls on every rank. It costs a head on N positions, without backward.
         with torch.no_grad():
-            plain = self.expected_codes(hidden)[0]
+            plain = self.expected_codes(exact)[0]
         chosen = codes if anchor is None else torch.where(codes != plain, codes, anchor)
         changed = chosen != (plain if anchor is None else anchor)
         return DecodedPictures(clamped(self.pixels_of(chosen, mean).float()), changed.float().mean(1))

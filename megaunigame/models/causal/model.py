@@ -26,7 +26,7 @@ from megaunigame.models.causal.gradient_scale import scale_gradient
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.family import Family
 from megaunigame.models.text.processor import RowProcessor
-from megaunigame.step.inputs import GenerateInputs, Taps, UnderstandInputs, UnderstandOutput
+from megaunigame.step.inputs import IGNORE, GenerateInputs, Taps, UnderstandInputs, UnderstandOutput
 from megaunigame.step.labels import scored_labels
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -169,12 +169,14 @@ class CausalModel(Family):
         rows, length = inputs.tokens.shape
         everywhere = torch.arange(1, length, device=inputs.tokens.device).expand(rows, -1)
         positions = everywhere if predict else inputs.label_positions
-        scored = self.lm_head(_before(hidden, positions), scored_labels(inputs, positions).flatten())
-        likeliest = scored.likeliest.view(positions.shape) if predict else None
+        labels = scored_labels(inputs, positions)
+        scored = self.lm_head(_before(hidden, positions), labels.flatten())
+        likeliest = scored.likeliest.view(positions.shape)
         return UnderstandOutput(
             loss_sum=scored.losses.view(positions.shape).sum(1),
-            predictions=None if likeliest is None else torch.cat([inputs.tokens[:, :1], likeliest], dim=1),
+            predictions=torch.cat([inputs.tokens[:, :1], likeliest], dim=1) if predict else None,
             attention=None if tap is None else tap.shares(),
+            right=((likeliest == labels) | (labels == IGNORE)).all(1),
         )
 
     def _prompt_tap(self, inputs: GenerateInputs, drawn: Sequence[int]) -> Tap | None:

@@ -13,6 +13,7 @@ from transformers import JanusConfig, JanusModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from megaunigame.attention.positions import first_token
+from megaunigame.models.as_given import compute_as_given
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.janus.configuration import codes_per_image, read_config
@@ -60,6 +61,7 @@ class Janus(CodeModel):
             model = JanusModel(config)
             head = TokenHead(config.text_config.hidden_size, config.text_config.vocab_size)
         del model.vqmodel
+        compute_as_given(model.generation_head)
         return {"model": model, "lm_head": head}
 
     @classmethod

@@ -187,10 +187,11 @@ class OpenUni(CausalModel):
 
         One-step prediction of the clean latents from one noise level. Without `anchor` that level is pure noise. With
         `anchor` (the target latents z) it is `flow.decode_sigma` between z and noise, and the decoded latents are
-        z + (clean(hidden + delta) - clean(hidden)). The noise is fixed, so all differences come from the hidden states.
+        z + (clean(hidden + delta) - clean(hidden)). The noise is fixed, so all differences come from the hidden states. All of
+        this is in float32: the difference of two bfloat16 networks is rounding where the perturbation is small.
         """
-        moved = hidden if delta is None else hidden + delta.to(hidden.dtype)
-        clean = self._clean(moved, anchor)
+        hidden = hidden.float()
+        clean = self._clean(hidden if delta is None else hidden + delta, anchor)
         if delta is None:
             plain = clean.detach()
         else:

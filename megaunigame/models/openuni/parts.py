@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.errors import ModelError
+from megaunigame.models.as_given import compute_as_given
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.openuni.configuration import OpenUniConfig
 
@@ -57,6 +58,10 @@ def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
         }
         if connector.hidden_size != config.width:
             parts["connector_input"] = nn.Linear(config.width, connector.hidden_size)
+    for name in ("connector", "projector", "transformer", "connector_input"):
+        if name in parts:
+            compute_as_given(parts[name])
+    _normalize_as_given(parts["transformer"])
     return parts
 
 
@@ -65,3 +70,20 @@ def autoencoder(config: OpenUniConfig) -> AutoencoderDC:
     kind = diffusers_class("AutoencoderDC")
     with no_init_weights():
         return kind(**config.autoencoder)
+
+
+def _normalize_as_given(transformer: nn.Module) -> None:
+    """diffusers' RMSNorm rounds to the precision of its weights; from now on it keeps that of its input."""
+    from diffusers.models.normalization import RMSNorm
+
+    class RMSNormAsGiven(RMSNorm):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            if self.weight is None or hidden_states.dtype == self.weight.dtype:
+                return super().forward(hidden_states)
+            scale = torch.rsqrt(hidden_states.float().square().mean(-1, keepdim=True) + self.eps)
+            normal = hidden_states * scale * self.weight
+            return (normal if self.bias is None else normal + self.bias).to(hidden_states.dtype)
+
+    for layer in transformer.modules():
+        if type(layer) is RMSNorm:
+            layer.__class__ = RMSNormAsGiven

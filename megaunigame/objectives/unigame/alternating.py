@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from megaunigame.monitoring import names
+from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.game import PENALTY, Game
-from megaunigame.objectives.unigame.paths import Redraw
+from megaunigame.objectives.unigame.paths import AttackResult, Redraw
+from megaunigame.objectives.unigame.undisturbed import Undisturbed, ask_both
 from megaunigame.step.micro import MicroStep, Step
 
 
@@ -25,7 +27,7 @@ class Alternating(Game):
         with self.context.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
-            losses = self.context.model(attacked.question).loss_sum
+            losses, _ = self.asked(attack, attacked)
             if self.adversary.learns:
                 torch.autograd.grad(losses.sum() + penalty, self.parameters, allow_unused=True)
         self.pool.buffer.rehearse(self.context.data_ranks)
@@ -43,7 +45,7 @@ class Alternating(Game):
         attack = self.attack_of(micro).to(self.context.data_ranks.device)
         with self.context.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, step.number, micro.number, redrawn)
-            losses = self.context.model(attacked.question).loss_sum
+            losses, undisturbed = self.asked(attack, attacked)
             step.passes += attacked.passes + 1
             if self.adversary.learns:
                 penalty = self.penalty_share(attack, attacked)
@@ -51,8 +53,15 @@ class Alternating(Game):
                 goal = penalty - self.config.gain * losses.sum() / self.round.answer_tokens
                 for total, part in zip(self.round.gradients, torch.autograd.grad(goal, self.parameters), strict=True):
                     total += part
-            pictures = self.mine(step, micro, attack, attacked, losses.detach())
+            pictures = self.mine(step, micro, attack, attacked, losses.detach(), undisturbed)
         self.show(step, micro, attack, attacked, pictures)
+
+    def asked(self, attack: Attack, attacked: AttackResult) -> tuple[Tensor, Undisturbed | None]:
+        """Loss sums (B,) of the attacked questions, and where the pool compares, the undisturbed ones, in the same pass."""
+        model = self.context.model
+        if not self.config.buffer.compares:
+            return model(attacked.question).loss_sum, None
+        return ask_both(model, attacked.question, self.path.plain(model, attack, attacked))
 
     def after_learner(self, step: Step) -> dict[str, float]:
         if self.round.attacks and self.redrawn_by is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 from abc import abstractmethod
@@ -13,13 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
 from megaunigame.adversary.optimizer import ReplicatedAdamW
-from megaunigame.errors import CheckpointError
 from megaunigame.judges.clip import clip_elements
 from megaunigame.judges.clip_filter import ClipFilter
 from megaunigame.objectives.player import Context, Player
@@ -28,8 +24,11 @@ from megaunigame.objectives.unigame.attack import Attack, attack_of, question_of
 from megaunigame.objectives.unigame.panels import attack_panels
 from megaunigame.objectives.unigame.paths import AttackResult, Redraw, build_path
 from megaunigame.objectives.unigame.pool import Pool
+from megaunigame.objectives.unigame.reach import Reach
 from megaunigame.objectives.unigame.redraw import redrawn_in
+from megaunigame.objectives.unigame.saving import load_adversary, save_adversary
 from megaunigame.objectives.unigame.settings import Settings
+from megaunigame.objectives.unigame.undisturbed import Undisturbed
 from megaunigame.pixels import Panel
 from megaunigame.randomness import derive
 from megaunigame.replay.hard_buffer import HardBuffer
@@ -43,7 +42,6 @@ log = logging.getLogger(__name__)
 HARD, ADVERSARIAL = "hard", "adversarial"
 PENALTY = "adversary_penalty"
 """Loss term: penalties of the adversary, mean over the attacked pictures of all ranks."""
-FILE, HEADER = "unigame.safetensors", "unigame"
 PURPOSES = {"adversary": 1, "attack": 2, "harvest": 3, "draw": 4, "replay": 5}
 """Purpose of a random stream -> its number in the seed."""
 
@@ -87,6 +85,7 @@ class Game(Player):
         self.parameters = list(self.adversary.parameters())
         self.optimizer = ReplicatedAdamW(self.parameters, clip=config.clip_norm, weight_decay=config.weight_decay)
         self.grad_norm = 0.0
+        self.reach = Reach(config.controller, self.adversary, watched=config.path == "decoder")
         self.path = build_path(config, self.adversary)
         self.clip = clip
         if clip is not None:
@@ -119,12 +118,17 @@ class Game(Player):
 
     def before_learner(self, step: Step) -> None:
         attacks = step.number % self.config.every == 0
-        self.round = self._round(self._put_hard_rows(step), attacks)
-        if not attacks:
-            return
+        drawn = self._put_hard_rows(step)
+        self.round = self._round(drawn, attacks)
         counts = torch.stack([question_of(micro).counts for micro in step.micro_steps])
-        local = torch.stack([counts.sum(), (counts > 0).sum()]).to(self.context.data_ranks.device)
-        self.round.answer_tokens, self.round.attacked_pictures = self.context.data_ranks.all_reduce_sum(local).clamp(min=1)
+        filled = torch.tensor(float(sum(map(len, drawn))))
+        local = torch.stack([filled, counts.sum(), (counts > 0).sum()])
+        sums = self.context.data_ranks.all_reduce_sum(local.to(self.context.data_ranks.device))
+        self.round.answer_tokens, self.round.attacked_pictures = sums[1:].clamp(min=1)
+        if self.config.hard_rows:
+            # Their loss is a mean over the rows that are there: a single one must not weigh as much as a full batch.
+            asked = self.config.hard_rows * len(step.micro_steps) * self.context.data_ranks.size
+            step.factors[HARD] = float(sums[0]) / asked
 
     def before_micro_step(self, step: Step, micro: MicroStep) -> None:
         if not self.config.hard_rows or self.config.path != "embedding":
@@ -148,6 +152,8 @@ class Game(Player):
         if (step.number + 1) % self.config.buffer.merge_every == 0:
             self.pool.merge(step.number)
         metrics = self.pool.metrics(step.number, self.round.attacks)
+        if names.ADVERSARY_CHANGED_CODES in metrics:
+            self.reach.note(metrics[names.ADVERSARY_CHANGED_CODES], is_main=self.context.data_ranks.is_main)
         if self.round.attacks:
             metrics[names.ADVERSARY_EPS] = self.adversary.eps.item()
             if self.adversary.learns:
@@ -179,18 +185,26 @@ class Game(Player):
         """(B,): the penalty of each attacked picture."""
         p, delta = self.config.penalties, attacked.delta
         rows = p.l2 * delta.square().mean((1, 2)) + p.tv * (delta[:, 1:] - delta[:, :-1]).square().mean((1, 2))
-        rows = rows + p.gate * (self.adversary.eps / self.adversary.config.eps_max).square()
+        rows = rows + p.gate * self.adversary.opening.square()
         if p.clip and self.clip is not None:
             rows = rows + p.clip * (self.clip.tau - self.pool.similarity(attack, attacked.pictures)).clamp(min=0)
         return rows
 
-    def mine(self, step: Step, micro: MicroStep, attack: Attack, attacked: AttackResult, losses: Tensor) -> Tensor:
+    def mine(
+        self,
+        step: Step,
+        micro: MicroStep,
+        attack: Attack,
+        attacked: AttackResult,
+        losses: Tensor,
+        undisturbed: Undisturbed | None,
+    ) -> Tensor:
         """Inside `aside`: offer the candidates of one micro-step, given loss sums (B,). Returns one per row, (B, 3, H, W)."""
         before = attacked.passes
         generator = self._generator("harvest", step.number, micro.number)
         pictures, sums = self.path.harvest(self.context.model, attack, attacked, losses, generator)
         step.passes += attacked.passes - before
-        self.pool.mine(attack, attacked, pictures, sums, question_of(micro), step.number)
+        self.pool.mine(attack, attacked, pictures, sums, question_of(micro), step.number, undisturbed)
         return pictures[0]
 
     def show(self, step: Step, micro: MicroStep, attack: Attack, attacked: AttackResult, pictures: Tensor) -> None:
@@ -210,7 +224,7 @@ class Game(Player):
         return attack_of(micro, self.redrawn_by, captioned=self.config.condition == "caption")
 
     def _lr(self, step: Step) -> float:
-        return self.config.ratio * step.lr
+        return self.config.ratio * (step.peak_lr if self.config.schedule == "constant" else step.lr)
 
     def _put_hard_rows(self, step: Step) -> list[np.ndarray]:
         """Put records of this rank's buffer into the hard rows of every micro-step; the others stay dummies."""
@@ -249,29 +263,11 @@ class Game(Player):
     def save(self, folder: Path) -> None:
         self.pool.buffer.save(folder)
         if self.context.data_ranks.is_main:
-            tensors = {f"adversary.{name}": value for name, value in self.adversary.state_dict().items()}
-            tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
-            header = json.dumps({"adversary": repr(self.adversary), "pool": self.pool.state_dict()})
-            save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, folder / FILE, {HEADER: header})
+            state = {"pool": self.pool.state_dict(), "reach": self.reach.state_dict()}
+            save_adversary(folder, self.adversary, self.optimizer, state)
 
     def load(self, folder: Path) -> None:
-        if not (folder / FILE).is_file():
-            raise CheckpointError(
-                f"{folder} holds no adversary: that run had no attacks. Give another `output`, or type checkpoint.resume=never."
-            )
-        with safe_open(folder / FILE, "pt") as file:
-            header = json.loads(file.metadata()[HEADER])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["adversary"] != repr(self.adversary):
-            raise CheckpointError(
-                f"{folder} was saved with another adversary:\n{header['adversary']}\nThis run has:\n{self.adversary!r}\n"
-                "Give the same settings in objectives.unigame.adversary, or another `output`."
-            )
-        self.adversary.load_state_dict(_under("adversary.", tensors))
-        self.optimizer.load_tensors(_under("optimizer.", tensors))
-        self.pool.load_state_dict(header["pool"])
-        self.pool.buffer.load(folder)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        state = load_adversary(folder, self.adversary, self.optimizer)
+        self.pool.buffer.load(folder)  # first: it knows files of other versions
+        self.pool.load_state_dict(state["pool"])
+        self.reach.load_state_dict(state["reach"])

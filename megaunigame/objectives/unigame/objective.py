@@ -10,6 +10,7 @@ of all ranks' losses; the learner trains on clean rows and on rows replayed from
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from megaunigame.settings import fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import GenerateRow, Row
 
+log = logging.getLogger(__name__)
+
 CLEAN = "clean"
 
 
@@ -51,9 +54,9 @@ class UniGame(Objective):
         """False: fine-tuning on the clean rows only."""
         self.redrawn_by = config.redraw if self.attacks and config.redraw != OWN else None
         """The learner's generate term whose rows redraw the sources; None: rows aside do."""
-        self.questions = Understanding(
-            Understanding.Config(config.clean_rows, config.stream, turns=config.turns, independent=config.independent)
-        )
+        asked = Understanding.Config(config.clean_rows, config.stream, turns=config.turns, independent=config.independent)
+        attacked = config.turns if config.attack_turns is None else config.attack_turns
+        self.questions = {CLEAN: Understanding(asked), ATTACK: Understanding(dataclasses.replace(asked, turns=attacked))}
         self.pixel: Representation = find("representations", "pixel", Representation)()
         settings = dict(config.adversary)
         self.kind = find("adversary", settings.pop("kind"), Adversary)
@@ -79,7 +82,8 @@ class UniGame(Objective):
         aside: dict[str, Any] = {"geometry": c.geometry, "aside": True}
         if self.redrawn_by is None:
             source = c.condition == "image"
-            asked.append(RowRequest(REDRAW, GENERATE, c.stream, c.attack_rows, takes_source=source, **aside))
+            own = CLEAN if c.attack_on == "clean" else None
+            asked.append(RowRequest(REDRAW, GENERATE, c.stream, c.attack_rows, takes_source=source, shares=own, **aside))
         shares = self.redrawn_by or REDRAW
         asked.append(RowRequest(ATTACK, UNDERSTAND, c.stream, c.attack_rows, takes_source=True, shares=shares, **aside))
         return asked
@@ -89,7 +93,7 @@ class UniGame(Objective):
             return self._redraw(sample, rng)
         if request.term == ATTACK and sample.image_count > 1:
             return None  # one picture is redrawn; a question about several is about the others too
-        return self.questions.row(request, sample, rng)
+        return self.questions[request.term].row(request, sample, rng)
 
     def _redraw(self, sample: Sample, rng: np.random.Generator) -> Row | None:
         """The request that redraws the picture of a sample."""
@@ -114,11 +118,27 @@ class UniGame(Objective):
                 "Or type objectives.unigame.path=embedding."
             )
 
+        if self.attacks and self.config.controller is not None and not family.has_codes:
+            able = [n for n in available("models", UnifiedModel) if find("models", n, UnifiedModel).has_codes]
+            raise ConfigError(
+                f"The family {name!r} draws no codes, and objectives.unigame.controller counts those that an attack flips. "
+                f"Families with codes: {', '.join(able)}. Or type objectives.unigame.controller=null, and give "
+                "objectives.unigame.adversary.eps_max."
+            )
+
     def added_terms(self, plan: StepPlan) -> list[str]:
         return [PENALTY] if self.attacks else []
 
     def player(self, context: Context) -> Game | None:
         if not self.attacks:
             return None
+        if (filled := self.config.most_filled) < 1 and context.data_ranks.is_main:
+            log.warning(
+                "objectives.unigame.hard_rows=%d: replayed pictures leave the buffer, and so few enter that at most %.0f %% of "
+                "these rows can be filled; the others stay empty. Lower hard_rows or buffer.percentile, raise attack_rows, or "
+                "type objectives.unigame.buffer.draw=keep.",
+                self.config.hard_rows,
+                100 * filled,
+            )
         mode = Simultaneous if self.config.mode == "simultaneous" else Alternating
         return mode(self.config, self.redrawn_by, self.kind, self.adversary_config, self.clip, context)

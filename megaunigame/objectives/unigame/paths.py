@@ -73,6 +73,10 @@ class AttackPath(ABC):
         """(B, 3, H, W) in [-1, 1]: the pictures without a perturbation."""
         return attack.redraw.targets
 
+    def plain(self, model: UnifiedModel, attack: Attack, attacked: AttackResult) -> UnderstandInputs:
+        """The questions without a perturbation, without gradient."""
+        return attack.question
+
     def replay(self, model: UnifiedModel, question: UnderstandInputs, generator: torch.Generator) -> UnderstandInputs:
         """Questions about stored pictures, as the learner sees them."""
         return question
@@ -121,7 +125,13 @@ class DecoderPath(AttackPath):
 
     def unperturbed(self, model: UnifiedModel, attack: Attack, attacked: AttackResult) -> Tensor:
         assert attacked.redrawn is not None
-        return model.decode(attacked.redrawn.hidden, None, self._anchor(attacked.redrawn)).pixels
+        if self.anchored:  # without a perturbation every position keeps its target
+            return model.decode_target(attacked.redrawn.target)
+        return model.decode(attacked.redrawn.hidden).pixels
+
+    def plain(self, model: UnifiedModel, attack: Attack, attacked: AttackResult) -> UnderstandInputs:
+        with torch.no_grad():
+            return about(model, attack.question, self.unperturbed(model, attack, attacked))
 
     def _anchor(self, redrawn: Redraw) -> Tensor | None:
         return redrawn.target if self.anchored else None

@@ -12,6 +12,7 @@ from megaunigame.objectives.unigame.attack import Attack, question_of
 from megaunigame.objectives.unigame.game import ADVERSARIAL, PENALTY, Game
 from megaunigame.objectives.unigame.paths import AttackResult, Redraw
 from megaunigame.objectives.unigame.reversal import reverse_gradient
+from megaunigame.objectives.unigame.undisturbed import Undisturbed, ask
 from megaunigame.step.inputs import PassOutput, UnderstandOutput
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import UNDERSTAND
@@ -31,6 +32,7 @@ class Simultaneous(Game):
         with self.context.aside(), torch.set_grad_enabled(self.adversary.learns):
             attacked = self.perturbed(attack, 0, 0, redrawn)
             penalty = self.penalties(attack, attacked).sum()
+            self.undisturbed(attack, attacked)
         self.pool.buffer.rehearse(self.context.data_ranks)
         at = self.context.plan.widest(UNDERSTAND).rows_at(UNDERSTAND, ADVERSARIAL)
         micro.put(at, reverse_gradient(attacked.question, 1.0))
@@ -71,8 +73,16 @@ class Simultaneous(Game):
             self.joined = None
             losses = output.loss_sum.detach()[micro.plan.rows_at(UNDERSTAND, ADVERSARIAL)]
             with self.context.aside():
-                pictures = self.mine(step, micro, attack, attacked, losses)
+                undisturbed = self.undisturbed(attack, attacked)
+                step.passes += undisturbed is not None
+                pictures = self.mine(step, micro, attack, attacked, losses, undisturbed)
             self.show(step, micro, attack, attacked, pictures)
+
+    def undisturbed(self, attack: Attack, attacked: AttackResult) -> Undisturbed | None:
+        """Inside `aside`, where the pool compares: in a separate pass, because the learner's has no rows for them."""
+        if not self.config.buffer.compares:
+            return None
+        return ask(self.context.model, self.path.plain(self.context.model, attack, attacked))
 
     def after_learner(self, step: Step) -> dict[str, float]:
         if self.round.attacks:

@@ -1,0 +1,49 @@
+"""The file of the adversary in a checkpoint: its parameters, its optimizer, and numbers of the game."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megaunigame.adversary.base import Adversary
+from megaunigame.adversary.optimizer import ReplicatedAdamW
+from megaunigame.errors import CheckpointError
+
+FILE, HEADER = "unigame.safetensors", "unigame"
+
+
+def save_adversary(folder: Path, adversary: Adversary, optimizer: ReplicatedAdamW, state: dict[str, Any]) -> None:
+    """Write the file of one rank for all; `state`: JSON values that are equal on all ranks."""
+    tensors = {f"adversary.{name}": value for name, value in adversary.state_dict().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.tensors().items()}
+    header = json.dumps({"adversary": repr(adversary), **state})
+    save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, folder / FILE, {HEADER: header})
+
+
+def load_adversary(folder: Path, adversary: Adversary, optimizer: ReplicatedAdamW) -> dict[str, Any]:
+    """Restore what `save_adversary` wrote; returns its `state`. Raises CheckpointError for no or another adversary."""
+    if not (folder / FILE).is_file():
+        raise CheckpointError(
+            f"{folder} holds no adversary: that run had no attacks. Give another `output`, or type checkpoint.resume=never."
+        )
+    with safe_open(folder / FILE, "pt") as file:
+        state: dict[str, Any] = json.loads(file.metadata()[HEADER])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    saved = state.pop("adversary")
+    if saved != repr(adversary):
+        raise CheckpointError(
+            f"{folder} was saved with another adversary:\n{saved}\nThis run has:\n{adversary!r}\n"
+            "Give the same settings in objectives.unigame.adversary, or another `output`."
+        )
+    adversary.load_state_dict(_under("adversary.", tensors))
+    optimizer.load_tensors(_under("optimizer.", tensors))
+    return state
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
