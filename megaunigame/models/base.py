@@ -84,6 +84,8 @@ class UnifiedModel(nn.Module, ABC):
     sizes: ClassVar[Mapping[str, Callable[[Path], None]]] = {}
     """Name of a published size, the smallest first -> writes its model folder, without weights: configuration, a stand-in
     tokenizer with the family's special tokens, picture settings."""
+    transformers_classes: ClassVar[tuple[str, str] | None] = None
+    """Names of the classes of transformers that read an exported folder: model, processor. None: it has none."""
     has_decoder: ClassVar[bool] = True
     """Whether `decode` exists, which maps hidden states of the generate pass to pixels, differentiable."""
     processor: Processor
@@ -119,6 +121,11 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def write_settings(cls, path: str, out: Path) -> None:
         """Write into `out` the files of a Hugging Face folder other than weights: configuration, tokenizer, preprocessing."""
+
+    @classmethod
+    @abstractmethod
+    def write_processor(cls, path: str, out: Path) -> None:
+        """Write into `out` the part of `write_settings` that a processor reads: tokenizer, preprocessing."""
 
     @classmethod
     def write_size(cls, size: str, folder: Path) -> None:

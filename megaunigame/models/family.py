@@ -17,7 +17,7 @@ from megaunigame.models.base import Processor, UnifiedModel
 from megaunigame.models.weights.frozen import Frozen
 from megaunigame.models.weights.loading import check_names, check_shapes, load_plain
 from megaunigame.models.weights.renamed import KeyTable, RenamedWeights
-from megaunigame.models.weights.settings_files import copy_settings
+from megaunigame.models.weights.settings_files import MODEL_SETTINGS, copy_settings
 from megaunigame.models.weights.tensor_files import TensorFiles
 
 F = TypeVar("F", bound="Family")
@@ -73,6 +73,11 @@ class Family(UnifiedModel):
     def write_settings(cls, path: str, out: Path) -> None:
         """Copy the small files of the folder `path` unchanged."""
         copy_settings(Path(path), out)
+
+    @classmethod
+    def write_processor(cls, path: str, out: Path) -> None:
+        """Copy the small files of the folder `path` unchanged, but for those that only a model reads."""
+        copy_settings(Path(path), out, without=MODEL_SETTINGS)
 
     # Weights
 
