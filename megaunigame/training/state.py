@@ -21,8 +21,13 @@ class TrainState:
     """Samples read and replaced so far, per stream."""
     weights: str = PRETRAINED
     """`model.weights` of the first launch."""
+    weights_from: str = ""
+    """`model.weights_from` of the first launch, as it was typed."""
+    start: str = ""
+    """The step folder or model folder it named then: a run goes on, and its newest checkpoint becomes another one."""
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainState:
         cursors = {name: Cursor(**c) for name, c in state["cursors"].items()}
-        return cls(state["step"], cursors, state["bad_samples"], state.get("weights", PRETRAINED))
+        begun = {name: state[name] for name in ("weights_from", "start") if name in state}
+        return cls(state["step"], cursors, state["bad_samples"], state.get("weights", PRETRAINED), **begun)

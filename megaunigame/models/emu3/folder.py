@@ -27,6 +27,7 @@ from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.tensor_files import save_state
 
+
 def write_folder(
     path: str | Path,
     config: Emu3Config,
@@ -46,9 +47,7 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     write_model_settings(folder, config, tokenizer, {})
     source = image_size if source_size is None else source_size
-    write_processor(
-        folder, config, tokenizer, image_size=image_size, source_size=source, system_prompt=system_prompt
-    )
+    write_processor(folder, config, tokenizer, image_size=image_size, source_size=source, system_prompt=system_prompt)
     if state is not None:
         save_state(folder, state)
 

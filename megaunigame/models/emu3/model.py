@@ -45,7 +45,7 @@ class Emu3(CodeModel):
     configuration = staticmethod(read_config)
     open_processor = Emu3Processor.from_folder
     files = staticmethod(tensor_files)
-    transformers_classes = ("Emu3ForConditionalGeneration", "Emu3Processor")
+    in_transformers = True
     write_settings = staticmethod(export_settings)
     write_processor = staticmethod(export_processor)
 

@@ -46,7 +46,7 @@ class Janus(CodeModel):
     frozen_name = "image tokenizer"
     configuration = staticmethod(read_config)
     open_processor = JanusProcessor.from_folder
-    transformers_classes = ("JanusForConditionalGeneration", "JanusProcessor")
+    in_transformers = True
     write_settings = staticmethod(export_settings)
     write_processor = staticmethod(export_processor)
 

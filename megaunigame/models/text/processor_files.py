@@ -1,7 +1,7 @@
 """Tokenizer and chat template of a model folder, such that transformers' processors make our token ids.
 
-Our rows are tokenized piece by piece (`ConversationFormat`), so that a label never starts inside a token; transformers tokenizes
-a whole prompt. The template therefore writes `BREAK` between two pieces, and the tokenizer splits the prompt there and drops it.
+Our rows are tokenized piece by piece (`ConversationFormat`), so that a label never starts inside a token; transformers
+tokenizes a whole prompt. The template therefore writes `BREAK` between two pieces, and the tokenizer splits there and drops it.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def chat_template(turns: Turns) -> str:
         '{{- ("" if loop.first else "\\n") ~ part.text -}}'
         "{%- endfor -%}{%- endif -%}{%- endmacro -%}\n"
         f"{{%- set break = {json.dumps(BREAK)} -%}}\n"
-        f'{{%- set own = namespace(system={literals["system_prompt"]}, asked=false) -%}}\n'
+        f"{{%- set own = namespace(system={literals['system_prompt']}, asked=false) -%}}\n"
         '{%- if messages and messages[0].role == "system" -%}'
         "{%- set own.system = words(messages[0].content) -%}{%- endif -%}\n"
-        f"{{{{- {literals['begin']} ~ break -}}}}\n"
+        f"{{%- if {literals['begin']} -%}}{{{{- {literals['begin']} ~ break -}}}}{{%- endif -%}}\n"
         f"{{%- if own.system -%}}{{{{- own.system ~ {literals['after_system']} ~ break -}}}}{{%- endif -%}}\n"
         "{%- for message in messages -%}\n"
         '{%- if message.role == "user" -%}\n'
@@ -72,8 +72,8 @@ def chat_template(turns: Turns) -> str:
         f"{{%- elif own.system -%}}{{{{- {literals['opening_after_system']} -}}}}"
         f"{{%- else -%}}{{{{- {literals['opening']} -}}}}{{%- endif -%}}\n"
         "{%- set own.asked = true -%}\n"
-        f"{{{{- break ~ {literals['image']} * (pictures | length) ~ break -}}}}\n"
-        f"{{%- if pictures -%}}{{{{- {literals['after_images']} -}}}}{{%- endif -%}}\n"
+        f"{{{{- break -}}}}{{%- if pictures -%}}"
+        f"{{{{- {literals['image']} * (pictures | length) ~ break ~ {literals['after_images']} -}}}}{{%- endif -%}}\n"
         "{{- words(message.content) ~ break -}}\n"
         '{%- elif message.role == "assistant" -%}\n'
         f"{{{{- {literals['closing']} ~ break ~ {literals['before_answer']}"
