@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def open_run(step_folder: Path, model_path: Path | None = None) -> SavedRun:
     if recipe.model.weights == RANDOM:
         raise ConfigError(f"{folder} began with random weights (model.weights=random), to measure a shape: it has no model.")
     train_state = json.loads((step_folder / TRAIN_STATE).read_text())
-    found = _model_folder(folder, recipe.model.path) if model_path is None else model_path.absolute()
+    found = Path(os.path.abspath(_model_folder(folder, recipe.model.path) if model_path is None else model_path))
     if not found.is_dir():
         raise ConfigError(
             f"The run {folder} began with the model folder model.path={recipe.model.path}, and there is no folder {found}. "

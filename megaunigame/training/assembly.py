@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Assembly:
         """Where the first weights come from, as absolute paths, for the record of the run."""
         model = self.recipe.model
         named = {"model": model.path, "weights_from": self.state.start, "adapter": model.adapter}
-        return {name: str(Path(path).absolute()) for name, path in named.items() if path}
+        return {name: os.path.abspath(path) for name, path in named.items() if path}
 
     def evaluate(self, learner: Learner) -> dict[str, Any]:
         """Run the recipe's suites on the current weights; results go to the run folder and are returned."""

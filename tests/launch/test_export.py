@@ -15,12 +15,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, JanusForConditionalGeneration
 
-from megaunigame.checkpoint.export import adapter_base, hub_id
+from megaunigame.checkpoint.export import adapter_base, check_out, hub_id
 from megaunigame.checkpoint.runs import open_run, step_folder_of
-from megaunigame.checkpoint.starting import find_start, open_adapter
+from megaunigame.checkpoint.starting import checked_start, find_start, open_adapter
 from megaunigame.checkpoint.trained import trained_weights
 from megaunigame.config import LoraConfig
-from megaunigame.errors import ConfigError
+from megaunigame.engine.zero3 import load_adapter
+from megaunigame.errors import ConfigError, ModelError
+from megaunigame.models.emu3 import Emu3
 from megaunigame.models.janus import Janus
 from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.multi_process.tiny_run import write_data, write_model, write_recipe
@@ -56,7 +58,7 @@ def export(run, *options: object) -> None:
 
 def exported(home, name, *options: object):
     """The folder of an export, made once."""
-    out = home / f"{name}{''.join(map(str, options))}"
+    out = home / "out" / f"{name}{''.join(map(str, options))}"
     if not out.exists():
         export(home / name, "--out", out, *(options or ("--dtype", "float32")))
     return out
@@ -138,17 +140,14 @@ def test_a_run_is_exported_from_anywhere(home, tmp_path):
     moved = shutil.copytree(home / "lora", tmp_path / "moved")
     record = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps(record | {"directory": str(tmp_path)}))
-    done = subprocess.run([*script, moved, "--out", "lost"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "Type --model FOLDER" in done.stderr and not (tmp_path / "lost").exists()
-    options = [moved, "--out", "found", "--model", home / "model"]
-    assert subprocess.run([*script, *options], cwd=tmp_path).returncode == 0
+    assert "Type --model FOLDER" in refusal(open_run, step_folder_of(moved))
+    assert open_run(step_folder_of(moved), home / "model").model_path == home / "model"
 
 
 def test_wrong_requests(home, tmp_path):
     for arguments, part in (
         ([home / "full", "--adapter"], "model.train=lora"),
         ([home / "lora", "--step", "9"], "step-00000009"),
-        ([home / "lora", "--adapter", "--dtype", "float16"], "always written in float32"),
     ):
         done = run_script("launch/export.py", *arguments, "--out", tmp_path)
         assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr
@@ -159,16 +158,25 @@ def test_wrong_requests(home, tmp_path):
     ("left", "held"),
     [("model-00001.safetensors", "weights"), ("adapter_config.json", "files"), ("pytorch_model.bin", "files")],
 )
-def test_a_folder_that_is_not_empty_is_refused(home, tmp_path, left, held):
+def test_a_folder_that_is_not_empty_is_refused(tmp_path, left, held):
     """Of another number of files, say: a reader would find those of the first export."""
+    check_out(tmp_path)
+    check_out(tmp_path / "new")
     (tmp_path / left).write_bytes(b"")
+    assert f"holds {held} already ({left}). Give another --out" in refusal(check_out, tmp_path)
+    assert "is a file" in refusal(check_out, tmp_path / left)
+
+
+def test_both_commands_refuse_it(home):
+    used = exported(home, "full")
+    before = sorted(used.iterdir())
     for script, options in (
         ("launch/export.py", [home / "full"]),
         ("launch/family.py", ["openuni", "official", "--model", "x"]),
     ):
-        done = run_script(script, *options, "--out", tmp_path)
-        assert done.returncode == 2 and f"holds {held} already ({left}). Give another --out" in done.stderr
-    assert len(list(tmp_path.iterdir())) == 1
+        done = run_script(script, *options, "--out", used)
+        assert done.returncode == 2 and "holds weights already (model.safetensors). Give another --out" in done.stderr
+    assert sorted(used.iterdir()) == before
 
 
 def test_training_goes_on_from_an_adapter(home):
@@ -181,38 +189,38 @@ def test_training_goes_on_from_an_adapter(home):
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("start", ["run", "step", "export"])
+@pytest.mark.parametrize("start", ["run", "export"])
 def test_training_begins_with_the_weights_of_another_run(home, start):
     """And so do its resumption and its export."""
-    places = {"run": home / "full", "step": home / "full" / "checkpoints" / "step-00000002", "export": exported(home, "full")}
+    place = home / "full" if start == "run" else exported(home, "full")
+    resolved = home / "full" / "checkpoints" / "step-00000002" if start == "run" else place
     name = f"from {start}"
-    train(home, name, LORA, f"model.weights_from={places[start]}", STILL)
+    train(home, name, LORA, f"model.weights_from={place}", STILL)
     origin = json.loads((home / name / "run.json").read_text())["origin"]
-    assert origin == {"model": str(home / "model"), "weights_from": str(places["step" if start == "run" else start])}
+    assert origin == {"model": str(home / "model"), "weights_from": str(resolved)}
     wanted, found = weights(exported(home, "full")), weights(exported(home, name))
     assert wanted.keys() == found.keys()
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6)
     run = open_run(step_folder_of(home / name))
     if start == "export":
-        assert adapter_base(run) == exported(home, "full")
-    else:
-        assert "Leave out --adapter" in refusal(adapter_base, run)
+        assert adapter_base(run) == place
+        return
+    assert "Leave out --adapter" in refusal(adapter_base, run)
+    done = train(home, name, LORA, "schedule.steps=2", STILL, check=False)
+    assert done.returncode == 2 and f"belongs to a run with model.weights_from={place}" in done.stderr
+    train(home, name, LORA, f"model.weights_from={place}", "schedule.steps=2", STILL)
+    assert step_folder_of(home / name).name == "step-00000002"
 
 
-def test_a_run_is_resumed_with_the_weights_it_began_with(home):
-    train(home, "again", LORA, f"model.weights_from={home / 'full'}", STILL)
-    done = train(home, "again", LORA, "schedule.steps=2", STILL, check=False)
-    assert done.returncode == 2 and f"belongs to a run with model.weights_from={home / 'full'}" in done.stderr
-    train(home, "again", LORA, f"model.weights_from={home / 'full'}", "schedule.steps=2", STILL)
-    assert step_folder_of(home / "again").name == "step-00000002"
-
-
-def test_weights_of_another_model_are_refused(home):
-    write_model(home / "wide", width=64)
-    save_file(load_file(home / "wide" / "model.safetensors"), home / "wide" / "model.safetensors", {"format": "pt"})
-    done = train(home, "wide run", {}, f"model.weights_from={home / 'wide'}", check=False)
-    assert done.returncode == 2 and "tensors have other shapes" in done.stderr and "Traceback" not in done.stderr
+def test_weights_of_another_model_are_refused(home, world):
+    wide = write_model(home / "wide", width=64)
+    with pytest.raises(ModelError, match=r"model.weights_from .* tensors have other shapes"):
+        checked_start(Janus, str(home / "model"), str(wide), world)
+    with pytest.raises(ModelError, match="tensors have other shapes"):
+        checked_start(Janus, str(wide), find_start(str(home / "full")), world)
+    with pytest.raises(ConfigError, match="trained model.family=janus; this one is of emu3"):
+        checked_start(Emu3, str(home / "model"), find_start(str(home / "full")), world)
 
 
 def test_starts_that_are_none(home, tmp_path):
@@ -224,7 +232,7 @@ def test_starts_that_are_none(home, tmp_path):
     assert find_start("") == "" and find_start(str(home / "full")) == str(home / "full" / "checkpoints" / "step-00000002")
 
 
-def test_adapters_that_do_not_fit_are_refused(home, tmp_path):
+def test_adapters_that_do_not_fit_are_refused(home, tmp_path, world):
     adapter = exported(home, "lora", "--adapter")
     fitting = {"rank": 4, "alpha": 8.0}
     assert "Type model.lora.rank=4." in refusal(open_adapter, str(adapter), LoraConfig(rank=8))
@@ -236,9 +244,11 @@ def test_adapters_that_do_not_fit_are_refused(home, tmp_path):
     tensors = load_file(copy / "adapter_model.safetensors")
     lost = min(tensors)
     save_file({name: value for name, value in tensors.items() if name != lost}, copy / "adapter_model.safetensors")
-    done = train(home, "less", LORA, f"model.adapter={copy}", check=False)
     missing = lost.removeprefix("base_model.model.").replace(".weight", ".default.weight")
-    assert done.returncode == 2 and f"1 missing: {missing}" in done.stderr
+    model, lora = Janus.load(home / "model"), LoraConfig(**fitting)
+    model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets, seed=0)
+    with pytest.raises(ModelError, match=rf"model.adapter=less .*1 missing: {missing}"):
+        load_adapter(model, open_adapter(str(copy), lora), "model.adapter=less", world)
     settings = json.loads((copy / "adapter_config.json").read_text())
     (copy / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     assert "use_dora=True" in refusal(open_adapter, str(copy), LoraConfig(**fitting))
