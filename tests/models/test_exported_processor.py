@@ -6,11 +6,13 @@ The other side runs in a process that cannot import megaunigame: `plain_transfor
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +23,7 @@ from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3.configuration import cell
 from megaunigame.models.emu3.processor_files import THEIR_CELL
 from megaunigame.models.janus import Janus
+from megaunigame.models.text.pictures import fit
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.models.weights.tensor_files import save_state
 from tests.models.test_emu3_folder import official_folder
@@ -174,7 +177,7 @@ def test_codes_of_another_size_are_said(tmp_path):
 
 
 def test_official_emu3_folders_get_a_processor(tmp_path):
-    tiny = write_tiny("emu3", tmp_path / "tiny", TEXTS, 290)
+    tiny = write_tiny("emu3", tmp_path / "tiny", TEXTS, 290, settings={"image_size": 16, "source_size": 12})
     folder = official_folder(tmp_path / "official", tiny)
     Emu3.write_settings(str(folder), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "processor_config.json").read_text())["processor_class"] == "Emu3Processor"
@@ -187,3 +190,42 @@ def test_squares_of_every_side_fill_the_picture_of_emu3():
     for source in (16, 64, 512, 720):
         bounds = (source**2 - source, source**2 + source)
         assert {smart_resize(side, side, 8, *bounds) for side in range(1, 2000)} == {(source, source)}
+
+
+@pytest.mark.parametrize("family", ["janus", "emu3"])
+@pytest.mark.parametrize("size", [(40, 40), (50, 33), (33, 50), (90, 7), (16, 12)])
+def test_the_lines_for_pictures_that_are_not_square_make_our_picture(family, size):
+    """Up to the resizing kernel, which is Pillow's there."""
+    page = Path(__file__).resolve().parents[2] / "megaunigame" / "models" / family / "usage.md"
+    block = next(b for b in re.findall(r"```python\n(.+?)```", page.read_text(), re.DOTALL) if "longer" in b)
+    ramp = torch.linspace(0, 255, size[0] * size[1]).view(1, size[1], size[0]).expand(3, -1, -1).to(torch.uint8)
+    names = {"picture": Image.fromarray(ramp.permute(1, 2, 0).contiguous().numpy())}
+    exec(block.replace("SOURCE", "16"), names)
+    ours = fit(ramp, 16).permute(1, 2, 0).int()
+    assert (torch.from_numpy(np.array(names["picture"])).int() - ours).abs().max() <= 4
+
+
+def test_the_page_has_the_code_of_the_cards():
+    """Which tests/launch/test_export.py runs."""
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "exporting.md").read_text()
+    cards = "".join((root / "megaunigame" / "models" / family / "usage.md").read_text() for family in ("janus", "emu3"))
+    adapters = (root / "launch" / "export.py").read_text().replace('"{folder}"', '"exported/adapter"').replace("{base}", "BASE")
+    cards = cards.replace("FOLDER", "exported/tiny_sft").replace("SIDE", "64")
+    blocks = re.findall(r"```python\n(.+?)```", page, re.DOTALL)
+    assert len(blocks) == 4 and all(block in cards + adapters for block in blocks)
+
+
+CASE = Path(__file__).resolve().parents[3] / "shared" / "cases" / "official_processor"
+
+
+@pytest.mark.skipif(not CASE.is_dir(), reason="the case lies outside the repository")
+def test_the_official_settings_of_the_cases(tmp_path):
+    folder = tmp_path / "official"
+    shutil.copytree(SHIPPED, folder)
+    (folder / "chat_template.jinja").unlink()
+    for file in CASE.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    Janus.write_settings(str(folder), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "processor_config.json").read_text())["num_image_tokens"] == 64
+    assert Janus.differences(str(tmp_path / "out")) == []

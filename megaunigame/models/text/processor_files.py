@@ -98,7 +98,7 @@ def write_tokenizer(
     split = {"type": "Split", "pattern": {"String": BREAK}, "behavior": "Removed", "invert": False}
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, *_without_split(content["pre_tokenizer"], split)]}
     content["post_processor"] = content["truncation"] = content["padding"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": processor_class,
