@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from omegaconf import OmegaConf
 
-from megaunigame.checkpoint.export import adapter_base, check_out, export_adapter, export_model, hub_id
+from megaunigame.checkpoint.export import adapter_base, check_out, export_adapter, export_model, hub_id, in_transformers_layout
 from megaunigame.checkpoint.runs import SavedRun, open_run, step_folder_of
 from megaunigame.errors import ConfigError
 from megaunigame.launching import options_of, run_to_exit
@@ -66,6 +66,11 @@ def main(arguments: list[str]) -> None:
             raise ConfigError("Adapters are always written in float32: leave out --dtype, or leave out --adapter.")
         base = adapter_base(run)
         named = options.base_id or hub_id(base) or str(base)
+        if family.in_transformers and not options.base_id and not in_transformers_layout(family, base):
+            print(
+                f"warning: PEFT loads a base in the Hugging Face layout, and {base} is not: name one with --base-id",
+                file=sys.stderr,
+            )
         size = export_adapter(family, run, options.out, named)
         usage = ADAPTER_USE.format(folder=options.out, base=named)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -44,6 +44,11 @@ def hub_id(folder: Path) -> str | None:
     return next((f"{match[1]}/{match[2]}" for match in found if match), None)
 
 
+def in_transformers_layout(family: type[UnifiedModel], folder: Path) -> bool:
+    """Whether transformers reads the model folder: its configuration is that of the class there, not of the official code."""
+    return json.loads((folder / "config.json").read_text()).get("model_type") == family.name
+
+
 def adapter_base(run: SavedRun) -> Path:
     """The model folder that the adapters of a run belong to. Raises ConfigError when no folder holds that model."""
     if not run.start:
@@ -57,14 +62,18 @@ def adapter_base(run: SavedRun) -> Path:
 
 
 def export_model(family: type[UnifiedModel], run: SavedRun, out: Path, dtype: torch.dtype) -> int:
-    """Write a Hugging Face folder with the trained weights, adapters merged; returns its weights' bytes."""
+    """Write a Hugging Face folder with the trained weights, adapters merged; returns its weights' bytes.
+
+    Frozen tokenizers keep the dtype they are stored in: rounded to bf16, one target code in a hundred is another.
+    """
     path = str(run.model_path)
     merged, frozen = weights_of_run(family, run), family.frozen_weights(path)
     merged.check()
     family.write_settings(path, out)
-    return write_shards(
-        ((name, weights.read(name)) for weights in (merged, frozen) for name in sorted(weights.names())), out, dtype
-    )
+    if family.in_transformers:
+        _say_dtype(out / "config.json", dtype)
+    both = ((name, weights.read(name)) for weights in (merged, frozen) for name in sorted(weights.names()))
+    return write_shards(both, out, dtype, exact=frozen.names())
 
 
 def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: str) -> int:
@@ -92,8 +101,23 @@ def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: s
     return (out / ADAPTER_WEIGHTS).stat().st_size
 
 
-def write_shards(weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.dtype) -> int:
-    """model-00001.safetensors, ... and their index; or model.safetensors alone if one file is enough."""
+def _say_dtype(config_file: Path, dtype: torch.dtype) -> None:
+    """transformers loads a model in the dtype that its configuration names: that of the base may be another."""
+    config = json.loads(config_file.read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name in ("dtype", "torch_dtype"):
+            part.pop(name, None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_shards(
+    weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.dtype, exact: Container[str] = frozenset()
+) -> int:
+    """model-00001.safetensors, ... and their index; or model.safetensors alone if one file is enough.
+
+    `exact`: names of tensors that keep their dtype.
+    """
     shard: dict[str, Tensor] = {}
     where: dict[str, str] = {}
     files: list[Path] = []
@@ -106,7 +130,8 @@ def write_shards(weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.
         shard.clear()
 
     for name, value in weights:
-        value = (value.to(dtype) if value.is_floating_point() else value).contiguous().clone()
+        converted = value.to(dtype) if value.is_floating_point() and name not in exact else value
+        value = converted.contiguous().clone()
         if shard and size + value.nbytes > SHARD_BYTES:
             flush()
             size = 0

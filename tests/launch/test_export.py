@@ -37,6 +37,8 @@ CARD = "---\nlicense: other\nlicense_name: made-up\n---\n# A base\n"
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     write_model(folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
     (folder / "model" / "README.md").write_text(CARD)
     (folder / "model" / "LICENSE-MODEL").write_text("do good")
     write_data(folder / "shards")
@@ -82,7 +84,7 @@ def weights(folder):
 
 def test_adapters_are_small_and_equal_the_merged_folder(home):
     adapter, merged = exported(home, "lora", "--adapter"), exported(home, "lora")
-    base = JanusForConditionalGeneration.from_pretrained(home / "model").eval()
+    base = JanusForConditionalGeneration.from_pretrained(home / "model", dtype=torch.float32).eval()
     before = logits(base)
     adapted = logits(PeftModel.from_pretrained(base, str(adapter)).eval())
     assert (adapted - logits(JanusForConditionalGeneration.from_pretrained(merged).eval())).abs().max() < 1e-5
@@ -101,6 +103,16 @@ def test_full_export_holds_the_trained_weights(home):
         assert torch.equal(model[name], value)
 
 
+def test_transformers_loads_the_dtype_of_the_export(home):
+    """Also if the base names another one; frozen tokenizers are not rounded."""
+    half = exported(home, "full", "--dtype", "bfloat16")
+    for folder, dtype in ((exported(home, "full"), torch.float32), (half, torch.bfloat16)):
+        assert JanusForConditionalGeneration.from_pretrained(folder).dtype == dtype
+    stored, base = load_file(half / "model.safetensors"), load_file(home / "model" / "model.safetensors")
+    assert stored["lm_head.weight"].dtype == torch.bfloat16
+    assert all(torch.equal(stored[name], value) for name, value in base.items() if name.startswith("model.vqmodel."))
+
+
 def test_the_card_says_where_the_model_comes_from(home):
     for folder in (exported(home, "full"), exported(home, "lora", "--adapter")):
         card = (folder / "README.md").read_text()
@@ -116,6 +128,8 @@ def test_the_code_of_the_card_runs(home, tmp_path):
     blocks = re.findall(r"```python\n(.+?)```", (exported(home, "full") / "README.md").read_text(), re.DOTALL)
     blocks = [block for block in blocks if "from transformers" in block]
     assert len(blocks) == 2
+    blocks += re.findall(r"```python\n(.+?)```", (exported(home, "lora", "--adapter") / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
     from PIL import Image
 
     Image.new("RGB", (40, 20), (200, 30, 30)).save(tmp_path / "picture.png")
