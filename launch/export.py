@@ -4,7 +4,7 @@
     python launch/export.py runs/tiny_sft --out exported/adapter --adapter
     python launch/export.py runs/tiny_sft --step 30 --out exported/step_30
 
-One process, no GPU, for any number of training ranks.
+One process, no GPU, for any number of training ranks. Its use in transformers: README.md of the new folder, docs/exporting.md.
 """
 
 from __future__ import annotations
@@ -16,41 +16,91 @@ sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from omegaconf import OmegaConf
 
-from megaunigame.checkpoint.export import check_out, export_adapter, export_model
-from megaunigame.config import load_recipe
+from megaunigame.checkpoint.export import adapter_base, check_out, export_adapter, export_model, hub_id, in_transformers_layout
+from megaunigame.checkpoint.runs import SavedRun, open_run, step_folder_of
 from megaunigame.errors import ConfigError
 from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
+from megaunigame.monitoring.history import read_run_folder
+from megaunigame.monitoring.model_card import Export, write_card
 from megaunigame.registry import find
+
+ADAPTER_USE = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{folder}")
+model = PeftModel.from_pretrained(AutoModelForMultimodalLM.from_pretrained("{base}"), "{folder}")
+```
+
+To train on from them: `model.adapter={folder}`."""
 
 
 def main(arguments: list[str]) -> None:
     parser = options_of(__doc__)
     parser.add_argument("run", type=Path, help="run folder (holds recipe.yaml and checkpoints/)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
     parser.add_argument("--step", type=int, help="default: the newest checkpoint")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of a model folder, default bfloat16; adapters are float32"
+    )
     parser.add_argument("--adapter", action="store_true", help="write the LoRA adapters alone")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="where the run's model.path is now, if it was moved")
+    parser.add_argument(
+        "--base-id", metavar="ID", help="id of the base on the model hub, for adapters and the card; default: its absolute path"
+    )
     options = parser.parse_args(arguments)
 
     check_out(options.out)
-    recipe = load_recipe(str(options.run / "recipe.yaml"), [])
-    pointer = options.run / "checkpoints" / "latest"
-    if options.step is None and not pointer.is_file():
-        raise ConfigError(f"{options.run} has no checkpoint yet. Give the folder of a run that has saved one.")
-    name = pointer.read_text().strip() if options.step is None else f"step-{options.step:08d}"
-    folder = options.run / "checkpoints" / name
+    run = open_run(step_folder_of(options.run, options.step), options.model)
+    family = find("models", run.recipe.model.family, UnifiedModel)
     if options.adapter:
-        if recipe.model.train != "lora":
+        if run.recipe.model.train != "lora":
             raise ConfigError(
-                f"--adapter needs a run with model.train=lora; {options.run} trained model.train={recipe.model.train}."
+                f"--adapter needs a run with model.train=lora; {options.run} trained model.train={run.recipe.model.train}."
             )
-        size = export_adapter(recipe.model, folder, options.out)
+        if options.dtype is not None:
+            raise ConfigError("Adapters are always written in float32: leave out --dtype, or leave out --adapter.")
+        base = adapter_base(run)
+        named = options.base_id or hub_id(base) or str(base)
+        if family.in_transformers and not options.base_id and not in_transformers_layout(family, base):
+            print(
+                f"warning: PEFT loads a base in the Hugging Face layout, and {base} is not: name one with --base-id",
+                file=sys.stderr,
+            )
+        size = export_adapter(family, run, options.out, named)
+        usage = ADAPTER_USE.format(folder=options.out, base=named)
     else:
-        family = find("models", recipe.model.family, UnifiedModel)
-        size = export_model(family, recipe.model, folder, options.out, getattr(torch, options.dtype))
-    print(f"{options.out}: {size:,} bytes of weights from {folder}")
+        base = run.model_path
+        size = export_model(family, run, options.out, getattr(torch, options.dtype or "bfloat16"))
+        usage = family.usage(str(options.out), str(options.out))
+    describe(run, options.out, family, base, options.base_id, "adapters" if options.adapter else "model", usage)
+    print(f"{options.out}: {size:,} bytes of weights from {run.step_folder}")
+
+
+def describe(
+    run: SavedRun, out: Path, family: type[UnifiedModel], base: Path, base_id: str | None, what: str, usage: str
+) -> None:
+    """Write the model card, and say what transformers would do differently."""
+    differences = family.differences(str(out)) if what == "model" else []
+    for line in differences:
+        print(f"warning: transformers' processor makes other token ids than ours: {line}", file=sys.stderr)
+    if not family.in_transformers:
+        print(f"note: transformers has no class for {family.name}; {out} is read by this project only", file=sys.stderr)
+    facts = Export(
+        step=run.step,
+        what=what,
+        base_folder=base,
+        base_id=base_id or hub_id(base),
+        usage=usage,
+        in_transformers=family.in_transformers,
+        differences=differences,
+    )
+    recipe = OmegaConf.to_container(OmegaConf.structured(run.recipe))
+    write_card(out, read_run_folder(run.folder), recipe, facts)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
             world_size=world.size,
             recipe=as_yaml(recipe),
             plan=plan,
+            origin=trainer.parts.origin(),
         )
     trainer.fit()
     if world.is_main:

@@ -43,6 +43,11 @@ class ModelConfig:
     size: str = ""
     """Name of a published size of the family. Built with `weights: random`, instead of the configuration in `path`; planned by
     launch/plan.py when there is no folder at `path`."""
+    weights_from: str = ""
+    """Begin with the weights of another run (its folder, or one of its step folders) or of an exported folder, in place of
+    those in `path`, whose configuration, processor and frozen tokenizer stay. Fixed when the run begins."""
+    adapter: str = ""
+    """Begin with the adapters of this folder (`launch/export.py --adapter`) in place of fresh ones; needs `train: lora`."""
     train: str = one_of(["lora", "full"], "lora")
     """`lora`: adapters in the language model; `full`: the groups below."""
     groups: list[str] = field(default_factory=list)
@@ -62,6 +67,13 @@ class ModelConfig:
             raise ConfigError(
                 f"{path}.size={self.size} is a shape without weights. Give the folder of a model in {path}.path, or type "
                 f"{path}.weights=random to measure the shape."
+            )
+        if self.weights_from and self.weights == RANDOM:
+            raise ConfigError(f"{path}.weights_from names weights, and {path}.weights is {RANDOM}. Give one of the two.")
+        if self.adapter and self.train != "lora":
+            raise ConfigError(
+                f"{path}.adapter={self.adapter} needs {path}.train=lora; got {path}.train={self.train}. To train all weights "
+                f"on top of adapters, export their run merged (without --adapter) and give that folder in {path}.weights_from."
             )
 
 

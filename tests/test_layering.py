@@ -1,8 +1,8 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
-A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `data.decode`,
-`data.conversation`, `data.pictures`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms: they may be
-imported where their siblings may not. Imports are read from the syntax tree, so one inside a function counts as well.
+A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `models.weights`,
+`data.decode`, `data.conversation`, `data.pictures`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms:
+they may be imported where their siblings may not. Imports are read from the syntax tree, so one inside a function counts too.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.conversation": {"data.decode", "errors"},
     "data": {"config", "errors", "randomness", "registry", "step"},
     "models.base": {"errors", "registry", "step"},
+    "models.weights": {"errors", "models.base"},
     "models": {"attention", "errors", "registry", "step"},
     "monitoring": {"errors", "pixels"},
     "representations": {"data.decode", "errors"},
@@ -55,12 +56,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("monitoring.names", "parallel", "pixels", "randomness", "registry", "replay", "representations", "step"),
         *("settings", "step.losses"),
     },
-    "engine": {"config", "errors", "models.base", "parallel", "randomness", "registry", "step"},
+    "engine": {"config", "errors", "models.base", "models.weights", "parallel", "randomness", "registry", "step"},
     "evaluation": {
         *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "monitoring.whole_files", "parallel"),
         *("pixels", "registry", "representations", "settings", "step"),
     },
-    "checkpoint": {"config", "engine", "errors", "models.base", "parallel"},
+    "checkpoint": {"config", "engine", "errors", "models.base", "models.weights", "parallel"},
     # third floor: the loop
     "training": {
         *("checkpoint", "config", "data", "engine", "errors", "evaluation", "models.base", "monitoring", "objectives"),

@@ -8,81 +8,116 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor
 
-from megaunigame.checkpoint.manager import read_manifest
-from megaunigame.config import ModelConfig
+from megaunigame.checkpoint.manager import MANIFEST
+from megaunigame.checkpoint.runs import SavedRun
+from megaunigame.checkpoint.starting import ADAPTER_WEIGHTS, PREFIX, weights_of_run
+from megaunigame.checkpoint.trained import LORA, trained_weights
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
+from megaunigame.models.weights.tensor_files import save_tensors
 
-LORA = re.compile(r".+\.lora_[AB]\.default\.weight")
 SHARD_BYTES = 5 * 10**9
-
-
-def trained_weights(step_folder: Path) -> dict[str, Tensor]:
-    """Whole fp32 tensors of every trained parameter of a step folder. Raises CheckpointError when it is damaged."""
-    read_manifest(step_folder)
-    return get_fp32_state_dict_from_zero_checkpoint(
-        str(step_folder.parent), tag=step_folder.name, exclude_frozen_parameters=True
-    )
+IN_CACHE = re.compile(r"models--(.+)--(.+)")
+"""Name of a folder in the cache of the model hub."""
 
 
 def check_out(out: Path) -> None:
-    """Raise ConfigError for a folder that holds weights: readers would take some of them for those of the new model."""
-    if found := sorted(out.glob("*.safetensors*")):
-        raise ConfigError(f"{out} holds weights already ({found[0].name}). Give another --out, or delete that folder.")
+    """Raise ConfigError for a folder with files: readers would take some of them for those of the new model."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file. Give the name of a folder.")
+    found = sorted(out.glob("*.safetensors*")) or (sorted(out.iterdir()) if out.is_dir() else [])
+    if found:
+        held = "weights" if ".safetensors" in found[0].name else "files"
+        raise ConfigError(f"{out} holds {held} already ({found[0].name}). Give another --out, or delete that folder.")
 
 
-def export_model(family: type[UnifiedModel], config: ModelConfig, step_folder: Path, out: Path, dtype: torch.dtype) -> int:
-    """Write a Hugging Face folder with the trained weights, adapters merged; returns its weights' bytes."""
-    family.write_settings(config.path, out)
-    trained = trained_weights(step_folder)
-    return write_shards(_merged(family, config, trained), out, dtype)
+def hub_id(folder: Path) -> str | None:
+    """The id of a model on the hub, if `folder` lies in the hub's cache."""
+    found = (IN_CACHE.fullmatch(part) for part in (*folder.parts, *folder.resolve().parts))
+    return next((f"{match[1]}/{match[2]}" for match in found if match), None)
 
 
-def export_adapter(config: ModelConfig, step_folder: Path, out: Path) -> int:
-    """Write the adapters alone, as PEFT's `PeftModel.from_pretrained(base, out)` loads them; returns their bytes."""
-    out.mkdir(parents=True, exist_ok=True)
-    adapters = {name: value for name, value in trained_weights(step_folder).items() if LORA.fullmatch(name)}
-    tensors = {f"base_model.model.{n.replace('.default.', '.')}": v.contiguous() for n, v in adapters.items()}
-    save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
+def in_transformers_layout(family: type[UnifiedModel], folder: Path) -> bool:
+    """Whether transformers reads the model folder: its configuration is that of the class there, not of the official code."""
+    return json.loads((folder / "config.json").read_text()).get("model_type") == family.name
+
+
+def adapter_base(run: SavedRun) -> Path:
+    """The model folder that the adapters of a run belong to. Raises ConfigError when no folder holds that model."""
+    if not run.start:
+        return run.model_path
+    if (Path(run.start) / MANIFEST).is_file():
+        raise ConfigError(
+            f"The adapters of {run.folder} belong to the weights of the run it began with ({run.start}), which no model folder "
+            "holds. Leave out --adapter to export them merged."
+        )
+    return Path(run.start)
+
+
+def export_model(family: type[UnifiedModel], run: SavedRun, out: Path, dtype: torch.dtype) -> int:
+    """Write a Hugging Face folder with the trained weights, adapters merged; returns its weights' bytes.
+
+    Frozen tokenizers keep the dtype they are stored in: rounded to bf16, one target code in a hundred is another.
+    """
+    path = str(run.model_path)
+    merged, frozen = weights_of_run(family, run), family.frozen_weights(path)
+    merged.check()
+    family.write_settings(path, out)
+    if family.in_transformers:
+        _say_dtype(out / "config.json", dtype)
+    both = ((name, weights.read(name)) for weights in (merged, frozen) for name in sorted(weights.names()))
+    return write_shards(both, out, dtype, exact=frozen.names())
+
+
+def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: str) -> int:
+    """Write the adapters and the processor; returns the bytes of the adapters.
+
+    PEFT loads them with `PeftModel.from_pretrained(base model, out)`. `base`: how adapter_config.json names the base, an
+    absolute path or an id of the model hub.
+    """
+    family.write_processor(str(run.model_path), out)
+    adapters = {name: value for name, value in trained_weights(run.step_folder).items() if LORA.fullmatch(name)}
+    tensors = {f"{PREFIX}{n.replace('.default.', '.')}": v.contiguous() for n, v in adapters.items()}
+    save_tensors(tensors, out / ADAPTER_WEIGHTS)
     modules = sorted({name.split(".lora_")[0] for name in adapters})
-    lora = config.lora
+    lora = run.recipe.model.lora
     # Full module names: the vision tower has projections of the same last name, which have no adapters.
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=modules,
-        base_model_name_or_path=config.path,
+        base_model_name_or_path=base,
         inference_mode=True,
     )
     settings.save_pretrained(str(out))
-    return (out / "adapter_model.safetensors").stat().st_size
+    return (out / ADAPTER_WEIGHTS).stat().st_size
 
 
-def _merged(family: type[UnifiedModel], config: ModelConfig, trained: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the exported folder, one at a time: W + (alpha / rank) B A if adapters were trained."""
-    for weights in (family.weights(config.path), family.frozen_weights(config.path)):
-        for name in sorted(weights.names()):
-            module = name.removesuffix(".weight")
-            low = trained.get(f"{module}.lora_A.default.weight")
-            if low is not None:
-                high = trained[f"{module}.lora_B.default.weight"]
-                yield name, weights.read(name).float() + (config.lora.alpha / config.lora.rank) * (high @ low)
-            else:
-                yield name, trained[name] if name in trained else weights.read(name)
+def _say_dtype(config_file: Path, dtype: torch.dtype) -> None:
+    """transformers loads a model in the dtype that its configuration names: that of the base may be another."""
+    config = json.loads(config_file.read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name in ("dtype", "torch_dtype"):
+            part.pop(name, None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def write_shards(weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.dtype) -> int:
-    """model-00001.safetensors, ... and their index; or model.safetensors alone if one file is enough."""
+def write_shards(
+    weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.dtype, exact: Container[str] = frozenset()
+) -> int:
+    """model-00001.safetensors, ... and their index; or model.safetensors alone if one file is enough.
+
+    `exact`: names of tensors that keep their dtype.
+    """
     shard: dict[str, Tensor] = {}
     where: dict[str, str] = {}
     files: list[Path] = []
@@ -90,12 +125,13 @@ def write_shards(weights: Iterator[tuple[str, Tensor]], out: Path, dtype: torch.
 
     def flush() -> None:
         files.append(out / f"model-{len(files) + 1:05d}.safetensors")
-        save_file(shard, files[-1], {"format": "pt"})
+        save_tensors(shard, files[-1])
         where.update(dict.fromkeys(shard, files[-1].name))
         shard.clear()
 
     for name, value in weights:
-        value = (value.to(dtype) if value.is_floating_point() else value).contiguous().clone()
+        converted = value.to(dtype) if value.is_floating_point() and name not in exact else value
+        value = converted.contiguous().clone()
         if shard and size + value.nbytes > SHARD_BYTES:
             flush()
             size = 0

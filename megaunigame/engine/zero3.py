@@ -30,11 +30,12 @@ from megaunigame.engine.capacity import check_everywhere
 from megaunigame.engine.ds_config import zero_stage
 from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
-from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
+from megaunigame.engine.parameters import LORA, adamw, choose_trainable, group_label, optimizer_groups
 from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.engine.random_weights import fill_randomly
 from megaunigame.engine.reductions import time_reductions
 from megaunigame.models.base import UnifiedModel, Weights
+from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.phases import BACKWARD, OPTIMIZER, Phases, PhaseTimer
@@ -126,9 +127,18 @@ class Learner:
 
 
 def build_learner(
-    family: type[UnifiedModel], recipe: Recipe, plan: StepPlan, ds_config: dict[str, Any], world: Ranks
+    family: type[UnifiedModel],
+    recipe: Recipe,
+    plan: StepPlan,
+    ds_config: dict[str, Any],
+    world: Ranks,
+    weights: Weights | None = None,
+    adapter: Weights | None = None,
 ) -> Learner:
-    """Construct, load, choose what is trained, and initialize DeepSpeed. No rank ever holds the whole model (ZeRO-3)."""
+    """Construct, load, choose what is trained, and initialize DeepSpeed. No rank ever holds the whole model (ZeRO-3).
+
+    `weights`: to begin with, checked before; None: those in `model.path`. `adapter`: None: fresh adapters.
+    """
     config, stage = recipe.model, zero_stage(ds_config)
     partitioned = stage == 3
     deepspeed.init_distributed(verbose=False)  # uses the existing process group; zero.Init reads the world size from it
@@ -145,9 +155,11 @@ def build_learner(
             fill_randomly(module, recipe.seed, world)
         model.hold_frozen(tokenizer.to(world.device))
     else:
-        load_weights(model, family.weights(config.path), world)
+        load_weights(model, family.weights(config.path) if weights is None else weights, world)
         model.load_frozen(config.path, world.device, torch.float32)
     choose_trainable(model, config, plan, recipe.seed)
+    if adapter is not None:
+        load_adapter(model, adapter, f"model.adapter={config.adapter}", world)
     groups = optimizer_groups(model, recipe.optimizer)
     trained = [list(group["params"]) for group in groups]
     optimizer = adamw(groups, recipe.optimizer, world.device)
@@ -166,11 +178,12 @@ def build_learner(
 def load_weights(model: nn.Module, weights: Weights, world: Ranks) -> None:
     """Copy a checkpoint into the model, one module at a time; rank 0 reads, the partitioning distributes.
 
-    At most the parameters of one module are whole at any time. The family has checked names and shapes before, on every
-    rank: an error on one rank in here would leave the others waiting.
+    Parameters that `weights` does not name keep their values. At most those of one module are whole at any time. Names and
+    shapes were checked before, on every rank: an error on one rank in here would leave the others waiting.
     """
+    names = weights.names()
     for prefix, module in model.named_modules():
-        own = dict(module.named_parameters(prefix=prefix, recurse=False))
+        own = {name: p for name, p in module.named_parameters(prefix=prefix, recurse=False) if name in names}
         if not own:
             continue
         parameters = list(own.values())
@@ -181,3 +194,11 @@ def load_weights(model: nn.Module, weights: Weights, world: Ranks) -> None:
             if world.is_main or not partitioned:
                 for name, parameter in own.items():
                     parameter.data.copy_(weights.read(name))
+
+
+def load_adapter(model: UnifiedModel, adapter: Weights, what: str, world: Ranks) -> None:
+    """Copy trained adapters over the fresh ones. Raises ModelError, naming `what`, when they are those of another model."""
+    shapes = {n: getattr(p, "ds_shape", p.shape) for n, p in model.named_parameters() if group_label(model, n) == LORA}
+    check_names(shapes, adapter.names(), what)
+    check_shapes(shapes, {name: adapter.shape(name) for name in shapes}, what)
+    load_weights(model, adapter, world)

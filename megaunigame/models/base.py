@@ -56,6 +56,8 @@ class Weights(Protocol):
 
     def names(self) -> set[str]: ...
 
+    def shape(self, name: str) -> torch.Size: ...
+
     def read(self, name: str) -> Tensor: ...
 
 
@@ -88,6 +90,8 @@ class UnifiedModel(nn.Module, ABC):
     sizes: ClassVar[Mapping[str, Callable[[Path], None]]] = {}
     """Name of a published size, the smallest first -> writes its model folder, without weights: configuration, a stand-in
     tokenizer with the family's special tokens, picture settings."""
+    in_transformers: ClassVar[bool] = False
+    """Whether transformers has a class for the family, and a processor, that read an exported folder."""
     has_decoder: ClassVar[bool] = True
     """Whether `decode` exists, which maps hidden states of the generate pass to pixels, differentiable."""
     has_codes: ClassVar[bool] = False
@@ -125,6 +129,21 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def write_settings(cls, path: str, out: Path) -> None:
         """Write into `out` the files of a Hugging Face folder other than weights: configuration, tokenizer, preprocessing."""
+
+    @classmethod
+    @abstractmethod
+    def write_processor(cls, path: str, out: Path) -> None:
+        """Write into `out` the part of `write_settings` that a processor reads: tokenizer, preprocessing."""
+
+    @classmethod
+    def usage(cls, folder: str, path: str) -> str:
+        """How to use an exported folder, in Markdown with code; `folder`: as the code names it, `path`: where it is."""
+        return ""
+
+    @classmethod
+    def differences(cls, path: str) -> list[str]:
+        """Where transformers' processor of the exported folder `path` makes other token ids than ours, one line for each."""
+        return []
 
     @classmethod
     def write_size(cls, size: str, folder: Path) -> None:

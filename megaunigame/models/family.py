@@ -6,6 +6,7 @@ A family is a folder next to this file: `model.py` (the network and its two pass
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -14,12 +15,16 @@ import torch
 from torch import nn
 
 from megaunigame.models.base import Processor, UnifiedModel
+from megaunigame.models.text.processor import RowProcessor
+from megaunigame.models.text.processor_check import differences
 from megaunigame.models.weights.frozen import Frozen
 from megaunigame.models.weights.loading import check_names, check_shapes, load_plain
 from megaunigame.models.weights.renamed import KeyTable, RenamedWeights
-from megaunigame.models.weights.settings_files import copy_settings
+from megaunigame.models.weights.settings_files import MODEL_SETTINGS, copy_settings
 from megaunigame.models.weights.tensor_files import TensorFiles
 
+MAX_LENGTH = 2048
+"""Longest row of a processor that only its settings are asked of."""
 F = TypeVar("F", bound="Family")
 
 
@@ -74,6 +79,29 @@ class Family(UnifiedModel):
         """Copy the small files of the folder `path` unchanged."""
         copy_settings(Path(path), out)
 
+    @classmethod
+    def write_processor(cls, path: str, out: Path) -> None:
+        """Copy the small files of the folder `path` unchanged, but for those that only a model reads."""
+        copy_settings(Path(path), out, without=MODEL_SETTINGS)
+
+    @classmethod
+    def usage(cls, folder: str, path: str) -> str:
+        """usage.md of the family's folder, if there is one; FOLDER, SIDE and SOURCE in it are replaced."""
+        page = Path(inspect.getfile(cls)).with_name("usage.md")
+        if not page.is_file():
+            return ""
+        processor = cls.open_processor(path, max_length=MAX_LENGTH)
+        text = page.read_text().replace("FOLDER", folder).replace("SIDE", str(processor.image_size))
+        return text.replace("SOURCE", str(getattr(processor, "source_size", processor.image_size)))
+
+    @classmethod
+    def differences(cls, path: str) -> list[str]:
+        if not cls.in_transformers:
+            return []
+        processor = cls.open_processor(path, max_length=MAX_LENGTH)
+        assert isinstance(processor, RowProcessor)
+        return differences(Path(path), processor)
+
     # Weights
 
     @classmethod
@@ -115,7 +143,7 @@ class Family(UnifiedModel):
         path: str | Path,
         *,
         attention: str = "sdpa",
-        max_length: int = 2048,
+        max_length: int = MAX_LENGTH,
         gradient_checkpointing: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,

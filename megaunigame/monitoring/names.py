@@ -44,8 +44,9 @@ DATA_WAIT_SECONDS = "data/wait_seconds"
 
 ROWS = "rows/"
 """Prefix of the rows of a term in a step, all ranks: `rows/<term>/<what>`, with <what> one of the following."""
-ROW_COUNTS = ("wanted", "filled", "dummies", "cut")
-"""Planned; with a loss; without one; with a loss, but with text that did not fit into `model.max_length`."""
+ROW_COUNTS = ("wanted", "filled", "dummies", "cut", "escaped")
+"""Planned; with a loss; without one; with a loss, but with text that did not fit into `model.max_length`; and control tokens
+that were written in texts of the rows, and stayed text."""
 
 WEIGHT = "weight/"
 """Prefix of the factor on the weight of a term in a step: `weight/<term>`; only for the terms in `weights` of the recipe."""

@@ -22,7 +22,10 @@ PACKAGES = ("megaunigame", "torch", "deepspeed", "transformers", "peft")
 class RunRecord:
     """recipe.yaml, plan.txt and run.json of one run folder; written by rank 0."""
 
-    def __init__(self, folder: Path, *, name: str, command: str, world_size: int, recipe: str, plan: str):
+    def __init__(
+        self, folder: Path, *, name: str, command: str, world_size: int, recipe: str, plan: str, origin: dict[str, str]
+    ):
+        """`origin`: where the first weights come from, by name."""
         self.folder = folder
         self.clock = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +35,8 @@ class RunRecord:
         self.record = {
             "name": name,
             "command": command,
+            "directory": str(Path.cwd()),
+            "origin": origin,
             "world_size": world_size,
             "started": earlier.get("started", now),
             "launches": [*earlier.get("launches", []), now],

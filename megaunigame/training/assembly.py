@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 from megaunigame.checkpoint.manager import CheckpointManager
-from megaunigame.config import Recipe, resolve_batch
+from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, on_main, open_adapter
+from megaunigame.config import RANDOM, Recipe, resolve_batch
 from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
@@ -42,15 +44,32 @@ class Assembly:
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume)
-        self.state = TrainState(weights=recipe.model.weights)
-        if self.resumed_from is not None:
-            self.state = TrainState.from_state_dict(self.checkpoints.train_state(self.resumed_from))
-        if self.state.weights != recipe.model.weights:  # random or pretrained, as the run began
-            raise CheckpointError(
-                f"{self.resumed_from} belongs to a run with model.weights={self.state.weights}, this one has "
-                f"model.weights={recipe.model.weights}. Give another `output`, or type checkpoint.resume=never; or "
-                f"model.weights={self.state.weights} to resume it."
-            )
+        self.state = self._fresh_state() if self.resumed_from is None else self._resumed_state(self.resumed_from)
+        self.adapter = self._adapter()
+
+    def _adapter(self) -> AdapterWeights | None:
+        """Adapters to begin with; a run that is resumed has its own."""
+        model = self.recipe.model
+        return open_adapter(model.adapter, model.lora) if model.adapter and self.resumed_from is None else None
+
+    def _fresh_state(self) -> TrainState:
+        model = self.recipe.model
+        start = on_main(self.mesh.world, lambda: find_start(model.weights_from))
+        return TrainState(weights=model.weights, weights_from=model.weights_from, start=start)
+
+    def _resumed_state(self, folder: Path) -> TrainState:
+        """Raises CheckpointError when the run began with other weights than the recipe names now."""
+        state, model = TrainState.from_state_dict(self.checkpoints.train_state(folder)), self.recipe.model
+        for key, began, now in (
+            ("weights", state.weights, model.weights),
+            ("weights_from", state.weights_from, model.weights_from),
+        ):
+            if began != now:
+                raise CheckpointError(
+                    f"{folder} belongs to a run with model.{key}={began}, this one has model.{key}={now}. Give another "
+                    f"`output`, or type checkpoint.resume=never; or model.{key}={began} to resume it."
+                )
+        return state
 
     def build_learner(self) -> Learner:
         """The model under its engine, with the weights of the recipe."""
@@ -60,7 +79,14 @@ class Assembly:
             for objective in self.objectives:
                 objective.check_family(family, model.family, path, self.plan)
             placed = dataclasses.replace(self.recipe, model=dataclasses.replace(model, path=path))
-            return build_learner(family, placed, self.plan, self.ds_config, self.mesh.world)
+            weights = None if model.weights == RANDOM else checked_start(family, path, self.state.start, self.mesh.world)
+            return build_learner(family, placed, self.plan, self.ds_config, self.mesh.world, weights, self.adapter)
+
+    def origin(self) -> dict[str, str]:
+        """Where the first weights come from, as absolute paths, for the record of the run."""
+        model = self.recipe.model
+        named = {"model": model.path, "weights_from": self.state.start, "adapter": model.adapter}
+        return {name: os.path.abspath(path) for name, path in named.items() if path}
 
     def evaluate(self, learner: Learner) -> dict[str, Any]:
         """Run the recipe's suites on the current weights; results go to the run folder and are returned."""

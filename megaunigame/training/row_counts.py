@@ -34,17 +34,22 @@ class RowCount:
     """With a loss: the others are dummies."""
     cut: int = 0
     """Filled, but some of the text did not fit into model.max_length."""
+    escaped: int = 0
+    """Control tokens that were written in the texts of its rows, and stayed text."""
 
     @property
     def dummies(self) -> int:
         return self.wanted - self.filled
 
-    def add(self, wanted: int, filled: int, cut: int) -> None:
-        self.wanted, self.filled, self.cut = self.wanted + wanted, self.filled + filled, self.cut + cut
+    def __add__(self, other: RowCount) -> RowCount:
+        return RowCount(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+NUMBERS = len(astuple(RowCount()))
 
 
 class RowCounter:
-    """Rows wanted, filled and cut, per term and over all ranks.
+    """Rows wanted, filled and cut, and escaped tokens, per term and over all ranks.
 
     Counted are the terms of the plan, rows aside, and the terms that players add over rows of others (a row is wanted when
     it is there at all, and filled when the term counts it). In every step the trainer sums `pending` over the ranks and
@@ -63,11 +68,11 @@ class RowCounter:
         self._warned: set[str] = set()
 
     def pending(self, step: Step, device: torch.device) -> Tensor:
-        """(3 T,) float64: (wanted, filled, cut) of each term in this step on this rank, without waiting for the device.
+        """(4 T,) float64: (wanted, filled, cut, escaped) per term, of this step on this rank; does not wait for the device.
 
         Call it after the passes: players fill rows, too.
         """
-        counts = {name: torch.zeros(3, dtype=torch.float64, device=device) for name in self.names}
+        counts = {name: torch.zeros(NUMBERS, dtype=torch.float64, device=device) for name in self.names}
         for micro in step.micro_steps:
             for request in micro.plan.requests:
                 if self.plan.has_rows_in(request.term, micro.plan):
@@ -75,15 +80,15 @@ class RowCounter:
             for term in self.added:
                 inputs = micro.inputs[term.pass_name]
                 there, counted = (inputs.counts > 0).sum(), term.counted(inputs).sum()
-                counts[term.term] += torch.stack([there, counted, torch.zeros_like(counted)]).double()
+                none = torch.zeros_like(counted)
+                counts[term.term] += torch.stack([there, counted, none, none]).double()
         return torch.cat(list(counts.values()))
 
     def merge(self, all_ranks: Sequence[int]) -> None:
         """Add the sums of `pending` over all ranks. Raises DataError on every rank for a term without rows."""
         for place, name in enumerate(self.names):
-            numbers = [int(number) for number in all_ranks[3 * place : 3 * place + 3]]
-            self.last[name] = RowCount(*numbers)
-            self.total[name].add(*numbers)
+            self.last[name] = RowCount(*(int(number) for number in all_ranks[NUMBERS * place : NUMBERS * (place + 1)]))
+            self.total[name] += self.last[name]
         for name, total in self.total.items():
             self._check(name, total)
 
@@ -127,8 +132,7 @@ class RowCounter:
 
     def as_text(self) -> str:
         """A line per term about the whole run."""
-        counts = self.total.items()
-        lines = [f"  {name}: {c.filled:,} of {c.wanted:,} filled, {c.dummies:,} dummies, {c.cut:,} cut" for name, c in counts]
+        lines = [f"  {name}: {_described(count)}" for name, count in self.total.items()]
         return "\n".join(["rows of the run, by term", *lines])
 
     def state_dict(self) -> dict[str, list[int]]:
@@ -142,12 +146,19 @@ class RowCounter:
                 self.total[name] = RowCount(*numbers)
 
 
+def _described(count: RowCount) -> str:
+    rows = f"{count.filled:,} of {count.wanted:,} filled, {count.dummies:,} dummies, {count.cut:,} cut"
+    return f"{rows}, {count.escaped:,} control tokens in texts kept as text" if count.escaped else rows
+
+
 def _counted(micro: MicroStep, request: RowRequest) -> Tensor:
-    """(3,) float64: rows wanted, filled and cut."""
+    """(4,) float64: rows wanted, filled and cut, escaped tokens."""
     if request.aside:
         inputs, at = micro.aside[request.term], slice(None)
     else:
         inputs, at = micro.inputs[request.pass_name], micro.plan.rows_at(request.pass_name, request.term)
     filled = inputs.counts[at] > 0
     cut = torch.zeros_like(filled) if inputs.cut is None else filled & inputs.cut[at]
-    return torch.stack([torch.full_like(filled, 1.0, dtype=torch.float64), filled.double(), cut.double()]).sum(1)
+    escaped = torch.zeros_like(filled) if inputs.escaped is None else inputs.escaped[at]
+    wanted = torch.ones_like(filled)
+    return torch.stack([part.double() for part in (wanted, filled, cut, escaped)]).sum(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from megaunigame.config import PRETRAINED
@@ -25,9 +25,16 @@ class TrainState:
     """Factors of terms with `weights.TERM.kind=auto`."""
     weights: str = PRETRAINED
     """`model.weights` of the first launch."""
+    weights_from: str = ""
+    """`model.weights_from` of the first launch, as it was typed."""
+    start: str = ""
+    """The step folder or model folder it named then: a run goes on, and its newest checkpoint becomes another one."""
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainState:
         cursors = {name: Cursor(**c) for name, c in state["cursors"].items()}
-        later = {name: state[name] for name in ("rows", "factors", "weights") if name in state}  # not in older checkpoints
+        first = ("step", "cursors", "bad_samples")
+        later = {
+            f.name: state[f.name] for f in fields(cls) if f.name in state and f.name not in first
+        }  # not in older checkpoints
         return cls(state["step"], cursors, state["bad_samples"], **later)

@@ -10,7 +10,7 @@ from megaunigame.monitoring.run_record import RunRecord
 
 
 def record(folder) -> dict:
-    RunRecord(folder, name="x", command="c", world_size=2, recipe="name: x\n", plan="p")
+    RunRecord(folder, name="x", command="c", world_size=2, recipe="name: x\n", plan="p", origin={})
     return json.loads((folder / "run.json").read_text())
 
 

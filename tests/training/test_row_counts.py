@@ -40,18 +40,22 @@ class Whole(PassTerm):
         raise NotImplementedError
 
 
-def rows(kind, counts, cut=None):
+def rows(kind, counts, cut=None, escaped=None):
     inputs = pass_inputs(kind, torch.ones(len(counts), 4, dtype=torch.long), counts=torch.tensor(counts, dtype=torch.float))
-    return dataclasses.replace(inputs, cut=None if cut is None else torch.tensor(cut, dtype=torch.bool))
+    return dataclasses.replace(
+        inputs,
+        cut=None if cut is None else torch.tensor(cut, dtype=torch.bool),
+        escaped=None if escaped is None else torch.tensor(escaped),
+    )
 
 
 def step(*micro_steps) -> Step:
-    return Step(0, 1e-3, list(micro_steps))
+    return Step(0, 1e-3, list(micro_steps), 1e-3)
 
 
 def micro(plan=PLAN, number=0) -> MicroStep:
     """2 of 3 answers (1 cut; the cut dummy does not count), 1 of 2 replayed, 1 of 2 drawn, 1 of 2 aside."""
-    understand = rows(UnderstandInputs, [5, 0, 2, 0, 4], [1, 1, 0, 0, 0])
+    understand = rows(UnderstandInputs, [5, 0, 2, 0, 4], [1, 1, 0, 0, 0], [3, 0, 2, 0, 2])
     inputs = {UNDERSTAND: understand, GENERATE: rows(GenerateInputs, [7, 0])}
     return MicroStep(number, plan, inputs, {"prepared": rows(GenerateInputs, [9, 0], [1, 1])})
 
@@ -63,11 +67,13 @@ def counter(plan=PLAN, added=(), **limits) -> RowCounter:
 def test_rows_of_every_term_are_counted_over_micro_steps_and_ranks():
     count = counter(added=[Whole("whole", UNDERSTAND)])
     pending = count.pending(step(micro(), micro(number=1)), CPU)
-    assert pending.tolist() == [6, 4, 2, 4, 2, 0, 4, 2, 0, 4, 2, 2, 6, 4, 0]
-    count.merge((pending * 2 - torch.tensor([0, 0, 1] * 5)).clamp(min=0).int().tolist())  # as if of two ranks
+    assert pending.tolist() == [6, 4, 2, 10, 4, 2, 0, 4, 4, 2, 0, 0, 4, 2, 2, 0, 6, 4, 0, 0]
+    count.merge((pending * 2 - torch.tensor([0, 0, 1, 0] * 5)).clamp(min=0).int().tolist())  # as if of two ranks
     assert count.metrics()["rows/answers/wanted"] == 12 and count.metrics()["rows/answers/dummies"] == 4
     assert count.metrics()["rows/answers/cut"] == 3 and count.metrics()["rows/whole/filled"] == 8
-    assert "drawn: 4 of 8 filled" in count.as_text() and "answers: 8 of 12 filled, 4 dummies, 3 cut" in count.as_text()
+    assert count.metrics()["rows/answers/escaped"] == 20
+    assert "drawn: 4 of 8 filled, 4 dummies, 0 cut\n" in count.as_text()
+    assert "answers: 8 of 12 filled, 4 dummies, 3 cut, 20 control tokens in texts kept as text" in count.as_text()
 
 
 def test_a_resting_term_wants_no_rows():
@@ -81,25 +87,25 @@ def test_a_resting_term_wants_no_rows():
             name: rows(kinds[name], [real[r.term] for r in at.of_pass(name) for _ in range(r.count)]) for name in at.passes
         }
         count.merge(count.pending(step(MicroStep(0, at, inputs)), CPU).int().tolist())
-    assert count.state_dict() == {"answers": [6, 6, 0], "drawn": [4, 4, 0]}
+    assert count.state_dict() == {"answers": [6, 6, 0, 0], "drawn": [4, 4, 0, 0]}
 
 
 def test_a_term_without_rows_ends_the_run_with_the_cause():
     count = counter()
-    before = [3, 3, 0, 2, 0, 0, ENOUGH - 1, 0, 0, 2, 1, 0]
+    before = [3, 3, 0, 0, 2, 0, 0, 0, ENOUGH - 1, 0, 0, 0, 2, 1, 0, 0]
     count.merge(before)
     with pytest.raises(
         DataError, match=rf"'drawn' got none of its first {ENOUGH} rows.*'t' lack a picture and a `caption`"
     ) as e:
-        count.merge([3, 3, 0, 2, 0, 0, 1, 0, 0, 2, 1, 0])
+        count.merge([3, 3, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2, 1, 0, 0])
     assert "objectives.painting to 0" in str(e.value) and "loader.max_dummy_fraction=1" in str(e.value)
-    counter(max_dummy_fraction=1.0).merge([3, 3, 0, 2, 0, 0, 900, 0, 0, 2, 1, 0])  # as the message says
+    counter(max_dummy_fraction=1.0).merge([3, 3, 0, 0, 2, 0, 0, 0, 900, 0, 0, 0, 2, 1, 0, 0])  # as the message says
 
 
 def test_rows_of_players_may_take_their_time_but_not_in_silence(caplog):
     count = counter()
     for _ in range(3):
-        count.merge([3, 3, 0, FIRST_ROWS, 0, 0, 2, 2, 0, 2, 2, 0])
+        count.merge([3, 3, 0, 0, FIRST_ROWS, 0, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0])
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"The term replayed has had none of {FIRST_ROWS} rows so far: it trains nothing."]
 
@@ -108,7 +114,7 @@ def test_a_term_of_a_player_that_counts_no_row_ends_the_run():
     plan = plan_from([ANSWERS])
     count = RowCounter(plan, [Whole("whole", UNDERSTAND)], LoaderConfig(), {})
     with pytest.raises(DataError, match="'whole' got none of its first 9 rows.*leave its objective out"):
-        count.merge([9, 9, 0, 9, 0, 0])
+        count.merge([9, 9, 0, 0, 9, 0, 0, 0])
 
 
 @given(wanted=st.integers(1, 5000), share=st.floats(0, 1), fraction=st.floats(0, 0.999))
@@ -117,21 +123,21 @@ def test_the_limit_of_dummies(wanted, share, fraction):
     count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_dummy_fraction=fraction), {})
     if wanted - filled > fraction * max(wanted, FIRST_ROWS):
         with pytest.raises(DataError, match=f"{wanted - filled:,} of {wanted:,} rows are dummies"):
-            count.merge([wanted, filled, 0])
+            count.merge([wanted, filled, 0, 0])
     else:
-        count.merge([wanted, filled, 0])
+        count.merge([wanted, filled, 0, 0])
 
 
 def test_the_limit_of_cut_rows():
     count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_cut_fraction=0.25), {})
-    count.merge([200, 200, 50])
+    count.merge([200, 200, 50, 0])
     with pytest.raises(DataError, match=r"text of 51 of 200 rows did not fit.*max_cut_fraction=0.25.*Raise model.max_length"):
-        count.merge([0, 0, 1])
+        count.merge([0, 0, 1, 0])
 
 
 def test_state_survives_other_terms():
     count = counter()
-    count.merge([3, 2, 1, 2, 0, 0, 2, 2, 0, 2, 2, 0])
+    count.merge([3, 2, 1, 0, 2, 0, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0])
     other = RowCounter(plan_from([ANSWERS, RowRequest("new", UNDERSTAND, "s", 1)]), (), LoaderConfig(), {})
     other.load_state_dict(count.state_dict())
-    assert other.state_dict() == {"answers": [3, 2, 1], "new": [0, 0, 0]}
+    assert other.state_dict() == {"answers": [3, 2, 1, 0], "new": [0, 0, 0, 0]}

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import Emu3Config, Emu3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from megaunigame.models.emu3.configuration import cell, read_config, read_sides
 from megaunigame.models.emu3.conversation import (
     BEGIN_OF_CODES,
     BEGIN_OF_IMAGE,
@@ -23,14 +22,10 @@ from megaunigame.models.emu3.conversation import (
     SYSTEM_PROMPT,
     code_token,
 )
+from megaunigame.models.emu3.processor_files import PLACEHOLDER, write_model_settings, write_processor
 from megaunigame.models.shapes import check_channels
-from megaunigame.models.text.processor import HALF
 from megaunigame.models.text.small_tokenizer import small_tokenizer
-from megaunigame.models.weights.settings_files import copy_settings, read_settings, read_tokenizer, write_settings_file
 from megaunigame.models.weights.tensor_files import save_state
-
-PLACEHOLDER = "<image>"
-"""Placeholder of a picture in transformers' processor; ours needs none."""
 
 
 def write_folder(
@@ -43,49 +38,18 @@ def write_folder(
     source_size: int | None = None,
     system_prompt: str = SYSTEM_PROMPT,
 ) -> None:
-    """Write config.json, model.safetensors, the tokenizer and the picture settings.
+    """Write the weights and all settings.
 
     `state` has Hugging Face names, the vision tokenizer under `model.vqmodel.`; None: no weights. `source_size` None:
-    `image_size`. transformers' own Emu3ForConditionalGeneration can read the folder.
+    `image_size`. transformers' own Emu3ForConditionalGeneration and Emu3Processor can read the folder.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_config(config, tokenizer, folder)
-    tokenizer.save_pretrained(folder)
+    write_model_settings(folder, config, tokenizer, {})
     source = image_size if source_size is None else source_size
-    pictures = {
-        "image_processor_type": "Emu3ImageProcessor",
-        "image_mean": list(HALF),
-        "image_std": list(HALF),
-        "spatial_factor": cell(config),
-        "min_pixels": source**2,
-        "max_pixels": source**2,
-    }
-    write_settings_file(folder / "preprocessor_config.json", pictures)
-    processor = {"image_size": image_size, "source_size": source, "system_prompt": system_prompt}
-    write_settings_file(folder / "processor_config.json", processor)
+    write_processor(folder, config, tokenizer, image_size=image_size, source_size=source, system_prompt=system_prompt)
     if state is not None:
         save_state(folder, state)
-
-
-def write_settings(path: str, out: Path) -> None:
-    """Write the small files of the folder `path`, of either layout, as those of a Hugging Face folder `out`."""
-    copy_settings(Path(path), out)
-    config = read_config(path)
-    image_size, source_size = read_sides(path, config)
-    _write_config(config, read_tokenizer(Path(path)), out)
-    settings = read_settings(out / "processor_config.json")
-    sides = {"image_size": image_size, "source_size": source_size}
-    write_settings_file(out / "processor_config.json", settings | sides)
-
-
-def _write_config(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """config.json with the part of the vocabulary that transformers' model reads from it."""
-    vocabulary = tokenizer.get_vocab()
-    names = [*(code_token(code) for code in range(config.vq_config.codebook_size)), LINE_END, PLACEHOLDER]
-    config.vocabulary_map = {name: vocabulary[name] for name in names if name in vocabulary}
-    config.architectures = ["Emu3ForConditionalGeneration"]
-    config.save_pretrained(folder)
 
 
 def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> Emu3Config:

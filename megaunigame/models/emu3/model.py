@@ -18,9 +18,9 @@ from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.emphasis import emphasized
 from megaunigame.models.emu3.code_grid import CodeGrid
 from megaunigame.models.emu3.configuration import read_config, tensor_files
-from megaunigame.models.emu3.folder import write_settings
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.processor import Emu3Processor
+from megaunigame.models.emu3.processor_files import export_processor, export_settings
 from megaunigame.models.emu3.sizes import SIZES
 from megaunigame.models.emu3.token_embedding import TokenEmbedding
 from megaunigame.models.emu3.vq import VisionTokenizer
@@ -46,7 +46,9 @@ class Emu3(CodeModel):
     configuration = staticmethod(read_config)
     open_processor = Emu3Processor.from_folder
     files = staticmethod(tensor_files)
-    write_settings = staticmethod(write_settings)
+    in_transformers = True
+    write_settings = staticmethod(export_settings)
+    write_processor = staticmethod(export_processor)
 
     config: Emu3Config
     processor: Emu3Processor

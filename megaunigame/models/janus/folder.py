@@ -13,10 +13,10 @@ from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedT
 
 from megaunigame.errors import ModelError
 from megaunigame.models.janus.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE
+from megaunigame.models.janus.processor_files import write_model_settings, write_processor
 from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.processor import HALF
 from megaunigame.models.text.small_tokenizer import small_tokenizer
-from megaunigame.models.weights.settings_files import write_settings_file
 from megaunigame.models.weights.tensor_files import save_state
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -32,26 +32,15 @@ def write_folder(
     mean: Sequence[float] = HALF,
     std: Sequence[float] = HALF,
 ) -> None:
-    """Write config.json, model.safetensors, the tokenizer and the picture settings.
+    """Write the weights and all settings.
 
     `state` has Hugging Face names, the image tokenizer under `model.vqmodel.`; None: no weights; `mean` and `std` are those
-    of the understanding path. transformers' own JanusForConditionalGeneration can read the folder.
+    of the understanding path. transformers' own JanusForConditionalGeneration and JanusProcessor can read the folder.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    config.architectures = ["JanusForConditionalGeneration"]
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    side = config.vision_config.image_size
-    pictures = {
-        "image_processor_type": "JanusImageProcessor",
-        "size": {"height": side, "width": side},
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
-    write_settings_file(folder / "preprocessor_config.json", pictures)
-    if system_prompt:
-        write_settings_file(folder / "processor_config.json", {"system_prompt": system_prompt})
+    write_model_settings(folder, config, tokenizer, {})
+    write_processor(folder, config, tokenizer, system_prompt=system_prompt, mean=mean, std=std)
     if state is not None:
         save_state(folder, state)
 

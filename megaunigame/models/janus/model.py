@@ -5,8 +5,6 @@ The modules are transformers'; written here is how pictures are read, how codes 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from transformers import JanusConfig, JanusModel, PreTrainedModel
@@ -19,6 +17,7 @@ from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.keys import KEYS
 from megaunigame.models.janus.processor import JanusProcessor
+from megaunigame.models.janus.processor_files import export_processor, export_settings
 from megaunigame.models.janus.sizes import SIZES
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.weights.frozen import Frozen
@@ -48,6 +47,9 @@ class Janus(CodeModel):
     frozen_name = "image tokenizer"
     configuration = staticmethod(read_config)
     open_processor = JanusProcessor.from_folder
+    in_transformers = True
+    write_settings = staticmethod(export_settings)
+    write_processor = staticmethod(export_processor)
 
     config: JanusConfig
     processor: JanusProcessor
@@ -63,14 +65,6 @@ class Janus(CodeModel):
         del model.vqmodel
         compute_as_given(model.generation_head)
         return {"model": model, "lm_head": head}
-
-    @classmethod
-    def write_settings(cls, path: str, out: Path) -> None:
-        """config.json in the Hugging Face form; the other small files unchanged."""
-        super().write_settings(path, out)
-        config = read_config(path)
-        config.architectures = ["JanusForConditionalGeneration"]
-        config.save_pretrained(out)
 
     def build_frozen(self) -> ImageTokenizer:
         """The image tokenizer, its weights not loaded."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
+
+NOTES = ("transformers_version", "_from_model_config")
+MODEL_SETTINGS = ("config.json", "generation_config.json")
+"""What a model reads and a processor does not."""
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -46,9 +50,16 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def copy_settings(folder: Path, out: Path) -> None:
-    """Copy what is neither weights nor an index of weights; `out` is created."""
+def read_generation_settings(folder: Path) -> dict[str, Any]:
+    """generation_config.json without what transformers notes about itself in it."""
+    settings = read_settings(folder / "generation_config.json")
+    return {name: value for name, value in settings.items() if name not in NOTES}
+
+
+def copy_settings(folder: Path, out: Path, without: Collection[str] = ()) -> None:
+    """Copy what is neither weights, nor an index of weights, nor of an adapter, nor named in `without`; `out` is created."""
     out.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
-            shutil.copy(file, out / file.name)
+        is_setting = file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json")
+        if is_setting and not file.name.startswith("adapter_") and file.name not in without:
+            shutil.copyfile(file, out / file.name)

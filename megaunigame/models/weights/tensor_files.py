@@ -85,6 +85,14 @@ class TensorFiles:
         return opened.get_slice(key)[rows]
 
 
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file that transformers and PEFT read; who may read it follows the umask, as of any other file."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file, {"format": "pt"})  # replaces the file by one that only its owner may read
+    file.chmod(mode)
+
+
 def save_state(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write all tensors into one file of a model folder."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_tensors({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors")

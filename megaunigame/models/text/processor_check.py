@@ -1,0 +1,39 @@
+"""Whether transformers' processor of an exported folder makes the token ids of our rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from megaunigame.models.text.processor import RowProcessor
+
+QUESTION = "what is this ?"
+KINDS = {0: "text only", 1: "one picture", 2: "two pictures"}
+
+
+def differences(folder: Path, rows: RowProcessor) -> list[str]:
+    """What is not the same, one line for each kind of conversation; `rows`: our processor of the same folder.
+
+    Pictures are squares of the model's side; placeholders of pictures count as equal.
+    """
+    processor = AutoProcessor.from_pretrained(str(folder))
+    found = []
+    for count, kind in KINDS.items():
+        pictures = [torch.full((3, rows.source_size, rows.source_size), 40 * (1 + n), dtype=torch.uint8) for n in range(count)]
+        inputs = rows.prompt_inputs([pictures], [QUESTION])
+        ours, is_image = inputs.tokens[inputs.attention], inputs.image_positions[inputs.attention]
+        shown = [{"type": "image", "image": Image.fromarray(picture.permute(1, 2, 0).numpy())} for picture in pictures]
+        chat = [{"role": "user", "content": [*shown, {"type": "text", "text": QUESTION}]}]
+        theirs = processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )["input_ids"][0]
+        if len(theirs) != len(ours):
+            found.append(f"{kind}: {len(theirs)} tokens instead of {len(ours)}")
+            continue
+        is_image = is_image | (theirs == processor.tokenizer.image_token_id)
+        if not torch.equal(theirs[~is_image], ours[~is_image]):
+            found.append(f"{kind}: other token ids")
+    return found

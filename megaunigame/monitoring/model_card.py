@@ -1,0 +1,137 @@
+"""README.md of an exported folder: what it is, how to use it, how it was trained, what was measured, whose licence it has."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData, metadata_load
+
+from megaunigame.monitoring.history import Evaluation, RunFolder
+
+CARD = "README.md"
+LICENCE_KEYS = ("license", "license_name", "license_link")
+SIGNIFICANT = 5
+
+
+@dataclass(frozen=True)
+class Export:
+    """What the card says beyond what the run folder does."""
+
+    step: int
+    what: str
+    """`model` or `adapters`."""
+    base_folder: Path
+    base_id: str | None
+    """Of the base on the model hub, if it is known."""
+    usage: str
+    """Markdown."""
+    in_transformers: bool
+    differences: Sequence[str]
+    """Where transformers' processor makes other token ids."""
+
+
+def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Export) -> None:
+    """Write the card and copy the licence files of the base. `recipe`: the resolved recipe as plain data."""
+    licence = licence_of(export.base_folder)
+    for file in sorted(export.base_folder.glob("LICENSE*")):
+        shutil.copyfile(file, out / file.name)
+    family = recipe["model"]["family"]
+    facts = ModelCardData(
+        **licence,
+        library_name="peft" if export.what == "adapters" else "transformers" if export.in_transformers else "megaunigame",
+        pipeline_tag="any-to-any",
+        base_model=export.base_id,
+        tags=["megaunigame", family],
+    )
+    sections = [
+        f"---\n{facts.to_yaml()}\n---",
+        f"# {recipe['name']}",
+        _what(recipe, export),
+        f"## Use\n\n{export.usage.strip()}",
+        *_warnings(export.differences),
+        _training(run, recipe),
+        _measured(run.evaluations, export.step),
+        _licence(licence, export),
+    ]
+    (out / CARD).write_text("\n\n".join(sections) + "\n")
+
+
+def licence_of(folder: Path) -> dict[str, Any]:
+    """Licence entries of the card of a model folder; empty if it has none."""
+    card = folder / CARD
+    metadata = (metadata_load(card) if card.is_file() else None) or {}
+    return {key: metadata[key] for key in LICENCE_KEYS if key in metadata}
+
+
+def _what(recipe: Mapping[str, Any], export: Export) -> str:
+    base = export.base_id or export.base_folder.name
+    trained = (
+        "LoRA adapters, " + ("alone" if export.what == "adapters" else "merged")
+        if recipe["model"]["train"] == "lora"
+        else "weights"
+    )
+    return (
+        f"Post-trained from `{base}` (family `{recipe['model']['family']}`) with megaunigame: {trained}, after {export.step:,} "
+        f"optimizer steps of the run `{recipe['name']}`."
+    )
+
+
+def _warnings(differences: Sequence[str]) -> list[str]:
+    if not differences:
+        return []
+    lines = "\n".join(f"- {line}" for line in differences)
+    return [f"**transformers' processor makes other token ids than the training did:**\n\n{lines}"]
+
+
+def _training(run: RunFolder, recipe: Mapping[str, Any]) -> str:
+    streams = [f"| {name} | {_source(stream)} |" for name, stream in recipe["data"].items()]
+    command = [f"Command: `{run.run['command']}`, {run.run['world_size']} rank(s)."] if "command" in run.run else []
+    versions = [", ".join(f"{name} {version}" for name, version in run.run.get("versions", {}).items())]
+    parts = [
+        "## Training",
+        f"Objectives: {', '.join(recipe['objectives'])}.",
+        *command,
+        *(f"Versions: {line}." for line in versions if line),
+        "\n".join(["| data | shards |", "|---|---|", *streams]),
+        f"<details><summary>Recipe</summary>\n\n```yaml\n{run.recipe.strip()}\n```\n\n</details>",
+    ]
+    return "\n\n".join(parts)
+
+
+def _source(stream: Mapping[str, Any]) -> str:
+    if stream["mix"]:
+        return ", ".join(f"{part['shards']} (weight {part['weight']})" for part in stream["mix"].values())
+    return stream["shards"]
+
+
+def _measured(evaluations: Sequence[Evaluation], step: int) -> str:
+    """The evaluation of this step, next to that before the first."""
+    here = next((e for e in evaluations if e.step == step), None)
+    if here is None:
+        return f"## Measured\n\nThe run was not evaluated after step {step:,}."
+    before = next((e for e in evaluations if e.step == 0 and e.step != step), None)
+    rows = ["| metric | before | after |", "|---|---|---|"]
+    for label, result in here.suites.items():
+        for name, value in result["metrics"].items():
+            earlier = None if before is None else before.suites.get(label, {}).get("metrics", {}).get(name)
+            rows.append(f"| {label} {name} | {_number(earlier)} | {_number(value)} |")
+    return "## Measured\n\n" + "\n".join(rows)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.{SIGNIFICANT}g}" if isinstance(value, int | float) else "" if value is None else str(value)
+
+
+def _licence(licence: Mapping[str, Any], export: Export) -> str:
+    base = export.base_id or export.base_folder.name
+    if not licence:
+        return (
+            f"## Licence\n\nThe card of `{base}` names no licence, or it has no card. Weights made from it stand under its "
+            "licence: find it before you share them."
+        )
+    named = ", ".join(str(value) for value in licence.values())
+    return f"## Licence\n\nThat of `{base}`: {named}. Weights made from it stand under its licence."
