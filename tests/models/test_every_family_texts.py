@@ -27,13 +27,13 @@ def labeled(inputs, row=0):
 
 @pytest.mark.parametrize("independent", [False, True])
 @pytest.mark.parametrize("images", [0, 1])
-def test_a_long_question_keeps_its_answer_and_its_end(processor, picture, independent, images):
-    row = UnderstandRow([picture(0)] * images, [(LONG + "what is it ?", "a red ball")], independent)
+def test_a_long_question_keeps_its_answer_and_both_its_ends(processor, picture, independent, images):
+    row = UnderstandRow([picture(0)] * images, [("how many ? " + LONG + "what is it ?", "a red ball")], independent)
     short = UnderstandRow(row.images, [("what is it ?", "a red ball")], independent)
     cut, whole = understand(processor, row), understand(processor, short)
     assert labeled(cut) == labeled(whole) and cut.counts[0] == whole.counts[0] > 0
     assert cut.attention.sum() == LENGTH
-    assert "blue ball , what is it ?" in words(processor, cut)
+    assert "blue ball , what is it ?" in words(processor, cut) and "how many ? red cube left" in words(processor, cut)
     assert (cut.cut.tolist(), whole.cut.tolist()) == ([True], [False]) and cut.intact.tolist() == [False]
     assert cut.image_positions.sum() == whole.image_positions.sum()
 

@@ -81,7 +81,7 @@ class ConversationFormat(ABC):
     ) -> TokenSequence:
         """At most `limit` tokens, which hold the pictures and the whole first answer.
 
-        A question that is too long is cut at its beginning: long ones are a page of text or context, then what is asked. Of
+        A question that is too long loses its middle: what is asked comes first or last, around a page of text or context. Of
         turns that read each other the later ones that do not fit are dropped; of independent turns the longest questions are
         cut to one length, and only turns that do not fit with a cut question are dropped. `fills`: `UnderstandRow.fills`.
         Raises DataError when the first answer does not fit with one token of its question.
@@ -100,7 +100,7 @@ class ConversationFormat(ABC):
         for turn, length in kept.items():
             segment = turn + 1 if independent else 0
             sequence.add(between if turn else [], segment=segment)
-            sequence.add(self._last(asked[turn], length), segment=segment)
+            sequence.add(self._ends(asked[turn], length) if length < lengths[turn] else asked[turn].tokens, segment=segment)
             sequence.add(self.closing, segment=segment)
             sequence.add(answers[turn].tokens, labeled=True, segment=segment)
             sequence.escaped += asked[turn].escaped + answers[turn].escaped
@@ -177,8 +177,10 @@ class ConversationFormat(ABC):
         text = self.plain.encode(self.before_answer + answer)
         return PlainTokens([*text.tokens, self.eos], text.escaped)
 
-    def _last(self, question: PlainTokens, length: int) -> list[int]:
-        return question.tokens[len(question.tokens) - length :]
+    def _ends(self, question: PlainTokens, length: int) -> list[int]:
+        """`length` tokens of a question: the middle is cut out."""
+        first = length // 2
+        return [*question.tokens[:first], *question.tokens[len(question.tokens) - (length - first) :]]
 
     def _require_room(self, images: int, opening: int, answer: int, question: int, limit: int) -> None:
         least = self.fixed_length(images)
