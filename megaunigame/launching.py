@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -42,6 +43,14 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
         who = f"rank {rank}: " if rank else ""
         print(f"{who}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         code = 2
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {error.filename}" if error.filename else ""
+            print(f"{type(error).__name__}: {error.strerror}{where}. Make room, then give the command again.", file=sys.stderr)
+            code = 2
+        else:
+            traceback.print_exc()
+            code = 1
     except Exception:
         traceback.print_exc()
         code = 1

@@ -23,6 +23,8 @@ from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError
 from megaunigame.parallel.ranks import Ranks
 
+WRITER = "inline_container"
+"""In the message of torch's writer of files when it could not write."""
 MANIFEST, LATEST, TRAIN_STATE = "manifest.json", "latest", "train_state.json"
 
 
@@ -49,8 +51,26 @@ class CheckpointManager:
     ) -> Path:
         """Collective: write the folder of `step`; returns its path. A crash at any moment leaves the older ones intact.
 
-        `others`: called on every rank with the folder, to write more files into it.
+        `others`: called on every rank with the folder, to write more files into it. Raises CheckpointError when this rank
+        cannot write, because the disk is full for example.
         """
+        try:
+            return self._save(learner, train_state, step, others)
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and WRITER not in str(error):
+                raise
+            raise CheckpointError(self._not_written(step, error)) from error
+
+    def _not_written(self, step: int, error: Exception) -> str:
+        free = shutil.disk_usage(self.folder).free
+        kept = (self.folder / LATEST).read_text().strip() if (self.folder / LATEST).is_file() else "none"
+        return (
+            f"The checkpoint of step {step} could not be written to {self.folder} ({str(error).splitlines()[0]}); "
+            f"{free:,} bytes are free there. The newest complete checkpoint: {kept}. Make room (checkpoint.keep={self.keep} are "
+            "kept), then give the same command again: it goes on from there."
+        )
+
+    def _save(self, learner: Learner, train_state: dict[str, Any], step: int, others: Sequence[Callable[[Path], None]]) -> Path:
         name = f"step-{step:08d}"
         partial, final = self.folder / f"saving-{name}", self.folder / name
         if self.world.is_main:
