@@ -66,8 +66,8 @@ class CheckpointManager:
         kept = (self.folder / LATEST).read_text().strip() if (self.folder / LATEST).is_file() else "none"
         return (
             f"The checkpoint of step {step} could not be written to {self.folder} ({str(error).splitlines()[0]}); "
-            f"{free:,} bytes are free there. The newest complete checkpoint: {kept}. Make room (checkpoint.keep={self.keep} are "
-            "kept), then give the same command again: it goes on from there."
+            f"{free:,} bytes are free there. The newest complete checkpoint: {kept}. Make room (checkpoint.keep={self.keep}), "
+            "then give the same command again: it goes on from there."
         )
 
     def _save(self, learner: Learner, train_state: dict[str, Any], step: int, others: Sequence[Callable[[Path], None]]) -> Path:
