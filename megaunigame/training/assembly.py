@@ -14,7 +14,7 @@ from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.zero3 import Learner, build_learner
-from megaunigame.errors import CheckpointError
+from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.evaluation.run import run_evaluation
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
@@ -32,6 +32,11 @@ class Assembly:
     def __init__(self, recipe: Recipe, mesh: Mesh):
         """Raises UserError for everything that can be checked without the model."""
         self.recipe, self.mesh = recipe, mesh
+        if recipe.engine.ranks not in (0, mesh.world.size):
+            raise ConfigError(
+                f"engine.ranks={recipe.engine.ranks}, but this launch has {mesh.world.size}. Look at the host file and the "
+                f"launcher's first lines, or type engine.ranks={mesh.world.size}."
+            )
         self.folder = Path(recipe.output)
         for name, stream in recipe.data.items():
             check_backend(f"data.{name}", stream)

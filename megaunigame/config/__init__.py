@@ -1,0 +1,44 @@
+"""The recipe: one YAML file, dotted overrides, strict dataclasses. One file per part; what others import is named here."""
+
+from megaunigame.config.data import CacheConfig, LoaderConfig, MixedConfig, StreamConfig
+from megaunigame.config.model import PRETRAINED, RANDOM, LoraConfig, ModelConfig
+from megaunigame.config.recipe import Recipe, as_yaml, load_recipe, resolve_batch
+from megaunigame.config.run import (
+    AUTO,
+    COSINE,
+    LINEAR,
+    BatchConfig,
+    CheckpointConfig,
+    EngineConfig,
+    EvaluationConfig,
+    MonitorConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    WeightConfig,
+)
+
+__all__ = [
+    "CacheConfig",
+    "LoaderConfig",
+    "MixedConfig",
+    "StreamConfig",
+    "PRETRAINED",
+    "RANDOM",
+    "LoraConfig",
+    "ModelConfig",
+    "Recipe",
+    "as_yaml",
+    "load_recipe",
+    "resolve_batch",
+    "AUTO",
+    "COSINE",
+    "LINEAR",
+    "BatchConfig",
+    "CheckpointConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "MonitorConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "WeightConfig",
+]

@@ -1,0 +1,100 @@
+"""The recipe: one YAML file, dotted overrides, strict dataclasses.
+
+Every number has one owner. Batch, learning rates, clipping and precision live here; ds_configs hold engine knobs only.
+The settings of an objective or an evaluation suite are the dataclass `Config` inside its own file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from megaunigame.config.data import LoaderConfig, StreamConfig
+from megaunigame.config.model import ModelConfig
+from megaunigame.config.run import (
+    AUTO,
+    BatchConfig,
+    CheckpointConfig,
+    EngineConfig,
+    EvaluationConfig,
+    MonitorConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    WeightConfig,
+)
+from megaunigame.errors import ConfigError
+from megaunigame.settings import check_values, fill, read
+
+
+@dataclass
+class Recipe:
+    name: str = MISSING
+    output: str = MISSING
+    """Run folder: checkpoints, metrics.jsonl, report.html."""
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: dict[str, StreamConfig] = field(default_factory=dict)
+    """Name of a stream -> its source of samples; objectives take their rows from a stream."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Module name in megaunigame/objectives -> its settings."""
+    weights: dict[str, WeightConfig] = field(default_factory=dict)
+    """Loss term -> factor on its weight by step, for example {depth: {start: 0.02, end: 1, steps: 100}}."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def check(self, path: str) -> None:
+        if not self.data:
+            raise ConfigError("`data` names no stream. Give one, for example data.scenes.shards=shards/train.")
+        if not self.objectives:
+            raise ConfigError("`objectives` is empty. Give at least one, for example objectives.understanding.rows=4.")
+        for term, weight in self.weights.items():
+            if weight.kind == AUTO and not self.monitor.gradients:
+                raise ConfigError(f"weights.{term}.kind=auto needs measured gradients. Type monitor.gradients=20, for example.")
+            if weight.kind != AUTO and weight.like:
+                raise ConfigError(f"weights.{term}.like is for kind=auto. Type weights.{term}.kind=auto, or leave it out.")
+
+
+def load_recipe(path: str, overrides: list[str]) -> Recipe:
+    """Read a recipe and apply `key.sub=value` overrides: YAML values, each replacing the value of its key.
+
+    Raises ConfigError naming the key: unknown (with the nearest legal one), missing, of a wrong type, or out of range.
+    """
+    bad = [o for o in overrides if "=" not in o]
+    if bad:
+        raise ConfigError(f"Override {bad[0]!r} has no '='. Write key=value, for example schedule.steps=100.")
+    return fill(Recipe, read(path, overrides, "recipe", "launch/recipes/tiny_sft.yaml"), "")
+
+
+def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, ranks: int) -> int:
+    """Micro-steps per optimizer step. The triple must multiply: global_rows = rows x accumulation x data ranks."""
+    check_values(batch, "batch")
+    unit = rows_per_micro_step * ranks
+    if batch.global_rows is None:
+        return 1 if batch.accumulation is None else batch.accumulation
+    if batch.global_rows % unit:
+        raise ConfigError(
+            f"batch.global_rows={batch.global_rows} is not a multiple of {unit} = {rows_per_micro_step} rows per micro-step "
+            f"x {ranks} ranks. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, "
+            "or change the objectives' rows or the number of ranks."
+        )
+    accumulation = batch.global_rows // unit
+    if batch.accumulation not in (None, accumulation):
+        raise ConfigError(
+            f"The batch does not multiply: {rows_per_micro_step} rows x accumulation {batch.accumulation} x {ranks} ranks "
+            f"= {unit * batch.accumulation}, but batch.global_rows={batch.global_rows}. "
+            f"Type batch.accumulation={accumulation}, or leave one of the two out."
+        )
+    return accumulation
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, as written into the run folder."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
