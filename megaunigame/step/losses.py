@@ -53,9 +53,10 @@ class LossTerms:
 
     def weights(self, step: Step) -> Tensor:
         """(T,) float32."""
-        of_rows = [request.weight * step.factors.get(request.term, 1.0) for request in self.plan.requests if not request.aside]
+        of_rows = [request.weight for request in self.plan.requests if not request.aside]
         given = [*of_rows, *(term.weight(step) for term in self.added), *(1.0 for _ in self.joined)]
-        return torch.tensor(given, device=self.world.device)
+        factors = [step.factors.get(name, 1.0) for name in self.names]
+        return torch.tensor(given, device=self.world.device) * torch.tensor(factors, device=self.world.device)
 
     def counts(self, step: Step) -> Tensor:
         """(T,) float32: loss positions of each term in this optimizer step, over all ranks and micro-steps."""

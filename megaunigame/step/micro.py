@@ -52,7 +52,8 @@ class Step:
     peak_lr: float
     """Learning rate of the learner without its schedule."""
     factors: dict[str, float] = field(default_factory=dict)
-    """Term -> factor on its weight in this step, the same on all ranks; players set it in `before_learner`."""
+    """Term -> factor on its weight in this step, the same on all ranks: what players set in `before_learner`, times those of
+    the recipe. A term that is not in it has 1."""
     losses: dict[str, float] = field(default_factory=dict)
     """Term -> its mean over all ranks; filled after the learner's passes."""
     passes: int = 0

@@ -84,8 +84,9 @@ class Stepper:
                     player.before_learner(step)
             unscaled, counts = self.terms.weights(step), self.terms.counts(step)
             gradients = self._measure_gradients(step, unscaled)
-            factors = torch.tensor(self.factors.factors(self.terms.names, number), device=unscaled.device)
-            weights = unscaled * factors
+            for name, factor in zip(self.terms.names, self.factors.factors(self.terms.names, number), strict=True):
+                step.factors[name] = step.factors.get(name, 1.0) * factor
+            weights = self.terms.weights(step)
             totals, counted = self._run(data, weights, counts)
             grad_norm = self._gradient_norm(step, totals)
             joined = {name for micro in step.micro_steps for name in micro.losses}

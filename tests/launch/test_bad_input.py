@@ -220,7 +220,8 @@ def test_a_machine_without_a_gpu_trains_only_where_it_was_told_to(home, tmp_path
 
 
 def test_exit_code_under_the_deepspeed_launcher(home, tmp_path):
-    recipe = write_recipe(tmp_path / "recipe.yaml", home, batch={"accumulation": None, "global_rows": 15})
+    batch = {"accumulation": None, "global_rows": 15}
+    recipe = write_recipe(tmp_path / "recipe.yaml", home, batch=batch, output=str(tmp_path / "run"))
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     done = subprocess.run(
         [launcher, "--num_gpus", "2", "--master_port", "29617", "launch/train.py", str(recipe)],

@@ -100,9 +100,9 @@ def write_data(folder: Path, samples: int = 64) -> Path:
 
 
 def long_sample(number: int) -> dict[str, bytes]:
-    """A picture, and an answer of more tokens than a long row takes."""
+    """A picture, a question of more tokens than a long row takes, and an answer of more than half of them."""
     words = np.random.default_rng(number).choice(" ".join(ANSWERS).split(), 5000)
-    said = talk((QUESTIONS[number % 3], " ".join(words)))
+    said = talk((" ".join([QUESTIONS[number % 3], *words]), " ".join(words[:1000])))
     fields = sample(5 * number + 1)
     return {**fields, "json": json.dumps({"conversations": said, "caption": f"picture {number}"}).encode()}
 

@@ -151,6 +151,15 @@ def test_measured_weights_are_found_once_and_kept(tmp_path):
     assert json.loads((tmp_path / "aia.json").read_text())["seen"]["generate"] == [5.0, 0.02, 1]
 
 
+def test_measured_weights_see_the_factors_of_the_step():
+    """A term that counts half counts half in the loss that the attention loss is measured against."""
+    objective = aia(preset="auto", ratio=50, calibration_steps=1)
+    now = step(0, caption=2.0, pixel=1.0, aia_generate=0.02)
+    now.factors["caption"] = 0.5
+    objective.after_learner(now)
+    assert objective.terms[0].weight(step(1)) == pytest.approx((2 * 0.5 * 2 + 1) / (50 * 0.02))
+
+
 def test_measured_weights_are_missed_on_resume(tmp_path):
     aia().load(tmp_path)  # the recipe says both weights
     with pytest.raises(CheckpointError, match=r"no measured weights of AIA.*objectives.aia.preset=code"):

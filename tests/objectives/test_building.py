@@ -15,6 +15,7 @@ from megaunigame.objectives.player import Player
 from megaunigame.objectives.understanding import Understanding
 from megaunigame.step.inputs import GenerateOutput
 from megaunigame.step.losses import LossTerms
+from megaunigame.step.micro import Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from tests.worlds import OneRank
 
@@ -92,6 +93,14 @@ def test_a_misspelt_loss_in_a_micro_step_is_refused():
     assert terms.joined_sums({"penalty": torch.tensor(2.0)}, torch.zeros(2)).tolist() == [0.0, 2.0]
     with pytest.raises(ValueError, match="'penalti', which no player names in its `losses`"):
         terms.joined_sums({"penalti": torch.tensor(2.0)}, torch.zeros(2))
+
+
+def test_factors_of_a_step_reach_every_kind_of_term():
+    terms = LossTerms(
+        plan_from([RowRequest("u", UNDERSTAND, "s", 1, 3.0), RowRequest("v", UNDERSTAND, "s", 1)]), (), ("p",), OneRank()
+    )
+    now = Step(0, 1.0, [], 1.0, factors={"u": 0.5, "p": 0.25})
+    assert terms.weights(now).tolist() == [1.5, 1.0, 0.25]
 
 
 def test_an_objective_that_asks_for_rows_makes_them():

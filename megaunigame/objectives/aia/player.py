@@ -133,7 +133,7 @@ class AttentionLoss(PassTerm):
         requests = [r for r in self.plan.of_pass(self.pass_name) if r.term in step.losses]
         if self.full_weight is not None or self.term not in step.losses or not requests:
             return
-        loss = sum(r.weight * step.losses[r.term] for r in requests)
+        loss = sum(r.weight * step.factors.get(r.term, 1.0) * step.losses[r.term] for r in requests)
         self.seen = [self.seen[0] + loss, self.seen[1] + step.losses[self.term], self.seen[2] + 1]
         if self.seen[2] >= self.config.calibration_steps and self.seen[1] > 0:
             self.full_weight = self.seen[0] / (self.config.ratio * self.seen[1])
