@@ -33,7 +33,8 @@ CUDA: the largest sum of tensors; CPU: the largest resident set since the proces
 PERF_MFU = "perf/mfu"
 """Model FLOPs utilization in [0, 1]; only on devices whose peak is known (engine/model_flops.py), and in bf16."""
 PERF_PASSES = "perf/passes"
-"""Forwards through the language model in one optimizer step of one rank; those for pictures of the report do not count."""
+"""Forwards through the language model in one optimizer step of one rank; those for pictures of the report
+and for measured gradients (`monitor.gradients`) do not count, though the tokens of the latter do."""
 PERF_ALLGATHER_BYTES = "perf/allgather_bytes"
 """Bytes of weights that one rank gathered for the passes of one optimizer step (ZeRO-3)."""
 

@@ -90,7 +90,7 @@ class HardBuffer:
 
     def mean_age(self, step: int) -> float:
         """Optimizer steps since this rank's records were mined; NaN when it has none."""
-        return float((step - self.records(self.indices)["step"]).mean()) if self.size else float("nan")
+        return float((step - self._memory["step"][self._places[self.indices]]).mean()) if self.size else float("nan")
 
     def mine(self, records: np.ndarray, accepted: np.ndarray) -> int:
         """Offer the (rows,) records of one micro-step, in row order; `accepted` (rows,) bool is the result of the filter.

@@ -58,6 +58,7 @@ def to_rows(model: UnifiedModel, records: np.ndarray) -> UnderstandInputs:
     pictures = torch.from_numpy(records["image"].copy()).float() / 127.5 - 1
     used = torch.from_numpy(records["length"].copy())[:, None] > torch.arange(width)
     labels = torch.where(labeled, tokens, IGNORE)
+    full = torch.from_numpy(records["length"] == records["tokens"].shape[1])  # such a record may have been cut
     return UnderstandInputs(
         tokens=tokens,
         attention=used,
@@ -70,6 +71,7 @@ def to_rows(model: UnifiedModel, records: np.ndarray) -> UnderstandInputs:
         images=model.as_source(pictures).unsqueeze(1),
         image_valid=torch.ones(len(records), 1, dtype=torch.bool),
         image_positions=column("slots"),
-        intact=torch.from_numpy(records["length"] < records["tokens"].shape[1]),  # a full record may have been cut
+        intact=~full,
+        cut=full,
         keys=[decode_key(key) for key in records["key"].tolist()],
     )

@@ -51,12 +51,16 @@ class LossTerms:
         self.names = (*plan.terms, *(term.term for term in added), *joined)
         """(T,)"""
 
-    def weights(self, step: Step) -> Tensor:
-        """(T,) float32."""
+    def own_weights(self, step: Step) -> dict[str, float]:
+        """Term -> its weight without the factors of the step."""
         of_rows = [request.weight for request in self.plan.requests if not request.aside]
         given = [*of_rows, *(term.weight(step) for term in self.added), *(1.0 for _ in self.joined)]
-        factors = [step.factors.get(name, 1.0) for name in self.names]
-        return torch.tensor(given, device=self.world.device) * torch.tensor(factors, device=self.world.device)
+        return dict(zip(self.names, given, strict=True))
+
+    def weights(self, step: Step) -> Tensor:
+        """(T,) float32."""
+        weighted = [weight * step.factors.get(name, 1.0) for name, weight in self.own_weights(step).items()]
+        return torch.tensor(weighted, device=self.world.device)
 
     def counts(self, step: Step) -> Tensor:
         """(T,) float32: loss positions of each term in this optimizer step, over all ranks and micro-steps."""

@@ -2,7 +2,8 @@
 
 The gradient of a term is that of its mean loss, with weight 1, over the rows of one micro-step of all ranks. It is computed
 apart from the training: one more forward and backward over the term's rows, as a player makes them (no dropout; nothing of
-the engine's gradients changes), before the passes of the step. Rows that a player puts in during the passes are not seen.
+the engine's gradients changes), before the passes of the step. Terms whose rows a player fills are left out: some are filled
+during the passes only. So are losses that players add over rows of others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PURPOSE = zlib.crc32(b"gradient report")
 
 
 class GradientReport:
-    """Measures the terms that have rows; those that players add over rows of others are not measured."""
+    """Measures the terms that have rows of a stream."""
 
     def __init__(self, learner: Learner, plan: StepPlan, data_ranks: Ranks, layers: Sequence[int], seed: int):
         """`seed` is that of the run; `layers`: of the language model, counted from 0; none: the middle one.
@@ -52,7 +53,8 @@ class GradientReport:
 
     def measure(self, step: Step) -> dict[str, float]:
         """Norms and cosines of all terms that have rows in this step. Collective: every rank makes the same calls."""
-        terms = [(term, micro) for term in self.plan.terms if (micro := _first_with(step, self.plan, term)) is not None]
+        of_streams = [r.term for r in self.plan.requests if not r.aside and r.stream is not None]
+        terms = [(term, micro) for term in of_streams if (micro := _first_with(step, self.plan, term)) is not None]
         local = torch.stack([self._counts(micro, term).sum() for term, micro in terms]).double()
         counts = self.data_ranks.all_reduce_sum(local.to(self.data_ranks.device)).tolist()
         present = [(term, micro, count) for (term, micro), count in zip(terms, counts, strict=True) if count > 0]

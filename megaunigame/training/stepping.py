@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,9 @@ from megaunigame.training.assembly import Assembly
 from megaunigame.training.gradient_report import GradientReport
 from megaunigame.training.performance import Performance
 from megaunigame.training.row_counts import RowCounter
+from megaunigame.training.term_weights import LEAST, MOST
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,12 +65,16 @@ class Stepper:
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
         self.factors = parts.factors
+        for term in self.recipe.weights:
+            self.factors.require(term, self.terms.names)  # announced, but without a loss with these settings
         monitor = self.recipe.monitor
         self.gradients_every = monitor.gradients
         self.gradients: GradientReport | None = None
         if monitor.gradients:
             self.gradients = GradientReport(learner, self.plan, self.data_ranks, monitor.gradient_layers, self.recipe.seed)
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
+        self.limited: set[str] = set()
+        """Terms whose factor was at a limit when it was last measured."""
         self.signaled = False
         """This rank was asked to stop. Written by the signal handler only, at any moment."""
         self.stop_requested = False
@@ -82,11 +90,10 @@ class Stepper:
             with self.phases(PLAYERS):
                 for player in self.players:
                     player.before_learner(step)
-            unscaled, counts = self.terms.weights(step), self.terms.counts(step)
-            gradients = self._measure_gradients(step, unscaled)
+            gradients = self._measure_gradients(step)
             for name, factor in zip(self.terms.names, self.factors.factors(self.terms.names, number), strict=True):
                 step.factors[name] = step.factors.get(name, 1.0) * factor
-            weights = self.terms.weights(step)
+            weights, counts = self.terms.weights(step), self.terms.counts(step)
             totals, counted = self._run(data, weights, counts)
             grad_norm = self._gradient_norm(step, totals)
             joined = {name for micro in step.micro_steps for name in micro.losses}
@@ -97,12 +104,17 @@ class Stepper:
             reported += [self.factors.metrics(number), gradients]
             return self._report(data, counted, weights, grad_norm, reported)
 
-    def _measure_gradients(self, step: Step, weights: Tensor) -> dict[str, float]:
+    def _measure_gradients(self, step: Step) -> dict[str, float]:
         """Every n-th step: the gradients of the terms, and the factors that follow from them."""
         if self.gradients is None or step.number % self.gradients_every:
             return {}
         metrics = self.gradients.measure(step)
-        self.factors.equalize(self.gradients.norms, dict(zip(self.terms.names, weights.tolist(), strict=True)))
+        limited = set(self.factors.equalize(self.gradients.norms, self.terms.own_weights(step)))
+        if self.world.is_main and limited - self.limited:
+            log.warning(
+                "The factor of weights.%s.kind=auto is at its limit, %g or %g.", min(limited - self.limited), LEAST, MOST
+            )
+        self.limited = limited
         return metrics
 
     def _fetch(self, number: int, micro_batches: Iterator[MicroBatch]) -> StepData:

@@ -145,6 +145,23 @@ def test_a_bad_sample_of_one_term_leaves_the_rows_of_others_alone(folder):
     assert seen == {True, False}, "the cases do not differ"
 
 
+def test_rows_aside_follow_the_whole_chain_of_shared_samples(folder):
+    """The last of a chain is a dummy where the first was replaced: the one between has no picture for it then."""
+    aside = {"count": 3, "aside": True}
+    requests = (
+        RowRequest("owner", UNDERSTAND, "s", 3),
+        RowRequest("middle", GENERATE, "s", shares="owner", **aside),
+        RowRequest("last", UNDERSTAND, "s", shares="middle", **aside),
+    )
+    refusing = NumberRows(refused=range(0, sum(SIZES), 2))
+    seen = set()
+    for batch in shared_batches(folder, {"owner": refusing}, StepPlan(requests), 6):
+        middle, last = ((batch.aside[name].counts > 0).tolist() for name in ("middle", "last"))
+        assert middle == last
+        seen |= set(last)
+    assert seen == {True, False}, "the cases do not differ"
+
+
 def test_rows_without_data_are_dummy_rows(folder):
     batch = batches(folder, objective=NumberRows(empty=range(sum(SIZES))))[0]
     assert batch.inputs[UNDERSTAND].counts.tolist() == [0, 0, 0] and batch.bad == []

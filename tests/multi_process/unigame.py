@@ -161,7 +161,11 @@ def check_combined(home: Path, world: Ranks) -> str:
     given = [
         *(f"{name}={home / folder}" for name, folder in (("model.path", "model"), ("data.scenes.shards", "shards"))),
         *("objectives.unimrg.rows={edges: 2, pixel: 4}", "evaluation.suites={}", "model.max_length=96"),
-        *("objectives.unigame.clip={model: tiny-random, tau: -1.0}", "loader.workers=0"),
+        *(
+            "objectives.unigame.clip={model: tiny-random, tau: -1.0}",
+            "loader.workers=0",
+            "weights={edges: {start: 0.5, steps: 2}}",
+        ),
         *("objectives.unigame.buffer.merge_every=1", "batch.accumulation=2"),
         "objectives.unigame.buffer.label_check=false",  # a random model answers nothing right
     ]

@@ -144,11 +144,12 @@ def test_measured_weights_are_found_once_and_kept(tmp_path):
     for one in (objective, resumed):
         generate, understand = one.terms
         one.after_learner(step(2, caption=4.0, aia_generate=0.03))  # pixel rows rested
-        # (2 x 2 + 1) + 2 x 4 = 13 nats of loss against 50 times .05
-        assert generate.weight(step(3)) == pytest.approx(13 / (50 * 0.05))
+        # 2 x 2 + 2 x 4 = 12 nats of loss against 50 times .05: pixel rows, with a source, are not measured
+        assert generate.weight(step(3)) == pytest.approx(12 / (50 * 0.05))
         one.after_learner(step(3, caption=99.0, aia_generate=99.0))
-        assert generate.weight(step(4)) == pytest.approx(13 / (50 * 0.05)) and understand.weight(step(4)) == 7
-    assert json.loads((tmp_path / "aia.json").read_text())["seen"]["generate"] == [5.0, 0.02, 1]
+        assert generate.weight(step(4)) == pytest.approx(12 / (50 * 0.05)) and understand.weight(step(4)) == 7
+    saved = json.loads((tmp_path / "aia.json").read_text())
+    assert saved == {"weights": {}, "seen": {"generate": [4.0, 0.02, 1]}}, "weights of the recipe are no measurement"
 
 
 def test_measured_weights_see_the_factors_of_the_step():
@@ -157,7 +158,7 @@ def test_measured_weights_see_the_factors_of_the_step():
     now = step(0, caption=2.0, pixel=1.0, aia_generate=0.02)
     now.factors["caption"] = 0.5
     objective.after_learner(now)
-    assert objective.terms[0].weight(step(1)) == pytest.approx((2 * 0.5 * 2 + 1) / (50 * 0.02))
+    assert objective.terms[0].weight(step(1)) == pytest.approx(2 * 0.5 * 2 / (50 * 0.02))
 
 
 def test_measured_weights_are_missed_on_resume(tmp_path):

@@ -179,7 +179,7 @@ def test_two_terms_of_a_name_are_refused_before_the_model():
             return ["adversary_penalty"]
 
     with pytest.raises(ConfigError, match="Two objectives have a loss term 'adversary_penalty'"):
-        planned([Other(Generation.Config(caption_rows=1))])
+        planned([Other(Generation.Config(caption_rows=1))], mode="simultaneous")
 
 
 def test_two_objectives_that_measure_attention_are_refused_before_the_model():

@@ -95,7 +95,8 @@ def test_the_softened_source_keeps_the_large_and_loses_the_fine():
 
 
 def test_text_only_rows_are_dummies_and_missing_targets_are_bad_samples():
-    text_only = sample(image=None, depth=None, segmentation=None)
+    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    text_only = Sample("k", {"conversations": said})
     assert rows_of(unimrg(), "depth", given=text_only) == [None]
     assert rows_of(unimrg(), "understanding", given=text_only)[0].images == []
     with pytest.raises(DataError, match=r"Sample k has no depth.png.*data_prep annotate"):

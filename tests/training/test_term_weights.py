@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 
 from megaunigame.config import AUTO, COSINE, LINEAR, WeightConfig, load_recipe
 from megaunigame.errors import ConfigError
-from megaunigame.training.term_weights import TermWeights, scheduled
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.rotation import Rotation
+from megaunigame.training.term_weights import LEAST, MOST, TermWeights, scheduled
 from tests.multi_process.launcher import REPOSITORY
 
 ROWS = ("answers", "drawn", "painted")
 TERMS = (*ROWS, "attention")
+ASKED = [RowRequest(ROWS[0], UNDERSTAND, "s", 1), *(RowRequest(term, GENERATE, "s", 1) for term in ROWS[1:])]
+PLAN = plan_from([*ASKED, RowRequest("replayed", UNDERSTAND, None, 1)])
 RECIPE = str(REPOSITORY / "launch" / "recipes" / "tiny_unimrg.yaml")
 
 
 def weights(**config) -> TermWeights:
-    return TermWeights(TERMS, ROWS, {term: WeightConfig(**given) for term, given in config.items()})
+    return TermWeights(PLAN, ["attention"], {term: WeightConfig(**given) for term, given in config.items()})
 
 
 def test_ways_of_a_schedule():
@@ -43,11 +47,12 @@ def test_a_schedule_is_monotonic_and_ends_at_its_end(start, end, steps, kind):
 
 
 def test_equal_gradient_norms():
-    both = weights(drawn={"kind": AUTO, "start": 0.5, "steps": 2}, painted={"kind": AUTO, "like": "drawn"})
+    both = weights(drawn={"kind": AUTO, "start": 0.5, "steps": 2}, painted={"kind": AUTO, "like": "answers"})
     own = {"answers": 2.0, "drawn": 1.0, "painted": 0.5}
+    assert both.factors(TERMS, 0) == [1.0, 0.5, 1.0, 1.0]
     both.equalize({"answers": 0.1, "drawn": 4.0, "painted": 8.0}, own)
-    assert both.equalizing == {"drawn": pytest.approx(0.05), "painted": pytest.approx(1.0)}
-    assert both.factors(TERMS, 0) == [1.0, pytest.approx(0.025), pytest.approx(1.0), 1.0]  # the schedule comes on top
+    assert both.equalizing == {"drawn": pytest.approx(0.05), "painted": pytest.approx(0.05)}
+    assert both.factors(TERMS, 0) == [1.0, pytest.approx(0.025), pytest.approx(0.05), 1.0]  # the schedule comes on top
     both.equalize({"answers": 0.1, "drawn": 1.0}, own)
     assert both.equalizing["drawn"] == pytest.approx(math.sqrt(0.05 * 0.2)), "the mean of the logarithms"
     before = dict(both.equalizing)
@@ -59,9 +64,40 @@ def test_equal_gradient_norms():
     assert again.equalizing == {"drawn": before["drawn"]}
 
 
+def test_the_norm_that_is_given_is_the_weighted_one_of_the_other_term():
+    one = weights(answers={"start": 0.1, "end": 1.0, "steps": 9}, drawn={"kind": AUTO})
+    one.equalize({"answers": 2.0, "drawn": 8.0}, {"answers": 1.0, "drawn": 1.0})
+    assert one.factors(ROWS[:2], 0) == [pytest.approx(0.1), pytest.approx(0.1 * 0.25)]
+    assert one.factors(ROWS[:2], 9) == [1.0, pytest.approx(0.25)]
+
+
+def test_a_factor_has_limits():
+    one = weights(drawn={"kind": AUTO})
+    own = {"answers": 1.0, "drawn": 1.0}
+    assert one.equalize({"answers": 1.0, "drawn": 1.0}, own) == []
+    for norm in (1e-3, 1e-6, 1e-9):
+        limited = one.equalize({"answers": 1.0, "drawn": norm}, own)
+    assert one.equalizing["drawn"] == MOST and limited == ["drawn"]
+    for _ in range(9):
+        one.equalize({"answers": 1.0, "drawn": 1e9}, own)
+    assert one.equalizing["drawn"] == LEAST
+
+
+@pytest.mark.parametrize("term", ["answers", "drawn"])
+def test_terms_that_take_turns_are_not_equalized(term):
+    turns = plan_from(ASKED, [Rotation(("answers", "drawn"), "round_robin")])
+    other = {"painted": {"kind": AUTO, "like": term}, term: {"end": 0.5}}
+    for config in ({term: {"kind": AUTO, "like": "painted"}}, other):
+        with pytest.raises(ConfigError, match=f"{term} takes turns with other tasks.*schedule=all"):
+            TermWeights(turns, [], {name: WeightConfig(**given) for name, given in config.items()})
+    TermWeights(turns, [], {term: WeightConfig(end=0.5)})
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"drawn": {"kind": AUTO, "like": "painted"}, "painted": {"kind": AUTO}}, "like=painted has kind=auto itself"),
+        ({"replayed": {"kind": AUTO}}, "weights.replayed.kind=auto: .*'replayed'"),
         ({"drwn": {}}, "weights: .*'drwn'.*Did you mean 'drawn'"),
         ({"attention": {"kind": AUTO}}, r"weights.attention.kind=auto: .*'attention'.*answers, drawn, painted"),
         ({"drawn": {"kind": AUTO, "like": "attention"}}, "weights.drawn.like: .*'attention'"),

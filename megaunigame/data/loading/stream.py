@@ -132,7 +132,9 @@ class MicroBatches(Dataset[MicroBatch]):
     ) -> PassInputs:
         """The rows of `requests` as one pass of `plan`."""
         places = [(request, index) for request in requests for index in range(request.count)]
-        rows = [made[request.term][index][0] if _is_real(request, index, made) else None for request, index in places]
+        rows = [
+            made[request.term][index][0] if _is_real(self.plan, request, index, made) else None for request, index in places
+        ]
         terms = [plan.terms.index(request.term) for request, _ in places]
         keys = [made[request.term][index][1] for request, index in places]
         inputs = self.processor.collate(plan, pass_name, rows, terms, keys)
@@ -173,13 +175,14 @@ class MicroBatches(Dataset[MicroBatch]):
         )
 
 
-def _is_real(request: RowRequest, index: int, made: dict[str, list[tuple[Row | None, str]]]) -> bool:
-    """Whether a row is not a dummy. A row aside also needs a real row of the same sample where it shares one."""
+def _is_real(plan: StepPlan, request: RowRequest, index: int, made: dict[str, list[tuple[Row | None, str]]]) -> bool:
+    """Whether a row is not a dummy. A row aside also needs a real row of the same sample where it shares one, and that one in
+    turn, to the term that owns the samples."""
     row, key = made[request.term][index]
     if row is None or request.shares is None or not request.aside:
         return row is not None
-    shared_row, shared_key = made[request.shares][index]
-    return shared_row is not None and shared_key == key
+    owner = next(r for r in plan.requests if r.term == request.shares)
+    return made[owner.term][index][1] == key and _is_real(plan, owner, index, made)
 
 
 class MicroBatchLoader:

@@ -28,8 +28,10 @@ class Measurement:
 
 def _default_terms(plan: StepPlan) -> tuple[str, ...]:
     """All terms but those of generate rows with a source picture: it is not among the keys, so the loss would pull their
-    attention away from it. The method knows text-to-image rows only."""
-    return tuple(r.term for r in plan.requests if not r.aside and (r.pass_name != GENERATE or not r.takes_source))
+    attention away from it (the method knows text-to-image rows only). And but those that a player fills: a gradient through
+    their pictures would be one into the player."""
+    of_data = (r for r in plan.requests if not r.aside and r.stream is not None)
+    return tuple(r.term for r in of_data if r.pass_name != GENERATE or not r.takes_source)
 
 
 def measurement_of(config: Settings, plan: StepPlan, family: str, depth: int) -> Measurement:

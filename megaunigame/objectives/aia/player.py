@@ -38,8 +38,8 @@ class AttentionPlayer(Player):
         left_out = [term for number, term in enumerate(context.plan.terms) if number not in measurement.row_terms]
         if left_out and not config.terms and context.data_ranks.is_main:
             log.warning(
-                "objectives.aia leaves out the rows of %s: they draw from a source picture, which is not among the keys. "
-                "Name them in objectives.aia.terms to include them.",
+                "objectives.aia leaves out the rows of %s: they draw from a source picture, which is not among the keys, or a "
+                "player fills them. Name them in objectives.aia.terms to include them.",
                 ", ".join(left_out),
             )
 
@@ -56,9 +56,10 @@ class AttentionPlayer(Player):
 
     def save(self, folder: Path) -> None:
         if self.data_ranks.is_main:
-            weights = {t.pass_name: t.full_weight for t in self.terms if t.full_weight is not None}
+            given = self.config.given_weights  # not a measurement: another recipe may measure
+            weights = {t.pass_name: t.full_weight for t in self.terms if t.full_weight is not None and t.pass_name not in given}
             seen = {t.pass_name: t.seen for t in self.terms if t.seen[2]}
-            (folder / FILE).write_text(json.dumps({"weights": self.config.given_weights | weights, "seen": seen}))
+            (folder / FILE).write_text(json.dumps({"weights": weights, "seen": seen}))
 
     def load(self, folder: Path) -> None:
         if set(self.config.given_weights) >= set(self.measurement.passes):
@@ -129,8 +130,9 @@ class AttentionLoss(PassTerm):
         return metrics
 
     def calibrate(self, step: Step) -> None:
-        """While lambda is unknown: average towards loss of the pass / (ratio * this loss), means over all ranks."""
-        requests = [r for r in self.plan.of_pass(self.pass_name) if r.term in step.losses]
+        """While lambda is unknown: average towards loss of the measured rows / (ratio * this loss), means over all ranks."""
+        measured = {self.plan.terms[number] for number in self.measurement.row_terms}
+        requests = [r for r in self.plan.of_pass(self.pass_name) if r.term in step.losses and r.term in measured]
         if self.full_weight is not None or self.term not in step.losses or not requests:
             return
         loss = sum(r.weight * step.factors.get(r.term, 1.0) * step.losses[r.term] for r in requests)

@@ -152,12 +152,12 @@ class Game(Player):
         if (step.number + 1) % self.config.buffer.merge_every == 0:
             self.pool.merge(step.number)
         metrics = self.pool.metrics(step.number, self.round.attacks)
-        if names.ADVERSARY_CHANGED_CODES in metrics:
-            self.reach.note(metrics[names.ADVERSARY_CHANGED_CODES], is_main=self.context.data_ranks.is_main)
         if self.round.attacks:
-            metrics[names.ADVERSARY_EPS] = self.adversary.eps.item()
+            metrics[names.ADVERSARY_EPS] = self.adversary.eps.item()  # before a controller changes it for the next attack
             if self.adversary.learns:
                 metrics |= {names.ADVERSARY_LR: self._lr(step), names.ADVERSARY_GRAD_NORM: self.grad_norm}
+        if names.ADVERSARY_CHANGED_CODES in metrics:
+            self.reach.note(metrics[names.ADVERSARY_CHANGED_CODES], is_main=self.context.data_ranks.is_main)
         return metrics
 
     def panels(self) -> list[Panel]:

@@ -127,7 +127,7 @@ class UniGame(Objective):
             )
 
     def added_terms(self, plan: StepPlan) -> list[str]:
-        return [PENALTY] if self.attacks else []
+        return [PENALTY] if self.attacks and self.config.mode == "simultaneous" else []
 
     def player(self, context: Context) -> Game | None:
         if not self.attacks:

@@ -60,7 +60,8 @@ class Simultaneous(Game):
             attacked = self.perturbed(attack, step.number, micro.number, redrawn)
         self.joined = attack, attacked
         step.passes += attacked.passes
-        rows = reverse_gradient(attacked.question, self.config.gain / self.config.beta)
+        weight = self.config.beta * step.factors.get(ADVERSARIAL, 1.0)  # of these rows in the learner's loss
+        rows = reverse_gradient(attacked.question, self.config.gain / weight if weight else 0.0)
         at = micro.plan.rows_at(UNDERSTAND, ADVERSARIAL)
         micro.put(at, rows)
         if self.adversary.learns:

@@ -77,14 +77,13 @@ class Settings:
                 raise ConfigError(unknown(f"representation in {path}.renderings", task, tasks[1:]))
         if not self.tasks:
             raise ConfigError(f"{path}.rows gives no task a row. Type for example {path}.rows.depth=4.")
-        alike = self.paired if self.schedule == ALL else ()
-        if len({self.rows[task] for task in alike}) > 1:
+        if len({self.rows[task] for task in self.paired}) > 1:
             raise ConfigError(
-                f"{path}.images={self.images} needs the same number of rows for {', '.join(alike)}; got {self.rows}."
+                f"{path}.images={self.images} needs the same number of rows for {', '.join(self.paired)}; got {self.rows}."
             )
-        if self.images == GENERATION_PAIRED and self.schedule != ALL:
+        if self.images != INDEPENDENT and self.schedule != ALL:
             raise ConfigError(
-                f"{path}.images={GENERATION_PAIRED} needs all tasks in one micro-step: in rotation each has its own. Type "
+                f"{path}.images={self.images} needs all tasks in one micro-step: in rotation each has its own. Type "
                 f"{path}.schedule={ALL}, or {path}.images={INDEPENDENT}."
             )
 
