@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
-from megaunigame.objectives.unigame import names
+from megaunigame.objectives.unigame import names, simultaneous
+from megaunigame.objectives.unigame.game import ADVERSARIAL
 from megaunigame.objectives.unigame.paths import DecoderPath
+from megaunigame.objectives.unigame.reversal import reverse_gradient
 from tests.objectives.played_by_hand import ADVERSARIES, CLIP, LM, Played, calls_of
 
 
@@ -141,3 +143,20 @@ def test_reported_passes_are_the_calls_of_the_language_model(play, path, mode, a
     attack = ascents + drawn + (mode == "alternating")
     again = ascents if path == "embedding" else 0
     assert counts == [accumulation * (1 + n + again) for n in (attack, 0, attack)]
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25, 0.0])
+def test_a_weight_of_the_attacked_rows_is_one_of_the_learner_alone(play, monkeypatch, factor):
+    """Simultaneous: what reaches the adversary is the learner's weighted gradient, reversed and freed of that weight."""
+    game, seen = play(mode="simultaneous"), []
+    before = game.unigame.before_learner
+
+    def weighted(step):
+        before(step)
+        step.factors[ADVERSARIAL] = factor
+
+    monkeypatch.setattr(game.unigame, "before_learner", weighted)
+    monkeypatch.setattr(simultaneous, "reverse_gradient", lambda rows, by: (seen.append(by), reverse_gradient(rows, by))[1])
+    game.step()
+    config = game.unigame.config
+    assert seen == [config.gain / (config.beta * factor) if factor else 0.0]

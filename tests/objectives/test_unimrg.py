@@ -151,5 +151,8 @@ def test_the_released_pairs_are_those_of_the_drawing_tasks():
     assert shares == {"understanding": None, "depth": None, "pixel": "depth", "segmentation": "depth"}
     with pytest.raises(ConfigError, match=r"generation_paired needs the same number of rows for depth, pixel; got"):
         unimrg(images="generation_paired", rows={"understanding": 9, "depth": 2, "pixel": 3})
-    with pytest.raises(ConfigError, match=r"in rotation each has its own. Type objectives.unimrg.schedule=all"):
-        unimrg(images="generation_paired", schedule="round_robin")
+    for images in ("generation_paired", "paired"):
+        with pytest.raises(
+            ConfigError, match=rf"images={images} .*in rotation each has its own. Type objectives.unimrg.schedule=all"
+        ):
+            unimrg(images=images, schedule="round_robin")
