@@ -133,13 +133,16 @@ def check_keys(schema: Any, given: Any, path: str) -> None:
         if key not in fields:
             raise ConfigError(f"In {path or 'the recipe'}: {unknown('key', str(key), fields)}")
         where, kind, parts = _under(path, key), types[key], typing.get_args(types[key])
-        inner = next((part for part in (kind, *parts) if dataclasses.is_dataclass(part)), None)
+        deeper = (inside for part in parts for inside in typing.get_args(part))  # of dict[str, Part | None]
+        inner = next((part for part in (kind, *parts, *deeper) if dataclasses.is_dataclass(part)), None)
         if typing.get_origin(kind) is dict:
             if not isinstance(value, dict | None):
                 raise ConfigError(f"Setting {where!r} must be a mapping of settings; got {value!r}.")
             if inner:
+                may_be_none = any(type(None) in typing.get_args(part) for part in parts)
                 for name, item in (value or {}).items():
-                    check_keys(inner, item, f"{where}.{name}")
+                    if item is not None or not may_be_none:
+                        check_keys(inner, item, f"{where}.{name}")
         elif inner and (value is not None or type(None) not in parts):
             check_keys(inner, value, where)
 

@@ -40,8 +40,8 @@ class Recipe:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Module name in megaunigame/objectives -> its settings."""
-    weights: dict[str, WeightConfig] = field(default_factory=dict)
-    """Loss term -> factor on its weight by step, for example {depth: {start: 0.02, end: 1, steps: 100}}."""
+    weights: dict[str, WeightConfig | None] = field(default_factory=dict)
+    """Loss term -> factor on its weight by step, for example {depth: {start: 0.02, end: 1, steps: 100}}; null: none."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -50,12 +50,17 @@ class Recipe:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    @property
+    def given_weights(self) -> dict[str, WeightConfig]:
+        """`weights` without those that an override has taken away."""
+        return {term: weight for term, weight in self.weights.items() if weight is not None}
+
     def check(self, path: str) -> None:
         if not self.data:
             raise ConfigError("`data` names no stream. Give one, for example data.scenes.shards=shards/train.")
         if not self.objectives:
             raise ConfigError("`objectives` is empty. Give at least one, for example objectives.understanding.rows=4.")
-        for term, weight in self.weights.items():
+        for term, weight in self.given_weights.items():
             if weight.kind == AUTO and not self.monitor.gradients:
                 raise ConfigError(f"weights.{term}.kind=auto needs measured gradients. Type monitor.gradients=20, for example.")
             if weight.kind != AUTO and weight.like:

@@ -35,7 +35,8 @@ def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> di
     path = Path(recipe.engine.ds_config)
     if not path.is_file():
         raise ConfigError(
-            f"engine.ds_config: no file {path}. Legal: any JSON in ds_configs/, for example ds_configs/zero3.json."
+            f"engine.ds_config: no file {path} in {Path.cwd()}. Legal: any JSON in ds_configs/, for example "
+            "ds_configs/zero3.json."
         )
     try:
         knobs = json.loads(path.read_text())

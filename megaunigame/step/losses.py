@@ -32,6 +32,10 @@ class PassTerm(ABC):
     def weight(self, step: Step) -> float:
         """Weight in this step, the same on all ranks."""
 
+    def meant(self, inputs: PassInputs) -> Tensor:
+        """(B,) bool: rows of the pass that it is about, before it looks whether they can be counted."""
+        return inputs.counts > 0
+
     @abstractmethod
     def counted(self, inputs: PassInputs) -> Tensor:
         """(B,) bool: rows of the pass over which the term is a mean."""

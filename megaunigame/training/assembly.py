@@ -43,7 +43,7 @@ class Assembly:
         self.objectives = build_objectives(recipe)
         self.plan = build_plan(self.objectives)
         added = [term for objective in self.objectives for term in objective.added_terms(self.plan)]
-        self.factors = TermWeights(self.plan, added, recipe.weights)
+        self.factors = TermWeights(self.plan, added, recipe.given_weights)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), mesh.data.size)
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}

@@ -79,7 +79,7 @@ class RowCounter:
                     counts[request.term] += _counted(micro, request).to(device, non_blocking=True)
             for term in self.added:
                 inputs = micro.inputs[term.pass_name]
-                there, counted = (inputs.counts > 0).sum(), term.counted(inputs).sum()
+                there, counted = term.meant(inputs).sum(), term.counted(inputs).sum()
                 none = torch.zeros_like(counted)
                 counts[term.term] += torch.stack([there, counted, none, none]).double()
         return torch.cat(list(counts.values()))

@@ -65,7 +65,7 @@ class Stepper:
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
         self.factors = parts.factors
-        for term in self.recipe.weights:
+        for term in self.recipe.given_weights:
             self.factors.require(term, self.terms.names)  # announced, but without a loss with these settings
         monitor = self.recipe.monitor
         self.gradients_every = monitor.gradients

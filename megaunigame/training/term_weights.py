@@ -41,7 +41,7 @@ class TermWeights:
         """Raises ConfigError for a term that is not among `terms`."""
         if term not in terms:
             problem = unknown("loss term", term, list(terms))
-            raise ConfigError(f"weights: {problem} A term without rows has no weight: leave it out, or type weights={{}}.")
+            raise ConfigError(f"weights: {problem} A term without rows has no weight: type weights.{term}=null.")
 
     def _check_auto(self, term: str, plan: StepPlan, rotating: set[str]) -> None:
         for name, key in ((term, f"weights.{term}.kind=auto"), (self.reference(term), f"weights.{term}.like")):

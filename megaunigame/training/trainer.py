@@ -137,7 +137,9 @@ class Trainer:
             self.save()
         if self.state.step == recipe.schedule.steps and not self._was_evaluated_at_the_end():
             self._evaluate_into(monitor)
-        monitor.say(self.rows.as_text())
+        for summary in (self.rows.as_text(), self.bad_samples.as_text()):
+            if summary:
+                monitor.say(summary)
         monitor.close()
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:

@@ -66,3 +66,13 @@ def test_state_survives():
     assert other.reads["scenes"] == 4100
     with pytest.raises(DataError, match="42 of 4,100"):
         other.merge([0, 1, 0, 0])
+
+
+def test_the_end_of_a_run_says_what_was_replaced():
+    counter = BadSampleCounter(PLAN, 0.5)
+    assert counter.as_text() == ""
+    counter.add(PLAN, [bad("x", shard="b.tar")])
+    counter.merge(counter.pending())
+    assert counter.as_text().splitlines()[1] == (
+        "  scenes: 1 of 5 samples replaced; the last on this rank, x of b.tar: Sample 'x': broken."
+    )

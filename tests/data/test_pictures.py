@@ -282,3 +282,13 @@ def test_a_png_with_wrong_bytes_among_its_pixels_does_not_end_the_process(seed):
 def test_no_picture(data):
     with pytest.raises(PictureError):
         read(data)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"heix"])
+def test_heic_is_named(brand):
+    """What phones write: Pillow alone cannot read it, and "not an image" would not help."""
+    header = b"\x00\x00\x00\x18ftyp" + brand + b"\x00\x00\x00\x00" + brand + b"heic" + bytes(64)
+    with pytest.raises(PictureError, match="HEIC picture, which Pillow alone cannot read: convert it"):
+        read_picture(header, PictureRules())
+    with pytest.raises(PictureError, match="^not an image$"):
+        read_picture(b"\x00\x00\x00\x18moov" + bytes(80), PictureRules())

@@ -162,3 +162,11 @@ def test_fields_of_a_sample_that_are_not_adjacent(tmp_path):
     write_tar(tmp_path / "mixed.tar", [(name, b"{}") for name in ("a.json", "b.json", "a.txt")])
     with pytest.raises(DataError, match="sample 'a' are not adjacent"):
         ShardIndex.open(tmp_path)
+
+
+def test_a_file_of_another_kind_is_told_how_to_become_shards(tmp_path):
+    (tmp_path / "talk.jsonl").write_text("{}")
+    with pytest.raises(
+        DataError, match=r"talk.jsonl is a file of another kind.*data.NAME=\{source: PATH, cache: .*pack --help"
+    ):
+        ShardIndex.open(tmp_path / "talk.jsonl")

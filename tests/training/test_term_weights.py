@@ -109,6 +109,10 @@ def test_terms_that_do_not_exist(config, message):
         weights(**config)
 
 
+def test_an_override_takes_a_weight_away():
+    assert set(load_recipe(RECIPE, ["weights.depth=null"]).given_weights) == {"segmentation"}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -116,7 +120,8 @@ def test_terms_that_do_not_exist(config, message):
         ("weights.depth={kind: auto}", "weights.depth.kind=auto needs measured gradients. Type monitor.gradients=20"),
         ("weights.depth={like: pixel}", "weights.depth.like is for kind=auto"),
         ("weights.depth={kind: linaer}", "Did you mean 'linear'"),
-        ("weights.depth={begin: 0}", "'begin'"),
+        ("weights.depth={strat: 0}", "In weights.depth: .*'strat'.*Did you mean 'start'"),
+        ("weights.depth=3", "'weights.depth' must be a mapping of settings; got 3"),
     ],
 )
 def test_settings_that_do_not_exist(override, message):

@@ -90,6 +90,15 @@ class BadSampleCounter:
             message += f" {count} of those met by this rank are in {shard}. The last, in {last.shard}: {last.reason}"
         return message + " Make those shards again, or raise loader.max_bad_fraction to go on without them."
 
+    def as_text(self) -> str:
+        """A line per stream with bad samples; empty: there was none."""
+        lines = []
+        for stream in (s for s in self.streams if self.bad[s]):
+            last = self._last.get(stream)
+            example = f"; the last on this rank, {last.key} of {last.shard}: {last.reason}" if last else ""
+            lines.append(f"  {stream}: {self.bad[stream]:,} of {self.reads[stream]:,} samples replaced{example}")
+        return "\n".join(["bad samples of the run, by stream", *lines]) if lines else ""
+
     def state_dict(self) -> dict[str, dict[str, int]]:
         """Totals over all ranks; valid for any number of ranks. Without pending counts: merge before saving."""
         return {"reads": dict(self.reads), "bad": dict(self.bad)}

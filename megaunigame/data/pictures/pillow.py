@@ -30,6 +30,9 @@ TURNS = {
 }
 """EXIF orientation -> what makes the picture upright."""
 
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+"""Of the containers that phones write and Pillow does not know."""
+
 
 @contextmanager
 def opened(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> Iterator[Image.Image]:
@@ -50,6 +53,8 @@ def opened(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> I
     except PictureError:
         raise
     except UnidentifiedImageError as error:
+        if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+            raise PictureError("a HEIC picture, which Pillow alone cannot read: convert it, to JPEG for example") from error
         raise PictureError("not an image") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"more pixels than the {rules.max_pixels:,} that max_pixels allows ({error})") from error

@@ -155,9 +155,12 @@ class ShardIndex:
             found = "is an empty folder" if path.is_dir() else "does not exist"
             if path.is_dir() and any(path.iterdir()):
                 found = "is a folder without a .tar file"
+            if path.is_file():
+                found = "is a file of another kind"
             raise DataError(
-                f"No shards: {location} {found}. Give a folder of .tar shards, one .tar, or a quoted glob; "
-                "`python -m data_prep --help` shows how to make shards."
+                f"No shards: {location} {found}. Give a folder of .tar shards, one .tar, or a quoted glob. Data of another "
+                "form (JSON, parquet, arrow): data.NAME={source: PATH, cache: {folder: FOLDER}} packs it on first use, "
+                "`python -m data_prep pack --help` shows how to make shards."
             )
         return cls._from_tars(str(location), paths, open_shards)
 

@@ -94,6 +94,10 @@ class AttentionLoss(PassTerm):
         warm = min(1.0, (step.number + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
         return warm * (self.full_weight or 0.0)
 
+    def meant(self, inputs: PassInputs) -> Tensor:
+        """(B,) bool: rows of the chosen terms."""
+        return torch.stack([inputs.terms == term for term in self.measurement.row_terms]).any(0) & (inputs.counts > 0)
+
     def counted(self, inputs: PassInputs) -> Tensor:
         """(B,) bool: rows of the chosen terms that can be measured."""
         ours = torch.stack([inputs.terms == term for term in self.measurement.row_terms]).any(0)
