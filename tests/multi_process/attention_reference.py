@@ -76,7 +76,8 @@ class AttentionReference(PlainReference):
                 if len(known) == 2:
                     weight = sum(loss for loss, _ in known) / (self.settings["ratio"] * sum(p for _, p in known))
                 else:
-                    loss = sum(weight_of[r.term] * float(means[r.term].detach()) for r in self.plan.of_pass(pass_name))
+                    ours = [r.term for r in self.plan.of_pass(pass_name) if r.term in self.wanted]
+                    loss = sum(weight_of[term] * float(means[term].detach()) for term in ours)
                     known.append((loss, float(mean.detach())))
             total = total + weight * mean
             self.losses[pass_name] = []
