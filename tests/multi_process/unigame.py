@@ -149,9 +149,8 @@ def check_uneven_ranks(home: Path, world: Ranks) -> str:
     sizes = world.all_gather_object(unigame.pool.buffer.size)
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1, sizes
     lengths = world.all_gather_object(unigame.adversary.held)
-    assert len({*lengths}) == 1 and abs(metrics[unigame_names.ADVERSARY_EPS] - lengths[0]) < 1e-6 and lengths[0] != 0.25, (
-        lengths
-    )
+    attacked_with = world.all_gather_object(metrics[unigame_names.ADVERSARY_EPS])
+    assert len({*lengths}) == len({*attacked_with}) == 1 and lengths[0] != 0.25, lengths
     assert metrics[unigame_names.BUFFER_REPLAYED] == world.size and metrics[unigame_names.BUFFER_MOVED] > 0, metrics
     return f"both ranks replay, buffer {sizes}"
 
