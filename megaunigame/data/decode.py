@@ -22,7 +22,7 @@ IMAGE_FIELDS = (
     *("ppm", "tif", "tiff"),
 )
 """Fields that may hold the picture of a sample; the first one present is used. What it is, its content says."""
-FURTHER_FIELD = re.compile(r"picture(\d+)\.\w+")
+FURTHER_FIELD = re.compile(rf"picture([2-9]|[1-9]\d+)\.(?:{'|'.join(IMAGE_FIELDS)})")
 """Fields of the second and later pictures of a sample: `picture2.jpg`, `picture3.png`, ..."""
 DEPTH_FIELD = "depth.png"
 SEGMENTATION_FIELD = "seg.png"
