@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.inputs.sample import EntryFailure, short_key
-from megaunigame.data.decode import DEPTH_FIELD, SEGMENTATION_FIELD
+from megaunigame.data.decode import DEPTH_FIELD, FURTHER_FIELD, SEGMENTATION_FIELD
 from megaunigame.data.shards.tar_scan import members_of
 
 FIRST, LAST = "first", "last"
@@ -43,14 +43,17 @@ class TarSample:
 def split_name(name: str, dots: str) -> tuple[str, str] | None:
     """(key, field in lower case) of a name in a tar; None when it has no dot or no key.
 
-    With `dots` LAST, `depth.png` and `seg.png` are still one field.
+    With `dots` LAST, the fields of our shards that have a dot are still one: `depth.png`, `seg.png`, `picture2.jpg`.
     """
     folder, slash, base = name.rpartition("/")
     if dots == FIRST:
         stem, _, field = base.partition(".")
     else:
-        compound = next((field for field in TARGETS if base.lower().endswith(f".{field}")), None)
-        stem, field = (base[: -len(compound) - 1], compound) if compound else _at_last_dot(base)
+        stem, field = _at_last_dot(base)
+        stem_before, inner = _at_last_dot(stem)
+        compound = f"{inner}.{field}".lower()
+        if stem_before and (compound in TARGETS or FURTHER_FIELD.fullmatch(compound)):
+            stem, field = stem_before, compound
     return (folder + slash + stem, field.lower()) if stem and field else None
 
 

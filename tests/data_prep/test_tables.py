@@ -127,6 +127,11 @@ def test_forms_of_conversations(talk, tmp_path):
     assert records_of(tmp_path / "out") == [{"conversations": TALK, "width": 20, "height": 12}]
 
 
+def test_lists_of_turns_of_different_lengths_are_a_failure():
+    with pytest.raises(EntryFailure, match=r"lists of different lengths \(2 from, 1 value\)"):
+        turns_of({"from": ["human", "gpt"], "value": ["q"]})
+
+
 def test_parts_of_messages_that_are_neither_text_nor_image():
     with pytest.raises(DataError, match="neither a text nor an image"):
         read_conversation(turns_of([{"role": "user", "content": [{"type": "audio"}]}]), 0)

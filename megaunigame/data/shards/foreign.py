@@ -6,7 +6,7 @@ import logging
 import shlex
 from collections.abc import Mapping
 
-from megaunigame.data.decode import DECODERS, META_FIELD
+from megaunigame.data.decode import DECODERS, FURTHER_FIELD, META_FIELD
 from megaunigame.errors import DataError
 
 SHOWN = 8
@@ -34,7 +34,7 @@ def check_foreign(location: str, samples: int, fields: Mapping[str, int]) -> Non
             f"pack them and train on the packed folder: {pack_command(location)}"
         )
     read = {META_FIELD, *(field for stored_as, _ in DECODERS.values() for field in stored_as)}
-    unread = [name for name in names if name not in read]
+    unread = [name for name in names if name not in read and not FURTHER_FIELD.fullmatch(name)]
     if described < samples:
         log.warning("%s: %d of %d samples have no json and will be replaced.", location, samples - described, samples)
     if unread or described < samples:
