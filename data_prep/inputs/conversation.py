@@ -68,7 +68,7 @@ def checked_texts(
 def _without_other_answers(record: dict[str, Any], notes: Counter[str]) -> dict[str, Any]:
     """The record without `answers` of another meaning than a list per question: accepted answers to one, options to choose."""
     answers = record.get("answers")
-    if answers is None or (isinstance(answers, list) and answers and all(isinstance(item, list) for item in answers)):
+    if not isinstance(answers, list) or (answers and all(isinstance(item, list) for item in answers)):
         return record
     notes[OTHER_ANSWERS] += 1
     return {name: value for name, value in record.items() if name != "answers"}

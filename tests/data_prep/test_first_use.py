@@ -140,9 +140,12 @@ def test_forms_of_sources(tmp_path):
     llava(tmp_path / "llava")
     (tmp_path / "hub" / "data").mkdir(parents=True)
     (tmp_path / "hub" / "data" / "train-00000-of-00001.parquet").touch()
+    (tmp_path / "hub" / "dataset_infos.json").touch()
+    (tmp_path / "tars" / "00000_stats.json").touch()
     found = {name: first_use._form("data.x", tmp_path / name)[0] for name in ("tars", "saved", "llava", "hub")}
     assert found == {"tars": "wds", "saved": "arrow", "llava": "llava-json", "hub": "parquet"}
     assert first_use._form("data.x", Path("a/{0..3}.tar"))[0] == "wds"
+    assert first_use._form("data.x", Path("a/TRAIN.JSON"))[0] == "llava-json"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +157,13 @@ def test_forms_of_sources(tmp_path):
         ("splits", r"data\.x: data\.x\.source=.*several splits; there are test, train\. Type data\.x\.split=train"),
         ("root", r"data\.x: data\.x\.image_root=.*no such folder"),
         ("file.txt", r"is no known form"),
+        ("both", r"both has train\.json and images/archive\.tar: which is meant\? Type data\.x\.source=.*/train\.json for"),
+        (
+            "words.json.gz",
+            r"is compressed\. Unpack it \(gunzip -k .*words\.json\.gz\), then type data\.x\.source=.*words\.json",
+        ),
+        ("s3://b/x.tar", r"s3://b/x\.tar is a URL, .*Download it first .*type data\.x\.shards=s3://b/x\.tar"),
+        ("lists", r"several lists of entries: train, val\. .*jq '\.\[\"train\"\]' .* > train\.json"),
     ],
 )
 def test_sources_that_cannot_be_packed_are_named_in_words_of_the_recipe(make, words, tmp_path):
@@ -167,10 +177,17 @@ def test_sources_that_cannot_be_packed_are_named_in_words_of_the_recipe(make, wo
         write_tar(source / "test" / "0.tar", [("a.txt", b"a")])
     elif make == "root":
         source, settings = llava(tmp_path / "in"), {"image_root": str(tmp_path / "no")}
-    elif make == "file.txt":
+    elif make == "both":
+        write_tar(source / "images" / "archive.tar", [("a.txt", b"a")])
+        (source / "train.json").write_text("[]")
+    elif make == "lists":
+        source = llava(tmp_path / "in")
+        source.write_text(json.dumps({"train": [{"conversations": TALK}], "val": [{"conversations": TALK}]}))
+    elif make in ("file.txt", "words.json.gz"):
         source.touch()
+    given = make if "://" in make else source
     with pytest.raises((ConfigError, DataError), match=words):
-        pack_sources({"x": stream(source, tmp_path / "cache", **settings)})
+        pack_sources({"x": stream(given, tmp_path / "cache", **settings)})
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_forms_of_the_file(case, root):
         ({"answers": ["yes", "yeah"]}, {}),
         ({"answers": ["yes"]}, {}),
         ({"answers": [["yes"]], "kinds": ["other"]}, {"answers": [["yes"]], "kinds": ["other"]}),
-        ({"answers": "yes"}, {}),
+        ({"answers": []}, {}),
+        ({"answers": "yes"}, {"answers": "yes"}),
     ],
 )
 def test_what_stands_next_to_a_conversation(more, kept, root):
