@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -261,6 +263,57 @@ def test_a_lock_of_another_node_is_abandoned_when_it_is_not_touched(tmp_path, mo
     time.sleep(0.4)
     assert not lock.take() and lock.take()
     assert lock.holder() != "elsewhere, process 7"
+    lock.release()
+
+
+def no_locks(code: int):
+    def flock(file: int, how: int) -> None:
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    return flock
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, 0])
+def test_without_advisory_locks_a_lock_of_this_node_is_held_while_it_is_touched(code, tmp_path, monkeypatch):
+    """0: a file system that grants a lock to everybody."""
+    monkeypatch.setattr(shared_lock, "ABANDONED_AFTER", 0.4)
+    monkeypatch.setattr(shared_lock, "BEAT", 0.05)
+    monkeypatch.setattr(fcntl, "flock", no_locks(code))
+    first, second = SharedLock(tmp_path / "lock"), SharedLock(tmp_path / "lock")
+    assert first.take()
+    for _ in range(8):
+        assert not second.take() and first.path.exists()
+        time.sleep(0.1)
+    first._end.set()  # it dies
+    time.sleep(0.1)
+    assert not second.take()
+    time.sleep(0.5)
+    assert not second.take() and second.take()
+    second.release()
+
+
+def test_touching_goes_on_after_a_file_system_was_away(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shared_lock, "BEAT", 0.02)
+    touched, calls = os.utime, []
+
+    def utime(path):
+        if path != lock.path:  # of an earlier test
+            return
+        calls.append(path)
+        if len(calls) < 4:
+            raise OSError(errno.ESTALE if len(calls) % 2 else errno.EIO, "away")
+        touched(path)
+
+    lock = SharedLock(tmp_path / "lock")
+    monkeypatch.setattr(os, "utime", utime)
+    assert lock.take()
+    before = lock.path.stat().st_mtime_ns
+    for _ in range(100):
+        if lock.path.stat().st_mtime_ns > before:
+            break
+        time.sleep(0.02)
+    assert lock.path.stat().st_mtime_ns > before and caplog.text.count(f"{lock.path} cannot be touched") == 1
     lock.release()
 
 
