@@ -49,16 +49,19 @@ class _Sourced(Protocol):
     split: str
 
 
-def pack_sources(streams: Mapping[str, StreamConfig]) -> None:
-    """Pack what has a `source`, and put the folder of its shards in the place of it.
+def pack_sources(streams: Mapping[str, StreamConfig]) -> dict[str, str]:
+    """Pack what has a `source`, and put the folder of its shards in the place of it; returns folder -> source, for the record.
 
     Raises ConfigError for a source of no known form, DataError when it cannot be packed.
     """
+    sources: dict[str, str] = {}
     for name, stream in streams.items():
         for key, part in _parts(f"data.{name}", stream):
             if part.source:
                 part.shards = str(_packed(key, part, stream))
+                sources[part.shards] = f"{part.source}, split {part.split}" if part.split else part.source
                 part.source = part.image_root = part.split = ""
+    return sources
 
 
 def _parts(key: str, stream: StreamConfig) -> Iterator[tuple[str, _Sourced]]:

@@ -24,7 +24,7 @@ from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.registry import find
 from megaunigame.step.requests import RowRequest, StepPlan
-from megaunigame.training.row_counts import FIRST_ROWS, enough_rows
+from megaunigame.step.row_limits import FIRST_ROWS, enough_rows
 
 LONGEST_REASON = 110
 

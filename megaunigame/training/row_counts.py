@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -16,24 +15,9 @@ from megaunigame.monitoring import names
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import RowRequest, StepPlan
-
-FIRST_ROWS = 100
-"""The fractions are of at least this many rows, so that a few early dummies are not too many."""
-FEWEST = 8
-UNLIKELY = 0.004
-"""Largest probability of a false stop by `enough_rows`."""
+from megaunigame.step.row_limits import FIRST_ROWS, enough_rows
 
 log = logging.getLogger(__name__)
-
-
-def enough_rows(max_dummy_fraction: float) -> float:
-    """A term that got none of this many rows gets too few of any number: with dummies as frequent as `max_dummy_fraction`
-    allows, it would have got one in 99.6 % of all runs. 8 for .5, 108 for .95, never for 1."""
-    if max_dummy_fraction >= 1:
-        return math.inf
-    if max_dummy_fraction <= 0:
-        return FEWEST
-    return max(FEWEST, math.ceil(math.log(UNLIKELY) / math.log(max_dummy_fraction)))
 
 
 @dataclass

@@ -56,8 +56,9 @@ def stream(source: Path | str, cache: Path, **settings: str) -> StreamConfig:
 def test_a_json_file_is_packed_once(tmp_path, capfd, monkeypatch):
     source = llava(tmp_path / "in")
     one = stream(source, tmp_path / "cache")
-    pack_sources({"train": one})
+    sources = pack_sources({"train": one})
     folder = Path(one.shards)
+    assert sources == {one.shards: str(source)}
     assert (one.source, one.image_root) == ("", "") and folder.parent == tmp_path / "cache"
     assert ShardIndex.open(folder).samples == 6
     said = capfd.readouterr().out

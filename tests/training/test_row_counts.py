@@ -16,7 +16,8 @@ from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan, plan_from
 from megaunigame.step.rotation import Rotation
-from megaunigame.training.row_counts import FIRST_ROWS, RowCounter, enough_rows
+from megaunigame.step.row_limits import FIRST_ROWS, enough_rows
+from megaunigame.training.row_counts import RowCounter
 from tests.passes import pass_inputs
 
 ENOUGH = int(enough_rows(LoaderConfig().max_dummy_fraction))
