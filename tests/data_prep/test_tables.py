@@ -208,3 +208,12 @@ def test_pictures_in_cells(tmp_path):
     assert [reason.split(" ")[-1] for reason in reasons] == ["root", "root", "a/3.jpg"]
     assert pack("arrow", source, tmp_path / "none", "--max-failed-fraction", "0.9") == 0
     assert "or type --image-root" in failures_of(tmp_path / "none")[0]["reason"]
+
+
+def test_a_path_in_a_cell_is_not_the_picture_of_another_version(tmp_path):
+    (tmp_path / "root").mkdir()
+    for number, name in enumerate(["v1.png", "v1.5.png"]):
+        (tmp_path / "root" / name).write_bytes(picture(number, form="png"))
+    source = save_to_disk(tmp_path / "in", [{"image": "v1.5", "text": "a"}])
+    assert pack("arrow", source, tmp_path / "out", "--image-root", str(tmp_path / "root")) == 0
+    assert [fields["png"] for fields in samples_of(tmp_path / "out").values()] == [picture(1, form="png")]

@@ -20,7 +20,8 @@ def open_stream(name: str, config: StreamConfig, seed: int, cursor: Cursor | Non
     Raises ConfigError or DataError: an unknown backend, missing or incomplete shards, filters that nothing passes, a cursor of
     other data.
     """
-    return Stream(name, _source(f"data.{name}", config, seed), cursor, rules_of(name, config))
+    rules = rules_of(name, config)
+    return Stream(name, _source(f"data.{name}", config, seed), cursor, rules)
 
 
 def rules_of(name: str, config: StreamConfig) -> PictureRules:
