@@ -33,6 +33,9 @@ PATIENCE = 120.0
 """Seconds that a process waits while nobody packs."""
 MOST_WORKERS = 16
 JSON_ENDINGS = (".json", ".jsonl")
+COMPRESSED = {".gz": "gunzip -k", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zst": "unzstd"}
+DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json", "croissant.json"}
+"""JSON files of Hugging Face folders; img2dataset writes NUMBER_stats.json."""
 FORMATS = {".tar": "wds", ".parquet": "parquet", ".arrow": "arrow"}
 LEGAL = "a JSON or JSONL file in the LLaVA form, or files or a folder of .tar, .parquet or .arrow"
 
@@ -46,16 +49,19 @@ class _Sourced(Protocol):
     split: str
 
 
-def pack_sources(streams: Mapping[str, StreamConfig]) -> None:
-    """Pack what has a `source`, and put the folder of its shards in the place of it.
+def pack_sources(streams: Mapping[str, StreamConfig]) -> dict[str, str]:
+    """Pack what has a `source`, and put the folder of its shards in the place of it; returns folder -> source, for the record.
 
     Raises ConfigError for a source of no known form, DataError when it cannot be packed.
     """
+    sources: dict[str, str] = {}
     for name, stream in streams.items():
         for key, part in _parts(f"data.{name}", stream):
             if part.source:
                 part.shards = str(_packed(key, part, stream))
+                sources[part.shards] = f"{part.source}, split {part.split}" if part.split else part.source
                 part.source = part.image_root = part.split = ""
+    return sources
 
 
 def _parts(key: str, stream: StreamConfig) -> Iterator[tuple[str, _Sourced]]:
@@ -157,8 +163,12 @@ def _progress(job: Job, folder: Path) -> str:
 
 def _source_options(key: str, part: _Sourced) -> list[str]:
     """Raises ConfigError for a source of no known form."""
-    source = Path(part.source)
-    form, path = _form(key, source)
+    if "://" in part.source:
+        raise ConfigError(
+            f"{key}.source={part.source} is a URL, and only local files are packed. Download it first and give the folder; if "
+            f"it is a folder of shards of data_prep, type {key}.shards={part.source}."
+        )
+    form, path = _form(key, Path(part.source))
     options = ["--format", form, "--json" if form == "llava-json" else "--source", str(path.absolute())]
     root = part.image_root or (str(path.parent) if form == "llava-json" else "")
     if root:
@@ -170,26 +180,47 @@ def _form(key: str, source: Path) -> tuple[str, Path]:
     """The format of pack, and the file or folder to give it."""
     if source.suffix in FORMATS:
         return FORMATS[source.suffix], source
-    if source.suffix in JSON_ENDINGS:
+    if source.suffix.lower() in JSON_ENDINGS:
         return "llava-json", source
+    if source.suffix.lower() in COMPRESSED and source.is_file():
+        unpacked = source.with_suffix("")
+        raise ConfigError(
+            f"{key}.source={source} is compressed. Unpack it ({COMPRESSED[source.suffix.lower()]} {source}), then type "
+            f"{key}.source={unpacked}."
+        )
     if not source.is_dir():
         raise ConfigError(f"{key}.source={source} is {'no known form' if source.exists() else 'not there'}. Give {LEGAL}.")
     if (source / MANIFEST).is_file():
         raise ConfigError(f"{key}.source={source} is a folder of shards already. Type {key}.shards={source}.")
     if (source / SAVED).is_file() or (source / SAVED_SPLITS).is_file():
         return "arrow", source
-    listed = sorted(file for ending in JSON_ENDINGS for file in source.glob(f"*{ending}"))
+    listed = sorted(file for file in source.iterdir() if file.suffix.lower() in JSON_ENDINGS and not _describes(file.name))
     for ending, form in FORMATS.items():
-        if files_of_folder(source, ending, None, any_split=True):
+        if found := files_of_folder(source, ending, None, any_split=True):
+            if listed:
+                raise ConfigError(
+                    f"{key}.source={source} has {listed[0].name} and {found[0].relative_to(source)}: which is meant? Type "
+                    f"{key}.source={listed[0]} for the JSON file, {key}.source='{_glob_of(found[0], source)}' for the others."
+                )
             return form, source
     if len(listed) == 1:
         return "llava-json", listed[0]
     raise ConfigError(f"{key}.source={source} has {len(listed)} JSON files and none of {', '.join(FORMATS)}. Give {LEGAL}.")
 
 
+def _describes(name: str) -> bool:
+    """Whether a JSON file of this name says something about the files next to it, and lists no entries."""
+    return name in DESCRIPTIONS or name.endswith(("_stats.json", ".idx.json"))
+
+
+def _glob_of(file: Path, source: Path) -> Path:
+    """What names the file and those of its ending in folders as deep."""
+    return source.joinpath(*("*" for _ in file.relative_to(source).parts[:-1]), f"*{file.suffix}")
+
+
 def _in_recipe_words(message: str, key: str) -> str:
     """A message of `pack` with the keys of the recipe in place of the options."""
-    message = re.sub(r"--split (\w+)", rf"{key}.split=\1", message)
+    message = re.sub(r"--split ([\w.-]*\w)", rf"{key}.split=\1", message)
     for option, setting in (("--source ", "source="), ("--json ", "source="), ("--image-root ", "image_root=")):
         message = message.replace(option, f"{key}.{setting}")
     return message.replace("--split", f"{key}.split").replace("--image-root", f"{key}.image_root")

@@ -36,7 +36,7 @@ FORMATS: dict[str, type[Input]] = {
     "arrow": Arrow,
 }
 SHARD_SIZE = 1000
-PACKER = 4
+PACKER = 5
 """Part of the config hash: raise it when the same source would give other bytes."""
 
 EXAMPLES = """examples:

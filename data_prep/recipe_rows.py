@@ -14,14 +14,17 @@ from tqdm import tqdm
 from data_prep.picture_statistics import fields_at, spread
 from megaunigame.config import LoaderConfig, Recipe, load_recipe
 from megaunigame.data.decode import Sample, decode_sample
+from megaunigame.data.pictures.rules import PictureRules
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.sources.opening import rules_of
 from megaunigame.engine.model_folder import model_folder
-from megaunigame.errors import DataError
+from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.base import Processor, UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.registry import find
 from megaunigame.step.requests import RowRequest, StepPlan
+from megaunigame.step.row_limits import FIRST_ROWS, enough_rows
 
 LONGEST_REASON = 110
 
@@ -38,19 +41,25 @@ class Findings:
     """Without what the rows need: dummies in a run."""
     bad: Counter[str] = field(default_factory=Counter)
     """Reason -> samples that a run would replace."""
+    stops: str = ""
+    """What ends a run at once, if a sample does."""
 
     @property
     def samples(self) -> int:
         return self.filled + self.none + self.bad.total()
 
-    def refusal(self, limits: LoaderConfig) -> str:
-        """Why a run would stop; empty: it would not."""
+    def refusal(self, limits: LoaderConfig, whole: bool) -> str:
+        """Why a run would stop; empty: it would not. `whole`: these are all samples that there are."""
         term = self.request.term
-        if not self.filled:
+        if self.stops:
+            return f"{term}: {self.stops}"
+        may_lack_all = limits.max_dummy_fraction >= 1 and self.none > 0
+        if not self.filled and not may_lack_all and (whole or self.samples >= enough_rows(limits.max_dummy_fraction)):
             return f"{term} gets no row: {self._most_frequent()}"
-        if self.none > limits.max_dummy_fraction * (self.filled + self.none):
+        least = 0 if whole else FIRST_ROWS
+        if self.none > limits.max_dummy_fraction * max(self.filled + self.none, least):
             return f"{term}: more dummies than loader.max_dummy_fraction={limits.max_dummy_fraction:g} allows"
-        if self.cut > limits.max_cut_fraction * self.filled:
+        if self.cut > limits.max_cut_fraction * max(self.filled, least):
             return f"{term}: more rows are cut than loader.max_cut_fraction={limits.max_cut_fraction:g} allows"
         if self.bad.total() > limits.max_bad_fraction * self.samples:
             return f"{term}: more bad samples than loader.max_bad_fraction={limits.max_bad_fraction:g} allows"
@@ -88,7 +97,8 @@ def print_rows(folder: Path, given: list[str], samples: int) -> bool:
         print(f"{one.request.term:<16}{one.filled:>9,}{one.cut:>9,}{one.none:>9,}{one.bad.total():>9,}")
         for reason, count in one.bad.most_common(3):
             print(f"{'':<16}{count:,} x {reason[:LONGEST_REASON]}")
-    refusals = [refusal for one in found if (refusal := one.refusal(recipe.loader))]
+    whole = len(positions) == index.samples
+    refusals = [refusal for one in found if (refusal := one.refusal(recipe.loader, whole))]
     for refusal in refusals:
         print(f"a run would stop: {refusal}")
     return not refusals
@@ -100,12 +110,16 @@ def find_rows(recipe: Recipe, index: ShardIndex, positions: np.ndarray) -> list[
     plan = build_plan(objectives)
     objective_of = {request.term: objective for objective in objectives for request in objective.rows()}
     found = [Findings(request) for request in plan.requests if request.stream is not None]
+    rules = {one.request.term: _rules_of(one.request, recipe) for one in found}
     family = find("models", recipe.model.family, UnifiedModel)
     with model_folder(family, recipe.model) as path:
         processor = family.open_processor(path, max_length=recipe.model.max_length)
     for position in tqdm(positions, desc="rows", unit="sample", delay=2, leave=False):
-        for one, made in zip(found, _made(index, int(position), plan, found, objective_of, processor), strict=True):
-            if isinstance(made, str):
+        for one, made in zip(found, _made(index, int(position), plan, found, objective_of, processor, rules), strict=True):
+            if isinstance(made, ConfigError):
+                one.bad[str(made)] += 1
+                one.stops = one.stops or str(made)
+            elif isinstance(made, str):
                 one.bad[made] += 1
             elif made is None:
                 one.none += 1
@@ -121,20 +135,26 @@ def _made(
     found: list[Findings],
     objective_of: dict[str, Objective],
     processor: Processor,
-) -> Iterator[bool | str | None]:
-    """Per term: whether the row is cut; None: no row; or why the sample is bad."""
-    try:
-        sample: Sample | str = decode_sample(*fields_at(index, position))
-    except DataError as error:
-        sample = str(error)
+    rules: dict[str, PictureRules],
+) -> Iterator[bool | str | ConfigError | None]:
+    """Per term: whether the row is cut; None: no row; why the sample is bad; or what ends a run."""
+    key, fields = fields_at(index, position)
+    samples: dict[PictureRules, Sample] = {}  # a sample keeps what it has decoded
     for one in found:
-        if isinstance(sample, str):
-            yield sample
-            continue
+        rule = rules[one.request.term]
         try:
+            sample = samples[rule] = samples.get(rule) or decode_sample(key, fields, rule)
             yield _cut(one.request, sample, plan, objective_of[one.request.term], processor, position)
         except DataError as error:
-            yield str(error).replace(sample.key, "...")
+            yield str(error).replace(key, "...")
+        except ConfigError as error:
+            yield error
+
+
+def _rules_of(request: RowRequest, recipe: Recipe) -> PictureRules:
+    """How a run reads the pictures of the stream that the request draws from."""
+    assert request.stream is not None
+    return rules_of(request.stream, recipe.data[request.stream])
 
 
 def _cut(

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     options = options_of_a_recipe(__doc__).parse_args(arguments)
 
     recipe = load_recipe(options.recipe, options.overrides)
-    pack_sources(recipe.data)
+    sources = pack_sources(recipe.data)
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     claim(recipe.output, world)
     rank_log(recipe.output, world.rank)
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
             recipe=as_yaml(recipe),
             plan=plan,
             origin=trainer.parts.origin(),
+            sources=sources,
         )
     trainer.fit()
     if world.is_main:

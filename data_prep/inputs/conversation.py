@@ -6,13 +6,16 @@ How conversations are read is said in `megaunigame.data.conversation`, which tra
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from data_prep.inputs.sample import EntryFailure
-from megaunigame.data.conversation import IMAGE_MARKER, TALK_KEYS, Conversation, read_conversation
+from data_prep.inputs.texts import CAPTIONS, talk_of, with_caption
+from megaunigame.data.conversation import IMAGE_MARKER, TALK_KEYS, Conversation, places_in, read_conversation
 from megaunigame.errors import DataError
 
 MARKER = IMAGE_MARKER
+OTHER_ANSWERS = "`answers` that are not one list per question: left out"
 
 
 def checked_talk(talk: Any, pictures: int) -> Conversation:
@@ -23,16 +26,33 @@ def checked_talk(talk: Any, pictures: int) -> Conversation:
         raise EntryFailure(str(error)) from error
 
 
-def checked_texts(record: dict[str, Any], pictures: int, notes: Counter[str]) -> dict[str, Any]:
+def counted_places(talk: Any) -> int:
+    """Places of pictures in the questions. Raises EntryFailure."""
+    try:
+        return places_in(talk)
+    except DataError as error:
+        raise EntryFailure(str(error)) from error
+
+
+def checked_texts(
+    record: dict[str, Any],
+    pictures: int,
+    notes: Counter[str],
+    text: str | None = None,
+    captions: Sequence[str] = CAPTIONS,
+) -> dict[str, Any]:
     """The record with its conversation under `conversations`, as `Conversation.turns` has it, and its caption stripped.
 
-    `notes` counts what was left out. Raises EntryFailure when the record has neither, or one that cannot be read.
+    The caption is `text`, which stands next to the record, or under one of the keys `captions`. `notes` counts what was left
+    out. Raises EntryFailure when the record has neither, or one that cannot be read.
     """
+    record = with_caption(record, text, notes, captions)
     texts: dict[str, Any] = {}
-    talk = next((record[key] for key in TALK_KEYS if record.get(key)), None)
+    talk = talk_of(record)
     if talk is not None:
         conversation = checked_talk(talk, pictures)
         texts["conversations"] = conversation.turns(pictures)
+        record = _without_other_answers(record, notes)
         require_as_many(record, conversation)
         notes.update(conversation.left_out)
     if record.get("caption") is not None:
@@ -43,6 +63,15 @@ def checked_texts(record: dict[str, Any], pictures: int, notes: Counter[str]) ->
         keys = f" (its keys: {', '.join(map(str, record))})" if record else ""
         raise EntryFailure(f"has neither a caption nor conversations{keys}")
     return {name: value for name, value in record.items() if name not in ("caption", *TALK_KEYS)} | texts
+
+
+def _without_other_answers(record: dict[str, Any], notes: Counter[str]) -> dict[str, Any]:
+    """The record without `answers` of another meaning than a list per question: accepted answers to one, options to choose."""
+    answers = record.get("answers")
+    if not isinstance(answers, list) or (answers and all(isinstance(item, list) for item in answers)):
+        return record
+    notes[OTHER_ANSWERS] += 1
+    return {name: value for name, value in record.items() if name != "answers"}
 
 
 def require_as_many(record: dict[str, Any], conversation: Conversation) -> None:

@@ -22,6 +22,7 @@ def source_files(patterns: Sequence[str], ending: str, out: Path, split: str | N
     """
     files: dict[Path, None] = {}
     for pattern in (expanded for given in patterns for expanded in expand_urls(given)):
+        refuse_url(pattern, "--source")
         path = Path(pattern)
         found = files_of_folder(path, ending, split) if path.is_dir() else sorted(map(Path, glob.glob(pattern)))
         if not found:
@@ -37,6 +38,15 @@ def source_files(patterns: Sequence[str], ending: str, out: Path, split: str | N
         if out.resolve() == file.resolve().parent:
             raise DataError(f"--out {out}: the sources lie there; choose another folder")
     return tuple(files)
+
+
+def refuse_url(name: str, option: str) -> None:
+    """Raises DataError for a URL: what is packed is read here."""
+    if "://" in name:
+        raise DataError(
+            f"{option} {name}: is a URL, and only local files are packed. Download it first (aws s3 cp, curl -O, "
+            "huggingface-cli download), or, if it is a folder of shards of data_prep, give it to a run as data.NAME.shards"
+        )
 
 
 def _refuse_compressed(pattern: str, path: Path, ending: str) -> None:

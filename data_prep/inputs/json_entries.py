@@ -15,6 +15,8 @@ from typing import Any
 
 from megaunigame.errors import DataError
 
+GZIP = b"\x1f\x8b"
+
 
 @dataclass(frozen=True)
 class BrokenLine:
@@ -29,6 +31,8 @@ def entries_of(content: bytes, path: Path, keys: Collection[str], form: str) -> 
     Raises DataError, which says the wanted `form`, when the file is neither JSON nor mostly JSON lines, or has no list.
     """
     what = f"--json {path}"
+    if content.startswith(GZIP):
+        raise DataError(f"{what}: is compressed; unpack it: gunzip -k {path}, and give the file without .gz")
     encoding = json.detect_encoding(content)
     try:
         # Bytes that are not UTF-8 cost the entry that has them, which cannot be written again.
@@ -47,9 +51,25 @@ def entries_of(content: bytes, path: Path, keys: Collection[str], form: str) -> 
     listed = _list_in(found, keys)
     entries = [] if listed is None else list(_flat(listed))
     if not entries:
+        _refuse_several_lists(found, what)
         got = f"an object with the keys {', '.join(found) or 'none'}"[:200] if isinstance(found, dict) else _named(found)
         raise DataError(f"{what}: got {got}; wanted {form}")
     return entries
+
+
+def _refuse_several_lists(found: Any, what: str) -> None:
+    """Raises DataError for an object with a list of entries per split."""
+    names = [name for name, value in found.items() if _has_entries(value)] if isinstance(found, dict) else []
+    if len(names) > 1:
+        file = what.partition(" ")[2]
+        raise DataError(
+            f"{what}: has several lists of entries: {', '.join(names)}. Write one to a file and give that: "
+            f"jq '.[\"{names[0]}\"]' {file} > {names[0]}.json"
+        )
+
+
+def _has_entries(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _parsed(text: str) -> Any:
@@ -80,7 +100,7 @@ def _list_in(found: Any, keys: Collection[str]) -> list[Any] | None:
         return None
     if any(key in found for key in keys):
         return [found]
-    lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    lists = [value for value in found.values() if _has_entries(value)]
     if len(lists) == 1:
         return lists[0]
     if found and all(isinstance(value, dict) for value in found.values()):

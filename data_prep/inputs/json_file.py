@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ def sha256_of(path: Path, option: str) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise DataError(f"{option} {path}: cannot be read ({error.strerror})") from error
+        url = "; it seems to be a URL: download the file first" if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) else ""
+        raise DataError(f"{option} {path}: cannot be read ({error.strerror}){url}") from error
 
 
 def read_unchanged(path: Path, option: str, sha256: str) -> bytes:

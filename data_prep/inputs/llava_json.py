@@ -19,8 +19,11 @@ from data_prep.inputs.json_entries import BrokenLine, entries_of
 from data_prep.inputs.json_file import read_unchanged, require_folder, sha256_of
 from data_prep.inputs.picture_names import KEYS, names_of
 from data_prep.inputs.sample import EntryFailure, numbered_key
+from data_prep.inputs.texts import talk_of
 from megaunigame.data.conversation import TALK_KEYS
 
+CAPTION_KEYS = ("caption", "captions")
+"""Not `text`: in files of this form it may be a question."""
 _ENTRY_FORM = (
     'a list of {"id": ..., "image": "a/b.jpg" (or a list; optional), "conversations": [{"from": "human", "value": ...}, ...]}'
 )
@@ -74,8 +77,9 @@ def _entry(number: int, found: Any) -> Entry:
         return Entry(key, {}, problem=f"is a JSON {type(found).__name__}; wanted {_ENTRY_FORM}")
     notes: Counter[str] = Counter()
     try:
-        images = names_of(found, next((found[name] for name in TALK_KEYS if found.get(name)), None))
-        record = checked_texts({name: value for name, value in found.items() if name not in KEYS}, len(images), notes)
+        images = names_of(found, talk_of(found))
+        kept = {name: value for name, value in found.items() if name not in KEYS}
+        record = checked_texts(kept, len(images), notes, captions=CAPTION_KEYS)
     except EntryFailure as failure:
         return Entry(key, {}, problem=str(failure))
     return Entry(key, record, images, notes=tuple(notes.elements()))

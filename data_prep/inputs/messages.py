@@ -11,7 +11,8 @@ from data_prep.inputs.sample import EntryFailure
 def turns_of(value: Any) -> Any:
     """A list of turns, out of that, its JSON text, or one list per key of the turns; anything else as it is.
 
-    What a turn may be says `megaunigame.data.conversation`. Raises EntryFailure for a text that is not JSON.
+    What a turn may be says `megaunigame.data.conversation`. Raises EntryFailure for a text that is not JSON,
+    and for lists of different lengths.
     """
     if isinstance(value, str):
         try:
@@ -20,5 +21,8 @@ def turns_of(value: Any) -> Any:
             raise EntryFailure(f"has conversations that are not JSON: {error}") from error
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         # Hugging Face stores a sequence of records as a record of sequences.
-        return [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
+        if len({len(column) for column in value.values()}) > 1:
+            lengths = ", ".join(f"{len(column)} {name}" for name, column in value.items())
+            raise EntryFailure(f"has conversations as lists of different lengths ({lengths}); which belong together?")
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     return value

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.inputs.stored_picture import stored_picture
 from data_prep.shard_writer import ShardSample
+from megaunigame.data.decode import IMAGE_FIELDS
 from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 
 OTHER_ENDINGS = (
@@ -62,7 +63,9 @@ def short_key(key: str) -> str:
 
 
 def find_picture(root: Path, relative: str) -> Path | None:
-    """The file, or the same name with another ending (OCR-VQA lists .jpg but has .gif and .png).
+    """The file, or the same name with an ending added, or another in place of its own (OCR-VQA lists .jpg but has .gif, .png).
+
+    Only endings of pictures are replaced: `v1.5` is not v1.png.
 
     None also for names that no file can have: with a null byte, too long, not Unicode.
     """
@@ -70,6 +73,9 @@ def find_picture(root: Path, relative: str) -> Path | None:
     try:
         if path.is_file():
             return path
-        return next((other for ending in OTHER_ENDINGS if (other := path.with_suffix(ending)).is_file()), None)
+        others = [path.with_name(path.name + ending) for ending in OTHER_ENDINGS]
+        if path.suffix[1:].lower() in IMAGE_FIELDS:
+            others += [path.with_suffix(ending) for ending in OTHER_ENDINGS]
+        return next((other for other in others if other.is_file()), None)
     except (OSError, ValueError):
         return None

@@ -19,7 +19,6 @@ from data_prep.inputs.further_pictures import packed_all
 from data_prep.inputs.json_file import require_folder
 from data_prep.inputs.messages import turns_of
 from data_prep.inputs.sample import EntryFailure, find_picture, numbered_key
-from data_prep.inputs.texts import with_caption
 from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.data.conversation import TALK_KEYS
 from megaunigame.errors import DataError
@@ -122,7 +121,7 @@ class Table(Input):
                 record[name] = row[column]
         if record.get("conversations") is not None:
             record["conversations"] = turns_of(record["conversations"])
-        checked = checked_texts(with_caption(record, None, notes), len(contents), notes)
+        checked = checked_texts(record, len(contents), notes)
         return packed_all(key, checked, contents, self.rules)
 
     def _bytes_of(self, picture: Any) -> bytes | None:

@@ -55,7 +55,7 @@ def begins_as_picture(head: bytes) -> bool:
 
 def roles_of(names: Collection[str], head: Callable[[str], bytes]) -> Roles:
     """What each field is; `head` gives the first `HEAD` bytes of a field."""
-    ordered = sorted(names, key=lambda name: ("." in name, _natural(name)))
+    ordered = sorted(names, key=by_name)
     targets = tuple(name for name in TARGETS if name in names)
     json = next((name for name in ordered if _ending(name) == JSON), None)
     texts = [name for name in ordered if _ending(name) in TEXTS]
@@ -65,6 +65,11 @@ def roles_of(names: Collection[str], head: Callable[[str], bytes]) -> Roles:
     used = {*targets, json, text, *pictures}
     unused = tuple(name for name in ordered if name not in used)
     return Roles(json, text, pictures[0] if pictures else None, tuple(pictures[1:]), targets, unused)
+
+
+def by_name(name: str) -> tuple[bool, list[tuple[int, str]]]:
+    """Sorts fields: those without a dot first, and numbers by their value."""
+    return "." in name, _natural(name)
 
 
 def refuse_several(names: Collection[str]) -> None:

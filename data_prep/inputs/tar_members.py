@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.inputs.sample import EntryFailure, short_key
-from megaunigame.data.decode import DEPTH_FIELD, SEGMENTATION_FIELD
-from megaunigame.data.shards.tar_scan import members_of
+from megaunigame.data.decode import DEPTH_FIELD, FURTHER_FIELD, SEGMENTATION_FIELD
+from megaunigame.data.shards.tar_scan import members_of, readable
 
 FIRST, LAST = "first", "last"
 """Where a name is split into key and field: at its first dot, as WebDataset does, or at its last."""
@@ -43,14 +43,17 @@ class TarSample:
 def split_name(name: str, dots: str) -> tuple[str, str] | None:
     """(key, field in lower case) of a name in a tar; None when it has no dot or no key.
 
-    With `dots` LAST, `depth.png` and `seg.png` are still one field.
+    With `dots` LAST, the fields of our shards that have a dot are still one: `depth.png`, `seg.png`, `picture2.jpg`.
     """
     folder, slash, base = name.rpartition("/")
     if dots == FIRST:
         stem, _, field = base.partition(".")
     else:
-        compound = next((field for field in TARGETS if base.lower().endswith(f".{field}")), None)
-        stem, field = (base[: -len(compound) - 1], compound) if compound else _at_last_dot(base)
+        stem, field = _at_last_dot(base)
+        stem_before, inner = _at_last_dot(stem)
+        compound = f"{inner}.{field}".lower()
+        if stem_before and (compound in TARGETS or FURTHER_FIELD.fullmatch(compound)):
+            stem, field = stem_before, compound
     return (folder + slash + stem, field.lower()) if stem and field else None
 
 
@@ -72,7 +75,7 @@ def tar_samples(tar: Path, dots: str, notes: Counter[str]) -> Iterator[TarSample
         elif (split := split_name(name, dots)) is None:
             notes[NO_FIELD] += 1
         else:
-            key, field = split
+            key, field = split[0], readable(split[1])
             found.setdefault(key, {}).setdefault(field, []).append((member.offset_data, member.size))
     used: set[str] = set()
     for name, fields in found.items():
@@ -87,8 +90,7 @@ def tar_samples(tar: Path, dots: str, notes: Counter[str]) -> Iterator[TarSample
 
 def stored_key(name: str) -> str:
     """The key of a sample in our shards: below the shard's folder, without dots in its last part, of a length that fits."""
-    readable = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    parts = [part for part in re.split(r"[/\\]", readable) if part not in ("", ".", "..")] or ["sample"]
+    parts = [part for part in re.split(r"[/\\]", readable(name)) if part not in ("", ".", "..")] or ["sample"]
     parts[-1] = parts[-1].replace(".", "_")
     return short_key(re.sub(r"[\x00-\x1f\x7f:]", "_", "/".join(parts)))
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.inputs.base import Failure, Input
-from data_prep.inputs.conversation import checked_texts
+from data_prep.inputs.conversation import checked_texts, counted_places
 from data_prep.inputs.files import files_identity, source_files
 from data_prep.inputs.further_pictures import packed_all
 from data_prep.inputs.sample import EntryFailure
-from data_prep.inputs.tar_fields import HEAD, Roles, refuse_several, roles_of
+from data_prep.inputs.tar_fields import HEAD, Roles, by_name, refuse_several, roles_of
 from data_prep.inputs.tar_members import FIRST, Span, TarSample, tar_samples
-from data_prep.inputs.texts import decoded_record, decoded_text, with_caption
+from data_prep.inputs.texts import decoded_record, decoded_text, talk_of
 from data_prep.shard_writer import Shard, ShardSample
-from megaunigame.data.conversation import IMAGE_MARKER, TALK_KEYS
 from megaunigame.data.decode import further_fields
 from megaunigame.errors import DataError
 
@@ -88,34 +87,42 @@ class Tars(Input):
 
         if self.dots is None:
             refuse_several(spans)
-        further = further_fields(spans)
-        roles = roles_of([field for field in spans if field not in further], lambda field: read(field, HEAD))
+        roles, further = _pictures_of(spans, lambda field: read(field, HEAD))
         record = decoded_record(read(roles.json), notes) if roles.json is not None else {}
         if str(record.get("status")).startswith("failed"):
             raise EntryFailure(f"img2dataset says {record['status']}: {record.get('error_message')}")
         text = decoded_text(read(roles.text), notes) if roles.text is not None else None
         picture = read(roles.picture) if roles.picture is not None else None
-        all_shown = not further and roles.further and _marks_in(record) == 1 + len(roles.further)
-        further = list(roles.further) if all_shown else further
-        shown = 0 if picture is None else 1 + len(further)
         try:
-            checked = checked_texts(with_caption(record, text, notes), shown, notes)
+            if roles.further and _places_in(record) == 1 + len(further) + len(roles.further):
+                everything = sorted((*further, *roles.further), key=by_name)
+                roles, further = dataclasses.replace(roles, further=()), everything
+            shown = 0 if picture is None else 1 + len(further)
+            checked = checked_texts(record, shown, notes, text)
         except EntryFailure as failure:
             raise EntryFailure(f"{failure} (its fields: {_listed(spans)})") from failure
         pictures = [] if picture is None else [picture, *map(read, further)]
         made = packed_all(sample.key, checked, pictures, self.rules) | {field: read(field) for field in roles.targets}
-        _note_unused(roles, () if all_shown else roles.further, notes)
+        _note_unused(roles, notes)
         return made
 
 
-def _marks_in(record: dict[str, Any]) -> int:
-    """Places of pictures in the conversation."""
-    return json.dumps([record[key] for key in TALK_KEYS if key in record]).count(IMAGE_MARKER)
+def _pictures_of(names: Collection[str], head: Callable[[str], bytes]) -> tuple[Roles, list[str]]:
+    """The roles of the fields, and the later pictures of a sample as our shards have it; none where there is no first one."""
+    further = further_fields(names)
+    roles = roles_of([name for name in names if name not in further], head)
+    return (roles, further) if roles.picture is not None or not further else (roles_of(names, head), [])
 
 
-def _note_unused(roles: Roles, pictures: tuple[str, ...], notes: Counter[str]) -> None:
-    for field in (*pictures, *roles.unused):
-        what = "further picture" if field in pictures else "field"
+def _places_in(record: dict[str, Any]) -> int:
+    """Places of pictures in the conversation, if there is one."""
+    talk = talk_of(record)
+    return 0 if talk is None else counted_places(talk)
+
+
+def _note_unused(roles: Roles, notes: Counter[str]) -> None:
+    for field in (*roles.further, *roles.unused):
+        what = "further picture" if field in roles.further else "field"
         advice = "; if names of samples have dots, type --dots last" if "." in field else ""
         notes[f"{what} '{field}': not used{advice}"] += 1
     if roles.unused and roles.picture is None:

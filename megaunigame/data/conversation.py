@@ -7,8 +7,10 @@
 - A system turn at the beginning is the context: it stands before the first question (before each, where questions do not read
   each other). A later one is part of the question next to it.
 - Pictures come before the first question, in their order. `<image>` in a question is the place of one: as many as there are
-  pictures are taken out. Another one within a line, and any in an answer or a system turn, is text. One at the beginning of a
-  question or on a line of its own is the place of a picture that is not there, and refused, except in XML (`</image>`).
+  pictures are taken out, those on a line of their own first, then those at the beginning or the end of a question, then
+  others; never one that `</image>` closes within a line. Another one within a line, and any in an answer or a system turn, is
+  text. One at the beginning of a question or on a line of its own is the place of a picture that is not there, and refused,
+  except in XML (`</image>`).
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ OPENING_ANSWER = "answer before the first question: left out"
 LAST_QUESTION = "question after the last answer: left out"
 NO_ANSWER = "question with an empty answer: left out"
 NO_QUESTION = "answer to an empty question, without a picture: left out"
-_PLACE = re.compile(rf"^[ \t]*{IMAGE_MARKER}[ \t]*\n|{IMAGE_MARKER}", re.MULTILINE)
-"""A marker, with its line where nothing else is on it."""
+_CLOSED = re.compile(rf"(?:(?!{IMAGE_MARKER}).)*?</image>", re.DOTALL)
+"""What follows a marker that is a tag of XML."""
 NULS = "text with null characters: they are left out"
 
 
@@ -74,9 +76,7 @@ def read_conversation(talk: Any, pictures: int) -> Conversation:
 
     Raises DataError, worded as what the sample has, when it is in none of them or no question has an answer.
     """
-    if not isinstance(talk, list) or not talk:
-        raise DataError("has no conversations")
-    spoken = [said for turn in talk for said in _spoken(turn)]
+    spoken = _all_spoken(talk)
     context, turns, left_out = _alternating(spoken)
     if any("\0" in text for _, text in spoken):
         left_out.append(NULS)
@@ -94,6 +94,12 @@ def read_conversation(talk: Any, pictures: int) -> Conversation:
         why = f"turns from {speakers}" if not turns else "only empty answers or questions"
         raise DataError(f"has {why}; a question of human (user) and the answer of gpt (assistant) are wanted")
     return Conversation(context, tuple(pairs), tuple(left_out))
+
+
+def places_in(talk: Any) -> int:
+    """How many pictures the questions have places for. Raises DataError for a conversation in none of the forms above."""
+    _, turns, _ = _alternating(_all_spoken(talk))
+    return sum(len(_places(text)) for _, text in turns[::2])
 
 
 def conversation_of(sample: Sample) -> Conversation:
@@ -116,11 +122,22 @@ def question_answers(sample: Sample, *, apart: bool = False) -> list[tuple[str, 
 
 
 def caption_of(sample: Sample) -> str | None:
-    """The caption of a sample; None: it has none, or an empty one. Raises DataError when it is not a text."""
+    """The caption of a sample, without null characters; None: it has none, or an empty one.
+
+    Raises DataError when it is not a text.
+    """
     caption = sample.meta.get("caption")
     if not isinstance(caption, str | None):
         raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
-    return caption or None
+    written = (caption or "").replace("\0", "")
+    return written if written.strip() else None
+
+
+def _all_spoken(talk: Any) -> list[tuple[str, str]]:
+    """(speaker, text) of every turn. Raises DataError when there is none, or one in another form."""
+    if not isinstance(talk, list) or not talk:
+        raise DataError("has no conversations")
+    return [said for turn in talk for said in _spoken(turn)]
 
 
 def _spoken(turn: Any) -> list[tuple[str, str]]:
@@ -183,11 +200,10 @@ def _alternating(spoken: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str
 
 def _without_places(questions: list[str], pictures: int) -> list[str]:
     """The questions without the places of `pictures` pictures. Raises DataError for places of more."""
-    taken, cleaned = 0, []
-    for question in questions:
-        here = min(pictures - taken, question.count(IMAGE_MARKER))
-        taken += here
-        rest = (_PLACE.sub("", question, count=here) if here else question).strip()
+    ranked = sorted((rank, number, at) for number, text in enumerate(questions) for at, rank in _places(text).items())
+    taken, cleaned = ranked[:pictures], []
+    for number, question in enumerate(questions):
+        rest = _without(question, [at for _, of, at in taken if of == number]).strip()
         lines = [line.strip() for line in rest.split("\n")]
         if (IMAGE_MARKER in lines or rest.startswith(IMAGE_MARKER)) and "</image>" not in rest:
             marked = sum(q.count(IMAGE_MARKER) for q in questions)
@@ -196,3 +212,38 @@ def _without_places(questions: list[str], pictures: int) -> list[str]:
             )
         cleaned.append(rest)
     return cleaned
+
+
+def _places(question: str) -> dict[int, int]:
+    """Where each marker that may be the place of a picture begins -> its rank: the least are taken first."""
+    found: dict[int, int] = {}
+    for marker in re.finditer(IMAGE_MARKER, question):
+        at, end = marker.span()
+        line = question[question.rfind("\n", 0, at) + 1 :].split("\n", 1)[0]
+        alone, first, last = (_only_markers(text) for text in (line, question[:at], question[end:]))
+        closed = _CLOSED.match(question, end) is not None
+        if alone and (first or not closed):
+            found[at] = 0
+        elif not closed:
+            found[at] = 1 if first or last else 3
+        elif alone:
+            found[at] = 2
+    return found
+
+
+def _only_markers(text: str) -> bool:
+    return not text.replace(IMAGE_MARKER, "").strip()
+
+
+def _without(question: str, taken: Sequence[int]) -> str:
+    """The question without the markers that begin there, and without the lines that nothing else is on."""
+    lines, start = [], 0
+    for line in question.split("\n"):
+        here = [at - start for at in taken if start <= at <= start + len(line)]
+        start += len(line) + 1
+        rest = line
+        for at in sorted(here, reverse=True):
+            rest = rest[:at] + rest[at + len(IMAGE_MARKER) :]
+        if rest.strip() or not here:
+            lines.append(rest)
+    return "\n".join(lines)

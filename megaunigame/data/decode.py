@@ -22,7 +22,8 @@ IMAGE_FIELDS = (
     *("ppm", "tif", "tiff"),
 )
 """Fields that may hold the picture of a sample; the first one present is used. What it is, its content says."""
-FURTHER_FIELD = re.compile(r"picture(\d+)\.\w+")
+_NUMBERED_FIELD = re.compile(rf"picture\d+\.(?:{'|'.join(IMAGE_FIELDS)})")
+FURTHER_FIELD = re.compile(rf"picture([2-9]|[1-9]\d+)\.(?:{'|'.join(IMAGE_FIELDS)})")
 """Fields of the second and later pictures of a sample: `picture2.jpg`, `picture3.png`, ..."""
 DEPTH_FIELD = "depth.png"
 SEGMENTATION_FIELD = "seg.png"
@@ -104,8 +105,9 @@ def decode_sample(key: str, fields: Mapping[str, bytes], rules: PictureRules = D
         pictures[name] = None if field is None else partial(decoder, key, field, fields[field], rules)
     decoder = DECODERS[IMAGE][1]
     further = [partial(decoder, key, field, fields[field], rules) for field in further_fields(fields)]
-    if further and pictures[IMAGE] is None:
-        _refuse(key, further_fields(fields)[0], "is there without a first picture")
+    numbered = next((field for field in fields if _NUMBERED_FIELD.fullmatch(field)), None)
+    if numbered is not None and pictures[IMAGE] is None:
+        _refuse(key, numbered, "is there without a first picture")
     return Sample(key, _meta(key, fields[META_FIELD]), further=further, **pictures)
 
 

@@ -88,7 +88,7 @@ def _warnings(differences: Sequence[str]) -> list[str]:
 
 
 def _training(run: RunFolder, recipe: Mapping[str, Any]) -> str:
-    streams = [f"| {name} | {_source(stream)} |" for name, stream in recipe["data"].items()]
+    streams = [f"| {name} | {_source(stream, run.run.get('sources', {}))} |" for name, stream in recipe["data"].items()]
     command = [f"Command: `{run.run['command']}`, {run.run['world_size']} rank(s)."] if "command" in run.run else []
     versions = [", ".join(f"{name} {version}" for name, version in run.run.get("versions", {}).items())]
     parts = [
@@ -102,10 +102,16 @@ def _training(run: RunFolder, recipe: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _source(stream: Mapping[str, Any]) -> str:
+def _source(stream: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """The shards of a stream, and what a run has packed them from."""
     if stream["mix"]:
-        return ", ".join(f"{part['shards']} (weight {part['weight']})" for part in stream["mix"].values())
-    return stream["shards"]
+        parts = stream["mix"].values()
+        return ", ".join(f"{_origin(part['shards'], sources)} (weight {part['weight']})" for part in parts)
+    return _origin(stream["shards"], sources)
+
+
+def _origin(shards: str, sources: Mapping[str, str]) -> str:
+    return f"{shards}, packed from {sources[shards]}" if shards in sources else shards
 
 
 def _measured(evaluations: Sequence[Evaluation], step: int) -> str:

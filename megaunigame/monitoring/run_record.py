@@ -23,9 +23,18 @@ class RunRecord:
     """recipe.yaml, plan.txt and run.json of one run folder; written by rank 0."""
 
     def __init__(
-        self, folder: Path, *, name: str, command: str, world_size: int, recipe: str, plan: str, origin: dict[str, str]
+        self,
+        folder: Path,
+        *,
+        name: str,
+        command: str,
+        world_size: int,
+        recipe: str,
+        plan: str,
+        origin: dict[str, str],
+        sources: dict[str, str],
     ):
-        """`origin`: where the first weights come from, by name."""
+        """`origin`: where the first weights come from, by name; `sources`: folder of shards -> what it was packed from."""
         self.folder = folder
         self.clock = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,6 +46,7 @@ class RunRecord:
             "command": command,
             "directory": str(Path.cwd()),
             "origin": origin,
+            "sources": {**earlier.get("sources", {}), **sources},
             "world_size": world_size,
             "started": earlier.get("started", now),
             "launches": [*earlier.get("launches", []), now],

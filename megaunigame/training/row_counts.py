@@ -15,11 +15,7 @@ from megaunigame.monitoring import names
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import RowRequest, StepPlan
-
-FIRST_ROWS = 100
-"""The fractions are of at least this many rows, so that a few early dummies are not too many."""
-ENOUGH = 8
-"""A term that got none of this many rows will get none: a sample in two would have given one in 99.6 % of all runs."""
+from megaunigame.step.row_limits import FIRST_ROWS, enough_rows
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +91,13 @@ class RowCounter:
     def _check(self, name: str, total: RowCount) -> None:
         request, limits = self.requests.get(name), self.limits
         filled_by_player = request is not None and request.stream is None
+        nothing = total.filled == 0
         # A player needs time to make its first rows.
-        none_at_all = total.filled == 0 and total.wanted >= ENOUGH
-        if filled_by_player or (none_at_all and limits.max_dummy_fraction >= 1):
-            if none_at_all and total.wanted >= FIRST_ROWS and name not in self._warned:
+        if filled_by_player or (nothing and limits.max_dummy_fraction >= 1):
+            if nothing and total.wanted >= FIRST_ROWS and name not in self._warned:
                 self._warned.add(name)
                 log.warning("The term %s has had none of %d rows so far: it trains nothing.", name, total.wanted)
-        elif none_at_all:
+        elif nothing and total.wanted >= enough_rows(limits.max_dummy_fraction):
             raise DataError(f"The term {name!r} got none of its first {total.wanted} rows. {self._cause(name)}")
         elif request is not None and total.dummies > limits.max_dummy_fraction * max(total.wanted, FIRST_ROWS):
             raise DataError(

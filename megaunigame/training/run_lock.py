@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 from datetime import datetime, timezone
@@ -14,6 +16,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.parallel.ranks import Ranks
 
 FILE = "running.json"
+log = logging.getLogger(__name__)
 _held: list[IO[str]] = []
 """Open files of this process: closing one would give its lock away."""
 
@@ -40,11 +43,19 @@ def _claim(folder: Path) -> str:
     try:
         # A record lock: forked loader workers do not inherit it, and it ends with the process, however that ends.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # nobody has it: there are no such locks
+            log.warning("%s has no record locks (%s): nothing keeps a second run out of this folder.", folder, error)
+            return _write(lock)
         lock.seek(0)
         holder = lock.read().strip() or "another process"
         lock.close()
         return f"output={folder} is in use by another run: {holder}. Give another output, or wait until that one has ended."
+    return _write(lock)
+
+
+def _write(lock: IO[str]) -> str:
+    """Say in the file who has it, and keep it open."""
     lock.truncate(0)
     who = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     lock.write(json.dumps(who))

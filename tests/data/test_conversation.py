@@ -13,7 +13,9 @@ from megaunigame.data.conversation import (
     NULS,
     OPENING_ANSWER,
     SPEAKERS,
+    caption_of,
     conversation_of,
+    places_in,
     question_answers,
     read_conversation,
 )
@@ -22,6 +24,9 @@ from megaunigame.errors import DataError
 from tests.data.shard_files import talk
 
 PAIR = (("q", "a"),)
+
+
+MODEL = {"role": "assistant", "content": "a"}
 
 
 def said(*turns: tuple[str, str]) -> list[dict[str, str]]:
@@ -100,6 +105,13 @@ def test_the_system_turn_stands_before_the_first_question():
         (0, "what does the <image> element of rss do ?", "what does the <image> element of rss do ?"),
         (0, "mend it:\n<image>\n<url>x</url>\n</image>", "mend it:\n<image>\n<url>x</url>\n</image>"),
         (1, "<image>\nmend it:\n<image>\n</image>", "mend it:\n<image>\n</image>"),
+        (1, "Write <image>x</image>\n<image>", "Write <image>x</image>"),
+        (1, "Write <image>x</image>", "Write <image>x</image>"),
+        (1, "What does the <image> tag do ?\n<image>", "What does the <image> tag do ?"),
+        (1, "What does the <image> tag do ? <image>", "What does the <image> tag do ?"),
+        (1, "mend it:\n<image>\nx\n</image>\n<image>", "mend it:\n<image>\nx\n</image>"),
+        (2, "<image><image>\nis <image> there ?", "is <image> there ?"),
+        (1, "<image>\r\nwhat ?", "what ?"),
     ],
 )
 def test_places_of_pictures_are_taken_out_and_mentions_stay(pictures, question, read):
@@ -117,7 +129,7 @@ def test_a_place_without_its_picture_is_refused(pictures, question):
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
-    ["<image>", "\n<image>\n", " <image> x"]
+    ["<image>", "\n<image>\n", " <image> x", "</image>", "x <image>", "<image>x</image>", "\n<image>\nx</image>"]
 )
 
 
@@ -133,6 +145,22 @@ def test_what_is_stored_is_read_alike(turns, pictures):
     assert (again.context, again.pairs, again.left_out) == (read.context, read.pairs, ())
     assert again.turns(pictures) == stored
     assert all(answer and (question or pictures) for question, answer in read.pairs)
+
+
+def test_a_place_in_a_later_question_is_taken_before_a_mention():
+    found = read_conversation(talk(("what is <image> in HTML ?", "a"), ("<image>\nr", "b")), 1)
+    assert found.pairs == (("what is <image> in HTML ?", "a"), ("r", "b"))
+
+
+def test_places_are_counted_in_questions_only():
+    assert places_in(talk(("<image>\nq", "write <image>"))) == 1
+    assert places_in([{"role": "user", "content": [{"type": "image"}, {"type": "image"}, "q"]}, MODEL]) == 2
+    assert places_in(talk(("write <image>x</image>", "a"))) == 0
+
+
+@pytest.mark.parametrize(("caption", "read"), [("  ", None), ("", None), (None, None), ("\0", None), ("a\0b", "ab")])
+def test_a_caption_is_a_text_with_something_in_it(caption, read):
+    assert caption_of(Sample("k", {"caption": caption})) == read
 
 
 def test_a_sample_says_its_key():

@@ -119,3 +119,10 @@ def test_texts_that_are_none_are_bad_samples(text, words):
 
 def test_a_pair_of_surrogates_is_a_character():
     assert decode_sample("k", {"json": b'{"caption": "\\ud83d\\ude00"}'}).meta == {"caption": "\U0001f600"}
+
+
+@pytest.mark.parametrize("field", ["picture1.jpg", "picture2.png", "picture0.webp"])
+def test_a_numbered_picture_without_a_first_one_is_refused(field):
+    with pytest.raises(DataError, match=f"field '{field}' is there without a first picture"):
+        decode_sample("k", {"json": b"{}", field: b"x"})
+    assert decode_sample("k", {"json": b"{}", "picture2.txt": b"x"}).image_count == 0

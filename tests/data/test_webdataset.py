@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import io
+import tarfile
 from collections import Counter
 
 import pytest
 
 from megaunigame.config import MixedConfig, StreamConfig
 from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
+from megaunigame.data.shards.foreign import pack_command
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
-from tests.data.shard_files import number_batches, overwrite, stored_cursors, write_shards, write_tar
+from tests.data.shard_files import number_batches, overwrite, sample_fields, stored_cursors, write_shards, write_tar
 
 SIZES = [9, 4, 11, 6]
 PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "s", 2),))
@@ -122,3 +125,36 @@ def test_tars_of_a_folder_that_is_not_finished_are_refused(tmp_path):
     with pytest.raises(DataError, match="is not finished.*Type python -m data_prep pack again"):
         batches(braces(tmp_path))
     assert batches(f"{tmp_path}/data-000001.tar")
+
+
+def fields_under_other_names(number: int) -> dict[str, bytes]:
+    fields = sample_fields(number)
+    return {"json": fields["json"], "img": fields["png"], "picture2.png": fields["png"]}
+
+
+@pytest.mark.parametrize("backend", ["webdataset", "index"])
+def test_pictures_under_names_that_a_run_does_not_read_are_named(backend, tmp_path, caplog):
+    write_shards(tmp_path / "in", [3], fields_under_other_names, index=False, manifest=False)
+    stream = open_stream("s", StreamConfig(str(tmp_path / "in" / "data-000000.tar"), backend=backend, shuffle_buffer=2), 3)
+    for position in range(8):
+        stream.source.find(position, 0)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1 and "does not read the fields img (3 samples). If" in said[0] and "pack --format wds" in said[0]
+
+
+def test_a_command_that_cannot_be_packed_is_not_advised():
+    assert "--source FOLDER --out FOLDER-packed" in pack_command("pipe:cat x.tar") == pack_command("s3://b/x.tar")
+
+
+@pytest.mark.parametrize("backend", ["webdataset", "index"])
+def test_names_that_are_not_utf8_are_read(backend, tmp_path):
+    members = [(f"{key}.{field}", data) for key in ("k\udce4se", "k\udcf6se") for field, data in sample_fields(1).items()]
+    with tarfile.open(tmp_path / "0.tar", "w", encoding="utf-8", errors="surrogateescape", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    stream = open_stream("s", StreamConfig(str(tmp_path / "0.tar"), backend=backend, shuffle_buffer=1), 3)
+    for position in range(2):
+        found = stream.source.find(position, 0)
+        assert found.key == "k\ufffdse" and found.read()["png"] == sample_fields(1)["png"]

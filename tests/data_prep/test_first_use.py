@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -54,8 +56,9 @@ def stream(source: Path | str, cache: Path, **settings: str) -> StreamConfig:
 def test_a_json_file_is_packed_once(tmp_path, capfd, monkeypatch):
     source = llava(tmp_path / "in")
     one = stream(source, tmp_path / "cache")
-    pack_sources({"train": one})
+    sources = pack_sources({"train": one})
     folder = Path(one.shards)
+    assert sources == {one.shards: str(source)}
     assert (one.source, one.image_root) == ("", "") and folder.parent == tmp_path / "cache"
     assert ShardIndex.open(folder).samples == 6
     said = capfd.readouterr().out
@@ -140,9 +143,12 @@ def test_forms_of_sources(tmp_path):
     llava(tmp_path / "llava")
     (tmp_path / "hub" / "data").mkdir(parents=True)
     (tmp_path / "hub" / "data" / "train-00000-of-00001.parquet").touch()
+    (tmp_path / "hub" / "dataset_infos.json").touch()
+    (tmp_path / "tars" / "00000_stats.json").touch()
     found = {name: first_use._form("data.x", tmp_path / name)[0] for name in ("tars", "saved", "llava", "hub")}
     assert found == {"tars": "wds", "saved": "arrow", "llava": "llava-json", "hub": "parquet"}
     assert first_use._form("data.x", Path("a/{0..3}.tar"))[0] == "wds"
+    assert first_use._form("data.x", Path("a/TRAIN.JSON"))[0] == "llava-json"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +160,13 @@ def test_forms_of_sources(tmp_path):
         ("splits", r"data\.x: data\.x\.source=.*several splits; there are test, train\. Type data\.x\.split=train"),
         ("root", r"data\.x: data\.x\.image_root=.*no such folder"),
         ("file.txt", r"is no known form"),
+        ("both", r"both has train\.json and images/archive\.tar: which is meant\? Type data\.x\.source=.*/train\.json for"),
+        (
+            "words.json.gz",
+            r"is compressed\. Unpack it \(gunzip -k .*words\.json\.gz\), then type data\.x\.source=.*words\.json",
+        ),
+        ("s3://b/x.tar", r"s3://b/x\.tar is a URL, .*Download it first .*type data\.x\.shards=s3://b/x\.tar"),
+        ("lists", r"several lists of entries: train, val\. .*jq '\.\[\"train\"\]' .* > train\.json"),
     ],
 )
 def test_sources_that_cannot_be_packed_are_named_in_words_of_the_recipe(make, words, tmp_path):
@@ -167,10 +180,17 @@ def test_sources_that_cannot_be_packed_are_named_in_words_of_the_recipe(make, wo
         write_tar(source / "test" / "0.tar", [("a.txt", b"a")])
     elif make == "root":
         source, settings = llava(tmp_path / "in"), {"image_root": str(tmp_path / "no")}
-    elif make == "file.txt":
+    elif make == "both":
+        write_tar(source / "images" / "archive.tar", [("a.txt", b"a")])
+        (source / "train.json").write_text("[]")
+    elif make == "lists":
+        source = llava(tmp_path / "in")
+        source.write_text(json.dumps({"train": [{"conversations": TALK}], "val": [{"conversations": TALK}]}))
+    elif make in ("file.txt", "words.json.gz"):
         source.touch()
+    given = make if "://" in make else source
     with pytest.raises((ConfigError, DataError), match=words):
-        pack_sources({"x": stream(source, tmp_path / "cache", **settings)})
+        pack_sources({"x": stream(given, tmp_path / "cache", **settings)})
 
 
 @pytest.mark.parametrize(
@@ -244,6 +264,57 @@ def test_a_lock_of_another_node_is_abandoned_when_it_is_not_touched(tmp_path, mo
     time.sleep(0.4)
     assert not lock.take() and lock.take()
     assert lock.holder() != "elsewhere, process 7"
+    lock.release()
+
+
+def no_locks(code: int):
+    def flock(file: int, how: int) -> None:
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    return flock
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, 0])
+def test_without_advisory_locks_a_lock_of_this_node_is_held_while_it_is_touched(code, tmp_path, monkeypatch):
+    """0: a file system that grants a lock to everybody."""
+    monkeypatch.setattr(shared_lock, "ABANDONED_AFTER", 0.4)
+    monkeypatch.setattr(shared_lock, "BEAT", 0.05)
+    monkeypatch.setattr(fcntl, "flock", no_locks(code))
+    first, second = SharedLock(tmp_path / "lock"), SharedLock(tmp_path / "lock")
+    assert first.take()
+    for _ in range(8):
+        assert not second.take() and first.path.exists()
+        time.sleep(0.1)
+    first._end.set()  # it dies
+    time.sleep(0.1)
+    assert not second.take()
+    time.sleep(0.5)
+    assert not second.take() and second.take()
+    second.release()
+
+
+def test_touching_goes_on_after_a_file_system_was_away(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shared_lock, "BEAT", 0.02)
+    touched, calls = os.utime, []
+
+    def utime(path):
+        if path != lock.path:  # of an earlier test
+            return
+        calls.append(path)
+        if len(calls) < 4:
+            raise OSError(errno.ESTALE if len(calls) % 2 else errno.EIO, "away")
+        touched(path)
+
+    lock = SharedLock(tmp_path / "lock")
+    monkeypatch.setattr(os, "utime", utime)
+    assert lock.take()
+    before = lock.path.stat().st_mtime_ns
+    for _ in range(100):
+        if lock.path.stat().st_mtime_ns > before:
+            break
+        time.sleep(0.02)
+    assert lock.path.stat().st_mtime_ns > before and caplog.text.count(f"{lock.path} cannot be touched") == 1
     lock.release()
 
 

@@ -23,7 +23,7 @@ from data_prep.inputs.texts import decoded_text, with_caption
 from data_prep.statistics import read_manifest
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
-from tests.data.shard_files import write_shards, write_tar
+from tests.data.shard_files import talk, write_shards, write_tar
 from tests.data_prep.stored import failures_of, records_of, samples_of
 from tests.data_prep.toy_sets import TALK, pack_tars, picture
 
@@ -192,6 +192,52 @@ def test_of_two_pictures_the_first_by_name_is_taken(tmp_path, packs):
     assert "1 x further picture 'png': not used\n" in said and "1 x further picture 'thumb.jpg': not used" in said
 
 
+@pytest.mark.parametrize(
+    ("named", "packed", "unused"),
+    [
+        (["picture1.jpg"], [1], 0),
+        (["picture2.jpg"], [1], 0),
+        (["picture01.jpg"], [1], 0),
+        (["picture1.jpg", "picture2.jpg"], [1, 2], 0),
+        (["picture0.jpg", "picture1.jpg"], [1], 1),
+        (["picture2.jpg", "picture3.jpg"], [1], 1),
+        (["jpg", "picture2.jpg", "picture10.jpg"], [1, 2, 3], 0),
+        (["jpg", "picture1.jpg"], [1], 1),
+    ],
+)
+@pytest.mark.parametrize("text", ["txt", "json"])
+def test_pictures_with_numbered_names_are_packed_or_counted(named, packed, unused, text, tmp_path, packs):
+    words = {"txt": b"x", "json": json.dumps({"conversations": talk(("q", "a"))}).encode()}[text]
+    said = packs([*((f"a.{name}", picture(k)) for k, name in enumerate(named, 1)), (f"a.{text}", words)])
+    (fields,) = samples_of(tmp_path / "out").values()
+    assert [data for name, data in sorted(fields.items()) if name != "json"] == [picture(k) for k in packed]
+    assert said.count("1 x further picture") == unused
+
+
+def test_a_text_under_the_name_of_a_picture_is_none(tmp_path, packs):
+    said = packs([("a.jpg", JPG), ("a.txt", b"x"), ("a.picture2.txt", b"y")])
+    assert samples_of(tmp_path / "out")["a"].keys() == {"jpg", "json"} and "1 x field 'picture2.txt': not used" in said
+
+
+def test_a_marker_in_an_answer_adds_no_picture(tmp_path, packs):
+    turns = talk(("<image>\nwhich tag ?", "write <image>"))
+    said = packs([("1.1.jpg", JPG), ("1.2.jpg", OTHER), ("1.json", json.dumps({"conversations": turns}).encode())])
+    assert samples_of(tmp_path / "out")["1"].keys() == {"jpg", "json"} and "1 x further picture '2.jpg': not used" in said
+
+
+def test_pictures_of_content_lists_are_all_taken(tmp_path, packs):
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which ?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "this"}]
+    packs([("1.1.jpg", JPG), ("1.2.jpg", OTHER), ("1.json", json.dumps({"messages": turns}).encode())])
+    assert samples_of(tmp_path / "out")["1"]["picture2.jpg"] == OTHER
+
+
+def test_dots_last_keeps_our_own_later_pictures(tmp_path, packs):
+    packs([("a.jpg", JPG), ("a.picture2.jpg", OTHER), ("a.txt", b"x")], "--dots", "last")
+    assert samples_of(tmp_path / "out")["a"]["picture2.jpg"] == OTHER
+    assert split_name("picture2.jpg", LAST) == ("picture2", "jpg")
+
+
 def test_pictures_that_a_conversation_has_places_for_are_all_taken(tmp_path, packs):
     asked = [{"from": "human", "value": "<image>\n<image>\n<image>\nwhich ?"}, {"from": "gpt", "value": "this"}]
     members = [(f"1.{k}.jpg", picture(k)) for k in (10, 2, 1)]
@@ -236,12 +282,19 @@ def test_no_text_is_taken_for_a_picture(data):
         ("vélo".encode("utf-16"), "vélo"),
         ("“cube”".encode("cp1252"), "“cube”"),
         (b"\x81\xe9", "\x81é"),
+        ("vélo".encode("utf-32"), "vélo"),
+        ("\ufeffvélo".encode("utf-32-be"), "vélo"),
+        ("vélo €".encode("utf-16-le"), "vélo €"),
+        ("vélo €".encode("utf-16-be"), "vélo €"),
+        (b"a\0b c", "ab c"),
     ],
 )
 def test_encodings(text, caption, tmp_path, packs):
     said = packs([("1.jpg", JPG), ("1.txt", text)])
     assert captions(tmp_path / "out") == {"1": caption}
-    legal = text.startswith((b"v\xc3", b"\xef", b"\xff\xfe"))
+    legal = text.startswith((b"v\xc3", b"\xef", b"\xff\xfe", b"a\0", b"v\0", b"\0"))
+    assert ("1 x text that is UTF-16 without" in said) is (" €" in caption)
+    assert ("1 x text with null characters" in said) is text.startswith(b"a\0b")
     assert ("1 x text that is not UTF-8: read as Windows-1252" in said) is not legal
 
 
@@ -257,6 +310,16 @@ def test_encodings(text, caption, tmp_path, packs):
         ({"text": "a"}, None, {"text": "a", "caption": "a"}),
         ({"text": 3, "conversations": TALK}, None, {"text": 3, "conversations": TALK}),
         ({"caption": "a"}, b" \n", {"caption": "a"}),
+        ({"caption": " ", "text": "a"}, None, {"caption": "a", "text": "a"}),
+        ({"caption": "a\0b"}, None, {"caption": "ab"}),
+        ({"conversation": TALK}, b"", {"conversations": TALK}),
+        (
+            {"messages": TALK, "text": {"of": "another meaning"}},
+            None,
+            {"conversations": TALK, "text": {"of": "another meaning"}},
+        ),
+        ({"conversations": TALK, "caption": ["", " "]}, None, {"conversations": TALK}),
+        ({"conversations": [], "messages": TALK}, None, {"conversations": TALK}),
         ({"caption": "a", "status": "ok"}, None, {"caption": "a", "status": "ok"}),
     ],
 )
@@ -345,7 +408,7 @@ def test_any_bytes_are_a_text_or_a_failure(data):
     try:
         assert isinstance(decoded_text(data, Counter()), str)
     except EntryFailure:
-        assert data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        assert data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
 
 
 values: Any = st.recursive(
@@ -360,8 +423,8 @@ def test_a_caption_is_a_text_or_absent(record, text):
     except EntryFailure:
         return
     assert isinstance(made.get("caption", ""), str)
-    if text and text.strip():
-        assert made["caption"] == text
+    if text and (kept := text.replace("\0", "")).strip():
+        assert made["caption"] == kept
 
 
 # --- the folder of cases, where it is

@@ -17,6 +17,7 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.inputs.llava_json import _entry as read_entry
 from data_prep.inputs.picture_names import find_file
+from data_prep.statistics import read_manifest
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.objectives.understanding import Understanding
@@ -73,6 +74,35 @@ def test_forms_of_the_file(case, root):
     samples = read(packed(root, FILES[case]))
     assert len(samples) == 3
     assert all(question_answers(sample)[0][0] == "what ?" and sample.image_count == 1 for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({"caption": ""}, {}),
+        ({"caption": " "}, {}),
+        ({"caption": ["a", "b"]}, {"caption": "a", "captions": ["a", "b"]}),
+        ({"caption": "a\0b"}, {"caption": "ab"}),
+        ({"text": "a question"}, {"text": "a question"}),
+        ({"answers": ["yes", "yeah"]}, {}),
+        ({"answers": ["yes"]}, {}),
+        ({"answers": [["yes"]], "kinds": ["other"]}, {"answers": [["yes"]], "kinds": ["other"]}),
+        ({"answers": []}, {}),
+        ({"answers": "yes"}, {"answers": "yes"}),
+    ],
+)
+def test_what_stands_next_to_a_conversation(more, kept, root):
+    (record,) = records_of(out := packed(root, [ENTRY | more]))
+    assert record == {"id": 0, "conversations": TALK, "width": 20, "height": 12} | kept
+    assert ("per question: left out" in str(read_manifest(out)["notes"])) is (not kept and "caption" not in more)
+
+
+def test_a_version_in_a_name_is_not_an_ending(root):
+    for number, name in enumerate(["v1.png", "v1.5.png", "v2.5.jpg.png", "v3.png"]):
+        (root / name).write_bytes(picture(number, form="png"))
+    assert find_file(root, "v1.5") == root / "v1.5.png" and find_file(root, "v1.jpg") == root / "v1.png"
+    assert find_file(root, "v2.5.jpg") == root / "v2.5.jpg.png"
+    assert find_file(root, "v3.5") is None and find_file(root, "v1.6") is None
 
 
 def test_one_line_is_one_entry_and_a_broken_line_one_failure(root):

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.recipe_rows import find_rows, print_rows
-from megaunigame.config import load_recipe
+from data_prep.recipe_rows import Findings, find_rows, print_rows
+from megaunigame.config import LoaderConfig, load_recipe
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.step.requests import GENERATE, RowRequest
 from tests.data_prep.toy_sets import picture
 
 RECIPE = str(Path(__file__).parents[2] / "launch" / "recipes" / "tiny_sft.yaml")
@@ -66,6 +67,35 @@ def test_bad_samples_and_limits(shards, monkeypatch, capsys):
     assert print_rows(shards, [RECIPE, pixels], 100)
     assert not print_rows(shards, [RECIPE, pixels, "loader.max_dummy_fraction=0.1"], 100)
     assert "pixel: more dummies than loader.max_dummy_fraction=0.1" in capsys.readouterr().out
+
+
+def test_pictures_are_read_by_the_rules_of_the_stream(shards, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    pixels = "objectives={unimrg: {stream: scenes, rows: {pixel: 2}}}"
+    assert not print_rows(shards, [RECIPE, pixels, "data.scenes.max_pixels=50"], 100)
+    assert "1 x Sample '...': field 'jpg'" in (shown := capsys.readouterr().out) and "a run would stop: pixel gets no" in shown
+
+
+def test_what_a_recipe_allows_stops_no_run(shards, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    assert print_rows(shards, [RECIPE, "loader.max_dummy_fraction=1"], 100)
+    assert "would stop" not in capsys.readouterr().out
+
+
+def test_what_ends_a_run_is_shown(shards, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    drawing = "objectives={unimrg: {stream: scenes, rows: {depth: 2}, missing: error}}"
+    assert not print_rows(shards, [RECIPE, drawing, "loader.max_bad_fraction=1"], 100)
+    shown = capsys.readouterr().out
+    assert "a run would stop: depth: Sample " in shown and "objectives.unimrg.missing=substitute" in shown
+
+
+@pytest.mark.parametrize(("fraction", "looked_at", "stops"), [(0.5, 8, True), (0.95, 8, False), (0.95, 108, True)])
+def test_few_samples_without_a_row_do_not_prove_that_all_are(fraction, looked_at, stops):
+    found = Findings(RowRequest("caption", GENERATE, "s", 1), none=looked_at)
+    limits = LoaderConfig(max_dummy_fraction=fraction)
+    assert bool(found.refusal(limits, whole=False)) is stops
+    assert "gets no row" in found.refusal(limits, whole=True)
 
 
 def test_an_unknown_recipe_is_refused(shards, capsys):

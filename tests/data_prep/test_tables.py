@@ -86,6 +86,52 @@ def test_one_split_and_plain_files_need_no_option(tmp_path):
         assert pack("parquet", folder, tmp_path / f"out-{folder.name}") == 0
 
 
+@pytest.mark.parametrize(
+    ("names", "words", "more", "packed"),
+    [
+        (["data/sft-{}", "data/test-{}"], "several splits; there are sft, test. Type --split sft or", ["--split", "sft"], 0),
+        (["train_sft-{}", "train_gen-{}"], "there are train_gen, train_sft. Type", ["--split", "train_sft"], 0),
+        (["x-train-{}-0a9b8c7d", "x-val-{}-0a9b8c7d"], "there are x-train, x-val", ["--split", "train"], 0),
+        (["more.x", "test.x"], "the split test next to 1 files without one, such as more.parquet", ["--split", "test"], 1),
+        (["sft/0000.x", "test/0000.x"], "the split test next to 1 files without one", ["--split", "test"], 1),
+        (["mine-eval-1.x", "mine-2.x"], "the split eval next to 1 files", ["--split", "eval"], 0),
+        (["val2017.x", "train2017.x"], "several splits; there are train, val", ["--split", "val"], 0),
+    ],
+)
+def test_no_split_is_packed_with_another(names, words, more, packed, tmp_path, refusal):
+    folder = write_tables(tmp_path / "in", names)
+    said = refusal(pack("parquet", folder, tmp_path / "out"))
+    assert words in said
+    assert pack("parquet", folder, tmp_path / "out", *more) == 0
+    assert [record["caption"] for record in records_of(tmp_path / "out")] == [f"words {packed}"]
+
+
+def test_a_word_that_several_splits_have_names_none(tmp_path, refusal):
+    folder = write_tables(tmp_path / "in", ["train_sft-{}", "train_gen-{}"])
+    said = refusal(pack("parquet", folder, tmp_path / "out", "--split", "train"))
+    assert "has several splits train; there are train_gen, train_sft. Type --split train_gen or another" in said
+
+
+def test_no_data_set_is_packed_with_another(tmp_path, refusal):
+    folder = write_tables(tmp_path / "in", ["a/train-{}", "b/train-{}"])
+    assert f"several data sets; there are a, b. Give one of the folders: --source {folder / 'a'}" in (
+        refusal(pack("parquet", folder, tmp_path / "out"))
+    )
+    assert pack("parquet", folder / "b", tmp_path / "b") == 0 and len(records_of(tmp_path / "b")) == 1
+    assert pack("parquet", f"{folder}/*/*.parquet", tmp_path / "both") == 0 and len(records_of(tmp_path / "both")) == 2
+    parts = write_tables(tmp_path / "parts", ["part-0/0.x", "part-1/0.x"])
+    assert pack("parquet", parts, tmp_path / "all") == 0 and len(records_of(tmp_path / "all")) == 2
+
+
+def write_tables(folder: Path, names: list[str]) -> Path:
+    """A parquet file of one row per name; {} stands for the numbers of the hub."""
+    for number, name in enumerate(names):
+        file = folder / (name.removesuffix(".x").format("00000-of-00001") + ".parquet")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([{"image": {"bytes": picture(number)}, "text": f"words {number}"}]), file)
+    return folder
+
+
 @pytest.mark.parametrize("form", ["saved", "cut", "no list", "text"])
 def test_arrow_folders_that_are_not_whole_are_named(form, tmp_path, refusal):
     folder = save_to_disk(tmp_path / "in", rows(0, 4), rows(4, 4))
@@ -127,6 +173,11 @@ def test_forms_of_conversations(talk, tmp_path):
     assert records_of(tmp_path / "out") == [{"conversations": TALK, "width": 20, "height": 12}]
 
 
+def test_lists_of_turns_of_different_lengths_are_a_failure():
+    with pytest.raises(EntryFailure, match=r"lists of different lengths \(2 from, 1 value\)"):
+        turns_of({"from": ["human", "gpt"], "value": ["q"]})
+
+
 def test_parts_of_messages_that_are_neither_text_nor_image():
     with pytest.raises(DataError, match="neither a text nor an image"):
         read_conversation(turns_of([{"role": "user", "content": [{"type": "audio"}]}]), 0)
@@ -157,3 +208,12 @@ def test_pictures_in_cells(tmp_path):
     assert [reason.split(" ")[-1] for reason in reasons] == ["root", "root", "a/3.jpg"]
     assert pack("arrow", source, tmp_path / "none", "--max-failed-fraction", "0.9") == 0
     assert "or type --image-root" in failures_of(tmp_path / "none")[0]["reason"]
+
+
+def test_a_path_in_a_cell_is_not_the_picture_of_another_version(tmp_path):
+    (tmp_path / "root").mkdir()
+    for number, name in enumerate(["v1.png", "v1.5.png"]):
+        (tmp_path / "root" / name).write_bytes(picture(number, form="png"))
+    source = save_to_disk(tmp_path / "in", [{"image": "v1.5", "text": "a"}])
+    assert pack("arrow", source, tmp_path / "out", "--image-root", str(tmp_path / "root")) == 0
+    assert [fields["png"] for fields in samples_of(tmp_path / "out").values()] == [picture(1, form="png")]

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
+from megaunigame.monitoring.model_card import _source
 from megaunigame.monitoring.run_record import RunRecord
 
 
-def record(folder) -> dict:
-    RunRecord(folder, name="x", command="c", world_size=2, recipe="name: x\n", plan="p", origin={})
+def record(folder, **sources: str) -> dict:
+    RunRecord(folder, name="x", command="c", world_size=2, recipe="name: x\n", plan="p", origin={}, sources=sources)
     return json.loads((folder / "run.json").read_text())
 
 
@@ -19,6 +20,16 @@ def test_a_second_launch_keeps_what_the_first_recorded(tmp_path):
     assert (
         second["started"] == first["started"] and second["launches"][:1] == first["launches"] and len(second["launches"]) == 2
     )
+
+
+def test_what_was_packed_is_remembered_and_named_by_the_card(tmp_path):
+    """A resumed run may name the shards in place of their source."""
+    record(tmp_path, packed="llava.json")
+    sources = record(tmp_path)["sources"]
+    assert sources == {"packed": "llava.json"}
+    assert _source({"mix": {}, "shards": "packed"}, sources) == "packed, packed from llava.json"
+    mix = {"a": {"shards": "packed", "weight": 2}, "b": {"shards": "other", "weight": 1}}
+    assert _source({"mix": mix}, sources) == "packed, packed from llava.json (weight 2), other (weight 1)"
 
 
 @pytest.mark.parametrize("left", ["", '{"started": "2026-', "[1]"], ids=["empty", "cut", "not an object"])

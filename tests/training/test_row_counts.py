@@ -16,9 +16,11 @@ from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan, plan_from
 from megaunigame.step.rotation import Rotation
-from megaunigame.training.row_counts import ENOUGH, FIRST_ROWS, RowCounter
+from megaunigame.step.row_limits import FIRST_ROWS, enough_rows
+from megaunigame.training.row_counts import RowCounter
 from tests.passes import pass_inputs
 
+ENOUGH = int(enough_rows(LoaderConfig().max_dummy_fraction))
 ANSWERS = RowRequest("answers", UNDERSTAND, "s", 3)
 REPLAYED = RowRequest("replayed", UNDERSTAND, None, 2)
 DRAWN = RowRequest("drawn", GENERATE, "t", 2, needs="a picture and a `caption`")
@@ -100,6 +102,23 @@ def test_a_term_without_rows_ends_the_run_with_the_cause():
         count.merge([3, 3, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2, 1, 0, 0])
     assert "objectives.painting to 0" in str(e.value) and "loader.max_dummy_fraction=1" in str(e.value)
     counter(max_dummy_fraction=1.0).merge([3, 3, 0, 0, 2, 0, 0, 0, 900, 0, 0, 0, 2, 1, 0, 0])  # as the message says
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(0, 8), (0.3, 8), (0.5, 8), (0.9, 53), (0.95, 108), (1, float("inf"))])
+def test_enough_rows_fit_the_fraction_that_is_allowed(fraction, rows):
+    assert enough_rows(fraction) == rows
+    if 0 < fraction < 1:
+        assert fraction**rows <= 0.004
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_a_term_that_gets_as_many_rows_as_is_allowed_goes_on(seed):
+    """One sample in ten has what the term needs: many dummies in a row are no reason to stop."""
+    filled = torch.rand(60, generator=torch.Generator().manual_seed(seed)) < 0.1
+    filled[59] = True
+    count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_dummy_fraction=0.95), {})
+    for one in filled.tolist():
+        count.merge([1, int(one), 0, 0])
 
 
 def test_rows_of_players_may_take_their_time_but_not_in_silence(caplog):

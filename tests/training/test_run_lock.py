@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -36,6 +38,21 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
     claim(str(tmp_path / "run"), OneRank())
     assert json.loads((tmp_path / "run" / FILE).read_text())["pid"] == os.getpid()
     claim(str(tmp_path / "run"), OneRank())  # a process may run twice, one after the other
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL])
+def test_a_file_system_without_locks_is_no_other_run(code, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(fcntl, "lockf", lambda *_: raise_(OSError(code, "no locks")))
+    claim(str(tmp_path / "run"), OneRank())
+    assert json.loads((tmp_path / "run" / FILE).read_text())["pid"] == os.getpid()
+    assert "has no record locks" in caplog.text and "second run" in caplog.text
+    monkeypatch.setattr(fcntl, "lockf", lambda *_: raise_(OSError(errno.EACCES, "held")))
+    with pytest.raises(ConfigError, match="in use by another run"):
+        claim(str(tmp_path / "run"), OneRank())
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 def refusal(folder, world) -> str:

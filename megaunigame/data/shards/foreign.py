@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 
-from megaunigame.data.decode import DECODERS, META_FIELD
+from megaunigame.data.decode import DECODERS, FURTHER_FIELD, META_FIELD
 from megaunigame.errors import DataError
 
 SHOWN = 8
+FIRST_SAMPLES = 100
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 def pack_command(source: object) -> str:
     """What makes shards of tars that another tool wrote."""
     name = str(source).rstrip("/")
+    if name.startswith("pipe:") or "://" in name:
+        name = "FOLDER"  # of the tars, once they are here
     return f"python -m data_prep pack --format wds --source {shlex.quote(name)} --out {shlex.quote(_packed_name(name))}"
 
 
@@ -34,7 +38,7 @@ def check_foreign(location: str, samples: int, fields: Mapping[str, int]) -> Non
             f"pack them and train on the packed folder: {pack_command(location)}"
         )
     read = {META_FIELD, *(field for stored_as, _ in DECODERS.values() for field in stored_as)}
-    unread = [name for name in names if name not in read]
+    unread = [name for name in names if name not in read and not FURTHER_FIELD.fullmatch(name)]
     if described < samples:
         log.warning("%s: %d of %d samples have no json and will be replaced.", location, samples - described, samples)
     if unread or described < samples:
@@ -45,6 +49,32 @@ def check_foreign(location: str, samples: int, fields: Mapping[str, int]) -> Non
             (listed or "none") + (f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""),
             pack_command(location),
         )
+
+
+class FirstSamples:
+    """The fields of the first samples of a reader without an index, and one warning of what a run does not read of them."""
+
+    def __init__(self, location: str):
+        self.location = location
+        self._samples = 0
+        self._fields: Counter[str] = Counter()
+        self._checked = False
+
+    def add(self, fields: Collection[str]) -> None:
+        """The names of the fields of one sample. The check follows when there are enough."""
+        if self._checked:
+            return
+        self._samples += 1
+        self._fields.update(fields)
+        if self._samples >= FIRST_SAMPLES:
+            self.check()
+
+    def check(self) -> None:
+        """Warn as `check_foreign` does. Where no sample has a json, each is refused with the cause instead."""
+        if self._checked or not self._fields[META_FIELD]:
+            return
+        self._checked = True
+        check_foreign(self.location, self._samples, self._fields)
 
 
 def _packed_name(source: str) -> str:

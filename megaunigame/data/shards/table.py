@@ -24,7 +24,7 @@ class ShardTable:
     """Keys and byte ranges as arrays: about 16 bytes per field and sample, no object per sample."""
 
     keys: np.ndarray
-    """(n,) UTF-8 byte strings."""
+    """(n,) byte strings as the tar has them: UTF-8, unless another tool wrote it."""
     fields: tuple[str, ...]
     """All fields of all samples, sorted."""
     spans: np.ndarray
@@ -36,7 +36,7 @@ class ShardTable:
         return len(self.keys)
 
     def key(self, i: int) -> str:
-        return self.keys[i].decode()
+        return self.keys[i].decode("utf-8", "replace")
 
     def spans_of(self, i: int) -> Spans:
         rows = zip(self.fields, self.spans[i].tolist(), strict=True)
@@ -71,7 +71,7 @@ def build_table(
         array[:, c] = np.array([of_sample.get(field, (ABSENT, 0)) for of_sample in spans], dtype=np.int64)
     names = sorted({name for columns in numbers for name in columns})
     columns = {name: np.array([row.get(name, np.nan) for row in numbers], dtype=np.float64) for name in names}
-    return ShardTable(np.array([key.encode() for key in keys], dtype=bytes), fields, array, columns)
+    return ShardTable(np.array([key.encode("utf-8", "surrogateescape") for key in keys], dtype=bytes), fields, array, columns)
 
 
 def index_name(shard: Path | str) -> str:

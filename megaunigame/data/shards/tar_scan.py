@@ -28,9 +28,14 @@ def members_of(tar: Path) -> Iterator[tarfile.TarInfo]:
         raise DataError(f"{tar} is not a whole, uncompressed tar file ({error}). Copy or make it again.") from error
 
 
+def readable(name: str) -> str:
+    """A name of a tar as text that can be written anywhere: bytes that are not UTF-8 become U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
     """Key and spans of every sample, in order. Names are split as WebDataset does: at the first dot after the last slash,
-    the field in lower case.
+    the field in lower case. Bytes of a key that are not UTF-8 are half of a surrogate pair each, so that keys stay different.
 
     Raises DataError when the tar cannot be read to its end, or the fields of a key are not adjacent.
     """
@@ -41,20 +46,21 @@ def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
         stem, dot, field = name.partition(".")
         if not member.isfile() or not stem or not dot:
             continue
-        key, field = folder + slash + stem, field.lower()
+        key, field = folder + slash + stem, readable(field).lower()
         if key != current:
             if spans:
                 yield current, spans
             if key in seen:
                 raise DataError(
-                    f"{tar}: the fields of sample {key!r} are not adjacent. Write the tar with its members sorted by "
+                    f"{tar}: the fields of sample {readable(key)!r} are not adjacent. Write the tar with its members sorted by "
                     f"name (tar --sort=name), or pack it: {pack_command(tar)}"
                 )
             seen.add(key)
             current, spans = key, {}
         if field in spans:
             raise DataError(
-                f"{tar}: sample {key!r} has two fields {field!r}. Write the tar again, or pack it: {pack_command(tar)}"
+                f"{tar}: sample {readable(key)!r} has two fields {field!r}. Write the tar again, or pack it: "
+                f"{pack_command(tar)}"
             )
         spans[field] = (member.offset_data, member.size)
     if spans:

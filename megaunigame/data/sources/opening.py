@@ -20,8 +20,13 @@ def open_stream(name: str, config: StreamConfig, seed: int, cursor: Cursor | Non
     Raises ConfigError or DataError: an unknown backend, missing or incomplete shards, filters that nothing passes, a cursor of
     other data.
     """
-    rules = PictureRules(ground_from(f"data.{name}.ground", config.ground), config.max_pixels)
+    rules = rules_of(name, config)
     return Stream(name, _source(f"data.{name}", config, seed), cursor, rules)
+
+
+def rules_of(name: str, config: StreamConfig) -> PictureRules:
+    """How pictures of the stream `data.NAME` are read. Raises ConfigError for a ground that is not legal."""
+    return PictureRules(ground_from(f"data.{name}.ground", config.ground), config.max_pixels)
 
 
 def check_backend(key: str, config: StreamConfig) -> type[Backend]:

@@ -25,8 +25,9 @@ import webdataset
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import META_FIELD
-from megaunigame.data.shards.foreign import pack_command
+from megaunigame.data.shards.foreign import FirstSamples, pack_command
 from megaunigame.data.shards.remote import is_url
+from megaunigame.data.shards.tar_scan import readable
 from megaunigame.data.shards.unfinished import check_finished
 from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
@@ -86,16 +87,20 @@ class Pipe(Backend):
 
     def _sampled(self, seed: int) -> Iterator[SampleRef]:
         """Whole shards, sampled with replacement, endless. Without a key: a shard that cannot be read to its end."""
+        first = FirstSamples(self.location)
         for source in webdataset.ResampledShards(self.urls, seed=seed, worker_seed=lambda: 0, deterministic=True):
             shard, failure = source["url"], "it holds no sample"
             try:
                 for sample in webdataset.tarfile_samples([source]):
-                    fields = {name: data for name, data in sample.items() if not name.startswith("__")}
+                    fields = {readable(name): data for name, data in sample.items() if not name.startswith("__")}
+                    key = readable(sample["__key__"])
+                    first.add(fields.keys())
                     read: Callable[[], Mapping[str, bytes]] = partial(dict, fields)
                     if META_FIELD not in fields:
-                        read = partial(_refuse_raw, sample["__key__"], shard, fields)
-                    yield SampleRef(sample["__key__"], shard, read, lambda: None)
+                        read = partial(_refuse_raw, key, shard, fields)
+                    yield SampleRef(key, shard, read, lambda: None)
                     failure = ""
+                first.check()
             except Exception as error:  # a tar, a pipe, curl, ...: each has other error types
                 failure = f"{type(error).__name__}: {error}"
             if failure:
