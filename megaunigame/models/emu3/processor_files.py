@@ -52,11 +52,7 @@ def write_processor(
 ) -> None:
     """Write tokenizer, chat template, preprocessor_config.json and processor_config.json."""
     turns = Turns(
-        begin="",  # their processor puts the token before every text
-        system_prompt=system_prompt,
-        after_system="",
-        opening=USER,
-        opening_after_system=" " + USER,
+        opening=(system_prompt, " " + USER) if system_prompt else (USER,),  # their processor puts the first token before
         next_opening=USER,
         image=PLACEHOLDER,
         after_images=Emu3Format.after_images,
