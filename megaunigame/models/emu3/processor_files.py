@@ -118,7 +118,7 @@ def write_model_settings(
 
 
 def page_for(config: Emu3Config, page: str) -> str:
-    """What is true of usage.md: only drawing, its area in their cells, where a code has another number of pixels than theirs."""
+    """What is true of usage.md: only drawing, its area in their cells, where a code has other pixels than theirs."""
     ours = cell(config)
     if ours == THEIR_CELL:
         return page
