@@ -9,6 +9,8 @@ One process, no GPU, for any number of training ranks. Its use in transformers: 
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -32,11 +34,17 @@ ADAPTER_USE = """\
 from peft import PeftModel
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-processor = AutoProcessor.from_pretrained("{folder}")
-model = PeftModel.from_pretrained(AutoModelForMultimodalLM.from_pretrained("{base}"), "{folder}")
+processor = AutoProcessor.from_pretrained({folder})
+model = PeftModel.from_pretrained(AutoModelForMultimodalLM.from_pretrained({base}), {folder})
 ```
 
-To train on from them: `model.adapter={folder}`."""
+"""
+ADAPTER_WITHOUT_CLASS = """\
+transformers has no class for this model, so PEFT cannot load the adapters. Export the run without `--adapter` for a whole
+model.
+
+"""
+TRAIN_ON = "To train on from them: `{setting}`."
 
 
 def main(arguments: list[str]) -> None:
@@ -72,13 +80,20 @@ def main(arguments: list[str]) -> None:
                 file=sys.stderr,
             )
         size = export_adapter(family, run, options.out, named)
-        usage = ADAPTER_USE.format(folder=options.out, base=named)
+        usage = adapter_usage(family, str(options.out), named)
     else:
         base = run.model_path
         size = export_model(family, run, options.out, getattr(torch, options.dtype or "bfloat16"))
         usage = family.usage(str(options.out), str(options.out))
     describe(run, options.out, family, base, options.base_id, "adapters" if options.adapter else "model", usage)
     print(f"{options.out}: {size:,} bytes of weights from {run.step_folder}")
+
+
+def adapter_usage(family: type[UnifiedModel], folder: str, base: str) -> str:
+    """Markdown; the names in its code are literals of Python."""
+    literals = {name: json.dumps(value, ensure_ascii=False) for name, value in (("folder", folder), ("base", base))}
+    use = ADAPTER_USE.format(**literals) if family.in_transformers else ADAPTER_WITHOUT_CLASS
+    return use + TRAIN_ON.format(setting=shlex.quote(f"model.adapter={folder}"))
 
 
 def describe(

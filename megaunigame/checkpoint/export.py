@@ -46,7 +46,7 @@ def hub_id(folder: Path) -> str | None:
 
 def in_transformers_layout(family: type[UnifiedModel], folder: Path) -> bool:
     """Whether transformers reads the model folder: its configuration is that of the class there, not of the official code."""
-    return json.loads((folder / "config.json").read_text()).get("model_type") == family.name
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == family.name
 
 
 def adapter_base(run: SavedRun) -> Path:
@@ -64,7 +64,8 @@ def adapter_base(run: SavedRun) -> Path:
 def export_model(family: type[UnifiedModel], run: SavedRun, out: Path, dtype: torch.dtype) -> int:
     """Write a Hugging Face folder with the trained weights, adapters merged; returns its weights' bytes.
 
-    Frozen tokenizers keep the dtype they are stored in: rounded to bf16, one target code in a hundred is another.
+    In the files, frozen tokenizers keep the dtype they are stored in: rounded to bf16, one target code in a hundred is another.
+    transformers rounds them when it loads the folder; the card says how to load them exactly where they read pictures.
     """
     path = str(run.model_path)
     merged, frozen = weights_of_run(family, run), family.frozen_weights(path)
@@ -79,8 +80,8 @@ def export_model(family: type[UnifiedModel], run: SavedRun, out: Path, dtype: to
 def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: str) -> int:
     """Write the adapters and the processor; returns the bytes of the adapters.
 
-    PEFT loads them with `PeftModel.from_pretrained(base model, out)`. `base`: how adapter_config.json names the base, an
-    absolute path or an id of the model hub.
+    PEFT loads them with `PeftModel.from_pretrained(base model, out)`, where transformers has a class for the base. `base`: how
+    adapter_config.json names the base, an absolute path or an id of the model hub.
     """
     family.write_processor(str(run.model_path), out)
     adapters = {name: value for name, value in trained_weights(run.step_folder).items() if LORA.fullmatch(name)}
@@ -103,12 +104,12 @@ def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: s
 
 def _say_dtype(config_file: Path, dtype: torch.dtype) -> None:
     """transformers loads a model in the dtype that its configuration names: that of the base may be another."""
-    config = json.loads(config_file.read_text())
+    config = json.loads(config_file.read_text(encoding="utf-8"))
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name in ("dtype", "torch_dtype"):
             part.pop(name, None)
     config["dtype"] = str(dtype).removeprefix("torch.")
-    config_file.write_text(json.dumps(config, indent=2) + "\n")
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_shards(

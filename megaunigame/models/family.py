@@ -7,6 +7,7 @@ A family is a folder next to this file: `model.py` (the network and its two pass
 from __future__ import annotations
 
 import inspect
+import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -86,13 +87,20 @@ class Family(UnifiedModel):
 
     @classmethod
     def usage(cls, folder: str, path: str) -> str:
-        """usage.md of the family's folder, if there is one; FOLDER, SIDE and SOURCE in it are replaced."""
-        page = Path(inspect.getfile(cls)).with_name("usage.md")
-        if not page.is_file():
+        """The page `usage_page`, SIDE, SOURCE and "FOLDER" in it replaced; the last with its quotes, by a literal of Python."""
+        page = cls.usage_page(path)
+        if not page:
             return ""
         processor = cls.open_processor(path, max_length=MAX_LENGTH)
-        text = page.read_text().replace("FOLDER", folder).replace("SIDE", str(processor.image_size))
-        return text.replace("SOURCE", str(getattr(processor, "source_size", processor.image_size)))
+        source = getattr(processor, "source_size", processor.image_size)
+        text = page.replace("SIDE", str(processor.image_size)).replace("SOURCE", str(source))
+        return text.replace('"FOLDER"', json.dumps(folder, ensure_ascii=False))  # last: a name may hold the other words
+
+    @classmethod
+    def usage_page(cls, path: str) -> str:
+        """usage.md of the family's folder, "" if there is none; `path`: the exported folder that it is about."""
+        page = Path(inspect.getfile(cls)).with_name("usage.md")
+        return page.read_text(encoding="utf-8") if page.is_file() else ""
 
     @classmethod
     def differences(cls, path: str) -> list[str]:

@@ -42,7 +42,7 @@ def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Exp
     family = recipe["model"]["family"]
     facts = ModelCardData(
         **licence,
-        library_name="peft" if export.what == "adapters" else "transformers" if export.in_transformers else "megaunigame",
+        library_name="megaunigame" if not export.in_transformers else "peft" if export.what == "adapters" else "transformers",
         pipeline_tag="any-to-any",
         base_model=export.base_id,
         tags=["megaunigame", family],
@@ -57,7 +57,7 @@ def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Exp
         _measured(run.evaluations, export.step),
         _licence(licence, export),
     ]
-    (out / CARD).write_text("\n\n".join(sections) + "\n")
+    (out / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def licence_of(folder: Path) -> dict[str, Any]:

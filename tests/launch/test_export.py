@@ -140,6 +140,20 @@ def test_the_code_of_the_card_runs(home, tmp_path):
     assert Image.open(tmp_path / "drawn.png").size == (16, 16)
 
 
+def test_a_system_prompt_of_any_characters(home, tmp_path):
+    """Above U+FFFF, too: the export ends with its card, and its prompts can be tokenized."""
+    model = shutil.copytree(home / "model", tmp_path / "model")
+    settings = json.loads((model / "processor_config.json").read_text())
+    (model / "processor_config.json").write_text(json.dumps(settings | {"system_prompt": "Hi 😀"}))
+    for options in ([], ["--adapter"]):
+        out = tmp_path / f"out{len(options)}"
+        export(home / "lora", "--model", model, "--out", out, *options)
+        processor = AutoProcessor.from_pretrained(out)
+        prompt = processor.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True)
+        assert "Hi 😀" in processor.tokenizer.decode(processor(text=prompt)["input_ids"][0])
+        assert (out / "README.md").is_file()
+
+
 def test_files_can_be_read_by_whom_the_umask_says(home):
     umask = os.umask(0)
     os.umask(umask)

@@ -20,7 +20,7 @@ from megaunigame.models.emu3.code_grid import CodeGrid
 from megaunigame.models.emu3.configuration import read_config, tensor_files
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.processor import Emu3Processor
-from megaunigame.models.emu3.processor_files import export_processor, export_settings
+from megaunigame.models.emu3.processor_files import export_processor, export_settings, page_for
 from megaunigame.models.emu3.sizes import SIZES
 from megaunigame.models.emu3.token_embedding import TokenEmbedding
 from megaunigame.models.emu3.vq import VisionTokenizer
@@ -54,6 +54,10 @@ class Emu3(CodeModel):
     processor: Emu3Processor
     frozen: Frozen[VisionTokenizer]
     model: nn.ModuleDict
+
+    @classmethod
+    def usage_page(cls, path: str) -> str:
+        return page_for(read_config(path), super().usage_page(path))
 
     @staticmethod
     def trained_parts(config: Emu3Config) -> dict[str, nn.Module]:

@@ -39,6 +39,14 @@ PLACEHOLDER = "<image>"
 PROCESSOR = "Emu3Processor"
 THEIR_CELL = 8
 """Pixels of a code along an edge, a constant in transformers' processor."""
+DRAWING, PICTURES = "A picture of a text:", "What differs from the training:"
+"""Beginnings of the sections of usage.md that follow the first, which is about questions with pictures."""
+ONLY_TEXT = """\
+**Questions with pictures do not work in transformers:** a code of this model's vision tokenizer stands for {cell} pixels along
+an edge, and Emu3Processor counts {theirs}, so the model raises a ValueError. Ask them with megaunigame. Questions of text alone
+work: `processor.apply_chat_template` as for any model.
+
+"""
 
 
 def write_processor(
@@ -52,11 +60,7 @@ def write_processor(
 ) -> None:
     """Write tokenizer, chat template, preprocessor_config.json and processor_config.json."""
     turns = Turns(
-        begin="",  # their processor puts the token before every text
-        system_prompt=system_prompt,
-        after_system="",
-        opening=USER,
-        opening_after_system=" " + USER,
+        opening=(system_prompt, " " + USER) if system_prompt else (USER,),  # their processor puts the first token before
         next_opening=USER,
         image=PLACEHOLDER,
         after_images=Emu3Format.after_images,
@@ -111,6 +115,17 @@ def write_model_settings(
         "pad_token_id": tokenizer.pad_token_id,
     }
     write_settings_file(folder / "generation_config.json", {**generation, **tokens})
+
+
+def page_for(config: Emu3Config, page: str) -> str:
+    """What is true of usage.md: only drawing, its area in their cells, where a code has other pixels than theirs."""
+    ours = cell(config)
+    if ours == THEIR_CELL:
+        return page
+    drawing = page[page.index(DRAWING) : page.index(PICTURES)]
+    factor = f" * {THEIR_CELL} // {ours}"
+    area = f"(SIDE{factor}) * (SIDE{factor})"
+    return ONLY_TEXT.format(cell=ours, theirs=THEIR_CELL) + drawing.replace("SIDE * SIDE", area)
 
 
 def export_processor(path: str, out: Path) -> None:

@@ -42,11 +42,7 @@ def write_processor(
     """Write tokenizer, chat template, preprocessor_config.json and processor_config.json."""
     conversation = JanusFormat(tokenizer, visual_tokens(config), system_prompt, str(folder))
     turns = Turns(
-        begin=tokenizer.bos_token,
-        system_prompt=system_prompt,
-        after_system="\n\n",
-        opening=USER,
-        opening_after_system=USER,
+        opening=(tokenizer.bos_token, *([system_prompt + "\n\n"] if system_prompt else []), USER),
         next_opening=USER,
         image=IMAGE,
         after_images=conversation.after_images,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -35,13 +36,18 @@ class PlainText:
         marked = {i for i, token in added.items() if token.special or BRACKETED.fullmatch(token.content)}
         self.controls = frozenset(marked | set(tokenizer.all_special_ids) | set(of_format)) - _unknown(tokenizer)
 
+    @cached_property
+    def written(self) -> frozenset[str]:
+        """The control tokens as they are written in a text."""
+        return frozenset(map(self._written, self.controls))
+
     def encode(self, text: str) -> PlainTokens:
         ids = self._ids(text)
         escaped = sum(i in self.controls for i in ids)
         if not escaped:
             return PlainTokens(ids, 0)
-        written = {self._written(i) for i in self.controls.intersection(ids)}
-        pieces = [i for piece in _broken(text, written) for i in self._ids(piece)]
+        written = {control for control in self.written if control in text}
+        pieces = [i for piece in _broken(text, written) for i in self._ids(piece)] if written else ids
         if self.controls.isdisjoint(pieces):
             return PlainTokens(pieces, escaped)
         # A normalizer may make a control token of other characters. A character alone is none, or cannot be written at all.

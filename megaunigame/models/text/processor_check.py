@@ -11,7 +11,13 @@ from transformers import AutoProcessor
 from megaunigame.models.text.processor import RowProcessor
 
 QUESTION = "what is this ?"
-KINDS = {0: "text only", 1: "one picture", 2: "two pictures"}
+KINDS = {
+    "text only": (0, "{question}"),
+    "a control token in a text": (0, "{end} {question}{end}"),
+    "one picture": (1, "{question}"),
+    "two pictures": (2, "{question}"),
+}
+"""Name -> number of pictures, question."""
 
 
 def differences(folder: Path, rows: RowProcessor) -> list[str]:
@@ -21,12 +27,13 @@ def differences(folder: Path, rows: RowProcessor) -> list[str]:
     """
     processor = AutoProcessor.from_pretrained(str(folder))
     found = []
-    for count, kind in KINDS.items():
+    for kind, (count, pattern) in KINDS.items():
+        question = pattern.format(question=QUESTION, end=rows.tokenizer.eos_token)
         pictures = [torch.full((3, rows.source_size, rows.source_size), 40 * (1 + n), dtype=torch.uint8) for n in range(count)]
-        inputs = rows.prompt_inputs([pictures], [QUESTION])
+        inputs = rows.prompt_inputs([pictures], [question])
         ours, is_image = inputs.tokens[inputs.attention], inputs.image_positions[inputs.attention]
         shown = [{"type": "image", "image": Image.fromarray(picture.permute(1, 2, 0).numpy())} for picture in pictures]
-        chat = [{"role": "user", "content": [*shown, {"type": "text", "text": QUESTION}]}]
+        chat = [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
         theirs = processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )["input_ids"][0]

@@ -7,33 +7,31 @@ tokenizes a whole prompt. The template therefore writes `BREAK` between two piec
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from megaunigame.models.text.plain_text import PlainText
 from megaunigame.models.weights.settings_files import write_settings_file
 
 BREAK = "\ufdd0"
 """A noncharacter of Unicode, for internal use: no text holds it."""
 TEMPLATE = "chat_template.jinja"
+"""Name in a model folder; also of the file next to this one, which has the part that is the same for every family."""
+NUMBER = re.compile(r"(.+?)([0-9]{1,9})([^0-9]+)")
+FEWEST = 8
 
 
 @dataclass(frozen=True)
 class Turns:
     """The text around the turns of a conversation; a piece is tokenized alone."""
 
-    begin: str
-    """Before everything; empty if transformers' processor adds it."""
-    system_prompt: str
-    """When the conversation begins with no system turn."""
-    after_system: str
-    """Ends a system prompt."""
-    opening: str
-    """Before the first question."""
-    opening_after_system: str
+    opening: tuple[str, ...]
+    """Pieces before the first question: the first token, unless transformers' processor adds it, and the system prompt."""
     next_opening: str
     """Before every other question."""
     image: str
@@ -47,43 +45,53 @@ class Turns:
     """Ends an answer."""
 
 
-def chat_template(turns: Turns) -> str:
+def chat_template(turns: Turns, controls: Iterable[str]) -> str:
     """A Jinja template for content that is text or a list of `{type: image}` and `{type: text}`.
 
-    Pictures of a turn come before its text, as in training; several texts of a turn are lines.
+    It reads conversations as `data.conversation` does, and keeps `controls` that are written in a text as text, as `PlainText`
+    does. What it cannot read in that way it refuses with a message.
     """
-    literals = {name: json.dumps(value) for name, value in vars(turns).items()}
-    return (
-        "{%- macro words(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}"
-        '{%- for part in content if part.type == "text" -%}'
-        '{{- ("" if loop.first else "\\n") ~ part.text -}}'
-        "{%- endfor -%}{%- endif -%}{%- endmacro -%}\n"
-        f"{{%- set break = {json.dumps(BREAK)} -%}}\n"
-        f"{{%- set own = namespace(system={literals['system_prompt']}, asked=false) -%}}\n"
-        '{%- if messages and messages[0].role == "system" -%}'
-        "{%- set own.system = words(messages[0].content) -%}{%- endif -%}\n"
-        f"{{%- if {literals['begin']} -%}}{{{{- {literals['begin']} ~ break -}}}}{{%- endif -%}}\n"
-        f"{{%- if own.system -%}}{{{{- own.system ~ {literals['after_system']} ~ break -}}}}{{%- endif -%}}\n"
-        "{%- for message in messages -%}\n"
-        '{%- if message.role == "user" -%}\n'
-        "{%- set pictures = [] if message.content is string else"
-        ' message.content | selectattr("type", "equalto", "image") | list -%}\n'
-        f"{{%- if own.asked -%}}{{{{- {literals['next_opening']} -}}}}"
-        f"{{%- elif own.system -%}}{{{{- {literals['opening_after_system']} -}}}}"
-        f"{{%- else -%}}{{{{- {literals['opening']} -}}}}{{%- endif -%}}\n"
-        "{%- set own.asked = true -%}\n"
-        f"{{{{- break -}}}}{{%- if pictures -%}}"
-        f"{{{{- {literals['image']} * (pictures | length) ~ break ~ {literals['after_images']} -}}}}{{%- endif -%}}\n"
-        "{{- words(message.content) ~ break -}}\n"
-        '{%- elif message.role == "assistant" -%}\n'
-        f"{{{{- {literals['closing']} ~ break ~ {literals['before_answer']}"
-        f" ~ words(message.content) ~ break ~ {literals['end']} -}}}}\n"
-        '{%- elif message.role != "system" or not loop.first -%}\n'
-        '{{- raise_exception("Roles are user and assistant in turn, after at most one system turn; got " ~ message.role) -}}\n'
-        "{%- endif -%}\n"
-        "{%- endfor -%}\n"
-        f"{{%- if add_generation_prompt -%}}{{{{- {literals['closing']} ~ break -}}}}{{%- endif -%}}\n"
-    )
+    single, numbered = _numbered(controls)
+    settings = {
+        "format": {"break": BREAK, **vars(turns)},
+        "controls": {"single": single, "numbered": [vars(row) for row in numbered]},
+    }
+    # A JSON text is a Jinja literal, except that Jinja does not join surrogate pairs.
+    literals = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}\n" for name, value in settings.items())
+    return "".join(literals) + Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Control tokens that differ in a number, as the codes of a picture do: too many for a template to list."""
+
+    before: str
+    after: str
+    form: str
+    """How the number is written, for `%`."""
+    first: int
+    last: int
+
+
+def _numbered(controls: Iterable[str]) -> tuple[list[str], list[Numbered]]:
+    """The control tokens one by one, a longer one before those in it; and those of `FEWEST` or more numbers without a gap."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    single: list[str] = []
+    for token in controls:
+        if found := NUMBER.fullmatch(token):
+            groups.setdefault((found[1], found[3]), []).append(found[2])
+        else:
+            single.append(token)
+    rows = []
+    for (before, after), numbers in groups.items():
+        first, last = min(map(int, numbers)), max(map(int, numbers))
+        forms = ("%d", f"%0{min(map(len, numbers))}d")
+        form = next((f for f in forms if {f % n for n in range(first, last + 1)} == set(numbers)), None)
+        if form is None or len(numbers) < FEWEST:
+            single += [before + number + after for number in numbers]
+        else:
+            rows.append(Numbered(before, after, form, first, last))
+    return sorted(single, key=lambda token: (-len(token), token)), rows
 
 
 def write_tokenizer(
@@ -98,7 +106,7 @@ def write_tokenizer(
     split = {"type": "Split", "pattern": {"String": BREAK}, "behavior": "Removed", "invert": False}
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, *_without_split(content["pre_tokenizer"], split)]}
     content["post_processor"] = content["truncation"] = content["padding"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": processor_class,
@@ -112,7 +120,10 @@ def write_tokenizer(
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     write_settings_file(folder / "tokenizer_config.json", settings)
-    (folder / TEMPLATE).write_text(chat_template(turns))
+    vocabulary = tokenizer.get_vocab()
+    plain = PlainText(tokenizer, (vocabulary[token] for token in named.values() if token in vocabulary))
+    template = chat_template(turns, {*plain.written, *named.values()})
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
 
 
 def _without_split(pre_tokenizer: dict[str, Any] | None, split: dict[str, Any]) -> list[dict[str, Any]]:

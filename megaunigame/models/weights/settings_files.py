@@ -31,13 +31,13 @@ def read_config_file(file: Path, hint: str) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ModelError(f"{file} is not JSON: {error}.") from error
 
 
 def write_settings_file(file: Path, settings: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(settings, indent=2) + "\n")
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
