@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from megaunigame.registry import find
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.row_limits import FIRST_ROWS, enough_rows
 
-LONGEST_REASON = 110
+LONGEST_REASON = 240
 
 
 @dataclass
@@ -90,7 +90,7 @@ def print_rows(folder: Path, given: list[str], samples: int) -> bool:
     recipe = load_recipe(given[0], given[1:])
     index = ShardIndex.open(folder)
     positions = spread(index, samples)
-    found = find_rows(recipe, index, positions)
+    found = find_rows(recipe, streams_of(folder, recipe), index, positions)
     print(f"\nrows that {given[0]} makes of {len(positions):,} of {index.samples:,} samples (its filters are not applied):")
     print(f"{'term':<16}{'filled':>9}{'cut':>9}{'dummies':>9}{'bad':>9}")
     for one in found:
@@ -104,12 +104,29 @@ def print_rows(folder: Path, given: list[str], samples: int) -> bool:
     return not refusals
 
 
-def find_rows(recipe: Recipe, index: ShardIndex, positions: np.ndarray) -> list[Findings]:
-    """Make every row that the plan of the recipe draws from a stream of each sample at `positions`."""
+def streams_of(folder: Path, recipe: Recipe) -> list[str]:
+    """The recipe's streams that read `folder`; its only stream reads whatever is looked at.
+
+    Raises ConfigError when it has several and none of them does.
+    """
+    if len(recipe.data) == 1:
+        return list(recipe.data)
+    places = {name: [stream.shards, *(part.shards for part in stream.mix.values())] for name, stream in recipe.data.items()}
+    found = [name for name, given in places.items() if folder.resolve() in [Path(place).resolve() for place in given if place]]
+    if not found:
+        raise ConfigError(
+            f"The recipe has the streams {', '.join(places)}, and none of them reads {folder}. Name the one that should, after "
+            f"the recipe: data.{min(places)}.shards={folder}"
+        )
+    return found
+
+
+def find_rows(recipe: Recipe, streams: Sequence[str], index: ShardIndex, positions: np.ndarray) -> list[Findings]:
+    """Make every row that the plan of the recipe draws from `streams` of each sample at `positions`."""
     objectives = build_objectives(recipe, planned=True)
     plan = build_plan(objectives)
     objective_of = {request.term: objective for objective in objectives for request in objective.rows()}
-    found = [Findings(request) for request in plan.requests if request.stream is not None]
+    found = [Findings(request) for request in plan.requests if request.stream in streams]
     rules = {one.request.term: _rules_of(one.request, recipe) for one in found}
     family = find("models", recipe.model.family, UnifiedModel)
     with model_folder(family, recipe.model) as path:

@@ -42,7 +42,7 @@ def shards(tmp_path_factory) -> Path:
 def test_every_term_is_counted(shards, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     recipe = load_recipe(RECIPE, ["objectives.understanding.independent=false"])
-    found = {one.request.term: one for one in find_rows(recipe, ShardIndex.open(shards), range(5))}
+    found = {one.request.term: one for one in find_rows(recipe, ["scenes"], ShardIndex.open(shards), range(5))}
     counts = {term: (one.filled, one.cut, one.none, one.bad.total()) for term, one in found.items()}
     assert counts == {"understanding": (5, 1, 0, 0), "caption": (0, 0, 5, 0), "pixel": (4, 0, 1, 0)}
 
@@ -101,3 +101,14 @@ def test_few_samples_without_a_row_do_not_prove_that_all_are(fraction, looked_at
 def test_an_unknown_recipe_is_refused(shards, capsys):
     assert main(["stats", str(shards), "--for", os.devnull + "x"]) == 2
     assert "No recipe at" in capsys.readouterr().err
+
+
+def test_of_several_streams_those_of_the_folder_are_looked_at(shards, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    two = f"data={{talk: {{shards: {shards}}}, drawings: {{shards: elsewhere}}}}"
+    given = [RECIPE, two, "objectives.understanding.stream=talk", "objectives.generation.stream=drawings"]
+    assert main(["verify", str(shards), "--for", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "understanding" in shown and "caption" not in shown and "would stop" not in shown
+    assert main(["stats", str(shards), "--for", *given, "data.talk.shards=other"]) == 2
+    assert "streams talk, drawings, and none of them reads" in capsys.readouterr().err
