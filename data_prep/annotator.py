@@ -29,9 +29,9 @@ from megaunigame.data.decode import (
     decode_sample,
     further_fields,
 )
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
 
 EXISTING = ("refuse", "keep", "replace")
 LOOK_AHEAD = 4

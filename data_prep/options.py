@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from megaunigame.data.pictures.rules import GROUNDS, MAX_PIXELS, WHITE, PictureRules, ground_from
 from megaunigame.errors import DataError
+from megaunigame.pictures.rules import GROUNDS, MAX_PIXELS, WHITE, PictureRules, ground_from
 
 
 def add_part_options(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from data_prep.picture_statistics import fields_at, spread
 from megaunigame.config import LoaderConfig, Recipe, load_recipe
 from megaunigame.data.decode import Sample, decode_sample
-from megaunigame.data.pictures.rules import PictureRules
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.sources.opening import rules_of
 from megaunigame.engine.model_folder import model_folder
@@ -22,6 +21,7 @@ from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.base import Processor, UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
+from megaunigame.pictures.rules import PictureRules
 from megaunigame.registry import find
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.row_limits import FIRST_ROWS, enough_rows

@@ -33,10 +33,10 @@ from megaunigame.data.decode import (
     decode_sample,
     further_fields,
 )
-from megaunigame.data.pictures.pillow import changes_of
-from megaunigame.data.pictures.rules import PictureRules
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.errors import DataError
+from megaunigame.pictures.pillow import changes_of
+from megaunigame.pictures.rules import PictureRules
 
 CHANGES = {
     "turned": "have an orientation tag: reading turns them upright",

@@ -1,7 +1,7 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
 A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `models.weights`,
-`data.decode`, `data.conversation`, `data.pictures`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms:
+`data.decode`, `data.conversation`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms:
 they may be imported where their siblings may not. Imports are read from the syntax tree, so one inside a function counts too.
 """
 
@@ -27,11 +27,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "registry": {"errors"},
     "settings": {"errors", "registry"},
-    "config": {"data.pictures", "errors", "settings"},
+    "config": {"pictures", "errors", "settings"},
     "launching": {"errors"},
     "pixels": set(),
     "parallel": {"errors"},
     "judges": {"errors", "registry", "settings"},
+    "pictures": {"errors"},
     "monitoring.names": set(),
     "monitoring.whole_files": set(),
     # the vocabulary of a step
@@ -39,10 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
     # first floor: each knows the step and the ground; of another only contracts (models also knows attention)
     "attention": {"errors", "registry", "step"},
-    "data.pictures": {"errors"},
-    "data.decode": {"data.pictures", "errors"},
+    "data.decode": {"pictures", "errors"},
     "data.conversation": {"data.decode", "errors"},
-    "data": {"config", "errors", "randomness", "registry", "step"},
+    "data": {"config", "errors", "pictures", "randomness", "registry", "step"},
     "models.base": {"errors", "registry", "step"},
     "models.weights": {"errors", "models.base"},
     "models": {"attention", "errors", "registry", "step"},
@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"config", "errors", "models.base", "models.weights", "parallel", "randomness", "registry", "step"},
     "evaluation": {
         *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "monitoring.whole_files", "parallel"),
-        *("pixels", "registry", "representations", "settings", "step"),
+        *("pictures", "pixels", "registry", "representations", "settings", "step"),
     },
     "checkpoint": {"config", "engine", "errors", "models.base", "models.weights", "parallel"},
     # third floor: the loop
@@ -76,10 +76,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "sweeping": {"config", "errors", "monitoring", "registry", "settings"},
     "data_prep.recipe_rows": {
-        *("config", "data", "engine", "errors", "models.base", "objectives", "registry", "step"),
+        *("config", "data", "engine", "errors", "models.base", "objectives", "pictures", "registry", "step"),
         "data_prep",
     },
-    "data_prep": {"config", "data", "errors", "judges", "pixels", "registry", "settings"},
+    "data_prep": {"config", "data", "errors", "judges", "pictures", "pixels", "registry", "settings"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

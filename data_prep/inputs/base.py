@@ -16,7 +16,7 @@ from data_prep.inputs.further_pictures import packed_all
 from data_prep.inputs.picture_names import find_file, missing
 from data_prep.inputs.sample import EntryFailure
 from data_prep.shard_writer import Shard, ShardSample
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
 
 Failure = dict[str, str]
 """A line of failures.jsonl: "key", "reason" and, where a file is to blame, "image"."""

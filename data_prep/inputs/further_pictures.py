@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep.inputs.sample import packed
 from data_prep.shard_writer import ShardSample
-from megaunigame.data.pictures.rules import PictureRules
+from megaunigame.pictures.rules import PictureRules
 
 
 def packed_all(key: str, record: dict[str, Any], pictures: Sequence[bytes], rules: PictureRules) -> ShardSample:

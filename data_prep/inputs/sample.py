@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.inputs.stored_picture import stored_picture
 from data_prep.shard_writer import ShardSample
 from megaunigame.data.decode import IMAGE_FIELDS
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 
 OTHER_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2"),

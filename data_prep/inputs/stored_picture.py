@@ -10,10 +10,10 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch import Tensor
 
-from megaunigame.data.pictures.header import header_of
-from megaunigame.data.pictures.pillow import TURNS, opened, orientation_of
-from megaunigame.data.pictures.reading import read_picture
-from megaunigame.data.pictures.rules import PictureRules
+from megaunigame.pictures.header import header_of
+from megaunigame.pictures.pillow import TURNS, opened, orientation_of
+from megaunigame.pictures.reading import read_picture
+from megaunigame.pictures.rules import PictureRules
 
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 FINE = 98

@@ -12,9 +12,9 @@ import numpy as np
 from data_prep.teachers.base import Failure, Machine, Prediction, Teacher
 from data_prep.teachers.ids import ids_from_labels
 from megaunigame.data.decode import Sample
-from megaunigame.data.pictures.pillow import opened
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError
 from megaunigame.errors import ConfigError
+from megaunigame.pictures.pillow import opened
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureError
 
 GRAY = {"L", "I", "I;16", "I;16B"}
 INDEXED = {"L", "P", "I", "I;16", "I;16B"}

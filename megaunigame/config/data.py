@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from megaunigame.data.pictures.rules import MAX_PIXELS, WHITE, ground_from
 from megaunigame.errors import ConfigError
+from megaunigame.pictures.rules import MAX_PIXELS, WHITE, ground_from
 from megaunigame.settings import above, at_least, between
 
 

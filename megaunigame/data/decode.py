@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megaunigame.data.pictures.pillow import opened
-from megaunigame.data.pictures.reading import read_picture
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.errors import DataError
+from megaunigame.pictures.pillow import opened
+from megaunigame.pictures.reading import read_picture
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 
 IMAGE_FIELDS = (
     *("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe", "mpo", "pgm", "pnm"),

@@ -16,11 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from megaunigame.data.decode import Sample, decode_sample
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import UserError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.step.inputs import InputsT, PassInputs, of_kind
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from megaunigame.data.pictures.header import turned_by_exif
-from megaunigame.data.pictures.pillow import TURNS
+from megaunigame.pictures.header import turned_by_exif
+from megaunigame.pictures.pillow import TURNS
 from tests.data.picture_files import tagged
 
 

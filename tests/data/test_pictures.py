@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
-from megaunigame.data.pictures.header import header_of
-from megaunigame.data.pictures.pillow import changes_of, rgb_image
-from megaunigame.data.pictures.reading import read_picture
-from megaunigame.data.pictures.rules import DEFAULT_RULES, GROUNDS, PictureError, PictureRules, ground_from
 from megaunigame.errors import ConfigError
+from megaunigame.pictures.header import header_of
+from megaunigame.pictures.pillow import changes_of, rgb_image
+from megaunigame.pictures.reading import read_picture
+from megaunigame.pictures.rules import DEFAULT_RULES, GROUNDS, PictureError, PictureRules, ground_from
 from tests.data.picture_files import HEIGHT, RGB, WIDTH, every_container, file_of, photo, png, tagged
 
 WIDE = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 290 + 1000).astype(np.uint16)

@@ -21,9 +21,9 @@ from data_prep.shard_writer import Job, Shard
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import decode_sample
 from megaunigame.data.loading.stream import MicroBatches
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.pixels import psnr
 from tests.data.picture_files import BOMBS, RGB, every_container, file_of, photo, png, tagged
 from tests.data.shard_files import number_batches, talk, write_tar

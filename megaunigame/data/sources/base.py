@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.errors import DataError
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import dataclasses
 import zlib
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.pictures.rules import PictureRules, ground_from
 from megaunigame.data.sources.base import Backend, Cursor, Source, Stream
 from megaunigame.data.sources.blend import Blend
 from megaunigame.errors import ConfigError
+from megaunigame.pictures.rules import PictureRules, ground_from
 from megaunigame.randomness import derive
 from megaunigame.registry import find
 

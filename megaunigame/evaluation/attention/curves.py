@@ -19,7 +19,6 @@ from megaunigame.attention.positions import measurable
 from megaunigame.attention.targets import Target, Targets
 from megaunigame.data.conversation import TALK_KEYS, question_answers
 from megaunigame.data.decode import Sample
-from megaunigame.data.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, sample_count, together
@@ -27,6 +26,7 @@ from megaunigame.evaluation.suites.base import Cell, percent, table
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.settings import at_least, one_of
 from megaunigame.step.inputs import GenerateInputs, PassInputs, Taps, UnderstandInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND

@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from megaunigame.data.pictures.rules import MAX_PIXELS, WHITE, PictureRules, ground_from
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.pictures.rules import MAX_PIXELS, WHITE, PictureRules, ground_from
 from megaunigame.settings import at_least
 
 Cell = str | int | float | None

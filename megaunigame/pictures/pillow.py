@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
-from megaunigame.data.pictures.greys import WIDE_MODES, eight_bits
-from megaunigame.data.pictures.header import ORIENTATION, header_of
-from megaunigame.data.pictures.rules import PictureError, PictureRules
+from megaunigame.pictures.greys import WIDE_MODES, eight_bits
+from megaunigame.pictures.header import ORIENTATION, header_of
+from megaunigame.pictures.rules import PictureError, PictureRules
 
 NEVER_OPENED = {"EPS", "WMF"}
 """Containers that Pillow hands to another program (Ghostscript) or to the system."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from megaunigame.data.pictures.rules import PictureError
+from megaunigame.pictures.rules import PictureError
 
 WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from megaunigame.data.pictures.header import header_of
-from megaunigame.data.pictures.pillow import rgb_image
-from megaunigame.data.pictures.rules import PictureError, PictureRules
+from megaunigame.pictures.header import header_of
+from megaunigame.pictures.pillow import rgb_image
+from megaunigame.pictures.rules import PictureError, PictureRules
 
 
 def read_picture(data: bytes, rules: PictureRules) -> Tensor:
