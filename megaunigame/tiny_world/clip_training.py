@@ -64,6 +64,7 @@ def clip_tokenizer(text_folder: Path) -> PreTrainedTokenizerFast:
     end = (tokenizer.eos_token, tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
     tokenizer.chat_template = None
+    tokenizer.padding_side = "right"  # an exported folder says left, for prompts; CLIP's positions begin with the text
     return tokenizer
 
 
