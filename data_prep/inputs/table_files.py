@@ -21,7 +21,8 @@ def files_of_folder(folder: Path, ending: str, split: str | None, any_split: boo
 
     Looked for in this order: what `save_to_disk` lists; in the folder itself; in `data/`; one and two levels down.
     Raises DataError for several splits without `split`, for a split next to files without one, for one that is not there, for
-    several data sets (folders with files of one split), and for a saved file that is missing.
+    several data sets (folders with files of one split, or files in the folder and in `data/`), and for a saved file that is
+    missing.
     """
     if (folder / SAVED_SPLITS).is_file():
         splits = _listed(folder / SAVED_SPLITS, "splits")
@@ -36,6 +37,11 @@ def files_of_folder(folder: Path, ending: str, split: str | None, any_split: boo
         return []
     if any_split:
         return found
+    if pattern == "*" and any(folder.glob(f"data/*{ending}")):
+        raise DataError(
+            f"--source {folder}: has {ending} files of its own and others in data/. Give one: --source {folder / 'data'}, or "
+            f"--source '{folder / '*'}{ending}'"
+        )
     of_split: dict[str, list[Path]] = {}
     for file in found:
         of_split.setdefault(_split_of(file, folder), []).append(file)
