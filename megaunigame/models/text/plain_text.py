@@ -39,7 +39,9 @@ class PlainText:
     @cached_property
     def written(self) -> frozenset[str]:
         """The control tokens as they are written in a text."""
-        return frozenset(map(self._written, self.controls))
+        added = self.tokenizer.added_tokens_decoder  # made at each use: tens of thousands of entries in a family of codes
+        names = (added[i].content if i in added else str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.controls)
+        return frozenset(names)
 
     def encode(self, text: str) -> PlainTokens:
         ids = self._ids(text)
@@ -56,10 +58,6 @@ class PlainText:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
-
-    def _written(self, control: int) -> str:
-        added = self.tokenizer.added_tokens_decoder
-        return added[control].content if control in added else str(self.tokenizer.convert_ids_to_tokens(control))
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> set[int]:

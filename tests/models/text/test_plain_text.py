@@ -54,3 +54,12 @@ def test_an_unknown_character_is_no_control_token():
     made = tokenizer(unk="</s>")
     assert PlainText(made, ()).encode("a </s>")[1] == 1, "unless the token also ends a text"
     assert not PlainText(tokenizer(AddedToken("<unk>", special=True), unk="<unk>"), ()).encode("<unk>")[1]
+
+
+def test_the_added_tokens_are_listed_a_few_times_and_not_once_for_each(monkeypatch):
+    """The property makes its list at each use: with the 32,768 codes of a family, once for each would take hours."""
+    made, listed = tokenizer(*(AddedToken(f"<{number}>") for number in range(9))), []
+    original = type(made).added_tokens_decoder.fget
+    monkeypatch.setattr(type(made), "added_tokens_decoder", property(lambda self: (listed.append(1), original(self))[1]))
+    plain = PlainText(made, ())
+    assert len(plain.written) == len(plain.controls) > 2 and len(listed) <= 2
