@@ -1,6 +1,6 @@
-"""`data.NAME.source`: a data set that is no folder of shards, packed when a run first uses it.
+"""`data.NAME.source`: a data set that is not a folder of shards, packed when a run first uses it.
 
-The first process of every node tries to pack, in a process of its own: where the nodes share the cache one of them does,
+The first process of every node tries to pack, in a separate process: where the nodes share the cache one of them does,
 else each packs a copy. All others wait for the manifest. This happens before the process group begins, so nothing waits in a
 collective, and a pack may take hours. The folder's name has a hash of the source (names, sizes and times of its files, or the
 hash of a JSON file) and of the settings of pack; a pack that was interrupted continues.

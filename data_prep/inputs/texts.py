@@ -27,7 +27,7 @@ CAPTIONS = ("caption", "captions", "text")
 def decoded_text(data: bytes, notes: Counter[str]) -> str:
     """UTF-8, or UTF-16 or UTF-32 with a byte order mark, or UTF-16 that nulls give away; anything else is Windows-1252.
 
-    The last two are counted. A byte order mark is no part of the text.
+    The last two are counted. A byte order mark is not part of the text.
     """
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), None) or _utf16_without_mark(data)
     if encoding is not None:
@@ -47,7 +47,7 @@ def decoded_text(data: bytes, notes: Counter[str]) -> str:
 
 
 def _utf16_without_mark(data: bytes) -> str | None:
-    """The byte order of a text whose high bytes are null, most of them and no others; None: it is no such text."""
+    """The byte order of a text whose high bytes are null, most of them and no others; None: it is not such a text."""
     if len(data) % 2 or b"\0" not in data:
         return None
     even, odd = data[::2].count(0), data[1::2].count(0)

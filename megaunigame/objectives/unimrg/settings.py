@@ -94,7 +94,7 @@ class Settings:
 
     @property
     def paired(self) -> tuple[str, ...]:
-        """Tasks that look at the same images; the first has samples of its own, the others share them."""
+        """Tasks that look at the same images; the first has its own samples, the others share them."""
         if self.images == INDEPENDENT:
             return ()
         return tuple(task for task in self.tasks if self.images == PAIRED or task != UNDERSTANDING)
