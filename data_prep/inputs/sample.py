@@ -63,7 +63,7 @@ def short_key(key: str) -> str:
 
 
 def find_picture(root: Path, relative: str) -> Path | None:
-    """The file, or the same name with an ending added, or another in place of the given one (OCR-VQA lists .jpg but has .gif, .png).
+    """The file, or the same name with an ending added, or with another instead (OCR-VQA lists .jpg but has .gif, .png).
 
     Only endings of pictures are replaced: `v1.5` is not v1.png.
 
