@@ -20,7 +20,7 @@ from megaunigame.checkpoint.runs import SavedRun
 from megaunigame.checkpoint.starting import ADAPTER_WEIGHTS, PREFIX, weights_of_run
 from megaunigame.checkpoint.trained import LORA, trained_weights
 from megaunigame.errors import ConfigError
-from megaunigame.models.base import UnifiedModel
+from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.tensor_files import save_tensors
 
 SHARD_BYTES = 5 * 10**9
@@ -73,8 +73,16 @@ def export_model(family: type[UnifiedModel], run: SavedRun, out: Path, dtype: to
     family.write_settings(path, out)
     if family.in_transformers:
         _say_dtype(out / "config.json", dtype)
-    both = ((name, weights.read(name)) for weights in (merged, frozen) for name in sorted(weights.names()))
-    return write_shards(both, out, dtype, exact=frozen.names())
+    if family.frozen_folder:
+        (out / family.frozen_folder).mkdir(exist_ok=True)
+        written = write_shards(_read(frozen), out / family.frozen_folder, dtype, exact=frozen.names())
+        return written + write_shards(_read(merged), out, dtype)
+    return write_shards(_read(merged, frozen), out, dtype, exact=frozen.names())
+
+
+def _read(*several: Weights) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors, in order, one tensor at a time."""
+    return ((name, weights.read(name)) for weights in several for name in sorted(weights.names()))
 
 
 def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: str) -> int:

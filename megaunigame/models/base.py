@@ -92,6 +92,9 @@ class UnifiedModel(nn.Module, ABC):
     tokenizer with the family's special tokens, picture settings."""
     in_transformers: ClassVar[bool] = False
     """Whether transformers has a class for the family, and a processor, that read an exported folder."""
+    frozen_folder: ClassVar[str] = ""
+    """Folder inside a model folder for the weights of the frozen tokenizers, where they are published alone; "": they are in the
+    same files as the others."""
     has_decoder: ClassVar[bool] = True
     """Whether `decode` exists, which maps hidden states of the generate pass to pixels, differentiable."""
     has_codes: ClassVar[bool] = False
@@ -123,7 +126,7 @@ class UnifiedModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def frozen_weights(cls, path: str) -> Weights:
-        """The frozen tokenizers of the checkpoint in `path`, under their names in an exported folder."""
+        """The frozen tokenizers of the checkpoint in `path`, under their names in an exported folder (in `frozen_folder` of it)."""
 
     @classmethod
     @abstractmethod

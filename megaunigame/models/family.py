@@ -114,8 +114,11 @@ class Family(UnifiedModel):
 
     @classmethod
     def files(cls, path: str) -> TensorFiles:
-        """The files that hold the weights of the folder `path`."""
-        return TensorFiles.of_folder(path)
+        """The files that hold the weights of the folder `path`, those in its `frozen_folder` included."""
+        files, frozen = TensorFiles.of_folder(path).files, Path(path) / cls.frozen_folder
+        if cls.frozen_folder and frozen.is_dir():
+            files = [*files, *TensorFiles.of_folder(frozen).files]
+        return TensorFiles(files)
 
     @classmethod
     def weights(cls, path: str) -> RenamedWeights:
@@ -133,8 +136,9 @@ class Family(UnifiedModel):
 
     @classmethod
     def frozen_weights(cls, path: str) -> RenamedWeights:
-        """The frozen tokenizer, under its names in an exported folder."""
-        return cls.keys.open(cls.files(path), path)[1].prefixed(cls.keys.frozen)
+        """The frozen tokenizer, under its names in an exported folder; in a folder for it alone they have no prefix."""
+        frozen = cls.keys.open(cls.files(path), path)[1]
+        return frozen if cls.frozen_folder else frozen.prefixed(cls.keys.frozen)
 
     def hold_frozen(self, module: nn.Module) -> None:
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""

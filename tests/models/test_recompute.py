@@ -12,12 +12,13 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.models import recompute
-from megaunigame.models.emu3 import Emu3, sliced_norm
-from megaunigame.models.emu3.code_grid import CodeGrid
+from megaunigame.models.causal.code_grid import CodeGrid
+from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.openuni import autoencoding
 from megaunigame.models.openuni.parts import diffusers_class
+from megaunigame.models.vqgan import sliced_norm
 
 GB = 1e9
 CHUNKS = [1, 2 * 16 * 24, 1 << 19]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Emu3Config
 
-from megaunigame.models.emu3.code_grid import CodeGrid
+from megaunigame.models.causal.code_grid import CodeGrid
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.model import Emu3
 from megaunigame.step.inputs import GenerateInputs

@@ -16,7 +16,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
-from megaunigame.models.emu3.code_grid import CodeGrid
+from megaunigame.models.causal.code_grid import CodeGrid
 from megaunigame.models.text.conversation import ConversationFormat
 from megaunigame.models.text.sequences import TokenSequence
 
@@ -53,14 +53,15 @@ class Emu3Format(ConversationFormat):
         """`codebook`: number of codes. `side`, `source_side`: of generated and of source pictures, in codes."""
         super().__init__(tokenizer, source_side**2, where)
         names = (BOS, EOS, PAD, BEGIN_OF_CODES, LINE_END, FRAME_END, code_token(codebook - 1))
-        self.bos, self.eos, self.pad, self.begin_of_codes, line_end, self.frame_end, last = self.ids_of(names, where)
+        named = self.ids_of(names, where)
+        self.bos, self.eos, self.pad, self.begin_of_codes, self.line_end, self.frame_end, last = named
         if last - self.image != codebook - 1:
             raise ModelError(
                 f"The tokenizer in {where} has {code_token(0)} at {self.image} and {code_token(codebook - 1)} at {last}; "
                 f"the {codebook} codes of the vision tokenizer must be consecutive. Take the tokenizer of this model."
             )
-        self.grid = CodeGrid(side, side, self.image, codebook, line_end)
-        self.source_grid = CodeGrid(source_side, source_side, self.image, codebook, line_end)
+        self.grid = CodeGrid(side, side, self.image, codebook, self.line_end)
+        self.source_grid = CodeGrid(source_side, source_side, self.image, codebook, self.line_end)
         user = self.encode((" " if system_prompt else "") + USER)
         self.head = [self.bos, *self.encode(system_prompt)]
         self.opening, self.next_opening = user, self.encode(USER)
@@ -91,7 +92,7 @@ class Emu3Format(ConversationFormat):
         sequence.add(self._before_codes(grid))
         for _ in range(grid.height):
             sequence.add([self.image] * grid.width, image=True)
-            sequence.add([grid.line_end])
+            sequence.add([self.line_end])
         sequence.add([self.frame_end, self.end])
 
     def _before_codes(self, grid: CodeGrid) -> list[int]:

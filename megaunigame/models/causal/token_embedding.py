@@ -1,4 +1,4 @@
-"""The token embedding of Emu3, with an optional gradient to what the tokens were chosen by."""
+"""A token embedding with an optional gradient to what the tokens were chosen by."""
 
 from __future__ import annotations
 
