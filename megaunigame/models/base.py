@@ -93,8 +93,8 @@ class UnifiedModel(nn.Module, ABC):
     in_transformers: ClassVar[bool] = False
     """Whether transformers has a class for the family, and a processor, that read an exported folder."""
     frozen_folder: ClassVar[str] = ""
-    """Folder inside a model folder for the weights of the frozen tokenizers, where they are published alone; "": they are in the
-    same files as the others."""
+    """Folder inside a model folder for the weights of frozen tokenizers that are published alone; "": the files of the others
+    hold them."""
     has_decoder: ClassVar[bool] = True
     """Whether `decode` exists, which maps hidden states of the generate pass to pixels, differentiable."""
     has_codes: ClassVar[bool] = False
@@ -126,7 +126,7 @@ class UnifiedModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def frozen_weights(cls, path: str) -> Weights:
-        """The frozen tokenizers of the checkpoint in `path`, under their names in an exported folder (in `frozen_folder` of it)."""
+        """The frozen tokenizers of the checkpoint in `path`, under their names in an exported folder (its `frozen_folder`)."""
 
     @classmethod
     @abstractmethod
