@@ -13,7 +13,7 @@ from megaunigame.step.inputs import IGNORE
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import TURNS, generate, left_padded, understand
+from tests.models.shared import TURNS, counted_calls, generate, left_padded, understand
 
 
 def test_collated_rows_say_where_their_labels_and_their_padding_are(model, picture):
@@ -96,6 +96,18 @@ def test_a_longer_neighbor_does_not_change_a_generate_row(model, picture, same_n
         alone, together = (model(generate(model, *rows)) for rows in ((short,), (short, long)))
     torch.testing.assert_close(together.hidden[:1], alone.hidden, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.loss_sum[:1], alone.loss_sum, rtol=1e-5, atol=1e-4)
+
+
+def test_a_pass_gathers_embedding_and_head_once(model, picture):
+    """Of a partitioned one, every call is a gather: 2.9 GB each in Emu3.5."""
+    rows = GenerateRow("a cube", picture(0), picture(1)), GenerateRow("a ball", picture(2))
+    passes = generate(model, *rows), understand(model, UnderstandRow([picture(0)], TURNS), UnderstandRow([], TURNS))
+    wanted = understand(model, UnderstandRow([picture(0)], TURNS))
+    wanted.images.requires_grad_()
+    for inputs in (*passes, wanted):
+        read, scored = counted_calls(model.language_model.embed_tokens), counted_calls(model.lm_head)
+        model(inputs)
+        assert len(read) == 1 and len(scored) <= 1
 
 
 def test_dropped_conditions_are_all_the_same(model, picture):

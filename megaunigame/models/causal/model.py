@@ -108,22 +108,7 @@ class CausalModel(Family):
     def embed(self, inputs: UnderstandInputs | GenerateInputs) -> Tensor:
         """(B, S, D): embedded tokens, image positions overwritten by the visual tokens of the valid images."""
         embeds = self.language_model.embed_tokens(inputs.tokens)
-        if inputs.images is None:
-            return embeds
-        assert inputs.image_valid is not None
-        if isinstance(inputs, UnderstandInputs):
-            visual = self.question_tokens(inputs)
-            if inputs.visual_delta is not None:
-                visual = visual + inputs.visual_delta.to(visual.dtype)
-        else:
-            visual = self.visual_tokens(inputs.images)
-            if inputs.source_gradient is not None:
-                visual = scale_gradient(visual, inputs.source_gradient)
-        return place(embeds, visual, inputs.image_valid, inputs.image_positions)
-
-    def question_tokens(self, inputs: UnderstandInputs) -> Tensor:
-        """(B, I, N, D): the visual tokens of the images of an understand pass."""
-        return self.visual_tokens(inputs.images)
+        return embeds if inputs.images is None else with_pictures(embeds, self.visual_tokens(inputs.images), inputs)
 
     def _read(
         self,
@@ -236,6 +221,18 @@ def _before(hidden: Tensor, positions: Tensor) -> Tensor:
     """(B, S, D), (B, P) -> (B * P, D): the states that predict the tokens at `positions`; for position 0 any state."""
     first = torch.arange(len(hidden), device=hidden.device).unsqueeze(1) * hidden.shape[1]
     return hidden.flatten(0, 1).index_select(0, (first + (positions - 1).clamp_min(0)).flatten())
+
+
+def with_pictures(embeds: Tensor, visual: Tensor, inputs: UnderstandInputs | GenerateInputs) -> Tensor:
+    """(B, S, D) with the visual tokens (B, I, N, D) of the valid images at their positions, perturbed and with the gradient
+    scaled as the inputs ask."""
+    assert inputs.image_valid is not None
+    if isinstance(inputs, UnderstandInputs):
+        if inputs.visual_delta is not None:
+            visual = visual + inputs.visual_delta.to(visual.dtype)
+    elif inputs.source_gradient is not None:
+        visual = scale_gradient(visual, inputs.source_gradient)
+    return place(embeds, visual, inputs.image_valid, inputs.image_positions)
 
 
 def place(embeds: Tensor, visual: Tensor, valid: Tensor, positions: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from megaunigame.models.causal.code_grid import CodeGrid
 from megaunigame.models.causal.codes import CodeModel
+from megaunigame.models.causal.model import with_pictures
 from megaunigame.models.emphasis import emphasized
 from megaunigame.models.vqgan.code_tokenizer import CodeTokenizer
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, Taps, UnderstandInputs
@@ -43,25 +45,47 @@ class TokenCodeModel(CodeModel):
     def visual_tokens(self, images: Tensor, gradient_rows: slice | None = None) -> Tensor:
         """(B, I, 3, H, W) -> (B, I, N, D): embedded codes, without line ends, which the language model reads as text.
 
+        `gradient_rows`: as in `UnderstandInputs`.
+        """
+        return self._embed_codes_of(images, gradient_rows)[0].unflatten(0, images.shape[:2])
+
+    def embed(self, inputs: UnderstandInputs | GenerateInputs) -> Tensor:
+        """(B, S, D): embedded tokens, those of the codes of valid images at image positions."""
+        return self._embed_with(inputs, inputs.tokens[:, :0])
+
+    def _embed_with(self, inputs: UnderstandInputs | GenerateInputs, read: Tensor) -> Tensor:
+        """(B, S + R, D): the same, followed by the embedded tokens `read` (B, R). One call of the embedding for all, because a
+        partitioned one is gathered in every call."""
+        if inputs.images is None:
+            return self.language_model.embed_tokens(torch.cat([inputs.tokens, read], dim=1))
+        gradient_rows = inputs.gradient_rows if isinstance(inputs, UnderstandInputs) else None
+        visual, embeds, after = self._embed_codes_of(inputs.images, gradient_rows, inputs.tokens, read)
+        embeds = with_pictures(embeds, visual.unflatten(0, inputs.images.shape[:2]), inputs)
+        return torch.cat([embeds, after], dim=1)
+
+    def _embed_codes_of(self, images: Tensor, gradient_rows: slice | None, *others: Tensor) -> list[Tensor]:
+        """(B * I, N, D): embedded codes of images (B, I, 3, H, W); and the embedded tokens `others`, (B, S) -> (B, S, D) each.
+
         Choosing a code has no gradient. If `images` require grad (generated pictures can), the gradient flows through the
         nearest codes (soft assignment): see `CodeTokenizer.neighbors` and `TokenEmbedding`. The values are the same. It is
         costly, so `gradient_rows` says which rows need it.
         """
         pixels, first = images.flatten(0, 1), self.grid.first
-        if not (images.requires_grad and torch.is_grad_enabled()):
-            tokens = self.language_model.embed_tokens(self.vision_tokenizer.encode(pixels).flatten(1) + first)
-            return tokens.unflatten(0, images.shape[:2])
-        rows, per_row = slice(0, len(images)) if gradient_rows is None else gradient_rows, images.shape[1]
-        at = slice(rows.start * per_row, rows.stop * per_row)
-        near, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbors(pixels[at]))
-        others = (pixels[: at.start], pixels[at.stop :])
-        before, after = (self.vision_tokenizer.encode(some).flatten(1) if len(some) else near[:0, :, 0] for some in others)
-        codes = torch.cat([before, near[..., 0], after])
-        return self.language_model.embed_tokens(codes + first, near + first, shares, at).unflatten(0, images.shape[:2])
-
-    def question_tokens(self, inputs: UnderstandInputs) -> Tensor:
-        """(B, I, N, D): the visual tokens of the images of an understand pass."""
-        return self.visual_tokens(inputs.images, inputs.gradient_rows)
+        soft: tuple[Any, ...] = ()
+        if images.requires_grad and torch.is_grad_enabled():
+            rows, per_row = slice(0, len(images)) if gradient_rows is None else gradient_rows, images.shape[1]
+            at = slice(rows.start * per_row, rows.stop * per_row)
+            near, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbors(pixels[at]))
+            sides = (pixels[: at.start], pixels[at.stop :])
+            before, after = (self.vision_tokenizer.encode(some).flatten(1) if len(some) else near[:0, :, 0] for some in sides)
+            codes, length = torch.cat([before, near[..., 0], after]), near.shape[1]
+            soft = (near.flatten(0, 1) + first, shares.flatten(0, 1), slice(at.start * length, at.stop * length))
+        else:
+            codes = self.vision_tokenizer.encode(pixels).flatten(1)
+        tokens = [codes + first, *others]
+        embedded = self.language_model.embed_tokens(torch.cat([each.flatten() for each in tokens]), *soft)
+        parts = embedded.split([each.numel() for each in tokens])
+        return [part.unflatten(0, each.shape) for part, each in zip(parts, tokens, strict=True)]
 
     def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read.
@@ -69,8 +93,7 @@ class TokenCodeModel(CodeModel):
         The loss is on the codes, over the whole vocabulary. Line ends are read, not learned.
         """
         grid = self.grid
-        read = grid.tokens(codes)[:, : grid.read]
-        embeds = torch.cat([self.embed(inputs), self.language_model.embed_tokens(read)], dim=1)
+        embeds = self._embed_with(inputs, grid.tokens(codes)[:, : grid.read])
         attention = F.pad(inputs.attention, (0, grid.read), value=True)
         tap = self._prompt_tap(inputs, drawn=grid.places_before(grid.count - 1))
         # The state at a position predicts the next token: from the last token of the prompt to the last but one code.
