@@ -19,8 +19,10 @@ from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.models.openuni import autoencoding
 from megaunigame.models.openuni.parts import diffusers_class
 from megaunigame.models.vqgan import sliced_norm
+from tests.models import plain_vqgan
 
 GB = 1e9
+PARTS = ["emu3_encoder", "emu3_decoder", "janus_decoder", "openuni_decoder", "vqgan_encoder", "vqgan_decoder"]
 CHUNKS = [1, 2 * 16 * 24, 1 << 19]
 """Pixels at a time: of three pictures of 16 x 24 one, two, all."""
 
@@ -94,12 +96,20 @@ def openuni_autoencoder():
 def case(name):
     """What is computed in parts, the same by the plain layers, and an input of three pictures of 16 x 24."""
     torch.manual_seed(1)
+    pictures = torch.rand(3, 3, 16, 24) * 2 - 1
     if name == "emu3_encoder":
         tokenizer = emu3_tokenizer()
-        return tokenizer.latents, lambda x: emu3_latents(tokenizer, x), torch.rand(3, 3, 16, 24) * 2 - 1
+        return tokenizer.latents, lambda x: emu3_latents(tokenizer, x), pictures
     if name == "emu3_decoder":
         tokenizer = emu3_tokenizer()
         return tokenizer.decode_embeddings, lambda x: emu3_pixels(tokenizer, x), torch.randn(3, 4, 4, 6)
+    if name == "vqgan_encoder":
+        encoder = seeded(plain_vqgan.plain_encoder())
+        return lambda x: recompute.in_chunks(encoder, 16 * 24, x), lambda x: plain_vqgan.encoded(encoder, x), pictures
+    if name == "vqgan_decoder":
+        decoder = seeded(plain_vqgan.plain_decoder())
+        chunks = lambda x: recompute.in_chunks(decoder, 16 * 24, x)  # noqa: E731
+        return chunks, lambda x: plain_vqgan.decoded(decoder, x), torch.randn(3, 5, 4, 6)
     if name == "janus_decoder":
         tokenizer = janus_tokenizer()
         plain = lambda x: tokenizer.decoder(tokenizer.post_quant_conv(x))  # noqa: E731
@@ -110,7 +120,7 @@ def case(name):
 
 
 @pytest.mark.parametrize("pixels", CHUNKS)
-@pytest.mark.parametrize("name", ["emu3_encoder", "emu3_decoder", "janus_decoder", "openuni_decoder"])
+@pytest.mark.parametrize("name", PARTS)
 def test_values_and_gradients_are_those_of_the_plain_layers(monkeypatch, name, pixels):
     monkeypatch.setattr(recompute, "PIXELS_AT_A_TIME", pixels)
     monkeypatch.setattr(sliced_norm, "SLICE_ELEMENTS", 5000)  # several slices, the last one shorter
@@ -118,17 +128,19 @@ def test_values_and_gradients_are_those_of_the_plain_layers(monkeypatch, name, p
     x.requires_grad_()
     # In the same chunks: convolutions of one picture and of three are rounded differently.
     expected, found = torch.cat([plain(part) for part in x.split(max(1, pixels // (16 * 24)))]), staged(x)
-    assert torch.equal(found, expected)
+    rounding = 1e-5 if name.startswith("vqgan") else 0  # whose plain layers are written down with other kernels
+    torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
     weights = torch.randn_like(expected)
     (theirs,) = torch.autograd.grad((expected * weights).sum(), [x])
     (ours,) = torch.autograd.grad((found * weights).sum(), [x])
     assert all(row.abs().max() > 0 for row in theirs)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * theirs.abs().max().item())
+    within = 1e-6 + rounding
+    torch.testing.assert_close(ours, theirs, rtol=within, atol=within * theirs.abs().max().item())
     with torch.no_grad():
         assert torch.equal(staged(x), found), "with and without a gradient the same"
 
 
-@pytest.mark.parametrize("name", ["emu3_encoder", "emu3_decoder", "janus_decoder", "openuni_decoder"])
+@pytest.mark.parametrize("name", PARTS)
 def test_the_graph_keeps_little_and_the_backward_takes_one_picture_at_a_time(monkeypatch, name):
     monkeypatch.setattr(recompute, "PIXELS_AT_A_TIME", 1)
     staged, plain, x = case(name)
