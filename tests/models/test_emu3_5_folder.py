@@ -23,7 +23,8 @@ FAMILY = "emu3_5"
 
 OFFICIAL = {
     "architectures": ["Emu3ForCausalLM"], "model_type": "Emu3", "vocab_size": 282926, "hidden_size": 5120,
-    "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64, "num_key_value_heads": 8, "rope_scaling": None,
+    "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "rope_scaling": None,
 }  # fmt: skip
 OFFICIAL_TOKENIZER = {
     "model_type": "Emu3p5VisionVQ", "codebook_size": 131072, "embed_dim": 256, "z_channels": 256, "double_z": False,
@@ -63,8 +64,10 @@ def test_a_folder_has_the_official_keys(tiny):
     language = load_file(tiny.path / "model.safetensors")
     vision = load_file(tiny.path / "vision_tokenizer" / "model.safetensors")
     layer = "model.layers.1."
-    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", layer + "self_attn.q_norm.weight"} <= set(language)
-    assert {layer + "mlp.gate_proj.weight", layer + "input_layernorm.weight"} <= set(language)
+    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} <= set(language)
+    assert {layer + "self_attn.q_norm.weight", layer + "mlp.gate_proj.weight", layer + "input_layernorm.weight"} <= set(
+        language
+    )
     assert {key.partition(".")[0] for key in language} == {"model", "lm_head"}
     assert {key.partition(".")[0] for key in vision} == {"encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"}
     assert {"encoder.down.2.attn.0.proj_out.weight", "decoder.up.2.attn.1.q.weight", "encoder.mid.attn_1.k.bias"} <= set(vision)
@@ -151,7 +154,7 @@ def test_what_is_missing_is_named(tiny, tmp_path):
         read_config(tmp_path)
     copied(tiny.path, tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match="No tokenizer.json in .* no emu3.tiktoken and no emu3_vision_tokens.txt to make it of"):
+    with pytest.raises(ModelError, match="No tokenizer.json in .* no emu3.tiktoken and no emu3_vision_tokens.txt to make"):
         tiny._replace(path=tmp_path).processor()
     (tmp_path / "emu3.tiktoken").write_text("")
     with pytest.raises(ModelError, match="and no emu3_vision_tokens.txt to make it of"):
@@ -200,9 +203,10 @@ def test_the_tokenizer_is_made_of_the_released_files(tiny, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny.config.text_config.to_dict() | {"vocab_size": 600}))
     rows = processor.processor()
     first = 256 + len(words)
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>", "<|extra_204|>", "<|image token|>", "<|visual token 000000|>"]
+    names = ["endoftext", "im_start", "im_end", "extra_0", "extra_204", "image token", "visual token 000000"]
     tokenizer = rows.tokenizer
-    assert tokenizer.convert_tokens_to_ids(names) == [first + n for n in (0, 1, 2, 3, 207, 208, 211)]
+    ids = tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names])
+    assert ids == [first + n for n in (0, 1, 2, 3, 207, 208, 211)]
     assert len(tokenizer) == first + 3 + 205 + 51 and rows.format.grid.first == first + 211
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     assert encode("cube cube12") == [258, 259, ord("1"), ord("2")] and encode("e\u0301") == [261]

@@ -114,10 +114,8 @@ def test_guidance_reads_what_a_dropped_condition_trains(model, picture):
 
 
 def test_a_source_in_the_unconditional_request_changes_what_is_drawn(model, picture):
-    drawn = [
-        model.sample_codes(model.processor.generate_prompts(["a"], [picture(seed)]), guidance=0.0, pick=greedy) for seed in (1, 2)
-    ]
-    assert not torch.equal(*drawn)
+    prompts = [model.processor.generate_prompts(["a"], [picture(seed)]) for seed in (1, 2)]
+    assert not torch.equal(*(model.sample_codes(inputs, guidance=0.0, pick=greedy) for inputs in prompts))
 
 
 def test_shares_of_attention_are_those_of_the_maps(tiny, model, picture):

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+
 from megaunigame.errors import ModelError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.weights.settings_files import read_tokenizer

@@ -57,7 +57,8 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of, name
 
 
 @pytest.mark.parametrize(
-    "name, size, length, picture, codes", [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100), ("emu3_5", "34b", 4224, 720, 2025)]
+    "name, size, length, picture, codes",
+    [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100), ("emu3_5", "34b", 4224, 720, 2025)],
 )
 def test_the_largest_rows_of_a_size_collate(folder_of, name, size, length, picture, codes):
     processor = find("models", name, CausalModel).open_processor(str(folder_of(name, size)), max_length=length)

@@ -165,7 +165,7 @@ def _vision(path: str | Path) -> VisionConfig:
     except KeyError as error:
         raise ModelError(f"{file} has no {error} where an official vision tokenizer has one.") from error
     if raw.get("double_z"):
-        raise ModelError(f"{file} has double_z true: its encoder gives a distribution. The vision tokenizer of Emu3.5 has false.")
+        raise ModelError(f"{file} has double_z true; the vision tokenizer of Emu3.5 has false.")
     return VisionConfig.of(sizes)
 
 

@@ -18,8 +18,8 @@ from megaunigame.step.inputs import GenerateInputs
 
 
 class Emu3p5Processor(RowProcessor):
-    """Square pictures of one size per path. After the prompt of a generate row come the codes and the line ends between them, up
-    to the last code; the loss is on the codes."""
+    """Square pictures of one size per path. After the prompt of a generate row come the codes, with line ends between rows; the
+    loss is on the codes."""
 
     format: Emu3p5Format
 

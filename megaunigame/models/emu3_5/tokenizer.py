@@ -1,6 +1,6 @@
 """The text tokenizer of an Emu3.5 folder: tokenizer.json, or made of the two files of the release.
 
-The official tokenizer is code over a file of tiktoken (Qwen's vocabulary) and a list of picture tokens. Their ids follow from the
+The official tokenizer is code over a file of tiktoken (Qwen's vocabulary) and a list of picture tokens. The ids follow from the
 order: the vocabulary, three tokens of Qwen, 205 numbered ones, the list.
 """
 
@@ -62,5 +62,5 @@ class _Converter(TikTokenConverter):
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
             except ValueError as error:
-                raise ModelError(f"{file}, line {number}, is not a token in base64 and its rank: {error}. Copy it again.") from error
+                raise ModelError(f"{file}, line {number}, is not a token in base64 and its rank: {error}.") from error
         return ranks

@@ -1,7 +1,7 @@
 """The vision tokenizer of Emu3.5 (IBQ, arXiv 2412.02692): pixels <-> codes, differentiable.
 
-A code is the row of the codebook with the largest dot product with the latent: no distance, no norm. The official straight-through
-gradient is that of a softmax over all 131,072 dot products; here it is over the largest `NEIGHBORS`.
+A code is the row of the codebook with the largest dot product with the latent: no distance, no norm. The official gradient of a
+code is that of a softmax over all 131,072 dot products; here it is over the largest `NEIGHBORS`.
 """
 
 from __future__ import annotations
