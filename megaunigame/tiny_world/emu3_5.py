@@ -42,8 +42,9 @@ def spread_codes(vision: VisionTokenizer, generator: torch.Generator) -> dict[st
     """
     cells = cells_of_blocks(vision, generator)
     centered = cells - cells.mean(0)
-    return vision.state_dict() | {
-        "quant_conv.bias": vision.quant_conv.bias.detach() - cells.mean(0),
+    state = vision.state_dict()
+    return state | {
+        "quant_conv.bias": state["quant_conv.bias"] - cells.mean(0),
         "quantize.embedding.weight": F.normalize(centered, dim=1) * centered.norm(dim=1).mean(),
     }
 

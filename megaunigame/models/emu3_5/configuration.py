@@ -78,7 +78,8 @@ class VisionConfig:
     @classmethod
     def of(cls, sizes: dict[str, Any]) -> VisionConfig:
         """From JSON, where sequences are lists."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
+        return cls(**values)
 
 
 @dataclass
@@ -112,7 +113,7 @@ class Emu3p5Config:
         """Write both files in the official layout."""
         text, vision = self.text_config, dataclasses.asdict(self.vq_config)
         names = {*OFFICIAL_SIZES, *OFFICIAL_DEFAULTS} - {"rope_theta"}
-        language = {"architectures": ["Emu3ForCausalLM"], "model_type": MODEL_TYPE}
+        language: dict[str, Any] = {"architectures": ["Emu3ForCausalLM"], "model_type": MODEL_TYPE}
         language |= {name: getattr(text, name) for name in sorted(names)}
         language |= {"rope_theta": text.rope_parameters["rope_theta"], "rope_scaling": None, "image_area": self.image_area}
         write_settings_file(folder / "config.json", {**language, "tie_word_embeddings": False})
