@@ -39,6 +39,8 @@ class Family(UnifiedModel):
     """How the keys of its checkpoints are read."""
     frozen_name: ClassVar[str]
     """Name of the frozen tokenizer in messages."""
+    frozen_dtype: ClassVar[torch.dtype | None] = None
+    """Of the frozen tokenizer, whatever is asked for; None: what is asked for."""
     config: Any
     frozen: Frozen
 
@@ -147,7 +149,7 @@ class Family(UnifiedModel):
     def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
         """Build and load the frozen tokenizer, outside the module tree."""
         _, weights = self.keys.open(self.files(path), path)
-        self.frozen.load(self.build_frozen(), weights, path, device, dtype)
+        self.frozen.load(self.build_frozen(), weights, path, device, self.frozen_dtype or dtype)
 
     @classmethod
     def load(

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.launching import options_of, run_to_exit
@@ -23,31 +21,16 @@ from megaunigame.models.emu3.folder import config_for, random_state, special_tok
 from megaunigame.models.emu3.sizes import TINY
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.shapes import read_shape
-from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
+from megaunigame.tiny_world.start_codes import cells_of_blocks, words_and
 from megaunigame.tiny_world.start_folder import parameters_per_part
 
-WORDS = Path(__file__).parent / "weights" / "openuni"
 CODEBOOK = "quantize.embedding.weight"
-PICTURES, BLOCKS = 64, 8
 
 
 def tokenizer_with_codes() -> PreTrainedTokenizerFast:
     """The words of the tiny world, followed by Emu3's special tokens and codes."""
-    tokenizer = read_tokenizer(WORDS)
-    tokenizer.add_special_tokens(
-        {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "additional_special_tokens": special_tokens(CODES)}
-    )
-    return tokenizer
-
-
-def spread_codebook(tokenizer: VisionTokenizer, generator: torch.Generator) -> Tensor:
-    """(V, C): latents of cells drawn from pictures of random blocks."""
-    blocks = torch.rand(PICTURES, 3, BLOCKS, BLOCKS, generator=generator) * 2 - 1
-    with torch.no_grad():
-        latents = tokenizer.latents(F.interpolate(blocks, (IMAGE_SIZE, IMAGE_SIZE), mode="nearest"))
-    cells = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    return cells[torch.randperm(len(cells), generator=generator)[:CODES]]
+    return words_and(special_tokens(CODES), pad=PAD, bos=BOS, eos=EOS)
 
 
 def write_start(out: Path, seed: int) -> dict[str, int]:
@@ -58,7 +41,7 @@ def write_start(out: Path, seed: int) -> dict[str, int]:
     prefix = "model.vqmodel."
     vision = VisionTokenizer(config.vq_config).eval()
     vision.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
-    state[prefix + CODEBOOK] = spread_codebook(vision, torch.Generator().manual_seed(seed))
+    state[prefix + CODEBOOK] = cells_of_blocks(vision, torch.Generator().manual_seed(seed))
     write_folder(out, config, state, tokenizer, image_size=IMAGE_SIZE, system_prompt="")
     return parameters_per_part(state)
 

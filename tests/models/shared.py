@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.codes import CodeModel
@@ -24,7 +26,8 @@ CORPUS = ["what color is the cube left of the red ball ?", "a small green cone b
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PICTURES = {"emu3": {"image_size": 16, "source_size": 12}}
+SIDES = {"image_size": 16, "source_size": 12}
+PICTURES = {"emu3": SIDES, "emu3_5": SIDES}
 """What a family's folder needs beyond what every family's does."""
 
 
@@ -108,7 +111,7 @@ def left_padded(inputs, extra):
 
 
 def copied(folder, path):
-    """A copy of the folder without its weights."""
+    """A copy of the folder without the weights next to config.json."""
     shutil.copytree(folder, path, dirs_exist_ok=True)
     (path / "model.safetensors").unlink()
     return path
@@ -116,9 +119,34 @@ def copied(folder, path):
 
 def with_replaced(folder, path, old, new):
     """A copy of the folder in which some bytes are others, in every file."""
-    for file in folder.iterdir():
-        (path / file.name).write_bytes(file.read_bytes().replace(old, new))
+    shutil.copytree(folder, path, dirs_exist_ok=True)
+    for file in filter(Path.is_file, path.rglob("*")):
+        file.write_bytes(file.read_bytes().replace(old, new))
     return path
+
+
+def frozen_names(family, path):
+    """Names of the frozen tokenizer with their prefix, which those in a folder for it alone do not have."""
+    prefix = family.keys.frozen if family.frozen_folder else ""
+    return {prefix + name for name in family.frozen_weights(str(path)).names()}
+
+
+def save_weights(family, state, path):
+    """All weights under our names into the one or two files of a model folder."""
+    frozen = {n for n in state if n.startswith(family.keys.frozen)} if family.frozen_folder else set()
+    save_file({n: v.contiguous() for n, v in state.items() if n not in frozen}, path / "model.safetensors")
+    if family.frozen_folder:
+        bare = {n.removeprefix(family.keys.frozen): state[n].contiguous() for n in frozen}
+        save_file(bare, path / family.frozen_folder / "model.safetensors")
+
+
+def saved_weights(family, path):
+    """The inverse of `save_weights`."""
+    state = load_file(path / "model.safetensors")
+    if family.frozen_folder:
+        frozen = load_file(path / family.frozen_folder / "model.safetensors")
+        state |= {family.keys.frozen + name: value for name, value in frozen.items()}
+    return state
 
 
 def counted_calls(module):

@@ -17,6 +17,7 @@ from transformers import Emu3ForConditionalGeneration
 from launch.export import adapter_usage
 from megaunigame.checkpoint.export import write_shards
 from megaunigame.models.emu3 import Emu3
+from megaunigame.models.emu3_5 import Emu3p5
 from megaunigame.models.janus import Janus
 from megaunigame.models.openuni import OpenUni
 from tests.tiny import Tiny, write_tiny
@@ -84,6 +85,17 @@ def test_the_card_of_other_cells_says_that_pictures_cannot_be_asked_about(tmp_pa
     assert "Questions with pictures do not work in transformers" in page and "stands for 4 pixels" in page
     done = run(drawing, tmp_path)
     assert done.returncode == 0 and Image.open(tmp_path / "drawn.png").size == (SIDE, SIDE), done.stderr
+
+
+def test_the_code_of_emu3_5_runs(tmp_path, monkeypatch):
+    """It needs this package, so it runs here."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny("emu3_5", tmp_path / "out", TEXTS, 290, settings={"image_size": 16, "source_size": 12})
+    Image.new("RGB", (20, 10), "red").save("picture.png")
+    asking, drawing = blocks(Emu3p5.usage("out", str(tmp_path / "out")))
+    for code in (asking, drawing):
+        exec(compile(code, "card", "exec"), {})
+    assert Image.open("drawn.png").size == (16, 16)
 
 
 @pytest.mark.parametrize("family", [Janus, Emu3])

@@ -46,6 +46,7 @@ JANUS = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
 OPENUNI = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
 EMU3_LINE = "<|visual token 000000|>" * 3 + "<|extra_200|>"
 EMU3 = f"<|image start|>3*3<|image token|>{EMU3_LINE * 3}<|extra_201|><|image end|>"
+EMU3_5 = "<|image start|>3*3<|image token|>" + "<|extra_200|>".join(["<|visual token 000000|>" * 3] * 3) + "<|image end|>"
 FORMATS = {
     "janus": Format(
         conversation=f"<s><|User|>: {JANUS}{JANUS}\nwhat is this ?\n\n<|Assistant|>: a red ball</s>"
@@ -95,6 +96,23 @@ FORMATS = {
         source_side=12,
         target_side=16,
     ),
+    "emu3_5": Format(
+        conversation=f"<|extra_203|>You are a helpful assistant. USER: {EMU3_5}{EMU3_5}what is this ? ASSISTANT: <|extra_100|>"
+        "a red ball<|extra_101|><|extra_204|>USER: how many ? ASSISTANT: <|extra_100|>two<|extra_101|><|extra_204|>",
+        answers="a red ball<|extra_101|><|extra_204|>two<|extra_101|><|extra_204|>",
+        request="<|extra_203|>You are a helpful assistant for {} ASSISTANT: <|extra_100|><|image start|>4*4<|image token|>",
+        caption="t2i task. USER: a cube",
+        instruction=f"x2i task. USER: {EMU3_5}its depth",
+        unconditional=f"<|extra_203|>You are a helpful assistant. USER: {EMU3_5} ASSISTANT: <|extra_100|>"
+        "<|image start|>4*4<|image token|>",
+        system={"": "<|extra_203|>USER: what", "Be brief.": "<|extra_203|>Be brief. USER: what"},
+        special="<|extra_100|>",
+        three_pictures=52,
+        loss_positions=16,
+        after_prompt=19,
+        source_side=12,
+        target_side=16,
+    ),
 }
 
 
@@ -139,17 +157,21 @@ def test_generation_format(processor, reads, picture):
     assert (inputs.targets[2] == 0).all() and (inputs.images[2] == 0).all()
 
 
-def test_a_dropped_condition_leaves_no_prompt_and_no_source(processor, reads, picture):
+def test_a_dropped_condition_leaves_no_prompt_and_no_source_unless_the_format_keeps_it(processor, reads, picture):
     inputs = generate(processor, GenerateRow("a cube", picture(0), source=picture(1), unconditional=True))
     assert words(processor, inputs).replace(processor.tokenizer.pad_token, "") == reads.unconditional
     assert inputs.intact.tolist() == [False]
-    assert not inputs.image_positions.any() and not inputs.image_valid.any()
+    kept = processor.format.keeps_source
+    assert inputs.image_positions.any() == kept and inputs.image_valid.tolist() == [[kept]]
 
 
 def test_a_long_prompt_loses_text_only(processor, reads, picture):
-    inputs = generate(processor, GenerateRow("cube " * 200, picture(0), source=picture(1)))
+    long = "cube " * 200
+    inputs = generate(processor, GenerateRow(long, picture(0), source=picture(1)))
     assert inputs.attention.sum() + reads.after_prompt == LENGTH and inputs.intact.tolist() == [False]
-    assert words(processor, inputs).endswith("cube" + reads.request.split("{}")[1])
+    text, closing = words(processor, inputs), reads.request.split("{}")[1]
+    kept = text.removesuffix(closing)[text.index("cube") :]
+    assert text.endswith(closing) and len(kept) > 30 and long.startswith(kept)
     assert inputs.image_positions.sum() == visual_tokens(processor, reads)
 
 

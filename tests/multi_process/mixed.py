@@ -29,6 +29,7 @@ CASES: dict[str, dict] = {
     "reduced_in_bf16": {"engine": {"reduce_dtype": "bf16"}, "batch": TWICE},
     "zero2_reduced_in_bf16": {"engine": {**ZERO2, "reduce_dtype": "bf16"}},
     "emu3_checkpointing": {"model": {"family": "emu3", **CHECKPOINTING}, "batch": TWICE},
+    "emu3_5": {"model": {"family": "emu3_5"}},
     "openuni": {"model": {"family": "openuni", "groups": ["vision", "aligner", "lm", "queries", "connector", "dit"]}},
     "long": {},
     "aia": {"objectives": {"aia": {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}}},

@@ -56,6 +56,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "emu3": ({}, {"model": EMU3 | CHECKPOINTING}),
     "emu3_redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "model": EMU3 | CHECKPOINTING, "batch": TWICE}),
     "emu3_embedding_zero2": (EMBEDDING, {"model": EMU3, "engine": ZERO2}),
+    "emu3_5": ({}, {"model": {"family": "emu3_5"}}),
     "redraw_checkpointing": (PIXEL, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),
     "redraw_accumulation": ({**PIXEL, "every": 2}, {**OTHERS, "batch": TWICE}),
     "redraw_zero2": (

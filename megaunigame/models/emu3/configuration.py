@@ -16,6 +16,8 @@ TOKENIZER_FOLDER = "vision_tokenizer"
 """Where an official folder holds the vision tokenizer, which is published in a separate repository."""
 IMAGE_AREA = 720 * 720
 """Default pixels of a picture."""
+EMU3_5_VOCABULARY, EMU3_5_TOKENIZER_TYPE = 282_926, "Emu3p5VisionVQ"
+"""What tells the release of Emu3.5."""
 
 OFFICIAL_LANGUAGE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -47,6 +49,7 @@ def read_config(path: str | Path) -> Emu3Config:
     raw = read_config_file(file, "Give an Emu3 folder: Hugging Face layout or the official release.")
     kind = raw.get("model_type")
     if kind == "Emu3":
+        refuse_emu3_5(raw, file)
         vision = Path(path) / TOKENIZER_FOLDER / "config.json"
         hint = f"The official vision tokenizer is a separate repository: put it into {vision.parent}."
         config = from_official(raw, file, read_config_file(vision, hint), vision)
@@ -56,6 +59,13 @@ def read_config(path: str | Path) -> Emu3Config:
         raise ModelError(f"{file} describes model_type {kind!r}; an Emu3 folder has 'emu3' or 'Emu3'.")
     config.image_area = raw.get("image_area", IMAGE_AREA)
     return config
+
+
+def refuse_emu3_5(language: dict[str, Any], file: Path) -> None:
+    """Raises ModelError for the next model of the series: its model_type is the same, its layers and sequences are not."""
+    vision = read_settings(file.parent / TOKENIZER_FOLDER / "config.json")
+    if language.get("vocab_size") == EMU3_5_VOCABULARY or vision.get("model_type") == EMU3_5_TOKENIZER_TYPE:
+        raise ModelError(f"{file.parent} holds Emu3.5, not Emu3; type model.family=emu3_5.")
 
 
 def from_official(language: dict[str, Any], file: Path, vision: dict[str, Any], vision_file: Path) -> Emu3Config:

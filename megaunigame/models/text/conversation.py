@@ -33,6 +33,8 @@ class ConversationFormat(ABC):
     after_images: str = "\n"
     """Before a question that follows images."""
     before_answer: str = ""
+    keeps_source: bool = False
+    """Whether a request without condition keeps its source picture."""
 
     head: list[int]
     """Before the first turn."""
@@ -65,7 +67,7 @@ class ConversationFormat(ABC):
 
     @abstractmethod
     def unconditional(self, sequence: TokenSequence) -> TokenSequence:
-        """The request `sequence` without its condition, text and source picture alike."""
+        """The request `sequence` without its condition: without its text, and without its source unless `keeps_source`."""
 
     @cached_property
     def plain(self) -> PlainText:

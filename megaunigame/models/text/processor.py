@@ -158,7 +158,8 @@ class RowProcessor:
             assert isinstance(row, GenerateRow)
             sequence = self._prompt(row.prompt, row.source is not None)
             sequences.append(self.format.unconditional(sequence) if row.unconditional else sequence)
-            images.append([] if row.source is None or row.unconditional else [row.source])
+            dropped = row.unconditional and not self.format.keeps_source
+            images.append([] if row.source is None or dropped else [row.source])
             targets[index] = self.normalize_target(TO_SQUARE[geometries[index]](row.target, self.image_size))
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient

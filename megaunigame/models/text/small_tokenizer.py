@@ -30,5 +30,5 @@ def small_tokenizer(
     )
     bpe.train_from_iterator(texts, trainer)
     named = {"pad_token": pad, "eos_token": eos} | ({"bos_token": bos} if bos else {})
-    others = [token for token in special if token not in named.values()]
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, additional_special_tokens=others, **named)
+    # The others are special in `bpe` itself. transformers' own list of them takes minutes for a hundred thousand codes.
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **named)

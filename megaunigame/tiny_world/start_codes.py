@@ -1,0 +1,35 @@
+"""Parts of the start folders of families of codes: a tokenizer of words and codes, and latents that a codebook is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from megaunigame.models.vqgan.code_tokenizer import CodeTokenizer
+from megaunigame.models.weights.settings_files import read_tokenizer
+from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
+
+WORDS = Path(__file__).parent / "weights" / "openuni"
+PICTURES, BLOCKS = 64, 8
+
+
+def words_and(special: Sequence[str], *, pad: str, bos: str, eos: str) -> PreTrainedTokenizerFast:
+    """The words of the tiny world, followed by the `special` tokens of a family, its codes among them."""
+    tokenizer = read_tokenizer(WORDS)
+    named = {"pad_token": pad, "bos_token": bos, "eos_token": eos}
+    tokenizer.add_special_tokens({**named, "additional_special_tokens": list(special)})
+    return tokenizer
+
+
+@torch.no_grad()
+def cells_of_blocks(tokenizer: CodeTokenizer, generator: torch.Generator) -> Tensor:
+    """(CODES, C): latents of cells drawn from pictures of random blocks."""
+    blocks = torch.rand(PICTURES, 3, BLOCKS, BLOCKS, generator=generator) * 2 - 1
+    latents = tokenizer.latents(F.interpolate(blocks, (IMAGE_SIZE, IMAGE_SIZE), mode="nearest"))
+    cells = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    return cells[torch.randperm(len(cells), generator=generator)[:CODES]]
