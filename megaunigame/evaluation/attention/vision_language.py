@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def open_config(folder: str | Path) -> PreTrainedConfig:
-    """The configuration of the model in a folder. Raises ModelError for one that is not of transformers or cannot be measured."""
+    """The configuration of the model in a folder. Raises ModelError for a model that cannot be measured."""
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"--hf {folder}: no config.json there. Give the folder of a transformers image-text-to-text model.")
     try:

@@ -116,13 +116,18 @@ class CausalModel(Family):
             if inputs.visual_delta is not None:
                 visual = visual + inputs.visual_delta.to(visual.dtype)
         else:
-            visual = self.visual_tokens(inputs.images)
+            visual = self.source_tokens(inputs)
             if inputs.source_gradient is not None:
                 visual = scale_gradient(visual, inputs.source_gradient)
         return place(embeds, visual, inputs.image_valid, inputs.image_positions)
 
     def question_tokens(self, inputs: UnderstandInputs) -> Tensor:
         """(B, I, N, D): the visual tokens of the images of an understand pass."""
+        return self.visual_tokens(inputs.images)
+
+    def source_tokens(self, inputs: GenerateInputs) -> Tensor:
+        """(B, I, N, D): the visual tokens of the source images of a generate pass."""
+        assert inputs.images is not None
         return self.visual_tokens(inputs.images)
 
     def _read(

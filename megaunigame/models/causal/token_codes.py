@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,14 @@ from megaunigame.models.causal.code_grid import CodeGrid
 from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.emphasis import emphasized
 from megaunigame.models.vqgan.code_tokenizer import CodeTokenizer
+from megaunigame.step.codes import completed
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, Taps, UnderstandInputs
 
 
 class TokenCodeModel(CodeModel):
     """Source pictures are read as the embeddings of their codes. `embed_tokens` of the language model is a `TokenEmbedding`."""
+
+    reads_codes = True
 
     @property
     def vision_tokenizer(self) -> CodeTokenizer:
@@ -47,21 +51,39 @@ class TokenCodeModel(CodeModel):
         nearest codes (soft assignment): see `CodeTokenizer.neighbors` and `TokenEmbedding`. The values are the same. It is
         costly, so `gradient_rows` says which rows need it.
         """
-        pixels, first = images.flatten(0, 1), self.grid.first
-        if not (images.requires_grad and torch.is_grad_enabled()):
-            tokens = self.language_model.embed_tokens(self.vision_tokenizer.encode(pixels).flatten(1) + first)
-            return tokens.unflatten(0, images.shape[:2])
-        rows, per_row = slice(0, len(images)) if gradient_rows is None else gradient_rows, images.shape[1]
-        at = slice(rows.start * per_row, rows.stop * per_row)
-        near, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbors(pixels[at]))
-        others = (pixels[: at.start], pixels[at.stop :])
-        before, after = (self.vision_tokenizer.encode(some).flatten(1) if len(some) else near[:0, :, 0] for some in others)
-        codes = torch.cat([before, near[..., 0], after])
-        return self.language_model.embed_tokens(codes + first, near + first, shares, at).unflatten(0, images.shape[:2])
+        return self._embedded(images, gradient_rows, None, [])
 
     def question_tokens(self, inputs: UnderstandInputs) -> Tensor:
         """(B, I, N, D): the visual tokens of the images of an understand pass."""
-        return self.visual_tokens(inputs.images, inputs.gradient_rows)
+        return self._embedded(inputs.images, inputs.gradient_rows, inputs.source_codes, inputs.source_coded)
+
+    def source_tokens(self, inputs: GenerateInputs) -> Tensor:
+        """(B, I, N, D): the visual tokens of the source images of a generate pass."""
+        assert inputs.images is not None
+        return self._embedded(inputs.images, None, inputs.source_codes, inputs.source_coded)
+
+    def _embedded(self, images: Tensor, gradient_rows: slice | None, stored: Tensor | None, coded: Sequence[bool]) -> Tensor:
+        """`visual_tokens` of images, some rows of which have `stored` codes (B, I, N). Rows with a gradient are encoded."""
+        first = self.grid.first
+
+        def codes_of(part: slice) -> Tensor:
+            known = None if stored is None else stored[part]
+            return completed(known, coded[part], images[part], self._image_codes)
+
+        if not (images.requires_grad and torch.is_grad_enabled()):
+            return self.language_model.embed_tokens(codes_of(slice(0, len(images))) + first)
+        rows, per_row = slice(0, len(images)) if gradient_rows is None else gradient_rows, images.shape[1]
+        near, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbors(images[rows].flatten(0, 1)))
+        nearest = near[..., 0]
+        others = (slice(0, rows.start), slice(rows.stop, len(images)))
+        before, after = (codes_of(part).flatten(0, 1) if part.start < part.stop else nearest[:0] for part in others)
+        at = slice(rows.start * per_row, rows.stop * per_row)
+        tokens = self.language_model.embed_tokens(torch.cat([before, nearest, after]) + first, near + first, shares, at)
+        return tokens.unflatten(0, images.shape[:2])
+
+    def _image_codes(self, images: Tensor) -> Tensor:
+        """(B, I, 3, H, W) -> (B, I, N) codes."""
+        return self.vision_tokenizer.encode(images.flatten(0, 1)).flatten(1).unflatten(0, images.shape[:2])
 
     def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read.
