@@ -27,13 +27,13 @@ class PictureCodes:
 
 
 def stacked(rows: Sequence[Tensor | None], places: int) -> tuple[Tensor | None, list[bool]]:
-    """Codes (n, N) of the pictures of each row, n <= places; None: the tokenizer must encode them in the pass.
+    """Codes (n, N) of the n <= places pictures of each row; None: the tokenizer must encode them in the pass.
 
     Returns (B, places, N), 0 where there is no picture or no code, and for each row whether it needs no encoding; (None, [])
-    when no row has codes.
+    when no row has codes and there is something to encode.
     """
-    given = [codes for codes in rows if codes is not None and len(codes)]
-    if not given:
+    given = [codes for codes in rows if codes is not None]
+    if len(given) < len(rows) and not any(map(len, given)):
         return None, []
     filled = torch.zeros(len(rows), places, given[0].shape[1], dtype=torch.long)
     for row, codes in zip(filled, rows, strict=True):

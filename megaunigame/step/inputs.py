@@ -92,6 +92,11 @@ class PassInputs:
     """Per row, for filters and reports: the first question and its answer, or the prompt and ""; ("", "") for dummies.
     Empty when rows were put in."""
 
+    @property
+    def coded(self) -> list[bool]:
+        """Per row: whether what the pass would encode first has stored codes; empty: none has."""
+        return []
+
     def to(self: InputsT, device: torch.device) -> InputsT:
         """A copy with every tensor on `device`."""
         moved: dict[str, Any] = {
@@ -124,6 +129,11 @@ class UnderstandInputs(PassInputs):
     gradient_rows: slice | None = None
     """When `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
 
+    @property
+    def coded(self) -> list[bool]:
+        """Rows whose source pictures have stored codes."""
+        return self.source_coded
+
 
 @dataclass(kw_only=True)
 class GenerateInputs(PassInputs):
@@ -148,6 +158,11 @@ class GenerateInputs(PassInputs):
     """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
     emphasis: Tensor | None = None
     """(B, H, W) float32, positive: weight of the loss at each pixel of the target, relative to the others; None: all alike."""
+
+    @property
+    def coded(self) -> list[bool]:
+        """Rows whose targets have stored codes."""
+        return self.target_coded
 
 
 class UnderstandOutput(NamedTuple):

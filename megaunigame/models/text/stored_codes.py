@@ -41,14 +41,14 @@ class AcceptedCodes:
             if self.partial:
                 return None
             raise ConfigError(
-                f"Sample {key} has codes for {codes.made_for}, and its row needs {square[0]} at {square[1]} pixels. {self._remedy} "
-                "--set codes.geometries=..., or type model.stored_codes=partial to encode these rows in the pass."
+                f"Sample {key} has codes for {codes.made_for}, and its row needs {square[0]} at {square[1]} pixels. "
+                f"{self._remedy} --set codes.geometries=..., or type model.stored_codes=partial to encode these rows."
             )
         flat = codes.grids[square].flatten(1)
         if len(flat) < pictures or flat.shape[1] != count:
             raise DataError(
-                f"Sample {key} has {flat.shape[1]} codes for each of {len(flat)} pictures, and its row needs {count} for each of "
-                f"{pictures}. {self._remedy}."
+                f"Sample {key} has {flat.shape[1]} codes for each of {len(flat)} pictures, and its row needs {count} for each "
+                f"of {pictures}. {self._remedy}."
             )
         return flat[:pictures]
 
