@@ -1,4 +1,4 @@
-"""`python -m data_prep annotate`: shards in, the same shards with depth, segmentation and picture-text similarity out."""
+"""`python -m data_prep annotate`: shards in, the same with depth, segmentation, picture-text similarity and codes out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from data_prep.options import (
 )
 from data_prep.shard_writer import Job, enforce_limit, finish_dataset, write_dataset
 from data_prep.teachers.base import TASKS, Machine, Teacher, load_teacher
-from megaunigame.data.decode import DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
+from megaunigame.data.decode import CODES_FIELD, DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import FAILURES
@@ -41,10 +41,11 @@ EXAMPLES = """examples:
       --set depth.folder=maps 'depth.pattern={id}.png'
   python -m data_prep annotate shards/llava --out shards/llava-targets --tasks depth \\
       --rank $SLURM_ARRAY_TASK_ID --world $SLURM_ARRAY_TASK_COUNT
+  python -m data_prep annotate shards/llava --out shards/llava-emu3 --tasks codes --model models/Emu3-Gen-hf --family emu3
 """
-DEFAULT_TEACHERS = {"depth": "depth_anything", "segmentation": "sam", "clip": "open_clip"}
+DEFAULT_TEACHERS = {"depth": "depth_anything", "segmentation": "sam", "clip": "open_clip", "codes": "tokenizer"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-FIELD_OF = {"depth": DEPTH_FIELD, "segmentation": SEGMENTATION_FIELD}
+FIELD_OF = {"depth": DEPTH_FIELD, "segmentation": SEGMENTATION_FIELD, "codes": CODES_FIELD}
 ENCODING = 2
 """Part of the config hash: raise it when the same predictions would be stored as other bytes."""
 
@@ -52,7 +53,7 @@ ENCODING = 2
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "annotate",
-        help="add depth, segmentation and picture-text similarity to shards",
+        help="add depth, segmentation, picture-text similarity and codes to shards",
         description="Reads a folder of shards and writes another with targets for every picture, shard for shard. "
         "Samples without a picture pass through. Samples whose picture cannot be decoded, or without a usable prediction, "
         f"are left out and listed in {FAILURES}; too many of them end the run. An interrupted run continues.",
@@ -65,6 +66,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     for task, default in DEFAULT_TEACHERS.items():
         parser.add_argument(f"--{task}-teacher", default=default, metavar="NAME", help=f"default {default}")
         parser.add_argument(f"--{task}-model", metavar="PATH", help=f"short for --set {task}.model=PATH")
+    parser.add_argument("--model", metavar="PATH", help="the model to be trained, for codes: short for --codes-model PATH")
+    parser.add_argument("--family", metavar="NAME", help="its family: short for --set codes.family=NAME")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="TASK.KEY=VALUE", help="settings of the teachers"
     )
@@ -77,7 +80,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--existing", choices=EXISTING, default="refuse", help="targets the source has (default refuse)")
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, cpu, ... (default auto: a GPU if there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the depth and segmentation models")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the depth and segmentation models; codes: float32"
+    )
     parser.add_argument("--batch", type=int, default=8, help="pictures in one forward (default 8)")
     parser.add_argument("--threads", type=int, default=4, help="threads that decode and encode (default 4)")
     parser.add_argument("--name", help="shards are called NAME-000000.tar (default: as in IN)")
@@ -143,8 +148,10 @@ def parse_tasks(text: str) -> tuple[str, ...]:
 def parse_settings(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Settings per task, from `--TASK-model` and `--set`. Raises ConfigError for a bad or repeated setting, or another task."""
     settings: dict[str, dict[str, Any]] = {task: {} for task in tasks}
-    models = {task: getattr(arguments, f"{task}_model") for task in TASKS}
-    for given in [*(f"{task}.model={model}" for task, model in models.items() if model is not None), *arguments.set]:
+    short = {f"{task}.model": getattr(arguments, f"{task}_model") for task in TASKS}
+    shortest = {"codes.model": arguments.model, "codes.family": arguments.family}
+    pairs = [f"{key}={value}" for key, value in (*short.items(), *shortest.items()) if value is not None]
+    for given in [*pairs, *arguments.set]:
         key, equals, value = given.partition("=")
         task, dot, name = key.partition(".")
         if not equals or not dot:

@@ -21,6 +21,7 @@ from data_prep.shard_writer import Shard, ShardSample
 from data_prep.target_fields import SIMILARITY, TARGETS, target_size
 from data_prep.teachers.base import Failure, Prediction, Teacher
 from megaunigame.data.decode import (
+    CODES_FIELD,
     DEPTH_FIELD,
     IMAGE_FIELDS,
     META_FIELD,
@@ -165,7 +166,8 @@ def open_tasks(
     key: str, fields: dict[str, bytes], meta: dict[str, Any], tasks: tuple[str, ...], existing: str
 ) -> tuple[str, ...]:
     """The tasks still to be done for a sample with an image. Raises DataError when one exists and that is refused."""
-    done = {"depth": DEPTH_FIELD in fields, "segmentation": SEGMENTATION_FIELD in fields, "clip": SIMILARITY in meta}
+    stored_as = {"depth": DEPTH_FIELD, "segmentation": SEGMENTATION_FIELD, "codes": CODES_FIELD}
+    done = {"clip": SIMILARITY in meta} | {task: field in fields for task, field in stored_as.items()}
     there = [task for task in tasks if done[task]]
     if there and existing == "refuse":
         raise already_there(f"sample {key!r}", there)

@@ -1,7 +1,8 @@
-"""Sizes of pictures, numbers of masks and the spread of depth over some samples, as bars of text."""
+"""Sizes of pictures, numbers of masks, the spread of depth and stored codes over some samples, as lines of text."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -32,11 +33,15 @@ class PictureStatistics:
     depth_maps: int = 0
     constant_depth: int = 0
     """Depth maps with one value everywhere."""
+    coded: Counter[str] = field(default_factory=Counter)
+    """Samples with codes, by tokenizer and by what they were made for."""
 
     def add(self, sample: Sample) -> None:
         self.samples += 1
         if sample.image is not None:
             self.shorter_sides.append(min(sample.image.shape[1:]))
+        if sample.codes is not None:
+            self.coded[f"tokenizer {sample.codes.tokenizer[:12]}..., {sample.codes.made_for}"] += 1
         ids, nearness = sample.picture(SEGMENTATION), sample.picture(DEPTH)
         if ids is not None:
             self.masks.append(int(np.count_nonzero(np.unique(ids.numpy()))))
@@ -57,6 +62,7 @@ class PictureStatistics:
             shares = (100 * self.depth / self.depth_maps).tolist()
             title = f"depth (% of pixels, 1 = nearest); {self.constant_depth} of {self.depth_maps} maps are constant"
             yield from histogram(title, labels, shares)
+        yield from (f"codes of {samples} samples: {about}" for about, samples in self.coded.items())
 
 
 def picture_statistics(index: ShardIndex, samples: int) -> PictureStatistics:

@@ -1,4 +1,4 @@
-"""What teachers predict, as the fields of a shard: depth.png, seg.png and numbers in the json."""
+"""What teachers predict, as the fields of a shard: depth.png, seg.png, codes.bin and numbers in the json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from megaunigame.data.decode import DEPTH_FIELD, SEGMENTATION_FIELD
+from megaunigame.data.codes import write_codes
+from megaunigame.data.decode import CODES_FIELD, DEPTH_FIELD, SEGMENTATION_FIELD
+from megaunigame.step.codes import PictureCodes
 
 SIMILARITY = "clip_similarity"
 
@@ -67,10 +69,16 @@ def clip_target(similarity: float, size: tuple[int, int]) -> Target:
     return {}, {SIMILARITY: round(similarity, 6)}
 
 
+def codes_target(codes: PictureCodes, size: tuple[int, int]) -> Target:
+    """Codes -> their field; `size` is not used."""
+    return {CODES_FIELD: write_codes(codes)}, {}
+
+
 TARGETS: dict[str, Callable[[Any, tuple[int, int]], Target]] = {
     "depth": depth_target,
     "segmentation": segmentation_target,
     "clip": clip_target,
+    "codes": codes_target,
 }
 """Task -> function that makes its target from a prediction and the target's (height, width)."""
 

@@ -177,6 +177,10 @@ def check_sample(sample: Sample) -> None:
     if image is not None and {"width", "height"} <= meta.keys():
         if (meta["height"], meta["width"]) != tuple(image.shape[1:]):
             refuse(f"json says {meta['width']} x {meta['height']} pixels, the picture has {image.shape[2]} x {image.shape[1]}")
+    if sample.codes is not None:
+        stored = {len(grid) for grid in sample.codes.grids.values()}
+        if stored != {sample.image_count}:
+            refuse(f"has codes of {sum(stored)} pictures and {sample.image_count} pictures; make them again (annotate)")
     for name, target in ((DEPTH, depth), (SEGMENTATION, segmentation)):
         if image is not None and target is not None and not _same_shape(target, image):
             refuse(

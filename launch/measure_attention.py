@@ -4,12 +4,17 @@
     python launch/measure_attention.py --model models/teacher --family openuni --shards shards/captions --passes generate \\
         --samples 500 --bands 4 --device cuda --out targets.yaml --plot curves.png
 
-Then train with objectives.aia.targets=targets.yaml. Teacher and trained model must have the same number of layers.
+    python launch/measure_attention.py --hf models/Qwen2.5-VL-7B-Instruct --shards shards/val --layers 30 --out targets.yaml
+
+Then train with objectives.aia.targets=targets.yaml. --hf takes any image-text-to-text model of transformers (Qwen-VL kinds,
+InternVL, LLaVA, ...) and measures the understand pass, one conversation at a time. --layers gives the number of layers of the
+model to train where the teacher has another.
 Several GPUs: torchrun --nproc_per_node 8 launch/measure_attention.py ... (each holds the whole model).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -23,7 +28,8 @@ from megaunigame.attention.targets import write_targets
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.evaluation.attention import curves as attention_curves
-from megaunigame.evaluation.attention.bands import check_bands, provenance, quantized
+from megaunigame.evaluation.attention import vision_language
+from megaunigame.evaluation.attention.bands import check_bands, provenance, quantized, stretched
 from megaunigame.evaluation.run import as_text
 from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
@@ -32,51 +38,83 @@ from megaunigame.monitoring.attention_plots import write_curves
 from megaunigame.parallel.ranks import start_world
 from megaunigame.registry import find
 from megaunigame.settings import check_values
+from megaunigame.step.requests import UNDERSTAND
 
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
 def main(arguments: list[str]) -> None:
     parser = options_of(__doc__)
-    parser.add_argument("--model", required=True, help="folder of the model")
-    parser.add_argument("--family", required=True, help="module in megaunigame/models: janus, emu3, openuni, ...")
+    measured_model = parser.add_mutually_exclusive_group(required=True)
+    measured_model.add_argument("--model", help="folder of a model of a --family")
+    measured_model.add_argument(
+        "--hf", help="folder of an image-text-to-text model of transformers, instead of --model and --family"
+    )
+    parser.add_argument("--family", help="module in megaunigame/models: janus, emu3, openuni, ...")
     parser.add_argument("--shards", required=True, help="folder of shards with images, captions and conversations")
     parser.add_argument("--samples", type=int, default=100, help="the first of the shards; 0: all (default %(default)s)")
-    parser.add_argument("--passes", nargs="+", default=list(attention_curves.PASSES), help="default: %(default)s")
+    parser.add_argument("--passes", nargs="+", help="understand, generate; default: both, and with --hf understand alone")
+    parser.add_argument("--layers", type=int, help="layers of the model to train; default: those of the measured one")
     parser.add_argument("--bands", type=int, default=0, help="bands of layers per pass; 0: the fewest that fit (default)")
     parser.add_argument("--exclude-bos", action="store_true", help="leave the first token out of the text attended to")
     parser.add_argument("--independent", action="store_true", help="ask every question of a conversation alone")
     parser.add_argument("--out", type=Path, required=True, help="file to write, NAME.yaml")
     parser.add_argument("--plot", type=Path, help="PNG file to write")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="rows per forward (default %(default)s); always 1 with --hf")
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--device", choices=DEVICES, default=DEVICES[0])
     options = parser.parse_args(arguments)
-    size = (options.samples, options.batch, options.passes)
+    passes = options.passes or ([UNDERSTAND] if options.hf else list(attention_curves.PASSES))
+    size = (options.samples, options.batch, passes)
     measuring = attention_curves.Measuring(*size, independent=options.independent, exclude_bos=options.exclude_bos)
     if options.samples < 0:
         raise ConfigError(f"--samples must be at least 0 (all); got {options.samples}.")
+    if options.layers is not None and options.layers < 1:
+        raise ConfigError(f"--layers must be at least 1; got {options.layers}.")
     check_values(measuring, "")
     index = ShardIndex.open(options.shards)
-    family = find("models", options.family, UnifiedModel)
-    if not issubclass(family, CausalModel):
-        raise ModelError(f"The attention of family {options.family} cannot be measured.")
-    check_bands(options.bands, family.language_layers(options.model))
+    own_layers = _layers_of_folder(options, passes) if options.hf else _family(options).language_layers(options.model)
+    layers = options.layers or own_layers
+    check_bands(options.bands, layers)
     if options.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     world = start_world(timeout_minutes=30)
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
-    model = family.load(options.model, max_length=options.max_length, device=world.device, dtype=dtype)
-    curves = attention_curves.measure(model, world, index, measuring, progress=world.is_main)
+    if options.hf:
+        teacher = vision_language.VisionLanguageModel.load(options.hf, world.device, dtype)
+        reading = (options.max_length, world.is_main)
+        measured = vision_language.measure_understanding(teacher, world, index, measuring, *reading)
+    else:
+        model = _family(options).load(options.model, max_length=options.max_length, device=world.device, dtype=dtype)
+        measured = attention_curves.measure(model, world, index, measuring, progress=world.is_main)
+    curves = {name: stretched(curve, layers) for name, curve in measured.items()}
     targets = {name: quantized(curve, options.bands) for name, curve in curves.items()}
     if world.is_main:
-        write_targets(options.out, targets, provenance(curves, options.model, options.shards))
-        print(as_text({"suites": {options.model: {"tables": attention_curves.curve_tables(curves, targets)}}}))
+        source = options.hf or options.model
+        write_targets(options.out, targets, provenance(measured, source, options.shards, layers))
+        print(as_text({"suites": {source: {"tables": attention_curves.curve_tables(curves, targets)}}}))
         if options.plot:
             write_curves(options.plot, attention_curves.curve_metrics(curves, targets))
     world.close()
+
+
+def _family(options: argparse.Namespace) -> type[CausalModel]:
+    if options.family is None:
+        raise ConfigError(
+            "--model needs --family, the module in megaunigame/models that reads it: --family janus, for example."
+        )
+    family = find("models", options.family, UnifiedModel)
+    if not issubclass(family, CausalModel):
+        raise ModelError(f"The attention of family {options.family} cannot be measured.")
+    return family
+
+
+def _layers_of_folder(options: argparse.Namespace, passes: list[str]) -> int:
+    if options.family is not None or passes != [UNDERSTAND]:
+        raise ConfigError("--hf measures the understand pass of a model of transformers; leave out --family and --passes.")
+    return vision_language.layers_of(vision_language.open_config(options.hf))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
 A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `models.weights`,
-`data.decode`, `data.conversation`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms:
+`data.codes`, `data.decode`, `data.conversation`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms:
 they may be imported where their siblings may not. Imports are read from the syntax tree, so one inside a function counts too.
 """
 
@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
     # first floor: each knows the step and the ground; of another only contracts (models also knows attention)
     "attention": {"errors", "registry", "step"},
-    "data.decode": {"pictures", "errors"},
+    "data.codes": {"errors", "step"},
+    "data.decode": {"data.codes", "errors", "pictures", "step"},  # of step: the codes that a sample's row carries
     "data.conversation": {"data.decode", "errors"},
     "data": {"config", "errors", "pictures", "randomness", "registry", "step"},
     "models.base": {"errors", "registry", "step"},
@@ -79,7 +80,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("config", "data", "engine", "errors", "models.base", "objectives", "pictures", "registry", "step"),
         "data_prep",
     },
-    "data_prep": {"config", "data", "errors", "judges", "pictures", "pixels", "registry", "settings"},
+    # the one teacher that is a part of a family: its frozen tokenizer
+    "data_prep.teachers.tokenizer": {"data", "errors", "models.base", "registry", "step", "data_prep"},
+    "data_prep": {"config", "data", "errors", "judges", "pictures", "pixels", "registry", "settings", "step"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine", "checkpoint"}}

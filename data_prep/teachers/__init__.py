@@ -1,1 +1,1 @@
-"""Sources of depth, segmentation and picture-text similarity (models, rules, files): one file each."""
+"""Sources of depth, segmentation, picture-text similarity and codes (models, rules, files): one file each."""

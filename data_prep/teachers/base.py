@@ -3,7 +3,8 @@
 A teacher is a file of this folder, found by its name. What it predicts, per task:
 - depth: float32 (h, w), relative inverse depth (near = large, any unit), at any resolution;
 - segmentation: uint8 (h, w), ids 1..n in descending order of area, 0 = none (`ids.py` makes them);
-- clip: the cosine in [-1, 1] of the picture and its text.
+- clip: the cosine in [-1, 1] of the picture and its text;
+- codes: those of all pictures of the sample.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.registry import available, find
 from megaunigame.settings import fill
+from megaunigame.step.codes import PictureCodes
 
-TASKS = ("depth", "segmentation", "clip")
+TASKS = ("depth", "segmentation", "clip", "codes")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Failure:
     reason: str
 
 
-Prediction = np.ndarray | float | Failure
+Prediction = np.ndarray | float | PictureCodes | Failure
 
 
 @dataclass(frozen=True)

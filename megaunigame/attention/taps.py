@@ -148,7 +148,7 @@ class _Shares(torch.autograd.Function):
         scaling: float,
     ) -> tuple[Tensor, Tensor]:
         """query (B, H, S, d), key (B, H or fewer, S, d); mask as the attention function gets it: None (causal), (B, S) bool,
-        or additive (B, 1, S, S)."""
+        or (B, 1, S, S), additive or bool (True: seen)."""
         ctx.save_for_backward(query, key, mask, positions, weights, keys)
         ctx.reach, ctx.scaling = reach, scaling
         share, at_first = weights.new_zeros(2, len(query)).unbind()
@@ -203,7 +203,11 @@ def _attention(
     least = torch.finfo(scores.dtype).min
     if mask is not None and mask.dim() == 4:
         rows = torch.arange(len(query), device=query.device).unsqueeze(1)
-        scores += mask.expand(len(query), 1, -1, -1)[rows, 0, positions][:, None, :, :seen]
+        of_queries = mask.expand(len(query), 1, -1, -1)[rows, 0, positions][:, None, :, :seen]
+        if mask.dtype == torch.bool:
+            scores.masked_fill_(~of_queries, least)
+        else:
+            scores += of_queries
     else:
         future = torch.arange(clear, seen, device=query.device) > positions.unsqueeze(-1)
         scores[..., clear:].masked_fill_(future.unsqueeze(1), least)

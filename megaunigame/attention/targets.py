@@ -127,7 +127,10 @@ def read_targets(path: str | Path, depth: int) -> dict[str, list[Target]]:
     if not isinstance(content, dict) or "depth" not in content:
         raise ConfigError(f"{path} is not a targets file: it has no `depth`. See python launch/measure_attention.py --help.")
     if content["depth"] != depth:
-        raise ConfigError(f"{path} has targets for {content['depth']} layers, and this model has {depth}. Measure them for it.")
+        raise ConfigError(
+            f"{path} has targets for {content['depth']} layers, and this model has {depth}. Measure them for it: python "
+            f"launch/measure_attention.py ... --layers {depth} stretches the curve of any model to {depth} layers."
+        )
     found = {name: content[name] for name in PASSES if name in content}
     if not found:
         raise ConfigError(f"{path} has targets for no pass; give {' or '.join(PASSES)}.")

@@ -1,7 +1,7 @@
 """The recipe: one YAML file, dotted overrides, strict dataclasses. One file per part; what others import is named here."""
 
 from megaunigame.config.data import CacheConfig, LoaderConfig, MixedConfig, StreamConfig
-from megaunigame.config.model import PRETRAINED, RANDOM, LoraConfig, ModelConfig
+from megaunigame.config.model import OFF, PARTIAL, PRETRAINED, RANDOM, LoraConfig, ModelConfig
 from megaunigame.config.recipe import Recipe, as_yaml, load_recipe, resolve_batch
 from megaunigame.config.run import (
     AUTO,
@@ -22,6 +22,8 @@ __all__ = [
     "LoaderConfig",
     "MixedConfig",
     "StreamConfig",
+    "OFF",
+    "PARTIAL",
     "PRETRAINED",
     "RANDOM",
     "LoraConfig",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from megaunigame.errors import ConfigError
 from megaunigame.settings import above, half_open, one_of
 
+PARTIAL, OFF = "partial", "off"
+"""Uses of stored codes, next to `auto`."""
 PRETRAINED, RANDOM = "pretrained", "random"
 """Initial weights of a run."""
 
@@ -47,6 +49,10 @@ class ModelConfig:
     max_length: int = above(0, 2048)
     """Longest sequence of a row, in tokens, image tokens included."""
     gradient_checkpointing: bool = False
+    stored_codes: str = one_of(["auto", PARTIAL, OFF], "auto")
+    """Codes in the shards (`data_prep annotate --tasks codes`), in families whose pictures are codes. `auto`: used where a
+    sample has them; those of another tokenizer, geometry or side end the run. `partial`: pictures whose codes were stored for
+    other geometries or sides are encoded in the pass. `off`: every picture is."""
 
     def check(self, path: str) -> None:
         if not self.path and not self.size:

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megaunigame.data.codes import read_codes
 from megaunigame.errors import DataError
 from megaunigame.pictures.pillow import opened
 from megaunigame.pictures.reading import read_picture
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
+from megaunigame.step.codes import PictureCodes
 
 IMAGE_FIELDS = (
     *("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe", "mpo", "pgm", "pnm"),
@@ -28,6 +30,8 @@ FURTHER_FIELD = re.compile(rf"picture([2-9]|[1-9]\d+)\.(?:{'|'.join(IMAGE_FIELDS
 DEPTH_FIELD = "depth.png"
 SEGMENTATION_FIELD = "seg.png"
 META_FIELD = "json"
+CODES_FIELD = "codes.bin"
+"""Codes of all pictures of the sample."""
 
 IMAGE, DEPTH, SEGMENTATION = "image", "depth", "segmentation"
 """Names of the pictures of a sample."""
@@ -43,14 +47,21 @@ class Sample:
     """
 
     def __init__(
-        self, key: str, meta: dict[str, Any], *, further: Sequence[Tensor | Callable[[], Tensor]] = (), **pictures: Picture
+        self,
+        key: str,
+        meta: dict[str, Any],
+        *,
+        further: Sequence[Tensor | Callable[[], Tensor]] = (),
+        codes: PictureCodes | Callable[[], PictureCodes] | None = None,
+        **pictures: Picture,
     ):
-        """`pictures` by their names in `DECODERS`; `further`: images after the first."""
+        """`pictures` by their names in `DECODERS`; `further`: images after the first; `codes`: of all images."""
         self.key = key
         self.meta = meta
         """The sample's JSON: `conversations`, and optionally `caption`, `objects`, ..."""
         self._pictures = {name: pictures.pop(name, None) for name in DECODERS}
         self._further: list[Tensor | Callable[[], Tensor]] = [*further]
+        self._codes = codes
         if pictures:
             raise TypeError(f"A sample has no picture {', '.join(pictures)}; DECODERS has {', '.join(DECODERS)}.")
 
@@ -83,11 +94,22 @@ class Sample:
         """Number of `images`; decodes none."""
         return 0 if self._pictures[IMAGE] is None else 1 + len(self._further)
 
+    @property
+    def codes(self) -> PictureCodes | None:
+        """Stored codes of `images`, or None if the sample has none. Raises DataError, at every use, if they cannot be read."""
+        if callable(self._codes):
+            self._codes = self._codes()
+        return self._codes
+
+    def codes_of(self, picture: Tensor | None) -> PictureCodes | None:
+        """`codes` if `picture` is the sample's first image itself; a copy, or a changed one, has other codes: None."""
+        return self.codes if picture is not None and picture is self._pictures[IMAGE] else None
+
     def decoded(self) -> Sample:
-        """This sample with every picture decoded. Raises DataError for the first that cannot be."""
+        """This sample with every picture and its codes decoded. Raises DataError for the first that cannot be."""
         for name in self._pictures:
             self.picture(name)
-        _ = self.images
+        _ = self.images, self.codes
         return self
 
 
@@ -108,7 +130,8 @@ def decode_sample(key: str, fields: Mapping[str, bytes], rules: PictureRules = D
     numbered = next((field for field in fields if _NUMBERED_FIELD.fullmatch(field)), None)
     if numbered is not None and pictures[IMAGE] is None:
         _refuse(key, numbered, "is there without a first picture")
-    return Sample(key, _meta(key, fields[META_FIELD]), further=further, **pictures)
+    codes = partial(read_codes, key, CODES_FIELD, fields[CODES_FIELD]) if CODES_FIELD in fields else None
+    return Sample(key, _meta(key, fields[META_FIELD]), further=further, codes=codes, **pictures)
 
 
 def further_fields(fields: Iterable[str]) -> list[str]:

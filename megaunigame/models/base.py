@@ -99,6 +99,8 @@ class UnifiedModel(nn.Module, ABC):
     """Whether `decode` exists, which maps hidden states of the generate pass to pixels, differentiable."""
     has_codes: ClassVar[bool] = False
     """Whether its pictures are codes, so that `decode` counts in `changed` those that a perturbation flips."""
+    reads_codes: ClassVar[bool] = False
+    """Whether its source pictures are codes of the same tokenizer, too."""
     processor: Processor
 
     @classmethod
@@ -184,6 +186,16 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def hold_frozen(self, module: nn.Module) -> None:
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
+
+    def use_stored_codes(self, *, partial: bool) -> None:
+        """From now on rows may have codes that this family's tokenizer made before; without codes in a family, nothing changes.
+
+        `partial`: encode pictures whose codes are stored for other geometries or sides only; False: refuse them.
+        """
+
+    def tokenizer_identity(self) -> str:
+        """Hash of the frozen tokenizer, stored with its codes. Raises ModelError in a family without codes."""
+        raise ModelError(f"{type(self).__name__} draws no codes, so none can be stored.")
 
     if TYPE_CHECKING:  # nn.Module's is untyped
 

@@ -45,9 +45,10 @@ DATA_WAIT_SECONDS = "data/wait_seconds"
 
 ROWS = "rows/"
 """Prefix of the rows of a term in a step, all ranks: `rows/<term>/<what>`, with <what> one of the following."""
-ROW_COUNTS = ("wanted", "filled", "dummies", "cut", "escaped")
-"""Planned; with a loss; without one; with a loss, but with text that did not fit into `model.max_length`; and control tokens
-that were written in texts of the rows, and stayed text."""
+ROW_COUNTS = ("wanted", "filled", "dummies", "cut", "escaped", "coded")
+"""Planned; with a loss; without one; with a loss, but with text that did not fit into `model.max_length`; control tokens that
+were written in texts of the rows, and stayed text; with a loss and with stored codes of the target (understand rows: of the
+pictures), so that the pass did not encode them."""
 
 WEIGHT = "weight/"
 """Prefix of the factor on the weight of a term in a step: `weight/<term>`; only for the terms in `weights` of the recipe."""

@@ -137,7 +137,7 @@ def rows_of_terms(run: RunFolder) -> str:
     rows = []
     for term, total in totals.items():
         counts = [total.get(what, 0.0) for what in names.ROW_COUNTS]
-        wanted, filled, dummies, cut, _ = counts
+        wanted, filled, dummies, cut, *_ = counts
         shares = [f"{100 * part / whole:.1f}" if whole else "-" for part, whole in ((dummies, wanted), (cut, filled))]
         rows.append([escape(term), *(f"{count:,.0f}" for count in counts), *shares])
     legend = "A dummy takes the place of a row whose sample lacks what the term needs; a cut row lost text that did not fit."

@@ -68,6 +68,7 @@ class Generation(Objective):
         if target is None:
             return None
         if request.term == PIXEL:
-            return GenerateRow(self.config.pixel_prompts[prompt], target, sample.image, drop)
+            own: dict[str, Any] = {"target_codes": sample.codes_of(target), "source_codes": sample.codes_of(sample.image)}
+            return GenerateRow(self.config.pixel_prompts[prompt], target, sample.image, drop, **own)
         caption = caption_of(sample)
-        return None if caption is None else GenerateRow(caption, target, None, drop)
+        return None if caption is None else GenerateRow(caption, target, None, drop, target_codes=sample.codes_of(target))

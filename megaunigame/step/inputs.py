@@ -92,6 +92,11 @@ class PassInputs:
     """Per row, for filters and reports: the first question and its answer, or the prompt and ""; ("", "") for dummies.
     Empty when rows were put in."""
 
+    @property
+    def coded(self) -> list[bool]:
+        """Per row: whether what the pass would encode first has stored codes; empty: none has."""
+        return []
+
     def to(self: InputsT, device: torch.device) -> InputsT:
         """A copy with every tensor on `device`."""
         moved: dict[str, Any] = {
@@ -115,10 +120,19 @@ class UnderstandInputs(PassInputs):
     """(B, I) bool: False marks an unused image."""
     segments: Tensor | None = None
     """(B, S) int64: 0 = shared prefix, k = k-th independent turn, which sees the prefix and itself only. None: plain causal."""
+    source_codes: Tensor | None = None
+    """(B, I, N) int64: stored codes of `images`, in families that read codes; None: of no row."""
+    source_coded: list[bool] = field(default_factory=list)
+    """Per row, when `source_codes` are given: whether they hold its images. Other rows are encoded in the pass."""
     visual_delta: Tensor | None = None
     """(B, I, N, D) float32: added to the visual tokens of `images` before the language model reads them."""
     gradient_rows: slice | None = None
     """When `images` require a gradient: the rows whose pictures do; None: any of them may. Known on the host."""
+
+    @property
+    def coded(self) -> list[bool]:
+        """Rows whose source pictures have stored codes."""
+        return self.source_coded
 
 
 @dataclass(kw_only=True)
@@ -132,10 +146,23 @@ class GenerateInputs(PassInputs):
     """(B, I, 3, H, W) float32: source images, as in `UnderstandInputs`; None: the pass takes none."""
     image_valid: Tensor | None = None
     """(B, I) bool; given with `images`."""
+    source_codes: Tensor | None = None
+    """(B, I, N) int64: as in `UnderstandInputs`."""
+    source_coded: list[bool] = field(default_factory=list)
+    """As in `UnderstandInputs`."""
+    target_codes: Tensor | None = None
+    """(B, N) int64: stored codes of `targets`; None: of no row."""
+    target_coded: list[bool] = field(default_factory=list)
+    """Per row, when `target_codes` are given: whether they hold its target. Other rows are encoded in the pass."""
     source_gradient: Tensor | None = None
     """(B,) float32: factor on the gradient into the visual tokens of the row; None: 1 everywhere."""
     emphasis: Tensor | None = None
     """(B, H, W) float32, positive: weight of the loss at each pixel of the target, relative to the others; None: all alike."""
+
+    @property
+    def coded(self) -> list[bool]:
+        """Rows whose targets have stored codes."""
+        return self.target_coded
 
 
 class UnderstandOutput(NamedTuple):
@@ -204,6 +231,15 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
     if inputs.segments is not None or rows.segments is not None:
         before, after = (torch.zeros_like(x.tokens) if x.segments is None else x.segments for x in (inputs, rows))
         segments = put(before, after, length)
+    codes, coded = None, []
+    stored = [x.source_codes for x in (inputs, rows) if x.source_codes is not None]
+    if stored:
+        before, after = (
+            stored[0].new_zeros(len(x.tokens), places, stored[0].shape[2]) if x.source_codes is None else x.source_codes
+            for x in (inputs, rows)
+        )
+        codes = put(before, after, places)
+        coded = [*_coded(inputs)[: at.start], *_coded(rows), *_coded(inputs)[at.stop :]]
     given = [x.visual_delta for x in (inputs, rows) if x.visual_delta is not None]
     if given:
         before, after = (
@@ -223,6 +259,8 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
         images=put(inputs.images, rows.images, places),
         gradient_rows=_gradient_rows(inputs, at, rows),
         image_valid=put(inputs.image_valid, rows.image_valid, places),
+        source_codes=codes,
+        source_coded=coded,
         visual_delta=delta,
         counts=put(inputs.counts, rows.counts),
         intact=put(_intact(inputs), _intact(rows)),
@@ -231,6 +269,15 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
         texts=[],
     )
+
+
+def with_images(inputs: UnderstandInputs, images: Tensor) -> UnderstandInputs:
+    """`inputs` about other pictures (B, I, 3, H, W), whose codes nobody stored."""
+    return dataclasses.replace(inputs, images=images, source_codes=None, source_coded=[])
+
+
+def _coded(inputs: UnderstandInputs) -> list[bool]:
+    return inputs.source_coded or [False] * len(inputs.tokens)
 
 
 def _gradient_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> slice | None:

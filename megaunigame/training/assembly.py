@@ -9,7 +9,7 @@ from typing import Any
 
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, on_main, open_adapter
-from megaunigame.config import RANDOM, Recipe, resolve_batch
+from megaunigame.config import OFF, PARTIAL, RANDOM, Recipe, resolve_batch
 from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
@@ -85,7 +85,10 @@ class Assembly:
                 objective.check_family(family, model.family, path, self.plan)
             placed = dataclasses.replace(self.recipe, model=dataclasses.replace(model, path=path))
             weights = None if model.weights == RANDOM else checked_start(family, path, self.state.start, self.mesh.world)
-            return build_learner(family, placed, self.plan, self.ds_config, self.mesh.world, weights, self.adapter)
+            learner = build_learner(family, placed, self.plan, self.ds_config, self.mesh.world, weights, self.adapter)
+        if model.stored_codes != OFF:
+            learner.module.use_stored_codes(partial=model.stored_codes == PARTIAL)
+        return learner
 
     def origin(self) -> dict[str, str]:
         """Where the first weights come from, as absolute paths, for the record of the run."""

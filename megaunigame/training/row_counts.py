@@ -32,6 +32,8 @@ class RowCount:
     """Filled, but some of the text did not fit into model.max_length."""
     escaped: int = 0
     """Control tokens that were written in the texts of its rows, and stayed text."""
+    coded: int = 0
+    """Filled, with stored codes (see `PassInputs.coded`)."""
 
     @property
     def dummies(self) -> int:
@@ -64,9 +66,9 @@ class RowCounter:
         self._warned: set[str] = set()
 
     def pending(self, step: Step, device: torch.device) -> Tensor:
-        """(4 T,) float64: (wanted, filled, cut, escaped) per term, of this step on this rank; does not wait for the device.
+        """(5 T,) float64: (wanted, filled, cut, escaped, coded) per term, of this step on this rank.
 
-        Call it after the passes: players fill rows, too.
+        Does not wait for the device. Call it after the passes: players fill rows, too.
         """
         counts = {name: torch.zeros(NUMBERS, dtype=torch.float64, device=device) for name in self.names}
         for micro in step.micro_steps:
@@ -77,7 +79,7 @@ class RowCounter:
                 inputs = micro.inputs[term.pass_name]
                 there, counted = term.meant(inputs).sum(), term.counted(inputs).sum()
                 none = torch.zeros_like(counted)
-                counts[term.term] += torch.stack([there, counted, none, none]).double()
+                counts[term.term] += torch.stack([there, counted, none, none, none]).double()
         return torch.cat(list(counts.values()))
 
     def merge(self, all_ranks: Sequence[int]) -> None:
@@ -144,11 +146,13 @@ class RowCounter:
 
 def _described(count: RowCount) -> str:
     rows = f"{count.filled:,} of {count.wanted:,} filled, {count.dummies:,} dummies, {count.cut:,} cut"
-    return f"{rows}, {count.escaped:,} control tokens in texts kept as text" if count.escaped else rows
+    if count.escaped:
+        rows = f"{rows}, {count.escaped:,} control tokens in texts kept as text"
+    return f"{rows}, {count.coded:,} with stored codes" if count.coded else rows
 
 
 def _counted(micro: MicroStep, request: RowRequest) -> Tensor:
-    """(4,) float64: rows wanted, filled and cut, escaped tokens."""
+    """(5,) float64: rows wanted, filled and cut, escaped tokens, rows with stored codes."""
     if request.aside:
         inputs, at = micro.aside[request.term], slice(None)
     else:
@@ -156,5 +160,7 @@ def _counted(micro: MicroStep, request: RowRequest) -> Tensor:
     filled = inputs.counts[at] > 0
     cut = torch.zeros_like(filled) if inputs.cut is None else filled & inputs.cut[at]
     escaped = torch.zeros_like(filled) if inputs.escaped is None else inputs.escaped[at]
-    wanted = torch.ones_like(filled)
-    return torch.stack([part.double() for part in (wanted, filled, cut, escaped)]).sum(1)
+    wanted, coded = torch.ones_like(filled), torch.zeros_like(filled)
+    if inputs.coded:
+        coded = filled & torch.tensor(inputs.coded[at]).to(filled.device, non_blocking=True)
+    return torch.stack([part.double() for part in (wanted, filled, cut, escaped, coded)]).sum(1)

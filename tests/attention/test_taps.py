@@ -130,6 +130,16 @@ def test_segments_are_seen_through_the_mask():
     assert (expected - plain).abs().max() > 1e-2
 
 
+def test_a_mask_of_true_and_false_is_as_good_as_an_additive_one():
+    attention, queries, keys, first = sets(left=True)
+    seen = masks.causal(attention, None).unsqueeze(1)
+    with torch.no_grad():
+        expected = by_maps(maps(llama("eager"), causal(attention), embeds()), queries, keys)
+        tap = Tap(ALL, chosen(queries), keys, first)
+        tapped(llama("sdpa"), seen, embeds(), tap)
+    torch.testing.assert_close(tap.shares().keys, expected, atol=1e-6, rtol=0)
+
+
 def test_a_padding_mask_of_two_dimensions_as_flash_attention_takes_it(monkeypatch):
     """A kernel that takes (B, S) masks stands in for flash attention, which needs a GPU."""
     attention, queries, keys, first = sets(left=True)

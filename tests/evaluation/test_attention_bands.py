@@ -20,6 +20,7 @@ from megaunigame.evaluation.attention.bands import (
     quantized,
     split,
     squared_error,
+    stretched,
 )
 from megaunigame.evaluation.attention.curves import Curve
 
@@ -86,12 +87,22 @@ def test_delta_grows_with_the_spread():
 def test_a_file_of_measured_targets_is_read_again(tmp_path):
     measured = {"generate": curve([0.8] * 3 + [0.41] * 2, 0.12), "understand": curve([0.1, 0.11, 0.3, 0.31, 0.29])}
     targets = {name: quantized(found) for name, found in measured.items()}
-    write_targets(tmp_path / "t.yaml", targets, provenance(measured, "a/model", "some/shards"))
+    write_targets(tmp_path / "t.yaml", targets, provenance(measured, "a/model", "some/shards", 5))
     assert read_targets(tmp_path / "t.yaml", 5) == targets
     assert [target.target for target in targets["understand"]] == [0.1, 0.1, 0.3, 0.3, 0.3]
     text = (tmp_path / "t.yaml").read_text()
     assert "a/model" in text and "some/shards" in text and "generate: 5 samples" in text and "0.410 +- 0.120" in text
-    assert "  - {layers: [0, 1], delta: 0.05, target: 0.1}" in text
+    assert "  - {layers: [0, 1], delta: 0.05, target: 0.1}" in text and "stretched" not in text
+
+
+def test_a_curve_is_stretched_by_relative_depth():
+    measured = Curve([0.1, 0.5, 0.3], [0.01, 0.03, 0.02], [0.0, 0.6, 0.3], samples=9)
+    assert stretched(measured, 3) == measured
+    longer = stretched(measured, 6)  # middles at 1/12, 3/12, ... of the depth; measured ones at 1/6, 3/6, 5/6
+    assert longer.mean == pytest.approx([0.1, 0.2, 0.4, 0.45, 0.35, 0.3])
+    assert longer.spread == pytest.approx([0.01, 0.015, 0.025, 0.0275, 0.0225, 0.02])
+    assert longer.first == pytest.approx([0.0, 0.15, 0.45, 0.525, 0.375, 0.3]) and longer.samples == 9
+    assert stretched(measured, 1).mean == pytest.approx([0.5])
 
 
 @pytest.mark.parametrize("bands", [-1, 4])

@@ -66,16 +66,40 @@ def counter(plan=PLAN, added=(), **limits) -> RowCounter:
     return RowCounter(plan, added, LoaderConfig(**limits), {"drawn": "painting"})
 
 
+def per_term(numbers: list[int]) -> list[int]:
+    """(wanted, filled, cut, escaped) of each term, none of whose rows have stored codes."""
+    return [number for first in range(0, len(numbers), 4) for number in (*numbers[first : first + 4], 0)]
+
+
 def test_rows_of_every_term_are_counted_over_micro_steps_and_ranks():
     count = counter(added=[Whole("whole", UNDERSTAND)])
     pending = count.pending(step(micro(), micro(number=1)), CPU)
-    assert pending.tolist() == [6, 4, 2, 10, 4, 2, 0, 4, 4, 2, 0, 0, 4, 2, 2, 0, 6, 4, 0, 0]
-    count.merge((pending * 2 - torch.tensor([0, 0, 1, 0] * 5)).clamp(min=0).int().tolist())  # as if of two ranks
+    assert pending.tolist() == per_term([6, 4, 2, 10, 4, 2, 0, 4, 4, 2, 0, 0, 4, 2, 2, 0, 6, 4, 0, 0])
+    count.merge((pending * 2 - torch.tensor([0, 0, 1, 0, 0] * 5)).clamp(min=0).int().tolist())  # as if of two ranks
     assert count.metrics()["rows/answers/wanted"] == 12 and count.metrics()["rows/answers/dummies"] == 4
     assert count.metrics()["rows/answers/cut"] == 3 and count.metrics()["rows/whole/filled"] == 8
     assert count.metrics()["rows/answers/escaped"] == 20
     assert "drawn: 4 of 8 filled, 4 dummies, 0 cut\n" in count.as_text()
     assert "answers: 8 of 12 filled, 4 dummies, 3 cut, 20 control tokens in texts kept as text" in count.as_text()
+
+
+def test_rows_with_stored_codes_are_counted_without_dummies():
+    drawn = dataclasses.replace(rows(GenerateInputs, [7, 0]), target_codes=torch.zeros(2, 3), target_coded=[True, True])
+    asked = rows(UnderstandInputs, [5, 5, 0, 2, 0])
+    asked = dataclasses.replace(asked, source_codes=torch.zeros(5, 1, 3), source_coded=[True, False, True, True, True])
+    aside = dataclasses.replace(rows(GenerateInputs, [9, 9]), target_codes=torch.zeros(2, 3), target_coded=[False, True])
+    count = counter()
+    at = MicroStep(0, PLAN, {UNDERSTAND: asked, GENERATE: drawn}, {"prepared": aside})
+    count.merge(count.pending(step(at, micro()), CPU).int().tolist())
+    assert {name: total.coded for name, total in count.total.items()} == {
+        "answers": 1,
+        "replayed": 1,
+        "drawn": 1,
+        "prepared": 1,
+    }
+    assert "prepared: 3 of 4 filled, 1 dummies, 1 cut, 1 with stored codes" in count.as_text()
+    count.load_state_dict({"drawn": [4, 4, 0, 0]})  # of a run before codes were counted
+    assert count.total["drawn"].coded == 0
 
 
 def test_a_resting_term_wants_no_rows():
@@ -89,19 +113,19 @@ def test_a_resting_term_wants_no_rows():
             name: rows(kinds[name], [real[r.term] for r in at.of_pass(name) for _ in range(r.count)]) for name in at.passes
         }
         count.merge(count.pending(step(MicroStep(0, at, inputs)), CPU).int().tolist())
-    assert count.state_dict() == {"answers": [6, 6, 0, 0], "drawn": [4, 4, 0, 0]}
+    assert count.state_dict() == {"answers": [6, 6, 0, 0, 0], "drawn": [4, 4, 0, 0, 0]}
 
 
 def test_a_term_without_rows_ends_the_run_with_the_cause():
     count = counter()
     before = [3, 3, 0, 0, 2, 0, 0, 0, ENOUGH - 1, 0, 0, 0, 2, 1, 0, 0]
-    count.merge(before)
+    count.merge(per_term(before))
     with pytest.raises(
         DataError, match=rf"'drawn' got none of its first {ENOUGH} rows.*'t' lack a picture and a `caption`"
     ) as e:
-        count.merge([3, 3, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2, 1, 0, 0])
+        count.merge(per_term([3, 3, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2, 1, 0, 0]))
     assert "objectives.painting to 0" in str(e.value) and "loader.max_dummy_fraction=1" in str(e.value)
-    counter(max_dummy_fraction=1.0).merge([3, 3, 0, 0, 2, 0, 0, 0, 900, 0, 0, 0, 2, 1, 0, 0])  # as the message says
+    counter(max_dummy_fraction=1.0).merge(per_term([3, 3, 0, 0, 2, 0, 0, 0, 900, 0, 0, 0, 2, 1, 0, 0]))  # as the message says
 
 
 @pytest.mark.parametrize(("fraction", "rows"), [(0, 8), (0.3, 8), (0.5, 8), (0.9, 53), (0.95, 108), (1, float("inf"))])
@@ -118,13 +142,13 @@ def test_a_term_that_gets_as_many_rows_as_is_allowed_goes_on(seed):
     filled[59] = True
     count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_dummy_fraction=0.95), {})
     for one in filled.tolist():
-        count.merge([1, int(one), 0, 0])
+        count.merge(per_term([1, int(one), 0, 0]))
 
 
 def test_rows_of_players_may_take_their_time_but_not_in_silence(caplog):
     count = counter()
     for _ in range(3):
-        count.merge([3, 3, 0, 0, FIRST_ROWS, 0, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0])
+        count.merge(per_term([3, 3, 0, 0, FIRST_ROWS, 0, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0]))
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"The term replayed has had none of {FIRST_ROWS} rows so far: it trains nothing."]
 
@@ -133,7 +157,7 @@ def test_a_term_of_a_player_that_counts_no_row_ends_the_run():
     plan = plan_from([ANSWERS])
     count = RowCounter(plan, [Whole("whole", UNDERSTAND)], LoaderConfig(), {})
     with pytest.raises(DataError, match="'whole' got none of its first 9 rows.*leave its objective out"):
-        count.merge([9, 9, 0, 0, 9, 0, 0, 0])
+        count.merge(per_term([9, 9, 0, 0, 9, 0, 0, 0]))
 
 
 @given(wanted=st.integers(1, 5000), share=st.floats(0, 1), fraction=st.floats(0, 0.999))
@@ -142,21 +166,21 @@ def test_the_limit_of_dummies(wanted, share, fraction):
     count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_dummy_fraction=fraction), {})
     if wanted - filled > fraction * max(wanted, FIRST_ROWS):
         with pytest.raises(DataError, match=f"{wanted - filled:,} of {wanted:,} rows are dummies"):
-            count.merge([wanted, filled, 0, 0])
+            count.merge(per_term([wanted, filled, 0, 0]))
     else:
-        count.merge([wanted, filled, 0, 0])
+        count.merge(per_term([wanted, filled, 0, 0]))
 
 
 def test_the_limit_of_cut_rows():
     count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_cut_fraction=0.25), {})
-    count.merge([200, 200, 50, 0])
+    count.merge(per_term([200, 200, 50, 0]))
     with pytest.raises(DataError, match=r"text of 51 of 200 rows did not fit.*max_cut_fraction=0.25.*Raise model.max_length"):
-        count.merge([0, 0, 1, 0])
+        count.merge(per_term([0, 0, 1, 0]))
 
 
 def test_state_survives_other_terms():
     count = counter()
-    count.merge([3, 2, 1, 0, 2, 0, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0])
+    count.merge(per_term([3, 2, 1, 0, 2, 0, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0]))
     other = RowCounter(plan_from([ANSWERS, RowRequest("new", UNDERSTAND, "s", 1)]), (), LoaderConfig(), {})
     other.load_state_dict(count.state_dict())
-    assert other.state_dict() == {"answers": [3, 2, 1, 0], "new": [0, 0, 0, 0]}
+    assert other.state_dict() == {"answers": [3, 2, 1, 0, 0], "new": [0, 0, 0, 0, 0]}

@@ -46,6 +46,17 @@ def quantized(curve: Curve, bands: int = 0) -> list[Target]:
     return layer_targets
 
 
+def stretched(curve: Curve, layers: int) -> Curve:
+    """The curve at the same relative depth of a model of this many layers, linear between the middles of measured layers."""
+    measured = len(curve.mean)
+    if layers == measured:
+        return curve
+    depths = (np.arange(layers) + 0.5) / layers
+    known = (np.arange(measured) + 0.5) / measured
+    mean, spread, first = (np.interp(depths, known, line).tolist() for line in (curve.mean, curve.spread, curve.first))
+    return Curve(mean, spread, first, curve.samples)
+
+
 def enough_bands(values: Sequence[float] | np.ndarray) -> int:
     """The fewest bands whose root mean square error is at most `GRID`, and no more than `MOST_BANDS`."""
     values = np.asarray(values)
@@ -79,10 +90,12 @@ def squared_error(values: np.ndarray, borders: Sequence[int]) -> float:
     return float(sum(np.square(values[a:b] - values[a:b].mean()).sum() for a, b in pairwise(borders)))
 
 
-def provenance(curves: Mapping[str, Curve], model: str, shards: str) -> str:
-    """Comment of a targets file: the measured curve, layer by layer."""
+def provenance(curves: Mapping[str, Curve], model: str, shards: str, layers: int) -> str:
+    """Comment of a targets file for this many layers: the measured curve, layer by layer."""
     lines = [f"Measured on {model} with {shards}; made by launch/measure_attention.py."]
     for name, curve in curves.items():
+        if len(curve.mean) != layers:
+            lines.append(f"{name}: stretched from the {len(curve.mean)} layers of that model to {layers}, by relative depth")
         lines.append(f"{name}: {curve.samples} samples; mean +- spread over samples, first token, by layer")
         numbers = zip(curve.mean, curve.spread, curve.first, strict=True)
         lines += [f"  {layer:2d}  {m:.3f} +- {s:.3f}  {f:.3f}" for layer, (m, s, f) in enumerate(numbers)]

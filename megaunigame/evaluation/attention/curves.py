@@ -75,8 +75,11 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class _SampleShares:
+class SampleShares:
+    """Shares of one sample, by layer."""
+
     position: int
+    """Place of the sample in the order of the shards."""
     keys: Tensor
     """(L,)."""
     first: Tensor
@@ -108,10 +111,15 @@ def measure(
                 f"first {sample_count(index, settings.limit)} samples of {index.location} gives that. Give other shards, more "
                 f"samples or a longer max_length, or leave {name} out of the passes."
             )
-        keys = np.stack([found.keys.numpy() for found in everyone]).astype(np.float64)
-        first = np.stack([found.first.numpy() for found in everyone]).astype(np.float64)
-        curves[name] = Curve(keys.mean(0).tolist(), keys.std(0).tolist(), first.mean(0).tolist(), len(everyone))
+        curves[name] = curve_of(everyone)
     return curves
+
+
+def curve_of(found: Sequence[SampleShares]) -> Curve:
+    """The curve of measured samples, at least one."""
+    keys = np.stack([sample.keys.numpy() for sample in found]).astype(np.float64)
+    first = np.stack([sample.first.numpy() for sample in found]).astype(np.float64)
+    return Curve(keys.mean(0).tolist(), keys.std(0).tolist(), first.mean(0).tolist(), len(found))
 
 
 def _shares(
@@ -122,11 +130,11 @@ def _shares(
     settings: Measuring,
     taps: Taps,
     progress: bool,
-) -> list[_SampleShares]:
+) -> list[SampleShares]:
     """Measurements of this rank's samples."""
     built = together(data_ranks, lambda: [(position, s.key, _row(pass_name, s, settings)) for position, s in samples])
     items = [Item(position, key, row) for position, key, row in built if row is not None]
-    found: list[_SampleShares] = []
+    found: list[SampleShares] = []
     title = pass_name if progress else ""
     for present, inputs in batches(model, data_ranks, items, PASSES[pass_name], settings.batch, progress=title):
         inputs = dataclasses.replace(inputs, taps=taps)
@@ -135,7 +143,7 @@ def _shares(
         if shares is None:
             raise ModelError(f"The {pass_name} pass of this family does not measure its attention. Leave it out of the passes.")
         of_keys, of_first = shares.keys.cpu(), shares.first.cpu()
-        found += [_SampleShares(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
+        found += [SampleShares(item.position, of_keys[:, i], of_first[:, i]) for i, item in enumerate(present) if counted[i]]
     return found
 
 

@@ -14,6 +14,9 @@ from megaunigame.models.causal.decoding import CachedReader, draw_codes, picker
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.emphasis import emphasized
 from megaunigame.models.text.sequences import left_padded
+from megaunigame.models.text.stored_codes import AcceptedCodes
+from megaunigame.models.weights.identity import identity
+from megaunigame.step.codes import completed
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput
 
 
@@ -88,7 +91,17 @@ class CodeModel(CausalModel):
 
     def generate(self, inputs: GenerateInputs, predict: bool) -> GenerateOutput:
         """Predict the codes of the targets."""
-        return self.predict_codes(inputs, self.encode_target(inputs.targets), predict)
+        return self.predict_codes(inputs, self.target_codes(inputs), predict)
+
+    def target_codes(self, inputs: GenerateInputs) -> Tensor:
+        """(B, N): the stored codes of the targets, and those of rows that have none."""
+        return completed(inputs.target_codes, inputs.target_coded, inputs.targets, self.encode_target)
+
+    def tokenizer_identity(self) -> str:
+        return identity(self.frozen.module)
+
+    def use_stored_codes(self, *, partial: bool) -> None:
+        self.processor.accepted_codes = AcceptedCodes(self.tokenizer_identity(), self.reads_codes, partial)
 
     def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> DecodedPictures:
         """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.causal.model import with_pictures
 from megaunigame.models.emphasis import emphasized
 from megaunigame.models.vqgan.code_tokenizer import CodeTokenizer
+from megaunigame.step.codes import completed
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, Taps, UnderstandInputs
 
 
 class TokenCodeModel(CodeModel):
     """Source pictures are read as the embeddings of their codes. `embed_tokens` of the language model is a `TokenEmbedding`."""
+
+    reads_codes = True
 
     @property
     def vision_tokenizer(self) -> CodeTokenizer:
@@ -47,7 +51,8 @@ class TokenCodeModel(CodeModel):
 
         `gradient_rows`: as in `UnderstandInputs`.
         """
-        return self._embed_codes_of(images, gradient_rows)[0].unflatten(0, images.shape[:2])
+        tokens, soft = self._tokens_of(images, gradient_rows, None, [])
+        return self.language_model.embed_tokens(tokens, *soft)
 
     def embed(self, inputs: UnderstandInputs | GenerateInputs) -> Tensor:
         """(B, S, D): embedded tokens, those of the codes of valid images at image positions."""
@@ -59,33 +64,44 @@ class TokenCodeModel(CodeModel):
         if inputs.images is None:
             return self.language_model.embed_tokens(torch.cat([inputs.tokens, read], dim=1))
         gradient_rows = inputs.gradient_rows if isinstance(inputs, UnderstandInputs) else None
-        visual, embeds, after = self._embed_codes_of(inputs.images, gradient_rows, inputs.tokens, read)
-        embeds = with_pictures(embeds, visual.unflatten(0, inputs.images.shape[:2]), inputs)
-        return torch.cat([embeds, after], dim=1)
+        seen, soft = self._tokens_of(inputs.images, gradient_rows, inputs.source_codes, inputs.source_coded)
+        tokens = [seen, inputs.tokens, read]
+        embedded = self.language_model.embed_tokens(torch.cat([each.flatten() for each in tokens]), *_flat(seen, *soft))
+        parts = embedded.split([each.numel() for each in tokens])
+        visual, embeds, after = (part.unflatten(0, each.shape) for part, each in zip(parts, tokens, strict=True))
+        return torch.cat([with_pictures(embeds, visual, inputs), after], dim=1)
 
-    def _embed_codes_of(self, images: Tensor, gradient_rows: slice | None, *others: Tensor) -> list[Tensor]:
-        """(B * I, N, D): embedded codes of images (B, I, 3, H, W); and the embedded tokens `others`, (B, S) -> (B, S, D) each.
+    def _tokens_of(
+        self, images: Tensor, gradient_rows: slice | None, stored: Tensor | None, coded: Sequence[bool]
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """(B, I, N): the tokens of the codes of images (B, I, 3, H, W), some rows of which have `stored` codes (B, I, N); and,
+        when a gradient is wanted, what else `TokenEmbedding` takes.
 
         Choosing a code has no gradient. If `images` require grad (generated pictures can), the gradient flows through the
         nearest codes (soft assignment): see `CodeTokenizer.neighbors` and `TokenEmbedding`. The values are the same. It is
-        costly, so `gradient_rows` says which rows need it.
+        costly, so `gradient_rows` says which rows need it; they are encoded.
         """
-        pixels, first = images.flatten(0, 1), self.grid.first
-        soft: tuple[Any, ...] = ()
-        if images.requires_grad and torch.is_grad_enabled():
-            rows, per_row = slice(0, len(images)) if gradient_rows is None else gradient_rows, images.shape[1]
-            at = slice(rows.start * per_row, rows.stop * per_row)
-            near, shares = (each.flatten(1, 2) for each in self.vision_tokenizer.neighbors(pixels[at]))
-            sides = (pixels[: at.start], pixels[at.stop :])
-            before, after = (self.vision_tokenizer.encode(some).flatten(1) if len(some) else near[:0, :, 0] for some in sides)
-            codes, length = torch.cat([before, near[..., 0], after]), near.shape[1]
-            soft = (near.flatten(0, 1) + first, shares.flatten(0, 1), slice(at.start * length, at.stop * length))
-        else:
-            codes = self.vision_tokenizer.encode(pixels).flatten(1)
-        tokens = [codes + first, *others]
-        embedded = self.language_model.embed_tokens(torch.cat([each.flatten() for each in tokens]), *soft)
-        parts = embedded.split([each.numel() for each in tokens])
-        return [part.unflatten(0, each.shape) for part, each in zip(parts, tokens, strict=True)]
+        first = self.grid.first
+
+        def codes_of(part: slice) -> Tensor:
+            known = None if stored is None else stored[part]
+            return completed(known, coded[part], images[part], self._image_codes)
+
+        if not (images.requires_grad and torch.is_grad_enabled()):
+            return codes_of(slice(0, len(images))) + first, ()
+        at = slice(0, len(images)) if gradient_rows is None else gradient_rows
+        each_row = (-1, images.shape[1])
+        near, shares = (
+            each.flatten(1, 2).unflatten(0, each_row) for each in self.vision_tokenizer.neighbors(images[at].flatten(0, 1))
+        )
+        nearest = near[..., 0]
+        others = (slice(0, at.start), slice(at.stop, len(images)))
+        before, after = (codes_of(part) if part.start < part.stop else nearest[:0] for part in others)
+        return torch.cat([before, nearest, after]) + first, (near + first, shares, at)
+
+    def _image_codes(self, images: Tensor) -> Tensor:
+        """(B, I, 3, H, W) -> (B, I, N) codes."""
+        return self.vision_tokenizer.encode(images.flatten(0, 1)).flatten(1).unflatten(0, images.shape[:2])
 
     def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
         """The generate pass with given target codes (B, N), teacher forced; `inputs.targets` is not read.
@@ -159,3 +175,12 @@ class TokenCodeModel(CodeModel):
             return 0, None
         embed_tokens = self.language_model.embed_tokens
         return self.grid.width, embed_tokens(torch.tensor(self.grid.line_end, device=embed_tokens.weight.device))
+
+
+def _flat(tokens: Tensor, *soft: Any) -> tuple[Any, ...]:
+    """What `TokenEmbedding` takes next to `tokens` (B, I, N), for tokens in one line, which begins with these."""
+    if not soft:
+        return ()
+    near, shares, at = soft
+    length = tokens[0].numel()
+    return near.flatten(0, 2), shares.flatten(0, 2), slice(at.start * length, at.stop * length)

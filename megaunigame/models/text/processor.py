@@ -16,6 +16,8 @@ from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.text.conversation import ConversationFormat
 from megaunigame.models.text.pictures import TO_SQUARE, Normalize, mask_to_square
 from megaunigame.models.text.sequences import TokenSequence, pad, stack_sources
+from megaunigame.models.text.stored_codes import AcceptedCodes
+from megaunigame.step.codes import PictureCodes, stacked
 from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import CROP, FIT, GENERATE, UNDERSTAND, StepPlan
@@ -56,6 +58,8 @@ class RowProcessor:
         self.max_length = max_length
         self.normalize_source = Normalize(mean, std)
         self.normalize_target = Normalize(HALF, HALF)
+        self.accepted_codes: AcceptedCodes | None = None
+        """Stored codes that rows may have; None: they are not used."""
 
     @property
     def pad_id(self) -> int:
@@ -112,6 +116,10 @@ class RowProcessor:
         counts, targets = torch.full((len(prompts),), float(self.loss_positions)), torch.zeros(len(prompts), 3, 0, 0)
         return self._requested(sequences, images, [0] * len(sequences), [""] * len(sequences), counts, targets)
 
+    def target_pixels(self, picture: Tensor, geometry: str, side: int) -> Tensor:
+        """uint8 (3, h, w) -> the square that the frozen tokenizer encodes, (3, side, side) in [-1, 1]."""
+        return self.normalize_target(TO_SQUARE[geometry](picture, side))
+
     def check(self, row: Row) -> None:
         """Raises DataError for a row that cannot keep its pictures and its first answer in `max_length`."""
         if isinstance(row, UnderstandRow) and not row.fills:
@@ -122,19 +130,24 @@ class RowProcessor:
     ) -> UnderstandInputs:
         sequences: list[TokenSequence] = []
         images: list[list[Tensor]] = []
-        for row, key in zip(rows, keys, strict=True):
+        codes: list[Tensor | None] = []
+        for row, key, geometry in zip(rows, keys, geometries, strict=True):
             if row is None:
                 sequences.append(self._dummy())
                 images.append([])
+                codes.append(self._source_codes(None, geometry, 0, key))
                 continue
             assert isinstance(row, UnderstandRow)
+            codes.append(self._source_codes(row.codes, geometry, len(row.images), key))
             try:
                 given = len(row.images), row.turns, row.independent, self.max_length
                 sequences.append(self.format.understand(*given, fills=row.fills))
             except DataError as error:
                 raise DataError(f"Sample {key}: {error}") from error
             images.append(row.images)
-        return self._asked(sequences, self._squares(images, geometries), terms, keys, left=False)
+        inputs = self._asked(sequences, self._squares(images, geometries), terms, keys, left=False)
+        inputs.source_codes, inputs.source_coded = stacked(codes, inputs.images.shape[1])
+        return inputs
 
     def _generate(
         self,
@@ -150,25 +163,35 @@ class RowProcessor:
         targets = torch.zeros(len(rows), 3, self.image_size, self.image_size)
         counts, source_gradient = torch.zeros(len(rows)), torch.ones(len(rows))
         emphasis = torch.ones(len(rows), self.image_size, self.image_size)
-        for index, row in enumerate(rows):
+        source_codes: list[Tensor | None] = []
+        target_codes: list[Tensor | None] = []
+        for index, (row, key, geometry) in enumerate(zip(rows, keys, geometries, strict=True)):
             if row is None:
                 sequences.append(self._dummy())
                 images.append([])
+                source_codes.append(self._source_codes(None, geometry, 0, key))
+                target_codes.append(self._target_codes(None, geometry, 0, key))
                 continue
             assert isinstance(row, GenerateRow)
             sequence = self._prompt(row.prompt, row.source is not None)
             sequences.append(self.format.unconditional(sequence) if row.unconditional else sequence)
             dropped = row.unconditional and not self.format.keeps_source
             images.append([] if row.source is None or dropped else [row.source])
-            targets[index] = self.normalize_target(TO_SQUARE[geometries[index]](row.target, self.image_size))
+            source_codes.append(self._source_codes(row.source_codes, geometry, len(images[-1]), key))
+            target_codes.append(self._target_codes(row.target_codes, geometry, 1, key))
+            targets[index] = self.target_pixels(row.target, geometry, self.image_size)
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient
             if row.emphasis is not None:
                 mask, weight = row.emphasis
-                emphasis[index] += (weight - 1) * mask_to_square(mask, self.image_size, geometries[index])
+                emphasis[index] += (weight - 1) * mask_to_square(mask, self.image_size, geometry)
             sequences[-1].intact &= not row.unconditional
         sources = self._squares(images, geometries) if takes_images else None
         inputs = self._requested(sequences, sources, terms, keys, counts, targets)
+        filled, inputs.target_coded = stacked(target_codes, 1)
+        inputs.target_codes = None if filled is None else filled[:, 0]
+        if inputs.images is not None:
+            inputs.source_codes, inputs.source_coded = stacked(source_codes, inputs.images.shape[1])
         if takes_images and (source_gradient != 1).any():
             inputs.source_gradient = source_gradient
         if (emphasis != 1).any():
@@ -185,6 +208,18 @@ class RowProcessor:
                 f"Give model.max_length={self.after_prompt + shortest} or more."
             )
         return self.format.generate(prompt, source, limit)
+
+    def _target_codes(self, codes: PictureCodes | None, geometry: str, pictures: int, key: str) -> Tensor | None:
+        """Of the target of a row; `pictures` 0: a dummy row."""
+        accepted = self.accepted_codes
+        return None if accepted is None else accepted.of(codes, (geometry, self.image_size), pictures, self.loss_positions, key)
+
+    def _source_codes(self, codes: PictureCodes | None, geometry: str, pictures: int, key: str) -> Tensor | None:
+        """Of the source pictures of a row."""
+        accepted = self.accepted_codes
+        if accepted is None or not accepted.of_sources:
+            return None
+        return accepted.of(codes, (geometry, self.source_size), pictures, self.visual_tokens, key)
 
     def unconditional_tokens(self) -> list[int]:
         """The unconditional request for a picture, in families where it is always the same."""

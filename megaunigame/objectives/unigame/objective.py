@@ -101,9 +101,11 @@ class UniGame(Objective):
         if picture is None:
             return None
         if self.config.condition == "image":
-            return GenerateRow(self.config.prompts[int(rng.integers(len(self.config.prompts)))], picture, sample.image)
+            prompt = self.config.prompts[int(rng.integers(len(self.config.prompts)))]
+            own: dict[str, Any] = {"target_codes": sample.codes_of(picture), "source_codes": sample.codes_of(sample.image)}
+            return GenerateRow(prompt, picture, sample.image, **own)
         caption = caption_of(sample)
-        return None if caption is None else GenerateRow(caption, picture)
+        return None if caption is None else GenerateRow(caption, picture, target_codes=sample.codes_of(picture))
 
     def check_plan(self, plan: StepPlan) -> None:
         if self.redrawn_by is not None:

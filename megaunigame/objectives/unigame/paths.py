@@ -25,7 +25,7 @@ from megaunigame.adversary.base import Adversary
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.unigame.attack import Attack
 from megaunigame.objectives.unigame.settings import Sampling, Settings
-from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
+from megaunigame.step.inputs import GenerateInputs, UnderstandInputs, with_images
 
 
 class Redraw(NamedTuple):
@@ -229,7 +229,7 @@ def lacks(family: type[UnifiedModel], path: str) -> str:
 
 def about(model: UnifiedModel, question: UnderstandInputs, pixels: Tensor) -> UnderstandInputs:
     """The question about other pictures (B, 3, H, W) in [-1, 1], one per row; differentiable with respect to them."""
-    return dataclasses.replace(question, images=model.as_source(pixels).unsqueeze(1))
+    return with_images(question, model.as_source(pixels).unsqueeze(1))
 
 
 def build_path(settings: Settings, adversary: Adversary) -> AttackPath:

@@ -8,6 +8,8 @@ the understanding path. All weights are 1 in the release. Pixel rows alone are R
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -76,9 +78,13 @@ class UniMRG(Objective):
             raise self._lacking(sample, f"{needed.needs}, which {task} rows need", needed.remedy)
         if task != PIXEL:
             emphasis = self._emphasis(sample, task)
-            return GenerateRow(prompt, target, sample.image, source_gradient=c.source_gradient, emphasis=emphasis)
+            shown = sample.codes_of(sample.image)
+            return GenerateRow(
+                prompt, target, sample.image, source_gradient=c.source_gradient, emphasis=emphasis, source_codes=shown
+            )
         source = soften(sample.image, c.source_downscale, c.source_blur)
-        return GenerateRow(prompt, target, source, dropped, c.source_gradient)
+        own: dict[str, Any] = {"target_codes": sample.codes_of(target), "source_codes": sample.codes_of(source)}
+        return GenerateRow(prompt, target, source, dropped, c.source_gradient, **own)
 
     def _emphasis(self, sample: Sample, task: str) -> tuple[Tensor, float] | None:
         """Where the objects are, and their weight."""
