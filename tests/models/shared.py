@@ -24,7 +24,7 @@ CORPUS = ["what color is the cube left of the red ball ?", "a small green cone b
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PICTURES = {"emu3": {"image_size": 16, "source_size": 12}}
+PICTURES = {"emu3": {"image_size": 16, "source_size": 12}, "chameleon": {"image_size": 16, "source_size": 12}}
 """What a family's folder needs beyond what every family's does."""
 
 

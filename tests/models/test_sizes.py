@@ -23,6 +23,9 @@ TOTALS = {
     ("janus", "1b"): 2_076_636_811,
     ("janus", "7b"): 7_407_773_323,
     ("emu3", "8b"): 8_762_751_807,
+    # Of a Hugging Face conversion, and the decoder of the image tokenizer, which it leaves out.
+    ("chameleon", "7b"): 7_043_090_432 + 39_294_851,
+    ("chameleon", "30b"): 34_323_732_480 + 39_294_851,
     # Of the published parts, 0.938, 0.592 and 0.052 billion, and the autoencoder; the next two alike.
     ("openuni", "b"): 1_584_601_504 + 312_250_275,
     ("openuni", "l"): 3_919_265_184 + 312_250_275,
@@ -56,7 +59,8 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of, name
 
 
 @pytest.mark.parametrize(
-    "name, size, length, picture, codes", [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100)]
+    "name, size, length, picture, codes",
+    [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100), ("chameleon", "7b", 4096, 512, 1024)],
 )
 def test_the_largest_rows_of_a_size_collate(folder_of, name, size, length, picture, codes):
     processor = find("models", name, CausalModel).open_processor(str(folder_of(name, size)), max_length=length)

@@ -51,6 +51,7 @@ INDEPENDENT = {"understanding": {"rows": 3, "independent": True}}
 THRICE = {"accumulation": 3}
 OPENUNI = {"family": "openuni"}
 EMU3 = {"family": "emu3"}
+CHAMELEON = {"family": "chameleon"}
 BALANCE = {
     "objectives": {"understanding": {"rows": 2, "weight": 0.7}, "generation": {"caption_rows": 2, "pixel_rows": 1}},
     "weights": {"caption": {"start": 0.1, "end": 0.8, "steps": 3}, "pixel": {"kind": "auto", "like": "understanding"}},
@@ -86,6 +87,8 @@ CASES = {
     "emu3": {"model": EMU3, "objectives": unimrg(source_gradient=0.1)},
     "emu3_lora_checkpointing": {"model": EMU3 | LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
     "emu3_zero2": {"model": EMU3, "engine": ZERO2},
+    "chameleon": {"model": CHAMELEON, "objectives": unimrg(source_gradient=0.1)},
+    "chameleon_lora_checkpointing": {"model": CHAMELEON | LORA | CHECKPOINTING, "batch": TWICE},
     "aia": {"objectives": {"aia": WEIGHTS}, "batch": TWICE},
     "aia_checkpointing_one_layer": {
         "objectives": {"aia": {**LARGE_WEIGHTS, "layers": [1], "terms": ["understanding", "caption", "pixel"]}},
