@@ -50,8 +50,8 @@ def check_image_tokenizer(config: ChameleonConfig, where: str | Path) -> None:
     check_channels(vq.base_channels)
     if vq.double_latent or vq.attn_type != "vanilla":
         raise ModelError(
-            f"The image tokenizer in {where} has double_latent={vq.double_latent} and attn_type={vq.attn_type!r}; released ones "
-            "have false and 'vanilla', and only these are supported."
+            f"The image tokenizer in {where} has double_latent={vq.double_latent} and attn_type={vq.attn_type!r}; released "
+            "ones have False and 'vanilla', and only these are supported."
         )
 
 

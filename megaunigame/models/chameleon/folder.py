@@ -20,6 +20,10 @@ from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.tensor_files import save_state
 
+CODEBOOK = "quantize.embedding.weight"
+LATENT_STD = 0.2
+"""About that of the latents of random layers: with a codebook of another scale, most pictures would have the same few codes."""
+
 
 def write_folder(
     path: str | Path,
@@ -65,6 +69,7 @@ def random_state(config: ChameleonConfig, seed: int) -> dict[str, Tensor]:
         state = ChameleonForConditionalGeneration(config).state_dict()
         # transformers has no decoder, and its initial weights make nearly the same latent of every picture.
         tokenizer = ImageTokenizer(config.vq_config, range(config.vq_config.num_embeddings)).state_dict()
+        tokenizer[CODEBOOK].mul_(LATENT_STD)
     return state | {IMAGE_TOKENIZER + name: value for name, value in tokenizer.items()}
 
 

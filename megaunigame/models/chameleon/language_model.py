@@ -25,3 +25,7 @@ class LanguageModel(ChameleonModel):
         self.rotary_emb = theirs.ChameleonRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def set_attn_implementation(self, attn_implementation: str, allow_all_kernels: bool = False) -> None:
+        """Of the language model alone: for the image tokenizer, which is not in it, transformers would warn."""
+        super().set_attn_implementation({"": attn_implementation}, allow_all_kernels)
