@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.launching import options_of, run_to_exit
@@ -25,11 +23,11 @@ from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.shapes import read_shape
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
+from megaunigame.tiny_world.spread_codes import spread_codebook
 from megaunigame.tiny_world.start_folder import parameters_per_part
 
 WORDS = Path(__file__).parent / "weights" / "openuni"
 CODEBOOK = "quantize.embedding.weight"
-PICTURES, BLOCKS = 64, 8
 
 
 def tokenizer_with_codes() -> PreTrainedTokenizerFast:
@@ -39,15 +37,6 @@ def tokenizer_with_codes() -> PreTrainedTokenizerFast:
         {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "additional_special_tokens": special_tokens(CODES)}
     )
     return tokenizer
-
-
-def spread_codebook(tokenizer: VisionTokenizer, generator: torch.Generator) -> Tensor:
-    """(V, C): latents of cells drawn from pictures of random blocks."""
-    blocks = torch.rand(PICTURES, 3, BLOCKS, BLOCKS, generator=generator) * 2 - 1
-    with torch.no_grad():
-        latents = tokenizer.latents(F.interpolate(blocks, (IMAGE_SIZE, IMAGE_SIZE), mode="nearest"))
-    cells = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    return cells[torch.randperm(len(cells), generator=generator)[:CODES]]
 
 
 def write_start(out: Path, seed: int) -> dict[str, int]:

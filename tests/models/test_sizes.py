@@ -15,7 +15,7 @@ from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
-from megaunigame.tiny_world.emu3 import tokenizer_with_codes
+from megaunigame.tiny_world import chameleon, emu3
 from megaunigame.tiny_world.openuni import SHIPPED, tiny_openuni
 from tests.models.shared import FAMILIES, built
 
@@ -95,10 +95,11 @@ def shape_of(config: dict) -> dict:
 
 
 def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of):
-    names = ("janus", "emu3", "openuni")
+    names = ("janus", "emu3", "openuni", "chameleon")
     written = {name: json.loads((folder_of(name, "tiny") / "config.json").read_text()) for name in names}
     shipped = json.loads((JANUS_WEIGHTS / "config.json").read_text())
     assert shape_of(written["janus"]) == shape_of(shipped)
     words = read_tokenizer(SHIPPED)
     assert shape_of(written["openuni"]) == shape_of(json.loads(json.dumps(tiny_openuni(words).to_dict())))
-    assert written["emu3"]["text_config"]["vocab_size"] == len(tokenizer_with_codes())
+    assert written["emu3"]["text_config"]["vocab_size"] == len(emu3.tokenizer_with_codes())
+    assert written["chameleon"]["vocab_size"] == len(chameleon.tokenizer_with_codes())

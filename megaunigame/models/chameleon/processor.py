@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from transformers import ChameleonConfig
+
+from megaunigame.errors import ModelError
 from megaunigame.models.chameleon.configuration import cell, read_config, read_sides, read_text_tokenizer
 from megaunigame.models.chameleon.conversation import ChameleonFormat
+from megaunigame.models.chameleon.text_tokenizer import vocabulary_map
 from megaunigame.models.text.processor import HALF, RowProcessor
 from megaunigame.models.weights.settings_files import read_settings
+
+
+def check_vocabulary(config: ChameleonConfig, vocabulary: Mapping[str, int], folder: Path) -> None:
+    """Raise ModelError where transformers' model would take another token for a code or the placeholder than the tokenizer."""
+    theirs = config.vocabulary_map or {}
+    named = vocabulary_map(theirs, config.vq_config.num_embeddings)
+    wrong = [name for name, id in named.items() if vocabulary.get(name) != id]
+    if wrong:
+        raise ModelError(
+            f"vocabulary_map of config.json in {folder} has {wrong[0]} at {named[wrong[0]]}, and its tokenizer at "
+            f"{vocabulary.get(wrong[0])} ({len(wrong)} tokens differ). Take config.json and tokenizer of one model."
+        )
 
 
 class ChameleonRows(RowProcessor):
@@ -22,6 +39,7 @@ class ChameleonRows(RowProcessor):
         config = read_config(folder)
         image_size, source_size = read_sides(folder, config)
         tokenizer, pixels = read_text_tokenizer(folder), cell(config)
+        check_vocabulary(config, tokenizer.get_vocab(), folder)
         conversation = ChameleonFormat(
             tokenizer,
             codebook=config.vq_config.num_embeddings,

@@ -16,7 +16,7 @@ from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCA
 
 TINY = Path(__file__).with_name("tiny.json")
 """64 x 64 pixels, 8 x 8 codes out of 256; the language model is as large as the tiny Janus's."""
-TINY_VOCABULARY = 0
+TINY_VOCABULARY = 706
 
 
 def write(file: Path, changes: Mapping[str, Any], folder: Path) -> None:
