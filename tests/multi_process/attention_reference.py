@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.attention.targets import table
+from megaunigame.models.causal.token_codes import TokenCodeModel
 from megaunigame.step.inputs import IGNORE, PassInputs
 from megaunigame.step.requests import GENERATE
 from tests.multi_process.plain_reference import PlainReference
@@ -52,7 +53,7 @@ class AttentionReference(PlainReference):
         image, real = inputs.image_positions[row].tolist(), inputs.attention[row].tolist()
         if pass_name == GENERATE:
             drawn, text = list(range(len(places), size)), [p for p in places if real[p] and not image[p]]
-            if self.recipe.model.family != "emu3":
+            if not isinstance(self.model, TokenCodeModel) or self.model.grid.line_end is None:
                 return drawn, text
             # Line ends are not codes, those of a source are not text.
             width, line_end = self.model.grid.width, self.model.grid.line_end

@@ -101,6 +101,7 @@ CASES = {
     },
     "aia_zero2_independent_turns": {"objectives": {"aia": WEIGHTS, **INDEPENDENT}, "engine": ZERO2},
     "openuni_aia": {"model": OPENUNI, "objectives": {"aia": LARGE_WEIGHTS}},
+    "chameleon_aia": {"model": CHAMELEON, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_aia": {"model": EMU3 | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "zero2_lora": {"engine": ZERO2, "model": LORA},
     "balance": BALANCE,

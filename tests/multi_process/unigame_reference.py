@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.models.base import clamped
+from megaunigame.models.causal.token_codes import TokenCodeModel
 from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.randomness import derive
@@ -70,12 +71,12 @@ class PlainGame(PlainReference):
         return eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)
 
     def decoded(self, tokens: Tensor, delta: Tensor, inputs: Attack) -> Tensor:
-        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written again; Emu3's own is tested alone.
+        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written again; token codes are tested alone.
 
         The learner does not learn to draw from what the adversary draws.
         """
         model = self.model
-        if self.recipe.model.family == "emu3":
+        if isinstance(model, TokenCodeModel):
             anchor = model.encode_target(inputs.redraw.targets) if self.game["anchor"] == "source" else None
             trained = model.lm_head.weight.requires_grad
             model.lm_head.requires_grad_(False)
