@@ -33,12 +33,22 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import (  # noqa: E402
     AutoProcessor,
+    ChameleonForConditionalGeneration,
     Emu3ForConditionalGeneration,
     JanusForConditionalGeneration,
     set_seed,
 )
 
-CLASSES = {"JanusProcessor": JanusForConditionalGeneration, "Emu3Processor": Emu3ForConditionalGeneration}
+CLASSES = {
+    "JanusProcessor": JanusForConditionalGeneration,
+    "Emu3Processor": Emu3ForConditionalGeneration,
+    "ChameleonProcessor": ChameleonForConditionalGeneration,
+}
+
+
+def template(processor):
+    """ChameleonProcessor does not take the one of its folder; its tokenizer does."""
+    return processor.chat_template or processor.tokenizer.chat_template
 
 
 def question(processor, question, pictures):
@@ -50,7 +60,7 @@ def question(processor, question, pictures):
 def asked(processor, model, text, pictures):
     """Ids, by both ways, and logits of a question about some pictures."""
     chat = question(processor, text, pictures)
-    options = {"add_generation_prompt": True}
+    options = {"add_generation_prompt": True, "chat_template": template(processor)}
     whole = processor.apply_chat_template(chat, **options, tokenize=True, return_dict=True, return_tensors="pt")
     prompt = processor.apply_chat_template(chat, **options)
     by_hand = processor(text=prompt, images=pictures or None, return_tensors="pt")
@@ -69,7 +79,9 @@ def talk(processor, turns, system):
     chat = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
     for number, text in enumerate(turns):
         chat.append({"role": ("user", "assistant")[number % 2], "content": [{"type": "text", "text": text}]})
-    tokens = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"]
+    tokens = processor.apply_chat_template(chat, template(processor), tokenize=True, return_dict=True, return_tensors="pt")[
+        "input_ids"
+    ]
     return tokens[0].tolist()
 
 
@@ -107,18 +119,24 @@ def drawn_by_emu3(processor, model, text, side):
     return inputs["input_ids"][0].tolist(), tokens[0, start : start + length].tolist()
 
 
+def drawn(processor, model, text, side):
+    """Ids of a request and what is drawn; None where transformers draws nothing."""
+    kind = type(processor).__name__
+    if kind == "ChameleonProcessor":
+        return None
+    return drawn_by_janus(processor, model, text) if kind == "JanusProcessor" else drawn_by_emu3(processor, model, text, side)
+
+
 def see(home: Path) -> None:
     wanted = json.loads((home / "asked.json").read_text())
     processor = AutoProcessor.from_pretrained(home / "model")
     model = CLASSES[type(processor).__name__].from_pretrained(home / "model", dtype=torch.float32).eval()
     pictures = [Image.open(home / f"picture{number}.png").convert("RGB") for number in range(2)]
     set_seed(0)
-    janus = type(processor).__name__ == "JanusProcessor"
-    text = wanted["drawn"]
     seen = {
         "asked": [asked(processor, model, wanted["question"], pictures[:count]) for count in range(3)],
         "talk": talk(processor, wanted["talk"], wanted["system"]),
-        "drawn": drawn_by_janus(processor, model, text) if janus else drawn_by_emu3(processor, model, text, wanted["side"]),
+        "drawn": drawn(processor, model, wanted["drawn"], wanted["side"]),
         "class": type(processor).__name__,
         "ends": [model.generation_config.eos_token_id, model.generation_config.pad_token_id],
     }

@@ -27,7 +27,7 @@ TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color i
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SIDES = {"image_size": 16, "source_size": 12}
-PICTURES = {"emu3": SIDES, "emu3_5": SIDES}
+PICTURES = {"emu3": SIDES, "emu3_5": SIDES, "chameleon": SIDES}
 """What a family's folder needs beyond what every family's does."""
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import Emu3ForConditionalGeneration
+from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration
 
 from launch.export import adapter_usage
 from megaunigame.checkpoint.export import write_shards
+from megaunigame.models.chameleon import Chameleon
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3_5 import Emu3p5
 from megaunigame.models.janus import Janus
@@ -75,6 +76,26 @@ def test_the_code_of_emu3_runs_and_reads_the_codes_of_training(tmp_path):
     rounded = Emu3ForConditionalGeneration.from_pretrained(folder)
     sizes = torch.tensor([[SIDE, SIDE]])
     assert not torch.equal(rounded.model.get_image_tokens(inputs.images[0], sizes), codes), "nothing was compared"
+
+
+def test_the_code_of_chameleon_runs_and_reads_the_codes_of_training(tmp_path):
+    """In bfloat16, in a folder with an odd name; the decoder is reported, and without the lines for it codes are others."""
+    given = {"image_size": SIDE, "source_size": SIDE}
+    tiny = write_tiny("chameleon", tmp_path / "model", TEXTS, 290, settings=given, vq_config={"num_embeddings": 200})
+    folder = exported(tiny, tmp_path / ODD)
+    page = Chameleon.usage(ODD, str(folder))
+    asking, _ = blocks(page)
+    noise = torch.randint(0, 256, (SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.numpy()).save(tmp_path / "picture.png")
+    shown = "\nimport torch\ntorch.save(model.get_image_tokens(inputs['pixel_values']), 'codes.pt')\n"
+    done = run(asking + shown + "assert model.dtype == torch.bfloat16", tmp_path)
+    assert done.returncode == 0 and "model.vqmodel.decoder." in done.stderr and "UNEXPECTED" in done.stderr, done.stderr
+    ours = tiny.load()
+    inputs = ours.processor.prompt_inputs([[noise.permute(2, 0, 1)]], ["what is in the picture ?"])
+    codes = ours.vision_tokenizer.encode(inputs.images[0]).flatten(1) + ours.grid.first
+    assert torch.equal(torch.load(tmp_path / "codes.pt"), codes)
+    rounded = ChameleonForConditionalGeneration.from_pretrained(folder)
+    assert not torch.equal(rounded.get_image_tokens(inputs.images[0].bfloat16()), codes), "nothing was compared"
 
 
 def test_the_card_of_other_cells_says_that_pictures_cannot_be_asked_about(tmp_path):

@@ -47,6 +47,7 @@ OPENUNI = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
 EMU3_LINE = "<|visual token 000000|>" * 3 + "<|extra_200|>"
 EMU3 = f"<|image start|>3*3<|image token|>{EMU3_LINE * 3}<|extra_201|><|image end|>"
 EMU3_5 = "<|image start|>3*3<|image token|>" + "<|extra_200|>".join(["<|visual token 000000|>" * 3] * 3) + "<|image end|>"
+CHAMELEON = "<racm3:break>" + "IMGIMGAZ" * 9 + "<eoss>"
 FORMATS = {
     "janus": Format(
         conversation=f"<s><|User|>: {JANUS}{JANUS}\nwhat is this ?\n\n<|Assistant|>: a red ball</s>"
@@ -110,6 +111,21 @@ FORMATS = {
         three_pictures=52,
         loss_positions=16,
         after_prompt=19,
+        source_side=12,
+        target_side=16,
+    ),
+    "chameleon": Format(
+        conversation=f"<s>{CHAMELEON}{CHAMELEON}what is this ?<reserved08706>a red ball</s>how many ?<reserved08706>two</s>",
+        answers="a red ball</s>two</s>",
+        request="<s>{}<reserved08706><racm3:break>",
+        caption=" a cube ",
+        instruction=f"{CHAMELEON}its depth",
+        unconditional="<s><racm3:break>",
+        system={"": "<s>what", "Be brief.": "<s>Be brief.\nwhat"},
+        special="<reserved08706>",
+        three_pictures=33,
+        loss_positions=16,
+        after_prompt=16,
         source_side=12,
         target_side=16,
     ),
@@ -179,7 +195,10 @@ def test_rows_that_cannot_fit_are_refused(tiny, reads, picture):
     narrow, pictures = tiny.processor(max_length=20), [picture(0)] * 3
     with pytest.raises(DataError, match=f"Sample key: 3 image.*take {reads.three_pictures} tokens, and model.max_length is 20"):
         understand(narrow, UnderstandRow(pictures, TURNS))
-    with pytest.raises(ConfigError, match=rf"max_length=20 .*{reads.after_prompt} positions .*Give model.max_length="):
+    narrow = tiny.processor(max_length=reads.after_prompt + 3)
+    with pytest.raises(
+        ConfigError, match=rf"max_length={narrow.max_length} .*{reads.after_prompt} positions .*Give model.max_length="
+    ):
         generate(narrow, GenerateRow("a", picture(0)))
     with pytest.raises(ConfigError, match="with a source image it needs"):
         generate(narrow, GenerateRow("a", picture(0), source=picture(0)))

@@ -129,6 +129,10 @@ def test_a_width_that_norms_cannot_divide_is_refused(tiny):
     [
         ("janus", ["gen_vision_model.encoder.something.weight", "vision_model.other.weight", "transformer.h.0.weight"]),
         ("openuni", ["lmm.something.weight", "gen_vision_model.decoder.weight", "model.vqmodel.encoder.weight"]),
+        (
+            "chameleon",
+            ["gen_vision_model.encoder.conv_in.weight", "model.text_model.norm.weight", "layers.0.attention.wq.weight"],
+        ),
         ("emu3", ["gen_vision_model.encoder.conv_in.weight", "model.aligner.fc1.weight", "language_model.model.norm.weight"]),
         ("emu3_5", ["model.vqmodel.encoder.conv_in.weight", "model.text_model.norm.weight", "text_model.lm_head.weight"]),
     ],

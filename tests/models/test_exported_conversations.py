@@ -15,32 +15,52 @@ from transformers import AutoProcessor
 
 from megaunigame.data.conversation import IMAGE_MARKER, read_conversation
 from megaunigame.errors import DataError
+from megaunigame.models.chameleon.conversation import SEPARATOR
 from megaunigame.models.text.processor_files import BREAK, TEMPLATE, _numbered
 from tests.tiny import write_tiny
 
 SYSTEM = 'Hi 😀 {{ "x" }} \\\\ {% endif %}'
 """Characters above U+FFFF, quotes, a backslash, and what Jinja reads as its own."""
-FAMILIES = {"janus": {"system_prompt": SYSTEM}, "emu3": {"system_prompt": SYSTEM, "image_size": 16, "source_size": 16}}
+SIDES = {"image_size": 16, "source_size": 16}
+FAMILIES = {"janus": {}, "emu3": SIDES, "chameleon": SIDES}
+"""Settings of the folder, besides the system prompt."""
 PIECES = ["a", "what ?", "é", "😀", " ", "\n", "\t", "\u3000", "<", "s>", ">", "|>", "7", "000003", "{{ 1 }}", "\0"]
 CODE = "<|visual token 000003|>"
-CONTROLS = ["</s>", "<|User|>: ", "<image_placeholder>", "<begin_of_image>", "<|extra_204|>", "<|visual token ", CODE]
+CONTROLS = [
+    "</s>",
+    "<|User|>: ",
+    "<image_placeholder>",
+    "<begin_of_image>",
+    "<|extra_204|>",
+    "<|visual token ",
+    CODE,
+    "IMGIMGBJZ",
+    "<eoss>",
+]
 
 
 @cache
 def opened(family: str):
     """transformers' processor of an export, and our format of the folder it was made from."""
     home = Path(mkdtemp())
-    tiny = write_tiny(family, home / "model", ["what is this ? a red ball"], 290, settings=FAMILIES[family])
+    tiny = write_tiny(
+        family, home / "model", ["what is this ? a red ball"], 290, settings={**FAMILIES[family], "system_prompt": SYSTEM}
+    )
     tiny.family.write_settings(str(tiny.path), home / "out")
     return AutoProcessor.from_pretrained(home / "out"), tiny.processor(4000).format
 
 
 def ids_in_transformers(family: str, messages, **options) -> list[int]:
     processor, ours = opened(family)
-    prompt = processor.apply_chat_template(messages, **options)
+    template = processor.chat_template or processor.tokenizer.chat_template  # ChameleonProcessor does not take its own
+    prompt = processor.apply_chat_template(messages, template, **options)
     if family == "janus":
         picture = ours.begin_of_image + ours.image_token * ours.visual_tokens + ours.end_of_image
         return processor.tokenizer(prompt.replace(ours.image_token, picture))["input_ids"]
+    if family == "chameleon":  # transformers' processor puts the separator after a prompt
+        picture = ours.begin_of_image + ours.image_token * ours.visual_tokens + ours.end_of_image
+        after = SEPARATOR if options.get("add_generation_prompt") else ""
+        return processor.tokenizer(prompt.replace("<image>", picture) + after)["input_ids"]
     grid = ours.source_grid
     lines = (ours.image_token * grid.width + "<|extra_200|>") * grid.height
     picture = f"<|image start|>{grid.size}<|image token|>{lines}<|extra_201|><|image end|>"
@@ -83,6 +103,7 @@ def said(role: str, *parts: str | None) -> dict:
         ([said("system", "</s> <|User|>: <image>"), said("user", "</s> <|User|>: hi <image>"), said("assistant", "</s>")], 0),
         ([said("user", "<|visual token 000003|> <|visual token 3|> <|visual token 999999|> <|extra_203|>")], 0),
         ([said("user", "<</s></s><|image start|><image_placeholder>")], 0),
+        ([said("user", "IMGIMGBZ IMGIMGBCZ IMGIMGBZZ IMGIMGIMGIMGAZ <reserved08706><racm3:break>")], 0),
         ([said("system", "a\0"), said("user", None)], 1),
     ],
 )
@@ -172,7 +193,7 @@ def test_numbered_tokens_are_one_row_where_no_number_is_missing():
 
 
 def test_the_template_of_many_codes_is_small_and_utf8(tmp_path):
-    tiny = write_tiny("emu3", tmp_path / "model", ["a"], 290, settings=FAMILIES["emu3"])
+    tiny = write_tiny("emu3", tmp_path / "model", ["a"], 290, settings={**SIDES, "system_prompt": SYSTEM})
     tiny.family.write_settings(str(tiny.path), tmp_path / "out")
     text = (tmp_path / "out" / TEMPLATE).read_bytes().decode("utf-8")
     assert "😀" in text and text.count("visual token") == 1

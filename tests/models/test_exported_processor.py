@@ -19,6 +19,7 @@ from PIL import Image
 from tokenizers import processors
 
 from megaunigame.models.causal.codes import picker
+from megaunigame.models.chameleon import Chameleon
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3.configuration import cell
 from megaunigame.models.emu3.processor_files import THEIR_CELL
@@ -36,7 +37,9 @@ TEXTS = [QUESTION, DRAWN, *TALK, "\n\n what ? is", "ask : a"] * 3
 FOUR = [1, 1, 1, 1]
 JANUS = {"vision_config": {"patch_size": 8}, "vq_config": {"channel_multiplier": FOUR, "num_embeddings": 40}}
 EMU3 = {"vq_config": {"channel_multiplier": FOUR, "attn_resolutions": [3]}}
-CASES = ("janus", "janus 24 pixels", "janus official", "janus shipped", "emu3", "emu3 system prompt")
+CHAMELEON = {"swin_norm": True, "vq_config": {"num_embeddings": 40}}
+DRAWN_IN_TRANSFORMERS = ("janus", "janus 24 pixels", "janus official", "janus shipped", "emu3", "emu3 system prompt")
+CASES = (*DRAWN_IN_TRANSFORMERS, "chameleon", "chameleon system prompt")
 ATOL = 1e-4
 
 
@@ -74,13 +77,13 @@ def source_of(case: str, home: Path) -> Tiny:
     if case == "janus shipped":
         return Tiny(Janus, SHIPPED, None, None, {})
     family, _, kind = case.partition(" ")
-    shape = dict(JANUS if family == "janus" else EMU3)
+    shape = dict({"janus": JANUS, "emu3": EMU3, "chameleon": CHAMELEON}[family])
     settings: dict = {} if family == "janus" else {"image_size": 16, "source_size": 24, "system_prompt": ""}
     if kind == "24 pixels":
         shape["vision_config"] = {"patch_size": 8, "image_size": 24, "num_image_tokens": 576}
         settings = {"system_prompt": "You help.", "mean": (0.4, 0.5, 0.6), "std": (0.3, 0.2, 0.25)}
     if kind == "system prompt":
-        settings = {"image_size": 32, "source_size": 16}
+        settings = {"image_size": 32, "source_size": 16} | ({} if family == "emu3" else {"system_prompt": "You help."})
     tiny = write_tiny(family, home, TEXTS, 290, factor=sharp, settings=settings, **shape)
     return official_janus(tiny, home.with_name("official")) if kind == "official" else tiny
 
@@ -139,15 +142,20 @@ def test_questions_have_our_ids_and_logits(both, count):
         torch.testing.assert_close(theirs["pixels"].flatten(0, -4), inputs.images[0], rtol=0, atol=1e-5)
     with torch.no_grad():
         logits = model.lm_head(model._read(model.embed(inputs), inputs.attention))[inputs.attention]
+    if isinstance(model, Chameleon):  # transformers allows no code in an answer
+        logits[:, model.grid.ids] = torch.finfo(logits.dtype).min
     torch.testing.assert_close(theirs["logits"], logits, rtol=1e-4, atol=ATOL)
 
 
 def test_a_conversation_has_the_ids_of_a_training_row(both):
     model, seen = both
     turns = list(zip(TALK[::2], TALK[1::2], strict=True))
-    assert seen["talk"] == model.processor.format.understand(0, turns, False, 300).tokens
+    # transformers' processor of Chameleon puts the separator after everything, as if it were a prompt.
+    after = model.processor.format.closing if isinstance(model, Chameleon) else []
+    assert seen["talk"] == model.processor.format.understand(0, turns, False, 300).tokens + after
 
 
+@pytest.mark.parametrize("both", DRAWN_IN_TRANSFORMERS, indirect=True)
 def test_pictures_are_drawn_as_we_draw_them(both):
     model, seen = both
     ids, drawn = seen["drawn"]
@@ -156,6 +164,10 @@ def test_pictures_are_drawn_as_we_draw_them(both):
     codes = model.sample_codes(inputs, guidance=3.0, pick=picker(0.0, torch.Generator()))
     expected = codes[0] if isinstance(model, Janus) else model.grid.tokens(codes)[0]
     assert drawn == expected.tolist()
+
+
+def test_an_answer_ends_where_ours_does(both):
+    model, seen = both
     assert seen["ends"] == [model.processor.eos_id, model.processor.pad_id]
 
 
@@ -192,7 +204,7 @@ def test_squares_of_every_side_fill_the_picture_of_emu3():
         assert {smart_resize(side, side, 8, *bounds) for side in range(1, 2000)} == {(source, source)}
 
 
-@pytest.mark.parametrize("family", ["janus", "emu3"])
+@pytest.mark.parametrize("family", ["janus", "emu3", "chameleon"])
 @pytest.mark.parametrize("size", [(40, 40), (50, 33), (33, 50), (90, 7), (16, 12)])
 def test_the_lines_for_pictures_that_are_not_square_make_our_picture(family, size):
     """Up to the resizing kernel, which is Pillow's there."""

@@ -15,7 +15,7 @@ from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
-from megaunigame.tiny_world import emu3, emu3_5
+from megaunigame.tiny_world import chameleon, emu3, emu3_5
 from megaunigame.tiny_world.openuni import SHIPPED, tiny_openuni
 from tests.models.shared import FAMILIES, built
 
@@ -24,6 +24,9 @@ TOTALS = {
     ("janus", "7b"): 7_407_773_323,
     ("emu3", "8b"): 8_762_751_807,
     ("emu3_5", "34b"): 34_103_460_864 + 455_336_963,
+    # Of a Hugging Face conversion, and the decoder of the image tokenizer, which it leaves out.
+    ("chameleon", "7b"): 7_043_090_432 + 39_294_851,
+    ("chameleon", "30b"): 34_323_732_480 + 39_294_851,
     # Of the published parts, 0.938, 0.592 and 0.052 billion, and the autoencoder; the next two alike.
     ("openuni", "b"): 1_584_601_504 + 312_250_275,
     ("openuni", "l"): 3_919_265_184 + 312_250_275,
@@ -58,7 +61,12 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of, name
 
 @pytest.mark.parametrize(
     "name, size, length, picture, codes",
-    [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100), ("emu3_5", "34b", 4224, 720, 2025)],
+    [
+        ("janus", "7b", 2048, 384, 576),
+        ("emu3", "8b", 9216, 720, 8100),
+        ("emu3_5", "34b", 4224, 720, 2025),
+        ("chameleon", "7b", 4096, 512, 1024),
+    ],
 )
 def test_the_largest_rows_of_a_size_collate(folder_of, name, size, length, picture, codes):
     processor = find("models", name, CausalModel).open_processor(str(folder_of(name, size)), max_length=length)
@@ -93,7 +101,7 @@ def shape_of(config: dict) -> dict:
 
 
 def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of):
-    names = ("janus", "emu3", "emu3_5", "openuni")
+    names = ("janus", "emu3", "emu3_5", "openuni", "chameleon")
     written = {name: json.loads((folder_of(name, "tiny") / "config.json").read_text()) for name in names}
     shipped = json.loads((JANUS_WEIGHTS / "config.json").read_text())
     assert shape_of(written["janus"]) == shape_of(shipped)
@@ -101,3 +109,4 @@ def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of):
     assert shape_of(written["openuni"]) == shape_of(json.loads(json.dumps(tiny_openuni(words).to_dict())))
     assert written["emu3"]["text_config"]["vocab_size"] == len(emu3.tokenizer_with_codes())
     assert written["emu3_5"]["vocab_size"] == len(emu3_5.tokenizer_with_codes())
+    assert written["chameleon"]["vocab_size"] == len(chameleon.tokenizer_with_codes())

@@ -53,7 +53,7 @@ class AttentionReference(PlainReference):
         image, real = inputs.image_positions[row].tolist(), inputs.attention[row].tolist()
         if pass_name == GENERATE:
             drawn, text = list(range(len(places), size)), [p for p in places if real[p] and not image[p]]
-            if not isinstance(self.model, TokenCodeModel):
+            if not isinstance(self.model, TokenCodeModel) or self.model.grid.line_end is None:
                 return drawn, text
             # Line ends are not codes, those of a source are not text.
             width, line_end = self.model.grid.width, self.model.grid.line_end

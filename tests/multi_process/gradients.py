@@ -53,6 +53,7 @@ THRICE = {"accumulation": 3}
 OPENUNI = {"family": "openuni"}
 EMU3 = {"family": "emu3"}
 EMU3_5 = {"family": "emu3_5"}
+CHAMELEON = {"family": "chameleon"}
 BALANCE = {
     "objectives": {"understanding": {"rows": 2, "weight": 0.7}, "generation": {"caption_rows": 2, "pixel_rows": 1}},
     "weights": {"caption": {"start": 0.1, "end": 0.8, "steps": 3}, "pixel": {"kind": "auto", "like": "understanding"}},
@@ -90,6 +91,8 @@ CASES = {
     "emu3_zero2": {"model": EMU3, "engine": ZERO2},
     "emu3_5": {"model": EMU3_5, "objectives": unimrg(source_gradient=0.1)},
     "emu3_5_lora_checkpointing": {"model": EMU3_5 | LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
+    "chameleon": {"model": CHAMELEON, "objectives": unimrg(source_gradient=0.1)},
+    "chameleon_lora_checkpointing": {"model": CHAMELEON | LORA | CHECKPOINTING, "batch": TWICE},
     "aia": {"objectives": {"aia": WEIGHTS}, "batch": TWICE},
     "aia_checkpointing_one_layer": {
         "objectives": {"aia": {**LARGE_WEIGHTS, "layers": [1], "terms": ["understanding", "caption", "pixel"]}},
@@ -102,6 +105,7 @@ CASES = {
     },
     "aia_zero2_independent_turns": {"objectives": {"aia": WEIGHTS, **INDEPENDENT}, "engine": ZERO2},
     "openuni_aia": {"model": OPENUNI, "objectives": {"aia": LARGE_WEIGHTS}},
+    "chameleon_aia": {"model": CHAMELEON, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_aia": {"model": EMU3 | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_5_aia": {"model": EMU3_5, "objectives": {"aia": LARGE_WEIGHTS}},
     "zero2_lora": {"engine": ZERO2, "model": LORA},

@@ -18,7 +18,7 @@ QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
 ANSWERS = ["a ball", "no", "dark red or blue"]
 LONG = 4200
 """Tokens of a long row."""
-FOLDERS = {"janus": "model", "openuni": "openuni", "emu3": "emu3", "emu3_5": "emu3_5"}
+FOLDERS = {name: "model" if name == "janus" else name for name in available("models", UnifiedModel)}
 """Family -> its folder in the home of a launch."""
 TWO_HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 ONE_LAYER = {"num_hidden_layers": 1, "num_attention_heads": 2}
@@ -72,14 +72,19 @@ EMU3_5 = {
     "vq_config": {"channel_multiplier": [1, 1, 1, 1], "attn_resolutions": [2], "codebook_size": 32},
     "settings": {"image_size": 16, "system_prompt": ""},
 }
-"""The same for Emu3.5."""
+CHAMELEON = {
+    **{"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "vq_config": {"channel_multiplier": [1, 1, 1, 1], "num_embeddings": 32},
+}
+"""The same."""
+SHAPES = {"openuni": OPENUNI, "emu3": EMU3, "emu3_5": EMU3_5, "chameleon": CHAMELEON}
 
 
 def write_family(folder: Path, family: str) -> Path:
     """The random model of a family."""
     if family == "janus":
         return write_model(folder)
-    return write_tiny(family, folder, TEXTS, VOCABULARY, **{"openuni": OPENUNI, "emu3": EMU3, "emu3_5": EMU3_5}[family]).path
+    return write_tiny(family, folder, TEXTS, VOCABULARY, **SHAPES[family]).path
 
 
 def write_families(home: Path) -> Path:

@@ -42,6 +42,7 @@ OTHERS = {"others": {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "
 """The learner draws the sources itself, some without their condition."""
 DRAWING = {"caption_rows": 1, "pixel_rows": 1}
 EMU3 = {"family": "emu3"}
+CHAMELEON = {"family": "chameleon"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
     "alternating_lora_accumulation": (GAP, {"model": LORA, "batch": TWICE}),
@@ -54,6 +55,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "embedding": (EMBEDDING, {"batch": TWICE}),
     "embedding_simultaneous": (EMBEDDING | SIMULTANEOUS, {}),
     "emu3": ({}, {"model": EMU3 | CHECKPOINTING}),
+    "chameleon": ({}, {"model": CHAMELEON}),
     "emu3_redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "model": EMU3 | CHECKPOINTING, "batch": TWICE}),
     "emu3_embedding_zero2": (EMBEDDING, {"model": EMU3, "engine": ZERO2}),
     "emu3_5": ({}, {"model": {"family": "emu3_5"}}),

@@ -71,7 +71,7 @@ class PlainGame(PlainReference):
         return eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)
 
     def decoded(self, tokens: Tensor, delta: Tensor, inputs: Attack) -> Tensor:
-        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written again; those of Emu3 are tested alone.
+        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written again; token codes are tested alone.
 
         The learner does not learn to draw from what the adversary draws.
         """

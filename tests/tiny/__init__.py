@@ -58,7 +58,8 @@ def write_tiny(
     room = import_module(f"megaunigame.models.{family}.folder")
     given: dict[str, Any] = {}
     if "codes" in inspect.signature(room.train_tokenizer).parameters:  # codes are tokens
-        given["codes"] = shape_of(family, changes)["vq_config"]["codebook_size"]
+        sizes = shape_of(family, changes)["vq_config"]
+        given["codes"] = sizes["codebook_size" if "codebook_size" in sizes else "num_embeddings"]
     tokenizer = room.train_tokenizer(texts, vocabulary, **given)
     config = tiny_config(family, tokenizer, **changes)
     random = room.random_state(config, seed)

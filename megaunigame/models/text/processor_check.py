@@ -26,6 +26,8 @@ def differences(folder: Path, rows: RowProcessor) -> list[str]:
     Pictures are squares of the model's side; placeholders of pictures count as equal.
     """
     processor = AutoProcessor.from_pretrained(str(folder))
+    # transformers' processor of some families does not take the template; its tokenizer has read it too.
+    template = processor.chat_template or processor.tokenizer.chat_template
     found = []
     for kind, (count, pattern) in KINDS.items():
         question = pattern.format(question=QUESTION, end=rows.tokenizer.eos_token)
@@ -35,7 +37,7 @@ def differences(folder: Path, rows: RowProcessor) -> list[str]:
         shown = [{"type": "image", "image": Image.fromarray(picture.permute(1, 2, 0).numpy())} for picture in pictures]
         chat = [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
         theirs = processor.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            chat, template, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )["input_ids"][0]
         if len(theirs) != len(ours):
             found.append(f"{kind}: {len(theirs)} tokens instead of {len(ours)}")

@@ -43,6 +43,8 @@ class Turns:
     before_answer: str
     end: str
     """Ends an answer."""
+    last_closing: str | None = None
+    """After a question whose answer is still to come; None: `closing`. Another where transformers' processor adds to it."""
 
 
 def chat_template(turns: Turns, controls: Iterable[str]) -> str:
@@ -52,8 +54,9 @@ def chat_template(turns: Turns, controls: Iterable[str]) -> str:
     does. What it cannot read in that way it refuses with a message.
     """
     single, numbered = _numbered(controls)
+    last_closing = turns.closing if turns.last_closing is None else turns.last_closing
     settings = {
-        "format": {"break": BREAK, **vars(turns)},
+        "format": {"break": BREAK, **vars(turns), "last_closing": last_closing},
         "controls": {"single": single, "numbered": [vars(row) for row in numbered]},
     }
     # A JSON text is a Jinja literal, except that Jinja does not join surrogate pairs.

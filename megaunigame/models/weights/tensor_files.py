@@ -25,11 +25,12 @@ class TensorFiles:
     """The tensors of one checkpoint, over any number of safetensors or PyTorch (`.bin`, `.pth`) files.
 
     safetensors are read slice by slice. PyTorch files are memory-mapped, and opened with `weights_only=True`, so that no code
-    of a checkpoint runs.
+    of a checkpoint runs; a checkpoint of a whole training has its tensors under `state_dict`.
     """
 
     def __init__(self, files: Sequence[Path]):
         self.files = [Path(f) for f in files]
+        self._hidden: tuple[str, ...] = ()
         self._opened: dict[Path, Any] = {}
 
     @classmethod
@@ -52,10 +53,17 @@ class TensorFiles:
             return cls(shards)
         raise ModelError(f"No weights in {folder}. A model folder holds one of: {', '.join(LAYOUTS)}.")
 
+    def without(self, prefix: str) -> TensorFiles:
+        """The same files, as if they had no keys that begin with `prefix`."""
+        others = TensorFiles(self.files)
+        others._hidden = (*self._hidden, prefix)
+        return others
+
     @cached_property
     def index(self) -> dict[str, Path]:
         """Key of every tensor -> the file it is in."""
-        return {key: file for file in self.files for key in self._open(file).keys()}  # noqa: SIM118  (safe_open)
+        keys = ((key, file) for file in self.files for key in self._open(file).keys())  # noqa: SIM118  (safe_open)
+        return {key: file for key, file in keys if not key.startswith(self._hidden)}
 
     def _open(self, file: Path) -> Any:
         if file not in self._opened:
@@ -63,7 +71,8 @@ class TensorFiles:
                 if file.suffix == ".safetensors":
                     self._opened[file] = safe_open(file, framework="pt")
                 else:
-                    self._opened[file] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                    self._opened[file] = content.get("state_dict", content)
             except Exception as error:
                 # Readers raise different exceptions for a truncated file; the user needs the name of the file.
                 raise ModelError(f"{file} cannot be read as a checkpoint: {error}. Copy it again.") from error
