@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
+import copy
 import json
 import shutil
 
@@ -16,7 +16,7 @@ from megaunigame.checkpoint.export import write_shards
 from megaunigame.errors import ModelError
 from megaunigame.models.emu3.configuration import read_config as read_emu3
 from megaunigame.models.emu3_5 import Emu3p5
-from megaunigame.models.emu3_5.configuration import IMAGE_AREA, read_config, read_sides
+from megaunigame.models.emu3_5.configuration import IMAGE_AREA, Emu3p5Config, VisionConfig, read_config, read_sides
 from tests.models.shared import copied, outputs, with_replaced
 
 FAMILY = "emu3_5"
@@ -72,8 +72,21 @@ def test_a_folder_has_the_official_keys(tiny):
     assert {key.partition(".")[0] for key in vision} == {"encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"}
     assert {"encoder.down.2.attn.0.proj_out.weight", "decoder.up.2.attn.1.q.weight", "encoder.mid.attn_1.k.bias"} <= set(vision)
     raw = json.loads((tiny.path / "config.json").read_text())
-    assert raw["model_type"] == "Emu3" and raw["head_dim"] == 20 and raw["rope_theta"] == 1e6
+    assert raw["model_type"] == "Emu3" and raw["head_dim"] == 20 and raw["rope_theta"] == 4e4
     assert json.loads((tiny.path / "vision_tokenizer" / "config.json").read_text())["ch_mult"] == [1, 2, 1]
+
+
+def test_a_written_configuration_is_read_as_it_was(tiny, tmp_path):
+    text = {"initializer_range": 0.03, "attention_dropout": 0.25, "max_position_embeddings": 77, "hidden_act": "gelu"}
+    vision = VisionConfig(96, 7, 5, 64, (1, 3, 2, 1), 3, (2, 8), 32, 4, 6)
+    config = Emu3p5Config(copy.deepcopy(tiny.config.text_config), vision, image_area=1234)
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    config.write(tmp_path)
+    again = read_config(tmp_path)
+    assert again.vq_config == vision and again.image_area == 1234 and again.cell == 8
+    ours, theirs = again.text_config.to_dict(), config.text_config.to_dict()
+    assert {name: ours[name] for name in text} == text and ours == theirs
 
 
 def test_an_export_has_the_same_bytes(tiny, tmp_path):
@@ -178,7 +191,7 @@ def test_codes_that_the_model_does_not_have_are_refused(tiny, tmp_path):
     with pytest.raises(ModelError, match="must be consecutive"):
         tiny._replace(path=swapped).processor()
     narrow = with_replaced(tiny.path, tmp_path / "narrow", b"", b"")
-    text = dataclasses.replace(tiny.config).text_config.to_dict() | {"vocab_size": 30}
+    text = tiny.config.text_config.to_dict() | {"vocab_size": 30}
     (narrow / "config.json").write_text(json.dumps(text))
     with pytest.raises(ModelError, match=r"The last code is token \d+ of the tokenizer in .* vocab_size in config.json is 30"):
         tiny._replace(path=narrow).processor()
@@ -209,6 +222,8 @@ def test_the_tokenizer_is_made_of_the_released_files(tiny, tmp_path):
     assert ids == [first + n for n in (0, 1, 2, 3, 207, 208, 211)]
     assert len(tokenizer) == first + 3 + 205 + 51 and rows.format.grid.first == first + 211
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|extra_203|>", "<|extra_204|>")
+    assert tokenizer.pad_token == "<|endoftext|>" and rows.pad_id == first
     assert encode("cube cube12") == [258, 259, ord("1"), ord("2")] and encode("e\u0301") == [261]
     assert encode("a<|extra_204|>") == [ord("a"), first + 207] and tokenizer.decode(encode("a cube !")) == "a cube !"
     assert rows.text(encode("a cube<|extra_101|><|extra_204|>")) == "a cube"

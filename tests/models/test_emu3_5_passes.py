@@ -113,9 +113,17 @@ def test_guidance_reads_what_a_dropped_condition_trains(model, picture):
     )
 
 
-def test_a_source_in_the_unconditional_request_changes_what_is_drawn(model, picture):
-    prompts = [model.processor.generate_prompts(["a"], [picture(seed)]) for seed in (1, 2)]
-    assert not torch.equal(*(model.sample_codes(inputs, guidance=0.0, pick=greedy) for inputs in prompts))
+def test_what_guidance_subtracts_depends_on_the_source_and_on_no_text(model, picture):
+    """With guidance 0 the unconditional rows alone are scored."""
+
+    def scores(text, seed):
+        drawn = []
+        inputs = model.processor.generate_prompts([text], [picture(seed)])
+        model.sample_codes(inputs, guidance=0.0, pick=lambda logits: drawn.append(logits) or greedy(logits))
+        return torch.stack(drawn)
+
+    torch.testing.assert_close(scores("a", 1), scores("two cubes", 1), rtol=1e-4, atol=1e-4)
+    assert (scores("a", 1)[0] - scores("a", 2)[0]).abs().max() > 1e-3
 
 
 def test_shares_of_attention_are_those_of_the_maps(tiny, model, picture):

@@ -25,7 +25,12 @@ IMAGE_AREA = 720 * 720
 """Default pixels of a picture: those of Emu3.5. Emu3.5-Image draws 1024 x 1024."""
 
 OFFICIAL_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
 )
 OFFICIAL_DEFAULTS: dict[str, Any] = {
     "head_dim": 128,

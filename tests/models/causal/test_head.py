@@ -147,7 +147,7 @@ def test_4096_positions_and_131072_codes_take_less_than_a_gigabyte(trained):
 
 @pytest.mark.parametrize(("width", "dtype", "trained"), [(64, torch.float32, True), (5120, torch.bfloat16, False)])
 def test_the_loss_over_a_vocabulary_of_codes_takes_a_tenth_of_the_memory(width, dtype, trained):
-    """4,096 positions, the 282,926 tokens of Emu3.5. At its width with a frozen head, whose gradient is no loss memory."""
+    """4,096 positions, the 282,926 tokens of Emu3.5. A head as wide as its own is frozen: its gradient is not the loss's."""
     peaks = []
     for sliced in (False, True):
         with torch.device("meta"):
