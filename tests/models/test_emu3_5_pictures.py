@@ -13,7 +13,7 @@ from megaunigame.step.rows import UnderstandRow
 from tests.models.shared import understand
 
 FAMILY = "emu3_5"
-ATTENDING = VisionConfig(32, 4, 8, 32, (1, 2, 1), 2, (8, 4), 16)
+ATTENDING = VisionConfig(32, 4, 8, 32, (1, 2, 1), 2, (8, 4), 16, 3, 5)
 
 
 def test_a_code_has_the_largest_dot_product(model, picture, monkeypatch):
@@ -69,6 +69,7 @@ def test_attention_follows_levels_whatever_the_size_of_a_picture():
     assert [len(level.attn) for level in tokenizer.decoder.up] == [0, 3, 3]
     assert [len(level.block) for level in tokenizer.decoder.up] == [3, 3, 3] and tokenizer.cell == 4
     assert tokenizer.latents(torch.zeros(1, 3, 32, 24)).shape == (1, 4, 8, 6)
+    assert tokenizer.decode_codes(torch.zeros(1, 8, 6, dtype=torch.long)).shape == (1, 5, 32, 24)
 
 
 def test_decoding_is_of_rows_of_the_codebook(model):
