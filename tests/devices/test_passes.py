@@ -13,12 +13,15 @@ from megaunigame.models.causal.model import CausalModel
 from megaunigame.objectives.aia.objective import AIA
 from megaunigame.objectives.aia.settings import Settings
 from megaunigame.objectives.player import Context
+from megaunigame.step.codes import PictureCodes
 from megaunigame.step.inputs import put_rows, take_rows
 from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.devices.fake_device import DEVICE, load, no_waiting, on_host, transfer
-from tests.devices.rows import PLAN, collated
+from tests.devices.rows import PLAN, collated, picture
+from tests.models.shared import generate, understand
 from tests.worlds import OneRank
 
 PRECISIONS = [torch.float32, torch.bfloat16]
@@ -41,6 +44,29 @@ def test_forward_and_backward_of_the_learner(monkeypatch, home, family, dtype, i
         put = put_rows(inputs[UNDERSTAND], slice(2, 3), take_rows(inputs[UNDERSTAND], slice(0, 1)))
         losses.append(model(put).loss_sum)
         assert [loss.shape for loss in losses] == [(4,), (3,), (4,)] and {loss.device for loss in losses} == {DEVICE}
+        torch.cat(losses).sum().backward()
+        gradients_arrive(model, DEVICE)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_rows_with_and_without_stored_codes(monkeypatch, home, family, dtype):
+    model = load(family, home)
+    if not model.has_codes:
+        pytest.skip("its pictures are no codes")
+    model.use_stored_codes(partial=False)
+    side = model.processor.image_size
+    grids = {(g, side): torch.ones(1, 2, 2, dtype=torch.long) for g in ("fit", "crop")}
+    codes = PictureCodes(model.tokenizer_identity(), 32, grids)
+    own = {"target_codes": codes, "source_codes": codes}
+    drawn = GenerateRow("a ball", picture(0), picture(0), **own), GenerateRow("no", picture(1), picture(1)), None
+    asked = UnderstandRow([picture(2)], [("what ?", "a ball")], codes=codes), UnderstandRow([picture(3)], [("why ?", "so")])
+    rows = {GENERATE: generate(model, *drawn), UNDERSTAND: understand(model, *asked)}
+    with no_waiting(monkeypatch):
+        transfer(model, DEVICE, dtype)
+        inputs = {name: given.to(DEVICE) for name, given in rows.items()}
+        assert inputs[GENERATE].target_codes.device == DEVICE and inputs[GENERATE].target_coded == [True, False, True]
+        put = put_rows(inputs[UNDERSTAND], slice(1, 2), take_rows(inputs[UNDERSTAND], slice(0, 1)))
+        losses = [model(given).loss_sum for given in (*inputs.values(), put)]
         torch.cat(losses).sum().backward()
         gradients_arrive(model, DEVICE)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from megaunigame.attention import taps as attention_taps
@@ -29,7 +31,7 @@ from tests.worlds import on_ranks
 KINDS = list(DEPTH)
 SAMPLES = 5
 SCRIPT = REPOSITORY / "launch" / "measure_attention.py"
-ENDS = {"qwen2_5_vl": ("", "<|im_end|>"), "llava": (" ", ""), "gemma3": ("", "<end_of_turn>")}
+ENDS = {"qwen2_5_vl": ("", "<|im_end|>"), "internvl": ("", "<|im_end|>"), "llava": (" ", ""), "gemma3": ("", "<end_of_turn>")}
 """What belongs to an answer before and after its text, in the tokens of each model."""
 PAIRS = [("how light is 3 ?", "bright"), ("what color is it ?", "red")]
 
@@ -113,8 +115,9 @@ def test_curve_of_shards(folder, shards, caplog):
     """Of six samples three count; the mean and the spread are over those, on any number of ranks."""
     index = ShardIndex.open(shards)
     settings = Measuring(limit=0, passes=["understand"])
+    teachers = [loaded(folder) for _ in range(2)]  # not in the threads that play ranks: transformers cannot load in two at once
     measured = [
-        on_ranks(size, lambda ranks: measure_understanding(loaded(folder), ranks, index, settings, 512))[0]["understand"]
+        on_ranks(size, lambda ranks: measure_understanding(teachers[ranks.rank], ranks, index, settings, 512))[0]["understand"]
         for size in (1, 2)
     ]
     found = []
@@ -206,6 +209,15 @@ def test_a_language_model_is_refused(llava, tmp_path):
     AutoModelForImageTextToText.from_pretrained(llava).config.text_config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="LlamaConfig is not an image-text-to-text model"):
         loaded(tmp_path)
+
+
+def test_a_folder_that_lacks_weights_is_refused(llava, tmp_path):
+    shutil.copytree(llava, tmp_path / "part")
+    weights = load_file(llava / "model.safetensors")
+    lost = next(name for name in weights if "layers.1." in name and "q_proj" in name and "vision" not in name)
+    save_file({k: v for k, v in weights.items() if k != lost}, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights, for example model\.language_model\.layers\.1\.self_attn\.q_proj"):
+        loaded(tmp_path / "part")
 
 
 def test_a_template_whose_answers_cannot_be_found(llava):

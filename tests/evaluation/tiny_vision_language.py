@@ -1,4 +1,4 @@
-"""Tiny random vision-language models of transformers, as folders: a Qwen2.5-VL, a LLaVA and a Gemma 3."""
+"""Tiny random vision-language models of transformers, as folders: a Qwen2.5-VL, an InternVL, a LLaVA and a Gemma 3."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -27,7 +32,7 @@ from transformers import (
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from tests.evaluation.fakes import TEXTS
 
-DEPTH = {"qwen2_5_vl": 4, "llava": 3, "gemma3": 3}
+DEPTH = {"qwen2_5_vl": 4, "internvl": 2, "llava": 3, "gemma3": 3}
 SPREAD = 12
 """Random weights of queries and keys times this, so that attention is far from uniform."""
 
@@ -50,7 +55,7 @@ GEMMA = """{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'user' if m.r
 def write_vision_language(kind: str, folder: Path) -> Path:
     """A folder with random weights, the same on every call."""
     torch.manual_seed(0)
-    model, processor = {"qwen2_5_vl": _qwen, "llava": _llava, "gemma3": _gemma}[kind]()
+    model, processor = {"qwen2_5_vl": _qwen, "internvl": _internvl, "llava": _llava, "gemma3": _gemma}[kind]()
     for name, parameter in model.named_parameters():
         parameter.data *= SPREAD if "q_proj.w" in name or "k_proj.w" in name else 3 if parameter.dim() > 1 else 1
     model.save_pretrained(folder)
@@ -86,6 +91,32 @@ def _qwen() -> tuple[Any, Any]:
     images = Qwen2VLImageProcessor(patch_size=4, merge_size=2, size=size)
     videos = Qwen2VLVideoProcessor(patch_size=4, merge_size=2, size=size)
     return Qwen2_5_VLForConditionalGeneration(config), Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=CHATML)
+
+
+def _internvl() -> tuple[Any, Any]:
+    """Pictures are cut into tiles."""
+    named = {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }  # fmt: skip
+    tokenizer = _tokenizer(["<|im_start|>", *named.values()], eos="<|im_end|>", **named)
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": [16, 16], "patch_size": [4, 4],
+    }  # fmt: skip
+    text = {
+        "model_type": "qwen2", "vocab_size": 330, "hidden_size": 48, "intermediate_size": 64,
+        "num_hidden_layers": DEPTH["internvl"], "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    context = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    config = InternVLConfig(
+        vision_config=vision, text_config=text, image_token_id=context, image_seq_length=4, tie_word_embeddings=False
+    )
+    images = GotOcr2ImageProcessor(size={"height": 16, "width": 16}, min_patches=1, max_patches=3)
+    videos = InternVLVideoProcessor(size={"height": 16, "width": 16})
+    template = CHATML.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>")
+    processor = InternVLProcessor(images, tokenizer, videos, image_seq_length=4, chat_template=template)
+    return InternVLForConditionalGeneration(config), processor
 
 
 def _llava() -> tuple[Any, Any]:

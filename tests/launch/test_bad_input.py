@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from megaunigame.data.codes import write_codes
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
+from megaunigame.step.codes import PictureCodes
 from tests.data.shard_files import talk, write_shards
 from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
@@ -54,6 +56,11 @@ CASES = {
     "empty folder": ("data.train.shards={home}/empty", DataError, ["empty"]),
     "missing shard": ("data.train.shards={home}/missing", DataError, ["data-000001.tar"]),
     "not images": ("data.train.shards={home}/not_images", DataError, ["cannot be used", "png"]),
+    "codes of another tokenizer": (
+        "data.train.shards={home}/foreign_codes",
+        ConfigError,
+        ["codes of the tokenizer cccccccccccc...", "that of this model is", "annotate SHARDS", "model.stored_codes=off"],
+    ),
     "no conversations": ("data.train.shards={home}/no_talk", DataError, ["conversations"]),
     "tars of another tool": (
         "data.train.shards={home}/raw",
@@ -160,6 +167,8 @@ def wrong_things(home: Path) -> Path:
     write_shards(home / "missing", [8, 8], fields=sample)
     (home / "missing" / "data-000001.tar").unlink()
     write_shards(home / "not_images", [8, 8], fields=lambda number: {**sample(number), "png": b"this is not a picture"})
+    codes = PictureCodes("c" * 64, 32, {("crop", 16): torch.zeros(1, 2, 2, dtype=torch.long)})
+    write_shards(home / "foreign_codes", [8, 8], fields=lambda number: {**sample(number), "codes.bin": write_codes(codes)})
     write_shards(home / "no_talk", [8, 8], fields=lambda number: {**sample(number), "json": b'{"caption": "x"}'})
     write_shards(home / "raw", [16], fields=lambda number: {"png": b"", "txt": b""}, manifest=False)
     write_shards(home / "unfinished", [8, 8], fields=sample, manifest=False)

@@ -11,6 +11,7 @@ from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.causal.token_codes import TokenCodeModel
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.weights.identity import identity
+from megaunigame.objectives.unigame.paths import about
 from megaunigame.step.codes import PictureCodes
 from megaunigame.step.inputs import with_images
 from megaunigame.step.rows import GenerateRow, UnderstandRow
@@ -136,6 +137,13 @@ def test_codes_of_pictures_that_were_replaced_are_not_used(model, picture):
     with torch.no_grad():
         torch.testing.assert_close(model(with_images(inputs, others.images)).loss_sum, model(others).loss_sum)
         assert (model(inputs).loss_sum - model(others).loss_sum).abs() > 1e-3
+
+
+@SOURCES_TOO
+def test_a_question_about_a_redrawn_picture_has_no_codes(model, picture):
+    inputs = understand(model, UnderstandRow([picture(0)], TURNS, codes=codes_of(model, picture(0))))
+    redrawn = about(model, inputs, model.processor.target_pixels(picture(1), "fit", 16)[None])
+    assert inputs.source_coded == [True] and redrawn.source_codes is None and redrawn.source_coded == []
 
 
 @OF_CODES

@@ -82,9 +82,12 @@ class VisionLanguageModel:
         options: dict[str, Any] = {"config": config, "dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
         try:
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForImageTextToText.from_pretrained(folder, **options)
+            model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(f"--hf {folder}: transformers cannot load it: {error}") from error
+        missing = sorted(name for name in report["missing_keys"] if name.startswith(f"{model.base_model_prefix}."))
+        if missing:  # transformers draws them at random; those of the head, which does not run, may be tied
+            raise ModelError(f"--hf {folder}: lacks {len(missing)} weights, for example {missing[0]}. Download it again.")
         return cls(model.to(device), processor, str(folder))
 
     @torch.no_grad()
