@@ -21,6 +21,7 @@ from megaunigame.checkpoint.starting import ADAPTER_WEIGHTS, PREFIX, weights_of_
 from megaunigame.checkpoint.trained import LORA, trained_weights
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel, Weights
+from megaunigame.models.weights.settings_files import read_settings
 from megaunigame.models.weights.tensor_files import save_tensors
 
 SHARD_BYTES = 5 * 10**9
@@ -46,7 +47,7 @@ def hub_id(folder: Path) -> str | None:
 
 def in_transformers_layout(family: type[UnifiedModel], folder: Path) -> bool:
     """Whether transformers reads the model folder: its configuration is that of the class there, not of the official code."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == family.name
+    return read_settings(folder / "config.json").get("model_type") == family.name
 
 
 def adapter_base(run: SavedRun) -> Path:

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
+from megaunigame.checkpoint.export import in_transformers_layout
 from megaunigame.errors import ModelError
 from megaunigame.models.chameleon import Chameleon
 from megaunigame.models.chameleon.configuration import read_config, read_sides
@@ -163,6 +164,7 @@ def test_a_release_is_exported_as_a_hugging_face_folder(sixteen, tmp_path, pictu
     folder = release(tmp_path / "release", hf, 1, hf.state)
     out = tmp_path / "out"
     Chameleon.write_settings(str(folder), out)
+    assert in_transformers_layout(Chameleon, out) and not in_transformers_layout(Chameleon, folder)  # which has no config.json
     both = [Chameleon.weights(str(folder)), Chameleon.frozen_weights(str(folder))]
     save_file({n: w.read(n).contiguous() for w in both for n in w.names()}, out / "model.safetensors")
     assert torch.equal(outputs(hf._replace(path=out).load(), picture), outputs(hf.load(), picture))
@@ -207,6 +209,19 @@ def test_a_release_that_is_not_whole_is_refused(sixteen, tmp_path):
     (tmp_path / "release" / "tokenizer" / "vqgan.yaml").unlink()
     with pytest.raises(ModelError, match="vqgan.yaml is missing. The release has a folder tokenizer next to models"):
         read_config(folder)
+
+
+def test_a_text_tokenizer_that_cannot_be_read_is_named(sixteen, tmp_path):
+    folder = release(tmp_path / "release", sixteen(1), 1)
+    (tmp_path / "release" / "tokenizer" / "text_tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"text_tokenizer.json is not a tokenizer: .*Copy it again"):
+        Chameleon.open_processor(str(folder), max_length=100)
+
+
+def test_what_no_output_needs_is_left_out(tiny, tmp_path):
+    unused = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "loss.logvar": torch.zeros(1)}
+    save_state(copied(tiny.path, tmp_path), {**tiny.state, "rope.freqs": torch.ones(8), **unused})
+    assert Chameleon.weights(str(tmp_path)).names() == Chameleon.weights(str(tiny.path)).names()
 
 
 def test_unknown_keys_of_a_release_are_named(sixteen, tmp_path):

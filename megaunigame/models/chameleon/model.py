@@ -2,7 +2,7 @@
 writes both.
 
 Sources: arXiv 2405.09818, and the repositories facebookresearch/chameleon and GAIR-NLP/anole for the sequences. transformers'
-model is never called: it sets the logits of all codes to the least number, so a loss on codes would be infinite.
+model is never called: it sets the logits of all codes to the least number, so no loss on codes can be had from it.
 """
 
 from __future__ import annotations
