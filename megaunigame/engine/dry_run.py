@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megaunigame.engine.parameters import element_count, group_label
 from megaunigame.engine.zero3 import Learner
@@ -25,17 +25,28 @@ def dry_run(
 
     `largest` is on the device. `losses` and `leaves`: what players add to the backward, and inputs it must reach.
 
-    Takes the module, not the engine, whose accumulation state must not change. As in a real micro-step, the graphs of
-    all passes are alive at once. Autograd computes the gradient of one parameter per group, which walks the whole graph;
-    the other weight gradients and the update are covered by `uncovered_bytes`.
+    Takes the module, not the engine, whose accumulation state must not change. Autograd computes the gradient of one
+    parameter per group, which walks the whole graph; the other weight gradients and the update are covered by
+    `uncovered_bytes`.
     """
-    outputs = [model(inputs) for inputs in largest.values()]  # each is alive during the next pass, as in a step
-    terms = [*losses, *map(loss_of, outputs)]
-    first: dict[str, nn.Parameter] = {}  # the first trained parameter of each group, where its backward ends
+    ends: dict[str, Tensor] = {}  # the first trained parameter of each group, where its backward ends
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            first.setdefault(group_label(model, name), parameter)
-    torch.autograd.grad(torch.stack(terms).sum(), [*first.values(), *leaves], allow_unused=True)
+            ends.setdefault(group_label(model, name), parameter)
+    for loss, reached in losses_of_passes(model, largest, losses, leaves):
+        if loss.requires_grad:
+            torch.autograd.grad(loss, [*ends.values(), *reached], allow_unused=True)
+
+
+def losses_of_passes(
+    model: UnifiedModel, largest: dict[str, PassInputs], losses: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+    """For each pass the root of its backward, and the leaves it must reach; `losses` and `leaves` belong to the last, as in a
+    micro-step. The backward of a pass comes before the forward of the next."""
+    *_, last = largest
+    for name, inputs in largest.items():
+        loss = loss_of(model(inputs))
+        yield (torch.stack([*losses, loss]).sum(), leaves) if name == last else (loss, ())
 
 
 def loss_of(output: PassOutput) -> Tensor:

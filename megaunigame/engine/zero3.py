@@ -3,11 +3,12 @@
 Rules of this file, each measured to matter:
 
 - one engine; its module is entered through `forward(inputs)` only;
-- a micro-step is one forward per pass and ONE backward through all of them. With a backward per pass, the gradient of a
-  parameter that takes no part in the first one (lm_head, when generation comes first) is added to that of the previous step,
-  and under optimizer offload the gradient of one that takes no part in the last is lost; both silently, from the second step
-  on. The cost: the engine releases a module's weights after the first of its backwards only, so the language model is whole
-  after the backward of the generate pass; not with gradient checkpointing, whose recomputation restarts the count;
+- every pass has its own backward, right after its forward. With one backward through two passes, the whole gradient of each
+  weight of both (64 GB for 32 billion) waits on every rank for the second one, and so do all activations of the first. The
+  engine counts backwards, not steps, so it needs two things that it does not do by itself. Under ZeRO-3 it *adds* to what
+  the sum holds when a parameter takes no part in the first backward of a step (lm_head, when generation comes first): `update`
+  clears the sums. And what a step ends with (with an optimizer on the host, copying the sums there) it does in the last
+  backward, for the parameters of that one alone: no backward is announced as the last, and `update` ends the step;
 - a trained parameter takes part in some pass of the plan: otherwise the engine updates it with a zero gradient, that is,
   with weight decay alone;
 - anything that must not touch the engine's gradient state (evaluation, the dry run) goes through `module`, not `engine`:
@@ -69,15 +70,27 @@ class Learner:
     def forward(self, inputs: PassInputs) -> PassOutput:
         return self.engine(inputs)
 
-    def backward_and_step(self, loss: Tensor) -> None:
-        """End of a micro-step: accumulate the gradient of `loss`; after the last one of an optimizer step, update.
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to that of the step, and free the graph. A loss without any trained weight has none; that
+        is so on all ranks or on none.
 
-        `loss` is this rank's share of the global loss, over all passes. The engine averages over ranks, hence the factor.
+        `loss` is this rank's share of the global loss, of one pass. The engine averages over ranks, hence the factor.
         """
+        if not loss.requires_grad:
+            return
         with self.phases(BACKWARD):
+            self.engine.set_gradient_accumulation_boundary(False)
             self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+
+    def update(self) -> None:
+        """Update the weights with the gradients of all backwards since the last update."""
+        optimizer = self.engine.optimizer
         with self.phases(OPTIMIZER):
+            optimizer.finalize_gradient_accumulation_boundary()
+            self.engine.set_gradient_accumulation_boundary(True)
             self.engine.step()
+            if self.zero_stage == 3:
+                optimizer.grad_partitions_flat_buffer.zero_()
 
     def measure(self, phases: PhaseTimer) -> None:
         """Mark the phases of the engine in `phases` from now on."""
@@ -90,7 +103,7 @@ class Learner:
 
         No weight requires a gradient, so the engine's accumulation does not change, and dropout is off. The flags are restored
         before the learner's next forward, where the engine reads them. Gradient checkpointing stays on. May come between two
-        of the learner's forwards, before their common backward.
+        of the learner's passes, or between a forward and its backward.
         """
         trained = [p for group in self.trained_groups for p in group]
         # Attention dropout is a float, not a module.

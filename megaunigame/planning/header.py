@@ -62,7 +62,8 @@ class Header:
         self.path = path
         self.text = path.read_text()
         found = BLOCK.search(self.text)
-        self.block, self.inputs = (found[0], found[1]) if found else ("", None)
+        self.block: str = found[0] if found else ""
+        self.inputs: str | None = found[1] if found else None
         lines = [line for line in self.block.splitlines() if line.startswith(LINE)] or [DEFAULT]
         self.configurations = [self._configuration(line) for line in lines]
 

@@ -45,7 +45,10 @@ class Operations:
 
 
 def run_backward(model: UnifiedModel, loss: Tensor) -> None:
-    """Backward from `loss`; every gradient is dropped once complete, as ZeRO does after its reduction."""
+    """Backward from `loss`, if anything in it is trained; every gradient is dropped once complete, as ZeRO does after its
+    reduction."""
+    if not loss.requires_grad:
+        return
     hooks = [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
     loss.backward()
     for hook in hooks:

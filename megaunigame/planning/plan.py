@@ -15,7 +15,7 @@ from megaunigame.planning.rehearsal import MicroStepCost, Rehearsal, Shape
 from megaunigame.planning.states import hpz_group, states
 from megaunigame.planning.workload import Workload, workload
 
-LIVE, LATE = "activations, gathered weights, whole gradients", "reduction and update"
+LIVE, LATE = "activations, gathered weights", "reduction and update"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def make_plan(
             gathered=step.gathered * work.accumulation,
             aside_gathered=step.aside_gathered * work.accumulation // shape.rehearsed_every,
             updated=weight * trained if work.stage == 2 and work.ranks > 1 else 0,
-            reduced=REDUCED[recipe.engine.reduce_dtype] * trained * work.accumulation if work.ranks > 1 else 0,
+            reduced=REDUCED[recipe.engine.reduce_dtype] * shape.reduced * work.accumulation if work.ranks > 1 else 0,
             notes=_notes(work),
         )
 

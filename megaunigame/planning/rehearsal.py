@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaunigame.engine.dry_run import dry_run, loss_of
+from megaunigame.engine.dry_run import dry_run, losses_of_passes
 from megaunigame.engine.gathered_bytes import GatheredBytes
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.engine.memory_plan import GroupSize, group_sizes
@@ -68,6 +68,8 @@ class Shape:
     groups: list[GroupSize]
     parameters: list[tuple[int, bool]]
     """Elements of each parameter, and whether it is trained."""
+    reduced: int
+    """Elements of gradients that a micro-step reduces: trained ones, once for each pass in which they take part."""
     frozen_bytes: int
     """The frozen tokenizer, in float32."""
     replicated: dict[str, int]
@@ -121,12 +123,19 @@ class Rehearsal:
         return Shape(
             group_sizes(self.model),
             [(element_count(p), p.requires_grad) for p in self.model.parameters()],
+            sum(self._reduced(name) for name in self.work.plan.passes),
             self.frozen_bytes,
             {name: size for player in players for name, size in player.replicated_bytes().items()},
             {name: size for player in players for name, size in player.host_bytes().items()},
             max((player.rehearsed_every for player in players), default=1),
             tuple(player.unplanned for player in players if player.unplanned),
         )
+
+    def _reduced(self, pass_name: str) -> int:
+        """Trained elements that take part in a pass."""
+        groups = self.model.groups_of_pass(pass_name, self.work.plan.takes_images(pass_name))
+        trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        return sum(element_count(p) for name, p in trained if self.model.group_of(name) in groups)
 
     def rehearse(self, *, like_a_run: bool) -> MicroStepCost:
         """A micro-step, with what players do aside, after the coordinator has traced the order of modules.
@@ -150,8 +159,8 @@ class Rehearsal:
     def _unmeasured(self) -> None:
         """A micro-step for the coordinator alone."""
         micro, _ = self._rehearsed()
-        losses = [loss_of(self.model(inputs)) for inputs in micro.inputs.values()]
-        run_backward(self.model, torch.stack([*micro.losses.values(), *losses]).sum())
+        for loss, _ in losses_of_passes(self.model, micro.inputs, list(micro.losses.values()), ()):
+            run_backward(self.model, loss)
         self._after_update()
 
     def _micro_step(self) -> MicroStepCost:
@@ -164,18 +173,21 @@ class Rehearsal:
             aside_peak = live.peak if self.aside_operations.total else 0
             live.reset_peak()
             self.gathered.pop()
-            losses = list(micro.losses.values())
-            for name, inputs in micro.inputs.items():
+            backward = Operations()
+            losses = losses_of_passes(self.model, micro.inputs, list(micro.losses.values()), ())
+            for name in micro.inputs:
                 before = live.current - self._available()
                 with CountFlops() as counter:
-                    losses.append(loss_of(self.model(inputs)))
+                    loss, _ = next(losses)
                 kept[name], forward[name] = live.current - self._available() - before, Operations.of(counter)
-            with CountFlops() as counter:
-                run_backward(self.model, torch.stack(losses).sum())
+                with CountFlops() as counter:
+                    run_backward(self.model, loss)
+                backward += Operations.of(counter)
+                del loss
         gathered, at_once = self.gathered.pop(), self.ranks.most_available if self.ranks else 0
         self._after_update()
         aside = (aside_peak, self.aside_gathered, self.aside_operations)
-        return MicroStepCost(kept, live.peak, at_once, gathered, forward, Operations.of(counter), *aside)
+        return MicroStepCost(kept, live.peak, at_once, gathered, forward, backward, *aside)
 
     def _rehearsed(self) -> tuple[MicroStep, list[Tensor]]:
         """The largest micro-step with the rows and losses that players added in their rehearsal, and their leaves."""

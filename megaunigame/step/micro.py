@@ -12,7 +12,7 @@ from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan
 
 @dataclass
 class MicroStep:
-    """One forward per pass and one backward, on one rank."""
+    """One forward and one backward of each pass, on one rank."""
 
     number: int
     """0 is the first of its optimizer step."""

@@ -127,39 +127,46 @@ class Stepper:
         return StepData(step, [b.bad for b in batches], time.perf_counter() - started)
 
     def _run(self, data: StepData, weights: Tensor, counts: Tensor) -> tuple[Tensor, list[float]]:
-        """All passes and backwards, and the update; returns what `_agree` does, before the last backward, which updates."""
+        """All passes and backwards, and the update; returns what `_agree` does, before the last backward."""
         step, sums = data.step, torch.zeros_like(counts)
         row_losses: list[tuple[list[str], Tensor]] = []
+        *_, last = self.plan.passes
         for micro in step.micro_steps:
-            term_sums = self._forward(step, micro, sums, row_losses)
-            sums += term_sums.detach()
-            if micro.number == self.accumulation - 1:
-                totals = self._agree(data, sums, row_losses)
-            self.learner.backward_and_step((weights * term_sums / counts.clamp(min=1)).sum())
+            self._begin(step, micro)
+            for name in self.plan.passes:
+                term_sums = self._forward(step, micro, name, row_losses)
+                if name == last:
+                    term_sums = term_sums + self.terms.joined_sums(micro.losses, sums)
+                sums += term_sums.detach()
+                if name == last and micro.number == self.accumulation - 1:
+                    totals = self._agree(data, sums, row_losses)
+                self.learner.backward((weights * term_sums / counts.clamp(min=1)).sum())
+        self.learner.update()
         return totals
 
-    def _forward(self, step: Step, micro: MicroStep, like: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
-        """(T,) what the passes of one micro-step add to each term. Appends the loss of each row to `row_losses`."""
+    def _begin(self, step: Step, micro: MicroStep) -> None:
+        """What comes before the passes of one micro-step."""
         for name, inputs in micro.inputs.items():
             micro.inputs[name] = inputs.to(self.world.device)
         with self.phases(PLAYERS):
             for player in self.players:
                 player.before_micro_step(step, micro)
         seed_micro_step(self.recipe.seed, step.number, micro.number, self.data_ranks.rank)
-        term_sums = torch.zeros_like(like)
-        for name in self.plan.passes:
-            inputs = dataclasses.replace(micro.inputs[name], taps=self.taps[name])
-            if inputs.pass_name != name:
-                raise TypeError(f"The processor of the family made {type(inputs).__name__} for the {name} pass.")
-            with self.phases(name):
-                output = self.learner.forward(inputs)
-                term_sums = term_sums + self.terms.sums(inputs, output)
-            row_losses.append((inputs.keys, output.loss_sum.detach()))
-            # A player may put rows into later passes.
-            with self.phases(PLAYERS):
-                for player in self.players:
-                    player.after_pass(step, micro, output)
-        return term_sums + self.terms.joined_sums(micro.losses, like)
+
+    def _forward(self, step: Step, micro: MicroStep, name: str, row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
+        """(T,) what one pass adds to each term. Appends the loss of each row to `row_losses`."""
+        inputs = dataclasses.replace(micro.inputs[name], taps=self.taps[name])
+        if inputs.pass_name != name:
+            raise TypeError(f"The processor of the family made {type(inputs).__name__} for the {name} pass.")
+        with self.phases(name):
+            output = self.learner.forward(inputs)
+            term_sums = self.terms.sums(inputs, output)
+        row_losses.append((inputs.keys, output.loss_sum.detach()))
+        # A player may put rows into later passes.
+        with self.phases(PLAYERS):
+            for player in self.players:
+                player.after_pass(step, micro, output)
+        return term_sums
 
     def _agree(self, data: StepData, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> tuple[Tensor, list[float]]:
         """One collective before the update: loss terms, bad samples, rows, tokens, and whether to stop.

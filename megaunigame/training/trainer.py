@@ -1,8 +1,8 @@
 """The trainer: objectives ask for rows, the trainer runs the passes.
 
 One optimizer step is: fetch `accumulation` micro-batches, agree on the count of every loss term over all ranks, then for
-each micro-batch one forward per pass of the plan and one backward through all of them. The plan is the same on all ranks
-and does not depend on the data, so ranks stay in lockstep.
+each micro-batch, and for each pass of the plan, one forward and its backward. The plan is the same on all ranks and does not
+depend on the data, so ranks stay in lockstep.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ def test_moments_come_with_the_first_update(stage, world, tmp_path):
     assert late_state_bytes(learner, offloaded) == 0
 
     output = learner.forward(learner.module.processor.largest(PLAN, UNDERSTAND))
-    learner.backward_and_step(output.loss_sum.sum())
+    learner.backward(output.loss_sum.sum())
+    learner.update()
     assert learner.moment_bytes() == 8 * elements and late_state_bytes(learner, ds_config) == gradients
 
 

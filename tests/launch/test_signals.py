@@ -66,7 +66,7 @@ def test_an_error_of_the_program_ends_the_process(tmp_path):
         "from megaunigame.engine.zero3 import Learner\n"
         "from megaunigame.launching import run_to_exit\n"
         "def fails(self, loss): raise RuntimeError('out of memory')\n"
-        "Learner.backward_and_step = fails\n"
+        "Learner.update = fails\n"
         f"run_to_exit(train.main, [{str(recipe)!r}])\n"
     )
     done = run_script("-c", program, timeout=100)

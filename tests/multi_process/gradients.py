@@ -44,6 +44,7 @@ def unimrg(**settings) -> dict:
 
 
 TOLERANCE = 1e-5
+OFFLOADED = {"ds_config": "tests/multi_process/zero3_offload.json"}
 WEIGHTS = {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}
 LARGE_WEIGHTS = {"targets": "relative", "weights": {"generate": 40.0, "understand": 40.0}}
 JANUS_GROUPS = ["vision", "aligner", "lm", "generation_embed", "generation_head"]
@@ -72,6 +73,7 @@ CASES = {
     "independent_turns": {"objectives": INDEPENDENT},
     "understanding_only": {"objectives": {"understanding": {"rows": 3}, "generation": {"caption_rows": 0}}},
     "zero2": {"engine": ZERO2, "batch": TWICE},
+    "offloaded_optimizer": {"engine": OFFLOADED, "batch": TWICE},
     "unimrg_shared_encoder": {
         "objectives": unimrg(source_gradient=0.1, images="paired", rows={"understanding": 2, "pixel": 2}),
         "model": {"groups": JANUS_GROUPS},

@@ -1,11 +1,11 @@
 """The same training in plain torch with the engine's roundings: bf16 weights, fp32 masters. What a bf16 run is compared with.
 
-Each rank and micro-step has its own backward, because that is where gradients are rounded:
+Each rank, micro-step and pass has its own backward, because that is where gradients are rounded:
 
     weight = bf16(master)                                        adapters and frozen weights too
-    g[r]   = gradient of W * loss of rank r                      in bf16
+    g[r]   = gradient of W * loss of a pass on rank r            in bf16
     g      = sum over r of to_reduce(g[r]) / W                   in `engine.reduce_dtype`
-    G      = sum over micro-steps of fp32(g)                     in fp32
+    G      = sum over micro-steps and passes of fp32(g)          in fp32
     master = AdamW(master, clipped G)                            in fp32
 
 Buffers (rotary frequencies) and frozen tokenizers are fp32. Sums over two ranks are gloo's to the last bit; over more, bf16
@@ -63,14 +63,15 @@ class MixedReference(PlainReference):
         for master in self.masters.values():
             master.grad = torch.zeros_like(master)
         for micro in range(self.accumulation):
-            shares: dict[str, list[Tensor]] = {name: [] for name in self.trained}
+            shares: dict[tuple[str, str], list[Tensor]] = {(p, name): [] for p in self.plan.passes for name in self.trained}
             for rank, inputs in ((r, inputs) for r, m, inputs in self.batches() if m == micro):
                 seed_micro_step(self.recipe.seed, self.step_number, micro, rank)
-                own = sum(self._sums(name, inputs[name]) for name in self.plan.passes)
-                sums += own.detach()
-                ((weights * own / counts.clamp(min=1)).sum() * self.world_size).backward()
-                self._move_gradients(shares)
-            for name, parts in shares.items():
+                for pass_name in self.plan.passes:
+                    own = self._sums(pass_name, inputs[pass_name])
+                    sums += own.detach()
+                    ((weights * own / counts.clamp(min=1)).sum() * self.world_size).backward()
+                    self._move_gradients(pass_name, shares)
+            for (_, name), parts in shares.items():
                 self.masters[name].grad += sum(parts).float()
         means = sums / counts
         self.total = float((weights * means)[counts > 0].sum())
@@ -80,11 +81,11 @@ class MixedReference(PlainReference):
                 parameter.copy_(self.masters[name])
         return {n: float(m) for n, m, count in zip(names, means, counts, strict=True) if count}, norm
 
-    def _move_gradients(self, shares: dict[str, list[Tensor]]) -> None:
+    def _move_gradients(self, pass_name: str, shares: dict[tuple[str, str], list[Tensor]]) -> None:
         """From the weights to the shares of the ranks, as they are when they meet those of the others."""
         for name, parameter in self.trained.items():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            shares[name].append(gradient.to(self.reduce_dtype) / self.world_size)
+            shares[pass_name, name].append(gradient.to(self.reduce_dtype) / self.world_size)
             parameter.grad = None
 
     def _counts(self, inputs_of: dict[str, PassInputs]) -> Tensor:
