@@ -26,16 +26,14 @@ from megaunigame.errors import ConfigError
 from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.planning.advice import advice
 from megaunigame.planning.check import check
-from megaunigame.planning.machines import GPUS, cluster
+from megaunigame.planning.machines import add_cluster_options, cluster
 from megaunigame.planning.plan import make_plan
 from megaunigame.planning.text import describe
 
 
 def main(arguments: list[str]) -> None:
     parser = options_of_a_recipe(__doc__)
-    parser.add_argument("--nodes", type=int, default=1, help="default %(default)s")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="default %(default)s")
-    parser.add_argument("--gpu", default="h100-80g", help=f"{', '.join(GPUS)} (default %(default)s)")
+    add_cluster_options(parser)
     parser.add_argument("--json", type=Path, help="also write every number into this file")
     parser.add_argument("--check", action="store_true", help="compare with the engine on the ranks of this launch")
     options = parser.parse_intermixed_args(arguments)

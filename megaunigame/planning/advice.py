@@ -1,4 +1,4 @@
-"""What to change so that a run fits: single changes, or several together if no single one is enough."""
+"""Whether a run fits and why: what it would take otherwise, or what to change; single changes, or several together."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from functools import reduce
 from itertools import combinations
 
 from megaunigame.planning.changes import Change, Parts, changes_of, parts
-from megaunigame.planning.plan import Plan
+from megaunigame.planning.plan import LIVE, Plan
 from megaunigame.planning.units import gib
 
 MOST_TOGETHER = 4
 
 
 def advice(plan: Plan) -> list[str]:
-    """Lines: single changes that make it fit, else the first combinations that do: what to type, cost, estimate."""
-    if plan.fits:
-        return ["fits"]
+    """Lines. Fits: what it would take without the two things that save most. Does not: single changes that make it fit, else
+    the first combinations that do: what to type, cost, estimate."""
     memory = plan.cluster.gpu.memory
+    if plan.fits:
+        return [f"fits: {gib(plan.total)} of {gib(memory)}{_otherwise(plan)}"]
     verdict = f"does not fit: {gib(plan.total)} of {gib(memory)}"
     changes, now = list(changes_of(plan)), parts(plan)
     for count in range(1, MOST_TOGETHER + 1):
@@ -26,6 +27,19 @@ def advice(plan: Plan) -> list[str]:
             would = "One of these changes would do" if count == 1 else "No change alone would do; together"
             return [f"{verdict}. {would}, by estimate:", *_lines(found, now)]
     return [f"{verdict}. Type a smaller model.max_length, or plan for a GPU with more memory."]
+
+
+def _otherwise(plan: Plan) -> str:
+    """What would be needed without gradient checkpointing, and on one GPU, by estimate; empty if neither saves anything."""
+    otherwise = []
+    if plan.checkpointing:
+        live = max(plan.plain.peak, plan.plain.aside_peak) + plan.step.gathered_at_once
+        otherwise.append(f"{gib(plan.total - plan.memory[LIVE] + live)} without gradient checkpointing")
+    if plan.cluster.ranks > 1:
+        now = parts(plan)
+        shared = now.gradients + now.optimizer + (now.weights if plan.stage == 3 else 0)
+        otherwise.append(f"{gib(plan.total + (plan.cluster.ranks - 1) * shared)} with weights and states whole")
+    return f"; by estimate {', '.join(otherwise)}" if otherwise else ""
 
 
 def _together(changes: list[Change], count: int, plan: Plan) -> Iterator[tuple[Change, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 from megaunigame.engine.peaks import PEAKS, Peak
@@ -73,3 +74,10 @@ def cluster(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
         if count < 1:
             raise ConfigError(f"{option} must be at least 1; got {count}.")
     return Cluster(GPUS[gpu], nodes, gpus_per_node)
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """`--nodes`, `--gpus-per-node` and `--gpu`."""
+    parser.add_argument("--nodes", type=int, default=1, help="default %(default)s")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="default %(default)s")
+    parser.add_argument("--gpu", default="h100-80g", help=f"{', '.join(GPUS)} (default %(default)s)")

@@ -73,19 +73,22 @@ def _operations(plan: Plan) -> list[str]:
     return lines
 
 
+def estimate(plan: Plan) -> str:
+    """Time of a step and MFU."""
+    text = (
+        f"{between(*map(seconds, plan.seconds))} a step (computation {seconds(plan.compute_seconds)}, "
+        f"traffic {seconds(plan.network_seconds)})"
+    )
+    return text if plan.mfu is None else f"{text}, MFU {between(*(f'{share:.0%}' for share in plan.mfu))}"
+
+
 def _time(plan: Plan) -> list[str]:
     peak = plan.cluster.gpu.peak
-    lines = [
-        f"estimate: {between(*map(seconds, plan.seconds))} a step (computation {seconds(plan.compute_seconds)}, "
-        f"traffic {seconds(plan.network_seconds)})"
-    ]
-    if plan.mfu is not None:
-        lines[0] += f", MFU {between(*(f'{share:.0%}' for share in plan.mfu))}"
     network = (
         f", {ACHIEVED_BANDWIDTH:.0%} of the links, which is {plan.cluster.collective_bandwidth / GIGA:,.0f} GB/s into a rank"
         if plan.cluster.ranks > 1
         else ""
     )
     peaks = f"{peak.bf16 / TERA:,.0f} TFLOP/s in bf16 and {peak.fp32 / TERA:,.4g} in fp32"
-    lines.append(f"  assumed: {ACHIEVED_FLOPS:.0%} of {peaks}{network}")
+    lines = [f"estimate: {estimate(plan)}", f"  assumed: {ACHIEVED_FLOPS:.0%} of {peaks}{network}"]
     return lines + [f"  left out: {text}" for text in (*plan.shape.unplanned, *plan.notes)]

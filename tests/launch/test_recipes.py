@@ -1,4 +1,4 @@
-"""Every shipped recipe is legal: no misspelt key, no illegal setting, a plan with rows."""
+"""Every shipped recipe is legal: no misspelt key, no illegal setting, a plan with rows, a model that is built for them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from megaunigame.config import load_recipe
+from megaunigame.config import load_recipe, resolve_batch
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.building import build_objectives, build_plan
+from megaunigame.planning.header import Header
+from megaunigame.planning.rehearsal import Rehearsal
+from megaunigame.planning.workload import workload
 from tests.multi_process.launcher import REPOSITORY
 
+LARGE = 30e9
+"""Parameters from which a recipe needs ds_configs/zero3_30b.json."""
 RECIPES = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))
 
 
@@ -37,3 +42,32 @@ def test_missing_clip_weights_are_met_before_the_model():
     recipe = load_recipe("launch/recipes/janus_pro_7b_unigame.yaml", [])
     with pytest.raises(ConfigError, match=r"open_clip_model\.safetensors"):
         build_objectives(recipe)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_model_of_a_recipe_is_built_for_its_rows(path):
+    """On the meta device, for every block `model` in the header: family and size exist, the objectives take the family, groups
+    or adapters are chosen, the largest rows are collated, the players begin. The batch can be divided over every cluster."""
+    tiny = path.stem.startswith("tiny_")
+    ways = [(load_recipe(str(path), []), 2)] if tiny else [(c.recipe, c.cluster.ranks) for c in Header(path).configurations]
+    built = []
+    for recipe, ranks in ways:
+        if recipe.model in built:
+            resolve_batch(recipe.batch, build_plan(build_objectives(recipe, planned=True)).rows_per_micro_step(), ranks)
+            continue
+        built.append(recipe.model)
+        with workload(recipe, ranks) as work:
+            rehearsal = Rehearsal(work, gradient_checkpointing=True, partitioned=False)
+        assert set(rehearsal.largest.inputs) == set(work.plan.passes)
+        elements = sum(group.elements for group in rehearsal.shape().groups)
+        assert (elements > LARGE) == (Path(recipe.engine.ds_config).name == "zero3_30b.json")
+        assert tiny or (recipe.model.gradient_checkpointing and work.stage == 3 and elements > 1e9)
+
+
+def test_recipes_are_named_after_their_sizes():
+    """`emu3_8b_aia` trains the size 8b of emu3; the size l of OpenUni is called 3.6B."""
+    named = {path.stem: load_recipe(str(path), []).model for path in RECIPES if not path.stem.startswith("tiny_")}
+    assert len(named) >= 7
+    for name, model in named.items():
+        size = "_3_6b_" if (model.family, model.size) == ("openuni", "l") else f"_{model.size}_"
+        assert name.startswith(model.family) and size in name, name

@@ -29,6 +29,7 @@ from tests.multi_process.programs import (
     batches_of,
     gathered,
     largest_error,
+    of_other_families,
     play,
     trainer_of,
 )
@@ -105,6 +106,7 @@ CASES = {
     "balance_zero2": {**BALANCE, "engine": ZERO2},
     "balance_openuni": {**BALANCE, "model": OPENUNI},
 }
+CASES |= of_other_families(CASES, model=CHECKPOINTING, objectives=unimrg(), batch=TWICE)
 
 
 def check_partitioned(trainer: Trainer, world: Ranks) -> None:

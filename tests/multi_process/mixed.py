@@ -15,7 +15,7 @@ from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.mixed_reference import MixedReference
-from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, ZERO2, batches_of, play, trainer_of
+from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, ZERO2, batches_of, of_other_families, play, trainer_of
 from tests.multi_process.tiny_run import long_world
 
 STEPS = 4
@@ -33,6 +33,7 @@ CASES: dict[str, dict] = {
     "long": {},
     "aia": {"objectives": {"aia": {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}}},
 }
+CASES |= of_other_families(CASES, model=CHECKPOINTING, batch=TWICE)
 
 
 def masters(trainer: Trainer) -> dict[str, Tensor]:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from megaunigame.config import load_recipe
 from megaunigame.data.loading.stream import MicroBatchLoader
+from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks, start_world
+from megaunigame.registry import available
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.tiny_run import write_recipe
@@ -29,6 +31,13 @@ PLAYED = {
     "adversary": {"kind": "perturber", "budget": "relative", "eps_max": 0.5, "hidden": 16},
 }
 """Of the game: its rows and its adversary."""
+
+
+def of_other_families(cases: dict[str, dict], **settings: Any) -> dict[str, dict]:
+    """A case with `settings` for every family that `cases` has none of, so that a new family is compared from its first day."""
+    tried = {case.get("model", {}).get("family", "janus") for case in cases.values()}
+    others = [family for family in available("models", UnifiedModel) if family not in tried]
+    return {family: {**settings, "model": {**settings.get("model", {}), "family": family}} for family in others}
 
 
 def trainer_of(name: str, home: Path, world: Ranks, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:

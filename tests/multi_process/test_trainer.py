@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.multi_process import gradients, mixed, resume, unigame
+from tests.multi_process import gradients, mixed, plans, resume, unigame
 from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_families, write_long_world, write_pictures
 
@@ -15,6 +15,7 @@ LAUNCHES = {
     "every step on two ranks equals plain torch": ("gradients", 2, [*gradients.CASES, "divergence"]),
     "every bf16 step on two ranks equals plain mixed precision": ("mixed", 2, list(mixed.CASES)),
     "one rank runs the same code": ("gradients", 1, ["accumulation", "lora_checkpointing", "zero2"]),
+    "the plan of every family equals the engine on two ranks": ("plans", plans.RANKS, list(plans.CASES)),
     "both players of the game equal plain torch on two ranks": ("unigame", 2, [*OWN, "uneven", "cost"]),
     "an attack on what the learner has drawn equals plain torch on two ranks": ("unigame", 2, [*REDRAWN, "combined"]),
     "one rank plays the same game": ("unigame", 1, ALONE),
