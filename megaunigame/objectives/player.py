@@ -42,8 +42,8 @@ class Player:
     terms: Sequence[PassTerm] = ()
     """Loss terms over rows of the plan that other objectives request."""
     losses: Sequence[str] = ()
-    """Names of the losses that it may put into `MicroStep.losses`. They are added to the last pass: their graph may not reach into
-    an earlier pass of the learner, which is gone by then. A loss over rows of a pass is a `PassTerm`."""
+    """Names of the losses that it may put into `MicroStep.losses`. They belong to the last pass: their graph may not reach
+    into an earlier pass of the learner, which is gone by then. A loss over rows of a pass is a `PassTerm`."""
     unplanned: str = ""
     """Description of its model calls that `rehearse` leaves out; empty: none."""
     rehearsed_every: int = 1

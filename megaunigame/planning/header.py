@@ -75,7 +75,7 @@ class Header:
             parts += [complete_ds_config(configuration.recipe, 1, configuration.cluster.ranks), asdict(configuration.cluster)]
         for family, size in sorted({(c.recipe.model.family, c.recipe.model.size) for c in self.configurations}):
             with model_folder(find("models", family, UnifiedModel), ModelConfig(size=size, weights=RANDOM)) as folder:
-                files = sorted(file for file in Path(folder).rglob("*.json") if file.name != "tokenizer.json")
+                files = sorted(file for file in Path(folder).rglob("*.json") if not file.name.startswith("tokenizer"))
                 parts += [(file.name, json.loads(file.read_text())) for file in files]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -55,5 +55,7 @@ def run(plans: dict[str, Plan], case: str, settings: dict, home: Path, world: Ra
 
 if __name__ == "__main__":
     # Before the ranks meet: a plan pretends to have a process group.
-    plans = {case: planned(case, Path(sys.argv[1])) for case in sys.argv[2:] or CASES}
+    home, chosen = Path(sys.argv[1]), sys.argv[2:] or list(CASES)
+    plans = {case: planned(case, home) for case in chosen}
+    assert planned(chosen[0], home).to_dict() == plans[chosen[0]].to_dict(), "a plan depends on those before it"
     play(partial(run, plans), CASES, {})

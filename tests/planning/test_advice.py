@@ -80,7 +80,17 @@ LORA = "model.train=lora"
 def test_the_parts_of_a_plan_are_its_total():
     assert parts(PLAN).total == PLAN.total == TOTAL * GIB
     assert parts(PLAN).whole == 14 * GIB
-    assert of(TOTAL) == ["fits"]
+    assert of(TOTAL)[0].startswith("fits: 82.00 GiB of 82.00 GiB; by estimate ")
+
+
+def test_a_plan_that_fits_says_what_it_saves():
+    """The rehearsal without checkpointing had whole weights: gathered ones come on top. A rank has 1/4 of the states."""
+    without, whole = TOTAL - 40 + 40 + 6, TOTAL + 3 * (4.5 + 9 + 27)
+    said = f"{without:.2f} GiB without gradient checkpointing, {whole:.2f} GiB with weights and states whole"
+    assert of(100) == [f"fits: 82.00 GiB of 100.00 GiB; by estimate {said}"]
+    assert f"{whole - 3 * 4.5:.2f} GiB with weights" in of(100, replace(PLAN, stage=2))[0], "whole under ZeRO-2 anyway"
+    alone = replace(PLAN, checkpointing=False, cluster=replace(PLAN.cluster, gpus_per_node=1))
+    assert of(100, alone) == ["fits: 82.00 GiB of 100.00 GiB"]
 
 
 def test_every_change_that_fits_alone_is_listed_with_its_price():
