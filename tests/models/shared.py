@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.codes import CodeModel
@@ -18,13 +20,17 @@ from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.tiny import write_tiny
 
 FAMILIES = available("models", UnifiedModel)
-CODE_FAMILIES = [name for name in FAMILIES if issubclass(find("models", name, UnifiedModel), CodeModel)]
+CODE_FAMILIES = [name for name in FAMILIES if find("models", name, UnifiedModel).has_codes]
+ONE_BY_ONE = [name for name in FAMILIES if issubclass(find("models", name, UnifiedModel), CodeModel)]
+"""Families that draw codes in an order, each from those before it."""
 LENGTH = 160
 CORPUS = ["what color is the cube left of the red ball ?", "a small green cone behind two blue balls"] * 5
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PICTURES = {"emu3": {"image_size": 16, "source_size": 12}}
+TARGETS = {"show_o": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")}
+"""Linear layers of a language model where they are others than `ALL_TARGETS`."""
+PICTURES = {"emu3": {"image_size": 16, "source_size": 12}, "show_o": {"source_size": 12}}
 """What a family's folder needs beyond what every family's does."""
 
 
@@ -73,7 +79,12 @@ def generated(model, picture):
     """What the generate pass makes of two pictures, each drawn from itself."""
     rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]
     with torch.no_grad():
-        return model(generate(model, *rows), predict=isinstance(model, CodeModel))
+        return model(generate(model, *rows), predict=model.has_codes)
+
+
+def states(model, inputs):
+    """(B, S, D): hidden states of understand rows, or of questions."""
+    return model._read(model.embed(inputs), inputs.attention, opened=model.opened(inputs))
 
 
 def losses_of_training(module, loss_of, *, steps, lr):
@@ -107,6 +118,15 @@ def left_padded(inputs, extra):
     return inputs
 
 
+def save_weights(family, folder, state):
+    """Write weights under our names into the files of a model folder; those of a frozen tokenizer may have their own."""
+    apart = {name for name in state if family.frozen_folder and name.startswith(family.keys.frozen)}
+    save_file({name: value for name, value in state.items() if name not in apart}, folder / "model.safetensors")
+    if apart:
+        frozen = {name.removeprefix(family.keys.frozen): state[name] for name in apart}
+        save_file(frozen, folder / family.frozen_folder / "model.safetensors")
+
+
 def copied(folder, path):
     """A copy of the folder without its weights."""
     shutil.copytree(folder, path, dirs_exist_ok=True)
@@ -116,7 +136,7 @@ def copied(folder, path):
 
 def with_replaced(folder, path, old, new):
     """A copy of the folder in which some bytes are others, in every file."""
-    for file in folder.iterdir():
+    for file in filter(Path.is_file, folder.iterdir()):
         (path / file.name).write_bytes(file.read_bytes().replace(old, new))
     return path
 

@@ -44,6 +44,7 @@ class Format(NamedTuple):
 
 JANUS = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
 OPENUNI = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
+SHOW_O = "<|soi|>" + "<|lvg|>" * 9 + "<|eoi|>"
 EMU3_LINE = "<|visual token 000000|>" * 3 + "<|extra_200|>"
 EMU3 = f"<|image start|>3*3<|image token|>{EMU3_LINE * 3}<|extra_201|><|image end|>"
 FORMATS = {
@@ -92,6 +93,22 @@ FORMATS = {
         three_pictures=57,
         loss_positions=16,
         after_prompt=19,
+        source_side=12,
+        target_side=16,
+    ),
+    "show_o": Format(
+        conversation=f"<|mmu|>{SHOW_O}{SHOW_O}<|endoftext|>USER: \nwhat is this ? ASSISTANT: a red ball<|endoftext|>"
+        "USER: how many ? ASSISTANT: two<|endoftext|>",
+        answers=" a red ball<|endoftext|> two<|endoftext|>",
+        request="<|t2i|><|endoftext|>{}<|soi|>",
+        caption=" a cube <|endoftext|>",
+        instruction=f"its depth<|endoftext|>{SHOW_O}",
+        unconditional="<|t2i|><|endoftext|><|endoftext|><|soi|>",
+        system={"": "<|endoftext|>USER: what", "Be brief.": "<|endoftext|>Be brief. USER: what"},
+        special="<|eoi|>",
+        three_pictures=34,
+        loss_positions=16,
+        after_prompt=17,
         source_side=12,
         target_side=16,
     ),
@@ -149,7 +166,8 @@ def test_a_dropped_condition_leaves_no_prompt_and_no_source(processor, reads, pi
 def test_a_long_prompt_loses_text_only(processor, reads, picture):
     inputs = generate(processor, GenerateRow("cube " * 200, picture(0), source=picture(1)))
     assert inputs.attention.sum() + reads.after_prompt == LENGTH and inputs.intact.tolist() == [False]
-    assert words(processor, inputs).endswith("cube" + reads.request.split("{}")[1])
+    closing = reads.request.format(reads.instruction).split("its depth")[1]
+    assert words(processor, inputs).endswith("cube" + closing)
     assert inputs.image_positions.sum() == visual_tokens(processor, reads)
 
 
