@@ -13,16 +13,20 @@ import torch
 from megaunigame.errors import ModelError
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.models.weights.settings_files import read_tokenizer
+from megaunigame.models.show_o.conversation import SPECIAL
 from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.tiny_world.emu3 import tokenizer_with_codes
 from megaunigame.tiny_world.openuni import SHIPPED, tiny_openuni
+from megaunigame.tiny_world.show_o import tokenizer_of_words
 from tests.models.shared import FAMILIES, built
 
 TOTALS = {
     ("janus", "1b"): 2_076_636_811,
     ("janus", "7b"): 7_407_773_323,
     ("emu3", "8b"): 8_762_751_807,
+    ("show_o", "1.3b_256"): 1_448_176_770 + 95_387_004,
+    ("show_o", "1.3b_512"): 1_448_176_770 + 95_387_004,
     # Of the published parts, 0.938, 0.592 and 0.052 billion, and the autoencoder; the next two alike.
     ("openuni", "b"): 1_584_601_504 + 312_250_275,
     ("openuni", "l"): 3_919_265_184 + 312_250_275,
@@ -56,7 +60,8 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of, name
 
 
 @pytest.mark.parametrize(
-    "name, size, length, picture, codes", [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100)]
+    "name, size, length, picture, codes",
+    [("janus", "7b", 2048, 384, 576), ("emu3", "8b", 9216, 720, 8100), ("show_o", "1.3b_512", 2304, 512, 1024)],
 )
 def test_the_largest_rows_of_a_size_collate(folder_of, name, size, length, picture, codes):
     processor = find("models", name, CausalModel).open_processor(str(folder_of(name, size)), max_length=length)
@@ -91,10 +96,11 @@ def shape_of(config: dict) -> dict:
 
 
 def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of):
-    names = ("janus", "emu3", "openuni")
+    names = ("janus", "emu3", "openuni", "show_o")
     written = {name: json.loads((folder_of(name, "tiny") / "config.json").read_text()) for name in names}
     shipped = json.loads((JANUS_WEIGHTS / "config.json").read_text())
     assert shape_of(written["janus"]) == shape_of(shipped)
     words = read_tokenizer(SHIPPED)
     assert shape_of(written["openuni"]) == shape_of(json.loads(json.dumps(tiny_openuni(words).to_dict())))
     assert written["emu3"]["text_config"]["vocab_size"] == len(tokenizer_with_codes())
+    assert written["show_o"]["llm_vocab_size"] + len(SPECIAL) == len(tokenizer_of_words())

@@ -18,7 +18,7 @@ QUESTIONS = ["what is it ?", "is it large ?", "which color has it ?"]
 ANSWERS = ["a ball", "no", "dark red or blue"]
 LONG = 4200
 """Tokens of a long row."""
-FOLDERS = {"janus": "model", "openuni": "openuni", "emu3": "emu3"}
+FOLDERS = {"janus": "model", "openuni": "openuni", "emu3": "emu3", "show_o": "show_o"}
 """Family -> its folder in the home of a launch."""
 TWO_HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 ONE_LAYER = {"num_hidden_layers": 1, "num_attention_heads": 2}
@@ -67,13 +67,23 @@ EMU3 = {
     "settings": {"image_size": 16, "system_prompt": ""},
 }
 """For 16x16 pictures: 2 x 2 codes out of 32."""
+SHOW_O = {
+    "text_config": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "vq_config": {
+        **{f"{part}_{what}": [1, 1, 1, 1] for part in ("encoder", "decoder") for what in ("multipliers", "blocks")},
+        "code_bits": 5,
+    },
+    "num_vq_tokens": 4,
+    "generation_timesteps": 3,
+}
+"""The same."""
 
 
 def write_family(folder: Path, family: str) -> Path:
     """The random model of a family."""
     if family == "janus":
         return write_model(folder)
-    return write_tiny(family, folder, TEXTS, VOCABULARY, **{"openuni": OPENUNI, "emu3": EMU3}[family]).path
+    return write_tiny(family, folder, TEXTS, VOCABULARY, **{"openuni": OPENUNI, "emu3": EMU3, "show_o": SHOW_O}[family]).path
 
 
 def write_families(home: Path) -> Path:

@@ -15,7 +15,7 @@ from megaunigame.models.text.small_tokenizer import STAND_IN_TEXT, STAND_IN_VOCA
 
 TINY = Path(__file__).with_name("tiny.json")
 """64 x 64 pixels, 8 x 8 codes out of 256; the language model is as wide and as deep as the tiny Janus's."""
-TINY_TEXT, RELEASED_TEXT = 442, 50295
+TINY_TEXT, RELEASED_TEXT = 443, 50295
 """Tokens of the text."""
 
 
