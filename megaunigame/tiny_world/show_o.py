@@ -2,9 +2,9 @@
 
     python -m megaunigame.tiny_world.show_o --out runs/tiny_show_o/start
 
-The words are those of the shipped tokenizers. The vision tokenizer is not trained: its layers are random, and only the last one of
-its encoder is made such that every bit is set in half of the cells, and no two bits say the same. Codes can be learned; decoded,
-they are noise.
+The words are those of the shipped tokenizers. The vision tokenizer is not trained: its layers are random, and only the last one
+of its encoder is made such that every bit is set in half of the cells, and no two bits say the same. Codes can be learned;
+decoded, they are noise.
 """
 
 from __future__ import annotations

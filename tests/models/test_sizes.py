@@ -12,8 +12,8 @@ import torch
 
 from megaunigame.errors import ModelError
 from megaunigame.models.causal.model import CausalModel
-from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.models.show_o.conversation import SPECIAL
+from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.tiny_world.emu3 import tokenizer_with_codes
