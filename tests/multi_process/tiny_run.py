@@ -67,8 +67,8 @@ EMU3 = {
     "settings": {"image_size": 16, "system_prompt": ""},
 }
 """For 16x16 pictures: 2 x 2 codes out of 32."""
-SHOW_O = {
-    "text_config": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
+SHOW_O = {  # three layers, because loading must hold far less than the model at once
+    "text_config": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 3},
     "vq_config": {
         **{f"{part}_{what}": [1, 1, 1, 1] for part in ("encoder", "decoder") for what in ("multipliers", "blocks")},
         "code_bits": 5,
