@@ -20,14 +20,18 @@ from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.tiny import write_tiny
 
 FAMILIES = available("models", UnifiedModel)
-CODE_FAMILIES = [name for name in FAMILIES if issubclass(find("models", name, UnifiedModel), CodeModel)]
+CODE_FAMILIES = [name for name in FAMILIES if find("models", name, UnifiedModel).has_codes]
+ONE_BY_ONE = [name for name in FAMILIES if issubclass(find("models", name, UnifiedModel), CodeModel)]
+"""Families that draw codes in an order, each from those before it."""
 LENGTH = 160
 CORPUS = ["what color is the cube left of the red ball ?", "a small green cone behind two blue balls"] * 5
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TARGETS = {"show_o": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")}
+"""Linear layers of a language model where they are others than `ALL_TARGETS`."""
 SIDES = {"image_size": 16, "source_size": 12}
-PICTURES = {"emu3": SIDES, "emu3_5": SIDES, "chameleon": SIDES}
+PICTURES = {"emu3": SIDES, "emu3_5": SIDES, "chameleon": SIDES, "show_o": {"source_size": 12}}
 """What a family's folder needs beyond what every family's does."""
 
 
@@ -76,7 +80,12 @@ def generated(model, picture):
     """What the generate pass makes of two pictures, each drawn from itself."""
     rows = [GenerateRow("a cube", picture(0), picture(0)), GenerateRow("a ball", picture(1), picture(1))]
     with torch.no_grad():
-        return model(generate(model, *rows), predict=isinstance(model, CodeModel))
+        return model(generate(model, *rows), predict=model.has_codes)
+
+
+def states(model, inputs):
+    """(B, S, D): hidden states of understand rows, or of questions."""
+    return model._read(model.embed(inputs), inputs.attention, opened=model.opened(inputs))
 
 
 def losses_of_training(module, loss_of, *, steps, lr):

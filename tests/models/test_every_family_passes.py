@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from megaunigame.errors import ModelError
-from megaunigame.models.causal.codes import CodeModel
 from megaunigame.models.openuni import flow
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import TURNS, counted_calls, generate, left_padded, understand
+from tests.models.shared import TURNS, counted_calls, generate, left_padded, states, understand
 
 
 def test_collated_rows_say_where_their_labels_and_their_padding_are(model, picture):
@@ -38,7 +37,7 @@ def same_noise(monkeypatch):
 
 def test_only_codes_are_predicted(model, picture):
     inputs = generate(model, GenerateRow("a cube", picture(0)))
-    if isinstance(model, CodeModel):
+    if model.has_codes:
         assert model.predict(inputs).shape == (1, model.codes_per_image)
     else:
         with pytest.raises(ModelError, match="predicts no codes in its generate pass"):
@@ -56,7 +55,7 @@ def test_the_loss_is_the_sum_over_the_labeled_positions(model, picture):
     inputs.labels[1][inputs.labels[1] != IGNORE] = torch.arange(int(inputs.counts[1]))
     inputs.label_positions = label_positions(inputs.labels)
     with torch.no_grad():
-        logits = model.lm_head(model._read(model.embed(inputs), inputs.attention))[:, :-1]
+        logits = model.lm_head(states(model, inputs))[:, :-1]
         outputs = model(inputs), model(inputs, predict=True)
     losses = F.cross_entropy(logits.transpose(1, 2), inputs.labels[:, 1:], ignore_index=IGNORE, reduction="none").sum(1)
     for output in outputs:
@@ -131,7 +130,7 @@ def test_dummy_rows_have_no_loss_and_no_gradient(model, picture, same_noise):
     assert (losses[:, 1] == 0).all() and (losses[:, 0] > 0).all()
     _, without = gradients(True)
     # Not through codes: the path through a second transformer is longer.
-    rtol, atol, of_largest = (1e-4, 1e-5, 1e-5) if isinstance(model, CodeModel) else (1e-3, 1e-4, 1e-3)
+    rtol, atol, of_largest = (1e-4, 1e-5, 1e-5) if model.has_codes else (1e-3, 1e-4, 1e-3)
     for name, grad in with_dummy.items():
         largest = without[name].abs().max().item()
         torch.testing.assert_close(grad, without[name], rtol=rtol, atol=atol + of_largest * largest, msg=name)

@@ -44,6 +44,7 @@ class Format(NamedTuple):
 
 JANUS = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
 OPENUNI = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
+SHOW_O = "<|soi|>" + "<|lvg|>" * 9 + "<|eoi|>"
 EMU3_LINE = "<|visual token 000000|>" * 3 + "<|extra_200|>"
 EMU3 = f"<|image start|>3*3<|image token|>{EMU3_LINE * 3}<|extra_201|><|image end|>"
 EMU3_5 = "<|image start|>3*3<|image token|>" + "<|extra_200|>".join(["<|visual token 000000|>" * 3] * 3) + "<|image end|>"
@@ -129,6 +130,22 @@ FORMATS = {
         source_side=12,
         target_side=16,
     ),
+    "show_o": Format(
+        conversation=f"<|mmu|>{SHOW_O}{SHOW_O}<|endoftext|>USER: \nwhat is this ? ASSISTANT: a red ball<|endoftext|>"
+        "USER: how many ? ASSISTANT: two<|endoftext|>",
+        answers=" a red ball<|endoftext|> two<|endoftext|>",
+        request="<|t2i|><|endoftext|>{}<|soi|>",
+        caption=" a cube <|endoftext|>",
+        instruction=f"its depth<|endoftext|>{SHOW_O}",
+        unconditional="<|t2i|><|endoftext|><|endoftext|><|soi|>",
+        system={"": "<|endoftext|>USER: what", "Be brief.": "<|endoftext|>Be brief. USER: what"},
+        special="<|eoi|>",
+        three_pictures=34,
+        loss_positions=16,
+        after_prompt=17,
+        source_side=12,
+        target_side=16,
+    ),
 }
 
 
@@ -185,7 +202,7 @@ def test_a_long_prompt_loses_text_only(processor, reads, picture):
     long = "cube " * 200
     inputs = generate(processor, GenerateRow(long, picture(0), source=picture(1)))
     assert inputs.attention.sum() + reads.after_prompt == LENGTH and inputs.intact.tolist() == [False]
-    text, closing = words(processor, inputs), reads.request.split("{}")[1]
+    text, closing = words(processor, inputs), reads.request.format(reads.instruction).split("its depth")[1]
     kept = text.removesuffix(closing)[text.index("cube") :]
     assert text.endswith(closing) and len(kept) > 30 and long.startswith(kept)
     assert inputs.image_positions.sum() == visual_tokens(processor, reads)

@@ -12,11 +12,13 @@ import torch
 
 from megaunigame.errors import ModelError
 from megaunigame.models.causal.model import CausalModel
+from megaunigame.models.show_o.conversation import SPECIAL
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.registry import find
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.tiny_world import chameleon, emu3, emu3_5
 from megaunigame.tiny_world.openuni import SHIPPED, tiny_openuni
+from megaunigame.tiny_world.show_o import tokenizer_of_words
 from tests.models.shared import FAMILIES, built
 
 TOTALS = {
@@ -27,6 +29,8 @@ TOTALS = {
     # Of a Hugging Face conversion, and the decoder of the image tokenizer, which it leaves out.
     ("chameleon", "7b"): 7_043_090_432 + 39_294_851,
     ("chameleon", "30b"): 34_323_732_480 + 39_294_851,
+    ("show_o", "1.3b_256"): 1_448_176_770 + 95_387_004,
+    ("show_o", "1.3b_512"): 1_448_176_770 + 95_387_004,
     # Of the published parts, 0.938, 0.592 and 0.052 billion, and the autoencoder; the next two alike.
     ("openuni", "b"): 1_584_601_504 + 312_250_275,
     ("openuni", "l"): 3_919_265_184 + 312_250_275,
@@ -66,6 +70,7 @@ def test_a_published_size_has_the_published_number_of_parameters(folder_of, name
         ("emu3", "8b", 9216, 720, 8100),
         ("emu3_5", "34b", 4224, 720, 2025),
         ("chameleon", "7b", 4096, 512, 1024),
+        ("show_o", "1.3b_512", 2304, 512, 1024),
     ],
 )
 def test_the_largest_rows_of_a_size_collate(folder_of, name, size, length, picture, codes):
@@ -101,7 +106,7 @@ def shape_of(config: dict) -> dict:
 
 
 def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of):
-    names = ("janus", "emu3", "emu3_5", "openuni", "chameleon")
+    names = ("janus", "emu3", "emu3_5", "openuni", "chameleon", "show_o")
     written = {name: json.loads((folder_of(name, "tiny") / "config.json").read_text()) for name in names}
     shipped = json.loads((JANUS_WEIGHTS / "config.json").read_text())
     assert shape_of(written["janus"]) == shape_of(shipped)
@@ -110,3 +115,4 @@ def test_the_tiny_sizes_are_those_of_the_tiny_world(folder_of):
     assert written["emu3"]["text_config"]["vocab_size"] == len(emu3.tokenizer_with_codes())
     assert written["emu3_5"]["vocab_size"] == len(emu3_5.tokenizer_with_codes())
     assert written["chameleon"]["vocab_size"] == len(chameleon.tokenizer_with_codes())
+    assert written["show_o"]["llm_vocab_size"] + len(SPECIAL) == len(tokenizer_of_words())

@@ -55,6 +55,8 @@ OPENUNI = {"family": "openuni"}
 EMU3 = {"family": "emu3"}
 EMU3_5 = {"family": "emu3_5"}
 CHAMELEON = {"family": "chameleon"}
+SHOW_O = {"family": "show_o"}
+SHOW_O_LORA = {"train": "lora", "lora": {**LORA["lora"], "targets": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]}}
 BALANCE = {
     "objectives": {"understanding": {"rows": 2, "weight": 0.7}, "generation": {"caption_rows": 2, "pixel_rows": 1}},
     "weights": {"caption": {"start": 0.1, "end": 0.8, "steps": 3}, "pixel": {"kind": "auto", "like": "understanding"}},
@@ -95,6 +97,9 @@ CASES = {
     "emu3_5_lora_checkpointing": {"model": EMU3_5 | LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
     "chameleon": {"model": CHAMELEON, "objectives": unimrg(source_gradient=0.1)},
     "chameleon_lora_checkpointing": {"model": CHAMELEON | LORA | CHECKPOINTING, "batch": TWICE},
+    "show_o": {"model": SHOW_O, "objectives": unimrg(source_gradient=0.1)},
+    "show_o_lora_checkpointing": {"model": SHOW_O | SHOW_O_LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
+    "show_o_zero2": {"model": SHOW_O, "engine": ZERO2},
     "aia": {"objectives": {"aia": WEIGHTS}, "batch": TWICE},
     "aia_checkpointing_one_layer": {
         "objectives": {"aia": {**LARGE_WEIGHTS, "layers": [1], "terms": ["understanding", "caption", "pixel"]}},
@@ -110,6 +115,7 @@ CASES = {
     "chameleon_aia": {"model": CHAMELEON, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_aia": {"model": EMU3 | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_5_aia": {"model": EMU3_5, "objectives": {"aia": LARGE_WEIGHTS}},
+    "show_o_aia": {"model": SHOW_O | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "zero2_lora": {"engine": ZERO2, "model": LORA},
     "balance": BALANCE,
     "balance_lora_checkpointing": {**BALANCE, "model": LORA | CHECKPOINTING, "batch": TWICE},

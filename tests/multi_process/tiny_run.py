@@ -76,8 +76,17 @@ CHAMELEON = {
     **{"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
     "vq_config": {"channel_multiplier": [1, 1, 1, 1], "num_embeddings": 32},
 }
+SHOW_O = {  # three layers, because loading must hold far less than the model at once
+    "text_config": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 3},
+    "vq_config": {
+        **{f"{part}_{what}": [1, 1, 1, 1] for part in ("encoder", "decoder") for what in ("multipliers", "blocks")},
+        "code_bits": 5,
+    },
+    "num_vq_tokens": 4,
+    "generation_timesteps": 3,
+}
 """The same."""
-SHAPES = {"openuni": OPENUNI, "emu3": EMU3, "emu3_5": EMU3_5, "chameleon": CHAMELEON}
+SHAPES = {"openuni": OPENUNI, "emu3": EMU3, "emu3_5": EMU3_5, "chameleon": CHAMELEON, "show_o": SHOW_O}
 
 
 def write_family(folder: Path, family: str) -> Path:

@@ -17,15 +17,17 @@ UNITS = 2.0**40
 class CachedReader:
     """Feeds a (left padded) sequence to the language model piece by piece and returns the last hidden state."""
 
-    def __init__(self, language_model: PreTrainedModel, attention: Tensor, *, flash: bool):
-        """`attention` (B, P): False at padding. `flash`: the model's attention takes it as it is."""
-        self.language_model, self.attention, self.flash = language_model, attention, flash
+    def __init__(self, language_model: PreTrainedModel, attention: Tensor, *, flash: bool, opened: Tensor | None = None):
+        """`attention` (B, P): False at padding. `flash`: the model's attention takes it as it is. `opened`: as in
+        `masks.causal`, for the prompt; every later token sees all before it."""
+        self.language_model, self.attention, self.flash, self.opened = language_model, attention, flash, opened
         self.cache = DynamicCache(config=language_model.config)
 
     def prompt(self, embeds: Tensor) -> Tensor:
         """(B, P, D) -> (B, D)."""
-        mask = self.attention if self.flash else masks.additive(masks.causal(self.attention, None), embeds.dtype)
-        return self._read(embeds, mask)
+        if self.flash:
+            return self._read(embeds, self.attention)
+        return self._read(embeds, masks.additive(masks.causal(self.attention, None, self.opened), embeds.dtype))
 
     def token(self, embed: Tensor) -> Tensor:
         """(B, D): the next input -> (B, D)."""

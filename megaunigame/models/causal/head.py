@@ -44,10 +44,10 @@ class ExpectedRows(NamedTuple):
 
 
 class TokenHead(nn.Linear):
-    """A linear layer without bias from hidden states to the vocabulary; its parameter is called as in transformers."""
+    """A linear layer from hidden states to the vocabulary; its parameters are called as in transformers."""
 
-    def __init__(self, width: int, vocabulary: int):
-        super().__init__(width, vocabulary, bias=False)
+    def __init__(self, width: int, vocabulary: int, bias: bool = False):
+        super().__init__(width, vocabulary, bias=bias)
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, labels: Tensor | None = None, ids: slice | None = None, table: Tensor | None = None
@@ -59,64 +59,71 @@ class TokenHead(nn.Linear):
         only here.
         """
         if labels is not None:
-            return TokenScores(*_SlicedCrossEntropy.apply(hidden, self.weight, labels))
+            return TokenScores(*_SlicedCrossEntropy.apply(hidden, self.weight, self.bias, labels))
         ids = slice(0, len(self.weight)) if ids is None else ids
         if table is not None:
-            return ExpectedRows(*_SlicedMean.apply(hidden, self.weight, ids, table))
-        return F.linear(hidden, self.weight[ids])
+            return ExpectedRows(*_SlicedMean.apply(hidden, self.weight, self.bias, ids, table))
+        return F.linear(hidden, self.weight[ids], None if self.bias is None else self.bias[ids])
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
-    """(P, D) hidden states, (V, D) weight, (P,) labels -> (P,) losses, (P,) likeliest tokens."""
+    """(P, D) hidden states, (V, D) weight, (V,) bias or None, (P,) labels -> (P,) losses, (P,) likeliest tokens."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
         positions = len(hidden)
         total = hidden.new_full((positions,), -torch.inf, dtype=torch.float32)
         largest, own = total.clone(), torch.zeros_like(total)
         likeliest = labels.new_zeros(positions)
         for ids in _slices(hidden, slice(0, len(weight))):
-            logits = _logits(hidden, weight[ids])
+            logits = _logits(hidden, weight, bias, ids)
             top, place = logits.max(1)
             likeliest = torch.where(top > largest, place + ids.start, likeliest)
             largest = torch.maximum(largest, top)
             total = torch.logaddexp(total, logits.logsumexp(1))
             inside, column = _own_column(labels, ids)
             own = torch.where(inside, logits.gather(1, column).squeeze(1), own)
-        ctx.save_for_backward(hidden, weight, labels, total)
+        ctx.save_for_backward(hidden, weight, bias, labels, total)
         ctx.mark_non_differentiable(likeliest)
         return torch.where(labels == IGNORE, 0.0, total - own), likeliest
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden, weight, labels, total = ctx.saved_tensors
-        into_hidden, into_weight = ctx.needs_input_grad[:2]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        hidden, weight, bias, labels, total = ctx.saved_tensors
+        into_hidden, into_weight, into_bias = ctx.needs_input_grad[:3]
         factor = torch.where(labels == IGNORE, 0.0, gradients[0]).unsqueeze(1)
         hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32) if into_hidden else None
         weight_gradient = torch.empty_like(weight) if into_weight else None
+        bias_gradient = torch.empty_like(bias) if into_bias else None
         for ids in _slices(hidden, slice(0, len(weight))):
-            gradient = _logits(hidden, weight[ids]).sub_(total.unsqueeze(1)).exp_()  # of the logits: probabilities first
+            gradient = _logits(hidden, weight, bias, ids).sub_(total.unsqueeze(1)).exp_()  # of the logits: probabilities first
             inside, column = _own_column(labels, ids)
             gradient.scatter_add_(1, column, -inside.float().unsqueeze(1))
-            gradient = gradient.mul_(factor).to(hidden.dtype)
+            gradient = gradient.mul_(factor)
+            if bias_gradient is not None:
+                bias_gradient[ids] = gradient.sum(0)
+            gradient = gradient.to(hidden.dtype)
             if hidden_gradient is not None:
                 hidden_gradient += _product(gradient, weight[ids])
             if weight_gradient is not None:
                 weight_gradient[ids] = gradient.T @ hidden
-        return None if hidden_gradient is None else hidden_gradient.to(hidden.dtype), weight_gradient, None
+        into = None if hidden_gradient is None else hidden_gradient.to(hidden.dtype)
+        return into, weight_gradient, bias_gradient, None
 
 
 class _SlicedMean(torch.autograd.Function):
-    """(P, D) hidden states, (V, D) weight, n token ids, (n, C) table -> (P,) likeliest, (P, C) mean rows."""
+    """(P, D) hidden states, (V, D) weight, (V,) bias or None, n token ids, (n, C) table -> (P,) likeliest, (P, C) mean rows."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: slice, table: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: slice, table: Tensor
+    ) -> tuple[Tensor, Tensor]:
         table = table.float()
         largest = hidden.new_full((len(hidden), 1), -torch.inf, dtype=torch.float32)
         total, mean = torch.zeros_like(largest), table.new_zeros(len(hidden), table.shape[1])
         likeliest = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         for part in _slices(hidden, ids):
-            logits = _logits(hidden, weight[part])
+            logits = _logits(hidden, weight, bias, part)
             top, place = logits.max(1, keepdim=True)
             first = part.start - ids.start
             likeliest = torch.where(top > largest, place + first, likeliest.unsqueeze(1)).squeeze(1)
@@ -128,28 +135,33 @@ class _SlicedMean(torch.autograd.Function):
             largest = higher
         mean = mean / total
         ctx.ids = ids
-        ctx.save_for_backward(hidden, weight, table, mean, largest + total.log())
+        ctx.save_for_backward(hidden, weight, bias, table, mean, largest + total.log())
         ctx.mark_non_differentiable(likeliest)
         return likeliest, mean
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden, weight, table, mean, total = ctx.saved_tensors
-        into_hidden, into_weight = ctx.needs_input_grad[:2]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        hidden, weight, bias, table, mean, total = ctx.saved_tensors
+        into_hidden, into_weight, into_bias = ctx.needs_input_grad[:3]
         gradient = gradients[1]
         center = (gradient * mean).sum(1, keepdim=True)
         hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32) if into_hidden else None
         weight_gradient = torch.zeros_like(weight) if into_weight else None
+        bias_gradient = torch.zeros_like(bias) if into_bias else None
         for part in _slices(hidden, ctx.ids):
             first = part.start - ctx.ids.start
-            probabilities = _logits(hidden, weight[part]).sub_(total).exp_()
+            probabilities = _logits(hidden, weight, bias, part).sub_(total).exp_()
             products = gradient @ table[first : first + probabilities.shape[1]].T
-            into_logits = probabilities.mul_(products.sub_(center)).to(hidden.dtype)
+            into_logits = probabilities.mul_(products.sub_(center))
+            if bias_gradient is not None:
+                bias_gradient[part] = into_logits.sum(0)
+            into_logits = into_logits.to(hidden.dtype)
             if hidden_gradient is not None:
                 hidden_gradient += _product(into_logits, weight[part])
             if weight_gradient is not None:
                 weight_gradient[part] = into_logits.T @ hidden
-        return None if hidden_gradient is None else hidden_gradient.to(hidden.dtype), weight_gradient, None, None
+        into = None if hidden_gradient is None else hidden_gradient.to(hidden.dtype)
+        return into, weight_gradient, bias_gradient, None, None
 
 
 def _slices(hidden: Tensor, ids: slice) -> Iterator[slice]:
@@ -159,9 +171,10 @@ def _slices(hidden: Tensor, ids: slice) -> Iterator[slice]:
         yield slice(start, min(start + size, ids.stop))
 
 
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """(P, size) float32, safe to change in place."""
-    return _product(hidden, weight.T)
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: slice) -> Tensor:
+    """(P, size) float32 logits of the tokens `ids`, safe to change in place."""
+    logits = _product(hidden, weight[ids].T)
+    return logits if bias is None else logits.add_(bias[ids])
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

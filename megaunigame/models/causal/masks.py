@@ -15,15 +15,19 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)
 
 
-def causal(attention: Tensor, segments: Tensor | None) -> Tensor:
+def causal(attention: Tensor, segments: Tensor | None, opened: Tensor | None = None) -> Tensor:
     """(B, S) padding mask and optional (B, S) segments -> (B, S, S) bool: whether position q attends to position k.
 
-    Segment 0 is the prefix that all segments see; a segment sees the prefix and, causally, itself. Every position sees
-    itself, padding included, so that no softmax is empty.
+    Segment 0 is the prefix that all segments see; a segment sees the prefix and, causally, itself. `opened` (B, S or 1, S)
+    bool: pairs (q, k) that also see each other where k comes after q. Every position sees itself, padding included, so that no
+    softmax is empty.
     """
     size = attention.shape[1]
     order = torch.arange(size, device=attention.device)
-    allowed = (order[None, :] <= order[:, None]) & attention[:, None, :]
+    allowed = order[None, :] <= order[:, None]
+    if opened is not None:
+        allowed = allowed | opened
+    allowed = allowed & attention[:, None, :]
     if segments is not None:
         key = segments[:, None, :]
         allowed = allowed & ((key == 0) | (key == segments[:, :, None]))

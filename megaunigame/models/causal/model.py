@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +32,15 @@ from megaunigame.step.labels import scored_labels
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
 
-def check_attention(attention: str) -> None:
-    """Raise ModelError for an attention implementation that cannot run here."""
+def check_attention(attention: str, only_causal: bool = True) -> None:
+    """Raise ModelError for an attention implementation that cannot run here; `only_causal`: as in `CausalModel`."""
     if attention not in ATTENTIONS:
         raise ModelError(f"Unknown model.attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
+    if attention == "flash_attention_2" and not only_causal:
+        raise ModelError(
+            "model.attention=flash_attention_2 takes causal masks only, and in this family parts of a row see what comes after "
+            "them; type model.attention=sdpa."
+        )
     if attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise ModelError("model.attention=flash_attention_2 needs the package flash_attn; type model.attention=sdpa.")
 
@@ -43,11 +48,13 @@ def check_attention(attention: str) -> None:
 class CausalModel(Family):
     """The understand pass, answers and adapters; a family adds its vision path and its generate pass."""
 
+    only_causal: ClassVar[bool] = True
+    """Whether no position sees what comes after it; False: see `opened`."""
     processor: RowProcessor
     lm_head: TokenHead
 
     def __init__(self, config: Any, processor: RowProcessor, *, attention: str, gradient_checkpointing: bool):
-        check_attention(attention)
+        check_attention(attention, self.only_causal)
         super().__init__(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
 
     @property
@@ -110,6 +117,10 @@ class CausalModel(Family):
         embeds = self.language_model.embed_tokens(inputs.tokens)
         return embeds if inputs.images is None else with_pictures(embeds, self.visual_tokens(inputs.images), inputs)
 
+    def opened(self, inputs: UnderstandInputs) -> Tensor | None:
+        """(B, S or 1, S) bool: what positions of an understand row see in addition to causal attention (`masks.causal`)."""
+        return None
+
     def _read(
         self,
         embeds: Tensor,
@@ -117,25 +128,26 @@ class CausalModel(Family):
         *,
         front_padding: bool = True,
         segments: Tensor | None = None,
+        opened: Tensor | None = None,
         positions: Tensor | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
         """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; `tap` measures attention.
 
-        `front_padding`: as in `PassInputs`. `positions` (B, S): None counts padding too, which makes no difference to rotary
+        `front_padding`: as in `PassInputs`. `opened`: as in `masks.causal`.
+        `positions` (B, S): None counts padding too, which makes no difference to rotary
         embeddings unless there is padding between two tokens.
         """
         if self._flash:
             if segments is not None:
                 raise ModelError("Independent turns need model.attention=sdpa or eager: flash takes no mask.")
             mask = attention
-        elif segments is not None:
-            mask = masks.additive(masks.causal(attention, segments), embeds.dtype)
-            positions = masks.segment_positions(attention, segments)
-        elif front_padding:
-            mask = masks.additive(masks.causal(attention, None), embeds.dtype)
+        elif segments is not None or opened is not None or front_padding:
+            mask = masks.additive(masks.causal(attention, segments, opened), embeds.dtype)
         else:
             mask = None
+        if segments is not None:
+            positions = masks.segment_positions(attention, segments)
         options = {} if tap is None else {"tap": tap}
         read = self.language_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
@@ -149,7 +161,12 @@ class CausalModel(Family):
             queries = answers(inputs.label_positions, inputs.taps.queries, inputs.tokens.shape[1])
             tap = Tap(inputs.taps, queries, image_tokens(inputs, inputs.taps), first_token(inputs.attention))
         hidden = self._read(
-            self.embed(inputs), inputs.attention, front_padding=inputs.front_padding, segments=inputs.segments, tap=tap
+            self.embed(inputs),
+            inputs.attention,
+            front_padding=inputs.front_padding,
+            segments=inputs.segments,
+            opened=self.opened(inputs),
+            tap=tap,
         )
         rows, length = inputs.tokens.shape
         everywhere = torch.arange(1, length, device=inputs.tokens.device).expand(rows, -1)
@@ -164,14 +181,17 @@ class CausalModel(Family):
             right=((likeliest == labels) | (labels == IGNORE)).all(1),
         )
 
-    def _prompt_tap(self, inputs: GenerateInputs, drawn: Sequence[int]) -> Tap | None:
-        """The tap of a generate pass. `drawn`, ascending: which of the positions read after the prompts are Q."""
+    def _prompt_tap(self, inputs: GenerateInputs, drawn: Sequence[int], seen: int | None = None) -> Tap | None:
+        """The tap of a generate pass. `drawn`, ascending: which of the positions read after the prompts are Q. `seen`: number
+        of positions after the prompts where Q see them all; None: Q see what comes before them."""
         if inputs.taps is None:
             return None
         rows, width = inputs.tokens.shape
-        after = (0, drawn[-1] + 1)
+        after = (0, drawn[-1] + 1 if seen is None else seen)
         keys = F.pad(self._prompt_text(inputs, inputs.taps), after)
         queries = drawn_tokens([width + place for place in drawn], rows, inputs.taps.queries, keys.device)
+        if seen is not None:
+            queries = queries._replace(reach=[(0, width + seen)] * len(queries.reach))
         return Tap(inputs.taps, queries, keys, F.pad(first_token(inputs.attention), after))
 
     def _prompt_text(self, inputs: GenerateInputs, taps: Taps) -> Tensor:
@@ -183,7 +203,7 @@ class CausalModel(Family):
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
         end = self.processor.eos_id
         with evaluating(self):
-            reader = CachedReader(self.language_model, inputs.attention, flash=self._flash)
+            reader = CachedReader(self.language_model, inputs.attention, flash=self._flash, opened=self.opened(inputs))
             hidden = reader.prompt(self.embed(inputs))
             ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
             tokens: list[Tensor] = []

@@ -132,10 +132,10 @@ class ConversationFormat(ABC):
     def generate(self, prompt: str, source: bool, limit: int) -> TokenSequence:
         """A request for a picture, without the picture; its text is cut at its end to fit `limit` tokens."""
         sequence = self._request_opening(source)
-        text = self.plain.encode(self.request(prompt, source))
-        room = max(0, limit - len(sequence) - len(self.request_closing))
+        text, closing = self.plain.encode(self.request(prompt, source)), self._request_closing(source)
+        room = max(0, limit - len(sequence) - len(closing))
         sequence.add(text.tokens[:room])
-        sequence.add(self.request_closing)
+        sequence.join(closing)
         sequence.escaped = text.escaped
         sequence.cut = len(text.tokens) > room
         sequence.intact = not sequence.cut
@@ -152,7 +152,7 @@ class ConversationFormat(ABC):
 
     def shortest_request(self, source: bool) -> int:
         """Tokens of a request for a picture that truncation cannot remove, with one token of text."""
-        return len(self._request_opening(source)) + len(self.request_closing) + 1
+        return len(self._request_opening(source)) + len(self._request_closing(source)) + 1
 
     def _opening(self, images: int) -> TokenSequence:
         sequence = TokenSequence()
@@ -165,6 +165,11 @@ class ConversationFormat(ABC):
 
     def _request_opening(self, source: bool) -> TokenSequence:
         return self._opening(int(source))
+
+    def _request_closing(self, source: bool) -> TokenSequence:
+        sequence = TokenSequence()
+        sequence.add(self.request_closing)
+        return sequence
 
     def _picture(self, sequence: TokenSequence) -> None:
         """Add the tokens of one source picture."""

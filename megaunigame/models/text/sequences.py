@@ -37,6 +37,13 @@ class TokenSequence:
         self.image += [image] * len(tokens)
         self.segments += [segment] * len(tokens)
 
+    def join(self, after: TokenSequence) -> None:
+        """Add the tokens of another sequence."""
+        self.tokens += after.tokens
+        self.labels += after.labels
+        self.image += after.image
+        self.segments += after.segments
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -18,9 +18,11 @@ from megaunigame.step.inputs import IGNORE
 WIDTH, VOCABULARY, POSITIONS = 12, 53, 9
 
 
-def head_and_rows(dtype, seed=0):
+def head_and_rows(dtype, seed=0, bias=False):
     torch.manual_seed(seed)
-    head = TokenHead(WIDTH, VOCABULARY)
+    head = TokenHead(WIDTH, VOCABULARY, bias)
+    if bias:
+        head.bias.data = 2 * torch.randn(VOCABULARY)
     head.weight.data.mul_(6)  # logits far from equal
     hidden = torch.randn(POSITIONS, WIDTH)
     labels = torch.randint(VOCABULARY, (POSITIONS,))
@@ -30,13 +32,21 @@ def head_and_rows(dtype, seed=0):
 
 def gradients(losses, head, hidden):
     """Of a sum in which every position has another weight."""
-    return torch.autograd.grad((losses * torch.arange(1.0, POSITIONS + 1)).sum(), [hidden, head.weight])
+    return torch.autograd.grad((losses * torch.arange(1.0, POSITIONS + 1)).sum(), [hidden, *head.parameters()])
 
 
+def test_a_head_without_bias_has_the_names_of_a_plain_one():
+    assert [name for name, _ in TokenHead(2, 3).named_parameters()] == ["weight"]
+    assert [name for name, _ in TokenHead(2, 3, bias=True).named_parameters()] == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("elements", [1, 7 * POSITIONS, 1 << 25])
-def test_losses_and_gradients_are_those_of_the_plain_loss(monkeypatch, elements):
+def test_losses_and_gradients_are_those_of_the_plain_loss(monkeypatch, elements, bias):
     monkeypatch.setattr(token_head, "SLICE_ELEMENTS", elements)
-    head, hidden, labels = head_and_rows(torch.float32)
+    head, hidden, labels = head_and_rows(torch.float32, bias=bias)
+    assert torch.equal(head(hidden), F.linear(hidden, head.weight, head.bias))
+    torch.testing.assert_close(head(hidden, ids=slice(5, 9)), head(hidden)[:, 5:9])
     plain = F.cross_entropy(head(hidden), labels, ignore_index=IGNORE, reduction="none")
     scored = head(hidden, labels)
     torch.testing.assert_close(scored.losses, plain, rtol=1e-6, atol=1e-6)
@@ -47,15 +57,16 @@ def test_losses_and_gradients_are_those_of_the_plain_loss(monkeypatch, elements)
 
 def exact_copy(head, hidden):
     """The same values in float32."""
-    exact = TokenHead(*reversed(head.weight.shape))
-    exact.weight.data.copy_(head.weight.float())
+    exact = TokenHead(*reversed(head.weight.shape), bias=head.bias is not None)
+    exact.load_state_dict({name: value.float() for name, value in head.state_dict().items()})
     return exact, hidden.detach().float().requires_grad_()
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("elements", [7 * WIDTH, 1 << 25])
-def test_bfloat16_logits_are_not_rounded(monkeypatch, elements):
+def test_bfloat16_logits_are_not_rounded(monkeypatch, elements, bias):
     monkeypatch.setattr(token_head, "SLICE_ELEMENTS", elements)
-    head, hidden, labels = head_and_rows(torch.bfloat16)
+    head, hidden, labels = head_and_rows(torch.bfloat16, bias=bias)
     exact_head, exact_hidden = exact_copy(head, hidden)
     exact = F.cross_entropy(exact_head(exact_hidden), labels, ignore_index=IGNORE, reduction="none")
     rounded = F.cross_entropy(head(hidden).float(), labels, ignore_index=IGNORE, reduction="none")
@@ -84,17 +95,18 @@ def plain_mean(head, hidden, ids, table):
     return head(hidden)[:, ids].float().softmax(-1) @ table
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("elements", [1, 7 * WIDTH, 1 << 25])
-def test_the_mean_row_of_a_table_and_its_gradients_are_those_of_the_plain_softmax(monkeypatch, elements):
+def test_the_mean_row_of_a_table_and_its_gradients_are_those_of_the_plain_softmax(monkeypatch, elements, bias):
     monkeypatch.setattr(token_head, "SLICE_ELEMENTS", elements)
-    head, hidden, _ = head_and_rows(torch.float32)
+    head, hidden, _ = head_and_rows(torch.float32, bias=bias)
     ids, table = slice(5, 46), torch.randn(41, 3)
     expected, plain = head(hidden, ids=ids, table=table), plain_mean(head, hidden, ids, table)
     assert torch.equal(expected.likeliest, head(hidden)[:, ids].argmax(-1))
     torch.testing.assert_close(expected.mean, plain, rtol=1e-5, atol=1e-5)
     weights = torch.randn(POSITIONS, 3)
-    ours = torch.autograd.grad((expected.mean * weights).sum(), [hidden, head.weight])
-    theirs = torch.autograd.grad((plain * weights).sum(), [hidden, head.weight])
+    ours = torch.autograd.grad((expected.mean * weights).sum(), [hidden, *head.parameters()])
+    theirs = torch.autograd.grad((plain * weights).sum(), [hidden, *head.parameters()])
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=2e-6 * other.abs().max().item())
     assert torch.equal(ours[1][:5], torch.zeros(5, WIDTH)) and torch.equal(ours[1][46:], torch.zeros(7, WIDTH))

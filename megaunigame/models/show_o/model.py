@@ -1,0 +1,199 @@
+"""Show-o: pictures are codes of a vision tokenizer and codes are tokens of the vocabulary, as in other families of codes, but
+a picture is not read in an order: some of its codes are masked, and predicted all at once from the others, which all see each
+other.
+
+The language model is transformers' Phi with norms of queries and keys. Sources: arXiv 2408.12528 and the official repository
+(showlab/Show-o), whose sequences, masks and schedules these are. Unlike there, codes are made inside the pass, from pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PhiModel, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from megaunigame.attention.taps import Tap
+from megaunigame.errors import ModelError
+from megaunigame.models.base import evaluating
+from megaunigame.models.causal.code_grid import CodeGrid
+from megaunigame.models.causal.decoding import picker
+from megaunigame.models.causal.head import TokenHead
+from megaunigame.models.causal.token_embedding import TokenEmbedding
+from megaunigame.models.causal.token_pictures import TokenPictures
+from megaunigame.models.emphasis import emphasized
+from megaunigame.models.show_o import masking
+from megaunigame.models.show_o.configuration import ShowOConfig, read_config
+from megaunigame.models.show_o.folder import TOKENIZER_FOLDER
+from megaunigame.models.show_o.keys import KEYS
+from megaunigame.models.show_o.masks import open_picture, open_prefix
+from megaunigame.models.show_o.processor import ShowOProcessor
+from megaunigame.models.show_o.sizes import SIZES
+from megaunigame.models.show_o.vq import Magvit
+from megaunigame.models.weights.frozen import Frozen
+from megaunigame.models.weights.tensor_files import TensorFiles
+from megaunigame.step.inputs import IGNORE, GenerateInputs, GenerateOutput, UnderstandInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+
+
+class ShowO(TokenPictures):
+    """The trained part of a Show-o; parameter names are the official ones."""
+
+    name = "show_o"
+    groups = {
+        "embedding": ("showo.model.embed_tokens.",),
+        "lm": ("showo.model.layers.", "showo.model.final_layernorm."),
+        "head": ("showo.lm_head.",),
+    }
+    trained_by_default = ("embedding", "lm", "head")
+    passes = {UNDERSTAND: ("embedding", "lm", "head"), GENERATE: ("embedding", "lm", "head")}
+    sizes = SIZES
+    keys = KEYS
+    frozen_name = "vision tokenizer"
+    frozen_folder = TOKENIZER_FOLDER
+    only_causal = False
+    configuration = staticmethod(read_config)
+    open_processor = ShowOProcessor.from_folder
+
+    config: ShowOConfig
+    processor: ShowOProcessor
+    frozen: Frozen[Magvit]
+    showo: nn.ModuleDict
+
+    @staticmethod
+    def trained_parts(config: ShowOConfig) -> dict[str, nn.Module]:
+        """transformers' language model, with an embedding and a head of ours."""
+        text = config.get_text_config()
+        with no_init_weights():
+            language_model = PhiModel(text)
+            language_model.embed_tokens = TokenEmbedding(text.vocab_size, text.hidden_size)
+            head = TokenHead(text.hidden_size, text.vocab_size, bias=True)
+        return {"showo": nn.ModuleDict({"model": language_model, "lm_head": head})}
+
+    @classmethod
+    def files(cls, path: str) -> TensorFiles:
+        """The files of both parts. Raises ModelError when the vision tokenizer is not there."""
+        files = super().files(path)
+        if not any(key.startswith("encoder.") for key in files.index):
+            raise ModelError(
+                f"{path} has no vision tokenizer, which is published alone (showlab/magvitv2): put its weights into "
+                f"{path}/{TOKENIZER_FOLDER}."
+            )
+        return files
+
+    def build_frozen(self) -> Magvit:
+        """The vision tokenizer, its weights not loaded."""
+        return Magvit(*self.config.tokenizer_sizes())
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        return self.showo["model"]  # type: ignore[return-value]
+
+    @property
+    def lm_head(self) -> TokenHead:  # type: ignore[override]
+        return self.showo["lm_head"]  # type: ignore[return-value]
+
+    @property
+    def grid(self) -> CodeGrid:
+        """Layout of a generated picture in the sequence."""
+        return self.processor.format.grid
+
+    @property
+    def calls_per_sample(self) -> int:
+        """One per step, with and without guidance."""
+        return self.config.generation_timesteps
+
+    # Passes
+
+    def opened(self, inputs: UnderstandInputs) -> Tensor:
+        """(B, 1, S): every position sees the pictures, with all of their prefix."""
+        return open_prefix(inputs.image_positions)
+
+    def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
+        """The generate pass with given target codes (B, N), of which a random part is masked, in eval mode a fixed one."""
+        draw = masking.training_draw if self.training else masking.evaluation_draw
+        t, scores = draw(len(codes), codes.shape[1], codes.device)
+        counts = masking.masked_counts(self.config.mask_schedule, t, codes.shape[1])
+        return self.predict_masked(inputs, codes, masking.masked_places(counts, scores), predict)
+
+    def predict_masked(self, inputs: GenerateInputs, codes: Tensor, masked: Tensor, predict: bool) -> GenerateOutput:
+        """The generate pass with target codes (B, N) of which those at `masked` (B, N) are not read; `inputs.targets` neither.
+
+        Loss of a row: N times the mean cross-entropy of its masked codes, over the whole vocabulary and at their own positions,
+        not the ones before. So rows weigh alike, however many of their codes are masked. The official mean is over all masked
+        codes of the batch, and over the begin and end tokens of the pictures, which are read and therefore easy.
+        """
+        tap = self._prompt_tap(inputs, drawn=range(codes.shape[1]), seen=codes.shape[1] + 1)
+        read = torch.where(masked, self.config.mask_token, codes + self.grid.first)
+        embeds = self._embed_with(inputs, self._ended(read))
+        hidden = self._picture_states(embeds, inputs.attention, inputs.image_positions, tap)
+        labels = torch.where(masked, codes + self.grid.first, IGNORE)
+        scored = self.lm_head(hidden.flatten(0, 1), labels.flatten())
+        losses = emphasized(scored.losses.view(codes.shape), inputs.emphasis)
+        loss = losses.sum(1) * codes.shape[1] / masked.sum(1)
+        return GenerateOutput(
+            loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
+            hidden=hidden,
+            target=codes,
+            predictions=self.code_logits(hidden).argmax(-1) if predict else None,
+            attention=None if tap is None else tap.shares(),
+        )
+
+    def _ended(self, tokens: Tensor) -> Tensor:
+        """(B, N) tokens of a picture -> (B, N + 1)."""
+        return F.pad(tokens, (0, 1), value=self.processor.format.end)
+
+    def _picture_states(self, embeds: Tensor, attention: Tensor, image_positions: Tensor, tap: Tap | None = None) -> Tensor:
+        """Embedded requests (P tokens) and pictures with their ends, some codes masked, (B, P + N + 1, D) -> hidden
+        states (B, N, D) of the pictures. `attention`, `image_positions` (B, P): of the requests."""
+        count = self.grid.count + 1
+        opened = open_picture(image_positions, count)
+        return self._read(embeds, F.pad(attention, (0, count), value=True), opened=opened, tap=tap)[:, -count:-1]
+
+    # Pictures
+
+    @torch.no_grad()
+    def sample_codes(
+        self, inputs: GenerateInputs, *, guidance: float, temperature: float, generator: torch.Generator
+    ) -> Tensor:
+        """(B, N) codes, drawn in `generation_timesteps` steps from all masked. Guidance 1 runs the conditional rows only.
+
+        A step draws all masked codes; the least confident are masked again. The noise on the confidence gets smaller with each
+        step, as in the official code: temperature times the product of (1 - k / steps) over the steps so far.
+        """
+        steps, grid, schedule = self.config.generation_timesteps, self.grid, self.config.mask_schedule
+        pick, noise = picker(temperature, generator), temperature
+        with evaluating(self):
+            prompts, attention, images = self.embed(inputs), inputs.attention, inputs.image_positions
+            if guidance != 1:
+                without, read = self.unconditional(inputs)
+                prompts, attention = torch.cat([prompts, without]), torch.cat([attention, read])
+                images = torch.cat([images, torch.zeros_like(images)])
+            codes = torch.zeros(len(inputs.tokens), grid.count, dtype=torch.long, device=prompts.device)
+            masked = torch.ones_like(codes, dtype=torch.bool)
+            for step in range(steps):
+                tokens = torch.where(masked, self.config.mask_token, codes + grid.first)
+                drawing = self.language_model.embed_tokens(self._ended(tokens)).repeat(len(prompts) // len(tokens), 1, 1)
+                states = self._picture_states(torch.cat([prompts, drawing], dim=1), attention, images)
+                logits = self.code_logits(states).float()
+                if guidance != 1:
+                    conditional, uncond = logits.chunk(2)
+                    logits = uncond + guidance * (conditional - uncond)
+                drawn = torch.stack([pick(row) for row in logits])  # row by row: `pick` holds several copies of the logits
+                codes = torch.where(masked, drawn, codes)
+                chances = logits.log_softmax(-1).gather(2, codes.unsqueeze(2)).squeeze(2).exp()
+                chances = torch.where(masked, chances, torch.finfo(chances.dtype).max)
+                noise *= 1 - (step + 1) / steps
+                shaken = noise * masking.gumbel(tuple(codes.shape), generator).to(codes.device)
+                masked = masking.least_confident(chances, masking.kept_masked(schedule, step, steps, masked), shaken)
+        return codes
+
+    def sample(self, inputs: GenerateInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance.
+
+        `guidance` is 1 + the `guidance_scale` of the official code. At `temperature` 1 codes are drawn as there; at 0 they are
+        the likeliest ones, and nothing is random.
+        """
+        codes = self.sample_codes(inputs, guidance=guidance, temperature=temperature, generator=generator)
+        return self.decode_target(codes)

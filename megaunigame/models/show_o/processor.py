@@ -1,0 +1,57 @@
+"""Neutral rows -> the tensors of Show-o's two passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megaunigame.errors import ModelError
+from megaunigame.models.show_o.configuration import ShowOConfig, read_config
+from megaunigame.models.show_o.conversation import ShowOFormat, add_special_tokens
+from megaunigame.models.text.processor import HALF, RowProcessor
+from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
+
+
+class ShowOProcessor(RowProcessor):
+    """Square pictures of one size per path. After the prompt of a generate row come all codes, and the token that ends a
+    picture."""
+
+    format: ShowOFormat
+
+    @classmethod
+    def from_folder(cls, path: str | Path, *, max_length: int) -> ShowOProcessor:
+        """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
+        folder = Path(path)
+        config, settings = read_config(folder), read_settings(folder / "processor_config.json")
+        tokenizer, source_size = read_tokenizer(folder), read_source_size(folder, config)
+        add_special_tokens(tokenizer, config.llm_vocab_size, str(folder))
+        conversation = ShowOFormat(
+            tokenizer,
+            codebook=config.codebook_size,
+            side=config.side,
+            source_side=source_size // config.cell,
+            system_prompt=settings.get("system_prompt", ""),
+            where=str(folder),
+        )
+        return cls(
+            tokenizer,
+            conversation,
+            image_size=config.side * config.cell,
+            source_size=source_size,
+            after_prompt=config.num_vq_tokens + 1,
+            loss_positions=config.num_vq_tokens,
+            max_length=max_length,
+            mean=HALF,  # sources go through the tokenizer of the targets
+            std=HALF,
+        )
+
+
+def read_source_size(folder: Path, config: ShowOConfig) -> int:
+    """Side of source pictures, in pixels: `source_size` of processor_config.json, else that of generated ones.
+
+    Raises ModelError for a side that is not a multiple of a code's.
+    """
+    file = folder / "processor_config.json"
+    side = read_settings(file).get("source_size", config.side * config.cell)
+    if side <= 0 or side % config.cell:
+        raise ModelError(f"source_size={side} (in {file}) must be a multiple of {config.cell}, the pixels of one code.")
+    return side

@@ -1,0 +1,194 @@
+"""The two passes of Show-o by hand, on transformers' PhiForCausalLM, and its sampling step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import PhiForCausalLM
+
+from megaunigame.models.causal import masks
+from megaunigame.models.show_o import masking
+from megaunigame.step.inputs import Taps
+from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.models.shared import TURNS, counted_calls, generate, greedy, losses_of_training, understand
+
+FAMILY = "show_o"
+
+
+@pytest.fixture
+def model(tiny):
+    """Biases and norms that are not at their start values."""
+    model = tiny.load()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture
+def plain(model):
+    """The same weights in transformers' class."""
+    language = PhiForCausalLM(model.config.get_text_config()).eval()
+    language.load_state_dict({name.removeprefix("showo."): value for name, value in model.state_dict().items()})
+    return language
+
+
+def whole_row(model, inputs, codes, masked, row):
+    """(tokens (1, S), visible (1, S, S)) of one generate row without padding, by the definition of the layout."""
+    prompt = inputs.tokens[row].clone()
+    if inputs.image_valid is not None and inputs.image_valid[row].any():
+        prompt[inputs.image_positions[row]] = model.vision_tokenizer.encode(inputs.images[row]).flatten() + model.grid.first
+    prompt, image = (x[inputs.attention[row]] for x in (prompt, inputs.image_positions[row]))
+    picture = torch.where(masked[row], model.config.vocab_size - 1, codes[row] + model.grid.first)
+    tokens = torch.cat([prompt, picture, torch.tensor([model.processor.format.end])])
+    visible = torch.ones(len(tokens), len(tokens)).tril().bool()
+    visible[len(prompt) - 1 :] = True
+    if image.any():
+        at = image.nonzero().squeeze(1)
+        block = slice(int(at[0]) - 1, int(at[-1]) + 2)
+        visible[block, block] = True
+    return tokens[None], visible[None]
+
+
+def read(plain, tokens, visible):
+    return plain(input_ids=tokens, attention_mask=masks.additive(visible, torch.float32)).logits[0]
+
+
+def test_the_loss_falls_on_masked_codes_at_their_own_places(model, plain, picture):
+    rows = GenerateRow("a cube", picture(0)), GenerateRow("its small depth", picture(1), picture(2)), None
+    inputs = generate(model, *rows)
+    codes = model.encode_target(inputs.targets)
+    masked = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) < torch.tensor([[0.3], [0.8], [0.5]])
+    with torch.no_grad():
+        output = model.predict_masked(inputs, codes, masked, predict=True)
+        for row in range(2):
+            logits = read(plain, *whole_row(model, inputs, codes, masked, row))[-17:-1]
+            losses = F.cross_entropy(logits, codes[row] + model.grid.first, reduction="none")
+            assert output.loss_sum[row].item() == pytest.approx(16 * losses[masked[row]].mean().item(), rel=1e-5)
+            assert torch.equal(output.predictions[row], logits[:, model.grid.ids].argmax(-1))
+    assert output.loss_sum[2] == 0 and output.hidden.shape == (3, 16, 64)
+    assert torch.equal(output.target, codes) and masked.sum(1).tolist()[0] != masked.sum(1).tolist()[1]
+
+
+def test_padding_and_neighbors_change_no_row(model, picture):
+    rows = [GenerateRow("a cube", picture(0)), GenerateRow("a small green cone behind the ball", picture(1), picture(2))]
+    inputs, masked = generate(model, *rows), torch.rand(2, 16) < 0.5
+    masked[:, 0] = True
+    codes = model.encode_target(inputs.targets)
+    with torch.no_grad():
+        both = model.predict_masked(inputs, codes, masked, predict=False)
+        for row in range(2):
+            alone = generate(model, rows[row])
+            single = model.predict_masked(alone, codes[row : row + 1], masked[row : row + 1], predict=False)
+            torch.testing.assert_close(single.hidden[0], both.hidden[row], rtol=1e-4, atol=1e-4)
+            assert single.loss_sum[0].item() == pytest.approx(both.loss_sum[row].item(), rel=1e-5)
+
+
+def test_training_draws_from_the_default_generator_and_evaluation_draws_the_same(model, picture):
+    inputs = generate(model, GenerateRow("a cube", picture(0)))
+
+    def loss(seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return model(inputs).loss_sum.item()
+
+    assert loss(0) == loss(1)
+    model.train()
+    assert loss(0) == loss(0) != loss(1)
+
+
+def test_a_question_sees_its_pictures_and_text_is_causal(model, plain, picture):
+    inputs = understand(model, UnderstandRow([picture(0), picture(1)], TURNS[:2]), UnderstandRow([], TURNS))
+    for row in range(2):
+        tokens = inputs.tokens[row].clone()
+        tokens[inputs.image_positions[row]] = (
+            (model.vision_tokenizer.encode(inputs.images[0]).flatten() + model.grid.first)
+            if row == 0
+            else tokens[inputs.image_positions[row]]
+        )
+        tokens, labels = (x[inputs.attention[row]] for x in (tokens, inputs.labels[row]))
+        visible = torch.ones(len(tokens), len(tokens)).tril().bool()
+        if row == 0:
+            visible[:, : int((tokens == model.processor.format.end).nonzero()[-1]) + 1] = True
+        with torch.no_grad():
+            logits = read(plain, tokens[None], visible[None])
+            expected = F.cross_entropy(logits[:-1], labels[1:], reduction="sum").item()
+            assert model(inputs).loss_sum[row].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_parameter_takes_part_in_either_pass(model, picture):
+    for inputs in (understand(model, UnderstandRow([], TURNS[:1])), generate(model, GenerateRow("a cube", picture(0)))):
+        model.zero_grad()
+        model(inputs).loss_sum.sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_shares_of_attention_are_those_of_the_maps(tiny, model, picture):
+    """Q: all places of the picture; K: the text before it, without a source."""
+    eager = tiny.load(attention="eager")
+    eager.load_state_dict(model.state_dict())
+    inputs = generate(eager, GenerateRow("its depth", picture(0), picture(1)), GenerateRow("a small cube", picture(2)))
+    codes, masked = eager.encode_target(inputs.targets), torch.ones(2, 16, dtype=torch.bool)
+    model.install_taps()
+    with torch.no_grad():
+        tapped = dataclasses.replace(inputs, taps=Taps(layers=(0, 1)))
+        found = model.predict_masked(tapped, codes, masked, predict=False).attention.keys
+        for row in range(2):
+            tokens, visible = whole_row(eager, inputs, codes, masked, row)
+            mask = masks.additive(visible, torch.float32)
+            maps = eager.language_model(input_ids=tokens, attention_mask=mask, output_attentions=True).attentions
+            text = (inputs.attention[row] & ~inputs.image_positions[row])[inputs.attention[row]]
+            for layer in range(2):
+                seen = maps[layer][0][:, -17:-1, : len(text)][:, :, text]
+                assert found[layer, row].item() == pytest.approx(seen.sum(-1).mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_sampling_is_parallel_decoding(model, plain, picture, guidance):
+    """Step by step without padding and with transformers' class, at temperature 0."""
+    inputs = model.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
+    calls = counted_calls(model.language_model)
+    found = model.sample_codes(inputs, guidance=guidance, temperature=0, generator=torch.Generator())
+    assert len(calls) == model.calls_per_sample == 5
+    empty = torch.tensor(model.processor.unconditional_tokens())
+    for row in range(2):
+        codes, unknown = torch.zeros(2, 16, dtype=torch.long), torch.ones(1, 16, dtype=torch.bool)
+        for step in range(5):
+            tokens, visible = whole_row(model, inputs, codes, unknown.expand(2, -1), row)
+            without = torch.cat([empty, tokens[0, -17:]])
+            plainly = torch.ones(len(without), len(without)).tril().bool()
+            plainly[len(empty) - 1 :] = True
+            with torch.no_grad():
+                logits = read(plain, tokens, visible)[-17:-1, model.grid.ids]
+                u = read(plain, without[None], plainly[None])[-17:-1, model.grid.ids]
+            logits = u + guidance * (logits - u)
+            codes = torch.where(unknown, greedy(logits), codes[:1]).expand(2, -1)
+            chances = logits.softmax(-1).gather(1, codes[0].unsqueeze(1)).T
+            chances = torch.where(unknown, chances, torch.finfo(torch.float32).max)
+            unknown = masking.least_confident(chances, masking.kept_masked("cosine", step, 5, unknown))
+        assert found[row].tolist() == codes[0].tolist()
+
+
+def test_noise_changes_what_is_drawn(model):
+    inputs = model.processor.generate_prompts(["a cube"])
+    drawn = [
+        model.sample_codes(inputs, guidance=1.0, temperature=1.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(*drawn)
+
+
+def test_a_few_steps_learn_a_picture_and_an_answer(model, picture):
+    model.train()
+    asked = understand(model, UnderstandRow([picture(0)], [("what ?", "a red ball")]))
+    drawn = generate(model, GenerateRow("a cube", picture(0)))
+
+    def loss():
+        return model(asked).loss_sum.sum() + model(drawn).loss_sum.sum()
+
+    losses = losses_of_training(model, loss, steps=12, lr=3e-3)
+    assert losses[-1] < 0.5 * losses[0]
