@@ -149,7 +149,7 @@ def open_adapter(folder: str, lora: LoraConfig) -> AdapterWeights:
                 f"model.adapter={folder} has {key} {got}, and model.lora.{key} is {wanted}. Type model.lora.{key}={got}."
             )
     targets = {name.split(".lora_")[0].rpartition(".")[2] for name in weights.names()}
-    if targets != set(lora.targets):
+    if lora.targets and targets != set(lora.targets):
         raise ConfigError(
             f"model.adapter={folder} has adapters on {', '.join(sorted(targets))}, and model.lora.targets are "
             f"{', '.join(lora.targets)}. Type 'model.lora.targets=[{','.join(sorted(targets))}]'."

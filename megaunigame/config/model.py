@@ -18,9 +18,8 @@ class LoraConfig:
     rank: int = above(0, 16)
     alpha: float = 32.0
     dropout: float = half_open(0, 1, 0.05)
-    targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
+    targets: list[str] = field(default_factory=list)
+    """Names of linear layers of the language model, such as `q_proj`; none: all of them."""
 
 
 @dataclass

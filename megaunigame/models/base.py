@@ -282,7 +282,8 @@ class UnifiedModel(nn.Module, ABC):
 
     @abstractmethod
     def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
-        """Put low-rank adapters into the language model; every other parameter is frozen."""
+        """Put low-rank adapters into the language model, without `targets` into all its linear layers; every other parameter is
+        frozen."""
 
     @classmethod
     def groups_of_pass(cls, pass_name: str, takes_images: bool) -> list[str]:

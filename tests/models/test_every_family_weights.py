@@ -230,8 +230,9 @@ def test_unknown_lora_targets_are_refused(model):
     legal = ", ".join(sorted(TARGETS.get(model.name, ALL_TARGETS))[:2])
     with pytest.raises(ModelError, match=f"model.lora.targets: unknown target 'query'.*{legal}"):
         model.add_lora(rank=2, alpha=4, dropout=0.0, targets=["q_proj", "query"], seed=0)
-    with pytest.raises(ModelError, match="model.lora.targets: no targets"):
-        model.add_lora(rank=2, alpha=4, dropout=0.0, targets=[], seed=0)
+    model.add_lora(rank=2, alpha=4, dropout=0.0, targets=[], seed=0)
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    assert adapted == set(TARGETS.get(model.name, ALL_TARGETS))
 
 
 def test_a_frozen_tower_and_the_frozen_tokenizer_stay_in_eval_mode(model):

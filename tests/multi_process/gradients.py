@@ -56,7 +56,6 @@ EMU3 = {"family": "emu3"}
 EMU3_5 = {"family": "emu3_5"}
 CHAMELEON = {"family": "chameleon"}
 SHOW_O = {"family": "show_o"}
-SHOW_O_LORA = {"train": "lora", "lora": {**LORA["lora"], "targets": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]}}
 BALANCE = {
     "objectives": {"understanding": {"rows": 2, "weight": 0.7}, "generation": {"caption_rows": 2, "pixel_rows": 1}},
     "weights": {"caption": {"start": 0.1, "end": 0.8, "steps": 3}, "pixel": {"kind": "auto", "like": "understanding"}},
@@ -98,7 +97,7 @@ CASES = {
     "chameleon": {"model": CHAMELEON, "objectives": unimrg(source_gradient=0.1)},
     "chameleon_lora_checkpointing": {"model": CHAMELEON | LORA | CHECKPOINTING, "batch": TWICE},
     "show_o": {"model": SHOW_O, "objectives": unimrg(source_gradient=0.1)},
-    "show_o_lora_checkpointing": {"model": SHOW_O | SHOW_O_LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
+    "show_o_lora_checkpointing": {"model": SHOW_O | LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
     "show_o_zero2": {"model": SHOW_O, "engine": ZERO2},
     "aia": {"objectives": {"aia": WEIGHTS}, "batch": TWICE},
     "aia_checkpointing_one_layer": {

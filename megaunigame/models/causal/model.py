@@ -215,15 +215,17 @@ class CausalModel(Family):
         return torch.stack(tokens, dim=1)
 
     def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
-        """Adapters on the linear layers of the language model called `targets`; every other parameter is frozen."""
+        """Adapters on the linear layers of the language model called `targets`, without names on all; every other parameter is
+        frozen."""
         linear = (name for name, module in self.language_model.named_modules() if isinstance(module, nn.Linear))
         legal = sorted({name.rpartition(".")[2] for name in linear})
-        unknown = sorted(set(targets) - set(legal))
-        if unknown or not targets:
-            got = f"unknown target {unknown[0]!r}" if unknown else "no targets"
-            raise ModelError(f"model.lora.targets: {got}; the language model of {type(self).__name__} has: {', '.join(legal)}.")
+        if unknown := sorted(set(targets) - set(legal)):
+            raise ModelError(
+                f"model.lora.targets: unknown target {unknown[0]!r}; the language model of {type(self).__name__} has: "
+                f"{', '.join(legal)}. For all of them type model.lora.targets=[]."
+            )
         self.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets or legal))
         # The same adapters on all ranks, without changing the caller's random state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
