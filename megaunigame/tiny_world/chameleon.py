@@ -8,14 +8,13 @@ is made of their latents, so that different pictures have different codes. Codes
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.launching import options_of, run_to_exit
+from megaunigame.launching import run_to_exit
 from megaunigame.models.chameleon.folder import CODEBOOK, config_for, random_state, special_tokens, write_folder
 from megaunigame.models.chameleon.keys import IMAGE_TOKENIZER
 from megaunigame.models.chameleon.sizes import TINY
@@ -23,7 +22,7 @@ from megaunigame.models.chameleon.text_tokenizer import BOS, EOS, PAD
 from megaunigame.models.chameleon.vq import ImageTokenizer
 from megaunigame.models.shapes import read_shape
 from megaunigame.tiny_world.sizes import CODES
-from megaunigame.tiny_world.start_codes import cells_of_blocks, words_and
+from megaunigame.tiny_world.start_codes import cells_of_blocks, command, words_and
 from megaunigame.tiny_world.start_folder import parameters_per_part
 
 
@@ -45,13 +44,7 @@ def write_start(out: Path, seed: int) -> dict[str, int]:
     return parameters_per_part(state)
 
 
-def main(arguments: list[str]) -> None:
-    parser = options_of(__doc__, "python -m megaunigame.tiny_world.chameleon")
-    parser.add_argument("--out", type=Path, required=True, help="the start folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    print(f"{options.out}: {json.dumps(write_start(options.out, options.seed))}")
-
+main = command(__doc__, "chameleon", write_start)
 
 if __name__ == "__main__":
     run_to_exit(main, sys.argv[1:])

@@ -9,7 +9,6 @@ decoded, they are noise.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.launching import options_of, run_to_exit
+from megaunigame.launching import run_to_exit
 from megaunigame.models.emu3_5.conversation import BOS, EOS, PAD
 from megaunigame.models.emu3_5.folder import config_for, random_state, special_tokens, write_folder
 from megaunigame.models.emu3_5.keys import VISION_TOKENIZER
@@ -26,7 +25,7 @@ from megaunigame.models.emu3_5.sizes import TINY
 from megaunigame.models.emu3_5.vq import VisionTokenizer
 from megaunigame.models.shapes import read_shape
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
-from megaunigame.tiny_world.start_codes import cells_of_blocks, words_and
+from megaunigame.tiny_world.start_codes import cells_of_blocks, command, words_and
 from megaunigame.tiny_world.start_folder import parameters_per_part
 
 
@@ -63,13 +62,7 @@ def write_start(out: Path, seed: int) -> dict[str, int]:
     return parameters_per_part(state)
 
 
-def main(arguments: list[str]) -> None:
-    parser = options_of(__doc__, "python -m megaunigame.tiny_world.emu3_5")
-    parser.add_argument("--out", type=Path, required=True, help="the start folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    print(f"{options.out}: {json.dumps(write_start(options.out, options.seed))}")
-
+main = command(__doc__, "emu3_5", write_start)
 
 if __name__ == "__main__":
     run_to_exit(main, sys.argv[1:])

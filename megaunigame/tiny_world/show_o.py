@@ -9,7 +9,6 @@ decoded, they are noise.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.launching import options_of, run_to_exit
+from megaunigame.launching import run_to_exit
 from megaunigame.models.shapes import read_shape
 from megaunigame.models.show_o.conversation import END, add_special_tokens
 from megaunigame.models.show_o.folder import config_for, random_state, write_folder
@@ -27,6 +26,7 @@ from megaunigame.models.show_o.sizes import TINY
 from megaunigame.models.show_o.vq import Magvit
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.tiny_world.sizes import IMAGE_SIZE
+from megaunigame.tiny_world.start_codes import command
 from megaunigame.tiny_world.start_folder import parameters_per_part
 
 WORDS = Path(__file__).parent / "weights" / "openuni"
@@ -69,13 +69,7 @@ def write_start(out: Path, seed: int) -> dict[str, int]:
     return parameters_per_part(state)
 
 
-def main(arguments: list[str]) -> None:
-    parser = options_of(__doc__, "python -m megaunigame.tiny_world.show_o")
-    parser.add_argument("--out", type=Path, required=True, help="the start folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    print(f"{options.out}: {json.dumps(write_start(options.out, options.seed))}")
-
+main = command(__doc__, "show_o", write_start)
 
 if __name__ == "__main__":
     run_to_exit(main, sys.argv[1:])
