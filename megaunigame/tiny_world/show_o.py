@@ -2,9 +2,9 @@
 
     python -m megaunigame.tiny_world.show_o --out runs/tiny_show_o/start
 
-The words are those of the shipped tokenizers. The vision tokenizer is not trained: its layers are random, and only the last one
-of its encoder is made such that every bit is set in half of the cells, and no two bits say the same. Codes can be learned;
-decoded, they are noise.
+The words are those of the shipped tokenizers. The vision tokenizer is not trained: its layers are random, and only the bias of
+the last one of its encoder is made such that every bit is set in half of the cells. Codes can be learned; decoded, they are
+noise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megaunigame.tiny_world.start_codes import command
 from megaunigame.tiny_world.start_folder import parameters_per_part
 
 WORDS = Path(__file__).parent / "weights" / "openuni"
-LAST = "encoder.quant_conv."
+LAST = "encoder.quant_conv.bias"
 PICTURES, BLOCKS = 64, 8
 
 
@@ -42,17 +42,12 @@ def tokenizer_of_words() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def spread_bits(tokenizer: Magvit, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Weight (C, C, 1, 1) and bias (C,) of the encoder's last layer: latents of pictures of random blocks, decorrelated, then
-    each with median 0."""
+def bias_of_medians(tokenizer: Magvit, generator: torch.Generator) -> Tensor:
+    """(C,): bias of the encoder's last layer with which the latents of pictures of random blocks have medians 0."""
     blocks = torch.rand(PICTURES, 3, BLOCKS, BLOCKS, generator=generator) * 2 - 1
     with torch.no_grad():
         latents = tokenizer.latents(F.interpolate(blocks, (IMAGE_SIZE, IMAGE_SIZE), mode="nearest"))
-    cells = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    values, directions = torch.linalg.eigh(torch.cov(cells.T))
-    turn = (directions / values.clamp_min(torch.finfo(values.dtype).eps * values.max()).sqrt()).T
-    layer = tokenizer.encoder.quant_conv
-    return (turn @ layer.weight.flatten(1)).view_as(layer.weight), turn @ layer.bias - (cells @ turn.T).median(0).values
+    return tokenizer.encoder.quant_conv.bias - latents.permute(0, 2, 3, 1).flatten(0, 2).median(0).values
 
 
 def write_start(out: Path, seed: int) -> dict[str, int]:
@@ -63,8 +58,7 @@ def write_start(out: Path, seed: int) -> dict[str, int]:
     vision = Magvit(*config.tokenizer_sizes()).eval()
     prefix = VISION_TOKENIZER
     vision.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
-    weight, bias = spread_bits(vision, torch.Generator().manual_seed(seed))
-    state |= {f"{prefix}{LAST}weight": weight, f"{prefix}{LAST}bias": bias}
+    state[prefix + LAST] = bias_of_medians(vision, torch.Generator().manual_seed(seed))
     write_folder(out, config, state, tokenizer)
     return parameters_per_part(state)
 

@@ -53,6 +53,8 @@ class AttentionReference(PlainReference):
         image, real = inputs.image_positions[row].tolist(), inputs.attention[row].tolist()
         if pass_name == GENERATE:
             drawn, text = list(range(len(places), size)), [p for p in places if real[p] and not image[p]]
+            if self.recipe.model.family == "show_o":  # the token that ends the picture is no code
+                return drawn[:-1], text
             if not isinstance(self.model, TokenCodeModel) or self.model.grid.line_end is None:
                 return drawn, text
             # Line ends are not codes, those of a source are not text.

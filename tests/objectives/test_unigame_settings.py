@@ -147,7 +147,7 @@ class Plain:
 
 def test_families_without_a_decoder_are_not_recommended(monkeypatch):
     monkeypatch.setattr(Janus, "has_decoder", False)
-    with refused("Families that have one: emu3, openuni."):
+    with refused("Families that have one: emu3, openuni, show_o."):
         game().check_family(Janus, "janus", "", PLAN)
 
 
