@@ -46,7 +46,7 @@ class Classic(Teacher):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"method": "felzenszwalb", "scikit_image": self._version, "licence": "none needed", **asdict(self._config)}
+        return {"method": "felzenszwalb", "scikit_image": self._version, "license": "none needed", **asdict(self._config)}
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
         return [self._segment(sample) for sample in samples]

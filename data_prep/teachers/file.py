@@ -43,7 +43,7 @@ class File(Teacher):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"folder": self._folder.resolve().name, "pattern": self._config.pattern, "licence": "that of the files"}
+        return {"folder": self._folder.resolve().name, "pattern": self._config.pattern, "license": "that of the files"}
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
         return [self._map(sample) for sample in samples]

@@ -45,7 +45,7 @@ class OpenClip(Teacher):
             "pretrained": self._config.pretrained.rstrip("/").rpartition("/")[2],
             "weights_sha256": self._digest,
             "weights": weights,
-            "licence": "see the model's card",
+            "license": "see the model's card",
         }
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:

@@ -60,7 +60,7 @@ class Checkpoint:
             "weights_sha256": digest(network),
             "weights": sum(parameter.numel() for parameter in network.parameters()),
             "dtype": str(machine.dtype).removeprefix("torch."),
-            "licence": license_of(model),
+            "license": license_of(model),
         }
         self.network = network.to(machine.device).eval().requires_grad_(False)
 

@@ -1,4 +1,4 @@
-"""README.md of an exported folder: what it is, how to use it, how it was trained, what was measured, whose licence it has."""
+"""README.md of an exported folder: what it is, how to use it, how it was trained, what was measured, whose license it has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from megaunigame.monitoring.history import Evaluation, RunFolder
 
 CARD = "README.md"
-LICENCE_KEYS = ("license", "license_name", "license_link")
+LICENSE_KEYS = ("license", "license_name", "license_link")
 SIGNIFICANT = 5
 
 
@@ -35,13 +35,13 @@ class Export:
 
 
 def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Export) -> None:
-    """Write the card and copy the licence files of the base. `recipe`: the resolved recipe as plain data."""
-    licence = licence_of(export.base_folder)
+    """Write the card and copy the license files of the base. `recipe`: the resolved recipe as plain data."""
+    license = license_of(export.base_folder)
     for file in sorted(export.base_folder.glob("LICENSE*")):
         shutil.copyfile(file, out / file.name)
     family = recipe["model"]["family"]
     facts = ModelCardData(
-        **licence,
+        **license,
         library_name="megaunigame" if not export.in_transformers else "peft" if export.what == "adapters" else "transformers",
         pipeline_tag="any-to-any",
         base_model=export.base_id,
@@ -55,16 +55,16 @@ def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Exp
         *_warnings(export.differences),
         _training(run, recipe),
         _measured(run.evaluations, export.step),
-        _licence(licence, export),
+        _license(license, export),
     ]
     (out / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def licence_of(folder: Path) -> dict[str, Any]:
-    """Licence entries of the card of a model folder; empty if it has none."""
+def license_of(folder: Path) -> dict[str, Any]:
+    """License entries of the card of a model folder; empty if it has none."""
     card = folder / CARD
     metadata = (metadata_load(card) if card.is_file() else None) or {}
-    return {key: metadata[key] for key in LICENCE_KEYS if key in metadata}
+    return {key: metadata[key] for key in LICENSE_KEYS if key in metadata}
 
 
 def _what(recipe: Mapping[str, Any], export: Export) -> str:
@@ -132,12 +132,12 @@ def _number(value: Any) -> str:
     return f"{value:.{SIGNIFICANT}g}" if isinstance(value, int | float) else "" if value is None else str(value)
 
 
-def _licence(licence: Mapping[str, Any], export: Export) -> str:
+def _license(license: Mapping[str, Any], export: Export) -> str:
     base = export.base_id or export.base_folder.name
-    if not licence:
+    if not license:
         return (
-            f"## Licence\n\nThe card of `{base}` names no licence, or it has no card. Weights made from it stand under its "
-            "licence: find it before you share them."
+            f"## License\n\nThe card of `{base}` names no license, or it has no card. Weights made from it stand under its "
+            "license: find it before you share them."
         )
-    named = ", ".join(str(value) for value in licence.values())
-    return f"## Licence\n\nThat of `{base}`: {named}. Weights made from it stand under its licence."
+    named = ", ".join(str(value) for value in license.values())
+    return f"## License\n\nThat of `{base}`: {named}. Weights made from it stand under its license."

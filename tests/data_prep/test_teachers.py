@@ -120,7 +120,7 @@ def test_a_sam_that_gives_nan_fails_instead_of_seeing_nothing(tmp_path):
 
 def test_identity_names_weights_settings_and_license(depth_folder, tmp_path):
     first = depth_anything(depth_folder).identity
-    assert first["model"] == "Depth-Anything-V2-Large-hf" and first["licence"].startswith("CC-BY-NC-4.0")
+    assert first["model"] == "Depth-Anything-V2-Large-hf" and first["license"].startswith("CC-BY-NC-4.0")
     assert first["weights"] > 100_000 and first["dtype"] == "float32" and first["size"] == 0
     assert depth_anything(depth_folder, Machine(CPU, torch.float32, 7)).identity == first
     elsewhere = depth_checkpoint(tmp_path / depth_folder.name)
