@@ -99,6 +99,8 @@ class UnifiedModel(nn.Module, ABC):
     """Whether `decode` exists, which maps hidden states of the generate pass to pixels, differentiable."""
     has_codes: ClassVar[bool] = False
     """Whether its pictures are codes, so that `decode` counts in `changed` those that a perturbation flips."""
+    predicts_whole: ClassVar[bool] = True
+    """Whether every hidden state of a generate pass with gradient predicts a part of the picture; False: some read one."""
     reads_codes: ClassVar[bool] = False
     """Whether its source pictures are codes of the same tokenizer, too."""
     processor: Processor

@@ -50,8 +50,8 @@ def test_the_configuration_of_a_release_is_completed(tmp_path):
     assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (2048, 24, 58498)
     assert text.qk_layernorm and text.hidden_act == "gelu_new" and text.rope_parameters["partial_rotary_factor"] == 0.5
     assert (config.side, config.cell, config.mask_token) == (32, 16, 58497)
-    assert (config.mask_schedule, config.generation_timesteps) == ("cosine", 18)
-    assert read_config(written(tmp_path, generation_timesteps=50)).generation_timesteps == 50
+    assert (config.mask_schedule, config.generation_timesteps) == ("cosine", 50)
+    assert read_config(written(tmp_path, generation_timesteps=18)).generation_timesteps == 18
 
 
 @pytest.mark.parametrize(

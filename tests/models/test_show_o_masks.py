@@ -121,6 +121,11 @@ def test_what_stays_masked_gets_fewer_and_never_none(codes, steps):
     assert unknown.sum(1).tolist() == [1, 1]
 
 
+def test_products_are_rounded_as_in_float32():
+    """25 codes and a share of .96: 24 in float32, 23.99... in float64."""
+    assert masking.masked_after("linear", 0, 25, 25) == 24
+
+
 def test_the_least_confident_codes_are_masked_again():
     chances = torch.tensor([[0.5, 0.1, 0.9, 0.2]])
     assert masking.least_confident(chances, torch.tensor([[2]])).tolist() == [[False, True, False, True]]

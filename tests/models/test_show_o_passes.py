@@ -93,12 +93,22 @@ def test_training_draws_from_the_default_generator_and_evaluation_draws_the_same
 
     def loss(seed):
         torch.manual_seed(seed)
-        with torch.no_grad():
-            return model(inputs).loss_sum.item()
+        return model(inputs).loss_sum.item()
 
     assert loss(0) == loss(1)
     model.train()
     assert loss(0) == loss(0) != loss(1)
+
+
+def test_a_picture_that_is_redrawn_is_masked_whole(model, picture):
+    """Aside: in training mode, without a gradient. A state of a code that is read predicts nothing."""
+    inputs = generate(model, GenerateRow("a cube", picture(0), picture(1)))
+    model.train()
+    codes = model.encode_target(inputs.targets)
+    with torch.no_grad():
+        redrawn, whole = model(inputs), model.predict_masked(inputs, codes, torch.ones_like(codes) > 0, predict=False)
+        part = model.predict_masked(inputs, codes, torch.arange(codes.shape[1])[None] < 5, predict=False)
+    assert torch.equal(redrawn.hidden, whole.hidden) and not torch.allclose(redrawn.hidden, part.hidden)
 
 
 def test_a_question_sees_its_pictures_and_text_is_causal(model, plain, picture):

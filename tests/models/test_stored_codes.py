@@ -242,3 +242,11 @@ def test_another_weight_or_setting_is_another_tokenizer(model):
 
 def test_families_that_read_codes_say_so():
     assert Emu3.reads_codes and TokenCodeModel.reads_codes
+
+
+def test_the_same_weights_with_another_order_of_codes_are_another_tokenizer(tiny_of):
+    model = tiny_of("chameleon").load()
+    once = model.tokenizer_identity()
+    tokenizer = model.frozen.module
+    tokenizer.codes.copy_(tokenizer.codes.flip(0))
+    assert model.tokenizer_identity() != once

@@ -12,6 +12,7 @@ from megaunigame.adversary.perturber import Perturber
 from megaunigame.adversary.pgd import Pgd
 from megaunigame.models.janus import Janus
 from megaunigame.models.openuni import OpenUni
+from megaunigame.models.show_o import ShowO
 from megaunigame.objectives.unigame import UniGame, names
 from megaunigame.objectives.unigame.reach import PATIENCE, SMALLEST, Reach
 from megaunigame.objectives.unigame.settings import ControllerSettings, Settings
@@ -80,9 +81,19 @@ def test_a_controlled_game_is_resumed_exactly(play, tmp_path, mode):
         assert games[0].step() == games[1].step()
 
 
+def test_a_family_that_reads_a_part_of_its_picture_redraws_in_a_separate_pass():
+    game = UniGame(fill(Settings, {"redraw": "pixel"}, ROOT))
+    with refused("objectives.unigame.redraw=pixel", "'show_o' reads a part", "Type objectives.unigame.redraw=own"):
+        game.check_family(ShowO, "show_o", "", StepPlan(()))
+    game.check_family(Janus, "janus", "", StepPlan(()))
+    UniGame(fill(Settings, {}, ROOT)).check_family(ShowO, "show_o", "", StepPlan(()))
+
+
 def test_a_family_without_codes_is_refused():
     game = UniGame(fill(Settings, {"controller": {"flipped": 0.05}}, ROOT))
-    with refused("'openuni' draws no codes", "objectives.unigame.controller", "emu3, janus", "controller=null", "eps_max"):
+    with refused(
+        "'openuni' draws no codes", "objectives.unigame.controller", "emu3, emu3_5, janus", "controller=null", "eps_max"
+    ):
         game.check_family(OpenUni, "openuni", "", StepPlan(()))
     game.check_family(Janus, "janus", "", StepPlan(()))
 

@@ -15,7 +15,7 @@ from megaunigame.objectives.base import Objective
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.attack import ATTACK
 from megaunigame.objectives.unigame.settings import Settings
-from megaunigame.registry import find
+from megaunigame.registry import available, find
 from megaunigame.settings import check_values, fill
 from megaunigame.step.requests import GENERATE, UNDERSTAND, StepPlan, plan_from
 from tests.data.shard_files import talk
@@ -147,7 +147,8 @@ class Plain:
 
 def test_families_without_a_decoder_are_not_recommended(monkeypatch):
     monkeypatch.setattr(Janus, "has_decoder", False)
-    with refused("Families that have one: emu3, openuni, show_o."):
+    others = [name for name in available("models", UnifiedModel) if name != "janus"]
+    with refused(f"Families that have one: {', '.join(others)}."):
         game().check_family(Janus, "janus", "", PLAN)
 
 
@@ -193,7 +194,7 @@ def test_the_plan_of_each_mode():
 )
 def test_a_family_without_what_the_path_needs_is_refused_before_its_weights(family, path, lacking):
     objective = game(path=path)
-    advice = "Families that have one: emu3, janus, openuni", "objectives.unigame.path=embedding"
+    advice = "Families that have one:", "emu3, emu3_5, janus, openuni", "objectives.unigame.path=embedding"
     with refused(f"'plain' has no {lacking}", f"path={path}", *advice):
         objective.check_family(family, "plain", "folder", plan_from(objective.rows()))
 

@@ -184,8 +184,8 @@ def sampling(fixture: Fixture, model: ShowO) -> dict[str, Tensor]:
     hidden = torch.full((len(prompts), model.grid.count), model.config.mask_token)
     tokens = F.pad(torch.cat([prompts, hidden], dim=1), (0, 1), value=fixture.config["special_token_ids"]["<|eoi|>"])
     attention = prompts != fixture.config["special_token_ids"]["<|pad|>"]
-    embeds, nothing = model.language_model.embed_tokens(prompts), torch.zeros_like(attention)
-    conditional, without = model.code_logits(model._picture_states(embeds, attention, nothing, hidden)).chunk(2)
+    embeds, nothing = model.language_model.embed_tokens(tokens), torch.zeros_like(attention)
+    conditional, without = model.code_logits(model._picture_states(embeds, attention, nothing)).chunk(2)
     steps, count = model.config.generation_timesteps, model.grid.count
     ratios = masking.SCHEDULES[SCHEDULE](torch.arange(1, steps + 1) / steps)
     return {
@@ -194,7 +194,9 @@ def sampling(fixture: Fixture, model: ShowO) -> dict[str, Tensor]:
         "gen.visible": request_mask(fixture, model, prompts),
         "gen.cfg_image_logits": without + (1 + scale) * (conditional - without),
         "gen.step_mask_ratio": ratios,
-        "gen.step_mask_len_floor": (count * ratios).floor(),
+        "gen.step_mask_len_floor": torch.tensor(
+            [masking.masked_after(SCHEDULE, k, steps, count) for k in range(steps)]
+        ).float(),
     }
 
 

@@ -22,6 +22,7 @@ class TokenPictures(CodePictures):
     """Source pictures are read as the embeddings of their codes. `embed_tokens` of the language model is a `TokenEmbedding`."""
 
     reads_codes = True
+    frozen_dtype = torch.float32  # in bfloat16, several codes in a hundred are others
 
     @property
     def vision_tokenizer(self) -> CodeTokenizer:

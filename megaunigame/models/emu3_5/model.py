@@ -8,7 +8,6 @@ transformers, on attention alone.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen3Model
 from transformers.initialization import no_init_weights
@@ -39,7 +38,6 @@ class Emu3p5(TokenCodeModel):
     keys = KEYS
     frozen_name = "vision tokenizer"
     frozen_folder = TOKENIZER_FOLDER
-    frozen_dtype = torch.float32  # in bfloat16, several codes in a hundred are others
     configuration = staticmethod(read_config)
     open_processor = Emu3p5Processor.from_folder
     write_settings = staticmethod(export_settings)

@@ -6,7 +6,7 @@ vision tokenizer. Folders of other sizes say them::
     {"_class_name": "Showo", "vocab_size": 58498, "llm_vocab_size": 50295, "codebook_size": 8192, "num_vq_tokens": 256,
      "w_clip_vit": false, "llm_model_path": "microsoft/phi-1_5"}
     {"model_type": "show_o", ..., "text_config": {...}, "vq_config": {...}, "mask_schedule": "cosine",
-     "generation_timesteps": 18}
+     "generation_timesteps": 50}
 
 The last two are in the yaml files of the official code, not in its config.json.
 """
@@ -61,8 +61,8 @@ class ShowOConfig:
     """Sizes of the vision tokenizer, level 0 at the resolution of the picture."""
     mask_schedule: str = "cosine"
     """Share of masked codes, in training and in sampling."""
-    generation_timesteps: int = 18
-    """Steps in which a picture is drawn."""
+    generation_timesteps: int = 50
+    """Steps in which a picture is drawn. The official commands take 18 for 256 pixels and 50 for 512."""
 
     def check(self) -> None:
         """Raises ModelError when the numbers do not fit each other."""

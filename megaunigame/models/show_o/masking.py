@@ -73,9 +73,14 @@ def kept_masked(schedule: str, step: int, steps: int, unknown: Tensor) -> Tensor
 
     At least one, so the last step draws a code too; and at least one fewer than before, as long as there is another.
     """
-    share = SCHEDULES[schedule](torch.tensor((step + 1) / steps)).item()
     before = unknown.sum(1, keepdim=True)
-    return (before - 1).clamp(max=math.floor(unknown.shape[1] * share)).clamp_min(1)
+    return (before - 1).clamp(max=masked_after(schedule, step, steps, unknown.shape[1])).clamp_min(1)
+
+
+def masked_after(schedule: str, step: int, steps: int, codes: int) -> int:
+    """How many of `codes` the schedule leaves masked after step number `step` (from 0)."""
+    # In float32, as in the official code: in more precision, some products are just below a whole number.
+    return int((codes * SCHEDULES[schedule](torch.tensor((step + 1) / steps))).floor())
 
 
 def least_confident(probabilities: Tensor, counts: Tensor, noise: Tensor | float = 0.0) -> Tensor:

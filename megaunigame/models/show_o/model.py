@@ -53,6 +53,7 @@ class ShowO(TokenPictures):
     frozen_name = "vision tokenizer"
     frozen_folder = TOKENIZER_FOLDER
     only_causal = False
+    predicts_whole = False
     configuration = staticmethod(read_config)
     open_processor = ShowOProcessor.from_folder
 
@@ -111,7 +112,13 @@ class ShowO(TokenPictures):
         return open_prefix(inputs.image_positions)
 
     def predict_codes(self, inputs: GenerateInputs, codes: Tensor, predict: bool) -> GenerateOutput:
-        """The generate pass with given target codes (B, N), of which a random part is masked, in eval mode a fixed one."""
+        """The generate pass with given target codes (B, N), of which a random part is masked, in eval mode a fixed one.
+
+        In training without a gradient all are masked: a picture is redrawn aside, for its hidden states, and those of codes
+        that are read were never trained to predict anything.
+        """
+        if self.training and not torch.is_grad_enabled():
+            return self.predict_masked(inputs, codes, torch.ones_like(codes, dtype=torch.bool), predict)
         draw = masking.training_draw if self.training else masking.evaluation_draw
         t, scores = draw(len(codes), codes.shape[1], codes.device)
         counts = masking.masked_counts(self.config.mask_schedule, t, codes.shape[1])

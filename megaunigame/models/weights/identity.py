@@ -20,7 +20,8 @@ def identity(module: nn.Module) -> str:
         kind = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn."))
         if next(layer.parameters(recurse=False), None) is not None and kind is not nn.Module:
             content.update(f"{name} {kind.__name__} {_settings(layer, kind)}\n".encode())
-    for name, tensor in sorted(module.state_dict().items()):
+    # Buffers too that are not saved: an order of the codes, say.
+    for name, tensor in sorted({**module.state_dict(), **dict(module.named_buffers())}.items()):
         content.update(f"{name} {tuple(tensor.shape)}\n".encode())
         content.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return content.hexdigest()

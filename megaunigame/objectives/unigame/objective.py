@@ -119,7 +119,12 @@ class UniGame(Objective):
                 f"The family {name!r} has no {lacking}, which path={path} needs. Families that have one: {', '.join(able)}. "
                 "Or type objectives.unigame.path=embedding."
             )
-
+        redraw = self.config.redraw
+        if self.attacks and path == "decoder" and redraw != OWN and not family.predicts_whole:
+            raise ConfigError(
+                f"objectives.unigame.redraw={redraw}: in its own pass the family {name!r} reads a part of the picture and "
+                "predicts the rest, so not all of its hidden states draw. Type objectives.unigame.redraw=own."
+            )
         if self.attacks and self.config.controller is not None and not family.has_codes:
             able = [n for n in available("models", UnifiedModel) if find("models", n, UnifiedModel).has_codes]
             raise ConfigError(
