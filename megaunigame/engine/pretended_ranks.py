@@ -98,9 +98,12 @@ class PretendedRanks:
         """Bytes of weights gathered now, including those that always are."""
         return sum(p.ds_numel * p.element_size() for p in self.parameters if p.ds_status != ZeroParamStatus.NOT_AVAILABLE)
 
-    def after_update(self) -> None:
-        """Release and gather what the engine does after a backward and around the update."""
+    def after_backward(self) -> None:
+        """Release what the engine does after every backward."""
         self.offload.release_backward_leftovers()
+
+    def after_update(self) -> None:
+        """Release and gather what the engine does around the update."""
         self.offload.partition_all_parameters()
         persistent = self.offload.persistent_parameters
         if persistent:

@@ -5,9 +5,9 @@ Rules of this file, each measured to matter:
 - one engine; its module is entered through `forward(inputs)` only;
 - every pass has its own backward, right after its forward. With one backward through two passes, the whole gradient of each
   weight of both (64 GB for 32 billion) waits on every rank for the second one, and so do all activations of the first. The
-  engine counts backwards, not steps, so it needs two things that it does not do by itself. Under ZeRO-3 it *adds* to what
-  the sum holds when a parameter takes no part in the first backward of a step (lm_head, when generation comes first): `update`
-  clears the sums. And what a step ends with (with an optimizer on the host, copying the sums there) it does in the last
+  engine counts backwards, not steps, so it needs two things that it does not do by itself. It *adds* to what a sum holds when
+  a parameter takes no part in the first backward of a step (lm_head, when generation comes first), under ZeRO-3 and with an
+  optimizer on the host: `update` clears the sums. And what a step ends with (copying sums to the host) it does in the last
   backward, for the parameters of that one alone: no backward is announced as the last, and `update` ends the step;
 - a trained parameter takes part in some pass of the plan: otherwise the engine updates it with a zero gradient, that is,
   with weight decay alone;
@@ -89,8 +89,16 @@ class Learner:
             optimizer.finalize_gradient_accumulation_boundary()
             self.engine.set_gradient_accumulation_boundary(True)
             self.engine.step()
-            if self.zero_stage == 3:
-                optimizer.grad_partitions_flat_buffer.zero_()
+            for gradients in self._sums():
+                gradients.zero_()
+
+    def _sums(self) -> Iterator[Tensor]:
+        """The engine's sums of gradients that outlive an update."""
+        optimizer = self.engine.optimizer
+        if self.zero_stage == 3:
+            yield optimizer.grad_partitions_flat_buffer
+        elif optimizer.cpu_offload:
+            yield from optimizer.accumulated_grads_in_cpu.values()
 
     def measure(self, phases: PhaseTimer) -> None:
         """Mark the phases of the engine in `phases` from now on."""

@@ -7,10 +7,12 @@ mask. The backward is what autograd computes: with adapters, without weight grad
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from megaunigame.engine.model_flops import CountFlops
+from megaunigame.engine.parameters import element_count
 from megaunigame.models.base import UnifiedModel
 
 
@@ -44,16 +46,19 @@ class Operations:
         return (self.total - self.in_fp32) / bf16 + self.in_fp32 / fp32
 
 
-def run_backward(model: UnifiedModel, loss: Tensor) -> None:
+def run_backward(model: UnifiedModel, loss: Tensor) -> int:
     """Backward from `loss`, if anything in it is trained; every gradient is dropped once complete, as ZeRO does after its
-    reduction."""
-    if not loss.requires_grad:
-        return
-    hooks = [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
-    loss.backward()
-    for hook in hooks:
-        hook.remove()
+    reduction. Returns the number of their elements."""
+    reduced = 0
 
+    def drop(parameter: Any) -> None:
+        nonlocal reduced
+        reduced += element_count(parameter)
+        parameter.grad = None
 
-def _drop(parameter: Tensor) -> None:
-    parameter.grad = None
+    if loss.requires_grad:
+        hooks = [p.register_post_accumulate_grad_hook(drop) for p in model.parameters() if p.requires_grad]
+        loss.backward()
+        for hook in hooks:
+            hook.remove()
+    return reduced

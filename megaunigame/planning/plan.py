@@ -156,7 +156,7 @@ def make_plan(
             gathered=step.gathered * work.accumulation,
             aside_gathered=step.aside_gathered * work.accumulation // shape.rehearsed_every,
             updated=weight * trained if work.stage == 2 and work.ranks > 1 else 0,
-            reduced=REDUCED[recipe.engine.reduce_dtype] * shape.reduced * work.accumulation if work.ranks > 1 else 0,
+            reduced=REDUCED[recipe.engine.reduce_dtype] * step.reduced * work.accumulation if work.ranks > 1 else 0,
             notes=_notes(work),
         )
 

@@ -41,7 +41,7 @@ class MicroStepCost:
     kept: dict[str, int]
     """Pass -> bytes that its graph holds until the backward, without gathered weights."""
     peak: int
-    """Most bytes alive at once: graphs of all passes, gathered weights, weight gradients waiting for another pass."""
+    """Most bytes alive at once: the graph of a pass, gathered weights, gradients until they are reduced."""
     gathered_at_once: int
     """Most bytes of gathered weights alive at once."""
     gathered: int
@@ -49,6 +49,8 @@ class MicroStepCost:
     forward: dict[str, Operations]
     """Pass -> operations, including the frozen tokenizer."""
     backward: Operations
+    reduced: int
+    """Elements of gradients that are reduced: of a weight once for each pass with a gradient for it."""
     aside_peak: int
     """Most bytes alive at once in what players do aside; 0 without it."""
     aside_gathered: int
@@ -68,8 +70,6 @@ class Shape:
     groups: list[GroupSize]
     parameters: list[tuple[int, bool]]
     """Elements of each parameter, and whether it is trained."""
-    reduced: int
-    """Elements of gradients that a micro-step reduces: trained ones, once for each pass in which they take part."""
     frozen_bytes: int
     """The frozen tokenizer, in float32."""
     replicated: dict[str, int]
@@ -123,19 +123,12 @@ class Rehearsal:
         return Shape(
             group_sizes(self.model),
             [(element_count(p), p.requires_grad) for p in self.model.parameters()],
-            sum(self._reduced(name) for name in self.work.plan.passes),
             self.frozen_bytes,
             {name: size for player in players for name, size in player.replicated_bytes().items()},
             {name: size for player in players for name, size in player.host_bytes().items()},
             max((player.rehearsed_every for player in players), default=1),
             tuple(player.unplanned for player in players if player.unplanned),
         )
-
-    def _reduced(self, pass_name: str) -> int:
-        """Trained elements that take part in a pass."""
-        groups = self.model.groups_of_pass(pass_name, self.work.plan.takes_images(pass_name))
-        trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-        return sum(element_count(p) for name, p in trained if self.model.group_of(name) in groups)
 
     def rehearse(self, *, like_a_run: bool) -> MicroStepCost:
         """A micro-step, with what players do aside, after the coordinator has traced the order of modules.
@@ -160,7 +153,7 @@ class Rehearsal:
         """A micro-step for the coordinator alone."""
         micro, _ = self._rehearsed()
         for loss, _ in losses_of_passes(self.model, micro.inputs, list(micro.losses.values()), ()):
-            run_backward(self.model, loss)
+            self._backward(loss)
         self._after_update()
 
     def _micro_step(self) -> MicroStepCost:
@@ -173,7 +166,7 @@ class Rehearsal:
             aside_peak = live.peak if self.aside_operations.total else 0
             live.reset_peak()
             self.gathered.pop()
-            backward = Operations()
+            backward, reduced = Operations(), 0
             losses = losses_of_passes(self.model, micro.inputs, list(micro.losses.values()), ())
             for name in micro.inputs:
                 before = live.current - self._available()
@@ -181,18 +174,24 @@ class Rehearsal:
                     loss, _ = next(losses)
                 kept[name], forward[name] = live.current - self._available() - before, Operations.of(counter)
                 with CountFlops() as counter:
-                    run_backward(self.model, loss)
+                    reduced += self._backward(loss)
                 backward += Operations.of(counter)
                 del loss
         gathered, at_once = self.gathered.pop(), self.ranks.most_available if self.ranks else 0
         self._after_update()
         aside = (aside_peak, self.aside_gathered, self.aside_operations)
-        return MicroStepCost(kept, live.peak, at_once, gathered, forward, backward, *aside)
+        return MicroStepCost(kept, live.peak, at_once, gathered, forward, backward, reduced, *aside)
 
     def _rehearsed(self) -> tuple[MicroStep, list[Tensor]]:
         """The largest micro-step with the rows and losses that players added in their rehearsal, and their leaves."""
         micro = dataclasses.replace(self.largest, inputs=dict(self.largest.inputs), losses={})
         return micro, [leaf for player in self.players for leaf in player.rehearse(micro)]
+
+    def _backward(self, loss: Tensor) -> int:
+        reduced = run_backward(self.model, loss)
+        if self.ranks is not None:
+            self.ranks.after_backward()
+        return reduced
 
     def _available(self) -> int:
         return self.ranks.available_bytes() if self.ranks else 0

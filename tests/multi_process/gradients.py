@@ -45,6 +45,7 @@ def unimrg(**settings) -> dict:
 
 TOLERANCE = 1e-5
 OFFLOADED = {"ds_config": "tests/multi_process/zero3_offload.json"}
+ZERO2_OFFLOADED = {"ds_config": "tests/multi_process/zero2_offload.json"}
 WEIGHTS = {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}
 LARGE_WEIGHTS = {"targets": "relative", "weights": {"generate": 40.0, "understand": 40.0}}
 JANUS_GROUPS = ["vision", "aligner", "lm", "generation_embed", "generation_head"]
@@ -75,6 +76,7 @@ CASES = {
     "understanding_only": {"objectives": {"understanding": {"rows": 3}, "generation": {"caption_rows": 0}}},
     "zero2": {"engine": ZERO2, "batch": TWICE},
     "offloaded_optimizer": {"engine": OFFLOADED, "batch": TWICE},
+    "zero2_offloaded_optimizer": {"engine": ZERO2_OFFLOADED},
     "unimrg_shared_encoder": {
         "objectives": unimrg(source_gradient=0.1, images="paired", rows={"understanding": 2, "pixel": 2}),
         "model": {"groups": JANUS_GROUPS},

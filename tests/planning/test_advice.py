@@ -26,7 +26,7 @@ def rehearsed(kept: float, peak: float, gathered: float, aside_peak: float = 0) 
     forward = {name: Operations(model=100) for name in halves}
     attack = (int(aside_peak * GIB), 0, NONE)
     backward = Operations(model=300, again=150)
-    return MicroStepCost(halves, numbers["peak"], numbers["gathered_at_once"], 0, forward, backward, *attack)
+    return MicroStepCost(halves, numbers["peak"], numbers["gathered_at_once"], 0, forward, backward, 0, *attack)
 
 
 PLAN = Plan(
@@ -41,7 +41,7 @@ PLAN = Plan(
     passes=("generate", "understand"),
     rows={"generate": {"pixel": 4}, "understand": {"clean": 2, "hard": 2}},
     accumulation=24,
-    shape=Shape([GroupSize("lm", 8 * GIB, 8 * GIB), GroupSize("dit", GIB, GIB)], [(9 * GIB, True)], 9 * GIB, 0, {}, {}),
+    shape=Shape([GroupSize("lm", 8 * GIB, 8 * GIB), GroupSize("dit", GIB, GIB)], [(9 * GIB, True)], 0, {}, {}),
     elements_per_rank=9 * GIB // 4,
     # In GiB: 9 * 2 / 4, 9 * 4 / 4, 9 * 12 / 4; then 20 of graphs, 6 gathered, 14 of waiting gradients.
     memory={"weights": 9 * GIB // 2, "gradients": 9 * GIB, "optimizer": 27 * GIB, LIVE: 40 * GIB, LATE: GIB // 2, "rest": GIB},

@@ -32,8 +32,11 @@ def test_states_of_a_rank_are_slices(full):
 
 
 def test_traffic_of_zero_2_is_gradients_and_updated_weights(full, game):
-    assert (full.reduced, full.updated) == (4 * trained(full), 2 * trained(full))
-    assert full.traffic == 6 * trained(full)
+    # A weight of both passes has two backwards in a micro-step. The text head and the parts that draw have one.
+    drawing = sum(group.trained for group in full.shape.groups if group.name.startswith("generation"))
+    head = max(elements for elements, _ in full.shape.parameters if elements % 192 == 0)  # as large as the embedding
+    assert (full.reduced, full.updated) == (4 * (2 * trained(full) - drawing - head), 2 * trained(full))
+    assert full.traffic == full.reduced + full.updated
     assert full.network_seconds == pytest.approx(full.traffic * 2 / 3 / full.cluster.collective_bandwidth)
     attacked = replace(game, aside_gathered=7 * 10**9)
     more = 7e9 * 1 / 2 / game.cluster.collective_bandwidth
@@ -50,11 +53,10 @@ def test_checkpointing_trades_memory_for_operations(full):
     assert full.checkpointed.peak < full.plain.peak
 
 
-def test_gradients_wait_for_the_other_pass(full):
-    """One backward walks both passes back: what the first leaves for a weight is whole until the second adds its part."""
-    lm = next(group.elements for group in full.shape.groups if group.name == "lm")
-    waiting = full.checkpointed.peak - sum(full.checkpointed.kept.values())
-    assert waiting > 2 * 0.8 * lm
+def test_nothing_waits_for_the_other_pass(full):
+    """Each pass has its own backward: neither graphs of two passes are in memory at once, nor gradients of the whole model."""
+    assert full.plain.peak < sum(full.plain.kept.values())
+    assert full.checkpointed.peak < sum(full.plain.kept.values()) / 4
 
 
 def test_an_attack_is_counted(game):

@@ -40,7 +40,7 @@ def test_recipes_that_cannot_be_planned():
         tiny("tiny_emu3_sft", "batch={global_rows: 50}", ranks=3)
 
 
-SHAPE = Shape([GroupSize("lm", 1101, 1000)], [(1000, True), (101, False)], 1000, 0, {}, {})
+SHAPE = Shape([GroupSize("lm", 1101, 1000)], [(1000, True), (101, False)], 0, {}, {})
 
 
 @pytest.mark.parametrize(
