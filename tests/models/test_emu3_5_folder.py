@@ -193,7 +193,7 @@ def test_codes_that_the_model_does_not_have_are_refused(tiny, tmp_path):
     narrow = with_replaced(tiny.path, tmp_path / "narrow", b"", b"")
     text = tiny.config.text_config.to_dict() | {"vocab_size": 30}
     (narrow / "config.json").write_text(json.dumps(text))
-    with pytest.raises(ModelError, match=r"The last code is token \d+ of the tokenizer in .* vocab_size in config.json is 30"):
+    with pytest.raises(ModelError, match=r"The tokenizer in .* has tokens up to \d+, and vocab_size in config.json is 30"):
         tiny._replace(path=narrow).processor()
 
 
@@ -213,7 +213,7 @@ def test_the_tokenizer_is_made_of_the_released_files(tiny, tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     released_files(tmp_path, words)
     processor = tiny._replace(path=tmp_path, config=tiny.config)
-    (tmp_path / "config.json").write_text(json.dumps(tiny.config.text_config.to_dict() | {"vocab_size": 600}))
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config.text_config.to_dict() | {"vocab_size": 521}))
     rows = processor.processor()
     first = 256 + len(words)
     names = ["endoftext", "im_start", "im_end", "extra_0", "extra_204", "image token", "visual token 000000"]
@@ -228,6 +228,13 @@ def test_the_tokenizer_is_made_of_the_released_files(tiny, tmp_path):
     assert encode("a<|extra_204|>") == [ord("a"), first + 207] and tokenizer.decode(encode("a cube !")) == "a cube !"
     assert rows.text(encode("a cube<|extra_101|><|extra_204|>")) == "a cube"
     assert rows.format.plain.encode("a <|extra_101|>").escaped == 1
+    lines = (tmp_path / "emu3.tiktoken").read_text().splitlines()
+    (tmp_path / "emu3.tiktoken").write_text("\n".join(lines[:-9]))
+    with pytest.raises(ModelError, match="make 512 tokens, and vocab_size in config.json is 521"):
+        processor.processor()
+    (tmp_path / "emu3.tiktoken").write_text("\n".join(lines[9:]))
+    with pytest.raises(ModelError, match="has 253 tokens whose ranks are not 0 to 252"):
+        processor.processor()
     (tmp_path / "emu3.tiktoken").write_text("IQ== 0\nnot a line of it\n")
     with pytest.raises(ModelError, match="emu3.tiktoken, line 2, is not a token in base64 and its rank"):
         processor.processor()

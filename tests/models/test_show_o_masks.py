@@ -96,14 +96,14 @@ def test_every_place_is_masked_equally_often():
     assert shares.tolist() == pytest.approx([0.25] * 8, abs=0.03)
 
 
-def test_the_draw_of_an_evaluation_belongs_to_the_row():
+def test_the_draw_of_an_evaluation_belongs_to_the_sample():
     state = torch.get_rng_state()
-    few, many = (masking.evaluation_draw(rows, 20, torch.device("cpu")) for rows in (3, 17))
+    keys = [f"{number:06d}" for number in range(400)]
+    few, many = (masking.evaluation_draw(some, 20, torch.device("cpu")) for some in (keys[5:8], keys))
     for short, long in zip(few, many, strict=True):
-        assert torch.equal(short, long[:3])
+        assert torch.equal(short, long[5:8])
     assert torch.equal(torch.get_rng_state(), state)
-    spread = many[0].sort().values
-    assert spread.diff().max() < 2.5 / 17 and 0 <= spread[0] and spread[-1] < 1
+    assert many[0].mean().item() == pytest.approx(0.5, abs=0.05) and len(many[0].unique()) == 400
 
 
 @pytest.mark.parametrize(("codes", "steps"), [(16, 5), (16, 30), (4, 1), (64, 18)])

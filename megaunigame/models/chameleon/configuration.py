@@ -10,7 +10,8 @@ from megaunigame.errors import ModelError
 from megaunigame.models.chameleon.keys import IMAGE_TOKENIZER, OF_IMAGE_TOKENIZER
 from megaunigame.models.chameleon.release import ReleaseFiles, ReleaseFolder, is_release, release_config
 from megaunigame.models.shapes import check_channels
-from megaunigame.models.weights.settings_files import read_config_file, read_settings, read_tokenizer
+from megaunigame.models.text import picture_sides
+from megaunigame.models.weights.settings_files import read_config_file, read_tokenizer
 from megaunigame.models.weights.tensor_files import TensorFiles
 
 VQGAN = Path("tokenizer") / "vqgan.ckpt"
@@ -66,14 +67,7 @@ def read_sides(path: str | Path, config: ChameleonConfig) -> tuple[int, int]:
     `image_size` and `source_size` of processor_config.json; else the resolution of the image tokenizer, for both.
     Raises ModelError for a side that is not a multiple of a code's.
     """
-    file = Path(path) / "processor_config.json"
-    settings = read_settings(file)
-    image = settings.get("image_size", config.vq_config.resolution)
-    source = settings.get("source_size", image)
-    for name, side in (("image_size", image), ("source_size", source)):
-        if side <= 0 or side % cell(config):
-            raise ModelError(f"{name}={side} (in {file}) must be a multiple of {cell(config)}, the pixels of one code.")
-    return image, source
+    return picture_sides.read_sides(path, cell(config), config.vq_config.resolution)
 
 
 def tensor_files(path: str | Path) -> TensorFiles:

@@ -11,6 +11,7 @@ from megaunigame.errors import ModelError
 from megaunigame.models.chameleon.configuration import cell, read_config, read_sides, read_text_tokenizer
 from megaunigame.models.chameleon.conversation import ChameleonFormat
 from megaunigame.models.chameleon.text_tokenizer import vocabulary_map
+from megaunigame.models.text.picture_sides import check_size
 from megaunigame.models.text.processor import HALF, RowProcessor
 from megaunigame.models.weights.settings_files import read_settings
 
@@ -40,6 +41,7 @@ class ChameleonRows(RowProcessor):
         image_size, source_size = read_sides(folder, config)
         tokenizer, pixels = read_text_tokenizer(folder), cell(config)
         check_vocabulary(config, tokenizer.get_vocab(), folder)
+        check_size(tokenizer, config.vocab_size, folder)
         conversation = ChameleonFormat(
             tokenizer,
             codebook=config.vq_config.num_embeddings,

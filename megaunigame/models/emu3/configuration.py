@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Emu3Config
 
 from megaunigame.errors import ModelError
+from megaunigame.models.text import picture_sides
 from megaunigame.models.weights.settings_files import read_config_file, read_settings
 from megaunigame.models.weights.tensor_files import TensorFiles
 
@@ -98,14 +99,7 @@ def read_sides(path: str | Path, config: Emu3Config) -> tuple[int, int]:
     `image_size` and `source_size` of processor_config.json; else the square of the configuration's image area, for both.
     Raises ModelError for a side that is not a multiple of a code's.
     """
-    file = Path(path) / "processor_config.json"
-    settings = read_settings(file)
-    image = settings.get("image_size", isqrt(config.image_area) // cell(config) * cell(config))
-    source = settings.get("source_size", image)
-    for name, side in (("image_size", image), ("source_size", source)):
-        if side <= 0 or side % cell(config):
-            raise ModelError(f"{name}={side} (in {file}) must be a multiple of {cell(config)}, the pixels of one code.")
-    return image, source
+    return picture_sides.read_sides(path, cell(config), isqrt(config.image_area) // cell(config) * cell(config))
 
 
 def tensor_files(path: str | Path) -> TensorFiles:

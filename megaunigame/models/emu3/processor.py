@@ -7,6 +7,7 @@ from pathlib import Path
 from megaunigame.errors import ModelError
 from megaunigame.models.emu3.configuration import cell, read_config, read_sides
 from megaunigame.models.emu3.conversation import SYSTEM_PROMPT, Emu3Format
+from megaunigame.models.text.picture_sides import check_size
 from megaunigame.models.text.processor import HALF, RowProcessor
 from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
 
@@ -29,6 +30,7 @@ class Emu3Processor(RowProcessor):
                 "tokenizer.json and tokenizer_config.json there from a Hugging Face (-hf) release of the same model."
             )
         tokenizer, pixels = read_tokenizer(folder), cell(config)
+        check_size(tokenizer, config.text_config.vocab_size, folder)
         conversation = Emu3Format(
             tokenizer,
             codebook=config.vq_config.codebook_size,

@@ -14,7 +14,8 @@ from typing import Any
 from transformers import Qwen3Config
 
 from megaunigame.errors import ModelError
-from megaunigame.models.weights.settings_files import read_config_file, read_settings, write_settings_file
+from megaunigame.models.text import picture_sides
+from megaunigame.models.weights.settings_files import read_config_file, write_settings_file
 
 MODEL_TYPE, CONVERTED_TYPE, TOKENIZER_TYPE = "Emu3", "qwen3", "Emu3p5VisionVQ"
 TOKENIZER_FOLDER = "vision_tokenizer"
@@ -181,11 +182,4 @@ def read_sides(path: str | Path, config: Emu3p5Config) -> tuple[int, int]:
     `image_size` and `source_size` of processor_config.json; else the square of the configuration's image area, for both.
     Raises ModelError for a side that is not a multiple of a code's.
     """
-    file = Path(path) / "processor_config.json"
-    settings = read_settings(file)
-    image = settings.get("image_size", isqrt(config.image_area) // config.cell * config.cell)
-    source = settings.get("source_size", image)
-    for name, side in (("image_size", image), ("source_size", source)):
-        if side <= 0 or side % config.cell:
-            raise ModelError(f"{name}={side} (in {file}) must be a multiple of {config.cell}, the pixels of one code.")
-    return image, source
+    return picture_sides.read_sides(path, config.cell, isqrt(config.image_area) // config.cell * config.cell)

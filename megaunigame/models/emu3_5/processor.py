@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from megaunigame.errors import ModelError
 from megaunigame.models.emu3_5.configuration import read_config, read_sides
 from megaunigame.models.emu3_5.conversation import SYSTEM_PROMPT, Emu3p5Format
 from megaunigame.models.emu3_5.tokenizer import open_tokenizer
+from megaunigame.models.text.picture_sides import check_size
 from megaunigame.models.text.processor import HALF, RowProcessor
 from megaunigame.models.text.sequences import TokenSequence
 from megaunigame.models.weights.settings_files import read_settings
@@ -29,8 +29,9 @@ class Emu3p5Processor(RowProcessor):
         folder = Path(path)
         config = read_config(folder)
         image_size, source_size = read_sides(folder, config)
-        tokenizer = open_tokenizer(folder)
+        tokenizer = open_tokenizer(folder, config.text_config.vocab_size)
         codes = config.vq_config.codebook_size
+        check_size(tokenizer, config.text_config.vocab_size, folder)
         conversation = Emu3p5Format(
             tokenizer,
             codebook=codes,
@@ -39,11 +40,6 @@ class Emu3p5Processor(RowProcessor):
             system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", SYSTEM_PROMPT),
             where=str(folder),
         )
-        if conversation.image + codes > config.text_config.vocab_size:
-            raise ModelError(
-                f"The last code is token {conversation.image + codes - 1} of the tokenizer in {folder}, and vocab_size in "
-                f"config.json is {config.text_config.vocab_size}. Take tokenizer and config.json of one model."
-            )
         return cls(
             tokenizer,
             conversation,

@@ -27,7 +27,7 @@ PIECES = (
 NUMBERED = 205
 
 
-def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def open_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder. Raises ModelError that names a missing file, or a line that cannot be read."""
     if (folder / "tokenizer.json").is_file():
         return read_tokenizer(folder)
@@ -37,15 +37,23 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"No tokenizer.json in {folder}, and no {' and no '.join(missing)} to make it of. Copy {VOCABULARY} and "
             f"{PICTURE_TOKENS} of the release there."
         )
-    return released_tokenizer(folder)
+    return released_tokenizer(folder, vocabulary)
 
 
-def released_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer made of the released files, with the official ids; it takes about as long as reading tokenizer.json."""
+def released_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
+    """The tokenizer made of the released files, with the official ids; it takes about as long as reading tokenizer.json.
+
+    Raises ModelError when it has other than `vocabulary` tokens: a shorter file would move every code.
+    """
     named = [PAD, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(NUMBERED))]
     pictures = (folder / PICTURE_TOKENS).read_text(encoding="utf-8").split("\n")
     tokens = [*named, *(line.strip() for line in pictures if line.strip())]
     tokenizer = _Converter(str(folder / VOCABULARY), PIECES, extra_special_tokens=tokens).converted()
+    if tokenizer.get_vocab_size() != vocabulary:
+        raise ModelError(
+            f"{VOCABULARY} and {PICTURE_TOKENS} in {folder} make {tokenizer.get_vocab_size()} tokens, and vocab_size in "
+            f"config.json is {vocabulary}. Copy both files of the release again."
+        )
     tokenizer.normalizer = normalizers.NFC()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
@@ -63,4 +71,6 @@ class _Converter(TikTokenConverter):
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
             except ValueError as error:
                 raise ModelError(f"{file}, line {number}, is not a token in base64 and its rank: {error}.") from error
+        if sorted(ranks.values()) != list(range(len(ranks))):
+            raise ModelError(f"{file} has {len(ranks)} tokens whose ranks are not 0 to {len(ranks) - 1}. Copy it again.")
         return ranks

@@ -7,14 +7,12 @@ A share of the codes is masked, at random places; the model predicts them all at
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
-EVALUATION_SEED = 0
-GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it, modulo 1, are spread evenly, however many are taken."""
 LEAST_SHARE, LEAST_PROBABILITY = 1e-6, 1e-20
 REACH = 3.0
 """The sigmoid schedule is that function between -REACH and REACH."""
@@ -61,11 +59,11 @@ def training_draw(rows: int, codes: int, device: torch.device) -> tuple[Tensor, 
     return torch.rand(rows, device=device), torch.rand(rows, codes, device=device)
 
 
-def evaluation_draw(rows: int, codes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The same for row b of any batch, the t evenly spread; so conditions and checkpoints can be compared."""
-    generator = torch.Generator().manual_seed(EVALUATION_SEED)
-    scores = torch.rand(rows, codes, generator=generator).to(device, non_blocking=True)
-    return (0.5 + GOLDEN * torch.arange(rows, device=device)) % 1, scores
+def evaluation_draw(keys: Sequence[str], codes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same for the sample of a key in any batch on any rank, so that conditions and checkpoints can be compared."""
+    draws = [torch.rand(1 + codes, generator=torch.Generator().manual_seed(crc32(key.encode()))) for key in keys]
+    drawn = torch.stack(draws).to(device, non_blocking=True)
+    return drawn[:, 0], drawn[:, 1:]
 
 
 def kept_masked(schedule: str, step: int, steps: int, unknown: Tensor) -> Tensor:

@@ -119,8 +119,10 @@ class ShowO(TokenPictures):
         """
         if self.training and not torch.is_grad_enabled():
             return self.predict_masked(inputs, codes, torch.ones_like(codes, dtype=torch.bool), predict)
-        draw = masking.training_draw if self.training else masking.evaluation_draw
-        t, scores = draw(len(codes), codes.shape[1], codes.device)
+        if self.training:
+            t, scores = masking.training_draw(len(codes), codes.shape[1], codes.device)
+        else:
+            t, scores = masking.evaluation_draw(inputs.keys, codes.shape[1], codes.device)
         counts = masking.masked_counts(self.config.mask_schedule, t, codes.shape[1])
         return self.predict_masked(inputs, codes, masking.masked_places(counts, scores), predict)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from megaunigame.errors import ModelError
 from megaunigame.models.show_o.configuration import ShowOConfig, read_config
 from megaunigame.models.show_o.conversation import ShowOFormat, add_special_tokens
+from megaunigame.models.text import picture_sides
 from megaunigame.models.text.processor import HALF, RowProcessor
 from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
 
@@ -50,8 +51,11 @@ def read_source_size(folder: Path, config: ShowOConfig) -> int:
 
     Raises ModelError for a side that is not a multiple of a code's.
     """
-    file = folder / "processor_config.json"
-    side = read_settings(file).get("source_size", config.side * config.cell)
-    if side <= 0 or side % config.cell:
-        raise ModelError(f"source_size={side} (in {file}) must be a multiple of {config.cell}, the pixels of one code.")
-    return side
+    drawn = config.side * config.cell
+    image, source = picture_sides.read_sides(folder, config.cell, drawn)
+    if image != drawn:
+        raise ModelError(
+            f"image_size={image} in {folder / picture_sides.SETTINGS}, but num_vq_tokens={config.num_vq_tokens} in config.json "
+            f"draws {drawn} pixels. Leave image_size out."
+        )
+    return source

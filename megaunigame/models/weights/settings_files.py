@@ -31,9 +31,12 @@ def read_config_file(file: Path, hint: str) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ModelError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds a {type(content).__name__}; it must be a JSON object.")
+    return content
 
 
 def write_settings_file(file: Path, settings: Mapping[str, Any]) -> None:
@@ -44,6 +47,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder. Raises ModelError when it has none."""
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"No tokenizer.json in {folder}. Copy the tokenizer files of the model there.")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        read_settings(folder / name)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     # A long text is cut to the recipe's max_length later: transformers need not warn about its length.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
