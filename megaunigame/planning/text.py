@@ -39,7 +39,7 @@ def _memory(plan: Plan) -> list[str]:
     for name in plan.passes:
         kept = f"{gib(plan.checkpointed.kept[name])} with, {gib(plan.plain.kept[name])} without"
         lines.append(f"  graph of the {name} pass: {kept} gradient checkpointing")
-    lines.append(f"  a micro-step at its peak, all passes alive: {gib(plan.step.peak)}")
+    lines.append(f"  a micro-step at its peak: {gib(plan.step.peak)}")
     if plan.step.aside_peak:
         lines.append(f"  players aside, at their peak: {gib(plan.step.aside_peak)}")
     if plan.step.gathered_at_once:
