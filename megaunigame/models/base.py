@@ -38,8 +38,9 @@ class Processor(Protocol):
         """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         ...
 
-    def check(self, row: Row) -> None:
-        """Raises DataError for a row that `max_length` cannot hold, so that another sample takes its place."""
+    def check(self, row: Row, geometry: str, key: str) -> None:
+        """Raises DataError for a row that `max_length` cannot hold or whose stored codes are damaged, so that another sample
+        takes its place. `geometry` of its pictures; `key` of its sample, for messages."""
         ...
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.step.codes import PictureCodes
+from megaunigame.step.codes import StoredCodes
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,17 @@ class AcceptedCodes:
     partial: bool
     """Whether pictures whose codes were stored for other geometries or sides only are encoded in the pass; False: refused."""
 
-    def of(self, codes: PictureCodes | None, square: tuple[str, int], pictures: int, count: int, key: str) -> Tensor | None:
+    def of(self, stored: StoredCodes | None, square: tuple[str, int], pictures: int, count: int, key: str) -> Tensor | None:
         """(n, N) codes of the first n `pictures` of a sample, `count` = N codes each; None: they must be encoded.
 
         `square`: geometry and side. Raises ConfigError, which ends the run, for codes that another tokenizer made or that lack
-        this square, and DataError when they are not codes of as many pictures.
+        this square, and DataError when they cannot be read or are not codes of as many pictures.
         """
         if not pictures:
             return torch.zeros(0, count, dtype=torch.long)
-        if codes is None:
+        if stored is None:
             return None
+        codes = stored.read()
         if codes.tokenizer != self.tokenizer:
             raise ConfigError(
                 f"Sample {key} has codes of the tokenizer {codes.tokenizer[:12]}..., and that of this model is "
