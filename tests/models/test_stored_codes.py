@@ -143,6 +143,29 @@ def test_a_gradient_reaches_pictures_of_rows_between_rows_with_codes(model, enco
 
 
 @SOURCES_TOO
+def test_rows_after_attacked_ones_keep_their_own_place_among_rows_with_codes(model, picture):
+    stored = [codes_of(model, picture(number)) for number in (0, 1)]
+    rows = [UnderstandRow([picture(n)], TURNS, codes=codes) for n, codes in enumerate([*stored, None])]
+    inputs = understand(model, *rows)
+    assert inputs.source_coded == [True, True, False]
+    images = inputs.images.clone().requires_grad_()
+    found = model(dataclasses.replace(inputs, images=images, gradient_rows=slice(1, 2))).loss_sum
+    torch.testing.assert_close(found, model(with_images(inputs, inputs.images)).loss_sum)
+
+
+@SOURCES_TOO
+def test_a_source_and_a_target_have_each_its_own_codes(model, picture):
+    shown, drawn = codes_of(model, picture(0)), codes_of(model, picture(1))
+    row = GenerateRow("a cube", picture(1), picture(0), target_codes=drawn, source_codes=shown)
+    inputs = generate(model, row)
+    processor = model.processor
+    assert torch.equal(inputs.target_codes[0], drawn.grids["crop", processor.image_size].flatten())
+    assert torch.equal(inputs.source_codes[0, 0], shown.grids["crop", processor.source_size].flatten())
+    alone = generate(model, dataclasses.replace(row, source_codes=None))
+    assert alone.source_codes is None and alone.target_codes is not None
+
+
+@SOURCES_TOO
 def test_codes_of_pictures_that_were_replaced_are_not_used(model, picture):
     inputs = understand(model, UnderstandRow([picture(0)], TURNS, codes=codes_of(model, picture(0))))
     others = understand(model, UnderstandRow([picture(1)], TURNS))
@@ -325,6 +348,38 @@ def test_another_weight_or_setting_is_another_tokenizer(model):
     assert model.tokenizer_identity() == before != other
     list(tokenizer.parameters())[3].data.view(-1)[0] += 1e-3
     assert model.tokenizer_identity() != before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"stride": 2}, {"padding": 0}, {"dilation": 2}, {"padding_mode": "reflect"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_setting_of_a_convolution_is_another_tokenizer(other):
+    settings = {"kernel_size": 3, "padding": 1}
+    plain, changed = (torch.nn.Conv2d(2, 2, **{**settings, **given}) for given in ({}, other))
+    changed.load_state_dict(plain.state_dict())
+    assert identity(torch.nn.Sequential(changed)) != identity(torch.nn.Sequential(plain))
+
+
+def holder(**tensors):
+    module = torch.nn.Module()
+    for name, tensor in tensors.items():
+        module.register_parameter(name, torch.nn.Parameter(tensor))
+    return module
+
+
+def test_names_and_shapes_of_tensors_tell_tokenizers_apart():
+    numbers = torch.arange(6.0)
+    given = [
+        holder(a=numbers[:4], b=numbers[4:]),
+        holder(a=numbers[:4], c=numbers[4:]),
+        holder(a=numbers[:2], b=numbers[2:]),
+        holder(a=numbers[:4].view(2, 2), b=numbers[4:]),
+        holder(a=numbers),
+    ]
+    assert len({identity(module) for module in given}) == len(given)
+    assert identity(given[0]) == identity(holder(a=numbers[:4], b=numbers[4:]))
 
 
 def test_families_that_read_codes_say_so():
