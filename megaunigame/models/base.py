@@ -190,6 +190,10 @@ class UnifiedModel(nn.Module, ABC):
     def hold_frozen(self, module: nn.Module) -> None:
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
 
+    @classmethod
+    def accept_codes(cls, processor: Any, tokenizer: str | None, *, partial: bool) -> None:
+        """From now on rows of `processor` may have codes of this `tokenizer` (None: of any). No change in a family without."""
+
     def use_stored_codes(self, *, partial: bool) -> None:
         """From now on rows may have codes that this family's tokenizer made before; without codes in a family, nothing changes.
 

@@ -209,10 +209,11 @@ def test_codes_of_another_geometry_or_side(model, picture):
     fit = codes_of(model, picture(0), geometries=["fit"])
     side = model.processor.image_size
     smaller = dataclasses.replace(fit, grids={("crop", side - 4): next(iter(fit.grids.values()))})
-    for stored, there in ((fit, f"fit at {side} pixels"), (smaller, f"crop at {side - 4} pixels")):
+    cases = (fit, f"fit at {side} pixels", r"geometries=fit\+crop"), (smaller, f"crop at {side - 4} pixels", "geometries=crop")
+    for stored, there, remedy in cases:
         row = GenerateRow("a cube", picture(0), target_codes=stored)
         model.use_stored_codes(partial=False)
-        with pytest.raises(ConfigError, match=f"{there}.*needs crop at {side} pixels.*stored_codes=partial"):
+        with pytest.raises(ConfigError, match=f"{there}.*needs crop at {side} pixels.*{remedy}, .*stored_codes=partial"):
             generate(model, row)
         model.use_stored_codes(partial=True)
         assert generate(model, row).target_codes is None
@@ -256,8 +257,11 @@ def micro_batches(model, folder):
 
 @pytest.fixture
 def shards(model, tmp_path, picture):
-    """Eight samples of two pictures: the third has codes of one of them, the sixth a damaged field."""
+    """Eight samples of two pictures, with codes for the geometry of each row only. The third has codes of one of the pictures,
+    the sixth a damaged field."""
     stored = codes_of(model, picture(0), picture(1))
+    if model.reads_codes:
+        stored.grids.pop((FIT, model.processor.image_size))
     few = dataclasses.replace(stored, grids={square: grid[:1] for square, grid in stored.grids.items()})
     given = {2: write_codes(few), 5: b"damaged"}
     first, second = (file_of(np.ascontiguousarray(picture(seed).permute(1, 2, 0).numpy())) for seed in (0, 1))

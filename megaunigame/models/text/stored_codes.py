@@ -15,8 +15,8 @@ from megaunigame.step.codes import StoredCodes
 class AcceptedCodes:
     """Decided once for a run."""
 
-    tokenizer: str
-    """Identity of the model's frozen tokenizer."""
+    tokenizer: str | None
+    """Identity of the model's frozen tokenizer; None: it is not loaded, and codes of any are taken."""
     of_sources: bool
     """Whether source pictures are codes, too."""
     partial: bool
@@ -33,7 +33,7 @@ class AcceptedCodes:
         if stored is None:
             return None
         codes = stored.read()
-        if codes.tokenizer != self.tokenizer:
+        if self.tokenizer is not None and codes.tokenizer != self.tokenizer:
             raise ConfigError(
                 f"Sample {key} has codes of the tokenizer {codes.tokenizer[:12]}..., and that of this model is "
                 f"{self.tokenizer[:12]}... {self._remedy}, or type model.stored_codes=off to encode in every pass."
@@ -41,9 +41,10 @@ class AcceptedCodes:
         if square not in codes.grids:
             if self.partial:
                 return None
+            geometries = "+".join(dict.fromkeys([*(geometry for geometry, _ in codes.grids), square[0]]))
             raise ConfigError(
                 f"Sample {key} has codes for {codes.made_for}, and its row needs {square[0]} at {square[1]} pixels. "
-                f"{self._remedy} --set codes.geometries=..., or type model.stored_codes=partial to encode these rows."
+                f"{self._remedy} --set codes.geometries={geometries}, or type model.stored_codes=partial to encode these rows."
             )
         flat = codes.grids[square].flatten(1)
         if len(flat) < pictures or flat.shape[1] != count:
