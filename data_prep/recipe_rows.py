@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.picture_statistics import fields_at, spread
-from megaunigame.config import LoaderConfig, Recipe, load_recipe
+from megaunigame.config import OFF, PARTIAL, LoaderConfig, Recipe, load_recipe
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.sources.opening import rules_of
@@ -131,6 +131,8 @@ def find_rows(recipe: Recipe, streams: Sequence[str], index: ShardIndex, positio
     family = find("models", recipe.model.family, UnifiedModel)
     with model_folder(family, recipe.model) as path:
         processor = family.open_processor(path, max_length=recipe.model.max_length)
+    if recipe.model.stored_codes != OFF:  # which tokenizer made them, only a loaded one could say
+        family.accept_codes(processor, None, partial=recipe.model.stored_codes == PARTIAL)
     for position in tqdm(positions, desc="rows", unit="sample", delay=2, leave=False):
         for one, made in zip(found, _made(index, int(position), plan, found, objective_of, processor, rules), strict=True):
             if isinstance(made, ConfigError):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from megaunigame.config import BatchConfig, as_yaml, load_recipe, resolve_batch
+from megaunigame.config import OFF, BatchConfig, as_yaml, load_recipe, resolve_batch
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.errors import ConfigError
 from megaunigame.objectives.generation import Generation
@@ -35,6 +35,18 @@ def test_overrides_and_defaults(recipe_file):
     recipe = load_recipe(recipe_file, ["optimizer.lr=1e-3", "optimizer.group_lr={vision: 0.2}", "batch.accumulation=4"])
     assert (recipe.optimizer.lr, recipe.optimizer.group_lr, recipe.batch.accumulation) == (1e-3, {"vision": 0.2}, 4)
     assert recipe.data["train"].window == 8
+
+
+def test_stored_codes_are_off_as_the_word_is_typed(recipe_file, tmp_path):
+    """YAML reads `off` as a boolean."""
+    assert load_recipe(recipe_file, ["model.stored_codes=off"]).model.stored_codes == OFF
+    (other := tmp_path / "off.yaml").write_text(RECIPE.replace("path: somewhere", "path: somewhere, stored_codes: off"))
+    recipe = load_recipe(str(other), [])
+    assert recipe.model.stored_codes == OFF
+    other.write_text(as_yaml(recipe))
+    assert load_recipe(str(other), []) == recipe
+    with refused("model.stored_codes 'True'", "auto, partial, off"):
+        load_recipe(recipe_file, ["model.stored_codes=on"])
 
 
 @pytest.mark.parametrize(

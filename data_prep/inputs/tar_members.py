@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.inputs.sample import EntryFailure, short_key
-from megaunigame.data.decode import DEPTH_FIELD, FURTHER_FIELD, SEGMENTATION_FIELD
+from megaunigame.data.decode import CODES_FIELD, DEPTH_FIELD, FURTHER_FIELD, SEGMENTATION_FIELD
 from megaunigame.data.shards.tar_scan import members_of, readable
 
 FIRST, LAST = "first", "last"
 """Where a name is split into key and field: at its first dot, as WebDataset does, or at its last."""
 TARGETS = (DEPTH_FIELD, SEGMENTATION_FIELD)
+"""Fields of our shards that are packed as they are."""
 HIDDEN = "hidden file (._NAME, .DS_Store, __MACOSX): skipped"
 NO_FIELD = "file without an ending: skipped"
 LINK = "link instead of a file: skipped"
@@ -43,7 +44,8 @@ class TarSample:
 def split_name(name: str, dots: str) -> tuple[str, str] | None:
     """(key, field in lower case) of a name in a tar; None when it has no dot or no key.
 
-    With `dots` LAST, the fields of our shards that have a dot are still one: `depth.png`, `seg.png`, `picture2.jpg`.
+    With `dots` LAST, the fields of our shards that have a dot are still one: `depth.png`, `seg.png`, `codes.bin`,
+    `picture2.jpg`.
     """
     folder, slash, base = name.rpartition("/")
     if dots == FIRST:
@@ -52,7 +54,7 @@ def split_name(name: str, dots: str) -> tuple[str, str] | None:
         stem, field = _at_last_dot(base)
         stem_before, inner = _at_last_dot(stem)
         compound = f"{inner}.{field}".lower()
-        if stem_before and (compound in TARGETS or FURTHER_FIELD.fullmatch(compound)):
+        if stem_before and (compound in (*TARGETS, CODES_FIELD) or FURTHER_FIELD.fullmatch(compound)):
             stem, field = stem_before, compound
     return (folder + slash + stem, field.lower()) if stem and field else None
 

@@ -21,7 +21,7 @@ from data_prep.inputs.tar_fields import HEAD, Roles, by_name, refuse_several, ro
 from data_prep.inputs.tar_members import FIRST, Span, TarSample, tar_samples
 from data_prep.inputs.texts import decoded_record, decoded_text, talk_of
 from data_prep.shard_writer import Shard, ShardSample
-from megaunigame.data.decode import further_fields
+from megaunigame.data.decode import CODES_FIELD, further_fields
 from megaunigame.errors import DataError
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -122,6 +122,9 @@ def _places_in(record: dict[str, Any]) -> int:
 
 def _note_unused(roles: Roles, notes: Counter[str]) -> None:
     for field in (*roles.further, *roles.unused):
+        if field == CODES_FIELD:  # of pictures that packing may change
+            notes[f"field '{field}': not used; make it from the packed pictures: annotate --tasks codes"] += 1
+            continue
         what = "further picture" if field in roles.further else "field"
         advice = "; if names of samples have dots, type --dots last" if "." in field else ""
         notes[f"{what} '{field}': not used{advice}"] += 1

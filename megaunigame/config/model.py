@@ -53,6 +53,10 @@ class ModelConfig:
     sample has them; those of another tokenizer, geometry or side end the run. `partial`: pictures whose codes were stored for
     other geometries or sides are encoded in the pass. `off`: every picture is."""
 
+    def __post_init__(self) -> None:
+        if self.stored_codes == str(False):  # YAML reads `off` as a boolean, and a setting that is a text makes this of it
+            self.stored_codes = OFF
+
     def check(self, path: str) -> None:
         if not self.path and not self.size:
             raise ConfigError(

@@ -9,6 +9,8 @@ its header has no fixed order, and shards have the same bytes whoever writes the
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NoReturn
 
@@ -18,6 +20,23 @@ import torch
 from megaunigame.errors import DataError
 from megaunigame.step.codes import PictureCodes
 from megaunigame.step.requests import GEOMETRIES
+
+
+@dataclass(frozen=True)
+class UnreadCodes:
+    """The field as a shard holds it; read once, at its first use."""
+
+    key: str
+    field: str
+    data: bytes
+
+    def read(self) -> PictureCodes:
+        """Raises DataError, at every use, if the field is damaged."""
+        return self._content
+
+    @cached_property
+    def _content(self) -> PictureCodes:
+        return read_codes(self.key, self.field, self.data)
 
 
 def write_codes(codes: PictureCodes) -> bytes:
@@ -41,7 +60,7 @@ def read_codes(key: str, field: str, data: bytes) -> PictureCodes:
         header = json.loads(line)
         tokenizer, codebook = str(header["tokenizer"]), int(header["codebook"])
         shapes = {(str(geometry), int(side)): tuple(map(int, shape)) for geometry, side, *shape in header["grids"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         refuse(f"({len(data)} bytes) does not begin with a line about codes ({type(error).__name__}: {error})")
     wrong = [s for s, shape in shapes.items() if s[0] not in GEOMETRIES or len(shape) != 3 or min(shape) < 1 or codebook < 1]
     if wrong or not shapes:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megaunigame.data.codes import read_codes
+from megaunigame.data.codes import UnreadCodes
 from megaunigame.errors import DataError
 from megaunigame.pictures.pillow import opened
 from megaunigame.pictures.reading import read_picture
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
-from megaunigame.step.codes import PictureCodes
+from megaunigame.step.codes import PictureCodes, StoredCodes
 
 IMAGE_FIELDS = (
     *("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe", "mpo", "pgm", "pnm"),
@@ -52,7 +52,7 @@ class Sample:
         meta: dict[str, Any],
         *,
         further: Sequence[Tensor | Callable[[], Tensor]] = (),
-        codes: PictureCodes | Callable[[], PictureCodes] | None = None,
+        codes: StoredCodes | None = None,
         **pictures: Picture,
     ):
         """`pictures` by their names in `DECODERS`; `further`: images after the first; `codes`: of all images."""
@@ -61,7 +61,8 @@ class Sample:
         """The sample's JSON: `conversations`, and optionally `caption`, `objects`, ..."""
         self._pictures = {name: pictures.pop(name, None) for name in DECODERS}
         self._further: list[Tensor | Callable[[], Tensor]] = [*further]
-        self._codes = codes
+        self.stored_codes = codes
+        """Codes of `images`, not read; None if the sample has none."""
         if pictures:
             raise TypeError(f"A sample has no picture {', '.join(pictures)}; DECODERS has {', '.join(DECODERS)}.")
 
@@ -97,13 +98,11 @@ class Sample:
     @property
     def codes(self) -> PictureCodes | None:
         """Stored codes of `images`, or None if the sample has none. Raises DataError, at every use, if they cannot be read."""
-        if callable(self._codes):
-            self._codes = self._codes()
-        return self._codes
+        return None if self.stored_codes is None else self.stored_codes.read()
 
-    def codes_of(self, picture: Tensor | None) -> PictureCodes | None:
-        """`codes` if `picture` is the sample's first image itself; a copy, or a changed one, has other codes: None."""
-        return self.codes if picture is not None and picture is self._pictures[IMAGE] else None
+    def codes_of(self, picture: Tensor | None) -> StoredCodes | None:
+        """`stored_codes` if `picture` is the sample's first image itself; a copy, or a changed one, has other codes: None."""
+        return self.stored_codes if picture is not None and picture is self._pictures[IMAGE] else None
 
     def decoded(self) -> Sample:
         """This sample with every picture and its codes decoded. Raises DataError for the first that cannot be."""
@@ -130,7 +129,7 @@ def decode_sample(key: str, fields: Mapping[str, bytes], rules: PictureRules = D
     numbered = next((field for field in fields if _NUMBERED_FIELD.fullmatch(field)), None)
     if numbered is not None and pictures[IMAGE] is None:
         _refuse(key, numbered, "is there without a first picture")
-    codes = partial(read_codes, key, CODES_FIELD, fields[CODES_FIELD]) if CODES_FIELD in fields else None
+    codes = UnreadCodes(key, CODES_FIELD, fields[CODES_FIELD]) if CODES_FIELD in fields else None
     return Sample(key, _meta(key, fields[META_FIELD]), further=further, codes=codes, **pictures)
 
 

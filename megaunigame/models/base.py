@@ -38,8 +38,9 @@ class Processor(Protocol):
         """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         ...
 
-    def check(self, row: Row) -> None:
-        """Raises DataError for a row that `max_length` cannot hold, so that another sample takes its place."""
+    def check(self, row: Row, geometry: str, key: str) -> None:
+        """Raises DataError for a row that `max_length` cannot hold or whose stored codes are damaged, so that another sample
+        takes its place. `geometry` of its pictures; `key` of its sample, for messages."""
         ...
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
@@ -188,6 +189,10 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def hold_frozen(self, module: nn.Module) -> None:
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
+
+    @classmethod
+    def accept_codes(cls, processor: Any, tokenizer: str | None, *, partial: bool) -> None:
+        """From now on rows of `processor` may have codes of this `tokenizer` (None: of any). No change in a family without."""
 
     def use_stored_codes(self, *, partial: bool) -> None:
         """From now on rows may have codes that this family's tokenizer made before; without codes in a family, nothing changes.

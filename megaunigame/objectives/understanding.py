@@ -43,4 +43,4 @@ class Understanding(Objective):
         if self.config.turns and len(talk.pairs) > self.config.turns:
             chosen = rng.choice(len(talk.pairs), self.config.turns, replace=False)
         turns = talk.asked((chosen if apart else np.sort(chosen)).tolist(), apart=apart)
-        return UnderstandRow(sample.images, turns, apart, codes=sample.codes)
+        return UnderstandRow(sample.images, turns, apart, codes=sample.stored_codes)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class StoredCodes(Protocol):
+    """Codes of all pictures of a sample, perhaps not read yet: runs and rows that use no codes leave them unread."""
+
+    def read(self) -> PictureCodes:
+        """Raises DataError, at every use, if they cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,10 @@ class PictureCodes:
     def made_for(self) -> str:
         """The geometries and sides, for messages."""
         return ", ".join(f"{geometry} at {side} pixels" for geometry, side in self.grids)
+
+    def read(self) -> PictureCodes:
+        """These; they are read."""
+        return self
 
 
 def stacked(rows: Sequence[Tensor | None], places: int) -> tuple[Tensor | None, list[bool]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from megaunigame.step.codes import PictureCodes
+from megaunigame.step.codes import StoredCodes
 
 
 @dataclass
@@ -21,7 +21,7 @@ class UnderstandRow:
     """True: every turn attends to the images and itself only, so that no answer leaks into the next question."""
     fills: bool = False
     """True: made up to fill `max_length`, so its answer is cut there. Answers of samples never are."""
-    codes: PictureCodes | None = None
+    codes: StoredCodes | None = None
     """Of `images`; None: not stored."""
 
     @property
@@ -45,9 +45,9 @@ class GenerateRow:
     """Factor on the gradient that reaches the understanding path through the source."""
     emphasis: tuple[Tensor, float] | None = None
     """A mask, bool (h, w), that lies over the target, and the weight of the loss inside of it relative to outside; None: 1."""
-    target_codes: PictureCodes | None = None
+    target_codes: StoredCodes | None = None
     """Whose first picture is `target`; None: not stored."""
-    source_codes: PictureCodes | None = None
+    source_codes: StoredCodes | None = None
     """Whose first picture is `source`; None: not stored."""
 
     @property

@@ -164,7 +164,7 @@ def number_batches(plan, streams, rows=None, accumulation=1, rank=0, world_size=
 class NumberCollator:
     """tokens (B, 2): the sample's number (-1 for a dummy row) and its random draw."""
 
-    def check(self, row: Row) -> None:
+    def check(self, row: Row, geometry: str, key: str) -> None:
         pass
 
     def collate(

@@ -256,7 +256,7 @@ def test_a_row_that_cannot_be_kept_is_a_bad_sample(folder):
     """Such as an answer longer than a row: another sample takes its place, as for one that cannot be read."""
 
     class Narrow(NumberCollator):
-        def check(self, row):
+        def check(self, row, geometry, key):
             if int(row.turns[0][0]) % 5 == 0:
                 raise DataError("the answer of 900 tokens does not fit")
 

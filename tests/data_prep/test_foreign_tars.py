@@ -21,6 +21,7 @@ from data_prep.inputs.tar_fields import begins_as_picture, refuse_several, roles
 from data_prep.inputs.tar_members import FIRST, LAST, split_name, stored_key
 from data_prep.inputs.texts import decoded_text, with_caption
 from data_prep.statistics import read_manifest
+from megaunigame.data.decode import CODES_FIELD
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import DataError
 from tests.data.shard_files import talk, write_shards, write_tar
@@ -80,6 +81,15 @@ def test_dots_last_keeps_targets_and_keys_apart(tmp_path, packs):
     packs([("a.1.jpg", JPG), ("a.1.txt", b"x"), *members, ("a_1.jpg", OTHER), ("a_1.txt", b"y")], "--dots", "last")
     assert captions(tmp_path / "out") == {"a_1": "x", "a_1-2": "y"}
     assert {"depth.png", "seg.png"} <= samples_of(tmp_path / "out")["a_1"].keys()
+
+
+@pytest.mark.parametrize("dots", ["first", "last"])
+def test_codes_are_left_out_and_counted(tmp_path, packs, dots):
+    members = [(f"{key}.{field}", data) for key in "ab" for field, data in (("jpg", JPG), ("txt", b"x"), ("codes.bin", b"{}"))]
+    said = packs(members, "--dots", dots)
+    assert captions(tmp_path / "out") == {"a": "x", "b": "x"}
+    assert all(CODES_FIELD not in fields for fields in samples_of(tmp_path / "out").values())
+    assert "2 x field 'codes.bin': not used; make it from the packed pictures: annotate --tasks codes" in said
 
 
 def test_dots_first_typed_means_fields_of_one_sample(tmp_path, packs):

@@ -98,6 +98,18 @@ def test_few_samples_without_a_row_do_not_prove_that_all_are(fraction, looked_at
     assert "gets no row" in found.refusal(limits, whole=True)
 
 
+def test_codes_for_other_geometries_than_those_of_the_rows(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    janus = str(REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus")
+    assert main(["annotate", str(shards), "--out", str(tmp_path), "--tasks", "codes", "--model", janus]) == 0
+    released = "objectives={unimrg: {stream: scenes, rows: {pixel: 2}}}"
+    assert not print_rows(tmp_path, [RECIPE, released], 100)
+    shown = capsys.readouterr().out
+    assert "a run would stop: pixel" in shown and "needs squash at" in shown and "geometries=fit+crop+squash" in shown
+    for enough in ("objectives.unimrg.geometry=crop", "model.stored_codes=partial", "model.stored_codes=off"):
+        assert print_rows(tmp_path, [RECIPE, released, enough], 100)
+
+
 def test_an_unknown_recipe_is_refused(shards, capsys):
     assert main(["stats", str(shards), "--for", os.devnull + "x"]) == 2
     assert "No recipe at" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from megaunigame.errors import DataError
 from megaunigame.models.text.plain_text import PlainText
 from megaunigame.step.inputs import IGNORE
+from megaunigame.step.requests import CROP, FIT
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import LENGTH, TURNS, generate, understand, words
 
@@ -55,14 +56,14 @@ def test_later_turns_that_do_not_fit_are_dropped_and_said(processor):
 
 def test_an_answer_that_does_not_fit_is_refused_before_it_is_collated(processor, picture):
     row = UnderstandRow([picture(0)], [("what ?", LONG)])
-    for refuse in (processor.check, lambda row: understand(processor, row)):
+    for refuse in (lambda row: processor.check(row, FIT, "a"), lambda row: understand(processor, row)):
         with pytest.raises(DataError, match=rf"the answer of \d+ tokens does not fit.*model.max_length is {LENGTH}"):
             refuse(row)
     many = UnderstandRow([picture(0)] * 50, TURNS)
     with pytest.raises(DataError, match="50 image.*take"):
-        processor.check(many)
-    processor.check(UnderstandRow([picture(0)], TURNS))
-    processor.check(GenerateRow(LONG, picture(0)))
+        processor.check(many, FIT, "a")
+    processor.check(UnderstandRow([picture(0)], TURNS), FIT, "a")
+    processor.check(GenerateRow(LONG, picture(0)), CROP, "a")
 
 
 @ONCE
@@ -75,7 +76,7 @@ def test_any_row_keeps_its_first_answer_or_is_refused(processor, picture, turns,
     said = [("which ball ? " * asked, "the red cube " * answered) for asked, answered in turns]
     row = UnderstandRow([picture(0)] * images, said, independent)
     try:
-        processor.check(row)
+        processor.check(row, FIT, "a")
     except DataError:
         with pytest.raises(DataError):
             understand(processor, row)

@@ -10,6 +10,7 @@ from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.objectives.generation import CAPTION, Generation
 from megaunigame.objectives.understanding import Understanding
+from megaunigame.step.codes import PictureCodes
 from megaunigame.step.requests import GENERATE, UNDERSTAND, plan_from
 
 IMAGE = torch.arange(48, dtype=torch.uint8).reshape(3, 4, 4)
@@ -46,6 +47,15 @@ def test_understanding_takes_the_conversation():
     assert objective.row(objective.rows()[0], text_only, rng()).images == []
     with pytest.raises(DataError, match="<image> 1 times in its questions and no image"):
         objective.row(objective.rows()[0], sample(image=None), rng())
+
+
+def test_rows_come_with_the_codes_of_their_pictures():
+    codes = PictureCodes("ab", 48, {("crop", 16): torch.zeros(1, 4, 4, dtype=torch.long)})
+    given = Sample("k", {"caption": "a cube", "conversations": talk(("<image>\nq0", "a0"))}, image=IMAGE, codes=codes)
+    asked, drawn = Understanding(Understanding.Config()), Generation(Generation.Config(pixel_rows=1))
+    assert asked.row(asked.rows()[0], given, rng()).codes is codes
+    caption, pixel = (drawn.row(request, given, rng()) for request in drawn.rows())
+    assert caption.target_codes is pixel.target_codes is pixel.source_codes is codes and caption.source_codes is None
 
 
 def test_understanding_shows_all_pictures_and_the_context():

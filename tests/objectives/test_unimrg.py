@@ -13,12 +13,14 @@ from megaunigame.objectives.unimrg.condition import soften
 from megaunigame.objectives.unimrg.prompts import DESCRIBED, PAPER
 from megaunigame.objectives.unimrg.settings import Settings
 from megaunigame.settings import fill
+from megaunigame.step.codes import PictureCodes
 from megaunigame.step.requests import GENERATE, UNDERSTAND, plan_from
 from megaunigame.step.rotation import Rotation
 
 IMAGE = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
 DEPTH = torch.arange(64, dtype=torch.int32).reshape(8, 8) * 1000
 IDS = torch.tensor([[0] * 8] * 2 + [[0, 0, 1, 1, 1, 1, 0, 0]] * 4 + [[2] * 8] * 2, dtype=torch.uint8)
+CODES = PictureCodes("ab", 48, {("squash", 16): torch.zeros(1, 4, 4, dtype=torch.long)})
 TALK = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
 
 
@@ -57,6 +59,20 @@ def test_rows_of_the_four_tasks():
     (regions,) = rows_of(objective, "segmentation")
     (contours,) = rows_of(unimrg(renderings={"segmentation": "contours"}), "segmentation")
     assert len(regions.target.flatten(1).unique(dim=1)[0]) == 3 and set(contours.target.unique().tolist()) == {0, 255}
+
+
+def test_only_the_own_picture_of_a_sample_comes_with_its_codes():
+    given = sample(codes=CODES)
+    assert rows_of(unimrg(), "understanding", given=given)[0].codes is CODES
+    (pixel,) = rows_of(unimrg(), "pixel", given=given)
+    assert pixel.target_codes is pixel.source_codes is CODES
+    for softer in ({"source_downscale": 2}, {"source_blur": 1.5}):
+        (softened,) = rows_of(unimrg(**softer), "pixel", given=given)
+        assert softened.target_codes is CODES and softened.source_codes is None
+    drawn = unimrg(rows={"depth": 1, "segmentation": 1, "edges": 1})
+    for task in ("depth", "segmentation", "edges"):
+        (row,) = rows_of(drawn, task, given=given)
+        assert row.target_codes is None and row.source_codes is CODES
 
 
 def test_other_sets_of_tasks():

@@ -46,7 +46,7 @@ class Collator(Protocol):
     image_size: int
     max_length: int
 
-    def check(self, row: Row) -> None:
+    def check(self, row: Row, geometry: str, key: str) -> None:
         """Raises DataError for a row that cannot be collated."""
         ...
 
@@ -163,7 +163,7 @@ class MicroBatches(Dataset[MicroBatch]):
                     draw.samples[place] = sample
                 row = objective.row(request, sample, rng)
                 if row is not None:
-                    self.processor.check(row)
+                    self.processor.check(row, request.geometry, ref.key)
                 return row, ref.key
             except (DataError, OSError) as error:
                 ref.confirm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +73,12 @@ class CodePictures(CausalModel):
     def tokenizer_identity(self) -> str:
         return identity(self.frozen.module)
 
+    @classmethod
+    def accept_codes(cls, processor: Any, tokenizer: str | None, *, partial: bool) -> None:
+        processor.accepted_codes = AcceptedCodes(tokenizer, cls.reads_codes, partial)
+
     def use_stored_codes(self, *, partial: bool) -> None:
-        self.processor.accepted_codes = AcceptedCodes(self.tokenizer_identity(), self.reads_codes, partial)
+        self.accept_codes(self.processor, self.tokenizer_identity(), partial=partial)
 
     def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> DecodedPictures:
         """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.

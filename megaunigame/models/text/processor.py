@@ -17,7 +17,7 @@ from megaunigame.models.text.conversation import ConversationFormat
 from megaunigame.models.text.pictures import TO_SQUARE, Normalize, mask_to_square
 from megaunigame.models.text.sequences import TokenSequence, pad, stack_sources
 from megaunigame.models.text.stored_codes import AcceptedCodes
-from megaunigame.step.codes import PictureCodes, stacked
+from megaunigame.step.codes import StoredCodes, stacked
 from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import CROP, FIT, GENERATE, UNDERSTAND, StepPlan
@@ -120,10 +120,16 @@ class RowProcessor:
         """uint8 (3, h, w) -> the square that the frozen tokenizer encodes, (3, side, side) in [-1, 1]."""
         return self.normalize_target(TO_SQUARE[geometry](picture, side))
 
-    def check(self, row: Row) -> None:
-        """Raises DataError for a row that cannot keep its pictures and its first answer in `max_length`."""
-        if isinstance(row, UnderstandRow) and not row.fills:
+    def check(self, row: Row, geometry: str, key: str) -> None:
+        """Raises DataError for a row that cannot keep its pictures and its first answer in `max_length`, and for stored codes
+        that it would use and that are damaged or of too few pictures; ConfigError as `AcceptedCodes.of`."""
+        if isinstance(row, GenerateRow):
+            self._source_codes(row.source_codes, geometry, len(self._shown(row)), key)
+            self._target_codes(row.target_codes, geometry, 1, key)
+            return
+        if not row.fills:
             self.format.require_fit(len(row.images), row.turns, self.max_length)
+        self._source_codes(row.codes, geometry, len(row.images), key)
 
     def _understand(
         self, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str], geometries: Sequence[str]
@@ -175,8 +181,7 @@ class RowProcessor:
             assert isinstance(row, GenerateRow)
             sequence = self._prompt(row.prompt, row.source is not None)
             sequences.append(self.format.unconditional(sequence) if row.unconditional else sequence)
-            dropped = row.unconditional and not self.format.keeps_source
-            images.append([] if row.source is None or dropped else [row.source])
+            images.append(self._shown(row))
             source_codes.append(self._source_codes(row.source_codes, geometry, len(images[-1]), key))
             target_codes.append(self._target_codes(row.target_codes, geometry, 1, key))
             targets[index] = self.target_pixels(row.target, geometry, self.image_size)
@@ -198,6 +203,10 @@ class RowProcessor:
             inputs.emphasis = emphasis
         return inputs
 
+    def _shown(self, row: GenerateRow) -> list[Tensor]:
+        dropped = row.unconditional and not self.format.keeps_source
+        return [] if row.source is None or dropped else [row.source]
+
     def _prompt(self, prompt: str, source: bool) -> TokenSequence:
         limit = self.max_length - self.after_prompt
         shortest = self.format.shortest_request(source)
@@ -209,12 +218,12 @@ class RowProcessor:
             )
         return self.format.generate(prompt, source, limit)
 
-    def _target_codes(self, codes: PictureCodes | None, geometry: str, pictures: int, key: str) -> Tensor | None:
+    def _target_codes(self, codes: StoredCodes | None, geometry: str, pictures: int, key: str) -> Tensor | None:
         """Of the target of a row; `pictures` 0: a dummy row."""
         accepted = self.accepted_codes
         return None if accepted is None else accepted.of(codes, (geometry, self.image_size), pictures, self.loss_positions, key)
 
-    def _source_codes(self, codes: PictureCodes | None, geometry: str, pictures: int, key: str) -> Tensor | None:
+    def _source_codes(self, codes: StoredCodes | None, geometry: str, pictures: int, key: str) -> Tensor | None:
         """Of the source pictures of a row."""
         accepted = self.accepted_codes
         if accepted is None or not accepted.of_sources:
