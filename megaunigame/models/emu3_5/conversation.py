@@ -113,7 +113,7 @@ class Emu3p5Format(ConversationFormat):
         return self._begun(self.asking[source], int(source), blank=source)
 
     def _begun(self, opening: Sequence[int], images: int, *, blank: bool) -> TokenSequence:
-        """The sequence up to the text; `blank`: whether `USER:` and a blank of its own come before what follows."""
+        """The sequence up to the text; `blank`: whether `USER:` and a separate blank come before what follows."""
         sequence = TokenSequence()
         sequence.add([*self.head, *opening, *(self.encode(" ") if blank else [])])
         for _ in range(images):

@@ -44,7 +44,7 @@ def write_folder(
     source_size: int | None = None,
     system_prompt: str = SYSTEM_PROMPT,
 ) -> None:
-    """Write the weights and all settings, the vision tokenizer into a folder of its own.
+    """Write the weights and all settings, the vision tokenizer into a separate folder.
 
     `state` has our names; None: no weights. `source_size` None: `image_size`.
     """
