@@ -45,3 +45,11 @@ def environment():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def process_group():
+    """A test that closes the process group of all tests fails itself, and not those after it."""
+    was_open = torch.distributed.is_initialized()
+    yield
+    assert torch.distributed.is_initialized() >= was_open, "This test closed the process group. Run the script with run_script."

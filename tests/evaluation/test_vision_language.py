@@ -25,7 +25,7 @@ from megaunigame.evaluation.lockstep import read_sample
 from megaunigame.step.inputs import Taps
 from tests.evaluation.fakes import bright_dark, write_tars
 from tests.evaluation.tiny_vision_language import DEPTH, write_vision_language
-from tests.multi_process.launcher import REPOSITORY
+from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.worlds import on_ranks
 
 KINDS = list(DEPTH)
@@ -170,22 +170,24 @@ def test_cross_attention_is_refused():
         tap.measure(0, torch.ones(1, 2, 5, 4), torch.ones(1, 2, 9, 4), None, 1.0)
 
 
-def test_from_a_folder_to_a_file(folder, kind, shards, tmp_path, capsys):
-    out = tmp_path / "targets.yaml"
-    given = ["--hf", str(folder), "--shards", str(shards), "--out", str(out), "--device", "cpu", "--dtype", "fp32"]
-    runpy.run_path(str(SCRIPT))["main"]([*given, "--layers", "7", "--samples", "3"])
-    targets = read_targets(out, 7)
-    assert list(targets) == ["understand"] and len(targets["understand"]) == 7
-    header = out.read_text()
-    assert f"Measured on {folder}" in header and f"stretched from the {DEPTH[kind]} layers of that model to 7" in header
-    assert "understand: 3 samples" in header and "Attention of answers to the picture" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="--layers 5 stretches"):
-        read_targets(out, 5)
-
-
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
     return write_vision_language("llava", tmp_path_factory.mktemp("llava"))
+
+
+def test_from_a_folder_to_a_file(llava, shards, tmp_path):
+    """In another process, because the script closes its process group."""
+    out = tmp_path / "targets.yaml"
+    given = ["--hf", str(llava), "--shards", str(shards), "--out", str(out), "--device", "cpu", "--dtype", "fp32"]
+    done = run_script(SCRIPT, *given, "--layers", "7", "--samples", "3")
+    assert done.returncode == 0, done.stderr
+    targets = read_targets(out, 7)
+    assert list(targets) == ["understand"] and len(targets["understand"]) == 7
+    header = out.read_text()
+    assert f"Measured on {llava}" in header and f"stretched from the {DEPTH['llava']} layers of that model to 7" in header
+    assert "understand: 3 samples" in header and "Attention of answers to the picture" in done.stdout
+    with pytest.raises(ConfigError, match="--layers 5 stretches"):
+        read_targets(out, 5)
 
 
 @pytest.mark.parametrize(
