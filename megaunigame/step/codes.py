@@ -59,7 +59,7 @@ def completed(stored: Tensor | None, coded: Sequence[bool], pixels: Tensor, enco
     """Codes (B, ...) of all rows: `stored` ones, and `encode` of the pixels (B, ...) of the rows that are not `coded`.
 
     The host knows which these are, so nothing is read from the device. Ranks may encode other numbers of rows, or none: the
-    frozen tokenizer is whole on every rank, so encoding is no collective and cannot bring the ranks out of step.
+    frozen tokenizer is whole on every rank, so encoding is not a collective and cannot bring the ranks out of step.
     """
     if stored is None:
         return encode(pixels)

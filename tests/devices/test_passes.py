@@ -52,7 +52,7 @@ def test_forward_and_backward_of_the_learner(monkeypatch, home, family, dtype, i
 def test_rows_with_and_without_stored_codes(monkeypatch, home, family, dtype):
     model = load(family, home)
     if not model.has_codes:
-        pytest.skip("its pictures are no codes")
+        pytest.skip("its pictures are not codes")
     model.use_stored_codes(partial=False)
     side = model.processor.image_size
     grids = {(g, side): torch.ones(1, 2, 2, dtype=torch.long) for g in ("fit", "crop")}

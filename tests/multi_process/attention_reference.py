@@ -53,7 +53,7 @@ class AttentionReference(PlainReference):
         image, real = inputs.image_positions[row].tolist(), inputs.attention[row].tolist()
         if pass_name == GENERATE:
             drawn, text = list(range(len(places), size)), [p for p in places if real[p] and not image[p]]
-            if self.recipe.model.family == "show_o":  # the token that ends the picture is no code
+            if self.recipe.model.family == "show_o":  # the token that ends the picture is not a code
                 return drawn[:-1], text
             if not isinstance(self.model, TokenCodeModel) or self.model.grid.line_end is None:
                 return drawn, text

@@ -149,7 +149,7 @@ def test_measured_weights_are_found_once_and_kept(tmp_path):
         one.after_learner(step(3, caption=99.0, aia_generate=99.0))
         assert generate.weight(step(4)) == pytest.approx(12 / (50 * 0.05)) and understand.weight(step(4)) == 7
     saved = json.loads((tmp_path / "aia.json").read_text())
-    assert saved == {"weights": {}, "seen": {"generate": [4.0, 0.02, 1]}}, "weights of the recipe are no measurement"
+    assert saved == {"weights": {}, "seen": {"generate": [4.0, 0.02, 1]}}, "weights of the recipe are not measured"
 
 
 def test_measured_weights_see_the_factors_of_the_step():

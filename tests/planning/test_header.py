@@ -43,6 +43,30 @@ def test_plans_are_those_of_the_recipe_below_them(path):
     assert len(verdicts) == len(header.configurations)
 
 
+def planned(recipe: Path) -> set[str]:
+    """Each configuration of a header as a page of its family has it: `8 h100-80g | 27.96 GiB of 79 | 7.9 to 8.25`."""
+    verdict = r"#   (\d+) x (\d+) (\S+), \S+ parameters trained; (fits|does not fit): (\S+) GiB of (\d+)"
+    found = re.findall(verdict + r"(?:.|\n)*?#   (\S+ to \S+) s a step", Header(recipe).block.replace("\n#     ", " "))
+    remark = {"fits": "", "does not fit": ": does not fit"}
+    return {
+        f"{int(nodes) * int(gpus)} {kind} | {size} GiB of {limit}{remark[fit]} | {seconds}"
+        for nodes, gpus, kind, fit, size, limit, seconds in found
+    }
+
+
+def test_pages_of_families_say_what_the_headers_say():
+    """A row of a table without a recipe belongs to the recipe of the row above it."""
+    told: dict[str, set[str]] = {path.stem: set() for path in REAL}
+    for page in (REPOSITORY / "docs" / "models").glob("*.md"):
+        name = ""
+        for recipe, row in re.findall(
+            r"^\| (?:`(\w+)\.yaml` \(\w+\) )?\| (\d+ \S+ \| \S+ GiB of .*) \|$", page.read_text(), re.MULTILINE
+        ):
+            name = recipe or name
+            told[name].add(row)
+    assert told == {path.stem: planned(path) for path in REAL}
+
+
 @pytest.mark.timeout(240)
 def test_the_command_says_whether_plans_are_those_of_today():
     done = run_script("launch/plan_headers.py", f"launch/recipes/{CHEAP}.yaml", "--check")

@@ -10,7 +10,7 @@ A picture is `<|soi|>(codes, line by line)<|eoi|>`. A request for one, without a
     <|t2i|><|endoftext|>prompt<|endoftext|><|soi|>
     <|t2i|><|endoftext|>prompt<|endoftext|><|soi|>(codes of the source)<|eoi|><|soi|>
 
-Codes and the mask token are no entries of the tokenizer: they are counted from its length.
+Codes and the mask token are not in the tokenizer: they are counted from its length.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from megaunigame.models.weights.settings_files import write_settings_file
 from megaunigame.models.weights.tensor_files import save_state
 
 TOKENIZER_FOLDER = "magvitv2"
-"""Where a folder holds the weights of the vision tokenizer, which is published in a repository of its own."""
+"""Where a folder holds the weights of the vision tokenizer, which is published in a separate repository."""
 
 
 def write_folder(
