@@ -16,7 +16,12 @@ from megaunigame.models.chameleon.configuration import cell, read_config, read_s
 from megaunigame.models.chameleon.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, SEPARATOR, ChameleonFormat, after_system
 from megaunigame.models.chameleon.text_tokenizer import BOS, EOS, PLACEHOLDER
 from megaunigame.models.text.processor_files import Turns, write_tokenizer
-from megaunigame.models.weights.settings_files import read_generation_settings, read_settings, write_settings_file
+from megaunigame.models.weights.settings_files import (
+    read_generation_settings,
+    read_settings,
+    read_system_prompt,
+    write_settings_file,
+)
 
 PROCESSOR = "ChameleonProcessor"
 BICUBIC = 3
@@ -93,7 +98,7 @@ def export_processor(path: str, out: Path) -> None:
         read_text_tokenizer(path),
         image_size=image_size,
         source_size=source_size,
-        system_prompt=read_settings(Path(path) / "processor_config.json").get("system_prompt", ""),
+        system_prompt=read_system_prompt(Path(path)),
     )
 
 

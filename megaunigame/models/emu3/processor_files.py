@@ -29,7 +29,7 @@ from megaunigame.models.text.processor import HALF
 from megaunigame.models.text.processor_files import Turns, write_tokenizer
 from megaunigame.models.weights.settings_files import (
     read_generation_settings,
-    read_settings,
+    read_system_prompt,
     read_tokenizer,
     write_settings_file,
 )
@@ -139,7 +139,7 @@ def export_processor(path: str, out: Path) -> None:
         read_tokenizer(Path(path)),
         image_size=image_size,
         source_size=source_size,
-        system_prompt=read_settings(Path(path) / "processor_config.json").get("system_prompt", SYSTEM_PROMPT),
+        system_prompt=read_system_prompt(Path(path), SYSTEM_PROMPT),
     )
 
 

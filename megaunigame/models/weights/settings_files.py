@@ -22,6 +22,11 @@ def read_settings(file: Path) -> dict[str, Any]:
     return _read_json(file) if file.is_file() else {}
 
 
+def read_system_prompt(folder: Path, default: str = "") -> str:
+    """Of processor_config.json; `default` where it has none."""
+    return read_settings(folder / "processor_config.json").get("system_prompt", default)  # type: ignore[no-any-return]
+
+
 def read_config_file(file: Path, hint: str) -> dict[str, Any]:
     """A config.json. Raises ModelError, with the hint what to give instead, when there is none or it is not JSON."""
     if not file.is_file():
