@@ -23,6 +23,8 @@ FAMILIES = available("models", UnifiedModel)
 CODE_FAMILIES = [name for name in FAMILIES if find("models", name, UnifiedModel).has_codes]
 ONE_BY_ONE = [name for name in FAMILIES if issubclass(find("models", name, UnifiedModel), CodeModel)]
 """Families that draw codes in an order, each from those before it."""
+TOKEN_FAMILIES = [name for name in CODE_FAMILIES if find("models", name, UnifiedModel).reads_codes]
+"""Families whose codes are tokens of the vocabulary."""
 LENGTH = 160
 CORPUS = ["what color is the cube left of the red ball ?", "a small green cone behind two blue balls"] * 5
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]

@@ -1,8 +1,7 @@
-"""The two passes of Chameleon: codes by the table of the vocabulary, losses next to transformers' masked ones, attention."""
+"""The two passes of Chameleon: codes by the table of the vocabulary, losses next to transformers' masked ones."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -12,9 +11,9 @@ from transformers import ChameleonForConditionalGeneration
 
 from megaunigame.errors import ModelError
 from megaunigame.models.chameleon.code_names import code_token, codes_by_place, ids_of_codes
-from megaunigame.step.inputs import IGNORE, Taps
+from megaunigame.step.inputs import IGNORE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import TURNS, copied, generate, losses_of_training, understand, with_replaced
+from tests.models.shared import TURNS, copied, generate, understand, with_replaced
 from tests.tiny import write_tiny
 
 FAMILY = "chameleon"
@@ -139,25 +138,6 @@ def test_a_dropped_condition_is_the_first_token_and_the_begin_of_the_image(model
     assert names == ["<s>", "<racm3:break>"]
 
 
-def test_shares_of_attention_are_those_of_the_maps(tiny, model, theirs, picture):
-    eager = tiny.load(attention="eager")
-    inputs = generate(eager, GenerateRow("its depth", picture(0), picture(1)), GenerateRow("a cube", picture(2)))
-    codes = eager.encode_target(inputs.targets)
-    model.install_taps()
-    with torch.no_grad():
-        found = model(dataclasses.replace(inputs, taps=Taps(layers=(0, 1)))).attention.keys
-        for row in range(2):
-            prompt = with_codes(model, theirs, inputs, row)
-            tokens = torch.cat([prompt, codes[row] + eager.grid.first])
-            maps = eager.language_model(input_ids=tokens[None], output_attentions=True).attentions
-            text = torch.zeros(len(tokens), dtype=torch.bool)
-            text[: len(prompt)] = (prompt < eager.grid.first) | (prompt >= eager.grid.ids.stop)
-            assert text.sum() == len(prompt) - (9 if row == 0 else 0)
-            for layer in range(2):
-                expected = maps[layer][0][:, len(prompt) : -1][:, :, text].sum(-1).mean()
-                assert found[layer, row].item() == pytest.approx(expected.item(), abs=1e-6)
-
-
 def test_names_of_codes_in_texts_are_text_where_the_tokenizer_does_not_mark_them(tiny, tmp_path):
     file = copied(tiny.path, tmp_path) / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -178,15 +158,3 @@ def test_a_configuration_of_another_tokenizer_is_refused(tiny, tmp_path):
     (folder / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ModelError, match=rf"IMGIMGAZ at {ids[1]}, and its tokenizer at {ids[0]} .2 tokens differ"):
         tiny._replace(path=folder).processor()
-
-
-def test_a_few_steps_learn_a_picture_and_an_answer(model, picture):
-    model.train()
-    asked = understand(model, UnderstandRow([picture(0)], [("what ?", "a red ball")]))
-    drawn = generate(model, GenerateRow("a cube", picture(0)))
-
-    def loss():
-        return model(asked).loss_sum.sum() + model(drawn).loss_sum.sum()
-
-    losses = losses_of_training(model, loss, steps=8, lr=3e-3)
-    assert losses[-1] < 0.5 * losses[0]

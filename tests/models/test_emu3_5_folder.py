@@ -179,9 +179,6 @@ def test_a_picture_size_that_codes_cannot_fill_is_refused(tiny, tmp_path):
     (tmp_path / "processor_config.json").write_text('{"image_size": 18}')
     with pytest.raises(ModelError, match=r"image_size=18 .*multiple of 4"):
         read_sides(tmp_path, read_config(tmp_path))
-    (tmp_path / "processor_config.json").write_text('{"image_size": 16, "source_size": 10}')
-    with pytest.raises(ModelError, match=r"source_size=10 .*multiple of 4"):
-        read_sides(tmp_path, read_config(tmp_path))
 
 
 def test_codes_that_the_model_does_not_have_are_refused(tiny, tmp_path):

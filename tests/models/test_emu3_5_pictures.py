@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from megaunigame.models.emu3_5.configuration import VisionConfig
 from megaunigame.models.emu3_5.vq import VisionTokenizer
 from megaunigame.models.vqgan import code_tokenizer
-from megaunigame.step.rows import UnderstandRow
-from tests.models.shared import understand
 
 FAMILY = "emu3_5"
 ATTENDING = VisionConfig(32, 4, 8, 32, (1, 2, 1), 2, (8, 4), 16, 3, 5)
@@ -78,10 +75,3 @@ def test_decoding_is_of_rows_of_the_codebook(model):
     expected = tokenizer.decoder(tokenizer.post_quant_conv(rows))
     torch.testing.assert_close(tokenizer.decode_codes(codes), expected, rtol=1e-5, atol=1e-5)
     assert expected.shape == (1, 3, 16, 16)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_gradient_into_pictures_changes_no_value(model, picture, count):
-    images = understand(model, UnderstandRow([picture(n) for n in range(count)], [("what ?", "a ball")])).images
-    plain = model.visual_tokens(images)
-    assert torch.equal(model.visual_tokens(images.clone().requires_grad_()), plain) and plain.shape == (1, count, 9, 64)

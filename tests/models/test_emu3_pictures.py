@@ -1,15 +1,12 @@
-"""Hidden states and codes to pixels, pixels to codes with a gradient, sampling and answering."""
+"""Emu3: line ends among codes, and the gradient from codes into pictures."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from megaunigame.models.causal import head as token_head
-from megaunigame.models.causal.codes import CodeModel
-from megaunigame.models.emu3 import Emu3
 from megaunigame.step.rows import UnderstandRow
-from tests.models.shared import generated, greedy, understand
+from tests.models.shared import greedy, understand
 
 FAMILY = "emu3"
 
@@ -23,30 +20,6 @@ def test_rows_of_codes(model):
     assert names[-1] == "<|extra_200|>" and len(names) == grid.length == 20
     assert torch.equal(tokens[0][grid.places()] - grid.first, codes[0])
     assert grid.arranged(codes)[0, 1].tolist() == [4, 5, 6, 7] and grid.size == "4*4"
-
-
-def test_codes_are_expected_without_all_logits(model, picture, monkeypatch):
-    """As from all logits at once, of which none is made."""
-    hidden = generated(model, picture).hidden.clone().requires_grad_()
-    plain_codes, plain = CodeModel.expected_codes(model, hidden)
-    monkeypatch.setattr(Emu3, "code_logits", None)
-    monkeypatch.setattr(token_head, "SLICE_ELEMENTS", 32 * 10)
-    codes, mean = model.expected_codes(hidden)
-    assert torch.equal(codes, plain_codes) and mean.shape == (2, 16, 4)
-    torch.testing.assert_close(mean, plain, rtol=1e-5, atol=1e-5)
-    weights = torch.randn_like(mean)
-    (expected,) = torch.autograd.grad((plain * weights).sum(), [hidden])
-    (found,) = torch.autograd.grad((mean * weights).sum(), [hidden])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
-
-
-def test_a_gradient_into_pictures_changes_no_value(model, picture):
-    images = understand(model, UnderstandRow([picture(0), picture(1)], [("what ?", "a ball")])).images
-    plain = model.visual_tokens(images)
-    wanted = images.clone().requires_grad_()
-    assert torch.equal(model.visual_tokens(wanted), plain) and plain.shape == (1, 2, 9, 64)
-    with torch.no_grad():
-        assert torch.equal(model.visual_tokens(wanted), plain)
 
 
 def test_towards_the_embedding_the_gradient_is_that_of_plain_tokens(model, picture):

@@ -36,10 +36,10 @@ class Format(NamedTuple):
     """A token it needs."""
     three_pictures: int
     """Tokens that they take."""
-    loss_positions: int
     after_prompt: int
-    source_side: int
-    target_side: int
+    loss_positions: int = 16
+    source_side: int = 12
+    target_side: int = 16
 
 
 JANUS = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
@@ -61,10 +61,8 @@ FORMATS = {
         system={"": "<s><|User|>: what", "Be brief.": "<s>Be brief.\n\n<|User|>: what"},
         special="<end_of_image>",
         three_pictures=54,
-        loss_positions=16,
         after_prompt=16,
         source_side=16,
-        target_side=16,
     ),
     "openuni": Format(
         conversation=f"<|im_start|>user\n{OPENUNI}\n{OPENUNI}\nwhat is this ?<|im_end|>\n<|im_start|>assistant\na red ball"
@@ -93,10 +91,7 @@ FORMATS = {
         system={"": "<|extra_203|>USER: what", "Be brief.": "<|extra_203|>Be brief. USER: what"},
         special="<|image token|>",
         three_pictures=57,
-        loss_positions=16,
         after_prompt=19,
-        source_side=12,
-        target_side=16,
     ),
     "emu3_5": Format(
         conversation=f"<|extra_203|>You are a helpful assistant. USER: {EMU3_5}{EMU3_5}what is this ? ASSISTANT: <|extra_100|>"
@@ -110,10 +105,7 @@ FORMATS = {
         system={"": "<|extra_203|>USER: what", "Be brief.": "<|extra_203|>Be brief. USER: what"},
         special="<|extra_100|>",
         three_pictures=52,
-        loss_positions=16,
         after_prompt=19,
-        source_side=12,
-        target_side=16,
     ),
     "chameleon": Format(
         conversation=f"<s>{CHAMELEON}{CHAMELEON}what is this ?<reserved08706>a red ball</s>how many ?<reserved08706>two</s>",
@@ -125,10 +117,7 @@ FORMATS = {
         system={"": "<s>what", "Be brief.": "<s>Be brief.\nwhat"},
         special="<reserved08706>",
         three_pictures=33,
-        loss_positions=16,
         after_prompt=16,
-        source_side=12,
-        target_side=16,
     ),
     "show_o": Format(
         conversation=f"<|mmu|>{SHOW_O}{SHOW_O}<|endoftext|>USER: \nwhat is this ? ASSISTANT: a red ball<|endoftext|>"
@@ -141,10 +130,7 @@ FORMATS = {
         system={"": "<|endoftext|>USER: what", "Be brief.": "<|endoftext|>Be brief. USER: what"},
         special="<|eoi|>",
         three_pictures=34,
-        loss_positions=16,
         after_prompt=17,
-        source_side=12,
-        target_side=16,
     ),
 }
 

@@ -130,15 +130,6 @@ def test_special_tokens_at_another_place_are_refused(tiny, tmp_path):
         ShowO.open_processor(str(folder), max_length=160)
 
 
-def test_a_source_size_is_a_multiple_of_a_code(tiny, tmp_path):
-    shutil.copytree(tiny.path, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "processor_config.json").write_text('{"source_size": 10}')
-    with pytest.raises(ModelError, match="source_size=10 .* multiple of 4"):
-        ShowO.open_processor(str(tmp_path), max_length=160)
-    (tmp_path / "processor_config.json").unlink()
-    assert ShowO.open_processor(str(tmp_path), max_length=160).source_size == 16
-
-
 def test_flash_attention_is_refused_where_it_is_installed(tiny, monkeypatch):
     monkeypatch.setattr(causal_model, "find_spec", lambda name: object())
     with pytest.raises(ModelError, match="flash_attention_2 takes causal masks only.*type model.attention=sdpa"):

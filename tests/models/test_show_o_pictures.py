@@ -1,18 +1,12 @@
-"""The vision tokenizer of Show-o: bits of codes, their neighbors, and the gradient into pictures."""
+"""The vision tokenizer of Show-o: bits of codes and their neighbors."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from megaunigame.models.causal import head as token_head
-from megaunigame.models.causal.code_pictures import CodePictures
-from megaunigame.models.show_o.model import ShowO
 from megaunigame.models.show_o.vq import Bits, Magvit
 from megaunigame.models.vqgan.layers import Sizes
-from megaunigame.step.rows import UnderstandRow
-from tests.models.shared import generated, understand
 
 FAMILY = "show_o"
 
@@ -56,30 +50,3 @@ def test_the_nearer_neighbor_has_the_larger_share_and_the_gradient_reaches_pixel
     torch.testing.assert_close(shares.sum(-1), torch.ones(1, 2, 3))
     (gradient,) = torch.autograd.grad(shares[..., 0].sum(), pixels)
     assert gradient.abs().max() > 0
-
-
-def test_codes_are_expected_without_all_logits(model, picture, monkeypatch):
-    """As from all logits at once, with the bias of the head, and the bits of the mean code in [-1, 1]."""
-    model.lm_head.bias.data = torch.randn(model.lm_head.bias.shape, generator=torch.Generator().manual_seed(0))
-    hidden = generated(model, picture).hidden.clone().requires_grad_()
-    plain_codes, plain = CodePictures.expected_codes(model, hidden)
-    monkeypatch.setattr(ShowO, "code_logits", None)
-    monkeypatch.setattr(token_head, "SLICE_ELEMENTS", 32 * 10)
-    codes, mean = model.expected_codes(hidden)
-    assert torch.equal(codes, plain_codes) and mean.shape == (2, 16, 7) and mean.abs().max() <= 1 + 1e-5
-    torch.testing.assert_close(mean, plain, rtol=1e-5, atol=1e-5)
-    weights = torch.randn_like(mean)
-    (expected,) = torch.autograd.grad((plain * weights).sum(), [hidden])
-    (found,) = torch.autograd.grad((mean * weights).sum(), [hidden])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
-
-
-def test_a_gradient_into_pictures_changes_no_value(model, picture):
-    images = understand(model, UnderstandRow([picture(0), picture(1)], [("what ?", "a ball")])).images
-    plain = model.visual_tokens(images)
-    wanted = images.clone().requires_grad_()
-    assert torch.equal(model.visual_tokens(wanted), plain) and plain.shape == (1, 2, 9, 64)
-    expected = F.embedding(
-        model.vision_tokenizer.encode(images[0]).flatten(1) + model.grid.first, model.language_model.embed_tokens.weight
-    )
-    torch.testing.assert_close(plain[0], expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +12,24 @@ from torch import Tensor
 from megaunigame.models.causal.code_grid import CodeGrid
 from megaunigame.models.causal.code_pictures import CodePictures
 from megaunigame.models.causal.model import with_pictures
+from megaunigame.models.causal.token_rows import TokenRows
 from megaunigame.models.vqgan.code_tokenizer import CodeTokenizer
 from megaunigame.step.codes import completed
 from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 class TokenPictures(CodePictures):
-    """Source pictures are read as the embeddings of their codes. `embed_tokens` of the language model is a `TokenEmbedding`."""
+    """Source pictures are read as the embeddings of their codes. `embed_tokens` of the language model is a `TokenEmbedding`.
 
+    A family names its `groups` embedding, lm and head.
+    """
+
+    trained_by_default = ("embedding", "lm", "head")
+    passes = {UNDERSTAND: trained_by_default, GENERATE: trained_by_default}
     reads_codes = True
     frozen_dtype = torch.float32  # in bfloat16, several codes in a hundred are others
+    processor: TokenRows
 
     @property
     def vision_tokenizer(self) -> CodeTokenizer:
@@ -30,9 +37,9 @@ class TokenPictures(CodePictures):
         return self.frozen.module  # type: ignore[no-any-return]
 
     @property
-    @abstractmethod
     def grid(self) -> CodeGrid:
         """Layout of a generated picture in the sequence."""
+        return self.processor.format.grid
 
     @property
     def codes_per_image(self) -> int:

@@ -15,9 +15,9 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.models.causal.code_grid import CodeGrid
+from megaunigame.models.causal.token_format import CodeSquares, TokenFormat
 from megaunigame.models.chameleon.code_names import code_token, codes_by_place, ids_of_codes
 from megaunigame.models.chameleon.text_tokenizer import BOS, EOS, PAD
-from megaunigame.models.text.conversation import ConversationFormat
 from megaunigame.models.text.plain_text import PlainText
 from megaunigame.models.text.sequences import TokenSequence
 
@@ -29,30 +29,20 @@ def after_system(prompt: str) -> str:
     return f"{prompt}\n" if prompt else ""
 
 
-class ChameleonFormat(ConversationFormat):
+class ChameleonFormat(TokenFormat):
     """A dropped condition leaves the first token and the begin of the image, as in the official guidance."""
 
     family = "Chameleon"
     begin_of_image, end_of_image, image_token = BEGIN_OF_IMAGE, END_OF_IMAGE, code_token(0)
     after_images = ""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        codebook: int,
-        side: int,
-        source_side: int,
-        system_prompt: str,
-        where: str,
-    ):
-        """`codebook`: number of codes. `side`, `source_side`: of generated and of source pictures, in codes."""
-        super().__init__(tokenizer, source_side**2, where)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, squares: CodeSquares, system_prompt: str, where: str):
+        super().__init__(tokenizer, squares, where)
         self.bos, self.eos, self.pad, separator = self.ids_of((BOS, EOS, PAD, SEPARATOR), where)
-        ids = ids_of_codes(tokenizer.get_vocab(), codebook, where)
+        ids = ids_of_codes(tokenizer.get_vocab(), squares.codebook, where)
         self.codes = codes_by_place(ids)
         """Place among the tokens of codes -> code."""
-        self.grid = CodeGrid(side, side, min(ids), codebook)
+        self.grid = CodeGrid(squares.side, squares.side, min(ids), squares.codebook)
         self.head = [self.bos, *self.encode(after_system(system_prompt))]
         self.opening, self.next_opening = [], []
         self.closing = [separator]
@@ -63,18 +53,8 @@ class ChameleonFormat(ConversationFormat):
         codes = range(self.grid.ids.start, self.grid.ids.stop)
         return PlainText(self.tokenizer, (self.begin, self.end, self.eos, self.pad, *self.closing, *codes))
 
-    def request(self, prompt: str, source: bool) -> str:
-        return prompt
-
     def unconditional(self, sequence: TokenSequence) -> TokenSequence:
         """Always the same request, without the text and the source of `sequence`."""
         empty = TokenSequence()
         empty.add([self.bos, self.begin])
         return empty
-
-    def _request_opening(self, source: bool) -> TokenSequence:
-        sequence = TokenSequence()
-        sequence.add([self.bos])
-        if source:
-            self._picture(sequence)
-        return sequence

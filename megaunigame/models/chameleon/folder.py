@@ -18,6 +18,7 @@ from megaunigame.models.chameleon.text_tokenizer import BOS, EOS, PAD, PLACEHOLD
 from megaunigame.models.chameleon.vq import ImageTokenizer
 from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.small_tokenizer import small_tokenizer
+from megaunigame.models.weights.settings_files import named_ids
 from megaunigame.models.weights.tensor_files import save_state
 
 CODEBOOK = "quantize.embedding.weight"
@@ -57,9 +58,8 @@ def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> 
     One code covers 2^(number of channel multipliers - 1) pixels along an edge. Raises ModelError for a width that is not legal.
     """
     check_channels(shape["vq_config"]["base_channels"])
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     vocabulary = vocabulary_map(tokenizer.get_vocab(), shape["vq_config"]["num_embeddings"])
-    return ChameleonConfig(**{"vocab_size": len(tokenizer), **ids, "vocabulary_map": vocabulary, **shape})
+    return ChameleonConfig(**{"vocab_size": len(tokenizer), **named_ids(tokenizer), "vocabulary_map": vocabulary, **shape})
 
 
 def random_state(config: ChameleonConfig, seed: int) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import ChameleonConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from megaunigame.models.causal.code_grid import CodeGrid
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.causal.token_codes import TokenCodeModel
 from megaunigame.models.chameleon.configuration import read_config, tensor_files
@@ -22,7 +21,6 @@ from megaunigame.models.chameleon.processor_files import export_processor, expor
 from megaunigame.models.chameleon.sizes import SIZES
 from megaunigame.models.chameleon.vq import ImageTokenizer
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 class Chameleon(TokenCodeModel):
@@ -37,8 +35,6 @@ class Chameleon(TokenCodeModel):
         "lm": ("model.layers.", "model.norm."),
         "head": ("lm_head.",),
     }
-    trained_by_default = ("embedding", "lm", "head")
-    passes = {UNDERSTAND: ("embedding", "lm", "head"), GENERATE: ("embedding", "lm", "head")}
     sizes = SIZES
     keys = KEYS
     frozen_name = "image tokenizer"
@@ -67,8 +63,3 @@ class Chameleon(TokenCodeModel):
     @property
     def language_model(self) -> PreTrainedModel:
         return self.model
-
-    @property
-    def grid(self) -> CodeGrid:
-        """Layout of a generated picture in the sequence."""
-        return self.processor.format.grid

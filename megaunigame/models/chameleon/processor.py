@@ -8,12 +8,13 @@ from pathlib import Path
 from transformers import ChameleonConfig
 
 from megaunigame.errors import ModelError
+from megaunigame.models.causal.token_format import CodeSquares
+from megaunigame.models.causal.token_rows import TokenRows
 from megaunigame.models.chameleon.configuration import cell, read_config, read_sides, read_text_tokenizer
 from megaunigame.models.chameleon.conversation import ChameleonFormat
 from megaunigame.models.chameleon.text_tokenizer import vocabulary_map
 from megaunigame.models.text.picture_sides import check_size
-from megaunigame.models.text.processor import HALF, RowProcessor
-from megaunigame.models.weights.settings_files import read_settings
+from megaunigame.models.weights.settings_files import read_system_prompt
 
 
 def check_vocabulary(config: ChameleonConfig, vocabulary: Mapping[str, int], folder: Path) -> None:
@@ -28,8 +29,8 @@ def check_vocabulary(config: ChameleonConfig, vocabulary: Mapping[str, int], fol
         )
 
 
-class ChameleonRows(RowProcessor):
-    """Square pictures of one size per path. After the prompt of a generate row come the codes, up to the last one."""
+class ChameleonRows(TokenRows):
+    """After the prompt of a generate row come the codes, up to the last one."""
 
     format: ChameleonFormat
 
@@ -38,26 +39,9 @@ class ChameleonRows(RowProcessor):
         """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
         folder = Path(path)
         config = read_config(folder)
-        image_size, source_size = read_sides(folder, config)
-        tokenizer, pixels = read_text_tokenizer(folder), cell(config)
+        squares = CodeSquares(config.vq_config.num_embeddings, cell(config), *read_sides(folder, config))
+        tokenizer = read_text_tokenizer(folder)
         check_vocabulary(config, tokenizer.get_vocab(), folder)
         check_size(tokenizer, config.vocab_size, folder)
-        conversation = ChameleonFormat(
-            tokenizer,
-            codebook=config.vq_config.num_embeddings,
-            side=image_size // pixels,
-            source_side=source_size // pixels,
-            system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", ""),
-            where=str(folder),
-        )
-        return cls(
-            tokenizer,
-            conversation,
-            image_size=image_size,
-            source_size=source_size,
-            after_prompt=conversation.grid.count,
-            loss_positions=conversation.grid.count,
-            max_length=max_length,
-            mean=HALF,  # sources go through the tokenizer of the targets: preprocessor_config.json does not apply
-            std=HALF,
-        )
+        conversation = ChameleonFormat(tokenizer, squares, read_system_prompt(folder), str(folder))
+        return cls(conversation, max_length=max_length)

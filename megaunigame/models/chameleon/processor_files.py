@@ -16,7 +16,13 @@ from megaunigame.models.chameleon.configuration import cell, read_config, read_s
 from megaunigame.models.chameleon.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, SEPARATOR, ChameleonFormat, after_system
 from megaunigame.models.chameleon.text_tokenizer import BOS, EOS, PLACEHOLDER
 from megaunigame.models.text.processor_files import Turns, write_tokenizer
-from megaunigame.models.weights.settings_files import read_generation_settings, read_settings, write_settings_file
+from megaunigame.models.weights.settings_files import (
+    named_ids,
+    read_generation_settings,
+    read_settings,
+    read_system_prompt,
+    write_settings_file,
+)
 
 PROCESSOR = "ChameleonProcessor"
 BICUBIC = 3
@@ -78,8 +84,7 @@ def write_model_settings(folder: Path, config: ChameleonConfig, generation: Mapp
     """Write config.json and generation_config.json; `generation`: settings of the latter that stay as they are."""
     config.architectures = ["ChameleonForConditionalGeneration"]
     config.save_pretrained(folder)
-    tokens = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    write_settings_file(folder / "generation_config.json", {**generation, **tokens})
+    write_settings_file(folder / "generation_config.json", {**generation, **named_ids(config)})
 
 
 def export_processor(path: str, out: Path) -> None:
@@ -93,7 +98,7 @@ def export_processor(path: str, out: Path) -> None:
         read_text_tokenizer(path),
         image_size=image_size,
         source_size=source_size,
-        system_prompt=read_settings(Path(path) / "processor_config.json").get("system_prompt", ""),
+        system_prompt=read_system_prompt(Path(path)),
     )
 
 

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.errors import ModelError
 from megaunigame.models.causal.code_grid import CodeGrid
-from megaunigame.models.text.conversation import ConversationFormat
+from megaunigame.models.causal.token_format import CodeSquares, TokenFormat
 from megaunigame.models.text.sequences import TokenSequence
 
 BEGIN_OF_IMAGE, BEGIN_OF_CODES, END_OF_IMAGE = "<|image start|>", "<|image token|>", "<|image end|>"
@@ -32,7 +31,7 @@ def code_token(code: int) -> str:
     return f"<|visual token {code:06d}|>"
 
 
-class Emu3Format(ConversationFormat):
+class Emu3Format(TokenFormat):
     """A dropped condition is an empty prompt, without a source."""
 
     family = "Emu3"
@@ -40,28 +39,14 @@ class Emu3Format(ConversationFormat):
     after_images = ""
     before_answer = " "
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        codebook: int,
-        side: int,
-        source_side: int,
-        system_prompt: str,
-        where: str,
-    ):
-        """`codebook`: number of codes. `side`, `source_side`: of generated and of source pictures, in codes."""
-        super().__init__(tokenizer, source_side**2, where)
-        names = (BOS, EOS, PAD, BEGIN_OF_CODES, LINE_END, FRAME_END, code_token(codebook - 1))
-        named = self.ids_of(names, where)
-        self.bos, self.eos, self.pad, self.begin_of_codes, self.line_end, self.frame_end, last = named
-        if last - self.image != codebook - 1:
-            raise ModelError(
-                f"The tokenizer in {where} has {code_token(0)} at {self.image} and {code_token(codebook - 1)} at {last}; "
-                f"the {codebook} codes of the vision tokenizer must be consecutive. Take the tokenizer of this model."
-            )
-        self.grid = CodeGrid(side, side, self.image, codebook, self.line_end)
-        self.source_grid = CodeGrid(source_side, source_side, self.image, codebook, self.line_end)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, squares: CodeSquares, system_prompt: str, where: str):
+        super().__init__(tokenizer, squares, where)
+        named = self.ids_of((BOS, EOS, PAD, BEGIN_OF_CODES, LINE_END, FRAME_END), where)
+        self.bos, self.eos, self.pad, self.begin_of_codes, self.line_end, self.frame_end = named
+        self.require_consecutive(code_token(squares.codebook - 1), where)
+        self.grid, self.source_grid = (
+            CodeGrid(edge, edge, self.image, squares.codebook, self.line_end) for edge in (squares.side, squares.source_side)
+        )
         user = self.encode((" " if system_prompt else "") + USER)
         self.head = [self.bos, *self.encode(system_prompt)]
         self.opening, self.next_opening = user, self.encode(USER)
@@ -70,22 +55,6 @@ class Emu3Format(ConversationFormat):
     @property
     def request_closing(self) -> list[int]:
         return self._before_codes(self.grid)
-
-    def request(self, prompt: str, source: bool) -> str:
-        return prompt
-
-    def unconditional(self, sequence: TokenSequence) -> TokenSequence:
-        """Always the same request, without the text and the source of `sequence`."""
-        empty = TokenSequence()
-        empty.add([self.bos, *self.request_closing])
-        return empty
-
-    def _request_opening(self, source: bool) -> TokenSequence:
-        sequence = TokenSequence()
-        sequence.add([self.bos])
-        if source:
-            self._picture(sequence)
-        return sequence
 
     def _picture(self, sequence: TokenSequence) -> None:
         grid = self.source_grid

@@ -25,6 +25,7 @@ from megaunigame.models.emu3.conversation import (
 from megaunigame.models.emu3.processor_files import PLACEHOLDER, write_model_settings, write_processor
 from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.small_tokenizer import small_tokenizer
+from megaunigame.models.weights.settings_files import named_ids
 from megaunigame.models.weights.tensor_files import save_state
 
 
@@ -58,13 +59,7 @@ def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> 
     One code covers 2^(number of channel multipliers - 1) pixels along an edge. Raises ModelError for a width that is not legal.
     """
     check_channels(shape["vq_config"]["base_channels"])
-    text = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        **shape["text_config"],
-    }
+    text = {"vocab_size": len(tokenizer), **named_ids(tokenizer), **shape["text_config"]}
     return Emu3Config(text_config=text, vq_config=shape["vq_config"], tie_word_embeddings=False)
 
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from torch import nn
 from transformers import Emu3Config, Emu3TextModel, PreTrainedModel
-from transformers.initialization import no_init_weights
 
-from megaunigame.models.causal.code_grid import CodeGrid
-from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.causal.token_codes import TokenCodeModel
-from megaunigame.models.causal.token_embedding import TokenEmbedding
+from megaunigame.models.causal.token_embedding import language_model_and_head
 from megaunigame.models.emu3.configuration import read_config, tensor_files
 from megaunigame.models.emu3.keys import KEYS
 from megaunigame.models.emu3.processor import Emu3Processor
@@ -22,7 +19,6 @@ from megaunigame.models.emu3.processor_files import export_processor, export_set
 from megaunigame.models.emu3.sizes import SIZES
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 class Emu3(TokenCodeModel):
@@ -34,8 +30,6 @@ class Emu3(TokenCodeModel):
         "lm": ("model.text_model.layers.", "model.text_model.norm."),
         "head": ("lm_head.",),
     }
-    trained_by_default = ("embedding", "lm", "head")
-    passes = {UNDERSTAND: ("embedding", "lm", "head"), GENERATE: ("embedding", "lm", "head")}
     sizes = SIZES
     keys = KEYS
     frozen_name = "vision tokenizer"
@@ -58,11 +52,7 @@ class Emu3(TokenCodeModel):
     @staticmethod
     def trained_parts(config: Emu3Config) -> dict[str, nn.Module]:
         """transformers' language model, with an embedding and a head of ours."""
-        text = config.text_config
-        with no_init_weights():
-            language_model = Emu3TextModel(text)
-            language_model.embed_tokens = TokenEmbedding(text.vocab_size, text.hidden_size, text.pad_token_id)
-            head = TokenHead(text.hidden_size, text.vocab_size)
+        language_model, head = language_model_and_head(Emu3TextModel, config.text_config)
         return {"model": nn.ModuleDict({"text_model": language_model}), "lm_head": head}
 
     def build_frozen(self) -> VisionTokenizer:
@@ -72,8 +62,3 @@ class Emu3(TokenCodeModel):
     @property
     def language_model(self) -> PreTrainedModel:
         return self.model["text_model"]  # type: ignore[return-value]
-
-    @property
-    def grid(self) -> CodeGrid:
-        """Layout of a generated picture in the sequence."""
-        return self.processor.format.grid

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from megaunigame.errors import ModelError
+from megaunigame.models.causal.token_format import CodeSquares
+from megaunigame.models.causal.token_rows import TokenRows
 from megaunigame.models.emu3.configuration import cell, read_config, read_sides
 from megaunigame.models.emu3.conversation import SYSTEM_PROMPT, Emu3Format
 from megaunigame.models.text.picture_sides import check_size
-from megaunigame.models.text.processor import HALF, RowProcessor
-from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
+from megaunigame.models.weights.settings_files import read_system_prompt, read_tokenizer
 
 
-class Emu3Processor(RowProcessor):
-    """Square pictures of one size per path. After the prompt of a generate row come the codes with their line ends, up to
-    the last code; the loss is on the codes."""
+class Emu3Processor(TokenRows):
+    """After the prompt of a generate row come the codes with their line ends, up to the last code."""
 
     format: Emu3Format
 
@@ -23,30 +23,13 @@ class Emu3Processor(RowProcessor):
         """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
         folder = Path(path)
         config = read_config(folder)
-        image_size, source_size = read_sides(folder, config)
+        squares = CodeSquares(config.vq_config.codebook_size, cell(config), *read_sides(folder, config))
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(
                 f"No tokenizer.json in {folder}. The tokenizer of the official release is code, which is not run here: copy "
                 "tokenizer.json and tokenizer_config.json there from a Hugging Face (-hf) release of the same model."
             )
-        tokenizer, pixels = read_tokenizer(folder), cell(config)
+        tokenizer = read_tokenizer(folder)
         check_size(tokenizer, config.text_config.vocab_size, folder)
-        conversation = Emu3Format(
-            tokenizer,
-            codebook=config.vq_config.codebook_size,
-            side=image_size // pixels,
-            source_side=source_size // pixels,
-            system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", SYSTEM_PROMPT),
-            where=str(folder),
-        )
-        return cls(
-            tokenizer,
-            conversation,
-            image_size=image_size,
-            source_size=source_size,
-            after_prompt=conversation.grid.length - 1,
-            loss_positions=conversation.grid.count,
-            max_length=max_length,
-            mean=HALF,  # sources go through the tokenizer of the targets: preprocessor_config.json does not apply
-            std=HALF,
-        )
+        conversation = Emu3Format(tokenizer, squares, read_system_prompt(folder, SYSTEM_PROMPT), str(folder))
+        return cls(conversation, max_length=max_length)

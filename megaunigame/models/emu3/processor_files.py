@@ -28,8 +28,9 @@ from megaunigame.models.emu3.conversation import (
 from megaunigame.models.text.processor import HALF
 from megaunigame.models.text.processor_files import Turns, write_tokenizer
 from megaunigame.models.weights.settings_files import (
+    named_ids,
     read_generation_settings,
-    read_settings,
+    read_system_prompt,
     read_tokenizer,
     write_settings_file,
 )
@@ -109,12 +110,7 @@ def write_model_settings(
     config.vocabulary_map = {name: vocabulary[name] for name in names if name in vocabulary}
     config.architectures = ["Emu3ForConditionalGeneration"]
     config.save_pretrained(folder)
-    tokens = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    write_settings_file(folder / "generation_config.json", {**generation, **tokens})
+    write_settings_file(folder / "generation_config.json", {**generation, **named_ids(tokenizer)})
 
 
 def page_for(config: Emu3Config, page: str) -> str:
@@ -139,7 +135,7 @@ def export_processor(path: str, out: Path) -> None:
         read_tokenizer(Path(path)),
         image_size=image_size,
         source_size=source_size,
-        system_prompt=read_settings(Path(path) / "processor_config.json").get("system_prompt", SYSTEM_PROMPT),
+        system_prompt=read_system_prompt(Path(path), SYSTEM_PROMPT),
     )
 
 

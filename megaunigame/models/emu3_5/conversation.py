@@ -22,9 +22,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.errors import ModelError
 from megaunigame.models.causal.code_grid import CodeGrid
-from megaunigame.models.text.conversation import ConversationFormat
+from megaunigame.models.causal.token_format import CodeSquares, TokenFormat
 from megaunigame.models.text.plain_text import PlainTokens
 from megaunigame.models.text.sequences import TokenSequence
 
@@ -47,35 +46,21 @@ def for_task(system_prompt: str, task: str) -> str:
     return system_prompt and f"{system_prompt.removesuffix('.')} for {task} task."
 
 
-class Emu3p5Format(ConversationFormat):
+class Emu3p5Format(TokenFormat):
     """The blank between `USER:` and a text is the first character of the text's first token; before a picture it is a token."""
 
     family = "Emu3.5"
     begin_of_image, end_of_image, image_token = BEGIN_OF_IMAGE, END_OF_IMAGE, code_token(0)
     keeps_source = True
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        codebook: int,
-        side: int,
-        source_side: int,
-        system_prompt: str,
-        where: str,
-    ):
-        """`codebook`: number of codes. `side`, `source_side`: of generated and of source pictures, in codes."""
-        super().__init__(tokenizer, source_side**2, where)
-        names = (BOS, EOS, PAD, BEGIN_OF_CODES, LINE_END, BEGIN_OF_ANSWER, END_OF_ANSWER, code_token(codebook - 1))
-        named = self.ids_of(names, where)
-        self.bos, self.eos, self.pad, self.begin_of_codes, line_end, begin_of_answer, self.end_of_answer, last = named
-        if last - self.image != codebook - 1:
-            raise ModelError(
-                f"The tokenizer in {where} has {code_token(0)} at {self.image} and {code_token(codebook - 1)} at {last}; "
-                f"the {codebook} codes of the vision tokenizer must be consecutive. Take the tokenizer of this model."
-            )
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, squares: CodeSquares, system_prompt: str, where: str):
+        super().__init__(tokenizer, squares, where)
+        named = self.ids_of((BOS, EOS, PAD, BEGIN_OF_CODES, LINE_END, BEGIN_OF_ANSWER, END_OF_ANSWER), where)
+        self.bos, self.eos, self.pad, self.begin_of_codes, line_end, begin_of_answer, self.end_of_answer = named
+        self.require_consecutive(code_token(squares.codebook - 1), where)
         self.grid, self.source_grid = (
-            CodeGrid(edge, edge, self.image, codebook, line_end, last_line_ends=False) for edge in (side, source_side)
+            CodeGrid(edge, edge, self.image, squares.codebook, line_end, last_line_ends=False)
+            for edge in (squares.side, squares.source_side)
         )
         self.head = [self.bos]
         self.opening, self.next_opening = self._said_before(system_prompt), self.encode(USER)

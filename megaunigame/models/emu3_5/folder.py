@@ -30,8 +30,8 @@ from megaunigame.models.emu3_5.tokenizer import VOCABULARY
 from megaunigame.models.emu3_5.vq import VisionTokenizer
 from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.small_tokenizer import small_tokenizer
-from megaunigame.models.weights.settings_files import MODEL_SETTINGS, copy_settings, write_settings_file
-from megaunigame.models.weights.tensor_files import save_state
+from megaunigame.models.weights.settings_files import MODEL_SETTINGS, copy_settings, named_ids, write_settings_file
+from megaunigame.models.weights.tensor_files import save_state_in_two
 
 
 def write_folder(
@@ -56,10 +56,7 @@ def write_folder(
     sides = {"image_size": image_size, "source_size": source, "system_prompt": system_prompt}
     write_settings_file(folder / "processor_config.json", sides)
     if state is not None:
-        frozen = {name: value for name, value in state.items() if name.startswith(VISION_TOKENIZER)}
-        save_state(folder, {name: value for name, value in state.items() if name not in frozen})
-        bare = {name.removeprefix(VISION_TOKENIZER): value for name, value in frozen.items()}
-        save_state(folder / TOKENIZER_FOLDER, bare)
+        save_state_in_two(folder, state, VISION_TOKENIZER, folder / TOKENIZER_FOLDER)
 
 
 def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> Emu3p5Config:
@@ -70,9 +67,7 @@ def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> 
     check_channels(shape["vq_config"]["base_channels"])
     text = {
         "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        **named_ids(tokenizer),
         "tie_word_embeddings": False,
         **shape["text_config"],
     }

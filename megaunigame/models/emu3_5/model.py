@@ -10,12 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen3Model
-from transformers.initialization import no_init_weights
 
-from megaunigame.models.causal.code_grid import CodeGrid
-from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.causal.token_codes import TokenCodeModel
-from megaunigame.models.causal.token_embedding import TokenEmbedding
+from megaunigame.models.causal.token_embedding import language_model_and_head
 from megaunigame.models.emu3_5.configuration import TOKENIZER_FOLDER, Emu3p5Config, read_config
 from megaunigame.models.emu3_5.folder import export_processor, export_settings
 from megaunigame.models.emu3_5.keys import KEYS
@@ -24,7 +21,6 @@ from megaunigame.models.emu3_5.sizes import SIZES
 from megaunigame.models.emu3_5.vq import VisionTokenizer
 from megaunigame.models.weights.frozen import Frozen
 from megaunigame.step.inputs import GenerateInputs
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 class Emu3p5(TokenCodeModel):
@@ -32,8 +28,6 @@ class Emu3p5(TokenCodeModel):
 
     name = "emu3_5"
     groups = {"embedding": ("model.embed_tokens.",), "lm": ("model.layers.", "model.norm."), "head": ("lm_head.",)}
-    trained_by_default = ("embedding", "lm", "head")
-    passes = {UNDERSTAND: ("embedding", "lm", "head"), GENERATE: ("embedding", "lm", "head")}
     sizes = SIZES
     keys = KEYS
     frozen_name = "vision tokenizer"
@@ -51,11 +45,7 @@ class Emu3p5(TokenCodeModel):
     @staticmethod
     def trained_parts(config: Emu3p5Config) -> dict[str, nn.Module]:
         """transformers' language model, with an embedding and a head of ours."""
-        text = config.text_config
-        with no_init_weights():
-            language_model = Qwen3Model(text)
-            language_model.embed_tokens = TokenEmbedding(text.vocab_size, text.hidden_size, text.pad_token_id)
-            head = TokenHead(text.hidden_size, text.vocab_size)
+        language_model, head = language_model_and_head(Qwen3Model, config.text_config)
         return {"model": language_model, "lm_head": head}
 
     def build_frozen(self) -> VisionTokenizer:
@@ -65,11 +55,6 @@ class Emu3p5(TokenCodeModel):
     @property
     def language_model(self) -> PreTrainedModel:
         return self.model
-
-    @property
-    def grid(self) -> CodeGrid:
-        """Layout of a generated picture in the sequence."""
-        return self.processor.format.grid
 
     def unconditional(self, inputs: GenerateInputs) -> tuple[Tensor, Tensor]:
         """Embedded requests (B, P, D) without task and text, and their attention (B, P), padded like `inputs`; the source of

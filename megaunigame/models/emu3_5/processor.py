@@ -7,19 +7,19 @@ from pathlib import Path
 
 import torch
 
+from megaunigame.models.causal.token_format import CodeSquares
+from megaunigame.models.causal.token_rows import TokenRows
 from megaunigame.models.emu3_5.configuration import read_config, read_sides
 from megaunigame.models.emu3_5.conversation import SYSTEM_PROMPT, Emu3p5Format
 from megaunigame.models.emu3_5.tokenizer import open_tokenizer
 from megaunigame.models.text.picture_sides import check_size
-from megaunigame.models.text.processor import HALF, RowProcessor
 from megaunigame.models.text.sequences import TokenSequence
-from megaunigame.models.weights.settings_files import read_settings
+from megaunigame.models.weights.settings_files import read_system_prompt
 from megaunigame.step.inputs import GenerateInputs
 
 
-class Emu3p5Processor(RowProcessor):
-    """Square pictures of one size per path. After the prompt of a generate row come the codes, with line ends between rows; the
-    loss is on the codes."""
+class Emu3p5Processor(TokenRows):
+    """After the prompt of a generate row come the codes, with line ends between rows."""
 
     format: Emu3p5Format
 
@@ -28,29 +28,11 @@ class Emu3p5Processor(RowProcessor):
         """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
         folder = Path(path)
         config = read_config(folder)
-        image_size, source_size = read_sides(folder, config)
+        squares = CodeSquares(config.vq_config.codebook_size, config.cell, *read_sides(folder, config))
         tokenizer = open_tokenizer(folder, config.text_config.vocab_size)
-        codes = config.vq_config.codebook_size
         check_size(tokenizer, config.text_config.vocab_size, folder)
-        conversation = Emu3p5Format(
-            tokenizer,
-            codebook=codes,
-            side=image_size // config.cell,
-            source_side=source_size // config.cell,
-            system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", SYSTEM_PROMPT),
-            where=str(folder),
-        )
-        return cls(
-            tokenizer,
-            conversation,
-            image_size=image_size,
-            source_size=source_size,
-            after_prompt=conversation.grid.read + 1,
-            loss_positions=conversation.grid.count,
-            max_length=max_length,
-            mean=HALF,
-            std=HALF,
-        )
+        conversation = Emu3p5Format(tokenizer, squares, read_system_prompt(folder, SYSTEM_PROMPT), str(folder))
+        return cls(conversation, max_length=max_length)
 
     def without_condition(self, inputs: GenerateInputs) -> GenerateInputs:
         """The rows of `inputs` without task and text, padded like them; each keeps its source picture."""

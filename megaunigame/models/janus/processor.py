@@ -7,7 +7,7 @@ from pathlib import Path
 from megaunigame.models.janus.configuration import codes_per_image, read_config, visual_tokens
 from megaunigame.models.janus.conversation import JanusFormat
 from megaunigame.models.text.processor import HALF, RowProcessor
-from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
+from megaunigame.models.weights.settings_files import read_settings, read_system_prompt, read_tokenizer
 
 
 class JanusProcessor(RowProcessor):
@@ -22,7 +22,7 @@ class JanusProcessor(RowProcessor):
         tokenizer = read_tokenizer(folder)
         config = read_config(folder)
         images = read_settings(folder / "preprocessor_config.json")
-        system_prompt = read_settings(folder / "processor_config.json").get("system_prompt", "")
+        system_prompt = read_system_prompt(folder)
         codes, side = codes_per_image(config), config.vision_config.image_size
         return cls(
             tokenizer,

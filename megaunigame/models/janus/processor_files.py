@@ -19,6 +19,7 @@ from megaunigame.models.text.processor_files import Turns, write_tokenizer
 from megaunigame.models.weights.settings_files import (
     read_generation_settings,
     read_settings,
+    read_system_prompt,
     read_tokenizer,
     write_settings_file,
 )
@@ -104,7 +105,7 @@ def export_processor(path: str, out: Path) -> None:
         out,
         read_config(folder),
         read_tokenizer(folder),
-        system_prompt=read_settings(folder / "processor_config.json").get("system_prompt", ""),
+        system_prompt=read_system_prompt(folder),
         mean=pictures.get("image_mean", HALF),
         std=pictures.get("image_std", HALF),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from megaunigame.models.openuni.configuration import read_config
 from megaunigame.models.openuni.conversation import OpenUniFormat
 from megaunigame.models.text.processor import RowProcessor
-from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
+from megaunigame.models.weights.settings_files import read_settings, read_system_prompt, read_tokenizer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -24,7 +24,7 @@ class OpenUniProcessor(RowProcessor):
         folder = Path(path)
         images = read_settings(folder / "preprocessor_config.json")
         tokenizer, config = read_tokenizer(folder), read_config(folder)
-        system_prompt = read_settings(folder / "processor_config.json").get("system_prompt", "")
+        system_prompt = read_system_prompt(folder)
         return cls(
             tokenizer,
             OpenUniFormat(tokenizer, config.visual_tokens, system_prompt, str(folder)),

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
 from megaunigame.models.causal.code_grid import CodeGrid
-from megaunigame.models.text.conversation import ConversationFormat
+from megaunigame.models.causal.token_format import CodeSquares, TokenFormat
 from megaunigame.models.text.plain_text import PlainTokens
 from megaunigame.models.text.sequences import TokenSequence
 
@@ -49,7 +49,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerFast, text_tokens: int, whe
         )
 
 
-class ShowOFormat(ConversationFormat):
+class ShowOFormat(TokenFormat):
     """A dropped condition is an empty prompt, without a source."""
 
     family = "Show-o"
@@ -58,18 +58,8 @@ class ShowOFormat(ConversationFormat):
     after_images = " \n"
     before_answer = " "
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        codebook: int,
-        side: int,
-        source_side: int,
-        system_prompt: str,
-        where: str,
-    ):
-        """`codebook`: number of codes. `side`, `source_side`: of generated and of source pictures, in codes."""
-        super().__init__(tokenizer, source_side**2, where)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, squares: CodeSquares, system_prompt: str, where: str):
+        super().__init__(tokenizer, squares, where)
         ids = self.ids_of((*SPECIAL, END), where)
         if ids[:-1] != list(range(ids[0], ids[0] + len(SPECIAL))):
             raise ModelError(
@@ -78,7 +68,7 @@ class ShowOFormat(ConversationFormat):
             )
         self.pad, self.eos = ids[0], ids[-1]
         self.understands, self.generates = self.ids_of((UNDERSTAND, GENERATE), where)
-        self.grid = CodeGrid(side, side, ids[0] + len(SPECIAL), codebook)
+        self.grid = CodeGrid(squares.side, squares.side, ids[0] + len(SPECIAL), squares.codebook)
         self.head = [self.eos, *self.encode(system_prompt)]
         self.opening = self.encode((" " if system_prompt else "") + USER)
         self.next_opening, self.closing = self.encode(USER), self.encode(ASSISTANT)
@@ -87,14 +77,10 @@ class ShowOFormat(ConversationFormat):
     def request_closing(self) -> list[int]:
         return [self.eos, self.begin]
 
-    def request(self, prompt: str, source: bool) -> str:
-        return prompt
-
-    def unconditional(self, sequence: TokenSequence) -> TokenSequence:
-        """Always the same request, without the text and the source of `sequence`."""
-        empty = self._request_opening(False)
-        empty.add(self.request_closing)
-        return empty
+    @property
+    def after_prompt(self) -> int:
+        """All codes, and the token that ends a picture."""
+        return self.grid.count + 1
 
     def _opening(self, images: int) -> TokenSequence:
         sequence = TokenSequence()

@@ -17,7 +17,7 @@ from megaunigame.models.show_o.keys import VISION_TOKENIZER
 from megaunigame.models.show_o.vq import Magvit
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.settings_files import write_settings_file
-from megaunigame.models.weights.tensor_files import save_state
+from megaunigame.models.weights.tensor_files import save_state_in_two
 
 TOKENIZER_FOLDER = "magvitv2"
 """Where a folder holds the weights of the vision tokenizer, which is published in a separate repository."""
@@ -43,12 +43,8 @@ def write_folder(
     tokenizer.save_pretrained(folder)
     source = config.side * config.cell if source_size is None else source_size
     write_settings_file(folder / "processor_config.json", {"source_size": source, "system_prompt": system_prompt})
-    if state is None:
-        return
-    frozen = {name: value for name, value in state.items() if name.startswith(VISION_TOKENIZER)}
-    (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
-    save_state(folder, {name: value for name, value in state.items() if name not in frozen})
-    save_state(folder / TOKENIZER_FOLDER, {name.removeprefix(VISION_TOKENIZER): value for name, value in frozen.items()})
+    if state is not None:
+        save_state_in_two(folder, state, VISION_TOKENIZER, folder / TOKENIZER_FOLDER)
 
 
 def config_for(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> ShowOConfig:

@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PhiModel, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from megaunigame.attention.taps import Tap
 from megaunigame.errors import ModelError
 from megaunigame.models.base import evaluating
-from megaunigame.models.causal.code_grid import CodeGrid
 from megaunigame.models.causal.decoding import picker
 from megaunigame.models.causal.head import TokenHead
-from megaunigame.models.causal.token_embedding import TokenEmbedding
+from megaunigame.models.causal.token_embedding import language_model_and_head
 from megaunigame.models.causal.token_pictures import TokenPictures
 from megaunigame.models.emphasis import emphasized
 from megaunigame.models.show_o import masking
@@ -34,7 +32,6 @@ from megaunigame.models.show_o.vq import Magvit
 from megaunigame.models.weights.frozen import Frozen
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.step.inputs import IGNORE, GenerateInputs, GenerateOutput, UnderstandInputs
-from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 
 class ShowO(TokenPictures):
@@ -46,8 +43,6 @@ class ShowO(TokenPictures):
         "lm": ("showo.model.layers.", "showo.model.final_layernorm."),
         "head": ("showo.lm_head.",),
     }
-    trained_by_default = ("embedding", "lm", "head")
-    passes = {UNDERSTAND: ("embedding", "lm", "head"), GENERATE: ("embedding", "lm", "head")}
     sizes = SIZES
     keys = KEYS
     frozen_name = "vision tokenizer"
@@ -65,11 +60,7 @@ class ShowO(TokenPictures):
     @staticmethod
     def trained_parts(config: ShowOConfig) -> dict[str, nn.Module]:
         """transformers' language model, with an embedding and a head of ours."""
-        text = config.get_text_config()
-        with no_init_weights():
-            language_model = PhiModel(text)
-            language_model.embed_tokens = TokenEmbedding(text.vocab_size, text.hidden_size)
-            head = TokenHead(text.hidden_size, text.vocab_size, bias=True)
+        language_model, head = language_model_and_head(PhiModel, config.get_text_config(), bias=True)
         return {"showo": nn.ModuleDict({"model": language_model, "lm_head": head})}
 
     @classmethod
@@ -94,11 +85,6 @@ class ShowO(TokenPictures):
     @property
     def lm_head(self) -> TokenHead:  # type: ignore[override]
         return self.showo["lm_head"]  # type: ignore[return-value]
-
-    @property
-    def grid(self) -> CodeGrid:
-        """Layout of a generated picture in the sequence."""
-        return self.processor.format.grid
 
     @property
     def calls_per_sample(self) -> int:

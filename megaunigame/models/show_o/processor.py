@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from megaunigame.errors import ModelError
+from megaunigame.models.causal.token_format import CodeSquares
+from megaunigame.models.causal.token_rows import TokenRows
 from megaunigame.models.show_o.configuration import ShowOConfig, read_config
 from megaunigame.models.show_o.conversation import ShowOFormat, add_special_tokens
 from megaunigame.models.text import picture_sides
-from megaunigame.models.text.processor import HALF, RowProcessor
-from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
+from megaunigame.models.weights.settings_files import read_system_prompt, read_tokenizer
 
 
-class ShowOProcessor(RowProcessor):
-    """Square pictures of one size per path. After the prompt of a generate row come all codes, and the token that ends a
-    picture."""
+class ShowOProcessor(TokenRows):
+    """After the prompt of a generate row come all codes, and the token that ends a picture."""
 
     format: ShowOFormat
 
@@ -22,28 +22,11 @@ class ShowOProcessor(RowProcessor):
     def from_folder(cls, path: str | Path, *, max_length: int) -> ShowOProcessor:
         """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
         folder = Path(path)
-        config, settings = read_config(folder), read_settings(folder / "processor_config.json")
-        tokenizer, source_size = read_tokenizer(folder), read_source_size(folder, config)
+        config, tokenizer = read_config(folder), read_tokenizer(folder)
+        squares = CodeSquares(config.codebook_size, config.cell, config.side * config.cell, read_source_size(folder, config))
         add_special_tokens(tokenizer, config.llm_vocab_size, str(folder))
-        conversation = ShowOFormat(
-            tokenizer,
-            codebook=config.codebook_size,
-            side=config.side,
-            source_side=source_size // config.cell,
-            system_prompt=settings.get("system_prompt", ""),
-            where=str(folder),
-        )
-        return cls(
-            tokenizer,
-            conversation,
-            image_size=config.side * config.cell,
-            source_size=source_size,
-            after_prompt=config.num_vq_tokens + 1,
-            loss_positions=config.num_vq_tokens,
-            max_length=max_length,
-            mean=HALF,  # sources go through the tokenizer of the targets
-            std=HALF,
-        )
+        conversation = ShowOFormat(tokenizer, squares, read_system_prompt(folder), str(folder))
+        return cls(conversation, max_length=max_length)
 
 
 def read_source_size(folder: Path, config: ShowOConfig) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
 
@@ -20,6 +20,11 @@ MODEL_SETTINGS = ("config.json", "generation_config.json")
 def read_settings(file: Path) -> dict[str, Any]:
     """An optional settings file; absent means every setting has its default. Raises ModelError when it is not JSON."""
     return _read_json(file) if file.is_file() else {}
+
+
+def read_system_prompt(folder: Path, default: str = "") -> str:
+    """Of processor_config.json; `default` where it has none."""
+    return read_settings(folder / "processor_config.json").get("system_prompt", default)  # type: ignore[no-any-return]
 
 
 def read_config_file(file: Path, hint: str) -> dict[str, Any]:
@@ -53,6 +58,11 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     # A long text is cut to the recipe's max_length later: transformers need not warn about its length.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def named_ids(source: PreTrainedTokenizerFast | PreTrainedConfig) -> dict[str, int | None]:
+    """First, last and padding token of a tokenizer or a configuration, as configurations name them."""
+    return {name: getattr(source, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def read_generation_settings(folder: Path) -> dict[str, Any]:

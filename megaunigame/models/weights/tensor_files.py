@@ -105,3 +105,10 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 def save_state(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write all tensors into one file of a model folder."""
     save_tensors({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "model.safetensors")
+
+
+def save_state_in_two(folder: Path, state: Mapping[str, Tensor], prefix: str, inner: Path) -> None:
+    """Write the tensors whose names begin with `prefix` into the folder `inner`, without it, and all others into `folder`."""
+    inner.mkdir(exist_ok=True)
+    save_state(folder, {name: value for name, value in state.items() if not name.startswith(prefix)})
+    save_state(inner, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
