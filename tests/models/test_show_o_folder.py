@@ -105,8 +105,17 @@ def test_unused_keys_are_left_out(tiny, tmp_path):
 def test_a_folder_without_its_vision_tokenizer_says_what_is_missing(tiny, tmp_path):
     shutil.copytree(tiny.path, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "magvitv2")
-    with pytest.raises(ModelError, match="has no vision tokenizer, which is published alone .*magvitv2"):
+    with pytest.raises(ModelError, match="has no vision tokenizer. .*copy .* of showlab/magvitv2 to .*/magvitv2/"):
         ShowO.weights(str(tmp_path))
+
+
+def test_a_release_without_a_text_tokenizer_says_which_one_it_needs(tiny, tmp_path):
+    shutil.copytree(tiny.path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(
+        ModelError, match=f"No tokenizer.json in {tmp_path}. .* of microsoft/phi-1_5 there"
+    ):
+        ShowO.open_processor(str(tmp_path), max_length=160)
 
 
 def test_special_tokens_are_added_to_a_tokenizer_of_text(tiny, tmp_path, picture):

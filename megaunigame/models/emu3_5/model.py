@@ -16,7 +16,7 @@ from megaunigame.models.causal.code_grid import CodeGrid
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.causal.token_codes import TokenCodeModel
 from megaunigame.models.causal.token_embedding import TokenEmbedding
-from megaunigame.models.emu3_5.configuration import TOKENIZER_FOLDER, Emu3p5Config, read_config
+from megaunigame.models.emu3_5.configuration import TOKENIZER_FOLDER, TOKENIZER_HINT, Emu3p5Config, read_config
 from megaunigame.models.emu3_5.folder import export_processor, export_settings
 from megaunigame.models.emu3_5.keys import KEYS
 from megaunigame.models.emu3_5.processor import Emu3p5Processor
@@ -38,6 +38,7 @@ class Emu3p5(TokenCodeModel):
     keys = KEYS
     frozen_name = "vision tokenizer"
     frozen_folder = TOKENIZER_FOLDER
+    frozen_hint = TOKENIZER_HINT
     configuration = staticmethod(read_config)
     open_processor = Emu3p5Processor.from_folder
     write_settings = staticmethod(export_settings)

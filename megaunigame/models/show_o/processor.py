@@ -11,6 +11,11 @@ from megaunigame.models.text import picture_sides
 from megaunigame.models.text.processor import HALF, RowProcessor
 from megaunigame.models.weights.settings_files import read_settings, read_tokenizer
 
+TOKENIZER_HINT = (
+    "A release of Show-o has no text tokenizer; its own is that of its language model: copy tokenizer.json and "
+    "tokenizer_config.json of microsoft/phi-1_5 there."
+)
+
 
 class ShowOProcessor(RowProcessor):
     """Square pictures of one size per path. After the prompt of a generate row come all codes, and the token that ends a
@@ -23,7 +28,7 @@ class ShowOProcessor(RowProcessor):
         """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
         folder = Path(path)
         config, settings = read_config(folder), read_settings(folder / "processor_config.json")
-        tokenizer, source_size = read_tokenizer(folder), read_source_size(folder, config)
+        tokenizer, source_size = read_tokenizer(folder, TOKENIZER_HINT), read_source_size(folder, config)
         add_special_tokens(tokenizer, config.llm_vocab_size, str(folder))
         conversation = ShowOFormat(
             tokenizer,
