@@ -112,9 +112,7 @@ def test_a_folder_without_its_vision_tokenizer_says_what_is_missing(tiny, tmp_pa
 def test_a_release_without_a_text_tokenizer_says_which_one_it_needs(tiny, tmp_path):
     shutil.copytree(tiny.path, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(
-        ModelError, match=f"No tokenizer.json in {tmp_path}. .* of microsoft/phi-1_5 there"
-    ):
+    with pytest.raises(ModelError, match=f"No tokenizer.json in {tmp_path}. .* of microsoft/phi-1_5 there"):
         ShowO.open_processor(str(tmp_path), max_length=160)
 
 

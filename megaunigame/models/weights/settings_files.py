@@ -32,7 +32,7 @@ def read_config_file(file: Path, hint: str) -> dict[str, Any]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{file} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} holds a {type(content).__name__}; it must be a JSON object.")
