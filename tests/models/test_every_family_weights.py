@@ -63,6 +63,7 @@ def test_names_are_exactly_those_of_the_built_module(tiny):
     assert not any(name.startswith(family.keys.frozen) for name in names)
     assert all(p.dim() > 0 for p in model.parameters())
     assert family.language_layers(path) == len(model.language_model.layers) == 2
+    assert family.trained_positions(path) == model.language_model.config.max_position_embeddings > 0
 
 
 def test_weights_arrive_unchanged(tiny, model):
