@@ -146,6 +146,16 @@ def test_a_source_size_is_a_multiple_of_a_code(tiny, tmp_path):
     assert ShowO.open_processor(str(tmp_path), max_length=160).source_size == 16
 
 
+def test_the_drawn_size_is_that_of_the_codes(tiny, tmp_path):
+    shutil.copytree(tiny.path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "processor_config.json").write_text('{"image_size": 24, "source_size": 12}')
+    with pytest.raises(ModelError, match="image_size=24 in .*num_vq_tokens=16 in config.json draws 16 pixels. Leave image"):
+        ShowO.open_processor(str(tmp_path), max_length=160)
+    (tmp_path / "processor_config.json").write_text('{"image_size": 16, "source_size": 12}')
+    processor = ShowO.open_processor(str(tmp_path), max_length=160)
+    assert (processor.image_size, processor.source_size) == (16, 12)
+
+
 def test_flash_attention_is_refused_where_it_is_installed(tiny, monkeypatch):
     monkeypatch.setattr(causal_model, "find_spec", lambda name: object())
     with pytest.raises(ModelError, match="flash_attention_2 takes causal masks only.*type model.attention=sdpa"):
