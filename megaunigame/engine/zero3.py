@@ -165,7 +165,7 @@ def build_learner(
     partitioned = stage == 3
     deepspeed.init_distributed(verbose=False)  # uses the existing process group; zero.Init reads the world size from it
     processor = family.open_processor(config.path, max_length=config.max_length)
-    check_row_lengths(family, config, processor, plan, world)
+    check_row_lengths(processor, plan)
     options: dict[str, Any] = {"attention": config.attention, "gradient_checkpointing": config.gradient_checkpointing}
     with torch.device("meta"):
         check_everywhere(family.build(config.path, processor, **options), recipe, plan, stage=stage, world=world)

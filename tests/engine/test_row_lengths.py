@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+from types import SimpleNamespace
 
 import pytest
-import torch
 
 from megaunigame.config import ModelConfig
-from megaunigame.engine.row_lengths import check_row_lengths
+from megaunigame.engine.memory_plan import describe
+from megaunigame.engine.row_lengths import beyond_training, check_row_lengths
 from megaunigame.errors import ConfigError, DataError
-from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from tests.tiny import write_tiny
 
@@ -30,12 +29,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def check(tiny):
-    def run(length, *requests, rank=0, weights="pretrained"):
-        config = ModelConfig(path=str(tiny.path), family="show_o", weights=weights, max_length=length)
-        plan, ranks = plan_from(requests or [ASKED, DRAWN]), Ranks(rank, 2, rank, torch.device("cpu"))
-        check_row_lengths(tiny.family, config, tiny.processor(length), plan, ranks)
-
-    return run
+    return lambda length, *requests: check_row_lengths(tiny.processor(length), plan_from(requests))
 
 
 def test_rows_without_room_for_their_pictures_are_refused(check):
@@ -55,13 +49,21 @@ def test_rows_aside_are_checked_too(check):
         check(30, DRAWN, dataclasses.replace(redrawn, takes_source=True))
 
 
-def test_rows_beyond_the_trained_positions_are_warned_of(check, caplog):
-    caplog.set_level(logging.WARNING)
-    check(TRAINED)
-    check(TRAINED + 8, rank=1)
-    check(TRAINED + 8, weights="random")
-    assert not caplog.records
-    check(TRAINED + 8)
-    (record,) = caplog.records
-    said = record.getMessage()
-    assert "model.max_length=112, but max_position_embeddings=104 in" in said and "Type model.max_length=104" in said
+def test_rows_beyond_the_trained_positions_are_known(tiny):
+    config = ModelConfig(path=str(tiny.path), family="show_o", max_length=TRAINED)
+    longer = dataclasses.replace(config, max_length=TRAINED + 8)
+    assert beyond_training(tiny.family, config) == ""
+    assert beyond_training(tiny.family, dataclasses.replace(longer, weights="random")) == ""
+    said = beyond_training(tiny.family, longer)
+    assert said.startswith(f"model.max_length=112, but max_position_embeddings=104 in {tiny.path}: ")
+    assert "Type model.max_length=104" in said
+
+
+@pytest.mark.parametrize("length", [TRAINED, TRAINED + 8])
+def test_the_plan_of_a_run_warns_of_them(tiny, length):
+    config = ModelConfig(path=str(tiny.path), family="show_o", max_length=length)
+    recipe = SimpleNamespace(model=config, schedule=SimpleNamespace(steps=1), engine=SimpleNamespace(precision="bf16"))
+    model, plan = tiny.load(max_length=length), plan_from([ASKED])
+    text = describe(model, recipe, plan, {UNDERSTAND: model.processor.largest(plan, UNDERSTAND)}, 1, 1)
+    warnings = [line for line in text.splitlines() if "warning: model.max_length" in line]
+    assert len(warnings) == (length > TRAINED)
