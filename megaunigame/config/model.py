@@ -33,7 +33,7 @@ class ModelConfig:
     read."""
     size: str = ""
     """Name of a published size of the family. Built with `weights: random`, instead of the configuration in `path`; planned by
-    launch/plan.py when there is no folder at `path`."""
+    launch/plan.py when there is no folder at `path`. Next to a folder with weights it is not used, but must exist."""
     weights_from: str = ""
     """Begin with the weights of another run (its folder, or one of its step folders) or of an exported folder, in place of
     those in `path`, whose configuration, processor and frozen tokenizer stay. Fixed when the run begins."""
@@ -46,7 +46,7 @@ class ModelConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: str = one_of(["sdpa", "eager", "flash_attention_2"], "sdpa")
     max_length: int = above(0, 2048)
-    """Longest sequence of a row, in tokens, image tokens included."""
+    """Longest sequence of a row, in tokens, image tokens included. Above `max_position_embeddings` of the model a run warns."""
     gradient_checkpointing: bool = False
     stored_codes: str = one_of(["auto", PARTIAL, OFF], "auto")
     """Codes in the shards (`data_prep annotate --tasks codes`), in families whose pictures are codes. `auto`: used where a

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from megaunigame.config import Recipe
 from megaunigame.engine.element_bytes import GRADIENT, OPTIMIZER
 from megaunigame.engine.parameters import element_count, group_label, rank_count
+from megaunigame.engine.row_lengths import beyond_training
 from megaunigame.models.base import UnifiedModel
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import StepPlan
@@ -57,6 +58,8 @@ def describe(
         if (taps := largest[name].taps) is not None:
             queries = f"from {taps.queries} random queries a row" if taps.queries else "from all queries"
             lines.append(f"    its attention is measured in {len(taps.layers)} layers, {queries}")
+    if warning := beyond_training(type(model), recipe.model):
+        lines.append(f"  warning: {warning}")
     if plan.aside:
         rows = ", ".join(f"{r.term} {r.count}" + (f" (samples of {r.shares})" if r.shares else "") for r in plan.aside)
         lines.append(f"  aside, per micro-step and rank, the learner frozen: {rows}")

@@ -17,17 +17,23 @@ from megaunigame.registry import unknown
 def model_folder(family: type[UnifiedModel], config: ModelConfig) -> Iterator[str]:
     """Path of the folder while the model is built; temporary for a size, one per process.
 
-    Raises ConfigError for an unknown size, or when a folder is needed and missing.
+    Raises ConfigError for an unknown size, also where a folder is used instead, or when a folder is needed and missing.
     """
+    if config.size and config.size not in family.sizes:
+        raise ConfigError(_unknown_size(family, config))
     if config.weights != RANDOM or not config.size:
         _check_folder(family, config)
         yield config.path
         return
-    if config.size not in family.sizes:
-        raise ConfigError(unknown(f"value of model.size for model.family={config.family}", config.size, list(family.sizes)))
     with tempfile.TemporaryDirectory(prefix="megaunigame-") as folder:
         family.write_size(config.size, Path(folder))
         yield folder
+
+
+def _unknown_size(family: type[UnifiedModel], config: ModelConfig) -> str:
+    if not family.sizes:
+        return f"model.size={config.size}, but model.family={config.family} has no named sizes. Leave model.size out."
+    return unknown(f"value of model.size for model.family={config.family}", config.size, list(family.sizes))
 
 
 def _check_folder(family: type[UnifiedModel], config: ModelConfig) -> None:

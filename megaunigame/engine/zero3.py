@@ -35,6 +35,7 @@ from megaunigame.engine.parameters import LORA, adamw, choose_trainable, group_l
 from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.engine.random_weights import fill_randomly
 from megaunigame.engine.reductions import time_reductions
+from megaunigame.engine.row_lengths import check_row_lengths
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.parallel.ranks import Ranks
@@ -164,6 +165,7 @@ def build_learner(
     partitioned = stage == 3
     deepspeed.init_distributed(verbose=False)  # uses the existing process group; zero.Init reads the world size from it
     processor = family.open_processor(config.path, max_length=config.max_length)
+    check_row_lengths(processor, plan)
     options: dict[str, Any] = {"attention": config.attention, "gradient_checkpointing": config.gradient_checkpointing}
     with torch.device("meta"):
         check_everywhere(family.build(config.path, processor, **options), recipe, plan, stage=stage, world=world)

@@ -167,6 +167,14 @@ class UnifiedModel(nn.Module, ABC):
         """Layers of the language model in `path`, from its configuration alone; 0: its attention cannot be measured."""
         return 0
 
+    @classmethod
+    def trained_positions(cls, path: str) -> int:
+        """Positions of a row that the language model in `path` was trained on, from its configuration alone; 0: not known.
+
+        Longer rows run, with a warning. A family whose positions end there must refuse them in `open_processor`.
+        """
+        return 0
+
     def layers(self) -> Sequence[nn.Module]:
         """The layers of the language model, in their order; none: single layers cannot be looked at."""
         return ()

@@ -39,6 +39,8 @@ class Family(UnifiedModel):
     """How the keys of its checkpoints are read."""
     frozen_name: ClassVar[str]
     """Name of the frozen tokenizer in messages."""
+    frozen_hint: ClassVar[str] = ""
+    """Where the weights in `frozen_folder` come from, in a sentence for messages: FOLDER in it is that folder."""
     frozen_dtype: ClassVar[torch.dtype | None] = None
     """Of the frozen tokenizer, whatever is asked for; None: what is asked for."""
     config: Any
@@ -79,8 +81,11 @@ class Family(UnifiedModel):
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
-        """Copy the small files of the folder `path` unchanged."""
+        """Copy the small files of the folder `path` unchanged, those in its `frozen_folder` included."""
         copy_settings(Path(path), out)
+        frozen = Path(path) / cls.frozen_folder
+        if cls.frozen_folder and frozen.is_dir():
+            copy_settings(frozen, out / cls.frozen_folder)
 
     @classmethod
     def write_processor(cls, path: str, out: Path) -> None:
@@ -119,7 +124,7 @@ class Family(UnifiedModel):
         """The files that hold the weights of the folder `path`, those in its `frozen_folder` included."""
         files, frozen = TensorFiles.of_folder(path).files, Path(path) / cls.frozen_folder
         if cls.frozen_folder and frozen.is_dir():
-            files = [*files, *TensorFiles.of_folder(frozen).files]
+            files = [*files, *TensorFiles.of_folder(frozen, cls.frozen_hint.replace("FOLDER", str(frozen))).files]
         return TensorFiles(files)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,6 +130,7 @@ def test_a_size_goes_before_a_folder_and_only_for_random_weights(tmp_path):
     "config, parts",
     [
         (random(size="7bb"), ["model.size", "Did you mean '7b'", "model.family=janus"]),
+        (random(path=".", size="7bb", weights="pretrained"), ["Unknown value of model.size", "'7bb'", "Legal: tiny, 1b, 7b"]),
         (random(path="nowhere"), ["model.path=nowhere", "model.size=NAME (tiny, 1b, 7b)"]),
         (random(path="nowhere", weights="pretrained", size="7b"), ["No folder at model.path=nowhere", "model.weights=random."]),
         (random(path="nowhere", weights="pretrained"), ["No folder", "model.weights=random model.size=NAME (tiny, 1b, 7b)."]),
@@ -137,6 +139,12 @@ def test_a_size_goes_before_a_folder_and_only_for_random_weights(tmp_path):
 def test_a_shape_that_does_not_exist(config, parts):
     with refused(*parts), model_folder(Janus, config):
         pass
+
+
+def test_a_size_of_a_family_without_sizes():
+    with refused("model.size=7b", "model.family=plain has no named sizes", "Leave model.size out"):
+        with model_folder(SimpleNamespace(sizes={}), random(family="plain", size="7b", path=".", weights="pretrained")):
+            pass
 
 
 def test_frozen_tokenizers_are_filled_too():

@@ -152,6 +152,8 @@ CASES = {
         ["nothing", "model.size=NAME (tiny, 1b, 7b)"],
     ),
     "unknown size": ("model.weights=random; model.size=tinny", ConfigError, ["'tinny'", "Did you mean 'tiny'"]),
+    "unknown size next to a folder": ("model.size=tinny", ConfigError, ["'tinny'", "Did you mean 'tiny'"]),
+    "pictures longer than a row": ("model.max_length=12", ConfigError, ["model.max_length=12 leaves", "or more"]),
     "a shape without weights": ("model.path=''; model.size=tiny", ConfigError, ["model.size=tiny", "model.weights=random"]),
     "no path": ("model.path=''", ConfigError, ["`model.path` is missing"]),
     "other kind of weights": ("model.weights=ramdom", ConfigError, ["Did you mean 'random'"]),

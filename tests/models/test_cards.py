@@ -21,6 +21,7 @@ from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3_5 import Emu3p5
 from megaunigame.models.janus import Janus
 from megaunigame.models.openuni import OpenUni
+from megaunigame.models.show_o import ShowO
 from tests.tiny import Tiny, write_tiny
 
 TEXTS = ["what is in the picture ? a red ball"] * 3
@@ -108,12 +109,14 @@ def test_the_card_of_other_cells_says_that_pictures_cannot_be_asked_about(tmp_pa
     assert done.returncode == 0 and Image.open(tmp_path / "drawn.png").size == (SIDE, SIDE), done.stderr
 
 
-def test_the_code_of_emu3_5_runs(tmp_path, monkeypatch):
-    """It needs this package, so it runs here."""
+@pytest.mark.parametrize(
+    ("family", "settings"), [(Emu3p5, {"image_size": 16, "source_size": 12}), (ShowO, {"source_size": 12})]
+)
+def test_code_that_needs_this_package_runs(tmp_path, monkeypatch, family, settings):
     monkeypatch.chdir(tmp_path)
-    write_tiny("emu3_5", tmp_path / "out", TEXTS, 290, settings={"image_size": 16, "source_size": 12})
+    write_tiny(family.name, tmp_path / "out", TEXTS, 290, settings=settings)
     Image.new("RGB", (20, 10), "red").save("picture.png")
-    asking, drawing = blocks(Emu3p5.usage("out", str(tmp_path / "out")))
+    asking, drawing = blocks(family.usage("out", str(tmp_path / "out")))
     for code in (asking, drawing):
         exec(compile(code, "card", "exec"), {})
     assert Image.open("drawn.png").size == (16, 16)

@@ -211,6 +211,68 @@ def test_a_release_that_is_not_whole_is_refused(sixteen, tmp_path):
         read_config(folder)
 
 
+PARAMS, VQGAN = "models/7b/params.json", "tokenizer/vqgan.yaml"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (PARAMS, "{", "[", "params.json is not JSON"),
+        (PARAMS, None, b"\xff\xfe", "params.json is not JSON"),
+        (PARAMS, None, b"[1]", "params.json holds a list; it must be a JSON object"),
+        (PARAMS, None, b'{"model": [2]}', r"params.json holds model=\[2\] where a release has settings by name"),
+        (
+            PARAMS,
+            '"n_heads": 4',
+            '"n_heads": "4"',
+            "params.json has model.n_heads='4'; it must be a whole number greater than 0",
+        ),
+        (PARAMS, '"n_heads": 4', '"n_heads": 0', "params.json has model.n_heads=0; it must be a whole number"),
+        (PARAMS, '"n_heads": 4', '"n_heads": true', "params.json has model.n_heads=True; it must be a whole number"),
+        (PARAMS, '"swin_norm": false', '"swin_norm": 1', "params.json has model.swin_norm=1; it must be true or false"),
+        (
+            PARAMS,
+            '"model_parallel_size": 7',
+            '"model_parallel_size": 1.5',
+            "params.json has model_parallel_size=1.5; it must be",
+        ),
+        (VQGAN, None, b"model: [", "vqgan.yaml is not YAML"),
+        (VQGAN, None, b"\xff\xfe", "vqgan.yaml is not YAML"),
+        (VQGAN, None, b"text", "vqgan.yaml holds a str where a release has settings by name"),
+        (VQGAN, None, b"model: 3", "vqgan.yaml holds model=3 where"),
+        (VQGAN, None, b"model: {params: {}}", "vqgan.yaml holds model.params.ddconfig=None where"),
+        (
+            VQGAN,
+            "ch: 32",
+            "ch: wide",
+            "vqgan.yaml has model.params.ddconfig.ch='wide'; it must be a whole number greater than 0",
+        ),
+        (VQGAN, "n_embed: ", "n_embed: -", "vqgan.yaml has model.params.n_embed=-.*; it must be a whole number greater than 0"),
+        (VQGAN, "ch_mult:", "ch_mult: 4\n      before:", "ddconfig.ch_mult=4; it must be a list of whole numbers"),
+    ],
+)
+def test_broken_settings_of_a_release_are_named(sixteen, tmp_path, file, old, new, message):
+    folder = release(tmp_path / "release", sixteen(1), 1)
+    broken = tmp_path / "release" / file
+    if old is None:
+        broken.write_bytes(new)
+    else:
+        assert old in broken.read_text()
+        broken.write_text(broken.read_text().replace(old, new, 1))
+    with pytest.raises(ModelError, match=message):
+        read_config(folder)
+
+
+def test_settings_that_a_release_may_leave_out(sixteen, tmp_path):
+    folder = release(tmp_path / "release", sixteen(1), 1)
+    whole = json.loads((folder / "params.json").read_text())
+    whole["model"] |= {"n_kv_heads": None, "rope_theta": None}
+    (folder / "params.json").write_text(json.dumps(whole))
+    assert ReleaseFolder(folder).heads == (4, 4)
+    config = release_config(ReleaseFolder(folder))
+    assert (config.num_key_value_heads, config.rope_parameters["rope_theta"]) == (4, 10000.0)
+
+
 def test_a_text_tokenizer_that_cannot_be_read_is_named(sixteen, tmp_path):
     folder = release(tmp_path / "release", sixteen(1), 1)
     (tmp_path / "release" / "tokenizer" / "text_tokenizer.json").write_text("{")

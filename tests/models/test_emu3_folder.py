@@ -159,6 +159,10 @@ def test_folders_that_cannot_be_used_are_refused(tiny, tmp_path):
     with pytest.raises(ModelError, match="vision_tokenizer. The official vision tokenizer is a separate repository"):
         read_config(written())
     (tmp_path / "vision_tokenizer").mkdir()
+    with pytest.raises(ModelError, match="BAAI/Emu3-VisionTokenizer: copy .*model.safetensors to .*vision_tokenizer/model.saf"):
+        copied(tiny.path, tmp_path)
+        save_file({"norm.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+        Emu3.weights(str(tmp_path))
     vision = tmp_path / "vision_tokenizer" / "config.json"
     vision.write_text(json.dumps({**OFFICIAL_TOKENIZER, "attn_resolutions": [2, 3]}))
     with pytest.raises(ModelError, match=r"attends at widths \[512, 1024\]"):

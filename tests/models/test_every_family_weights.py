@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 
 import pytest
@@ -63,6 +64,7 @@ def test_names_are_exactly_those_of_the_built_module(tiny):
     assert not any(name.startswith(family.keys.frozen) for name in names)
     assert all(p.dim() > 0 for p in model.parameters())
     assert family.language_layers(path) == len(model.language_model.layers) == 2
+    assert family.trained_positions(path) == model.language_model.config.max_position_embeddings > 0
 
 
 def test_weights_arrive_unchanged(tiny, model):
@@ -165,6 +167,42 @@ def test_folders_that_cannot_be_used_are_refused(tiny, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="is not JSON"):
         family.configuration(path)
+
+
+def with_vocabulary(config, size):
+    """The content of config.json with another number of tokens, wherever it says it."""
+    return {
+        key: size if key == "vocab_size" else with_vocabulary(value, size) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+
+
+def test_a_tokenizer_that_is_larger_than_its_model_is_refused(tiny, tmp_path):
+    """Show-o counts its codes from the tokenizer's length, and refuses the sum."""
+    copied(tiny.path, tmp_path)
+    file, least = tmp_path / "config.json", max(tiny.tokenizer.get_vocab().values()) + 1
+    raw = json.loads(file.read_text())
+    if tiny.family.name != "show_o":
+        file.write_text(json.dumps(with_vocabulary(raw, least)))
+        assert built(tiny.family, tmp_path, max_length=LENGTH)
+    file.write_text(json.dumps(with_vocabulary(raw, least - 1)))
+    said = rf"has tokens up to {least - 1}, and vocab_size in config.json is {least - 1}\.|vocab_size={least - 1}, but"
+    with pytest.raises(ModelError, match=said):
+        built(tiny.family, tmp_path, max_length=LENGTH)
+
+
+def test_settings_that_are_no_objects_are_refused(tiny, tmp_path):
+    copied(tiny.path, tmp_path)
+    for name in ("processor_config.json", "tokenizer_config.json", "tokenizer.json", "config.json"):
+        before = (tmp_path / name).read_text() if (tmp_path / name).is_file() else "{}"
+        for content, kind in ("[1]", "list"), ('"x"', "str"), ("null", "NoneType"):
+            (tmp_path / name).write_text(content)
+            with pytest.raises(ModelError, match=f"{name} holds a {kind}; it must be a JSON object"):
+                built(tiny.family, tmp_path, max_length=LENGTH)
+        (tmp_path / name).write_bytes(b"\xff\xfe{}")
+        with pytest.raises(ModelError, match=f"{name} is not JSON"):
+            built(tiny.family, tmp_path, max_length=LENGTH)
+        (tmp_path / name).write_text(before)
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,15 @@ def test_unused_keys_are_left_out(tiny, tmp_path):
 def test_a_folder_without_its_vision_tokenizer_says_what_is_missing(tiny, tmp_path):
     shutil.copytree(tiny.path, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "magvitv2")
-    with pytest.raises(ModelError, match="has no vision tokenizer, which is published alone .*magvitv2"):
+    with pytest.raises(ModelError, match="has no vision tokenizer. .*copy .* of showlab/magvitv2 to .*/magvitv2/"):
         ShowO.weights(str(tmp_path))
+
+
+def test_a_release_without_a_text_tokenizer_says_which_one_it_needs(tiny, tmp_path):
+    shutil.copytree(tiny.path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=f"No tokenizer.json in {tmp_path}. .* of microsoft/phi-1_5 there"):
+        ShowO.open_processor(str(tmp_path), max_length=160)
 
 
 def test_special_tokens_are_added_to_a_tokenizer_of_text(tiny, tmp_path, picture):
@@ -128,6 +135,16 @@ def test_special_tokens_at_another_place_are_refused(tiny, tmp_path):
     folder = changed(tiny, tmp_path, llm_vocab_size=longer, vocab_size=tiny.config.vocab_size + 1)
     with pytest.raises(ModelError, match=rf"has \[PAD\] at {longer - 1}, and llm_vocab_size is {longer}"):
         ShowO.open_processor(str(folder), max_length=160)
+
+
+def test_the_drawn_size_is_that_of_the_codes(tiny, tmp_path):
+    shutil.copytree(tiny.path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "processor_config.json").write_text('{"image_size": 24, "source_size": 12}')
+    with pytest.raises(ModelError, match="image_size=24 in .*num_vq_tokens=16 in config.json draws 16 pixels. Leave image"):
+        ShowO.open_processor(str(tmp_path), max_length=160)
+    (tmp_path / "processor_config.json").write_text('{"image_size": 16, "source_size": 12}')
+    processor = ShowO.open_processor(str(tmp_path), max_length=160)
+    assert (processor.image_size, processor.source_size) == (16, 12)
 
 
 def test_flash_attention_is_refused_where_it_is_installed(tiny, monkeypatch):

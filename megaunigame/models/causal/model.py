@@ -72,6 +72,11 @@ class CausalModel(Family):
         """Layers of the language model in `path`."""
         return cls.configuration(path).get_text_config().num_hidden_layers
 
+    @classmethod
+    def trained_positions(cls, path: str) -> int:
+        """`max_position_embeddings` of the language model in `path`; its positions are rotary, so longer rows run."""
+        return cls.configuration(path).get_text_config().max_position_embeddings
+
     def layers(self) -> Sequence[nn.Module]:
         """The layers of the language model."""
         return list(self.language_model.layers)

@@ -6,22 +6,20 @@ one checkpoint with Hugging Face keys, a tensor at a time; the mapping is that o
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import ChameleonConfig, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
+from megaunigame.models.chameleon.release_settings import PARAMS, read_params, read_vqgan
 from megaunigame.models.chameleon.text_tokenizer import BOS, EOS, PAD, TEXT_TOKENIZER, read_release_tokenizer, vocabulary_map
 from megaunigame.models.weights.tensor_files import TensorFiles
 
-PARAMS = "params.json"
 MATRICES = {
     "attention.wq.weight": ("self_attn.q_proj.weight", 0),
     "attention.wk.weight": ("self_attn.k_proj.weight", 0),
@@ -89,16 +87,12 @@ class ReleaseFolder:
     @cached_property
     def params(self) -> dict[str, Any]:
         """Settings of the language model, flat."""
-        found: dict[str, Any] = {}
-        for name in (PARAMS, "consolidate_params.json"):
-            if (self.folder / name).is_file():
-                found |= json.loads((self.folder / name).read_text(encoding="utf-8"))
-        return {**found, **found.get("model", {})}
+        return read_params(self.folder)
 
     @cached_property
     def vqgan(self) -> dict[str, Any]:
         """Settings of the image tokenizer."""
-        return yaml.safe_load((self.tokenizer / "vqgan.yaml").read_text(encoding="utf-8"))["model"]["params"]  # type: ignore[no-any-return]
+        return read_vqgan(self.tokenizer / "vqgan.yaml")
 
     def text_tokenizer(self) -> PreTrainedTokenizerFast:
         return read_release_tokenizer(self.tokenizer / TEXT_TOKENIZER)
@@ -112,14 +106,14 @@ class ReleaseFolder:
 def release_config(release: ReleaseFolder) -> ChameleonConfig:
     """From params.json and vqgan.yaml; sizes that the release leaves to its code are those of the weights.
 
-    Raises ModelError for a setting that is missing.
+    Raises ModelError for a setting that is missing or illegal.
     """
     files, vocabulary = ReleaseFiles(release), release.text_tokenizer().get_vocab()
     try:
         params, vqgan = release.params, release.vqgan
         vq = {"embed_dim": vqgan["embed_dim"], "num_embeddings": vqgan["n_embed"]}
         vq |= {ours: vqgan["ddconfig"][theirs] for theirs, ours in DDCONFIG.items()}
-        base = float(params.get("rope_theta", LONG_BASE))
+        base = float(params.get("rope_theta") or LONG_BASE)
         return ChameleonConfig(
             vocab_size=files.shape("model.embed_tokens.weight")[0],
             hidden_size=params["dim"],

@@ -15,6 +15,7 @@ from megaunigame.models.weights.tensor_files import TensorFiles
 
 TOKENIZER_FOLDER = "vision_tokenizer"
 """Where an official folder holds the vision tokenizer, which is published in a separate repository."""
+SEPARATE = "The official vision tokenizer is a separate repository, BAAI/Emu3-VisionTokenizer"
 IMAGE_AREA = 720 * 720
 """Default pixels of a picture."""
 EMU3_5_VOCABULARY, EMU3_5_TOKENIZER_TYPE = 282_926, "Emu3p5VisionVQ"
@@ -52,7 +53,7 @@ def read_config(path: str | Path) -> Emu3Config:
     if kind == "Emu3":
         refuse_emu3_5(raw, file)
         vision = Path(path) / TOKENIZER_FOLDER / "config.json"
-        hint = f"The official vision tokenizer is a separate repository: put it into {vision.parent}."
+        hint = f"{SEPARATE}: put its config.json and model.safetensors into {vision.parent}."
         config = from_official(raw, file, read_config_file(vision, hint), vision)
     elif kind == "emu3":
         config = Emu3Config.from_dict(raw)
@@ -106,4 +107,7 @@ def tensor_files(path: str | Path) -> TensorFiles:
     """All weight files of the folder, with those of a separate vision tokenizer folder."""
     files = TensorFiles.of_folder(path).files
     tokenizer = Path(path) / TOKENIZER_FOLDER
-    return TensorFiles([*files, *(TensorFiles.of_folder(tokenizer).files if tokenizer.is_dir() else [])])
+    if not tokenizer.is_dir():
+        return TensorFiles(files)
+    hint = f"{SEPARATE}: copy its model.safetensors to {tokenizer / 'model.safetensors'}."
+    return TensorFiles([*files, *TensorFiles.of_folder(tokenizer, hint).files])

@@ -20,6 +20,11 @@ from megaunigame.models.weights.settings_files import read_config_file, write_se
 MODEL_TYPE, CONVERTED_TYPE, TOKENIZER_TYPE = "Emu3", "qwen3", "Emu3p5VisionVQ"
 TOKENIZER_FOLDER = "vision_tokenizer"
 """Where a folder holds the vision tokenizer, which is published in a separate repository."""
+TOKENIZER_HINT = (
+    "The vision tokenizer is published alone: copy model.safetensors of BAAI/Emu3.5-VisionTokenizer to "
+    "FOLDER/model.safetensors."
+)
+"""What is missing where the folder FOLDER has no weights."""
 EMU3_VOCABULARY, EMU3_TOKENIZER_TYPE = 184_622, "Emu3VisionVQ"
 """What tells the release of Emu3-8B, whose model_type is the same."""
 IMAGE_AREA = 720 * 720

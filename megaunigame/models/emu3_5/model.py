@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Qwen3Model
 
 from megaunigame.models.causal.token_codes import TokenCodeModel
 from megaunigame.models.causal.token_embedding import language_model_and_head
-from megaunigame.models.emu3_5.configuration import TOKENIZER_FOLDER, Emu3p5Config, read_config
+from megaunigame.models.emu3_5.configuration import TOKENIZER_FOLDER, TOKENIZER_HINT, Emu3p5Config, read_config
 from megaunigame.models.emu3_5.folder import export_processor, export_settings
 from megaunigame.models.emu3_5.keys import KEYS
 from megaunigame.models.emu3_5.processor import Emu3p5Processor
@@ -32,6 +32,7 @@ class Emu3p5(TokenCodeModel):
     keys = KEYS
     frozen_name = "vision tokenizer"
     frozen_folder = TOKENIZER_FOLDER
+    frozen_hint = TOKENIZER_HINT
     configuration = staticmethod(read_config)
     open_processor = Emu3p5Processor.from_folder
     write_settings = staticmethod(export_settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megaunigame.models.janus.configuration import codes_per_image, read_config, visual_tokens
 from megaunigame.models.janus.conversation import JanusFormat
+from megaunigame.models.text.picture_sides import check_size
 from megaunigame.models.text.processor import HALF, RowProcessor
 from megaunigame.models.weights.settings_files import read_settings, read_system_prompt, read_tokenizer
 
@@ -21,6 +22,7 @@ class JanusProcessor(RowProcessor):
         folder = Path(path)
         tokenizer = read_tokenizer(folder)
         config = read_config(folder)
+        check_size(tokenizer, config.get_text_config().vocab_size, folder)
         images = read_settings(folder / "preprocessor_config.json")
         system_prompt = read_system_prompt(folder)
         codes, side = codes_per_image(config), config.vision_config.image_size

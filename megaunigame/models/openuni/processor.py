@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megaunigame.models.openuni.configuration import read_config
 from megaunigame.models.openuni.conversation import OpenUniFormat
+from megaunigame.models.text.picture_sides import check_size
 from megaunigame.models.text.processor import RowProcessor
 from megaunigame.models.weights.settings_files import read_settings, read_system_prompt, read_tokenizer
 
@@ -24,6 +25,7 @@ class OpenUniProcessor(RowProcessor):
         folder = Path(path)
         images = read_settings(folder / "preprocessor_config.json")
         tokenizer, config = read_tokenizer(folder), read_config(folder)
+        check_size(tokenizer, config.get_text_config().vocab_size, folder)
         system_prompt = read_system_prompt(folder)
         return cls(
             tokenizer,

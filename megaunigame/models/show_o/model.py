@@ -8,6 +8,8 @@ The language model is transformers' Phi with norms of queries and keys. Sources:
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +49,9 @@ class ShowO(TokenPictures):
     keys = KEYS
     frozen_name = "vision tokenizer"
     frozen_folder = TOKENIZER_FOLDER
+    frozen_hint = (
+        "The vision tokenizer is published alone: copy pytorch_model.bin of showlab/magvitv2 to FOLDER/pytorch_model.bin."
+    )
     only_causal = False
     predicts_whole = False
     configuration = staticmethod(read_config)
@@ -68,10 +73,8 @@ class ShowO(TokenPictures):
         """The files of both parts. Raises ModelError when the vision tokenizer is not there."""
         files = super().files(path)
         if not any(key.startswith("encoder.") for key in files.index):
-            raise ModelError(
-                f"{path} has no vision tokenizer, which is published alone (showlab/magvitv2): put its weights into "
-                f"{path}/{TOKENIZER_FOLDER}."
-            )
+            hint = cls.frozen_hint.replace("FOLDER", str(Path(path) / TOKENIZER_FOLDER))
+            raise ModelError(f"{path} has no vision tokenizer. {hint}")
         return files
 
     def build_frozen(self) -> Magvit:

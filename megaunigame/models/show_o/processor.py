@@ -12,6 +12,11 @@ from megaunigame.models.show_o.conversation import ShowOFormat, add_special_toke
 from megaunigame.models.text import picture_sides
 from megaunigame.models.weights.settings_files import read_system_prompt, read_tokenizer
 
+TOKENIZER_HINT = (
+    "A release of Show-o has no text tokenizer; its own is that of its language model: copy tokenizer.json and "
+    "tokenizer_config.json of microsoft/phi-1_5 there."
+)
+
 
 class ShowOProcessor(TokenRows):
     """After the prompt of a generate row come all codes, and the token that ends a picture."""
@@ -22,7 +27,7 @@ class ShowOProcessor(TokenRows):
     def from_folder(cls, path: str | Path, *, max_length: int) -> ShowOProcessor:
         """Read tokenizer and picture sizes of a model folder. Raises ModelError when a file or a token is missing."""
         folder = Path(path)
-        config, tokenizer = read_config(folder), read_tokenizer(folder)
+        config, tokenizer = read_config(folder), read_tokenizer(folder, TOKENIZER_HINT)
         squares = CodeSquares(config.codebook_size, config.cell, config.side * config.cell, read_source_size(folder, config))
         add_special_tokens(tokenizer, config.llm_vocab_size, str(folder))
         conversation = ShowOFormat(tokenizer, squares, read_system_prompt(folder), str(folder))

@@ -37,7 +37,7 @@ def read_config_file(file: Path, hint: str) -> dict[str, Any]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{file} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} holds a {type(content).__name__}; it must be a JSON object.")
@@ -48,10 +48,10 @@ def write_settings_file(file: Path, settings: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model folder. Raises ModelError when it has none."""
+def read_tokenizer(folder: Path, hint: str = "Copy the tokenizer files of the model there.") -> PreTrainedTokenizerFast:
+    """The tokenizer of a model folder. Raises ModelError, with the hint where it is published, when it has none."""
     if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"No tokenizer.json in {folder}. Copy the tokenizer files of the model there.")
+        raise ModelError(f"No tokenizer.json in {folder}. {hint}")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         read_settings(folder / name)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))

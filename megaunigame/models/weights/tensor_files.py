@@ -34,8 +34,8 @@ class TensorFiles:
         self._opened: dict[Path, Any] = {}
 
     @classmethod
-    def of_folder(cls, path: str | Path) -> TensorFiles:
-        """The weight files of a model folder, single or sharded. Raises ModelError when there are none."""
+    def of_folder(cls, path: str | Path, hint: str = "") -> TensorFiles:
+        """The weight files of a model folder, single or sharded. Raises ModelError, with the hint, when there are none."""
         folder = Path(path)
         for layout in LAYOUTS:
             if not (folder / layout).is_file():
@@ -51,7 +51,8 @@ class TensorFiles:
                     f"({len(missing)} of {len(shards)} are missing). Copy all shards into {folder}."
                 )
             return cls(shards)
-        raise ModelError(f"No weights in {folder}. A model folder holds one of: {', '.join(LAYOUTS)}.")
+        after = f" {hint}" if hint else ""
+        raise ModelError(f"No weights in {folder}. A model folder holds one of: {', '.join(LAYOUTS)}.{after}")
 
     def without(self, prefix: str) -> TensorFiles:
         """The same files, as if they had no keys that begin with `prefix`."""

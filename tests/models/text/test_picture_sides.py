@@ -1,0 +1,38 @@
+"""Sides of pictures in processor_config.json, and the number of tokens of a tokenizer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megaunigame.errors import ModelError
+from megaunigame.models.text.picture_sides import check_size, read_sides
+from megaunigame.models.text.small_tokenizer import small_tokenizer
+
+
+def written(folder, **settings):
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_side_that_is_not_given_is_another_one(tmp_path):
+    assert read_sides(tmp_path, 4, 16) == (16, 16)
+    assert read_sides(written(tmp_path, image_size=24), 4, 16) == (24, 24)
+    assert read_sides(written(tmp_path, source_size=8), 4, 16) == (16, 8)
+    assert read_sides(written(tmp_path, image_size=12, source_size=20), 4, 16) == (12, 20)
+
+
+@pytest.mark.parametrize("side", [18, 0, -8, 4, 8.0, True, "8", None])
+@pytest.mark.parametrize("name", ["image_size", "source_size"])
+def test_a_side_is_a_whole_number_of_codes_and_two_at_least(tmp_path, name, side):
+    with pytest.raises(ModelError, match=rf"^{name}={side!r} \(in .*_config.json\) must be a multiple of 4, .* and 8 or more"):
+        read_sides(written(tmp_path, **{"image_size": 16, "source_size": 16, name: side}), 4, 16)
+
+
+def test_every_token_has_a_row_of_the_embedding(tmp_path):
+    tokenizer = small_tokenizer(["a b"], 300, ["</s>"], pad="</s>", bos=None, eos="</s>")
+    tokens = len(tokenizer)
+    check_size(tokenizer, tokens, tmp_path)
+    with pytest.raises(ModelError, match=f"in {tmp_path} has tokens up to {tokens - 1}, and vocab_size in .* is {tokens - 1}"):
+        check_size(tokenizer, tokens - 1, tmp_path)
