@@ -121,7 +121,7 @@ def _with_tokenizer(family: type[UnifiedModel], folder: str, device: torch.devic
     processor = family.open_processor(folder, max_length=1)
     with torch.device("meta"):
         model = family.build(folder, processor, attention="sdpa", gradient_checkpointing=False)
-    model.load_frozen(folder, device, torch.float32)
+    model.load_frozen(folder, device)
     return model
 
 

@@ -179,7 +179,7 @@ def build_learner(
         model.hold_frozen(tokenizer.to(world.device))
     else:
         load_weights(model, family.weights(config.path) if weights is None else weights, world)
-        model.load_frozen(config.path, world.device, torch.float32)
+        model.load_frozen(config.path, world.device)
     choose_trainable(model, config, plan, recipe.seed)
     if adapter is not None:
         load_adapter(model, adapter, f"model.adapter={config.adapter}", world)

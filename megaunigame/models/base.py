@@ -187,8 +187,8 @@ class UnifiedModel(nn.Module, ABC):
         raise ModelError(f"{type(self).__name__} does not measure its attention.")
 
     @abstractmethod
-    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Build and load the frozen tokenizers, outside the module tree."""
+    def load_frozen(self, path: str, device: torch.device) -> None:
+        """Build and load the frozen tokenizers, outside the module tree, in float32."""
 
     @abstractmethod
     def build_frozen(self) -> nn.Module:

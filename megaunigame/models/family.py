@@ -41,8 +41,6 @@ class Family(UnifiedModel):
     """Name of the frozen tokenizer in messages."""
     frozen_hint: ClassVar[str] = ""
     """Where the weights in `frozen_folder` come from, in a sentence for messages: FOLDER in it is that folder."""
-    frozen_dtype: ClassVar[torch.dtype | None] = None
-    """Of the frozen tokenizer, whatever is asked for; None: what is asked for."""
     config: Any
     frozen: Frozen
 
@@ -151,10 +149,11 @@ class Family(UnifiedModel):
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
         self.frozen.keep(module)
 
-    def load_frozen(self, path: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Build and load the frozen tokenizer, outside the module tree."""
+    def load_frozen(self, path: str, device: torch.device) -> None:
+        """Build and load the frozen tokenizer, outside the module tree, in float32: in bfloat16, several codes in a hundred are
+        others, and so are those that a model was trained on."""
         _, weights = self.keys.open(self.files(path), path)
-        self.frozen.load(self.build_frozen(), weights, path, device, self.frozen_dtype or dtype)
+        self.frozen.load(self.build_frozen(), weights, path, device)
 
     @classmethod
     def load(
@@ -167,11 +166,11 @@ class Family(UnifiedModel):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> F:
-        """The whole model in one process, without an engine; in eval mode."""
+        """The whole model in one process, without an engine; in eval mode. `dtype`: of all but the frozen tokenizer."""
         processor = cls.open_processor(str(path), max_length=max_length)
         model = cls.build(str(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
         for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
             parameter.data = parameter.data.to(dtype)
         load_plain(model, cls.weights(str(path)), str(path))
-        model.load_frozen(str(path), torch.device(device), dtype)
+        model.load_frozen(str(path), torch.device(device))
         return model.to(device).eval()

@@ -42,7 +42,7 @@ def pass_results(
     model = find("models", family, UnifiedModel).load(str(folder), max_length=96, attention=attention)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    model.load_frozen(str(folder), device, torch.float32)
+    model.load_frozen(str(folder), device)
     model.to(device)
     pictures = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     inputs_of = {

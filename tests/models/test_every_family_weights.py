@@ -220,14 +220,14 @@ def test_the_frozen_tokenizer_is_not_part_of_the_model(tiny):
     with pytest.raises(RuntimeError, match="load_frozen"):
         model.encode_target(torch.zeros(1, 3, side, side))
     names = set(model.state_dict())
-    model.load_frozen(str(tiny.path), torch.device("cpu"), torch.bfloat16)
+    model.load_frozen(str(tiny.path), torch.device("cpu"))
     assert set(model.state_dict()) == names
     model.requires_grad_(True)
     model.train()
     frozen, plain = model.frozen.module, model.build_frozen()
     assert not any(p.requires_grad for p in frozen.parameters()) and not any(m.training for m in frozen.modules())
     for ours, theirs in zip((*frozen.parameters(), *frozen.buffers()), (*plain.parameters(), *plain.buffers()), strict=True):
-        assert ours.dtype == ((model.frozen_dtype or torch.bfloat16) if theirs.is_floating_point() else theirs.dtype)
+        assert ours.dtype == (torch.float32 if theirs.is_floating_point() else theirs.dtype)
     assert len(model.encode_target(torch.zeros(1, 3, side, side))) == 1
 
 

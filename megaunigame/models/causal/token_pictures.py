@@ -28,7 +28,6 @@ class TokenPictures(CodePictures):
     trained_by_default = ("embedding", "lm", "head")
     passes = {UNDERSTAND: trained_by_default, GENERATE: trained_by_default}
     reads_codes = True
-    frozen_dtype = torch.float32  # in bfloat16, several codes in a hundred are others
     processor: TokenRows
 
     @property

@@ -22,19 +22,19 @@ class Frozen(Generic[T]):
         self._kept: T | None = None
 
     def keep(self, module: T) -> None:
-        """Hold `module` (already on its device, in its dtype), frozen."""
+        """Hold `module` (already on its device), frozen."""
         self._kept = module.eval().requires_grad_(False)
 
-    def load(self, module: T, weights: Weights, path: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Copy the weights of the folder `path` into `module`, move it, and hold it. Raises ModelError for other weights."""
+    def load(self, module: T, weights: Weights, path: str, device: torch.device) -> None:
+        """Copy weights of the folder `path` into `module`, move it, and hold it, in float32. Raises ModelError for others."""
         load_plain(module, weights, f"The {self.name} in {path}")
-        for tensor in (*module.parameters(), *module.buffers()):  # diffusers warns about module.to(dtype)
-            tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        for tensor in (*module.parameters(), *module.buffers()):  # diffusers warns about module.to(float32)
+            tensor.data = tensor.data.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
         self.keep(module)
 
     @property
     def module(self) -> T:
         """Raises RuntimeError before anything was loaded."""
         if self._kept is None:
-            raise RuntimeError(f"The {self.name} is not loaded: call load_frozen(path, device, dtype) first.")
+            raise RuntimeError(f"The {self.name} is not loaded: call load_frozen(path, device) first.")
         return self._kept
