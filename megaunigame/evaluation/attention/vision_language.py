@@ -66,7 +66,8 @@ class VisionLanguageModel:
     def __init__(self, model: Any, processor: Any, name: str):
         """`model`: as `AutoModelForImageTextToText` gives it. Raises ModelError when it cannot be tapped."""
         self.model, self.depth, self.name = model.eval(), layers_of(model.config), name
-        image_token = getattr(model.config, "image_token_id", None) or getattr(model.config, "image_token_index", None)
+        ids = (getattr(model.config, name, None) for name in ("image_token_id", "image_token_index"))
+        image_token = next((number for number in ids if number is not None), None)  # 0 is an id
         if image_token is None:
             raise ModelError(
                 f"The configuration of {name} names no image token (image_token_id); its pictures cannot be found."
