@@ -19,7 +19,6 @@ from data_prep.teachers.base import Failure, Machine, Prediction, Teacher
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.family import Family
 from megaunigame.registry import available, find, unknown
 from megaunigame.step.codes import PictureCodes
 from megaunigame.step.requests import CROP, FIT, GEOMETRIES
@@ -107,7 +106,7 @@ def _family_of(folder: str) -> str:
     able, refusals = [], []
     for name in _with_codes():
         try:
-            find("models", name, Family).configuration(folder)
+            find("models", name, UnifiedModel).language_layers(folder)  # reads config.json, and refuses that of others
         except ModelError as error:
             refusals.append(f"{name}: {error}")
         else:
