@@ -44,7 +44,7 @@ class Tokenizer(Teacher):
         family = find("models", self.name, UnifiedModel)
         if not family.has_codes:
             raise ConfigError(
-                f"--family {self.name}: its pictures are no codes. Families with codes: {', '.join(_with_codes())}."
+                f"--family {self.name}: its pictures are not codes. Families with codes: {', '.join(_with_codes())}."
             )
         self.folder, self.machine = config.model, machine
         self.model = _with_tokenizer(family, config.model, machine.device)

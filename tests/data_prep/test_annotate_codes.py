@@ -135,7 +135,7 @@ def test_another_number_of_pictures_is_a_fault(whole):
     ("given", "message"),
     [
         ([], "needs the folder of the model that will be trained: --model"),
-        (["--model", "{model}", "--family", "openuni"], "its pictures are no codes. Families with codes: "),
+        (["--model", "{model}", "--family", "openuni"], "its pictures are not codes. Families with codes: "),
         (["--model", "{model}", "--family", "emu4"], "Did you mean 'emu3'"),
         (["--model", "nowhere"], "--model nowhere: no such folder. Give the folder of the model that will be trained"),
         (["--model", "{model}", "--set", "codes.geometries=fit+croop"], "Did you mean 'crop'"),

@@ -149,7 +149,7 @@ def measure_understanding(
     """{understand: its curve}. All ranks call this together; each holds the whole model, which has no collectives.
 
     Samples without an image or a conversation, with a control token written in a text, and rows longer than `max_length` are
-    left out and counted in the log. With `settings.independent` each question is a conversation of its own, and a sample's
+    left out and counted in the log. With `settings.independent` each question is a separate conversation, and a sample's
     share is the mean over all answer tokens. Raises DataError when nothing is left, ModelError as `VisionLanguageModel` does.
     """
     samples = read_share(index, settings.limit, data_ranks)
