@@ -22,7 +22,7 @@ BEAT = 5.0
 ABANDONED_AFTER = 60.0
 """Seconds without a touch."""
 HELD = (errno.EACCES, errno.EAGAIN)
-"""What a lock that another process has is answered with; any other error means that there are no such locks."""
+"""What a lock that another process has is answered with; any other error means that the system has no such locks."""
 
 log = logging.getLogger(__name__)
 

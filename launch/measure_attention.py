@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
@@ -25,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from megaunigame.attention.targets import write_targets
+from megaunigame.config import load_recipe
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.evaluation.attention import curves as attention_curves
@@ -34,9 +37,10 @@ from megaunigame.evaluation.run import as_text
 from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal.model import CausalModel
+from megaunigame.models.family import Family
 from megaunigame.monitoring.attention_plots import write_curves
 from megaunigame.parallel.ranks import start_world
-from megaunigame.registry import find
+from megaunigame.registry import available, find
 from megaunigame.settings import check_values
 from megaunigame.step.requests import UNDERSTAND
 
@@ -83,7 +87,8 @@ def main(arguments: list[str]) -> None:
     world = start_world(timeout_minutes=30)
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     if options.hf:
-        teacher = vision_language.VisionLanguageModel.load(options.hf, world.device, dtype)
+        with _hint_at_family(options.hf):
+            teacher = vision_language.VisionLanguageModel.load(options.hf, world.device, dtype)
         reading = (options.max_length, world.is_main)
         measured = vision_language.measure_understanding(teacher, world, index, measuring, *reading)
     else:
@@ -114,7 +119,34 @@ def _family(options: argparse.Namespace) -> type[CausalModel]:
 def _layers_of_folder(options: argparse.Namespace, passes: list[str]) -> int:
     if options.family is not None or passes != [UNDERSTAND]:
         raise ConfigError("--hf measures the understand pass of a model of transformers; leave out --family and --passes.")
-    return vision_language.layers_of(vision_language.open_config(options.hf))
+    with _hint_at_family(options.hf):
+        return vision_language.layers_of(vision_language.open_config(options.hf))
+
+
+@contextmanager
+def _hint_at_family(folder: str) -> Iterator[None]:
+    """A ModelError about --hf also names the family of this project that can read `folder`, or the run that it is."""
+    try:
+        yield
+    except ModelError as error:
+        if (recipe := Path(folder) / "recipe.yaml").is_file():
+            raise ModelError(
+                f"--hf {folder} is a run of this project. Type python launch/export.py {folder} --out FOLDER, then give "
+                f"--model FOLDER --family {load_recipe(str(recipe), []).model.family} instead of --hf."
+            ) from error
+        able = [name for name in available("models", Family) if _reads(name, folder)]
+        if not able:
+            raise
+        instead = f"Instead of --hf, type --model {folder} --family {able[0]}, which reads this folder."
+        raise ModelError(f"{instead} The fault: {error}") from error
+
+
+def _reads(family: str, folder: str) -> bool:
+    try:
+        find("models", family, Family).configuration(folder)
+    except ModelError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

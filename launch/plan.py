@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
@@ -28,6 +27,7 @@ from megaunigame.planning.advice import advice
 from megaunigame.planning.check import check
 from megaunigame.planning.machines import add_cluster_options, cluster
 from megaunigame.planning.plan import make_plan
+from megaunigame.planning.progress import Progress
 from megaunigame.planning.text import describe
 
 
@@ -43,8 +43,7 @@ def main(arguments: list[str]) -> None:
     main_rank = os.environ.get("RANK", "0") == "0"
     if options.json and main_rank:
         _make_room(options.json)
-    tell = partial(print, file=sys.stderr, flush=True) if main_rank else lambda text: None
-    plan = make_plan(recipe, machine, like_a_run=options.check, tell=tell)
+    plan = make_plan(recipe, machine, like_a_run=options.check, progress=Progress(sys.stderr if main_rank else None))
     if main_rank:
         print(describe(plan, advice(plan)), flush=True)
         if options.json:

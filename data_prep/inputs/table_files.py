@@ -39,7 +39,7 @@ def files_of_folder(folder: Path, ending: str, split: str | None, any_split: boo
         return found
     if pattern == "*" and any(folder.glob(f"data/*{ending}")):
         raise DataError(
-            f"--source {folder}: has {ending} files of its own and others in data/. Give one: --source {folder / 'data'}, or "
+            f"--source {folder}: has {ending} files in it and others in data/. Give one: --source {folder / 'data'}, or "
             f"--source '{folder / '*'}{ending}'"
         )
     of_split: dict[str, list[Path]] = {}

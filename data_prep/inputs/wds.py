@@ -108,7 +108,7 @@ class Tars(Input):
 
 
 def _pictures_of(names: Collection[str], head: Callable[[str], bytes]) -> tuple[Roles, list[str]]:
-    """The roles of the fields, and the later pictures of a sample as our shards have it; none where there is no first one."""
+    """The roles of the fields, and the later pictures of a sample as our shards have it; none where it has no first one."""
     further = further_fields(names)
     roles = roles_of([name for name in names if name not in further], head)
     return (roles, further) if roles.picture is not None or not further else (roles_of(names, head), [])

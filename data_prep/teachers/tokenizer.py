@@ -32,7 +32,7 @@ class Tokenizer(Teacher):
         model: str = ""
         """Folder of the model that will be trained; of its weights, only the tokenizer's are read."""
         family: str = ""
-        """Module in megaunigame/models; empty: the one family with codes that can read the folder."""
+        """Module in megaunigame/models; empty: the one family with codes whose configuration the folder has."""
         geometries: str = f"{FIT}+{CROP}"
         """How pictures become squares, joined by `+`: those of the recipe's rows. By default questions see the whole picture
         (fit), and a picture is drawn, and shown to be drawn, from its middle (crop)."""
@@ -44,7 +44,7 @@ class Tokenizer(Teacher):
         family = find("models", self.name, UnifiedModel)
         if not family.has_codes:
             raise ConfigError(
-                f"--family {self.name}: its pictures are no codes. Families with codes: {', '.join(_with_codes())}."
+                f"--family {self.name}: its pictures are not codes. Families with codes: {', '.join(_with_codes())}."
             )
         self.folder, self.machine = config.model, machine
         self.model = _with_tokenizer(family, config.model, machine.device)
@@ -100,17 +100,22 @@ def _with_codes() -> list[str]:
 
 
 def _family_of(folder: str) -> str:
-    """The family with codes that can read the folder. Raises ConfigError unless there is exactly one."""
-    able = []
+    """The family with codes whose configuration the folder has. Raises ConfigError unless there is exactly one."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--model {folder}: no such folder. Give the folder of the model that will be trained.")
+    able, refusals = [], []
     for name in _with_codes():
         try:
-            find("models", name, UnifiedModel).open_processor(folder, max_length=1)
-        except ModelError:
-            continue
-        able.append(name)
-    if len(able) != 1:
-        found = f"{' and '.join(able)} can read it" if able else f"none of {', '.join(_with_codes())} can read it"
-        raise ConfigError(f"--model {folder}: {found}. Name the family, for example --family emu3.")
+            find("models", name, UnifiedModel).language_layers(folder)  # reads config.json, and refuses that of others
+        except ModelError as error:
+            refusals.append(f"{name}: {error}")
+        else:
+            able.append(name)
+    if not able:
+        reasons = "".join(f"\n  {refusal}" for refusal in refusals)
+        raise ConfigError(f"--model {folder}: no family with codes can read its configuration:{reasons}")
+    if len(able) > 1:
+        raise ConfigError(f"--model {folder}: {' and '.join(able)} can read it. Name the family: --family {able[0]}.")
     return able[0]
 
 

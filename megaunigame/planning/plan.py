@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from megaunigame.engine.dry_run import uncovered_bytes
 from megaunigame.engine.element_bytes import REDUCED, WEIGHT
 from megaunigame.planning.machines import ACHIEVED_FLOPS, OVERHEAD, Cluster
 from megaunigame.planning.operations import Operations
+from megaunigame.planning.progress import Progress
 from megaunigame.planning.rehearsal import MicroStepCost, Rehearsal, Shape
 from megaunigame.planning.states import hpz_group, states
 from megaunigame.planning.workload import Workload, workload
@@ -114,15 +114,13 @@ class Plan:
         return {**asdict(self), "operations": asdict(self.operations), **{name: getattr(self, name) for name in estimates}}
 
 
-def make_plan(
-    recipe: Recipe, cluster: Cluster, *, like_a_run: bool = False, tell: Callable[[str], None] = lambda text: None
-) -> Plan:
+def make_plan(recipe: Recipe, cluster: Cluster, *, like_a_run: bool = False, progress: Progress | None = None) -> Plan:
     """Rehearse `recipe` as rank 0 of `cluster`; `like_a_run`: gathered bytes are equal to those of a run.
 
-    `tell` prints progress. Raises ConfigError for what the trainer would refuse before loading.
+    Raises ConfigError for what the trainer would refuse before loading.
     """
     with workload(recipe, cluster.ranks) as work:
-        rehearsals, shape, late = _rehearsals(work, like_a_run, tell)
+        rehearsals, shape, late = _rehearsals(work, like_a_run, progress or Progress(None))
         step = rehearsals[recipe.model.gradient_checkpointing]
         on_gpu, on_host = states(work, shape)
         weight = WEIGHT[recipe.engine.precision]
@@ -161,7 +159,7 @@ def make_plan(
         )
 
 
-def _rehearsals(work: Workload, like_a_run: bool, tell: Callable[[str], None]) -> tuple[dict[bool, MicroStepCost], Shape, int]:
+def _rehearsals(work: Workload, like_a_run: bool, progress: Progress) -> tuple[dict[bool, MicroStepCost], Shape, int]:
     """Gradient checkpointing or not -> a micro-step; shape and late bytes of the recipe's setting.
 
     Weights are gathered and released only in the recipe's setting.
@@ -169,11 +167,13 @@ def _rehearsals(work: Workload, like_a_run: bool, tell: Callable[[str], None]) -
     asked = work.recipe.model.gradient_checkpointing
     rehearsals: dict[bool, MicroStepCost] = {}
     for checkpointing in (not asked, asked):
-        tell(f"rehearsing {'with' if checkpointing else 'without'} gradient checkpointing ...")
         partitioned = checkpointing == asked and work.stage == 3 and work.ranks > 1
+        progress.begin(checkpointing)
         rehearsal = Rehearsal(work, gradient_checkpointing=checkpointing, partitioned=partitioned)
         try:
+            progress.watch(rehearsal.model.layers(), rehearsal.micro_steps(like_a_run=like_a_run))
             rehearsals[checkpointing] = rehearsal.rehearse(like_a_run=like_a_run)
+            progress.end()
             shape, late = rehearsal.shape(), uncovered_bytes(rehearsal.model, work.ds_config, work.ranks)
         finally:
             rehearsal.close()

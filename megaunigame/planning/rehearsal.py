@@ -145,6 +145,10 @@ class Rehearsal:
                     self._unmeasured()
             return self._micro_step()
 
+    def micro_steps(self, *, like_a_run: bool) -> int:
+        """How many `rehearse` makes, the dry run included."""
+        return 1 if self.ranks is None else 4 if like_a_run else 2
+
     def close(self) -> None:
         if self.ranks is not None:
             self.ranks.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from data_prep.verify import check_sample
 from megaunigame.data.decode import CODES_FIELD, decode_sample
 from megaunigame.errors import DataError
 from megaunigame.models.emu3 import Emu3
+from megaunigame.models.janus import Janus
 from tests.data.shard_files import encoded, talk, write_tar
 from tests.data_prep.stored import content, samples_of
 from tests.data_prep.tiny_teachers import picture, write_source
@@ -133,9 +135,9 @@ def test_another_number_of_pictures_is_a_fault(whole):
     ("given", "message"),
     [
         ([], "needs the folder of the model that will be trained: --model"),
-        (["--model", "{model}", "--family", "openuni"], "its pictures are no codes. Families with codes: "),
+        (["--model", "{model}", "--family", "openuni"], "its pictures are not codes. Families with codes: "),
         (["--model", "{model}", "--family", "emu4"], "Did you mean 'emu3'"),
-        (["--model", "nowhere"], "--model nowhere: none of .* can read it. Name the family"),
+        (["--model", "nowhere"], "--model nowhere: no such folder. Give the folder of the model that will be trained"),
         (["--model", "{model}", "--set", "codes.geometries=fit+croop"], "Did you mean 'crop'"),
         (["--model", "{model}", "--codes-model", "other"], "codes.model is given twice"),
     ],
@@ -143,3 +145,31 @@ def test_another_number_of_pictures_is_a_fault(whole):
 def test_a_wrong_command_line(source, model, tmp_path, capsys, given, message):
     assert annotate(source, tmp_path / "out", *(part.format(model=model) for part in given)) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_folder_of_the_family_that_cannot_be_read_says_why(source, model, tmp_path, capsys):
+    """The family is found by config.json, and its own refusal is shown."""
+    broken = shutil.copytree(model, tmp_path / "broken")
+    (broken / "tokenizer.json").unlink()
+    assert annotate(source, tmp_path / "out", "--model", str(broken)) == 2
+    assert re.search(f"No tokenizer.json in {broken}. The tokenizer of the official release is code", capsys.readouterr().err)
+
+
+def test_a_folder_of_no_family_with_codes_says_why_for_each(source, model, tmp_path, capsys):
+    broken = shutil.copytree(model, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    assert annotate(source, tmp_path / "out", "--model", str(broken)) == 2
+    said = capsys.readouterr().err
+    assert f"--model {broken}: no family with codes can read its configuration:" in said
+    for family, kinds in {
+        "emu3": "an Emu3 folder has 'emu3' or 'Emu3'",
+        "chameleon": "a Chameleon folder has 'chameleon'",
+    }.items():
+        assert f"\n  {family}: {broken / 'config.json'} describes model_type 'llama'; {kinds}." in said
+
+
+def test_a_folder_that_two_families_can_read_needs_a_name(source, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Janus, "configuration", staticmethod(Emu3.configuration))
+    assert annotate(source, tmp_path / "out", "--model", str(model)) == 2
+    assert "emu3 and janus can read it. Name the family: --family emu3." in capsys.readouterr().err

@@ -120,7 +120,7 @@ def test_no_data_set_is_packed_with_another(tmp_path, refusal):
     assert pack("parquet", folder / "b", tmp_path / "b") == 0 and len(records_of(tmp_path / "b")) == 1
     assert pack("parquet", f"{folder}/*/*.parquet", tmp_path / "both") == 0 and len(records_of(tmp_path / "both")) == 2
     hub = write_tables(tmp_path / "hub", ["test.x", "data/train-{}"])
-    assert "files of its own and others in data/. Give one: --source" in refusal(pack("parquet", hub, tmp_path / "out"))
+    assert "files in it and others in data/. Give one: --source" in refusal(pack("parquet", hub, tmp_path / "out"))
     assert pack("parquet", hub / "data", tmp_path / "hub-out") == 0 and len(records_of(tmp_path / "hub-out")) == 1
     parts = write_tables(tmp_path / "parts", ["part-0/0.x", "part-1/0.x"])
     assert pack("parquet", parts, tmp_path / "all") == 0 and len(records_of(tmp_path / "all")) == 2

@@ -24,14 +24,21 @@ from megaunigame.evaluation.attention.vision_language import VisionLanguageModel
 from megaunigame.evaluation.lockstep import read_sample
 from megaunigame.step.inputs import Taps
 from tests.evaluation.fakes import bright_dark, write_tars
-from tests.evaluation.tiny_vision_language import DEPTH, write_vision_language
+from tests.evaluation.tiny_vision_language import CHAMELEON, DEPTH, write_vision_language
 from tests.multi_process.launcher import REPOSITORY, run_script
+from tests.multi_process.tiny_run import write_family, write_recipe
 from tests.worlds import on_ranks
 
 KINDS = list(DEPTH)
 SAMPLES = 5
 SCRIPT = REPOSITORY / "launch" / "measure_attention.py"
-ENDS = {"qwen2_5_vl": ("", "<|im_end|>"), "internvl": ("", "<|im_end|>"), "llava": (" ", ""), "gemma3": ("", "<end_of_turn>")}
+ENDS = {
+    "qwen2_5_vl": ("", "<|im_end|>"),
+    "internvl": ("", "<|im_end|>"),
+    "llava": (" ", ""),
+    "gemma3": ("", "<end_of_turn>"),
+    "chameleon": ("", "</s>"),
+}
 """What belongs to an answer before and after its text, in the tokens of each model."""
 PAIRS = [("how light is 3 ?", "bright"), ("what color is it ?", "red")]
 
@@ -69,7 +76,7 @@ def eager_shares(folder, pictures, pairs) -> tuple[torch.Tensor, torch.Tensor]:
         for number, pair in enumerate(pairs)
         for role, text, first in (("user", pair[0], number == 0), ("assistant", pair[1], False))
     ]
-    text = processor.apply_chat_template(turns, tokenize=False)
+    text = (processor if processor.chat_template else processor.tokenizer).apply_chat_template(turns, tokenize=False)
     inputs = processor(text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False)
     tokens = inputs["input_ids"][0].tolist()
     with torch.no_grad():
@@ -207,6 +214,21 @@ def test_a_wrong_command_line(llava, shards, tmp_path, given, error, message):
         runpy.run_path(str(SCRIPT))["main"]([*command, "--shards", str(shards), "--out", str(tmp_path / "t.yaml")])
 
 
+@pytest.mark.parametrize("family", ["show_o", "openuni"])
+def test_a_folder_of_a_family_says_what_to_type(family, shards, tmp_path):
+    folder = write_family(tmp_path / "model", family)
+    command = ["--hf", str(folder), "--shards", str(shards), "--out", str(tmp_path / "t.yaml")]
+    with pytest.raises(ModelError, match=f"Instead of --hf, type --model {folder} --family {family}, .*{family}"):
+        runpy.run_path(str(SCRIPT))["main"](command)
+
+
+def test_a_run_says_what_to_type(shards, tmp_path):
+    write_recipe(tmp_path / "recipe.yaml", tmp_path, model={"family": "emu3"})
+    command = ["--hf", str(tmp_path), "--shards", str(shards), "--out", str(tmp_path / "t.yaml")]
+    with pytest.raises(ModelError, match=f"is a run .*export.py {tmp_path} --out FOLDER.*--model FOLDER --family emu3 instead"):
+        runpy.run_path(str(SCRIPT))["main"](command)
+
+
 def test_a_language_model_is_refused(llava, tmp_path):
     AutoModelForImageTextToText.from_pretrained(llava).config.text_config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="LlamaConfig is not an image-text-to-text model"):
@@ -222,6 +244,21 @@ def test_a_folder_that_lacks_weights_is_refused(llava, tmp_path):
         loaded(tmp_path / "part")
 
 
+def test_separators_of_the_processor_are_not_answers(tmp_path):
+    """Whether or not the template writes them after the questions, as the processor does after a prompt."""
+    folder = write_vision_language("chameleon", tmp_path)
+    teacher = loaded(folder)
+    rows, tokenizer = teacher.rows, teacher.rows.processor.tokenizer
+    for template in (CHAMELEON, CHAMELEON.replace("{{ sep_token }}", " ")):
+        tokenizer.chat_template = template
+        row = rows.row("a", [grey()], PAIRS)
+        tokens = row.inputs["input_ids"][0]
+        separators = (tokens == tokenizer.sep_token_id).sum()
+        assert tokens[-1] == tokenizer.sep_token_id and separators == (3 if template is CHAMELEON else 1)
+        said = tokenizer.decode(tokens[row.answers[0]])
+        assert [answer.strip() for answer in said.split("</s>")] == ["bright", "red", ""]
+
+
 def test_a_template_whose_answers_cannot_be_found(llava):
     processor = AutoProcessor.from_pretrained(llava)
     with pytest.raises(ModelError, match="template of a model writes a finished conversation unlike its prompt"):
@@ -230,6 +267,9 @@ def test_a_template_whose_answers_cannot_be_found(llava):
     with pytest.raises(ModelError, match="refuses questions and answers in turn: no images"):
         processor.chat_template = "{{ raise_exception('no images') }}"
         ChatRows(processor, 0, "a model").row("a", [grey()], PAIRS)
-    processor.chat_template = None
-    with pytest.raises(ModelError, match="no chat template"):
+    with pytest.raises(ModelError, match="refuses questions and answers in turn: can only concatenate"):
+        processor.chat_template = "{% for m in messages %}{{ m.content + 'a text' }}{% endfor %}"
+        ChatRows(processor, 0, "a model").row("a", [grey()], PAIRS)
+    processor.chat_template = processor.tokenizer.chat_template = None
+    with pytest.raises(ModelError, match="Neither the processor nor the tokenizer of a model has a chat template"):
         ChatRows(processor, 0, "a model")

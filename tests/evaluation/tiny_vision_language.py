@@ -1,4 +1,4 @@
-"""Tiny random vision-language models of transformers, as folders: a Qwen2.5-VL, an InternVL, a LLaVA and a Gemma 3."""
+"""Tiny random vision-language models of transformers, as folders: Qwen2.5-VL, InternVL, LLaVA, Gemma 3 and Chameleon."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonImageProcessor,
+    ChameleonProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
     Gemma3Config,
@@ -32,7 +36,7 @@ from transformers import (
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from tests.evaluation.fakes import TEXTS
 
-DEPTH = {"qwen2_5_vl": 4, "internvl": 2, "llava": 3, "gemma3": 3}
+DEPTH = {"qwen2_5_vl": 4, "internvl": 2, "llava": 3, "gemma3": 3, "chameleon": 3}
 SPREAD = 12
 """Random weights of queries and keys times this, so that attention is far from uniform."""
 
@@ -50,12 +54,18 @@ GEMMA = """{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'user' if m.r
 <end_of_turn>
 {% endfor %}{% if add_generation_prompt %}<start_of_turn>model
 {% endif %}"""
+CHAMELEON = """{{ bos_token }}{% for m in messages %}{% for part in m.content %}{% if part.type == 'image' %}<image>{% else %}\
+{{ part.text }}{% endif %}{% endfor %}{% if m.role == 'assistant' %}{{ eos_token }}{% elif not loop.last %}{{ sep_token }}\
+{% endif %}{% endfor %}"""
+"""The processor writes the separator that ends a prompt, after a finished conversation too."""
 
 
 def write_vision_language(kind: str, folder: Path) -> Path:
     """A folder with random weights, the same on every call."""
     torch.manual_seed(0)
-    model, processor = {"qwen2_5_vl": _qwen, "internvl": _internvl, "llava": _llava, "gemma3": _gemma}[kind]()
+    model, processor = {"qwen2_5_vl": _qwen, "internvl": _internvl, "llava": _llava, "gemma3": _gemma, "chameleon": _chameleon}[
+        kind
+    ]()
     for name, parameter in model.named_parameters():
         parameter.data *= SPREAD if "q_proj.w" in name or "k_proj.w" in name else 3 if parameter.dim() > 1 else 1
     model.save_pretrained(folder)
@@ -154,3 +164,23 @@ def _gemma() -> tuple[Any, Any]:
     images = Gemma3ImageProcessor(size={"height": 16, "width": 16}, do_pan_and_scan=False)
     processor = Gemma3Processor(images, tokenizer, chat_template=GEMMA, image_seq_length=16)
     return Gemma3ForConditionalGeneration(config), processor
+
+
+def _chameleon() -> tuple[Any, Any]:
+    """Its pictures are codes in the place of image tokens. The tokenizer has the template: its processor takes none."""
+    named = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
+    tokenizer = _tokenizer([*named.values(), "<reserved08706>"], bos="<s>", **named)
+    tokenizer.sep_token, tokenizer.chat_template = "<reserved08706>", CHAMELEON
+    names = "ABCDEFGHIJ"
+    codes = {f"IMGIMG{names[n // 10]}{names[n % 10]}Z": 320 + n for n in range(8)}  # ids without text, as long as none is drawn
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    config = ChameleonConfig(
+        vocab_size=330, hidden_size=48, intermediate_size=64, num_hidden_layers=DEPTH["chameleon"], num_attention_heads=4,
+        num_key_value_heads=2, vocabulary_map={**codes, "<image>": image_token}, image_token_id=image_token,
+        vq_config={
+            "embed_dim": 8, "num_embeddings": 8, "latent_channels": 8, "resolution": 16, "base_channels": 32,
+            "channel_multiplier": [1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [4],
+        },
+    )  # fmt: skip
+    images = ChameleonImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return ChameleonForConditionalGeneration(config), ChameleonProcessor(images, tokenizer, image_seq_length=16)

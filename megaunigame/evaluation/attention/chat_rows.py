@@ -3,7 +3,8 @@
 Every model has its own chat template, and templates do not mark answers. An answer begins where the text of the finished
 conversation leaves the text that ends with its question, and ends with the first special token (the end of the turn), or
 where the template's next turn begins. The processor puts many image tokens in the place of one, so positions are counted from
-the end: pictures come before the first question.
+the end: pictures come before the first question. A processor may write one more token after any text (Chameleon: the separator
+between question and answer), as if it were a prompt: it is not part of an answer.
 """
 
 from __future__ import annotations
@@ -41,9 +42,15 @@ class ChatRows:
 
     def __init__(self, processor: Any, image_token: int, name: str):
         """`image_token`: id of the token in whose places the model puts the picture. `name`: of the model, for messages."""
-        if getattr(processor, "chat_template", None) is None:
-            raise ModelError(f"The processor of {name} has no chat template (chat_template.jinja); questions cannot be asked.")
         self.processor, self.image_token, self.name = processor, image_token, name
+        holders = (processor, processor.tokenizer)  # some processors do not take the template; their tokenizer has read it too
+        self.template: Any = next((holder for holder in holders if getattr(holder, "chat_template", None) is not None), None)
+        """What writes conversations."""
+        if self.template is None:
+            raise ModelError(
+                f"Neither the processor nor the tokenizer of {name} has a chat template (chat_template.jinja); questions "
+                "cannot be asked."
+            )
         added = processor.tokenizer.added_tokens_decoder.items()
         self.special = {number for number, token in added if token.special}
         self.controls = sorted({str(token) for number, token in added if token.special or number == image_token})
@@ -64,35 +71,47 @@ class ChatRows:
             turns += [_turn("user", [], question), _turn("assistant", [], answer)]
         text = self._text(turns)
         tokens = self._tokens(text)
-        spans = [self._span(turns, tokens, number) for number in range(len(pairs))]
+        firsts = [self._after_prompt(turns, tokens, number) for number in range(len(pairs))]
         begins = not text.startswith(self.processor.tokenizer.bos_token or "\0")  # many templates write it themselves
         try:
             inputs = self.processor(text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=begins)
         except ValueError as error:
             raise DataError(f"Sample {key}: the processor of {self.name} refuses it: {error}") from error
-        found = inputs["input_ids"][0].tolist()
-        after = len(tokens) - spans[0][0]
-        if found[-after:] != tokens[-after:]:
-            raise ModelError(
-                f"The processor of {self.name} changes the text after the pictures; answers cannot be found in it."
-            )
-        shift = len(found) - len(tokens)
         places = inputs["input_ids"] == self.image_token
         if not places.any():
             raise ModelError(f"The processor of {self.name} puts no image token {self.image_token} into a row with a picture.")
+        found = inputs["input_ids"][0].tolist()
+        added = self._added(found, tokens[firsts[0] :])
+        shift = len(found) - len(added) - len(tokens)
+        spans = [self._answer(turns, tokens, number, first, added) for number, first in enumerate(firsts)]
         positions = [position + shift for first, end in spans for position in range(first, end)]
         return ChatRow(dict(inputs), torch.tensor([positions]), places)
 
-    def _span(self, turns: Sequence[dict[str, Any]], tokens: list[int], number: int) -> tuple[int, int]:
-        """First position and end of an answer in the tokens of the whole conversation."""
+    def _after_prompt(self, turns: Sequence[dict[str, Any]], tokens: list[int], number: int) -> int:
+        """Position, in the tokens of the whole conversation, after those of the prompt that ends with a question."""
         asked = self._tokens(self._text(turns[: 2 * number + 1], answer_due=True))
-        answered = self._tokens(self._text(turns[: 2 * number + 2]))
-        first, end = _common(asked, tokens), _common(answered, tokens)
+        first = _common(asked, tokens)
         if len(asked) - first > 1:  # the last token of a prompt may join the first of the answer
             raise ModelError(
                 f"The chat template of {self.name} writes a finished conversation unlike its prompt: they part at token "
                 f"{first} of {len(asked)}. Its answers cannot be found; measure another model."
             )
+        return first
+
+    def _added(self, found: list[int], last: list[int]) -> list[int]:
+        """The tokens that the processor wrote after a conversation that ends with the tokens `last`: one or none."""
+        for end in (len(found), len(found) - 1):
+            if found[end - len(last) : end] == last:
+                return found[end:]
+        raise ModelError(f"The processor of {self.name} changes the text after the pictures; answers cannot be found in it.")
+
+    def _answer(
+        self, turns: Sequence[dict[str, Any]], tokens: list[int], number: int, first: int, added: list[int]
+    ) -> tuple[int, int]:
+        """First position and end of an answer in the tokens of the whole conversation; `added`: as the processor does."""
+        if tokens[first : first + len(added)] == added:
+            first += len(added)
+        end = _common(self._tokens(self._text(turns[: 2 * number + 2])), tokens)
         end = next((i + 1 for i in range(first, end) if tokens[i] in self.special), end)
         while end > first and not self.processor.tokenizer.decode(tokens[end - 1]).strip():
             end -= 1
@@ -100,8 +119,8 @@ class ChatRows:
 
     def _text(self, turns: Sequence[dict[str, Any]], answer_due: bool = False) -> str:
         try:
-            return str(self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=answer_due))
-        except TemplateError as error:
+            return str(self.template.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=answer_due))
+        except (TemplateError, TypeError) as error:  # a TypeError where it takes texts and no lists of parts
             raise ModelError(f"The chat template of {self.name} refuses questions and answers in turn: {error}") from error
 
     def _tokens(self, text: str) -> list[int]:

@@ -66,7 +66,8 @@ class VisionLanguageModel:
     def __init__(self, model: Any, processor: Any, name: str):
         """`model`: as `AutoModelForImageTextToText` gives it. Raises ModelError when it cannot be tapped."""
         self.model, self.depth, self.name = model.eval(), layers_of(model.config), name
-        image_token = getattr(model.config, "image_token_id", None) or getattr(model.config, "image_token_index", None)
+        ids = (getattr(model.config, name, None) for name in ("image_token_id", "image_token_index"))
+        image_token = next((number for number in ids if number is not None), None)  # 0 is an id
         if image_token is None:
             raise ModelError(
                 f"The configuration of {name} names no image token (image_token_id); its pictures cannot be found."
@@ -148,7 +149,7 @@ def measure_understanding(
     """{understand: its curve}. All ranks call this together; each holds the whole model, which has no collectives.
 
     Samples without an image or a conversation, with a control token written in a text, and rows longer than `max_length` are
-    left out and counted in the log. With `settings.independent` each question is a conversation of its own, and a sample's
+    left out and counted in the log. With `settings.independent` each question is a separate conversation, and a sample's
     share is the mean over all answer tokens. Raises DataError when nothing is left, ModelError as `VisionLanguageModel` does.
     """
     samples = read_share(index, settings.limit, data_ranks)
