@@ -61,6 +61,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "emu3_embedding_zero2": (EMBEDDING, {"model": EMU3, "engine": ZERO2}),
     "emu3_5": ({}, {"model": {"family": "emu3_5"}}),
     "show_o": ({}, {"model": SHOW_O, "batch": TWICE}),
+    "show_o_embedding_zero2": (EMBEDDING, {"model": SHOW_O, "engine": ZERO2}),
     "redraw_checkpointing": (PIXEL, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),
     "redraw_accumulation": ({**PIXEL, "every": 2}, {**OTHERS, "batch": TWICE}),
     "redraw_zero2": (
