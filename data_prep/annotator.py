@@ -131,7 +131,7 @@ class Annotator:
                 asked = [(item, item.sample) for item in chunk if item.sample is not None and task in item.tasks]
                 if asked:
                     start = time.perf_counter()
-                    predictions = _predictions(teacher, [sample for _, sample in asked])
+                    predictions = _predictions(task, teacher, [sample for _, sample in asked])
                     self.teacher_seconds[task] += time.perf_counter() - start
                     for (item, _), prediction in zip(asked, predictions, strict=True):
                         item.predictions[task] = prediction
@@ -192,8 +192,11 @@ def ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], 
         yield waiting.popleft().result()
 
 
-def _predictions(teacher: Teacher, samples: list[Sample]) -> list[Prediction]:
+def _predictions(task: str, teacher: Teacher, samples: list[Sample]) -> list[Prediction]:
     try:
         return teacher.predict(samples)
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"A teacher ran out of memory: {error}. Type a smaller --batch, or --dtype bfloat16.") from error
+        rounded = "--dtype bfloat16, " if teacher.takes_dtype else ""
+        raise ConfigError(
+            f"The teacher of {task} ran out of memory: {error}. Type a smaller --batch, {rounded}or another --device."
+        ) from error

@@ -22,6 +22,7 @@ RELATIVE_MODELS = ("depth_anything", "dpt")
 
 class DepthAnything(Teacher):
     tasks = ("depth",)
+    takes_dtype = True
 
     @dataclass
     class Config:

@@ -23,6 +23,7 @@ from megaunigame.settings import at_least
 
 class Sam(Teacher):
     tasks = ("segmentation",)
+    takes_dtype = True
 
     @dataclass
     class Config:

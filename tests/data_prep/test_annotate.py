@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage
+import torch
 from PIL import Image
 
 from data_prep import annotator
 from data_prep.__main__ import main
 from data_prep.annotator import Annotator, Item
 from data_prep.statistics import read_manifest
+from data_prep.teachers.sam import Sam
+from data_prep.teachers.tokenizer import Tokenizer
 from megaunigame.data.decode import decode_sample
 from tests.data.shard_files import encoded, write_tar
 from tests.data_prep.stored import content, failures_of
@@ -35,6 +38,7 @@ from tests.data_prep.tiny_teachers import (
 )
 from tests.data_prep.toy_sets import cc3m, pack_tars, pack_vqa, write_vqa
 from tests.multi_process.launcher import REPOSITORY
+from tests.refusals import refused
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 CLASSIC = ("--tasks", "segmentation", "--segmentation-teacher", "classic")
@@ -275,15 +279,32 @@ def test_a_picture_is_decoded_once_for_all_tasks(source, models, tmp_path, monke
     seen: dict[str, list[int]] = {}
     predictions = annotator._predictions
 
-    def watching(teacher, samples):  # noqa: ANN001, ANN202
+    def watching(task, teacher, samples):  # noqa: ANN001, ANN202
         seen.setdefault(type(teacher).__name__, []).extend(id(sample.image) for sample in samples)
-        return predictions(teacher, samples)
+        return predictions(task, teacher, samples)
 
     monkeypatch.setattr(Annotator, "_decode", counting)
     monkeypatch.setattr(annotator, "_predictions", watching)
     assert annotate(source, tmp_path, *all_three(models)) == 0
     assert sorted(item.key for item in decoded) == [f"{k:04d}" for k in range(30)]
     assert seen["DepthAnything"] == seen["Sam"] == seen["OpenClip"] and len(seen["Sam"]) == 24
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"), [(Sam, "smaller --batch, --dtype bfloat16, or"), (Tokenizer, "smaller --batch, or")]
+)
+def test_out_of_memory_gives_advice_that_helps(kind, advice):
+    """Codes are float32 whatever --dtype says."""
+
+    class Full(kind):
+        def __init__(self):
+            pass
+
+        def predict(self, samples):
+            raise torch.OutOfMemoryError("no room")
+
+    with refused(f"The teacher of {kind.tasks[0]} ran out of memory: no room.", f"Type a {advice} another --device."):
+        annotator._predictions(kind.tasks[0], Full(), [])
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from megaunigame.errors import ModelError
 from megaunigame.models.causal import model as causal_model
+from megaunigame.models.shapes import read_shape
 from megaunigame.models.show_o import ShowO
-from megaunigame.models.show_o.configuration import read_config
+from megaunigame.models.show_o.configuration import RELEASED, read_config
 from megaunigame.models.show_o.conversation import SPECIAL
 from megaunigame.models.show_o.folder import train_tokenizer
 from megaunigame.models.text.small_tokenizer import small_tokenizer
@@ -30,6 +31,8 @@ RELEASE = {
     "w_clip_vit": False,
     "mask_token_id": 58497,
 }
+
+VQ = read_shape(RELEASED)["vq_config"]
 
 
 def written(folder, **changes):
@@ -64,7 +67,16 @@ def test_the_configuration_of_a_release_is_completed(tmp_path):
         ({"codebook_size": 4096, "vocab_size": 54402}, r"codebook_size=4096 is not 2\^code_bits, with 13 bits"),
         ({"num_vq_tokens": 1000}, "num_vq_tokens=1000 must be a square"),
         ({"mask_schedule": "cosinus"}, "Unknown mask_schedule 'cosinus'. Did you mean 'cosine'"),
-        ({"generation_timesteps": 0}, "generation_timesteps must be at least 1; got 0"),
+        ({"generation_timesteps": 0}, "generation_timesteps=0 in .*config.json must be a whole number, 1 or more"),
+        ({"generation_timesteps": 2.5}, "generation_timesteps=2.5 in .*config.json must be a whole number, 1 or more"),
+        ({"num_vq_tokens": "64"}, "num_vq_tokens='64' in .*config.json must be a whole number, 1 or more"),
+        ({"num_vq_tokens": -4}, "num_vq_tokens=-4 in .*config.json must be a whole number, 1 or more"),
+        ({"mask_schedule": ["cosine"]}, r"mask_schedule=\['cosine'\] in .*config.json must be one of cosine, linear"),
+        ({"vq_config": None}, "vq_config=None in .*config.json must be an object with the sizes of the vision tokenizer"),
+        ({"text_config": "phi"}, "text_config='phi' in .*config.json must be an object with the sizes of the language model"),
+        ({"vq_config": VQ | {"code_bits": "13"}}, r"config.json: vq_config.code_bits='13' must be a whole number, 1 or more"),
+        ({"vq_config": VQ | {"encoder_blocks": 4}}, "vq_config.encoder_blocks=4 must be a list of whole numbers, 1 or more"),
+        ({"vq_config": VQ | {"decoder_blocks": [1, 0]}}, r"vq_config.decoder_blocks=\[1, 0\] must be a list of whole numb"),
         ({"text_config": {"hidden_size": 8}}, "text_config has the keys .*hidden_size.*it must have"),
     ],
 )

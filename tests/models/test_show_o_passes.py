@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,10 +11,9 @@ import torch.nn.functional as F
 from transformers import PhiForCausalLM
 
 from megaunigame.models.causal import masks
-from megaunigame.models.show_o import masking
 from megaunigame.step.inputs import Taps
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import TURNS, counted_calls, generate, greedy, understand
+from tests.models.shared import TURNS, counted_calls, generate, understand
 
 FAMILY = "show_o"
 
@@ -150,30 +150,63 @@ def test_shares_of_attention_are_those_of_the_maps(tiny, model, picture):
                 assert found[layer, row].item() == pytest.approx(seen.sum(-1).mean().item(), abs=1e-6)
 
 
+def guided_logits(model, plain, inputs, row, codes, unknown, guidance):
+    """(N, V) logits of the codes of one row, read without padding."""
+    tokens, visible = whole_row(model, inputs, codes, unknown, row)
+    empty = torch.tensor(model.processor.unconditional_tokens())
+    without = torch.cat([empty, tokens[0, -17:]])
+    plainly = torch.ones(len(without), len(without)).tril().bool()
+    plainly[len(empty) - 1 :] = True
+    with torch.no_grad():
+        logits = read(plain, tokens, visible)[-17:-1, model.grid.ids]
+        u = read(plain, without[None], plainly[None])[-17:-1, model.grid.ids]
+    return u + guidance * (logits - u)
+
+
+def official_sampling(model, plain, inputs, guidance, temperature, generator):
+    """(2, 16) codes, as the official `t2i_generate` draws them in 5 steps, written without our functions.
+
+    It draws codes with torch.multinomial. Here a code takes one uniform number as ours do, all codes of a row before the next
+    row; then the noise takes its own.
+    """
+    codes, unknown = torch.zeros(2, 16, dtype=torch.long), torch.ones(2, 16, dtype=torch.bool)
+    noise = temperature
+    for step in range(1, 6):
+        confidence = torch.full((2, 16), math.inf, dtype=torch.double)
+        for row in range(2):
+            logits = guided_logits(model, plain, inputs, row, codes, unknown, guidance).double()
+            if temperature == 0:
+                drawn = logits.argmax(-1)
+            else:
+                below = (logits / temperature).softmax(-1).cumsum(-1)
+                drawn = (below <= torch.rand(16, 1, generator=generator)).sum(-1)
+            codes[row] = torch.where(unknown[row], drawn, codes[row])
+            for place in range(16):
+                if unknown[row, place]:
+                    confidence[row, place] = logits[place].log_softmax(-1)[codes[row, place]]
+        noise *= 1 - step / 5  # of the noise before, not of the first
+        uniform = torch.rand(2, 16, generator=generator).double()
+        confidence += noise * -torch.log(-torch.log(uniform))
+        for row in range(2):
+            left = max(1, min(int(unknown[row].sum()) - 1, math.floor(16 * math.cos(step / 5 * math.pi / 2))))
+            least = confidence[row].argsort()[:left]
+            unknown[row] = False
+            unknown[row, least] = True
+    return codes
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, 20.0])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_sampling_is_parallel_decoding(model, plain, picture, guidance):
-    """Step by step without padding and with transformers' class, at temperature 0."""
+def test_sampling_is_parallel_decoding(model, plain, picture, guidance, temperature):
+    """Step by step without padding and with transformers' class, with the same random numbers. At 20, known codes would be
+    masked again if they were not certain."""
     inputs = model.processor.generate_prompts(["a small green cone behind", "a cube"], [None, picture(0)])
     calls = counted_calls(model.language_model)
-    found = model.sample_codes(inputs, guidance=guidance, temperature=0, generator=torch.Generator())
+    ours, theirs = (torch.Generator().manual_seed(3) for _ in range(2))
+    found = model.sample_codes(inputs, guidance=guidance, temperature=temperature, generator=ours)
     assert len(calls) == model.calls_per_sample == 5
-    empty = torch.tensor(model.processor.unconditional_tokens())
-    for row in range(2):
-        codes, unknown = torch.zeros(2, 16, dtype=torch.long), torch.ones(1, 16, dtype=torch.bool)
-        for step in range(5):
-            tokens, visible = whole_row(model, inputs, codes, unknown.expand(2, -1), row)
-            without = torch.cat([empty, tokens[0, -17:]])
-            plainly = torch.ones(len(without), len(without)).tril().bool()
-            plainly[len(empty) - 1 :] = True
-            with torch.no_grad():
-                logits = read(plain, tokens, visible)[-17:-1, model.grid.ids]
-                u = read(plain, without[None], plainly[None])[-17:-1, model.grid.ids]
-            logits = u + guidance * (logits - u)
-            codes = torch.where(unknown, greedy(logits), codes[:1]).expand(2, -1)
-            chances = logits.softmax(-1).gather(1, codes[0].unsqueeze(1)).T
-            chances = torch.where(unknown, chances, torch.finfo(torch.float32).max)
-            unknown = masking.least_confident(chances, masking.kept_masked("cosine", step, 5, unknown))
-        assert found[row].tolist() == codes[0].tolist()
+    expected = official_sampling(model, plain, inputs, guidance, temperature, theirs)
+    assert found.tolist() == expected.tolist()
 
 
 def test_noise_changes_what_is_drawn(model):

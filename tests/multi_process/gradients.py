@@ -26,6 +26,7 @@ from tests.multi_process.programs import (
     LORA,
     TWICE,
     ZERO2,
+    ZERO2_OFFLOADED,
     batches_of,
     gathered,
     largest_error,
@@ -45,7 +46,6 @@ def unimrg(**settings) -> dict:
 
 TOLERANCE = 1e-5
 OFFLOADED = {"ds_config": "tests/multi_process/zero3_offload.json"}
-ZERO2_OFFLOADED = {"ds_config": "tests/multi_process/zero2_offload.json"}
 WEIGHTS = {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}
 LARGE_WEIGHTS = {"targets": "relative", "weights": {"generate": 40.0, "understand": 40.0}}
 JANUS_GROUPS = ["vision", "aligner", "lm", "generation_embed", "generation_head"]

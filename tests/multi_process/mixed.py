@@ -15,7 +15,17 @@ from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.mixed_reference import MixedReference
-from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, ZERO2, batches_of, of_other_families, play, trainer_of
+from tests.multi_process.programs import (
+    CHECKPOINTING,
+    LORA,
+    TWICE,
+    ZERO2,
+    ZERO2_OFFLOADED,
+    batches_of,
+    of_other_families,
+    play,
+    trainer_of,
+)
 from tests.multi_process.tiny_run import long_world
 
 STEPS = 4
@@ -26,6 +36,7 @@ CASES: dict[str, dict] = {
     "lora_checkpointing": {"model": LORA | CHECKPOINTING, "batch": TWICE},
     "zero2_accumulation": {"engine": ZERO2, "batch": TWICE},
     "zero2_lora": {"engine": ZERO2, "model": LORA},
+    "zero2_offloaded_optimizer": {"engine": ZERO2_OFFLOADED, "batch": TWICE},
     "reduced_in_bf16": {"engine": {"reduce_dtype": "bf16"}, "batch": TWICE},
     "zero2_reduced_in_bf16": {"engine": {**ZERO2, "reduce_dtype": "bf16"}},
     "emu3_checkpointing": {"model": {"family": "emu3", **CHECKPOINTING}, "batch": TWICE},

@@ -24,6 +24,8 @@ from tests.multi_process.tiny_run import write_recipe
 
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 ZERO2 = {"ds_config": "ds_configs/zero2.json"}
+ZERO2_OFFLOADED = {"ds_config": "tests/multi_process/zero2_offload.json"}
+"""The optimizer on the host."""
 CHECKPOINTING = {"gradient_checkpointing": True}
 TWICE = {"accumulation": 2}
 PLAYED = {

@@ -43,6 +43,7 @@ OTHERS = {"others": {"unimrg": {"rows": {"edges": 1, "pixel": 3}, "drop": 0.3, "
 DRAWING = {"caption_rows": 1, "pixel_rows": 1}
 EMU3 = {"family": "emu3"}
 CHAMELEON = {"family": "chameleon"}
+SHOW_O = {"family": "show_o"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
     "alternating_lora_accumulation": (GAP, {"model": LORA, "batch": TWICE}),
@@ -59,6 +60,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "emu3_redraw_simultaneous": (PIXEL | SIMULTANEOUS, {**OTHERS, "model": EMU3 | CHECKPOINTING, "batch": TWICE}),
     "emu3_embedding_zero2": (EMBEDDING, {"model": EMU3, "engine": ZERO2}),
     "emu3_5": ({}, {"model": {"family": "emu3_5"}}),
+    "show_o": ({}, {"model": SHOW_O, "batch": TWICE}),
+    "show_o_embedding_zero2": (EMBEDDING, {"model": SHOW_O, "engine": ZERO2}),
     "redraw_checkpointing": (PIXEL, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),
     "redraw_accumulation": ({**PIXEL, "every": 2}, {**OTHERS, "batch": TWICE}),
     "redraw_zero2": (

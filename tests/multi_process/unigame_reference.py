@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.models.base import clamped
-from megaunigame.models.causal.token_codes import TokenCodeModel
+from megaunigame.models.causal.token_pictures import TokenPictures
 from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.randomness import derive
-from megaunigame.step.inputs import UnderstandInputs
+from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
 from megaunigame.step.micro import MicroStep
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.plain_reference import PlainReference
@@ -51,8 +51,7 @@ class PlainGame(PlainReference):
             tokens = model.visual_tokens(inputs.question.images)[:, 0].detach()
         else:
             with torch.no_grad():
-                seen = model(inputs.redraw)
-            tokens = seen.hidden
+                tokens = self.redrawn(inputs.redraw)
         delta = self.perturbation(tokens)
         question = UnderstandInputs(**vars(inputs.question))
         if game["path"] == "embedding":
@@ -63,6 +62,13 @@ class PlainGame(PlainReference):
         p = game["penalties"]
         penalties = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
         return losses, penalties + p["gate"] * self.gate.sigmoid() ** 2
+
+    def redrawn(self, inputs: GenerateInputs) -> Tensor:
+        """(B, N, D) hidden states that draw the whole picture; where a pass reads codes (Show-o), all are masked."""
+        if self.model.predicts_whole:
+            return self.model(inputs).hidden
+        codes = self.model.encode_target(inputs.targets)
+        return self.model.predict_masked(inputs, codes, torch.ones_like(codes, dtype=torch.bool), predict=False).hidden
 
     def perturbation(self, tokens: Tensor) -> Tensor:
         """Of the length eps times that of each token."""
@@ -76,7 +82,7 @@ class PlainGame(PlainReference):
         The learner does not learn to draw from what the adversary draws.
         """
         model = self.model
-        if isinstance(model, TokenCodeModel):
+        if isinstance(model, TokenPictures):
             anchor = model.encode_target(inputs.redraw.targets) if self.game["anchor"] == "source" else None
             trained = model.lm_head.weight.requires_grad
             model.lm_head.requires_grad_(False)

@@ -13,8 +13,7 @@ from megaunigame.models.causal.token_rows import TokenRows
 from megaunigame.models.chameleon.configuration import cell, read_config, read_sides, read_text_tokenizer
 from megaunigame.models.chameleon.conversation import ChameleonFormat
 from megaunigame.models.chameleon.text_tokenizer import vocabulary_map
-from megaunigame.models.text.picture_sides import check_size
-from megaunigame.models.weights.settings_files import read_system_prompt
+from megaunigame.models.weights.settings_files import check_tokens, read_system_prompt
 
 
 def check_vocabulary(config: ChameleonConfig, vocabulary: Mapping[str, int], folder: Path) -> None:
@@ -42,6 +41,6 @@ class ChameleonRows(TokenRows):
         squares = CodeSquares(config.vq_config.num_embeddings, cell(config), *read_sides(folder, config))
         tokenizer = read_text_tokenizer(folder)
         check_vocabulary(config, tokenizer.get_vocab(), folder)
-        check_size(tokenizer, config.vocab_size, folder)
+        check_tokens(tokenizer, config.vocab_size, folder)
         conversation = ChameleonFormat(tokenizer, squares, read_system_prompt(folder), str(folder))
         return cls(conversation, max_length=max_length)

@@ -9,8 +9,7 @@ from megaunigame.models.causal.token_format import CodeSquares
 from megaunigame.models.causal.token_rows import TokenRows
 from megaunigame.models.emu3.configuration import cell, read_config, read_sides
 from megaunigame.models.emu3.conversation import SYSTEM_PROMPT, Emu3Format
-from megaunigame.models.text.picture_sides import check_size
-from megaunigame.models.weights.settings_files import read_system_prompt, read_tokenizer
+from megaunigame.models.weights.settings_files import check_tokens, read_system_prompt, read_tokenizer
 
 
 class Emu3Processor(TokenRows):
@@ -30,6 +29,6 @@ class Emu3Processor(TokenRows):
                 "tokenizer.json and tokenizer_config.json there from a Hugging Face (-hf) release of the same model."
             )
         tokenizer = read_tokenizer(folder)
-        check_size(tokenizer, config.text_config.vocab_size, folder)
+        check_tokens(tokenizer, config.text_config.vocab_size, folder)
         conversation = Emu3Format(tokenizer, squares, read_system_prompt(folder, SYSTEM_PROMPT), str(folder))
         return cls(conversation, max_length=max_length)

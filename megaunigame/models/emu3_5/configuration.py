@@ -15,7 +15,7 @@ from transformers import Qwen3Config
 
 from megaunigame.errors import ModelError
 from megaunigame.models.text import picture_sides
-from megaunigame.models.weights.settings_files import read_config_file, write_settings_file
+from megaunigame.models.weights.settings_files import read_config_file, read_whole, write_settings_file
 
 MODEL_TYPE, CONVERTED_TYPE, TOKENIZER_TYPE = "Emu3", "qwen3", "Emu3p5VisionVQ"
 TOKENIZER_FOLDER = "vision_tokenizer"
@@ -144,7 +144,7 @@ def read_config(path: str | Path) -> Emu3p5Config:
     if kind not in (MODEL_TYPE, CONVERTED_TYPE):
         raise ModelError(f"{file} describes model_type {kind!r}; an Emu3.5 folder has {MODEL_TYPE!r} or {CONVERTED_TYPE!r}.")
     text = _official_text(raw, file) if kind == MODEL_TYPE else Qwen3Config.from_dict(raw)
-    return Emu3p5Config(text, _vision(path), raw.get("image_area", IMAGE_AREA))
+    return Emu3p5Config(text, _vision(path), read_whole(raw, "image_area", IMAGE_AREA, file))
 
 
 def _official_text(raw: dict[str, Any], file: Path) -> Qwen3Config:

@@ -12,9 +12,8 @@ from megaunigame.models.causal.token_rows import TokenRows
 from megaunigame.models.emu3_5.configuration import read_config, read_sides
 from megaunigame.models.emu3_5.conversation import SYSTEM_PROMPT, Emu3p5Format
 from megaunigame.models.emu3_5.tokenizer import open_tokenizer
-from megaunigame.models.text.picture_sides import check_size
 from megaunigame.models.text.sequences import TokenSequence
-from megaunigame.models.weights.settings_files import read_system_prompt
+from megaunigame.models.weights.settings_files import check_tokens, read_system_prompt
 from megaunigame.step.inputs import GenerateInputs
 
 
@@ -30,7 +29,7 @@ class Emu3p5Processor(TokenRows):
         config = read_config(folder)
         squares = CodeSquares(config.vq_config.codebook_size, config.cell, *read_sides(folder, config))
         tokenizer = open_tokenizer(folder, config.text_config.vocab_size)
-        check_size(tokenizer, config.text_config.vocab_size, folder)
+        check_tokens(tokenizer, config.text_config.vocab_size, folder)
         conversation = Emu3p5Format(tokenizer, squares, read_system_prompt(folder, SYSTEM_PROMPT), str(folder))
         return cls(conversation, max_length=max_length)
 

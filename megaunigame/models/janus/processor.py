@@ -6,9 +6,8 @@ from pathlib import Path
 
 from megaunigame.models.janus.configuration import codes_per_image, read_config, visual_tokens
 from megaunigame.models.janus.conversation import JanusFormat
-from megaunigame.models.text.picture_sides import check_size
 from megaunigame.models.text.processor import HALF, RowProcessor
-from megaunigame.models.weights.settings_files import read_settings, read_system_prompt, read_tokenizer
+from megaunigame.models.weights.settings_files import check_tokens, read_channels, read_system_prompt, read_tokenizer
 
 
 class JanusProcessor(RowProcessor):
@@ -22,8 +21,7 @@ class JanusProcessor(RowProcessor):
         folder = Path(path)
         tokenizer = read_tokenizer(folder)
         config = read_config(folder)
-        check_size(tokenizer, config.get_text_config().vocab_size, folder)
-        images = read_settings(folder / "preprocessor_config.json")
+        check_tokens(tokenizer, config.get_text_config().vocab_size, folder)
         system_prompt = read_system_prompt(folder)
         codes, side = codes_per_image(config), config.vision_config.image_size
         return cls(
@@ -34,6 +32,6 @@ class JanusProcessor(RowProcessor):
             after_prompt=codes,
             loss_positions=codes,
             max_length=max_length,
-            mean=tuple(images.get("image_mean", HALF)),
-            std=tuple(images.get("image_std", HALF)),
+            mean=read_channels(folder, "image_mean", HALF),
+            std=read_channels(folder, "image_std", HALF),
         )

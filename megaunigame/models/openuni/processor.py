@@ -7,9 +7,8 @@ from pathlib import Path
 
 from megaunigame.models.openuni.configuration import read_config
 from megaunigame.models.openuni.conversation import OpenUniFormat
-from megaunigame.models.text.picture_sides import check_size
 from megaunigame.models.text.processor import RowProcessor
-from megaunigame.models.weights.settings_files import read_settings, read_system_prompt, read_tokenizer
+from megaunigame.models.weights.settings_files import check_tokens, read_channels, read_system_prompt, read_tokenizer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -23,9 +22,8 @@ class OpenUniProcessor(RowProcessor):
     def from_folder(cls, path: str | Path, *, max_length: int) -> OpenUniProcessor:
         """Read tokenizer and image settings of a model folder. Raises ModelError when a file or a token is missing."""
         folder = Path(path)
-        images = read_settings(folder / "preprocessor_config.json")
         tokenizer, config = read_tokenizer(folder), read_config(folder)
-        check_size(tokenizer, config.get_text_config().vocab_size, folder)
+        check_tokens(tokenizer, config.get_text_config().vocab_size, folder)
         system_prompt = read_system_prompt(folder)
         return cls(
             tokenizer,
@@ -35,6 +33,6 @@ class OpenUniProcessor(RowProcessor):
             after_prompt=config.queries,
             loss_positions=math.prod(config.latent_shape),
             max_length=max_length,
-            mean=tuple(images.get("image_mean", IMAGENET_MEAN)),
-            std=tuple(images.get("image_std", IMAGENET_STD)),
+            mean=read_channels(folder, "image_mean", IMAGENET_MEAN),
+            std=read_channels(folder, "image_std", IMAGENET_STD),
         )

@@ -25,7 +25,7 @@ from megaunigame.errors import ModelError
 from megaunigame.models.shapes import read_shape
 from megaunigame.models.show_o.masking import SCHEDULES
 from megaunigame.models.vqgan.layers import Sizes
-from megaunigame.models.weights.settings_files import read_config_file, write_settings_file
+from megaunigame.models.weights.settings_files import is_whole, read_config_file, read_whole, write_settings_file
 from megaunigame.registry import unknown
 
 MODEL_TYPE, CLASS_NAME = "show_o", "Showo"
@@ -38,9 +38,9 @@ TEXT_KEYS = {
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("max_position_embeddings", "layer_norm_eps", "rope_theta", "partial_rotary_factor"),
 }
-VQ_KEYS = {
-    *("code_bits", "base_channels", "encoder_multipliers", "encoder_blocks", "decoder_multipliers", "decoder_blocks"),
-}
+VQ_LISTS = {"encoder_multipliers", "encoder_blocks", "decoder_multipliers", "decoder_blocks"}
+"""One number per level."""
+VQ_KEYS = {"code_bits", "base_channels", *VQ_LISTS}
 
 
 @dataclass
@@ -69,6 +69,11 @@ class ShowOConfig:
         for name, legal in (("text_config", TEXT_KEYS), ("vq_config", VQ_KEYS)):
             if set(getattr(self, name)) != legal:
                 raise ModelError(f"{name} has the keys {sorted(getattr(self, name))}; it must have {sorted(legal)}.")
+        for name, value in self.vq_config.items():
+            numbers = value if name in VQ_LISTS and isinstance(value, list) else [value]
+            if isinstance(value, list) != (name in VQ_LISTS) or not numbers or not all(is_whole(n) and n > 0 for n in numbers):
+                kind = "a list of whole numbers" if name in VQ_LISTS else "a whole number"
+                raise ModelError(f"vq_config.{name}={value!r} must be {kind}, 1 or more.")
         whole = self.llm_vocab_size + SPECIAL_TOKENS + self.codebook_size + 1
         if self.vocab_size != whole:
             raise ModelError(
@@ -84,8 +89,6 @@ class ShowOConfig:
                 raise ModelError(f"vq_config.{name} must have {self.levels} entries, as encoder_multipliers has.")
         if self.mask_schedule not in SCHEDULES:
             raise ModelError(unknown("mask_schedule", self.mask_schedule, list(SCHEDULES)))
-        if self.generation_timesteps < 1:
-            raise ModelError(f"generation_timesteps must be at least 1; got {self.generation_timesteps}.")
 
     @property
     def side(self) -> int:
@@ -161,6 +164,23 @@ def read_config(path: str | Path) -> ShowOConfig:
         )
     names = {field.name for field in dataclasses.fields(ShowOConfig)}
     given = {name: value for name, value in raw.items() if name in names}
+    check_types(given, file)
     config = ShowOConfig(**{name: released[name] for name in ("text_config", "vq_config")} | given)
-    config.check()
+    try:
+        config.check()
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from error
     return config
+
+
+def check_types(given: dict[str, Any], file: Path) -> None:
+    """Raises ModelError for a value of another kind than ShowOConfig has."""
+    for name in (*COUNTS, "generation_timesteps"):
+        read_whole(given, name, 1, file)
+    for name, kind, said in (
+        ("text_config", dict, "an object with the sizes of the language model"),
+        ("vq_config", dict, "an object with the sizes of the vision tokenizer"),
+        ("mask_schedule", str, f"one of {', '.join(SCHEDULES)}"),
+    ):
+        if name in given and not isinstance(given[name], kind):
+            raise ModelError(f"{name}={given[name]!r} in {file} must be {said}; or leave it out.")

@@ -7,10 +7,10 @@ from pathlib import Path
 from megaunigame.errors import ModelError
 from megaunigame.models.causal.token_format import CodeSquares
 from megaunigame.models.causal.token_rows import TokenRows
-from megaunigame.models.show_o.configuration import ShowOConfig, read_config
+from megaunigame.models.show_o.configuration import SPECIAL_TOKENS, ShowOConfig, read_config
 from megaunigame.models.show_o.conversation import ShowOFormat, add_special_tokens
 from megaunigame.models.text import picture_sides
-from megaunigame.models.weights.settings_files import read_system_prompt, read_tokenizer
+from megaunigame.models.weights.settings_files import check_tokens, read_system_prompt, read_tokenizer
 
 TOKENIZER_HINT = (
     "A release of Show-o has no text tokenizer; its own is that of its language model: copy tokenizer.json and "
@@ -30,6 +30,8 @@ class ShowOProcessor(TokenRows):
         config, tokenizer = read_config(folder), read_tokenizer(folder, TOKENIZER_HINT)
         squares = CodeSquares(config.codebook_size, config.cell, config.side * config.cell, read_source_size(folder, config))
         add_special_tokens(tokenizer, config.llm_vocab_size, str(folder))
+        # Codes are counted from the end of the tokenizer: a token after it would be one of them.
+        check_tokens(tokenizer, config.llm_vocab_size + SPECIAL_TOKENS, folder, key="llm_vocab_size")
         conversation = ShowOFormat(tokenizer, squares, read_system_prompt(folder), str(folder))
         return cls(conversation, max_length=max_length)
 

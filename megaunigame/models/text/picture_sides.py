@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
-from megaunigame.models.weights.settings_files import read_settings
+from megaunigame.models.weights.settings_files import is_whole, read_settings
 
 SETTINGS = "processor_config.json"
 
@@ -25,22 +22,8 @@ def read_sides(path: str | Path, cell: int, side: int) -> tuple[int, int]:
     image = settings.get("image_size", side)
     source = settings.get("source_size", image)
     for name, given in (("image_size", image), ("source_size", source)):
-        if not _whole(given) or given < 2 * cell or given % cell:
+        if not is_whole(given) or given < 2 * cell or given % cell:
             raise ModelError(
                 f"{name}={given!r} (in {file}) must be a multiple of {cell}, the pixels of one code, and {2 * cell} or more."
             )
     return image, source
-
-
-def check_size(tokenizer: PreTrainedTokenizerFast, vocabulary: int, folder: Path) -> None:
-    """Raises ModelError for a tokenizer with tokens that the embedding of `vocabulary` rows does not have."""
-    last = max(tokenizer.get_vocab().values())
-    if last >= vocabulary:
-        raise ModelError(
-            f"The tokenizer in {folder} has tokens up to {last}, and vocab_size in config.json is {vocabulary}. Take tokenizer "
-            "and config.json of one model."
-        )
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

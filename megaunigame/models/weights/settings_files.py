@@ -23,8 +23,36 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def read_system_prompt(folder: Path, default: str = "") -> str:
-    """Of processor_config.json; `default` where it has none."""
-    return read_settings(folder / "processor_config.json").get("system_prompt", default)  # type: ignore[no-any-return]
+    """Of processor_config.json; `default` where it has none. Raises ModelError when it is not a text."""
+    file = folder / "processor_config.json"
+    prompt = read_settings(file).get("system_prompt", default)
+    if not isinstance(prompt, str):
+        raise ModelError(f'system_prompt={prompt!r} in {file} must be a text; "" for none.')
+    return prompt
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value of a JSON file is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def read_whole(settings: Mapping[str, Any], key: str, default: int, file: Path) -> int:
+    """`key` of the settings read from `file`; `default` where it is not there. Raises ModelError unless it is a whole number,
+    1 or more."""
+    value = settings.get(key, default)
+    if not is_whole(value) or value < 1:
+        raise ModelError(f"{key}={value!r} in {file} must be a whole number, 1 or more.")
+    return value  # type: ignore[no-any-return]
+
+
+def read_channels(folder: Path, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    """`image_mean` or `image_std` of preprocessor_config.json. Raises ModelError when it is not three numbers."""
+    file = folder / "preprocessor_config.json"
+    values = read_settings(file).get(key, default)
+    if not isinstance(values, list | tuple) or [type(value) in (int, float) for value in values] != [True] * 3:
+        raise ModelError(f"{key}={values!r} in {file} must be a list of three numbers, one per color.")
+    red, green, blue = values
+    return red, green, blue
 
 
 def read_config_file(file: Path, hint: str) -> dict[str, Any]:
@@ -49,15 +77,35 @@ def write_settings_file(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 def read_tokenizer(folder: Path, hint: str = "Copy the tokenizer files of the model there.") -> PreTrainedTokenizerFast:
-    """The tokenizer of a model folder. Raises ModelError, with the hint where it is published, when it has none."""
+    """The tokenizer of a model folder. Raises ModelError, with the hint where it is published, when it has none, and for a
+    tokenizer.json that describes none."""
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"No tokenizer.json in {folder}. {hint}")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         read_settings(folder / name)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ModelError(
+            f"{folder / 'tokenizer.json'} cannot be read as a tokenizer ({type(error).__name__}: {error}). Copy tokenizer.json "
+            "and tokenizer_config.json of the model again."
+        ) from error
     # A long text is cut to the recipe's max_length later: transformers need not warn about its length.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerFast, count: int, folder: Path, *, key: str = "vocab_size") -> None:
+    """Raises ModelError for a tokenizer with an id of `count` or above, which the model has not for text.
+
+    `key` of config.json is what `count` follows from.
+    """
+    last = max(tokenizer.get_vocab().values())
+    if last >= count:
+        raise ModelError(
+            f"The tokenizer in {folder} has tokens up to {last}; with this {key} in config.json, {count - 1} is the last legal "
+            "one. Take tokenizer and config.json of one model."
+        )
 
 
 def named_ids(source: PreTrainedTokenizerFast | PreTrainedConfig) -> dict[str, int | None]:

@@ -1,4 +1,4 @@
-"""Sides of pictures in processor_config.json, and the number of tokens of a tokenizer."""
+"""Sides of pictures in processor_config.json."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import pytest
 
 from megaunigame.errors import ModelError
-from megaunigame.models.text.picture_sides import check_size, read_sides
-from megaunigame.models.text.small_tokenizer import small_tokenizer
+from megaunigame.models.text.picture_sides import read_sides
 
 
 def written(folder, **settings):
@@ -28,11 +27,3 @@ def test_a_side_that_is_not_given_is_another_one(tmp_path):
 def test_a_side_is_a_whole_number_of_codes_and_two_at_least(tmp_path, name, side):
     with pytest.raises(ModelError, match=rf"^{name}={side!r} \(in .*_config.json\) must be a multiple of 4, .* and 8 or more"):
         read_sides(written(tmp_path, **{"image_size": 16, "source_size": 16, name: side}), 4, 16)
-
-
-def test_every_token_has_a_row_of_the_embedding(tmp_path):
-    tokenizer = small_tokenizer(["a b"], 300, ["</s>"], pad="</s>", bos=None, eos="</s>")
-    tokens = len(tokenizer)
-    check_size(tokenizer, tokens, tmp_path)
-    with pytest.raises(ModelError, match=f"in {tmp_path} has tokens up to {tokens - 1}, and vocab_size in .* is {tokens - 1}"):
-        check_size(tokenizer, tokens - 1, tmp_path)

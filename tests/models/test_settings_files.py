@@ -1,0 +1,69 @@
+"""The small files of a model folder: the keys that families share, with values that are not legal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megaunigame.errors import ModelError
+from megaunigame.models.text.small_tokenizer import small_tokenizer
+from megaunigame.models.weights.settings_files import (
+    check_tokens,
+    read_channels,
+    read_system_prompt,
+    read_tokenizer,
+    read_whole,
+)
+
+HALVES = (0.5, 0.4, 0.3)
+
+
+def written(folder, name, **settings):
+    (folder / name).write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "llm_vocab_size"])
+def test_every_token_has_a_row_of_the_embedding(tmp_path, key):
+    tokenizer = small_tokenizer(["a b"], 300, ["</s>"], pad="</s>", bos=None, eos="</s>")
+    tokens = len(tokenizer)
+    check_tokens(tokenizer, tokens, tmp_path, key=key)
+    said = f"in {tmp_path} has tokens up to {tokens - 1}; with this {key} in config.json, {tokens - 2} is the last"
+    with pytest.raises(ModelError, match=said):
+        check_tokens(tokenizer, tokens - 1, tmp_path, key=key)
+
+
+def test_a_system_prompt_is_a_text(tmp_path):
+    assert read_system_prompt(tmp_path, "Help.") == "Help."
+    assert read_system_prompt(written(tmp_path, "processor_config.json", system_prompt="")) == ""
+    for value in (5, None, ["a"]):
+        with pytest.raises(ModelError, match=r"system_prompt=.* in .*/processor_config.json must be a text"):
+            read_system_prompt(written(tmp_path, "processor_config.json", system_prompt=value))
+
+
+def test_a_whole_number_is_one_or_more(tmp_path):
+    assert read_whole({"n": 1}, "n", 7, tmp_path) == 1 and read_whole({}, "n", 7, tmp_path) == 7
+    for value in (0, -4, "64", 2.5, True, None):
+        with pytest.raises(ModelError, match=f"^n={value!r} in {tmp_path} must be a whole number, 1 or more"):
+            read_whole({"n": value}, "n", 7, tmp_path)
+
+
+def test_channels_are_three_numbers(tmp_path):
+    assert read_channels(tmp_path, "image_mean", HALVES) == HALVES
+    assert read_channels(written(tmp_path, "preprocessor_config.json", image_std=[1, 0.5, 2]), "image_std", HALVES) == (
+        1,
+        0.5,
+        2,
+    )
+    for value in (None, [0.5], "abc", [1, 2, "3"], [1, 2, True], 0.5):
+        written(tmp_path, "preprocessor_config.json", image_std=value)
+        with pytest.raises(ModelError, match="image_std=.* in .*/preprocessor_config.json must be a list of three numbers"):
+            read_channels(tmp_path, "image_std", HALVES)
+
+
+@pytest.mark.parametrize("content", [{}, {"added_tokens": [], "model": {}}, {"added_tokens": 5}])
+def test_a_tokenizer_that_is_none_is_refused(tmp_path, content):
+    written(tmp_path, "tokenizer.json", **content)
+    with pytest.raises(ModelError, match="/tokenizer.json cannot be read as a tokenizer .*Copy tokenizer.json and"):
+        read_tokenizer(tmp_path)
