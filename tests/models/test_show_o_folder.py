@@ -32,7 +32,7 @@ RELEASE = {
     "mask_token_id": 58497,
 }
 
-VQ = read_shape(RELEASED)["vq_config"]
+TEXT, VQ = (read_shape(RELEASED)[part] for part in ("text_config", "vq_config"))
 
 
 def written(folder, **changes):
@@ -74,6 +74,10 @@ def test_the_configuration_of_a_release_is_completed(tmp_path):
         ({"mask_schedule": ["cosine"]}, r"mask_schedule=\['cosine'\] in .*config.json must be one of cosine, linear"),
         ({"vq_config": None}, "vq_config=None in .*config.json must be an object with the sizes of the vision tokenizer"),
         ({"text_config": "phi"}, "text_config='phi' in .*config.json must be an object with the sizes of the language model"),
+        ({"text_config": TEXT | {"hidden_size": "64"}}, "config.json: text_config.hidden_size='64' must be a whole number, 1"),
+        ({"text_config": TEXT | {"num_hidden_layers": 0}}, "text_config.num_hidden_layers=0 must be a whole number, 1 or more"),
+        ({"text_config": TEXT | {"rope_theta": None}}, "text_config.rope_theta=None must be a number above 0"),
+        ({"text_config": TEXT | {"layer_norm_eps": 0}}, "text_config.layer_norm_eps=0 must be a number above 0"),
         ({"vq_config": VQ | {"code_bits": "13"}}, r"config.json: vq_config.code_bits='13' must be a whole number, 1 or more"),
         ({"vq_config": VQ | {"encoder_blocks": 4}}, "vq_config.encoder_blocks=4 must be a list of whole numbers, 1 or more"),
         ({"vq_config": VQ | {"decoder_blocks": [1, 0]}}, r"vq_config.decoder_blocks=\[1, 0\] must be a list of whole numb"),

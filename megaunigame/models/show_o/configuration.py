@@ -34,9 +34,10 @@ RELEASED_LANGUAGE_MODEL = "phi-1_5"
 SPECIAL_TOKENS = 10
 """Tokens between those of the text and the codes."""
 COUNTS = ("vocab_size", "llm_vocab_size", "codebook_size", "num_vq_tokens")
+TEXT_FRACTIONS = {"layer_norm_eps", "rope_theta", "partial_rotary_factor"}
 TEXT_KEYS = {
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("max_position_embeddings", "layer_norm_eps", "rope_theta", "partial_rotary_factor"),
+    *("max_position_embeddings", *TEXT_FRACTIONS),
 }
 VQ_LISTS = {"encoder_multipliers", "encoder_blocks", "decoder_multipliers", "decoder_blocks"}
 """One number per level."""
@@ -69,6 +70,11 @@ class ShowOConfig:
         for name, legal in (("text_config", TEXT_KEYS), ("vq_config", VQ_KEYS)):
             if set(getattr(self, name)) != legal:
                 raise ModelError(f"{name} has the keys {sorted(getattr(self, name))}; it must have {sorted(legal)}.")
+        for name, value in self.text_config.items():
+            if name in TEXT_FRACTIONS and (type(value) not in (int, float) or value <= 0):
+                raise ModelError(f"text_config.{name}={value!r} must be a number above 0.")
+            if name not in TEXT_FRACTIONS and (not is_whole(value) or value < 1):
+                raise ModelError(f"text_config.{name}={value!r} must be a whole number, 1 or more.")
         for name, value in self.vq_config.items():
             numbers = value if name in VQ_LISTS and isinstance(value, list) else [value]
             if isinstance(value, list) != (name in VQ_LISTS) or not numbers or not all(is_whole(n) and n > 0 for n in numbers):
