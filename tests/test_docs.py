@@ -21,7 +21,10 @@ PAGES = sorted(
 )
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Pages about the repository as it is."""
-SCRIPTS = sorted(script.relative_to(REPOSITORY) for script in (REPOSITORY / "launch").glob("*.py"))
+SCRIPTS = sorted(
+    file.relative_to(REPOSITORY) for ending in ("py", "sh", "yaml") for file in (REPOSITORY / "launch").rglob(f"*.{ending}")
+)
+"""Scripts, recipes and sweeps."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^\s*```.*?^\s*```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?<![\w/.-])((?:launch|ds_configs|docs|tests|data_prep|megaunigame)/[\w./-]*\w\.\w+)\b(?![*{<])")

@@ -150,8 +150,8 @@ class Family(UnifiedModel):
         self.frozen.keep(module)
 
     def load_frozen(self, path: str, device: torch.device) -> None:
-        """Build and load the frozen tokenizer, outside the module tree, in float32: in bfloat16, several codes in a hundred are
-        others, and so are those that a model was trained on."""
+        """Build and load the frozen tokenizer, outside the module tree, in float32. In bfloat16 several of a
+        hundred codes are not those that the model was trained on."""
         _, weights = self.keys.open(self.files(path), path)
         self.frozen.load(self.build_frozen(), weights, path, device)
 
