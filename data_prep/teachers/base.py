@@ -50,7 +50,7 @@ class Teacher(ABC):
     tasks: ClassVar[tuple[str, ...]]
     """What it can predict; a teacher object predicts one of them."""
     takes_dtype: ClassVar[bool] = False
-    """Whether it computes in `Machine.dtype`; others have a precision of their own."""
+    """Whether it computes in `Machine.dtype`; the others have a fixed precision."""
     Config: ClassVar[type]
     """Dataclass of its settings, `--set TASK.KEY=VALUE` on the command line."""
 

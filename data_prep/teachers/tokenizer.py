@@ -106,11 +106,14 @@ def _family_of(folder: str) -> str:
     able, refusals = [], []
     for name in _with_codes():
         try:
-            find("models", name, UnifiedModel).language_layers(folder)  # reads config.json, and refuses that of others
+            layers = find("models", name, UnifiedModel).language_layers(folder)  # refuses the configuration of others
         except ModelError as error:
             refusals.append(f"{name}: {error}")
-        else:
+            continue
+        if layers:
             able.append(name)
+        else:
+            refusals.append(f"{name}: does not read configurations; type --family {name}")
     if not able:
         reasons = "".join(f"\n  {refusal}" for refusal in refusals)
         raise ConfigError(f"--model {folder}: no family with codes can read its configuration:{reasons}")

@@ -32,7 +32,7 @@ def model_folder(family: type[UnifiedModel], config: ModelConfig) -> Iterator[st
 
 def _unknown_size(family: type[UnifiedModel], config: ModelConfig) -> str:
     if not family.sizes:
-        return f"model.size={config.size}, but model.family={config.family} has no named sizes. Leave model.size out."
+        return f"model.size={config.size}, but model.family={config.family} has no named sizes. Type model.size=''."
     return unknown(f"value of model.size for model.family={config.family}", config.size, list(family.sizes))
 
 

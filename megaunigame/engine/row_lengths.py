@@ -1,4 +1,5 @@
-"""Checks of `model.max_length` before weights are read: pictures that do not fit, rows longer than the model was trained on."""
+"""Checks of `model.max_length`: pictures that do not fit are refused before weights are read; of rows longer than the model was
+trained on, the plan that a run prints warns."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def beyond_training(family: type[UnifiedModel], config: ModelConfig) -> str:
     if not 0 < trained < config.max_length:
         return ""
     return (
-        f"model.max_length={config.max_length}, but max_position_embeddings={trained} in {config.path}: the language model was "
-        f"not trained on longer rows, and may read and draw badly in them. Type model.max_length={trained}; rows with smaller "
-        "pictures are shorter."
+        f"model.max_length={config.max_length}, but the language model in {config.path} was trained on {trained} positions "
+        "(max_position_embeddings), and may read and draw badly in longer rows. Where the pictures of a row fit, type "
+        f"model.max_length={trained}; smaller pictures make rows shorter (source_size in processor_config.json)."
     )

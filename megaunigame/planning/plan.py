@@ -168,15 +168,14 @@ def _rehearsals(work: Workload, like_a_run: bool, progress: Progress) -> tuple[d
     rehearsals: dict[bool, MicroStepCost] = {}
     for checkpointing in (not asked, asked):
         partitioned = checkpointing == asked and work.stage == 3 and work.ranks > 1
-        progress.begin(checkpointing)
-        rehearsal = Rehearsal(work, gradient_checkpointing=checkpointing, partitioned=partitioned)
-        try:
-            progress.watch(rehearsal.model.layers(), rehearsal.micro_steps(like_a_run=like_a_run))
-            rehearsals[checkpointing] = rehearsal.rehearse(like_a_run=like_a_run)
-            progress.end()
-            shape, late = rehearsal.shape(), uncovered_bytes(rehearsal.model, work.ds_config, work.ranks)
-        finally:
-            rehearsal.close()
+        with progress.line(checkpointing):
+            rehearsal = Rehearsal(work, gradient_checkpointing=checkpointing, partitioned=partitioned)
+            try:
+                with progress.watching(rehearsal.model.layers(), rehearsal.micro_steps(like_a_run=like_a_run)):
+                    rehearsals[checkpointing] = rehearsal.rehearse(like_a_run=like_a_run)
+                shape, late = rehearsal.shape(), uncovered_bytes(rehearsal.model, work.ds_config, work.ranks)
+            finally:
+                rehearsal.close()
     return rehearsals, shape, late
 
 

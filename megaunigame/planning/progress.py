@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from torch import nn
@@ -22,35 +24,38 @@ class Progress:
         """`stream`: None says nothing."""
         self.stream, self.now = stream, now
         self.rewrites = stream is not None and stream.isatty()
-        self.start = self.said = now()
+        self.start = self.last_line = now()
         self.per_micro_step: float | None = None
         """Calls in a micro-step of the last rehearsal."""
 
-    def begin(self, checkpointing: bool) -> None:
-        """A model is built for the next rehearsal."""
+    @contextmanager
+    def line(self, checkpointing: bool) -> Iterator[None]:
+        """A model is built and rehearsed in here; the line ends with it, so that an error begins on the next one."""
         self.what = f"rehearsing {'with' if checkpointing else 'without'} gradient checkpointing"
-        self._say(f"{self.what} ...")
+        self._write(f"{self.what} ...")
+        try:
+            yield
+        finally:
+            if self.rewrites and self.stream is not None:
+                self.stream.write("\n")
 
-    def watch(self, layers: Sequence[nn.Module], micro_steps: int) -> None:
-        """It makes `micro_steps` from now on; `layers`: of its language model."""
-        self.calls, self.begun, self.micro_steps = 0, self.now(), micro_steps
-        self.hooks = [
-            layer.register_forward_pre_hook(self._counted(number, len(layers))) for number, layer in enumerate(layers, start=1)
-        ]
-
-    def end(self) -> None:
-        """The rehearsal is over."""
-        for hook in self.hooks:
-            hook.remove()
-        self.per_micro_step = self.calls / self.micro_steps
-        if self.rewrites and self.stream is not None:
-            self.stream.write("\n")
+    @contextmanager
+    def watching(self, layers: Sequence[nn.Module], micro_steps: int) -> Iterator[None]:
+        """`micro_steps` are made in here; `layers`: of its language model."""
+        self.calls, self.first_call, self.micro_steps = 0, self.now(), micro_steps
+        hooks = [layer.register_forward_pre_hook(self._counted(n, len(layers))) for n, layer in enumerate(layers, start=1)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.per_micro_step = self.calls / micro_steps
 
     def _counted(self, number: int, count: int) -> Callable[..., None]:
         def note(*_: Any) -> None:
             self.calls += 1
-            if self.now() - self.said >= (ON_TERMINAL if self.rewrites else IN_LOG):
-                self._say(f"{self.what}: layer {number} of {count}, {clock(self.now() - self.start)} so far{self._left()}")
+            if self.now() - self.last_line >= (ON_TERMINAL if self.rewrites else IN_LOG):
+                self._write(f"{self.what}: layer {number} of {count}, {clock(self.now() - self.start)} so far{self._left()}")
 
         return note
 
@@ -58,12 +63,13 @@ class Progress:
         if not self.per_micro_step:
             return ""
         share = min(1.0, self.calls / (self.per_micro_step * self.micro_steps))
-        return f", {share:.0%}, about {clock((self.now() - self.begun) * (1 / share - 1))} left"
+        return f", {share:.0%}, about {clock((self.now() - self.first_call) * (1 / share - 1))} left"
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         if self.stream is not None:
-            self.said = self.now()
-            self.stream.write(f"\r{line:<100}" if self.rewrites else f"{line}\n")
+            self.last_line = self.now()
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be written over
+            self.stream.write(f"\r{line[:width]:<{width}}" if self.rewrites else f"{line}\n")
             self.stream.flush()
 
 

@@ -55,8 +55,8 @@ def test_rows_beyond_the_trained_positions_are_known(tiny):
     assert beyond_training(tiny.family, config) == ""
     assert beyond_training(tiny.family, dataclasses.replace(longer, weights="random")) == ""
     said = beyond_training(tiny.family, longer)
-    assert said.startswith(f"model.max_length=112, but max_position_embeddings=104 in {tiny.path}: ")
-    assert "Type model.max_length=104" in said
+    assert said.startswith(f"model.max_length=112, but the language model in {tiny.path} was trained on 104 positions")
+    assert "type model.max_length=104; smaller pictures" in said
 
 
 @pytest.mark.parametrize("length", [TRAINED, TRAINED + 8])

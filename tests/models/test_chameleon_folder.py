@@ -263,6 +263,13 @@ def test_broken_settings_of_a_release_are_named(sixteen, tmp_path, file, old, ne
         read_config(folder)
 
 
+def test_settings_of_the_model_come_first(sixteen, tmp_path):
+    """Of two files that contradict each other."""
+    folder = release(tmp_path / "release", sixteen(1), 1)
+    (folder / "consolidate_params.json").write_text(json.dumps({"model_parallel_size": 1, "n_heads": 2, "n_kv_heads": 2}))
+    assert ReleaseFolder(folder).heads[0] == 4
+
+
 def test_settings_that_a_release_may_leave_out(sixteen, tmp_path):
     folder = release(tmp_path / "release", sixteen(1), 1)
     whole = json.loads((folder / "params.json").read_text())

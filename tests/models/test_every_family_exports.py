@@ -51,7 +51,7 @@ def exported(monkeypatch):
 
 
 def test_an_export_holds_what_its_family_needs(tiny, exported, tmp_path, picture):
-    """Alone: the folder that it came from is gone. A frozen tokenizer is published with a config.json of its own."""
+    """Alone: the folder that it came from is gone. A frozen tokenizer is published with a separate config.json."""
     family, start = tiny.family, shutil.copytree(tiny.path, tmp_path / "start")
     inside = Path(family.frozen_folder) / "config.json"
     if not (start / inside).is_file():

@@ -27,8 +27,6 @@ from tests.models.shared import (
 
 EVERY = pytest.mark.parametrize("tiny", TOKEN_FAMILIES, indirect=True)
 IN_ORDER = pytest.mark.parametrize("tiny", [name for name in TOKEN_FAMILIES if name in ONE_BY_ONE], indirect=True)
-OF_A_SOURCE = {"emu3": 3 * 4, "emu3_5": 3 * 4 - 1, "chameleon": 3 * 3}
-"""Codes and line ends of a source picture."""
 
 
 def with_source_codes(model, inputs, row):
@@ -127,6 +125,8 @@ def test_shares_of_attention_are_those_of_the_maps(tiny, model, picture):
     eager = tiny.load(attention="eager")
     inputs = generate(eager, GenerateRow("its depth", picture(0), picture(1)), GenerateRow("a cube", picture(2)))
     codes = eager.encode_target(inputs.targets)
+    side = eager.processor.format.squares.source_side
+    of_a_source = dataclasses.replace(eager.grid, height=side, width=side).length
     model.install_taps()
     with torch.no_grad():
         found = model(dataclasses.replace(inputs, taps=Taps(layers=(0, 1)))).attention.keys
@@ -136,7 +136,7 @@ def test_shares_of_attention_are_those_of_the_maps(tiny, model, picture):
             text = torch.arange(len(tokens)) < places[0]
             text &= (tokens < eager.grid.first) | (tokens >= eager.grid.ids.stop)
             text &= tokens != (-1 if eager.grid.line_end is None else eager.grid.line_end)
-            assert text.sum() == places[0] - (OF_A_SOURCE[tiny.family.name] if row == 0 else 0)
+            assert text.sum() == places[0] - (of_a_source if row == 0 else 0)
             for layer in range(2):
                 expected = maps[layer][0][:, places[:-1]][:, :, text].sum(-1).mean()
                 assert found[layer, row].item() == pytest.approx(expected.item(), abs=1e-6)

@@ -169,12 +169,23 @@ def test_folders_that_cannot_be_used_are_refused(tiny, tmp_path):
         family.configuration(path)
 
 
-def with_vocabulary(config, size):
-    """The content of config.json with another number of tokens, wherever it says it."""
+def changed(config, name, new):
+    """The content of config.json with another value of `name`, wherever it says it."""
     return {
-        key: size if key == "vocab_size" else with_vocabulary(value, size) if isinstance(value, dict) else value
+        key: new if key == name else changed(value, name, new) if isinstance(value, dict) else value
         for key, value in config.items()
     }
+
+
+def test_a_size_that_is_not_a_number_is_refused(tiny, tmp_path):
+    copied(tiny.path, tmp_path)
+    file = tmp_path / "config.json"
+    before = json.loads(file.read_text())
+    after = changed(before, "num_hidden_layers", "2")
+    assert after != before
+    file.write_text(json.dumps(after))
+    with pytest.raises(ModelError, match=r"config\.json.*num_hidden_layers"):
+        tiny.family.configuration(str(tmp_path))
 
 
 def test_a_tokenizer_that_is_larger_than_its_model_is_refused(tiny, tmp_path):
@@ -184,11 +195,11 @@ def test_a_tokenizer_that_is_larger_than_its_model_is_refused(tiny, tmp_path):
     least = max(tokenizer.get_vocab().values()) + 1
     key = "llm_vocab_size" if tiny.family.name == "show_o" else "vocab_size"
     if key == "vocab_size":
-        file.write_text(json.dumps(with_vocabulary(json.loads(file.read_text()), least)))
+        file.write_text(json.dumps(changed(json.loads(file.read_text()), "vocab_size", least)))
     assert built(tiny.family, tmp_path, max_length=LENGTH)
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=f"has tokens up to {least}; with this {key} in config.json, {least - 1} is the last"):
+    with pytest.raises(ModelError, match=f"has tokens up to {least}; with the {key} of its model, {least - 1} is the last"):
         built(tiny.family, tmp_path, max_length=LENGTH)
 
 

@@ -29,7 +29,7 @@ def test_every_token_has_a_row_of_the_embedding(tmp_path, key):
     tokenizer = small_tokenizer(["a b"], 300, ["</s>"], pad="</s>", bos=None, eos="</s>")
     tokens = len(tokenizer)
     check_tokens(tokenizer, tokens, tmp_path, key=key)
-    said = f"in {tmp_path} has tokens up to {tokens - 1}; with this {key} in config.json, {tokens - 2} is the last"
+    said = f"in {tmp_path} has tokens up to {tokens - 1}; with the {key} of its model, {tokens - 2} is the last"
     with pytest.raises(ModelError, match=said):
         check_tokens(tokenizer, tokens - 1, tmp_path, key=key)
 

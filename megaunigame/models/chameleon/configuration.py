@@ -11,7 +11,7 @@ from megaunigame.models.chameleon.keys import IMAGE_TOKENIZER, OF_IMAGE_TOKENIZE
 from megaunigame.models.chameleon.release import ReleaseFiles, ReleaseFolder, is_release, release_config
 from megaunigame.models.shapes import check_channels
 from megaunigame.models.text import picture_sides
-from megaunigame.models.weights.settings_files import read_config_file, read_tokenizer
+from megaunigame.models.weights.settings_files import config_from, read_config_file, read_tokenizer
 from megaunigame.models.weights.tensor_files import TensorFiles
 
 VQGAN = Path("tokenizer") / "vqgan.ckpt"
@@ -34,7 +34,7 @@ def read_config(path: str | Path) -> ChameleonConfig:
         if raw.get("model_type") != "chameleon":
             kind = raw.get("model_type")
             raise ModelError(f"{folder / 'config.json'} describes model_type {kind!r}; a Chameleon folder has 'chameleon'.")
-        config = ChameleonConfig.from_dict(raw)
+        config = config_from(ChameleonConfig, raw, folder / "config.json")
     check_image_tokenizer(config, folder)
     return config
 

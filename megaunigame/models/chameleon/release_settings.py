@@ -32,15 +32,16 @@ OPTIONAL = ("n_kv_heads", "rope_theta")
 
 def read_params(folder: Path) -> dict[str, Any]:
     """Settings of the language model in a `models/7b`, flat. Raises ModelError, naming file and setting, for an illegal one."""
-    found: dict[str, Any] = {}
+    outside: dict[str, Any] = {}
+    inside: dict[str, Any] = {}
     for name in (PARAMS, CONSOLIDATE_PARAMS):
         file = folder / name
         settings = read_settings(file)
-        inside = _object(settings.get("model", {}), "model", file)
+        model = _object(settings.get("model", {}), "model", file)
         _check(settings, MODEL_KINDS, "", file)
-        _check(inside, MODEL_KINDS, "model.", file)
-        found |= {**settings, **inside}
-    return found
+        _check(model, MODEL_KINDS, "model.", file)
+        outside, inside = outside | settings, inside | model
+    return outside | inside
 
 
 def read_vqgan(file: Path) -> dict[str, Any]:
@@ -59,8 +60,8 @@ def read_vqgan(file: Path) -> dict[str, Any]:
 
 def _object(value: Any, name: str, file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
-        held = f"{name}={value!r}" if name else f"a {type(value).__name__}"
-        raise ModelError(f"{file} holds {held} where a release has settings by name. Copy it again.")
+        content = f"{name}={value!r}" if name else f"a {type(value).__name__}"
+        raise ModelError(f"{file} holds {content} where a release has settings by name. Copy it again.")
     return value
 
 

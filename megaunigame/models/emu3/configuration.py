@@ -10,7 +10,7 @@ from transformers import Emu3Config
 
 from megaunigame.errors import ModelError
 from megaunigame.models.text import picture_sides
-from megaunigame.models.weights.settings_files import read_config_file, read_settings, read_whole
+from megaunigame.models.weights.settings_files import config_from, read_config_file, read_settings, read_whole
 from megaunigame.models.weights.tensor_files import TensorFiles
 
 TOKENIZER_FOLDER = "vision_tokenizer"
@@ -56,7 +56,7 @@ def read_config(path: str | Path) -> Emu3Config:
         hint = f"{SEPARATE}: put its config.json and model.safetensors into {vision.parent}."
         config = from_official(raw, file, read_config_file(vision, hint), vision)
     elif kind == "emu3":
-        config = Emu3Config.from_dict(raw)
+        config = config_from(Emu3Config, raw, file)
     else:
         raise ModelError(f"{file} describes model_type {kind!r}; an Emu3 folder has 'emu3' or 'Emu3'.")
     config.image_area = read_whole(raw, "image_area", IMAGE_AREA, file)

@@ -15,7 +15,7 @@ from transformers import Qwen3Config
 
 from megaunigame.errors import ModelError
 from megaunigame.models.text import picture_sides
-from megaunigame.models.weights.settings_files import read_config_file, read_whole, write_settings_file
+from megaunigame.models.weights.settings_files import config_from, read_config_file, read_whole, write_settings_file
 
 MODEL_TYPE, CONVERTED_TYPE, TOKENIZER_TYPE = "Emu3", "qwen3", "Emu3p5VisionVQ"
 TOKENIZER_FOLDER = "vision_tokenizer"
@@ -143,7 +143,7 @@ def read_config(path: str | Path) -> Emu3p5Config:
         raise ModelError(f"{file} describes Emu3, not Emu3.5; type model.family=emu3.")
     if kind not in (MODEL_TYPE, CONVERTED_TYPE):
         raise ModelError(f"{file} describes model_type {kind!r}; an Emu3.5 folder has {MODEL_TYPE!r} or {CONVERTED_TYPE!r}.")
-    text = _official_text(raw, file) if kind == MODEL_TYPE else Qwen3Config.from_dict(raw)
+    text = _official_text(raw, file) if kind == MODEL_TYPE else config_from(Qwen3Config, raw, file)
     return Emu3p5Config(text, _vision(path), read_whole(raw, "image_area", IMAGE_AREA, file))
 
 
@@ -157,7 +157,8 @@ def _official_text(raw: dict[str, Any], file: Path) -> Qwen3Config:
     values = {name: raw.get(name, default) for name, default in OFFICIAL_DEFAULTS.items()}
     rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     flags = {name: raw.get(name, False) for name in ("tie_word_embeddings", "attention_bias")}
-    return Qwen3Config(**{name: raw[name] for name in OFFICIAL_SIZES}, **values, **flags, rope_parameters=rope)
+    sizes = {name: raw[name] for name in OFFICIAL_SIZES}
+    return config_from(Qwen3Config, {**sizes, **values, **flags, "rope_parameters": rope}, file)
 
 
 def _vision(path: str | Path) -> VisionConfig:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import JanusConfig
 
 from megaunigame.errors import ModelError
-from megaunigame.models.weights.settings_files import read_config_file
+from megaunigame.models.weights.settings_files import config_from, read_config_file
 
 TOWERS: dict[str, dict[str, Any]] = {
     "siglip_large_patch16_384": {
@@ -32,7 +32,7 @@ def read_config(path: str | Path) -> JanusConfig:
     if kind == "multi_modality":
         config = from_official(raw, file)
     elif kind == "janus":
-        config = JanusConfig.from_dict(raw)
+        config = config_from(JanusConfig, raw, file)
     else:
         raise ModelError(f"{file} describes model_type {kind!r}; a Janus folder has 'janus' or 'multi_modality'.")
     # No release ties the text embeddings to lm_head, but the configuration class does by default.

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import InternVLConfig, PretrainedConfig, SiglipVisionConfig
 
 from megaunigame.errors import ModelError
-from megaunigame.models.weights.settings_files import read_config_file, write_settings_file
+from megaunigame.models.weights.settings_files import config_from, read_config_file, write_settings_file
 
 MODEL_TYPE = "openuni"
 
@@ -150,5 +150,5 @@ def read_config(path: str | Path) -> OpenUniConfig:
     levels = {f.name for f in dataclasses.fields(Flow)}
     if set(raw["flow"]) != levels:
         raise ModelError(f"{file}: flow has {', '.join(sorted(raw['flow']))}; it must have {', '.join(sorted(levels))}.")
-    internvl = InternVLConfig.from_dict(raw.pop("internvl"))
+    internvl = config_from(InternVLConfig, raw.pop("internvl"), file)
     return OpenUniConfig(internvl=internvl, flow=Flow(**raw.pop("flow")), **raw)

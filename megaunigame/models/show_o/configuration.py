@@ -183,10 +183,10 @@ def check_types(given: dict[str, Any], file: Path) -> None:
     """Raises ModelError for a value of another kind than ShowOConfig has."""
     for name in (*COUNTS, "generation_timesteps"):
         read_whole(given, name, 1, file)
-    for name, kind, said in (
+    for name, kind, legal in (
         ("text_config", dict, "an object with the sizes of the language model"),
         ("vq_config", dict, "an object with the sizes of the vision tokenizer"),
         ("mask_schedule", str, f"one of {', '.join(SCHEDULES)}"),
     ):
         if name in given and not isinstance(given[name], kind):
-            raise ModelError(f"{name}={given[name]!r} in {file} must be {said}; or leave it out.")
+            raise ModelError(f"{name}={given[name]!r} in {file} must be {legal}; or leave it out.")

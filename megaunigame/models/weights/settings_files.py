@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
 
+C = TypeVar("C", bound=PreTrainedConfig)
 NOTES = ("transformers_version", "_from_model_config")
 MODEL_SETTINGS = ("config.json", "generation_config.json")
 """What a model reads and a processor does not."""
@@ -62,6 +64,14 @@ def read_config_file(file: Path, hint: str) -> dict[str, Any]:
     return _read_json(file)
 
 
+def config_from(kind: type[C], settings: Mapping[str, Any], file: Path) -> C:
+    """A configuration of transformers from the settings read from `file`. Raises ModelError for a value of another type."""
+    try:
+        return kind.from_dict(dict(settings))  # type: ignore[no-any-return]
+    except StrictDataclassError as error:
+        raise ModelError(f"{file}: {' '.join(str(error).split())}") from error
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -98,13 +108,13 @@ def read_tokenizer(folder: Path, hint: str = "Copy the tokenizer files of the mo
 def check_tokens(tokenizer: PreTrainedTokenizerFast, count: int, folder: Path, *, key: str = "vocab_size") -> None:
     """Raises ModelError for a tokenizer with an id of `count` or above, which the model has not for text.
 
-    `key` of config.json is what `count` follows from.
+    `key`: the setting that `count` follows from.
     """
     last = max(tokenizer.get_vocab().values())
     if last >= count:
         raise ModelError(
-            f"The tokenizer in {folder} has tokens up to {last}; with this {key} in config.json, {count - 1} is the last legal "
-            "one. Take tokenizer and config.json of one model."
+            f"The tokenizer in {folder} has tokens up to {last}; with the {key} of its model, {count - 1} is the last "
+            "legal one. Take all files of one model."
         )
 
 
