@@ -1,4 +1,4 @@
-"""`python -m tests.parity FOLDER...`: reproduce the outputs of fixture folders; exit 1 when one is missed.
+"""`python -m tests.parity FOLDER...`: reproduce the outputs of fixture folders; exit 1 for a missed one or an unknown kind.
 
 The kind of a fixture (key `fixture` of its config.json, else the name of its folder) is the name of a module of this
 folder, with two functions: `compute(fixture)` returns our outputs by name, `tolerance(name)` the legal error of one.
@@ -19,16 +19,20 @@ from tests.parity.fixture import Fixture, Line, compare
 NOT_KINDS = {"__init__", "__main__", "fixture"}
 
 
+class UnknownKind(Exception):
+    """No module computes a fixture."""
+
+
 def kinds() -> list[str]:
     names = {file.stem for file in Path(__file__).parent.glob("*.py")}
     return sorted(name for name in names - NOT_KINDS if not name.startswith("test_"))
 
 
 def check(folder: Path) -> list[Line]:
-    """Verdicts on all outputs of one fixture folder."""
+    """Verdicts on all outputs of one fixture folder. Raises UnknownKind for another kind."""
     fixture = Fixture.read(folder)
     if fixture.kind not in kinds():
-        sys.exit(f"{folder} is a fixture of kind {fixture.kind!r}; known kinds: {', '.join(kinds())}.")
+        raise UnknownKind(f"{folder} is a fixture of kind {fixture.kind!r}; known kinds: {', '.join(kinds())}.")
     module = importlib.import_module(f"tests.parity.{fixture.kind}")
     left_out = vars(module).get("LEFT_OUT", {})
     expected = {name: value for name, value in fixture.outputs.items() if name not in left_out}
@@ -41,7 +45,15 @@ def main() -> int:
     torch.set_num_threads(1)
     missed = 0
     for folder in parser.parse_args().folders:
-        lines = check(folder)
+        if not (folder / "config.json").is_file():
+            print(f"{folder} is left out: a fixture is a folder with config.json\n")
+            continue
+        try:
+            lines = check(folder)
+        except UnknownKind as error:
+            print(f"{error.args[0]}\n")
+            missed += 1
+            continue
         print(folder, *lines, sep="\n")
         misses = sum(not line.ok for line in lines)
         print(f"{len(lines) - misses} of {len(lines)} outputs reproduced\n")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from tests.parity.__main__ import check, kinds
+from tests.parity.__main__ import check, kinds, main
 from tests.parity.fixture import EXACT, FLOATS, Tolerance, compare
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "parity"
@@ -19,6 +21,20 @@ def test_outputs_of_the_official_code_are_reproduced(kind):
         pytest.skip(f"no fixture {kind} next to the repository")
     missed = [str(line) for line in check(FIXTURES / kind) if not line.ok]
     assert not missed, "\n".join(missed)
+
+
+def test_a_fixture_of_an_unknown_kind_is_a_miss(tmp_path, monkeypatch, capsys):
+    """What lies next to the fixtures is left out, and said."""
+    (tmp_path / "README.md").write_text("")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for name in ("inputs", "outputs"):
+        save_file({"x": torch.zeros(1)}, folder / f"{name}.safetensors")
+    monkeypatch.setattr(sys, "argv", ["parity", str(tmp_path / "README.md"), str(folder)])
+    assert main() == 1
+    printed = capsys.readouterr().out
+    assert "README.md is left out" in printed and f"{folder} is a fixture of kind 'other'; known kinds: aia, " in printed
 
 
 @pytest.mark.parametrize(
