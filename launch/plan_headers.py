@@ -5,7 +5,7 @@
 
 A header names its configurations in lines `# plan --nodes 4 model.train=full`; a recipe without one gets `# plan --nodes 1`.
 The shape is that of model.size, whatever lies at model.path. --check writes nothing, and fails when a header is not what would
-be written: after a change of the planner or of a family. A configuration takes half a minute to two minutes.
+be written: after a change of the planner or of a family. A configuration takes half a minute to seven minutes.
 """
 
 from __future__ import annotations
