@@ -142,7 +142,7 @@ def test_a_shape_that_does_not_exist(config, parts):
 
 
 def test_a_size_of_a_family_without_sizes():
-    with refused("model.size=7b", "model.family=plain has no named sizes", "Leave model.size out"):
+    with refused("model.size=7b", "model.family=plain has no named sizes", "Type model.size=''"):
         with model_folder(SimpleNamespace(sizes={}), random(family="plain", size="7b", path=".", weights="pretrained")):
             pass
 

@@ -190,7 +190,7 @@ def test_codes_that_the_model_does_not_have_are_refused(tiny, tmp_path):
     narrow = with_replaced(tiny.path, tmp_path / "narrow", b"", b"")
     text = tiny.config.text_config.to_dict() | {"vocab_size": 30}
     (narrow / "config.json").write_text(json.dumps(text))
-    with pytest.raises(ModelError, match=r"The tokenizer in .* has tokens up to \d+; with this vocab_size in config.json, 29"):
+    with pytest.raises(ModelError, match=r"The tokenizer in .* has tokens up to \d+; with the vocab_size of its model, 29 is"):
         tiny._replace(path=narrow).processor()
 
 
