@@ -33,7 +33,7 @@ class ModelConfig:
     read."""
     size: str = ""
     """Name of a published size of the family. Built with `weights: random`, instead of the configuration in `path`; planned by
-    launch/plan.py when there is no folder at `path`. Next to a folder with weights it is not used, but must exist."""
+    launch/plan.py without a folder at `path`. Next to a folder with weights it is not used, but must be a known name."""
     weights_from: str = ""
     """Begin with the weights of another run (its folder, or one of its step folders) or of an exported folder, in place of
     those in `path`, whose configuration, processor and frozen tokenizer stay. Fixed when the run begins."""
