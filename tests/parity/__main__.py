@@ -1,4 +1,4 @@
-"""`python -m tests.parity FOLDER...`: reproduce the outputs of fixture folders; exit 1 for a missed one or an unknown kind.
+"""`python -m tests.parity FOLDER...`: reproduce the outputs of fixture folders; exit 1 for a missed one or no fixture.
 
 The kind of a fixture (key `fixture` of its config.json, else the name of its folder) is the name of a module of this
 folder, with two functions: `compute(fixture)` returns our outputs by name, `tolerance(name)` the legal error of one.
@@ -45,8 +45,12 @@ def main() -> int:
     torch.set_num_threads(1)
     missed = 0
     for folder in parser.parse_args().folders:
+        if folder.is_file():
+            print(f"{folder} is left out: a fixture is a folder\n")
+            continue
         if not (folder / "config.json").is_file():
-            print(f"{folder} is left out: a fixture is a folder with config.json\n")
+            print(f"{folder} is not a fixture: it has no config.json\n")
+            missed += 1
             continue
         try:
             lines = check(folder)

@@ -34,6 +34,10 @@ def test_a_fixture_of_an_unknown_kind_is_a_miss(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["parity", str(tmp_path / "README.md"), str(folder)])
     assert main() == 1
     printed = capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["parity", str(tmp_path / "README.md")])
+    assert main() == 0
+    monkeypatch.setattr(sys, "argv", ["parity", str(tmp_path / "misspelled")])
+    assert main() == 1 and "misspelled is not a fixture" in capsys.readouterr().out
     assert "README.md is left out" in printed and f"{folder} is a fixture of kind 'other'; known kinds: aia, " in printed
 
 
