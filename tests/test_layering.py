@@ -1,7 +1,7 @@
 """Imports point down only, DeepSpeed stays in two rooms, and a few things never enter the source.
 
 A room is a file or a folder of `megaunigame`, or one of the two folders next to it. `models.base`, `models.weights`,
-`data.codes`, `data.decode`, `data.conversation`, `monitoring.names`, `monitoring.whole_files` and `step.losses` are rooms:
+`data.codes`, `data.decode`, `data.conversation`, `monitoring.names` and `step.losses` are rooms:
 they may be imported where their siblings may not. Imports are read from the syntax tree, so one inside a function counts too.
 """
 
@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judges": {"errors", "registry", "settings"},
     "pictures": {"errors"},
     "monitoring.names": set(),
-    "monitoring.whole_files": set(),
+    "storage": {"errors"},
     # the vocabulary of a step
     "step": {"errors"},
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
@@ -47,26 +47,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models.base": {"errors", "registry", "step"},
     "models.weights": {"errors", "models.base"},
     "models": {"attention", "errors", "registry", "step"},
-    "monitoring": {"errors", "pixels"},
+    "monitoring": {"errors", "pixels", "storage"},
     "representations": {"data.decode", "errors"},
     "adversary": {"errors", "parallel", "settings"},
-    "replay": {"errors", "models.base", "parallel", "pixels", "step"},
+    "replay": {"errors", "models.base", "parallel", "pixels", "step", "storage"},
     # second floor: what a run is made of
     "objectives": {
         *("adversary", "attention", "config", "data.conversation", "data.decode", "errors", "judges", "models.base"),
         *("monitoring.names", "parallel", "pixels", "randomness", "registry", "replay", "representations", "step"),
-        *("settings", "step.losses"),
+        *("settings", "step.losses", "storage"),
     },
     "engine": {"config", "errors", "models.base", "models.weights", "parallel", "randomness", "registry", "step"},
     "evaluation": {
-        *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "monitoring.whole_files", "parallel"),
-        *("pictures", "pixels", "registry", "representations", "settings", "step"),
+        *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "parallel"),
+        *("pictures", "pixels", "registry", "representations", "settings", "step", "storage"),
     },
-    "checkpoint": {"config", "engine", "errors", "models.base", "models.weights", "parallel"},
+    "checkpoint": {"config", "engine", "errors", "models.base", "models.weights", "parallel", "storage"},
     # third floor: the loop
     "training": {
         *("checkpoint", "config", "data", "engine", "errors", "evaluation", "models.base", "monitoring", "objectives"),
-        *("parallel", "randomness", "registry", "settings", "step", "step.losses"),
+        *("parallel", "randomness", "registry", "settings", "step", "step.losses", "storage"),
     },
     # the tools and the front doors
     "tiny_world": {"data", "errors", "judges", "launching", "models", "pixels", "representations"},
@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("config", "data", "engine", "errors", "models.base", "monitoring.names", "objectives", "parallel", "profiling"),
         *("registry", "step"),
     },
-    "sweeping": {"config", "errors", "monitoring", "registry", "settings"},
+    "sweeping": {"config", "errors", "monitoring", "registry", "settings", "storage"},
     "data_prep.recipe_rows": {
         *("config", "data", "engine", "errors", "models.base", "objectives", "pictures", "registry", "step"),
         "data_prep",

@@ -13,8 +13,8 @@ import torch
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel, evaluating
 from megaunigame.monitoring import names
-from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.whole_files import write_whole
 
 
 def evaluation_file(folder: str | Path, step: int) -> Path:

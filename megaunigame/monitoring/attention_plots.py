@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from megaunigame.monitoring import names
 from megaunigame.monitoring.plots import INK, LINE, MUTED, Points, png, style
-from megaunigame.monitoring.whole_files import write_whole
+from megaunigame.storage.whole_files import write_whole
 
 BEFORE, TARGET = "#9aa5b1", "#b3362b"
 TITLES = {"generate": "generate: from the drawn picture to the text", "understand": "understand: from answers to the picture"}

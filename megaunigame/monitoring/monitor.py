@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from megaunigame.monitoring import names
 from megaunigame.monitoring.panels import write_panels
-from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.pixels import Panel
+from megaunigame.storage.whole_files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 

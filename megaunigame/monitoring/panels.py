@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.monitoring import page
-from megaunigame.monitoring.whole_files import write_whole
 from megaunigame.pixels import Panel, as_image
+from megaunigame.storage.whole_files import write_whole
 
 FOLDER = "panels"
 UNTITLED = "Pictures"

@@ -16,7 +16,7 @@ from megaunigame.monitoring.history import RunFolder, read_run_folder
 from megaunigame.monitoring.monitor import clock_time
 from megaunigame.monitoring.panels import panels_section
 from megaunigame.monitoring.plots import curve_plots, data_uri
-from megaunigame.monitoring.whole_files import write_whole
+from megaunigame.storage.whole_files import write_whole
 
 REPORT_FILE = "report.html"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.monitoring.report import write_report
-from megaunigame.monitoring.whole_files import write_whole
+from megaunigame.storage.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 

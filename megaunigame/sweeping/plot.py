@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from megaunigame.monitoring.plots import INK, LINE, MUTED, png, style
-from megaunigame.monitoring.whole_files import write_whole
+from megaunigame.storage.whole_files import write_whole
 from megaunigame.sweeping.definition import Sweep
 from megaunigame.sweeping.table import Result, heading, scale, spread, values_of
 

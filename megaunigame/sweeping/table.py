@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaunigame.monitoring.names import EVALUATION
-from megaunigame.monitoring.whole_files import write_whole
+from megaunigame.storage.whole_files import write_whole
 from megaunigame.sweeping.definition import Sweep
 from megaunigame.sweeping.runs import Run, is_done, run_values
 

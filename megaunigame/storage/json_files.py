@@ -1,0 +1,29 @@
+"""Small JSON files of a run, read back with an error that names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megaunigame.errors import UserError
+
+LARGEST = 64 * 1024**2
+"""Bytes; a larger file is not one of ours."""
+
+
+def read_object(path: Path, what: str, error: type[UserError], remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`, which holds `what`.
+
+    Raises `error`, ending with `remedy`, when the file cannot be read, is too large, is not JSON, or is not an object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise ValueError(f"{size:,} bytes, more than {LARGEST:,}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as cause:  # JSON and UTF-8 errors are ValueErrors
+        raise error(f"{path} is not {what} ({type(cause).__name__}: {cause}). {remedy}") from cause
+    if not isinstance(content, dict):
+        raise error(f"{path} is not {what} (a JSON {type(content).__name__}, not an object). {remedy}")
+    return content

@@ -1,0 +1,54 @@
+import hashlib
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from megaunigame.errors import CheckpointError
+from megaunigame.storage.json_files import read_object
+from megaunigame.storage.pending import DTYPES, PendingFile, sha256_of
+from megaunigame.storage.whole_files import write_whole
+
+
+def test_safetensors_reads_what_is_written(tmp_path):
+    tensors = {str(dtype): torch.arange(n + 1, dtype=torch.float32).to(dtype) for n, dtype in enumerate(DTYPES)}
+    tensors |= {"empty": torch.zeros(0), "number": torch.tensor(7.0), "matrix": torch.rand(3, 5)}
+    file = PendingFile("a.safetensors", tensors, {"what": 'it "is"'})
+    written = file.write(tmp_path)
+    content = (tmp_path / "a.safetensors").read_bytes()
+    assert (written.name, written.bytes) == ("a.safetensors", len(content))
+    assert written.sha256 == hashlib.sha256(content).hexdigest() == sha256_of(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as opened:
+        assert opened.metadata() == {"what": 'it "is"'} and set(opened.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            read = opened.get_tensor(name)
+            assert read.dtype == tensor.dtype and torch.equal(read, tensor)
+    assert file.bytes == sum(t.nbytes for t in tensors.values())
+
+
+def test_plain_bytes(tmp_path):
+    written = PendingFile("a.json", content=b"{}").write(tmp_path)
+    assert (tmp_path / "a.json").read_bytes() == b"{}" and written.bytes == 2
+
+
+def test_everything_is_flushed_before_it_is_named(tmp_path, monkeypatch):
+    flushed: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(os.fstat(handle).st_ino))
+    PendingFile("a", content=b"x").write(tmp_path)
+    write_whole(tmp_path / "deep" / "b.json", "äö")
+    assert {(tmp_path / "a").stat().st_ino, (tmp_path / "deep" / "b.json").stat().st_ino} <= flushed
+    assert (tmp_path / "deep" / "b.json").read_text(encoding="utf-8") == "äö"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["b.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff{}", b"[" * 100_000, None])
+def test_damage_of_a_small_file_is_named(tmp_path, content):
+    path = tmp_path / "state.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state\.json is not the state of a run .*Delete it\.") as caught:
+        read_object(path, "the state of a run", CheckpointError, "Delete it.")
+    assert len(str(caught.value)) < 500
+    path.write_text('{"a": 1}')
+    assert read_object(path, "the state of a run", CheckpointError, "Delete it.") == {"a": 1}
