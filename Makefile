@@ -26,8 +26,13 @@ setup: $(INSTALLED) ## Create ./.venv and install the tested versions (the other
 demo: $(INSTALLED) ## Train, resume and evaluate the tiny model on two CPU processes; prints the path of the report.
 	bash launch/demo.sh
 
-test: lint        ## Lint, then the whole test suite.
-	python -m pytest --durations=15
+# Tests that start several ranks use all cores by themselves, and watch the time: they run one after another.
+LAUNCHES := tests/multi_process tests/launch tests/sweeping tests/faults
+WORKERS ?= 2
+
+test: lint        ## Lint, then the whole test suite (WORKERS=N processes for the tests that use one core).
+	python -m pytest --durations=15 --numprocesses $(WORKERS) --dist loadfile $(addprefix --ignore=,$(LAUNCHES))
+	python -m pytest --durations=15 $(wildcard $(LAUNCHES))
 
 lint: $(INSTALLED) ## ruff and mypy.
 	ruff check .
