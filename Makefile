@@ -26,13 +26,11 @@ setup: $(INSTALLED) ## Create ./.venv and install the tested versions (the other
 demo: $(INSTALLED) ## Train, resume and evaluate the tiny model on two CPU processes; prints the path of the report.
 	bash launch/demo.sh
 
-# Tests that start several ranks use all cores by themselves, and watch the time: they run one after another.
-LAUNCHES := tests/multi_process tests/launch tests/sweeping tests/faults
 WORKERS ?= 2
 
 test: lint        ## Lint, then the whole test suite (WORKERS=N processes for the tests that use one core).
-	python -m pytest --durations=15 --numprocesses $(WORKERS) --dist loadfile $(addprefix --ignore=,$(LAUNCHES))
-	python -m pytest --durations=15 $(wildcard $(LAUNCHES))
+	python -m pytest --durations=15 -m 'not faults and not ranks' --numprocesses $(WORKERS) --dist loadfile
+	python -m pytest --durations=15 -m 'not faults and ranks'
 
 lint: $(INSTALLED) ## ruff and mypy.
 	ruff check .

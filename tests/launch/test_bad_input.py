@@ -16,7 +16,7 @@ from megaunigame.data.codes import write_codes
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
 from megaunigame.step.codes import PictureCodes
 from tests.data.shard_files import talk, write_shards
-from tests.multi_process.launcher import REPOSITORY, run_script
+from tests.multi_process.launcher import REPOSITORY, free_port, run_script
 from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
 
 sys.path.insert(0, str(REPOSITORY / "launch"))
@@ -230,12 +230,13 @@ def test_a_machine_without_a_gpu_trains_only_where_it_was_told_to(home, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.ranks
 def test_exit_code_under_the_deepspeed_launcher(home, tmp_path):
     batch = {"accumulation": None, "global_rows": 15}
     recipe = write_recipe(tmp_path / "recipe.yaml", home, batch=batch, output=str(tmp_path / "run"))
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     done = subprocess.run(
-        [launcher, "--num_gpus", "2", "--master_port", "29617", "launch/train.py", str(recipe)],
+        [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py", str(recipe)],
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
     said = done.stdout + done.stderr

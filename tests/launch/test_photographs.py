@@ -16,6 +16,7 @@ PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 STEPS = 20
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(400)
 def test_twenty_steps_on_photographs(tmp_path):
     run_folder = tmp_path / "run"

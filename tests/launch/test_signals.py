@@ -26,6 +26,7 @@ def logged_steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(240)
 def test_a_polite_kill_saves_the_step_it_interrupts(tmp_path):
     write_model(tmp_path / "model")

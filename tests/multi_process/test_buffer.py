@@ -6,6 +6,8 @@ import pytest
 
 from tests.multi_process.launcher import run_ranks
 
+pytestmark = pytest.mark.ranks
+
 GAMES = 25
 
 

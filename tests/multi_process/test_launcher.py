@@ -10,6 +10,8 @@ import pytest
 
 from tests.multi_process.launcher import GRACE_SECONDS, run_ranks
 
+pytestmark = pytest.mark.ranks
+
 PROGRAM = "tests.multi_process.all_reduce"
 
 

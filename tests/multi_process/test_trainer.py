@@ -8,6 +8,8 @@ from tests.multi_process import gradients, mixed, plans, resume, stored_codes, u
 from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_families, write_long_world, write_pictures
 
+pytestmark = pytest.mark.ranks
+
 REDRAWN = [case for case in unigame.CASES if case.startswith("redraw")]
 ALONE = ["alternating_lora_accumulation", "simultaneous_checkpointing", "simultaneous_zero2"]
 OWN = [case for case in unigame.CASES if case not in REDRAWN]

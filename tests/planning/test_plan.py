@@ -137,6 +137,7 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
     assert done.returncode == 2 and "--json" in done.stderr and "rehearsing" not in done.stderr
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     "recipe, overrides", [("tiny_unigame", []), ("tiny_unimrg", ["model.train=full", "model.gradient_checkpointing=true"])]
 )

@@ -14,6 +14,8 @@ from tests.sweeping.sweep_files import write_sweep
 sys.path.insert(0, str(REPOSITORY / "launch"))
 import sweep  # noqa: E402
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.mark.timeout(180)
 def test_a_sweep_trains_compares_and_goes_on(tmp_path, monkeypatch, capsys):
