@@ -8,10 +8,9 @@ depend on the data, so ranks stay in lockstep.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import signal
+import time
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,17 +21,17 @@ from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.memory_plan import describe
+from megaunigame.errors import Interrupted
 from megaunigame.evaluation.run import as_text, evaluation_file, scalars
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
+from megaunigame.parallel.interruption import SAVES, Interruption
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.stepping import Stepper
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -41,8 +40,11 @@ class Trainer:
     micro_batches_of: ClassVar[type[MicroBatches]] = MicroBatches
     """Makes the rows of a micro-step."""
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, phases: PhaseTimer | None = None):
-        """`phases`: times the phases of each step."""
+    def __init__(self, recipe: Recipe, mesh: Mesh, phases: PhaseTimer | None = None, stop: Interruption | None = None):
+        """`phases`: times the phases of each step. `stop`: the signals of this process; without it none are heard."""
+        self.stop = stop or Interruption()
+        self.interrupted = ""
+        """After `fit`: how a signal ended it; empty: the run is complete."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh)
         parts = self.parts
         self.recipe, self.world, self.folder = recipe, mesh.world, parts.folder
@@ -64,7 +66,7 @@ class Trainer:
         keys = {term: objective.name for term, objective in self.objective_of.items()}
         self.rows = RowCounter(self.plan, added, recipe.loader, keys)
         self.rows.load_state_dict(self.state.rows)
-        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases())
+        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases(), self.stop)
         self.stepper.factors.load_state_dict(self.state.factors)
         if self.resumed_from:
             parts.checkpoints.load(self.learner, self.resumed_from)
@@ -106,37 +108,39 @@ class Trainer:
             dry_run(self.learner.module, micro.inputs, list(micro.losses.values()), leaves)
 
     def fit(self) -> None:
-        """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
-        recipe, first = self.recipe, self.first_step
+        """Train to the last step of the schedule, or until a signal asks the run to stop; saves at the end either way.
+
+        A signal is heeded after the step, the save or the model call of an evaluation that it meets. Then the run saves what is
+        not saved yet; an evaluation that is left or does not begin is done by the next launch.
+        """
+        recipe, first, last = self.recipe, self.first_step, self.recipe.schedule.steps
+        self.stop.phase = SAVES
         self.dry_run()
+        self.stop.agree(self.world)
         monitor = Monitor(
             self.folder,
             every=recipe.monitor.every,
-            total_steps=recipe.schedule.steps,
+            total_steps=last,
             start_step=first + 1,
             rank=self.world.rank,
             tensorboard=recipe.monitor.tensorboard,
             progress=recipe.monitor.progress,
         )
-        self._listen_for_signals()
-        if first == 0 and recipe.evaluation.before:
-            self._evaluate_into(monitor)
+        evaluated = not self._owes_evaluation(first) or self._evaluate_into(monitor)
         micro_batches = self._loader()
-        saved = first if self.resumed_from is not None else None
-        while self.state.step < recipe.schedule.steps and not self.stepper.stop_requested:
+        saved, seconds = first, 0.0
+        while self.state.step < last and not self.stop.agreed:
             metrics = self.train_step(micro_batches)
             monitor.log(self.state.step, metrics)
             monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
-            if step % recipe.checkpoint.every == 0:
-                self.save()
-                saved = step
-            if recipe.evaluation.every and step % recipe.evaluation.every == 0 and step < recipe.schedule.steps:
-                self._evaluate_into(monitor)
+            if step % recipe.checkpoint.every == 0 or step == last or self.stop.agreed:
+                saved, seconds = step, self._save_and_agree()
+            evaluated = not self._evaluation_is_due(step) or self._evaluate_into(monitor)
         if saved != self.state.step:
-            self.save()
-        if self.state.step == recipe.schedule.steps and not self._was_evaluated_at_the_end():
-            self._evaluate_into(monitor)
+            saved, seconds = self.state.step, self._save_and_agree()
+        if self.stop.agreed and not (evaluated and saved == last):
+            self.interrupted = self._how_it_ended(seconds, evaluated)
         for summary in (self.rows.as_text(), self.bad_samples.as_text()):
             if summary:
                 monitor.say(summary)
@@ -161,23 +165,44 @@ class Trainer:
         on_gpu = self.world.device.type == "cuda"
         return iter(MicroBatchLoader(self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu))
 
-    def _evaluate_into(self, monitor: Monitor) -> None:
-        if self.parts.suites:
-            evaluation = self.parts.evaluate(self.learner)
-            monitor.record(self.state.step, scalars(evaluation))
-            monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
+    def _evaluation_is_due(self, step: int) -> bool:
+        evaluation = self.recipe.evaluation
+        if not self.parts.suites:
+            return False
+        if step == 0:
+            return evaluation.before
+        return step == self.recipe.schedule.steps or bool(evaluation.every and step % evaluation.every == 0)
 
-    def _was_evaluated_at_the_end(self) -> bool:
-        """Whether an earlier launch trained to the last step and evaluated it."""
-        here = self.first_step == self.state.step and evaluation_file(self.folder, self.state.step).exists()
-        return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see different states of a shared folder
+    def _owes_evaluation(self, first: int) -> bool:
+        """Whether the step that this launch begins with should be evaluated, and no earlier launch has done it."""
+        done = first > 0 and evaluation_file(self.folder, first).exists()
+        done = self.world.all_gather_object(done)[0]  # rank 0 decides: ranks may see different states of a shared folder
+        return self._evaluation_is_due(first) and not done
 
-    def _listen_for_signals(self) -> None:
-        """SIGTERM or SIGINT ends the run after the current step, with a checkpoint; the ranks agree on it in the step."""
+    def _evaluate_into(self, monitor: Monitor) -> bool:
+        """False: the ranks have agreed to stop, before it or in it. Nothing of it is recorded then."""
+        try:
+            if self.stop.agreed:
+                return False
+            evaluation = self.parts.evaluate(self.learner, lambda: self.stop.leave_if_agreed(self.world))
+        except Interrupted:
+            return False
+        monitor.record(self.state.step, scalars(evaluation))
+        monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
+        return True
 
-        def request_stop(signum: int, _frame: Any) -> None:
-            log.warning("%s received: saving after this step, then stopping.", signal.Signals(signum).name)
-            self.stepper.signaled = True
+    def _save_and_agree(self) -> float:
+        """Save, and heed a signal that came in the save without another step; returns the seconds of the save."""
+        started = time.monotonic()
+        self.save()
+        self.stop.agree(self.world)
+        return time.monotonic() - started
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, request_stop)
+    def _how_it_ended(self, seconds: float, evaluated: bool) -> str:
+        """Collective: the last line of an interrupted run."""
+        step, source = self.state.step, self.stop.source(self.world)
+        if step == 0:
+            return f"interrupted by {source} before step 1: nothing to save; the same command starts again"
+        saved = f"saved step-{step:08d} in {seconds:.1f} s; " if seconds else ""
+        owed = "" if evaluated else ", with the evaluation of that step"
+        return f"interrupted by {source} after step {step}; {saved}the same command goes on from there{owed}"
