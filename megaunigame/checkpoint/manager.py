@@ -1,10 +1,10 @@
 """Step folders that are either complete or do not exist.
 
-    <run>/checkpoints/step-00000500/   engine shards of every rank, train_state.json, manifest.json
+    <run>/checkpoints/step-00000500/   files of the learner and of players, train_state.json, manifest.json
     <run>/checkpoints/latest           name of the newest complete folder
 
 A save writes into `saving-step-...`, rank 0 checks and lists the files in manifest.json, renames the folder, and only then
-moves `latest`. DeepSpeed's own `latest` is written before all ranks are done, so it is not used. Resuming trusts a folder
+moves `latest`. Resuming trusts a folder
 only if every file of its manifest has its recorded size.
 """
 
@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaunigame.checkpoint import zero3_io
+from megaunigame.checkpoint import learner_files
+from megaunigame.checkpoint.saved_learner import FILE, SavedLearner
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError
 from megaunigame.parallel.ranks import Ranks
 
-WRITER = "inline_container"
-"""In the message of torch's writer of files when it could not write."""
 MANIFEST, LATEST, TRAIN_STATE = "manifest.json", "latest", "train_state.json"
 
 
@@ -56,9 +55,7 @@ class CheckpointManager:
         """
         try:
             return self._save(learner, train_state, step, others)
-        except (OSError, RuntimeError) as error:
-            if not isinstance(error, OSError) and WRITER not in str(error):
-                raise
+        except OSError as error:
             raise CheckpointError(self._not_written(step, error)) from error
 
     def _not_written(self, step: int, error: Exception) -> str:
@@ -77,21 +74,23 @@ class CheckpointManager:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in (*self.folder.glob("saving-*"), *self.folder.glob("deleting-*")):
                 shutil.rmtree(leftover)
+            partial.mkdir()
         self.world.barrier()
-        zero3_io.save(learner, self.folder, partial.name)
+        for file in learner_files.pending_files(learner):
+            file.write(partial)
         for write in others:
             write(partial)
         self.world.barrier()
         if self.world.is_main:
-            shards = len(list(partial.glob(zero3_io.SHARDS)))
-            if shards != self.world.size:
+            missing = [rank for rank in range(self.world.size) if not (partial / FILE.format(rank)).is_file()]
+            if missing:
                 raise CheckpointError(
-                    f"{partial} has the shards of {shards} of {self.world.size} ranks. All nodes must write to one shared file "
-                    "system: give such a folder in `output`."
+                    f"{partial} has the files of {self.world.size - len(missing)} of {self.world.size} ranks. All nodes must "
+                    "write to one shared file system: give such a folder in `output`."
                 )
             (partial / TRAIN_STATE).write_text(json.dumps(train_state, indent=1))
             files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
-            manifest = Manifest(step, self.world.size, zero3_io.signature(learner), files)
+            manifest = Manifest(step, self.world.size, learner_files.signature(learner), files)
             (partial / MANIFEST).write_text(json.dumps(manifest.__dict__, indent=1))
             for path in partial.iterdir():
                 _flush(path)
@@ -106,7 +105,7 @@ class CheckpointManager:
         """Collective: the folder to resume from, checked, or None for a fresh start. `resume` as in CheckpointConfig.
 
         Rank 0 decides for all: nodes may see different states of a shared folder. Raises CheckpointError on every rank when
-        the folder is truncated, is not a checkpoint, or was saved by another number of ranks.
+        the folder is truncated or is not a checkpoint. It may be one of any number of ranks.
         """
         answer: Path | CheckpointError | None = None
         if self.world.is_main:
@@ -129,12 +128,8 @@ class CheckpointManager:
             folder = self.folder / pointer.read_text().strip()
         else:
             folder = Path(resume)
-        manifest = read_manifest(folder)
-        if manifest.world_size != self.world.size:
-            raise CheckpointError(
-                f"{folder} was saved by {manifest.world_size} ranks, this run has {self.world.size}. "
-                f"Start {manifest.world_size} ranks, or type checkpoint.resume=never to start again in another `output`."
-            )
+        read_manifest(folder)
+        SavedLearner(folder)  # refuses the files of other versions, before the model is loaded
         return folder
 
     def train_state(self, folder: Path) -> dict[str, Any]:
@@ -143,12 +138,7 @@ class CheckpointManager:
 
     def load(self, learner: Learner, folder: Path) -> None:
         """Collective: restore weights and optimizer. Raises CheckpointError when the checkpoint trained other parameters."""
-        if read_manifest(folder).model != zero3_io.signature(learner):
-            raise CheckpointError(
-                f"{folder} belongs to another model or to other trained groups: names or shapes of its parameters differ. "
-                "Use the recipe it was saved with, give another `output`, or type checkpoint.resume=never."
-            )
-        zero3_io.load(learner, folder)
+        learner_files.load(learner, folder)
 
     def _point_to(self, name: str) -> None:
         temporary = self.folder / f"{LATEST}.tmp"

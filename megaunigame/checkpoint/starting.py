@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from megaunigame.checkpoint.agreement import on_main
 from megaunigame.checkpoint.manager import MANIFEST
 from megaunigame.checkpoint.runs import CHECKPOINTS, SavedRun, open_run, step_folder_of
 from megaunigame.checkpoint.trained import MergedWeights
 from megaunigame.config import LoraConfig
-from megaunigame.errors import ConfigError, UserError
+from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.models.weights.tensor_files import TensorFiles
@@ -25,21 +24,6 @@ PREFIX = "base_model.model."
 """Of PEFT, before our names of adapters."""
 PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {}}
 """Settings of PEFT that only have these values here."""
-T = TypeVar("T")
-
-
-def on_main(world: Ranks, work: Callable[[], T]) -> T:
-    """Collective: what rank 0 made by `work`, on every rank; a UserError of it is raised on every rank."""
-    made: T | UserError | None = None
-    if world.is_main:
-        try:
-            made = work()
-        except UserError as error:
-            made = error
-    made = world.all_gather_object(made)[0]
-    if isinstance(made, UserError):
-        raise made
-    return made  # type: ignore[return-value]
 
 
 def find_start(weights_from: str) -> str:

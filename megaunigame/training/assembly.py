@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from megaunigame.checkpoint.agreement import on_main
 from megaunigame.checkpoint.manager import CheckpointManager
-from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, on_main, open_adapter
+from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, open_adapter
 from megaunigame.config import OFF, PARTIAL, RANDOM, Recipe, resolve_batch
 from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config

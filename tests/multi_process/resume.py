@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.training.trainer import Trainer
@@ -74,24 +73,6 @@ class StopsAfter(Trainer):
         return metrics
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Paths at which two nested structures differ; tensors must be equal to the last bit."""
-    if isinstance(ours, torch.Tensor):
-        same = isinstance(theirs, torch.Tensor) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-        return [] if same else [path]
-    if isinstance(ours, dict):
-        if set(ours) != set(theirs):
-            return [f"{path}: keys {set(ours) ^ set(theirs)}"]
-        return [d for k in ours for d in differences(ours[k], theirs[k], f"{path}/{k}")]
-    if isinstance(ours, list | tuple):
-        if len(ours) != len(theirs):
-            return [f"{path}: length"]
-        return [d for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) for d in differences(a, b, f"{path}/{i}")]
-    if hasattr(ours, "__dict__"):
-        return differences(vars(ours), vars(theirs), path)
-    return [] if ours == theirs else [path]
-
-
 def fitted(name: str, home: Path, world: Ranks, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
     trainer = trainer_of(name, home, world, kind, **settings)
     trainer.fit()
@@ -108,8 +89,8 @@ def run(case: str, settings: dict[str, Any], home: Path, world: Ranks) -> str:
 
     assert not checkpoint_differences(whole, resumed), case
     if settings.get("model") == LORA:
-        saved = [torch.load(f, weights_only=False)["module"] for f in (whole.folder / LAST).glob("*model_states.pt")]
-        assert saved and all("lora_" in name for module in saved for name in module), "base weights were saved"
+        saved = SavedLearner(whole.folder / LAST)
+        assert saved.layouts and all("lora_" in name for name in saved.layouts), "base weights were saved"
     if world.is_main:
         ours, theirs = (losses(t.folder) for t in (whole, resumed))
         assert ours == theirs and len(ours) == STEPS, (case, ours, theirs)
@@ -118,17 +99,13 @@ def run(case: str, settings: dict[str, Any], home: Path, world: Ranks) -> str:
 
 
 def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
-    """Where the last checkpoints of two runs differ: weights, masters, moments, and what objectives keep, of every rank."""
-    own = sorted(file.name for file in (ours.folder / LAST).glob("*.safetensors"))
-    assert own == sorted(file.name for file in (theirs.folder / LAST).glob("*.safetensors"))
-    different = [name for name in own if len({(t.folder / LAST / name).read_bytes() for t in (ours, theirs)}) > 1]
-    shards = sorted((ours.folder / LAST).glob("*.pt"))
-    assert len(shards) >= ours.world.size
-    return different + [
-        f"{shard.name}{d}"
-        for shard in shards
-        for d in differences(*(torch.load(t.folder / LAST / shard.name, weights_only=False) for t in (ours, theirs)))
-    ]
+    """Files of the last checkpoints of two runs that differ: masters, moments, and what players keep, of every rank.
+
+    manifest.json lists the files of the folder; train_state.json names files of the run.
+    """
+    names = [sorted(file.name for file in (trainer.folder / LAST).iterdir()) for trainer in (ours, theirs)]
+    assert names[0] == names[1] and sum(name.startswith("learner-rank") for name in names[0]) == ours.world.size
+    return [name for name in names[0] if len({(t.folder / LAST / name).read_bytes() for t in (ours, theirs)}) > 1]
 
 
 def check_evaluation_changes_nothing(home: Path, world: Ranks) -> str:
