@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     plan = trainer.describe()
     if world.is_main:
         if trainer.resumed_from is not None:
-            print(f"resumed from {trainer.resumed_from}, after step {trainer.first_step}", flush=True)
+            print(trainer.parts.how_resumed(), flush=True)
         print(plan, flush=True)
         record = RunRecord(
             trainer.folder,

@@ -45,6 +45,7 @@ class Trainer:
         """`phases`: times the phases of each step."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh)
         parts = self.parts
+        parts.check_batch()
         self.recipe, self.world, self.folder = recipe, mesh.world, parts.folder
         self.plan, self.accumulation, self.state = parts.plan, parts.accumulation, parts.state
         self.resumed_from, self.first_step = parts.resumed_from, parts.state.step
