@@ -49,12 +49,12 @@ CASES: dict[str, dict[str, Any]] = {
         "stages": [{}, ZERO2, ZERO3_OFFLOADED, ZERO2_OFFLOADED],
     },
     "full_stages": {
-        **{**ROWS, **BATCH, "optimizer": {"group_lr": {"aligner": 0.3, "vision": 0.0}}},
+        **{**ROWS, **BATCH, "optimizer": {"group_lr": {"aligner": 0.3, "lm": 1.5}}},
         "stages": [ZERO2, ZERO3_OFFLOADED, ZERO2, PERSISTENT],
     },
     "game_bf16": {
         **{"objectives": GAME, "model": LORA, "engine": {"precision": "bf16"}},
-        **{"batch": {"accumulation": None, "global_rows": 36}, "stages": [{}, ZERO2, {}, {}]},
+        **{"batch": {"accumulation": None, "global_rows": 36}, "stages": [{}, ZERO2, {"precision": "fp32"}, {}]},
     },
 }
 
@@ -226,6 +226,7 @@ def reset_data(home: Path) -> str:
             Watched,
             **settings,
             data=data,
+            optimizer={"group_lr": {"lora": 0.5}},
             schedule={"steps": STEPS},
             checkpoint={"every": 100, "keep": 9, "reset_data": True},
         )
