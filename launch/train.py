@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> None:
     claim(recipe.output, world)
     rank_log(recipe.output, world.rank)
     trainer = Trainer(recipe, Mesh.of(world))
+    trainer.make_room()
     plan = trainer.describe()
     if world.is_main:
         if trainer.resumed_from is not None:

@@ -19,7 +19,7 @@ def on_main(world: Ranks, work: Callable[[], T]) -> T:
             made = work()
         except UserError as error:
             made = error
-    made = world.all_gather_object(made)[0]
+    made = world.broadcast_object(made)
     if isinstance(made, UserError):
         raise made
     return made  # type: ignore[return-value]

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from megaunigame.checkpoint.manager import MANIFEST
+from megaunigame.checkpoint.manifest import MANIFEST
 from megaunigame.checkpoint.runs import SavedRun
 from megaunigame.checkpoint.starting import ADAPTER_WEIGHTS, PREFIX, weights_of_run
 from megaunigame.checkpoint.trained import LORA, saved_learner

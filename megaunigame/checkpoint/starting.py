@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from megaunigame.checkpoint.agreement import on_main
-from megaunigame.checkpoint.manager import MANIFEST
-from megaunigame.checkpoint.runs import CHECKPOINTS, SavedRun, open_run, step_folder_of
+from megaunigame.checkpoint.contents import check_everywhere
+from megaunigame.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from megaunigame.checkpoint.runs import CHECKPOINTS, SavedRun, open_run, read_train_state, step_folder_of
 from megaunigame.checkpoint.trained import MergedWeights
 from megaunigame.config import LoraConfig
 from megaunigame.errors import ConfigError
@@ -18,6 +18,7 @@ from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.json_files import read_object
 
 ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -46,26 +47,28 @@ def find_start(weights_from: str) -> str:
     )
 
 
-def start_weights(family: type[UnifiedModel], path: str, start: str) -> Weights:
+def start_weights(family: type[UnifiedModel], path: str, start: str, *, checked: bool = False) -> Weights:
     """The weights a run begins with: those of `path`, or of `start` if that is not empty, for the same model.
 
-    Raises ModelError naming what is missing, unexpected or of another shape, ConfigError for a run of another family.
+    `checked`: as in `open_run`. Raises ModelError naming what is missing, unexpected or of another shape, ConfigError for a run
+    of another family, CheckpointError for a damaged step folder.
     """
     if not start:
         return family.weights(path)
     if (Path(start) / MANIFEST).is_file():
-        return weights_of_run(family, open_run(Path(start)))
+        return weights_of_run(family, open_run(Path(start), checked=checked), checked=checked)
     if not Path(start).is_dir():
         raise ConfigError(f"model.weights_from: this run began with the weights of {start}, which is not there any more.")
     return family.weights(start)
 
 
-def weights_of_run(family: type[UnifiedModel], run: SavedRun) -> MergedWeights:
+def weights_of_run(family: type[UnifiedModel], run: SavedRun, *, checked: bool = False) -> MergedWeights:
     """Every weight of the model a run has trained, on top of those it began with itself."""
     config = run.recipe.model
     if config.family != family.name:
         raise ConfigError(f"The run {run.folder} trained model.family={config.family}; this one is of {family.name}.")
-    return MergedWeights(start_weights(family, str(run.model_path), run.start), run.step_folder, config.lora)
+    base = start_weights(family, str(run.model_path), run.start, checked=checked)
+    return MergedWeights(base, run.step_folder, config.lora)
 
 
 def checked_start(family: type[UnifiedModel], path: str, start: str, world: Ranks) -> Weights:
@@ -73,10 +76,22 @@ def checked_start(family: type[UnifiedModel], path: str, start: str, world: Rank
 
     Of a run, rank 0 holds the trained weights in fp32 in its memory; of an exported folder nothing.
     """
-    weights = start_weights(family, path, start)
+    for folder, manifest in on_main(world, lambda: step_folders_of(start)):
+        check_everywhere(folder, manifest, world)
+    weights = start_weights(family, path, start, checked=True)
     if start:
         on_main(world, lambda: _check_fit(family, path, start, weights))
     return weights
+
+
+def step_folders_of(start: str) -> list[tuple[Path, Manifest]]:
+    """The step folders that weights of `start` come from: that run may have begun with those of another, and so on."""
+    found: list[tuple[Path, Manifest]] = []
+    while start and (Path(start) / MANIFEST).is_file():
+        folder = Path(start)
+        found.append((folder, read_manifest(folder)))
+        start = read_train_state(folder).get("start", "")
+    return found
 
 
 def _check_fit(family: type[UnifiedModel], path: str, start: str, weights: Weights) -> None:
@@ -120,7 +135,7 @@ def open_adapter(folder: str, lora: LoraConfig) -> AdapterWeights:
             f"model.adapter={folder} has no {ADAPTER_SETTINGS} or no {ADAPTER_WEIGHTS}. Give a folder that "
             "`launch/export.py RUN --adapter` wrote; weights of a run or of a model folder go into model.weights_from."
         )
-    settings = json.loads(settings_file.read_text())
+    settings = read_object(settings_file, "the settings of adapters", ConfigError, "Export them again.")
     for name, value in PLAIN.items():
         if settings.get(name, value) not in (value, None):
             raise ConfigError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megaunigame.checkpoint.manager import read_manifest
+from megaunigame.checkpoint.manifest import read_manifest
 from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.config import LoraConfig
 from megaunigame.models.base import Weights
