@@ -8,7 +8,6 @@ depend on the data, so ranks stay in lockstep.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -20,9 +19,10 @@ from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatch
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
+from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
-from megaunigame.errors import Interrupted
-from megaunigame.evaluation.run import as_text, evaluation_file, scalars
+from megaunigame.errors import DivergenceError
+from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
@@ -30,6 +30,7 @@ from megaunigame.parallel.interruption import SAVES, Interruption
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
+from megaunigame.training.evaluating import Evaluations
 from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.stepping import Stepper
 
@@ -47,6 +48,7 @@ class Trainer:
         """After `fit`: how a signal ended it; empty: the run is complete."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh)
         parts = self.parts
+        parts.check_batch()
         self.recipe, self.world, self.folder = recipe, mesh.world, parts.folder
         self.plan, self.accumulation, self.state = parts.plan, parts.accumulation, parts.state
         self.resumed_from, self.first_step = parts.resumed_from, parts.state.step
@@ -72,6 +74,7 @@ class Trainer:
             parts.checkpoints.load(self.learner, self.resumed_from)
             for player in self.players:
                 player.load(self.resumed_from)
+        self.evaluations = Evaluations(parts, self.learner, self.stop)
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -126,83 +129,85 @@ class Trainer:
             tensorboard=recipe.monitor.tensorboard,
             progress=recipe.monitor.progress,
         )
-        evaluated = not self._owes_evaluation(first) or self._evaluate_into(monitor)
+        evaluated = not self.evaluations.owed(first) or self.evaluations.run(monitor)
         micro_batches = self._loader()
-        saved, seconds = first, 0.0
+        saved = first
         while self.state.step < last and not self.stop.agreed:
             metrics = self.train_step(micro_batches)
-            monitor.log(self.state.step, metrics)
+            monitor.log(self.state.step, metrics | self._completed_saves(monitor))
             monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0 or step == last or self.stop.agreed:
-                saved, seconds = step, self._save_and_agree()
-            evaluated = not self._evaluation_is_due(step) or self._evaluate_into(monitor)
+                self.begin_save()
+                self.stop.agree(self.world)
+                saved = step
+            evaluated = True
+            if self.evaluations.due(step):
+                self.parts.checkpoints.wait()  # a kill in a long evaluation must not cost a save that is written
+                evaluated = self.evaluations.run(monitor)
         if saved != self.state.step:
-            saved, seconds = self.state.step, self._save_and_agree()
-        if self.stop.agreed and not (evaluated and saved == last):
-            self.interrupted = self._how_it_ended(seconds, evaluated)
+            self.begin_save()
+        self.parts.checkpoints.wait()
+        save = self._completed_saves(monitor)
+        if self.stop.agreed and not (evaluated and self.state.step == last):
+            self.interrupted = self._how_it_ended(save, evaluated)
         for summary in (self.rows.as_text(), self.bad_samples.as_text()):
             if summary:
                 monitor.say(summary)
         monitor.close()
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
-        """One optimizer step; returns its metrics, equal on all ranks."""
-        metrics = self.stepper.step(self.state.step, micro_batches)
+        """One optimizer step; returns its metrics, equal on all ranks. Completes a save whose files are written."""
+        try:
+            metrics = self.stepper.step(self.state.step, micro_batches)
+        except DivergenceError:  # on all ranks: the step of the save was still good
+            self.parts.checkpoints.wait()
+            raise
+        self.parts.checkpoints.advance()
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
         return metrics
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
+        """Write a checkpoint of the current step; it is complete at the end."""
+        self.begin_save()
+        self.parts.checkpoints.wait()
+
+    def begin_save(self) -> None:
+        """Copy the state of the current step; the copy is written while the training goes on."""
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         self.state.factors = self.stepper.factors.state_dict()
-        others = [player.save for player in self.players]
-        self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+        others = [player.pending for player in self.players]
+        self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+
+    def make_room(self) -> None:
+        """Delete what a killed save has left, and compare the free disk with what checkpoints will need.
+
+        Only for a launch that holds the run folder alone. Raises CheckpointError when not even one has room.
+        """
+        self.parts.checkpoints.clear_leftovers()
+        trained = sum(getattr(p, "ds_numel", p.numel()) for group in self.learner.trained_groups for p in group)
+        of_players = sum(size for player in self.players for size in player.host_bytes().values())
+        self.parts.checkpoints.check_room(OPTIMIZER * trained + self.world.size * of_players)
+
+    def _completed_saves(self, monitor: Monitor) -> dict[str, float]:
+        """Say what was saved since the last call; returns metrics of the last."""
+        metrics: dict[str, float] = {}
+        for saved in self.parts.checkpoints.taken():
+            monitor.say(str(saved))
+            metrics = {names.PERF_SAVE_SECONDS: saved.seconds, names.PERF_SAVE_PAUSE_SECONDS: saved.paused}
+        return metrics
 
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation
         on_gpu = self.world.device.type == "cuda"
         return iter(MicroBatchLoader(self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu))
 
-    def _evaluation_is_due(self, step: int) -> bool:
-        evaluation = self.recipe.evaluation
-        if not self.parts.suites:
-            return False
-        if step == 0:
-            return evaluation.before
-        return step == self.recipe.schedule.steps or bool(evaluation.every and step % evaluation.every == 0)
-
-    def _owes_evaluation(self, first: int) -> bool:
-        """Whether the step that this launch begins with should be evaluated, and no earlier launch has done it."""
-        done = first > 0 and evaluation_file(self.folder, first).exists()
-        done = self.world.all_gather_object(done)[0]  # rank 0 decides: ranks may see different states of a shared folder
-        return self._evaluation_is_due(first) and not done
-
-    def _evaluate_into(self, monitor: Monitor) -> bool:
-        """False: the ranks have agreed to stop, before it or in it. Nothing of it is recorded then."""
-        try:
-            if self.stop.agreed:
-                return False
-            evaluation = self.parts.evaluate(self.learner, lambda: self.stop.leave_if_agreed(self.world))
-        except Interrupted:
-            return False
-        monitor.record(self.state.step, scalars(evaluation))
-        monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
-        return True
-
-    def _save_and_agree(self) -> float:
-        """Save, and heed a signal that came in the save without another step; returns the seconds of the save."""
-        started = time.monotonic()
-        self.save()
-        self.stop.agree(self.world)
-        return time.monotonic() - started
-
-    def _how_it_ended(self, seconds: float, evaluated: bool) -> str:
-        """Collective: the last line of an interrupted run."""
+    def _how_it_ended(self, save: dict[str, float], evaluated: bool) -> str:
+        """Collective: the last line of an interrupted run. `save`: metrics of the last save, if there was any."""
         step, source = self.state.step, self.stop.source(self.world)
         if step == 0:
             return f"interrupted by {source} before step 1: nothing to save; the same command starts again"
-        saved = f"saved step-{step:08d} in {seconds:.1f} s; " if seconds else ""
+        saved = f"saved step-{step:08d} in {save[names.PERF_SAVE_SECONDS]:.1f} s; " if save else ""
         owed = "" if evaluated else ", with the evaluation of that step"
         return f"interrupted by {source} after step {step}; {saved}the same command goes on from there{owed}"

@@ -8,10 +8,11 @@ python -m tests.multi_process.stopping HOME [CASE...]
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,12 @@ class Signaled(Trainer):
         self.signal_in(DRY_RUN)
         super().dry_run()
 
-    def save(self) -> None:
-        super().save()
+    def fit(self) -> None:
+        self.evaluations.run = functools.partial(self.evaluate, self.evaluations.run)
+        super().fit()
+
+    def begin_save(self) -> None:
+        super().begin_save()
         self.signal_in(SAVE)
 
     def train_step(self, micro_batches: Any) -> dict[str, float]:
@@ -84,14 +89,14 @@ class Signaled(Trainer):
         with replaced(self.stepper, "_fetch", lambda *args: (self.signal_in(STEP), fetch(*args))[1]):
             return super().train_step(micro_batches)
 
-    def _evaluate_into(self, monitor: Any) -> bool:
+    def evaluate(self, run: Callable[[Any], bool], monitor: Any) -> bool:
         model: UnifiedModel = self.learner.module
         predict, sample = model.predict, model.sample
         with (
             replaced(model, "predict", lambda *args: (self.signal_in(EVALUATION), predict(*args))[1]),
             replaced(model, "sample", lambda *args, **kwargs: (self.signal_in(SAMPLING), sample(*args, **kwargs))[1]),
         ):
-            return super()._evaluate_into(monitor)
+            return run(monitor)
 
     def signal_in(self, phase: str) -> None:
         """To this process, and wait until it has been heard: the test is about what follows."""
