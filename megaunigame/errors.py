@@ -30,3 +30,11 @@ class CheckpointError(UserError):
 
 class DivergenceError(UserError):
     """A loss is not finite; no update was made with it."""
+
+
+class LockstepError(UserError):
+    """The ranks are about to make different steps."""
+
+
+class LostRankError(Exception):
+    """Another rank is gone. Nothing here is wrong: exit code 1, and the same command goes on."""

@@ -74,6 +74,10 @@ class ThreadWorld(Ranks):
         gathered = self.all_gather_object(value)
         return gathered if self.is_main else []
 
+    def bounds(self, numbers: Sequence[int]) -> tuple[list[int], list[int]]:
+        columns = list(zip(*self.all_gather_object(list(numbers)), strict=True))
+        return [min(column) for column in columns], [max(column) for column in columns]
+
     def barrier(self) -> None:
         self.meeting.wait()
 

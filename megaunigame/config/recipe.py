@@ -6,6 +6,7 @@ The settings of an objective or an evaluation suite are the dataclass `Config` i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +99,19 @@ def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, ranks: int) -> i
             f"Type batch.accumulation={accumulation}, or leave one of the two out."
         )
     return accumulation
+
+
+def by_key(recipe: Recipe) -> dict[str, str]:
+    """Every setting of a resolved recipe, by its dotted key."""
+
+    def flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                yield from flat(inner, f"{key}.{name}" if key else str(name))
+        else:
+            yield key, repr(value)
+
+    return dict(flat(OmegaConf.to_container(OmegaConf.structured(recipe)), ""))
 
 
 def as_yaml(recipe: Recipe) -> str:

@@ -31,5 +31,8 @@ class PretendedWorld(Ranks):
     def gather_object(self, value: Any) -> list[Any]:
         return [value] * self.size if self.is_main else []
 
+    def bounds(self, numbers: Sequence[int]) -> tuple[list[int], list[int]]:
+        return list(numbers), list(numbers)
+
     def barrier(self) -> None:
         return None

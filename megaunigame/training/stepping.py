@@ -21,12 +21,14 @@ from megaunigame.errors import DivergenceError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import taps_of
 from megaunigame.objectives.player import Player
+from megaunigame.parallel.pulse import AGREE, PULSE
 from megaunigame.randomness import seed_micro_step
 from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.phases import DATA, MERGE, PLAYERS, Phases
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.gradient_report import GradientReport
+from megaunigame.training.lockstep import LockstepGuard
 from megaunigame.training.performance import Performance
 from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.term_weights import LEAST, MOST
@@ -61,6 +63,7 @@ class Stepper:
         self.data_ranks, self.accumulation = parts.mesh.data, parts.accumulation
         self.learner, self.players, self.phases = learner, players, phases
         self.bad_samples, self.rows = bad_samples, rows
+        self.lockstep = LockstepGuard(self.world)
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
@@ -86,6 +89,8 @@ class Stepper:
             self.performance.begin()
             data = self._fetch(number, micro_batches)
             step = data.step
+            with PULSE.phase(AGREE, in_step=True):
+                self.lockstep.check(step)
             self.learner.set_lr(step.lr)
             with self.phases(PLAYERS):
                 for player in self.players:

@@ -27,8 +27,10 @@ from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
 from megaunigame.parallel.mesh import Mesh
-from megaunigame.step.phases import Phases, PhaseTimer
+from megaunigame.parallel.pulse import DRY_RUN, EVALUATION, LOADING, LOGGING, PULSE, RUN, SAVE
+from megaunigame.step.phases import PhaseTimer
 from megaunigame.training.assembly import Assembly
+from megaunigame.training.marks import MarkedPhases
 from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.stepping import Stepper
 
@@ -53,9 +55,12 @@ class Trainer:
         if self.resumed_from:
             self.bad_samples.load_state_dict(self.state.bad_samples)
 
-        self.learner = parts.build_learner()
+        with PULSE.phase(LOADING):
+            self.learner = parts.build_learner()
         if phases is not None:
             self.learner.measure(phases)
+        marked = MarkedPhases(self.learner.phases)
+        self.learner.phases = marked
         self.processor = self.learner.module.processor
         context = Context(self.learner.module, self.learner.aside, self.plan, mesh.data, recipe.seed)
         self.players = build_players(parts.objectives, context)
@@ -64,12 +69,13 @@ class Trainer:
         keys = {term: objective.name for term, objective in self.objective_of.items()}
         self.rows = RowCounter(self.plan, added, recipe.loader, keys)
         self.rows.load_state_dict(self.state.rows)
-        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases())
+        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, marked)
         self.stepper.factors.load_state_dict(self.state.factors)
         if self.resumed_from:
-            parts.checkpoints.load(self.learner, self.resumed_from)
-            for player in self.players:
-                player.load(self.resumed_from)
+            with PULSE.phase(LOADING):
+                parts.checkpoints.load(self.learner, self.resumed_from)
+                for player in self.players:
+                    player.load(self.resumed_from)
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -108,7 +114,9 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
         recipe, first = self.recipe, self.first_step
-        self.dry_run()
+        with PULSE.phase(DRY_RUN):
+            self.dry_run()
+        PULSE.enter(RUN)
         monitor = Monitor(
             self.folder,
             every=recipe.monitor.every,
@@ -125,8 +133,9 @@ class Trainer:
         saved = first if self.resumed_from is not None else None
         while self.state.step < recipe.schedule.steps and not self.stepper.stop_requested:
             metrics = self.train_step(micro_batches)
-            monitor.log(self.state.step, metrics)
-            monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
+            with PULSE.phase(LOGGING):
+                monitor.log(self.state.step, metrics)
+                monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0:
                 self.save()
@@ -144,7 +153,8 @@ class Trainer:
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step; returns its metrics, equal on all ranks."""
-        metrics = self.stepper.step(self.state.step, micro_batches)
+        with PULSE.step(self.state.step + 1):
+            metrics = self.stepper.step(self.state.step, micro_batches)
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
         return metrics
@@ -154,7 +164,8 @@ class Trainer:
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         self.state.factors = self.stepper.factors.state_dict()
         others = [player.save for player in self.players]
-        self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+        with PULSE.phase(SAVE):
+            self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation
@@ -163,7 +174,8 @@ class Trainer:
 
     def _evaluate_into(self, monitor: Monitor) -> None:
         if self.parts.suites:
-            evaluation = self.parts.evaluate(self.learner)
+            with PULSE.phase(EVALUATION):
+                evaluation = self.parts.evaluate(self.learner)
             monitor.record(self.state.step, scalars(evaluation))
             monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
 
@@ -177,7 +189,7 @@ class Trainer:
 
         def request_stop(signum: int, _frame: Any) -> None:
             log.warning("%s received: saving after this step, then stopping.", signal.Signals(signum).name)
-            self.stepper.signaled = True
+            self.stepper.signaled = PULSE.stopping = True
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, request_stop)
