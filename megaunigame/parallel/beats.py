@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LOOKS, OFTEN = 30, 20
@@ -81,9 +81,10 @@ class Verdict:
         return cls(said["text"], tuple(said["ranks"]), said["failed"])
 
 
-def lost(heard: Iterable[Heard], limits: Limits) -> Verdict | None:
+def lost(heard: Sequence[Heard], limits: Limits) -> Verdict | None:
     """About ranks that have fallen silent. Before the first step a rank may be silent longer, while it reads libraries."""
-    silent = [h for h in heard if h.silence > limits.silence * (SLOW_START if h.beat.step == 0 else 1) and not h.beat.leaves]
+    begun = any(h.beat.step for h in heard)
+    silent = [h for h in heard if h.silence > limits.silence * (1 if begun else SLOW_START) and not h.beat.leaves]
     if not silent:
         return None
     text = "; ".join(
@@ -103,9 +104,7 @@ def stalled(heard: Sequence[Heard], limits: Limits) -> Verdict | None:
     waiting = [b for b in beats if b not in late]
     if not waiting and len(beats) > 1:
         age = max(b.age for b in beats)
-        text = (
-            f"all ranks have been in {_where(beats[0])} for {age:.0f} s: a collective, or the device, does not come to an end"
-        )
+        text = f"all ranks have been in {_where(beats[0])} for {age:.0f} s: a collective or the device does not come to an end"
         return Verdict(text, tuple(b.rank for b in beats))
     said = [f"{_names(group)} been in {_where(group[0])} for {max(b.age for b in group):.0f} s" for group in _groups(late)]
     for group in _groups(waiting):
@@ -143,7 +142,7 @@ class SlowRanks:
         beat = next(b for b in beats if b.rank == rank)
         phases = Counter(look[1] for look in self._looks if look is not None and look[0] == rank)
         return (
-            f"rank {rank} on {beat.host} slows the run down: in {times} of the last {LOOKS} looks all other ranks waited for it, "
+            f"rank {rank} on {beat.host} slows the run down: in {times} of the last {LOOKS} looks all others waited for it, "
             f"most often in '{phases.most_common(1)[0][0]}'"
         )
 

@@ -26,9 +26,9 @@ def use_flight_recorder(folder: str | Path) -> None:
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
         target.mkdir(parents=True, exist_ok=True)
     for name, value in (
-        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),  # collectives; newer torch also reads TORCH_FR_BUFFER_SIZE
+        ("TORCH_FR_BUFFER_SIZE", "2000"),  # collectives
         ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
-        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", f"{target}/rank_"),
+        ("TORCH_FR_DUMP_TEMP_FILE", f"{target}/rank_"),
         ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3"),  # a collective that fails ends the process
     ):
         os.environ.setdefault(name, value)

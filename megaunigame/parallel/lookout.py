@@ -86,8 +86,11 @@ class Lookout:
         silence = self.clock() - self._answered
         if len(self.homes) == 1 or silence < (BROKEN_SECONDS if self.broken else self._silence_limit()):
             return None
+        first = self.homes[0]
         reason = f"the line to it broke: {self.broken}" if self.broken else "its node or the network is gone, or it is stopped"
-        return Verdict(f"{self.homes[0]} cannot be reached for {silence:.0f} s ({reason}){self._last_place(0)}", (0,))
+        if self.home.sees(first):
+            reason = f"its process {self.state_of(first.pid)}"
+        return Verdict(f"{first} cannot be reached for {silence:.0f} s ({reason}){self._last_place(0)}", (0,))
 
     def _silence_limit(self) -> float:
         return self.limits.silence * (SLOW_START if self.heart.pulse.look().step == 0 else 1)

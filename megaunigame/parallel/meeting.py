@@ -44,12 +44,15 @@ def meet(place: Place, seconds: float) -> Meeting:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     until = time.monotonic() + seconds
     store = _open(host, port, seconds) if place.rank == 0 and not _has_agent() else _join(host, port, place, until)
-    store.set(f"here/{place.rank}", socket.gethostname())
-    missing = await_all(store, place.size, until) if place.rank == 0 else await_word(store, place.size, until)
+    try:
+        store.set(f"here/{place.rank}", socket.gethostname())
+        missing = await_all(store, place.size, until) if place.rank == 0 else await_word(store, place.size, until)
+    except dist.DistError as error:
+        raise ConfigError(f"The store at {host}:{port} ended while the ranks met. Look at what rank 0 says.") from error
     if missing:
         raise ConfigError(
-            f"After {seconds:.0f} s (engine.timeout_minutes), {attendance(place.size, missing)}. Look at the first lines of the "
-            "nodes they should be on, or start with fewer ranks."
+            f"After {seconds:.0f} s (engine.timeout_minutes), {attendance(place.size, missing)}. Look at the first lines of "
+            "the nodes they should be on, or start with fewer ranks."
         )
     return Meeting(host, port, dist.PrefixStore("group", store))
 
@@ -61,12 +64,13 @@ def _has_agent() -> bool:
 def _open(host: str, port: int, seconds: float) -> Any:
     """The store itself, in this process."""
     try:
-        return dist.TCPStore(host, port, is_master=True, timeout=timedelta(seconds=seconds), wait_for_workers=False)
+        # Not with libuv: now and then, one of two connections that come at once is not served (2 of 80, torch 2.14).
+        return dist.TCPStore(host, port, None, True, timedelta(seconds=seconds), wait_for_workers=False, use_libuv=False)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error) and os.strerror(errno.EADDRINUSE).lower() not in str(error).lower():
             raise ConfigError(
-                f"Rank 0 cannot listen on port {port} of {socket.gethostname()}: {str(error).splitlines()[0]} Look at MASTER_ADDR="
-                f"{host}: it must be an address of this machine."
+                f"Rank 0 cannot listen on port {port} of {socket.gethostname()}: {str(error).splitlines()[0]} Look at "
+                f"MASTER_ADDR={host}: it must be an address of this machine."
             ) from error
         raise ConfigError(port_in_use(port)) from error
 
@@ -88,15 +92,21 @@ def _join(host: str, port: int, place: Place, until: float) -> Any:
         now = time.monotonic()
         if now > until:
             raise ConfigError(
-                f"{text} ({reason}). Did rank 0 start? Look at its first lines, at MASTER_ADDR, and at the firewall between the nodes."
+                f"{text} ({reason}). Did rank 0 start? Look at its first lines, at MASTER_ADDR, and at the firewall between "
+                "the nodes."
             )
         if now > line:
             line = now + LINE_SECONDS
             print(f"{text} yet ({reason})", file=sys.stderr, flush=True)
         time.sleep(0.1)
     wait = timedelta(seconds=max(1.0, until - time.monotonic()))
-    store = dist.TCPStore(host, port, is_master=False, timeout=wait, wait_for_workers=False)
-    if store.check([ALL_HERE]):
+    try:
+        store = dist.TCPStore(host, port, is_master=False, timeout=wait, wait_for_workers=False)
+        is_over = store.check([ALL_HERE])
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"What listens at {host}:{port} is not the store of rank 0 ({reason}). Look at rank 0.") from error
+    if is_over:
         raise ConfigError(port_in_use(port, "a run whose ranks are all there"))
     return store
 

@@ -48,8 +48,8 @@ def check_same_start(world: Ranks, facts: Mapping[str, str]) -> None:
     differences = [line for key in _keys(f for _, f in everywhere) if (line := _difference(key, everywhere))]
     if differences:
         raise ConfigError(
-            f"The ranks of this launch are not the same: {'; '.join(differences)}. Give every node the same folder of code, the "
-            "same environment and the same command."
+            f"The ranks of this launch are not the same: {'; '.join(differences)}. Give every node the same folder of code, "
+            "the same environment and the same command."
         )
 
 

@@ -1,7 +1,7 @@
 """Watches over the ranks of a run: each tells what it does, and a rank that is lost or stuck ends the run, with its name.
 
-Two threads per rank. The messenger alone uses the network, and may hang there when a node is cut off. The watchdog decides, from
-what is in memory, and ends the process without the main thread, which may be in a collective that never returns.
+Two threads per rank. The messenger alone uses the network, and may hang there when a node is cut off. The watchdog decides
+from what is in memory, and ends the process without the main thread, which may be in a collective that never returns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -93,8 +94,8 @@ class Watch:
         for thread in self._threads:
             thread.join(CALL_SECONDS)  # not longer: the network may hang
 
-    def _start(self, run: object, name: str) -> None:
-        thread = threading.Thread(target=run, name=name, daemon=True)  # type: ignore[arg-type]
+    def _start(self, run: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=run, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -108,7 +109,7 @@ class Watch:
                 if verdict is not None and self.verdict is None:
                     self._told_at, self.verdict = time.monotonic(), verdict
             self.line.say(self.heart.beat())  # its last: it leaves
-        except RuntimeError as error:  # of the network
+        except dist.DistError as error:
             self.lookout.broken = str(error).splitlines()[0]
 
     def _watch(self) -> None:
@@ -121,7 +122,7 @@ class Watch:
                 if found is not None:
                     self._judge(found)
                     self._finish(own=True)
-            elif not told.failed or time.monotonic() - self._told_at > GRACE_SECONDS:
+            elif not told.failed or self._main_ends or time.monotonic() - self._told_at > GRACE_SECONDS:
                 self._finish(own=False)
 
     def _look_for_the_launcher(self) -> None:
@@ -139,9 +140,7 @@ class Watch:
         def tell(line: Line) -> None:
             self.verdict = line.judge(found)
 
-        line = self.line
-        if line is not None and not self.lookout.broken:
-            within(CALL_SECONDS, lambda: tell(line))
+        self._call(tell)
 
     def _finish(self, *, own: bool) -> None:
         """End the process; or have the main thread do it, if it can."""
@@ -169,10 +168,21 @@ class Watch:
 
     def _left(self, rank: int) -> bool:
         said: list[bool] = []
+        self._call(lambda line: said.append(line.beat_of(rank).leaves))
+        return said == [True]
+
+    def _call(self, use: Callable[[Line], object]) -> None:
+        """Use the line, if it can be used at once."""
+
+        def attempt(line: Line) -> None:
+            try:
+                use(line)
+            except dist.DistError as error:
+                self.lookout.broken = str(error).splitlines()[0]
+
         line = self.line
         if line is not None and not self.lookout.broken:
-            within(CALL_SECONDS, lambda: said.append(line.beat_of(rank).leaves))
-        return said == [True]
+            within(CALL_SECONDS, lambda: attempt(line))
 
     def _tell(self, error: Exception) -> None:
         """The other ranks may not come to the same error."""

@@ -1,8 +1,8 @@
 """Before the passes of a step: are all ranks about to make the same ones?
 
-A rank with another plan would wait in a collective that no other rank enters, or exchange other weights than they do. What must be
-equal is what decides the calls: the number of the step, its learning rate, its micro-steps, and of each the rows of every pass and
-of the rows aside. The data is not: lengths of rows, numbers of pictures, keys and bad samples differ.
+A rank with another plan would wait in a collective that no other rank enters, or exchange other weights than they do. What
+must be equal is what decides the calls: the number of the step, its learning rate, its micro-steps, and the rows of each of
+their passes, aside ones included. The data need not be: lengths of rows, numbers of pictures, keys and bad samples differ.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _disagreement(everywhere: list[list[str]]) -> str:
         said.setdefault(lines[place], []).append(rank)
     parts = "; ".join(f"{spelled(ranks)}: {text}" for text, ranks in said.items())
     return (
-        f"The ranks are about to make different steps, of which none was begun. {parts}. The data must not decide this: look for "
-        "what differs between these ranks (code, recipe, clock, files they alone read). The run resumes from its newest "
+        f"The ranks are about to make different steps, of which none was begun. {parts}. The data must not decide this: look "
+        "for what differs between these ranks (code, recipe, clock, files they alone read). The run resumes from its newest "
         "checkpoint with the same command."
     )
