@@ -88,8 +88,8 @@ class Lookout:
             return None
         first = self.homes[0]
         reason = f"the line to it broke: {self.broken}" if self.broken else "its node or the network is gone, or it is stopped"
-        if self.home.sees(first):
-            reason = f"its process {self.state_of(first.pid)}"
+        state = self.state_of(first.pid) if self.home.sees(first) else LIVES
+        reason = reason if state == LIVES else f"its process {state}"
         return Verdict(f"{first} cannot be reached for {silence:.0f} s ({reason}){self._last_place(0)}", (0,))
 
     def _silence_limit(self) -> float:
