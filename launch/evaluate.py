@@ -21,8 +21,10 @@ from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import as_text
 from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.pulse import EVALUATION, PULSE
 from megaunigame.parallel.ranks import start_world
 from megaunigame.training.assembly import Assembly
+from megaunigame.training.start import watch
 
 
 def main(arguments: list[str]) -> None:
@@ -32,13 +34,15 @@ def main(arguments: list[str]) -> None:
     if not recipe.evaluation.suites:
         raise ConfigError(f"{options.recipe} names no evaluation suite. Add one under evaluation.suites.")
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
-    run = Assembly(recipe, Mesh.of(world))
-    learner = run.build_learner()
-    if run.resumed_from is not None:
-        run.checkpoints.load(learner, run.resumed_from)
-    evaluation = run.evaluate(learner)
-    if world.is_main:
-        print(as_text(evaluation))
+    with watch(world, recipe):
+        run = Assembly(recipe, Mesh.of(world))
+        learner = run.build_learner()
+        if run.resumed_from is not None:
+            run.checkpoints.load(learner, run.resumed_from)
+        with PULSE.phase(EVALUATION):
+            evaluation = run.evaluate(learner)
+        if world.is_main:
+            print(as_text(evaluation))
     world.close()
 
 

@@ -28,9 +28,11 @@ from megaunigame.errors import Interrupted
 from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
+from megaunigame.parallel.last_words import use_flight_recorder
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import start_world
 from megaunigame.training.run_lock import claim
+from megaunigame.training.start import watch
 from megaunigame.training.trainer import Trainer
 
 
@@ -39,29 +41,31 @@ def main(arguments: list[str]) -> None:
 
     recipe = load_recipe(options.recipe, options.overrides)
     sources = pack_sources(recipe.data)
+    use_flight_recorder(recipe.output)
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
-    claim(recipe.output, world)
-    rank_log(recipe.output, world.rank)
-    trainer = Trainer(recipe, Mesh.of(world), stop=STOP)
-    trainer.make_room()
-    plan = trainer.describe()
-    if world.is_main:
-        if trainer.resumed_from is not None:
-            print(trainer.parts.how_resumed(), flush=True)
-        print(plan, flush=True)
-        record = RunRecord(
-            trainer.folder,
-            name=recipe.name,
-            command=shlex.join(["launch/train.py", options.recipe, *options.overrides]),
-            world_size=world.size,
-            recipe=as_yaml(recipe),
-            plan=plan,
-            origin=trainer.parts.origin(),
-            sources=sources,
-        )
-    trainer.fit()
-    if world.is_main:
-        print(f"report: {record.finish(complete=not trainer.interrupted)}")
+    with watch(world, recipe):
+        claim(recipe.output, world)
+        rank_log(recipe.output, world.rank)
+        trainer = Trainer(recipe, Mesh.of(world), stop=STOP)
+        trainer.make_room()
+        plan = trainer.describe()
+        if world.is_main:
+            if trainer.resumed_from is not None:
+                print(trainer.parts.how_resumed(), flush=True)
+            print(plan, flush=True)
+            record = RunRecord(
+                trainer.folder,
+                name=recipe.name,
+                command=shlex.join(["launch/train.py", options.recipe, *options.overrides]),
+                world_size=world.size,
+                recipe=as_yaml(recipe),
+                plan=plan,
+                origin=trainer.parts.origin(),
+                sources=sources,
+            )
+        trainer.fit()
+        if world.is_main:
+            print(f"report: {record.finish(complete=not trainer.interrupted)}")
     world.close()
     STOP.phase = ENDS
     if trainer.interrupted:

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from megaunigame.errors import Interrupted, UserError
+from megaunigame.errors import Interrupted, LostRankError, UserError
 
 OTHERS_WAIT_SECONDS = 5.0
 """Rank 0 prints at once, and the launcher then ends the other ranks before they repeat it. If only another rank failed, it
@@ -61,6 +61,9 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
         who = f"rank {rank}: " if rank else ""
         print(f"{who}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         code = 2
+    except LostRankError as error:
+        print(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        code = 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.codes": {"errors", "step"},
     "data.decode": {"data.codes", "errors", "pictures", "step"},  # of step: the codes that a sample's row carries
     "data.conversation": {"data.decode", "errors"},
-    "data": {"config", "errors", "pictures", "randomness", "registry", "step"},
+    "data": {"config", "errors", "pictures", "randomness", "registry", "step", "storage"},
     "models.base": {"errors", "registry", "step"},
     "models.weights": {"errors", "models.base"},
     "models": {"attention", "errors", "registry", "step"},

@@ -81,6 +81,10 @@ class ThreadWorld(Ranks):
     def broadcast_object(self, value: Any) -> Any:
         return self.all_gather_object(value)[0]
 
+    def bounds(self, numbers: Sequence[int]) -> tuple[list[int], list[int]]:
+        columns = list(zip(*self.all_gather_object(list(numbers)), strict=True))
+        return [min(column) for column in columns], [max(column) for column in columns]
+
     def barrier(self) -> None:
         self.meeting.wait()
 

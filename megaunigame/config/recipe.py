@@ -6,6 +6,7 @@ The settings of an objective or an evaluation suite are the dataclass `Config` i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +106,19 @@ def legal_ranks(global_rows: int, rows_per_micro_step: int) -> list[int]:
     """Numbers of ranks that can make a step of `global_rows` with some accumulation."""
     micro_steps, left = divmod(global_rows, rows_per_micro_step)
     return [] if left else [ranks for ranks in range(1, micro_steps + 1) if micro_steps % ranks == 0]
+
+
+def by_key(recipe: Recipe) -> dict[str, str]:
+    """Every setting of a resolved recipe, by its dotted key."""
+
+    def flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                yield from flat(inner, f"{key}.{name}" if key else str(name))
+        else:
+            yield key, repr(value)
+
+    return dict(flat(OmegaConf.to_container(OmegaConf.structured(recipe)), ""))
 
 
 def as_yaml(recipe: Recipe) -> str:

@@ -84,11 +84,15 @@ class EngineConfig:
     deterministic: bool = False
     """Deterministic kernels of torch only; an operation without one is an error. Slower. `make test-gpu` checks
     whether two runs on GPUs are then bit-equal; on CPUs they are with or without it."""
-    ranks: int = at_least(0, 0)
+    expect_ranks: int = at_least(0, 0)
     """Ranks that the run is meant for; a launch with another number is refused; 0: any. A launcher that does not find its host
     file goes on alone on this machine."""
     timeout_minutes: float = above(0, 30.0)
-    """How long a collective may wait for the slowest rank."""
+    """How long the ranks may wait for the slowest one, at the start and in a collective. After 80 % of it the watchdog ends the
+    run with the name of the rank that did not arrive."""
+    lost_seconds: float = at_least(5, 30.0)
+    """How long a rank may give no sign of life, because its process is stopped or its node is gone, before the others end. Four
+    times as long before the first step."""
 
     def check(self, path: str) -> None:
         if self.reduce_dtype == "bf16" and self.precision == "fp32":

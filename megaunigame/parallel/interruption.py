@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from megaunigame.errors import Interrupted
+from megaunigame.parallel.pulse import PULSE
 
 if TYPE_CHECKING:  # launch scripts listen before torch is imported, which takes seconds
     from megaunigame.parallel.ranks import Ranks
@@ -63,6 +64,7 @@ class Interruption:
         if self.phase == ENDS:
             return
         first, self.received = self.received is None, self.received or number
+        PULSE.stopping = True
         final = number != signal.SIGUSR1
         if self.phase == STARTS:
             self._end(

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from megaunigame.parallel.accelerator import choose_device, configure, use_expandable_segments
 from megaunigame.parallel.environment import cpu_threads, place_of_process
+from megaunigame.parallel.meeting import Meeting, meet
+from megaunigame.parallel.pulse import PULSE
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Ranks:
     size: int
     local_rank: int
     device: torch.device
+    met: Meeting | None = None
+    """None: no other process is there."""
 
     @property
     def is_main(self) -> bool:
@@ -61,22 +65,34 @@ class Ranks:
         """The value of every rank, in rank order."""
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value)
+        PULSE.mark()
         return gathered
 
     def gather_object(self, value: Any) -> list[Any]:
         """The value of every rank, in rank order, on rank 0; nothing on the others."""
         gathered: list[Any] = [None] * self.size if self.is_main else []
         dist.gather_object(value, gathered if self.is_main else None, dst=0)
+        PULSE.mark()
         return gathered
 
     def broadcast_object(self, value: Any) -> Any:
         """The value of rank 0, on every rank. Costs the others nothing but its bytes."""
         values = [value]
         dist.broadcast_object_list(values, src=0)
+        PULSE.mark()
         return values[0]
+
+    def bounds(self, numbers: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Smallest and largest of each number (63 bits) over the ranks. On the host: does not wait for a device."""
+        both = torch.tensor([*numbers, *(-number for number in numbers)], dtype=torch.int64)
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        PULSE.mark()
+        largest, negated = both[: len(numbers)].tolist(), both[len(numbers) :].tolist()
+        return [-number for number in negated], largest
 
     def barrier(self) -> None:
         dist.barrier()
+        PULSE.mark()
 
     def close(self) -> None:
         """Leave the process group after a barrier: a rank that leaves early can crash one that still communicates with it."""
@@ -95,11 +111,14 @@ def start_world(timeout_minutes: float, *, deterministic: bool = False) -> Ranks
     configure(device, deterministic=deterministic)
     if device.type == "cpu":
         torch.set_num_threads(cpu_threads())
+    meeting = None
     if not dist.is_initialized():
         # One rank needs no port, which another process might take.
-        meeting: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if place.alone else {}
-        dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **_backend(device), **meeting)
-    return Ranks(place.rank, place.size, place.local_rank, device)
+        meeting = None if place.alone else meet(place, 60 * timeout_minutes)
+        store = dist.HashStore() if meeting is None else meeting.store
+        met = {"store": store, "rank": place.rank, "world_size": place.size}
+        dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **_backend(device), **met)
+    return Ranks(place.rank, place.size, place.local_rank, device, meeting)
 
 
 def _backend(device: torch.device) -> dict[str, Any]:

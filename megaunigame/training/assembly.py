@@ -35,10 +35,10 @@ class Assembly:
     def __init__(self, recipe: Recipe, mesh: Mesh):
         """Raises UserError for everything that can be checked without the model."""
         self.recipe, self.mesh = recipe, mesh
-        if recipe.engine.ranks not in (0, mesh.world.size):
+        if recipe.engine.expect_ranks not in (0, mesh.world.size):
             raise ConfigError(
-                f"engine.ranks={recipe.engine.ranks}, but this launch has {mesh.world.size}. Look at the host file and the "
-                f"launcher's first lines, or type engine.ranks={mesh.world.size}."
+                f"engine.expect_ranks={recipe.engine.expect_ranks}, but this launch has {mesh.world.size}. "
+                f"Look at the host file and the launcher's first lines, or type engine.expect_ranks={mesh.world.size}."
             )
         self.folder = Path(recipe.output)
         for name, stream in recipe.data.items():

@@ -7,6 +7,7 @@ from megaunigame.errors import Interrupted
 from megaunigame.evaluation.run import as_text, evaluation_file, scalars
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.parallel.interruption import Interruption
+from megaunigame.parallel.pulse import EVALUATION, PULSE
 from megaunigame.training.assembly import Assembly
 
 
@@ -39,7 +40,8 @@ class Evaluations:
         step = self.parts.state.step
         try:
             self.stop.leave_if_agreed(self.world)
-            evaluation = self.parts.evaluate(self.learner, lambda: self.stop.leave_if_agreed(self.world))
+            with PULSE.phase(EVALUATION):
+                evaluation = self.parts.evaluate(self.learner, lambda: self.stop.leave_if_agreed(self.world))
         except Interrupted:
             return False
         monitor.record(step, scalars(evaluation))

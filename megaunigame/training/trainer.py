@@ -13,9 +13,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from megaunigame.config import Recipe
+from megaunigame.config import SUBSTITUTE, Recipe
 from megaunigame.data.loading.bad_samples import BadSampleCounter
-from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
+from megaunigame.data.loading.lost_shards import LostShardRule
+from megaunigame.data.loading.stream import MicroBatch, MicroBatches
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
@@ -28,9 +30,12 @@ from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
 from megaunigame.parallel.interruption import SAVES, Interruption
 from megaunigame.parallel.mesh import Mesh
-from megaunigame.step.phases import Phases, PhaseTimer
+from megaunigame.parallel.pulse import DRY_RUN, LOADING, LOGGING, PULSE, RUN, SAVE
+from megaunigame.parallel.together import raise_together
+from megaunigame.step.phases import PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.evaluating import Evaluations
+from megaunigame.training.marks import MarkedPhases
 from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.stepping import Stepper
 
@@ -57,9 +62,12 @@ class Trainer:
         if self.resumed_from:
             self.bad_samples.load_state_dict(self.state.bad_samples)
 
-        self.learner = parts.build_learner()
+        with PULSE.phase(LOADING):
+            self.learner = parts.build_learner()
         if phases is not None:
             self.learner.measure(phases)
+        marked = MarkedPhases(self.learner.phases)
+        self.learner.phases = marked
         self.processor = self.learner.module.processor
         context = Context(self.learner.module, self.learner.aside, self.plan, mesh.data, recipe.seed)
         self.players = build_players(parts.objectives, context)
@@ -68,12 +76,13 @@ class Trainer:
         keys = {term: objective.name for term, objective in self.objective_of.items()}
         self.rows = RowCounter(self.plan, added, recipe.loader, keys)
         self.rows.load_state_dict(self.state.rows)
-        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases(), self.stop)
+        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, marked, self.stop)
         self.stepper.factors.load_state_dict(self.state.factors)
         if self.resumed_from:
-            parts.checkpoints.load(self.learner, self.resumed_from)
-            for player in self.players:
-                player.load(self.resumed_from)
+            with PULSE.phase(LOADING):
+                parts.checkpoints.load(self.learner, self.resumed_from)
+                for player in self.players:
+                    player.load(self.resumed_from)
         self.evaluations = Evaluations(parts, self.learner, self.stop)
         self.micro_batches = self.micro_batches_of(
             self.plan,
@@ -85,7 +94,12 @@ class Trainer:
             mesh.data.size,
             recipe.seed,
             self.first_step,
+            self._lost_shards(),
         )
+
+    def _lost_shards(self) -> LostShardRule:
+        loader, timeout = self.recipe.loader, 60 * self.recipe.engine.timeout_minutes
+        return LostShardRule(loader.lost_shard_wait * timeout, timeout, loader.lost_shard == SUBSTITUTE)
 
     def open_streams(self) -> dict[str, Stream]:
         """The plan's streams, each at its cursor or at its beginning."""
@@ -118,24 +132,20 @@ class Trainer:
         """
         recipe, first, last = self.recipe, self.first_step, self.recipe.schedule.steps
         self.stop.phase = SAVES
-        self.dry_run()
+        with PULSE.phase(DRY_RUN):
+            self.dry_run()
+        PULSE.enter(RUN)
         self.stop.agree(self.world)
-        monitor = Monitor(
-            self.folder,
-            every=recipe.monitor.every,
-            total_steps=last,
-            start_step=first + 1,
-            rank=self.world.rank,
-            tensorboard=recipe.monitor.tensorboard,
-            progress=recipe.monitor.progress,
-        )
+        monitor = self._monitor()
         evaluated = not self.evaluations.owed(first) or self.evaluations.run(monitor)
         micro_batches = self._loader()
         saved = first
         while self.state.step < last and not self.stop.agreed:
+            self.stepper.fetcher.failed = monitor.failed  # rank 0 alone writes, and must not stop alone
             metrics = self.train_step(micro_batches)
-            monitor.log(self.state.step, metrics | self._completed_saves(monitor))
-            monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
+            with PULSE.phase(LOGGING):
+                monitor.log(self.state.step, metrics | self._completed_saves(monitor))
+                monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0 or step == last or self.stop.agreed:
                 self.begin_save()
@@ -147,8 +157,10 @@ class Trainer:
                 evaluated = self.evaluations.run(monitor)
         if saved != self.state.step:
             self.begin_save()
-        self.parts.checkpoints.wait()
+        with PULSE.phase(SAVE):
+            self.parts.checkpoints.wait()
         save = self._completed_saves(monitor)
+        raise_together(self.world, monitor.failed)
         if self.stop.agreed and not (evaluated and self.state.step == last):
             self.interrupted = self._how_it_ended(save, evaluated)
         for summary in (self.rows.as_text(), self.bad_samples.as_text()):
@@ -156,10 +168,29 @@ class Trainer:
                 monitor.say(summary)
         monitor.close()
 
+    def _monitor(self) -> Monitor:
+        """Collective: rank 0 begins the logs, and all raise what it raises."""
+        recipe, problem = self.recipe, None
+        try:
+            monitor = Monitor(
+                self.folder,
+                every=recipe.monitor.every,
+                total_steps=recipe.schedule.steps,
+                start_step=self.first_step + 1,
+                rank=self.world.rank,
+                tensorboard=recipe.monitor.tensorboard,
+                progress=recipe.monitor.progress,
+            )
+        except OSError as error:
+            problem = error
+        raise_together(self.world, problem)
+        return monitor
+
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step; returns its metrics, equal on all ranks. Completes a save whose files are written."""
         try:
-            metrics = self.stepper.step(self.state.step, micro_batches)
+            with PULSE.step(self.state.step + 1):
+                metrics = self.stepper.step(self.state.step, micro_batches)
         except DivergenceError:  # on all ranks: the step of the save was still good
             self.parts.checkpoints.wait()
             raise
@@ -178,7 +209,8 @@ class Trainer:
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         self.state.factors = self.stepper.factors.state_dict()
         others = [player.pending for player in self.players]
-        self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+        with PULSE.phase(SAVE):
+            self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 
     def make_room(self) -> None:
         """Delete what a killed save has left, and compare the free disk with what checkpoints will need.
@@ -201,7 +233,11 @@ class Trainer:
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation
         on_gpu = self.world.device.type == "cuda"
-        return iter(MicroBatchLoader(self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu))
+        slow = loader.slow_seconds
+        rows = MicroBatchLoader(
+            self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu, slow_seconds=slow
+        )
+        return iter(rows)
 
     def _how_it_ended(self, save: dict[str, float], evaluated: bool) -> str:
         """Collective: the last line of an interrupted run. `save`: metrics of the last save, if there was any."""

@@ -49,7 +49,7 @@ CASES = {
     "no rows": ("objectives={understanding: {rows: 0}}", ConfigError, ["at least one row"]),
     "batch triple": ("batch={accumulation: 2, global_rows: 5}", ConfigError, ["does not multiply", "batch.accumulation=1"]),
     "world does not divide": ("batch.global_rows=7", ConfigError, ["multiple of 5", "1 ranks", "batch.global_rows=5"]),
-    "another number of ranks": ("engine.ranks=32", ConfigError, ["engine.ranks=32", "this launch has 1", "host file"]),
+    "another number of ranks": ("engine.expect_ranks=32", ConfigError, ["expect_ranks=32", "this launch has 1", "host file"]),
     "rounded reduction": ("engine.reduce_dtype=bf16", ConfigError, ["engine.reduce_dtype=fp32", "engine.precision=bf16"]),
     "ds_config owns": ("engine.ds_config={home}/owned.json", ConfigError, ["'gradient_clipping'", "optimizer.clip"]),
     "no such shards": ("data.train.shards={home}/nowhere", DataError, ["nowhere"]),

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from megaunigame.errors import DataError, UserError
+from megaunigame.errors import DataError, LostShard, UserError
 
 T = TypeVar("T")
 GIGABYTE = 10**9
@@ -116,14 +116,14 @@ class ShardCache:
             except UserError:
                 raise
             except (FileNotFoundError, PermissionError) as error:
-                raise DataError(f"{url} is not there or may not be read ({error or type(error).__name__}).") from error
+                raise LostShard(f"{url} is not there or may not be read ({error or type(error).__name__}).") from error
             except Exception as error:  # every file system of fsspec has other error types
                 problem: Exception = error
             if attempt < ATTEMPTS - 1:
                 pause = self.first_pause * 2**attempt
                 log.warning("%s: %s: %s. Trying again in %.0f s.", url, type(problem).__name__, problem, pause)
                 time.sleep(pause)
-        raise DataError(
+        raise LostShard(
             f"{url} could not be read in {ATTEMPTS} attempts; the last failed with {type(problem).__name__}: {problem}. "
             "When the network works, start again: the run resumes from its newest checkpoint."
         ) from problem
