@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from megaunigame.checkpoint.agreement import on_every_rank
 from megaunigame.config import Recipe
 from megaunigame.data.loading.bad_samples import BadSampleCounter
 from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
@@ -72,8 +73,7 @@ class Trainer:
         self.stepper.factors.load_state_dict(self.state.factors)
         if self.resumed_from:
             parts.checkpoints.load(self.learner, self.resumed_from)
-            for player in self.players:
-                player.load(self.resumed_from)
+            on_every_rank(self.world, self._load_players)
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -85,6 +85,11 @@ class Trainer:
             recipe.seed,
             self.first_step,
         )
+
+    def _load_players(self) -> None:
+        assert self.resumed_from is not None
+        for player in self.players:
+            player.load(self.resumed_from)
 
     def open_streams(self) -> dict[str, Stream]:
         """The plan's streams, each at its cursor or at its beginning."""

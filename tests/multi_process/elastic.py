@@ -19,7 +19,7 @@ from megaunigame.checkpoint.learner_files import pending_files
 from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.data.loading.stream import MicroBatch
 from megaunigame.parallel.ranks import Ranks
-from megaunigame.replay.files import read_shape
+from megaunigame.replay.files import saved_shape
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.forked import in_world
 from tests.multi_process.programs import LORA, PLAYED, ZERO2, ZERO2_OFFLOADED, gathered, trainer_of
@@ -185,8 +185,8 @@ def check_players(trainer: Trainer) -> None:
     if trainer.world.is_main:
         again.mkdir()
     trainer.world.barrier()
-    for player in trainer.players:
-        player.save(again)
+    for file in (file for player in trainer.players for file in player.pending()):
+        file.write(again)
     trainer.world.barrier()
     buffer = game.pool.buffer
     records = trainer.world.all_gather_object(sorted(record.tobytes() for record in buffer.records(buffer.indices)))
@@ -196,7 +196,7 @@ def check_players(trainer: Trainer) -> None:
         ):
             assert file.read_bytes() == (again / file.name).read_bytes(), file.name
         files = sorted(folder.glob("hard_buffer-rank-*"))
-        assert read_shape(files[0]).world_size == len(files)
+        assert saved_shape(folder).world_size == len(files)
         assert sorted(sum(records, [])) == saved_records(files, buffer.layout.dtype)
         shutil.rmtree(again)
     trainer.world.barrier()
