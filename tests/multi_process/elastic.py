@@ -31,7 +31,7 @@ STEPS = 8
 LEGAL = 1e-6
 """Largest difference of a weight, whose gradients are summed in another order."""
 ZERO3_OFFLOADED = {"ds_config": "tests/multi_process/zero3_offload.json"}
-PERSISTENT = {"ds_config": "{home}/persistent.json"}
+PERSISTENT, HPZ = ({"ds_config": f"{{home}}/{name}.json"} for name in ("persistent", "hpz"))
 ROWS = {"objectives": {"understanding": {"rows": 2}, "generation": {"caption_rows": 1, "pixel_rows": 2}}}
 BATCH = {"batch": {"accumulation": None, "global_rows": 20}}
 GAME = {
@@ -43,7 +43,7 @@ GAME = {
     "aia": {"preset": "auto", "targets": "relative", "calibration_steps": 5, "queries": 2},
 }
 CASES: dict[str, dict[str, Any]] = {
-    "full": {**ROWS, **BATCH, "optimizer": {"group_lr": {"aligner": 0.3}}, "stages": [{}, {}, PERSISTENT, {}]},
+    "full": {**ROWS, **BATCH, "optimizer": {"group_lr": {"aligner": 0.3}}, "stages": [{}, HPZ, PERSISTENT, {}]},
     "lora_stages": {
         **{**ROWS, **BATCH, "model": LORA},
         "stages": [{}, ZERO2, ZERO3_OFFLOADED, ZERO2_OFFLOADED],
@@ -249,10 +249,13 @@ def reset_data(home: Path) -> str:
 
 def main() -> None:
     home = Path(sys.argv[1])
-    knobs = json.loads(Path("ds_configs/zero3_cpu.json").read_text())
-    knobs["zero_optimization"]["stage3_param_persistence_threshold"] = 300  # vectors are whole on every rank
-    knobs["zero_optimization"]["sub_group_size"] = 2000  # several flat tensors
-    (home / "persistent.json").write_text(json.dumps(knobs))
+    plain = json.loads(Path("ds_configs/zero3_cpu.json").read_text())["zero_optimization"]
+    # Vectors that are whole on every rank, several flat tensors; second copies inside a node.
+    for name, more in (
+        ("persistent", {"stage3_param_persistence_threshold": 300, "sub_group_size": 2000}),
+        ("hpz", {"zero_hpz_partition_size": 2}),
+    ):
+        (home / f"{name}.json").write_text(json.dumps({"zero_optimization": {**plain, **more}}))
     for name in sys.argv[2:] or [*CASES, "reset_data"]:
         print(f"{name}: {reset_data(home) if name == 'reset_data' else run(name, home)}", flush=True)
 

@@ -68,6 +68,8 @@ def test_everything_goes_on_at_another_number_of_ranks():
         "resumed from step-00000040, after step 40; saved by 2 ranks, continued by 4"
     )
     assert describe(FOLDER, SAVED, CheckpointConfig(), 2, 20) == "resumed from step-00000040, after step 40"
+    assert "rotation get other samples" in describe(FOLDER, SAVED, CheckpointConfig(), 4, 20, rotates=True)
+    assert "rotation" not in describe(FOLDER, SAVED, CheckpointConfig(), 2, 20, rotates=True)
     assert "saved with 20 rows a step, continued with 40" in describe(FOLDER, SAVED, CheckpointConfig(), 2, 40)
 
 
