@@ -27,6 +27,9 @@ def batch_of(**given):
     return SimpleNamespace(batch=BatchConfig(**given))
 
 
+@pytest.mark.fault(
+    "another number of ranks cannot make the same steps", does="refuses, naming the legal numbers", lost="nothing"
+)
 def test_only_the_number_of_ranks_may_not_change_a_step():
     check_batch(FOLDER, SAVED, batch_of(accumulation=2), 2, 5, 20)
     check_batch(FOLDER, SAVED, batch_of(accumulation=3), 2, 5, 30)  # the recipe says so
