@@ -23,7 +23,7 @@ from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import start_world
-from megaunigame.training.run_lock import claim
+from megaunigame.training.run_lock import claim, release
 from megaunigame.training.trainer import Trainer
 
 
@@ -52,7 +52,10 @@ def main(arguments: list[str]) -> None:
             origin=trainer.parts.origin(),
             sources=sources,
         )
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        release()
     if world.is_main:
         print(f"report: {record.finish()}")
     world.close()

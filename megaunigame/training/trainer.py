@@ -34,6 +34,7 @@ from megaunigame.parallel.mesh import Mesh
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.row_counts import RowCounter
+from megaunigame.training.run_lock import check_held
 from megaunigame.training.stepping import Stepper
 
 log = logging.getLogger(__name__)
@@ -172,6 +173,7 @@ class Trainer:
 
     def begin_save(self) -> None:
         """Copy the state of the current step; the copy is written while the training goes on."""
+        check_held(self.world)
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         self.state.factors = self.stepper.factors.state_dict()
         others = [player.pending for player in self.players]
