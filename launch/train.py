@@ -31,7 +31,7 @@ from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.parallel.last_words import use_flight_recorder
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import start_world
-from megaunigame.training.run_lock import claim
+from megaunigame.training.run_lock import claim, release
 from megaunigame.training.start import watch
 from megaunigame.training.trainer import Trainer
 
@@ -63,9 +63,12 @@ def main(arguments: list[str]) -> None:
                 origin=trainer.parts.origin(),
                 sources=sources,
             )
-        trainer.fit()
-        if world.is_main:
-            print(f"report: {record.finish(complete=not trainer.interrupted)}")
+        try:
+            trainer.fit()
+            if world.is_main:
+                print(f"report: {record.finish(complete=not trainer.interrupted)}")
+        finally:
+            release()
     world.close()
     STOP.phase = ENDS
     if trainer.interrupted:

@@ -74,7 +74,7 @@ def weights_of_run(family: type[UnifiedModel], run: SavedRun, *, checked: bool =
 def checked_start(family: type[UnifiedModel], path: str, start: str, world: Ranks) -> Weights:
     """Collective: `start_weights` for the model of `path`; rank 0 checks that they fit it, for all.
 
-    Of a run, rank 0 holds the trained weights in fp32 in its memory; of an exported folder nothing.
+    Weights of a run are read from the slices of its ranks, one tensor at a time.
     """
     for folder, manifest in on_main(world, lambda: step_folders_of(start)):
         check_everywhere(folder, manifest, world)

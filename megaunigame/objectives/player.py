@@ -93,4 +93,5 @@ class Player:
         return []
 
     def load(self, folder: Path) -> None:
-        """Collective: restore what the ranks wrote that saved. Raises CheckpointError."""
+        """Restore what the ranks wrote that saved, however many they were. Every rank calls it; no collective. Raises
+        CheckpointError, which the trainer raises on all ranks."""

@@ -57,11 +57,15 @@ def continued(saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows:
     return state
 
 
-def describe(folder: Path, saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows: int) -> str:
-    """The line on the console."""
+def describe(
+    folder: Path, saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows: int, *, rotates: bool = False
+) -> str:
+    """The line on the console. `rotates`: terms take turns by micro-step, of which each rank makes its own."""
     parts = [f"resumed from {folder}, after step {saved.step}"]
     if saved.ranks not in (0, ranks):
         parts.append(f"saved by {saved.ranks} ranks, continued by {ranks}")
+        if rotates:
+            parts.append("terms in rotation get other samples from here on")
     if saved.ranks and saved.rows_per_step != rows:
         parts.append(f"saved with {saved.rows_per_step} rows a step, continued with {rows}")
     if begins_data_again(checkpoint, saved):

@@ -13,7 +13,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+<<<<<<< HEAD
 from megaunigame.config import SUBSTITUTE, Recipe
+=======
+from megaunigame.checkpoint.agreement import on_every_rank
+from megaunigame.config import Recipe
+>>>>>>> cf4c3fc2215757734be29672984d4cfb4f833dfa
 from megaunigame.data.loading.bad_samples import BadSampleCounter
 from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.lost_shards import LostShardRule
@@ -37,6 +42,7 @@ from megaunigame.training.assembly import Assembly
 from megaunigame.training.evaluating import Evaluations
 from megaunigame.training.marks import MarkedPhases
 from megaunigame.training.row_counts import RowCounter
+from megaunigame.training.run_lock import check_held
 from megaunigame.training.stepping import Stepper
 
 
@@ -79,11 +85,16 @@ class Trainer:
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, marked, self.stop)
         self.stepper.factors.load_state_dict(self.state.factors)
         if self.resumed_from:
+<<<<<<< HEAD
             with PULSE.phase(LOADING):
                 parts.checkpoints.load(self.learner, self.resumed_from)
                 for player in self.players:
                     player.load(self.resumed_from)
         self.evaluations = Evaluations(parts, self.learner, self.stop)
+=======
+            parts.checkpoints.load(self.learner, self.resumed_from)
+            on_every_rank(self.world, self._load_players)
+>>>>>>> cf4c3fc2215757734be29672984d4cfb4f833dfa
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -97,9 +108,16 @@ class Trainer:
             self._lost_shards(),
         )
 
+<<<<<<< HEAD
     def _lost_shards(self) -> LostShardRule:
         loader, timeout = self.recipe.loader, 60 * self.recipe.engine.timeout_minutes
         return LostShardRule(loader.lost_shard_wait * timeout, timeout, loader.lost_shard == SUBSTITUTE)
+=======
+    def _load_players(self) -> None:
+        assert self.resumed_from is not None
+        for player in self.players:
+            player.load(self.resumed_from)
+>>>>>>> cf4c3fc2215757734be29672984d4cfb4f833dfa
 
     def open_streams(self) -> dict[str, Stream]:
         """The plan's streams, each at its cursor or at its beginning."""
@@ -206,6 +224,7 @@ class Trainer:
 
     def begin_save(self) -> None:
         """Copy the state of the current step; the copy is written while the training goes on."""
+        check_held(self.world)
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         self.state.factors = self.stepper.factors.state_dict()
         others = [player.pending for player in self.players]

@@ -154,23 +154,26 @@ def test_a_step_that_lost_its_name_while_it_was_replaced_gets_it_back(tmp_path):
     assert manager.find("auto").name == "step-00000001"
 
 
-GARBAGE = {
-    "empty": b"",
-    "no JSON": b"{",
-    "a list": b"[]",
-    "another object": b'{"a": 1}',
-    "nested": b"[" * 100_000,
-    "of another format": b'{"format": 3}',
-    "a number that is none": b'{"format": 2, "step": true, "world_size": 1, "model": "", "files": {}}',
-    "huge": b'{"format": 2, "step": 1' + b"0" * 30 + b', "world_size": 1, "model": "", "files": {}}',
-    "no ranks": b'{"format": 2, "step": 1, "world_size": 0, "model": "", "files": {}}',
-    "a path": b'{"format": 2, "step": 1, "world_size": 1, "model": "", "files": {"../a": [1, "%s"]}}' % (b"0" * 64),
-    "hidden": b'{"format": 2, "step": 1, "world_size": 1, "model": "", "files": {".a": [1, "%s"]}}' % (b"0" * 64),
-    "itself": b'{"format": 2, "step": 1, "world_size": 1, "model": "", "files": {"manifest.json": [1, "%s"]}}' % (b"0" * 64),
-    "a negative size": b'{"format": 2, "step": 1, "world_size": 1, "model": "", "files": {"a": [-1, "%s"]}}' % (b"0" * 64),
-    "no hash": b'{"format": 2, "step": 1, "world_size": 1, "model": "", "files": {"a": [1, "x"]}}',
-    "no state": b'{"format": 2, "step": 1, "world_size": 1, "model": "", "files": {}}',
-    "the first format": b'{"step": 1, "world_size": 1, "model": "x", "files": {"a.pt": 3}}',
+GARBAGE = {"empty": b"", "no JSON": b"{", "a list": b"[]", "another object": b'{"a": 1}', "nested": b"[" * 100_000}
+GOOD = {"format": 2, "step": 1, "world_size": 1, "model": "", "files": {TRAIN_STATE: [2, "0" * 64]}}
+WRONG = {
+    "another format": ({"format": 3}, "format 3, this version reads 2"),
+    "a step that is no number": ({"step": True}, "step must be a whole number from 0"),
+    "a negative step": ({"step": -1}, "step must be a whole number from 0"),
+    "a huge step": ({"step": 10**30}, "step must be a whole number from 0"),
+    "no ranks": ({"world_size": 0}, "world_size must be a whole number from 1"),
+    "a model that is no text": ({"model": 1}, "model must be a text"),
+    "files that are a list": ({"files": []}, "files an object"),
+    "a path": ({"files": {"../a": [1, "0" * 64]}}, "'../a' is not a plain file name"),
+    "an absolute path": ({"files": {"/a": [1, "0" * 64]}}, "'/a' is not a plain file name"),
+    "a hidden file": ({"files": {".a": [1, "0" * 64]}}, "'.a' is not a plain file name"),
+    "a long name": ({"files": {"a" * 300: [1, "0" * 64]}}, "is not a plain file name"),
+    "itself": ({"files": {"manifest.json": [1, "0" * 64]}}, "'manifest.json' is not a plain file name"),
+    "a negative size": ({"files": {"a": [-1, "0" * 64]}}, r"files\.a must be \[bytes, sha256\]"),
+    "three numbers": ({"files": {"a": [1, "0" * 64, 1]}}, r"files\.a must be \[bytes, sha256\]"),
+    "no hash": ({"files": {"a": [1, "x"]}}, r"files\.a has no sha256"),
+    "no state": ({"files": {"a": [1, "0" * 64]}}, r"no train_state\.json among its files"),
+    "a file that is not there": ({}, r"train_state\.json has 14 bytes, its manifest says 2"),
 }
 
 
@@ -180,9 +183,26 @@ def test_garbage_in_a_manifest_is_named(tmp_path, content):
     manager = saved(tmp_path, 1)
     folder = manager.folder / "step-00000001"
     (folder / MANIFEST).write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=r"manifest\.json is not the manifest of a checkpoint") as caught:
         manager.find("auto")
     assert str(folder) in str(caught.value) and len(str(caught.value)) < 1200
+
+
+@pytest.mark.parametrize(("changed", "message"), WRONG.values(), ids=WRONG)
+def test_what_a_manifest_may_not_say(tmp_path, changed, message):
+    manager = saved(tmp_path, 1)
+    entries = {**GOOD, **changed}
+    entries["sha256"] = manifest._hash(entries)
+    (manager.folder / "step-00000001" / MANIFEST).write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match=message):
+        manager.find("auto")
+
+
+def test_the_first_format_is_refused_with_the_way_out(tmp_path):
+    folder = saved(tmp_path, 1).folder / "step-00000001"
+    (folder / MANIFEST).write_text('{"step": 1, "world_size": 1, "model": "x", "files": {"a.pt": 3}}')
+    with pytest.raises(CheckpointError, match="saved by an older version .*launch/export.py.*model.weights_from=EXPORTED"):
+        CheckpointManager(tmp_path, 2, OneRank()).find(str(folder))
 
 
 def test_a_changed_entry_of_a_manifest_is_noticed(tmp_path):

@@ -15,6 +15,7 @@ import torch
 from megaunigame.data.codes import write_codes
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
 from megaunigame.step.codes import PictureCodes
+from tests.checkpoint.altered import change_state
 from tests.data.shard_files import talk, write_shards
 from tests.multi_process.launcher import REPOSITORY, free_port, run_script
 from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
@@ -183,10 +184,8 @@ def wrong_things(home: Path) -> Path:
     step = home / "truncated" / "checkpoints" / "step-00000002"
     shard = step / "learner-rank-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    state = home / "other_world" / "checkpoints" / "step-00000002" / "train_state.json"
-    state.write_text(state.read_text().replace('"ranks": 1', '"ranks": 8').replace('"rows_per_step": 5', '"rows_per_step":40'))
-    state = home / "random_run" / "checkpoints" / "step-00000002" / "train_state.json"
-    state.write_text(state.read_text().replace('"weights": "pretrained"', '"weights": "random"    '))  # as long as it was
+    change_state(home / "other_world" / "checkpoints" / "step-00000002", ranks=8, rows_per_step=40)
+    change_state(home / "random_run" / "checkpoints" / "step-00000002", weights="random")
     return home
 
 

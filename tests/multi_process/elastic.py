@@ -19,7 +19,7 @@ from megaunigame.checkpoint.learner_files import pending_files
 from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.data.loading.stream import MicroBatch
 from megaunigame.parallel.ranks import Ranks
-from megaunigame.replay.files import read_shape
+from megaunigame.replay.files import saved_shape
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.forked import in_world
 from tests.multi_process.programs import LORA, PLAYED, ZERO2, ZERO2_OFFLOADED, gathered, trainer_of
@@ -31,7 +31,7 @@ STEPS = 8
 LEGAL = 1e-6
 """Largest difference of a weight, whose gradients are summed in another order."""
 ZERO3_OFFLOADED = {"ds_config": "tests/multi_process/zero3_offload.json"}
-PERSISTENT = {"ds_config": "{home}/persistent.json"}
+PERSISTENT, HPZ = ({"ds_config": f"{{home}}/{name}.json"} for name in ("persistent", "hpz"))
 ROWS = {"objectives": {"understanding": {"rows": 2}, "generation": {"caption_rows": 1, "pixel_rows": 2}}}
 BATCH = {"batch": {"accumulation": None, "global_rows": 20}}
 GAME = {
@@ -43,14 +43,13 @@ GAME = {
     "aia": {"preset": "auto", "targets": "relative", "calibration_steps": 5, "queries": 2},
 }
 CASES: dict[str, dict[str, Any]] = {
-    "full": {**ROWS, **BATCH, "optimizer": {"group_lr": {"aligner": 0.3}}, "stages": [{}, {}, PERSISTENT, {}]},
-    "lora_stages": {
-        **{**ROWS, **BATCH, "model": LORA},
-        "stages": [{}, ZERO2, ZERO3_OFFLOADED, ZERO2_OFFLOADED],
-    },
-    "full_stages": {
+    "full": {
         **{**ROWS, **BATCH, "optimizer": {"group_lr": {"aligner": 0.3, "lm": 1.5}}},
-        "stages": [ZERO2, ZERO3_OFFLOADED, ZERO2, PERSISTENT],
+        "stages": [{}, HPZ, ZERO2, PERSISTENT],
+    },
+    "lora": {
+        **{**ROWS, **BATCH, "model": LORA},
+        "stages": [ZERO2, {}, ZERO2_OFFLOADED, ZERO3_OFFLOADED],
     },
     "game_bf16": {
         **{"objectives": GAME, "model": LORA, "engine": {"precision": "bf16"}},
@@ -154,12 +153,13 @@ def run(case: str, home: Path) -> str:
 
     if not playing:
         in_world(1, uninterrupted)
-        in_world(2, from_nothing)  # before the first update there are no moments
+        if case == "lora":
+            in_world(2, from_nothing)  # before the first update there are no moments
     for (ranks, stop), engine in zip(CHAIN, stages, strict=True):
 
         def go_on(world: Ranks, stop: int = stop, engine: dict[str, Any] = engine) -> None:
             trainer = launch(f"{case}-chain", home, world, settings, engine, stop)
-            assert (trainer.resumed_from is None) == (playing and stop == CHAIN[0][1])
+            assert (trainer.resumed_from is None) == (case != "lora" and stop == CHAIN[0][1])
             if trainer.resumed_from is not None:
                 check_loaded(trainer)
                 if playing:
@@ -185,8 +185,8 @@ def check_players(trainer: Trainer) -> None:
     if trainer.world.is_main:
         again.mkdir()
     trainer.world.barrier()
-    for player in trainer.players:
-        player.save(again)
+    for file in (file for player in trainer.players for file in player.pending()):
+        file.write(again)
     trainer.world.barrier()
     buffer = game.pool.buffer
     records = trainer.world.all_gather_object(sorted(record.tobytes() for record in buffer.records(buffer.indices)))
@@ -196,7 +196,7 @@ def check_players(trainer: Trainer) -> None:
         ):
             assert file.read_bytes() == (again / file.name).read_bytes(), file.name
         files = sorted(folder.glob("hard_buffer-rank-*"))
-        assert read_shape(files[0]).world_size == len(files)
+        assert saved_shape(folder).world_size == len(files)
         assert sorted(sum(records, [])) == saved_records(files, buffer.layout.dtype)
         shutil.rmtree(again)
     trainer.world.barrier()
@@ -249,10 +249,13 @@ def reset_data(home: Path) -> str:
 
 def main() -> None:
     home = Path(sys.argv[1])
-    knobs = json.loads(Path("ds_configs/zero3_cpu.json").read_text())
-    knobs["zero_optimization"]["stage3_param_persistence_threshold"] = 300  # vectors are whole on every rank
-    knobs["zero_optimization"]["sub_group_size"] = 2000  # several flat tensors
-    (home / "persistent.json").write_text(json.dumps(knobs))
+    plain = json.loads(Path("ds_configs/zero3_cpu.json").read_text())["zero_optimization"]
+    # Vectors that are whole on every rank, several flat tensors; second copies inside a node.
+    for name, more in (
+        ("persistent", {"stage3_param_persistence_threshold": 300, "sub_group_size": 2000}),
+        ("hpz", {"zero_hpz_partition_size": 2}),
+    ):
+        (home / f"{name}.json").write_text(json.dumps({"zero_optimization": {**plain, **more}}))
     for name in sys.argv[2:] or [*CASES, "reset_data"]:
         print(f"{name}: {reset_data(home) if name == 'reset_data' else run(name, home)}", flush=True)
 

@@ -27,6 +27,9 @@ def batch_of(**given):
     return SimpleNamespace(batch=BatchConfig(**given))
 
 
+@pytest.mark.fault(
+    "another number of ranks cannot make the same steps", does="refuses, naming the legal numbers", lost="nothing"
+)
 def test_only_the_number_of_ranks_may_not_change_a_step():
     check_batch(FOLDER, SAVED, batch_of(accumulation=2), 2, 5, 20)
     check_batch(FOLDER, SAVED, batch_of(accumulation=3), 2, 5, 30)  # the recipe says so
@@ -68,6 +71,8 @@ def test_everything_goes_on_at_another_number_of_ranks():
         "resumed from step-00000040, after step 40; saved by 2 ranks, continued by 4"
     )
     assert describe(FOLDER, SAVED, CheckpointConfig(), 2, 20) == "resumed from step-00000040, after step 40"
+    assert "rotation get other samples" in describe(FOLDER, SAVED, CheckpointConfig(), 4, 20, rotates=True)
+    assert "rotation" not in describe(FOLDER, SAVED, CheckpointConfig(), 2, 20, rotates=True)
     assert "saved with 20 rows a step, continued with 40" in describe(FOLDER, SAVED, CheckpointConfig(), 2, 40)
 
 
