@@ -13,12 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-<<<<<<< HEAD
-from megaunigame.config import SUBSTITUTE, Recipe
-=======
 from megaunigame.checkpoint.agreement import on_every_rank
-from megaunigame.config import Recipe
->>>>>>> cf4c3fc2215757734be29672984d4cfb4f833dfa
+from megaunigame.config import SUBSTITUTE, Recipe
 from megaunigame.data.loading.bad_samples import BadSampleCounter
 from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.lost_shards import LostShardRule
@@ -85,16 +81,10 @@ class Trainer:
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, marked, self.stop)
         self.stepper.factors.load_state_dict(self.state.factors)
         if self.resumed_from:
-<<<<<<< HEAD
             with PULSE.phase(LOADING):
                 parts.checkpoints.load(self.learner, self.resumed_from)
-                for player in self.players:
-                    player.load(self.resumed_from)
+                on_every_rank(self.world, self._load_players)
         self.evaluations = Evaluations(parts, self.learner, self.stop)
-=======
-            parts.checkpoints.load(self.learner, self.resumed_from)
-            on_every_rank(self.world, self._load_players)
->>>>>>> cf4c3fc2215757734be29672984d4cfb4f833dfa
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -108,16 +98,14 @@ class Trainer:
             self._lost_shards(),
         )
 
-<<<<<<< HEAD
     def _lost_shards(self) -> LostShardRule:
         loader, timeout = self.recipe.loader, 60 * self.recipe.engine.timeout_minutes
         return LostShardRule(loader.lost_shard_wait * timeout, timeout, loader.lost_shard == SUBSTITUTE)
-=======
+
     def _load_players(self) -> None:
         assert self.resumed_from is not None
         for player in self.players:
             player.load(self.resumed_from)
->>>>>>> cf4c3fc2215757734be29672984d4cfb4f833dfa
 
     def open_streams(self) -> dict[str, Stream]:
         """The plan's streams, each at its cursor or at its beginning."""

@@ -50,6 +50,8 @@ def test_the_steps_go_on_while_files_are_written_and_all_ranks_finish_in_the_sam
         slow = [lambda: [Slow("slow.json", content=b"{}")]] if world.rank == 1 else []
         manager.begin(learner, {"step": 1}, 1, slow)
         learner.value = 9
+        if world.rank == 0:
+            manager._attempt.writing.wait()  # it has nothing more to write, and must not go ahead alone
         found = []
         for step in range(6):
             manager.advance()
