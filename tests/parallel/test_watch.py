@@ -79,13 +79,14 @@ def test_a_killed_rank_is_named_instead_of_a_traceback(said):
 @pytest.mark.fault(
     "an error of one rank alone", does="the other ranks end with its rank and error", lost="since the newest checkpoint"
 )
-def test_the_error_of_one_rank_is_told_to_all(said):
-    assert ended(said, "raises") == [1, 1, 1]
-    for rank in (0, 1):
-        assert re.search(
-            r"LostRankError: rank 2 on \S+ \(pid \d+\) ended with ValueError: a bug of one rank", of(said, "raises", rank)
-        )
-    assert of(said, "raises", 2).strip().endswith("ValueError: a bug of one rank")
+@pytest.mark.parametrize(("case", "faulty"), [("raises", 2), ("first raises", 0)])
+def test_the_error_of_one_rank_is_told_to_all(said, case, faulty):
+    assert ended(said, case) == [1, 1, 1]
+    for rank in {0, 1, 2} - {faulty}:
+        named = rf"LostRankError: rank {faulty} on \S+ \(pid \d+\) ended with ValueError: a bug of one rank"
+        assert re.search(named, of(said, case, rank)), of(said, case, rank)
+    assert "Traceback" in of(said, case, faulty)
+    assert of(said, case, faulty).strip().endswith("ValueError: a bug of one rank")
 
 
 def test_a_slow_rank_and_ranks_that_leave_early_end_nothing(said):
