@@ -58,7 +58,7 @@ LAUNCHER = 'echo $$; "$PYTHON" -c "$CODE"; true'
     ("deepspeed.launcher.launch", "0", True),
     ("/usr/bin/torchrun", "3", True),
     ("bash", "0", False),
-    ("/home/me/torchrun_all.sh", "0", False),
+    ("/usr/bin/torchrun_all.sh", "0", False),
     ("deepspeed.launcher.launch", None, False),
 ])  # fmt: skip
 def test_only_a_launcher_is_a_launcher(name, rank, is_launcher):
