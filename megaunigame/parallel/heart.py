@@ -35,8 +35,17 @@ class Heart:
                 self._waits = 0.0
             self._marks, self._looked, self._number = state.marks, now, self._number + 1
             return Beat(
-                *(self.home.rank, self.home.host, self.home.pid, self._number),
-                *(state.step, state.phase, state.in_step, state.marks, state.age, self._waits, self.leaves),
+                rank=self.home.rank,
+                host=self.home.host,
+                pid=self.home.pid,
+                number=self._number,
+                step=state.step,
+                phase=state.phase,
+                in_step=state.in_step,
+                marks=state.marks,
+                age=state.age,
+                waits=self._waits,
+                leaves=self.leaves,
             )
 
 

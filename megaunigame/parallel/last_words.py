@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._C._distributed_c10d as _c10d
 
 WRITING_SECONDS = 5.0
 """The disk may be what hangs."""
@@ -55,7 +56,7 @@ def _write_collectives(folder: Path, rank: int) -> None:
         return
     target = folder / RECORDER
     target.mkdir(parents=True, exist_ok=True)
-    (target / f"rank_{rank}").write_bytes(torch._C._distributed_c10d._dump_nccl_trace())
+    (target / f"rank_{rank}").write_bytes(_c10d._dump_nccl_trace())  # type: ignore[attr-defined]
 
 
 def within(seconds: float, act: Callable[[], object]) -> None:

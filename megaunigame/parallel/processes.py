@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -56,13 +57,20 @@ def listener_of(port: int) -> str:
     """`pid 12 (python launch/train.py ...)` for the process that listens on a TCP port here; empty: not to be known."""
     inodes = set(_listening(port))
     for process in PROC.glob("[0-9]*") if inodes else ():
-        try:
-            links = [os.readlink(link) for link in (process / "fd").iterdir()]
-        except OSError:  # another user's, or it has just ended
-            continue
-        if inodes & set(links):
+        if not inodes.isdisjoint(_links(process / "fd")):
             return f"pid {process.name} ({_command(int(process.name))[:200]})"
     return ""
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Targets of the links in a folder, as far as they can be read: files are closed, processes end, or are another user's."""
+    try:
+        links = list(folder.iterdir())
+    except OSError:
+        return
+    for link in links:
+        with contextlib.suppress(OSError):
+            yield os.readlink(link)
 
 
 def _listening(port: int) -> Iterator[str]:

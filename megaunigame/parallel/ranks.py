@@ -116,7 +116,7 @@ def start_world(timeout_minutes: float, *, deterministic: bool = False) -> Ranks
         # One rank needs no port, which another process might take.
         meeting = None if place.alone else meet(place, 60 * timeout_minutes)
         store = dist.HashStore() if meeting is None else meeting.store
-        met = {"store": store, "rank": place.rank, "world_size": place.size}
+        met: dict[str, Any] = {"store": store, "rank": place.rank, "world_size": place.size}
         dist.init_process_group(timeout=timedelta(minutes=timeout_minutes), **_backend(device), **met)
     return Ranks(place.rank, place.size, place.local_rank, device, meeting)
 

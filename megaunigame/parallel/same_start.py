@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 from megaunigame.errors import ConfigError
 from megaunigame.parallel.beats import spelled
 from megaunigame.parallel.ranks import Ranks
@@ -24,6 +26,7 @@ def facts_of_process(settings: Mapping[str, str]) -> dict[str, str]:
     """What must be the same on all ranks. `settings`: of the recipe, by key."""
     facts = {"the code of megaunigame": code_hash(Path(__file__).parents[1]), "Python": platform.python_version()}
     facts |= {name: _version(name) for name in PACKAGES}
+    facts["torch"] = torch.__version__  # says for which CUDA, too
     return facts | dict(settings)
 
 

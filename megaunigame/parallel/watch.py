@@ -59,7 +59,7 @@ class Watch:
         """When another rank said it."""
         self._known, self._closed = threading.Event(), threading.Event()
         self._main_ends = False
-        """The main thread waits for the verdict, and ends the process itself."""
+        """The main thread has an error, and ends the process itself."""
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Watch:
@@ -77,12 +77,13 @@ class Watch:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         lost = None
         if isinstance(error, Exception):
+            self._main_ends = True
             if says_lost(error):
                 lost = self._who_is_lost()
             else:
                 self._tell(error)
-            if not isinstance(error, UserError):
-                self._let_other_nodes_hear()
+            if not isinstance(error, UserError):  # which all ranks have, as a rule
+                self._let_others_hear()
         self.close()
         if lost is not None:
             raise LostRankError(f"{lost.text}. The run resumes from its newest checkpoint with the same command.") from error
@@ -161,11 +162,6 @@ class Watch:
         if self.world.rank == 0 and self.line is not None:
             time.sleep(2.5 * self.every)
 
-    def _let_other_nodes_hear(self) -> None:
-        """On one node, the launcher ends the others."""
-        if not all(self.heart.home.sees(home) for home in self.lookout.homes if home.rank != self.world.rank):
-            self._let_others_hear()
-
     def _left(self, rank: int) -> bool:
         said: list[bool] = []
         self._call(lambda line: said.append(line.beat_of(rank).leaves))
@@ -191,7 +187,6 @@ class Watch:
 
     def _who_is_lost(self) -> Verdict | None:
         """Of this rank's collective. Waits until the watchdog knows."""
-        self._main_ends = True
         self._known.wait(self.limits.silence + GRACE_SECONDS if self.line is not None else 0)
         return self.verdict
 

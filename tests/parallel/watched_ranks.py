@@ -57,6 +57,7 @@ FAULTS: dict[str, tuple[int, Callable[[], None]]] = {
     "first stopped": (0, stopped),
     "killed": (1, killed),
     "raises": (2, raises),
+    "first raises": (0, raises),
     "slow": (1, lambda: time.sleep(5)),
     "fine": (-1, lambda: None),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """End this process when its parent does, however that ends. Linux only.
+    """End this process when the thread that started it does: the main one of its parent. Linux only.
 
     torch looks for the parent every 5 s, but then waits for a full queue that nobody empties: a worker would live forever, and
     with it its copies of the rank's connections, so that other ranks do not see them close.
@@ -22,5 +23,6 @@ def end_with_parent() -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), "prctl")
-    if os.getppid() == 1:  # it has ended already
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it has ended already
         os._exit(1)

@@ -1,0 +1,129 @@
+"""Ranks that hang, stop, die, disagree or do not come: who says what, and when. One launch; see watched_ranks.py."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.multi_process.launcher import REPOSITORY
+from tests.parallel.watched_ranks import FAULTS, LOST_SECONDS, RANKS
+
+CASES = (*FAULTS, "disagree", "differ", "misses", "port taken")
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("watched")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parallel.watched_ranks", str(home), *CASES],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def of(said: Path, case: str, rank: int) -> str:
+    return (said / case / f"rank_{rank}.out").read_text()
+
+
+def ended(said: Path, case: str) -> list[int]:
+    """Exit codes."""
+    return [json.loads((said / case / f"rank_{rank}.code").read_text())["code"] for rank in range(RANKS)]
+
+
+def seconds(said: Path, case: str) -> float:
+    """Until the last rank had ended."""
+    return max(json.loads((said / case / f"rank_{rank}.code").read_text())["seconds"] for rank in range(RANKS))
+
+
+@pytest.mark.fault(
+    "a rank hangs (data loader, disk)",
+    does="all ranks end with its rank, host, phase and step",
+    lost="since the newest checkpoint",
+)
+def test_a_rank_that_hangs_is_named_by_all_that_print(said):
+    named = r"rank 1 on \S+ \(pid \d+\) has been in 'data' of step 812 for \d+ s; ranks 0, 2 wait in 'agree' of step 812\."
+    assert ended(said, "stuck") == [1, 1, 1]
+    for rank in (0, 1):
+        assert re.search(rf"rank {rank} on \S+ \(pid \d+\) ends the run: {named}", of(said, "stuck", rank))
+    assert "in never_ends" in of(said, "stuck", 1), "the culprit's console does not show where it hangs"
+    for rank, where in enumerate(["all_reduce", "never_ends", "all_reduce"]):
+        assert where in (said / "stuck" / f"rank_{rank:05d}.stacks").read_text()
+
+
+@pytest.mark.fault("SIGSTOP of a rank", does="the others end with its name", lost="since the newest checkpoint")
+@pytest.mark.parametrize(("case", "rank", "reporter"), [("stopped", 2, 0), ("first stopped", 0, 1)])
+def test_a_stopped_rank_is_named_and_its_state(said, case, rank, reporter):
+    assert ended(said, case) == [-9 if r == rank else 1 for r in range(RANKS)]
+    text = of(said, case, reporter)
+    assert re.search(rf"ends the run: rank {rank} on \S+ \(pid \d+\) (has not been heard|cannot be reached) for", text), text
+    assert "is stopped (SIGSTOP, or a debugger)" in text
+    assert seconds(said, case) < 5 * LOST_SECONDS
+
+
+@pytest.mark.fault("kill -9 of a rank", does="the others end with its name", lost="since the newest checkpoint")
+def test_a_killed_rank_is_named_instead_of_a_traceback(said):
+    assert ended(said, "killed") == [1, -9, 1]
+    texts = [of(said, "killed", rank) for rank in (0, 2)]
+    # Of a rank, the main thread or the watchdog is first; a rank that was told by another one may end without a word.
+    assert any(re.search(r"(LostRankError|ends the run): rank 1 on \S+ \(pid \d+\) has ended", text) for text in texts)
+    assert not any("RuntimeError" in text for text in texts)
+    assert seconds(said, "killed") < LOST_SECONDS * 3
+
+
+@pytest.mark.fault(
+    "an error of one rank alone", does="the other ranks end with its rank and error", lost="since the newest checkpoint"
+)
+@pytest.mark.parametrize(("case", "faulty"), [("raises", 2), ("first raises", 0)])
+def test_the_error_of_one_rank_is_told_to_all(said, case, faulty):
+    assert ended(said, case) == [1, 1, 1]
+    for rank in {0, 1, 2} - {faulty}:
+        named = rf"LostRankError: rank {faulty} on \S+ \(pid \d+\) ended with ValueError: a bug of one rank"
+        assert re.search(named, of(said, case, rank)), of(said, case, rank)
+    assert "Traceback" in of(said, case, faulty)
+    assert of(said, case, faulty).strip().endswith("ValueError: a bug of one rank")
+
+
+def test_a_slow_rank_and_ranks_that_leave_early_end_nothing(said):
+    assert ended(said, "slow") == ended(said, "fine") == [0] * RANKS
+    assert not any(of(said, case, rank) for case in ("slow", "fine") for rank in range(RANKS))
+
+
+@pytest.mark.fault(
+    "ranks with different plans of a step", does="LockstepError on all, before the step", lost="nothing of the step"
+)
+def test_ranks_with_different_steps_all_raise_the_same(said):
+    assert ended(said, "disagree") == [2, 2, 2]
+    for rank in range(RANKS):
+        assert "ranks 0-1: step 201, lr 0.1; rank 2: step 202, lr 0.1." in of(said, "disagree", rank)
+        assert "LockstepError" in of(said, "disagree", rank)
+
+
+@pytest.mark.fault("nodes with other packages or settings", does="ConfigError before anything is loaded", lost="nothing")
+def test_ranks_that_are_not_the_same_all_raise_the_same(said):
+    assert ended(said, "differ") == [2, 2, 2]
+    for rank in range(RANKS):
+        assert re.search(r"optimizer\.lr is 1e-5 on rank 1 \(\S+\), 2e-5 on rank 0 \(", of(said, "differ", rank))
+        assert "torch" not in of(said, "differ", rank)
+
+
+@pytest.mark.fault("a rank never comes", does="ConfigError after engine.timeout_minutes, with its number", lost="nothing")
+def test_a_rank_that_never_comes_is_missed_by_number(said):
+    assert ended(said, "misses") == [2, 0, 2]
+    assert "ConfigError: After 3 s (engine.timeout_minutes), 2 of 3 ranks have come; rank 1 has not." in of(said, "misses", 0)
+    assert "ConfigError" in of(said, "misses", 2)
+
+
+@pytest.mark.fault("the port is taken", does="ConfigError naming the process, and a free port", lost="nothing")
+def test_a_taken_port_is_named_with_its_process_and_a_free_one(said):
+    assert ended(said, "port taken") == [0, 0, 0], of(said, "port taken", 2)
+    first, second = of(said, "port taken", 2).strip().splitlines()[-2:]
+    assert re.search(r"as rank 0: ConfigError: Port \d+ of \S+, .* in use by pid \d+ \(\S*python", first)
+    assert re.search(r"--master_port (\d+) \.\.\., torchrun --master-port \1", first)
+    assert re.search(r"as rank 1: ConfigError: Port \d+, .* by a run whose ranks are all there", second)
+    assert re.search(r"met at \d+", of(said, "port taken", 0)) and re.search(r"met at \d+", of(said, "port taken", 1))
