@@ -8,6 +8,7 @@ Prints a line per case that held.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -76,8 +77,6 @@ def one_rank(world: Ranks, home: Path) -> None:
 
 def killed(world: Ranks, home: Path) -> None:
     def kill(_: Trainer) -> None:
-        import multiprocessing
-
         os.kill(multiprocessing.active_children()[-1].pid or 0, signal.SIGKILL)
 
     recipe = recipe_of(home, world, "killed")
@@ -85,17 +84,17 @@ def killed(world: Ranks, home: Path) -> None:
 
 
 def remove(recipe: Recipe) -> str:
-    """The shard that comes second is gone for all processes; returns its name."""
-    trainer_order = sorted(Path(recipe.data["train"].shards).glob("*.tar"))[1]
-    for path in trainer_order.parent.glob(f"{trainer_order.stem}.*"):
+    """The second shard is gone for all processes; returns its name."""
+    second = sorted(Path(recipe.data["train"].shards).glob("*.tar"))[1]
+    for path in second.parent.glob(f"{second.stem}.*"):
         path.unlink()
-    return trainer_order.name
+    return second.name
 
 
 def lost_stop(world: Ranks, home: Path) -> None:
     recipe = recipe_of(home, world, "lost_stop", lost_shard_wait=0.03)  # 1.8 s
     try:
-        trained(world, recipe, 12, 1, lambda _: remove(recipe))
+        trained(world, recipe, 6, 1, lambda _: remove(recipe))
     except DataError as error:
         assert "data-000001" in str(error) and "loader.lost_shard=substitute" in str(error) and "Rank " in str(error)
     else:
@@ -105,7 +104,7 @@ def lost_stop(world: Ranks, home: Path) -> None:
 def lost_substitute(world: Ranks, home: Path) -> None:
     options = {"lost_shard": "substitute", "lost_shard_wait": 0.03, "max_bad_fraction": 1.0}
     recipe = recipe_of(home, world, "lost_substitute", **options)
-    trainer = trained(world, recipe, 12, 1, lambda _: remove(recipe))
+    trainer = trained(world, recipe, 6, 1, lambda _: remove(recipe))
     assert trainer.bad_samples.bad["train"] > 0
     if world.is_main:
         lines = [json.loads(line) for line in (Path(recipe.output) / "quarantine.jsonl").read_text().splitlines()]

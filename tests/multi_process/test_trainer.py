@@ -20,7 +20,7 @@ LAUNCHES = {
     "an attack on what the learner has drawn equals plain torch on two ranks": ("unigame", 2, [*REDRAWN, "combined"]),
     "one rank plays the same game": ("unigame", 1, ALONE),
     "stored codes train as encoded pictures do": ("stored_codes", 2, list(stored_codes.CASES)),
-    "errors of one rank's data end both ranks, and a lost shard does what the recipe says": (
+    "data that one of two ranks cannot fetch": (
         "data_faults",
         2,
         list(data_faults.CASES),
