@@ -7,6 +7,7 @@ Prints a line per case that held.
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from megaunigame.config import Recipe, load_recipe
 from megaunigame.errors import DataError, LoaderError, UserError
+from megaunigame.monitoring.monitor import Monitor
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks, start_world
 from megaunigame.training.trainer import Trainer
@@ -111,7 +113,35 @@ def lost_substitute(world: Ranks, home: Path) -> None:
         assert [(line["shard"], line["key"]) for line in lines] == [("data-000001.tar", "")], lines
 
 
-CASES = {function.__name__: function for function in (one_rank, killed, lost_stop, lost_substitute)}
+def disk_full(world: Ranks, home: Path) -> None:
+    """Rank 0 alone writes metrics; both end at the next fetch, with the file and the disk named, and what was saved stays."""
+    recipe = recipe_of(home, world, "disk_full", workers=0)
+    recipe.checkpoint.every = 2
+    trainer, write = Trainer(recipe, Mesh.of(world)), Monitor._write
+    written: list[str] = []
+
+    def fills(monitor: Monitor, line: str) -> None:
+        written.append(line)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(monitor.folder / "metrics.jsonl"))
+        write(monitor, line)
+
+    Monitor._write = fills  # type: ignore[method-assign]
+    try:
+        trainer.fit()
+    except (OSError, UserError) as error:
+        assert isinstance(error, OSError) == world.is_main and "No space left on device" in str(error), error
+        assert "metrics.jsonl" in str(error)
+    else:
+        raise AssertionError("the disk is full")
+    finally:
+        Monitor._write = write  # type: ignore[method-assign]
+    assert trainer.state.step == 3
+    world.barrier()
+    assert len(list((Path(recipe.output) / "checkpoints").glob("step-*2"))) == 1
+
+
+CASES = {function.__name__: function for function in (one_rank, killed, lost_stop, lost_substitute, disk_full)}
 
 
 def main() -> None:
