@@ -31,6 +31,7 @@ from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
+from megaunigame.storage.pending import sha256_of
 
 FORMAT_VERSION = 1
 
@@ -146,7 +147,10 @@ def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
         index = json.loads((job.folder / f"{job.stem(number)}.idx.json").read_text())
         fields.update(name for sample in index["samples"] for name in sample["fields"])
         counted = {name: stats[name] for name in ("samples", "bytes", "index_sha256")}
-        shards.append({"file": f"{job.stem(number)}.tar", **counted})
+        tar = job.folder / f"{job.stem(number)}.tar"
+        # Statistics of an earlier version have no hash of the tar.
+        counted["sha256"] = stats["sha256"] if "sha256" in stats else sha256_of(tar)
+        shards.append({"file": tar.name, **counted})
     manifest = {
         "version": FORMAT_VERSION,
         "name": job.name,
@@ -257,6 +261,7 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
                     samples += 1
             stream.flush()
             os.fsync(stream.fileno())
+        sha256 = sha256_of(temporary)
         os.replace(temporary, tar)
     except OSError as error:
         raise unwritable(temporary, error) from error
@@ -270,6 +275,7 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
         "notes": bounded(shard.notes),
         "config_hash": job.config_hash,
         "index_sha256": hashlib.sha256(index).hexdigest(),
+        "sha256": sha256,
     }
     write_atomically(done, json.dumps(stats).encode())
     return stats
