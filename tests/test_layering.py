@@ -239,13 +239,19 @@ def test_no_foreign_code_and_no_pickle():
                 if name.split(".")[0] in NEVER_IMPORTED:
                     found.append(f"{file.relative_to(REPOSITORY)}:{line}: import of {name}")
             for node in ast.walk(tree):
-                named = {node.arg} if isinstance(node, ast.keyword) else set()
+                off = isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant) and node.value.value is False
+                named = {node.arg} if isinstance(node, ast.keyword) and not off else set()
                 named |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
                 if named & NEVER_PASSED:
                     found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: {', '.join(named)}")
                 if isinstance(node, ast.keyword) and node.arg == "weights_only":
                     if not (isinstance(node.value, ast.Constant) and node.value.value is True):
                         found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: weights_only is not True")
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+                    # Without the argument, transformers may ask the user for a yes.
+                    named = ast.unparse(node.func).lower().startswith("auto")
+                    if named and "trust_remote_code" not in {keyword.arg for keyword in node.keywords}:
+                        found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: trust_remote_code=False is missing")
     assert not found, "\n" + "\n".join(found)
 
 
