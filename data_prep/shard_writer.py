@@ -31,6 +31,7 @@ from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
+from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import sha256_of
 
 FORMAT_VERSION = 1
@@ -214,10 +215,10 @@ def _number_in(path: Path) -> int:
 def _read_stats(path: Path) -> dict[str, Any] | None:
     """None when there is no such file: another rank may be writing that shard again."""
     try:
-        stats: dict[str, Any] = json.loads(path.read_text())
+        path.stat()
     except FileNotFoundError:
         return None
-    return stats
+    return read_object(path, "the statistics of a shard", DataError, "Delete it, or type --overwrite.")
 
 
 def _finished(job: Job, number: int) -> dict[str, Any] | None:
@@ -225,7 +226,7 @@ def _finished(job: Job, number: int) -> dict[str, Any] | None:
     stats = _read_stats(job.folder / f"{job.stem(number)}_stats.json")
     tar = job.folder / f"{job.stem(number)}.tar"
     index = job.folder / f"{job.stem(number)}.idx.json"
-    if stats is None or stats["config_hash"] != job.config_hash or not tar.exists() or not index.exists():
+    if stats is None or stats.get("config_hash") != job.config_hash or not tar.exists() or not index.exists():
         return None
     whole = tar.stat().st_size == stats["bytes"] and hashlib.sha256(index.read_bytes()).hexdigest() == stats["index_sha256"]
     return stats if whole else None
