@@ -20,6 +20,19 @@ class DataError(UserError):
     """Shards, an index, or a source file cannot be used."""
 
 
+class LostShard(DataError):
+    """A shard cannot be reached now: its file is gone, or its file system or server does not answer. It may come back."""
+
+    def __init__(self, message: str, shard: str = ""):
+        """`shard`: its file name."""
+        super().__init__(message)
+        self.shard = shard
+
+
+class LoaderError(UserError):
+    """A process that loads data has died."""
+
+
 class ModelError(UserError):
     """A model folder or checkpoint does not fit the family that was asked to load it."""
 

@@ -1,6 +1,6 @@
 """The recipe: one YAML file, dotted overrides, strict dataclasses. One file per part; what others import is named here."""
 
-from megaunigame.config.data import CacheConfig, LoaderConfig, MixedConfig, StreamConfig
+from megaunigame.config.data import STOP, SUBSTITUTE, CacheConfig, LoaderConfig, MixedConfig, StreamConfig
 from megaunigame.config.model import OFF, PARTIAL, PRETRAINED, RANDOM, LoraConfig, ModelConfig
 from megaunigame.config.recipe import Recipe, as_yaml, load_recipe, resolve_batch
 from megaunigame.config.run import (
@@ -18,6 +18,8 @@ from megaunigame.config.run import (
 )
 
 __all__ = [
+    "STOP",
+    "SUBSTITUTE",
     "CacheConfig",
     "LoaderConfig",
     "MixedConfig",

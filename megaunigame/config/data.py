@@ -7,7 +7,9 @@ from typing import Any
 
 from megaunigame.errors import ConfigError
 from megaunigame.pictures.rules import MAX_PIXELS, WHITE, ground_from
-from megaunigame.settings import above, at_least, between
+from megaunigame.settings import above, at_least, between, one_of
+
+STOP, SUBSTITUTE = "stop", "substitute"
 
 
 @dataclass
@@ -57,7 +59,8 @@ class StreamConfig:
     window: int = above(0, 8)
     """Shards shuffled together; only these are open at a time."""
     where: list[str] = field(default_factory=list)
-    """Filters, all of which a sample must pass: `COLUMN OP NUMBER` on numbers of its JSON, or `has FIELD`."""
+    """Filters, all of which a sample must pass: `COLUMN OP NUMBER` on numbers of its JSON, `has FIELD`, or `not in FILE`
+    (a `quarantine.jsonl`)."""
     mix: dict[str, MixedConfig] = field(default_factory=dict)
     """Instead of `shards`: several data sets by weight."""
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -113,6 +116,13 @@ class LoaderConfig:
     """Micro-batches that each worker prepares ahead."""
     max_bad_fraction: float = at_least(0, 0.001)
     """The run stops when more than this fraction of a stream's samples had to be replaced."""
+    lost_shard: str = one_of([STOP, SUBSTITUTE], STOP)
+    """What follows when a shard that disappeared during the run does not come back: `stop` ends the run on all ranks;
+    `substitute` goes on, and samples of other shards take the places of its samples, which count for `max_bad_fraction`."""
+    lost_shard_wait: float = between(0, 0.7, 0.3)
+    """Part of `engine.timeout_minutes` for which a lost shard is tried again before that; the other ranks wait meanwhile."""
+    slow_seconds: float = above(0, 60.0)
+    """A rank that waits longer than this for its data says so, with what its workers read."""
     max_dummy_fraction: float = between(0, 1, 0.5)
     """The run stops when more than this fraction of a term's rows are dummies, because samples lack what the rows need, and
     when a term gets no row at all; 1: never."""

@@ -1,11 +1,12 @@
 """Reads a run folder for the report.
 
-Any part may be missing: the run may have been killed, or never evaluated.
+Any part may be missing: the run may have been killed, or never evaluated. A damaged file is left out, with a warning that
+names it.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from typing import Any
 from megaunigame.errors import DataError
 from megaunigame.monitoring.monitor import METRICS_FILE
 from megaunigame.monitoring.panels import Lines, read_panels
+from megaunigame.monitoring.replaced import QUARANTINE_FILE
+from megaunigame.storage.json_files import read_object
+from megaunigame.storage.json_lines import read_lines
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,6 +47,8 @@ class RunFolder:
     """In order of their steps."""
     panels: dict[int, Lines] = field(default_factory=dict)
     """Step -> its lines of pictures."""
+    replaced: list[dict[str, Any]] = field(default_factory=list)
+    """Samples that were replaced: stream, shard, key, reason."""
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
@@ -50,37 +58,48 @@ def read_run_folder(path: str | Path) -> RunFolder:
         raise DataError(f"No run folder at {path}. Give the folder that holds the run's metrics.jsonl.")
     return RunFolder(
         path=path,
-        run=_json(path / "run.json"),
+        run=_object(path / "run.json"),
         recipe=_text(path / "recipe.yaml"),
         plan=_text(path / "plan.txt"),
         series=_series(path / METRICS_FILE),
-        evaluations=[
-            Evaluation(result["step"], result["suites"], file.with_suffix(""))
-            for file in sorted((path / "evaluation").glob("step-*.json"))
-            for result in [_json(file)]
-        ],
+        evaluations=_evaluations(path / "evaluation"),
         panels=read_panels(path),
+        replaced=read_lines(path / QUARANTINE_FILE),
     )
 
 
+def _evaluations(folder: Path) -> list[Evaluation]:
+    found = ((file, _object(file)) for file in sorted(folder.glob("step-*.json")))
+    whole = [(file, result) for file, result in found if {"step", "suites"} <= result.keys()]
+    return [Evaluation(result["step"], result["suites"], file.with_suffix("")) for file, result in whole]
+
+
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty without the file, and for one that is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        return read_object(path, "a whole file of a run", DataError, "It is left out.")
+    except DataError as error:
+        log.warning("%s", error)
+        return {}
 
 
 def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     series: dict[str, tuple[list[int], list[float]]] = {}
-    # A line without a line break is still being written.
-    for line in (line for line in _text(path).splitlines(keepends=True) if line.endswith("\n")):
-        record = json.loads(line)
-        step = record.pop("step")
-        record.pop("time")
+    for record in read_lines(path):
+        step = record.pop("step", None)
+        record.pop("time", None)
+        if not isinstance(step, int):
+            log.warning("%s: a line without a step is left out.", path)
+            continue
         for name, value in record.items():
             steps, values = series.setdefault(name, ([], []))
-            if value is not None:
+            if isinstance(value, int | float):
                 steps.append(step)
                 values.append(value)
     return {name: points for name, points in series.items() if points[0]}

@@ -11,7 +11,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from tqdm import tqdm
 from megaunigame.monitoring import names
 from megaunigame.monitoring.panels import write_panels
 from megaunigame.pixels import Panel
+from megaunigame.storage.json_lines import as_lines, read_lines
 from megaunigame.storage.whole_files import write_whole
 
+log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -40,8 +43,10 @@ class Monitor:
         progress: bool,
     ):
         """`folder` is that of the run; a line is printed every `every` steps; `start_step` is the first one that this process
-        logs; a progress bar is shown only if standard error is a terminal."""
+        logs; a progress bar is shown only if standard error is a terminal. Raises OSError."""
         self.active = rank == 0
+        self.failed: OSError | None = None
+        """Why a file cannot be written, such as a full disk. Only the caller can end all ranks with it."""
         if not self.active:
             return
         self.every, self.total_steps, self.first_step = every, total_steps, start_step
@@ -49,12 +54,7 @@ class Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         drop_from(folder / METRICS_FILE, start_step)
         self.file = open(folder / METRICS_FILE, "a", encoding="utf-8")
-        self.writer: Any = None
-        if tensorboard:
-            # Imported here: it takes seconds, and only rank 0 needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self.writer = self._tensorboard(start_step) if tensorboard else None
         self.bar = tqdm(
             total=total_steps,
             initial=start_step - 1,
@@ -64,6 +64,17 @@ class Monitor:
             disable=None if progress else True,  # None: without a terminal
         )
         self.origin: tuple[int, float] | None = None  # (step, time) of the first logged step
+
+    def _tensorboard(self, start_step: int) -> Any:
+        """A writer; None, with a warning, when its folder cannot be written: the same numbers are in metrics.jsonl."""
+        # Imported here: it takes seconds, and only rank 0 needs it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            return SummaryWriter(str(self.folder / "tensorboard"), purge_step=start_step)
+        except OSError as error:
+            log.warning("No TensorBoard: %s. The metrics are in %s.", error, self.folder / METRICS_FILE)
+            return None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record one optimizer step; every `every` steps, and at the first and the last one, also print it."""
@@ -88,16 +99,41 @@ class Monitor:
         # JSON has neither NaN nor infinity.
         written = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"step": step, "time": round(time.time(), 3), **written}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        if self.writer is not None:
+        with self._noting():
+            self._write(json.dumps(line) + "\n")
+        if self.writer is None:
+            return
+        try:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
+        except OSError as error:
+            log.warning("TensorBoard ends here: %s. The metrics are in %s.", error, self.folder / METRICS_FILE)
+            self.writer = None
+
+    def _write(self, line: str) -> None:
+        path = self.folder / METRICS_FILE
+        if not path.exists():
+            log.warning("%s was deleted while the run writes it: its earlier lines are lost.", path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "a", encoding="utf-8")
+        try:
+            self.file.write(line)
+            self.file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def panels(self, step: int, panels: Sequence[Panel]) -> None:
         """Keep lines of pictures; the report shows them."""
         if self.active and panels:
-            write_panels(self.folder, step, panels)
+            with self._noting():
+                write_panels(self.folder, step, panels)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failed = error
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
@@ -115,12 +151,11 @@ class Monitor:
 
 
 def drop_from(path: Path, step: int) -> None:
-    """Remove the lines of `path` from `step` on (from 1: all of them), and an incomplete last line."""
+    """Remove the lines of `path` from `step` on (from 1: all of them), and damaged ones."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if step > 1 and line.endswith("\n") and json.loads(line)["step"] < step]
-    write_whole(path, "".join(kept))
+    lines = read_lines(path) if step > 1 else []
+    write_whole(path, as_lines([line for line in lines if isinstance(line.get("step"), int) and line["step"] < step]))
 
 
 def log_line(step: int, total_steps: int, metrics: Mapping[str, float], remaining: float | None) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from megaunigame.errors import DataError
 from megaunigame.monitoring import page
 from megaunigame.pixels import Panel, as_image
+from megaunigame.storage.json_files import read_object
 from megaunigame.storage.whole_files import write_whole
 
+log = logging.getLogger(__name__)
 FOLDER = "panels"
 UNTITLED = "Pictures"
 """Heading of lines from runs before lines had titles."""
@@ -36,9 +40,17 @@ def write_panels(folder: Path, step: int, panels: Sequence[Panel]) -> None:
 
 
 def read_panels(folder: Path) -> dict[int, Lines]:
-    """Step -> its lines, in order."""
-    found = (json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / FOLDER).glob("step-*.json")))
-    return {entry["step"]: entry["lines"] for entry in found}
+    """Step -> its lines, in order. A damaged file is left out, with a warning."""
+    panels: dict[int, Lines] = {}
+    for file in sorted((folder / FOLDER).glob("step-*.json")):
+        try:
+            entry = read_object(file, "pictures of a step", DataError, "It is left out.")
+        except DataError as error:
+            log.warning("%s", error)
+            continue
+        if {"step", "lines"} <= entry.keys():
+            panels[entry["step"]] = entry["lines"]
+    return panels
 
 
 def panels_section(folder: Path, steps: dict[int, Lines]) -> str:

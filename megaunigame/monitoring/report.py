@@ -16,6 +16,7 @@ from megaunigame.monitoring.history import RunFolder, read_run_folder
 from megaunigame.monitoring.monitor import clock_time
 from megaunigame.monitoring.panels import panels_section
 from megaunigame.monitoring.plots import curve_plots, data_uri
+from megaunigame.monitoring.replaced import replaced_section
 from megaunigame.storage.whole_files import write_whole
 
 REPORT_FILE = "report.html"
@@ -28,7 +29,7 @@ def write_report(run_folder: str | Path) -> Path:
     Raises DataError when the folder does not exist.
     """
     run = read_run_folder(run_folder)
-    sections = [header(run), summary(run), curves(run), rows_of_terms(run)]
+    sections = [header(run), summary(run), curves(run), rows_of_terms(run), replaced_section(run.replaced)]
     sections += [panels_section(run.path, run.panels), *evaluations(run)]
     path = run.path / REPORT_FILE
     write_whole(path, page.page(_title(run), "\n".join(s for s in sections if s)))

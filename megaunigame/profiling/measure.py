@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from megaunigame.config import CheckpointConfig, EvaluationConfig, Recipe
-from megaunigame.data.loading.stream import MicroBatch, MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatch
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.synthetic import SyntheticMicroBatches, SyntheticSource
 from megaunigame.engine.memory_plan import bytes_per_rank

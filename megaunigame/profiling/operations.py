@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from megaunigame.data.loading.stream import MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.engine.model_flops import CountFlops
 from megaunigame.monitoring import names
 from megaunigame.training.trainer import Trainer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,10 @@ from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.phases import DATA, MERGE, PLAYERS, Phases
 from megaunigame.training.assembly import Assembly
+from megaunigame.training.fetching import Fetcher
 from megaunigame.training.gradient_report import GradientReport
 from megaunigame.training.performance import Performance
+from megaunigame.training.quarantine import Quarantine
 from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.term_weights import LEAST, MOST
 
@@ -61,6 +62,7 @@ class Stepper:
         self.data_ranks, self.accumulation = parts.mesh.data, parts.accumulation
         self.learner, self.players, self.phases = learner, players, phases
         self.bad_samples, self.rows = bad_samples, rows
+        self.fetcher = Fetcher(self.world, Quarantine(self.folder, self.world, fresh=parts.state.step == 0))
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
@@ -118,13 +120,13 @@ class Stepper:
         return metrics
 
     def _fetch(self, number: int, micro_batches: Iterator[MicroBatch]) -> StepData:
-        started = time.perf_counter()
         with self.phases(DATA):
-            batches = [next(micro_batches) for _ in range(self.accumulation)]
+            batches, waited = self.fetcher.fetch(micro_batches, self.accumulation)
+        self.fetcher.agree(number + 1, batches)
         lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, number)
         micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
         step = Step(number, lr, micro_steps, self.recipe.optimizer.lr)
-        return StepData(step, [b.bad for b in batches], time.perf_counter() - started)
+        return StepData(step, [b.bad for b in batches], waited)
 
     def _run(self, data: StepData, weights: Tensor, counts: Tensor) -> tuple[Tensor, list[float]]:
         """All passes and backwards, and the update; returns what `_agree` does, before the last backward."""

@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from megaunigame.config import Recipe
+from megaunigame.config import SUBSTITUTE, Recipe
 from megaunigame.data.loading.bad_samples import BadSampleCounter
-from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
+from megaunigame.data.loading.lost_shards import LostShardRule
+from megaunigame.data.loading.stream import MicroBatch, MicroBatches
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
@@ -27,6 +29,7 @@ from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
 from megaunigame.parallel.mesh import Mesh
+from megaunigame.parallel.together import raise_together
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.row_counts import RowCounter
@@ -80,7 +83,12 @@ class Trainer:
             mesh.data.size,
             recipe.seed,
             self.first_step,
+            self._lost_shards(),
         )
+
+    def _lost_shards(self) -> LostShardRule:
+        loader, timeout = self.recipe.loader, 60 * self.recipe.engine.timeout_minutes
+        return LostShardRule(loader.lost_shard_wait * timeout, timeout, loader.lost_shard == SUBSTITUTE)
 
     def open_streams(self) -> dict[str, Stream]:
         """The plan's streams, each at its cursor or at its beginning."""
@@ -109,21 +117,14 @@ class Trainer:
         """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
         recipe, first = self.recipe, self.first_step
         self.dry_run()
-        monitor = Monitor(
-            self.folder,
-            every=recipe.monitor.every,
-            total_steps=recipe.schedule.steps,
-            start_step=first + 1,
-            rank=self.world.rank,
-            tensorboard=recipe.monitor.tensorboard,
-            progress=recipe.monitor.progress,
-        )
+        monitor = self._monitor()
         self._listen_for_signals()
         if first == 0 and recipe.evaluation.before:
             self._evaluate_into(monitor)
         micro_batches = self._loader()
         saved = first if self.resumed_from is not None else None
         while self.state.step < recipe.schedule.steps and not self.stepper.stop_requested:
+            self.stepper.fetcher.failed = monitor.failed  # rank 0 alone writes, and must not stop alone
             metrics = self.train_step(micro_batches)
             monitor.log(self.state.step, metrics)
             monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
@@ -135,12 +136,31 @@ class Trainer:
                 self._evaluate_into(monitor)
         if saved != self.state.step:
             self.save()
+        raise_together(self.world, monitor.failed)
         if self.state.step == recipe.schedule.steps and not self._was_evaluated_at_the_end():
             self._evaluate_into(monitor)
         for summary in (self.rows.as_text(), self.bad_samples.as_text()):
             if summary:
                 monitor.say(summary)
         monitor.close()
+
+    def _monitor(self) -> Monitor:
+        """Collective: rank 0 begins the logs, and all raise what it raises."""
+        recipe, problem = self.recipe, None
+        try:
+            monitor = Monitor(
+                self.folder,
+                every=recipe.monitor.every,
+                total_steps=recipe.schedule.steps,
+                start_step=self.first_step + 1,
+                rank=self.world.rank,
+                tensorboard=recipe.monitor.tensorboard,
+                progress=recipe.monitor.progress,
+            )
+        except OSError as error:
+            problem = error
+        raise_together(self.world, problem)
+        return monitor
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step; returns its metrics, equal on all ranks."""
@@ -159,7 +179,11 @@ class Trainer:
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation
         on_gpu = self.world.device.type == "cuda"
-        return iter(MicroBatchLoader(self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu))
+        slow = loader.slow_seconds
+        rows = MicroBatchLoader(
+            self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu, slow_seconds=slow
+        )
+        return iter(rows)
 
     def _evaluate_into(self, monitor: Monitor) -> None:
         if self.parts.suites:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import decode_sample
-from megaunigame.data.loading.stream import MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream

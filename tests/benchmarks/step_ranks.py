@@ -18,7 +18,8 @@ from typing import Any, TextIO
 import torch.distributed as dist
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import MicroBatch, MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatch
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame import names as unigame_names
 from megaunigame.parallel.mesh import Mesh

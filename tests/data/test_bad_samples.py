@@ -18,7 +18,7 @@ PLAN = StepPlan(
 
 
 def bad(key: str = "k", stream: str = "scenes", shard: str = "a.tar") -> BadSample:
-    return BadSample(stream, key, shard, f"Sample {key!r}: broken.")
+    return BadSample(stream, key, shard, f"Sample {key!r}: broken.", 0)
 
 
 def test_counts_are_sums_over_ranks():

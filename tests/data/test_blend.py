@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaunigame.config import MixedConfig, StreamConfig
-from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.data.sources.base import SampleRef
 from megaunigame.data.sources.blend import Blend
 from megaunigame.data.sources.opening import open_stream

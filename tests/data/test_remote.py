@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from megaunigame.config import CacheConfig, MixedConfig, StreamConfig
-from megaunigame.data.loading.stream import MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.shards import cache as shard_cache
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex

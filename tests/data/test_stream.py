@@ -7,7 +7,8 @@ import torch
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.loading.bad_samples import BadSampleCounter, _rows
-from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatch, MicroBatches
 from megaunigame.data.sources.base import SampleRef
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import DataError

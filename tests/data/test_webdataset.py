@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from megaunigame.config import MixedConfig, StreamConfig
-from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.data.shards.foreign import pack_command
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError

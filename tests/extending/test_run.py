@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.errors import DivergenceError
 from megaunigame.objectives.player import Player
 from megaunigame.parallel.mesh import Mesh

@@ -12,7 +12,8 @@ import torch
 from megaunigame.config import StreamConfig
 from megaunigame.data.codes import UnreadCodes, write_codes
 from megaunigame.data.decode import CODES_FIELD
-from megaunigame.data.loading.stream import MicroBatches, MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
+from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.causal.token_codes import TokenCodeModel

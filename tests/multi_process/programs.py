@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks, start_world

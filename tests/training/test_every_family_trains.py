@@ -12,7 +12,7 @@ import torch
 from megaunigame.checkpoint.export import export_model
 from megaunigame.checkpoint.runs import SavedRun, step_folder_of
 from megaunigame.config import load_recipe
-from megaunigame.data.loading.stream import MicroBatchLoader
+from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring import names
 from megaunigame.objectives.base import Objective

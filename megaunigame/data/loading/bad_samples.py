@@ -22,9 +22,19 @@ class BadSample:
 
     stream: str
     key: str
+    """Empty: a whole shard."""
     shard: str
     """File name of the shard."""
     reason: str
+    position: int
+    """Of the stream."""
+    lost: bool = False
+    """The shard could not be reached."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.key} of {self.shard}" if self.key else self.shard
 
 
 class BadSampleCounter:
@@ -63,7 +73,8 @@ class BadSampleCounter:
             name = (stream, sample.shard, sample.key)
             if name not in self._logged:
                 self._logged.add(name)
-                log.warning("Stream %s: replaced sample %s of %s: %s", stream, sample.key, sample.shard, sample.reason)
+                what = f"sample {sample.key} of {sample.shard}" if sample.key else f"samples of {sample.shard}"
+                log.warning("Stream %s: replaced %s: %s", stream, what, sample.reason)
 
     def pending(self) -> list[int]:
         """This rank's counts since the last `merge`: (reads, bad) of each stream, in a fixed order."""
@@ -95,9 +106,9 @@ class BadSampleCounter:
         lines = []
         for stream in (s for s in self.streams if self.bad[s]):
             last = self._last.get(stream)
-            example = f"; the last on this rank, {last.key} of {last.shard}: {last.reason}" if last else ""
+            example = f"; the last on this rank, {last.name}: {last.reason}" if last else ""
             lines.append(f"  {stream}: {self.bad[stream]:,} of {self.reads[stream]:,} samples replaced{example}")
-        return "\n".join(["bad samples of the run, by stream", *lines]) if lines else ""
+        return "\n".join(["bad samples of the run, by stream (each is in quarantine.jsonl)", *lines]) if lines else ""
 
     def state_dict(self) -> dict[str, dict[str, int]]:
         """Totals over all ranks; valid for any number of ranks. Without pending counts: merge before saving."""

@@ -1,35 +1,39 @@
 """Micro-batches: from the cursors and a micro-step number to the tensors of that micro-step.
 
-Nothing here is stateful. A micro-batch is a pure function of (shards, seed, plan, start cursor, micro-step, rank, world
-size), so any number of loader workers gives the same sequence, and resuming means opening the index.
+A micro-batch is a pure function of (shards, seed, plan, start cursor, micro-step, rank, world size), so any number of loader
+workers gives the same sequence, and resuming means opening the index. A sample that cannot be read is replaced at its position:
+no other row moves.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import signal
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.loading.bad_samples import BadSample
-from megaunigame.data.loading.packing import Package, pack
+from megaunigame.data.loading.lost_shards import STOP_AT_ONCE, LostShardRule, LostShards
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Cursor, SampleRef, Stream
-from megaunigame.errors import DataError, UserError
+from megaunigame.errors import DataError, LostShard
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
 
+T = TypeVar("T")
 SUBSTITUTES = 8
 """Other samples tried in place of a bad one before giving up."""
+PLACES = 64
+"""Places looked at for them: those in lost shards do not count as tried."""
+Place = tuple[str, int, int]
+"""Stream, position and attempt."""
 
 
 class RowMaker(Protocol):
@@ -75,10 +79,11 @@ class Draw:
 
     sharing: bool
     """Whether any rows share samples; otherwise samples are not kept."""
-    bad: dict[tuple[str, int, int], BadSample] = field(default_factory=dict)
-    refs: dict[tuple[str, int, int], SampleRef] = field(default_factory=dict)
-    """By stream, position and attempt."""
-    samples: dict[tuple[str, int, int], Sample] = field(default_factory=dict)
+    note: Callable[[str], None]
+    """Told what is read next."""
+    bad: dict[Place, BadSample] = field(default_factory=dict)
+    read: dict[Place, tuple[SampleRef, Sample] | BadSample] = field(default_factory=dict)
+    """Also those that cannot be read: a shard that comes back between two rows must not part them."""
 
 
 class MicroBatches(Dataset[MicroBatch]):
@@ -95,6 +100,7 @@ class MicroBatches(Dataset[MicroBatch]):
         ranks: int,
         seed: int,
         first_step: int,
+        lost_shards: LostShardRule = STOP_AT_ONCE,
     ):
         """`seed` is that of the plan's rotations; `first_step` optimizer steps were made before this run."""
         self.plan = plan
@@ -106,6 +112,7 @@ class MicroBatches(Dataset[MicroBatch]):
         self.processor = processor
         self.rank = rank
         self.positions = StreamPositions(plan, accumulation, ranks)
+        self.lost_shards = LostShards(lost_shards)
 
     def cursors(self, steps: int) -> dict[str, Cursor]:
         """The streams' cursors after `steps` optimizer steps of this run."""
@@ -115,9 +122,14 @@ class MicroBatches(Dataset[MicroBatch]):
         }
 
     def __getitem__(self, micro_step: int) -> MicroBatch:
-        """Raises DataError when a sample and all its substitutes are bad, or a shard's index is."""
+        return self.made(micro_step, lambda doing: None)
+
+    def made(self, micro_step: int, note: Callable[[str], None]) -> MicroBatch:
+        """Item `micro_step`; `note` is told what is read.
+
+        Raises DataError when a sample and all its substitutes are bad, a shard's index is, or a shard is lost for good."""
         plan = self.plan.at(self.first_micro_step + micro_step, self.seed)
-        draw = Draw(sharing=any(request.shares for request in plan.requests))
+        draw = Draw(any(request.shares for request in plan.requests), note)
         made = {request.term: self._rows(request, micro_step, draw) for request in plan.requests}
         inputs = {name: self._collated(self.plan, name, plan.of_pass(name), made) for name in plan.passes}
         aside = {r.term: self._collated(plan.alone(r), r.pass_name, [r], made) for r in plan.aside}
@@ -151,28 +163,64 @@ class MicroBatches(Dataset[MicroBatch]):
     def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
         """Row and key of the sample at `position` or of its first good substitute; records the bad ones in `draw`."""
         stream, objective = self.streams[name], self.objective_of[request.term]
-        for attempt in range(1 + SUBSTITUTES):
+        tried = 0
+        for attempt in range(1 + PLACES):
             place = name, position, attempt
-            if place not in draw.refs:  # a broken index is not a bad sample: its DataError ends the run
-                draw.refs[place] = stream.source.find(position, attempt)
-            ref = draw.refs[place]
-            rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
-            try:
-                sample = draw.samples.get(place) or decode_sample(ref.key, ref.read(), stream.rules)
-                if draw.sharing:
-                    draw.samples[place] = sample
-                row = objective.row(request, sample, rng)
-                if row is not None:
-                    self.processor.check(row, request.geometry, ref.key)
-                return row, ref.key
-            except (DataError, OSError) as error:
-                ref.confirm()
-                last = BadSample(stream.name, ref.key, ref.shard, str(error))
-                draw.bad.setdefault(place, last)
+            read = draw.read.get(place) or self._read(stream, place, draw)
+            if draw.sharing:
+                draw.read[place] = read
+            if isinstance(read, BadSample):
+                bad = read
+            else:
+                ref, sample = read
+                rng = np.random.default_rng([stream.source.seed, zlib.crc32(request.term.encode()), position])
+                try:
+                    row = objective.row(request, sample, rng)
+                    if row is not None:
+                        self.processor.check(row, request.geometry, ref.key)
+                    return row, ref.key
+                except (DataError, OSError) as error:
+                    bad = self._reached(stream, place, partial(self._refused, stream, place, ref, error))
+            draw.bad.setdefault(place, bad)
+            tried += not bad.lost
+            if tried > SUBSTITUTES:
+                break
         raise DataError(
-            f"Stream {stream.name!r}: sample {position:,} and {SUBSTITUTES} substitutes cannot be used. The "
-            f"last, in {last.shard}: {last.reason} Make the shards of {stream.source.location} again."
+            f"Stream {stream.name!r}: sample {position:,} and {attempt} substitutes cannot be used. The last, in {bad.shard}: "
+            f"{bad.reason} Make the shards of {stream.source.location} again."
         )
+
+    def _read(self, stream: Stream, place: Place, draw: Draw) -> tuple[SampleRef, Sample] | BadSample:
+        """The sample at a place. A broken index or a changed shard is not a bad sample: its DataError ends the run."""
+        _, position, attempt = place
+
+        def read() -> tuple[SampleRef, Sample] | BadSample:
+            draw.note(f"the index of stream {stream.name}")
+            ref = stream.source.find(position, attempt)
+            draw.note(f"{ref.shard} of stream {stream.name}")
+            try:
+                return ref, decode_sample(ref.key, ref.read(), stream.rules)
+            except LostShard as error:
+                raise LostShard(str(error), ref.shard) from error
+            except (DataError, OSError) as error:
+                return self._refused(stream, place, ref, error)
+
+        return self._reached(stream, place, read)
+
+    def _reached(self, stream: Stream, place: Place, work: Callable[[], T]) -> T | BadSample:
+        """The result of `work`; where its shard is lost and the run goes on without it, all of that shard is bad."""
+        try:
+            return self.lost_shards.reach(stream.name, work)
+        except LostShard as error:
+            return BadSample(stream.name, "", error.shard, str(error), place[1], lost=True)
+
+    def _refused(self, stream: Stream, place: Place, ref: SampleRef, error: Exception) -> BadSample:
+        """A sample that cannot be used, in a shard that has not changed (else raises DataError) and is there (LostShard)."""
+        try:
+            ref.confirm()
+        except LostShard as lost:
+            raise LostShard(str(lost), ref.shard) from lost
+        return BadSample(stream.name, ref.key, ref.shard, str(error), place[1])
 
 
 def _is_real(plan: StepPlan, request: RowRequest, index: int, made: dict[str, list[tuple[Row | None, str]]]) -> bool:
@@ -183,59 +231,3 @@ def _is_real(plan: StepPlan, request: RowRequest, index: int, made: dict[str, li
         return row is not None
     owner = next(r for r in plan.requests if r.term == request.shares)
     return made[owner.term][index][1] == key and _is_real(plan, owner, index, made)
-
-
-class MicroBatchLoader:
-    """Micro-steps [first, last) of this run in order, `prefetch` prepared ahead by each of `workers` processes (0: this one).
-
-    The sequence does not depend on `workers`. Does not change the global random state of torch.
-    """
-
-    def __init__(
-        self, dataset: MicroBatches, first: int, last: int, workers: int, prefetch: int = 2, *, pin_memory: bool = False
-    ):
-        """`pin_memory`: for a run on a GPU only; it opens a context there."""
-        self.steps = range(first, last)
-        self._loader = DataLoader(
-            _Reporter(dataset),
-            sampler=self.steps,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=prefetch if workers else None,
-            multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_start_worker if workers else None,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
-        )
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        """Raises the UserError of a worker."""
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch.unpacked()
-
-
-class _Reporter(Dataset["Package[MicroBatch] | UserError"]):
-    """Returns a UserError instead of raising it: the DataLoader would add the worker's traceback to its message."""
-
-    def __init__(self, dataset: MicroBatches):
-        self.dataset = dataset
-
-    def __getitem__(self, micro_step: int) -> Package[MicroBatch] | UserError:
-        try:
-            return pack(self.dataset[micro_step])
-        except UserError as error:
-            return error
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    gc.freeze()  # garbage collection would touch, and so copy, all memory inherited from the main process
-    # Launchers and Ctrl-C signal whole process trees. The main process needs its workers to finish the step and save; they
-    # end with it.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

@@ -8,6 +8,7 @@ must have a manifest; its shards are read through a cache on the node (`cache`).
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import io
@@ -25,65 +26,22 @@ import numpy as np
 
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.foreign import check_foreign
+from megaunigame.data.shards.local import LocalFiles
 from megaunigame.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from megaunigame.data.shards.remote import CachedFiles, is_url
 from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
 from megaunigame.data.shards.unfinished import check_finished
-from megaunigame.errors import DataError
+from megaunigame.errors import DataError, LostShard
 
 log = logging.getLogger(__name__)
 
 
-class LocalFiles:
-    """Shards on a local or network file system. Sizes and modification times are recorded when opened."""
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = paths
-        self._began_with = [_signature(path.stat()) for path in paths]
-
-    def size(self, shard: int) -> int:
-        return self._began_with[shard][0]
-
-    def open_tar(self, shard: int) -> io.FileIO:
-        """The tar, complete and unchanged since the run began. Raises DataError."""
-        try:
-            file = io.FileIO(self.paths[shard], "r")
-        except OSError as error:
-            raise DataError(f"{self.paths[shard]} can no longer be opened ({error}). Put it back and start again.") from error
-        self._compare(shard, os.fstat(file.fileno()))
-        return file
-
-    def read_index(self, shard: int) -> bytes:
-        """The content of its idx.json. Raises DataError."""
-        path = index_name(self.paths[shard])
-        try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(f"{path} can no longer be read ({error}). Put it back and start again.") from error
-
-    def prefetch(self, shards: Sequence[int]) -> None:
-        """Does nothing: local shards need no download."""
-
-    def check_unchanged(self, shard: int) -> None:
-        """Raises DataError when the tar has changed since the run began."""
-        try:
-            now = self.paths[shard].stat()
-        except OSError as error:
-            raise DataError(f"{self.paths[shard]} disappeared during this run ({error}). Put it back.") from error
-        self._compare(shard, now)
-
-    def _compare(self, shard: int, now: os.stat_result) -> None:
-        size, changed = self._began_with[shard]
-        if _signature(now) != (size, changed):
-            raise DataError(
-                f"{self.paths[shard]} was replaced or written to while this run reads it: it had {size:,} bytes when the run "
-                f"began and has {now.st_size:,} now, or its modification time changed. Which samples the run has seen is not "
-                "known anymore. Put the old shard back and resume, or start again with checkpoint.resume=never."
-            )
-
-
-def _signature(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+def _begins(file: io.FileIO) -> bool:
+    """Whether the first block of a file can be read."""
+    try:
+        return bool(os.pread(file.fileno(), 512, 0))
+    except OSError:
+        return False
 
 
 @dataclass
@@ -233,12 +191,16 @@ class ShardIndex:
         return self.table(shard).key(i)
 
     def read(self, shard: int, i: int) -> tuple[str, dict[str, bytes]]:
-        """Key and raw fields of a sample, in one read. Raises DataError (the file ends too early) or OSError."""
-        opened = self._open(shard)
-        key, spans = opened.table.key(i), opened.table.spans_of(i)
+        """Key and raw fields of a sample, in one read.
+
+        Raises DataError (the file ends too early) or OSError (its place on the disk cannot be read): the sample is bad.
+        Raises LostShard when nothing of the shard can be read.
+        """
+        table = self.table(shard)
+        key, spans = table.key(i), table.spans_of(i)
         start = min((offset for offset, _ in spans.values()), default=0)
         length = max((offset + size for offset, size in spans.values()), default=0) - start
-        data = os.pread(opened.file.fileno(), length, start)
+        data = self._bytes(shard, start, length)
         if len(data) != length:
             raise DataError(
                 f"{self.places[shard]} ends inside sample {key!r} ({len(data):,} of {length:,} bytes are "
@@ -246,13 +208,32 @@ class ShardIndex:
             )
         return key, {field: data[offset - start : offset - start + size] for field, (offset, size) in spans.items()}
 
+    def _bytes(self, shard: int, start: int, length: int) -> bytes:
+        """Up to `length` bytes of the tar. Raises OSError for a bad place in a good file, else LostShard."""
+        try:
+            return os.pread(self._open(shard).file.fileno(), length, start)
+        except OSError:  # an open file of a network file system that was away stays broken
+            self._opened.pop(shard, None)
+        file = self._open(shard).file
+        try:
+            return os.pread(file.fileno(), length, start)
+        except OSError as error:
+            self._opened.pop(shard, None)
+            if error.errno == errno.EIO and _begins(file):
+                raise
+            name = self.name(shard)
+            raise LostShard(f"{self.places[shard]} can no longer be read ({error}).", name) from error
+
     def _open(self, shard: int) -> _OpenShard:
         if shard in self._opened:
             self._opened.move_to_end(shard)
             return self._opened[shard]
         if len(self._opened) >= self._open_shards:
             self._opened.popitem(last=False)
-        table, file = self._load(shard), self.files.open_tar(shard)
+        try:
+            table, file = self._load(shard), self.files.open_tar(shard)
+        except LostShard as error:  # a download knows its URL only
+            raise LostShard(str(error), self.name(shard)) from error
         check_length(self.places[shard], os.fstat(file.fileno()).st_size, table)
         self._opened[shard] = _OpenShard(table, file)
         return self._opened[shard]

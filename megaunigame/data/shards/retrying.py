@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from megaunigame.data.shards.http import BUSY, FinalError
-from megaunigame.errors import DataError, UserError
+from megaunigame.errors import DataError, LostShard, UserError
 
 T = TypeVar("T")
 ATTEMPTS = 8
@@ -29,7 +29,8 @@ class OtherContentError(OSError):
 
 
 def attempt(url: str, work: Callable[[], T], first_pause: float = FIRST_PAUSE) -> T:
-    """Do the work; again with exponential backoff after what may pass. Raises DataError with the reason and what helps."""
+    """Do the work; again with exponential backoff after what may pass. Raises LostShard, with the reason and what helps, when the file
+    cannot be had, DataError when it is another one."""
     others = 0
     for number in range(1, ATTEMPTS + 1):
         try:
@@ -37,9 +38,9 @@ def attempt(url: str, work: Callable[[], T], first_pause: float = FIRST_PAUSE) -
         except UserError:
             raise
         except FinalError as error:
-            raise DataError(f"{url} {error}.") from error
+            raise LostShard(f"{url} {error}.") from error
         except (FileNotFoundError, PermissionError) as error:
-            raise DataError(f"{url} is not there or may not be read ({error or type(error).__name__}).") from error
+            raise LostShard(f"{url} is not there or may not be read ({error or type(error).__name__}).") from error
         except OtherContentError as error:
             others += 1
             problem: Exception = error
@@ -52,12 +53,12 @@ def attempt(url: str, work: Callable[[], T], first_pause: float = FIRST_PAUSE) -
                     f"{url} does not fit on the disk of the cache ({error}). Make room, or type a lower cache.gigabytes."
                 ) from error
             if _is_final(error):
-                raise DataError(f"{url}: {reason_of(error)}. Asking again does not help: check who may read it.") from error
+                raise LostShard(f"{url}: {reason_of(error)}. Asking again does not help: check who may read it.") from error
         if number < ATTEMPTS:
             pause = max(first_pause * 2 ** (number - 1), _wish(problem))
             log.warning("%s: %s. Trying again in %.0f s.", url, reason_of(problem), pause)
             time.sleep(pause)
-    raise DataError(
+    raise LostShard(
         f"{url} could not be read in {ATTEMPTS} attempts; the last failed with {reason_of(problem)}. "
         "When the network works, start again: the run resumes from its newest checkpoint."
     ) from problem

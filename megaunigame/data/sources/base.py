@@ -20,9 +20,9 @@ class SampleRef:
     shard: str
     """File name of the shard, for messages."""
     read: Callable[[], Mapping[str, bytes]]
-    """The raw fields. DataError or OSError: the sample is bad."""
+    """The raw fields. LostShard: nothing of the shard can be read now; another DataError, or OSError: the sample is bad."""
     confirm: Callable[[], None]
-    """Called for a bad sample. DataError: the shard has changed, which is not an error of the sample."""
+    """Called for a bad sample. DataError: the shard has changed, which is not an error of the sample. LostShard: it is gone."""
 
 
 class Source(Protocol):
@@ -34,10 +34,10 @@ class Source(Protocol):
     """Everything besides the seed that determines which sample is at a position; names are for messages."""
 
     def find(self, position: int, attempt: int) -> SampleRef:
-        """The sample at `position`; for attempt k >= 1, its k-th substitute.
+        """The sample at `position`; for attempt k >= 1, its k-th substitute, which depends on seed, position and k only.
 
-        Raises DataError when the sample cannot be located (a broken index, a shard that was replaced or cannot be fetched):
-        that ends the run.
+        Raises LostShard when its shard cannot be reached now, and DataError when it cannot be located for another reason (a
+        broken index, a shard that was replaced): that ends the run.
         """
         ...
 

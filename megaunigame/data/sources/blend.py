@@ -16,7 +16,7 @@ import numpy as np
 
 from megaunigame.data.sources.base import SampleRef, Source
 from megaunigame.data.sources.order import permutation
-from megaunigame.errors import ConfigError
+from megaunigame.errors import ConfigError, LostShard
 
 
 class Blend:
@@ -50,8 +50,12 @@ class Blend:
 
     def find(self, position: int, attempt: int) -> SampleRef:
         source, inner = self.locate(position)
-        ref = self.sources[source].find(inner, attempt)
-        return dataclasses.replace(ref, shard=f"{self.names[source]}/{ref.shard}")
+        name = self.names[source]
+        try:
+            ref = self.sources[source].find(inner, attempt)
+        except LostShard as error:
+            raise LostShard(str(error), f"{name}/{error.shard}") from error
+        return dataclasses.replace(ref, shard=f"{name}/{ref.shard}")
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Filters of samples by their columns and fields in the index: `clip_similarity >= 0.28`, `has depth.png`.
+"""Filters of samples by their columns and fields in the index: `clip_similarity >= 0.28`, `has depth.png`; and `not in FILE`.
 
 Filters apply before the order is made, so the number of samples left is the same on every rank.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from megaunigame.data.decode import IMAGE_FIELDS
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.table import ShardTable
+from megaunigame.data.sources.exclusion import Exclusion, read_exclusion
 from megaunigame.errors import ConfigError, DataError
 
 COMPARISONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
@@ -32,6 +33,7 @@ COMPARISONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 }
 COMPARED = re.compile(r"([A-Za-z_][\w.-]*)\s*(>=|<=|==|!=|>|<)\s*(\S+)")
 PRESENT = re.compile(r"has\s+([\w.-]+)")
+EXCLUDED = re.compile(r"not\s+in\s+(\S.*)")
 ANY_IMAGE = "image"
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Comparison:
     sign: str
     number: float
 
-    def passing(self, table: ShardTable) -> np.ndarray:
+    def passing(self, table: ShardTable, shard: str) -> np.ndarray:
         """(n,) bool."""
         if self.column not in table.columns:
             return np.zeros(len(table), dtype=bool)
@@ -62,7 +64,7 @@ class Presence:
 
     field: str
 
-    def passing(self, table: ShardTable) -> np.ndarray:
+    def passing(self, table: ShardTable, shard: str) -> np.ndarray:
         """(n,) bool."""
         wanted = IMAGE_FIELDS if self.field == ANY_IMAGE else (self.field,)
         return np.any([table.has(field) for field in wanted], axis=0)
@@ -71,11 +73,13 @@ class Presence:
         return f"has {self.field}"
 
 
-Filter = Comparison | Presence
+Filter = Comparison | Presence | Exclusion
 
 
 def parse_filter(text: str) -> Filter:
-    """`COLUMN OP NUMBER` or `has FIELD`. Raises ConfigError."""
+    """`COLUMN OP NUMBER`, `has FIELD` or `not in FILE`. Raises ConfigError, and DataError for a file that cannot be used."""
+    if excluded := EXCLUDED.fullmatch(text.strip()):
+        return read_exclusion(excluded[1])
     if present := PRESENT.fullmatch(text.strip()):
         return Presence(present[1])
     if compared := COMPARED.fullmatch(text.strip()):
@@ -88,7 +92,8 @@ def parse_filter(text: str) -> Filter:
             return Comparison(column, sign, number)
     raise ConfigError(
         f"{text!r} is not a filter. Write a column, one of {', '.join(COMPARISONS)} and a number, for example "
-        "'clip_similarity >= 0.28', or 'has FIELD', for example 'has depth.png' or 'has image'."
+        "'clip_similarity >= 0.28'; or 'has FIELD', for example 'has depth.png' or 'has image'; or 'not in FILE', for example "
+        "'not in runs/a/quarantine.jsonl'."
     )
 
 
@@ -128,14 +133,17 @@ def select(index: ShardIndex, filters: Sequence[Filter]) -> Selection:
     columns: set[str] = set()
     bits, counts = [], []
     passed_alone = np.zeros(len(filters), dtype=np.int64)
-    for table in index.tables():
+    for shard, table in enumerate(index.tables()):
         columns.update(table.columns)
-        passing = np.array([f.passing(table) for f in filters])
+        passing = np.array([f.passing(table, index.name(shard)) for f in filters])
         passed_alone += passing.sum(axis=1)
         kept = passing.all(axis=0)
         bits.append(np.packbits(kept).tobytes())
         counts.append(int(kept.sum()))
     _check_names(index, filters, columns)
+    for f, passed in zip(filters, passed_alone, strict=True):
+        if isinstance(f, Exclusion) and passed == index.samples:
+            log.warning("%s: no sample of it is in the file of '%s'.", index.location, f)
     if not any(counts):
         alone = ", ".join(f"'{f}' passes {n:,}" for f, n in zip(filters, passed_alone, strict=True))
         raise DataError(f"{index.location}: none of {index.samples:,} samples passes `where`. By itself, {alone}. Loosen them.")

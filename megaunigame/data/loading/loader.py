@@ -1,0 +1,164 @@
+"""Processes that prepare micro-batches ahead, and what the main process says when they are slow or dead."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from megaunigame.data.loading.packing import Package, pack
+from megaunigame.data.loading.stream import MicroBatch, MicroBatches
+from megaunigame.data.loading.whereabouts import Whereabouts
+from megaunigame.errors import LoaderError, UserError
+
+log = logging.getLogger(__name__)
+
+
+class MicroBatchLoader:
+    """Micro-steps [first, last) of this run in order, `prefetch` prepared ahead by each of `workers` processes (0: this one).
+
+    The sequence does not depend on `workers`. Does not change the global random state of torch.
+    """
+
+    def __init__(
+        self,
+        dataset: MicroBatches,
+        first: int,
+        last: int,
+        workers: int,
+        prefetch: int = 2,
+        *,
+        pin_memory: bool = False,
+        slow_seconds: float = 60.0,
+    ):
+        """`pin_memory`: for a run on a GPU only; it opens a context there. `slow_seconds`: a longer wait is a warning."""
+        self.steps = range(first, last)
+        self.slow_seconds = slow_seconds
+        self._doing = Whereabouts(workers)
+        self._loader = DataLoader(
+            _Reporter(dataset, self._doing),
+            sampler=self.steps,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_start_worker if workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
+        )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """Raises the UserError of a worker, and LoaderError when one has died."""
+        batches, team = self._started()
+        slow = _SlowData(self.slow_seconds, self._doing)
+        try:
+            for _ in self.steps:
+                with slow.waiting():
+                    batch = self._next(batches, team)
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch.unpacked()
+        finally:
+            slow.close()
+
+    def _started(self) -> tuple[Iterator[Package[MicroBatch] | UserError], list[BaseProcess]]:
+        """The iterator, and its processes."""
+        others, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+        batches = iter(self._loader)
+        # torch would raise the death of a worker wherever the main process is, in the middle of a pass whose collectives
+        # other ranks wait in. Here it is met at the next fetch, whose errors the ranks agree on.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+        return batches, [process for process in multiprocessing.active_children() if process not in others]
+
+    def _next(
+        self, batches: Iterator[Package[MicroBatch] | UserError], team: Sequence[BaseProcess]
+    ) -> Package[MicroBatch] | UserError:
+        try:
+            return next(batches)
+        except Exception as error:
+            dead = next((process for process in team if process.exitcode), None)
+            if dead is None:
+                raise
+            doing = self._doing.of(dead.pid)
+            reading = f" while it read {doing[0]}" if doing else ""
+            raise LoaderError(
+                f"A loader worker of this rank (pid {dead.pid}) {_end_of(dead)}{reading}. "
+                f"The usual cause is the memory of the host: type fewer loader.workers ({len(team)} here) or a smaller "
+                "loader.prefetch. The same command resumes from the newest checkpoint."
+            ) from error
+
+
+def _end_of(process: BaseProcess) -> str:
+    code = process.exitcode
+    return f"ended with exit code {code}" if code is None or code > 0 else f"was killed by {signal.Signals(-code).name}"
+
+
+class _SlowData:
+    """Warns when a wait reaches `seconds`, and each time it has doubled since."""
+
+    def __init__(self, seconds: float, doing: Whereabouts):
+        self.seconds, self.doing = seconds, doing
+        self._since: float | None = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="slow data").start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        began, limit = None, self.seconds
+        while not self._closed.wait(self.seconds / 8):
+            since = self._since
+            if since != began:
+                began, limit = since, self.seconds
+            if since is not None and (waited := time.monotonic() - since) >= limit:
+                limit = 2 * waited
+                log.warning("This rank has waited %.0f s for its data. %s", waited, self.doing.as_text())
+
+
+class _Reporter(Dataset["Package[MicroBatch] | UserError"]):
+    """Returns a UserError instead of raising it: the DataLoader would add the worker's traceback to its message."""
+
+    def __init__(self, dataset: MicroBatches, doing: Whereabouts):
+        self.dataset, self.doing = dataset, doing
+
+    def __getitem__(self, micro_step: int) -> Package[MicroBatch] | UserError:
+        worker = get_worker_info()
+        slot, process = 0 if worker is None else worker.id, os.getpid()
+        try:
+            return pack(self.dataset.made(micro_step, lambda doing: self.doing.note(slot, process, doing)))
+        except UserError as error:
+            return error
+        finally:
+            self.doing.note(slot, process, "")
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    gc.freeze()  # garbage collection would touch, and so copy, all memory inherited from the main process
+    # Launchers and Ctrl-C signal whole process trees. The main process needs its workers to finish the step and save; they
+    # end with it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

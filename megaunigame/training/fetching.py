@@ -1,0 +1,44 @@
+"""The micro-batches of a step, on all ranks or on none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from megaunigame.data.loading.stream import MicroBatch
+from megaunigame.parallel.ranks import Ranks
+from megaunigame.parallel.together import raise_all
+from megaunigame.training.quarantine import Quarantine
+
+
+class Fetcher:
+    """Fetches a step's micro-batches, and agrees with all ranks that all have theirs."""
+
+    def __init__(self, world: Ranks, quarantine: Quarantine):
+        self.world, self.quarantine = world, quarantine
+        self.failed: Exception | None = None
+        """An error of this rank between two steps, such as a log that cannot be written: the next fetch raises it on all."""
+
+    def fetch(self, micro_batches: Iterator[MicroBatch], count: int) -> tuple[list[MicroBatch], float]:
+        """`count` micro-batches of this rank, and the seconds it waited for them. Raises nothing: `agree` does."""
+        began, batches = time.perf_counter(), []
+        try:
+            batches = [next(micro_batches) for _ in range(count)]
+        except Exception as error:  # whatever it is, the other ranks must not wait for this one
+            self.failed = self.failed or error
+        return batches, time.perf_counter() - began
+
+    def agree(self, step: int, batches: list[MicroBatch]) -> None:
+        """Collective, after every fetch: an error of any rank is raised on all; bad samples of all ranks are written down.
+
+        `step` counts from 1.
+        """
+        bad = [sample for batch in batches for sample in batch.bad]
+        seen = torch.tensor([self.failed is not None, bool(bad)], dtype=torch.float32, device=self.world.device)
+        failed, any_bad = self.world.all_reduce_max(seen).tolist()
+        if any_bad:
+            self.quarantine.add(step, bad)
+        if failed:
+            raise_all(self.world, self.failed)
