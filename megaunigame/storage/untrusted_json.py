@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 DEEPEST = 64
@@ -13,11 +15,17 @@ def parse(content: bytes, largest: int) -> Any:
     """The value in `content`. Raises ValueError for more than `largest` bytes, what is not JSON, or is nested beyond what
     Python reads. Objects take up to 30 bytes of memory for each byte of JSON."""
     if len(content) > largest:
-        raise ValueError(f"{len(content):,} bytes, more than the {largest:,} that are read")
+        raise ValueError(f"more than the {largest:,} bytes that are read")
     try:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def read_within(path: Path, largest: int) -> bytes:
+    """The content of a file, or so much of it that `parse` refuses it. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(min(os.fstat(file.fileno()).st_size, largest) + 1)
 
 
 def is_deeper_than(value: Any, deepest: int = DEEPEST) -> bool:

@@ -55,7 +55,7 @@ def header(*grids: list, codebook: object = 48) -> dict:
         (field(header(["crop", 24, 1, 1, 1], codebook="many"), [3]), "many"),
         (field(header(codebook=float("inf"))), "OverflowError"),
         (b"[" * 60_000, "nested too deeply"),
-        (b"[" * 200_000, "200,000 bytes, more than the 65,536"),
+        (b"[" * 200_000, "more than the 65,536 bytes"),
         (field(header(["crop", float("nan"), 1, 1, 1]), [3]), "ValueError"),
         (field(header()), r"has the grids \[\] of 48 codes"),
         (field(header(["middle", 24, 1, 1, 1]), [3]), "'middle', 24"),

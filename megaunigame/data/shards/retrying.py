@@ -29,8 +29,8 @@ class OtherContentError(OSError):
 
 
 def attempt(url: str, work: Callable[[], T], first_pause: float = FIRST_PAUSE) -> T:
-    """Do the work; again with exponential backoff after what may pass. Raises LostShard, with the reason and what helps, when the file
-    cannot be had, DataError when it is another one."""
+    """Do the work; again with exponential backoff after what may pass. Raises LostShard, with the reason and what helps, when
+    the file cannot be had, DataError when it is another one."""
     others = 0
     for number in range(1, ATTEMPTS + 1):
         try:

@@ -20,7 +20,7 @@ from megaunigame.data.shards.manifest import MOST_BYTES, MOST_FIELDS, is_field
 from megaunigame.data.shards.tar_scan import Spans, scan_tar
 from megaunigame.errors import DataError
 from megaunigame.storage.plain_names import readable
-from megaunigame.storage.untrusted_json import parse
+from megaunigame.storage.untrusted_json import parse, read_within
 
 INDEX_VERSION = 1
 ABSENT = -1
@@ -96,7 +96,10 @@ def build_table(
     fields = _names("fields", spans, 16)
     array = np.zeros((len(keys), len(fields), 2), dtype=np.int64)
     for c, field in enumerate(fields):
-        array[:, c] = np.array([of_sample.get(field, (ABSENT, 0)) for of_sample in spans], dtype=np.int64)
+        column = np.array([of_sample.get(field, (ABSENT, 0)) for of_sample in spans], dtype=np.int64)
+        if column.shape != (len(keys), 2):  # else one number would stand for two, or for all samples
+            raise ValueError(f"the field {field!r} has something else than [offset, size]")
+        array[:, c] = column
     offsets, sizes = array[..., 0], array[..., 1]
     if array.size and (offsets.min() < ABSENT or sizes.min() < 0 or max(offsets.max(), sizes.max()) > MOST_BYTES):
         raise ValueError(f"an offset or a size is not within 0 and {MOST_BYTES}")
@@ -139,7 +142,7 @@ def read_table(shard: Path) -> ShardTable:
     """Read the `idx.json` of the shard. Raises DataError when it cannot be read or is not an index."""
     path = index_name(shard)
     try:
-        content = Path(path).read_bytes()
+        content = read_within(Path(path), LARGEST_INDEX)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}). {_remedy(path)}") from error
     return parse_table(path, content)

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
-from megaunigame.storage.untrusted_json import parse
+from megaunigame.storage.untrusted_json import parse, read_within
 
 C = TypeVar("C", bound=PreTrainedConfig)
 NOTES = ("transformers_version", "_from_model_config")
@@ -77,9 +77,7 @@ def config_from(kind: type[C], settings: Mapping[str, Any], file: Path) -> C:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        if (size := file.stat().st_size) > LARGEST_SETTINGS:
-            raise ValueError(f"{size:,} bytes, more than the {LARGEST_SETTINGS:,} that are read")
-        content = parse(file.read_bytes(), LARGEST_SETTINGS)
+        content = parse(read_within(file, LARGEST_SETTINGS), LARGEST_SETTINGS)
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error}.") from error
     except ValueError as error:  # of JSON and of UTF-8 too
