@@ -41,7 +41,7 @@ INSERTED = (
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes, others: tuple[bytes, ...] = ()) -> bytes:
-    """`whole` after one to four accidents: bits flipped, parts changed, cut, repeated, spliced with `others`, numbers replaced."""
+    """`whole` after one to four accidents: bits flipped, parts changed, cut, repeated, spliced with `others`, other numbers."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         size = len(data)

@@ -228,7 +228,7 @@ def fuzz_picture(folder: Path, content: bytes) -> None:
 
 def fuzz_codes(folder: Path, content: bytes) -> None:
     with bounded("codes", DataError):
-        assert all(grid.max() < 48 * 2**60 for grid in read_codes("a", "codes.bin", content).grids.values())
+        assert all(grid.min() >= 0 for grid in read_codes("a", "codes.bin", content).grids.values())
 
 
 def fuzz_llava(folder: Path, content: bytes) -> None:
