@@ -105,7 +105,7 @@ def _chosen(folder: Path, names: list[str], split: str | None) -> str:
 
 def _saved_files(folder: Path) -> list[Path]:
     entries = _listed(folder / SAVED, "_data_files")
-    names = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries]
+    names: list[Any] = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries]
     _require_plain(folder / SAVED, names)
     named = [folder / name for name in names]
     for file in named:
