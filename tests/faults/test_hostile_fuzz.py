@@ -129,6 +129,10 @@ RECIPE = {
     "data": {"s": {"shards": "somewhere", "window": 2}},
     "objectives": {"understanding": {"weight": 1.0}},
 }
+TARGETS = {
+    "depth": 4,
+    "generate": [{"layers": [0, 1], "delta": 0.1, "target": 0.5}, {"layers": [2, 3], "delta": 1, "target": 0}],
+}
 
 
 def texts(valid: Any) -> st.SearchStrategy[bytes]:
@@ -301,7 +305,7 @@ FUZZERS: dict[str, tuple[Callable[..., None], Callable[[], st.SearchStrategy[tup
     ),
     "codes": (fuzz_codes, lambda: st.tuples(damaged(CODES))),
     "llava": (fuzz_llava, lambda: st.tuples(texts(LLAVA))),
-    "recipe": (fuzz_recipe, lambda: st.tuples(texts(RECIPE))),
+    "recipe": (fuzz_recipe, lambda: st.tuples(texts(RECIPE) | texts(TARGETS))),
     "settings": (fuzz_settings, lambda: st.tuples(texts(TOKENIZER) | texts({"weight_map": {"a": "b.safetensors"}}))),
     "safetensors": (fuzz_weights, lambda: st.tuples(damaged(stored_weights()[0]), st.just(".safetensors"))),
     "pytorch file": (fuzz_weights, lambda: st.tuples(damaged(stored_weights()[1]), st.just(".bin"))),
