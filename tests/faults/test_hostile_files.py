@@ -338,13 +338,13 @@ def test_json_of_a_sample():
 
 def test_a_text_of_markers_takes_no_time():
     """It was read once for every marker: hours."""
-    began = time.perf_counter()
+    began = time.process_time()
     meta = {"conversations": [{"from": "human", "value": "<image>x" * 100_000}, {"from": "gpt", "value": "A"}]}
     fields = {"json": json.dumps(meta).encode(), "png": sample_fields(0)["png"]}
     with pytest.raises(DataError):
         question_answers(decode_sample("a", {"json": fields["json"]}))
     question_answers(decode_sample("a", {**fields, "json": fields["json"].replace(b"<image>x", b"x<image>x")}))
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 @functools.cache
