@@ -135,9 +135,9 @@ def caption_of(sample: Sample) -> str | None:
     caption = sample.meta.get("caption")
     if not isinstance(caption, str | None):
         raise DataError(f"Sample {sample.key}: `caption` must be a text; got {str(caption)[:80]}.")
-    if len(caption or "") > LONGEST_TEXT:
-        raise DataError(f"Sample {sample.key}: `caption` has {len(caption):,} characters, more than {LONGEST_TEXT:,}.")
     written = (caption or "").replace("\0", "")
+    if len(written) > LONGEST_TEXT:
+        raise DataError(f"Sample {sample.key}: `caption` has {len(written):,} characters, more than {LONGEST_TEXT:,}.")
     return written if written.strip() else None
 
 
