@@ -180,7 +180,7 @@ def config_of(
         "source": {
             "index": index.hash,
             "samples": index.samples,
-            "config": json.loads(manifest.read_text())["config"] if manifest.is_file() else None,
+            "config": json.loads(manifest.read_text()).get("config") if manifest.is_file() else None,
         },
         "target_size": arguments.target_size,
         **asdict(picture_rules(arguments)),

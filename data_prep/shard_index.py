@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megaunigame.data.decode import LARGEST_JSON, META_FIELD
+from megaunigame.data.shards.table import LARGEST_SAMPLE
 from megaunigame.data.shards.tar_scan import scan_tar
+from megaunigame.errors import DataError
+from megaunigame.storage.plain_names import readable
+from megaunigame.storage.untrusted_json import parse
 
 INDEX_VERSION = 1
-META_FIELD = "json"
 
 
 def index_of(tar: Path) -> dict[str, Any]:
@@ -27,32 +30,33 @@ def index_of(tar: Path) -> dict[str, Any]:
             sample: dict[str, Any] = {"key": key, "fields": {field: list(span) for field, span in spans.items()}}
             if META_FIELD in spans:
                 offset, size = spans[META_FIELD]
-                columns = _numbers(os.pread(stream.fileno(), size, offset))
+                columns = _numbers(os.pread(stream.fileno(), min(size, LARGEST_JSON + 1), offset))
                 if columns:
                     sample["columns"] = columns
             samples.append(sample)
     return {"version": INDEX_VERSION, "samples": samples}
 
 
-def read_samples(
-    tar: Path, index: dict[str, Any], only: Collection[str] | None = None
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and fields of every sample of a tar, in order; of the fields those in `only`, if given."""
+def read_samples(tar: Path, index: dict[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and fields of every sample of a tar, in order. Raises DataError for a field that is too large to be read."""
     with open(tar, "rb") as stream:
         for sample in index["samples"]:
             fields = {}
             for name, (offset, size) in sample["fields"].items():
-                if only is None or name in only:
-                    stream.seek(offset)
-                    fields[name] = stream.read(size)
-            yield sample["key"], fields
+                if size > LARGEST_SAMPLE:
+                    raise DataError(
+                        f"sample {readable(sample['key'])!r}: {name} has {size:,} bytes, more than {LARGEST_SAMPLE:,}"
+                    )
+                stream.seek(offset)
+                fields[name] = stream.read(size)
+            yield readable(sample["key"]), fields
 
 
 def _numbers(meta: bytes) -> dict[str, int | float]:
     """Finite numbers at the top level of a json object; none if it is not an object (decoding the sample reports that)."""
     try:
-        record = json.loads(meta)
-    except (ValueError, RecursionError):
+        record = parse(meta, LARGEST_JSON)
+    except ValueError:
         return {}
     if not isinstance(record, dict):
         return {}

@@ -31,6 +31,8 @@ from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
+from megaunigame.storage.json_files import read_object
+from megaunigame.storage.pending import sha256_of
 
 FORMAT_VERSION = 1
 
@@ -146,7 +148,10 @@ def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
         index = json.loads((job.folder / f"{job.stem(number)}.idx.json").read_text())
         fields.update(name for sample in index["samples"] for name in sample["fields"])
         counted = {name: stats[name] for name in ("samples", "bytes", "index_sha256")}
-        shards.append({"file": f"{job.stem(number)}.tar", **counted})
+        tar = job.folder / f"{job.stem(number)}.tar"
+        # Statistics of an earlier version have no hash of the tar.
+        counted["sha256"] = stats["sha256"] if "sha256" in stats else sha256_of(tar)
+        shards.append({"file": tar.name, **counted})
     manifest = {
         "version": FORMAT_VERSION,
         "name": job.name,
@@ -210,10 +215,10 @@ def _number_in(path: Path) -> int:
 def _read_stats(path: Path) -> dict[str, Any] | None:
     """None when there is no such file: another rank may be writing that shard again."""
     try:
-        stats: dict[str, Any] = json.loads(path.read_text())
+        path.stat()
     except FileNotFoundError:
         return None
-    return stats
+    return read_object(path, "the statistics of a shard", DataError, "Delete it, or type --overwrite.")
 
 
 def _finished(job: Job, number: int) -> dict[str, Any] | None:
@@ -221,7 +226,7 @@ def _finished(job: Job, number: int) -> dict[str, Any] | None:
     stats = _read_stats(job.folder / f"{job.stem(number)}_stats.json")
     tar = job.folder / f"{job.stem(number)}.tar"
     index = job.folder / f"{job.stem(number)}.idx.json"
-    if stats is None or stats["config_hash"] != job.config_hash or not tar.exists() or not index.exists():
+    if stats is None or stats.get("config_hash") != job.config_hash or not tar.exists() or not index.exists():
         return None
     whole = tar.stat().st_size == stats["bytes"] and hashlib.sha256(index.read_bytes()).hexdigest() == stats["index_sha256"]
     return stats if whole else None
@@ -257,6 +262,7 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
                     samples += 1
             stream.flush()
             os.fsync(stream.fileno())
+        sha256 = sha256_of(temporary)
         os.replace(temporary, tar)
     except OSError as error:
         raise unwritable(temporary, error) from error
@@ -270,6 +276,7 @@ def _write_shard(job: Job, number: int) -> dict[str, Any]:
         "notes": bounded(shard.notes),
         "config_hash": job.config_hash,
         "index_sha256": hashlib.sha256(index).hexdigest(),
+        "sha256": sha256,
     }
     write_atomically(done, json.dumps(stats).encode())
     return stats

@@ -20,10 +20,11 @@ from data_prep import recipe_rows
 from data_prep.contact_sheet import contact_sheet
 from data_prep.options import require_at_least
 from data_prep.picture_statistics import picture_statistics, sample_at
-from data_prep.shard_index import read_samples
 from megaunigame.data.conversation import HUMAN, IMAGE_MARKER, read_conversation
+from megaunigame.data.decode import META_FIELD, meta_of
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.manifest import MANIFEST, parse_manifest
+from megaunigame.data.shards.table import read_table
 from megaunigame.data.shards.unfinished import FAILURES, check_finished
 from megaunigame.errors import DataError
 
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if (arguments.folder / FAILURES).is_file():
         print(f"{len((arguments.folder / FAILURES).read_text().splitlines())} entries failed, see {FAILURES}")
-    for note, count in (manifest["notes"] if "notes" in manifest else {}).items():
+    for note, count in manifest["notes"].items():
         print(f"{count} x {note}")
     words: list[int] = []
     kinds = question_statistics(_counting_words(records(arguments.folder, manifest), words))
@@ -122,16 +123,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder}: no {MANIFEST}: not a folder of `python -m data_prep`; pack it first (python -m data_prep pack --help)"
         )
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    content = (folder / MANIFEST).read_bytes()
+    parse_manifest(str(folder / MANIFEST), content)  # names and numbers of the shards are checked there
+    manifest: dict[str, Any] = {"notes": {}, **json.loads(content)}
+    for name, kind in (("name", str), ("samples", int), ("config_hash", str), ("notes", dict)):
+        if not isinstance(manifest.get(name), kind):
+            raise DataError(f"{folder / MANIFEST}: `{name}` is not there or not a {kind.__name__}; run the same command again")
     return manifest
 
 
 def records(folder: Path, manifest: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """The json of every sample, in order, read through the indices."""
+    """The json of every sample, in order, read through the indices. Raises DataError for one that is damaged."""
     for shard in manifest["shards"]:
-        index = json.loads((folder / shard["file"]).with_suffix(".idx.json").read_text())
-        for _, fields in read_samples(folder / shard["file"], index, only=("json",)):
-            yield json.loads(fields["json"])
+        tar = folder / shard["file"]
+        table = read_table(tar)
+        with open(tar, "rb") as stream:
+            for i in range(len(table)):
+                offset, size = table.spans_of(i).get(META_FIELD, (0, 0))
+                stream.seek(offset)
+                yield meta_of(table.key(i), stream.read(size))
 
 
 def question_statistics(samples: Iterable[dict[str, Any]]) -> dict[str, KindStatistics]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,9 +31,13 @@ from megaunigame.data.decode import (
     further_fields,
 )
 from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.table import LARGEST_INDEX
 from megaunigame.errors import DataError
-from megaunigame.pictures.pillow import changes_of
-from megaunigame.pictures.rules import PictureRules
+from megaunigame.pictures.pillow import changes_of, opened
+from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
+from megaunigame.storage.json_files import read_object
+from megaunigame.storage.pending import sha256_of
+from megaunigame.storage.untrusted_json import parse
 
 CHANGES = {
     "turned": "have an orientation tag: reading turns them upright",
@@ -126,17 +127,17 @@ def check_shard(folder: Path, shard: dict[str, Any], config_hash: str, rules: Pi
     for path in (tar, index_path, stats_path):
         if not path.is_file():
             raise DataError(f"{path.name} is missing")
-    stats = json.loads(stats_path.read_text())
-    for name in ("samples", "bytes", "index_sha256"):
-        if stats[name] != shard[name]:
-            raise DataError(f"{name}: {stats_path.name} says {stats[name]}, {MANIFEST} says {shard[name]}")
-    if stats["config_hash"] != config_hash:
+    stats = read_object(stats_path, "the statistics of a shard", DataError, "Make the shard again.")
+    for name in ("samples", "bytes", "index_sha256", "sha256"):
+        if name in shard and (name in stats or name != "sha256") and stats.get(name) != shard[name]:
+            raise DataError(f"{name}: {stats_path.name} says {stats.get(name)}, {MANIFEST} says {shard[name]}")
+    if stats.get("config_hash") != config_hash:
         raise DataError(f"{stats_path.name} and {MANIFEST} have different config hashes")
     if tar.stat().st_size != shard["bytes"]:
         raise DataError(f"is {tar.stat().st_size} bytes long, {MANIFEST} says {shard['bytes']}: it was cut short or replaced")
     if hashlib.sha256(index_path.read_bytes()).hexdigest() != shard["index_sha256"]:
         raise DataError(f"{index_path.name} is not the index that was written")
-    index = json.loads(index_path.read_text())
+    index = _read_index(index_path)
     if index != index_of(tar):
         raise DataError(f"{index_path.name} does not match the members of the tar")
     if len(index["samples"]) != shard["samples"]:
@@ -146,6 +147,15 @@ def check_shard(folder: Path, shard: dict[str, Any], config_hash: str, rules: Pi
     ]
     if faults:
         raise DataError(faults[0] if len(faults) == 1 else f"{faults[0]} (and {len(faults) - 1} more samples with faults)")
+    if "sha256" in shard and sha256_of(tar) != shard["sha256"]:
+        raise DataError("is not the tar that was written: its sha256 differs")
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        return parse(path.read_bytes(), LARGEST_INDEX)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise DataError(f"{path.name} is not a shard index ({error})") from error
 
 
 def _fault_in(key: str, fields: dict[str, bytes], rules: PictureRules, changes: Counter[str]) -> str | None:
@@ -155,7 +165,7 @@ def _fault_in(key: str, fields: dict[str, bytes], rules: PictureRules, changes: 
         for shown in (*first, *further_fields(fields)):
             changes.update(changes_of(fields[shown], rules))
         if SEGMENTATION_FIELD in fields:
-            check_palette(key, fields[SEGMENTATION_FIELD])
+            check_palette(key, fields[SEGMENTATION_FIELD], rules)
     except DataError as fault:
         return str(fault)
     return None
@@ -191,7 +201,10 @@ def check_sample(sample: Sample) -> None:
         refuse(f"depth runs from {int(depth.min())} to {int(depth.max())}, not from 0 to 65535")
     if segmentation is not None and "objects" in meta:
         seen = set(segmentation.unique().tolist()) - {0}
-        listed = {thing["id"] for thing in meta["objects"]}
+        try:
+            listed = {int(thing["id"]) for thing in meta["objects"]}
+        except (TypeError, KeyError, ValueError, OverflowError):
+            refuse("has `objects` that are not a list of {id, ...}")
         if seen != listed:
             refuse(f"segmentation ids {sorted(seen)}, objects {sorted(listed)}")
     if segmentation is not None and depth is not None and segmentation.shape != depth.shape:
@@ -204,12 +217,12 @@ def _same_shape(target: Tensor, image: Tensor) -> bool:
     return abs(columns * height - rows * width) <= height + width
 
 
-def check_palette(key: str, segmentation: bytes) -> None:
+def check_palette(key: str, segmentation: bytes, rules: PictureRules = DEFAULT_RULES) -> None:
     """Raises DataError when an indexed segmentation PNG has ids that its palette lacks.
 
     Gray ones (ids without colors) pass; decoding has already checked that the picture is one of the two.
     """
-    with Image.open(io.BytesIO(segmentation)) as picture:
+    with opened(segmentation, rules, formats=("PNG",)) as picture:
         palette = picture.getpalette()
         largest = int(np.asarray(picture).max())
     if palette is not None and largest >= len(palette) // 3:

@@ -94,7 +94,8 @@ def read(path: str, overrides: list[str], kind: str, example: str) -> Any:
             # Replaced, not merged: `evaluation.suites={}` means no suites.
             OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
         return _at_home(OmegaConf.to_container(given, resolve=True))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    # OSError, ValueError: a file that may not be read, is not UTF-8, or has a date that does not exist.
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a legal YAML {kind}: {error}") from error
 
 

@@ -40,13 +40,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
     # first floor: each knows the step and the ground; of another only contracts (models also knows attention)
     "attention": {"errors", "registry", "step"},
-    "data.codes": {"errors", "step"},
-    "data.decode": {"data.codes", "errors", "pictures", "step"},  # of step: the codes that a sample's row carries
+    "data.codes": {"errors", "step", "storage"},
+    "data.decode": {"data.codes", "errors", "pictures", "step", "storage"},  # of step: the codes that a sample's row carries
     "data.conversation": {"data.decode", "errors"},
     "data": {"config", "errors", "pictures", "randomness", "registry", "step", "storage"},
     "models.base": {"errors", "registry", "step"},
-    "models.weights": {"errors", "models.base"},
-    "models": {"attention", "errors", "registry", "step"},
+    "models.weights": {"errors", "models.base", "storage"},
+    "models": {"attention", "errors", "registry", "step", "storage"},
     "monitoring": {"errors", "pixels", "storage"},
     "representations": {"data.decode", "errors"},
     "adversary": {"errors", "parallel", "settings"},
@@ -77,12 +77,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "sweeping": {"config", "errors", "monitoring", "registry", "settings", "storage"},
     "data_prep.recipe_rows": {
-        *("config", "data", "engine", "errors", "models.base", "objectives", "pictures", "registry", "step"),
+        *("config", "data", "engine", "errors", "models.base", "objectives", "pictures", "registry", "step", "storage"),
         "data_prep",
     },
     # the one teacher that is a part of a family: its frozen tokenizer
-    "data_prep.teachers.tokenizer": {"data", "errors", "models.base", "registry", "step", "data_prep"},
-    "data_prep": {"config", "data", "errors", "judges", "pictures", "pixels", "registry", "settings", "step"},
+    "data_prep.teachers.tokenizer": {"data", "errors", "models.base", "registry", "step", "storage", "data_prep"},
+    "data_prep": {"config", "data", "errors", "judges", "pictures", "pixels", "registry", "settings", "step", "storage"},
     "launch": ANYTHING,
 }
 ONLY_IN = {"deepspeed": {"engine"}}
@@ -239,13 +239,19 @@ def test_no_foreign_code_and_no_pickle():
                 if name.split(".")[0] in NEVER_IMPORTED:
                     found.append(f"{file.relative_to(REPOSITORY)}:{line}: import of {name}")
             for node in ast.walk(tree):
-                named = {node.arg} if isinstance(node, ast.keyword) else set()
+                off = isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant) and node.value.value is False
+                named = {node.arg} if isinstance(node, ast.keyword) and not off else set()
                 named |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
                 if named & NEVER_PASSED:
                     found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: {', '.join(named)}")
                 if isinstance(node, ast.keyword) and node.arg == "weights_only":
                     if not (isinstance(node.value, ast.Constant) and node.value.value is True):
                         found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: weights_only is not True")
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+                    # Without the argument, transformers may ask the user for a yes.
+                    named = ast.unparse(node.func).lower().startswith("auto")
+                    if named and "trust_remote_code" not in {keyword.arg for keyword in node.keywords}:
+                        found.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: trust_remote_code=False is missing")
     assert not found, "\n" + "\n".join(found)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.inputs.sample import EntryFailure
 from data_prep.inputs.texts import CAPTIONS, talk_of, with_caption
-from megaunigame.data.conversation import IMAGE_MARKER, TALK_KEYS, Conversation, places_in, read_conversation
+from megaunigame.data.conversation import IMAGE_MARKER, LONGEST_TEXT, TALK_KEYS, Conversation, places_in, read_conversation
 from megaunigame.errors import DataError
 
 MARKER = IMAGE_MARKER
@@ -58,6 +58,8 @@ def checked_texts(
     if record.get("caption") is not None:
         if not isinstance(record["caption"], str) or not record["caption"].strip():
             raise EntryFailure("has an empty caption, or one that is not text")
+        if len(record["caption"]) > LONGEST_TEXT:
+            raise EntryFailure(f"has a caption of {len(record['caption']):,} characters, more than {LONGEST_TEXT:,}")
         texts["caption"] = record["caption"].strip()
     if not texts:
         keys = f" (its keys: {', '.join(map(str, record))})" if record else ""

@@ -49,7 +49,10 @@ def entries_of(content: bytes, path: Path, keys: Collection[str], form: str) -> 
             raise DataError(f"{what}: not JSON ({error}), and not one JSON object per line; wanted {form}") from error
         return lines
     listed = _list_in(found, keys)
-    entries = [] if listed is None else list(_flat(listed))
+    try:
+        entries = [] if listed is None else list(_flat(listed))
+    except RecursionError as error:
+        raise DataError(f"{what}: nested too deeply; wanted {form}") from error
     if not entries:
         _refuse_several_lists(found, what)
         got = f"an object with the keys {', '.join(found) or 'none'}"[:200] if isinstance(found, dict) else _named(found)

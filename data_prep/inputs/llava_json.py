@@ -21,6 +21,7 @@ from data_prep.inputs.picture_names import KEYS, names_of
 from data_prep.inputs.sample import EntryFailure, numbered_key
 from data_prep.inputs.texts import talk_of
 from megaunigame.data.conversation import TALK_KEYS
+from megaunigame.storage.untrusted_json import is_deeper_than
 
 CAPTION_KEYS = ("caption", "captions")
 """Not `text`: in files of this form it may be a question."""
@@ -70,11 +71,14 @@ def _entries(source: LlavaJson) -> list[Entry]:
 
 def _entry(number: int, found: Any) -> Entry:
     """An entry, or what is wrong with it: one odd entry is one failure."""
-    key = numbered_key(number, found["id"] if isinstance(found, dict) and "id" in found else "")
+    name = found["id"] if isinstance(found, dict) and "id" in found else ""
+    key = numbered_key(number, name if isinstance(name, str | int | float) else "")
     if isinstance(found, BrokenLine):
         return Entry(key, {}, problem=found.reason)
     if not isinstance(found, dict):
         return Entry(key, {}, problem=f"is a JSON {type(found).__name__}; wanted {_ENTRY_FORM}")
+    if is_deeper_than(found):
+        return Entry(key, {}, problem="is nested too deeply")
     notes: Counter[str] = Counter()
     try:
         images = names_of(found, talk_of(found))

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from data_prep.inputs.sample import EntryFailure
+from megaunigame.storage.untrusted_json import is_deeper_than
 
 
 def turns_of(value: Any) -> Any:
@@ -19,6 +20,8 @@ def turns_of(value: Any) -> Any:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise EntryFailure(f"has conversations that are not JSON: {error}") from error
+    if is_deeper_than(value):
+        raise EntryFailure("is nested too deeply")
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         # Hugging Face stores a sequence of records as a record of sequences.
         if len({len(column) for column in value.values()}) > 1:

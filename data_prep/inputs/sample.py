@@ -10,8 +10,9 @@ from typing import Any
 
 from data_prep.inputs.stored_picture import stored_picture
 from data_prep.shard_writer import ShardSample
-from megaunigame.data.decode import IMAGE_FIELDS
+from megaunigame.data.decode import IMAGE_FIELDS, LARGEST_JSON
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
+from megaunigame.storage.untrusted_json import is_deeper_than
 
 OTHER_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2"),
@@ -40,12 +41,14 @@ def packed(key: str, record: dict[str, Any], picture: bytes | None, rules: Pictu
             raise EntryFailure(str(error)) from error
         sample[extension] = content
         record = {**record, "width": width, "height": height}
+    if is_deeper_than(record):
+        raise EntryFailure("is nested too deeply")
     try:
         sample["json"] = json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise EntryFailure("text that is not Unicode") from error
-    except RecursionError as error:
-        raise EntryFailure("is nested too deeply") from error
+    if len(sample["json"]) > LARGEST_JSON:
+        raise EntryFailure(f"its JSON has {len(sample['json']):,} bytes, more than {LARGEST_JSON:,}")
     return sample
 
 

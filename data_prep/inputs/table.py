@@ -21,7 +21,7 @@ from data_prep.inputs.messages import turns_of
 from data_prep.inputs.sample import EntryFailure, find_picture, numbered_key
 from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.data.conversation import TALK_KEYS
-from megaunigame.errors import DataError
+from megaunigame.errors import DataError, UserError
 
 COLUMNS = {"image": ("image", "images"), "caption": ("caption", "text"), "conversations": TALK_KEYS}
 """What a column is used for -> its name without an option: the first that the table has."""
@@ -106,8 +106,16 @@ class Table(Input):
         """All rows from a global row number on."""
         for file, rows in zip(self.files, self.rows, strict=True):
             if first < rows:
-                for row in self.rows_of(file, first):
-                    yield file, row
+                try:
+                    for row in self.rows_of(file, first):
+                        yield file, row
+                except UserError:
+                    raise
+                except Exception as error:  # pyarrow: of damaged pages, numbers of another kind, texts that are not UTF-8
+                    raise DataError(
+                        f"--source {file}: cannot be read to its end ({type(error).__name__}: {error}); copy it again or leave "
+                        "it out"
+                    ) from error
             first = max(0, first - rows)
 
     def _sample(self, key: str, row: dict[str, Any], notes: Counter[str]) -> ShardSample:

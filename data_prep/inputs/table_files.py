@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from megaunigame.errors import DataError
+from megaunigame.storage.json_files import read_object
+from megaunigame.storage.plain_names import is_plain_name
 
 SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
 SHARD = re.compile(r"(.+)-\d+-of-\d+(?:-[0-9a-f]+)?")
@@ -26,7 +27,8 @@ def files_of_folder(folder: Path, ending: str, split: str | None, any_split: boo
     """
     if (folder / SAVED_SPLITS).is_file():
         splits = _listed(folder / SAVED_SPLITS, "splits")
-        return _saved_files(folder / _chosen(folder, [str(name) for name in splits], split))
+        _require_plain(folder / SAVED_SPLITS, splits)
+        return _saved_files(folder / _chosen(folder, splits, split))
     if (folder / SAVED).is_file():
         return _saved_files(folder)
     for pattern in ("*", "data/*", "*/*", "*/*/*"):
@@ -102,16 +104,27 @@ def _chosen(folder: Path, names: list[str], split: str | None) -> str:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    named = [folder / str(entry["filename"]) for entry in _listed(folder / SAVED, "_data_files")]
+    entries = _listed(folder / SAVED, "_data_files")
+    names: list[Any] = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries]
+    _require_plain(folder / SAVED, names)
+    named = [folder / name for name in names]
     for file in named:
         if not file.is_file():
             raise DataError(f"--source {folder}: {file.name}, which {SAVED} lists, is missing; copy the folder again")
     return named
 
 
+def _require_plain(file: Path, names: list[Any]) -> None:
+    """Raises DataError for a name that leads out of the folder of `file`, which has it."""
+    for name in names:
+        if not is_plain_name(name):
+            raise DataError(
+                f"--source {file}: names {str(name)[:200]!r}, which is not a name in its folder; leave the folder out"
+            )
+
+
 def _listed(file: Path, key: str) -> list[Any]:
-    try:
-        listed: list[Any] = json.loads(file.read_bytes())[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"--source {file}: is not what save_to_disk writes ({type(error).__name__}: {error})") from error
+    listed = read_object(file, "what save_to_disk writes", DataError, "Copy the folder again.").get(key)
+    if not isinstance(listed, list):
+        raise DataError(f"--source {file}: is not what save_to_disk writes (no list {key})")
     return listed

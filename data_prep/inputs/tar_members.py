@@ -10,7 +10,8 @@ from pathlib import Path
 
 from data_prep.inputs.sample import EntryFailure, short_key
 from megaunigame.data.decode import CODES_FIELD, DEPTH_FIELD, FURTHER_FIELD, SEGMENTATION_FIELD
-from megaunigame.data.shards.tar_scan import members_of, readable
+from megaunigame.data.shards.tar_headers import members_of
+from megaunigame.storage.plain_names import readable
 
 FIRST, LAST = "first", "last"
 """Where a name is split into key and field: at its first dot, as WebDataset does, or at its last."""
@@ -68,9 +69,9 @@ def tar_samples(tar: Path, dots: str, notes: Counter[str]) -> Iterator[TarSample
     found: dict[str, dict[str, list[Span]]] = {}
     for member in members_of(tar):
         name = member.name.replace("\\", "/")
-        if member.isdir():
+        if member.is_folder:
             continue
-        if not member.isfile():
+        if not member.is_file:
             notes[LINK] += 1
         elif _is_hidden(name):
             notes[HIDDEN] += 1
@@ -78,7 +79,7 @@ def tar_samples(tar: Path, dots: str, notes: Counter[str]) -> Iterator[TarSample
             notes[NO_FIELD] += 1
         else:
             key, field = split[0], readable(split[1])
-            found.setdefault(key, {}).setdefault(field, []).append((member.offset_data, member.size))
+            found.setdefault(key, {}).setdefault(field, []).append((member.offset, member.size))
     used: set[str] = set()
     for name, fields in found.items():
         notes[UNSAFE] += name.startswith("/") or ".." in name.split("/")

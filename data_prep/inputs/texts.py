@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.inputs.sample import EntryFailure
 from megaunigame.data.conversation import NULS, TALK_KEYS
+from megaunigame.storage.untrusted_json import is_deeper_than
 
 NOT_UTF8 = "text that is not UTF-8: read as Windows-1252"
 NO_MARK = "text that is UTF-16 without a byte order mark: read as that"
@@ -67,6 +68,8 @@ def decoded_record(data: bytes, notes: Counter[str]) -> dict[str, Any]:
         raise EntryFailure(f"has a json that cannot be read: {error}") from error
     if not isinstance(record, dict):
         raise EntryFailure(f"has a json that is not an object but a {type(record).__name__}")
+    if is_deeper_than(record):
+        raise EntryFailure("is nested too deeply")
     return record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from data_prep.inputs.conversation import MARKER
 from data_prep.inputs.json_file import read_json, require_folder, sha256_of
 from data_prep.inputs.sample import numbered_key
 from megaunigame.errors import DataError
+
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **{"image_id": (int, str), "question_id": (int, str), "question": str},
+    **{"multiple_choice_answer": str, "answer_type": str, "answers": list},
+}
+"""Key of a question or an annotation -> what it must be."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def _annotations(source: VqaJson) -> dict[Any, dict[str, Any]] | None:
 
 
 def _rows(content: Any, name: str, needed: set[str], what: str) -> list[dict[str, Any]]:
-    """The list of objects under `name`. Raises DataError unless each has all needed keys."""
+    """The list of objects under `name`. Raises DataError unless each has all needed keys, of the kinds in `KINDS`."""
     form = f'{{"{name}": [{{{", ".join(sorted(needed))}}}, ...]}}'
     rows = content.get(name) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
@@ -120,14 +127,18 @@ def _rows(content: Any, name: str, needed: set[str], what: str) -> list[dict[str
         if not isinstance(row, dict) or not needed <= row.keys():
             lacking = sorted(needed - row.keys()) if isinstance(row, dict) else sorted(needed)
             raise DataError(f"{what}: {name}[{number}] lacks {', '.join(lacking)}; wanted {form}")
+        wrong = sorted(key for key in needed if not isinstance(row[key], KINDS[key]))
+        if wrong or not all(isinstance(given, dict) and "answer" in given for given in row.get("answers", ())):
+            raise DataError(f"{what}: {name}[{number}] has {', '.join(wrong) or 'answers'} of another form; wanted {form}")
     return rows
 
 
 def _coco_pattern(content: dict[str, Any], questions: Path) -> str:
     """VQA v2 names the COCO folder of its pictures; test-dev uses those of test."""
-    if not isinstance(content.get("data_subtype"), str):
+    # It becomes a part of a format and of a path.
+    if not isinstance(content.get("data_subtype"), str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", content["data_subtype"]):
         raise DataError(
-            f"--questions {questions}: has no data_subtype to derive picture names from; "
+            f"--questions {questions}: has no data_subtype (letters, digits, - and _) to derive picture names from; "
             "type --image-pattern, for example --image-pattern 'COCO_train2014_{image_id:012d}.jpg'"
         )
     return f"COCO_{content['data_subtype'].replace('-dev', '')}_{{image_id:012d}}.jpg"

@@ -39,9 +39,9 @@ class Checkpoint:
         if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
             raise ModelError(f"{model}: no such folder. {WANTED}")
         try:
-            self.processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+            self.processor = AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
             network, report = auto_class.from_pretrained(
-                model, revision=revision, dtype=machine.dtype, output_loading_info=True
+                model, revision=revision, dtype=machine.dtype, output_loading_info=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:  # unreachable or absent, of another kind, a broken configuration
             raise ModelError(

@@ -122,7 +122,7 @@ def read_targets(path: str | Path, depth: int) -> dict[str, list[Target]]:
     check_targets(str(path))
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8 too
         raise ConfigError(f"{path} is not YAML: {error}.") from error
     if not isinstance(content, dict) or "depth" not in content:
         raise ConfigError(f"{path} is not a targets file: it has no `depth`. See python launch/measure_attention.py --help.")
@@ -139,8 +139,10 @@ def read_targets(path: str | Path, depth: int) -> dict[str, list[Target]]:
 
 def _expanded(bands: Any, depth: int, where: str) -> list[Target]:
     expanded: list[Target] = []
+    if not isinstance(bands, list):
+        raise ConfigError(f"{where}: must be a list of bands; got {str(bands)[:80]}.")
     for band in bands:
-        if not isinstance(band, dict) or set(band) != {"layers", "delta", "target"} or len(band["layers"]) != 2:
+        if not _is_band(band):
             raise ConfigError(f"{where}: a band is {{layers: [first, last], delta: d, target: t}}; got {band}.")
         first, last = band["layers"]
         if first != len(expanded) or not first <= last < depth:
@@ -154,6 +156,14 @@ def _expanded(bands: Any, depth: int, where: str) -> list[Target]:
     if len(expanded) != depth:
         raise ConfigError(f"{where}: no band for layer {len(expanded)}; the model has {depth}.")
     return expanded
+
+
+def _is_band(band: Any) -> bool:
+    if not isinstance(band, dict) or set(band) != {"layers", "delta", "target"}:
+        return False
+    layers, numbers = band["layers"], (band["delta"], band["target"])
+    whole = isinstance(layers, list) and len(layers) == 2 and all(type(layer) is int for layer in layers)
+    return whole and all(type(number) in (int, float) for number in numbers)
 
 
 def write_targets(path: str | Path, targets: Targets, comment: str = "") -> None:

@@ -20,6 +20,10 @@ import torch
 from megaunigame.errors import DataError
 from megaunigame.step.codes import PictureCodes
 from megaunigame.step.requests import GEOMETRIES
+from megaunigame.storage.untrusted_json import parse
+
+LONGEST_HEADER = 2**16
+"""Bytes of the line of JSON."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,20 @@ def read_codes(key: str, field: str, data: bytes) -> PictureCodes:
 
     line, _, rest = data.partition(b"\n")
     try:
-        header = json.loads(line)
+        header = parse(line, LONGEST_HEADER)
         tokenizer, codebook = str(header["tokenizer"]), int(header["codebook"])
         shapes = {(str(geometry), int(side)): tuple(map(int, shape)) for geometry, side, *shape in header["grids"]}
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         refuse(f"({len(data)} bytes) does not begin with a line about codes ({type(error).__name__}: {error})")
+    grids_given = str(header["grids"])[:200]
     wrong = [s for s, shape in shapes.items() if s[0] not in GEOMETRIES or len(shape) != 3 or min(shape) < 1 or codebook < 1]
     if wrong or not shapes:
-        refuse(
-            f"has the grids {header['grids']} of {codebook} codes; wanted is GEOMETRY, side, pictures, height and width of each"
-        )
+        refuse(f"has the grids {grids_given} of {codebook} codes; wanted is GEOMETRY, side, pictures, height and width of each")
     if len({pictures for pictures, _, _ in shapes.values()}) > 1:
-        refuse(f"has the grids {header['grids']}; each must have all pictures")
+        refuse(f"has the grids {grids_given}; each must have all pictures")
     stored_as = _stored_as(codebook)
     if len(rest) != stored_as.itemsize * sum(map(prod, shapes.values())):
-        refuse(f"has {len(rest)} bytes of codes, and its grids {header['grids']} need another number")
+        refuse(f"has {len(rest)} bytes of codes, and its grids {grids_given} need another number")
     numbers = np.frombuffer(rest, stored_as).astype(np.int64)
     if numbers.max() >= codebook:
         refuse(f"has the code {numbers.max()}, and its codebook ends at {codebook - 1}")

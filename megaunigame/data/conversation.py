@@ -15,9 +15,13 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 from megaunigame.data.decode import Sample
@@ -37,6 +41,8 @@ OPENING_ANSWER = "answer before the first question: left out"
 LAST_QUESTION = "question after the last answer: left out"
 NO_ANSWER = "question with an empty answer: left out"
 NO_QUESTION = "answer to an empty question, without a picture: left out"
+MOST_TURNS, LONGEST_TEXT = 10_000, 1_000_000
+"""Turns of a conversation, and characters of one turn or caption: a tokenizer takes a second for a million."""
 _CLOSED = re.compile(rf"(?:(?!{IMAGE_MARKER}).)*?</image>", re.DOTALL)
 """What follows a marker that is a tag of XML."""
 NULS = "text with null characters: they are left out"
@@ -92,7 +98,7 @@ def read_conversation(talk: Any, pictures: int) -> Conversation:
     if not pairs:
         speakers = [speaker for speaker, _ in spoken]
         why = f"turns from {speakers}" if not turns else "only empty answers or questions"
-        raise DataError(f"has {why}; a question of human (user) and the answer of gpt (assistant) are wanted")
+        raise DataError(f"has {why[:200]}; a question of human (user) and the answer of gpt (assistant) are wanted")
     return Conversation(context, tuple(pairs), tuple(left_out))
 
 
@@ -124,20 +130,28 @@ def question_answers(sample: Sample, *, apart: bool = False) -> list[tuple[str, 
 def caption_of(sample: Sample) -> str | None:
     """The caption of a sample, without null characters; None: it has none, or an empty one.
 
-    Raises DataError when it is not a text.
+    Raises DataError when it is not a text, or too long.
     """
     caption = sample.meta.get("caption")
     if not isinstance(caption, str | None):
-        raise DataError(f"Sample {sample.key}: `caption` must be a text; got {caption!r}.")
+        raise DataError(f"Sample {sample.key}: `caption` must be a text; got {str(caption)[:80]}.")
     written = (caption or "").replace("\0", "")
+    if len(written) > LONGEST_TEXT:
+        raise DataError(f"Sample {sample.key}: `caption` has {len(written):,} characters, more than {LONGEST_TEXT:,}.")
     return written if written.strip() else None
 
 
 def _all_spoken(talk: Any) -> list[tuple[str, str]]:
-    """(speaker, text) of every turn. Raises DataError when there is none, or one in another form."""
+    """(speaker, text) of every turn. Raises DataError when there is none, one in another form, or too much."""
     if not isinstance(talk, list) or not talk:
         raise DataError("has no conversations")
-    return [said for turn in talk for said in _spoken(turn)]
+    if len(talk) > MOST_TURNS:
+        raise DataError(f"has {len(talk):,} turns, more than the {MOST_TURNS:,} that are read")
+    spoken = [said for turn in talk for said in _spoken(turn)]
+    longest = max(len(text) for _, text in spoken)
+    if longest > LONGEST_TEXT:
+        raise DataError(f"has a turn of {longest:,} characters, more than the {LONGEST_TEXT:,} that are read")
+    return spoken
 
 
 def _spoken(turn: Any) -> list[tuple[str, str]]:
@@ -151,7 +165,7 @@ def _spoken(turn: Any) -> list[tuple[str, str]]:
     if not isinstance(speaker, str) or content is None:
         raise DataError(f"has a turn that is not {{from, value}} or {{role, content}}: {str(turn)[:80]}")
     if speaker.lower() not in SPEAKERS:
-        raise DataError(f"has a turn from {speaker!r}; legal are {', '.join(SPEAKERS)}")
+        raise DataError(f"has a turn from {speaker[:80]!r}; legal are {', '.join(SPEAKERS)}")
     return [(SPEAKERS[speaker.lower()], _text(content))]
 
 
@@ -178,7 +192,7 @@ def _part(part: Any) -> str:
 def _alternating(spoken: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str, str]], list[str]]:
     """The context; human and gpt in turn, human first, gpt last; and what was left out for that."""
     context: list[str] = []
-    turns: list[tuple[str, str]] = []
+    turns: list[tuple[str, list[str]]] = []
     left_out: list[str] = []
     for speaker, said in spoken:
         text = said.replace("\0", "")
@@ -189,21 +203,24 @@ def _alternating(spoken: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str
         if not turns and speaker == GPT:
             left_out.append(OPENING_ANSWER)
         elif turns and turns[-1][0] == speaker:
-            turns[-1] = speaker, f"{turns[-1][1]}\n{text}"
+            turns[-1][1].append(text)
         else:
-            turns.append((speaker, text))
+            turns.append((speaker, [text]))
     if len(turns) % 2:
         turns.pop()
         left_out.append(LAST_QUESTION)
-    return "\n".join(filter(None, context)), turns, left_out
+    return "\n".join(filter(None, context)), [(speaker, "\n".join(texts)) for speaker, texts in turns], left_out
 
 
 def _without_places(questions: list[str], pictures: int) -> list[str]:
     """The questions without the places of `pictures` pictures. Raises DataError for places of more."""
     ranked = sorted((rank, number, at) for number, text in enumerate(questions) for at, rank in _places(text).items())
-    taken, cleaned = ranked[:pictures], []
+    taken: dict[int, list[int]] = defaultdict(list)
+    for _, number, at in ranked[:pictures]:
+        taken[number].append(at)
+    cleaned = []
     for number, question in enumerate(questions):
-        rest = _without(question, [at for _, of, at in taken if of == number]).strip()
+        rest = _without(question, sorted(taken[number])).strip()
         lines = [line.strip() for line in rest.split("\n")]
         if (IMAGE_MARKER in lines or rest.startswith(IMAGE_MARKER)) and "</image>" not in rest:
             marked = sum(q.count(IMAGE_MARKER) for q in questions)
@@ -216,17 +233,21 @@ def _without_places(questions: list[str], pictures: int) -> list[str]:
 
 def _places(question: str) -> dict[int, int]:
     """Where each marker that may be the place of a picture begins -> its rank: the least are taken first."""
+    spans = [marker.span() for marker in re.finditer(IMAGE_MARKER, question)]
+    # Blank between the markers; from both ends, so that the time is that of one reading however many there are.
+    edges = [(0, 0), *spans, (len(question), len(question))]
+    blank = [not question[end:start].strip() for (_, end), (start, _) in pairwise(edges)]
+    first = list(accumulate(blank[:-1], operator.and_))
+    last = list(accumulate(reversed(blank[1:]), operator.and_))[::-1]
+    alone = [only for line in question.split("\n") for only in [_only_markers(line)] * line.count(IMAGE_MARKER)]
     found: dict[int, int] = {}
-    for marker in re.finditer(IMAGE_MARKER, question):
-        at, end = marker.span()
-        line = question[question.rfind("\n", 0, at) + 1 :].split("\n", 1)[0]
-        alone, first, last = (_only_markers(text) for text in (line, question[:at], question[end:]))
+    for (at, end), is_first, is_last, is_alone in zip(spans, first, last, alone, strict=True):
         closed = _CLOSED.match(question, end) is not None
-        if alone and (first or not closed):
+        if is_alone and (is_first or not closed):
             found[at] = 0
         elif not closed:
-            found[at] = 1 if first or last else 3
-        elif alone:
+            found[at] = 1 if is_first or is_last else 3
+        elif is_alone:
             found[at] = 2
     return found
 
@@ -236,10 +257,10 @@ def _only_markers(text: str) -> bool:
 
 
 def _without(question: str, taken: Sequence[int]) -> str:
-    """The question without the markers that begin there, and without the lines that nothing else is on."""
+    """The question without the markers that begin there (ascending), and without the lines that nothing else is on."""
     lines, start = [], 0
     for line in question.split("\n"):
-        here = [at - start for at in taken if start <= at <= start + len(line)]
+        here = [at - start for at in taken[bisect_left(taken, start) : bisect_right(taken, start + len(line))]]
         start += len(line) + 1
         rest = line
         for at in sorted(here, reverse=True):

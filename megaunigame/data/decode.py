@@ -18,6 +18,7 @@ from megaunigame.pictures.pillow import opened
 from megaunigame.pictures.reading import read_picture
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.step.codes import PictureCodes, StoredCodes
+from megaunigame.storage.untrusted_json import DEEPEST, is_deeper_than, parse
 
 IMAGE_FIELDS = (
     *("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe", "mpo", "pgm", "pnm"),
@@ -32,6 +33,8 @@ SEGMENTATION_FIELD = "seg.png"
 META_FIELD = "json"
 CODES_FIELD = "codes.bin"
 """Codes of all pictures of the sample."""
+LARGEST_JSON = 16 * 1024**2
+"""Bytes of the JSON of a sample."""
 
 IMAGE, DEPTH, SEGMENTATION = "image", "depth", "segmentation"
 """Names of the pictures of a sample."""
@@ -130,7 +133,7 @@ def decode_sample(key: str, fields: Mapping[str, bytes], rules: PictureRules = D
     if numbered is not None and pictures[IMAGE] is None:
         _refuse(key, numbered, "is there without a first picture")
     codes = UnreadCodes(key, CODES_FIELD, fields[CODES_FIELD]) if CODES_FIELD in fields else None
-    return Sample(key, _meta(key, fields[META_FIELD]), further=further, codes=codes, **pictures)
+    return Sample(key, meta_of(key, fields[META_FIELD]), further=further, codes=codes, **pictures)
 
 
 def further_fields(fields: Iterable[str]) -> list[str]:
@@ -143,17 +146,18 @@ def _refuse(key: str, field: str, problem: str) -> NoReturn:
     raise DataError(f"Sample {key!r}: field {field!r} {problem}. Fix the source and pack the shard again.")
 
 
-def _meta(key: str, data: bytes) -> dict[str, Any]:
+def meta_of(key: str, data: bytes) -> dict[str, Any]:
+    """The JSON of a sample. Raises DataError unless it is an object of text that can be written, within limits."""
     try:
-        meta = json.loads(data)
+        meta = parse(data, LARGEST_JSON)
+        if is_deeper_than(meta):
+            raise ValueError(f"nested deeper than {DEEPEST} lists and objects")
         if b"\\ud" in data or b"\\uD" in data or b"\xed" in data:  # how half of a surrogate pair may be written
             json.dumps(meta, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         _refuse(key, META_FIELD, "holds a text that is not Unicode (half of a surrogate pair)")
     except ValueError as error:
-        _refuse(key, META_FIELD, f"is not JSON ({error})")
-    except RecursionError:
-        _refuse(key, META_FIELD, "is nested too deeply")
+        _refuse(key, META_FIELD, f"is not JSON that can be read ({error})")
     if not isinstance(meta, dict):
         _refuse(key, META_FIELD, f"holds a JSON {type(meta).__name__}, not an object with `conversations`")
     return meta

@@ -57,6 +57,8 @@ def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, .
     """
     pairs = question_answers(sample, apart=True)
     kinds = sample.meta["kinds"] if "kinds" in sample.meta else [UNNAMED_KIND] * len(pairs)
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise DataError(f"Sample {sample.key}: `kinds` must be a list of texts; got {str(kinds)[:80]}.")
     if len(kinds) != len(pairs):
         raise DataError(f"Sample {sample.key} has {len(kinds)} kinds for {len(pairs)} questions with an answer.")
     asked = (Question(*pair, kind) for pair, kind in zip(pairs, kinds, strict=True))
@@ -148,7 +150,8 @@ def open_answers(meta: dict, question: str, reference: str) -> int | None:
     A question that names two or more visible colors ("is the red or the blue object nearer?") allows those, any other allows
     all visible ones.
     """
-    visible = {str(o["color"]) for o in meta.get("objects", [])}
+    objects = meta["objects"] if isinstance(meta.get("objects"), list) else []  # other data sets mean other things by it
+    visible = {str(thing["color"]) for thing in objects if isinstance(thing, dict) and "color" in thing}
     if reference not in visible:
         return None
     named = visible & set(question.lower().replace("?", " ").replace(",", " ").split())

@@ -209,7 +209,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
         missing = {"model_cfg", "preprocess_cfg"} - set(config)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable open_clip configuration ({error}). {HOW_TO_GET_WEIGHTS}.") from error
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(sorted(missing))}. {HOW_TO_GET_WEIGHTS}.")

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from megaunigame.errors import ModelError
+from megaunigame.errors import DataError, ModelError
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("sphere", "cube", "cylinder", "cone")
@@ -95,7 +96,10 @@ class Oracle(nn.Module):
         if not Path(path).is_file():
             raise ModelError(f"No oracle at {path}. Make one with: launch/tiny_world.py --stage oracle")
         oracle = cls()
-        weights = {name: value.float() for name, value in load_file(path).items()}
+        try:
+            weights = {name: value.float() for name, value in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} cannot be read ({error}). Make one with: launch/tiny_world.py --stage oracle") from error
         if {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in oracle.state_dict().items()}:
             raise ModelError(f"{path} does not hold an oracle. Make one with: launch/tiny_world.py --stage oracle")
         oracle.load_state_dict(weights)
@@ -154,8 +158,11 @@ def score(
 
 
 def true_objects(meta: Mapping[str, Any]) -> Objects:
-    """The objects of a scene, from the json of its sample."""
-    return {thing["color"]: (thing["shape"], (thing["x"], thing["y"])) for thing in meta["objects"]}
+    """The objects of a scene, from the json of its sample. Raises DataError when they are not such a list."""
+    try:
+        return {str(thing["color"]): (str(thing["shape"]), (float(thing["x"]), float(thing["y"]))) for thing in meta["objects"]}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"`objects` must be a list of {{color, shape, x, y}} ({type(error).__name__}: {error}).") from error
 
 
 def caption_relations(caption: str) -> list[tuple[str, str]]:

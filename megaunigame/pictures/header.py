@@ -17,6 +17,7 @@ RAW_EXIF = b"Raw profile type exif"
 """Beginning of a PNG's text chunk, as older tools write EXIF."""
 START_OF_FRAME = {0xC0 + k for k in range(16)} - {0xC4, 0xC8, 0xCC}
 WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+FIRST_MARKER = 0xC0
 APP1, END_OF_IMAGE, START_OF_SCAN = 0xE1, 0xD9, 0xDA
 WEBP_ANIMATED, WEBP_XMP, WEBP_EXIF, WEBP_ALPHA = 0x02, 0x04, 0x08, 0x10
 """Flags of a VP8X chunk."""
@@ -53,17 +54,19 @@ def header_of(data: bytes) -> Header | None:
 def _jpeg(data: bytes) -> Header | None:
     frame: tuple[int, int, int, int] | None = None
     upright, at = True, 2
-    while data[at] == 0xFF:
-        marker = data[at + 1]
+    # Decoders skip what is no marker, each in its own way: then the size read here might not be the one that is decoded.
+    while (marker := data[at + 1]) not in (START_OF_SCAN, END_OF_IMAGE):
+        if data[at] != 0xFF or (marker < FIRST_MARKER and marker not in WITHOUT_LENGTH):
+            return None
         if marker == 0xFF:  # fill byte
             at += 1
             continue
         if marker in WITHOUT_LENGTH:
             at += 2
             continue
-        if marker in (START_OF_SCAN, END_OF_IMAGE):
-            break
         length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if length < 2 or (marker in START_OF_FRAME and frame is not None):
+            return None
         segment = data[at + 4 : at + 2 + length]
         if marker in START_OF_FRAME:
             frame = struct.unpack_from(">BHHB", segment)
@@ -71,8 +74,8 @@ def _jpeg(data: bytes) -> Header | None:
             upright &= not turned_by_exif(segment[len(EXIF) :])
         elif marker == APP1 and segment.startswith(XMP):
             upright &= not _turned_by_xmp(segment)
-        at += 2 + max(2, length)
-    if frame is None:
+        at += 2 + length
+    if frame is None or data[at] != 0xFF:
         return None
     bits, height, width, channels = frame
     return Header("JPEG", width, height, upright, bits == 8 and channels in (1, 3))

@@ -68,6 +68,7 @@ def rgb_image(data: bytes, rules: PictureRules) -> Image.Image:
     """The picture as a viewer shows it. Raises PictureError."""
     with opened(data, rules) as image:
         image.load()
+        rules.check_size(*image.size)  # containers of containers (ICO, ICNS) know their size only now
         turn = TURNS.get(orientation_of(image))
         shown = _on_ground(image, data, rules.ground)
         return shown if turn is None else shown.transpose(turn)

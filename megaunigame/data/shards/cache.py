@@ -6,32 +6,33 @@ when its process dies:
 - A file is downloaded by one process, under the lock `NAME.lock`; the others wait for it. It gets its name when complete.
 - A reader holds a shared lock on the file; only a file without one is evicted, least recently used first.
 
-The folder must be on a local disk: locks of network file systems are unreliable.
+The folder must be on a local disk: locks of network file systems are unreliable. What a server sends is not trusted: names
+stay in the folder, sizes are bounded, hashes are compared where the manifest has them. What is in the folder is.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import io
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
+from fsspec.callbacks import Callback
 
-from megaunigame.errors import DataError, LostShard, UserError
+from megaunigame.data.shards.http import FinalError, pieces
+from megaunigame.data.shards.manifest import LARGEST_MANIFEST
+from megaunigame.data.shards.retrying import FIRST_PAUSE, OtherContentError, attempt
+from megaunigame.data.shards.table import LARGEST_INDEX
+from megaunigame.errors import DataError
+from megaunigame.storage.pending import sha256_of
 
-T = TypeVar("T")
 GIGABYTE = 10**9
-ATTEMPTS = 8
-FIRST_PAUSE = 1.0
-"""Seconds before the second attempt; each later pause is twice as long: two minutes in all."""
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,11 @@ class RemoteFile:
     size: int | None = None
     """Bytes, if known before."""
     sha256: str | None = None
+
+    @property
+    def most(self) -> int:
+        """Bytes after which a download is cut off."""
+        return LARGEST_INDEX if self.size is None else self.size
 
 
 class ShardCache:
@@ -61,7 +67,14 @@ class ShardCache:
 
     def read(self, url: str) -> bytes:
         """The content of a small file, not kept. Raises DataError."""
-        return self._attempt(url, lambda: bytes(_file_system(url).cat_file(url)))
+
+        def read() -> bytes:
+            if _is_http(url):
+                return b"".join(pieces(url, LARGEST_MANIFEST))
+            _check_size(_file_system(url).size(url), LARGEST_MANIFEST)
+            return bytes(_file_system(url).cat_file(url))
+
+        return attempt(url, read, self.first_pause)
 
     def open(self, wanted: RemoteFile) -> io.FileIO:
         """The file, open for reading; waits for its download. It is not evicted while open.
@@ -89,44 +102,21 @@ class ShardCache:
         part = path.with_name(f"{path.name}.{wanted.size or 0}.part")
 
         def download() -> None:
-            _file_system(wanted.url).get_file(wanted.url, str(part))
+            _write(wanted, part)
             got = part.stat().st_size
             if wanted.size not in (None, got):
-                raise OSError(f"got {got:,} bytes, dataset.json says {wanted.size:,}")
+                raise OtherContentError(f"has {got:,} bytes, dataset.json says {wanted.size:,}")
+            if wanted.sha256 is not None and sha256_of(part) != wanted.sha256:
+                raise OtherContentError("is not the file that dataset.json describes (its sha256 differs)")
 
         try:
             part.touch()
-            self._attempt(wanted.url, download)
-            if wanted.sha256 not in (None, hashlib.sha256(part.read_bytes()).hexdigest()):
-                raise DataError(
-                    f"{wanted.url} is not the index that dataset.json describes (its sha256 differs). Upload the folder again, "
-                    "dataset.json last."
-                )
+            attempt(wanted.url, download, self.first_pause)
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-
-    def _attempt(self, url: str, work: Callable[[], T]) -> T:
-        """Do the work; retries with exponential backoff. Raises DataError."""
-        for attempt in range(ATTEMPTS):
-            try:
-                return work()
-            except UserError:
-                raise
-            except (FileNotFoundError, PermissionError) as error:
-                raise LostShard(f"{url} is not there or may not be read ({error or type(error).__name__}).") from error
-            except Exception as error:  # every file system of fsspec has other error types
-                problem: Exception = error
-            if attempt < ATTEMPTS - 1:
-                pause = self.first_pause * 2**attempt
-                log.warning("%s: %s: %s. Trying again in %.0f s.", url, type(problem).__name__, problem, pause)
-                time.sleep(pause)
-        raise LostShard(
-            f"{url} could not be read in {ATTEMPTS} attempts; the last failed with {type(problem).__name__}: {problem}. "
-            "When the network works, start again: the run resumes from its newest checkpoint."
-        ) from problem
 
     def _make_room(self, size: int, needed: bool) -> bool:
         """Evict files that no process reads, least recently used first, until `size` more bytes fit; whether they do."""
@@ -152,6 +142,37 @@ class ShardCache:
                 self.bound / GIGABYTE,
             )
         return total <= self.bound
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://")) and "::" not in url
+
+
+def _write(wanted: RemoteFile, part: Path) -> None:
+    """Write the file at a URL to `part`, and not more than it may have."""
+    if not _is_http(wanted.url):
+        _file_system(wanted.url).get_file(wanted.url, str(part), callback=_Bound(wanted))
+        return
+    with open(part, "wb") as file:
+        for piece in pieces(wanted.url, wanted.most):
+            file.write(piece)
+
+
+class _Bound(Callback):
+    """Ends a download of fsspec that goes on for too long."""
+
+    def __init__(self, wanted: RemoteFile):
+        super().__init__()
+        self.wanted = wanted
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        _check_size(self.value, self.wanted.most)
+
+
+def _check_size(size: int | None, most: int) -> None:
+    if size is not None and size > most:
+        raise FinalError(f"has {size:,} bytes or more, {most:,} are allowed")
 
 
 def _file_system(url: str) -> Any:

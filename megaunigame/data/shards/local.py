@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megaunigame.data.shards.table import index_name
+from megaunigame.data.shards.table import LARGEST_INDEX, index_name
 from megaunigame.errors import DataError, LostShard
+from megaunigame.storage.untrusted_json import read_within
 
 PUT_BACK = "Put it back with its times (cp -p, rsync -a)."
 
@@ -38,7 +39,7 @@ class LocalFiles:
         """The content of its idx.json. Raises LostShard."""
         path = index_name(self.paths[shard])
         try:
-            return Path(path).read_bytes()
+            return read_within(Path(path), LARGEST_INDEX)
         except OSError as error:
             raise LostShard(f"{path} can no longer be read ({error}). {PUT_BACK}", self.paths[shard].name) from error
 

@@ -1,15 +1,27 @@
-"""`dataset.json`: the manifest of a folder of shards that `python -m data_prep` has finished."""
+"""`dataset.json`: the manifest of a folder of shards that `python -m data_prep` has finished.
+
+It may come from anybody, from a server for example: names stay inside the folder, and numbers are bounded.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from megaunigame.errors import DataError
+from megaunigame.storage.plain_names import LONGEST_NAME, is_plain_name, readable
+from megaunigame.storage.untrusted_json import parse
 
 MANIFEST = "dataset.json"
 MANIFEST_VERSION = 1
+LARGEST_MANIFEST = 128 * 1024**2
+"""Bytes: about half a million shards."""
+MOST_SAMPLES, MOST_BYTES = 2**40, 2**50
+"""Of one shard; sums over all shards fit into 64 bits."""
+MOST_FIELDS = 4096
+"""Different fields of all samples of a shard, and of a manifest. Every further picture of a sample is one."""
+HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,8 @@ class ListedShard:
     """Size of the tar."""
     index_sha256: str
     """sha256 of its idx.json."""
+    sha256: str | None = None
+    """sha256 of the tar; None in the manifest of an earlier version."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +45,42 @@ class Manifest:
 
 
 def parse_manifest(where: str, content: bytes) -> Manifest:
-    """The manifest in the `content` of the file `where`. Raises DataError when anything is missing or wrong."""
+    """The manifest in the `content` of the file `where`. Raises DataError, naming the value, when anything is missing or
+    wrong, or a name leads out of the folder."""
     remedy = "Run the same `python -m data_prep` command again, or delete the file to use every .tar in the folder."
     try:
-        manifest = json.loads(content)
+        manifest = parse(content, LARGEST_MANIFEST)
         version = manifest["version"]
-        listed = [ListedShard(str(s["file"]), int(s["samples"]), s["bytes"], s["index_sha256"]) for s in manifest["shards"]]
+        listed = [_listed(entry) for entry in manifest["shards"]]
         fields = manifest["fields"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where} is not a manifest ({type(error).__name__}: {error}). {remedy}") from error
     if version != MANIFEST_VERSION:
-        raise DataError(f"{where} has version {version}; this program reads version {MANIFEST_VERSION}. {remedy}")
-    whole = all(s.samples >= 0 and s.bytes and s.index_sha256 for s in listed)
-    outside = [s.file for s in listed if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", s.file)]
+        raise DataError(f"{where} has version {str(version)[:80]}; this program reads version {MANIFEST_VERSION}. {remedy}")
+    outside = [s.file for s in listed if not is_plain_name(s.file) or not s.file.endswith(".tar")]
     if outside:
-        raise DataError(f"{where} lists {outside[0]!r}, which is not the name of a file in its folder. {remedy}")
-    if not whole or len({s.file for s in listed}) != len(listed) or not isinstance(fields, list):
-        raise DataError(f"{where} lists a shard twice, or one without size, samples or index hash. {remedy}")
+        raise DataError(f"{where} lists {outside[0][:200]!r}, which is not the name of a .tar file in its folder. {remedy}")
+    if len({s.file for s in listed}) != len(listed):
+        raise DataError(f"{where} lists a shard twice. {remedy}")
+    if not isinstance(fields, list) or len(fields) > MOST_FIELDS or not all(map(is_field, fields)):
+        raise DataError(f"{where}: `fields` must be a list of at most {MOST_FIELDS} names of fields. {remedy}")
     return Manifest(listed, tuple(sorted(fields)))
+
+
+def is_field(name: Any) -> bool:
+    """Whether `name` may be a field of a sample: short, and fit to be shown anywhere."""
+    return isinstance(name, str) and len(name) <= LONGEST_NAME and readable(name) == name
+
+
+def _listed(entry: Any) -> ListedShard:
+    """Raises KeyError, TypeError or ValueError."""
+    file, tar_hash = entry["file"], entry.get("sha256")
+    if not isinstance(file, str):
+        raise TypeError(f"file {str(file)[:80]} is not a text")
+    for name, least, most in (("samples", 0, MOST_SAMPLES), ("bytes", 1, MOST_BYTES)):
+        if type(entry[name]) is not int or not least <= entry[name] <= most:
+            raise ValueError(f"{name}={str(entry[name])[:80]} of {file[:200]!r} is not a whole number from {least} to {most}")
+    for name in ("index_sha256", "sha256")[: 1 + (tar_hash is not None)]:
+        if not isinstance(entry[name], str) or not HASH.fullmatch(entry[name]):
+            raise ValueError(f"{name}={str(entry[name])[:80]} of {file[:200]!r} is not a sha256 of 64 hexadecimal digits")
+    return ListedShard(file, entry["samples"], entry["bytes"], entry["index_sha256"], tar_hash)

@@ -25,18 +25,20 @@ def is_url(location: str) -> bool:
 
 
 class CachedFiles:
-    """The files of a remote folder with a manifest, which has their sizes and the sha256 of every index."""
+    """The files of a remote folder with a manifest, which has their sizes and the sha256 of every index and of every tar (not
+    of the tars, if an earlier version of data_prep wrote it)."""
 
     def __init__(self, url: str, shards: Sequence[ListedShard], cache: ShardCache):
         # Another version of the data set at the same URL has other files.
-        version = json.dumps([url, [s.index_sha256 for s in shards]])
+        hashes = [s.index_sha256 if s.sha256 is None else [s.index_sha256, s.sha256] for s in shards]
+        version = json.dumps([url, hashes])
         folder = hashlib.sha256(version.encode()).hexdigest()[:16]
 
         def remote(file: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
             return RemoteFile(f"{url}/{file}", f"{folder}/{file}", size, sha256)
 
         self.cache = cache
-        self.tars = [remote(s.file, size=s.bytes) for s in shards]
+        self.tars = [remote(s.file, size=s.bytes, sha256=s.sha256) for s in shards]
         self.indices = [remote(index_name(s.file), sha256=s.index_sha256) for s in shards]
         self._requests: queue.SimpleQueue[Sequence[int]] | None = None
         self._process = 0

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from megaunigame.data.shards.foreign import pack_command
+from megaunigame.data.shards.tar_headers import members_of
 from megaunigame.errors import DataError
+from megaunigame.storage.plain_names import readable
 
 Spans = dict[str, tuple[int, int]]
 """Field -> (offset in the tar file, size), in bytes."""
-
-
-def members_of(tar: Path) -> Iterator[tarfile.TarInfo]:
-    """Everything in the tar, in order. Raises DataError when it cannot be read to its end."""
-    try:
-        with open(tar, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            yield from archive
-            # tarfile treats both the end of the file and a damaged header as the end of the archive.
-            stream.seek(archive.offset)
-            mark = stream.read(tarfile.BLOCKSIZE)
-            if mark != bytes(tarfile.BLOCKSIZE):
-                problem = "has a damaged header" if len(mark) == tarfile.BLOCKSIZE else "was cut short: it has no end"
-                raise DataError(f"{tar} {problem} at byte {archive.offset:,}. Copy or make it again.")
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{tar} is not a whole, uncompressed tar file ({error}). Copy or make it again.") from error
-
-
-def readable(name: str) -> str:
-    """A name of a tar as text that can be written anywhere: bytes that are not UTF-8 become U+FFFD."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
@@ -44,7 +25,7 @@ def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
     for member in members_of(tar):
         folder, slash, name = member.name.rpartition("/")
         stem, dot, field = name.partition(".")
-        if not member.isfile() or not stem or not dot:
+        if not member.is_file or not stem or not dot:
             continue
         key, field = folder + slash + stem, readable(field).lower()
         if key != current:
@@ -62,6 +43,6 @@ def scan_tar(tar: Path) -> Iterator[tuple[str, Spans]]:
                 f"{tar}: sample {readable(key)!r} has two fields {field!r}. Write the tar again, or pack it: "
                 f"{pack_command(tar)}"
             )
-        spans[field] = (member.offset_data, member.size)
+        spans[field] = (member.offset, member.size)
     if spans:
         yield current, spans

@@ -27,11 +27,11 @@ from megaunigame.config import StreamConfig
 from megaunigame.data.decode import META_FIELD
 from megaunigame.data.shards.foreign import FirstSamples, pack_command
 from megaunigame.data.shards.remote import is_url
-from megaunigame.data.shards.tar_scan import readable
 from megaunigame.data.shards.unfinished import check_finished
 from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
+from megaunigame.storage.plain_names import readable
 
 
 class Pipe(Backend):

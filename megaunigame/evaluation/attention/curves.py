@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megaunigame.attention.positions import measurable
 from megaunigame.attention.targets import Target, Targets
-from megaunigame.data.conversation import TALK_KEYS, question_answers
+from megaunigame.data.conversation import TALK_KEYS, caption_of, question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError, ModelError
@@ -152,7 +152,8 @@ def _row(pass_name: str, sample: Sample, settings: Measuring) -> Row | None:
     if sample.image is None:
         return None
     if pass_name == GENERATE:
-        return GenerateRow(sample.meta["caption"], sample.image) if "caption" in sample.meta else None
+        caption = caption_of(sample)
+        return None if caption is None else GenerateRow(caption, sample.image)
     if not any(key in sample.meta for key in TALK_KEYS):
         return None
     return UnderstandRow(sample.images, question_answers(sample, apart=settings.independent), settings.independent)

@@ -39,7 +39,7 @@ def open_config(folder: str | Path) -> PreTrainedConfig:
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"--hf {folder}: no config.json there. Give the folder of a transformers image-text-to-text model.")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"--hf {folder}: transformers cannot read its configuration: {error}") from error
     name = type(config).__name__
@@ -82,8 +82,10 @@ class VisionLanguageModel:
         config = open_config(folder)
         options: dict[str, Any] = {"config": config, "dtype": dtype, "attn_implementation": "sdpa", "local_files_only": True}
         try:
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder, output_loading_info=True, trust_remote_code=False, **options
+            )
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(f"--hf {folder}: transformers cannot load it: {error}") from error
         missing = sorted(name for name in report["missing_keys"] if name.startswith(f"{model.base_model_prefix}."))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megaunigame.data.conversation import caption_of
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
 from megaunigame.evaluation.lockstep import Item, batches, gathered, read_share, together
@@ -93,9 +94,9 @@ class Generation(Suite):
 
     def _item(self, position: int, sample: Sample) -> _Item:
         """Raises DataError when the sample lacks what this suite needs."""
-        if sample.image is None or "caption" not in sample.meta:
+        caption = caption_of(sample)
+        if sample.image is None or caption is None:
             raise DataError(f"Sample {sample.key} of {self.config.shards} has no image or no `caption`; generation needs both.")
-        caption = sample.meta["caption"]
         row = GenerateRow(caption, sample.image)
         if self.oracle is None:
             return _Item(position, sample.key, row, caption)

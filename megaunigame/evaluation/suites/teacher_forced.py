@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from megaunigame.data.conversation import caption_of
 from megaunigame.data.decode import Sample
 from megaunigame.evaluation.asking import questions_of
 from megaunigame.evaluation.lockstep import Item, batches, read_others, read_share, together
@@ -79,5 +80,5 @@ class TeacherForced(Suite):
             return UnderstandRow(condition.images, [(q.text, q.reference) for q in questions_of(sample, ())], independent=True)
         if term == PIXEL:
             return GenerateRow(self.config.prompt, sample.image, condition.image)
-        captioned = "caption" in sample.meta and "caption" in condition.meta
-        return GenerateRow(condition.meta["caption"], sample.image) if captioned else None
+        caption = caption_of(condition)
+        return None if caption is None or caption_of(sample) is None else GenerateRow(caption, sample.image)

@@ -26,6 +26,8 @@ DDCONFIG_KINDS = {
     **{"double_z": FLAG, "z_channels": COUNT, "resolution": COUNT, "in_channels": COUNT, "ch": COUNT, "ch_mult": COUNTS},
     **{"num_res_blocks": COUNT, "attn_resolutions": COUNTS},
 }
+LARGEST_YAML = 4096
+"""Bytes of vqgan.yaml, whose released form has below 1,000. The reader takes time of the square of hostile files."""
 OPTIONAL = ("n_kv_heads", "rope_theta")
 """May be null or absent: as many heads of keys as of queries, the default base."""
 
@@ -48,8 +50,10 @@ def read_vqgan(file: Path) -> dict[str, Any]:
     """Settings of the image tokenizer: `model.params` of vqgan.yaml. Raises ModelError, naming file and setting, for an illegal
     one."""
     try:
+        if (size := file.stat().st_size) > LARGEST_YAML:
+            raise yaml.YAMLError(f"{size:,} bytes, more than the {LARGEST_YAML:,} that are read")
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not YAML: {error}. Copy it again.") from error
     model = _object(_object(content, "", file).get("model"), "model", file)
     params = _object(model.get("params"), "model.params", file)

@@ -46,7 +46,10 @@ def released_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast
     Raises ModelError when it has other than `vocabulary` tokens: a shorter file would move every code.
     """
     named = [PAD, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(NUMBERED))]
-    pictures = (folder / PICTURE_TOKENS).read_text(encoding="utf-8").split("\n")
+    try:
+        pictures = (folder / PICTURE_TOKENS).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{folder / PICTURE_TOKENS} cannot be read: {error}. Copy it again.") from error
     tokens = [*named, *(line.strip() for line in pictures if line.strip())]
     tokenizer = _Converter(str(folder / VOCABULARY), PIECES, extra_special_tokens=tokens).converted()
     if tokenizer.get_vocab_size() != vocabulary:

@@ -25,7 +25,7 @@ def differences(folder: Path, rows: RowProcessor) -> list[str]:
 
     Pictures are squares of the model's side; placeholders of pictures count as equal.
     """
-    processor = AutoProcessor.from_pretrained(str(folder))
+    processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
     # transformers' processor of some families does not take the template; its tokenizer has read it too.
     template = processor.chat_template or processor.tokenizer.chat_template
     found = []

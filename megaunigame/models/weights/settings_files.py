@@ -12,9 +12,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
+from megaunigame.storage.untrusted_json import parse, read_within
 
 C = TypeVar("C", bound=PreTrainedConfig)
 NOTES = ("transformers_version", "_from_model_config")
+LARGEST_SETTINGS = 256 * 1024**2
+"""Bytes; a tokenizer.json of 256,000 words has 33 million."""
 MODEL_SETTINGS = ("config.json", "generation_config.json")
 """What a model reads and a processor does not."""
 
@@ -74,8 +77,10 @@ def config_from(kind: type[C], settings: Mapping[str, Any], file: Path) -> C:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse(read_within(file, LARGEST_SETTINGS), LARGEST_SETTINGS)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error}.") from error
+    except ValueError as error:  # of JSON and of UTF-8 too
         raise ModelError(f"{file} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} holds a {type(content).__name__}; it must be a JSON object.")
@@ -130,7 +135,10 @@ def read_generation_settings(folder: Path) -> dict[str, Any]:
 
 
 def copy_settings(folder: Path, out: Path, without: Collection[str] = ()) -> None:
-    """Copy what is neither weights, nor an index of weights, nor of an adapter, nor named in `without`; `out` is created."""
+    """Copy what is neither weights, nor an index of weights, nor of an adapter, nor named in `without`; `out` is created.
+
+    Links are followed: in the cache of the Hugging Face hub every file is one.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         is_setting = file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json")

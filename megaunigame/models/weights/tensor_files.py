@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.errors import ModelError
+from megaunigame.storage.json_files import read_object
+from megaunigame.storage.plain_names import is_plain_name
 
 LAYOUTS = (
     *("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"),
@@ -42,8 +44,7 @@ class TensorFiles:
                 continue
             if not layout.endswith(".index.json"):
                 return cls([folder / layout])
-            weight_map = json.loads((folder / layout).read_text())["weight_map"]
-            shards = [folder / name for name in sorted(set(weight_map.values()))]
+            shards = _listed(folder / layout)
             missing = [s.name for s in shards if not s.is_file()]
             if missing:
                 raise ModelError(
@@ -76,23 +77,54 @@ class TensorFiles:
                     self._opened[file] = content.get("state_dict", content)
             except Exception as error:
                 # Readers raise different exceptions for a truncated file; the user needs the name of the file.
+                if type(error).__name__ == "UnpicklingError":  # torch's text advises to let the code in the file run
+                    raise ModelError(_refused(file, str(error))) from None
                 raise ModelError(f"{file} cannot be read as a checkpoint: {error}. Copy it again.") from error
         return self._opened[file]
 
     def shape(self, key: str) -> torch.Size:
         opened = self._open(self.index[key])
         if isinstance(opened, dict):
-            return opened[key].shape
+            return self._tensor(opened, key).shape
         return torch.Size(opened.get_slice(key).get_shape())
 
     def read(self, key: str, rows: slice = slice(None)) -> Tensor:
         """The tensor under `key`, or only `rows` of its first dimension."""
         opened = self._open(self.index[key])
         if isinstance(opened, dict):
-            return opened[key][rows] if opened[key].dim() else opened[key]
+            tensor = self._tensor(opened, key)
+            return tensor[rows] if tensor.dim() else tensor
         if rows == slice(None):
             return opened.get_tensor(key)
         return opened.get_slice(key)[rows]
+
+    def _tensor(self, opened: Mapping[str, Any], key: str) -> Tensor:
+        if not isinstance(opened[key], Tensor):
+            raise ModelError(f"{self.index[key]}: {key!r} is a {type(opened[key]).__name__}, not a tensor. Take another file.")
+        return opened[key]
+
+
+def _listed(index: Path) -> list[Path]:
+    """The files that an index of shards names. Raises ModelError when it is damaged, or names one outside its folder."""
+    weight_map = read_object(index, "an index of weights", ModelError, "Copy it again.").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} has no `weight_map`, which says the file of every weight. Copy it again.")
+    for name in weight_map.values():
+        if not is_plain_name(name):
+            raise ModelError(
+                f"{index} names the file {str(name)[:200]!r}, which is not a file name in its folder. Do not use it."
+            )
+    return [index.parent / name for name in sorted(set(weight_map.values()))]
+
+
+def _refused(file: Path, said: str) -> str:
+    """Why a PyTorch file was not read: what it holds beyond tensors could be code."""
+    held = re.search(r"GLOBAL ([\w.]+)", said)
+    what = f" ({held[1]})" if held else ""
+    return (
+        f"{file} holds Python objects other than tensors{what}, or is damaged. Such objects are refused: reading them can run "
+        "code. Take the safetensors files of the model, or convert the file to safetensors where you trust who wrote it."
+    )
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
