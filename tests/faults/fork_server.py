@@ -36,7 +36,7 @@ LATER = (
 OF_OTHERS = (
     *("torch._dynamo", "torch.distributed.nn", "torch.utils.tensorboard", "deepspeed.runtime.zero.stage3"),
     *("transformers.models.janus.modeling_janus", "transformers.models.janus.processing_janus", "open_clip", "matplotlib.pyplot"),
-    *("deepspeed.runtime.zero.stage_1_and_2", "peft.tuners.lora", "webdataset", "tokenizers"),
+    *("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.muon.muon_optimizer", "peft.tuners.lora", "webdataset", "tokenizers"),
 )
 """What these rooms import when they are used."""
 NETWORK = 0x40000000

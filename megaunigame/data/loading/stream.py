@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.loading.bad_samples import BadSample
+from megaunigame.data.loading.lifetime import end_with_parent
 from megaunigame.data.loading.packing import Package, pack
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Cursor, SampleRef, Stream
@@ -233,6 +234,7 @@ class _Reporter(Dataset["Package[MicroBatch] | UserError"]):
 
 
 def _start_worker(worker: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     gc.freeze()  # garbage collection would touch, and so copy, all memory inherited from the main process
     # Launchers and Ctrl-C signal whole process trees. The main process needs its workers to finish the step and save; they
