@@ -36,10 +36,11 @@ def main(arguments: list[str]) -> None:
     claim(recipe.output, world)
     rank_log(recipe.output, world.rank)
     trainer = Trainer(recipe, Mesh.of(world))
+    trainer.make_room()
     plan = trainer.describe()
     if world.is_main:
         if trainer.resumed_from is not None:
-            print(f"resumed from {trainer.resumed_from}, after step {trainer.first_step}", flush=True)
+            print(trainer.parts.how_resumed(), flush=True)
         print(plan, flush=True)
         record = RunRecord(
             trainer.folder,

@@ -21,8 +21,11 @@ from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatch
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
+from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
+from megaunigame.errors import DivergenceError
 from megaunigame.evaluation.run import as_text, evaluation_file, scalars
+from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
@@ -45,6 +48,7 @@ class Trainer:
         """`phases`: times the phases of each step."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh)
         parts = self.parts
+        parts.check_batch()
         self.recipe, self.world, self.folder = recipe, mesh.world, parts.folder
         self.plan, self.accumulation, self.state = parts.plan, parts.accumulation, parts.state
         self.resumed_from, self.first_step = parts.resumed_from, parts.state.step
@@ -125,16 +129,18 @@ class Trainer:
         saved = first if self.resumed_from is not None else None
         while self.state.step < recipe.schedule.steps and not self.stepper.stop_requested:
             metrics = self.train_step(micro_batches)
-            monitor.log(self.state.step, metrics)
+            monitor.log(self.state.step, metrics | self._completed_saves(monitor))
             monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0:
-                self.save()
+                self.begin_save()
                 saved = step
             if recipe.evaluation.every and step % recipe.evaluation.every == 0 and step < recipe.schedule.steps:
                 self._evaluate_into(monitor)
         if saved != self.state.step:
-            self.save()
+            self.begin_save()
+        self.parts.checkpoints.wait()
+        self._completed_saves(monitor)
         if self.state.step == recipe.schedule.steps and not self._was_evaluated_at_the_end():
             self._evaluate_into(monitor)
         for summary in (self.rows.as_text(), self.bad_samples.as_text()):
@@ -143,18 +149,46 @@ class Trainer:
         monitor.close()
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
-        """One optimizer step; returns its metrics, equal on all ranks."""
-        metrics = self.stepper.step(self.state.step, micro_batches)
+        """One optimizer step; returns its metrics, equal on all ranks. Completes a save whose files are written."""
+        try:
+            metrics = self.stepper.step(self.state.step, micro_batches)
+        except DivergenceError:  # on all ranks: the step of the save was still good
+            self.parts.checkpoints.wait()
+            raise
+        self.parts.checkpoints.advance()
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
         return metrics
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
+        """Write a checkpoint of the current step; it is complete at the end."""
+        self.begin_save()
+        self.parts.checkpoints.wait()
+
+    def begin_save(self) -> None:
+        """Copy the state of the current step; the copy is written while the training goes on."""
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         self.state.factors = self.stepper.factors.state_dict()
-        others = [player.save for player in self.players]
-        self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+        others = [player.pending for player in self.players]
+        self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+
+    def make_room(self) -> None:
+        """Delete what a killed save has left, and compare the free disk with what checkpoints will need.
+
+        Only for a launch that holds the run folder alone. Raises CheckpointError when not even one has room.
+        """
+        self.parts.checkpoints.clear_leftovers()
+        trained = sum(getattr(p, "ds_numel", p.numel()) for group in self.learner.trained_groups for p in group)
+        of_players = sum(size for player in self.players for size in player.host_bytes().values())
+        self.parts.checkpoints.check_room(OPTIMIZER * trained + self.world.size * of_players)
+
+    def _completed_saves(self, monitor: Monitor) -> dict[str, float]:
+        """Say what was saved since the last call; returns metrics of the last."""
+        metrics: dict[str, float] = {}
+        for saved in self.parts.checkpoints.taken():
+            monitor.say(str(saved))
+            metrics = {names.PERF_SAVE_SECONDS: saved.seconds, names.PERF_SAVE_PAUSE_SECONDS: saved.paused}
+        return metrics
 
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation

@@ -98,7 +98,7 @@ CASES = {
     ),
     "truncated checkpoint": ("output={home}/truncated", CheckpointError, ["damaged", "its manifest says"]),
     "no checkpoint there": ("checkpoint.resume={home}/empty", CheckpointError, ["not a complete checkpoint"]),
-    "other world size": ("output={home}/other_world", CheckpointError, ["saved by 8 ranks, this run has 1"]),
+    "other world size": ("output={home}/other_world", CheckpointError, ["saved by 8 ranks with 40 rows", "1, 2, 4, 8"]),
     "other shards on resume": (
         "output={home}/run; data.train.shards={home}/other_shards",
         DataError,
@@ -181,10 +181,10 @@ def wrong_things(home: Path) -> Path:
     for name in ("truncated", "other_world", "random_run"):
         shutil.copytree(home / "run", home / name)
     step = home / "truncated" / "checkpoints" / "step-00000002"
-    shard = next(step.glob("*optim_states.pt"))
+    shard = step / "learner-rank-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    manifest = home / "other_world" / "checkpoints" / "step-00000002" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"world_size": 1', '"world_size": 8'))
+    state = home / "other_world" / "checkpoints" / "step-00000002" / "train_state.json"
+    state.write_text(state.read_text().replace('"ranks": 1', '"ranks": 8').replace('"rows_per_step": 5', '"rows_per_step":40'))
     state = home / "random_run" / "checkpoints" / "step-00000002" / "train_state.json"
     state.write_text(state.read_text().replace('"weights": "pretrained"', '"weights": "random"    '))  # as long as it was
     return home

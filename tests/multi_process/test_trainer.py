@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.multi_process import gradients, mixed, plans, resume, stored_codes, unigame
+from tests.multi_process import elastic, gradients, mixed, plans, resume, stored_codes, unigame
 from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_families, write_long_world, write_pictures
 
@@ -21,6 +21,7 @@ LAUNCHES = {
     "one rank plays the same game": ("unigame", 1, ALONE),
     "stored codes train as encoded pictures do": ("stored_codes", 2, list(stored_codes.CASES)),
     "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation"]),
+    "1, 2, 4 and 1 rank in turn equal one that was never stopped": ("elastic", 1, [*elastic.CASES, "reset_data"]),
 }
 
 
