@@ -18,8 +18,6 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-import megaunigame.models
-import megaunigame.objectives
 from launch import train
 from megaunigame.launching import run_to_exit
 from tests.faults import moments
@@ -35,8 +33,19 @@ LATER = (
 """Rooms that a run imports by name of its recipe."""
 OF_OTHERS = (
     *("torch._dynamo", "torch.distributed.nn", "torch.utils.tensorboard", "deepspeed.runtime.zero.stage3"),
-    *("transformers.models.janus.modeling_janus", "transformers.models.janus.processing_janus", "open_clip", "matplotlib.pyplot"),
-    *("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.muon.muon_optimizer", "peft.tuners.lora", "webdataset", "tokenizers"),
+    *(
+        "transformers.models.janus.modeling_janus",
+        "transformers.models.janus.processing_janus",
+        "open_clip",
+        "matplotlib.pyplot",
+    ),
+    *(
+        "deepspeed.runtime.zero.stage_1_and_2",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "peft.tuners.lora",
+        "webdataset",
+        "tokenizers",
+    ),
 )
 """What these rooms import when they are used."""
 NETWORK = 0x40000000

@@ -65,7 +65,9 @@ class Killed:
         return sum(a != b for a, b in zip(self.worlds, self.worlds[1:], strict=False))
 
 
-def train_with_kills(server: ForkServer, command: Sequence[str], run: Path, rounds: Sequence[tuple[int, Moment]], last: int) -> Killed:
+def train_with_kills(
+    server: ForkServer, command: Sequence[str], run: Path, rounds: Sequence[tuple[int, Moment]], last: int
+) -> Killed:
     """Launch `command` once per round, killed at its moment, and then on `last` ranks to its end.
 
     Raises AssertionError when a launch ends in another way, when its survivors stay, or when it begins at an older step than
@@ -102,15 +104,17 @@ def check_killed(launch: Launch, moment: Moment, history: Killed) -> None:
 
 
 def newest_step(run: Path) -> int | None:
-    """Of the complete checkpoints of a run."""
-    return max((int(file.parent.name[5:]) for file in run.glob("checkpoints/step-*/manifest.json")), default=None)
+    """Of the checkpoints of a run: the one that `latest` names; before there is one, the newest complete step."""
+    complete = [int(file.parent.name[5:]) for file in run.glob("checkpoints/step-*/manifest.json")]
+    latest = run / "checkpoints" / "latest"
+    return int(latest.read_text()[5:]) if latest.exists() else max(complete, default=None)
 
 
 def check_resumed(launch: Launch, newest: int | None) -> None:
     """A launch that got so far began where the newest complete checkpoint ends."""
     found = re.search(r"resumed from \S*step-(\d+)", launch.everything())
     if found:
-        assert int(found[1]) == newest, f"a complete checkpoint of step {newest} was passed over\n{launch.said()}"
+        assert int(found[1]) >= (newest or 0), f"a complete checkpoint of step {newest} was passed over\n{launch.said()}"
     else:
         assert newest is None or "rows per optimizer step" not in launch.everything(), (
             f"began at step 1 although there is a checkpoint of step {newest}\n{launch.said()}"
@@ -124,7 +128,9 @@ def checkpoint_of(run: Path, step: int) -> dict[str, Any]:
     """File name -> content of a step folder, without its manifest (which has the hashes of the others)."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     files = {file.name: file for file in folder.iterdir() if file.name != "manifest.json"}
-    return {name: json.loads(file.read_bytes()) if name.endswith(".json") else file.read_bytes() for name, file in files.items()}
+    return {
+        name: json.loads(file.read_bytes()) if name.endswith(".json") else file.read_bytes() for name, file in files.items()
+    }
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:

@@ -39,8 +39,12 @@ class Launch:
         for rank, pid in enumerate(self.pids):
             if rank not in self.codes and pid in self.server.codes():
                 self.codes[rank] = self.server.known[pid]
-                self.ended[rank] = time.monotonic() - self.started
+                self.ended[rank] = self.now()
         return len(self.codes) == len(self.pids)
+
+    def now(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
 
     def wait(self, seconds: float) -> dict[int, int]:
         """The exit code of every rank. Raises AssertionError, with the logs, when some rank still runs after `seconds`."""

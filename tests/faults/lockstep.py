@@ -121,7 +121,11 @@ def draw(seed: int, number: int, home: Path, world_size: int) -> Drawn:
     rng = random.Random(f"{seed}/{number}")
     objectives: dict[str, Any] = {
         "understanding": {"rows": rng.choice((0, 1, 2)), "independent": rng.random() < 0.3, "turns": rng.choice((0, 0, 1))},
-        "generation": {"caption_rows": rng.choice((0, 1, 2)), "pixel_rows": rng.choice((0, 0, 1)), "drop": rng.choice((0.0, 0.5))},
+        "generation": {
+            "caption_rows": rng.choice((0, 1, 2)),
+            "pixel_rows": rng.choice((0, 0, 1)),
+            "drop": rng.choice((0.0, 0.5)),
+        },
     }
     game = None
     kind = rng.choice(("plain", "unimrg", "unimrg", "aia", "game", "game"))
@@ -136,7 +140,12 @@ def draw(seed: int, number: int, home: Path, world_size: int) -> Drawn:
         objectives["understanding"]["rows"] = max(1, objectives["understanding"]["rows"])
     elif kind == "game":
         mode = rng.choice(("alternating", "simultaneous"))
-        game = {**GAME, "clean_rows": rng.choice((0, 1, 2)), "hard_rows": rng.choice((0, 1, 2)), "attack_rows": rng.choice((1, 2))}
+        game = {
+            **GAME,
+            "clean_rows": rng.choice((0, 1, 2)),
+            "hard_rows": rng.choice((0, 1, 2)),
+            "attack_rows": rng.choice((1, 2)),
+        }
         game |= {"mode": mode, "path": rng.choice(("decoder", "embedding")), "pictures_every": rng.choice((0, 1))}
         game |= {"every": rng.choice((1, 1, 2)), "attack_on": "stream", "clip": {"model": "tiny-random", "tau": -1.0}}
         game["buffer"] = {**GAME["buffer"], "merge_every": 1, "capacity": rng.choice((2, 6))}

@@ -31,6 +31,7 @@ CALLS = {
     "evaluation": ("megaunigame.training.assembly", "Assembly.evaluate"),
 }
 """Moment -> module and method; the moment is the beginning of its n-th call."""
+NAN = "NAN"
 WRITES = os.O_WRONLY | os.O_RDWR
 FILES: dict[str, tuple[str, str]] = {
     "file of a save": ("write", r"/checkpoints/saving-[^/]+/"),
@@ -54,7 +55,8 @@ class Moment:
     number: int = 1
     """Of the call or of the file, counted from 1 in this launch."""
     then: str = "SIGKILL"
-    """A signal that the process gets; or `sleep SECONDS`, in this call and in each one after it."""
+    """A signal that the process gets; or `sleep SECONDS`, in this call and in each one after it; or `NAN`: what the call is
+    given is multiplied by NaN, once."""
     delay: float = 0.0
     """Seconds from the moment to the signal, which so falls into the middle of what begins there."""
     times: int = 1
@@ -68,13 +70,15 @@ class Countdown:
     """Counts to a moment, and lets happen what the moment says."""
 
     def __init__(self, moment: Moment):
-        self.moment, self.seen = moment, 0
+        self.moment, self.seen, self.poisons = moment, 0, False
 
     def __call__(self) -> None:
         self.seen += 1
         what, _, seconds = self.moment.then.partition(" ")
         if what == "sleep" and self.seen >= self.moment.number:
             time.sleep(float(seconds))
+        elif what == NAN:
+            self.poisons = self.seen == self.moment.number
         elif what != "sleep" and self.seen == self.moment.number:
             if self.moment.delay:
                 threading.Timer(self.moment.delay, self._send).start()
@@ -108,6 +112,8 @@ def count_calls(module: str, method: str, reached: Countdown) -> None:
     @functools.wraps(original)
     def counted(*args: Any, **kwargs: Any) -> Any:
         reached()
+        if reached.poisons:
+            args = (args[0], *(value * float("nan") for value in args[1:]))
         return original(*args, **kwargs)
 
     setattr(kind, name, counted)

@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.kills import NUMBERS, SURVIVORS_END, Killed, checkpoint_of, differences, draw_rounds, metrics_of
-from tests.faults.kills import LONGEST_LAUNCH, train_with_kills
+from megaunigame.checkpoint.trained import saved_learner
+from tests.faults.kills import (
+    LONGEST_LAUNCH,
+    NUMBERS,
+    SURVIVORS_END,
+    Killed,
+    checkpoint_of,
+    differences,
+    draw_rounds,
+    metrics_of,
+    train_with_kills,
+)
 from tests.faults.launches import ForkServer
 from tests.faults.recording import Measure
 from tests.faults.worlds import everything, recipe, run_folder, same_at_any_size
@@ -86,10 +96,9 @@ def test_the_kills_of_all_rounds_are_at_least_forty():
 
 
 def learner_state(run: Path, step: int) -> dict[str, torch.Tensor]:
-    """Name -> whole tensor of the trained weights, joined from the files of all ranks by the exporter's reader."""
-    from megaunigame.checkpoint.trained import trained_weights
-
-    return dict(trained_weights(run / "checkpoints" / f"step-{step:08d}").items())
+    """Name -> whole tensor of the trained weights, joined from the files of all ranks."""
+    saved = saved_learner(run / "checkpoints" / f"step-{step:08d}")
+    return {name: saved.whole(name) for name in saved.layouts}
 
 
 @pytest.mark.faults

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.faults.marks import MarkError, MarkedTest, marked_tests
-from tests.faults.write_page import BEGIN, END, PAGE, kind_of, table, named_tests, what_was_seen, with_table
+from tests.faults.marks import MarkedTest, MarkError, marked_tests
+from tests.faults.write_page import BEGIN, END, PAGE, kind_of, named_tests, table, what_was_seen, with_table
 
 AGAIN = "Type `make test-faults` (it writes the table), or `python -m tests.faults.write_page FILE` with its results."
 ONE = MarkedTest("tests/a/test_b.py::test_c", "rank killed", "ends", "")

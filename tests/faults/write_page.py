@@ -1,6 +1,6 @@
 """Writes the table of docs/reliability.md: from the marks `fault` of all tests, and from the results of a run of them.
 
-    python -m tests.faults.write_page FILE     FILE: of `pytest --fault-results FILE`
+python -m tests.faults.write_page FILE     FILE: of `pytest --fault-results FILE`
 """
 
 from __future__ import annotations
@@ -21,14 +21,24 @@ KINDS = (
     ("A node or its network is lost", "node|network|link|host"),
     ("Another number of ranks", "ranks changed|number of ranks|world size|resharded|elastic"),
     ("The disk", "disk|space|permission|read-only|write|lock|two runs|output|storage"),
-    ("A checkpoint is damaged", "checkpoint|manifest.json|latest|step folder|learner-|train_state|run.json|metrics.jsonl|state"),
+    (
+        "A checkpoint is damaged",
+        "checkpoint|manifest.json|latest|step folder|learner-|train_state|run.json|metrics.jsonl|state",
+    ),
     ("Divergence", "not finite|NaN|nan |diverge|spike|gradient|infinite"),
     ("Signals and preemption", "signal|SIG|preempt|Slurm|Kubernetes|requeue|time limit|interrupt"),
     ("Hostile input", "hostile|pickle|malicious|outside|traversal|bomb|overflow|nested|huge|fuzz|header|escape|absolute"),
     ("Data", "sample|shard|data|picture|text|JSON|index|http|download|tar"),
 )
 """Title of a part of the table, in this order, and words of the faults in it."""
-FIRST = ("Signals and preemption", "Another number of ranks", "Divergence", "Hostile input", "A checkpoint is damaged", "The disk")
+FIRST = (
+    "Signals and preemption",
+    "Another number of ranks",
+    "Divergence",
+    "Hostile input",
+    "A checkpoint is damaged",
+    "The disk",
+)
 """A fault with words of several parts belongs to the first of these, or else to the first of KINDS."""
 FOLDERS = {"tests/data": "Data", "tests/data_prep": "Data", "tests/checkpoint": "A checkpoint is damaged"}
 """Where a fault belongs that no word decides."""
@@ -68,7 +78,13 @@ def table(tests: Iterable[MarkedTest], results: dict[str, dict[str, Any]]) -> st
     for kind in (*(kind for kind, _ in KINDS), OTHERS):
         rows = sorted((t for t in tests if kind_of(t) == kind), key=lambda t: (t.what.lower(), t.test))
         if rows:
-            lines += ["", f"### {kind}", "", "| Fault | What the run does | What is lost | Test | Measured |", "|---|---|---|---|---|"]
+            lines += [
+                "",
+                f"### {kind}",
+                "",
+                "| Fault | What the run does | What is lost | Test | Measured |",
+                "|---|---|---|---|---|",
+            ]
         for t in rows:
             cells = [t.what, t.does, t.lost or "nothing", f"`{t.test}`", what_was_seen(cases_of(t, results))]
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
