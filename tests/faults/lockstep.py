@@ -1,6 +1,6 @@
 """Rank program: random plans on random data, one after another on one engine, against one process of plain torch.
 
-python -m tests.faults.lockstep HOME SEED PLANS     (started once per rank by tests/multi_process/launcher.py)
+python -m tests.faults.lockstep HOME SEED PLANS [FIRST]     (started once per rank by tests/multi_process/launcher.py)
 
 Building an engine costs seconds, a plan milliseconds. So all plans share one engine, whose learning rate is 0: the weights stay
 as they were read, and every plan's gradient must equal that of plain torch on the rows of all ranks. The engine goes
@@ -154,7 +154,7 @@ def draw(seed: int, number: int, home: Path, world_size: int) -> Drawn:
         "objectives": objectives,
         "batch": {"accumulation": rng.choice((1, 1, 2, 3))},
         "data": {"train": {"shards": "", "window": 2}},
-        "loader": {"workers": 0, "max_bad_fraction": 1.0},
+        "loader": {"workers": 0, "max_bad_fraction": 1.0, "max_dummy_fraction": 1.0},
         "seed": rng.randrange(1000),
         "schedule": {"steps": STEPS},
     }
@@ -204,14 +204,18 @@ def one_engine(home: Path, world: Ranks) -> Learner:
     return learner
 
 
-def play(drawn: Drawn, learner: Learner, home: Path, world: Ranks) -> Played:
+def build(drawn: Drawn, learner: Learner, home: Path, world: Ranks) -> Trainer:
     """Collective. Raises UserError, on every rank, for a plan that no recipe can ask for."""
     name = f"plan-{world.rank}"
     file = write_recipe(home / f"{name}.yaml", home, **drawn.settings)
     recipe = load_recipe(str(file), [f"output={home / 'runs' / f'{drawn.number}'}", "checkpoint.resume=never"])
     with rows_of(drawn), mock.patch.object(Assembly, "build_learner", lambda parts: learner):
-        trainer = Trainer(recipe, Mesh.of(world))
-    played = Played(drawn, trainer)
+        return Trainer(recipe, Mesh.of(world))
+
+
+def play(drawn: Drawn, trainer: Trainer, world: Ranks) -> Played:
+    """Collective: all steps of a plan. An error in one of them is a failure: nothing that was drawn is wrong."""
+    played, learner = Played(drawn, trainer), trainer.learner
     keeps = drawn.number % world.size == world.rank
     trained = {n: p for n, p in learner.module.named_parameters() if p.requires_grad}
     step = learner.engine.step
@@ -304,19 +308,22 @@ def compare(played: Played, world: Ranks) -> float:
     return worst
 
 
-def run(home: Path, seed: int, plans: int, world: Ranks) -> str:
-    learner, playeds, illegal, number = one_engine(home, world), [], 0, 0
+def run(home: Path, seed: int, plans: int, first: int, world: Ranks) -> str:
+    learner, playeds, illegal, number = one_engine(home, world), [], 0, first
     seen: Counter[str] = Counter()
     started = time.monotonic()
     while len(playeds) < plans:
         drawn, number = draw(seed, number, home, world.size), number + 1
         try:
-            played = play(drawn, learner, home, world)
+            trainer = build(drawn, learner, home, world)
         except UserError as error:
             illegal += 1
             assert illegal < 2 * plans + 20, f"{drawn}: {error}"
             continue
-        playeds.append(played)
+        try:
+            playeds.append(played := play(drawn, trainer, world))
+        except Exception as error:
+            raise AssertionError(str(drawn)) from error
         wanted = [name for name in played.metrics[-1] if name.endswith("/wanted")]
         filled = {name: played.metrics[-1][name.replace("/wanted", "/filled")] for name in wanted}
         seen["rows of a term missing on all ranks"] += any(count == 0 for count in filled.values())
@@ -338,7 +345,7 @@ def run(home: Path, seed: int, plans: int, world: Ranks) -> str:
 
 if __name__ == "__main__":
     ranks, folder = start_world(2.0), Path(sys.argv[1])
-    said = run(folder, int(sys.argv[2]), int(sys.argv[3]), ranks)
+    said = run(folder, *map(int, (sys.argv[2], sys.argv[3], (sys.argv[4:] or ["0"])[0])), ranks)
     if ranks.is_main:
         print(said, flush=True)
     ranks.close()

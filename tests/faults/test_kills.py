@@ -54,7 +54,7 @@ def compare_bits(killed: Path, whole: Path, steps: int) -> None:
     assert [differences(a, b) for a, b in zip(ours, theirs, strict=True)] == [[]] * len(theirs)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.fault(
     "rank killed (kill -9) in a forward, in a save, around its rename: the fast subset",
     does="the other ranks end by themselves; the same command goes on, to the same bits",
