@@ -32,20 +32,9 @@ LATER = (
 )
 """Rooms that a run imports by name of its recipe."""
 OF_OTHERS = (
-    *("torch._dynamo", "torch.distributed.nn", "torch.utils.tensorboard", "deepspeed.runtime.zero.stage3"),
-    *(
-        "transformers.models.janus.modeling_janus",
-        "transformers.models.janus.processing_janus",
-        "open_clip",
-        "matplotlib.pyplot",
-    ),
-    *(
-        "deepspeed.runtime.zero.stage_1_and_2",
-        "deepspeed.runtime.zero.muon.muon_optimizer",
-        "peft.tuners.lora",
-        "webdataset",
-        "tokenizers",
-    ),
+    *("torch._dynamo", "torch.distributed.nn", "torch.utils.tensorboard", "matplotlib.pyplot", "open_clip", "webdataset"),
+    *("deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.muon.muon_optimizer"),
+    *("transformers.models.janus.modeling_janus", "transformers.models.janus.processing_janus", "peft.tuners.lora"),
 )
 """What these rooms import when they are used."""
 NETWORK = 0x40000000

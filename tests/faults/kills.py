@@ -126,11 +126,11 @@ def check_resumed(launch: Launch, newest: int | None) -> None:
 
 def checkpoint_of(run: Path, step: int) -> dict[str, Any]:
     """File name -> content of a step folder, without its manifest (which has the hashes of the others)."""
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    files = {file.name: file for file in folder.iterdir() if file.name != "manifest.json"}
-    return {
-        name: json.loads(file.read_bytes()) if name.endswith(".json") else file.read_bytes() for name, file in files.items()
-    }
+    folder, content = run / "checkpoints" / f"step-{step:08d}", {}
+    for file in folder.iterdir():
+        if file.name != "manifest.json":
+            content[file.name] = json.loads(file.read_bytes()) if file.suffix == ".json" else file.read_bytes()
+    return content
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:

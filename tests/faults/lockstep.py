@@ -339,8 +339,9 @@ def run(home: Path, seed: int, plans: int, first: int, world: Ranks) -> str:
     worst = max((compare(played, world) for played in own), default=0.0)
     everywhere = world.all_gather_object((len(own), worst))
     assert sum(count for count, _ in everywhere) == plans
-    found = ", ".join(f"{name} {count}" for name, count in sorted(seen.items()))
-    return f"{plans} plans on {world.size} ranks: as one process; {lasted:.0f} s; largest difference {max(w for _, w in everywhere):.1e}; {found}"
+    largest = max(difference for _, difference in everywhere)
+    met = ", ".join(f"{name} {count}" for name, count in sorted(seen.items()))
+    return f"{plans} plans on {world.size} ranks: as one process; {lasted:.0f} s; largest difference {largest:.1e}; {met}"
 
 
 if __name__ == "__main__":

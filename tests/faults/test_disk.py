@@ -39,8 +39,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.timeout(300)
 @pytest.mark.fault(
     "disk full after some checkpoints",
-    does="all ranks end with exit code 2 and one message that says so; the attempt is removed, older checkpoints stay; with room "
-    "made, the same command goes on to the end",
+    does="all ranks end with exit code 2 and one message that says so; the attempt is removed, older checkpoints stay; with "
+    "room made, the same command goes on to the end",
     lost="work since the last save",
 )
 def test_a_full_disk_ends_the_run_in_words_and_costs_one_interval(server, home, disk):

@@ -43,7 +43,8 @@ def test_a_few_random_plans(odd_home, measured):
 @pytest.mark.fault(
     "lockstep under random plans: objectives, rows, rotation, rows aside, missing pictures and captions, empty buffers, all "
     "pictures rejected, substituted samples, short and long texts, a rank of nothing but dummies",
-    does="no collective waits or differs (TORCH_DISTRIBUTED_DEBUG=DETAIL); gradients, losses and norms equal those of one process",
+    does="no collective waits or differs (TORCH_DISTRIBUTED_DEBUG=DETAIL); gradients, losses and norms equal those of one "
+    "process",
     lost="",
 )
 @pytest.mark.parametrize("world_size", PLANS)

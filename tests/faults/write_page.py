@@ -18,31 +18,32 @@ PAGE = REPOSITORY / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: written by tests/faults/write_page.py -->", "<!-- end of faults -->"
 KINDS = (
     ("A rank is lost, stops, or is slow", "rank|worker|slow|stopped|hang|out of step|lockstep|launcher|heartbeat|collective"),
-    ("A node or its network is lost", "node|network|link|host"),
-    ("Another number of ranks", "ranks changed|number of ranks|world size|resharded|elastic"),
-    ("The disk", "disk|space|permission|read-only|write|lock|two runs|output|storage"),
-    (
-        "A checkpoint is damaged",
-        "checkpoint|manifest.json|latest|step folder|learner-|train_state|run.json|metrics.jsonl|state",
-    ),
-    ("Divergence", "not finite|NaN|nan |diverge|spike|gradient|infinite"),
-    ("Signals and preemption", "signal|SIG|preempt|Slurm|Kubernetes|requeue|time limit|interrupt"),
-    ("Hostile input", "hostile|pickle|malicious|outside|traversal|bomb|overflow|nested|huge|fuzz|header|escape|absolute"),
-    ("Data", "sample|shard|data|picture|text|JSON|index|http|download|tar"),
+    ("A node or its network is lost", r"\bnodes?\b|network|\blink\b|\bhost\b"),
+    ("Another number of ranks", "number of ranks|world size|reshard|elastic"),
+    ("The disk", r"\bdisk\b|space|permission|read-only|cannot be written|two runs|file system"),
+    ("A checkpoint is damaged", "checkpoint|manifest|`latest`|step folder|learner-|train_state|metrics.jsonl|run.json"),
+    ("Divergence", r"not finite|\bNaN\b|diverge|spike|gradient|infinite"),
+    ("Signals and preemption", "signal|preempt|Slurm|Kubernetes|requeue|time limit|interrupt"),
+    ("Hostile input", "hostile|pickle|malicious|outside|traversal|bomb|overflow|nested|huge|fuzz|absolute|escape"),
+    ("Data", r"samples?\b|shard|\bdata\b|picture|\btext|JSON|\bindex|http|download|\btar\b"),
 )
 """Title of a part of the table, in this order, and words of the faults in it."""
 FIRST = (
+    *("Signals and preemption", "Another number of ranks", "Divergence", "Hostile input", "The disk"),
+    "A checkpoint is damaged",
+)
     "Signals and preemption",
     "Another number of ranks",
     "Divergence",
     "Hostile input",
-    "A checkpoint is damaged",
     "The disk",
+    "A checkpoint is damaged",
 )
 """A fault with words of several parts belongs to the first of these, or else to the first of KINDS."""
 FOLDERS = {"tests/data": "Data", "tests/data_prep": "Data", "tests/checkpoint": "A checkpoint is damaged"}
 """Where a fault belongs that no word decides."""
 OTHERS = "Other faults"
+COLUMNS = ("Fault", "What the run does", "What is lost", "Test", "Measured")
 ROW = re.compile(r"^\|.*\| `([^`]+)` \|[^|]*\|$", re.MULTILINE)
 """A line of the table; group 1: its test."""
 
@@ -78,13 +79,7 @@ def table(tests: Iterable[MarkedTest], results: dict[str, dict[str, Any]]) -> st
     for kind in (*(kind for kind, _ in KINDS), OTHERS):
         rows = sorted((t for t in tests if kind_of(t) == kind), key=lambda t: (t.what.lower(), t.test))
         if rows:
-            lines += [
-                "",
-                f"### {kind}",
-                "",
-                "| Fault | What the run does | What is lost | Test | Measured |",
-                "|---|---|---|---|---|",
-            ]
+            lines += ["", f"### {kind}", "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
         for t in rows:
             cells = [t.what, t.does, t.lost or "nothing", f"`{t.test}`", what_was_seen(cases_of(t, results))]
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
