@@ -32,13 +32,6 @@ FIRST = (
     *("Signals and preemption", "Another number of ranks", "Divergence", "Hostile input", "The disk"),
     "A checkpoint is damaged",
 )
-    "Signals and preemption",
-    "Another number of ranks",
-    "Divergence",
-    "Hostile input",
-    "The disk",
-    "A checkpoint is damaged",
-)
 """A fault with words of several parts belongs to the first of these, or else to the first of KINDS."""
 FOLDERS = {"tests/data": "Data", "tests/data_prep": "Data", "tests/checkpoint": "A checkpoint is damaged"}
 """Where a fault belongs that no word decides."""
