@@ -16,8 +16,15 @@ from pathlib import Path
 sys.path.pop(0)  # launch/, where profile.py would hide Python's module of that name
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megaunigame.parallel.interruption import ENDS, Interruption
+
+STOP = Interruption()
+if __name__ == "__main__":
+    STOP.listen()  # before the imports that take seconds
+
 from data_prep.first_use import pack_sources
 from megaunigame.config import as_yaml, load_recipe
+from megaunigame.errors import Interrupted
 from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
@@ -35,7 +42,7 @@ def main(arguments: list[str]) -> None:
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     claim(recipe.output, world)
     rank_log(recipe.output, world.rank)
-    trainer = Trainer(recipe, Mesh.of(world))
+    trainer = Trainer(recipe, Mesh.of(world), stop=STOP)
     trainer.make_room()
     plan = trainer.describe()
     if world.is_main:
@@ -54,8 +61,11 @@ def main(arguments: list[str]) -> None:
         )
     trainer.fit()
     if world.is_main:
-        print(f"report: {record.finish()}")
+        print(f"report: {record.finish(complete=not trainer.interrupted)}")
     world.close()
+    STOP.phase = ENDS
+    if trainer.interrupted:
+        raise Interrupted(trainer.interrupted)
 
 
 if __name__ == "__main__":

@@ -30,3 +30,10 @@ class CheckpointError(UserError):
 
 class DivergenceError(UserError):
     """A loss is not finite; no update was made with it."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run. Nothing is wrong: the same command goes on. Raised on all ranks together."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: schedulers start such a job again."""

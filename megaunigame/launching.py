@@ -1,17 +1,28 @@
-"""How a launch script begins and ends: its options; exit code 0, or one message and exit code 2 for errors the user can fix."""
+"""How a launch script begins and ends: its options, and its exit code.
+
+    0    done
+    1    a fault of the program, with its traceback
+    2    an error that the user can fix, with one message; the same command fails again
+    75   a signal ended the run, which is saved (or had nothing to save): the same command goes on
+    130  Ctrl-C ended a command that saves nothing, or came to a run a second time, which then ended at once without saving
+    143  SIGTERM, likewise
+
+Launchers differ in what they make of it, see docs/clusters.md.
+"""
 
 from __future__ import annotations
 
 import argparse
 import errno
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from megaunigame.errors import UserError
+from megaunigame.errors import Interrupted, UserError
 
 OTHERS_WAIT_SECONDS = 5.0
 """Rank 0 prints at once, and the launcher then ends the other ranks before they repeat it. If only another rank failed, it
@@ -33,9 +44,16 @@ def options_of_a_recipe(doc: str | None) -> argparse.ArgumentParser:
 
 
 def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoReturn:
-    """Run `main` and end the process with 0; a UserError becomes its message and 2, any other error its traceback and 1."""
+    """Run `main` and end the process with one of the codes above."""
     try:
         main(arguments)
+    except Interrupted as end:
+        if os.environ.get("RANK", "0") == "0":
+            print(end)
+        code = Interrupted.exit_code
+    except KeyboardInterrupt:
+        print("Ended by Ctrl-C.", file=sys.stderr)
+        code = 128 + signal.SIGINT
     except UserError as error:
         rank = int(os.environ.get("RANK", "0"))
         if rank:

@@ -52,6 +52,10 @@ class ThreadWorld(Ranks):
         self.calls.append(("all_reduce_sum", len(tensor)))
         return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).sum(0))
 
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        self.calls.append(("all_reduce_max", len(tensor)))
+        return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).max(0).values)
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         assert tensor.dim() == 1
         self.calls.append(("all_gather", len(tensor)))

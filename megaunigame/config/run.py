@@ -101,7 +101,7 @@ class EngineConfig:
 @dataclass
 class CheckpointConfig:
     every: int = above(0, 500)
-    """Optimizer steps between checkpoints; one is also written at the end and on SIGTERM."""
+    """Optimizer steps between checkpoints; one is also written at the end and when a signal ends the run."""
     keep: int = above(0, 2)
     resume: str = "auto"
     """`auto`: the newest complete checkpoint of this run's folder, if any; `never`; or the path of one step folder."""
@@ -128,7 +128,7 @@ class MonitorConfig:
 @dataclass
 class EvaluationConfig:
     before: bool = True
-    """Also evaluate before step 1."""
+    """Also evaluate before step 1. An evaluation that a signal has ended is done by the next launch before its first step."""
     every: int = at_least(0, 0)
     """Optimizer steps between evaluations; 0: only before and after."""
     suites: dict[str, dict[str, Any]] = field(default_factory=dict)

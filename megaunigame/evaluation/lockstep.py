@@ -113,9 +113,10 @@ def batches(
 
     `kind`: `UnderstandInputs` or `GenerateInputs`. Item i has row i; rows without an item are dummies (all of them when only
     other ranks have items left). `takes_source`: generate rows have a source image. `geometry`: as in `RowRequest`. `progress`:
-    name of the progress bar; empty: none.
+    name of the progress bar; empty: none. Before each batch the evaluation can be left: see `models.base.leavable`.
     """
     for padded in tqdm(lockstep_batches(items, batch, data_ranks), desc=progress, unit=" batches", disable=not progress):
+        model.leave_point()
         rows = [None if item is None else item.row for item in padded]
         keys = ["" if item is None else item.key for item in padded]
         inputs = together(data_ranks, collate, model, kind.pass_name, rows, keys, takes_source, geometry)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megaunigame.evaluation.suites.base import Suite
-from megaunigame.models.base import UnifiedModel, evaluating
+from megaunigame.models.base import UnifiedModel, evaluating, leavable
 from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.storage.whole_files import write_whole
@@ -23,18 +23,24 @@ def evaluation_file(folder: str | Path, step: int) -> Path:
 
 
 def run_evaluation(
-    model: UnifiedModel, suites: Mapping[str, Suite], data_ranks: Ranks, step: int, folder: str | Path
+    model: UnifiedModel,
+    suites: Mapping[str, Suite],
+    data_ranks: Ranks,
+    step: int,
+    folder: str | Path,
+    leave_point: Callable[[], None] = UnifiedModel.leave_point,
 ) -> dict[str, Any]:
     """Run every suite (label -> suite) and return {"step", "seconds", "suites": {label: result}} on every rank.
 
     All ranks call this together; under ZeRO-3 `model` is the engine's module. Rank 0 writes
     `folder/evaluation/step-XXXXXXXX.json` and the pictures next to it, in `step-XXXXXXXX/LABEL/`. No weight, no training
-    flag and no global random state is changed.
+    flag and no global random state is changed. What `leave_point` raises, between two model calls and on all ranks together,
+    leaves the evaluation: then there is no such file.
     """
     pictures = evaluation_file(folder, step).with_suffix("")
     started = time.monotonic()
     results: dict[str, Any] = {}
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), leavable(model, leave_point):
         for label, suite in suites.items():
             suite_started = time.monotonic()
             result = suite.run(model, data_ranks, pictures / label)

@@ -105,6 +105,8 @@ class UnifiedModel(nn.Module, ABC):
     reads_codes: ClassVar[bool] = False
     """Whether its source pictures are codes of the same tokenizer, too."""
     processor: Processor
+    leave_point: Callable[[], None] = staticmethod(lambda: None)
+    """Called between the model calls of `sample`, `answer` and evaluations, on all ranks together. See `leavable`."""
 
     @classmethod
     @abstractmethod
@@ -317,6 +319,16 @@ class UnifiedModel(nn.Module, ABC):
 def clamped(pixels: Tensor) -> Tensor:
     """Pixels in [-1, 1]. The gradient passes also where a pixel is saturated, so that it can return from there."""
     return pixels.clamp(-1, 1).detach() + (pixels - pixels.detach())
+
+
+@contextmanager
+def leavable(model: UnifiedModel, leave_point: Callable[[], None]) -> Iterator[None]:
+    """Inside, work of the model can be left between its calls: `leave_point`, a collective, then raises on all ranks."""
+    before, model.leave_point = model.leave_point, leave_point
+    try:
+        yield
+    finally:
+        model.leave_point = before
 
 
 @contextmanager

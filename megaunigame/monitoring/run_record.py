@@ -58,9 +58,12 @@ class RunRecord:
         (folder / "plan.txt").write_text(plan + "\n")
         self._write()
 
-    def finish(self) -> Path:
-        """Record the end and write report.html; returns its path."""
-        self.record |= {"finished": _now(), "seconds": self.record["seconds"] + time.monotonic() - self.clock}
+    def finish(self, *, complete: bool = True) -> Path:
+        """Record the end and write report.html; returns its path. `complete`: False when a signal ended the run."""
+        self.record |= {
+            "finished": _now() if complete else None,
+            "seconds": self.record["seconds"] + time.monotonic() - self.clock,
+        }
         self._write()
         return write_report(self.folder)
 

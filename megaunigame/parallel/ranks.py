@@ -38,6 +38,10 @@ class Ranks:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Over the host: no device waits for it."""
+        return bool(self.all_reduce_max(torch.tensor([flag], dtype=torch.uint8)))
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         """(n,) of this rank -> (W, n), in rank order; n is the same on all ranks."""
         gathered = [torch.empty_like(tensor) for _ in range(self.size)]

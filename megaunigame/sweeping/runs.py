@@ -120,7 +120,7 @@ def state(run: Run) -> State:
 
 
 def is_done(run: Run) -> bool:
-    """Whether it reached its last step and finished. A run that was stopped by a signal also records `finished`."""
+    """Whether it reached its last step and finished; a run that a signal ended has not, also after its last step."""
     if not run.folder.is_dir():
         return False
     found = read_run_folder(run.folder)

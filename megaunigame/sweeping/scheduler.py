@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megaunigame.errors import Interrupted
 from megaunigame.monitoring.history import read_run_folder
 from megaunigame.monitoring.monitor import clock_time
 from megaunigame.sweeping.runs import LOG_FILE, Run, is_done, is_running, lock, state, write_origin
@@ -153,6 +154,8 @@ class Scheduler:
             return
         self.outcome.failed.append(run)
         reason = f"exit code {code}" if code else f"it ended before its last step, {run.steps}"
+        if code == Interrupted.exit_code:
+            reason = "a signal ended it; it is saved, and the same command continues it"
         tail = run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
         self._note(job.number, run, f"FAILED  {clock_time(job.seconds)} | {reason}; the end of {run.log}:")
         self.say("\n".join(f"      | {line}" for line in tail))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,12 @@ class Assembly:
         named = {"model": model.path, "weights_from": self.state.start, "adapter": model.adapter}
         return {name: os.path.abspath(path) for name, path in named.items() if path}
 
-    def evaluate(self, learner: Learner) -> dict[str, Any]:
-        """Run the recipe's suites on the current weights; results go to the run folder and are returned."""
-        return run_evaluation(learner.module, self.suites, self.mesh.data, self.state.step, self.folder)
+    def evaluate(self, learner: Learner, leave_point: Callable[[], None] = UnifiedModel.leave_point) -> dict[str, Any]:
+        """Run the recipe's suites on the current weights; results go to the run folder and are returned.
+
+        `leave_point`: as in `run_evaluation`.
+        """
+        return run_evaluation(learner.module, self.suites, self.mesh.data, self.state.step, self.folder, leave_point)
 
 
 def _suite(label: str, settings: dict[str, Any]) -> Suite:

@@ -21,6 +21,7 @@ from megaunigame.errors import DivergenceError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import taps_of
 from megaunigame.objectives.player import Player
+from megaunigame.parallel.interruption import Interruption
 from megaunigame.randomness import seed_micro_step
 from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
@@ -56,6 +57,7 @@ class Stepper:
         bad_samples: BadSampleCounter,
         rows: RowCounter,
         phases: Phases,
+        stop: Interruption,
     ):
         self.recipe, self.world, self.plan, self.folder = parts.recipe, parts.mesh.world, parts.plan, parts.folder
         self.data_ranks, self.accumulation = parts.mesh.data, parts.accumulation
@@ -75,10 +77,7 @@ class Stepper:
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
         self.limited: set[str] = set()
         """Terms whose factor was at a limit when it was last measured."""
-        self.signaled = False
-        """This rank was asked to stop. Written by the signal handler only, at any moment."""
-        self.stop_requested = False
-        """All ranks have agreed to stop after this step. Written in `_agree` only: a rank must never stop alone."""
+        self.stop = stop
 
     def step(self, number: int, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """Optimizer step `number` (0 is the first of the run); returns its metrics, equal on all ranks."""
@@ -177,7 +176,7 @@ class Stepper:
         for micro, bad in zip(data.step.micro_steps, data.bad, strict=True):
             self.bad_samples.add(micro.plan, bad)
         # float64, because token counts of a large step do not fit fp32 exactly.
-        local = torch.tensor([*self.bad_samples.pending(), self.signaled], dtype=torch.float64).to(sums.device)
+        local = torch.tensor([*self.bad_samples.pending(), self.stop.received is not None], dtype=torch.float64).to(sums.device)
         rows = self.rows.pending(data.step, sums.device)
         parts = [sums.double(), local[:-1], rows, self.performance.counts(), local[-1:]]
         totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
@@ -186,7 +185,7 @@ class Stepper:
         counted = first_row + len(rows)
         self.bad_samples.merge([int(x) for x in totals[terms:first_row]])
         self.rows.merge([int(x) for x in totals[first_row:counted]])
-        self.stop_requested = bool(totals[-1] > 0)
+        self.stop.agreed = bool(totals[-1] > 0)
         # A broken loss of a player may reach its own parameters only, which it guards; else the learner's gradient shows it.
         if not bool(torch.isfinite(totals[: terms - len(self.terms.joined)]).all()):
             self._diverged(data.step, totals[:terms], row_losses)

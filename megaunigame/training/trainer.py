@@ -8,10 +8,8 @@ depend on the data, so ranks stay in lockstep.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import signal
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,18 +22,17 @@ from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
 from megaunigame.errors import DivergenceError
-from megaunigame.evaluation.run import as_text, evaluation_file, scalars
 from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
+from megaunigame.parallel.interruption import SAVES, Interruption
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
+from megaunigame.training.evaluating import Evaluations
 from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.stepping import Stepper
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -44,8 +41,11 @@ class Trainer:
     micro_batches_of: ClassVar[type[MicroBatches]] = MicroBatches
     """Makes the rows of a micro-step."""
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, phases: PhaseTimer | None = None):
-        """`phases`: times the phases of each step."""
+    def __init__(self, recipe: Recipe, mesh: Mesh, phases: PhaseTimer | None = None, stop: Interruption | None = None):
+        """`phases`: times the phases of each step. `stop`: the signals of this process; without it none are heard."""
+        self.stop = stop or Interruption()
+        self.interrupted = ""
+        """After `fit`: how a signal ended it; empty: the run is complete."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh)
         parts = self.parts
         parts.check_batch()
@@ -68,12 +68,13 @@ class Trainer:
         keys = {term: objective.name for term, objective in self.objective_of.items()}
         self.rows = RowCounter(self.plan, added, recipe.loader, keys)
         self.rows.load_state_dict(self.state.rows)
-        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases())
+        self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases(), self.stop)
         self.stepper.factors.load_state_dict(self.state.factors)
         if self.resumed_from:
             parts.checkpoints.load(self.learner, self.resumed_from)
             for player in self.players:
                 player.load(self.resumed_from)
+        self.evaluations = Evaluations(parts, self.learner, self.stop)
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -110,39 +111,46 @@ class Trainer:
             dry_run(self.learner.module, micro.inputs, list(micro.losses.values()), leaves)
 
     def fit(self) -> None:
-        """Train to the last step of the schedule, or until SIGTERM or SIGINT; saves at the end either way."""
-        recipe, first = self.recipe, self.first_step
+        """Train to the last step of the schedule, or until a signal asks the run to stop; saves at the end either way.
+
+        A signal is heeded after the step, the save or the model call of an evaluation that it meets. Then the run saves what is
+        not saved yet; an evaluation that is left or does not begin is done by the next launch.
+        """
+        recipe, first, last = self.recipe, self.first_step, self.recipe.schedule.steps
+        self.stop.phase = SAVES
         self.dry_run()
+        self.stop.agree(self.world)
         monitor = Monitor(
             self.folder,
             every=recipe.monitor.every,
-            total_steps=recipe.schedule.steps,
+            total_steps=last,
             start_step=first + 1,
             rank=self.world.rank,
             tensorboard=recipe.monitor.tensorboard,
             progress=recipe.monitor.progress,
         )
-        self._listen_for_signals()
-        if first == 0 and recipe.evaluation.before:
-            self._evaluate_into(monitor)
+        evaluated = not self.evaluations.owed(first) or self.evaluations.run(monitor)
         micro_batches = self._loader()
-        saved = first if self.resumed_from is not None else None
-        while self.state.step < recipe.schedule.steps and not self.stepper.stop_requested:
+        saved = first
+        while self.state.step < last and not self.stop.agreed:
             metrics = self.train_step(micro_batches)
             monitor.log(self.state.step, metrics | self._completed_saves(monitor))
             monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
-            if step % recipe.checkpoint.every == 0:
+            if step % recipe.checkpoint.every == 0 or step == last or self.stop.agreed:
                 self.begin_save()
+                self.stop.agree(self.world)
                 saved = step
-            if recipe.evaluation.every and step % recipe.evaluation.every == 0 and step < recipe.schedule.steps:
-                self._evaluate_into(monitor)
+            evaluated = True
+            if self.evaluations.due(step):
+                self.parts.checkpoints.wait()  # a kill in a long evaluation must not cost a save that is written
+                evaluated = self.evaluations.run(monitor)
         if saved != self.state.step:
             self.begin_save()
         self.parts.checkpoints.wait()
-        self._completed_saves(monitor)
-        if self.state.step == recipe.schedule.steps and not self._was_evaluated_at_the_end():
-            self._evaluate_into(monitor)
+        save = self._completed_saves(monitor)
+        if self.stop.agreed and not (evaluated and self.state.step == last):
+            self.interrupted = self._how_it_ended(save, evaluated)
         for summary in (self.rows.as_text(), self.bad_samples.as_text()):
             if summary:
                 monitor.say(summary)
@@ -195,23 +203,11 @@ class Trainer:
         on_gpu = self.world.device.type == "cuda"
         return iter(MicroBatchLoader(self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu))
 
-    def _evaluate_into(self, monitor: Monitor) -> None:
-        if self.parts.suites:
-            evaluation = self.parts.evaluate(self.learner)
-            monitor.record(self.state.step, scalars(evaluation))
-            monitor.say(f"evaluation after step {self.state.step}\n{as_text(evaluation)}")
-
-    def _was_evaluated_at_the_end(self) -> bool:
-        """Whether an earlier launch trained to the last step and evaluated it."""
-        here = self.first_step == self.state.step and evaluation_file(self.folder, self.state.step).exists()
-        return self.world.all_gather_object(here)[0]  # rank 0 decides: ranks may see different states of a shared folder
-
-    def _listen_for_signals(self) -> None:
-        """SIGTERM or SIGINT ends the run after the current step, with a checkpoint; the ranks agree on it in the step."""
-
-        def request_stop(signum: int, _frame: Any) -> None:
-            log.warning("%s received: saving after this step, then stopping.", signal.Signals(signum).name)
-            self.stepper.signaled = True
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, request_stop)
+    def _how_it_ended(self, save: dict[str, float], evaluated: bool) -> str:
+        """Collective: the last line of an interrupted run. `save`: metrics of the last save, if there was any."""
+        step, source = self.state.step, self.stop.source(self.world)
+        if step == 0:
+            return f"interrupted by {source} before step 1: nothing to save; the same command starts again"
+        saved = f"saved step-{step:08d} in {save[names.PERF_SAVE_SECONDS]:.1f} s; " if save else ""
+        owed = "" if evaluated else ", with the evaluation of that step"
+        return f"interrupted by {source} after step {step}; {saved}the same command goes on from there{owed}"

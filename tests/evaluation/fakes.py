@@ -85,6 +85,8 @@ class FakeModel(nn.Module):
     Every call is recorded, as (name, rows).
     """
 
+    leave_point = staticmethod(lambda: None)
+
     def __init__(self, processor: FakeProcessor | None = None):
         super().__init__()
         self.processor = processor or FakeProcessor()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,8 @@ class StopsAfter(Trainer):
 
     def train_step(self, micro_batches):
         metrics = super().train_step(micro_batches)
-        self.stepper.signaled |= self.state.step == STOP - 1 and self.world.rank == 1
+        if self.state.step == STOP - 1 and self.world.rank == 1:
+            self.stop.take(signal.SIGTERM, time.monotonic())
         return metrics
 
 

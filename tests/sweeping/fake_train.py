@@ -1,6 +1,7 @@
 """A run that trains nothing: `python fake_train.py FOLDER SEED STEPS BEHAVIOR SECONDS` writes what a real one leaves.
 
-Behaviors: `good`; `fails` (says why, exit code 1); `stops_early` (finishes before its last step, as after a polite kill);
+Behaviors: `good`; `fails` (says why, exit code 1); `stops_early` (finishes before its last step);
+`interrupted` (as after a polite kill in the last evaluation, exit code 75);
 `waits` (until SIGTERM, then "saves" from a child, which outlives it for a moment).
 """
 
@@ -50,8 +51,10 @@ def main() -> None:
         {"step": last, "time": 2.0, "evaluation/q/accuracy/mean": 0.5 + 0.1 * seed},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "run.json").write_text(json.dumps({"finished": "2026-01-01T00:00:00+00:00", "seconds": 2.0}))
+    finished = None if behavior == "interrupted" else "2026-01-01T00:00:00+00:00"
+    (folder / "run.json").write_text(json.dumps({"finished": finished, "seconds": 2.0}))
     event(folder, "end")
+    sys.exit(75 if behavior == "interrupted" else 0)
 
 
 if __name__ == "__main__":

@@ -86,9 +86,15 @@ def test_a_failed_run_is_shown_and_does_not_stop_the_others(tmp_path, runs):
 
 
 def test_a_run_that_was_told_to_stop_is_not_done(runs):
-    """It writes `finished` into run.json all the same."""
+    """Whatever its run.json says."""
     outcome, text = carry_out(runs[:1], lambda run: fake_command(run, "stops_early"))
     assert outcome.failed == runs[:1] and "before its last step, 4" in text
+    assert state(runs[0]) == "unfinished"
+
+
+def test_a_run_that_a_signal_ended_is_unfinished_also_after_its_last_step(runs):
+    outcome, text = carry_out(runs[:1], lambda run: fake_command(run, "interrupted"))
+    assert outcome.failed == runs[:1] and "a signal ended it; it is saved, and the same command continues it" in text
     assert state(runs[0]) == "unfinished"
 
 

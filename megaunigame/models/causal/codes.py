@@ -63,7 +63,7 @@ class CodeModel(CodePictures):
                 embeds, attention = torch.cat([embeds, without]), torch.cat([attention, read])
             line, line_end = self.lines
             return draw_codes(
-                CachedReader(self.language_model, attention, flash=self._flash),
+                CachedReader(self.language_model, attention, flash=self._flash, leave_point=self.leave_point),
                 embeds,
                 self.codes_per_image,
                 embed=self.embed_codes,

@@ -10,6 +10,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from megaunigame.models.causal import masks
 
+READS_TO_LEAVE_POINT = 8
+"""Tokens between two points at which decoding can be left: a bound of seconds, at a cost that nobody sees."""
 UNITS = 2.0**40
 """Number of equal parts of a probability of 1 when a code is drawn."""
 
@@ -17,11 +19,20 @@ UNITS = 2.0**40
 class CachedReader:
     """Feeds a (left padded) sequence to the language model piece by piece and returns the last hidden state."""
 
-    def __init__(self, language_model: PreTrainedModel, attention: Tensor, *, flash: bool, opened: Tensor | None = None):
-        """`attention` (B, P): False at padding. `flash`: the model's attention takes it as it is. `opened`: as in
-        `masks.causal`, for the prompt; every later token sees all before it."""
+    def __init__(
+        self,
+        language_model: PreTrainedModel,
+        attention: Tensor,
+        *,
+        flash: bool,
+        leave_point: Callable[[], None],
+        opened: Tensor | None = None,
+    ):
+        """`attention` (B, P): False at padding. `flash`: the model's attention takes it as it is. `leave_point`: called every
+        few tokens, may raise. `opened`: as in `masks.causal`, for the prompt; every later token sees all before it."""
         self.language_model, self.attention, self.flash, self.opened = language_model, attention, flash, opened
         self.cache = DynamicCache(config=language_model.config)
+        self.leave_point, self.reads = leave_point, 0
 
     def prompt(self, embeds: Tensor) -> Tensor:
         """(B, P, D) -> (B, D)."""
@@ -36,6 +47,9 @@ class CachedReader:
         return self._read(embed.unsqueeze(1), mask)
 
     def _read(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        self.reads += 1
+        if self.reads % READS_TO_LEAVE_POINT == 0:
+            self.leave_point()
         read = self.language_model(inputs_embeds=embeds, attention_mask=mask, past_key_values=self.cache, use_cache=True)
         return read.last_hidden_state[:, -1]
 

@@ -208,7 +208,13 @@ class CausalModel(Family):
         """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
         end = self.processor.eos_id
         with evaluating(self):
-            reader = CachedReader(self.language_model, inputs.attention, flash=self._flash, opened=self.opened(inputs))
+            reader = CachedReader(
+                self.language_model,
+                inputs.attention,
+                flash=self._flash,
+                leave_point=self.leave_point,
+                opened=self.opened(inputs),
+            )
             hidden = reader.prompt(self.embed(inputs))
             ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
             tokens: list[Tensor] = []

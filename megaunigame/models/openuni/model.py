@@ -255,6 +255,7 @@ class OpenUni(CausalModel):
         rows = len(start)
 
         def guided(noisy: Tensor, times: Tensor) -> Tensor:
+            self.leave_point()
             if guidance == 1:
                 return self.velocity(noisy, times, condition)
             both = torch.cat([condition[:rows], condition[rows:].expand(rows, -1, -1)])

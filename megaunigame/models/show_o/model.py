@@ -171,6 +171,7 @@ class ShowO(TokenPictures):
             codes = torch.zeros(len(inputs.tokens), grid.count, dtype=torch.long, device=prompts.device)
             masked = torch.ones_like(codes, dtype=torch.bool)
             for step in range(steps):
+                self.leave_point()
                 tokens = torch.where(masked, self.config.mask_token, codes + grid.first)
                 drawing = self.language_model.embed_tokens(self._ended(tokens)).repeat(len(prompts) // len(tokens), 1, 1)
                 states = self._picture_states(torch.cat([prompts, drawing], dim=1), attention, images)

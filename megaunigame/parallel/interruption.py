@@ -1,0 +1,121 @@
+"""Signals that end a run: SIGTERM, SIGINT, SIGUSR1.
+
+The handlers do nothing: Python writes the number of each signal into a pipe, from the C code of the handler, and a thread reads
+it. So a signal is noticed at once, also while the main thread waits in a collective, and nothing is printed inside a handler.
+
+A first signal asks this rank to stop. The ranks then agree, at points that all of them reach; one that was asked must never
+stop alone. Before there is anything to save, a signal ends the process.
+
+What counts as a second signal: a SIGTERM or SIGINT that comes `SAME_SECONDS` after the first of them, or later. Launchers pass
+on what their process group has already got (the `deepspeed` command turns a Ctrl-C into SIGTERM, a batch script hands its TERM
+to srun). SIGUSR1 is a warning of a scheduler: it never is a second signal, and a SIGTERM after it is a first one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from megaunigame.errors import Interrupted
+
+if TYPE_CHECKING:  # launch scripts listen before torch is imported, which takes seconds
+    from megaunigame.parallel.ranks import Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAME_SECONDS = 5.0
+STARTS, SAVES, ENDS = "starts", "saves", "ends"
+"""What a process does: nothing that could be lost; work that is saved; the last moments, which a signal must not disturb."""
+
+
+class Interruption:
+    """Whether this run was asked to stop, and whether its ranks have agreed to."""
+
+    def __init__(self, end: Callable[[int, str], None] | None = None):
+        """`end`: ends the process with a code and a last line."""
+        self.received: signal.Signals | None = None
+        """The first signal of this rank. Written by the thread that listens, at any moment."""
+        self.agreed = False
+        """All ranks stop. Written by all of them at the same place only."""
+        self.phase = STARTS
+        self._final_since: float | None = None
+        """When the first SIGTERM or SIGINT came."""
+        self._end = end or end_at_once
+
+    def listen(self) -> Interruption:
+        """From now on the signals come here. Call it from the main thread, as early as possible."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        for number in SIGNALS:
+            signal.signal(number, _nothing)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        # Forked workers share the pipe: what they get is not for this process.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        threading.Thread(target=self._read, args=(read,), name="signals", daemon=True).start()
+        return self
+
+    def take(self, number: signal.Signals, now: float) -> None:
+        """One signal, at `now` seconds of a steady clock."""
+        if self.phase == ENDS:
+            return
+        first, self.received = self.received is None, self.received or number
+        final = number != signal.SIGUSR1
+        if self.phase == STARTS:
+            self._end(
+                Interrupted.exit_code,
+                f"interrupted by {number.name} before the first step: nothing to save; the same command starts again",
+            )
+        elif final and self._final_since is not None and now - self._final_since >= SAME_SECONDS:
+            lost = "what came after the newest checkpoint is lost"
+            self._end(128 + number, f"{number.name} came a second time: ended at once, {lost}")
+        elif first and os.environ.get("RANK", "0") == "0":
+            again = f"SIGTERM or Ctrl-C after {SAME_SECONDS:g} s ends at once"
+            _write(f"{number.name}: the run stops after the work at hand, and saves; {again}")
+        if final and self._final_since is None:
+            self._final_since = now
+
+    def agree(self, ranks: Ranks) -> bool:
+        """Collective: whether any rank was asked to stop; then all do."""
+        self.agreed = ranks.any(self.received is not None)
+        return self.agreed
+
+    def leave_if_agreed(self, ranks: Ranks) -> None:
+        """Collective: raises Interrupted on all ranks when any was asked to stop."""
+        if self.agree(ranks):
+            raise Interrupted("left between two calls of the model")
+
+    def source(self, ranks: Ranks) -> str:
+        """Collective: the signal, and the ranks that got it if not all did."""
+        names = [None if number is None else number.name for number in ranks.all_gather_object(self.received)]
+        got = [rank for rank, name in enumerate(names) if name is not None]
+        first = next(name for name in names if name is not None)
+        if len(got) == len(names):
+            return first
+        listed = ", ".join(map(str, got[:8])) + (", ..." if len(got) > 8 else "")
+        return f"{first} on rank{'s' if len(got) > 1 else ''} {listed}"
+
+    def _read(self, read: int) -> None:
+        while True:
+            for number in os.read(read, 64):  # also those of other handlers of the process
+                if number in SIGNALS:
+                    self.take(signal.Signals(number), time.monotonic())
+
+
+def end_at_once(code: int, line: str) -> None:
+    """End this process without the interpreter's own end, whatever its other threads do."""
+    _write(line)
+    os._exit(code)
+
+
+def _write(line: str) -> None:
+    """Not through sys.stderr: the main thread may hold its lock."""
+    rank = int(os.environ.get("RANK", "0"))
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{f'rank {rank}: ' if rank else ''}{line}\n".encode())
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """A handler in Python, so that the signal is written into the pipe."""

@@ -1,0 +1,147 @@
+"""Signals: what counts as a second one, who hears them, and how ranks agree."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from signal import SIGINT, SIGTERM, SIGUSR1
+
+import pytest
+
+from megaunigame.errors import Interrupted
+from megaunigame.parallel.interruption import ENDS, SAME_SECONDS, SAVES, STARTS, Interruption
+from tests.multi_process.launcher import REPOSITORY
+from tests.worlds import on_ranks
+
+FIRST = 100.0
+LATE = FIRST + SAME_SECONDS
+
+
+def ended(phase: str, *signals: tuple[int, float]) -> list[int]:
+    """The codes with which a process of this phase would have ended."""
+    codes: list[int] = []
+    stop = Interruption(lambda code, line: codes.append(code))
+    stop.phase = phase
+    for number, now in signals:
+        stop.take(signal.Signals(number), now)
+    return codes
+
+
+@pytest.mark.fault("signal during start-up", does="ends at once, exit code 75", lost="nothing")
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT, SIGUSR1])
+def test_before_the_first_step_a_signal_ends_the_process(number):
+    assert ended(STARTS, (number, FIRST)) == [75]
+
+
+@pytest.mark.fault(
+    "a second signal, 5 s or more after the first", does="ends at once, exit code 143 or 130", lost="steps since the checkpoint"
+)
+@pytest.mark.parametrize(
+    "signals, codes",
+    [
+        ([(SIGTERM, FIRST)], []),
+        ([(SIGTERM, FIRST), (SIGTERM, LATE - 0.1)], []),
+        ([(SIGINT, FIRST), (SIGTERM, FIRST), (SIGINT, FIRST + 1)], []),
+        ([(SIGTERM, FIRST), (SIGTERM, FIRST + 3), (SIGTERM, LATE)], [143]),
+        ([(SIGTERM, FIRST), (SIGINT, LATE)], [130]),
+        ([(SIGUSR1, FIRST), (SIGUSR1, LATE + 9)], []),
+        ([(SIGUSR1, FIRST), (SIGTERM, LATE + 9)], []),
+        ([(SIGTERM, FIRST), (SIGUSR1, LATE + 9)], []),
+        ([(SIGUSR1, FIRST), (SIGTERM, LATE), (SIGTERM, LATE + SAME_SECONDS)], [143]),
+    ],
+)
+def test_what_counts_as_a_second_signal(signals, codes):
+    assert ended(SAVES, *signals) == codes
+
+
+def test_the_last_moments_are_not_disturbed():
+    assert ended(ENDS, (SIGTERM, FIRST), (SIGTERM, LATE)) == []
+
+
+def test_the_first_signal_is_the_one_that_is_told():
+    stop = Interruption(lambda code, line: None)
+    stop.phase = SAVES
+    assert stop.received is None
+    stop.take(SIGUSR1, FIRST)
+    stop.take(SIGTERM, FIRST)
+    assert stop.received == SIGUSR1
+
+
+@pytest.mark.parametrize(
+    "asked, source", [({1}, "SIGTERM on rank 1"), ({0, 2}, "SIGTERM on ranks 0, 2"), ({0, 1, 2}, "SIGTERM"), (set(), None)]
+)
+def test_one_rank_alone_stops_all(asked, source):
+    def rank(world):
+        stop = Interruption()
+        stop.phase = SAVES
+        if world.rank in asked:
+            stop.take(SIGTERM, FIRST)
+        assert not stop.agreed, "a rank must not stop alone"
+        left = False
+        try:
+            stop.leave_if_agreed(world)
+        except Interrupted:
+            left = True
+        return left, stop.agreed, stop.source(world) if asked else None
+
+    assert on_ranks(3, rank) == [(bool(asked), bool(asked), source)] * 3
+
+
+PROGRAM = """
+import hashlib, os, signal, sys, time
+from megaunigame.parallel import interruption
+interruption.SAME_SECONDS = 0.3
+stop = interruption.Interruption().listen()
+stop.phase = sys.argv[1]
+if sys.argv[2] == "child" and os.fork() == 0:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    os._exit(0)
+print("ready", flush=True)
+if sys.argv[2] == "busy":
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # the main thread runs no Python for minutes, as in a collective
+time.sleep(0.5)
+print(stop.received, "torch" in sys.modules, flush=True)
+"""
+
+
+def told(phase: str, work: str, *signals: int, pause: float = 0.0) -> tuple[int, str, str]:
+    """Exit code, output and errors of a process that gets these signals."""
+    command = [sys.executable, "-c", PROGRAM, phase, work]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("RANK", None)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(pause)
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return process.returncode, ready + output, errors
+
+
+def test_a_process_is_told_while_its_main_thread_is_busy():
+    code, _, errors = told(STARTS, "busy", SIGTERM)
+    assert code == 75
+    assert errors == "interrupted by SIGTERM before the first step: nothing to save; the same command starts again\n"
+    code, _, errors = told(SAVES, "busy", SIGINT, SIGINT, pause=0.4)
+    first, second = errors.splitlines()
+    assert code == 130 and first.startswith("SIGINT: the run stops") and second.startswith("SIGINT came a second time")
+
+
+def test_a_signal_sets_a_flag_and_interrupts_nothing():
+    code, output, errors = told(SAVES, "idle", SIGUSR1, SIGTERM, SIGINT)
+    assert code == 0 and errors.count("\n") == 1, "one line, whatever launchers pass on"
+    assert output.split("\n")[1].endswith("False"), "the ranks listen before torch is imported"
+    assert "None" not in output
+
+
+def test_a_signal_to_a_forked_worker_is_not_for_its_parent():
+    code, output, errors = told(SAVES, "child")
+    assert code == 0 and errors == "" and "None" in output
