@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.loading.bad_samples import BadSample
-from megaunigame.data.loading.lifetime import end_with_parent
+from megaunigame.data.loading.orphans import end_with_parent
 from megaunigame.data.loading.packing import Package, pack
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Cursor, SampleRef, Stream

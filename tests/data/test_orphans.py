@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from megaunigame.data.loading.lifetime import end_with_parent
+from megaunigame.data.loading.orphans import end_with_parent
 
 SECONDS = 10.0
 
