@@ -32,6 +32,8 @@ def write(folder, decorator, body="def test_it(): pass"):
 def test_marks_are_read_from_the_source(tmp_path):
     [test] = write(tmp_path, '@pytest.mark.fault("a" " b", does="c", lost="d")')
     assert test == MarkedTest("test_x.py::test_it", "a b", "c", "d")
+    [test] = write(tmp_path, 'WHAT = "a"\n@pytest.mark.fault(WHAT, does="c", lost="d")')
+    assert test.what == "a"
     [test] = write(tmp_path, "class TestAll:", '    @pytest.mark.fault("a", "b", "c")\n    def test_it(self): pass')
     assert test.test == "test_x.py::TestAll::test_it"
 
