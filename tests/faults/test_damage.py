@@ -124,7 +124,7 @@ def test_a_launch_on_a_damaged_checkpoint(server, home, trained):
     run = run_folder(home, "damaged-launch")
     shutil.copytree(trained, run)
     newest = run / "checkpoints" / "step-00000004"
-    [file] = newest.glob("*rank-00001.safetensors")
+    file = newest / "learner-rank-00001.safetensors"
     flip(file, random.Random(0))
     command = recipe(home, "damaged-launch", everything(home, STEPS + 2, evaluation={"suites": {}}))
     launch = server.start(command, 2)
