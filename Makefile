@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format test-gpu test-multinode
+.PHONY: help setup demo test test-faults lint format test-gpu test-multinode
 
 help:             ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 22
@@ -31,6 +31,11 @@ WORKERS ?= 2
 test: lint        ## Lint, then the whole test suite (WORKERS=N processes for the tests that use one core).
 	python -m pytest --durations=15 -m 'not faults and not ranks' --numprocesses $(WORKERS) --dist loadfile
 	python -m pytest --durations=15 -m 'not faults and ranks'
+
+FAULT_RESULTS := .pytest_cache/fault_results.json
+test-faults: $(INSTALLED) ## Kill, cut off, fill, damage: every test of a fault; writes the table of docs/reliability.md.
+	python -m pytest -m 'fault or faults' --durations=15 --fault-results $(FAULT_RESULTS); tests=$$?; \
+		python -m tests.faults.write_page $(FAULT_RESULTS) && exit $$tests
 
 lint: $(INSTALLED) ## ruff and mypy.
 	ruff check .

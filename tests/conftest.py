@@ -22,6 +22,8 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest_plugins = ["tests.faults.recording"]
+
 torch.set_num_threads(1)
 
 # The first example pays for imports and caches, and test machines share their cores: no per-example deadline.

@@ -112,14 +112,14 @@ class PlainGame(PlainReference):
         if game.get("schedule") == "follow":
             lr *= lr_factor(self.recipe.schedule, self.step_number)
         adversarial, norm, gradients = float("nan"), float("nan"), []
-        positions = sum(float(s.question.counts.sum()) for s in sources)
+        positions = max(1.0, sum(float(s.question.counts.sum()) for s in sources))
         if attacks:
             total, penalty, pictures = torch.zeros(()), torch.zeros(()), 0
             for inputs in sources:
                 losses, penalties = self.attacked_losses(inputs)
                 total, penalty = total + losses.sum(), penalty + penalties[inputs.question.counts > 0].sum()
                 pictures += int((inputs.question.counts > 0).sum())
-            goal = penalty / pictures - game["gain"] * total / positions
+            goal = penalty / max(pictures, 1) - game["gain"] * total / positions
             gradients = list(torch.autograd.grad(goal, self.adversary))
             adversarial, norm = float(total.detach()) / positions, float(torch.cat([g.flatten() for g in gradients]).norm())
         if attacks and game["mode"] == "alternating":
@@ -138,7 +138,7 @@ class PlainGame(PlainReference):
     def move(self, gradients: list[Tensor], norm: float, lr: float) -> None:
         """The adversary's update; what the learner's backward left in its gradients does not count."""
         for parameter, gradient in zip(self.adversary, gradients, strict=True):
-            parameter.grad = gradient * min(1.0, self.game["clip_norm"] / norm)
+            parameter.grad = gradient * min(1.0, self.game["clip_norm"] / max(norm, 1e-12))
         self.adversary_optimizer.param_groups[0]["lr"] = self.game["ratio"] * lr
         self.adversary_optimizer.step()
 
