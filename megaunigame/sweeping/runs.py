@@ -18,6 +18,8 @@ from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring.history import read_run_folder
 from megaunigame.monitoring.names import EVALUATION
+from megaunigame.storage.json_files import read_object
+from megaunigame.storage.whole_files import write_whole
 from megaunigame.sweeping.definition import Sweep
 
 ORIGIN_FILE = "sweep_run.json"
@@ -91,7 +93,7 @@ def _refuse_another_origin(run: Run) -> None:
         if (run.folder / "run.json").exists():
             raise ConfigError(f"{run.folder} holds a run that no sweep made. {cure}")
         return
-    then = json.loads(file.read_text())
+    then = read_object(file, "the origin of a run", ConfigError, cure)
     if then == run.origin:
         return
     gone = [o for o in then["overrides"] if o not in run.origin["overrides"]]
@@ -107,7 +109,7 @@ def _refuse_another_origin(run: Run) -> None:
 def write_origin(run: Run) -> None:
     """Make the run's folder and write the origin of the run into it."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / ORIGIN_FILE).write_text(json.dumps(run.origin, indent=1))
+    write_whole(run.folder / ORIGIN_FILE, json.dumps(run.origin, indent=1))
 
 
 def state(run: Run) -> State:

@@ -234,6 +234,7 @@ def test_cursor_of_other_data(folder, tmp_path):
         batches(folder, cursors=moved)
 
 
+@pytest.mark.fault("some samples cannot be used", does="others take their places, also after a resume", lost="the samples")
 def test_bad_samples_are_replaced_alike_in_fresh_and_resumed_runs(tmp_path):
     write_shards(tmp_path, SIZES)
     broken = {1: "png", 8: "json", 20: "depth.png", 33: "seg.png"}
@@ -271,6 +272,7 @@ def test_a_row_that_cannot_be_kept_is_a_bad_sample(folder):
     assert bad and all("900 tokens" in each.reason for each in bad)
 
 
+@pytest.mark.fault("more bad samples than max_bad_fraction", does="stops, names the worst shard", lost="steps since the save")
 def test_a_corrupt_shard_ends_the_run(tmp_path):
     write_shards(tmp_path, SIZES)
     for number in range(13, 24):  # all of the third shard
@@ -284,6 +286,7 @@ def test_a_corrupt_shard_ends_the_run(tmp_path):
             counter.merge(counter.pending())
 
 
+@pytest.mark.fault("no sample can be used", does="stops with one message", lost="steps since the save")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_usable_ends_the_run_with_one_message(tmp_path, workers):
     write_shards(tmp_path, [3, 2], lambda n: {"json": b"{}", "png": b"not an image"})
@@ -292,6 +295,7 @@ def test_nothing_usable_ends_the_run_with_one_message(tmp_path, workers):
     assert "Traceback" not in str(error.value)
 
 
+@pytest.mark.fault("a shard is written to under a run", does="stops, names the shard", lost="steps since the save")
 def test_a_shard_written_to_under_the_run_ends_it(tmp_path):
     """The file is open and read from: only what comes out of it tells."""
     write_shards(tmp_path, [6])

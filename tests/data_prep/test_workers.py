@@ -41,6 +41,7 @@ def job(folder: Path, deadly: dict[int, int]) -> Job:
     return Job(folder / "out", "x", {"c": 1}, 6, functools.partial(shard, deadly, folder / "attempts"))
 
 
+@pytest.mark.fault("a worker of `pack` is killed", does="its shard is made again by a new process", lost="nothing")
 def test_a_killed_worker_is_replaced_and_its_shard_written_again(tmp_path, capfd):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
@@ -73,6 +74,7 @@ def deadly(item: int) -> int:
     return item
 
 
+@pytest.mark.fault("every worker of `pack` is killed", does="ends, says which option to lower", lost="nothing that is done")
 def test_workers_that_all_die_end_the_run_soon():
     began = time.monotonic()
     with pytest.raises(DataError, match="6 workers died one after another, the last one was killed by SIGKILL"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.multi_process import gradients, mixed, plans, resume, stored_codes, unigame
+from tests.multi_process import data_faults, gradients, mixed, plans, resume, stored_codes, unigame
 from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_families, write_long_world, write_pictures
 
@@ -20,6 +20,11 @@ LAUNCHES = {
     "an attack on what the learner has drawn equals plain torch on two ranks": ("unigame", 2, [*REDRAWN, "combined"]),
     "one rank plays the same game": ("unigame", 1, ALONE),
     "stored codes train as encoded pictures do": ("stored_codes", 2, list(stored_codes.CASES)),
+    "data that one of two ranks cannot fetch": (
+        "data_faults",
+        2,
+        list(data_faults.CASES),
+    ),
     "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation"]),
 }
 

@@ -219,11 +219,11 @@ class ShardIndex:
         try:
             return os.pread(file.fileno(), length, start)
         except OSError as error:
+            one_place = error.errno == errno.EIO and _begins(file)
             self._opened.pop(shard, None)
-            if error.errno == errno.EIO and _begins(file):
+            if one_place:
                 raise
-            name = self.name(shard)
-            raise LostShard(f"{self.places[shard]} can no longer be read ({error}).", name) from error
+            raise LostShard(f"{self.places[shard]} can no longer be read ({error}).", self.name(shard)) from error
 
     def _open(self, shard: int) -> _OpenShard:
         if shard in self._opened:

@@ -1,0 +1,133 @@
+"""Loader workers that die, and data that comes late."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from megaunigame.config import StreamConfig
+from megaunigame.data.loading.loader import MicroBatchLoader, _SlowData
+from megaunigame.data.loading.whereabouts import SLOT, Whereabouts
+from megaunigame.data.sources.opening import open_stream
+from megaunigame.errors import LoaderError
+from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
+from tests.data.shard_files import NumberRows, number_batches, write_shards
+
+PLAN = StepPlan((RowRequest("answer", UNDERSTAND, "chat", 2),))
+
+
+def batches(folder, rows=None):
+    return number_batches(PLAN, {"chat": open_stream("chat", StreamConfig(str(folder)), 3)}, rows)
+
+
+class Deadly(NumberRows):
+    """Rows whose making kills the process at the `count`-th."""
+
+    def __init__(self, count: int, end):
+        super().__init__()
+        self.left, self.end = count, end
+
+    def row(self, request, sample, rng):
+        self.left -= 1
+        if self.left == 0:
+            self.end()
+        return super().row(request, sample, rng)
+
+
+@pytest.mark.fault(
+    "a loader worker is killed, as by the kernel for want of memory",
+    does="ends all ranks at the next fetch; names pid, signal, shard and what to type",
+    lost="steps since the last save",
+)
+def test_a_killed_worker_is_named_and_only_at_a_fetch(tmp_path):
+    write_shards(tmp_path, [12])
+    handled = signal.getsignal(signal.SIGCHLD)
+    loader = iter(MicroBatchLoader(batches(tmp_path, Deadly(3, lambda: os.kill(os.getpid(), signal.SIGKILL))), 0, 6, 1, 1))
+    next(loader)
+    assert signal.getsignal(signal.SIGCHLD) is handled, "torch would raise in the middle of a pass"
+    time.sleep(1.0)  # the worker dies meanwhile, and nothing is raised here
+    with pytest.raises(
+        LoaderError,
+        match=r"\(pid \d+\) was killed by SIGKILL while it read data-000000\.tar of stream chat\. .*loader\.workers \(1 here\)",
+    ):
+        next(loader)
+
+
+def test_a_worker_that_ends_by_itself_is_named(tmp_path):
+    write_shards(tmp_path, [12])
+    with pytest.raises(LoaderError, match=r"ended with exit code 7 while it read"):
+        list(MicroBatchLoader(batches(tmp_path, Deadly(1, lambda: os._exit(7))), 0, 6, 1))
+
+
+def test_another_error_of_a_worker_keeps_its_traceback(tmp_path):
+    class Wrong(NumberRows):
+        def row(self, request, sample, rng):
+            raise KeyError("a mistake in the program")
+
+    write_shards(tmp_path, [12])
+    with pytest.raises(KeyError, match="a mistake in the program"):
+        list(MicroBatchLoader(batches(tmp_path, Wrong()), 0, 6, 1))
+
+
+@pytest.mark.fault("data comes late", does="the rank says after loader.slow_seconds what each worker reads", lost="nothing")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_slow_read_is_said_while_it_lasts(tmp_path, caplog, workers):
+    write_shards(tmp_path, [12])
+    slow = Deadly(3, lambda: time.sleep(1.6))
+    with caplog.at_level(logging.WARNING):
+        loaded = list(MicroBatchLoader(batches(tmp_path, slow), 0, 3, workers, 1, slow_seconds=0.4))
+    assert len(loaded) == 3
+    said = [r.getMessage() for r in caplog.records if "has waited" in r.getMessage()]
+    assert said and all("has read data-000000.tar of stream chat for" in text for text in said)
+
+
+def test_no_word_about_data_in_time(tmp_path, caplog):
+    write_shards(tmp_path, [12])
+    list(MicroBatchLoader(batches(tmp_path), 0, 3, 0, slow_seconds=30))
+    assert not caplog.records
+
+
+def test_a_wait_is_said_each_time_it_has_doubled(caplog):
+    slow, began = _SlowData(0.2, Whereabouts(0)), time.monotonic()
+    with slow.waiting():
+        time.sleep(2.0)
+    slow.close()
+    assert 2 <= len(caplog.records) <= 2 + math.log2((time.monotonic() - began) / 0.2)
+
+
+def test_time_between_waits_is_not_waited(caplog):
+    slow = _SlowData(1.0, Whereabouts(0))
+    for _ in range(6):
+        with slow.waiting():
+            time.sleep(0.05)
+        time.sleep(0.25)  # a step
+    slow.close()
+    assert not caplog.records
+
+
+def test_whereabouts_keep_long_and_odd_names_within_their_slot():
+    doing = Whereabouts(2)
+    doing.note(0, 11, "x" * 2 * SLOT)
+    doing.note(1, 12, "näme\udc80.tar")
+    assert doing.of(11)[0] == (SLOT - 24) * "x"
+    assert doing.of(12)[0] == "näme?.tar" and doing.of(13) is None
+    doing.note(1, 12, "")
+    assert doing.of(12) is None and "pid 12 waits for something to read" in doing.as_text()
+
+
+def test_the_watching_thread_ends_with_the_loader(tmp_path):
+    write_shards(tmp_path, [12])
+    loader = iter(MicroBatchLoader(batches(tmp_path), 0, 3, 0, slow_seconds=0.4))
+    next(loader)
+    assert any(thread.name == "slow data" for thread in threading.enumerate())
+    loader.close()
+    deadline = time.monotonic() + 5
+    while any(thread.name == "slow data" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

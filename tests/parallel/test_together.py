@@ -1,0 +1,56 @@
+"""An error of one rank is raised on all, with the rank and its host."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from megaunigame.errors import DataError, LoaderError, UserError
+from megaunigame.parallel.together import raise_together
+from tests.worlds import OneRank, on_ranks
+
+HOST = socket.gethostname()
+
+
+def raised(errors: list[Exception | None]) -> list[Exception | None]:
+    """What `raise_together` raises on every rank."""
+
+    def work(world):
+        try:
+            raise_together(world, errors[world.rank])
+        except Exception as error:
+            return [error]
+        return [None]
+
+    return [found for (found,) in on_ranks(len(errors), work)]
+
+
+def test_no_error_is_no_error():
+    assert raised([None, None]) == [None, None]
+
+
+@pytest.mark.fault("an error of one rank alone", does="raises it on every rank", lost="steps since the last save")
+def test_all_ranks_raise_the_error_of_one():
+    found = raised([None, DataError("a.tar is cut."), None])
+    assert [type(error) for error in found] == 3 * [DataError]
+    assert {str(error) for error in found} == {f"Rank 1 ({HOST}): a.tar is cut."}
+
+
+def test_equal_errors_are_said_once():
+    found = raised([DataError("gone"), LoaderError("killed"), DataError("gone")])
+    assert str(found[0]) == f"Rank 0 ({HOST}), 2 ({HOST}): gone Rank 1 ({HOST}): killed"
+    many = raised([DataError("gone")] * 6)
+    assert "and 2 more ranks: gone" in str(many[5])
+
+
+def test_an_error_of_the_program_keeps_its_traceback_where_it_was():
+    found = raised([KeyError("x"), None])
+    assert isinstance(found[0], KeyError)
+    assert type(found[1]) is UserError and "KeyError: 'x' (its traceback is in the output of that rank)" in str(found[1])
+
+
+def test_one_rank_raises_its_error_as_it_is():
+    with pytest.raises(DataError, match="^gone$"):
+        raise_together(OneRank(), DataError("gone"))
+    raise_together(OneRank(), None)
