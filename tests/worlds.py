@@ -82,6 +82,7 @@ class ThreadWorld(Ranks):
         return self.all_gather_object(value)[0]
 
     def bounds(self, numbers: Sequence[int]) -> tuple[list[int], list[int]]:
+        self.calls.append(("bounds", len(numbers)))
         columns = list(zip(*self.all_gather_object(list(numbers)), strict=True))
         return [min(column) for column in columns], [max(column) for column in columns]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-
-import torch
+from collections.abc import Callable, Iterator
 
 from megaunigame.data.loading.stream import MicroBatch
 from megaunigame.parallel.ranks import Ranks
@@ -16,8 +14,9 @@ from megaunigame.training.quarantine import Quarantine
 class Fetcher:
     """Fetches a step's micro-batches, and agrees with all ranks that all have theirs."""
 
-    def __init__(self, world: Ranks, quarantine: Quarantine):
-        self.world, self.quarantine = world, quarantine
+    def __init__(self, world: Ranks, quarantine: Quarantine, finish: Callable[[], None]):
+        """`finish`: a collective that ends what goes on next to the steps, before an error ends the run: a save."""
+        self.world, self.quarantine, self.finish = world, quarantine, finish
         self.failed: Exception | None = None
         """An error of this rank between two steps, such as a log that cannot be written: the next fetch raises it on all."""
 
@@ -36,9 +35,9 @@ class Fetcher:
         `step` counts from 1.
         """
         bad = [sample for batch in batches for sample in batch.bad]
-        seen = torch.tensor([self.failed is not None, bool(bad)], dtype=torch.float32, device=self.world.device)
-        failed, any_bad = self.world.all_reduce_max(seen).tolist()
+        _, (failed, any_bad) = self.world.bounds([self.failed is not None, bool(bad)])
         if any_bad:
             self.quarantine.add(step, bad)
         if failed:
+            self.finish()
             raise_all(self.world, self.failed)

@@ -67,7 +67,8 @@ class Stepper:
         self.learner, self.players, self.phases = learner, players, phases
         self.bad_samples, self.rows = bad_samples, rows
         self.lockstep = LockstepGuard(self.world)
-        self.fetcher = Fetcher(self.world, Quarantine(self.folder, self.world, fresh=parts.state.step == 0))
+        quarantine = Quarantine(self.folder, self.world, fresh=parts.state.step == 0)
+        self.fetcher = Fetcher(self.world, quarantine, parts.checkpoints.wait)
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)

@@ -24,7 +24,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
-from megaunigame.errors import DivergenceError
+from megaunigame.errors import DivergenceError, LockstepError
 from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
@@ -197,7 +197,7 @@ class Trainer:
         try:
             with PULSE.step(self.state.step + 1):
                 metrics = self.stepper.step(self.state.step, micro_batches)
-        except DivergenceError:  # on all ranks: the step of the save was still good
+        except (DivergenceError, LockstepError):  # on all ranks: the step of the save was still good
             self.parts.checkpoints.wait()
             raise
         self.parts.checkpoints.advance()

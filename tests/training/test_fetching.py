@@ -24,8 +24,8 @@ def batch(*samples: BadSample):
     return SimpleNamespace(bad=list(samples))
 
 
-def fetcher(world, folder) -> Fetcher:
-    return Fetcher(world, Quarantine(folder, world, fresh=True))
+def fetcher(world, folder, finish=lambda: None) -> Fetcher:
+    return Fetcher(world, Quarantine(folder, world, fresh=True), finish)
 
 
 def lines(folder) -> list[dict]:
@@ -41,7 +41,7 @@ def breaking(*batches, error: Exception):
 def test_a_fetch_that_fails_on_one_rank_fails_on_all(tmp_path):
     def work(world):
         data = breaking(batch(), error=DataError("no substitute")) if world.rank else iter([batch(), batch()])
-        fetching = fetcher(world, tmp_path)
+        fetching = fetcher(world, tmp_path, lambda: world.calls.append(("the pending save", 1)))
         batches, waited = fetching.fetch(data, 2)
         assert waited >= 0 and len(batches) == (0 if world.rank else 2)
         with pytest.raises(DataError, match=r"^Rank 1 \(.*\): no substitute$"):
@@ -49,7 +49,7 @@ def test_a_fetch_that_fails_on_one_rank_fails_on_all(tmp_path):
         return world.calls
 
     calls = on_ranks(2, work)
-    assert calls[0] == calls[1] == [("all_reduce_max", 2)]
+    assert calls[0] == calls[1] == [("bounds", 2), ("the pending save", 1)]
 
 
 def test_data_that_ends_early_is_an_error_too(tmp_path):
@@ -101,7 +101,7 @@ def test_no_collective_and_no_file_without_bad_samples(tmp_path):
         fetching.agree(1, fetching.fetch(iter([batch()]), 1)[0])
         return world.calls
 
-    assert on_ranks(2, work) == 2 * [[("all_reduce_max", 2)]]
+    assert on_ranks(2, work) == 2 * [[("bounds", 2)]]
     assert not (tmp_path / "quarantine.jsonl").exists()
 
 
