@@ -9,6 +9,7 @@ The same command again resumes the run from its newest checkpoint. Without DS_AC
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> None:
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     claim(recipe.output, world)
     rank_log(recipe.output, world.rank)
+    if world.is_main and logging.lastResort is not None:
+        logging.getLogger("megaunigame").addHandler(logging.lastResort)  # our own warnings on standard error too
     trainer = Trainer(recipe, Mesh.of(world))
     trainer.make_room()
     plan = trainer.describe()
