@@ -54,7 +54,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} is not a complete checkpoint (no {MANIFEST}). Give a step-... folder in checkpoint.resume, or `auto`."
+            f"{folder} is not a complete checkpoint (no {MANIFEST}). Give a step-... folder that has one in checkpoint.resume."
         )
     manifest = parsed(read_object(path, "the manifest of a checkpoint", CheckpointError, REMEDY), path)
     for file in manifest.files.values():

@@ -183,7 +183,8 @@ def clock_time(seconds: float) -> str:
 
 
 def rank_log(folder: str | Path, rank: int) -> logging.Handler:
-    """Also write warnings and errors of this rank to `rank_<r>.log`; the file is created by the first of them.
+    """Also write warnings and errors of this rank to `rank_<r>.log`; the file is created by the first of them. Those of rank 0
+    stay on the console.
 
     Returns the handler, which the caller removes from the root logger at the end of the run.
     """
@@ -192,4 +193,6 @@ def rank_log(folder: str | Path, rank: int) -> logging.Handler:
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+    if rank == 0 and logging.lastResort is not None:  # Python uses it by itself only where there is no other handler
+        logging.getLogger("megaunigame").addHandler(logging.lastResort)
     return handler
