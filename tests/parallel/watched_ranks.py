@@ -97,14 +97,14 @@ def differ(rank: int) -> None:
 
 def misses(rank: int) -> None:
     if rank != 1:
-        meet(Place(rank, RANKS, rank, alone=False), seconds=3)
+        meet(Place(rank, RANKS, rank, alone=False), seconds=8)
 
 
 def port_taken(rank: int) -> None:
     """Ranks 0 and 1 are a run of two; rank 2 comes as both ranks of another one."""
     if rank < 2:
         first = meet(Place(rank, 2, rank, alone=False), seconds=20)
-        time.sleep(8)
+        time.sleep(12)
         print(f"met at {first.port}")
         return
     time.sleep(3)
