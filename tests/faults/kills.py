@@ -20,7 +20,7 @@ SURVIVORS_END = 30.0
 KILLED = -9
 OF_RANK_0 = ("manifest", "before the rename", "before latest", "pruning", "while pruning", "metrics")
 NUMBERS = {
-    **{"start-up": 1, "loading": 1, "dry run": 1, "evaluation": 1, "merge": 2, "save": 2, "metrics": 1},
+    **{"start-up": 1, "loading": 1, "dry run": 1, "evaluation": 1, "merge": 2, "save": 2, "end of a save": 2, "metrics": 1},
     **{"forward": 6, "backward": 6, "update": 3, "step": 3, "file of a save": 4},
     **{"manifest": 1, "before the rename": 1, "before latest": 1, "pruning": 1, "while pruning": 3},
 }

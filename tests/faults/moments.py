@@ -27,7 +27,8 @@ CALLS = {
     "backward": ("megaunigame.engine.zero3", "Learner.backward"),
     "update": ("megaunigame.engine.zero3", "Learner.update"),
     "merge": ("megaunigame.objectives.unigame.pool", "Pool.merge"),
-    "save": ("megaunigame.training.trainer", "Trainer.save"),
+    "save": ("megaunigame.checkpoint.saver", "Saver.begin"),
+    "end of a save": ("megaunigame.checkpoint.saver", "Saver._complete"),
     "evaluation": ("megaunigame.training.assembly", "Assembly.evaluate"),
 }
 """Moment -> module and method; the moment is the beginning of its n-th call."""
