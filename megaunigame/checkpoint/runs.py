@@ -51,13 +51,19 @@ def open_run(step_folder: Path, model_path: Path | None = None) -> SavedRun:
     if recipe.model.weights == RANDOM:
         raise ConfigError(f"{folder} began with random weights (model.weights=random), to measure a shape: it has no model.")
     train_state = json.loads((step_folder / TRAIN_STATE).read_text())
-    found = Path(os.path.abspath(_model_folder(folder, recipe.model.path) if model_path is None else model_path))
+    found = model_folder_of(folder, recipe, model_path)
+    return SavedRun(folder, recipe, step_folder, found, train_state.get("start", ""))
+
+
+def model_folder_of(folder: Path, recipe: Recipe, moved_to: Path | None = None) -> Path:
+    """The absolute folder of `model.path` of a run; `moved_to`: where it lies now. Raises ConfigError when it is not there."""
+    found = Path(os.path.abspath(_model_folder(folder, recipe.model.path) if moved_to is None else moved_to))
     if not found.is_dir():
         raise ConfigError(
             f"The run {folder} began with the model folder model.path={recipe.model.path}, and there is no folder {found}. "
             "Type --model FOLDER with the place where it is now."
         )
-    return SavedRun(folder, recipe, step_folder, found, train_state.get("start", ""))
+    return found
 
 
 def record_of(folder: Path) -> dict[str, Any]:

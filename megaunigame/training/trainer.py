@@ -66,6 +66,7 @@ class Trainer:
         self.rows.load_state_dict(self.state.rows)
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, phases or Phases())
         self.stepper.factors.load_state_dict(self.state.factors)
+        self.stepper.divergence.load_state_dict(self.state.divergence)
         if self.resumed_from:
             parts.checkpoints.load(self.learner, self.resumed_from)
             for player in self.players:
@@ -81,6 +82,7 @@ class Trainer:
             recipe.seed,
             self.first_step,
         )
+        self.stepper.refused.micro_batches = self.micro_batches
 
     def open_streams(self) -> dict[str, Stream]:
         """The plan's streams, each at its cursor or at its beginning."""
@@ -152,7 +154,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
-        self.state.factors = self.stepper.factors.state_dict()
+        self.state.factors, self.state.divergence = self.stepper.factors.state_dict(), self.stepper.divergence.state_dict()
         others = [player.save for player in self.players]
         self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 
