@@ -29,4 +29,5 @@ class CheckpointError(UserError):
 
 
 class DivergenceError(UserError):
-    """A loss is not finite; no update was made with it."""
+    """Too many updates were skipped because a loss or the gradient was not finite or a spike, or a weight is not finite; no
+    update was made with it."""
