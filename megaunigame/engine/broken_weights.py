@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def broken_weights(model: UnifiedModel, world: Ranks, partitioned: bool) -> list
 
     `partitioned`: ranks hold slices, whose counts are added; otherwise each holds the same weight whole, or should.
     """
-    tensors = [(name, p, _own_part(p)) for name, p in model.named_parameters()]
+    tensors: list[tuple[str, Tensor, Tensor]] = [(name, p, _own_part(p)) for name, p in model.named_parameters()]
     tensors += [(name, b, b) for name, b in model.named_buffers() if b.is_floating_point()]
     for of, module in model.frozen_modules().items():
         tensors += [(f"{of}: {name}", t, t.detach()) for name, t in module.state_dict().items() if t.is_floating_point()]
@@ -44,7 +45,7 @@ def broken_weights(model: UnifiedModel, world: Ranks, partitioned: bool) -> list
     return found
 
 
-def _own_part(parameter: nn.Parameter) -> Tensor:
+def _own_part(parameter: Any) -> Tensor:
     """The elements of a parameter that this rank holds, without padding, which may be anything."""
     if not hasattr(parameter, "ds_id"):
         return parameter.detach()

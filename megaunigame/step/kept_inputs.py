@@ -24,5 +24,6 @@ def to_parts(inputs: PassInputs) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def from_parts(pass_name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> PassInputs:
     """The inputs of the pass `pass_name`. Raises KeyError or TypeError when the parts are not those of such a pass."""
-    values = {**values, "texts": [tuple(text) for text in values.get("texts", [])]}  # JSON has no tuples
-    return KINDS[pass_name](**tensors, **values)
+    fields: dict[str, Any] = {**tensors, **values}
+    fields["texts"] = [tuple(text) for text in values.get("texts", [])]  # JSON has no tuples
+    return KINDS[pass_name](**fields)

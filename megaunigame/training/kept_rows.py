@@ -18,6 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.inputs import PassInputs
@@ -96,7 +97,9 @@ def write(folder: Path, kept: KeptStep) -> int:
     Raises OSError.
     """
     name = f"rank-{kept.rank:05d}"
-    tensors, described, left, size = {}, [], 0, 0
+    tensors: dict[str, Tensor] = {}
+    described: list[dict[str, Any]] = []
+    left = size = 0
     for each in kept.passes:
         parts, values = to_parts(each.inputs)
         more = sum(tensor.nbytes for tensor in parts.values())

@@ -34,7 +34,11 @@ def test_the_module_of_a_broken_weight(name, bad):
 
 def test_the_gradient_of_an_output():
     net = model()
-    net[0].register_forward_hook(lambda module, args, output: output.register_hook(lambda gradient: gradient * math.nan))
+
+    def break_gradient(module, args, output):
+        output.register_hook(lambda gradient: gradient * math.nan)
+
+    net[0].register_forward_hook(break_gradient)
     with FirstNotFinite(net) as first:
         net(torch.ones(1, 2)).sum().backward()
     assert (first.forward, first.backward) == ("", "0")
