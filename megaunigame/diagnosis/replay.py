@@ -101,14 +101,14 @@ def _alone(model: UnifiedModel, rank: int, part: KeptPass, index: int, row: Kept
     with FirstNotFinite(model) as first:
         loss = model(take_rows(part.inputs, slice(index, index + 1))).loss_sum.sum()
         loss.backward()
-    norm = _norm(model)
-    if not math.isfinite(float(loss)):
+    value, norm = loss.item(), _norm(model)
+    if not math.isfinite(value):
         module = first.forward
     elif not math.isfinite(norm):
         module = f"the gradient of {first.backward or _first_gradient(model)}"
     else:
         module = ""
-    return RowResult(rank, part.micro_step, part.inputs.pass_name, row, float(loss), norm, module)
+    return RowResult(rank, part.micro_step, part.inputs.pass_name, row, value, norm, module)
 
 
 def _norm(model: nn.Module) -> float:

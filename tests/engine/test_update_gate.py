@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from megaunigame.engine.broken_weights import broken_weights
+from megaunigame.engine.update_gate import UpdateGate
 from megaunigame.engine.zero3 import Learner
 from megaunigame.step.requests import UNDERSTAND, RowRequest, plan_from
-from tests.engine.learners import learner_of
+from tests.engine.learners import DS_CONFIGS, learner_of
 from tests.multi_process.tiny_run import write_model
 
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "train", 3)])
@@ -22,11 +24,18 @@ def backward(learner: Learner, factor: float = 1.0) -> None:
     learner.backward(factor * output.loss_sum.sum())
 
 
+def masters_of(learner: Learner) -> list[torch.Tensor]:
+    optimizer = learner.engine.optimizer
+    stage3 = learner.zero_stage == 3
+    return optimizer.fp32_partitioned_groups_flat if stage3 else optimizer.single_partition_of_fp32_groups
+
+
 def state_of(learner: Learner) -> list[torch.Tensor]:
     """Masters and moments of every group, and the counters of the engine."""
     optimizer = learner.engine.optimizer
     moments = [value.clone() for state in optimizer.optimizer.state.values() for value in state.values()]
-    masters = [p.detach().clone() for group in optimizer.optimizer.param_groups for p in group["params"]]
+    masters = [p.detach().clone() for p in masters_of(learner)]
+    assert sum(map(torch.numel, masters)) > 1000
     counters = [learner.engine.global_steps, learner.engine.micro_steps, optimizer.micro_step_id]
     return [*masters, *moments, torch.tensor(counters)]
 
@@ -97,3 +106,39 @@ def test_weights_that_are_not_finite_are_found(stage, world, tmp_path):
     assert (found[trained].trained, found[trained].elements) == (True, 2)
     assert found[trained].of == (names[trained].ds_numel if stage == 3 else names[trained].numel())
     assert not found[f"{tokenizer}: {inside}"].trained
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_optimizer_on_the_host_keeps_no_refused_gradient(stage, world, tmp_path, monkeypatch):
+    monkeypatch.setitem(DS_CONFIGS, stage, f"tests/multi_process/zero{stage}_offload.json")
+    write_model(tmp_path / "model")
+    learner, _ = learner_of(tmp_path, world, PLAN, stage, "bf16")
+    masters = masters_of(learner)
+    backward(learner)
+    assert learner.update()
+    assert any(p.grad is not None and p.grad.any() for p in masters), "they are kept after an update"
+    before = state_of(learner)[:-1]
+    backward(learner, math.nan)
+    assert not learner.update()
+    assert all(p.grad is None or not p.grad.any() for p in masters) and same(state_of(learner)[:-1], before)
+
+
+@pytest.mark.parametrize(("own", "largest", "made"), [(1.0, 1.0, True), (1.0, math.inf, False), (-1.0, -1.0, False)])
+def test_ranks_agree_on_the_largest_norm(own, largest, made):
+    """Of the sums of two ranks, and of the engine's sign for a norm that is not finite."""
+    optimizer = SimpleNamespace(scaled_global_norm=lambda: torch.tensor(own), single_partition_of_fp32_groups=[])
+    ranks = SimpleNamespace(device="cpu", all_reduce_max=lambda norm: torch.maximum(norm, torch.tensor([largest])))
+    gate, asked = UpdateGate(optimizer, 2, ranks), []
+    with gate.asking(lambda norm: asked.append(norm) or True):
+        answered = optimizer.scaled_global_norm()
+        assert optimizer.check_grad_overflow != made
+    assert (gate.accepted, bool(torch.isfinite(answered))) == (made, made)
+    assert asked == [gate.norm] == [1.0 if made else math.inf] and not optimizer.check_grad_overflow
+
+
+def test_a_step_of_the_engine_that_asks_nobody_is_no_update():
+    optimizer = SimpleNamespace(scaled_global_norm=None, single_partition_of_fp32_groups=[])
+    gate = UpdateGate(optimizer, 2, SimpleNamespace())
+    with gate.asking(lambda norm: True):
+        pass
+    assert not gate.accepted

@@ -19,7 +19,7 @@ from tests.multi_process.tiny_run import write_data, write_model
 sys.path.insert(0, str(REPOSITORY / "launch"))
 import replay  # noqa: E402
 
-FEW = ["loss_zero3", "spike_zero2_bf16", "gradient_zero3_bf16_persistent", "gradient_zero3_offloaded_round_robin"]
+FEW = ["spike_zero2_bf16", "gradient_zero3_bf16_persistent", "gradient_zero3_offloaded_round_robin"]
 OTHERS = [case for case in diverging.CASES if case not in FEW]
 
 
@@ -87,7 +87,7 @@ def test_replayed_rows_have_the_losses_of_the_run(launched, capsys):
     run = launched.home / "runs" / FINITE
     replay.main([str(run)])
     said = capsys.readouterr().out
-    assert said.startswith(f"step {BROKEN + 1} of a run of 2 ranks, with the weights of {run}/checkpoints/step-{BROKEN:08d}\n")
+    assert f"step {BROKEN + 1} of a run of 2 ranks, with the weights of {run}/checkpoints/step-{BROKEN:08d}\nrank 0" in said
     rows = rows_of(said)
     assert {row["rank"] for row in rows} == {"0", "1"} and {row["micro"] for row in rows} == {"0", "1"}
     assert {row["pass"] for row in rows} == {"understand", "generate"}
@@ -116,7 +116,10 @@ def test_without_a_checkpoint_before_it_says_whose_weights_run(launched, capsys,
     (run / "divergence" / f"step-{BROKEN + 1:08d}").symlink_to(source / "divergence" / f"step-{BROKEN + 1:08d}")
     replay.main([str(run), "--step", str(BROKEN + 1)])
     said = capsys.readouterr().out
-    assert "with the weights the run began with\nnote: in the run they were those after step 2, which were not saved" in said
+    assert (
+        f"with the weights the run began with\nnote: in the run they were those after step {BROKEN}, which were not saved"
+        in said
+    )
 
 
 def test_what_cannot_be_replayed(launched, tmp_path):
