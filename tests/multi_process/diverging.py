@@ -69,15 +69,16 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def plant(trainer: Trainer, world: Ranks, kind: str, steps: set[int]) -> None:
-    """Break these steps: the understand pass of rank 1, that is, its losses (`spike`: 1000 times as large) or its gradient."""
+    """Break these steps on rank 1: the losses of its understand pass (`spike`: 1000 times as large), or its gradient."""
     forward = trainer.learner.forward
 
     def broken(inputs):
         output = forward(inputs)
-        if trainer.state.step not in steps or world.rank != 1 or inputs.pass_name != UNDERSTAND:
+        if trainer.state.step not in steps or world.rank != 1:
             return output
         if kind == GRADIENT:
             output.loss_sum.register_hook(lambda gradient: gradient * math.nan)
+        if kind == GRADIENT or inputs.pass_name != UNDERSTAND:
             return output
         return output._replace(loss_sum=output.loss_sum * (math.nan if kind == LOSS else 1000.0))
 
