@@ -52,6 +52,9 @@ __compatible_ops__["deepspeed_shm_comm"] = False
 class Learner:
     """The model that is trained, under its engine."""
 
+    gate: UpdateGate
+    """In the step of the engine's optimizer, once it is built."""
+
     def __init__(self, engine: Any, world: Ranks, stage: int, trained_groups: list[list[nn.Parameter]]):
         self.engine = engine
         self.world = world
@@ -64,7 +67,6 @@ class Learner:
         self.gathered = count_gathered_bytes()
         """Bytes of weights this rank has gathered so far."""
         self.phases = Phases()
-        self.gate = UpdateGate(engine.optimizer, stage, world)
 
     @property
     def module(self) -> UnifiedModel:
@@ -203,6 +205,7 @@ def build_learner(
         buffer.data = buffers[name].to(world.device)
     engine.module.train()
     learner = Learner(engine, world, stage, trained)
+    learner.gate = UpdateGate(engine.optimizer, stage, world)
     if partitioned:
         learner.gather_plans = GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_aside)
     return learner
