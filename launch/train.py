@@ -23,7 +23,7 @@ from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import start_world
-from megaunigame.training.run_lock import claim
+from megaunigame.training.run_lock import claim, release
 from megaunigame.training.trainer import Trainer
 
 
@@ -36,10 +36,11 @@ def main(arguments: list[str]) -> None:
     claim(recipe.output, world)
     rank_log(recipe.output, world.rank)
     trainer = Trainer(recipe, Mesh.of(world))
+    trainer.make_room()
     plan = trainer.describe()
     if world.is_main:
         if trainer.resumed_from is not None:
-            print(f"resumed from {trainer.resumed_from}, after step {trainer.first_step}", flush=True)
+            print(trainer.parts.how_resumed(), flush=True)
         print(plan, flush=True)
         record = RunRecord(
             trainer.folder,
@@ -51,7 +52,10 @@ def main(arguments: list[str]) -> None:
             origin=trainer.parts.origin(),
             sources=sources,
         )
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        release()
     if world.is_main:
         print(f"report: {record.finish()}")
     world.close()

@@ -130,6 +130,8 @@ def check_keys(schema: Any, given: Any, path: str) -> None:
     types = typing.get_type_hints(schema)
     fields = [f.name for f in dataclasses.fields(schema)]
     for key, value in given.items():
+        if key not in fields and key in getattr(schema, "elsewhere", {}):
+            raise ConfigError(f"{_under(path, key)} is not a setting: type {schema.elsewhere[key]}=... instead.")
         if key not in fields:
             raise ConfigError(f"In {path or 'the recipe'}: {unknown('key', str(key), fields)}")
         where, kind, parts = _under(path, key), types[key], typing.get_args(types[key])

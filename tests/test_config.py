@@ -134,6 +134,14 @@ def test_ds_config_owns_engine_knobs_only(recipe_file, tmp_path):
             complete_ds_config(with_config(json.dumps({"zero_optimization": {"stage": 3}, key: {}})), 4, 2)
     with pytest.raises(ConfigError, match="stage must be 2 or 3; got 1"):
         complete_ds_config(with_config('{"zero_optimization": {"stage": 1}}'), 4, 2)
+    for knob, value, message in (
+        ("offload_optimizer", {"device": "nvme"}, r"offload_optimizer\.device=nvme is not supported\. Legal: none, cpu"),
+        ("offload_param", {"device": "nvme"}, r"offload_param\.device=nvme"),
+        ("offload_optimizer", {"device": "cpu", "ratio": 0.5}, "ratio must be 1"),
+        ("mics_shard_size", 4, r"mics_shard_size is not supported.*zero3_hpz\.json"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            complete_ds_config(with_config(json.dumps({"zero_optimization": {"stage": 3, knob: value}})), 4, 2)
     with pytest.raises(ConfigError, match="is not JSON"):
         complete_ds_config(with_config("{"), 4, 2)
     with pytest.raises(ConfigError, match="no file"):

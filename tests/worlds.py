@@ -74,6 +74,9 @@ class ThreadWorld(Ranks):
         gathered = self.all_gather_object(value)
         return gathered if self.is_main else []
 
+    def broadcast_object(self, value: Any) -> Any:
+        return self.all_gather_object(value)[0]
+
     def barrier(self) -> None:
         self.meeting.wait()
 

@@ -1,7 +1,7 @@
 """Exports a training checkpoint as a Hugging Face folder, or as a PEFT adapter.
 
-Runs in one process without a GPU, for any number of training ranks: the engine's shards are merged on the host, and weights
-that were not trained are copied from the model folder one by one.
+Runs in one process without a GPU, for any number of training ranks: weights are read one by one, the trained ones from
+the slices of all ranks, the others from the model folder.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from megaunigame.checkpoint.manager import MANIFEST
+from megaunigame.checkpoint.manifest import MANIFEST
 from megaunigame.checkpoint.runs import SavedRun
 from megaunigame.checkpoint.starting import ADAPTER_WEIGHTS, PREFIX, weights_of_run
-from megaunigame.checkpoint.trained import LORA, trained_weights
+from megaunigame.checkpoint.trained import LORA, saved_learner
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.settings_files import read_settings
@@ -93,7 +93,8 @@ def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: s
     adapter_config.json names the base, an absolute path or an id of the model hub.
     """
     family.write_processor(str(run.model_path), out)
-    adapters = {name: value for name, value in trained_weights(run.step_folder).items() if LORA.fullmatch(name)}
+    saved = saved_learner(run.step_folder)
+    adapters = {name: saved.whole(name) for name in saved.layouts if LORA.fullmatch(name)}
     tensors = {f"{PREFIX}{n.replace('.default.', '.')}": v.contiguous() for n, v in adapters.items()}
     save_tensors(tensors, out / ADAPTER_WEIGHTS)
     modules = sorted({name.split(".lora_")[0] for name in adapters})

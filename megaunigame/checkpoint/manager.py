@@ -1,196 +1,114 @@
-"""Step folders that are either complete or do not exist.
-
-    <run>/checkpoints/step-00000500/   engine shards of every rank, train_state.json, manifest.json
-    <run>/checkpoints/latest           name of the newest complete folder
-
-A save writes into `saving-step-...`, rank 0 checks and lists the files in manifest.json, renames the folder, and only then
-moves `latest`. DeepSpeed's own `latest` is written before all ranks are done, so it is not used. Resuming trusts a folder
-only if every file of its manifest has its recorded size.
-"""
+"""Finds, checks and loads the checkpoints of one run; saves them as `Saver` does."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from megaunigame.checkpoint import zero3_io
+from megaunigame.checkpoint import learner_files, step_folders
+from megaunigame.checkpoint.agreement import on_main
+from megaunigame.checkpoint.contents import check_everywhere
+from megaunigame.checkpoint.manifest import REMEDY, Manifest, read_manifest
+from megaunigame.checkpoint.runs import read_train_state
+from megaunigame.checkpoint.saved_learner import SavedLearner
+from megaunigame.checkpoint.saver import Saver
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError
-from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.disk_errors import free_bytes, in_words
 
-WRITER = "inline_container"
-"""In the message of torch's writer of files when it could not write."""
-MANIFEST, LATEST, TRAIN_STATE = "manifest.json", "latest", "train_state.json"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    step: int
-    world_size: int
-    model: str
-    """Signature of the trained parameters: names and shapes."""
-    files: dict[str, int]
-    """File name within the folder -> bytes."""
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-class CheckpointManager:
-    """Saves, finds, checks and prunes the step folders of one run."""
+class CheckpointManager(Saver):
+    """The checkpoints of one run. Every method is a collective."""
 
-    def __init__(self, run_folder: Path, keep: int, world: Ranks):
-        self.folder = run_folder / "checkpoints"
-        self.keep = keep
-        self.world = world
+    def check_room(self, bytes_each: int) -> None:
+        """Compare the free disk with what the checkpoints of the run will need; `bytes_each`: an estimate of one.
 
-    def save(
-        self, learner: Learner, train_state: dict[str, Any], step: int, others: Sequence[Callable[[Path], None]] = ()
-    ) -> Path:
-        """Collective: write the folder of `step`; returns its path. A crash at any moment leaves the older ones intact.
-
-        `others`: called on every rank with the folder, to write more files into it. Raises CheckpointError when this rank
-        cannot write, because the disk is full for example.
+        Raises CheckpointError when not even one has room; a warning says when `keep` and the one being written have not.
         """
-        try:
-            return self._save(learner, train_state, step, others)
-        except (OSError, RuntimeError) as error:
-            if not isinstance(error, OSError) and WRITER not in str(error):
-                raise
-            raise CheckpointError(self._not_written(step, error)) from error
+        on_main(self.world, lambda: self._readable(lambda: self._check_room(bytes_each)))
 
-    def _not_written(self, step: int, error: Exception) -> str:
-        free = shutil.disk_usage(self.folder).free
-        kept = (self.folder / LATEST).read_text().strip() if (self.folder / LATEST).is_file() else "none"
-        return (
-            f"The checkpoint of step {step} could not be written to {self.folder} ({str(error).splitlines()[0]}); "
-            f"{free:,} bytes are free there. The newest complete checkpoint: {kept}. Make room (checkpoint.keep={self.keep}), "
-            "then give the same command again: it goes on from there."
-        )
+    def _check_room(self, bytes_each: int) -> None:
+        free = free_bytes(self.folder)
+        there = sum(1 for _ in step_folders.complete(self.folder))
+        wanted = max(1, self.keep + 1 - there) * bytes_each
+        if free < bytes_each:
+            raise CheckpointError(
+                f"output: {self.folder} has {free:,} bytes free, and a checkpoint of this run needs about {bytes_each:,}. Make "
+                "room there, or give another `output`."
+            )
+        if free < wanted:
+            log.warning(
+                "%s has %s bytes free; checkpoint.keep=%d needs about %s more (one is written before the oldest is deleted). "
+                "Make room, or lower checkpoint.keep.",
+                self.folder,
+                f"{free:,}",
+                self.keep,
+                f"{wanted:,}",
+            )
 
-    def _save(self, learner: Learner, train_state: dict[str, Any], step: int, others: Sequence[Callable[[Path], None]]) -> Path:
-        name = f"step-{step:08d}"
-        partial, final = self.folder / f"saving-{name}", self.folder / name
-        if self.world.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in (*self.folder.glob("saving-*"), *self.folder.glob("deleting-*")):
-                shutil.rmtree(leftover)
-        self.world.barrier()
-        zero3_io.save(learner, self.folder, partial.name)
-        for write in others:
-            write(partial)
-        self.world.barrier()
-        if self.world.is_main:
-            shards = len(list(partial.glob(zero3_io.SHARDS)))
-            if shards != self.world.size:
-                raise CheckpointError(
-                    f"{partial} has the shards of {shards} of {self.world.size} ranks. All nodes must write to one shared file "
-                    "system: give such a folder in `output`."
-                )
-            (partial / TRAIN_STATE).write_text(json.dumps(train_state, indent=1))
-            files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
-            manifest = Manifest(step, self.world.size, zero3_io.signature(learner), files)
-            (partial / MANIFEST).write_text(json.dumps(manifest.__dict__, indent=1))
-            for path in partial.iterdir():
-                _flush(path)
-            self._delete(final)
-            os.replace(partial, final)
-            self._point_to(name)
-            self._prune()
-        self.world.barrier()
-        return final
+    def clear_leftovers(self) -> None:
+        """Delete what a killed save has left. Only for a process that holds the run folder alone."""
+        on_main(self.world, lambda: self._readable(lambda: step_folders.clear_leftovers(self.folder)))
+
+    # Resuming
 
     def find(self, resume: str) -> Path | None:
-        """Collective: the folder to resume from, checked, or None for a fresh start. `resume` as in CheckpointConfig.
+        """The folder to resume from, with every file checked, or None for a fresh start. `resume` as in CheckpointConfig.
 
         Rank 0 decides for all: nodes may see different states of a shared folder. Raises CheckpointError on every rank when
-        the folder is truncated, is not a checkpoint, or was saved by another number of ranks.
+        the folder is damaged or is not a checkpoint. It may be one of any number of ranks.
         """
-        answer: Path | CheckpointError | None = None
-        if self.world.is_main:
-            try:
-                answer = self._look(resume)
-            except CheckpointError as error:
-                answer = error
-        answer = self.world.all_gather_object(answer)[0]
-        if isinstance(answer, CheckpointError):
-            raise answer
-        return answer
+        found = on_main(self.world, lambda: self._readable(lambda: self._look(resume)))
+        if found is None:
+            return None
+        folder, manifest, remedy = found
+        check_everywhere(folder, manifest, self.world, remedy)
+        on_main(self.world, lambda: self._check_version(folder))
+        return folder
 
-    def _look(self, resume: str) -> Path | None:
+    def _check_version(self, folder: Path) -> None:
+        """Refuse the files of other versions before the model is loaded."""
+        SavedLearner(folder)
+
+    def _look(self, resume: str) -> tuple[Path, Manifest, str] | None:
+        """The folder, its manifest, and what to type when its content is damaged."""
         if resume == "never":
             return None
         if resume == "auto":
-            pointer = self.folder / LATEST
-            if not pointer.is_file():
+            found = step_folders.newest(self.folder)
+            if found is None:
                 return None
-            folder = self.folder / pointer.read_text().strip()
+            folder, manifest = found
         else:
             folder = Path(resume)
-        manifest = read_manifest(folder)
-        if manifest.world_size != self.world.size:
-            raise CheckpointError(
-                f"{folder} was saved by {manifest.world_size} ranks, this run has {self.world.size}. "
-                f"Start {manifest.world_size} ranks, or type checkpoint.resume=never to start again in another `output`."
-            )
-        return folder
+            try:
+                manifest = read_manifest(folder)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error} {self._older(folder)}") from error
+        return folder, manifest, f"{REMEDY} {self._older(folder)}"
+
+    def _older(self, damaged: Path) -> str:
+        """What else there is to resume from."""
+        parent = damaged.absolute().parent
+        good = next((folder for folder, _ in step_folders.complete(parent) if folder.name != damaged.name), None)
+        return f"No other checkpoint in {parent} is complete." if good is None else f"Type checkpoint.resume={good}."
 
     def train_state(self, folder: Path) -> dict[str, Any]:
-        """The `train_state` given to `save`, from a folder that `find` has checked."""
-        return json.loads((folder / TRAIN_STATE).read_text())
+        """The `train_state` given to `save`, from a folder that `find` has checked. Rank 0 reads it for all."""
+        return on_main(self.world, lambda: read_train_state(folder))
 
     def load(self, learner: Learner, folder: Path) -> None:
-        """Collective: restore weights and optimizer. Raises CheckpointError when the checkpoint trained other parameters."""
-        if read_manifest(folder).model != zero3_io.signature(learner):
-            raise CheckpointError(
-                f"{folder} belongs to another model or to other trained groups: names or shapes of its parameters differ. "
-                "Use the recipe it was saved with, give another `output`, or type checkpoint.resume=never."
-            )
-        zero3_io.load(learner, folder)
+        """Restore weights and optimizer. Raises CheckpointError when the checkpoint trained other parameters."""
+        learner_files.load(learner, folder)
 
-    def _point_to(self, name: str) -> None:
-        temporary = self.folder / f"{LATEST}.tmp"
-        temporary.write_text(name)
-        _flush(temporary)
-        os.replace(temporary, self.folder / LATEST)
-
-    def _prune(self) -> None:
-        # By age, not by step: a run that went back to an older step must not lose what it writes next.
-        by_age = sorted(self.folder.glob("step-*"), key=lambda step: (step / MANIFEST).stat().st_mtime_ns)
-        for old in by_age[: -self.keep]:
-            self._delete(old)
-
-    def _delete(self, step: Path) -> None:
-        """Renames first: an interrupted deletion must not leave half a step folder."""
-        if step.exists():
-            doomed = step.rename(self.folder / f"deleting-{step.name}")
-            shutil.rmtree(doomed)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a step folder, after checking every file it lists.
-
-    Raises CheckpointError naming the file that is missing or truncated.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is not a complete checkpoint (no {MANIFEST}). Give a step-... folder in checkpoint.resume, or `auto`."
-        )
-    manifest = Manifest(**json.loads(path.read_text()))
-    for name, size in manifest.files.items():
-        got = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if got != size:
-            found = "is missing" if got is None else f"has {got} bytes"
-            raise CheckpointError(
-                f"Checkpoint {folder} is damaged: {name} {found}, its manifest says {size}. Delete the folder and resume from "
-                "an older one: checkpoint.resume=PATH/step-..., or checkpoint.resume=never."
-            )
-    return manifest
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+    def _readable(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except OSError as error:
+            problem = f"The checkpoints in {self.folder} cannot be used: {in_words(error, self.folder)}."
+            raise CheckpointError(problem) from error

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaunigame.checkpoint.manager import LATEST, TRAIN_STATE, read_manifest
+from megaunigame.checkpoint import step_folders
+from megaunigame.checkpoint.contents import check_here
+from megaunigame.checkpoint.manifest import REMEDY, TRAIN_STATE, read_manifest
 from megaunigame.config import RANDOM, Recipe, load_recipe
-from megaunigame.errors import ConfigError
+from megaunigame.errors import CheckpointError, ConfigError
+from megaunigame.storage.json_files import read_object
 
 CHECKPOINTS = "checkpoints"
 
@@ -34,25 +36,28 @@ class SavedRun:
 
 def step_folder_of(folder: Path, step: int | None = None) -> Path:
     """The checkpoint `step` of a run, or its newest. Raises ConfigError when it has none."""
-    pointer = folder / CHECKPOINTS / LATEST
-    if step is None and not pointer.is_file():
+    if step is not None:
+        return folder / CHECKPOINTS / step_folders.step_name(step)
+    found = step_folders.newest(folder / CHECKPOINTS)
+    if found is None:
         raise ConfigError(f"{folder} has no checkpoint yet. Give the folder of a run that has saved one.")
-    return folder / CHECKPOINTS / (pointer.read_text().strip() if step is None else f"step-{step:08d}")
+    return found[0]
 
 
-def open_run(step_folder: Path, model_path: Path | None = None) -> SavedRun:
+def open_run(step_folder: Path, model_path: Path | None = None, *, checked: bool = False) -> SavedRun:
     """The run of a step folder. `model_path`: where the folder of its `model.path` lies now, if it was moved.
 
-    Raises CheckpointError when the step folder is damaged, ConfigError when the model folder is not found.
+    Every file is read and compared with its sha256, unless all ranks together have `checked` them. Raises CheckpointError when
+    the step folder is damaged, ConfigError when the model folder is not found.
     """
-    read_manifest(step_folder)
+    if not checked:
+        check_here(step_folder, read_manifest(step_folder))
     folder = step_folder.resolve().parents[1]
     recipe = load_recipe(str(folder / "recipe.yaml"), [])
     if recipe.model.weights == RANDOM:
         raise ConfigError(f"{folder} began with random weights (model.weights=random), to measure a shape: it has no model.")
-    train_state = json.loads((step_folder / TRAIN_STATE).read_text())
     found = model_folder_of(folder, recipe, model_path)
-    return SavedRun(folder, recipe, step_folder, found, train_state.get("start", ""))
+    return SavedRun(folder, recipe, step_folder, found, read_train_state(step_folder).get("start", ""))
 
 
 def model_folder_of(folder: Path, recipe: Recipe, moved_to: Path | None = None) -> Path:
@@ -66,10 +71,17 @@ def model_folder_of(folder: Path, recipe: Recipe, moved_to: Path | None = None) 
     return found
 
 
+def read_train_state(step_folder: Path) -> dict[str, Any]:
+    """`TrainState` as JSON. Raises CheckpointError."""
+    return read_object(step_folder / TRAIN_STATE, "the state of a run", CheckpointError, REMEDY)
+
+
 def record_of(folder: Path) -> dict[str, Any]:
-    """run.json; empty for a run that has none."""
+    """run.json; empty for a run that has none. Raises ConfigError."""
     file = folder / "run.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    return read_object(file, "the record of a run", ConfigError, "Type --model FOLDER with the folder of its model.")
 
 
 def _model_folder(folder: Path, path: str) -> Path:

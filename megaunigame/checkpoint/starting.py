@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from megaunigame.checkpoint.manager import MANIFEST
-from megaunigame.checkpoint.runs import CHECKPOINTS, SavedRun, open_run, step_folder_of
+from megaunigame.checkpoint.agreement import on_main
+from megaunigame.checkpoint.contents import check_everywhere
+from megaunigame.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from megaunigame.checkpoint.runs import CHECKPOINTS, SavedRun, open_run, read_train_state, step_folder_of
 from megaunigame.checkpoint.trained import MergedWeights
 from megaunigame.config import LoraConfig
-from megaunigame.errors import ConfigError, UserError
+from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.json_files import read_object
 
 ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Of PEFT, before our names of adapters."""
 PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {}}
 """Settings of PEFT that only have these values here."""
-T = TypeVar("T")
-
-
-def on_main(world: Ranks, work: Callable[[], T]) -> T:
-    """Collective: what rank 0 made by `work`, on every rank; a UserError of it is raised on every rank."""
-    made: T | UserError | None = None
-    if world.is_main:
-        try:
-            made = work()
-        except UserError as error:
-            made = error
-    made = world.all_gather_object(made)[0]
-    if isinstance(made, UserError):
-        raise made
-    return made  # type: ignore[return-value]
 
 
 def find_start(weights_from: str) -> str:
@@ -62,37 +47,51 @@ def find_start(weights_from: str) -> str:
     )
 
 
-def start_weights(family: type[UnifiedModel], path: str, start: str) -> Weights:
+def start_weights(family: type[UnifiedModel], path: str, start: str, *, checked: bool = False) -> Weights:
     """The weights a run begins with: those of `path`, or of `start` if that is not empty, for the same model.
 
-    Raises ModelError naming what is missing, unexpected or of another shape, ConfigError for a run of another family.
+    `checked`: as in `open_run`. Raises ModelError naming what is missing, unexpected or of another shape, ConfigError for a run
+    of another family, CheckpointError for a damaged step folder.
     """
     if not start:
         return family.weights(path)
     if (Path(start) / MANIFEST).is_file():
-        return weights_of_run(family, open_run(Path(start)))
+        return weights_of_run(family, open_run(Path(start), checked=checked), checked=checked)
     if not Path(start).is_dir():
         raise ConfigError(f"model.weights_from: this run began with the weights of {start}, which is not there any more.")
     return family.weights(start)
 
 
-def weights_of_run(family: type[UnifiedModel], run: SavedRun) -> MergedWeights:
+def weights_of_run(family: type[UnifiedModel], run: SavedRun, *, checked: bool = False) -> MergedWeights:
     """Every weight of the model a run has trained, on top of those it began with itself."""
     config = run.recipe.model
     if config.family != family.name:
         raise ConfigError(f"The run {run.folder} trained model.family={config.family}; this one is of {family.name}.")
-    return MergedWeights(start_weights(family, str(run.model_path), run.start), run.step_folder, config.lora)
+    base = start_weights(family, str(run.model_path), run.start, checked=checked)
+    return MergedWeights(base, run.step_folder, config.lora)
 
 
 def checked_start(family: type[UnifiedModel], path: str, start: str, world: Ranks) -> Weights:
     """Collective: `start_weights` for the model of `path`; rank 0 checks that they fit it, for all.
 
-    Of a run, rank 0 holds the trained weights in fp32 in its memory; of an exported folder nothing.
+    Weights of a run are read from the slices of its ranks, one tensor at a time.
     """
-    weights = start_weights(family, path, start)
+    for folder, manifest in on_main(world, lambda: step_folders_of(start)):
+        check_everywhere(folder, manifest, world)
+    weights = start_weights(family, path, start, checked=True)
     if start:
         on_main(world, lambda: _check_fit(family, path, start, weights))
     return weights
+
+
+def step_folders_of(start: str) -> list[tuple[Path, Manifest]]:
+    """The step folders that weights of `start` come from: that run may have begun with those of another, and so on."""
+    found: list[tuple[Path, Manifest]] = []
+    while start and (Path(start) / MANIFEST).is_file():
+        folder = Path(start)
+        found.append((folder, read_manifest(folder)))
+        start = read_train_state(folder).get("start", "")
+    return found
 
 
 def _check_fit(family: type[UnifiedModel], path: str, start: str, weights: Weights) -> None:
@@ -136,7 +135,7 @@ def open_adapter(folder: str, lora: LoraConfig) -> AdapterWeights:
             f"model.adapter={folder} has no {ADAPTER_SETTINGS} or no {ADAPTER_WEIGHTS}. Give a folder that "
             "`launch/export.py RUN --adapter` wrote; weights of a run or of a model folder go into model.weights_from."
         )
-    settings = json.loads(settings_file.read_text())
+    settings = read_object(settings_file, "the settings of adapters", ConfigError, "Export them again.")
     for name, value in PLAIN.items():
         if settings.get(name, value) not in (value, None):
             raise ConfigError(

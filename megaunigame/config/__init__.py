@@ -2,7 +2,7 @@
 
 from megaunigame.config.data import CacheConfig, LoaderConfig, MixedConfig, StreamConfig
 from megaunigame.config.model import OFF, PARTIAL, PRETRAINED, RANDOM, LoraConfig, ModelConfig
-from megaunigame.config.recipe import Recipe, as_yaml, load_recipe, resolve_batch
+from megaunigame.config.recipe import Recipe, as_yaml, legal_ranks, load_recipe, resolve_batch
 from megaunigame.config.run import (
     AUTO,
     COSINE,
@@ -33,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "Recipe",
     "as_yaml",
+    "legal_ranks",
     "load_recipe",
     "resolve_batch",
     "AUTO",

@@ -87,10 +87,11 @@ def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, ranks: int) -> i
     if batch.global_rows is None:
         return 1 if batch.accumulation is None else batch.accumulation
     if batch.global_rows % unit:
+        legal = legal_ranks(batch.global_rows, rows_per_micro_step)
+        start = f"start one of these numbers of ranks: {', '.join(map(str, legal))}" if legal else "change the objectives' rows"
         raise ConfigError(
             f"batch.global_rows={batch.global_rows} is not a multiple of {unit} = {rows_per_micro_step} rows per micro-step "
-            f"x {ranks} ranks. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, "
-            "or change the objectives' rows or the number of ranks."
+            f"x {ranks} ranks. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, or {start}."
         )
     accumulation = batch.global_rows // unit
     if batch.accumulation not in (None, accumulation):
@@ -100,6 +101,12 @@ def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, ranks: int) -> i
             f"Type batch.accumulation={accumulation}, or leave one of the two out."
         )
     return accumulation
+
+
+def legal_ranks(global_rows: int, rows_per_micro_step: int) -> list[int]:
+    """Numbers of ranks that can make a step of `global_rows` with some accumulation."""
+    micro_steps, left = divmod(global_rows, rows_per_micro_step)
+    return [] if left else [ranks for ranks in range(1, micro_steps + 1) if micro_steps % ranks == 0]
 
 
 def as_yaml(recipe: Recipe) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -131,6 +131,11 @@ class CheckpointConfig:
     keep: int = above(0, 2)
     resume: str = "auto"
     """`auto`: the newest complete checkpoint of this run's folder, if any; `never`; or the path of one step folder."""
+    reset_data: bool = False
+    """On resume, keep weights, optimizer and players, but begin every data stream at its first sample; the data may be other
+    data. Once: the same command again goes on in that data. With a step folder in `resume`, each time."""
+    elsewhere: ClassVar[dict[str, str]] = {"weights_from": "model.weights_from"}
+    """Keys that a reader looks for here -> where they are."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from megaunigame.checkpoint.manager import MANIFEST
+from megaunigame.checkpoint.manifest import MANIFEST
 from megaunigame.checkpoint.runs import CHECKPOINTS, open_run
 from megaunigame.checkpoint.starting import find_start, start_weights, weights_of_run
 from megaunigame.config import OFF, PARTIAL, PRETRAINED, Recipe

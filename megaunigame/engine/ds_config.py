@@ -50,6 +50,7 @@ def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> di
     stage = knobs.get("zero_optimization", {}).get("stage")
     if stage not in (2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage must be 2 or 3; got {stage!r}.")
+    _check_saved(path, knobs["zero_optimization"])
     return {
         **knobs,
         "train_batch_size": accumulation * world_size,
@@ -66,6 +67,21 @@ def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> di
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def _check_saved(path: Path, zero: dict[str, Any]) -> None:
+    """Raise ConfigError for knobs that keep weights or optimizer state where checkpoints do not find them."""
+    for part in ("offload_optimizer", "offload_param"):
+        device = (zero.get(part) or {}).get("device", "none")
+        if device not in ("none", "cpu"):
+            raise ConfigError(f"{path}: zero_optimization.{part}.device={device} is not supported. Legal: none, cpu.")
+    if (zero.get("offload_optimizer") or {}).get("ratio", 1.0) != 1.0:
+        raise ConfigError(f"{path}: zero_optimization.offload_optimizer.ratio must be 1: all of the optimizer on the host.")
+    if zero.get("mics_shard_size", -1) > 0:
+        raise ConfigError(
+            f"{path}: zero_optimization.mics_shard_size is not supported. Delete it, or "
+            "take ds_configs/zero3_hpz.json, which keeps second copies of the weights inside a node."
+        )
 
 
 def zero_stage(ds_config: dict[str, Any]) -> int:

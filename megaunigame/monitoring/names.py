@@ -40,6 +40,11 @@ and for measured gradients (`monitor.gradients`) do not count, though the tokens
 PERF_ALLGATHER_BYTES = "perf/allgather_bytes"
 """Bytes of weights that one rank gathered for the passes of one optimizer step (ZeRO-3)."""
 
+PERF_SAVE_SECONDS = "perf/save_seconds"
+"""From the beginning of a save until the checkpoint was complete; in the line of the step that found it complete."""
+PERF_SAVE_PAUSE_SECONDS = "perf/save_pause_seconds"
+"""Seconds of these in which rank 0 did not train: copies to host memory, then manifest, renaming and deletion of old ones."""
+
 DATA_BAD_SAMPLES = "data/bad_samples"
 """Samples replaced so far, all ranks."""
 DATA_WAIT_SECONDS = "data/wait_seconds"

@@ -11,11 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from megaunigame.errors import DataError
 from megaunigame.monitoring.report import write_report
+from megaunigame.storage.json_files import read_object
 from megaunigame.storage.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
+KEPT: dict[str, type | tuple[type, ...]] = {"sources": dict, "started": str, "launches": list, "seconds": (int, float)}
+"""Entries of run.json that go on from launch to launch."""
 PACKAGES = ("megaunigame", "torch", "deepspeed", "transformers", "peft")
 
 
@@ -54,8 +58,8 @@ class RunRecord:
             "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
             "finished": None,
         }
-        (folder / "recipe.yaml").write_text(recipe)
-        (folder / "plan.txt").write_text(plan + "\n")
+        write_whole(folder / "recipe.yaml", recipe)
+        write_whole(folder / "plan.txt", plan + "\n")
         self._write()
 
     def finish(self) -> Path:
@@ -65,12 +69,18 @@ class RunRecord:
         return write_report(self.folder)
 
     def _earlier(self) -> dict[str, Any]:
-        """What an earlier launch recorded; a file that a full disk or a power cut has left incomplete is begun again."""
-        try:
-            return dict(json.loads(self.file.read_text())) if self.file.exists() else {}
-        except (ValueError, TypeError) as error:
-            log.warning("%s is incomplete (%s): times of earlier launches are lost.", self.file, error)
+        """What an earlier launch recorded, as far as it is of the right kind: nothing in here may keep a run from going on."""
+        if not self.file.exists():
             return {}
+        try:
+            found = read_object(self.file, "the record of a run", DataError, "Its times of earlier launches are lost.")
+        except DataError as error:
+            log.warning("%s", error)
+            return {}
+        odd = [name for name, kind in KEPT.items() if name in found and not isinstance(found[name], kind)]
+        if odd:
+            log.warning("%s: %s of earlier launches are garbage and are lost.", self.file, ", ".join(odd))
+        return {name: found[name] for name in KEPT if name in found and name not in odd}
 
     def _write(self) -> None:
         write_whole(self.file, json.dumps(self.record, indent=1))

@@ -20,6 +20,7 @@ from megaunigame.step.inputs import PassOutput, Taps
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import StepPlan
+from megaunigame.storage.pending import PendingFile
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,11 @@ class Player:
         """Pictures of the last step, on rank 0; a second call returns none. Their titles are headings of the report."""
         return []
 
-    def save(self, folder: Path) -> None:
-        """Collective: write its state into `folder`, in files named after the objective."""
+    def pending(self) -> list[PendingFile]:
+        """Its state as files of this rank, named after the objective; files of every rank are `NAME-rank-00000.safetensors` and
+        so on. Copies in host memory: they are written while training goes on. No collective."""
+        return []
 
     def load(self, folder: Path) -> None:
-        """Collective: restore what `save` wrote on as many ranks. Raises CheckpointError."""
+        """Restore what the ranks wrote that saved, however many they were. Every rank calls it; no collective. Raises
+        CheckpointError, which the trainer raises on all ranks."""

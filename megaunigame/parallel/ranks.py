@@ -65,6 +65,12 @@ class Ranks:
         dist.gather_object(value, gathered if self.is_main else None, dst=0)
         return gathered
 
+    def broadcast_object(self, value: Any) -> Any:
+        """The value of rank 0, on every rank. Costs the others nothing but its bytes."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def barrier(self) -> None:
         dist.barrier()
 

@@ -12,7 +12,7 @@ from megaunigame.planning.machines import ACHIEVED_FLOPS, OVERHEAD, Cluster
 from megaunigame.planning.operations import Operations
 from megaunigame.planning.progress import Progress
 from megaunigame.planning.rehearsal import MicroStepCost, Rehearsal, Shape
-from megaunigame.planning.states import hpz_group, states
+from megaunigame.planning.states import hpz_group, saved, states
 from megaunigame.planning.workload import Workload, workload
 
 LIVE, LATE = "activations, gathered weights", "reduction and update"
@@ -147,7 +147,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, like_a_run: bool = False, pro
             shape=shape,
             elements_per_rank=(on_gpu | on_host)["weights"] // weight,
             memory={name: size for name, size in memory.items() if size},
-            host=on_host | shape.host,
+            host=on_host | shape.host | saved(work, shape),
             step=step,
             checkpointed=rehearsals[True],
             plain=rehearsals[False],

@@ -8,6 +8,7 @@ from megaunigame.planning.workload import Workload
 
 WEIGHTS, GRADIENTS, STATES = "weights", "gradients", "optimizer"
 COPIES = "second copy of the weights (hpZ)"
+SAVED = "a checkpoint that is being written"
 
 
 def states(work: Workload, shape: Shape) -> tuple[dict[str, int], dict[str, int]]:
@@ -30,6 +31,12 @@ def states(work: Workload, shape: Shape) -> tuple[dict[str, int], dict[str, int]
     on_gpu = {name: size for name, size in sizes.items() if name not in offloaded}
     on_host = {name: size for name, size in sizes.items() if name in offloaded}
     return on_gpu | {"weights that stay whole": whole, COPIES: second}, on_host
+
+
+def saved(work: Workload, shape: Shape) -> dict[str, int]:
+    """On the host, while the copies of a save are written: masters, moments, and what players keep there."""
+    trained = sum(-(-elements // work.ranks) for elements, is_trained in shape.parameters if is_trained)
+    return {SAVED: OPTIMIZER * trained + sum(shape.host.values())}
 
 
 def hpz_group(work: Workload) -> int:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from megaunigame.errors import CheckpointError
 
-FILE, FILES = "hard_buffer-rank-{:05d}.safetensors", "hard_buffer-rank-*.safetensors"
+FILE = "hard_buffer-rank-{:05d}.safetensors"
 HEADER = "hard_buffer"
 """Key in a file's metadata; the value is the JSON of :class:`SavedShape`."""
 
@@ -27,25 +27,24 @@ class SavedShape:
     """Micro-steps mined since the last merge."""
 
 
-def saved_files(folder: Path) -> list[Path]:
-    """The files of all ranks that saved, in rank order."""
-    found = sorted(folder.glob(FILES))
-    if not found:
+def saved_shape(folder: Path) -> SavedShape:
+    """What all files of a saved buffer have in common, read from the first. No folder is listed: every rank does this."""
+    first = folder / FILE.format(0)
+    if not first.is_file():
         raise CheckpointError(
-            f"{folder} holds no hard buffer (no {FILES}): it was saved by a run without one. Resume with the objectives it was "
-            "saved with, or type checkpoint.resume=never to start again in another `output`."
+            f"{folder} holds no hard buffer (no {first.name}): it was saved by a run without one. Resume with the objectives "
+            "it was saved with, or type checkpoint.resume=never to start again in another `output`."
         )
-    world_size = read_shape(found[0]).world_size
-    files = [folder / FILE.format(rank) for rank in range(world_size)]
-    missing = [file.name for file in files if file not in found]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: the hard buffer was saved by {world_size} ranks, but {', '.join(missing)} is missing. Every rank must "
-            "see the files of all: use one shared file system, or resume from an older one, checkpoint.resume=PATH/step-... ."
-        )
-    return files
-
-
-def read_shape(file: Path) -> SavedShape:
-    with safe_open(file, "numpy") as opened:
+    with safe_open(first, "numpy") as opened:
         return SavedShape(**json.loads(opened.metadata()[HEADER]))
+
+
+def file_of(folder: Path, rank: int) -> Path:
+    """The file of one rank that saved. Raises CheckpointError when this rank does not see it."""
+    file = folder / FILE.format(rank)
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder}: {file.name} of the hard buffer is missing. Every rank must see the files of all: use one shared file "
+            "system, or resume from an older one, checkpoint.resume=PATH/step-... ."
+        )
+    return file

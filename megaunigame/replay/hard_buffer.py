@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from megaunigame.errors import CheckpointError
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.replay.drawing import draw_logits
-from megaunigame.replay.files import FILE, HEADER, SavedShape, read_shape, saved_files
+from megaunigame.replay.files import FILE, HEADER, SavedShape, file_of, saved_shape
 from megaunigame.replay.merge import CandidateGrid, MergePlan, plan_merge, share_of
 from megaunigame.replay.records import RecordLayout
+from megaunigame.storage.pending import PendingFile
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,8 @@ class HardBuffer:
         places = self._places[indices[finite]]
         self._memory["loss"][places] = losses[finite] - self._memory["reference"][places]
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's file into `folder`. Not a collective."""
+    def pending(self) -> PendingFile:
+        """This rank's file; its records are copies. Not a collective."""
         numbers = np.array(sorted(self._candidates), np.int64)
         candidates = np.concatenate([self.layout.empty(0), *(self._candidates[number] for number in numbers.tolist())])
         shape = SavedShape(self.layout.image_size, self.layout.max_length, self.ranks, self.rows, self._calls)
@@ -216,9 +216,10 @@ class HardBuffer:
             "records": self._as_bytes(self._memory[self._places]),
             "candidates": self._as_bytes(candidates),
             "slots": numbers,
-            "ledger": self._ledger,
+            "ledger": self._ledger.copy(),
         }
-        save_file(tensors, folder / FILE.format(self.rank), {HEADER: json.dumps(asdict(shape))})
+        copies = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        return PendingFile(FILE.format(self.rank), copies, {HEADER: json.dumps(asdict(shape))})
 
     def _as_bytes(self, records: np.ndarray) -> np.ndarray:
         """(n, bytes of a record) uint8."""
@@ -232,8 +233,7 @@ class HardBuffer:
         `capacity` keeps the hardest of the last merge. Raises CheckpointError when files are missing or records differ in
         layout.
         """
-        files = saved_files(folder)
-        saved = read_shape(files[0])
+        saved = saved_shape(folder)
         if (saved.image_size, saved.max_length) != (self.layout.image_size, self.layout.max_length):
             side, length = self.layout.image_size, self.layout.max_length
             raise CheckpointError(
@@ -242,7 +242,7 @@ class HardBuffer:
                 "saved with, or type checkpoint.resume=never to start again in another `output`."
             )
         self._clear()
-        with safe_open(files[0], "numpy") as file:
+        with safe_open(file_of(folder, 0), "numpy") as file:
             stored, ours = file.get_slice("records").get_shape()[1], self.layout.dtype.itemsize
             if stored != ours:
                 raise CheckpointError(
@@ -259,7 +259,7 @@ class HardBuffer:
         old, new = CandidateGrid(saved.world_size, saved.rows), CandidateGrid(self.ranks, self.rows)
         self._calls = new.calls(saved.calls * saved.world_size * saved.rows)
         for source in [self.rank] if old == new else range(saved.world_size):
-            with safe_open(files[source], "numpy") as file:
+            with safe_open(file_of(folder, source), "numpy") as file:
                 for index in np.flatnonzero(holders[owned] == source).tolist():
                     self._memory[index] = self._read(file, "records", int(owned[index]) // saved.world_size)[0]
                 ranks, numbers = new.place(old.position(source, file.get_tensor("slots")))

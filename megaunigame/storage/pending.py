@@ -68,13 +68,15 @@ class PendingFile:
             return
         header: dict[str, object] = {"__metadata__": dict(self.metadata)} if self.metadata else {}
         end = 0
-        for name, tensor in self.tensors.items():
+        # By width, so that every tensor is aligned, then by name: equal content makes equal files.
+        tensors = dict(sorted(self.tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+        for name, tensor in tensors.items():
             begin, end = end, end + tensor.nbytes
             header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # readers map the tensors: they begin at a multiple of 8 bytes
         yield memoryview(len(text).to_bytes(8, "little") + text)
-        for tensor in self.tensors.values():
+        for tensor in tensors.values():
             if tensor.nbytes:
                 yield memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+NO_SUCH_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""What file systems answer that cannot flush a folder."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -15,3 +19,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(fresh, path)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in `folder`: a renamed file keeps its new name if the power fails."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SUCH_FLUSH:
+            raise
+    finally:
+        os.close(handle)

@@ -7,14 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from megaunigame.checkpoint.agreement import on_main
 from megaunigame.checkpoint.manager import CheckpointManager
-from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, on_main, open_adapter
+from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, open_adapter
 from megaunigame.config import OFF, PARTIAL, RANDOM, Recipe, resolve_batch
 from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.zero3 import Learner, build_learner
-from megaunigame.errors import CheckpointError, ConfigError
+from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import run_evaluation
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
@@ -22,6 +23,7 @@ from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.registry import find
 from megaunigame.settings import fill
+from megaunigame.training.resuming import check_batch, check_first_weights, continued, describe
 from megaunigame.training.state import TrainState
 from megaunigame.training.term_weights import TermWeights
 
@@ -49,6 +51,8 @@ class Assembly:
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume)
+        self.saved_state: TrainState | None = None
+        """As the launch left it that saved it."""
         self.state = self._fresh_state() if self.resumed_from is None else self._resumed_state(self.resumed_from)
         self.adapter = self._adapter()
 
@@ -57,24 +61,42 @@ class Assembly:
         model = self.recipe.model
         return open_adapter(model.adapter, model.lora) if model.adapter and self.resumed_from is None else None
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, over all ranks."""
+        return self.plan.rows_per_micro_step() * self.accumulation * self.mesh.data.size
+
     def _fresh_state(self) -> TrainState:
         model = self.recipe.model
         start = on_main(self.mesh.world, lambda: find_start(model.weights_from))
-        return TrainState(weights=model.weights, weights_from=model.weights_from, start=start)
+        reset = self.recipe.checkpoint.reset_data
+        return TrainState(
+            weights=model.weights,
+            weights_from=model.weights_from,
+            start=start,
+            ranks=self.mesh.world.size,
+            rows_per_step=self.rows_per_step,
+            data_reset=reset,
+        )
 
     def _resumed_state(self, folder: Path) -> TrainState:
         """Raises CheckpointError when the run began with other weights than the recipe names now."""
-        state, model = TrainState.from_state_dict(self.checkpoints.train_state(folder)), self.recipe.model
-        for key, began, now in (
-            ("weights", state.weights, model.weights),
-            ("weights_from", state.weights_from, model.weights_from),
-        ):
-            if began != now:
-                raise CheckpointError(
-                    f"{folder} belongs to a run with model.{key}={began}, this one has model.{key}={now}. Give another "
-                    f"`output`, or type checkpoint.resume=never; or model.{key}={began} to resume it."
-                )
-        return state
+        self.saved_state = TrainState.from_state_dict(self.checkpoints.train_state(folder))
+        check_first_weights(folder, self.saved_state, self.recipe.model)
+        return continued(self.saved_state, self.recipe.checkpoint, self.mesh.world.size, self.rows_per_step)
+
+    def check_batch(self) -> None:
+        """Raises CheckpointError when another number of ranks makes other steps of a resumed run. An evaluation has none."""
+        if self.resumed_from is not None and self.saved_state is not None:
+            rows = self.plan.rows_per_micro_step()
+            check_batch(self.resumed_from, self.saved_state, self.recipe, self.mesh.world.size, rows, self.rows_per_step)
+
+    def how_resumed(self) -> str:
+        """What to say of it on the console; empty for a fresh run."""
+        if self.resumed_from is None or self.saved_state is None:
+            return ""
+        checkpoint, ranks, rotates = self.recipe.checkpoint, self.mesh.world.size, bool(self.plan.rotations)
+        return describe(self.resumed_from, self.saved_state, checkpoint, ranks, self.rows_per_step, rotates=rotates)
 
     def build_learner(self) -> Learner:
         """The model under its engine, with the weights of the recipe."""

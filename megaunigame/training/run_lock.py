@@ -1,24 +1,83 @@
-"""One run at a time in a run folder."""
+"""One run at a time in a run folder.
+
+`running.json` has a record lock of the process of rank 0, and says who that is; a thread writes a sign of life into it every
+`BEAT_SECONDS`. A folder is taken over only from a process that is dead:
+
+- on the same machine, when the lock is free and no process has its number and its time of start;
+- on another machine, when it has given no sign of life for `SILENCE_SECONDS`. A free lock proves nothing there: not all network
+  file systems tell other machines of it. Ages are differences of times that the file system itself writes, and a claim that
+  finds a fresh entry waits for the next sign.
+
+A process that was only stopped, or cut off from the file system, may come back to a folder that was taken over: it looks before
+every save, and ends.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
-import socket
-from datetime import datetime, timezone
+import threading
+import time
 from pathlib import Path
-from typing import IO
 
 from megaunigame.errors import ConfigError
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.disk_errors import in_words
+from megaunigame.training.lock_holder import ENTRY_BYTES, Holder, decoded
 
 FILE = "running.json"
+BEAT_SECONDS, SILENCE_SECONDS = 20.0, 120.0
+HELD, BUSY, NONE = "held", "busy", "none"
+"""The lock: ours now, another process's, or the file system has none."""
 log = logging.getLogger(__name__)
-_held: list[IO[str]] = []
-"""Open files of this process: closing one would give its lock away."""
+
+
+class Claim:
+    """A run folder that this process has. Its file stays open: closing any handle of it would give the lock away."""
+
+    def __init__(self, path: Path, handle: int):
+        self.path, self.handle, self.holder = path, handle, Holder.here()
+        self._write(self.holder)
+        os.ftruncate(handle, ENTRY_BYTES)
+        self._guard = threading.Lock()
+        threading.Thread(target=self._beat, daemon=True, name="sign of life").start()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other run has taken it over."""
+        try:
+            same_file = os.stat(self.path).st_ino == os.fstat(self.handle).st_ino
+            return same_file and self.holder.is_same_claim(decoded(os.pread(self.handle, 1 << 16, 0)))
+        except OSError as error:
+            log.warning("%s cannot be read (%s).", self.path, error)
+            return not isinstance(error, FileNotFoundError)  # a file system that is away for a while
+
+    def release(self) -> None:
+        """Say that the run has ended: the next one need not wait for signs of life."""
+        with self._guard:
+            if not self.holder.ended and self.is_ours:
+                self._write(Holder(**{**self.holder.__dict__, "ended": True}))
+
+    def _beat(self) -> None:
+        while not self.holder.ended:
+            time.sleep(BEAT_SECONDS)
+            with self._guard:
+                if self.holder.ended or not self.is_ours:
+                    return
+                try:
+                    self._write(self.holder.beat())
+                except OSError as error:
+                    log.warning("%s cannot be written (%s).", self.path, error)
+
+    def _write(self, holder: Holder) -> None:
+        os.pwrite(self.handle, holder.encoded(), 0)
+        self.holder = holder
+
+
+_claims: list[Claim] = []
+"""Of this process."""
 
 
 def claim(output: str, world: Ranks) -> None:
@@ -27,38 +86,114 @@ def claim(output: str, world: Ranks) -> None:
     Two runs in one folder would cut each other's metrics and delete each other's checkpoints. Raises ConfigError on every rank
     when another run holds the folder, or when it cannot be made.
     """
-    problem = _claim(Path(output)) if world.is_main else ""
-    problem = world.all_gather_object(problem)[0]
+    problem = world.broadcast_object(_claim(Path(output)) if world.is_main else "")
     if problem:
         raise ConfigError(problem)
 
 
+def check_held(world: Ranks) -> None:
+    """Raise ConfigError on every rank when another run has taken over a folder of this process. Collective."""
+    lost = [str(held.path.parent) for held in _claims if not held.holder.ended and not held.is_ours] if world.is_main else []
+    lost = world.broadcast_object(lost)
+    if lost:
+        raise ConfigError(
+            f"output={lost[0]} was taken over by another run while this one gave no sign of life; nothing more is written "
+            "there. Let that run go on, or stop it and give this command again."
+        )
+
+
+def release() -> None:
+    """The runs of this process have ended."""
+    while _claims:
+        held = _claims.pop()
+        held.release()
+        os.close(held.handle)
+
+
 def _claim(folder: Path) -> str:
     """Why the folder cannot be used; empty: it is ours."""
+    for held in _claims:
+        if held.path == folder.absolute() / FILE and held.is_ours:
+            return ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / FILE, "a+", encoding="utf-8")
+        handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        problem = _refusal(folder, handle, _lock(handle))
+        if not problem and os.stat(folder / FILE).st_ino != os.fstat(handle).st_ino:
+            os.close(handle)
+            handle = os.open(folder / FILE, os.O_RDWR)
+        # Again: looking for signs of life gives the lock away, and somebody else may have looked too.
+        if not problem and _lock(handle) == BUSY:
+            problem = _in_use(folder, "another process", None)
+        if problem:
+            os.close(handle)
+            return problem
+        _claims.append(Claim(folder.absolute() / FILE, handle))
+    except (FileExistsError, NotADirectoryError):
+        return f"output={folder} is, or lies below, a file. Type output=FOLDER with the name of a folder."
     except OSError as error:
-        return f"output={folder} cannot be a run folder ({error.strerror}). Give a folder that can be written."
+        why = in_words(error, folder)
+        return f"output={folder} cannot be a run folder: {why}. Type output=FOLDER with one that can be written."
+    return ""
+
+
+def _lock(handle: int) -> str:
     try:
         # A record lock: forked loader workers do not inherit it, and it ends with the process, however that ends.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):  # nobody has it: there are no such locks
-            log.warning("%s has no record locks (%s): nothing keeps a second run out of this folder.", folder, error)
-            return _write(lock)
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        return f"output={folder} is in use by another run: {holder}. Give another output, or wait until that one has ended."
-    return _write(lock)
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return BUSY
+        log.warning("The run folder has no record locks (%s): signs of life alone keep a second run out of it.", error)
+        return NONE
+    return HELD
 
 
-def _write(lock: IO[str]) -> str:
-    """Say in the file who has it, and keep it open."""
-    lock.truncate(0)
-    who = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    lock.write(json.dumps(who))
-    lock.flush()
-    _held.append(lock)
+def _refusal(folder: Path, handle: int, lock: str) -> str:
+    """Why the folder is another run's; empty: it may be taken."""
+    holder = decoded(os.pread(handle, 1 << 16, 0))
+    if lock != BUSY and (holder is None or holder.ended):
+        return ""
+    if holder is None:
+        return _in_use(folder, "another process", None)
+    age = _age(folder)
+    if holder.is_near:
+        alive = lock == BUSY or holder.is_running
+    elif age > SILENCE_SECONDS:
+        alive = False
+        if lock == BUSY:  # the lock of a machine that is gone: it stays with the old file
+            os.unlink(folder / FILE)
+            os.close(os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+    else:
+        alive = lock == BUSY or _gives_signs(folder, holder, SILENCE_SECONDS - age)
+    if alive:
+        return _in_use(folder, str(holder), age)
+    log.warning("output=%s: the run that had it (%s) is gone; it is taken over.", folder, holder)
     return ""
+
+
+def _in_use(folder: Path, who: str, age: float | None) -> str:
+    sign = "" if age is None else f", last sign of life {age:.0f} s ago"
+    return f"output={folder} is in use by another run: {who}{sign}. Give another output, or wait until that one has ended."
+
+
+def _age(folder: Path) -> float:
+    """Seconds since the last sign of life, by the clock of the file system."""
+    probe = folder / f"{FILE}.probe-{os.getpid()}"
+    probe.write_bytes(b"")
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return max(0.0, now - (folder / FILE).stat().st_mtime)
+
+
+def _gives_signs(folder: Path, holder: Holder, seconds: float) -> bool:
+    """Whether the holder writes one within that time."""
+    log.warning("output=%s was in use by %s: waiting up to %.0f s for a sign of life.", folder, holder, seconds)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(min(1.0, seconds / 10))
+        # Opened again each time: that is when a network file system asks for news.
+        now = decoded((folder / FILE).read_bytes())
+        if now != holder:
+            return now is None or not now.ended
+    return False

@@ -32,6 +32,13 @@ class TrainState:
     start: str = ""
     """The step folder or model folder it named then: a run goes on, and its newest checkpoint becomes another one."""
 
+    ranks: int = 0
+    """Of the launch that saved this; 0: not known."""
+    rows_per_step: int = 0
+    """Rows of its optimizer steps, over all ranks."""
+    data_reset: bool = False
+    """`checkpoint.reset_data` of that launch."""
+
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainState:
         cursors = {name: Cursor(**c) for name, c in state["cursors"].items()}

@@ -15,14 +15,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from megaunigame.checkpoint.agreement import on_every_rank
 from megaunigame.config import Recipe
 from megaunigame.data.loading.bad_samples import BadSampleCounter
 from megaunigame.data.loading.stream import MicroBatch, MicroBatches, MicroBatchLoader
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
+from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
+from megaunigame.errors import DivergenceError
 from megaunigame.evaluation.run import as_text, evaluation_file, scalars
+from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
@@ -30,6 +34,7 @@ from megaunigame.parallel.mesh import Mesh
 from megaunigame.step.phases import Phases, PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.row_counts import RowCounter
+from megaunigame.training.run_lock import check_held
 from megaunigame.training.stepping import Stepper
 
 log = logging.getLogger(__name__)
@@ -45,6 +50,7 @@ class Trainer:
         """`phases`: times the phases of each step."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh)
         parts = self.parts
+        parts.check_batch()
         self.recipe, self.world, self.folder = recipe, mesh.world, parts.folder
         self.plan, self.accumulation, self.state = parts.plan, parts.accumulation, parts.state
         self.resumed_from, self.first_step = parts.resumed_from, parts.state.step
@@ -69,8 +75,7 @@ class Trainer:
         self.stepper.divergence.load_state_dict(self.state.divergence)
         if self.resumed_from:
             parts.checkpoints.load(self.learner, self.resumed_from)
-            for player in self.players:
-                player.load(self.resumed_from)
+            on_every_rank(self.world, self._load_players)
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -83,6 +88,11 @@ class Trainer:
             self.first_step,
         )
         self.stepper.refused.micro_batches = self.micro_batches
+
+    def _load_players(self) -> None:
+        assert self.resumed_from is not None
+        for player in self.players:
+            player.load(self.resumed_from)
 
     def open_streams(self) -> dict[str, Stream]:
         """The plan's streams, each at its cursor or at its beginning."""
@@ -127,16 +137,18 @@ class Trainer:
         saved = first if self.resumed_from is not None else None
         while self.state.step < recipe.schedule.steps and not self.stepper.stop_requested:
             metrics = self.train_step(micro_batches)
-            monitor.log(self.state.step, metrics)
+            monitor.log(self.state.step, metrics | self._completed_saves(monitor))
             monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0:
-                self.save()
+                self.begin_save()
                 saved = step
             if recipe.evaluation.every and step % recipe.evaluation.every == 0 and step < recipe.schedule.steps:
                 self._evaluate_into(monitor)
         if saved != self.state.step:
-            self.save()
+            self.begin_save()
+        self.parts.checkpoints.wait()
+        self._completed_saves(monitor)
         if self.state.step == recipe.schedule.steps and not self._was_evaluated_at_the_end():
             self._evaluate_into(monitor)
         for summary in (self.rows.as_text(), self.bad_samples.as_text()):
@@ -145,18 +157,47 @@ class Trainer:
         monitor.close()
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
-        """One optimizer step; returns its metrics, equal on all ranks."""
-        metrics = self.stepper.step(self.state.step, micro_batches)
+        """One optimizer step; returns its metrics, equal on all ranks. Completes a save whose files are written."""
+        try:
+            metrics = self.stepper.step(self.state.step, micro_batches)
+        except DivergenceError:  # on all ranks: the step of the save was still good
+            self.parts.checkpoints.wait()
+            raise
+        self.parts.checkpoints.advance()
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
         return metrics
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
+        """Write a checkpoint of the current step; it is complete at the end."""
+        self.begin_save()
+        self.parts.checkpoints.wait()
+
+    def begin_save(self) -> None:
+        """Copy the state of the current step; the copy is written while the training goes on."""
+        check_held(self.world)
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         self.state.factors, self.state.divergence = self.stepper.factors.state_dict(), self.stepper.divergence.state_dict()
-        others = [player.save for player in self.players]
-        self.parts.checkpoints.save(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+        others = [player.pending for player in self.players]
+        self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+
+    def make_room(self) -> None:
+        """Delete what a killed save has left, and compare the free disk with what checkpoints will need.
+
+        Only for a launch that holds the run folder alone. Raises CheckpointError when not even one has room.
+        """
+        self.parts.checkpoints.clear_leftovers()
+        trained = sum(getattr(p, "ds_numel", p.numel()) for group in self.learner.trained_groups for p in group)
+        of_players = sum(size for player in self.players for size in player.host_bytes().values())
+        self.parts.checkpoints.check_room(OPTIMIZER * trained + self.world.size * of_players)
+
+    def _completed_saves(self, monitor: Monitor) -> dict[str, float]:
+        """Say what was saved since the last call; returns metrics of the last."""
+        metrics: dict[str, float] = {}
+        for saved in self.parts.checkpoints.taken():
+            monitor.say(str(saved))
+            metrics = {names.PERF_SAVE_SECONDS: saved.seconds, names.PERF_SAVE_PAUSE_SECONDS: saved.paused}
+        return metrics
 
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation

@@ -36,7 +36,7 @@ OBJECTIVES = {
         "buffer": {"merge_every": 1, "capacity": 16, "percentile": 0.0},
     },
 }
-HOOKS = ("rehearse", "before_learner", "before_micro_step", "after_pass", "after_learner", "save")
+HOOKS = ("rehearse", "before_learner", "before_micro_step", "after_pass", "after_learner", "pending")
 
 
 @dataclasses.dataclass
@@ -118,7 +118,7 @@ def test_the_rows_are_made_of_the_samples(run):
 def test_hooks_of_a_player_are_called_in_their_order(run):
     micro_step = [("before_micro_step", ""), ("after_pass", "GenerateOutput"), ("after_pass", "UnderstandOutput")]
     step = [("before_learner", ""), *micro_step, *micro_step, ("after_learner", "")]
-    assert run.calls == [("rehearse", ""), *step, *step, ("save", "")]
+    assert run.calls == [("rehearse", ""), *step, *step, ("pending", "")]
 
 
 def test_its_loss_and_its_metric_are_what_they_say(run):

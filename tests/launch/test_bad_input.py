@@ -19,6 +19,7 @@ from megaunigame.data.codes import write_codes
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
 from megaunigame.models.weights.tensor_files import save_tensors
 from megaunigame.step.codes import PictureCodes
+from tests.checkpoint.altered import change_state
 from tests.data.shard_files import talk, write_shards
 from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
@@ -102,7 +103,7 @@ CASES = {
     ),
     "truncated checkpoint": ("output={home}/truncated", CheckpointError, ["damaged", "its manifest says"]),
     "no checkpoint there": ("checkpoint.resume={home}/empty", CheckpointError, ["not a complete checkpoint"]),
-    "other world size": ("output={home}/other_world", CheckpointError, ["saved by 8 ranks, this run has 1"]),
+    "other world size": ("output={home}/other_world", CheckpointError, ["saved by 8 ranks with 40 rows", "1, 2, 4, 8"]),
     "other shards on resume": (
         "output={home}/run; data.train.shards={home}/other_shards",
         DataError,
@@ -185,12 +186,10 @@ def wrong_things(home: Path) -> Path:
     for name in ("truncated", "other_world", "random_run"):
         shutil.copytree(home / "run", home / name)
     step = home / "truncated" / "checkpoints" / "step-00000002"
-    shard = next(step.glob("*optim_states.pt"))
+    shard = step / "learner-rank-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    manifest = home / "other_world" / "checkpoints" / "step-00000002" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"world_size": 1', '"world_size": 8'))
-    state = home / "random_run" / "checkpoints" / "step-00000002" / "train_state.json"
-    state.write_text(state.read_text().replace('"weights": "pretrained"', '"weights": "random"    '))  # as long as it was
+    change_state(home / "other_world" / "checkpoints" / "step-00000002", ranks=8, rows_per_step=40)
+    change_state(home / "random_run" / "checkpoints" / "step-00000002", weights="random")
     return home
 
 

@@ -18,7 +18,7 @@ from transformers import AutoProcessor, JanusForConditionalGeneration
 from megaunigame.checkpoint.export import adapter_base, check_out, hub_id
 from megaunigame.checkpoint.runs import open_run, step_folder_of
 from megaunigame.checkpoint.starting import checked_start, find_start, open_adapter
-from megaunigame.checkpoint.trained import trained_weights
+from megaunigame.checkpoint.trained import saved_learner
 from megaunigame.config import LoraConfig
 from megaunigame.engine.zero3 import load_adapter
 from megaunigame.errors import ConfigError, ModelError
@@ -97,10 +97,10 @@ def test_adapters_are_small_and_equal_the_merged_folder(home):
 def test_full_export_holds_the_trained_weights(home):
     whole = exported(home, "full")
     model = dict(Janus.load(whole).named_parameters())
-    trained = trained_weights(home / "full" / "checkpoints" / "step-00000002")
-    assert "lm_head.weight" in trained and not any("vision_model" in name for name in trained)
-    for name, value in trained.items():
-        assert torch.equal(model[name], value)
+    saved = saved_learner(home / "full" / "checkpoints" / "step-00000002")
+    assert "lm_head.weight" in saved.layouts and not any("vision_model" in name for name in saved.layouts)
+    for name in saved.layouts:
+        assert torch.equal(model[name], saved.whole(name))
 
 
 def test_transformers_loads_the_dtype_of_the_export(home):

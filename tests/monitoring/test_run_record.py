@@ -32,9 +32,19 @@ def test_what_was_packed_is_remembered_and_named_by_the_card(tmp_path):
     assert _source({"mix": mix}, sources) == "packed, packed from llava.json (weight 2), other (weight 1)"
 
 
-@pytest.mark.parametrize("left", ["", '{"started": "2026-', "[1]"], ids=["empty", "cut", "not an object"])
+@pytest.mark.fault("run.json is empty or garbage", does="the run goes on, with a warning", lost="times of earlier launches")
+@pytest.mark.parametrize("left", [b"", b'{"started": "2026-', b"[1]", b"\xff\xfe", b"[" * 100_000])
 def test_an_incomplete_file_does_not_stop_the_run(tmp_path, left, caplog):
     """As a full disk or a power cut leaves it."""
-    (tmp_path / "run.json").write_text(left)
+    (tmp_path / "run.json").write_bytes(left)
     assert len(record(tmp_path)["launches"]) == 1
-    assert "run.json is incomplete" in caplog.text and not list(tmp_path.glob("*.tmp"))
+    assert "run.json is not the record of a run" in caplog.text and not list(tmp_path.glob("*.tmp"))
+
+
+def test_entries_of_another_kind_are_left_out_and_the_others_kept(tmp_path, caplog):
+    odd = {"started": "2020", "launches": 7, "sources": ["x"], "seconds": "1", "more": {}}
+    (tmp_path / "run.json").write_text(json.dumps(odd))
+    written = record(tmp_path, packed="llava.json")
+    assert written["started"] == "2020" and len(written["launches"]) == 1 and written["seconds"] == 0
+    assert written["sources"] == {"packed": "llava.json"} and "more" not in written
+    assert "sources, launches, seconds of earlier launches are garbage" in caplog.text

@@ -28,7 +28,7 @@ def play(world: Ranks, game: Game, folder: Path) -> None:
         check_round(world.all_gather_object(held_numbers(buffer)), report, expected)
         if step == last - 1:
             folder.mkdir(exist_ok=True)
-            buffer.save(folder)
+            buffer.pending().write(folder)
             world.barrier()
             buffer = new_buffer(game, world.rank, world.size)
             buffer.load(folder)

@@ -20,6 +20,7 @@ LAUNCHES = {
     "an attack on what the learner has drawn equals plain torch on two ranks": ("unigame", 2, [*REDRAWN, "combined"]),
     "one rank plays the same game": ("unigame", 1, ALONE),
     "stored codes train as encoded pictures do": ("stored_codes", 2, list(stored_codes.CASES)),
+    "one rank that writes slowly, or cannot write, is waited for, or ends the run of all": ("saving", 2, ["saving"]),
     "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation"]),
 }
 

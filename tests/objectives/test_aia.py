@@ -138,7 +138,8 @@ def test_measured_weights_are_found_once_and_kept(tmp_path):
     objective.after_learner(step(0, caption=2.0, pixel=1.0, aia_generate=0.02))
     objective.after_learner(step(1))  # a step without counted rows measures nothing
     assert generate.weight(step(2)) == 0
-    objective.save(tmp_path)
+    for file in objective.pending():
+        file.write(tmp_path)
     resumed = aia(preset="auto", ratio=50, calibration_steps=2, weights={"understand": 7.0})
     resumed.load(tmp_path)
     for one in (objective, resumed):

@@ -172,7 +172,8 @@ def test_a_resumed_game_draws_what_the_other_would_have(play, tmp_path):
     games = [play(accumulation=2, buffer={"merge_every": 4}) for _ in range(2)]
     for _ in range(6):
         games[0].step()
-    games[0].unigame.save(tmp_path)
+    for file in games[0].unigame.pending():
+        file.write(tmp_path)
     games[1].unigame.load(tmp_path)
     games[1].number = games[0].number
     for _ in range(3):

@@ -73,7 +73,8 @@ def test_a_controlled_game_is_resumed_exactly(play, tmp_path, mode):
     games = [play(**settings) for _ in range(2)]
     lengths = [games[0].step()[names.ADVERSARY_EPS] for _ in range(4)]
     assert len({*lengths}) > 1, "nothing was controlled"
-    games[0].unigame.save(tmp_path)
+    for file in games[0].unigame.pending():
+        file.write(tmp_path)
     games[1].unigame.load(tmp_path)
     games[1].number = games[0].number
     assert games[1].unigame.adversary.held == games[0].unigame.adversary.held

@@ -62,6 +62,10 @@ def test_nothing_waits_for_the_other_pass(full):
 def test_an_attack_is_counted(game):
     assert game.step.aside_peak > 0 and game.memory["adversary"] > 0 and game.memory["CLIP"] > 0
     assert game.host["hard buffer"] > 0
+    trained = sum(elements for elements, is_trained in game.shape.parameters if is_trained)
+    assert game.host["a checkpoint that is being written"] - game.host["hard buffer"] == pytest.approx(
+        12 * trained / game.cluster.ranks, rel=0.01
+    )
     micro = game.step.learner.model + game.step.aside.model
     assert game.operations.model == micro * game.accumulation and game.step.aside.model > 10**9
     assert game.step.aside.again > 0, "frozen tokenizers compute again, which is not the model's"

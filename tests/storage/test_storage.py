@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 
 import pytest
@@ -25,6 +26,16 @@ def test_safetensors_reads_what_is_written(tmp_path):
             read = opened.get_tensor(name)
             assert read.dtype == tensor.dtype and torch.equal(read, tensor)
     assert file.bytes == sum(t.nbytes for t in tensors.values())
+
+
+def test_equal_content_makes_equal_files_of_aligned_tensors(tmp_path):
+    tensors = {"b": torch.zeros(3, dtype=torch.uint8), "c": torch.zeros(1), "a": torch.zeros(1, dtype=torch.int64)}
+    hashes = {PendingFile("x", dict(part)).write(tmp_path).sha256 for part in (tensors.items(), reversed(tensors.items()))}
+    assert len(hashes) == 1
+    content = (tmp_path / "x").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    offsets = {name: entry["data_offsets"] for name, entry in json.loads(content[8 : 8 + length]).items()}
+    assert offsets == {"a": [0, 8], "c": [8, 12], "b": [12, 15]} and length % 8 == 0
 
 
 def test_plain_bytes(tmp_path):

@@ -87,5 +87,6 @@ class Stream:
                 raise DataError(
                     f"Stream {name!r}: the checkpoint was made with {what} {saved.get(what, 'not set')}, this run has "
                     f"{given.get(what, 'not set')} ({source.location}). Give the same shards, seed, window, filters and mix to "
-                    "resume exactly, or start again with checkpoint.resume=never."
+                    "resume exactly; type checkpoint.reset_data=true to go on with other data, from their beginning; or start "
+                    "again with checkpoint.resume=never."
                 )

@@ -19,6 +19,8 @@ from megaunigame.objectives.player import Context, Player
 from megaunigame.step.inputs import PassInputs, PassOutput, Taps
 from megaunigame.step.losses import PassTerm
 from megaunigame.step.micro import Step
+from megaunigame.storage.json_files import read_object
+from megaunigame.storage.pending import PendingFile
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +56,13 @@ class AttentionPlayer(Player):
             term.calibrate(step)
         return metrics
 
-    def save(self, folder: Path) -> None:
-        if self.data_ranks.is_main:
-            given = self.config.given_weights  # not a measurement: another recipe may measure
-            weights = {t.pass_name: t.full_weight for t in self.terms if t.full_weight is not None and t.pass_name not in given}
-            seen = {t.pass_name: t.seen for t in self.terms if t.seen[2]}
-            (folder / FILE).write_text(json.dumps({"weights": weights, "seen": seen}))
+    def pending(self) -> list[PendingFile]:
+        if not self.data_ranks.is_main:
+            return []
+        given = self.config.given_weights  # not a measurement: another recipe may measure
+        weights = {t.pass_name: t.full_weight for t in self.terms if t.full_weight is not None and t.pass_name not in given}
+        seen = {t.pass_name: t.seen for t in self.terms if t.seen[2]}
+        return [PendingFile(FILE, content=json.dumps({"weights": weights, "seen": seen}).encode())]
 
     def load(self, folder: Path) -> None:
         if set(self.config.given_weights) >= set(self.measurement.passes):
@@ -69,7 +72,7 @@ class AttentionPlayer(Player):
                 f"{folder} holds no measured weights of AIA: that run had no objectives.aia. Give another `output`, or type "
                 "objectives.aia.preset=code."
             )
-        state = json.loads((folder / FILE).read_text())
+        state = read_object(folder / FILE, "the state of AIA", CheckpointError, "Resume from an older checkpoint.")
         for term in self.terms:
             term.full_weight = self.config.given_weights.get(term.pass_name, state["weights"].get(term.pass_name))
             term.seen = state["seen"].get(term.pass_name, term.seen)

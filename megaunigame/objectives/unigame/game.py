@@ -26,7 +26,7 @@ from megaunigame.objectives.unigame.paths import AttackResult, Redraw, build_pat
 from megaunigame.objectives.unigame.pool import Pool
 from megaunigame.objectives.unigame.reach import Reach
 from megaunigame.objectives.unigame.redraw import redrawn_in
-from megaunigame.objectives.unigame.saving import load_adversary, save_adversary
+from megaunigame.objectives.unigame.saving import load_adversary, pending_adversary
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.objectives.unigame.undisturbed import Undisturbed
 from megaunigame.pixels import Panel
@@ -36,6 +36,7 @@ from megaunigame.replay.records import RecordLayout
 from megaunigame.step.inputs import GenerateOutput, PassOutput, UnderstandOutput, take_rows
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.storage.pending import PendingFile
 
 log = logging.getLogger(__name__)
 
@@ -260,11 +261,12 @@ class Game(Player):
 
     # Checkpoints
 
-    def save(self, folder: Path) -> None:
-        self.pool.buffer.save(folder)
+    def pending(self) -> list[PendingFile]:
+        files = [self.pool.buffer.pending()]
         if self.context.data_ranks.is_main:
             state = {"pool": self.pool.state_dict(), "reach": self.reach.state_dict()}
-            save_adversary(folder, self.adversary, self.optimizer, state)
+            files.append(pending_adversary(self.adversary, self.optimizer, state))
+        return files
 
     def load(self, folder: Path) -> None:
         state = load_adversary(folder, self.adversary, self.optimizer)

@@ -7,26 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.adversary.base import Adversary
 from megaunigame.adversary.optimizer import ReplicatedAdamW
 from megaunigame.errors import CheckpointError
+from megaunigame.storage.pending import PendingFile
 
 FILE, HEADER = "unigame.safetensors", "unigame"
 
 
-def save_adversary(folder: Path, adversary: Adversary, optimizer: ReplicatedAdamW, state: dict[str, Any]) -> None:
-    """Write the file of one rank for all; `state`: JSON values that are equal on all ranks."""
+def pending_adversary(adversary: Adversary, optimizer: ReplicatedAdamW, state: dict[str, Any]) -> PendingFile:
+    """The file that one rank writes for all; `state`: JSON values that are equal on all ranks."""
     tensors = {f"adversary.{name}": value for name, value in adversary.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.tensors().items()}
     header = json.dumps({"adversary": repr(adversary), **state})
-    save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, folder / FILE, {HEADER: header})
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return PendingFile(FILE, copies, {HEADER: header})
 
 
 def load_adversary(folder: Path, adversary: Adversary, optimizer: ReplicatedAdamW) -> dict[str, Any]:
-    """Restore what `save_adversary` wrote; returns its `state`. Raises CheckpointError for no or another adversary."""
+    """Restore what `pending_adversary` describes; returns its `state`. Raises CheckpointError for no or another adversary."""
     if not (folder / FILE).is_file():
         raise CheckpointError(
             f"{folder} holds no adversary: that run had no attacks. Give another `output`, or type checkpoint.resume=never."

@@ -1,0 +1,212 @@
+"""Saves checkpoints while training goes on (folders: step_folders.py, their content: manifest.py).
+
+A save copies the state to host memory, which is the pause of the training; a thread of each rank then writes and flushes its
+files into `saving-step-...`, while the steps go on. Each step asks by one tiny all-reduce whether all ranks have written. Then
+rank 0 gets the name, size and hash of every file from the rank that wrote it, looks whether it sees them all, writes the
+manifest, renames the folder, moves `latest`, and deletes old checkpoints. It lists no folder for that: network file systems
+show new files late.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from megaunigame.checkpoint import learner_files, step_folders
+from megaunigame.checkpoint.agreement import on_main
+from megaunigame.checkpoint.manifest import TRAIN_STATE, Manifest
+from megaunigame.engine.zero3 import Learner
+from megaunigame.errors import CheckpointError
+from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.background import BackgroundWriting
+from megaunigame.storage.disk_errors import free_bytes, in_words
+from megaunigame.storage.pending import PendingFile, WrittenFile
+
+PATIENCE_SECONDS = 30.0
+"""How long rank 0 waits for the file of another node to appear."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is complete."""
+
+    step: int
+    bytes: int
+    """Of all ranks."""
+    seconds: float
+    """From the beginning of the save until it was complete."""
+    paused: float
+    """Seconds of these in which rank 0 did not train."""
+
+    def __str__(self) -> str:
+        size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.1f} MB"
+        return f"saved step {self.step} ({size} in {self.seconds:.1f} s, training paused {self.paused:.1f} s)"
+
+
+@dataclass
+class _Attempt:
+    """A save whose files are being written."""
+
+    step: int
+    model: str
+    folder: Path
+    writing: BackgroundWriting
+    began: float
+    paused: float
+
+
+class Saver:
+    """Writes the checkpoints of one run. Every method but `taken` is a collective."""
+
+    def __init__(self, run_folder: Path, keep: int, world: Ranks):
+        self.folder = run_folder / "checkpoints"
+        self.keep = keep
+        self.world = world
+        self._attempt: _Attempt | None = None
+        self._saved: list[Saved] = []
+
+    def begin(
+        self, learner: Learner, train_state: dict[str, Any], step: int, others: Sequence[Callable[[], list[PendingFile]]] = ()
+    ) -> None:
+        """Copy the state of `step` and begin to write it; a save that is still being written is completed first.
+
+        `others`: called on every rank, for more files. Raises CheckpointError on every rank when one of them has no memory for
+        the copies, when the disk has no room, or when the save before failed.
+        """
+        self.wait()
+        began = time.perf_counter()
+        files, problem = self._copies(learner, train_state, others)
+        plans = self.world.gather_object(({file.name: file.bytes for file in files}, problem))
+        self._on_main(lambda: self._make_room(step, plans), step)
+        partial = self.folder / f"{step_folders.SAVING}{step_folders.step_name(step)}"
+        model, writing = learner_files.signature(learner), BackgroundWriting(files, partial)
+        self._attempt = _Attempt(step, model, partial, writing, began, time.perf_counter() - began)
+
+    def _copies(
+        self, learner: Learner, train_state: dict[str, Any], others: Sequence[Callable[[], list[PendingFile]]]
+    ) -> tuple[list[PendingFile], str]:
+        """This rank's files, and what kept it from making them."""
+        try:
+            files = [*learner_files.pending_files(learner), *(file for pending in others for file in pending())]
+        except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError
+            return [], f"no copy of the state could be made: {type(error).__name__}: {str(error).splitlines()[0]}"
+        if self.world.is_main:
+            files.append(PendingFile(TRAIN_STATE, content=json.dumps(train_state, indent=1).encode()))
+        return files, ""
+
+    def _make_room(self, step: int, plans: list[tuple[dict[str, int], str]]) -> None:
+        """On rank 0; `plans`: per rank the size of each file it will write, and its problem."""
+        self._raise_problems(step, [problem for _, problem in plans])
+        names = [name for sizes, _ in plans for name in sizes]
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        if twice:
+            raise self._failed(step, f"several ranks want to write {', '.join(twice[:3])}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        step_folders.clear_leftovers(self.folder)
+        needed, free = sum(sum(sizes.values()) for sizes, _ in plans), free_bytes(self.folder)
+        if free < needed:
+            raise self._failed(step, f"the disk is full: {needed:,} bytes needed, {free:,} free")
+
+    def advance(self) -> None:
+        """Once per step: complete the save if all ranks have written their files; nothing when none is pending."""
+        if self._attempt is None:
+            return
+        missing = torch.tensor([not self._attempt.writing.ended], dtype=torch.int32)  # on the host: no wait for the device
+        if not self.world.all_reduce_sum(missing).item():
+            self._complete()
+
+    def wait(self) -> None:
+        """Complete the pending save, if any."""
+        if self._attempt is not None:
+            self._complete()
+
+    def taken(self) -> list[Saved]:
+        """The saves completed since the last call."""
+        saved, self._saved = self._saved, []
+        return saved
+
+    def save(
+        self, learner: Learner, train_state: dict[str, Any], step: int, others: Sequence[Callable[[], list[PendingFile]]] = ()
+    ) -> Path:
+        """`begin` and `wait`; returns the complete folder."""
+        self.begin(learner, train_state, step, others)
+        self.wait()
+        return self.folder / step_folders.step_name(step)
+
+    def _complete(self) -> None:
+        """Raises CheckpointError on every rank when one could not write, and removes the attempt."""
+        attempt, self._attempt = self._attempt, None
+        assert attempt is not None
+        held = time.perf_counter()
+        attempt.writing.wait()
+        reports = self.world.gather_object((attempt.writing.written, attempt.writing.problem))
+
+        def publish() -> Saved:
+            manifest = self._publish(attempt, reports)
+            now = time.perf_counter()
+            return Saved(attempt.step, manifest.bytes, now - attempt.began, attempt.paused + now - held)
+
+        self._saved.append(self._on_main(publish, attempt.step))
+
+    def _publish(self, attempt: _Attempt, reports: list[tuple[list[WrittenFile], str]]) -> Manifest:
+        """On rank 0."""
+        partial = attempt.folder
+        try:
+            self._raise_problems(attempt.step, [problem for _, problem in reports])
+            written = [(rank, file) for rank, (files, _) in enumerate(reports) for file in files]
+            self._see(attempt.step, partial, written)
+            files = {file.name: file for _, file in written}
+            manifest = Manifest(attempt.step, self.world.size, attempt.model, files)
+            step_folders.publish(partial, manifest, self.keep)
+            return manifest
+        except (CheckpointError, OSError):
+            step_folders.remove_attempt(partial)
+            raise
+
+    def _see(self, step: int, partial: Path, written: list[tuple[int, WrittenFile]]) -> None:
+        """Rank 0 must see what the others wrote: one metadata call per file, more only for what is not there yet."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        for rank, file in written:
+            while not (partial / file.name).is_file():
+                if time.monotonic() > until:
+                    raise self._failed(
+                        step,
+                        f"rank {rank} has written {file.name}, and rank 0 does not see it; all nodes must write to one shared "
+                        "file system, give such a folder in `output`",
+                    )
+                time.sleep(0.2)
+            size = (partial / file.name).stat().st_size
+            if size != file.bytes:
+                raise self._failed(step, f"rank {rank} wrote {file.bytes:,} bytes of {file.name}, rank 0 sees {size:,}")
+
+    def _raise_problems(self, step: int, problems: list[str]) -> None:
+        found = [f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem]
+        if found:
+            raise self._failed(step, "; ".join(found[:3]))
+
+    def _failed(self, step: int, why: str) -> CheckpointError:
+        kept = step_folders.named_by_latest(self.folder) or "none"
+        return CheckpointError(
+            f"The checkpoint of step {step} could not be written to {self.folder} ({why}). The newest complete checkpoint: "
+            f"{kept}. Make room (checkpoint.keep={self.keep}) or give the rights to write there, then give the same command "
+            "again: it goes on from that one."
+        )
+
+    def _on_main(self, work: Callable[[], T], step: int) -> T:
+        """Collective: `on_main`, with errors of the disk as CheckpointErrors."""
+
+        def named() -> T:
+            try:
+                return work()
+            except OSError as error:
+                raise self._failed(step, in_words(error, self.folder)) from error
+
+        return on_main(self.world, named)

@@ -1,0 +1,75 @@
+"""What a resumed run takes from the launch that saved it, at any number of ranks, and what it must have in common with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from megaunigame.config import CheckpointConfig, ModelConfig, Recipe, legal_ranks
+from megaunigame.errors import CheckpointError
+from megaunigame.training.state import TrainState
+
+
+def check_first_weights(folder: Path, saved: TrainState, model: ModelConfig) -> None:
+    """Raise CheckpointError when the run began with other weights than the recipe names now."""
+    for key, began, now in (
+        ("weights", saved.weights, model.weights),
+        ("weights_from", saved.weights_from, model.weights_from),
+    ):
+        if began != now:
+            raise CheckpointError(
+                f"{folder} belongs to a run with model.{key}={began}, this one has model.{key}={now}. Give another "
+                f"`output`, or type checkpoint.resume=never; or model.{key}={began} to resume it."
+            )
+
+
+def check_batch(folder: Path, saved: TrainState, recipe: Recipe, ranks: int, rows_per_micro_step: int, rows: int) -> None:
+    """Raise CheckpointError when only the number of ranks has changed the rows of an optimizer step.
+
+    `rows`: of a step of this launch, over all ranks. A recipe that gives batch.global_rows says itself what a step is made of.
+    """
+    if saved.ranks in (0, ranks) or rows == saved.rows_per_step or recipe.batch.global_rows is not None:
+        return
+    legal = legal_ranks(saved.rows_per_step, rows_per_micro_step)
+    start = f"start one of these numbers of ranks: {', '.join(map(str, legal))}" if legal else "give other rows per micro-step"
+    raise CheckpointError(
+        f"{folder} was saved by {saved.ranks} ranks with {saved.rows_per_step} rows in an optimizer step; this launch of "
+        f"{ranks} ranks would have {rows}, because batch.accumulation is fixed. To go on as before, type "
+        f"batch.global_rows={saved.rows_per_step} batch.accumulation=null and {start}. For another batch on purpose, type "
+        f"batch.global_rows={rows} batch.accumulation=null."
+    )
+
+
+def begins_data_again(checkpoint: CheckpointConfig, saved: TrainState) -> bool:
+    """Whether this launch begins its data streams at their first sample.
+
+    Once only: a job that is given again with the same command goes on in its data. A step folder named in checkpoint.resume
+    is a new request.
+    """
+    return checkpoint.reset_data and (not saved.data_reset or checkpoint.resume != "auto")
+
+
+def continued(saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows: int) -> TrainState:
+    """The state this launch goes on with."""
+    state = dataclasses.replace(saved, ranks=ranks, rows_per_step=rows, data_reset=checkpoint.reset_data)
+    if begins_data_again(checkpoint, saved):
+        state = dataclasses.replace(state, cursors={}, bad_samples={"reads": {}, "bad": {}}, rows={})
+    return state
+
+
+def describe(
+    folder: Path, saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows: int, *, rotates: bool = False
+) -> str:
+    """The line on the console. `rotates`: terms take turns by micro-step, of which each rank makes its own."""
+    parts = [f"resumed from {folder}, after step {saved.step}"]
+    if saved.ranks not in (0, ranks):
+        parts.append(f"saved by {saved.ranks} ranks, continued by {ranks}")
+        if rotates:
+            parts.append("terms in rotation get other samples from here on")
+    if saved.ranks and saved.rows_per_step != rows:
+        parts.append(f"saved with {saved.rows_per_step} rows a step, continued with {rows}")
+    if begins_data_again(checkpoint, saved):
+        parts.append("all data streams begin again (checkpoint.reset_data=true)")
+    elif checkpoint.reset_data:
+        parts.append("data streams go on: checkpoint.reset_data=true was done by an earlier launch")
+    return "; ".join(parts)

@@ -1,0 +1,100 @@
+"""What a resumed run must have in common with the launch that saved it, and what it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megaunigame.config import BatchConfig, CheckpointConfig, legal_ranks, load_recipe, resolve_batch
+from megaunigame.data.sources.base import Cursor
+from megaunigame.errors import CheckpointError, ConfigError
+from megaunigame.training.resuming import check_batch, continued, describe
+from megaunigame.training.state import TrainState
+
+FOLDER = Path("step-00000040")
+CURSORS = {"train": Cursor(0, 800, {})}
+SAVED = TrainState(
+    step=40, cursors=CURSORS, bad_samples={"reads": {"train": 9}, "bad": {}}, rows={"u": [1]}, ranks=2, rows_per_step=20
+)
+
+
+def batch_of(**given):
+    return SimpleNamespace(batch=BatchConfig(**given))
+
+
+@pytest.mark.fault(
+    "another number of ranks cannot make the same steps", does="refuses, naming the legal numbers", lost="nothing"
+)
+def test_only_the_number_of_ranks_may_not_change_a_step():
+    check_batch(FOLDER, SAVED, batch_of(accumulation=2), 2, 5, 20)
+    check_batch(FOLDER, SAVED, batch_of(accumulation=3), 2, 5, 30)  # the recipe says so
+    check_batch(FOLDER, SAVED, batch_of(accumulation=1), 4, 5, 20)
+    check_batch(FOLDER, SAVED, batch_of(global_rows=40), 4, 5, 40)
+    check_batch(FOLDER, replace(SAVED, ranks=0, rows_per_step=0), batch_of(accumulation=2), 4, 5, 40)
+    with pytest.raises(CheckpointError) as caught:
+        check_batch(FOLDER, SAVED, batch_of(accumulation=2), 4, 5, 40)
+    for part in ("saved by 2 ranks with 20 rows", "this launch of 4 ranks would have 40", "numbers of ranks: 1, 2, 4."):
+        assert part in str(caught.value)
+    for part in ("batch.global_rows=20 batch.accumulation=null", "batch.global_rows=40 batch.accumulation=null"):
+        assert part in str(caught.value)
+    with pytest.raises(CheckpointError, match="give other rows per micro-step"):
+        check_batch(FOLDER, SAVED, batch_of(accumulation=2), 4, 6, 48)
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 40))
+def test_legal_numbers_of_ranks_are_those_that_resolve(micro_steps, rows, ranks):
+    total = micro_steps * rows
+    legal = legal_ranks(total, rows)
+    assert legal[0] == 1 and legal[-1] == micro_steps
+    if ranks in legal:
+        assert resolve_batch(BatchConfig(global_rows=total), rows, ranks) * ranks * rows == total
+    else:
+        with pytest.raises(ConfigError, match=rf"numbers of ranks: {', '.join(map(str, legal))}\.$"):
+            resolve_batch(BatchConfig(global_rows=total), rows, ranks)
+
+
+def test_rows_that_no_number_of_ranks_can_make():
+    assert legal_ranks(20, 6) == []
+    with pytest.raises(ConfigError, match="Type batch.global_rows=18, or change the objectives' rows"):
+        resolve_batch(BatchConfig(global_rows=20), 6, 1)
+
+
+def test_everything_goes_on_at_another_number_of_ranks():
+    state = continued(SAVED, CheckpointConfig(), 4, 20)
+    assert state == replace(SAVED, ranks=4)
+    assert describe(FOLDER, SAVED, CheckpointConfig(), 4, 20) == (
+        "resumed from step-00000040, after step 40; saved by 2 ranks, continued by 4"
+    )
+    assert describe(FOLDER, SAVED, CheckpointConfig(), 2, 20) == "resumed from step-00000040, after step 40"
+    assert "rotation get other samples" in describe(FOLDER, SAVED, CheckpointConfig(), 4, 20, rotates=True)
+    assert "rotation" not in describe(FOLDER, SAVED, CheckpointConfig(), 2, 20, rotates=True)
+    assert "saved with 20 rows a step, continued with 40" in describe(FOLDER, SAVED, CheckpointConfig(), 2, 40)
+
+
+def test_data_begin_again_once():
+    """A job that is given again with the same command goes on; a named step folder is a new request."""
+    again = CheckpointConfig(reset_data=True)
+    first = continued(SAVED, again, 2, 20)
+    assert (first.cursors, first.rows, first.bad_samples) == ({}, {}, {"reads": {}, "bad": {}})
+    assert (first.step, first.data_reset) == (40, True)
+    assert "all data streams begin again (checkpoint.reset_data=true)" in describe(FOLDER, SAVED, again, 2, 20)
+
+    later = replace(first, step=50, cursors={"other": Cursor(0, 200, {})})
+    assert continued(later, again, 2, 20) == later
+    assert "done by an earlier launch" in describe(FOLDER, later, again, 2, 20)
+    named = CheckpointConfig(reset_data=True, resume="runs/a/checkpoints/step-00000050")
+    assert continued(later, named, 2, 20).cursors == {}
+    without = continued(later, CheckpointConfig(), 2, 20)
+    assert without.cursors == later.cursors and continued(without, again, 2, 20).cursors == {}
+
+
+def test_weights_from_is_a_setting_of_the_model():
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.weights_from is not a setting: type model\.weights_from=\.\.\. instead"
+    ):
+        load_recipe("launch/recipes/tiny_sft.yaml", ["checkpoint.weights_from=runs/a"])
