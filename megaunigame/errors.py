@@ -42,7 +42,8 @@ class CheckpointError(UserError):
 
 
 class DivergenceError(UserError):
-    """A loss is not finite; no update was made with it."""
+    """Too many updates were skipped because a loss or the gradient was not finite or a spike, or a weight is not finite; no
+    update was made with it."""
 
 
 class Interrupted(Exception):

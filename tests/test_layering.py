@@ -71,6 +71,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the tools and the front doors
     "tiny_world": {"data", "errors", "judges", "launching", "models", "pixels", "representations"},
     "profiling": {"config", "data", "engine", "errors", "monitoring", "parallel", "step", "training"},
+    "diagnosis": {
+        *("checkpoint", "config", "errors", "models.base", "models.weights", "randomness", "step", "training"),
+    },
     "planning": {
         *("config", "data", "engine", "errors", "models.base", "monitoring.names", "objectives", "parallel", "profiling"),
         *("registry", "step"),

@@ -56,13 +56,19 @@ def open_run(step_folder: Path, model_path: Path | None = None, *, checked: bool
     recipe = load_recipe(str(folder / "recipe.yaml"), [])
     if recipe.model.weights == RANDOM:
         raise ConfigError(f"{folder} began with random weights (model.weights=random), to measure a shape: it has no model.")
-    found = Path(os.path.abspath(_model_folder(folder, recipe.model.path) if model_path is None else model_path))
+    found = model_folder_of(folder, recipe, model_path)
+    return SavedRun(folder, recipe, step_folder, found, read_train_state(step_folder).get("start", ""))
+
+
+def model_folder_of(folder: Path, recipe: Recipe, moved_to: Path | None = None) -> Path:
+    """The absolute folder of `model.path` of a run; `moved_to`: where it lies now. Raises ConfigError when it is not there."""
+    found = Path(os.path.abspath(_model_folder(folder, recipe.model.path) if moved_to is None else moved_to))
     if not found.is_dir():
         raise ConfigError(
             f"The run {folder} began with the model folder model.path={recipe.model.path}, and there is no folder {found}. "
             "Type --model FOLDER with the place where it is now."
         )
-    return SavedRun(folder, recipe, step_folder, found, read_train_state(step_folder).get("start", ""))
+    return found
 
 
 def read_train_state(step_folder: Path) -> dict[str, Any]:

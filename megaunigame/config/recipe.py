@@ -18,6 +18,7 @@ from megaunigame.config.run import (
     AUTO,
     BatchConfig,
     CheckpointConfig,
+    DivergenceConfig,
     EngineConfig,
     EvaluationConfig,
     MonitorConfig,
@@ -45,6 +46,7 @@ class Recipe:
     """Loss term -> factor on its weight by step, for example {depth: {start: 0.02, end: 1, steps: 100}}; null: none."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -42,6 +42,32 @@ class OptimizerConfig:
             raise ConfigError(f"{path}.betas must be two numbers in [0, 1); got {self.betas}.")
 
 
+WARN, SKIP = "warn", "skip"
+"""What a spike does."""
+
+
+@dataclass
+class DivergenceConfig:
+    """Updates that are not made, because a loss or the gradient is not finite or far above the last ones."""
+
+    skip: int = at_least(0, 3)
+    """Updates that may be skipped among the last `window` steps; one more stops the run. 0: the first one stops it."""
+    window: int = above(1, 128)
+    """Optimizer steps: of the budget, and of the median that spikes are measured from."""
+    spike: float = at_least(0, 20.0)
+    """A loss or a gradient norm this many robust standard deviations above its median is a spike; 0: none is. For `skip`,
+    published runs use about 6 (OLMo)."""
+    on_spike: str = one_of([WARN, SKIP], WARN)
+    """`warn`: a spike is named on the console; `skip`: its update is skipped, too, within the same budget."""
+
+    def check(self, path: str) -> None:
+        if self.skip >= self.window:
+            raise ConfigError(
+                f"{path}.skip={self.skip} of the last {path}.window={self.window} updates would never stop a run. "
+                f"Type {path}.skip={self.window - 1} at most, or {path}.window={self.skip + 1} at least."
+            )
+
+
 @dataclass
 class ScheduleConfig:
     steps: int = above(0, MISSING)

@@ -18,6 +18,7 @@ Rules of this file, each measured to matter:
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.engine.random_weights import fill_randomly
 from megaunigame.engine.reductions import time_reductions
 from megaunigame.engine.row_lengths import check_row_lengths
+from megaunigame.engine.update_gate import Accept, UpdateGate
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.parallel.ranks import Ranks
@@ -49,6 +51,9 @@ __compatible_ops__["deepspeed_shm_comm"] = False
 
 class Learner:
     """The model that is trained, under its engine."""
+
+    gate: UpdateGate
+    """In the step of the engine's optimizer, once it is built."""
 
     def __init__(self, engine: Any, world: Ranks, stage: int, trained_groups: list[list[nn.Parameter]]):
         self.engine = engine
@@ -83,15 +88,21 @@ class Learner:
             self.engine.set_gradient_accumulation_boundary(False)
             self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
 
-    def update(self) -> None:
-        """Update the weights with the gradients of all backwards since the last update."""
+    def update(self, accept: Accept = math.isfinite) -> bool:
+        """Update the weights with the gradients of all backwards since the last update, if `accept` says so of their norm.
+
+        Returns whether. After a refusal weights and optimizer are as before, and no gradient is left. A norm that is not finite
+        is refused in any case.
+        """
         optimizer = self.engine.optimizer
         with self.phases(OPTIMIZER):
             optimizer.finalize_gradient_accumulation_boundary()
             self.engine.set_gradient_accumulation_boundary(True)
-            self.engine.step()
+            with self.gate.asking(accept):
+                self.engine.step()
             for gradients in self._sums():
                 gradients.zero_()
+        return self.gate.accepted
 
     def _sums(self) -> Iterator[Tensor]:
         """The engine's sums of gradients that outlive an update."""
@@ -144,8 +155,9 @@ class Learner:
             group["lr"] = lr * group["factor"]
 
     def grad_norm(self) -> float:
-        """Norm of the last update's gradient before clipping, over all trained parameters of all ranks."""
-        return float(self.engine.get_global_grad_norm())
+        """Norm of the last step's gradient before clipping, over all trained parameters of all ranks; infinity when it is not
+        finite."""
+        return self.gate.norm
 
 
 def build_learner(
@@ -193,6 +205,7 @@ def build_learner(
         buffer.data = buffers[name].to(world.device)
     engine.module.train()
     learner = Learner(engine, world, stage, trained)
+    learner.gate = UpdateGate(engine.optimizer, stage, world)
     if partitioned:
         learner.gather_plans = GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_aside)
     return learner

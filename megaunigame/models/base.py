@@ -200,6 +200,10 @@ class UnifiedModel(nn.Module, ABC):
     def hold_frozen(self, module: nn.Module) -> None:
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
 
+    def frozen_modules(self) -> dict[str, nn.Module]:
+        """Name of a frozen tokenizer -> the module that is used, outside the module tree; to look at its weights."""
+        return {}
+
     @classmethod
     def accept_codes(cls, processor: Any, tokenizer: str | None, *, partial: bool) -> None:
         """From now on rows of `processor` may have codes of this `tokenizer` (None: of any). No change in a family without."""

@@ -149,6 +149,9 @@ class Family(UnifiedModel):
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
         self.frozen.keep(module)
 
+    def frozen_modules(self) -> dict[str, nn.Module]:
+        return {self.frozen.name: self.frozen.module}
+
     def load_frozen(self, path: str, device: torch.device) -> None:
         """Build and load the frozen tokenizer, outside the module tree, in float32. In bfloat16 several of a
         hundred codes are not those that the model was trained on."""

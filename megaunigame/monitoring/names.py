@@ -16,6 +16,8 @@ LOSS_TOTAL = "loss/total"
 OPTIM_LR = "optim/lr"
 OPTIM_GRAD_NORM = "optim/grad_norm"
 """Norm over all trained parameters, before clipping."""
+OPTIM_SKIPPED = "optim/skipped"
+"""Updates skipped since the beginning of the run, because a loss or the gradient was not finite or far above the last ones."""
 
 PERF_STEP_SECONDS = "perf/step_seconds"
 PERF_ROWS_PER_SECOND = "perf/rows_per_second"

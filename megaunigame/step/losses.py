@@ -7,6 +7,7 @@ Every term is its sum over valid positions (or rows) divided by its count over a
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -104,6 +105,10 @@ class LossTerms:
         """Term -> mean loss, from its sum over all ranks; without terms that have no position in this step."""
         pairs = zip(self.names, totals.tolist(), counts.tolist(), strict=True)
         return {name: total / count for name, total, count in pairs if count > 0}
+
+    def not_finite(self, totals: Tensor) -> dict[str, float]:
+        """Term -> its sum over all ranks, of terms whose sum is not finite."""
+        return {name: total for name, total in zip(self.names, totals.tolist(), strict=True) if not math.isfinite(total)}
 
     def metrics(self, means: dict[str, float], weights: Tensor) -> dict[str, float]:
         """The means by their metric names, and their weighted sum."""

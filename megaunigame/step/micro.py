@@ -56,5 +56,8 @@ class Step:
     the recipe. A term that is not in it has 1."""
     losses: dict[str, float] = field(default_factory=dict)
     """Term -> its mean over all ranks; filled after the learner's passes."""
+    updated: bool = True
+    """Whether the learner was updated; known after its passes. False: the update was skipped, because a loss or the gradient is
+    not finite or far above the last ones. Players' hooks come as in every step; nothing may be learned from its losses."""
     passes: int = 0
     """Forwards through the language model that players made in addition to the learner's."""

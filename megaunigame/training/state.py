@@ -23,6 +23,8 @@ class TrainState:
     """Rows wanted, filled and cut so far, per term."""
     factors: dict[str, float] = field(default_factory=dict)
     """Factors of terms with `weights.TERM.kind=auto`."""
+    divergence: dict[str, Any] = field(default_factory=dict)
+    """Skipped updates, and the last losses and norms, from which spikes are measured."""
     weights: str = PRETRAINED
     """`model.weights` of the first launch."""
     weights_from: str = ""

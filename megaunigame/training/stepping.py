@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from megaunigame.data.loading.bad_samples import BadSample, BadSampleCounter
 from megaunigame.data.loading.stream import MicroBatch
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.engine.zero3 import Learner
-from megaunigame.errors import DivergenceError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import taps_of
 from megaunigame.objectives.player import Player
@@ -27,11 +25,13 @@ from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.step.phases import DATA, MERGE, PLAYERS, Phases
 from megaunigame.training.assembly import Assembly
+from megaunigame.training.divergence import Divergence
 from megaunigame.training.fetching import Fetcher
 from megaunigame.training.gradient_report import GradientReport
 from megaunigame.training.lockstep import LockstepGuard
 from megaunigame.training.performance import Performance
 from megaunigame.training.quarantine import Quarantine
+from megaunigame.training.refused_step import RefusedSteps
 from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.term_weights import LEAST, MOST
 
@@ -47,6 +47,8 @@ class StepData:
     """Replaced samples, per micro-step."""
     waited: float
     """Seconds waited for the data."""
+    row_losses: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    """(micro-step, pass) -> (B,) loss sums of its rows, as they become known."""
 
 
 class Stepper:
@@ -80,6 +82,8 @@ class Stepper:
         self.gradients: GradientReport | None = None
         if monitor.gradients:
             self.gradients = GradientReport(learner, self.plan, self.data_ranks, monitor.gradient_layers, self.recipe.seed)
+        self.divergence = Divergence(self.recipe.divergence, self.terms.joined)
+        self.refused = RefusedSteps(parts, learner, self.divergence)
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
         self.limited: set[str] = set()
         """Terms whose factor was at a limit when it was last measured."""
@@ -101,15 +105,14 @@ class Stepper:
             for name, factor in zip(self.terms.names, self.factors.factors(self.terms.names, number), strict=True):
                 step.factors[name] = step.factors.get(name, 1.0) * factor
             weights, counts = self.terms.weights(step), self.terms.counts(step)
-            totals, counted = self._run(data, weights, counts)
-            grad_norm = self._gradient_norm(step, totals)
-            joined = {name for micro in step.micro_steps for name in micro.losses}
-            means = self.terms.means(totals, counts)
-            step.losses = {name: x for name, x in means.items() if name not in self.terms.joined or name in joined}
+            counted = self._run(data, weights, counts)
+            if not step.updated:
+                self.refused.handle(step, data.row_losses)
+            self.refused.warn(step)
             with self.phases(MERGE):
                 reported = [player.after_learner(step) for player in self.players]
             reported += [self.factors.metrics(number), gradients]
-            return self._report(data, counted, weights, grad_norm, reported)
+            return self._report(data, counted, weights, reported)
 
     def _measure_gradients(self, step: Step) -> dict[str, float]:
         """Every n-th step: the gradients of the terms, and the factors that follow from them."""
@@ -134,23 +137,27 @@ class Stepper:
         step = Step(number, lr, micro_steps, self.recipe.optimizer.lr)
         return StepData(step, [b.bad for b in batches], waited)
 
-    def _run(self, data: StepData, weights: Tensor, counts: Tensor) -> tuple[Tensor, list[float]]:
-        """All passes and backwards, and the update; returns what `_agree` does, before the last backward."""
+    def _run(self, data: StepData, weights: Tensor, counts: Tensor) -> list[float]:
+        """All passes and backwards, and the update unless it is refused; returns sums of `Performance.counts`, all ranks."""
         step, sums = data.step, torch.zeros_like(counts)
-        row_losses: list[tuple[list[str], Tensor]] = []
         *_, last = self.plan.passes
         for micro in step.micro_steps:
             self._begin(step, micro)
             for name in self.plan.passes:
-                term_sums = self._forward(step, micro, name, row_losses)
+                term_sums = self._forward(data, micro, name)
                 if name == last:
                     term_sums = term_sums + self.terms.joined_sums(micro.losses, sums)
                 sums += term_sums.detach()
                 if name == last and micro.number == self.accumulation - 1:
-                    totals = self._agree(data, sums, row_losses)
+                    totals, counted = self._agree(data, sums)
                 self.learner.backward((weights * term_sums / counts.clamp(min=1)).sum())
-        self.learner.update()
-        return totals
+        joined = {name for micro in step.micro_steps for name in micro.losses}
+        means = self.terms.means(totals, counts)
+        step.losses = {name: x for name, x in means.items() if name not in self.terms.joined or name in joined}
+        # A term without positions has no mean; its rows can break the gradient all the same.
+        judged = self.terms.not_finite(totals) | step.losses
+        step.updated = self.learner.update(lambda norm: self.divergence.accepts(step.number, judged, norm))
+        return counted
 
     def _begin(self, step: Step, micro: MicroStep) -> None:
         """What comes before the passes of one micro-step."""
@@ -161,26 +168,25 @@ class Stepper:
                 player.before_micro_step(step, micro)
         seed_micro_step(self.recipe.seed, step.number, micro.number, self.data_ranks.rank)
 
-    def _forward(self, step: Step, micro: MicroStep, name: str, row_losses: list[tuple[list[str], Tensor]]) -> Tensor:
-        """(T,) what one pass adds to each term. Appends the loss of each row to `row_losses`."""
+    def _forward(self, data: StepData, micro: MicroStep, name: str) -> Tensor:
+        """(T,) what one pass adds to each term. Notes the loss of each row in `data`."""
         inputs = dataclasses.replace(micro.inputs[name], taps=self.taps[name])
         if inputs.pass_name != name:
             raise TypeError(f"The processor of the family made {type(inputs).__name__} for the {name} pass.")
         with self.phases(name):
             output = self.learner.forward(inputs)
             term_sums = self.terms.sums(inputs, output)
-        row_losses.append((inputs.keys, output.loss_sum.detach()))
+        data.row_losses[micro.number, name] = output.loss_sum.detach()
         # A player may put rows into later passes.
         with self.phases(PLAYERS):
             for player in self.players:
-                player.after_pass(step, micro, output)
+                player.after_pass(data.step, micro, output)
         return term_sums
 
-    def _agree(self, data: StepData, sums: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> tuple[Tensor, list[float]]:
+    def _agree(self, data: StepData, sums: Tensor) -> tuple[Tensor, list[float]]:
         """One collective before the update: loss terms, bad samples, rows, tokens, and whether to stop.
 
-        Returns sums over all ranks: of each loss term, (T,) float64, and of `Performance.counts`. Raises DivergenceError on
-        every rank when any loss of any rank is not finite.
+        Returns sums over all ranks: of each loss term, (T,) float64, and of `Performance.counts`.
         """
         for micro, bad in zip(data.step.micro_steps, data.bad, strict=True):
             self.bad_samples.add(micro.plan, bad)
@@ -195,41 +201,10 @@ class Stepper:
         self.bad_samples.merge([int(x) for x in totals[terms:first_row]])
         self.rows.merge([int(x) for x in totals[first_row:counted]])
         self.stop.agreed = bool(totals[-1] > 0)
-        # A broken loss of a player may reach its own parameters only, which it guards; else the learner's gradient shows it.
-        if not bool(torch.isfinite(totals[: terms - len(self.terms.joined)]).all()):
-            self._diverged(data.step, totals[:terms], row_losses)
         return totals[:terms], totals[counted:-1].tolist()
 
-    def _diverged(self, step: Step, totals: Tensor, row_losses: list[tuple[list[str], Tensor]]) -> None:
-        """Collective; raises DivergenceError with the samples of all ranks."""
-        bad = [k for keys, loss in row_losses for k, x in zip(keys, loss.tolist(), strict=True) if not math.isfinite(x)]
-        everywhere = [
-            f"rank {rank}: {', '.join(keys[:8])}" for rank, keys in enumerate(self.world.all_gather_object(bad)) if keys
-        ]
-        broken = [term for term, total in zip(self.terms.names, totals.tolist(), strict=True) if not math.isfinite(total)]
-        raise DivergenceError(
-            f"The loss of {', '.join(broken)} is not finite in step {step.number + 1}; nothing was updated with it. "
-            f"Samples: {'; '.join(everywhere)}. Lower optimizer.lr or optimizer.clip and start again: the run resumes "
-            f"from its newest checkpoint in {self.folder / 'checkpoints'}."
-        )
-
-    def _gradient_norm(self, step: Step, totals: Tensor) -> float:
-        norm = self.learner.grad_norm()
-        if not math.isfinite(norm):
-            pairs = zip(self.terms.names, totals.tolist(), strict=True)
-            broken = ", ".join(
-                name for name, total in pairs if not math.isfinite(total)
-            )  # of players; rows were checked before
-            raise DivergenceError(
-                f"The gradient of step {step.number + 1} is not finite although the losses of its rows are"
-                f"{f' (that of {broken} is not)' if broken else ''}; the update with it is lost and "
-                f"nothing of it was saved. Lower optimizer.lr and start again: the run resumes from its newest checkpoint in "
-                f"{self.folder / 'checkpoints'}."
-            )
-        return norm
-
     def _report(
-        self, data: StepData, counted: list[float], weights: Tensor, grad_norm: float, reported: Sequence[dict[str, float]]
+        self, data: StepData, counted: list[float], weights: Tensor, reported: Sequence[dict[str, float]]
     ) -> dict[str, float]:
         """The metrics of the step."""
         step = data.step
@@ -237,7 +212,8 @@ class Stepper:
         passes = len(self.plan.passes) * self.accumulation + step.passes
         metrics: dict[str, Any] = self.terms.metrics(step.losses, weights) | {
             names.OPTIM_LR: step.lr,
-            names.OPTIM_GRAD_NORM: grad_norm,
+            names.OPTIM_GRAD_NORM: self.learner.grad_norm(),
+            names.OPTIM_SKIPPED: self.divergence.skipped,
             **self.performance.metrics(rows, passes, counted),
             **self.rows.metrics(),
             names.DATA_WAIT_SECONDS: data.waited,

@@ -80,6 +80,7 @@ class Trainer:
         self.rows.load_state_dict(self.state.rows)
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, marked, self.stop)
         self.stepper.factors.load_state_dict(self.state.factors)
+        self.stepper.divergence.load_state_dict(self.state.divergence)
         if self.resumed_from:
             with PULSE.phase(LOADING):
                 parts.checkpoints.load(self.learner, self.resumed_from)
@@ -97,6 +98,7 @@ class Trainer:
             self.first_step,
             self._lost_shards(),
         )
+        self.stepper.refused.micro_batches = self.micro_batches
 
     def _lost_shards(self) -> LostShardRule:
         loader, timeout = self.recipe.loader, 60 * self.recipe.engine.timeout_minutes
@@ -214,7 +216,7 @@ class Trainer:
         """Copy the state of the current step; the copy is written while the training goes on."""
         check_held(self.world)
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
-        self.state.factors = self.stepper.factors.state_dict()
+        self.state.factors, self.state.divergence = self.stepper.factors.state_dict(), self.stepper.divergence.state_dict()
         others = [player.pending for player in self.players]
         with PULSE.phase(SAVE):
             self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)

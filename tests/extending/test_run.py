@@ -14,11 +14,9 @@ import torch
 
 from megaunigame.config import load_recipe
 from megaunigame.data.loading.loader import MicroBatchLoader
-from megaunigame.errors import DivergenceError
 from megaunigame.objectives.player import Player
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.step.inputs import UnderstandOutput
-from megaunigame.step.micro import Step
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.training.trainer import Trainer
 from tests.data.shard_files import encoded
@@ -152,14 +150,8 @@ def test_the_suite_measures_the_model(run):
     assert kept["suites"]["perplexity"]["metrics"] == result["metrics"]
 
 
-def test_a_loss_of_a_player_that_breaks_the_gradient_is_named(run):
-    stepper = run.trainer.stepper
-    assert stepper.terms.joined == ()
-    totals = torch.ones(len(stepper.terms.names), dtype=torch.float64)
-    totals[-1] = math.nan
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stepper.learner, "grad_norm", lambda: math.inf)
-        with pytest.raises(DivergenceError, match=rf"step 3 is not finite .* \(that of {stepper.terms.names[-1]} is not\)"):
-            stepper._gradient_norm(Step(2, 0.1, [], 0.1), totals)
-        with pytest.raises(DivergenceError, match="the losses of its rows are; the update"):
-            stepper._gradient_norm(Step(2, 0.1, [], 0.1), torch.ones_like(totals))
+def test_a_loss_of_a_player_is_judged_by_the_gradient_it_makes(run):
+    divergence, squared = run.trainer.stepper.divergence, run.trainer.stepper.terms.names[-1]
+    assert run.trainer.stepper.terms.joined == ()
+    assert not divergence.accepts(2, {squared: math.nan}, 1.0), "a term over rows is not a loss of a player"
+    assert divergence.refusal.terms == [squared]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from megaunigame.data.codes import write_codes
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
+from megaunigame.models.weights.tensor_files import save_tensors
 from megaunigame.step.codes import PictureCodes
 from tests.checkpoint.altered import change_state
 from tests.data.shard_files import talk, write_shards
@@ -244,11 +248,30 @@ def test_exit_code_under_the_deepspeed_launcher(home, tmp_path):
     assert said.count("ConfigError: batch.global_rows=15 is not a multiple of 10 = 5 rows per micro-step x 2 ranks.") == 1
 
 
+@pytest.mark.fault("learning rate far too large", does="skips a few updates, then stops", lost="since the last checkpoint")
 def test_a_diverging_run_stops_and_names_the_rows(home, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.yaml", home, optimizer={"lr": 1e30, "clip": 1e30})
-    with pytest.raises(DivergenceError, match=r"not finite in step 2; nothing was updated.*rank 0: 00000.*optimizer\.lr"):
+    text = r"not finite in step 5; nothing was updated.*rank 0: 00000.*optimizer\.lr=5e\+29.*it begins at step 1"
+    with pytest.raises(DivergenceError, match=text):
         train.main([str(recipe), f"output={tmp_path / 'run'}"])
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["optim/skipped"] for line in metrics if "optim/skipped" in line] == [0, 1, 2, 3]
+
+
+@pytest.mark.fault("NaN in a weight of the model folder", does="stops before an update and names the weight", lost="nothing")
+def test_a_weight_that_is_not_finite_is_named(home, tmp_path):
+    shutil.copytree(home / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "vision" in name and name.endswith("v_proj.weight"))
+    weights[name].view(-1)[0] = math.nan
+    save_tensors(weights, file)
+    recipe = write_recipe(tmp_path / "recipe.yaml", home, model={"path": str(tmp_path / "model"), "groups": ["lm"]})
+    text = rf"A weight is not finite in step 1: {re.escape(name)} \(frozen, 1 of .* elements\)\. No update changes.*again, then"
+    with pytest.raises(DivergenceError, match=text) as raised:
+        train.main([str(recipe), f"output={tmp_path / 'run'}"])
+    assert "Samples:" not in str(raised.value) and "optimizer" not in str(raised.value)
 
 
 def test_a_term_that_no_sample_fills_ends_the_run(home, tmp_path):

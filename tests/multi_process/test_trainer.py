@@ -14,7 +14,7 @@ REDRAWN = [case for case in unigame.CASES if case.startswith("redraw")]
 ALONE = ["alternating_lora_accumulation", "simultaneous_checkpointing", "simultaneous_zero2"]
 OWN = [case for case in unigame.CASES if case not in REDRAWN]
 LAUNCHES = {
-    "every step on two ranks equals plain torch": ("gradients", 2, [*gradients.CASES, "divergence"]),
+    "every step on two ranks equals plain torch": ("gradients", 2, list(gradients.CASES)),
     "every bf16 step on two ranks equals plain mixed precision": ("mixed", 2, list(mixed.CASES)),
     "one rank runs the same code": ("gradients", 1, ["accumulation", "lora_checkpointing", "zero2"]),
     "the plan of every family equals the engine on two ranks": ("plans", plans.RANKS, list(plans.CASES)),

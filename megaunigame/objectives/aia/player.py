@@ -140,7 +140,7 @@ class AttentionLoss(PassTerm):
         """While lambda is unknown: average towards loss of the measured rows / (ratio * this loss), means over all ranks."""
         measured = {self.plan.terms[number] for number in self.measurement.row_terms}
         requests = [r for r in self.plan.of_pass(self.pass_name) if r.term in step.losses and r.term in measured]
-        if self.full_weight is not None or self.term not in step.losses or not requests:
+        if self.full_weight is not None or not step.updated or self.term not in step.losses or not requests:
             return
         loss = sum(r.weight * step.factors.get(r.term, 1.0) * step.losses[r.term] for r in requests)
         self.seen = [self.seen[0] + loss, self.seen[1] + step.losses[self.term], self.seen[2] + 1]
