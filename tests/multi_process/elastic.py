@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,15 +63,16 @@ CASES: dict[str, dict[str, Any]] = {
 class Watched(Trainer):
     """Stops after step `stop`; writes the keys of its rows down, by step, micro-step and rank."""
 
-    stop = STEPS
+    last_step = STEPS
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         self.seen: list[dict[str, list[str]]] = []
+        if self.state.step == self.last_step - 1:
+            self.stop.take(signal.SIGTERM, time.monotonic())
         metrics = super().train_step(self._noted(micro_batches))
         file = self.folder / "keys" / f"{self.state.step:02d}-{self.world.rank}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(self.seen))
-        self.stepper.signaled |= self.state.step == self.stop - 1
         return metrics
 
     def _noted(self, micro_batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
@@ -102,7 +105,7 @@ def launch(name: str, home: Path, world: Ranks, settings: dict[str, Any], engine
     engine = {key: value.format(home=home) for key, value in engine.items()}
     settings = {**settings, "engine": {**settings.get("engine", {}), **engine}, "schedule": {"steps": STEPS}}
     trainer = trainer_of(name, home, world, Watched, checkpoint={"every": 100, "keep": 9}, **settings)
-    trainer.stop = stop
+    trainer.last_step = stop
     return trainer
 
 
@@ -235,10 +238,11 @@ def reset_data(home: Path) -> str:
         said = "begin again" if fresh else "done by an earlier launch"
         assert said in trainer.parts.how_resumed(), trainer.parts.how_resumed()
         check_loaded(trainer)
-        trainer.stop = trainer.first_step + 1
-        trainer.stepper.signaled = True
+        trainer.last_step = trainer.first_step + 1
         trainer.fit()
-        assert trainer.state.step == trainer.stop and trainer.state.cursors["train"].position == 20 * (trainer.stop - 2)
+        assert trainer.state.step == trainer.last_step and trainer.state.cursors["train"].position == 20 * (
+            trainer.last_step - 2
+        )
 
     in_world(1, first)
     in_world(2, other)
