@@ -19,6 +19,7 @@ from tests.multi_process.tiny_run import write_data, write_model
 sys.path.insert(0, str(REPOSITORY / "launch"))
 import replay  # noqa: E402
 
+pytestmark = pytest.mark.ranks
 FEW = ["spike_zero2_bf16", "gradient_zero3_bf16_persistent", "gradient_zero3_offloaded_round_robin"]
 OTHERS = [case for case in diverging.CASES if case not in FEW]
 

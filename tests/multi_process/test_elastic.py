@@ -8,6 +8,8 @@ from tests.multi_process import elastic
 from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_model, write_pictures
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.mark.timeout(600)
 @pytest.mark.fault(

@@ -13,6 +13,7 @@ import pytest
 from tests.multi_process.launcher import REPOSITORY
 from tests.parallel.watched_ranks import FAULTS, LOST_SECONDS, RANKS
 
+pytestmark = pytest.mark.ranks
 CASES = (*FAULTS, "disagree", "differ", "misses", "port taken")
 
 
