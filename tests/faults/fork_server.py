@@ -78,6 +78,7 @@ def be_rank(order: dict[str, Any], rank: int) -> NoReturn:
     moments.plant([moments.Moment(**given) for given in order["moments"] if given["rank"] == rank])
     if order["keys"]:
         sample_keys.note(order["keys"][rank])
+    train.STOP.listen()  # as the script does first of all
     sys.argv = ["launch/train.py", *order["arguments"]]
     run_to_exit(train.main, order["arguments"])
 
