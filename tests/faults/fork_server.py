@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from launch import train
 from megaunigame.launching import run_to_exit
-from tests.faults import moments
+from tests.faults import moments, sample_keys
 
 LATER = (
     "megaunigame.evaluation.suites",
@@ -76,6 +76,9 @@ def be_rank(order: dict[str, Any], rank: int) -> NoReturn:
     if nodes:
         enter_network(nodes[rank])
     moments.plant([moments.Moment(**given) for given in order["moments"] if given["rank"] == rank])
+    if order["keys"]:
+        sample_keys.note(order["keys"][rank])
+    train.STOP.listen()  # as the script does first of all
     sys.argv = ["launch/train.py", *order["arguments"]]
     run_to_exit(train.main, order["arguments"])
 

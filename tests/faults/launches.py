@@ -142,8 +142,10 @@ class ForkServer:
         environment: Mapping[str, str] | None = None,
         networks: Sequence[str] = (),
         address: str = "127.0.0.1",
+        note_keys: bool = False,
     ) -> Launch:
-        """`launch/train.py arguments` on `world` ranks. `networks`: the host of each rank, as a network namespace."""
+        """`launch/train.py arguments` on `world` ranks. `networks`: the host of each rank, as a network namespace; `note_keys`:
+        write the sample keys of every step to `keys_of`(rank)."""
         self.launches += 1
         logs = [self.folder / f"launch-{self.launches:03d}-rank{rank}.log" for rank in range(world)]
         order = {
@@ -156,8 +158,13 @@ class ForkServer:
             "address": address,
             "port": free_port(),
             "logs": [str(log) for log in logs],
+            "keys": [str(self.keys_of(rank)) for rank in range(world)] if note_keys else [],
         }
         return Launch(self, self._ask(order)["pids"], logs)
+
+    def keys_of(self, rank: int) -> Path:
+        """Of a rank of the last launch."""
+        return self.folder / f"launch-{self.launches:03d}-rank{rank}.keys"
 
     def codes(self) -> dict[int, int]:
         """The exit codes known so far; asks at most every 20 ms."""
