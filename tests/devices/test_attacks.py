@@ -141,8 +141,14 @@ def test_what_a_checkpoint_keeps_is_brought_to_the_host(monkeypatch, home, tmp_p
     model = load("janus", home)
     objective = game(model, monkeypatch, adversary=ADVERSARIES["perturber"])
     moved = []
-    cpu = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (moved.append(self.shape), cpu(self))[1])
+    to = torch.Tensor.to
+
+    def moves(tensor, *where, **how):
+        if where == ("cpu",):
+            moved.append(tensor.shape)
+        return to(tensor, *where, **how)
+
+    monkeypatch.setattr(torch.Tensor, "to", moves)
     for file in objective.pending():
         file.write(tmp_path)
     with safe_open(tmp_path / "unigame.safetensors", "pt") as file:

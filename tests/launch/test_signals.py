@@ -160,7 +160,7 @@ def test_an_error_of_the_program_ends_the_process(tmp_path):
         "import train\n"
         "from megaunigame.engine.zero3 import Learner\n"
         "from megaunigame.launching import run_to_exit\n"
-        "def fails(self): raise RuntimeError('out of memory')\n"
+        "def fails(self, accept): raise RuntimeError('out of memory')\n"
         "Learner.update = fails\n"
         f"run_to_exit(train.main, [{str(recipe)!r}])\n"
     )

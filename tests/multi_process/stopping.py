@@ -33,7 +33,6 @@ from tests.multi_process.tiny_run import write_recipe
 STEPS, EVERY, EVALUATE = 4, 3, 2
 DRY_RUN, STEP, SAVE, EVALUATION, SAMPLING = "dry_run", "step", "save", "evaluation", "sampling"
 resume.LAST = f"checkpoints/step-{STEPS:08d}"
-decoding.READS_TO_LEAVE_POINT = 2  # its pictures have four tokens
 
 
 @dataclass(frozen=True)
@@ -178,4 +177,5 @@ def run(case: str, expected: Round, home: Path, world: Ranks) -> str:
 
 
 if __name__ == "__main__":
+    decoding.READS_TO_LEAVE_POINT = 2  # its pictures have four tokens
     play(run, CASES, {})

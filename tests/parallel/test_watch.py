@@ -116,7 +116,7 @@ def test_ranks_that_are_not_the_same_all_raise_the_same(said):
 @pytest.mark.fault("a rank never comes", does="ConfigError after engine.timeout_minutes, with its number", lost="nothing")
 def test_a_rank_that_never_comes_is_missed_by_number(said):
     assert ended(said, "misses") == [2, 0, 2]
-    assert "ConfigError: After 8 s (engine.timeout_minutes), 2 of 3 ranks have come; rank 1 has not." in of(said, "misses", 0)
+    assert "ConfigError: After 16 s (engine.timeout_minutes), 2 of 3 ranks have come; rank 1 has not." in of(said, "misses", 0)
     assert "ConfigError" in of(said, "misses", 2)
 
 

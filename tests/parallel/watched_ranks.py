@@ -82,7 +82,7 @@ def train(case: str, rank: int, folder: Path) -> None:
 
 
 def disagree(rank: int) -> None:
-    world = start_world(TIMEOUT_MINUTES)
+    world = start_world(0.5)
     begun = time.perf_counter()
     for number in range(200):
         LockstepGuard(world).check(Step(number, 0.1, [], 0.1))
@@ -91,19 +91,19 @@ def disagree(rank: int) -> None:
 
 
 def differ(rank: int) -> None:
-    world = start_world(TIMEOUT_MINUTES)
+    world = start_world(0.5)
     check_same_start(world, {"torch": "2.14", "optimizer.lr": "1e-5" if rank else "2e-5"})
 
 
 def misses(rank: int) -> None:
     if rank != 1:
-        meet(Place(rank, RANKS, rank, alone=False), seconds=8)
+        meet(Place(rank, RANKS, rank, alone=False), seconds=16)
 
 
 def port_taken(rank: int) -> None:
     """Ranks 0 and 1 are a run of two; rank 2 comes as both ranks of another one."""
     if rank < 2:
-        first = meet(Place(rank, 2, rank, alone=False), seconds=20)
+        first = meet(Place(rank, 2, rank, alone=False), seconds=30)
         time.sleep(12)
         print(f"met at {first.port}")
         return
