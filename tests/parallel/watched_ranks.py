@@ -104,13 +104,13 @@ def port_taken(rank: int) -> None:
     """Ranks 0 and 1 are a run of two; rank 2 comes as both ranks of another one."""
     if rank < 2:
         first = meet(Place(rank, 2, rank, alone=False), seconds=30)
-        time.sleep(12)
+        time.sleep(24)
         print(f"met at {first.port}")
         return
     time.sleep(3)
     for place in (0, 1):
         try:
-            meet(Place(place, 2, place, alone=False), seconds=5)
+            meet(Place(place, 2, place, alone=False), seconds=10)
         except Exception as error:
             print(f"as rank {place}: {type(error).__name__}: {error}", flush=True)
 
