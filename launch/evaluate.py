@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"{options.recipe} names no evaluation suite. Add one under evaluation.suites.")
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     with watch(world, recipe):
-        run = Assembly(recipe, Mesh.of(world))
+        run = Assembly(recipe, Mesh.of(world), trains=False)
         learner = run.build_learner()
         if run.resumed_from is not None:
             run.checkpoints.load(learner, run.resumed_from)

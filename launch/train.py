@@ -32,7 +32,7 @@ from megaunigame.parallel.last_words import use_flight_recorder
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import start_world
 from megaunigame.training.run_lock import claim, release
-from megaunigame.training.start import watch
+from megaunigame.training.start import clear_leftovers, watch
 from megaunigame.training.trainer import Trainer
 
 
@@ -45,25 +45,26 @@ def main(arguments: list[str]) -> None:
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     with watch(world, recipe):
         claim(recipe.output, world)
-        rank_log(recipe.output, world.rank)
-        trainer = Trainer(recipe, Mesh.of(world), stop=STOP)
-        trainer.make_room()
-        plan = trainer.describe()
-        if world.is_main:
-            if trainer.resumed_from is not None:
-                print(trainer.parts.how_resumed(), flush=True)
-            print(plan, flush=True)
-            record = RunRecord(
-                trainer.folder,
-                name=recipe.name,
-                command=shlex.join(["launch/train.py", options.recipe, *options.overrides]),
-                world_size=world.size,
-                recipe=as_yaml(recipe),
-                plan=plan,
-                origin=trainer.parts.origin(),
-                sources=sources,
-            )
         try:
+            rank_log(recipe.output, world.rank)
+            clear_leftovers(recipe, world)
+            trainer = Trainer(recipe, Mesh.of(world), stop=STOP)
+            trainer.make_room()
+            plan = trainer.describe()
+            if world.is_main:
+                if trainer.resumed_from is not None:
+                    print(trainer.parts.how_resumed(), flush=True)
+                print(plan, flush=True)
+                record = RunRecord(
+                    trainer.folder,
+                    name=recipe.name,
+                    command=shlex.join(["launch/train.py", options.recipe, *options.overrides]),
+                    world_size=world.size,
+                    recipe=as_yaml(recipe),
+                    plan=plan,
+                    origin=trainer.parts.origin(),
+                    sources=sources,
+                )
             trainer.fit()
             if world.is_main:
                 print(f"report: {record.finish(complete=not trainer.interrupted)}")

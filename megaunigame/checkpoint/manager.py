@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from megaunigame.checkpoint import learner_files, step_folders
 from megaunigame.checkpoint.agreement import on_main
 from megaunigame.checkpoint.contents import check_everywhere
-from megaunigame.checkpoint.manifest import REMEDY, Manifest, read_manifest
+from megaunigame.checkpoint.manifest import Manifest, described, read_manifest
 from megaunigame.checkpoint.runs import read_train_state
 from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.checkpoint.saver import Saver
+from megaunigame.config import AUTO, NEVER
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError
 from megaunigame.storage.disk_errors import free_bytes, in_words
@@ -57,13 +58,14 @@ class CheckpointManager(Saver):
 
     # Resuming
 
-    def find(self, resume: str) -> Path | None:
+    def find(self, resume: str, *, once: bool = True) -> Path | None:
         """The folder to resume from, with every file checked, or None for a fresh start. `resume` as in CheckpointConfig.
 
+        `once`: what a launch with the same `resume` has saved is gone on from; without it, `resume` is taken at its word.
         Rank 0 decides for all: nodes may see different states of a shared folder. Raises CheckpointError on every rank when
         the folder is damaged or is not a checkpoint. It may be one of any number of ranks.
         """
-        found = on_main(self.world, lambda: self._readable(lambda: self._look(resume)))
+        found = on_main(self.world, lambda: self._readable(lambda: self._look(resume, once)))
         if found is None:
             return None
         folder, manifest, remedy = found
@@ -75,28 +77,36 @@ class CheckpointManager(Saver):
         """Refuse the files of other versions before the model is loaded."""
         SavedLearner(folder)
 
-    def _look(self, resume: str) -> tuple[Path, Manifest, str] | None:
+    def _look(self, resume: str, once: bool) -> tuple[Path, Manifest, str] | None:
         """The folder, its manifest, and what to type when its content is damaged."""
-        if resume == "never":
-            return None
-        if resume == "auto":
+        if resume == AUTO:
             found = step_folders.newest(self.folder)
-            if found is None:
-                return None
-            folder, manifest = found
-        else:
-            folder = Path(resume)
-            try:
-                manifest = read_manifest(folder)
-            except CheckpointError as error:
-                raise CheckpointError(f"{error} {self._older(folder)}") from error
-        return folder, manifest, f"{REMEDY} {self._older(folder)}"
+            return None if found is None else (*found, _older(found[0]))
+        done = self._done(resume) if once else None
+        if done is not None:
+            return *done, f"Delete {done[0]}, then give the same command again."
+        if resume == NEVER:
+            return None
+        folder = Path(resume)
+        return folder, read_manifest(folder, remedy=_older(folder)), _older(folder)
 
-    def _older(self, damaged: Path) -> str:
-        """What else there is to resume from."""
-        parent = damaged.absolute().parent
-        good = next((folder for folder, _ in step_folders.complete(parent) if folder.name != damaged.name), None)
-        return f"No other checkpoint in {parent} is complete." if good is None else f"Type checkpoint.resume={good}."
+    def _done(self, resume: str) -> tuple[Path, Manifest] | None:
+        """The checkpoint saved last, if the launch that saved it had the same `checkpoint.resume`."""
+        last = next(step_folders.complete(self.folder), None)
+        try:
+            return last if last is not None and read_train_state(last[0]).get("resume") == resume else None
+        except CheckpointError:
+            return None  # damaged: that may be why another step is named
+
+    def of_the_same_command(self, resume: str) -> str:
+        """The step folder that the same command would go on from now, as this rank sees the folder; empty: it begins at step 1.
+
+        Not a collective, and nothing is checked.
+        """
+        last = next(step_folders.complete(self.folder), None) if resume == AUTO else self._done(resume)
+        if last is not None:
+            return str(last[0])
+        return "" if resume in (AUTO, NEVER) else resume
 
     def train_state(self, folder: Path) -> dict[str, Any]:
         """The `train_state` given to `save`, from a folder that `find` has checked. Rank 0 reads it for all."""
@@ -112,3 +122,23 @@ class CheckpointManager(Saver):
         except OSError as error:
             problem = f"The checkpoints in {self.folder} cannot be used: {in_words(error, self.folder)}."
             raise CheckpointError(problem) from error
+
+
+def _older(damaged: Path) -> str:
+    """What to type instead of a damaged folder."""
+    parent = damaged.absolute().parent
+    others = [folder for folder, _ in step_folders.complete(parent) if folder.name != damaged.name]
+    before = [folder for folder in others if _is_older(folder, damaged)]
+    if before:
+        return f"Type checkpoint.resume={before[0]}, which was saved before it."
+    if others:
+        return f"Type checkpoint.resume={others[0]}, which was saved after it."
+    return f"No other checkpoint in {parent} is complete: give another `output`, or delete {parent} to start again at step 1."
+
+
+def _is_older(folder: Path, damaged: Path) -> bool:
+    """By the saves that the manifests count, or by the steps where one cannot be read."""
+    try:
+        return described(folder).saves < described(damaged).saves
+    except CheckpointError:
+        return folder.name < damaged.name

@@ -1,6 +1,6 @@
 """What a complete checkpoint consists of: manifest.json, written last.
 
-{"format": 2, "step": 500, "world_size": 8, "model": "<signature>", "files": {"<name>": [bytes, "<sha256>"], ...},
+{"format": 2, "saves": 9, "step": 500, "world_size": 8, "model": "<signature>", "files": {"<name>": [bytes, "<sha256>"], ...},
  "sha256": "<of all these entries>"}
 """
 
@@ -24,7 +24,8 @@ NAME = re.compile(r"(?!\.)[\w.-]{1,200}", re.ASCII)
 """Plain file names: a manifest may come from elsewhere."""
 HASH = re.compile(r"[0-9a-f]{64}")
 LARGEST = 2**63 - 1
-REMEDY = "Delete that folder and resume from an older one, checkpoint.resume=PATH/step-... ."
+REMEDY = "Take another step folder."
+"""For who does not know of another one."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,13 @@ class Manifest:
     """Signature of the trained parameters: names and whole shapes."""
     files: dict[str, WrittenFile]
     """Name -> file; all but the manifest."""
+    saves: int = 0
+    """1 for the first save in its folder, then counted on: a run that went back saves lower steps later. 0: not known."""
 
     def as_json(self) -> str:
         files = {name: [file.bytes, file.sha256] for name, file in sorted(self.files.items())}
-        entries = {"format": FORMAT, "step": self.step, "world_size": self.world_size, "model": self.model, "files": files}
+        entries = {"format": FORMAT, "saves": self.saves, "step": self.step, "world_size": self.world_size}
+        entries |= {"model": self.model, "files": files}
         return json.dumps({**entries, "sha256": _hash(entries)}, indent=1)
 
     @property
@@ -46,28 +50,31 @@ class Manifest:
         return sum(file.bytes for file in self.files.values())
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, remedy: str = REMEDY) -> Manifest:
     """The manifest of a step folder, after a look at the size of every file it lists: one metadata call for each.
 
-    Raises CheckpointError naming the file that is missing, truncated or garbage.
+    Raises CheckpointError naming the file that is missing, truncated or garbage, and what to do then.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is not a complete checkpoint (no {MANIFEST}). Give a step-... folder that has one in checkpoint.resume."
-        )
-    manifest = parsed(read_object(path, "the manifest of a checkpoint", CheckpointError, REMEDY), path)
+    manifest = described(folder, remedy)
     for file in manifest.files.values():
         got = _size(folder / file.name)
         if got != file.bytes:
             found = "is missing" if got is None else f"has {got} bytes"
             raise CheckpointError(
-                f"Checkpoint {folder} is damaged: {file.name} {found}, its manifest says {file.bytes}. {REMEDY}"
+                f"Checkpoint {folder} is damaged: {file.name} {found}, its manifest says {file.bytes}. {remedy}".strip()
             )
     return manifest
 
 
-def parsed(entries: dict[str, Any], path: Path) -> Manifest:
+def described(folder: Path, remedy: str = REMEDY) -> Manifest:
+    """The manifest alone, without a look at the files. Raises CheckpointError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a complete checkpoint (no {MANIFEST}). {remedy}".strip())
+    return parsed(read_object(path, "the manifest of a checkpoint", CheckpointError, remedy), path, remedy)
+
+
+def parsed(entries: dict[str, Any], path: Path, remedy: str = REMEDY) -> Manifest:
     """The entries of `path` with every value checked. Raises CheckpointError."""
     if "format" not in entries and "world_size" in entries:
         raise CheckpointError(
@@ -76,16 +83,16 @@ def parsed(entries: dict[str, Any], path: Path) -> Manifest:
         )
     problem = _problem(entries)
     if problem:
-        raise CheckpointError(f"{path} is not the manifest of a checkpoint ({problem}). {REMEDY}")
+        raise CheckpointError(f"{path} is not the manifest of a checkpoint ({problem}). {remedy}".strip())
     files = {name: WrittenFile(name, size, sha256) for name, (size, sha256) in entries["files"].items()}
-    return Manifest(entries["step"], entries["world_size"], entries["model"], files)
+    return Manifest(entries["step"], entries["world_size"], entries["model"], files, entries.get("saves", 0))
 
 
 def _problem(entries: dict[str, Any]) -> str:
     if entries.get("format") != FORMAT:
         return f"format {str(entries.get('format'))[:50]}, this version reads {FORMAT}"
-    for name, least in (("step", 0), ("world_size", 1)):
-        if not _number(entries.get(name), least):
+    for name, least in (("step", 0), ("world_size", 1), ("saves", 0)):
+        if not _number(entries.get(name, 0 if name == "saves" else None), least):
             return f"{name} must be a whole number from {least}"
     files = entries.get("files")
     if not isinstance(entries.get("model"), str) or not isinstance(files, dict):

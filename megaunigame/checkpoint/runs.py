@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megaunigame.checkpoint import step_folders
+from megaunigame.checkpoint.base_identity import base_identity
 from megaunigame.checkpoint.contents import check_here
 from megaunigame.checkpoint.manifest import REMEDY, TRAIN_STATE, read_manifest
-from megaunigame.config import RANDOM, Recipe, load_recipe
+from megaunigame.config import RANDOM, LoraConfig, Recipe, load_recipe
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.storage.json_files import read_object
 
@@ -23,6 +25,7 @@ class SavedRun:
 
     folder: Path
     recipe: Recipe
+    """That of the newest launch, with the `model.lora` of the launch that saved the step."""
     step_folder: Path
     model_path: Path
     """The folder of `model.path`, absolute."""
@@ -48,7 +51,7 @@ def open_run(step_folder: Path, model_path: Path | None = None, *, checked: bool
     """The run of a step folder. `model_path`: where the folder of its `model.path` lies now, if it was moved.
 
     Every file is read and compared with its sha256, unless all ranks together have `checked` them. Raises CheckpointError when
-    the step folder is damaged, ConfigError when the model folder is not found.
+    the step folder is damaged, ConfigError when the model folder is not found, or has other weights than the run began with.
     """
     if not checked:
         check_here(step_folder, read_manifest(step_folder))
@@ -57,7 +60,23 @@ def open_run(step_folder: Path, model_path: Path | None = None, *, checked: bool
     if recipe.model.weights == RANDOM:
         raise ConfigError(f"{folder} began with random weights (model.weights=random), to measure a shape: it has no model.")
     found = model_folder_of(folder, recipe, model_path)
-    return SavedRun(folder, recipe, step_folder, found, read_train_state(step_folder).get("start", ""))
+    state = read_train_state(step_folder)
+    start = state.get("start", "")
+    _check_base(step_folder, state.get("base", ""), found, start)
+    if state.get("lora"):  # each launch writes recipe.yaml; the adapters of this step were trained with these
+        lora = LoraConfig(**state["lora"])
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, lora=lora))
+    return SavedRun(folder, recipe, step_folder, found, start)
+
+
+def _check_base(step_folder: Path, trained_on: str, model_path: Path, start: str) -> None:
+    """Raise ConfigError when these are other weights than those the run began with. `trained_on` empty: not known."""
+    if trained_on and trained_on != base_identity(model_path, start):
+        places = (str(model_path), start)
+        raise ConfigError(
+            f"{step_folder} was trained on other weights than those that are now in {' and '.join(filter(None, places))}: "
+            "names and shapes may be the same, the content is not. Type --model FOLDER with the folder that it began with."
+        )
 
 
 def model_folder_of(folder: Path, recipe: Recipe, moved_to: Path | None = None) -> Path:

@@ -1,16 +1,18 @@
 """The folders of a run's checkpoints: which are complete, which is the newest, and how one takes its place.
 
     step-00000500            complete: it has a manifest, and files of the sizes in it
-    latest                   name of the one to go on from
+    latest                   name of the one that was saved last, for people and scripts
     saving-step-00000500     being written, or what a kill has left of that
     deleting-step-00000400   being deleted
 
-A folder is complete before it gets its name, so a kill at any moment leaves the older ones as they are. Folders without a
-manifest are not ours: they are neither used nor deleted.
+A folder is complete before it gets its name, so a kill at any moment leaves the older ones as they are. Manifests count the
+saves: a run that went back on purpose goes on from what it saved last, not from its largest step, and one that was killed
+before it moved `latest` loses nothing. Folders without a manifest are not ours: they are neither used nor deleted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -18,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from megaunigame.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from megaunigame.checkpoint.manifest import MANIFEST, Manifest, described, read_manifest
 from megaunigame.errors import CheckpointError
 from megaunigame.storage.disk_errors import in_words
 from megaunigame.storage.whole_files import flush_folder, write_whole
@@ -41,12 +43,24 @@ def step_folders(checkpoints: Path) -> list[Path]:
 
 
 def complete(checkpoints: Path) -> Iterator[tuple[Path, Manifest]]:
-    """The complete ones, newest step first."""
-    for folder in step_folders(checkpoints):
+    """The complete ones, last saved first."""
+    for folder in _by_age(checkpoints):
         try:
             yield folder, read_manifest(folder)
         except CheckpointError:
             continue  # whoever asked for this very folder is told why it is not complete
+
+
+def _by_age(checkpoints: Path) -> dict[Path, int]:
+    """Folder -> number of its save, for those with a manifest that can be read; last saved first."""
+    saves = {}
+    for folder in step_folders(checkpoints):
+        try:
+            saves[folder] = described(folder).saves
+        except CheckpointError:
+            continue
+    latest = named_by_latest(checkpoints)  # decides between folders that were not counted
+    return dict(sorted(saves.items(), key=lambda item: (item[1], item[0].name == latest), reverse=True))
 
 
 def named_by_latest(checkpoints: Path) -> str:
@@ -59,49 +73,56 @@ def named_by_latest(checkpoints: Path) -> str:
 
 
 def newest(checkpoints: Path) -> tuple[Path, Manifest] | None:
-    """The step to go on from, or None for a run that has saved nothing.
+    """The step to go on from: of the complete ones the one that was saved last. None for a run that has saved nothing.
 
-    That is the one `latest` names; if there is no such file, or that step is not complete, the newest complete one, and a
-    warning says so. Raises CheckpointError when there are step folders, but no complete one.
+    A warning says so when `latest` does not name it. Raises CheckpointError when there are step folders, but no complete one.
     """
-    name = named_by_latest(checkpoints)
-    problem = f"{checkpoints / LATEST} names no step"
-    if name:
-        try:
-            return checkpoints / name, read_manifest(checkpoints / name)
-        except CheckpointError as error:
-            problem = str(error)
-    for folder, manifest in complete(checkpoints):
-        log.warning("%s The run goes on from %s, the newest complete checkpoint.", _sentence(problem), folder)
-        return folder, manifest
-    there = step_folders(checkpoints)
-    if not there and not (checkpoints / LATEST).exists():
+    latest, there = checkpoints / LATEST, step_folders(checkpoints)
+    found, name = next(complete(checkpoints), None), named_by_latest(checkpoints)
+    if found is not None:
+        if found[0].name != name:
+            said = _about_latest(latest, name, found[0])
+            log.warning("%s The run goes on from %s, the newest complete checkpoint.", said, found[0])
+        return found
+    interrupted = next((leftover for leftover in _leftovers(checkpoints) if _is_complete(leftover)), None)
+    if interrupted is not None and (there or latest.exists()):
+        raise CheckpointError(
+            f"{interrupted} is complete, but a kill has kept it from its name. Start the training again: it gives it back."
+        )
+    if not there and not latest.exists():
         return None
-    if there and not name:
-        problem = _why(there[0])
+    problem = _why(checkpoints / name) if name else _why(there[0]) if there else f"{latest} names no step."
     raise CheckpointError(
-        f"{_sentence(problem)} No folder in {checkpoints} is a complete checkpoint. To start again at step 1, give another "
-        f"`output` or delete {checkpoints}."
+        f"{problem} No folder in {checkpoints} is a complete checkpoint. To start again at step 1, give another `output` or "
+        f"delete {checkpoints}."
     )
+
+
+def _about_latest(latest: Path, name: str, found: Path) -> str:
+    """Why another step than the one it names is taken."""
+    if not latest.exists():
+        return f"{latest} is missing."
+    if not name:
+        return f"{latest} names no step."
+    if _is_complete(latest.parent / name):
+        return f"{latest} names {name}, and {found.name} was saved after it."
+    return _why(latest.parent / name)
 
 
 def _why(folder: Path) -> str:
     """Why that folder is not complete."""
     try:
-        read_manifest(folder)
+        read_manifest(folder, remedy="")
     except CheckpointError as error:
-        return str(error)
+        return str(error) if str(error).endswith(".") else f"{error}."
     return f"{folder} has just become complete: give the command again."
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
 
 
 def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
     """Make a complete folder of `partial`, whose files are written and flushed; point `latest` to it; delete old ones."""
     checkpoints, name = partial.parent, partial.name.removeprefix(SAVING)
-    write_whole(partial / MANIFEST, manifest.as_json())
+    saves = 1 + max(_by_age(checkpoints).values(), default=0)
+    write_whole(partial / MANIFEST, dataclasses.replace(manifest, saves=saves).as_json())
     final = checkpoints / name
     replaced = _set_aside(final) if final.exists() else None
     os.replace(partial, final)
@@ -114,19 +135,16 @@ def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
 
 
 def prune(checkpoints: Path, keep: int, newest_one: Path) -> None:
-    """Delete all but the `keep` youngest checkpoints; never `newest_one`."""
+    """Delete all but the `keep` checkpoints that were saved last; never `newest_one`."""
     # By age, not by step: a run that went back to an older step must not lose what it writes next.
-    ages = {folder: (folder / MANIFEST).stat().st_mtime_ns for folder in step_folders(checkpoints) if _has_manifest(folder)}
-    others = sorted((folder for folder in ages if folder != newest_one), key=ages.__getitem__)
-    for old in others[: max(0, len(others) - keep + 1)]:
+    ages = _by_age(checkpoints)
+    unreadable = [folder for folder in step_folders(checkpoints) if folder not in ages and (folder / MANIFEST).is_file()]
+    others = [folder for folder in (*ages, *unreadable) if folder != newest_one]
+    for old in others[keep - 1 :]:
         try:
             _remove(_set_aside(old))
         except OSError as error:
             log.warning("%s could not be deleted (%s).", old, in_words(error, old))
-
-
-def _has_manifest(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
 
 
 def _set_aside(folder: Path) -> Path:
@@ -157,15 +175,17 @@ def clear_leftovers(checkpoints: Path) -> None:
 
     A kill between the two renames of a save that replaces a step leaves that step without its name: it gets it back.
     """
-    if not checkpoints.is_dir():
-        return
-    for prefix in (SAVING, DELETING):  # the new one of a step before the old one
-        for leftover in sorted(checkpoints.glob(f"{prefix}step-*")):
-            step = checkpoints / leftover.name.removeprefix(prefix)
-            if _is_complete(leftover) and not step.exists():
-                leftover.rename(step)
-            else:
-                _remove(leftover)
+    for leftover in _leftovers(checkpoints):
+        step = checkpoints / leftover.name.removeprefix(SAVING).removeprefix(DELETING)
+        if _is_complete(leftover) and not step.exists():
+            leftover.rename(step)
+        else:
+            _remove(leftover)
+
+
+def _leftovers(checkpoints: Path) -> list[Path]:
+    """What has not its own name yet, or not any more; the new one of a step before the old one."""
+    return [path for prefix in (SAVING, DELETING) for path in sorted(checkpoints.glob(f"{prefix}step-*"))]
 
 
 def _is_complete(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.settings import above, at_least, half_open, one_of
 
 LINEAR, COSINE, AUTO = "linear", "cosine", "auto"
+NEVER = "never"
 """Kinds of factors on the weight of a loss term."""
 
 
@@ -134,10 +135,11 @@ class CheckpointConfig:
     """Optimizer steps between checkpoints; one is also written at the end and when a signal ends the run."""
     keep: int = above(0, 2)
     resume: str = "auto"
-    """`auto`: the newest complete checkpoint of this run's folder, if any; `never`; or the path of one step folder."""
+    """`auto`: the newest complete checkpoint of this run's folder, if any; `never`; or the path of one step folder. The
+    last two count once: the same command again goes on from what it has saved."""
     reset_data: bool = False
     """On resume, keep weights, optimizer and players, but begin every data stream at its first sample; the data may be other
-    data. Once: the same command again goes on in that data. With a step folder in `resume`, each time."""
+    data. Once: the same command again goes on in that data."""
     elsewhere: ClassVar[dict[str, str]] = {"weights_from": "model.weights_from"}
     """Keys that a reader looks for here -> where they are."""
 

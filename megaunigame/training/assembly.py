@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.checkpoint.agreement import on_main
+from megaunigame.checkpoint.base_identity import base_identity
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, open_adapter
 from megaunigame.config import OFF, PARTIAL, RANDOM, Recipe, resolve_batch
 from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
+from megaunigame.engine.parameters import LORA
 from megaunigame.engine.zero3 import Learner, build_learner
 from megaunigame.errors import ConfigError
 from megaunigame.evaluation.run import run_evaluation
@@ -32,8 +34,9 @@ from megaunigame.training.term_weights import TermWeights
 class Assembly:
     """What a run and an evaluation have in common: the plan, the checkpoints, and the learner."""
 
-    def __init__(self, recipe: Recipe, mesh: Mesh):
-        """Raises UserError for everything that can be checked without the model."""
+    def __init__(self, recipe: Recipe, mesh: Mesh, *, trains: bool):
+        """`trains`: this launch saves, so `checkpoint.resume` counts once. Raises UserError for everything that can be checked
+        without the model."""
         self.recipe, self.mesh = recipe, mesh
         if recipe.engine.expect_ranks not in (0, mesh.world.size):
             raise ConfigError(
@@ -51,7 +54,7 @@ class Assembly:
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world)
-        self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume)
+        self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume, once=trains)
         self.saved_state: TrainState | None = None
         """As the launch left it that saved it."""
         self.state = self._fresh_state() if self.resumed_from is None else self._resumed_state(self.resumed_from)
@@ -75,16 +78,30 @@ class Assembly:
             weights=model.weights,
             weights_from=model.weights_from,
             start=start,
+            lora=self._lora(),
+            base=self._base(start),
             ranks=self.mesh.world.size,
             rows_per_step=self.rows_per_step,
             data_reset=reset,
+            resume=self.recipe.checkpoint.resume,
         )
 
     def _resumed_state(self, folder: Path) -> TrainState:
         """Raises CheckpointError when the run began with other weights than the recipe names now."""
-        self.saved_state = TrainState.from_state_dict(self.checkpoints.train_state(folder))
-        check_first_weights(folder, self.saved_state, self.recipe.model)
-        return continued(self.saved_state, self.recipe.checkpoint, self.mesh.world.size, self.rows_per_step)
+        saved = self.saved_state = TrainState.from_state_dict(self.checkpoints.train_state(folder))
+        base = self._base(saved.start)
+        check_first_weights(folder, saved, self.recipe.model, base)
+        state = continued(saved, self.recipe.checkpoint, self.mesh.world.size, self.rows_per_step)
+        return dataclasses.replace(state, lora=self._lora(), base=saved.base or base)
+
+    def _lora(self) -> dict[str, Any]:
+        model = self.recipe.model
+        return dataclasses.asdict(model.lora) if model.train == LORA else {}
+
+    def _base(self, start: str) -> str:
+        """Collective: rank 0 looks at the weights that the recipe names now."""
+        model = self.recipe.model
+        return "" if model.weights == RANDOM else on_main(self.mesh.world, lambda: base_identity(model.path, start))
 
     def check_batch(self) -> None:
         """Raises CheckpointError when another number of ranks makes other steps of a resumed run. An evaluation has none."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from megaunigame.config import CheckpointConfig, ModelConfig, Recipe, legal_ranks
+from megaunigame.config import AUTO, CheckpointConfig, ModelConfig, Recipe, legal_ranks
+from megaunigame.engine.parameters import LORA
 from megaunigame.errors import CheckpointError
 from megaunigame.training.state import TrainState
 
 
-def check_first_weights(folder: Path, saved: TrainState, model: ModelConfig) -> None:
-    """Raise CheckpointError when the run began with other weights than the recipe names now."""
+def check_first_weights(folder: Path, saved: TrainState, model: ModelConfig, base: str) -> None:
+    """Raise CheckpointError when the run began with other weights than the recipe names now, or scaled its adapters otherwise.
+
+    `base`: `base_identity` of what the recipe names now. An empty one, here or in `saved`, is not compared.
+    """
     for key, began, now in (
         ("weights", saved.weights, model.weights),
         ("weights_from", saved.weights_from, model.weights_from),
@@ -21,6 +25,17 @@ def check_first_weights(folder: Path, saved: TrainState, model: ModelConfig) -> 
                 f"{folder} belongs to a run with model.{key}={began}, this one has model.{key}={now}. Give another "
                 f"`output`, or type checkpoint.resume=never; or model.{key}={began} to resume it."
             )
+    if saved.lora and model.train == LORA and saved.lora["alpha"] != model.lora.alpha:
+        raise CheckpointError(
+            f"{folder} was trained with model.lora.alpha={saved.lora['alpha']}, this run has {model.lora.alpha}: its adapters "
+            f"would be scaled by another factor. Type model.lora.alpha={saved.lora['alpha']} to resume it."
+        )
+    if saved.base and base and saved.base != base:
+        started = f" and model.weights_from={model.weights_from}" if model.weights_from else ""
+        raise CheckpointError(
+            f"{folder} was trained on other weights than those now in model.path={model.path}{started}: names and shapes may "
+            "be the same, the content is not. Give the folder that the run began with in model.path, or give another `output`."
+        )
 
 
 def check_batch(folder: Path, saved: TrainState, recipe: Recipe, ranks: int, rows_per_micro_step: int, rows: int) -> None:
@@ -43,15 +58,16 @@ def check_batch(folder: Path, saved: TrainState, recipe: Recipe, ranks: int, row
 def begins_data_again(checkpoint: CheckpointConfig, saved: TrainState) -> bool:
     """Whether this launch begins its data streams at their first sample.
 
-    Once only: a job that is given again with the same command goes on in its data. A step folder named in checkpoint.resume
-    is a new request.
+    Once only: a job that is given again with the same command goes on in its data. A step folder that is newly named in
+    checkpoint.resume is a new request.
     """
-    return checkpoint.reset_data and (not saved.data_reset or checkpoint.resume != "auto")
+    return checkpoint.reset_data and not (saved.data_reset and checkpoint.resume in (AUTO, saved.resume))
 
 
 def continued(saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows: int) -> TrainState:
     """The state this launch goes on with."""
-    state = dataclasses.replace(saved, ranks=ranks, rows_per_step=rows, data_reset=checkpoint.reset_data)
+    reset, resume = checkpoint.reset_data, checkpoint.resume
+    state = dataclasses.replace(saved, ranks=ranks, rows_per_step=rows, data_reset=reset, resume=resume)
     if begins_data_again(checkpoint, saved):
         state = dataclasses.replace(state, cursors={}, bad_samples={"reads": {}, "bad": {}}, rows={})
     return state
@@ -62,6 +78,11 @@ def describe(
 ) -> str:
     """The line on the console. `rotates`: terms take turns by micro-step, of which each rank makes its own."""
     parts = [f"resumed from {folder}, after step {saved.step}"]
+    if checkpoint.resume != AUTO and Path(checkpoint.resume) != folder:
+        parts.append(
+            f"checkpoint.resume={checkpoint.resume} was done by an earlier launch of this output (to do it again, give another "
+            "`output`)"
+        )
     if saved.ranks not in (0, ranks):
         parts.append(f"saved by {saved.ranks} ranks, continued by {ranks}")
         if rotates:

@@ -1,7 +1,10 @@
-"""The first thing the ranks of a run do together: see that they are the same, and begin to watch over each other."""
+"""The first things the ranks of a run do together: see that they are the same, begin to watch over each other, clear up."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.config import Recipe, by_key
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.parallel.same_start import check_same_start, facts_of_process
@@ -16,3 +19,11 @@ def watch(world: Ranks, recipe: Recipe) -> Watch:
     check_same_start(world, facts_of_process(by_key(recipe)))
     engine = recipe.engine
     return Watch(world, recipe.output, timeout_minutes=engine.timeout_minutes, lost_seconds=engine.lost_seconds)
+
+
+def clear_leftovers(recipe: Recipe, world: Ranks) -> None:
+    """Collective: delete what a killed save has left, or give it back its name. Only for a launch that holds the run folder.
+
+    Before anything looks for a checkpoint: a kill may have left the only one without its name.
+    """
+    CheckpointManager(Path(recipe.output), recipe.checkpoint.keep, world).clear_leftovers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from megaunigame.config import PRETRAINED
+from megaunigame.config import AUTO, PRETRAINED
 from megaunigame.data.sources.base import Cursor
 
 
@@ -29,6 +29,10 @@ class TrainState:
     """`model.weights` of the first launch."""
     weights_from: str = ""
     """`model.weights_from` of the first launch, as it was typed."""
+    lora: dict[str, Any] = field(default_factory=dict)
+    """`model.lora` of the launch that saved this; empty: all weights of groups are trained, or not known."""
+    base: str = ""
+    """`base_identity` of the weights the run began with; empty: random ones, or not known."""
     start: str = ""
     """The step folder or model folder it named then: a run goes on, and its newest checkpoint becomes another one."""
 
@@ -38,6 +42,8 @@ class TrainState:
     """Rows of its optimizer steps, over all ranks."""
     data_reset: bool = False
     """`checkpoint.reset_data` of that launch."""
+    resume: str = AUTO
+    """`checkpoint.resume` of that launch, as it was typed."""
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainState:

@@ -53,7 +53,7 @@ class Trainer:
         self.stop = stop or Interruption()
         self.interrupted = ""
         """After `fit`: how a signal ended it; empty: the run is complete."""
-        self.mesh, self.parts = mesh, Assembly(recipe, mesh)
+        self.mesh, self.parts = mesh, Assembly(recipe, mesh, trains=True)
         parts = self.parts
         parts.check_batch()
         self.recipe, self.world, self.folder = recipe, mesh.world, parts.folder
@@ -222,11 +222,7 @@ class Trainer:
             self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 
     def make_room(self) -> None:
-        """Delete what a killed save has left, and compare the free disk with what checkpoints will need.
-
-        Only for a launch that holds the run folder alone. Raises CheckpointError when not even one has room.
-        """
-        self.parts.checkpoints.clear_leftovers()
+        """Compare the free disk with what checkpoints will need. Raises CheckpointError when not even one has room."""
         trained = sum(getattr(p, "ds_numel", p.numel()) for group in self.learner.trained_groups for p in group)
         of_players = sum(size for player in self.players for size in player.host_bytes().values())
         self.parts.checkpoints.check_room(OPTIMIZER * trained + self.world.size * of_players)

@@ -21,6 +21,7 @@ CASES = {
     "the first save": ([], 20),
     "a save that deletes an older one": ([10, 15], 20),
     "a save of a step that is there": ([10, 20], 20),
+    "a save of the only step": ([20], 20),
 }
 
 
@@ -31,7 +32,7 @@ def quick(monkeypatch):
 
 
 def resumed(folder) -> tuple[CheckpointManager, int | None]:
-    """What the same command does: a manager that has cleared what was left, and the step it goes on from."""
+    """What the same command does (launch/train.py, `Assembly`): it clears what was left, then looks where to go on from."""
     again = CheckpointManager(folder, 2, OneRank())
     again.clear_leftovers()
     found = again.find("auto")
@@ -40,6 +41,16 @@ def resumed(folder) -> tuple[CheckpointManager, int | None]:
     step = again.train_state(found)["step"]
     assert found.name == f"step-{step:08d}"
     return again, step
+
+
+def evaluated(folder) -> int | None:
+    """The step that an evaluation finds, which clears nothing; None: it is told to start the training again."""
+    try:
+        found = CheckpointManager(folder, 2, OneRank()).find("auto")
+    except CheckpointError as error:
+        assert "is complete, but a kill has kept it from its name. Start the training again" in str(error)
+        return None
+    return None if found is None else int(found.name.removeprefix("step-"))
 
 
 def weight(manager: CheckpointManager, step: int) -> float:
@@ -68,11 +79,14 @@ def test_a_kill_at_any_call_leaves_a_run_that_goes_on(before, step, tmp_path, mo
         with failing_at(number, monkeypatch, folder, Killed), pytest.raises((Killed, CheckpointError)):
             manager.save(Learner(value=20), {"step": 20}, step)
             raise Killed  # the process ends somewhere
-        as_evaluated = CheckpointManager(folder, 2, OneRank()).find("auto") if before else None  # nothing was cleared yet
+        left = names(manager)
+        as_evaluated = evaluated(folder)  # nothing was cleared yet
         again, found = resumed(folder)
         if before:
             assert found in {before[-1], step}, calls[number]
-            assert as_evaluated is not None
+            assert as_evaluated is not None or (before == [step] and f"step-{step:08d}" not in left)
+            if f"step-{step:08d}" in left and step not in before:
+                assert found == as_evaluated == step, "it is complete, also if `latest` names another"
             others = [older for older in before if older != step]
             for older in others[-1:] if found == step else others:  # one more may have been deleted after the new one
                 assert weight(again, older) == older

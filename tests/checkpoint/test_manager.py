@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +44,87 @@ def test_going_back_to_an_older_step_keeps_what_is_written_next(tmp_path):
     manager.save(Learner(value=100), {"step": 100}, 100)
     assert manager.find("auto").name == "step-00000100"
     assert names(manager) == ["latest", "step-00000100", "step-00000500"]
+
+
+def test_a_newer_step_is_not_called_older(tmp_path):
+    manager = saved(tmp_path, 1, 2)
+    (manager.folder / "step-00000001" / FILE.format(0)).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-00000002, which was saved after it\.$"):
+        manager.find(str(manager.folder / "step-00000001"))
+    manager = saved(tmp_path / "back", 20, 30, 10, keep=3)  # 10 was saved last
+    file = manager.folder / "step-00000010" / FILE.format(0)
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(
+        CheckpointError, match=r"another content.*\. Type checkpoint\.resume=\S*step-00000030, which was saved before"
+    ):
+        manager.find("auto")
+    (manager.folder / "step-00000020" / MANIFEST).write_bytes(b"{")
+    with pytest.raises(CheckpointError, match=r"step-00000010, which was saved before it"):
+        manager.find(str(manager.folder / "step-00000020"))
+
+
+@pytest.mark.fault(
+    "killed between the rename of a finished step and `latest`",
+    does="goes on from that step, with a warning",
+    lost="",
+)
+def test_what_was_saved_last_counts_not_what_latest_names(tmp_path, caplog):
+    manager = saved(tmp_path, 10, 20)
+    (manager.folder / "latest").write_text("step-00000010")
+    assert manager.find("auto").name == "step-00000020"
+    assert "latest names step-00000010, and step-00000020 was saved after it. The run goes on from" in caplog.text
+    caplog.clear()
+    manager = saved(tmp_path / "back", 10, 20, 15, keep=3)  # went back to 10
+    (manager.folder / "latest").write_text("step-00000020")
+    assert manager.find("auto").name == "step-00000015"
+    (manager.folder / "latest").unlink()
+    assert manager.find("auto").name == "step-00000015" and "latest is missing." in caplog.text
+
+
+def test_pruning_goes_by_age_not_by_step_or_name(tmp_path):
+    """Back from 30 to 10: what was saved next, 15 and 16, is younger than 20 and 30."""
+    manager = saved(tmp_path, 10, 20, 30, keep=3)
+    for step in (15, 16):
+        CheckpointManager(tmp_path, 2, OneRank()).save(Learner(value=step), {"step": step}, step)
+        assert f"step-{step:08d}" in names(manager)
+    assert names(manager) == ["latest", "step-00000015", "step-00000016"]
+    (manager.folder / "step-00000015" / MANIFEST).write_bytes(b"{")
+    saved(tmp_path, 17)
+    assert names(manager) == ["latest", "step-00000016", "step-00000017"], "who cannot be read is the oldest"
+
+
+@pytest.mark.fault(
+    "a job with checkpoint.resume=PATH or =never is requeued with the same command",
+    does="goes on from what that command has saved, and says so",
+    lost="work since the last save",
+)
+@pytest.mark.parametrize("there", ["here", "in another output"])
+def test_going_back_counts_once(tmp_path, there):
+    manager = saved(tmp_path / "run", 10, 20, 30, keep=9)
+    other = manager if there == "here" else saved(tmp_path / "other", 10)
+    back = str(other.folder / "step-00000010")
+    for request, start in ((back, Path(back)), ("never", None)):
+        assert manager.find(request) == start
+        assert manager.of_the_same_command(request) == str(start or "")
+        manager.save(Learner(value=15), {"step": 15, "resume": request}, 15)
+        manager.save(Learner(value=18), {"step": 18, "resume": request}, 18)
+        assert manager.find(request) == manager.find("auto") == manager.folder / "step-00000018"
+        assert (
+            manager.of_the_same_command(request) == manager.of_the_same_command("auto") == str(manager.folder / "step-00000018")
+        )
+        assert manager.find(request, once=False) == start, "an evaluation takes it at its word"
+        assert manager.find(str(manager.folder / "step-00000020")) == manager.folder / "step-00000020", "another request"
+        file = manager.folder / "step-00000018" / FILE.format(0)
+        whole = file.read_bytes()
+        file.write_bytes(bytes(len(whole)))
+        with pytest.raises(CheckpointError, match=r"another content.*\. Delete \S*step-00000018, then give the same command"):
+            manager.find(request)
+        file.write_bytes(whole)
+        state = manager.folder / "step-00000018" / TRAIN_STATE
+        state.write_bytes(bytes(state.stat().st_size))
+        assert manager.find(request) == start, "the newest cannot be read: that may be why this was typed"
+        manager.save(Learner(value=20), {"step": 20, "resume": "auto"}, 20)
+        assert manager.find(request) == start, "a launch in between makes it a new request"
 
 
 def test_resume_settings(tmp_path):
@@ -84,7 +166,13 @@ def test_damage_is_named_with_what_to_type(tmp_path):
     (folder / FILE.format(0)).write_bytes(b"1" * 60)
     with pytest.raises(CheckpointError, match=r"learner-rank-00000\.safetensors has 60 bytes, its manifest says \d+") as caught:
         manager.find(str(folder))
-    assert f"Type checkpoint.resume={manager.folder / 'step-00000002'}." in str(caught.value)
+    said = f" Type checkpoint.resume={manager.folder / 'step-00000002'}, which was saved before it."
+    assert str(caught.value).endswith(said) and "Delete" not in str(caught.value), "one instruction"
+    (manager.folder / "step-00000002" / TRAIN_STATE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"No other checkpoint in .* is complete: give another `output`"):
+        manager.find(str(folder))
+    with pytest.raises(CheckpointError, match=r"No other checkpoint in .* is complete"):
+        manager.find(str(manager.folder / "step-00000009"))
     (folder / TRAIN_STATE).unlink()
     (folder / FILE.format(0)).unlink()
     with pytest.raises(CheckpointError, match=r"learner-rank-00000\.safetensors is missing"):

@@ -104,17 +104,17 @@ def check_killed(launch: Launch, moment: Moment, history: Killed) -> None:
 
 
 def newest_step(run: Path) -> int | None:
-    """Of the checkpoints of a run: the one that `latest` names; before there is one, the newest complete step."""
-    complete = [int(file.parent.name[5:]) for file in run.glob("checkpoints/step-*/manifest.json")]
-    latest = run / "checkpoints" / "latest"
-    return int(latest.read_text()[5:]) if latest.exists() else max(complete, default=None)
+    """The newest complete checkpoint of a run that never went back: `latest` may name an older one, and the newest may lack its
+    name yet."""
+    manifests = [*run.glob("checkpoints/step-*/manifest.json"), *run.glob("checkpoints/saving-step-*/manifest.json")]
+    return max((int(file.parent.name.removeprefix("saving-").split("-")[1]) for file in manifests), default=None)
 
 
 def check_resumed(launch: Launch, newest: int | None) -> None:
     """A launch that got so far began where the newest complete checkpoint ends."""
     found = re.search(r"resumed from \S*step-(\d+)", launch.everything())
     if found:
-        assert int(found[1]) >= (newest or 0), f"a complete checkpoint of step {newest} was passed over\n{launch.said()}"
+        assert int(found[1]) == newest, f"a complete checkpoint of step {newest} was passed over\n{launch.said()}"
     else:
         assert newest is None or "rows per optimizer step" not in launch.everything(), (
             f"began at step 1 although there is a checkpoint of step {newest}\n{launch.said()}"

@@ -88,7 +88,14 @@ def test_data_begin_again_once():
     assert continued(later, again, 2, 20) == later
     assert "done by an earlier launch" in describe(FOLDER, later, again, 2, 20)
     named = CheckpointConfig(reset_data=True, resume="runs/a/checkpoints/step-00000050")
-    assert continued(later, named, 2, 20).cursors == {}
+    back = continued(later, named, 2, 20)
+    assert back.cursors == {} and back.resume == named.resume
+    back = replace(back, step=60, cursors=later.cursors)
+    assert continued(back, named, 2, 20) == back, "the same command again"
+    said = describe(Path("step-00000060"), back, named, 2, 20)
+    assert "checkpoint.resume=runs/a/checkpoints/step-00000050 was done by an earlier launch" in said
+    assert "was done" not in describe(Path(named.resume), later, replace(named, resume=f"{named.resume}/"), 2, 20)
+    assert "checkpoint.resume=never was done" in describe(FOLDER, SAVED, CheckpointConfig(resume="never"), 2, 20)
     without = continued(later, CheckpointConfig(), 2, 20)
     assert without.cursors == later.cursors and continued(without, again, 2, 20).cursors == {}
 
