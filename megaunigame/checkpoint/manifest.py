@@ -41,7 +41,7 @@ class Manifest:
 
     def as_json(self) -> str:
         files = {name: [file.bytes, file.sha256] for name, file in sorted(self.files.items())}
-        entries = {"format": FORMAT, "saves": self.saves, "step": self.step, "world_size": self.world_size}
+        entries: dict[str, Any] = {"format": FORMAT, "saves": self.saves, "step": self.step, "world_size": self.world_size}
         entries |= {"model": self.model, "files": files}
         return json.dumps({**entries, "sha256": _hash(entries)}, indent=1)
 

@@ -66,8 +66,10 @@ class _Attempt:
 class Saver:
     """Writes the checkpoints of one run. Every method but `taken` is a collective."""
 
-    def __init__(self, run_folder: Path, keep: int, world: Ranks):
-        self.folder = run_folder / "checkpoints"
+    def __init__(self, run_folder: Path, keep: int, world: Ranks, check_held: Callable[[], None] = lambda: None):
+        """`check_held`: called on rank 0 before it changes the folder. It raises a UserError, on every rank then, when another
+        run has taken the folder; nothing in it is touched any more."""
+        self.folder, self.check_held = run_folder / "checkpoints", check_held
         self.keep = keep
         self.world = world
         self._attempt: _Attempt | None = None
@@ -85,8 +87,7 @@ class Saver:
         began = time.perf_counter()
         files, problem = self._copies(learner, train_state, others)
         plans = self.world.gather_object(({file.name: file.bytes for file in files}, problem))
-        self._on_main(lambda: self._make_room(step, plans), step)
-        partial = self.folder / f"{step_folders.SAVING}{step_folders.step_name(step)}"
+        partial = self.folder / self._on_main(lambda: self._make_room(step, plans), step)
         model, writing = learner_files.signature(learner), BackgroundWriting(files, partial)
         self._attempt = _Attempt(step, model, partial, writing, began, time.perf_counter() - began)
 
@@ -102,8 +103,9 @@ class Saver:
             files.append(PendingFile(TRAIN_STATE, content=json.dumps(train_state, indent=1).encode()))
         return files, ""
 
-    def _make_room(self, step: int, plans: list[tuple[dict[str, int], str]]) -> None:
-        """On rank 0; `plans`: per rank the size of each file it will write, and its problem."""
+    def _make_room(self, step: int, plans: list[tuple[dict[str, int], str]]) -> str:
+        """On rank 0: the name of the folder for the files. `plans`: per rank the size of each of them, and its problem."""
+        self.check_held()
         self._raise_problems(step, [problem for _, problem in plans])
         names = [name for sizes, _ in plans for name in sizes]
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
@@ -114,6 +116,7 @@ class Saver:
         needed, free = sum(sum(sizes.values()) for sizes, _ in plans), free_bytes(self.folder)
         if free < needed:
             raise self._failed(step, f"the disk is full: {needed:,} bytes needed, {free:,} free")
+        return step_folders.attempt_name(step)
 
     def advance(self) -> None:
         """Once per step: complete the save if all ranks have written their files; nothing when none is pending."""
@@ -157,17 +160,20 @@ class Saver:
         self._saved.append(self._on_main(publish, attempt.step))
 
     def _publish(self, attempt: _Attempt, reports: list[tuple[list[WrittenFile], str]]) -> Manifest:
-        """On rank 0."""
+        """On rank 0. This process may have been stopped for hours since the save began."""
         partial = attempt.folder
+        self.check_held()
         try:
             self._raise_problems(attempt.step, [problem for _, problem in reports])
             written = [(rank, file) for rank, (files, _) in enumerate(reports) for file in files]
             self._see(attempt.step, partial, written)
             files = {file.name: file for _, file in written}
             manifest = Manifest(attempt.step, self.world.size, attempt.model, files)
+            self.check_held()  # files of other nodes may have come late
             step_folders.publish(partial, manifest, self.keep)
             return manifest
         except (CheckpointError, OSError):
+            self.check_held()
             step_folders.remove_attempt(partial)
             raise
 

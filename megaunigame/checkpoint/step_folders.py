@@ -1,9 +1,12 @@
 """The folders of a run's checkpoints: which are complete, which is the newest, and how one takes its place.
 
-    step-00000500            complete: it has a manifest, and files of the sizes in it
-    latest                   name of the one that was saved last, for people and scripts
-    saving-step-00000500     being written, or what a kill has left of that
-    deleting-step-00000400   being deleted
+    step-00000500                   complete: it has a manifest, and files of the sizes in it
+    latest                          name of the one that was saved last, for people and scripts
+    saving-step-00000500.1f3a90c2   being written, or what a kill has left of that
+    deleting-step-00000400          being deleted
+
+The end of a `saving-` name is another one in each attempt: a run that was stopped, and has lost the folder to another, never
+writes into the files of that one.
 
 A folder is complete before it gets its name, so a kill at any moment leaves the older ones as they are. Manifests count the
 saves: a run that went back on purpose goes on from what it saved last, not from its largest step, and one that was killed
@@ -16,6 +19,7 @@ import dataclasses
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +36,16 @@ log = logging.getLogger(__name__)
 
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def attempt_name(step: int) -> str:
+    """Name of the folder in which the files of a save are written until it is complete."""
+    return f"{SAVING}{step_name(step)}.{secrets.token_hex(4)}"
+
+
+def _final(folder: Path) -> Path:
+    """The step folder that an attempt becomes, or that is being deleted."""
+    return folder.with_name(folder.name.removeprefix(SAVING).removeprefix(DELETING).partition(".")[0])
 
 
 def step_folders(checkpoints: Path) -> list[Path]:
@@ -120,14 +134,13 @@ def _why(folder: Path) -> str:
 
 def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
     """Make a complete folder of `partial`, whose files are written and flushed; point `latest` to it; delete old ones."""
-    checkpoints, name = partial.parent, partial.name.removeprefix(SAVING)
+    checkpoints, final = partial.parent, _final(partial)
     saves = 1 + max(_by_age(checkpoints).values(), default=0)
     write_whole(partial / MANIFEST, dataclasses.replace(manifest, saves=saves).as_json())
-    final = checkpoints / name
     replaced = _set_aside(final) if final.exists() else None
     os.replace(partial, final)
     flush_folder(checkpoints)  # before `latest` names it
-    write_whole(checkpoints / LATEST, name)
+    write_whole(checkpoints / LATEST, final.name)
     if replaced is not None:
         _remove(replaced)
     prune(checkpoints, keep, final)
@@ -176,7 +189,7 @@ def clear_leftovers(checkpoints: Path) -> None:
     A kill between the two renames of a save that replaces a step leaves that step without its name: it gets it back.
     """
     for leftover in _leftovers(checkpoints):
-        step = checkpoints / leftover.name.removeprefix(SAVING).removeprefix(DELETING)
+        step = _final(leftover)
         if _is_complete(leftover) and not step.exists():
             leftover.rename(step)
         else:

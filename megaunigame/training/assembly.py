@@ -27,6 +27,7 @@ from megaunigame.parallel.mesh import Mesh
 from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.training.resuming import check_batch, check_first_weights, continued, describe
+from megaunigame.training.run_lock import check_held_here
 from megaunigame.training.state import TrainState
 from megaunigame.training.term_weights import TermWeights
 
@@ -53,7 +54,7 @@ class Assembly:
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), mesh.data.size)
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
-        self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world)
+        self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world, check_held_here)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume, once=trains)
         self.saved_state: TrainState | None = None
         """As the launch left it that saved it."""

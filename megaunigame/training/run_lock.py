@@ -4,12 +4,13 @@
 `BEAT_SECONDS`. A folder is taken over only from a process that is dead:
 
 - on the same machine, when the lock is free and no process has its number and its time of start;
-- on another machine, when it has given no sign of life for `SILENCE_SECONDS`. A free lock proves nothing there: not all network
-  file systems tell other machines of it. Ages are differences of times that the file system itself writes, and a claim that
-  finds a fresh entry waits for the next sign.
+- on another machine, when its lock is free and it has given no sign of life for `SILENCE_SECONDS`. A free lock alone proves
+  nothing there: not all network file systems tell other machines of it. A lock that is held proves a run, or a file server
+  that has not noticed its end: then somebody must look, and delete the file. Ages are differences of times that the file
+  system itself writes, and a claim that finds a fresh entry waits for the next sign.
 
-A process that was only stopped, or cut off from the file system, may come back to a folder that was taken over: it looks before
-every save, and ends.
+A process that was only stopped, or cut off from the file system, may come back to a folder that was taken over: it looks when
+it begins a save, and before the save gets its name, and ends.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 
+from megaunigame.checkpoint.agreement import on_main
 from megaunigame.errors import ConfigError
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.storage.disk_errors import in_words
@@ -31,6 +33,8 @@ FILE = "running.json"
 BEAT_SECONDS, SILENCE_SECONDS = 20.0, 120.0
 HELD, BUSY, NONE = "held", "busy", "none"
 """The lock: ours now, another process's, or the file system has none."""
+GONE = (errno.ENOENT, errno.ESTALE)
+"""What is answered for a file that somebody has deleted; ESTALE: by a network file system."""
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +56,7 @@ class Claim:
             return same_file and self.holder.is_same_claim(decoded(os.pread(self.handle, 1 << 16, 0)))
         except OSError as error:
             log.warning("%s cannot be read (%s).", self.path, error)
-            return not isinstance(error, FileNotFoundError)  # a file system that is away for a while
+            return error.errno not in GONE  # a file system that is away for a while
 
     def release(self) -> None:
         """Say that the run has ended: the next one need not wait for signs of life."""
@@ -73,6 +77,7 @@ class Claim:
 
     def _write(self, holder: Holder) -> None:
         os.pwrite(self.handle, holder.encoded(), 0)
+        os.fsync(self.handle)  # other machines see it now, not when a cache is written back
         self.holder = holder
 
 
@@ -93,8 +98,12 @@ def claim(output: str, world: Ranks) -> None:
 
 def check_held(world: Ranks) -> None:
     """Raise ConfigError on every rank when another run has taken over a folder of this process. Collective."""
-    lost = [str(held.path.parent) for held in _claims if not held.holder.ended and not held.is_ours] if world.is_main else []
-    lost = world.broadcast_object(lost)
+    on_main(world, check_held_here)
+
+
+def check_held_here() -> None:
+    """The same in the process of rank 0, which is the one that has the claim. Not a collective."""
+    lost = [str(held.path.parent) for held in _claims if not held.holder.ended and not held.is_ours]
     if lost:
         raise ConfigError(
             f"output={lost[0]} was taken over by another run while this one gave no sign of life; nothing more is written "
@@ -119,9 +128,6 @@ def _claim(folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
         problem = _refusal(folder, handle, _lock(handle))
-        if not problem and os.stat(folder / FILE).st_ino != os.fstat(handle).st_ino:
-            os.close(handle)
-            handle = os.open(folder / FILE, os.O_RDWR)
         # Again: looking for signs of life gives the lock away, and somebody else may have looked too.
         if not problem and _lock(handle) == BUSY:
             problem = _in_use(folder, "another process", None)
@@ -159,17 +165,16 @@ def _refusal(folder: Path, handle: int, lock: str) -> str:
     age = _age(folder)
     if holder.is_near:
         alive = lock == BUSY or holder.is_running
-    elif age > SILENCE_SECONDS:
-        alive = False
-        if lock == BUSY:  # the lock of a machine that is gone: it stays with the old file
-            os.unlink(folder / FILE)
-            os.close(os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
     else:
-        alive = lock == BUSY or _gives_signs(folder, holder, SILENCE_SECONDS - age)
+        alive = lock == BUSY or (age <= SILENCE_SECONDS and _gives_signs(folder, holder, SILENCE_SECONDS - age))
     if alive:
-        return _in_use(folder, str(holder), age)
+        silent = lock == BUSY and not holder.is_near and age > SILENCE_SECONDS
+        return _in_use(folder, str(holder), age) + (_IF_GONE.format(holder.host, folder / FILE) if silent else "")
     log.warning("output=%s: the run that had it (%s) is gone; it is taken over.", folder, holder)
     return ""
+
+
+_IF_GONE = " It holds the lock still: if nothing runs on {} any more, delete {} and give this command again."
 
 
 def _in_use(folder: Path, who: str, age: float | None) -> str:

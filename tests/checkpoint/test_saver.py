@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from megaunigame.checkpoint import learner_files, saver
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.checkpoint.saved_learner import FILE
-from megaunigame.errors import CheckpointError
+from megaunigame.checkpoint.saver import Saver
+from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.storage.background import BackgroundWriting
 from megaunigame.storage.pending import PendingFile
 from tests.checkpoint.stand_ins import Learner, names, saved, small_learner  # noqa: F401
@@ -59,7 +60,7 @@ def test_the_steps_go_on_while_files_are_written_and_all_ranks_finish_in_the_sam
             found += [(step, saved.step) for saved in done]
             world.barrier()
             if step == 2:
-                assert not found and names(manager) == ["saving-step-00000001"]
+                assert not found and [name.partition(".")[0] for name in names(manager)] == ["saving-step-00000001"]
                 Slow.goes_on.set()
                 manager._attempt.writing.wait()  # so that the next step finds it
             world.barrier()
@@ -97,6 +98,51 @@ def test_what_was_saved_is_said(tmp_path):
     assert done.bytes == size and 0 < done.paused <= done.seconds < 10 and manager.taken() == []
     assert str(saver.Saved(500, 12_345_678_901, 4.13, 0.27)) == "saved step 500 (12.3 GB in 4.1 s, training paused 0.3 s)"
     assert str(saver.Saved(500, 1_234_567, 0.1, 0.1)).startswith("saved step 500 (1.2 MB in ")
+
+
+@pytest.mark.fault(
+    "a run that was stopped in a save comes back to a folder that another has taken",
+    does="all its ranks end; the save of the other run is not touched",
+    lost="the save of the run that was stopped",
+)
+@pytest.mark.parametrize("trouble", ["", "files that come late", "a disk that is full"])
+def test_a_save_of_a_run_that_lost_its_folder_gets_no_name(tmp_path, monkeypatch, trouble):
+    """Both are about to save step 1, also while rank 0 of the first waits for a file, and also when its own save failed."""
+    owner, looks = ["first"], []
+
+    def work(world):
+        def check():
+            looks.append("look")
+            if owner[0] != "first":
+                raise ConfigError("taken over by another run")
+
+        first = CheckpointManager(tmp_path, 2, world, check)
+        broken = [lambda: [Broken("b.json", content=b"1234")]] if trouble == "a disk that is full" else []
+        first.begin(Learner(world, 1), {"step": 1}, 1, broken if world.rank else [])
+        first._attempt.writing.wait()
+        world.barrier()
+        if world.is_main and trouble == "files that come late":
+            monkeypatch.setattr(Saver, "_see", lambda *_: owner.append(owner.pop(0) + " no more"))
+        elif world.is_main:
+            owner[0] = "second"
+        world.barrier()
+        second = CheckpointManager(tmp_path, 2, world)
+        second.begin(Learner(world, 2), {"step": 1}, 1)
+        assert first.folder == second.folder and second._attempt.folder.name.startswith("saving-step-00000001.")
+        with pytest.raises(ConfigError, match="taken over by another run"):
+            first.wait()
+        world.barrier()
+        left = names(second)
+        with pytest.raises(ConfigError, match="taken over"):
+            first.begin(Learner(world, 3), {"step": 3}, 3)
+        second.wait()
+        return left
+
+    monkeypatch.setattr(Broken, "error", OSError(errno.ENOSPC, "No space left on device"))
+    for left in on_ranks(2, work):
+        assert [name.partition(".")[0] for name in left] == ["saving-step-00000001"]
+    assert load_file(tmp_path / "checkpoints" / "step-00000001" / FILE.format(1))["weight"][0] == 2 and looks
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000001"
 
 
 TROUBLES = {
@@ -177,7 +223,7 @@ def test_files_that_rank_0_cannot_see_are_not_a_checkpoint(tmp_path, monkeypatch
         manager.begin(Learner(world), {"step": 1}, 1)
         manager._attempt.writing.wait()
         if world.rank:
-            file = manager.folder / "saving-step-00000001" / FILE.format(1)
+            file = manager._attempt.folder / FILE.format(1)
             file.rename(tmp_path / "hidden")
             threading.Timer(0.2, lambda: (tmp_path / "hidden").rename(file)).start()
         world.barrier()
@@ -193,7 +239,7 @@ def test_a_file_that_is_shorter_than_its_rank_says_is_no_checkpoint(tmp_path):
         manager.begin(Learner(world), {"step": 1}, 1)
         manager._attempt.writing.wait()
         if world.rank:
-            os.truncate(manager.folder / "saving-step-00000001" / FILE.format(1), 10)
+            os.truncate(manager._attempt.folder / FILE.format(1), 10)
         world.barrier()
         with pytest.raises(
             CheckpointError, match=r"rank 1 wrote [\d,]+ bytes of learner-rank-00001.safetensors, rank 0 sees 10"

@@ -107,7 +107,7 @@ def newest_step(run: Path) -> int | None:
     """The newest complete checkpoint of a run that never went back: `latest` may name an older one, and the newest may lack its
     name yet."""
     manifests = [*run.glob("checkpoints/step-*/manifest.json"), *run.glob("checkpoints/saving-step-*/manifest.json")]
-    return max((int(file.parent.name.removeprefix("saving-").split("-")[1]) for file in manifests), default=None)
+    return max((int(re.sub(r".*step-(\d+).*", r"\1", file.parent.name)) for file in manifests), default=None)
 
 
 def check_resumed(launch: Launch, newest: int | None) -> None:

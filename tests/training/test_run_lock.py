@@ -133,16 +133,19 @@ def test_a_run_on_another_machine_is_dead_only_if_it_is_silent(tmp_path, monkeyp
     assert "waiting" not in caplog.text, "it said that it has ended"
 
 
-def test_a_lock_of_a_machine_that_is_gone_is_left_with_the_old_file(tmp_path, monkeypatch):
-    """Another process has the lock, as a server that does not know yet that a client is gone."""
+def test_a_lock_that_is_held_is_never_taken_over(tmp_path, monkeypatch):
+    """Another process has the lock: a run, or a server that does not know yet that a client is gone. Somebody must look."""
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout is not None and first.stdout.readline() == "held\n"
         left_by(tmp_path, host="other")
         assert "host other" in refused(tmp_path)
         os.utime(tmp_path / FILE, (time.time() - 60, time.time() - 60))
+        said = refused(tmp_path)
+        assert f"if nothing runs on other any more, delete {tmp_path / FILE} and give this command again" in said
+        (tmp_path / FILE).unlink()
         claim(str(tmp_path), OneRank())
-        assert entry(tmp_path).pid == os.getpid()
+        assert entry_of_a_copy(tmp_path).pid == os.getpid()
     finally:
         first.kill()
         first.wait()
@@ -165,6 +168,30 @@ def test_who_lost_the_folder_ends_before_the_next_save(tmp_path):
     assert "taken over" in lost(OneRank())
     time.sleep(0.3)
     assert entry(tmp_path / "second").host == "other", "it must not write there any more"
+
+
+@pytest.mark.parametrize(("code", "ours"), [(errno.ESTALE, False), (errno.ENOENT, False), (errno.EIO, True)])
+def test_a_file_that_was_deleted_on_a_server_is_lost(tmp_path, monkeypatch, code, ours):
+    claim(str(tmp_path), OneRank())
+    held = run_lock._claims[0]
+
+    def fail(*_given):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", fail)
+        assert held.is_ours == ours
+
+
+def test_a_sign_of_life_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    claim(str(tmp_path), OneRank())
+    until = time.monotonic() + 5
+    while len(flushed) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert set(flushed) == {run_lock._claims[0].handle}
 
 
 def lost(world) -> str:
