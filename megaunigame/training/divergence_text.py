@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from megaunigame.config import Recipe
 from megaunigame.engine.broken_weights import BrokenWeight
@@ -32,7 +31,7 @@ class Facts:
     not_kept: Sequence[str]
     """Why the rows of a rank are not there, or not all."""
     newest: str
-    """Name of the newest complete checkpoint; empty: there is none."""
+    """The step folder that the same command goes on from; empty: there is none."""
 
 
 def cause(refusal: Refusal, facts: Facts, objective_of: Mapping[str, str]) -> str:
@@ -78,7 +77,7 @@ def stopped(refusal: Refusal, facts: Facts, divergence: Divergence, objective_of
         cure += ", or divergence.on_spike=warn if such steps are harmless"
     return (
         f"{cause(refusal, facts, objective_of)}; nothing was updated with it. {spent}{_samples(facts)}{_rows(facts)} "
-        f"Give the same command again and {cure}: {_from_where(facts, recipe)}."
+        f"Give the same command again and {cure}: {_from_where(facts)}."
     )
 
 
@@ -120,10 +119,10 @@ def _rows(facts: Facts) -> str:
     return f" To run its rows again alone, type: python launch/replay.py {shlex.quote(facts.kept)}.{problems}"
 
 
-def _from_where(facts: Facts, recipe: Recipe) -> str:
+def _from_where(facts: Facts) -> str:
     if not facts.newest:
         return "no checkpoint was saved yet, so it begins at step 1"
-    return f"it goes on from {Path(recipe.output) / 'checkpoints' / facts.newest}"
+    return f"it goes on from {facts.newest}"
 
 
 def _listed(terms: Sequence[str], objective_of: Mapping[str, str]) -> str:

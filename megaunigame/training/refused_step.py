@@ -13,7 +13,7 @@ from megaunigame.data.loading.stream import SUBSTITUTES, MicroBatches
 from megaunigame.data.sources.base import Backend
 from megaunigame.engine.broken_weights import broken_weights
 from megaunigame.engine.zero3 import Learner
-from megaunigame.errors import DataError, DivergenceError
+from megaunigame.errors import CheckpointError, DataError, DivergenceError
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.micro import MicroStep, Step
 from megaunigame.training import divergence_text, kept_rows
@@ -33,6 +33,7 @@ class RefusedSteps:
 
     def __init__(self, parts: Assembly, learner: Learner, divergence: Divergence):
         self.recipe, self.world, self.folder = parts.recipe, parts.mesh.world, parts.folder
+        self.checkpoints = parts.checkpoints
         self.resumed_from = "" if parts.resumed_from is None else str(parts.resumed_from)
         self.learner, self.divergence = learner, divergence
         self.objective_of = {r.term: o.name for o in parts.objectives for r in o.rows()}
@@ -49,7 +50,10 @@ class RefusedSteps:
         weights = broken_weights(self.learner.module, self.world, partitioned) if refusal.is_broken else []
         own = [f"{key or 'a row without a sample'} ({term})" for key, term in self._broken_rows(step, losses)]
         room = kept_rows.has_room(self.folder, number)
-        told = self.world.all_gather_object((own[:SHOWN], room, self._newest()))
+        if weights or self.divergence.is_spent:
+            self._complete_the_save()
+        newest = self.checkpoints.of_the_same_command(self.recipe.checkpoint.resume)
+        told = self.world.all_gather_object((own[:SHOWN], room, newest))
         samples, (_, room, newest) = [keys for keys, _, _ in told], told[0]  # rank 0 decides for all
         folder = kept_rows.step_folder(self.folder, number)
         problem = self._keep(folder, step, losses, only_broken=any(samples)) if room else ""
@@ -77,10 +81,12 @@ class RefusedSteps:
             found += [(inputs.keys[row], terms[row]) for row, loss in enumerate(values.tolist()) if not math.isfinite(loss)]
         return found
 
-    def _newest(self) -> str:
-        """Name of the newest complete checkpoint, as this rank sees the folder."""
-        complete = sorted(manifest.parent.name for manifest in self.folder.glob("checkpoints/step-*/manifest.json"))
-        return complete[-1] if complete else ""
+    def _complete_the_save(self) -> None:
+        """Collective: a save that is still being written was good, and is what the same command goes on from."""
+        try:
+            self.checkpoints.wait()
+        except CheckpointError as error:  # on all ranks; the run ends with the reason of its own
+            log.warning("%s", error)
 
     def _keep(self, folder: Path, step: Step, losses: RowLosses, *, only_broken: bool) -> str:
         """Write this rank's rows: of passes with a broken row, or of all passes. Returns a sentence about what is missing."""

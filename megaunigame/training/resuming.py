@@ -48,8 +48,8 @@ def check_batch(folder: Path, saved: TrainState, recipe: Recipe, ranks: int, row
     legal = legal_ranks(saved.rows_per_step, rows_per_micro_step)
     start = f"start one of these numbers of ranks: {', '.join(map(str, legal))}" if legal else "give other rows per micro-step"
     raise CheckpointError(
-        f"{folder} was saved by {saved.ranks} ranks with {saved.rows_per_step} rows in an optimizer step; this launch of "
-        f"{ranks} ranks would have {rows}, because batch.accumulation is fixed. To go on as before, type "
+        f"{folder} was saved by {_ranks(saved.ranks)} with {saved.rows_per_step} rows in an optimizer step; this launch of "
+        f"{_ranks(ranks)} would have {rows}, because batch.accumulation is fixed. To go on as before, type "
         f"batch.global_rows={saved.rows_per_step} batch.accumulation=null and {start}. For another batch on purpose, type "
         f"batch.global_rows={rows} batch.accumulation=null."
     )
@@ -84,7 +84,7 @@ def describe(
             "`output`)"
         )
     if saved.ranks not in (0, ranks):
-        parts.append(f"saved by {saved.ranks} ranks, continued by {ranks}")
+        parts.append(f"saved by {_ranks(saved.ranks)}, continued by {ranks}")
         if rotates:
             parts.append("terms in rotation get other samples from here on")
     if saved.ranks and saved.rows_per_step != rows:
@@ -94,3 +94,7 @@ def describe(
     elif checkpoint.reset_data:
         parts.append("data streams go on: checkpoint.reset_data=true was done by an earlier launch")
     return "; ".join(parts)
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from megaunigame.data.codes import write_codes
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
 from megaunigame.models.weights.tensor_files import save_tensors
 from megaunigame.step.codes import PictureCodes
+from megaunigame.storage.pending import PendingFile
 from tests.checkpoint.altered import change_state
 from tests.data.shard_files import talk, write_shards
 from tests.multi_process.launcher import REPOSITORY, free_port, run_script
@@ -257,6 +259,16 @@ def test_a_diverging_run_stops_and_names_the_rows(home, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["optim/skipped"] for line in metrics if "optim/skipped" in line] == [0, 1, 2, 3]
+
+
+def test_a_run_that_diverges_while_a_save_is_written_names_that_save(home, tmp_path, monkeypatch):
+    write = PendingFile.write
+    monkeypatch.setattr(PendingFile, "write", lambda *given: time.sleep(0.3) or write(*given))
+    settings = {"optimizer": {"lr": 1e30, "clip": 1e30}, "checkpoint": {"every": 4}}
+    recipe = write_recipe(tmp_path / "recipe.yaml", home, **settings)
+    with pytest.raises(DivergenceError, match=r"it goes on from \S*/run/checkpoints/step-00000004\."):
+        train.main([str(recipe), f"output={tmp_path / 'run'}"])
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004" / "manifest.json").is_file()
 
 
 @pytest.mark.fault("NaN in a weight of the model folder", does="stops before an update and names the weight", lost="nothing")

@@ -27,7 +27,7 @@ RECIPE = SimpleNamespace(
 
 def facts(**changes) -> Facts:
     given = {"step": 12, "samples": [[], []], "weights": [], "kept": "runs/it/divergence/step-00000012", "not_kept": []}
-    return Facts(**{**given, "newest": "step-00000008", **changes})
+    return Facts(**{**given, "newest": "runs/it/checkpoints/step-00000008", **changes})
 
 
 def divergence(**settings) -> Divergence:
@@ -167,5 +167,5 @@ def test_broken_weights_are_the_cause_and_nothing_else():
     text = divergence_text.broken(facts(weights=trained), RECIPE, "runs/it/checkpoints/step-00000008")
     assert "A weight is not finite in step 12: head (trained, 3 of 10 elements)." in text
     assert "read like this from runs/it/checkpoints/step-00000008" in text
-    assert "Type checkpoint.resume=PATH with a step folder older than step-00000008." in text
+    assert "Type checkpoint.resume=PATH with a step folder older than runs/it/checkpoints/step-00000008." in text
     assert "No checkpoint was saved yet" in divergence_text.broken(facts(weights=trained, newest=""), RECIPE, "")

@@ -42,6 +42,8 @@ def test_only_the_number_of_ranks_may_not_change_a_step():
         assert part in str(caught.value)
     for part in ("batch.global_rows=20 batch.accumulation=null", "batch.global_rows=40 batch.accumulation=null"):
         assert part in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"this launch of 1 rank would have 10, "):
+        check_batch(FOLDER, SAVED, batch_of(accumulation=2), 1, 5, 10)
     with pytest.raises(CheckpointError, match="give other rows per micro-step"):
         check_batch(FOLDER, SAVED, batch_of(accumulation=2), 4, 6, 48)
 
@@ -70,6 +72,7 @@ def test_everything_goes_on_at_another_number_of_ranks():
     assert describe(FOLDER, SAVED, CheckpointConfig(), 4, 20) == (
         "resumed from step-00000040, after step 40; saved by 2 ranks, continued by 4"
     )
+    assert "; saved by 1 rank, continued by 2" in describe(FOLDER, replace(SAVED, ranks=1), CheckpointConfig(), 2, 20)
     assert describe(FOLDER, SAVED, CheckpointConfig(), 2, 20) == "resumed from step-00000040, after step 40"
     assert "rotation get other samples" in describe(FOLDER, SAVED, CheckpointConfig(), 4, 20, rotates=True)
     assert "rotation" not in describe(FOLDER, SAVED, CheckpointConfig(), 2, 20, rotates=True)
