@@ -10,6 +10,7 @@ show new files late.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +33,10 @@ from megaunigame.storage.pending import PendingFile, WrittenFile
 PATIENCE_SECONDS = 30.0
 """How long rank 0 waits for the file of another node to appear."""
 T = TypeVar("T")
+
+
+NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
+"""In the RuntimeErrors of torch's allocators: on a device, pinned on the host, on the host."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ class Saver:
         """This rank's files, and what kept it from making them."""
         try:
             files = [*learner_files.pending_files(learner), *(file for pending in others for file in pending())]
-        except (MemoryError, RuntimeError) as error:  # torch's allocators raise RuntimeError
+        except (MemoryError, RuntimeError) as error:
+            if not _is_of_an_allocator(error):
+                raise  # a broken device, say: neither room nor another try would help
             return [], f"no copy of the state could be made: {type(error).__name__}: {str(error).splitlines()[0]}"
         if self.world.is_main:
             files.append(PendingFile(TRAIN_STATE, content=json.dumps(train_state, indent=1).encode()))
@@ -216,3 +223,7 @@ class Saver:
                 raise self._failed(step, in_words(error, self.folder)) from error
 
         return on_main(self.world, named)
+
+
+def _is_of_an_allocator(error: MemoryError | RuntimeError) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)) is not None

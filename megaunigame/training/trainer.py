@@ -145,6 +145,7 @@ class Trainer:
         PULSE.enter(RUN)
         self.stop.agree(self.world)
         monitor = self._monitor()
+        self.evaluations.record_missing(monitor)
         evaluated = not self.evaluations.owed(first) or self.evaluations.run(monitor)
         micro_batches = self._loader()
         saved = first

@@ -18,7 +18,7 @@ from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.storage.background import BackgroundWriting
 from megaunigame.storage.pending import PendingFile
 from tests.checkpoint.stand_ins import Learner, names, saved, small_learner  # noqa: F401
-from tests.worlds import on_ranks
+from tests.worlds import OneRank, on_ranks
 
 pytestmark = pytest.mark.usefixtures("small_learner")
 
@@ -185,18 +185,37 @@ def test_the_trouble_of_one_rank_is_that_of_all(tmp_path, monkeypatch, error, me
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000003"
 
 
-def test_no_memory_for_the_copies_is_said_on_all_ranks(tmp_path, monkeypatch):
+NO_MEMORY = (
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory\nmore"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate memory of 9 bytes"),
+    RuntimeError("CUDA error: out of memory, while allocate memory was asked for"),
+    torch.OutOfMemoryError("HIP: tried to allocate memory"),
+    MemoryError("allocate memory"),
+)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access was encountered"), RuntimeError("odd")])
+def test_a_fault_of_a_device_is_not_called_a_lack_of_memory(tmp_path, monkeypatch, error):
+    def pending_files(_):
+        raise error
+
+    monkeypatch.setattr(learner_files, "pending_files", pending_files)
+    with pytest.raises(RuntimeError) as caught:
+        CheckpointManager(tmp_path, 2, OneRank()).begin(Learner(), {"step": 1}, 1)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_no_memory_for_the_copies_is_said_on_all_ranks(tmp_path, monkeypatch, error):
     def pending_files(learner):
         if learner.world.rank:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory\nmore")
+            raise error
         return []
 
     monkeypatch.setattr(learner_files, "pending_files", pending_files)
 
     def work(world):
-        with pytest.raises(
-            CheckpointError, match="rank 1: no copy of the state could be made: RuntimeError: .*allocate memory"
-        ):
+        with pytest.raises(CheckpointError, match=r"rank 1: no copy of the state could be made: \w+Error: .*allocate memory"):
             CheckpointManager(tmp_path, 2, world).begin(Learner(world), {"step": 1}, 1)
 
     on_ranks(2, work)
