@@ -11,7 +11,7 @@ from typing import Any
 from megaunigame.checkpoint import step_folders
 from megaunigame.checkpoint.base_identity import base_identity
 from megaunigame.checkpoint.contents import check_here
-from megaunigame.checkpoint.manifest import REMEDY, TRAIN_STATE, read_manifest
+from megaunigame.checkpoint.manifest import MANIFEST, REMEDY, TRAIN_STATE, read_manifest
 from megaunigame.config import RANDOM, LoraConfig, Recipe, load_recipe
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.storage.json_files import read_object
@@ -30,7 +30,7 @@ class SavedRun:
     model_path: Path
     """The folder of `model.path`, absolute."""
     start: str
-    """`TrainState.start`: where its first weights come from, if not from `model_path`."""
+    """`start_of` its state: where its first weights are, if not in `model_path`."""
 
     @property
     def step(self) -> int:
@@ -61,12 +61,24 @@ def open_run(step_folder: Path, model_path: Path | None = None, *, checked: bool
         raise ConfigError(f"{folder} began with random weights (model.weights=random), to measure a shape: it has no model.")
     found = model_folder_of(folder, recipe, model_path)
     state = read_train_state(step_folder)
-    start = state.get("start", "")
+    start = start_of(step_folder, state)
     _check_base(step_folder, state.get("base", ""), found, start)
     if state.get("lora"):  # each launch writes recipe.yaml; the adapters of this step were trained with these
         lora = LoraConfig(**state["lora"])
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, lora=lora))
     return SavedRun(folder, recipe, step_folder, found, start)
+
+
+def start_of(step_folder: Path, state: dict[str, Any]) -> str:
+    """The step folder or model folder of the weights that a run began with; empty: those of its `model.path`.
+
+    `state`: of the step folder. What the run has kept of another run comes before the place where that was.
+    """
+    if state.get("kept_start"):
+        kept = step_folder.resolve().parents[1] / state["kept_start"]
+        if (kept / MANIFEST).is_file():
+            return str(kept)
+    return state.get("start", "")
 
 
 def _check_base(step_folder: Path, trained_on: str, model_path: Path, start: str) -> None:

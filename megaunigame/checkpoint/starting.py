@@ -10,7 +10,7 @@ from torch import Tensor
 from megaunigame.checkpoint.agreement import on_main
 from megaunigame.checkpoint.contents import check_everywhere
 from megaunigame.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from megaunigame.checkpoint.runs import CHECKPOINTS, SavedRun, open_run, read_train_state, step_folder_of
+from megaunigame.checkpoint.runs import CHECKPOINTS, SavedRun, open_run, read_train_state, start_of, step_folder_of
 from megaunigame.checkpoint.trained import MergedWeights
 from megaunigame.config import LoraConfig
 from megaunigame.errors import ConfigError
@@ -90,7 +90,7 @@ def step_folders_of(start: str) -> list[tuple[Path, Manifest]]:
     while start and (Path(start) / MANIFEST).is_file():
         folder = Path(start)
         found.append((folder, read_manifest(folder)))
-        start = read_train_state(folder).get("start", "")
+        start = start_of(folder, read_train_state(folder))
     return found
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from megaunigame.checkpoint.agreement import on_main
 from megaunigame.checkpoint.base_identity import base_identity
+from megaunigame.checkpoint.first_weights import keep_start
 from megaunigame.checkpoint.manager import CheckpointManager
+from megaunigame.checkpoint.runs import start_of
 from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, open_adapter
 from megaunigame.config import OFF, PARTIAL, RANDOM, Recipe, resolve_batch
 from megaunigame.data.sources.opening import check_backend
@@ -58,6 +60,8 @@ class Assembly:
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume, once=trains)
         self.saved_state: TrainState | None = None
         """As the launch left it that saved it."""
+        self.start = ""
+        """Where the weights are that the run began with, if not in `model.path`."""
         self.state = self._fresh_state() if self.resumed_from is None else self._resumed_state(self.resumed_from)
         self.adapter = self._adapter()
 
@@ -73,7 +77,7 @@ class Assembly:
 
     def _fresh_state(self) -> TrainState:
         model = self.recipe.model
-        start = on_main(self.mesh.world, lambda: find_start(model.weights_from))
+        start = self.start = on_main(self.mesh.world, lambda: find_start(model.weights_from))
         reset = self.recipe.checkpoint.reset_data
         return TrainState(
             weights=model.weights,
@@ -90,7 +94,8 @@ class Assembly:
     def _resumed_state(self, folder: Path) -> TrainState:
         """Raises CheckpointError when the run began with other weights than the recipe names now."""
         saved = self.saved_state = TrainState.from_state_dict(self.checkpoints.train_state(folder))
-        base = self._base(saved.start)
+        self.start = on_main(self.mesh.world, lambda: start_of(folder, dataclasses.asdict(saved)))
+        base = self._base(self.start)
         check_first_weights(folder, saved, self.recipe.model, base)
         state = continued(saved, self.recipe.checkpoint, self.mesh.world.size, self.rows_per_step)
         return dataclasses.replace(state, lora=self._lora(), base=saved.base or base)
@@ -110,6 +115,10 @@ class Assembly:
             rows = self.plan.rows_per_micro_step()
             check_batch(self.resumed_from, self.saved_state, self.recipe, self.mesh.world.size, rows, self.rows_per_step)
 
+    def keep_start(self) -> None:
+        """Collective: keep the checkpoint of another run that this one began with. Only for a launch that holds the folder."""
+        self.state.kept_start = on_main(self.mesh.world, lambda: keep_start(self.folder, self.start))
+
     def how_resumed(self) -> str:
         """What to say of it on the console; empty for a fresh run."""
         if self.resumed_from is None or self.saved_state is None:
@@ -125,7 +134,7 @@ class Assembly:
             for objective in self.objectives:
                 objective.check_family(family, model.family, path, self.plan)
             placed = dataclasses.replace(self.recipe, model=dataclasses.replace(model, path=path))
-            weights = None if model.weights == RANDOM else checked_start(family, path, self.state.start, self.mesh.world)
+            weights = None if model.weights == RANDOM else checked_start(family, path, self.start, self.mesh.world)
             learner = build_learner(family, placed, self.plan, self.ds_config, self.mesh.world, weights, self.adapter)
         if model.stored_codes != OFF:
             learner.module.use_stored_codes(partial=model.stored_codes == PARTIAL)

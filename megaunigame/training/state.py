@@ -35,7 +35,8 @@ class TrainState:
     """`base_identity` of the weights the run began with; empty: random ones, or not known."""
     start: str = ""
     """The step folder or model folder it named then: a run goes on, and its newest checkpoint becomes another one."""
-
+    kept_start: str = ""
+    """Where `start` is kept, below the run folder, if it is a step folder of another run (checkpoint/first_weights.py)."""
     ranks: int = 0
     """Of the launch that saved this; 0: not known."""
     rows_per_step: int = 0

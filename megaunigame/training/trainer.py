@@ -223,7 +223,11 @@ class Trainer:
             self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
 
     def make_room(self) -> None:
-        """Compare the free disk with what checkpoints will need. Raises CheckpointError when not even one has room."""
+        """Keep what the run began with, and compare the free disk with what checkpoints will need.
+
+        Only for a launch that holds the run folder alone. Raises CheckpointError when not even one has room.
+        """
+        self.parts.keep_start()
         trained = sum(getattr(p, "ds_numel", p.numel()) for group in self.learner.trained_groups for p in group)
         of_players = sum(size for player in self.players for size in player.host_bytes().values())
         self.parts.checkpoints.check_room(OPTIMIZER * trained + self.world.size * of_players)
