@@ -52,7 +52,7 @@ class RefusedSteps:
         room = kept_rows.has_room(self.folder, number)
         if weights or self.divergence.is_spent:
             self._complete_the_save()
-        newest = self.checkpoints.of_the_same_command(self.recipe.checkpoint.resume)
+        newest = self.checkpoints.of_the_same_command(self.recipe.checkpoint.resume) if self.world.is_main else ""
         told = self.world.all_gather_object((own[:SHOWN], room, newest))
         samples, (_, room, newest) = [keys for keys, _, _ in told], told[0]  # rank 0 decides for all
         folder = kept_rows.step_folder(self.folder, number)
@@ -85,7 +85,7 @@ class RefusedSteps:
         """Collective: a save that is still being written was good, and is what the same command goes on from."""
         try:
             self.checkpoints.wait()
-        except CheckpointError as error:  # on all ranks; the run ends with the reason of its own
+        except CheckpointError as error:  # on all ranks; the reason why the run ends is another one
             log.warning("%s", error)
 
     def _keep(self, folder: Path, step: Step, losses: RowLosses, *, only_broken: bool) -> str:

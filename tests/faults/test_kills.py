@@ -23,7 +23,7 @@ from tests.faults.launches import ForkServer
 from tests.faults.recording import Measure
 from tests.faults.worlds import everything, recipe, run_folder, same_at_any_size
 
-STEPS = 40
+STEPS, FEW = 48, 10
 FAST = ("forward", "before the rename", "before latest", "file of a save")
 SEEDS = (1, 2, 3)
 AT_ANY_SIZE = ("forward", "backward", "update", "step", "loading", "file of a save", "manifest", "before the rename")
@@ -61,14 +61,14 @@ def compare_bits(killed: Path, whole: Path, steps: int) -> None:
     lost="work since the last save",
 )
 def test_four_kills_change_no_bit(server, home, measured):
-    settings = everything(home, 6, evaluation={"suites": {}}, checkpoint={"every": 2, "keep": 1}, loader={"workers": 1})
+    settings = everything(home, FEW, evaluation={"suites": {}}, checkpoint={"every": 2, "keep": 1}, loader={"workers": 1})
     whole = undisturbed(server, home, "fast-whole", settings, 2)
     history = train_with_kills(
         server, recipe(home, "fast-killed", settings), run_folder(home, "fast-killed"), draw_rounds(0, [2], FAST), 2
     )
     assert sorted(history.kills) == sorted(FAST)
     note(measured, history)
-    compare_bits(run_folder(home, "fast-killed"), whole, 6)
+    compare_bits(run_folder(home, "fast-killed"), whole, FEW)
 
 
 @pytest.mark.faults
@@ -109,7 +109,7 @@ def learner_state(run: Path, step: int) -> dict[str, torch.Tensor]:
     lost="work since the last save",
 )
 def test_kills_with_a_changing_number_of_ranks(server, home, measured):
-    steps = 20
+    steps = 26
     settings = same_at_any_size(home, steps)
     whole = undisturbed(server, home, "one-rank", settings, 1)
     rounds = draw_rounds(4, [1, 2, 4], AT_ANY_SIZE)
