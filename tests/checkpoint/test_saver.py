@@ -145,6 +145,17 @@ def test_a_save_of_a_run_that_lost_its_folder_gets_no_name(tmp_path, monkeypatch
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000001"
 
 
+def test_files_of_a_run_that_was_stopped_do_not_land_in_the_attempt_of_another(tmp_path):
+    Slow.goes_on.clear()
+    first, second = (CheckpointManager(tmp_path, 2, OneRank()) for _ in range(2))
+    first.begin(Learner(value=1), {"step": 1}, 1, [lambda: [Slow("late.json", content=b"{}")]])
+    second.begin(Learner(value=2), {"step": 1}, 1)
+    Slow.goes_on.set()
+    first._attempt.writing.wait()
+    second.wait()
+    assert "late.json" not in [path.name for path in (tmp_path / "checkpoints" / "step-00000001").iterdir()]
+
+
 TROUBLES = {
     "full": (OSError(errno.ENOSPC, "No space left on device"), r"rank 1: the disk is full: 4 bytes needed, [\d,]+ free"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "rank 1: the quota of this user is used up: 4 bytes needed"),
