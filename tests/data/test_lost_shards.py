@@ -98,6 +98,22 @@ def test_one_wait_in_a_period_however_many_shards_are_lost():
     assert lost.reach("s", failing(0)) == "read"
 
 
+def test_only_the_seconds_of_a_wait_are_charged():
+    lost, clock = lost_shards(wait=540, period=1800, substitute=False)
+    assert lost.reach("s", failing(3)) == "read" and sum(clock.slept) == 7
+    clock.now += 1000
+    assert lost.reach("s", failing(4, "b.tar")) == "read" and sum(clock.slept) == 22
+    with pytest.raises(DataError, match="tried again for 518 s"):
+        lost.reach("s", failing(99, "c.tar"))
+    assert sum(clock.slept) == 540
+    with pytest.raises(DataError, match="tried again for 0 s"):
+        lost.reach("s", failing(99, "d.tar"))
+    clock.now += 1270
+    with pytest.raises(DataError, match="tried again for 22 s"):  # the first two waits began more than a period ago
+        lost.reach("s", failing(99, "e.tar"))
+    assert sum(clock.slept) == 562
+
+
 def dataset(folder: Path, rule: LostShardRule, plan: StepPlan = PLAN, **options):
     stream = open_stream("s", StreamConfig(str(folder), window=1), 3)
     made = number_batches(plan, {"s": stream}, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ class LostShardRule:
     wait: float
     """Seconds for which a shard is tried again."""
     period: float
-    """In this many seconds a process waits at most once, however many shards are lost: other ranks wait for it."""
+    """In this many seconds a process waits for `wait` seconds in all, however many shards are lost: other ranks wait for it."""
     substitute: bool
     """Whether the run goes on without the shard."""
 
@@ -43,45 +42,57 @@ class LostShards:
         self.rule, self._clock, self._sleep = rule, clock, sleep
         self._lost: set[tuple[str, str]] = set()
         """Stream and shard; they are tried once whenever they are needed, without waiting."""
-        self._began = -math.inf
-        """When this process last began to wait."""
+        self._waits: list[tuple[float, float]] = []
+        """Beginning and seconds of each wait of this process that began in the last period."""
 
     def reach(self, stream: str, work: Callable[[], T]) -> T:
         """The result of `work`, which is done again while it raises LostShard and there is time left.
 
         Then raises that LostShard, if the run goes on without the shard, else DataError.
         """
-        pause, waited = FIRST_PAUSE, ""
-        while True:
+        try:
+            return work()
+        except LostShard as error:
+            if (stream, error.shard) in self._lost:
+                raise
+            problem = error
+        began = self._clock()
+        try:
+            return self._again(stream, work, problem, began + self._allowed(began))
+        except LostShard as error:
+            raise self._given_up((stream, error.shard), error, self._clock() - began) from error
+        finally:
+            if self._clock() > began:
+                self._waits.append((began, self._clock() - began))
+
+    def _again(self, stream: str, work: Callable[[], T], problem: LostShard, end: float) -> T:
+        """The result of further attempts until `end`. Raises LostShard."""
+        pause = FIRST_PAUSE
+        while (left := end - self._clock()) > 0 and (stream, problem.shard) not in self._lost:
+            log.warning("Stream %s: %s Trying again for %.0f s.", stream, problem, left)
+            self._sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
             try:
                 done = work()
             except LostShard as error:
-                name, problem = (stream, error.shard), error
+                problem = error
             else:
-                if waited:
-                    log.warning("Stream %s: %s is back.", stream, waited)
+                log.warning("Stream %s: %s is back.", stream, problem.shard)
                 return done
-            left = 0.0 if name in self._lost else self._time_left()
-            if left <= 0:
-                raise self._given_up(name, problem) from problem
-            log.warning("Stream %s: %s Trying again for %.0f s.", stream, problem, left)
-            self._sleep(min(pause, left))
-            pause, waited = min(2 * pause, LONGEST_PAUSE), problem.shard
+        raise problem
 
-    def _time_left(self) -> float:
-        """Seconds."""
-        now = self._clock()
-        if now - self._began >= self.rule.period:
-            self._began = now
-        return self._began + self.rule.wait - now
+    def _allowed(self, now: float) -> float:
+        """Seconds that a wait may take: what the waits that began in the last period have left."""
+        self._waits = [(began, seconds) for began, seconds in self._waits if now - began < self.rule.period]
+        return self.rule.wait - sum(seconds for _, seconds in self._waits)
 
-    def _given_up(self, name: tuple[str, str], error: LostShard) -> DataError:
+    def _given_up(self, name: tuple[str, str], error: LostShard, waited: float) -> DataError:
         if self.rule.substitute:
             if name not in self._lost:
                 self._lost.add(name)
                 log.warning("Stream %s: %s is lost; samples of other shards take the places of its samples.", *name)
             return error
         return DataError(
-            f"Stream {name[0]!r}: {error} It was tried again for {self.rule.wait:.0f} s. When it is there, the same "
+            f"Stream {name[0]!r}: {error} It was tried again for {waited:.0f} s. When it is there, the same "
             "command resumes from the newest checkpoint; with loader.lost_shard=substitute the run goes on without the shard."
         )
