@@ -8,7 +8,9 @@ depend on the data, so ranks stay in lockstep.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -24,7 +26,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
-from megaunigame.errors import DivergenceError, LockstepError
+from megaunigame.errors import UserError
 from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
@@ -41,6 +43,8 @@ from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.run_lock import check_held
 from megaunigame.training.stepping import Stepper
 
+log = logging.getLogger(__name__)
+
 
 class Trainer:
     """Builds and runs a training."""
@@ -53,6 +57,8 @@ class Trainer:
         self.stop = stop or Interruption()
         self.interrupted = ""
         """After `fit`: how a signal ended it; empty: the run is complete."""
+        self.saved = -1
+        """Step of the last save that began."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh)
         parts = self.parts
         parts.check_batch()
@@ -145,9 +151,10 @@ class Trainer:
         PULSE.enter(RUN)
         self.stop.agree(self.world)
         monitor = self._monitor()
+        self.stepper.fetcher.finish = partial(self._keep_last_step, monitor)
         evaluated = not self.evaluations.owed(first) or self.evaluations.run(monitor)
         micro_batches = self._loader()
-        saved = first
+        self.saved = first
         while self.state.step < last and not self.stop.agreed:
             self.stepper.fetcher.failed = monitor.failed  # rank 0 alone writes, and must not stop alone
             metrics = self.train_step(micro_batches)
@@ -158,12 +165,11 @@ class Trainer:
             if step % recipe.checkpoint.every == 0 or step == last or self.stop.agreed:
                 self.begin_save()
                 self.stop.agree(self.world)
-                saved = step
             evaluated = True
             if self.evaluations.due(step):
                 self.parts.checkpoints.wait()  # a kill in a long evaluation must not cost a save that is written
                 evaluated = self.evaluations.run(monitor)
-        if saved != self.state.step:
+        if self.saved != self.state.step:
             self.begin_save()
         with PULSE.phase(SAVE):
             self.parts.checkpoints.wait()
@@ -196,12 +202,8 @@ class Trainer:
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step; returns its metrics, equal on all ranks. Completes a save whose files are written."""
-        try:
-            with PULSE.step(self.state.step + 1):
-                metrics = self.stepper.step(self.state.step, micro_batches)
-        except (DivergenceError, LockstepError):  # on all ranks: the step of the save was still good
-            self.parts.checkpoints.wait()
-            raise
+        with PULSE.step(self.state.step + 1):
+            metrics = self.stepper.step(self.state.step, micro_batches)
         self.parts.checkpoints.advance()
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
@@ -220,6 +222,17 @@ class Trainer:
         others = [player.pending for player in self.players]
         with PULSE.phase(SAVE):
             self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+        self.saved = self.state.step
+
+    def _keep_last_step(self, monitor: Monitor) -> None:
+        """Collective, before an error of the data ends the run: all ranks have the weights of the last step, which is good."""
+        try:
+            if self.saved != self.state.step:
+                self.begin_save()
+            self.parts.checkpoints.wait()
+        except UserError as error:  # of all ranks; the error of the data is the one to be told
+            log.warning("Step %d could not be saved: %s", self.state.step, error)
+        self._completed_saves(monitor)
 
     def make_room(self) -> None:
         """Delete what a killed save has left, and compare the free disk with what checkpoints will need.
