@@ -26,7 +26,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
-from megaunigame.errors import UserError
+from megaunigame.errors import Interrupted, UserError
 from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
@@ -104,6 +104,7 @@ class Trainer:
             self.first_step,
             self._lost_shards(),
         )
+        self.micro_batches.lost_shards.stopping = stopping
         self.stepper.refused.micro_batches = self.micro_batches
 
     def _lost_shards(self) -> LostShardRule:
@@ -141,7 +142,8 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step of the schedule, or until a signal asks the run to stop; saves at the end either way.
 
-        A signal is heeded after the step, the save or the model call of an evaluation that it meets. Then the run saves what is
+        A signal is heeded after the step, the save or the model call of an evaluation that it meets; a wait for data that does
+        not come, or for a lost shard, is left. Then the run saves what is
         not saved yet; an evaluation that is left or does not begin is done by the next launch.
         """
         recipe, first, last = self.recipe, self.first_step, self.recipe.schedule.steps
@@ -157,7 +159,11 @@ class Trainer:
         self.saved = first
         while self.state.step < last and not self.stop.agreed:
             self.stepper.fetcher.failed = monitor.failed  # rank 0 alone writes, and must not stop alone
-            metrics = self.train_step(micro_batches)
+            try:
+                metrics = self.train_step(micro_batches)
+            except Interrupted:  # on all ranks, in the fetch of a step that the next launch makes
+                self.stop.agreed = True
+                break
             with PULSE.phase(LOGGING):
                 monitor.log(self.state.step, metrics | self._completed_saves(monitor))
                 monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
@@ -256,10 +262,14 @@ class Trainer:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation
         on_gpu = self.world.device.type == "cuda"
         slow = loader.slow_seconds
-        rows = MicroBatchLoader(
-            self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu, slow_seconds=slow
+        return iter(
+            MicroBatchLoader(
+                *(self.micro_batches, 0, last, loader.workers, loader.prefetch),
+                pin_memory=on_gpu,
+                slow_seconds=slow,
+                stopping=stopping,
+            )
         )
-        return iter(rows)
 
     def _how_it_ended(self, save: dict[str, float], evaluated: bool) -> str:
         """Collective: the last line of an interrupted run. `save`: metrics of the last save, if there was any."""
@@ -269,3 +279,8 @@ class Trainer:
         saved = f"saved step-{step:08d} in {save[names.PERF_SAVE_SECONDS]:.1f} s; " if save else ""
         owed = "" if evaluated else ", with the evaluation of that step"
         return f"interrupted by {source} after step {step}; {saved}the same command goes on from there{owed}"
+
+
+def stopping() -> bool:
+    """Whether a process of this run was asked to end, as far as this one has heard."""
+    return PULSE.stopping

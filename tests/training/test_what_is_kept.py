@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from megaunigame.config import load_recipe
 from megaunigame.data.loading.bad_samples import BadSample
-from megaunigame.errors import CheckpointError, DataError, LockstepError
+from megaunigame.errors import CheckpointError, DataError, LockstepError, LostShard
+from megaunigame.parallel.interruption import SAVES
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.tiny_run import write_data, write_model, write_recipe
@@ -31,10 +35,16 @@ def raising(error: Exception) -> Callable[..., None]:
     return fails
 
 
-def run(home, world, output, every: int, trouble: Callable[[Trainer], object]) -> Trainer:
-    """A run whose third step begins with `trouble(trainer)`."""
+def run(
+    home, world, output, every: int, trouble: Callable[[Trainer], object], *, workers: int = 0, first=lambda trainer: None
+) -> Trainer:
+    """A run that begins with `first(trainer)`, and whose third step begins with `trouble(trainer)`."""
 
     class Troubled(Trainer):
+        def _loader(self):
+            self.batches = super()._loader()
+            return self.batches
+
         def train_step(self, micro_batches):
             if self.state.step == 2:
                 trouble(self)
@@ -44,7 +54,11 @@ def run(home, world, output, every: int, trouble: Callable[[Trainer], object]) -
         home / "recipe.yaml", home, checkpoint={"every": every}, loader={"workers": 0, "max_bad_fraction": 0.0}
     )
     trainer = Troubled(load_recipe(str(recipe), [f"output={output}"]), Mesh.of(world))
-    trainer.fit()
+    first(trainer)
+    try:
+        trainer.fit()
+    finally:
+        trainer.batches.close()  # its thread ends, too
     return trainer
 
 
@@ -104,3 +118,25 @@ def test_the_error_of_the_data_is_told_also_when_nothing_can_be_saved(home, worl
     with pytest.raises(DataError, match="its index is broken"):
         run(home, world, tmp_path, 100, lose)
     assert "Step 2 could not be saved: the disk is full" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_while_a_shard_is_lost_saves_the_last_step(home, world, tmp_path, workers):
+    def lose(trainer: Trainer) -> None:
+        trainer.stop.phase = SAVES
+        threading.Timer(0.5, trainer.stop.take, (signal.SIGTERM, 0.0)).start()
+
+    def lost(trainer: Trainer) -> None:
+        source, made = trainer.streams["train"].source, trainer.micro_batches.made
+
+        def third_is_lost(micro_step: int, *note: object):
+            if micro_step == 2:
+                source.find = raising(LostShard("a.tar is gone.", "a.tar"))
+            return made(micro_step, *note)
+
+        trainer.micro_batches.made = third_is_lost
+
+    began = time.monotonic()
+    trainer = run(home, world, tmp_path, 100, lose, workers=workers, first=lost)
+    assert trainer.interrupted.startswith("interrupted by SIGTERM after step 2; saved step-00000002")
+    assert saved(tmp_path) == ["step-00000002"] and time.monotonic() - began < 15

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from megaunigame.errors import DataError, LostShard
+from megaunigame.errors import DataError, Interrupted, LostShard
 
 T = TypeVar("T")
 FIRST_PAUSE = 1.0
 """Seconds; each later pause is twice as long."""
 LONGEST_PAUSE = 30.0
+LOOK = 0.5
+"""Seconds after which a process in a pause looks whether the run was asked to stop."""
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class LostShards:
         self, rule: LostShardRule, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ):
         self.rule, self._clock, self._sleep = rule, clock, sleep
+        self.stopping: Callable[[], bool] = lambda: False
+        """Whether the run was asked to stop: then a wait is left."""
         self._lost: set[tuple[str, str]] = set()
         """Stream and shard; they are tried once whenever they are needed, without waiting."""
         self._waits: list[tuple[float, float]] = []
@@ -48,7 +52,8 @@ class LostShards:
     def reach(self, stream: str, work: Callable[[], T]) -> T:
         """The result of `work`, which is done again while it raises LostShard and there is time left.
 
-        Then raises that LostShard, if the run goes on without the shard, else DataError.
+        Then raises that LostShard, if the run goes on without the shard, else DataError. Raises Interrupted when the run was
+        asked to stop meanwhile.
         """
         try:
             return work()
@@ -70,7 +75,7 @@ class LostShards:
         pause = FIRST_PAUSE
         while (left := end - self._clock()) > 0 and (stream, problem.shard) not in self._lost:
             log.warning("Stream %s: %s Trying again for %.0f s.", stream, problem, left)
-            self._sleep(min(pause, left))
+            self._pause(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
             try:
                 done = work()
@@ -80,6 +85,13 @@ class LostShards:
                 log.warning("Stream %s: %s is back.", stream, problem.shard)
                 return done
         raise problem
+
+    def _pause(self, seconds: float) -> None:
+        end = self._clock() + seconds
+        while (left := end - self._clock()) > 0 and not self.stopping():
+            self._sleep(min(LOOK, left))
+        if self.stopping():
+            raise Interrupted("left while a shard is lost")
 
     def _allowed(self, now: float) -> float:
         """Seconds that a wait may take: what the waits that began in the last period have left."""
