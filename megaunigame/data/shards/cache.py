@@ -90,6 +90,12 @@ class ShardCache:
                     self._download(wanted, path)
         return file
 
+    def remove(self, damaged: RemoteFile) -> None:
+        """Remove a file whose content is not that of its download; who reads it has it open still."""
+        path = self.folder / damaged.name
+        with _locked(_lock_of(path)):
+            path.unlink(missing_ok=True)
+
     def fetch_ahead(self, wanted: RemoteFile) -> None:
         """Download a file that will be opened soon, if there is room and no other process does. Raises DataError."""
         path = self.folder / wanted.name
