@@ -74,6 +74,7 @@ class Stepper:
         self.complete_save = parts.checkpoints.wait
         """Before an error that all ranks raise: a save that is being written is of a step that was good."""
         self.fetcher = Fetcher(self.world, quarantine, self.complete_save)
+        bad_samples.elsewhere = quarantine.last
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from megaunigame.data.loading.bad_samples import BadSample
+from megaunigame.data.loading.bad_samples import BadSample, BadSampleCounter
 from megaunigame.errors import DataError, Interrupted, UserError
+from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from megaunigame.training import quarantine as quarantine_module
 from megaunigame.training.fetching import Fetcher
 from megaunigame.training.quarantine import Quarantine
@@ -148,5 +149,20 @@ def test_a_list_that_cannot_be_written_ends_all_ranks(tmp_path):
         listed = Quarantine(tmp_path / "file" / "run", world, fresh=True)
         with pytest.raises(OSError if world.is_main else UserError, match="quarantine.jsonl"):
             listed.add(1, [bad("x")])
+
+    on_ranks(2, work)
+
+
+def test_too_many_bad_samples_of_another_rank_are_named_on_rank_0(tmp_path):
+    plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 2),))
+
+    def work(world):
+        fetching, counter = fetcher(world, tmp_path), BadSampleCounter(plan, 0.0)
+        counter.elsewhere = fetching.quarantine.last
+        samples = [bad("x")] if world.rank else []
+        fetching.agree(1, [batch(*samples)])
+        counter.add(plan, samples)
+        with pytest.raises(DataError, match=r"x of a\.tar: x is broken" if world.is_main else r"in a\.tar: x is broken"):
+            counter.merge([4, 1])
 
     on_ranks(2, work)
