@@ -34,6 +34,8 @@ class Beat:
     """Seconds it has been seen waiting in collectives since its last mark; 0: it was not, at the last look."""
     leaves: bool = False
     """Its last beat: it ends as planned, or says itself why it does not."""
+    asked: bool = False
+    """It, or a rank that it heard of, was asked to stop."""
 
     def as_text(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -45,6 +45,7 @@ class Heart:
                 marks=state.marks,
                 age=state.age,
                 waits=self._waits,
+                asked=self.pulse.stopping,
                 leaves=self.leaves,
             )
 

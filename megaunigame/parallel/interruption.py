@@ -38,6 +38,7 @@ class Interruption:
 
     def __init__(self, end: Callable[[int, str], None] | None = None):
         """`end`: ends the process with a code and a last line."""
+        PULSE.stopping = False
         self.received: signal.Signals | None = None
         """The first signal of this rank. Written by the thread that listens, at any moment."""
         self.agreed = False

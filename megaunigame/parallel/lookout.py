@@ -36,6 +36,8 @@ class Lookout:
         """An answer over the line."""
         now = self.clock()
         self._answered = now
+        if any(beat.asked for beat in beats):
+            self.heart.pulse.stopping = True
         for beat in beats:
             old = self._heard.get(beat.rank)
             if old is None or old[0].number != beat.number:

@@ -6,6 +6,7 @@ One process is one rank, so there is one pulse. The main thread marks, the threa
 from __future__ import annotations
 
 import contextlib
+import mmap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,8 +37,16 @@ class Pulse:
         self.clock = clock
         self._stack: list[tuple[str, bool]] = [(START_UP, False)]
         self._step, self._marks, self._since = 0, 0, clock()
-        self.stopping = False
-        """The process was asked to end, and is about to. Written by a signal handler."""
+        self._stopping = mmap.mmap(-1, 1)  # forked processes see what is written later
+
+    @property
+    def stopping(self) -> bool:
+        """A process of the run was asked to end, and all are about to. Known in loader workers, too."""
+        return self._stopping[0] > 0
+
+    @stopping.setter
+    def stopping(self, stopping: bool) -> None:
+        self._stopping[0] = int(stopping)
 
     def mark(self) -> None:
         """Something has begun or ended: the process is alive."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -12,6 +14,16 @@ from megaunigame.parallel.ranks import Ranks
 
 SHOWN = 4
 """Different messages."""
+
+
+@contextmanager
+def finishing(finish: Callable[[], object]) -> Iterator[None]:
+    """The UserError or OSError of the block is raised on every rank: `finish`, a collective, is done before it goes on."""
+    try:
+        yield
+    except (UserError, OSError):  # others, such as a lost connection, may be those of one rank
+        finish()
+        raise
 
 
 def raise_together(world: Ranks, error: Exception | None) -> None:

@@ -27,6 +27,8 @@ class Quarantine:
     def __init__(self, folder: Path, world: Ranks, *, fresh: bool):
         """`fresh`: the run begins at its first step, so the lines of another run do not count."""
         self.path, self.world = folder / QUARANTINE_FILE, world
+        self.last: dict[str, dict[str, Any]] = {}
+        """On rank 0: stream -> the line of its last bad sample, of any rank."""
         self.known: set[tuple[str, str, str]] = set()
         if world.is_main and self.path.exists():
             earlier = [] if fresh else read_lines(self.path)
@@ -40,6 +42,7 @@ class Quarantine:
             for b in bad
         ]
         gathered = [line for lines in self.world.gather_object(mine) for line in lines]
+        self.last |= {line["stream"]: line for line in gathered}
         problem: OSError | None = None
         if self.world.is_main:
             try:

@@ -20,6 +20,7 @@ from megaunigame.objectives.building import taps_of
 from megaunigame.objectives.player import Player
 from megaunigame.parallel.interruption import Interruption
 from megaunigame.parallel.pulse import AGREE, PULSE
+from megaunigame.parallel.together import finishing
 from megaunigame.randomness import seed_micro_step
 from megaunigame.step.losses import LossTerms
 from megaunigame.step.micro import MicroStep, Step
@@ -70,7 +71,10 @@ class Stepper:
         self.bad_samples, self.rows = bad_samples, rows
         self.lockstep = LockstepGuard(self.world)
         quarantine = Quarantine(self.folder, self.world, fresh=parts.state.step == 0)
-        self.fetcher = Fetcher(self.world, quarantine, parts.checkpoints.wait)
+        self.complete_save = parts.checkpoints.wait
+        """Before an error that all ranks raise: a save that is being written is of a step that was good."""
+        self.fetcher = Fetcher(self.world, quarantine, self.complete_save)
+        bad_samples.elsewhere = quarantine.last
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
         self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
@@ -95,7 +99,7 @@ class Stepper:
             self.performance.begin()
             data = self._fetch(number, micro_batches)
             step = data.step
-            with PULSE.phase(AGREE, in_step=True):
+            with PULSE.phase(AGREE, in_step=True), finishing(self.complete_save):
                 self.lockstep.check(step)
             self.learner.set_lr(step.lr)
             with self.phases(PLAYERS):
@@ -198,8 +202,9 @@ class Stepper:
         terms = len(self.terms.names)
         first_row = terms + len(local) - 1
         counted = first_row + len(rows)
-        self.bad_samples.merge([int(x) for x in totals[terms:first_row]])
-        self.rows.merge([int(x) for x in totals[first_row:counted]])
+        with finishing(self.complete_save):
+            self.bad_samples.merge([int(x) for x in totals[terms:first_row]])
+            self.rows.merge([int(x) for x in totals[first_row:counted]])
         self.stop.agreed = bool(totals[-1] > 0)
         return totals[:terms], totals[counted:-1].tolist()
 

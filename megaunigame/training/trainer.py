@@ -8,7 +8,9 @@ depend on the data, so ranks stay in lockstep.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -24,7 +26,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
-from megaunigame.errors import DivergenceError, LockstepError
+from megaunigame.errors import Interrupted, UserError
 from megaunigame.monitoring import names
 from megaunigame.monitoring.monitor import Monitor
 from megaunigame.objectives.building import build_players, largest_micro_step
@@ -41,6 +43,8 @@ from megaunigame.training.row_counts import RowCounter
 from megaunigame.training.run_lock import check_held
 from megaunigame.training.stepping import Stepper
 
+log = logging.getLogger(__name__)
+
 
 class Trainer:
     """Builds and runs a training."""
@@ -53,6 +57,8 @@ class Trainer:
         self.stop = stop or Interruption()
         self.interrupted = ""
         """After `fit`: how a signal ended it; empty: the run is complete."""
+        self.saved = -1
+        """Step of the last save that began."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh, trains=True)
         parts = self.parts
         parts.check_batch()
@@ -98,6 +104,7 @@ class Trainer:
             self.first_step,
             self._lost_shards(),
         )
+        self.micro_batches.lost_shards.stopping = stopping
         self.stepper.refused.micro_batches = self.micro_batches
 
     def _lost_shards(self) -> LostShardRule:
@@ -135,7 +142,8 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step of the schedule, or until a signal asks the run to stop; saves at the end either way.
 
-        A signal is heeded after the step, the save or the model call of an evaluation that it meets. Then the run saves what is
+        A signal is heeded after the step, the save or the model call of an evaluation that it meets; a wait for data that does
+        not come, or for a lost shard, is left. Then the run saves what is
         not saved yet; an evaluation that is left or does not begin is done by the next launch.
         """
         recipe, first, last = self.recipe, self.first_step, self.recipe.schedule.steps
@@ -146,12 +154,17 @@ class Trainer:
         self.stop.agree(self.world)
         monitor = self._monitor()
         self.evaluations.record_missing(monitor)
+        self.stepper.fetcher.finish = partial(self._keep_last_step, monitor)
         evaluated = not self.evaluations.owed(first) or self.evaluations.run(monitor)
         micro_batches = self._loader()
-        saved = first
+        self.saved = first
         while self.state.step < last and not self.stop.agreed:
             self.stepper.fetcher.failed = monitor.failed  # rank 0 alone writes, and must not stop alone
-            metrics = self.train_step(micro_batches)
+            try:
+                metrics = self.train_step(micro_batches)
+            except Interrupted:  # on all ranks, in the fetch of a step that the next launch makes
+                self.stop.agreed = True
+                break
             with PULSE.phase(LOGGING):
                 monitor.log(self.state.step, metrics | self._completed_saves(monitor))
                 monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
@@ -159,12 +172,11 @@ class Trainer:
             if step % recipe.checkpoint.every == 0 or step == last or self.stop.agreed:
                 self.begin_save()
                 self.stop.agree(self.world)
-                saved = step
             evaluated = True
             if self.evaluations.due(step):
                 self.parts.checkpoints.wait()  # a kill in a long evaluation must not cost a save that is written
                 evaluated = self.evaluations.run(monitor)
-        if saved != self.state.step:
+        if self.saved != self.state.step:
             self.begin_save()
         with PULSE.phase(SAVE):
             self.parts.checkpoints.wait()
@@ -197,12 +209,8 @@ class Trainer:
 
     def train_step(self, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step; returns its metrics, equal on all ranks. Completes a save whose files are written."""
-        try:
-            with PULSE.step(self.state.step + 1):
-                metrics = self.stepper.step(self.state.step, micro_batches)
-        except (DivergenceError, LockstepError):  # on all ranks: the step of the save was still good
-            self.parts.checkpoints.wait()
-            raise
+        with PULSE.step(self.state.step + 1):
+            metrics = self.stepper.step(self.state.step, micro_batches)
         self.parts.checkpoints.advance()
         self.state.step += 1
         self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
@@ -221,6 +229,17 @@ class Trainer:
         others = [player.pending for player in self.players]
         with PULSE.phase(SAVE):
             self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
+        self.saved = self.state.step
+
+    def _keep_last_step(self, monitor: Monitor) -> None:
+        """Collective, before an error of the data ends the run: all ranks have the weights of the last step, which is good."""
+        try:
+            if self.saved != self.state.step:
+                self.begin_save()
+            self.parts.checkpoints.wait()
+        except UserError as error:  # of all ranks; the error of the data is the one to be told
+            log.warning("Step %d could not be saved: %s", self.state.step, error)
+        self._completed_saves(monitor)
 
     def make_room(self) -> None:
         """Keep what the run began with, and compare the free disk with what checkpoints will need.
@@ -244,10 +263,14 @@ class Trainer:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation
         on_gpu = self.world.device.type == "cuda"
         slow = loader.slow_seconds
-        rows = MicroBatchLoader(
-            self.micro_batches, 0, last, loader.workers, loader.prefetch, pin_memory=on_gpu, slow_seconds=slow
+        return iter(
+            MicroBatchLoader(
+                *(self.micro_batches, 0, last, loader.workers, loader.prefetch),
+                pin_memory=on_gpu,
+                slow_seconds=slow,
+                stopping=stopping,
+            )
         )
-        return iter(rows)
 
     def _how_it_ended(self, save: dict[str, float], evaluated: bool) -> str:
         """Collective: the last line of an interrupted run. `save`: metrics of the last save, if there was any."""
@@ -257,3 +280,8 @@ class Trainer:
         saved = f"saved step-{step:08d} in {save[names.PERF_SAVE_SECONDS]:.1f} s; " if save else ""
         owed = "" if evaluated else ", with the evaluation of that step"
         return f"interrupted by {source} after step {step}; {saved}the same command goes on from there{owed}"
+
+
+def stopping() -> bool:
+    """Whether a process of this run was asked to end, as far as this one has heard."""
+    return PULSE.stopping

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
 import os
 import signal
 import threading
@@ -12,10 +13,12 @@ import time
 import pytest
 
 from megaunigame.config import StreamConfig
+from megaunigame.data.loading import leaving
 from megaunigame.data.loading.loader import MicroBatchLoader, _SlowData
+from megaunigame.data.loading.lost_shards import LostShardRule, LostShards
 from megaunigame.data.loading.whereabouts import SLOT, Whereabouts
 from megaunigame.data.sources.opening import open_stream
-from megaunigame.errors import LoaderError
+from megaunigame.errors import Interrupted, LoaderError, LostShard
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from tests.data.shard_files import NumberRows, number_batches, write_shards
 
@@ -38,6 +41,39 @@ class Deadly(NumberRows):
         if self.left == 0:
             self.end()
         return super().row(request, sample, rng)
+
+
+@pytest.mark.fault(
+    "a signal while data does not come: a lost shard, a file system that hangs",
+    does="all ranks leave the fetch, save the last step and exit with 75",
+    lost="nothing",
+)
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_wait_is_left_when_the_run_was_asked_to_stop(tmp_path, monkeypatch, lost):
+    """In the worker, which sees the flag; or by ending it, when it hangs."""
+    monkeypatch.setattr(leaving, "PATIENCE", 60.0 if lost else 0.1)
+    write_shards(tmp_path, [12])
+    flag = mmap.mmap(-1, 1)
+    made = batches(tmp_path, None if lost else Deadly(3, lambda: time.sleep(60)))
+    made.lost_shards = LostShards(LostShardRule(wait=60.0, period=60.0, substitute=False))
+    made.lost_shards.stopping = lambda: flag[0] > 0
+    source = made.streams["chat"].source
+    find = source.find
+
+    def gone(position: int, attempt: int):
+        if position >= 2:
+            raise LostShard("a.tar is gone.", "a.tar")
+        return find(position, attempt)
+
+    if lost:
+        source.find = gone
+    loader = iter(MicroBatchLoader(made, 0, 6, 1, 1, stopping=lambda: flag[0] > 0))
+    next(loader)
+    flag[0] = 1
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        next(loader)
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.fault(

@@ -14,7 +14,7 @@ from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.lost_shards import LostShardRule, LostShards
 from megaunigame.data.shards import index as shard_index
 from megaunigame.data.sources.opening import open_stream
-from megaunigame.errors import DataError, LostShard
+from megaunigame.errors import DataError, Interrupted, LostShard
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 from tests.data.shard_files import number_batches, write_shards
 
@@ -60,17 +60,28 @@ def lost_shards(wait=100.0, period=1000.0, substitute=True):
 def test_a_shard_that_comes_back_is_read(caplog):
     lost, clock = lost_shards()
     assert lost.reach("s", failing(3)) == "read"
-    assert clock.slept == [1, 2, 4]
+    assert sum(clock.slept) == 7
     said = [record.getMessage() for record in caplog.records]
     assert said[0] == "Stream s: a.tar is gone. Trying again for 100 s." and "for 97 s" in said[2]
     assert said[-1] == "Stream s: a.tar is back."
 
 
-def test_pauses_are_bounded_and_end_in_time():
+def test_pauses_are_bounded_and_end_in_time(caplog):
     lost, clock = lost_shards(wait=100)
     with pytest.raises(LostShard):
         lost.reach("s", failing(99))
-    assert clock.slept == [1, 2, 4, 8, 16, 30, 30, 9] and sum(clock.slept) == 100
+    left = [int(record.getMessage().split()[-2]) for record in caplog.records if "Trying again" in record.getMessage()]
+    assert left == [100, 99, 97, 93, 85, 69, 39, 9] and sum(clock.slept) == 100
+
+
+@pytest.mark.parametrize("substitute", [True, False])
+def test_a_run_that_was_asked_to_stop_does_not_wait(substitute):
+    lost, clock = lost_shards(substitute=substitute)
+    lost.stopping = lambda: clock.now >= 1010
+    with pytest.raises(Interrupted):
+        lost.reach("s", failing(99))
+    assert sum(clock.slept) == 10
+    assert lost.reach("s", failing(0)) == "read", "it is not a lost shard, and what can be read still is"
 
 
 def test_stop_says_what_to_type():
@@ -96,6 +107,22 @@ def test_one_wait_in_a_period_however_many_shards_are_lost():
         lost.reach("s", failing(99, "a.tar"))
     assert sum(clock.slept) == 200, "a shard that is known to be lost is never waited for again"
     assert lost.reach("s", failing(0)) == "read"
+
+
+def test_only_the_seconds_of_a_wait_are_charged():
+    lost, clock = lost_shards(wait=540, period=1800, substitute=False)
+    assert lost.reach("s", failing(3)) == "read" and sum(clock.slept) == 7
+    clock.now += 1000
+    assert lost.reach("s", failing(4, "b.tar")) == "read" and sum(clock.slept) == 22
+    with pytest.raises(DataError, match="tried again for 518 s"):
+        lost.reach("s", failing(99, "c.tar"))
+    assert sum(clock.slept) == 540
+    with pytest.raises(DataError, match="tried again for 0 s"):
+        lost.reach("s", failing(99, "d.tar"))
+    clock.now += 1270
+    with pytest.raises(DataError, match="tried again for 22 s"):  # the first two waits began more than a period ago
+        lost.reach("s", failing(99, "e.tar"))
+    assert sum(clock.slept) == 562
 
 
 def dataset(folder: Path, rule: LostShardRule, plan: StepPlan = PLAN, **options):

@@ -223,3 +223,25 @@ def test_settings_that_cannot_work(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_cache.fsspec.core, "url_to_fs", missing)
     with pytest.raises(DataError, match=r"Install s3fs.*megaunigame\[remote\]"):
         index_of("s3://bucket/set", tmp_path)
+
+
+@pytest.mark.fault("an index in the shard cache is damaged", does="downloads it once more", lost="nothing")
+def test_a_damaged_index_in_the_cache_is_downloaded_once_more(shards, tmp_path, caplog):
+    with served(shards) as server:
+        assert everything(index_of(server.url, tmp_path)) == written(SIZES)
+        (damaged,) = tmp_path.rglob("data-000001.idx.json")
+        damaged.write_bytes(damaged.read_bytes()[:-9] + b"x" * 9)
+        assert everything(index_of(server.url, tmp_path)) == written(SIZES)
+        assert server.requests["data-000001.idx.json"] == 2 and server.requests["data-000000.idx.json"] == 1
+    assert "data-000001.idx.json is damaged in the cache" in caplog.text
+
+
+def test_names_that_a_url_must_quote(tmp_path):
+    folder = write_shards(tmp_path / "shards", [3])
+    for path in sorted(folder.glob("data-000000.*")):
+        path.rename(folder / path.name.replace("data-000000", "né w#1%20"))
+    manifest = folder / "dataset.json"
+    manifest.write_text(manifest.read_text().replace("data-000000.tar", "né w#1%20.tar"), encoding="utf-8")
+    with served(folder) as server:
+        index = index_of(server.url, tmp_path / "cache")
+        assert everything(index) == written([3]) and index.name(0) == "né w#1%20.tar"

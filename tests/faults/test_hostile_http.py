@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from megaunigame.data.shards import http as over_http
-from megaunigame.data.shards import retrying
+from megaunigame.data.shards import hosts as hosts_module
+from megaunigame.data.shards import pace, retrying
 from megaunigame.data.shards.cache import ShardCache
-from megaunigame.data.shards.http import FinalError, check_redirect, pieces
+from megaunigame.data.shards.hosts import Hosts
+from megaunigame.data.shards.http import pieces
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.data.shards.retrying import attempt, reason_of
+from megaunigame.data.shards.retrying import attempt
+from megaunigame.data.shards.urls import FinalError, reason_of
 from megaunigame.errors import DataError, LostShard
 from tests.data.http_folder import served
 from tests.data.shard_files import everything, write_shards, written
@@ -112,8 +114,9 @@ def test_a_remote_manifest_cannot_write_outside_the_cache(tmp_path):
 )
 def test_final_answers_are_not_asked_again(tmp_path, code, words):
     with answering(status(code, "no\x1b[2J")) as (url, asked):
-        with pytest.raises(LostShard, match=words) as refused:
+        with pytest.raises(DataError, match=words) as refused:
             cache_in(tmp_path).read(f"{url}/dataset.json")
+    assert isinstance(refused.value, LostShard) == (code in (404, 410)), "who may not read a shard has not lost it"
     assert len(asked) == 1 and "network works" not in str(refused.value) and "\x1b" not in str(refused.value)
 
 
@@ -147,7 +150,7 @@ def test_a_server_may_ask_to_wait(monkeypatch):
     lost="nothing",
 )
 def test_limits_are_per_read_and_not_per_file(monkeypatch):
-    monkeypatch.setattr(over_http, "SILENCE", 0.3)
+    monkeypatch.setattr(pace, "SILENCE", 0.3)
     content = bytes(range(10))
 
     def slowly(request: http.server.BaseHTTPRequestHandler) -> None:
@@ -160,7 +163,7 @@ def test_limits_are_per_read_and_not_per_file(monkeypatch):
 
     with answering(slowly) as (url, _):  # a second in all, more than the limit of one read
         assert b"".join(pieces(url, 10)) == content
-        monkeypatch.setattr(over_http, "WINDOW", 0.2)
+        monkeypatch.setattr(pace, "WINDOW", 0.2)
         with pytest.raises(TimeoutError, match="fewer than 1,000,000 bytes in 0.2 s"):
             list(pieces(url, 10))
     waiting = threading.Event()
@@ -168,6 +171,144 @@ def test_limits_are_per_read_and_not_per_file(monkeypatch):
         with pytest.raises(TimeoutError, match="no byte for 0.3 s"):
             list(pieces(url, 10))
         waiting.set()
+
+
+def sending(request: http.server.BaseHTTPRequestHandler, first: bytes, again: bytes, every: float) -> None:
+    """Raw bytes, the second again and again until the client hangs up."""
+    try:
+        request.wfile.write(first)
+        while True:
+            request.wfile.write(again)
+            time.sleep(every)
+    except OSError:
+        request.close_connection = True
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.fault(
+    "a server that drips lines around the content, or sends them without end",
+    does="gives up: headers have 60 s, and every 300 s must bring content or the end",
+    lost="nothing",
+)
+@pytest.mark.parametrize(
+    ("first", "again", "every", "words"),
+    [
+        (b"HTTP/1.1 200 ", b"O", 0.05, "no complete headers in 0.3 s"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y", 0.05, "no complete headers in 0.3 s"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.0, "no complete headers in 0.3 s"),
+        (CHUNKED + b"1\r\nx\r\n0\r\n", b"Trailer: yes\r\n", 0.0, "fewer than 1,000,000 bytes in 0.4 s"),
+        (CHUNKED + b"1;extension=", b"y", 0.05, "fewer than 1,000,000 bytes in 0.4 s"),
+    ],
+)
+def test_all_that_a_server_sends_has_a_time(monkeypatch, first, again, every, words):
+    monkeypatch.setattr(pace, "SILENCE", 0.3)
+    monkeypatch.setattr(pace, "WINDOW", 0.4)
+    with answering(lambda request: sending(request, first, again, every)) as (url, _):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=words):
+            list(pieces(url, 10))
+        assert time.monotonic() - began < 5
+
+
+def test_time_that_the_reader_takes_is_not_that_of_the_server(monkeypatch):
+    monkeypatch.setattr(pace, "WINDOW", 0.3)
+    with answering(body(bytes(3_000_000))) as (url, _):
+        got = 0
+        for part in pieces(url, 3_000_000):
+            got += len(part)
+            time.sleep(0.4 if got < 500_000 else 0.0)
+    assert got == 3_000_000
+
+
+@pytest.mark.fault("a redirect with a huge or endless content", does="follows or refuses it unread", lost="nothing")
+def test_what_a_redirect_contains_is_not_read():
+    sent = [0]
+
+    def endless(request: http.server.BaseHTTPRequestHandler) -> None:
+        if request.path == "/new":
+            return body(b"content")(request)
+        status(302, Location="/new", Content_Length=str(10**15))(request)
+        try:
+            while sent[0] < 10**9:
+                sent[0] += request.wfile.write(bytes(10**6))
+        except OSError:  # the client has hung up
+            request.close_connection = True
+
+    with answering(endless) as (url, asked):
+        assert b"".join(pieces(f"{url}/old", 100)) == b"content"
+    assert asked == ["/old", "/new"] and sent[0] < 10**8
+
+
+def addresses_of(monkeypatch, **known: list[list[str]]) -> None:
+    """Names and what each look-up of them gives, the last again and again; other names as ever."""
+    as_ever = hosts_module.socket.getaddrinfo
+
+    def look_up(host: str, *args: object, **options: object) -> list:
+        answers = known.get(host)
+        if answers is None:
+            return as_ever(host, *args, **options)
+        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [entry for address in found for entry in as_ever(address, None, type=hosts_module.socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(hosts_module.socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.fault(
+    "a server with a public and a private address, or one that changes, redirects into a private network",
+    does="does not follow, and connects to the address that was checked",
+    lost="nothing",
+)
+def test_one_public_address_makes_a_server_public(monkeypatch):
+    addresses_of(monkeypatch, both=[["93.184.215.14", "10.0.0.1"]], inside=[["10.0.0.5"]])
+    for source, target in (("http://both/a", "http://inside/a"), ("http://93.184.215.14/a", "http://both/a")):
+        with pytest.raises(FinalError, match="inside a private network"):
+            Hosts().check_redirect(source, target)
+
+
+def test_a_host_is_looked_up_once(monkeypatch):
+    def moved(request: http.server.BaseHTTPRequestHandler) -> None:
+        target = f"http://other:{request.server.server_port}/new"
+        (status(302, Location=target) if request.path == "/old" else body(b"content"))(request)
+
+    addresses_of(monkeypatch, first=[["127.0.0.1"], ["0.0.0.1"]], other=[["127.0.0.1"], ["0.0.0.1"]])
+    with answering(moved) as (url, asked):
+        assert b"".join(pieces(url.replace("127.0.0.1", "first") + "/old", 100)) == b"content"
+    assert asked == ["/old", "/new"]
+
+
+@pytest.mark.fault(
+    "a server's status line with characters that control a terminal", does="shows U+FFFD in their place", lost="nothing"
+)
+@pytest.mark.parametrize("line", [b"\x1b[2J\x1b]0;owned\x07 no status", b"HTTP/1.1 503 \x1b[2J\x9b2J"])
+def test_what_a_server_says_does_not_reach_the_terminal(caplog, line):
+    with answering(lambda request: request.wfile.write(line + b"\r\n\r\n")) as (url, _):
+        with pytest.raises(LostShard) as lost:
+            attempt(url, lambda: list(pieces(url, 10)), 0)
+    said = [str(lost.value), *(record.getMessage() for record in caplog.records)]
+    assert len(said) == retrying.ATTEMPTS and all("[2J" in text and text.isprintable() for text in said)
+
+
+@pytest.mark.fault("a URL with a password", does="shows *** in messages, logs and the names of shards", lost="nothing")
+def test_no_message_shows_a_password(tmp_path, caplog):
+    write_shards(tmp_path / "shards", [2])
+
+    def secret(url: str) -> str:
+        return url.replace("http://", "http://me:SECRET@")
+
+    with served(tmp_path / "shards") as server:
+        server.refuse = 1
+        index = ShardIndex.open(secret(server.url), cache=cache_in(tmp_path / "cache"))
+        assert everything(index) == written([2]) and "SECRET" not in index.location + index.places[0]
+    for code in (403, 404, 503):
+        with answering(status(code)) as (url, _), pytest.raises(DataError, match=r"http://\*\*\*@127") as refused:
+            cache_in(tmp_path).read(f"{secret(url)}/dataset.json")
+        assert "SECRET" not in str(refused.value)
+    with pytest.raises(DataError, match="needs a cache") as refused:
+        ShardIndex.open("http://me:SECRET@server/x")
+    texts = [str(refused.value), *(record.getMessage() for record in caplog.records)]
+    assert len(texts) > 2 and not any("SECRET" in text for text in texts)
 
 
 def test_reasons_are_never_empty():
@@ -228,6 +369,9 @@ def test_a_server_that_sends_more_is_cut_off(tmp_path):
         with pytest.raises(DataError, match="has 100 bytes, 99 are allowed"):
             attempt(url, lambda: list(pieces(url, 99)), 0)
         assert len(asked) == 1
+        with pytest.raises(DataError) as refused:
+            attempt(url, lambda: list(pieces(url, 99)), 0)
+        assert not isinstance(refused.value, LostShard), "a server that lies is not a shard that is away"
 
 
 @pytest.mark.fault(
@@ -263,7 +407,7 @@ def test_the_hash_of_a_remote_shard(tmp_path):
     [
         ("file:///etc/passwd", "."),
         ("ftp://127.0.0.1/x", "only http and https"),
-        ("http://169.254.169.254/latest/meta-data", "a link-local address: never followed"),
+        ("http://169.254.169.254/latest/meta-data", "a link-local address, .*: never followed"),
         ("http://[::ffff:169.254.169.254]/x", "a link-local address"),
         ("http://[fe80::1]/x", "a link-local address"),
     ],
@@ -285,6 +429,12 @@ def test_redirects_of_a_server(target, words):
         ("http://93.184.215.14/a", "http://127.0.0.1/a", False),
         ("http://93.184.215.14/a", "http://[fd00:ec2::254]/a", False),
         ("http://93.184.215.14/a", "http://100.100.100.200/a", False),
+        ("http://93.184.215.14/a", "http://168.63.129.16/a", False),
+        ("http://10.0.0.2/a", "http://168.63.129.16/a", False),
+        ("http://10.0.0.2/a", "http://[64:ff9b::a9fe:a9fe]/a", False),
+        ("http://93.184.215.14/a", "http://[2002:0a00:0005::1]/a", False),
+        ("http://93.184.215.14/a", "http://::ffff:10.0.0.5:80/a", False),
+        ("http://93.184.215.14/a", "http://10.0.0.%35/a", False),
         ("http://10.0.0.2/a", "http://10.0.0.1/a", True),
         ("http://10.0.0.2/a", "http://169.254.169.254/a", False),
         ("http://10.0.0.2/a", "http://93.184.215.14/a", True),
@@ -293,10 +443,10 @@ def test_redirects_of_a_server(target, words):
 )
 def test_where_redirects_may_lead(source, target, followed):
     if followed:
-        check_redirect(source, target)
+        Hosts().check_redirect(source, target)
     else:
         with pytest.raises(FinalError, match="redirects to"):
-            check_redirect(source, target)
+            Hosts().check_redirect(source, target)
 
 
 def test_a_good_redirect_is_followed_and_takes_no_password_along(tmp_path):

@@ -68,6 +68,14 @@ def test_ranks_that_beat_find_nothing(three):
     assert three.go(300) == [None] * 3
 
 
+def test_every_rank_hears_that_one_was_asked_to_stop(three):
+    three.go(3)
+    assert not any(pulse.stopping for pulse in three.pulses)
+    three.pulses[2].stopping = True
+    three.go(3)
+    assert all(pulse.stopping for pulse in three.pulses)
+
+
 def test_rank_0_names_a_silent_rank_and_the_others_do_not(three):
     three.go(5)
     found = three.go(32, beating=(0, 1))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from megaunigame.data.loading.bad_samples import BadSample
-from megaunigame.errors import DataError, UserError
+from megaunigame.data.loading.bad_samples import BadSample, BadSampleCounter
+from megaunigame.errors import DataError, Interrupted, UserError
+from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from megaunigame.training import quarantine as quarantine_module
 from megaunigame.training.fetching import Fetcher
 from megaunigame.training.quarantine import Quarantine
@@ -49,7 +51,21 @@ def test_a_fetch_that_fails_on_one_rank_fails_on_all(tmp_path):
         return world.calls
 
     calls = on_ranks(2, work)
-    assert calls[0] == calls[1] == [("bounds", 2), ("the pending save", 1)]
+    assert calls[0] == calls[1] == [("bounds", 3), ("the pending save", 1)]
+
+
+def test_a_fetch_that_one_rank_leaves_is_left_by_all(tmp_path):
+    def work(world, *, broken: bool):
+        data = breaking(error=Interrupted("left")) if world.rank else iter([batch()])
+        fetching = fetcher(world, tmp_path)
+        if broken and world.is_main:
+            fetching.failed = DataError("no substitute")
+        batches, _ = fetching.fetch(data, 1)
+        with pytest.raises(DataError if broken else Interrupted, match="^Rank 0 .* no substitute$" if broken else "step 4"):
+            fetching.agree(4, batches)
+
+    for broken in (False, True):
+        on_ranks(2, partial(work, broken=broken))
 
 
 def test_data_that_ends_early_is_an_error_too(tmp_path):
@@ -101,7 +117,7 @@ def test_no_collective_and_no_file_without_bad_samples(tmp_path):
         fetching.agree(1, fetching.fetch(iter([batch()]), 1)[0])
         return world.calls
 
-    assert on_ranks(2, work) == 2 * [[("bounds", 2)]]
+    assert on_ranks(2, work) == 2 * [[("bounds", 3)]]
     assert not (tmp_path / "quarantine.jsonl").exists()
 
 
@@ -133,5 +149,20 @@ def test_a_list_that_cannot_be_written_ends_all_ranks(tmp_path):
         listed = Quarantine(tmp_path / "file" / "run", world, fresh=True)
         with pytest.raises(OSError if world.is_main else UserError, match="quarantine.jsonl"):
             listed.add(1, [bad("x")])
+
+    on_ranks(2, work)
+
+
+def test_too_many_bad_samples_of_another_rank_are_named_on_rank_0(tmp_path):
+    plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 2),))
+
+    def work(world):
+        fetching, counter = fetcher(world, tmp_path), BadSampleCounter(plan, 0.0)
+        counter.elsewhere = fetching.quarantine.last
+        samples = [bad("x")] if world.rank else []
+        fetching.agree(1, [batch(*samples)])
+        counter.add(plan, samples)
+        with pytest.raises(DataError, match=r"x of a\.tar: x is broken" if world.is_main else r"in a\.tar: x is broken"):
+            counter.merge([4, 1])
 
     on_ranks(2, work)

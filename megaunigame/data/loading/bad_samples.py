@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from megaunigame.errors import DataError
 from megaunigame.step.requests import StepPlan
@@ -59,6 +60,8 @@ class BadSampleCounter:
         self._logged: set[tuple[str, str, str]] = set()
         self._by_shard: dict[str, Counter[str]] = {s: Counter() for s in self.streams}
         self._last: dict[str, BadSample] = {}
+        self.elsewhere: Mapping[str, Mapping[str, Any]] = {}
+        """Stream -> the line in the quarantine of its last bad sample on any rank, as far as this rank knows them."""
 
     def add(self, plan: StepPlan, bad: Iterable[BadSample]) -> None:
         """Count one micro-batch of this rank, given its plan and its bad samples; log each bad key once."""
@@ -95,6 +98,10 @@ class BadSampleCounter:
             f"Stream {stream!r}: {self.bad[stream]:,} of {self.reads[stream]:,} samples could not be used, more than "
             f"max_bad_fraction={self.max_bad_fraction:g} allows (of at least {FIRST_READS} reads)."
         )
+        if stream in self.elsewhere and stream not in self._last:
+            last_line = self.elsewhere[stream]
+            name = f"sample {last_line['key']} of {last_line['shard']}" if last_line["key"] else last_line["shard"]
+            message += f" The last, on another rank, {name}: {last_line['reason']}"
         if stream in self._last:
             shard, count = self._by_shard[stream].most_common(1)[0]
             last = self._last[stream]

@@ -9,18 +9,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from megaunigame.data.loading.leaving import Leaving
 from megaunigame.data.loading.orphans import end_with_parent
 from megaunigame.data.loading.packing import Package, pack
 from megaunigame.data.loading.stream import MicroBatch, MicroBatches
 from megaunigame.data.loading.whereabouts import Whereabouts
-from megaunigame.errors import LoaderError, UserError
+from megaunigame.errors import Interrupted, LoaderError, UserError
+
+Answer = Package[MicroBatch] | UserError | Interrupted
+"""What a worker gives for a micro-step."""
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +45,11 @@ class MicroBatchLoader:
         *,
         pin_memory: bool = False,
         slow_seconds: float = 60.0,
+        stopping: Callable[[], bool] = lambda: False,
     ):
-        """`pin_memory`: for a run on a GPU only; it opens a context there. `slow_seconds`: a longer wait is a warning."""
+        """`pin_memory`: for a run on a GPU only; it opens a context there. `slow_seconds`: a longer wait is a warning.
+        `stopping`: whether the run was asked to stop; then a wait is left after `leaving.PATIENCE`."""
+        self.stopping = stopping
         self.steps = range(first, last)
         self.slow_seconds = slow_seconds
         self._doing = Whereabouts(workers)
@@ -62,20 +69,25 @@ class MicroBatchLoader:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """Raises the UserError of a worker, and LoaderError when one has died."""
+        """Raises the UserError of a worker, LoaderError when one has died, and Interrupted when a wait was left."""
         batches, team = self._started()
-        slow = _SlowData(self.slow_seconds, self._doing)
+        slow, leaving = _SlowData(self.slow_seconds, self._doing), Leaving(self.stopping, team)
         try:
             for _ in self.steps:
-                with slow.waiting():
-                    batch = self._next(batches, team)
-                if isinstance(batch, UserError):
+                with slow.waiting(), leaving.waiting():
+                    batch = self._next(batches, team, leaving)
+                if isinstance(batch, Exception):
                     raise batch
                 yield batch.unpacked()
+        except Exception:
+            for process in team:  # they ignore the SIGTERM of the interpreter's end, which would wait for them
+                process.kill()
+            raise
         finally:
             slow.close()
+            leaving.close()
 
-    def _started(self) -> tuple[Iterator[Package[MicroBatch] | UserError], list[BaseProcess]]:
+    def _started(self) -> tuple[Iterator[Answer], list[BaseProcess]]:
         """The iterator, and its processes."""
         others, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
         batches = iter(self._loader)
@@ -85,12 +97,12 @@ class MicroBatchLoader:
             signal.signal(signal.SIGCHLD, handler)
         return batches, [process for process in multiprocessing.active_children() if process not in others]
 
-    def _next(
-        self, batches: Iterator[Package[MicroBatch] | UserError], team: Sequence[BaseProcess]
-    ) -> Package[MicroBatch] | UserError:
+    def _next(self, batches: Iterator[Answer], team: Sequence[BaseProcess], leaving: Leaving) -> Answer:
         try:
             return next(batches)
         except Exception as error:
+            if leaving.left:
+                raise Interrupted("left while data was waited for") from error
             dead = next((process for process in team if process.exitcode), None)
             if dead is None:
                 raise
@@ -139,18 +151,18 @@ class _SlowData:
                 log.warning("This rank has waited %.0f s for its data. %s", waited, self.doing.as_text())
 
 
-class _Reporter(Dataset["Package[MicroBatch] | UserError"]):
-    """Returns a UserError instead of raising it: the DataLoader would add the worker's traceback to its message."""
+class _Reporter(Dataset["Answer"]):
+    """Returns an error whose message says all, instead of raising it: the DataLoader would add the worker's traceback."""
 
     def __init__(self, dataset: MicroBatches, doing: Whereabouts):
         self.dataset, self.doing = dataset, doing
 
-    def __getitem__(self, micro_step: int) -> Package[MicroBatch] | UserError:
+    def __getitem__(self, micro_step: int) -> Answer:
         worker = get_worker_info()
         slot, process = 0 if worker is None else worker.id, os.getpid()
         try:
             return pack(self.dataset.made(micro_step, lambda doing: self.doing.note(slot, process, doing)))
-        except UserError as error:
+        except (UserError, Interrupted) as error:
             return error
         finally:
             self.doing.note(slot, process, "")

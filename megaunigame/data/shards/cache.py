@@ -25,10 +25,11 @@ from typing import Any
 import fsspec
 from fsspec.callbacks import Callback
 
-from megaunigame.data.shards.http import FinalError, pieces
+from megaunigame.data.shards.http import pieces
 from megaunigame.data.shards.manifest import LARGEST_MANIFEST
 from megaunigame.data.shards.retrying import FIRST_PAUSE, OtherContentError, attempt
 from megaunigame.data.shards.table import LARGEST_INDEX
+from megaunigame.data.shards.urls import FinalError, is_http, shown
 from megaunigame.errors import DataError
 from megaunigame.storage.pending import sha256_of
 
@@ -69,7 +70,7 @@ class ShardCache:
         """The content of a small file, not kept. Raises DataError."""
 
         def read() -> bytes:
-            if _is_http(url):
+            if is_http(url):
                 return b"".join(pieces(url, LARGEST_MANIFEST))
             _check_size(_file_system(url).size(url), LARGEST_MANIFEST)
             return bytes(_file_system(url).cat_file(url))
@@ -88,6 +89,12 @@ class ShardCache:
                     self._make_room(wanted.size or 0, needed=True)
                     self._download(wanted, path)
         return file
+
+    def remove(self, damaged: RemoteFile) -> None:
+        """Remove a file whose content is not that of its download; who reads it has it open still."""
+        path = self.folder / damaged.name
+        with _locked(_lock_of(path)):
+            path.unlink(missing_ok=True)
 
     def fetch_ahead(self, wanted: RemoteFile) -> None:
         """Download a file that will be opened soon, if there is room and no other process does. Raises DataError."""
@@ -144,13 +151,9 @@ class ShardCache:
         return total <= self.bound
 
 
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://")) and "::" not in url
-
-
 def _write(wanted: RemoteFile, part: Path) -> None:
     """Write the file at a URL to `part`, and not more than it may have."""
-    if not _is_http(wanted.url):
+    if not is_http(wanted.url):
         _file_system(wanted.url).get_file(wanted.url, str(part), callback=_Bound(wanted))
         return
     with open(part, "wb") as file:
@@ -180,9 +183,13 @@ def _file_system(url: str) -> Any:
     try:
         return fsspec.core.url_to_fs(url)[0]
     except ImportError as error:
-        raise DataError(f"{url} needs a package that is not installed ({error}). pip install 'megaunigame[remote]'") from error
+        raise DataError(
+            f"{shown(url)} needs a package that is not installed ({error}). pip install 'megaunigame[remote]'"
+        ) from error
     except ValueError as error:
-        raise DataError(f"{url}: {error}. Legal are paths, s3://, gs://, https:// and other URLs fsspec knows.") from error
+        raise DataError(
+            f"{shown(url)}: {shown(str(error))}. Legal are paths, s3://, gs://, https:// and other URLs fsspec knows."
+        ) from error
 
 
 def _lock_of(path: Path) -> Path:

@@ -31,6 +31,7 @@ from megaunigame.data.shards.manifest import LARGEST_MANIFEST, MANIFEST, Manifes
 from megaunigame.data.shards.remote import CachedFiles, is_url
 from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
 from megaunigame.data.shards.unfinished import check_finished
+from megaunigame.data.shards.urls import shown
 from megaunigame.errors import DataError, LostShard
 from megaunigame.storage.untrusted_json import read_within
 
@@ -97,9 +98,9 @@ class ShardIndex:
         if is_url(str(location)):
             url = str(location).rstrip("/")
             if cache is None:
-                raise DataError(f"{url} needs a cache on the node to keep its shards in. Name a folder on a local disk.")
-            manifest = parse_manifest(f"{url}/{MANIFEST}", cache.read(f"{url}/{MANIFEST}"))
-            return cls._listed(url, CachedFiles(url, manifest.shards, cache), manifest, open_shards)
+                raise DataError(f"{shown(url)} needs a cache on the node to keep its shards in. Name a folder on a local disk.")
+            manifest = parse_manifest(shown(f"{url}/{MANIFEST}"), cache.read(f"{url}/{MANIFEST}"))
+            return cls._listed(shown(url), CachedFiles(url, manifest.shards, cache), manifest, open_shards)
         path = Path(location)
         if (path / MANIFEST).is_file():
             return cls._from_manifest(path, open_shards)

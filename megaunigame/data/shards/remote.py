@@ -11,10 +11,12 @@ import queue
 import threading
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from megaunigame.data.shards.cache import RemoteFile, ShardCache
 from megaunigame.data.shards.manifest import ListedShard
 from megaunigame.data.shards.table import index_name
+from megaunigame.data.shards.urls import is_http
 from megaunigame.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class CachedFiles:
         folder = hashlib.sha256(version.encode()).hexdigest()[:16]
 
         def remote(file: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
-            return RemoteFile(f"{url}/{file}", f"{folder}/{file}", size, sha256)
+            return RemoteFile(f"{url}/{quote(file) if is_http(url) else file}", f"{folder}/{file}", size, sha256)
 
         self.cache = cache
         self.tars = [remote(s.file, size=s.bytes, sha256=s.sha256) for s in shards]
@@ -51,7 +53,15 @@ class CachedFiles:
         return self.cache.open(self.tars[shard])
 
     def read_index(self, shard: int) -> bytes:
-        with self.cache.open(self.indices[shard]) as file:
+        """As the manifest describes it: what was damaged in the cache is downloaded once more."""
+        index = self.indices[shard]
+        with self.cache.open(index) as file:
+            content = file.readall()
+        if hashlib.sha256(content).hexdigest() == index.sha256:
+            return content
+        log.warning("%s is damaged in the cache: it is downloaded once more.", index.name)
+        self.cache.remove(index)
+        with self.cache.open(index) as file:
             return file.readall()
 
     def check_unchanged(self, shard: int) -> None:

@@ -9,7 +9,8 @@ import urllib.error
 from collections.abc import Callable
 from typing import TypeVar
 
-from megaunigame.data.shards.http import BUSY, FinalError
+from megaunigame.data.shards.http import BUSY
+from megaunigame.data.shards.urls import FinalError, GoneError, reason_of, shown
 from megaunigame.errors import DataError, LostShard, UserError
 
 T = TypeVar("T")
@@ -29,18 +30,26 @@ class OtherContentError(OSError):
 
 
 def attempt(url: str, work: Callable[[], T], first_pause: float = FIRST_PAUSE) -> T:
-    """Do the work; again with exponential backoff after what may pass. Raises LostShard, with the reason and what helps, when
-    the file cannot be had, DataError when it is another one."""
-    others = 0
+    """Do the work; again with exponential backoff after what may pass.
+
+    Raises LostShard, with the reason and what helps, when the file is not there or its server does not give it now; DataError
+    when it is another one, when the server refuses it, or does what no server has a reason for: that does not pass by waiting,
+    and other shards must not take the place of this one.
+    """
+    others, url = 0, shown(url)
     for number in range(1, ATTEMPTS + 1):
         try:
             return work()
         except UserError:
             raise
-        except FinalError as error:
+        except GoneError as error:
             raise LostShard(f"{url} {error}.") from error
-        except (FileNotFoundError, PermissionError) as error:
-            raise LostShard(f"{url} is not there or may not be read ({error or type(error).__name__}).") from error
+        except FinalError as error:
+            raise DataError(f"{url} {error}.") from error
+        except FileNotFoundError as error:
+            raise LostShard(f"{url} is not there ({reason_of(error)}).") from error
+        except PermissionError as error:
+            raise DataError(f"{url} may not be read ({reason_of(error)}). Check who may read it.") from error
         except OtherContentError as error:
             others += 1
             problem: Exception = error
@@ -50,10 +59,13 @@ def attempt(url: str, work: Callable[[], T], first_pause: float = FIRST_PAUSE) -
             problem = error
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DataError(
-                    f"{url} does not fit on the disk of the cache ({error}). Make room, or type a lower cache.gigabytes."
+                    f"{url} does not fit on the disk of the cache ({shown(str(error))}). Make room, or type a lower "
+                    "cache.gigabytes."
                 ) from error
-            if _is_final(error):
-                raise LostShard(f"{url}: {reason_of(error)}. Asking again does not help: check who may read it.") from error
+            code = _final_code(error)
+            if code is not None:
+                kind = LostShard if code in (404, 410) else DataError
+                raise kind(f"{url}: {reason_of(error)}. Asking again does not help: check who may read it.") from error
         if number < ATTEMPTS:
             pause = max(first_pause * 2 ** (number - 1), _wish(problem))
             log.warning("%s: %s. Trying again in %.0f s.", url, reason_of(problem), pause)
@@ -64,21 +76,13 @@ def attempt(url: str, work: Callable[[], T], first_pause: float = FIRST_PAUSE) -
     ) from problem
 
 
-def reason_of(error: Exception) -> str:
-    """Type and text; errors of time limits often have no text."""
-    name, text = type(error).__name__, str(error).strip(" .")
-    if text:
-        return f"{name}: {text}"
-    return f"{name}: no answer in time" if "Timeout" in name else name
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether an error of a file system of fsspec carries an answer that will not change."""
+def _final_code(error: Exception) -> int | None:
+    """The answer that an error of a file system of fsspec carries, if it will not change."""
     codes = [getattr(error, name, None) for name in ("code", "status")]
-    return any(isinstance(code, int) and 400 <= code < 500 and code not in BUSY for code in codes)
+    return next((code for code in codes if isinstance(code, int) and 400 <= code < 500 and code not in BUSY), None)
 
 
 def _wish(error: Exception) -> float:
     """Seconds that the server asks to wait."""
     wish = error.headers["Retry-After"] if isinstance(error, urllib.error.HTTPError) else None
-    return min(float(wish), LONGEST_WISH) if wish is not None and wish.isdigit() else 0.0
+    return min(float(wish), LONGEST_WISH) if wish is not None and wish.isascii() and wish.isdecimal() else 0.0

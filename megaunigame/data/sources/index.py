@@ -11,6 +11,7 @@ from megaunigame.config import StreamConfig
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.remote import CachedFiles, is_url
+from megaunigame.data.shards.urls import shown
 from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.data.sources.filters import parse_filter, select
 from megaunigame.data.sources.order import Order
@@ -52,7 +53,7 @@ class IndexedSource(Backend):
                 if needed > cache.bound:
                     raise ConfigError(
                         f"cache.gigabytes={cache.bound / 1e9:g} cannot hold two windows of {window} shards of "
-                        f"{config.shards}. Type cache.gigabytes={1.5 * needed / 1e9:.3g}, which also leaves room to fetch "
+                        f"{index.location}. Type cache.gigabytes={1.5 * needed / 1e9:.3g}, which also leaves room to fetch "
                         "ahead, or a smaller window."
                     )
             return cls(index, seed, window, config.where)
@@ -84,7 +85,7 @@ def _cache(key: str, config: StreamConfig) -> ShardCache:
     if not config.cache.folder:
         stream = key.partition(".mix.")[0]
         raise ConfigError(
-            f"{key}.shards={config.shards} is a URL: its shards need a folder on a disk of every node. Type for example "
+            f"{key}.shards={shown(config.shards)} is a URL: its shards need a folder on a disk of every node. Type for example "
             f"{stream}.cache.folder=LOCAL_DISK/shards (and {stream}.cache.gigabytes={config.cache.gigabytes:g})."
         )
     return ShardCache(config.cache.folder, config.cache.gigabytes)

@@ -28,6 +28,7 @@ from megaunigame.data.decode import META_FIELD
 from megaunigame.data.shards.foreign import FirstSamples, pack_command
 from megaunigame.data.shards.remote import is_url
 from megaunigame.data.shards.unfinished import check_finished
+from megaunigame.data.shards.urls import reason_of, shown
 from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
@@ -54,7 +55,7 @@ class Pipe(Backend):
         if len(self.urls) > 1:  # one tar by its name is meant as it is
             for folder in sorted({Path(url).parent for url in self.urls if not is_url(url) and not url.startswith("pipe:")}):
                 check_finished(folder)
-        self.location = urls
+        self.location = shown(urls)
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.identity: dict[str, str | int] = {"backend": "webdataset"}
@@ -89,7 +90,7 @@ class Pipe(Backend):
         """Whole shards, sampled with replacement, endless. Without a key: a shard that cannot be read to its end."""
         first = FirstSamples(self.location)
         for source in webdataset.ResampledShards(self.urls, seed=seed, worker_seed=lambda: 0, deterministic=True):
-            shard, failure = source["url"], "it holds no sample"
+            shard, failure = shown(source["url"]), "it holds no sample"
             try:
                 for sample in webdataset.tarfile_samples([source]):
                     fields = {readable(name): data for name, data in sample.items() if not name.startswith("__")}
@@ -102,7 +103,7 @@ class Pipe(Backend):
                     failure = ""
                 first.check()
             except Exception as error:  # a tar, a pipe, curl, ...: each has other error types
-                failure = f"{type(error).__name__}: {error}"
+                failure = reason_of(error)
             if failure:
                 yield SampleRef("", shard, partial(_refuse, shard, failure), lambda: None)
 
