@@ -1,4 +1,4 @@
-"""Ranks that hang, stop, die, disagree or do not come, each case with three processes of its own; all cases at the same time.
+"""Ranks that hang, stop, die, disagree or do not come, each case with three processes; all cases at the same time.
 
     python -m tests.parallel.watched_ranks FOLDER CASE ...
 
@@ -29,7 +29,7 @@ from megaunigame.step.micro import Step
 from megaunigame.training.lockstep import LockstepGuard
 from tests.multi_process.launcher import free_port
 
-RANKS, MOST = 3, 40.0
+RANKS, MOST = 3, 60.0
 STEP = 812
 TIMEOUT_MINUTES, LOST_SECONDS = 0.15, 4.0
 """A stall is seen after 80 % of 9 s."""
@@ -95,35 +95,44 @@ def differ(rank: int) -> None:
     check_same_start(world, {"torch": "2.14", "optimizer.lr": "1e-5" if rank else "2e-5"})
 
 
+def wait_for(happened: Callable[[], bool]) -> None:
+    while not happened():  # `MOST` seconds end it
+        time.sleep(0.1)
+
+
 def misses(rank: int) -> None:
     if rank != 1:
         meet(Place(rank, RANKS, rank, alone=False), seconds=16)
 
 
-def port_taken(rank: int) -> None:
-    """Ranks 0 and 1 are a run of two; rank 2 comes as both ranks of another one."""
+def port_taken(rank: int, folder: Path) -> None:
+    """Ranks 0 and 1 are a run of two; rank 2 comes as both ranks of another one while they last."""
     if rank < 2:
         first = meet(Place(rank, 2, rank, alone=False), seconds=30)
-        time.sleep(24)
+        (folder / f"met-{rank}").touch()
+        wait_for(lambda: (folder / "refused").exists())
         print(f"met at {first.port}")
         return
-    time.sleep(3)
+    wait_for(lambda: all((folder / f"met-{other}").exists() for other in (0, 1)))
     for place in (0, 1):
         try:
-            meet(Place(place, 2, place, alone=False), seconds=10)
+            meet(Place(place, 2, place, alone=False), seconds=20)
         except Exception as error:
             print(f"as rank {place}: {type(error).__name__}: {error}", flush=True)
+    (folder / "refused").touch()
 
 
 def run(case: str, rank: int, folder: Path) -> None:
     if case in FAULTS:
         train(case, rank, folder)
+    elif case == "port taken":
+        port_taken(rank, folder)
     else:
-        {"disagree": disagree, "differ": differ, "misses": misses, "port taken": port_taken}[case](rank)
+        {"disagree": disagree, "differ": differ, "misses": misses}[case](rank)
 
 
 def start(case: str, rank: int, folder: Path, port: int) -> int:
-    """Pid of the forked rank. In a session of its own, as a launcher's."""
+    """Pid of the forked rank. In another session, as a launcher's."""
     pid = os.fork()
     if pid:
         return pid
