@@ -15,8 +15,9 @@ from megaunigame.pictures.greys import WIDE_MODES, eight_bits
 from megaunigame.pictures.header import ORIENTATION, header_of
 from megaunigame.pictures.rules import PictureError, PictureRules
 
-NEVER_OPENED = {"EPS", "WMF"}
-"""Containers that Pillow hands to another program (Ghostscript) or to the system."""
+CONTAINERS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may open: the containers that data sets have; MPO is opened as JPEG. None of them holds a file of another
+container. Others do (IPTC, ICO, ICNS), are handed to other programs (EPS, WMF), or take minutes (FITS)."""
 PNG_BITS = 24
 """Offset of the bit depth in a PNG."""
 TURNS = {
@@ -36,18 +37,18 @@ HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"
 
 @contextmanager
 def opened(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> Iterator[Image.Image]:
-    """The first frame as stored, not decoded yet; `formats`: legal containers, empty for all but `NEVER_OPENED`.
+    """The first frame as stored, not decoded yet; `formats`: legal containers, empty for all of `CONTAINERS`.
 
     Raises PictureError, also for any error inside the `with` block.
     """
     header = header_of(data)
     if header is not None:  # Pillow takes memory for a WebP picture when it opens it
         rules.check_size(header.width, header.height)
-    Image.init()
     if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit may stay, but must not forbid what these rules allow
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, rules.max_pixels)
+    formats = formats or CONTAINERS
     try:
-        with Image.open(io.BytesIO(data), formats=formats or [f for f in Image.ID if f not in NEVER_OPENED]) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             rules.check_size(*image.size)
             yield image
     except PictureError:
@@ -55,7 +56,7 @@ def opened(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> I
     except UnidentifiedImageError as error:
         if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
             raise PictureError("a HEIC picture, which Pillow alone cannot read: convert it, to JPEG for example") from error
-        raise PictureError("not an image") from error
+        raise PictureError(f"not an image in {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"more pixels than the {rules.max_pixels:,} that max_pixels allows ({error})") from error
     # Plugins raise whatever a damaged byte leads to: SyntaxError, struct.error, zlib.error, OverflowError, RecursionError,
@@ -68,9 +69,10 @@ def rgb_image(data: bytes, rules: PictureRules) -> Image.Image:
     """The picture as a viewer shows it. Raises PictureError."""
     with opened(data, rules) as image:
         image.load()
-        rules.check_size(*image.size)  # containers of containers (ICO, ICNS) know their size only now
+        rules.check_size(*image.size)
         turn = TURNS.get(orientation_of(image))
         shown = _on_ground(image, data, rules.ground)
+        rules.check_size(*shown.size)  # of the pixels themselves; `image.size` is what the container says
         return shown if turn is None else shown.transpose(turn)
 
 

@@ -15,7 +15,7 @@ MAX_PIXELS = 64_000_000
 
 
 class PictureError(Exception):
-    """A picture that is not read; the text is the reason, such as "not an image"."""
+    """A picture that is not read; the text is the reason, such as "damaged image"."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.io import decode_image
 
 from data_prep.inputs.picture_names import find_file, names_of
@@ -380,12 +380,40 @@ def test_bombs_of_every_container(form):
             reader(BOMBS[form], PictureRules())
 
 
-def test_a_container_with_a_larger_picture_inside():
-    """The directory of an ICO says 16 x 16; the PNG in it is larger."""
+def iptc(inner: bytes, side: int = 16) -> bytes:
+    """A container that says `side` x `side`; Pillow would open what it holds as any container, EPS among them."""
+
+    def field(group: int, number: int, value: bytes) -> bytes:
+        return bytes([0x1C, group, number]) + struct.pack(">H", len(value)) + value
+
+    said = [(60, b"\1\0"), (20, struct.pack(">I", side)), (30, struct.pack(">I", side)), (120, b"\0\0\0\5")]
+    parts = [inner[at : at + 100] for at in range(0, len(inner), 100)]
+    return b"".join(field(3, *one) for one in said) + b"".join(field(8, 10, part) for part in parts) + bytes(5)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+
+
+def test_a_container_with_a_picture_inside(monkeypatch):
+    """The directory of an ICO says 16 x 16; the PNG in it is larger. An EPS, in anything, would start Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript was started"))
     inner = png(np.zeros((300, 300)), 0, 1)
     ico = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+    for data in (ico, iptc(inner), iptc(EPS), EPS):
+        with pytest.raises(PictureError, match="^not an image in AVIF, BMP, "):
+            rgb_image(data, PictureRules(max_pixels=10_000))
+    # For Pillow alone the same file is a larger picture.
+    with Image.open(io.BytesIO(iptc(inner))) as alone:
+        alone.load()
+        assert alone.size == (16, 16) and alone.convert("RGB").size == (300, 300)
+
+
+def test_the_pixels_count_not_what_the_container_says(monkeypatch):
+    """Of a container whose `size` stays what its header says."""
+    monkeypatch.setattr("megaunigame.pictures.pillow.CONTAINERS", ("IPTC",))
+    inner = png(np.zeros((300, 300)), 0, 1)
     with pytest.raises(PictureError, match="300 x 300 = 90,000 pixels, more than the 10,000"):
-        rgb_image(ico, PictureRules(max_pixels=10_000))
+        rgb_image(iptc(inner), PictureRules(max_pixels=10_000))
 
 
 def jpeg_with_two_sizes() -> bytes:
@@ -412,7 +440,7 @@ def test_truncated_and_animated_pictures():
     out = io.BytesIO()
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
     assert read_picture(out.getvalue(), PictureRules()).shape == (3, 20, 20)
-    with pytest.raises(PictureError), opened(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", PictureRules()):
+    with pytest.raises(PictureError), opened(EPS, PictureRules()):
         pass
 
 
