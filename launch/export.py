@@ -26,7 +26,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.launching import options_of, run_to_exit
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring.history import read_run_folder
-from megaunigame.monitoring.model_card import Export, write_card
+from megaunigame.monitoring.model_card import Export, license_files, write_card
 from megaunigame.registry import find
 
 ADAPTER_USE = """\
@@ -79,10 +79,12 @@ def main(arguments: list[str]) -> None:
                 f"warning: PEFT loads a base in the Hugging Face layout, and {base} is not: name one with --base-id",
                 file=sys.stderr,
             )
+        license_files(base)
         size = export_adapter(family, run, options.out, named)
         usage = adapter_usage(family, str(options.out), named)
     else:
         base = run.model_path
+        license_files(base)
         size = export_model(family, run, options.out, getattr(torch, options.dtype or "bfloat16"))
         usage = family.usage(str(options.out), str(options.out))
     describe(run, options.out, family, base, options.base_id, "adapters" if options.adapter else "model", usage)

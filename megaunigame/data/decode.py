@@ -152,7 +152,8 @@ def meta_of(key: str, data: bytes) -> dict[str, Any]:
         meta = parse(data, LARGEST_JSON)
         if is_deeper_than(meta):
             raise ValueError(f"nested deeper than {DEEPEST} lists and objects")
-        if b"\\ud" in data or b"\\uD" in data or b"\xed" in data:  # how half of a surrogate pair may be written
+        # How half of a surrogate pair may be written; UTF-16 and UTF-32, which JSON may be in too, have zero bytes.
+        if b"\\ud" in data or b"\\uD" in data or b"\xed" in data or b"\0" in data:
             json.dumps(meta, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         _refuse(key, META_FIELD, "holds a text that is not Unicode (half of a surrogate pair)")

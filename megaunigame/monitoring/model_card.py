@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData, metadata_load
+from yaml import YAMLError
 
 from megaunigame.monitoring.history import Evaluation, RunFolder
+from megaunigame.storage.copies import copy_file, real_file
+
+log = logging.getLogger(__name__)
 
 CARD = "README.md"
 LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -37,8 +41,8 @@ class Export:
 def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Export) -> None:
     """Write the card and copy the license files of the base. `recipe`: the resolved recipe as plain data."""
     license = license_of(export.base_folder)
-    for file in sorted(export.base_folder.glob("LICENSE*")):
-        shutil.copyfile(file, out / file.name)
+    for file in license_files(export.base_folder):
+        copy_file(file, out / file.name)
     family = recipe["model"]["family"]
     facts = ModelCardData(
         **license,
@@ -60,11 +64,23 @@ def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Exp
     (out / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
+def license_files(folder: Path) -> list[Path]:
+    """Of a model folder, each checked by `real_file`."""
+    files = sorted(folder.glob("LICENSE*"))
+    for file in files:
+        real_file(file)
+    return files
+
+
 def license_of(folder: Path) -> dict[str, Any]:
-    """License entries of the card of a model folder; empty if it has none."""
+    """License entries of the card of a model folder; empty if it has none, or, with a warning, if they cannot be read."""
     card = folder / CARD
-    metadata = (metadata_load(card) if card.is_file() else None) or {}
-    return {key: metadata[key] for key in LICENSE_KEYS if key in metadata}
+    try:
+        metadata = (metadata_load(card) if card.is_file() else None) or {}
+    except (YAMLError, ValueError) as error:  # of a list, of text that is not UTF-8
+        log.warning("The license in %s cannot be read (%s): name it in the new card.", card, str(error).splitlines()[0])
+        return {}
+    return {key: metadata[key] for key in LICENSE_KEYS if isinstance(metadata.get(key), str)}
 
 
 def _what(recipe: Mapping[str, Any], export: Export) -> str:

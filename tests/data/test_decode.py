@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megaunigame.data.decode import DECODERS, Sample, decode_sample
+from megaunigame.data.decode import DECODERS, Sample, decode_sample, meta_of
 from megaunigame.errors import DataError
 from tests.data.shard_files import encoded
 
@@ -115,6 +115,13 @@ def test_a_new_stored_target_is_one_line(monkeypatch):
 def test_texts_that_are_none_are_bad_samples(text, words):
     with pytest.raises(DataError, match=f"Sample 'k': field 'json'.*{words}"):
         decode_sample("k", {"json": text})
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-32"])
+def test_half_a_surrogate_pair_is_refused_in_every_coding(coding):
+    text = '{"conversations": [{"from": "human", "value": "\ud800"}, {"from": "gpt", "value": "x"}]}'
+    with pytest.raises(DataError, match="not Unicode"):
+        meta_of("k", text.encode(coding, "surrogatepass"))
 
 
 def test_a_pair_of_surrogates_is_a_character():

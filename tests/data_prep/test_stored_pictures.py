@@ -155,7 +155,7 @@ def test_bombs_and_damage_are_failures_with_a_reason(tmp_path):
     reasons = {failure["image"]: failure["reason"] for failure in failures_of(tmp_path / "out")}
     assert set(reasons) == set(files) - {"good.png"}
     assert all("64,000,000 that max_pixels allows" in reasons[f"{name}.bin"] for name in BOMBS)
-    assert reasons["broken.png"].startswith("damaged image") and reasons["eps.jpg"] == "not an image"
+    assert reasons["broken.png"].startswith("damaged image") and reasons["eps.jpg"].startswith("not an image in AVIF, BMP, ")
 
 
 def test_the_limit_of_pack_and_of_verify(tmp_path, capsys):

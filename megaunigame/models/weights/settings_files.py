@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
+from megaunigame.storage.copies import copy_file
 from megaunigame.storage.untrusted_json import parse, read_within
 
 C = TypeVar("C", bound=PreTrainedConfig)
@@ -137,10 +137,10 @@ def read_generation_settings(folder: Path) -> dict[str, Any]:
 def copy_settings(folder: Path, out: Path, without: Collection[str] = ()) -> None:
     """Copy what is neither weights, nor an index of weights, nor of an adapter, nor named in `without`; `out` is created.
 
-    Links are followed: in the cache of the Hugging Face hub every file is one.
+    Raises ModelError as `copy_file`.
     """
     out.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         is_setting = file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json")
         if is_setting and not file.name.startswith("adapter_") and file.name not in without:
-            shutil.copyfile(file, out / file.name)
+            copy_file(file, out / file.name)
