@@ -3,9 +3,9 @@
     python launch/node.py --ranks 8 launch/train.py launch/recipes/RECIPE.yaml                     one machine
     python launch/node.py --ranks 8 --nodes 4 --node 2 --address HOST launch/train.py RECIPE.yaml  the third of four
 
-SIGTERM, SIGINT and SIGUSR1 go to every rank, and the run then saves for as long as it needs: the `deepspeed` command kills it
-after 30 seconds, and torchrun turns every exit code but 0 into 1. When a rank fails, the others are ended. Exit codes are those
-of megaunigame/launching.py, and 128 + n when signal n killed a rank.
+SIGTERM, SIGINT, SIGHUP and SIGUSR1 go to every rank, and the run then saves for as long as it needs: the `deepspeed` command
+kills it after 30 seconds, and torchrun turns every exit code but 0 into 1. When a rank fails, the others are ended. Exit codes
+are those of megaunigame/launching.py, and 128 + n when signal n killed a rank.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megaunigame.errors import ConfigError, Interrupted
 from megaunigame.launching import options_of, run_to_exit
-from megaunigame.parallel.interruption import SIGNALS
+from megaunigame.parallel.interruption import heard_signals
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> NoReturn:
     shared = {"MASTER_ADDR": options.address, "MASTER_PORT": str(options.port), "LOCAL_WORLD_SIZE": str(options.ranks)}
     shared["WORLD_SIZE"] = str(options.nodes * options.ranks)
     team = Team()
-    for number in SIGNALS:
+    for number in heard_signals():
         signal.signal(number, team.pass_on)
     places = [
         {**shared, "RANK": str(options.node * options.ranks + local), "LOCAL_RANK": str(local)}

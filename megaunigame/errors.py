@@ -1,11 +1,18 @@
 """The errors a user can meet. Each message says what was got, what is legal and what to type.
 
-For a :class:`UserError` the launch scripts print the message alone (no traceback) and exit with code 2.
+For a :class:`UserError` the launch scripts print the message alone (no traceback) and exit with code 2; for a
+:class:`TransientError`, also one that is both, with code 1.
 """
+
+import errno
 
 
 class UserError(Exception):
     """Errors the user can fix by changing the recipe, the data or the command line."""
+
+
+class TransientError(Exception):
+    """Recipe, data and command are right as far as is known: the same command may succeed."""
 
 
 class ConfigError(UserError):
@@ -20,7 +27,7 @@ class DataError(UserError):
     """Shards, an index, or a source file cannot be used."""
 
 
-class LostShard(DataError):
+class LostShard(DataError, TransientError):
     """A shard cannot be reached now: its file is gone, or its file system or server does not answer. It may come back."""
 
     def __init__(self, message: str, shard: str = ""):
@@ -29,8 +36,16 @@ class LostShard(DataError):
         self.shard = shard
 
 
-class LoaderError(UserError):
+class MissingShard(DataError, TransientError):
+    """A lost shard has not come back in time, and the run does not go on without it."""
+
+
+class LoaderError(TransientError):
     """A process that loads data has died."""
+
+
+class MeetingError(TransientError):
+    """The ranks do not come together: some have not started, or a run that ends still has their port."""
 
 
 class ModelError(UserError):
@@ -57,5 +72,10 @@ class LockstepError(UserError):
     """The ranks are about to make different steps."""
 
 
-class LostRankError(Exception):
-    """Another rank is gone. Nothing here is wrong: exit code 1, and the same command goes on."""
+class LostRankError(TransientError):
+    """Another rank is gone."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether there is no room, or no quota: the user has to make some."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,11 +1,12 @@
 """How a launch script begins and ends: its options, and its exit code.
 
     0    done
-    1    a fault of the program, with its traceback
+    1    a fault of the program, with its traceback; or one that may pass (a lost rank, a lost shard), with one message: the
+         same command may succeed
     2    an error that the user can fix, with one message; the same command fails again
     75   a signal ended the run, which is saved (or had nothing to save): the same command goes on
     130  Ctrl-C ended a command that saves nothing, or came to a run a second time, which then ended at once without saving
-    143  SIGTERM, likewise
+    143  SIGTERM, likewise; 129: SIGHUP
 
 Launchers differ in what they make of it, see docs/clusters.md.
 """
@@ -13,7 +14,6 @@ Launchers differ in what they make of it, see docs/clusters.md.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from megaunigame.errors import Interrupted, LostRankError, UserError
+from megaunigame.errors import Interrupted, LostRankError, TransientError, UserError, is_full_disk
 
 OTHERS_WAIT_SECONDS = 5.0
 """Rank 0 prints at once, and the launcher then ends the other ranks before they repeat it. If only another rank failed, it
@@ -54,18 +54,18 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
     except KeyboardInterrupt:
         print("Ended by Ctrl-C.", file=sys.stderr)
         code = 128 + signal.SIGINT
-    except UserError as error:
+    except LostRankError as error:
+        print(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        code = 1
+    except (UserError, TransientError) as error:
         rank = int(os.environ.get("RANK", "0"))
         if rank:
             time.sleep(OTHERS_WAIT_SECONDS)
         who = f"rank {rank}: " if rank else ""
         print(f"{who}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        code = 2
-    except LostRankError as error:
-        print(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        code = 1
+        code = 1 if isinstance(error, TransientError) else 2
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full_disk(error):
             where = f" for {error.filename}" if error.filename else ""
             print(f"{type(error).__name__}: {error.strerror}{where}. Make room, then give the command again.", file=sys.stderr)
             code = 2

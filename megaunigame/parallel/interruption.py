@@ -1,4 +1,4 @@
-"""Signals that end a run: SIGTERM, SIGINT, SIGUSR1.
+"""Signals that end a run: SIGTERM, SIGINT, SIGHUP, SIGUSR1.
 
 The handlers do nothing: Python writes the number of each signal into a pipe, from the C code of the handler, and a thread reads
 it. So a signal is noticed at once, also while the main thread waits in a collective, and nothing is printed inside a handler.
@@ -6,9 +6,10 @@ it. So a signal is noticed at once, also while the main thread waits in a collec
 A first signal asks this rank to stop. The ranks then agree, at points that all of them reach; one that was asked must never
 stop alone. Before there is anything to save, a signal ends the process.
 
-What counts as a second signal: a SIGTERM or SIGINT that comes `SAME_SECONDS` after the first of them, or later. Launchers pass
-on what their process group has already got (the `deepspeed` command turns a Ctrl-C into SIGTERM, a batch script hands its TERM
-to srun). SIGUSR1 is a warning of a scheduler: it never is a second signal, and a SIGTERM after it is a first one.
+What counts as a second signal: a SIGTERM, SIGINT or SIGHUP that comes `SAME_SECONDS` after the first of them, or later.
+Launchers pass on what their process group has already got (the `deepspeed` command turns a Ctrl-C into SIGTERM, a batch script
+hands its TERM to srun). SIGUSR1 is a warning of a scheduler: it never is a second signal, and a SIGTERM after it is a first
+one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from megaunigame.parallel.pulse import PULSE
 if TYPE_CHECKING:  # launch scripts listen before torch is imported, which takes seconds
     from megaunigame.parallel.ranks import Ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 SAME_SECONDS = 5.0
 STARTS, SAVES, ENDS = "starts", "saves", "ends"
 """What a process does: nothing that could be lost; work that is saved; the last moments, which a signal must not disturb."""
@@ -45,15 +46,18 @@ class Interruption:
         """All ranks stop. Written by all of them at the same place only."""
         self.phase = STARTS
         self._final_since: float | None = None
-        """When the first SIGTERM or SIGINT came."""
+        """When the first signal but SIGUSR1 came."""
+        self._terminals: list[int] = []
+        """Of the standard output and the standard error of this process, those that are a terminal."""
         self._end = end or end_at_once
 
     def listen(self) -> Interruption:
         """From now on the signals come here. Call it from the main thread, as early as possible."""
         read, write = os.pipe()
         os.set_blocking(write, False)
-        for number in SIGNALS:
+        for number in heard_signals():
             signal.signal(number, _nothing)
+        self._terminals = [output for output in (1, 2) if os.isatty(output)]
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         # Forked workers share the pipe: what they get is not for this process.
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
@@ -66,6 +70,8 @@ class Interruption:
             return
         first, self.received = self.received is None, self.received or number
         PULSE.stopping = True
+        if number == signal.SIGHUP:
+            self._leave_closed_terminals()
         final = number != signal.SIGUSR1
         if self.phase == STARTS:
             self._end(
@@ -101,11 +107,24 @@ class Interruption:
         listed = ", ".join(map(str, got[:8])) + (", ..." if len(got) > 8 else "")
         return f"{first} on rank{'s' if len(got) > 1 else ''} {listed}"
 
+    def _leave_closed_terminals(self) -> None:
+        """A line written to a terminal that is closed would be an error, and the run would not save."""
+        for output in self._terminals:
+            if not os.isatty(output):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)
+
     def _read(self, read: int) -> None:
         while True:
             for number in os.read(read, 64):  # also those of other handlers of the process
                 if number in SIGNALS:
                     self.take(signal.Signals(number), time.monotonic())
+
+
+def heard_signals() -> list[signal.Signals]:
+    """Those of `SIGNALS` that a process takes. A SIGHUP that it was started to ignore (nohup) stays ignored."""
+    return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
 
 
 def end_at_once(code: int, line: str) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megaunigame.errors import ConfigError
+from megaunigame.errors import ConfigError, MeetingError
 from megaunigame.parallel.beats import spelled
 from megaunigame.parallel.environment import Place
 from megaunigame.parallel.processes import free_port, listener_of
@@ -22,6 +23,11 @@ from megaunigame.parallel.processes import free_port, listener_of
 LINE_SECONDS = 30.0
 """Between two lines about ranks that have not come."""
 ALL_HERE = "all here"
+LOOK_SECONDS = 2.0
+"""A rank that waits for the word of rank 0 looks so often whether rank 0 has called again."""
+CALL = "call"
+"""Key of the store: the name that rank 0 gave to this meeting. Under torchrun, the store of the agent outlives an attempt
+(`--max-restarts`) and keeps its keys; counters of restarts differ between nodes, so rank 0 makes a new name."""
 
 
 @dataclass(frozen=True)
@@ -30,31 +36,37 @@ class Meeting:
 
     host: str
     port: int
+    call: str
+    """Name of this meeting, before all its keys."""
     store: Any
     """This rank's own connection, for the process group."""
 
     def connect(self) -> Any:
         """Another connection: a waiting collective may hold the first. For heartbeats."""
         client = dist.TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=60), wait_for_workers=False)
-        return dist.PrefixStore("watch", client)
+        return dist.PrefixStore(f"{self.call}/watch", client)
 
 
 def meet(place: Place, seconds: float) -> Meeting:
-    """Wait until all ranks are here. Raises ConfigError naming the port that is taken, or after `seconds` who has not come."""
+    """Wait until all ranks are here. Raises MeetingError naming the port that is taken, or after `seconds` who has not come."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     until = time.monotonic() + seconds
     store = _open(host, port, seconds) if place.rank == 0 and not _has_agent() else _join(host, port, place, until)
     try:
-        store.set(f"here/{place.rank}", socket.gethostname())
-        missing = await_all(store, place.size, until) if place.rank == 0 else await_word(store, place.size, until)
+        if place.rank == 0:
+            call = uuid.uuid4().hex
+            store.set(CALL, call)
+            missing = await_all(dist.PrefixStore(call, store), place.size, until)
+        else:
+            call, missing = answer(store, place, until)
     except dist.DistError as error:
-        raise ConfigError(f"The store at {host}:{port} ended while the ranks met. Look at what rank 0 says.") from error
+        raise MeetingError(f"The store at {host}:{port} ended while the ranks met. Look at what rank 0 says.") from error
     if missing:
-        raise ConfigError(
+        raise MeetingError(
             f"After {seconds:.0f} s (engine.timeout_minutes), {attendance(place.size, missing)}. Look at the first lines of "
             "the nodes they should be on, or start with fewer ranks."
         )
-    return Meeting(host, port, dist.PrefixStore("group", store))
+    return Meeting(host, port, call, dist.PrefixStore(f"{call}/group", store))
 
 
 def _has_agent() -> bool:
@@ -72,15 +84,22 @@ def _open(host: str, port: int, seconds: float) -> Any:
                 f"Rank 0 cannot listen on port {port} of {socket.gethostname()}: {str(error).splitlines()[0]} Look at "
                 f"MASTER_ADDR={host}: it must be an address of this machine."
             ) from error
-        raise ConfigError(port_in_use(port)) from error
+        raise MeetingError(port_in_use(port)) from error
 
 
 def port_in_use(port: int, by: str = "") -> str:
-    who, free = by or listener_of(port), free_port()
+    """`by`: of another rank than 0, who cannot say which port of rank 0's machine is free."""
+    who = by or listener_of(port)
     where = "" if by else f" of {socket.gethostname()}"
+    said = (
+        f"Port {port}{where}, where the ranks would meet, is in use{f' by {who}' if who else ''}. Does an old run live? End it"
+    )
+    if by:
+        return f"{said}, or take the port that rank 0 names."
+    free = free_port()
     return (
-        f"Port {port}{where}, where the ranks would meet, is in use{f' by {who}' if who else ''}. Does an old "
-        f"run live? End it, or take another port: deepspeed --master_port {free} ..., torchrun --master-port {free} ..."
+        f"{said}, or take another port: launch/node.py --port {free} ... on every machine, deepspeed --master_port {free} ..., "
+        f"torchrun --master-port {free} ..."
     )
 
 
@@ -91,7 +110,7 @@ def _join(host: str, port: int, place: Place, until: float) -> Any:
     while reason := _why_closed(host, port):  # torch would print a trace for every attempt
         now = time.monotonic()
         if now > until:
-            raise ConfigError(
+            raise MeetingError(
                 f"{text} ({reason}). Did rank 0 start? Look at its first lines, at MASTER_ADDR, and at the firewall between "
                 "the nodes."
             )
@@ -101,14 +120,10 @@ def _join(host: str, port: int, place: Place, until: float) -> Any:
         time.sleep(0.1)
     wait = timedelta(seconds=max(1.0, until - time.monotonic()))
     try:
-        store = dist.TCPStore(host, port, is_master=False, timeout=wait, wait_for_workers=False)
-        is_over = store.check([ALL_HERE])
+        return dist.TCPStore(host, port, is_master=False, timeout=wait, wait_for_workers=False)
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"What listens at {host}:{port} is not the store of rank 0 ({reason}). Look at rank 0.") from error
-    if is_over:
-        raise ConfigError(port_in_use(port, "a run whose ranks are all there"))
-    return store
+        raise MeetingError(f"What listens at {host}:{port} is not the store of rank 0 ({reason}). Look at rank 0.") from error
 
 
 def _why_closed(host: str, port: int) -> str:
@@ -120,10 +135,13 @@ def _why_closed(host: str, port: int) -> str:
 
 
 def await_all(store: Any, size: int, until: float) -> list[int]:
-    """Rank 0: wait for all others, say for whom, and tell them. Returns those that have not come at `until`."""
+    """Rank 0: wait for all others, say for whom, and tell them. Returns those that have not come at `until`.
+
+    `store`: keys of this meeting.
+    """
     line = time.monotonic() + LINE_SECONDS
-    missing = list(range(size))
-    while missing := [rank for rank in missing if not store.check([f"here/{rank}"])]:
+    missing = list(range(1, size))
+    while missing := [rank for rank in missing if not store.check([here(rank)])]:
         now = time.monotonic()
         if now > until:
             return missing
@@ -135,13 +153,41 @@ def await_all(store: Any, size: int, until: float) -> list[int]:
     return []
 
 
-def await_word(store: Any, size: int, until: float) -> list[int]:
-    """Another rank: wait for rank 0's word that all are here. Returns those that have not come at `until`."""
+def answer(store: Any, place: Place, until: float) -> tuple[str, list[int]]:
+    """Another rank: answer rank 0's call, and wait for its word that all are here.
+
+    Returns the name of the meeting, and the ranks that have not come at `until`.
+    """
+    call, meeting, answered = "", store, False
+    while True:
+        newest = store.get(CALL).decode() if _comes(store, CALL, until) else ""
+        if newest != call:
+            call, meeting = newest, dist.PrefixStore(newest, store)
+            # All were there before this rank: the meeting of an earlier attempt, or of another run.
+            answered = not meeting.check([ALL_HERE])
+            if answered:
+                meeting.set(here(place.rank), socket.gethostname())
+            elif not _has_agent():
+                raise MeetingError(port_in_use(int(os.environ["MASTER_PORT"]), "a run whose ranks are all there"))
+        if answered and _comes(meeting, ALL_HERE, until):
+            return call, []
+        if time.monotonic() > until:
+            return call, [0] if not answered else [rank for rank in range(1, place.size) if not meeting.check([here(rank)])]
+        if not answered:
+            time.sleep(LOOK_SECONDS / 4)
+
+
+def _comes(store: Any, key: str, until: float) -> bool:
+    """Whether the key is there, or comes soon."""
     try:
-        store.wait([ALL_HERE], timedelta(seconds=max(1.0, until - time.monotonic())))
-    except dist.DistError:
-        return [rank for rank in range(size) if not store.check([f"here/{rank}"])]
-    return []
+        store.wait([key], timedelta(seconds=max(0.1, min(LOOK_SECONDS, until - time.monotonic()))))
+    except dist.DistStoreError:
+        return False
+    return True
+
+
+def here(rank: int) -> str:
+    return f"here/{rank}"
 
 
 def attendance(size: int, missing: Sequence[int]) -> str:

@@ -13,7 +13,9 @@ LISTENS = "0A"
 """State of a listening socket in /proc/net/tcp."""
 GONE, STOPPED, LIVES = "has ended", "is stopped (SIGSTOP, or a debugger)", "lives"
 LAUNCHERS = ("deepspeed.launcher.launch", "torch.distributed.run", "torch.distributed.launch")
-"""Modules whose process starts ranks and ends them; torchrun is a command of its own."""
+"""Modules whose process starts ranks and ends them."""
+LAUNCHER_FILES = ("/deepspeed/launcher/launch.py", "/torchrun", "launch/node.py")
+"""The same as scripts: ends of their paths."""
 
 
 def state_of(pid: int) -> str:
@@ -42,7 +44,7 @@ def launcher_pid() -> int | None:
     """The launcher that started this process; None for a shell, a scheduler or a test, whose end says nothing."""
     parent = os.getppid()
     words = _command(parent).split()
-    starts_ranks = any(w in LAUNCHERS or w.endswith(("/launcher/launch.py", "/torchrun")) for w in words[:4])
+    starts_ranks = any(w in LAUNCHERS or w.endswith(LAUNCHER_FILES) for w in words[:4])
     return parent if starts_ranks and "RANK" in os.environ else None
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
 
-from megaunigame.errors import UserError
+from megaunigame.errors import TransientError, UserError, is_full_disk
 from megaunigame.parallel.ranks import Ranks
 
 SHOWN = 4
@@ -34,19 +34,20 @@ def raise_together(world: Ranks, error: Exception | None) -> None:
 
 
 def raise_all(world: Ranks, error: Exception | None) -> NoReturn:
-    """Collective, called by all ranks when some have an `error`. Raises a UserError that names those ranks and their hosts.
+    """Collective, called by all ranks when some have an `error`. Raises an error that names those ranks and their hosts: a
+    UserError when any rank has one to be fixed by hand, else a TransientError.
 
-    A rank whose own error is not the user's raises that one, with its traceback.
+    A rank whose own error is neither raises that one, with its traceback.
     """
     mine = None
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, TransientError)):
         mine = type(error), str(error), socket.gethostname()
     elif error is not None:
         text = str(error).strip()
         said = f"{type(error).__name__}: {text.splitlines()[-1] if text else ''} (its traceback is in the output of that rank)"
-        mine = UserError, said, socket.gethostname()
+        mine = UserError if is_full_disk(error) else TransientError, said, socket.gethostname()
     everywhere = world.all_gather_object(mine)
-    if error is not None and (world.size == 1 or not isinstance(error, UserError)):
+    if error is not None and (world.size == 1 or not isinstance(error, (UserError, TransientError))):
         raise error
     ranks_of: dict[str, list[str]] = {}
     for rank, found in enumerate(everywhere):
@@ -55,7 +56,12 @@ def raise_all(world: Ranks, error: Exception | None) -> NoReturn:
     kinds = [found[0] for found in everywhere if found is not None]
     parts = [f"Rank {', '.join(ranks[:SHOWN])}{_more(ranks)}: {text}" for text, ranks in ranks_of.items()]
     message = " ".join(parts[:SHOWN]) + (f" {len(parts) - SHOWN} other errors are in the logs." if len(parts) > SHOWN else "")
-    raise next((kind for kind in kinds if kind is not UserError), UserError)(message) from error
+    raise _kind(kinds)(message) from error
+
+
+def _kind(kinds: Sequence[type[Exception]]) -> type[Exception]:
+    """What must be fixed by hand goes first, and the more exact kind before the base."""
+    return min(kinds, key=lambda kind: (issubclass(kind, TransientError), kind in (UserError, TransientError)))
 
 
 def _more(ranks: list[str]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megaunigame.errors import LostRankError, UserError
+from megaunigame.errors import LostRankError, TransientError, UserError
 from megaunigame.parallel.beats import Limits, Verdict
 from megaunigame.parallel.heart import Heart
 from megaunigame.parallel.home import home_of_process
@@ -82,7 +82,7 @@ class Watch:
                 lost = self._who_is_lost()
             else:
                 self._tell(error)
-            if not isinstance(error, UserError):  # which all ranks have, as a rule
+            if not isinstance(error, (UserError, TransientError)):  # which all ranks have, as a rule
                 self._let_others_hear()
         self.close()
         if lost is not None:
@@ -193,7 +193,7 @@ class Watch:
 
 def says_lost(error: Exception) -> bool:
     """Whether an error is that of a collective whose other side is gone, or does not come."""
-    if isinstance(error, UserError) or not isinstance(error, RuntimeError):
+    if isinstance(error, (UserError, TransientError)) or not isinstance(error, RuntimeError):
         return False
     text = str(error)
     return isinstance(error, dist.DistError) or "gloo" in text or "monitoredBarrier" in text

@@ -14,7 +14,7 @@ from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.lost_shards import LostShardRule, LostShards
 from megaunigame.data.shards import index as shard_index
 from megaunigame.data.sources.opening import open_stream
-from megaunigame.errors import DataError, Interrupted, LostShard
+from megaunigame.errors import DataError, Interrupted, LostShard, MissingShard
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan
 from tests.data.shard_files import number_batches, write_shards
 
@@ -86,7 +86,9 @@ def test_a_run_that_was_asked_to_stop_does_not_wait(substitute):
 
 def test_stop_says_what_to_type():
     lost, _ = lost_shards(substitute=False)
-    with pytest.raises(DataError, match=r"'s': a.tar is gone. It was tried again for 100 s.*loader.lost_shard=substitute") as e:
+    with pytest.raises(
+        MissingShard, match=r"'s': a.tar is gone. It was tried again for 100 s.*loader.lost_shard=substitute"
+    ) as e:
         lost.reach("s", failing(99))
     assert not isinstance(e.value, LostShard), "it ends the run, nobody takes its samples' places"
 

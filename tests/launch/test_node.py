@@ -27,7 +27,7 @@ elif behavior != "unready":
         time.sleep(1.0)
         open(f"{sys.argv[2]}/{rank}", "w").write(signal.Signals(number).name)
         os._exit(75)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, save)
 if behavior != "tell":
     open(f"{sys.argv[2]}/ready-{rank}", "w").close()
@@ -65,7 +65,7 @@ def signaled(script: Path, folder: Path, behavior: str, number: signal.Signals) 
 
 
 @pytest.mark.fault("signal to launch/node.py", does="every rank gets it; exit code 75 when all have saved", lost="nothing")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_reaches_every_rank_which_saves_as_long_as_it_needs(script, tmp_path, number):
     assert signaled(script, tmp_path, "saves", number) == 75
     assert [(tmp_path / rank).read_text() for rank in "01"] == [number.name] * 2

@@ -39,8 +39,9 @@ if [[ $* == *check_node.sh* ]]; then
 fi
 echo "srun $*" >>asked
 echo "$MASTER_ADDR $MASTER_PORT $WORLD_SIZE" >place
-trap 'sleep 0.5; echo "task got TERM" >>asked; exit 75' TERM
-trap 'sleep 0.5; echo "task got USR1" >>asked; exit 75' USR1
+# As the real one: a signal that ends srun kills its tasks, USR1 is passed on to them (src/srun/signals.c).
+trap 'echo "tasks killed" >>asked; exit 137' TERM HUP QUIT
+trap '[[ -z ${UNREADY:-} ]] || exit 138; sleep 0.5; echo "tasks got USR1" >>asked; exit 75' USR1
 touch running
 [[ ${ENDS:-} != never ]] || for _ in $(seq 200); do sleep 0.05; done
 exit "${ENDS:-0}"
@@ -124,7 +125,7 @@ def test_a_saved_run_starts_the_count_of_crashes_again(job):
     assert ended(job, ENDS="1", MAX_RETRIES="2")[2] == []
 
 
-@pytest.mark.parametrize("code", ["0", "2", "130", "143"])
+@pytest.mark.parametrize("code", ["0", "2", "129", "130", "143"])
 def test_success_errors_of_the_user_and_second_signals_are_final(job, code):
     assert ended(job, ENDS=code)[::2] == (int(code), [])
 
@@ -136,17 +137,27 @@ def test_a_job_that_slurm_ends_is_not_brought_back(job, state):
     assert requeues == [] and f"the job is {state}" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_passed_on_and_the_save_is_waited_for(job, number):
-    process = started(job, ENDS="never")
+def signaled(job: Path, number: signal.Signals, **environment: str) -> tuple[int, str, list[str]]:
+    """What `ended` returns, of a script that gets a signal while the run is going on."""
+    process = started(job, ENDS="never", **environment)
     until = time.monotonic() + 30
     while not (job / "running").exists():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.02)
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 75, output
-    assert asked(job) == [f"task got {number.name.removeprefix('SIG')}", "scontrol requeue 17"]
+    return process.returncode, output, asked(job)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_tasks_as_usr1_and_the_save_is_waited_for(job, number):
+    code, output, requeues = signaled(job, number)
+    assert (code, requeues) == (75, ["tasks got USR1", "scontrol requeue 17"]), output
+
+
+def test_a_signal_before_the_tasks_listen_is_not_a_crash(job):
+    code, output, requeues = signaled(job, signal.SIGTERM, UNREADY="yes", MAX_RETRIES="0")
+    assert (code, requeues) == (75, ["scontrol requeue 17"]) and "Interrupted and saved; requeued." in output
 
 
 @pytest.mark.fault("a node that fails its check on Slurm", does="excluded; the job is requeued on others", lost="nothing")

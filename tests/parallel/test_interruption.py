@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from signal import SIGINT, SIGTERM, SIGUSR1
+from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
 
 import pytest
 
@@ -31,7 +31,7 @@ def ended(phase: str, *signals: tuple[int, float]) -> list[int]:
 
 
 @pytest.mark.fault("signal during start-up", does="ends at once, exit code 75", lost="nothing")
-@pytest.mark.parametrize("number", [SIGTERM, SIGINT, SIGUSR1])
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT, SIGHUP, SIGUSR1])
 def test_before_the_first_step_a_signal_ends_the_process(number):
     assert ended(STARTS, (number, FIRST)) == [75]
 
@@ -47,6 +47,8 @@ def test_before_the_first_step_a_signal_ends_the_process(number):
         ([(SIGINT, FIRST), (SIGTERM, FIRST), (SIGINT, FIRST + 1)], []),
         ([(SIGTERM, FIRST), (SIGTERM, FIRST + 3), (SIGTERM, LATE)], [143]),
         ([(SIGTERM, FIRST), (SIGINT, LATE)], [130]),
+        ([(SIGHUP, FIRST), (SIGTERM, FIRST + 1)], []),
+        ([(SIGTERM, FIRST), (SIGHUP, LATE)], [129]),
         ([(SIGUSR1, FIRST), (SIGUSR1, LATE + 9)], []),
         ([(SIGUSR1, FIRST), (SIGTERM, LATE + 9)], []),
         ([(SIGTERM, FIRST), (SIGUSR1, LATE + 9)], []),
@@ -145,3 +147,33 @@ def test_a_signal_sets_a_flag_and_interrupts_nothing():
 def test_a_signal_to_a_forked_worker_is_not_for_its_parent():
     code, output, errors = told(SAVES, "child")
     assert code == 0 and errors == "" and "None" in output
+
+
+@pytest.mark.fault("the terminal of a run is closed", does="saves as after a SIGTERM, exit code 75", lost="nothing")
+def test_after_the_end_of_its_terminal_a_run_goes_on_to_save(tmp_path):
+    saves = (
+        "import os, sys, time\nfrom megaunigame.parallel.interruption import SAVES, Interruption\n"
+        "stop = Interruption().listen()\nstop.phase = SAVES\nprint('ready', flush=True)\n"
+        "while stop.received is None: time.sleep(0.01)\n"
+        "time.sleep(0.2)\nprint('saved', flush=True)\nprint('saved', file=sys.stderr, flush=True)\n"
+        "open(sys.argv[1], 'w').write(stop.received.name)"
+    )
+    in_a_terminal = (
+        "import os, pty, sys\nprocess, terminal = pty.fork()\n"
+        "if process == 0: os.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])\n"
+        "said = b''\nwhile b'\\n' not in said: said += os.read(terminal, 100)\n"  # else the line is cut, which is an error
+        "assert b'ready' in said, said\nos.close(terminal)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))"
+    )
+    command = [sys.executable, "-c", in_a_terminal, saves, str(tmp_path / "saved")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=60)
+    assert done.returncode == 0 and (tmp_path / "saved").read_text() == "SIGHUP"
+
+
+def test_a_run_that_was_told_to_outlive_its_terminal_does():
+    program = "from megaunigame.parallel.interruption import heard_signals; print([n.name for n in heard_signals()])"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    for start, hears in (("", True), ("trap '' HUP; ", False)):
+        command = ["bash", "-c", f'{start}"$0" -c "$1"', sys.executable, program]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert ("SIGHUP" in output) == hears and "SIGTERM" in output

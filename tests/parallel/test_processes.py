@@ -57,6 +57,8 @@ LAUNCHER = 'echo $$; "$PYTHON" -c "$CODE"; true'
 @pytest.mark.parametrize(("name", "rank", "is_launcher"), [
     ("deepspeed.launcher.launch", "0", True),
     ("/usr/bin/torchrun", "3", True),
+    ("launch/node.py", "1", True),
+    ("/repository/launch/node.py", "1", True),
     ("bash", "0", False),
     ("/usr/bin/torchrun_all.sh", "0", False),
     ("deepspeed.launcher.launch", None, False),

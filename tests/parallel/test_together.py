@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
 
-from megaunigame.errors import DataError, LoaderError, UserError
+from megaunigame.errors import ConfigError, DataError, LoaderError, LostShard, TransientError, UserError
 from megaunigame.parallel.together import raise_together
 from tests.worlds import OneRank, on_ranks
 
@@ -47,7 +48,24 @@ def test_equal_errors_are_said_once():
 def test_an_error_of_the_program_keeps_its_traceback_where_it_was():
     found = raised([KeyError("x"), None])
     assert isinstance(found[0], KeyError)
-    assert type(found[1]) is UserError and "KeyError: 'x' (its traceback is in the output of that rank)" in str(found[1])
+    assert type(found[1]) is TransientError and "KeyError: 'x' (its traceback is in the output of that rank)" in str(found[1])
+
+
+@pytest.mark.parametrize(
+    "errors, kind",
+    [
+        ([OSError(errno.ESTALE, "Stale file handle"), None], TransientError),
+        ([LostShard("gone"), OSError(errno.EIO, "I/O")], LostShard),
+        ([LoaderError("killed"), DataError("a.tar is cut.")], DataError),
+        ([KeyError("x"), None, ConfigError("wrong")], ConfigError),
+        ([OSError(errno.ENOSPC, "No space left on device"), None], UserError),
+    ],
+)
+def test_what_may_pass_is_tried_again_unless_something_must_be_fixed(errors, kind):
+    """Of the ranks that raise the agreed error: a scheduler takes their exit code for that of the run."""
+    agreed = [e for e, own in zip(raised(errors), errors, strict=True) if e is not own]
+    assert agreed and {type(error) for error in agreed} == {kind}
+    assert issubclass(kind, TransientError) == (kind in (TransientError, LostShard))
 
 
 def test_one_rank_raises_its_error_as_it_is():

@@ -113,18 +113,18 @@ def test_ranks_that_are_not_the_same_all_raise_the_same(said):
         assert "torch" not in of(said, "differ", rank)
 
 
-@pytest.mark.fault("a rank never comes", does="ConfigError after engine.timeout_minutes, with its number", lost="nothing")
+@pytest.mark.fault("a rank never comes", does="MeetingError after engine.timeout_minutes, with its number", lost="nothing")
 def test_a_rank_that_never_comes_is_missed_by_number(said):
-    assert ended(said, "misses") == [2, 0, 2]
-    assert "ConfigError: After 16 s (engine.timeout_minutes), 2 of 3 ranks have come; rank 1 has not." in of(said, "misses", 0)
-    assert "ConfigError" in of(said, "misses", 2)
+    assert ended(said, "misses") == [1, 0, 1]
+    assert "MeetingError: After 16 s (engine.timeout_minutes), 2 of 3 ranks have come; rank 1 has not." in of(said, "misses", 0)
+    assert "MeetingError" in of(said, "misses", 2)
 
 
-@pytest.mark.fault("the port is taken", does="ConfigError naming the process, and a free port", lost="nothing")
+@pytest.mark.fault("the port is taken", does="MeetingError naming the process, and a free port", lost="nothing")
 def test_a_taken_port_is_named_with_its_process_and_a_free_one(said):
     assert ended(said, "port taken") == [0, 0, 0], of(said, "port taken", 2)
     text = of(said, "port taken", 2)  # torch may say more, in between
-    assert re.search(r"as rank 0: ConfigError: Port \d+ of \S+, .* in use by pid \d+ \(\S*python", text)
+    assert re.search(r"as rank 0: MeetingError: Port \d+ of \S+, .* in use by pid \d+ \(\S*python", text)
     assert re.search(r"--master_port (\d+) \.\.\., torchrun --master-port \1", text)
-    assert re.search(r"as rank 1: ConfigError: Port \d+, .* by a run whose ranks are all there", text)
+    assert re.search(r"as rank 1: MeetingError: Port \d+, .* by a run whose ranks are all there", text)
     assert re.search(r"met at \d+", of(said, "port taken", 0)) and re.search(r"met at \d+", of(said, "port taken", 1))

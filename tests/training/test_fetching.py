@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from megaunigame.data.loading.bad_samples import BadSample, BadSampleCounter
-from megaunigame.errors import DataError, Interrupted, UserError
+from megaunigame.errors import DataError, Interrupted, TransientError, UserError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from megaunigame.training import quarantine as quarantine_module
 from megaunigame.training.fetching import Fetcher
@@ -147,7 +147,7 @@ def test_a_list_that_cannot_be_written_ends_all_ranks(tmp_path):
 
     def work(world):
         listed = Quarantine(tmp_path / "file" / "run", world, fresh=True)
-        with pytest.raises(OSError if world.is_main else UserError, match="quarantine.jsonl"):
+        with pytest.raises(OSError if world.is_main else TransientError, match="quarantine.jsonl"):
             listed.add(1, [bad("x")])
 
     on_ranks(2, work)

@@ -174,5 +174,5 @@ def _start_worker(worker: int) -> None:
     gc.freeze()  # garbage collection would touch, and so copy, all memory inherited from the main process
     # Launchers and Ctrl-C signal whole process trees. The main process needs its workers to finish the step and save; they
     # end with it.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

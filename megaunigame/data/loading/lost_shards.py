@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from megaunigame.errors import DataError, Interrupted, LostShard
+from megaunigame.errors import DataError, Interrupted, LostShard, MissingShard
 
 T = TypeVar("T")
 FIRST_PAUSE = 1.0
@@ -52,7 +52,7 @@ class LostShards:
     def reach(self, stream: str, work: Callable[[], T]) -> T:
         """The result of `work`, which is done again while it raises LostShard and there is time left.
 
-        Then raises that LostShard, if the run goes on without the shard, else DataError. Raises Interrupted when the run was
+        Then raises that LostShard, if the run goes on without the shard, else MissingShard. Raises Interrupted when the run was
         asked to stop meanwhile.
         """
         try:
@@ -104,7 +104,7 @@ class LostShards:
                 self._lost.add(name)
                 log.warning("Stream %s: %s is lost; samples of other shards take the places of its samples.", *name)
             return error
-        return DataError(
+        return MissingShard(
             f"Stream {name[0]!r}: {error} It was tried again for {waited:.0f} s. When it is there, the same "
             "command resumes from the newest checkpoint; with loader.lost_shard=substitute the run goes on without the shard."
         )
