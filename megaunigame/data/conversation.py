@@ -7,9 +7,9 @@
 - A system turn at the beginning is the context: it stands before the first question (before each, where questions do not read
   each other). A later one is part of the question next to it.
 - Pictures come before the first question, in their order. `<image>` in a question is the place of one: as many as there are
-  pictures are taken out, those on a line of their own first, then those at the beginning or the end of a question, then
+  pictures are taken out, those alone on a line first, then those at the beginning or the end of a question, then
   others; never one that `</image>` closes within a line. Another one within a line, and any in an answer or a system turn, is
-  text. One at the beginning of a question or on a line of its own is the place of a picture that is not there, and refused,
+  text. One at the beginning of a question or alone on a line is the place of a picture that is not there, and refused,
   except in XML (`</image>`).
 """
 

@@ -64,7 +64,7 @@ class UpdateGate:
         norm = self._norm_of_all()
         if self._judge(norm):
             return norm
-        self.optimizer.check_grad_overflow = True  # else it updates in bfloat16 whatever the norm
+        self.optimizer.check_grad_overflow = True  # else it updates in bfloat16 at any norm
         return torch.full_like(norm, math.inf)
 
     def _judge(self, norm: Tensor) -> bool:

@@ -54,7 +54,7 @@ def header_of(data: bytes) -> Header | None:
 def _jpeg(data: bytes) -> Header | None:
     frame: tuple[int, int, int, int] | None = None
     upright, at = True, 2
-    # Decoders skip what is no marker, each in its own way: then the size read here might not be the one that is decoded.
+    # Decoders skip what is not a marker, each in its own way: then the size read here might not be the one that is decoded.
     while (marker := data[at + 1]) not in (START_OF_SCAN, END_OF_IMAGE):
         if data[at] != 0xFF or (marker < FIRST_MARKER and marker not in WITHOUT_LENGTH):
             return None

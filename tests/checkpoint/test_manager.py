@@ -246,11 +246,11 @@ GARBAGE = {"empty": b"", "no JSON": b"{", "a list": b"[]", "another object": b'{
 GOOD = {"format": 2, "step": 1, "world_size": 1, "model": "", "files": {TRAIN_STATE: [2, "0" * 64]}}
 WRONG = {
     "another format": ({"format": 3}, "format 3, this version reads 2"),
-    "a step that is no number": ({"step": True}, "step must be a whole number from 0"),
+    "a step that is not a number": ({"step": True}, "step must be a whole number from 0"),
     "a negative step": ({"step": -1}, "step must be a whole number from 0"),
     "a huge step": ({"step": 10**30}, "step must be a whole number from 0"),
     "no ranks": ({"world_size": 0}, "world_size must be a whole number from 1"),
-    "a model that is no text": ({"model": 1}, "model must be a text"),
+    "a model that is not a text": ({"model": 1}, "model must be a text"),
     "files that are a list": ({"files": []}, "files an object"),
     "a path": ({"files": {"../a": [1, "0" * 64]}}, "'../a' is not a plain file name"),
     "an absolute path": ({"files": {"/a": [1, "0" * 64]}}, "'/a' is not a plain file name"),

@@ -11,7 +11,8 @@ from typing import Any
 from megaunigame.training.stepping import Stepper
 
 Keys = list[tuple[str, int, str]]
-"""Pass, number of the term, key of the sample: sorted, of all rows of all ranks."""
+"""Pass, number of the term, key of the sample: of all rows of all ranks, by term; the rows of a term in the order in which the
+stream deals them: by micro-step, then by rank."""
 
 
 def note(file: str) -> None:
@@ -22,10 +23,12 @@ def note(file: str) -> None:
     def noted(stepper: Stepper, number: int, *rest: Any) -> Any:
         data = fetch(stepper, number, *rest)
         keys = [
-            (name, int(term), key)
+            [
+                (name, int(term), key)
+                for name, inputs in micro.inputs.items()
+                for term, key in zip(inputs.terms.tolist(), inputs.keys, strict=True)
+            ]
             for micro in data.step.micro_steps
-            for name, inputs in micro.inputs.items()
-            for term, key in zip(inputs.terms.tolist(), inputs.keys, strict=True)
         ]
         with open(file, "a") as lines:
             lines.write(json.dumps([number, keys]) + "\n")
@@ -35,7 +38,13 @@ def note(file: str) -> None:
 
 
 def steps_of(files: Sequence[Path]) -> dict[int, Keys]:
-    """Step -> the keys of all ranks, of the steps that every rank has begun."""
+    """Step -> the keys of all ranks, of the steps whose samples every rank has."""
     ranks = [dict(map(json.loads, file.read_text().splitlines())) if file.exists() else {} for file in files]
     common = set(ranks[0]).intersection(*ranks[1:])
-    return {step: sorted((name, term, key) for rank in ranks for name, term, key in rank[step]) for step in common}
+    return {step: _as_dealt([rank[step] for rank in ranks]) for step in common}
+
+
+def _as_dealt(ranks: Sequence[Sequence[Sequence[tuple[str, int, str]]]]) -> Keys:
+    """`ranks`: rank -> micro-step -> its rows."""
+    rows = [tuple(row) for micro_steps in zip(*ranks, strict=True) for of_rank in micro_steps for row in of_rank]
+    return sorted(rows, key=lambda row: row[:2])  # stable

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.faults.lockstep import write_home
+from tests.faults.random_plans import write_home
 from tests.multi_process.launcher import run_ranks
 
 FAST_PLANS, PLANS = 8, {2: 130, 4: 80}

@@ -105,7 +105,7 @@ def test_other():
 
 
 def test_results_are_recorded(pytestconfig, tmp_path, monkeypatch):
-    """In a pytest of its own, in this process."""
+    """In a separate pytest, in this process."""
     (tmp_path / "test_recorded.py").write_text(RECORDED)
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "results.json"

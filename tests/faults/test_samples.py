@@ -18,7 +18,7 @@ WORLDS = (1, 2, 4, 1)
 @pytest.mark.timeout(600)
 @pytest.mark.fault(
     "killed in the middle of an epoch, and continued on 1, 2, 4 and again 1 ranks",
-    does="every step reads the samples that it reads in a run without kills, none lost and none twice",
+    does="every step reads the samples that it reads in a run without kills, in the same order, none lost and none twice",
     lost="work since the last save",
 )
 def test_the_samples_of_every_step_are_those_of_one_uninterrupted_run(server, home, measured):

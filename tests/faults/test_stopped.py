@@ -1,4 +1,4 @@
-"""A rank that is slow keeps the run going, and is named; one that stands still ends it, and is named."""
+"""A rank that is slow keeps the run going, and is named; one that is stopped ends it, and is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.faults.moments import Moment
 from tests.faults.worlds import everything, recipe
 
 ENDS_WITHIN = 60.0
-"""Seconds from the moment that a rank stands still."""
+"""Seconds from the moment that a rank is stopped."""
 SLOW_SECONDS = 2.0
 """Added to each of the two forwards of a step, which takes a fifth of a second in all."""
 
@@ -31,12 +31,12 @@ def test_a_slow_rank_is_named(server, home, measured):
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 @pytest.mark.fault(
-    "a rank that stands still (SIGSTOP) in a step",
+    "a rank is stopped (SIGSTOP) in a step",
     does="the other ranks end within a minute and name it",
     lost="work since the last save",
 )
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_a_rank_that_stands_still_is_named(server, home, measured, stopped):
+def test_a_stopped_rank_is_named(server, home, measured, stopped):
     settings = everything(home, 200, evaluation={"suites": {}})
     launch = server.start(recipe(home, f"stopped-{stopped}", settings), 2, [Moment(stopped, "forward", 5, "SIGSTOP")])
     try:

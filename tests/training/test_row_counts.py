@@ -137,7 +137,7 @@ def test_enough_rows_fit_the_fraction_that_is_allowed(fraction, rows):
 
 @given(st.integers(0, 2**31 - 1))
 def test_a_term_that_gets_as_many_rows_as_is_allowed_goes_on(seed):
-    """One sample in ten has what the term needs: many dummies in a row are no reason to stop."""
+    """One sample in ten has what the term needs: many dummies in a row are not a reason to stop."""
     filled = torch.rand(60, generator=torch.Generator().manual_seed(seed)) < 0.1
     filled[59] = True
     count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_dummy_fraction=0.95), {})
