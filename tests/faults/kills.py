@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megaunigame.monitoring import names
 from tests.faults.launches import ForkServer, Launch
 from tests.faults.moments import Moment
 
@@ -57,8 +58,8 @@ class Killed:
     """Ranks of each launch."""
     survived: list[float] = field(default_factory=list)
     """Seconds from each kill to the end of the last other rank."""
-    resumed: list[float] = field(default_factory=list)
-    """Seconds from the start of a launch to its first step after a resume."""
+    resumed: float | None = None
+    """Seconds from the start of the last launch to the line of its first step; imports and start of Python are not in it."""
 
     @property
     def world_changes(self) -> int:
@@ -86,7 +87,11 @@ def train_with_kills(
         history.worlds.append(world)
     newest = newest_step(run)
     launch = server.start(command, last)
-    codes = launch.wait(LONGEST_LAUNCH)
+    try:
+        history.resumed = launch.wait_for_step(LONGEST_LAUNCH)
+        codes = launch.wait(LONGEST_LAUNCH)
+    finally:
+        launch.kill()
     assert set(codes.values()) == {0}, launch.said()
     check_resumed(launch, newest)
     history.worlds.append(last)
@@ -137,6 +142,12 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl, without what depends on the clock or the machine."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not depends_on_the_clock(name)} for line in lines]
+
+
+def longest_pause(run: Path) -> float:
+    """Seconds that a save kept the training waiting, the longest of all that metrics.jsonl has."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return max(line[names.PERF_SAVE_PAUSE_SECONDS] for line in lines if names.PERF_SAVE_PAUSE_SECONDS in line)
 
 
 def depends_on_the_clock(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,16 @@ class Launch:
         while text not in self.log(rank):
             assert time.monotonic() < deadline and not self.poll(), f"{text!r} did not come\n{self.said()}"
             time.sleep(0.03)
+
+    def wait_for_step(self, seconds: float) -> float | None:
+        """Seconds from the start to the first line of a step on the console; None when all ranks ended without one."""
+        deadline = time.monotonic() + seconds
+        while not re.search(r"^step +\d+/", self.log(0), re.MULTILINE):
+            assert time.monotonic() < deadline, f"no step within {seconds:g} s\n{self.said()}"
+            if self.poll():
+                return None
+            time.sleep(0.03)
+        return self.now()
 
     def signal(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.pids[rank], number)

@@ -16,6 +16,7 @@ from tests.faults.kills import (
     checkpoint_of,
     differences,
     draw_rounds,
+    longest_pause,
     metrics_of,
     train_with_kills,
 )
@@ -32,9 +33,12 @@ LARGEST_DIFFERENCE = 1e-6
 """Of a weight, between numbers of ranks: the order of sums differs."""
 
 
-def note(measured: Measure, history: Killed) -> None:
+def note(measured: Measure, history: Killed, run: Path) -> None:
     measured("kills", len(history.kills))
     measured("other ranks ended after", max(history.survived, default=0.0), "s")
+    if history.resumed is not None:
+        measured("resumed after", history.resumed, "s")
+    measured("pause of a save", 1000 * longest_pause(run), "ms")
 
 
 def undisturbed(server: ForkServer, home: Path, name: str, settings: dict, world: int) -> Path:
@@ -67,7 +71,7 @@ def test_four_kills_change_no_bit(server, home, measured):
         server, recipe(home, "fast-killed", settings), run_folder(home, "fast-killed"), draw_rounds(0, [2], FAST), 2
     )
     assert sorted(history.kills) == sorted(FAST)
-    note(measured, history)
+    note(measured, history, run_folder(home, "fast-killed"))
     compare_bits(run_folder(home, "fast-killed"), whole, FEW)
 
 
@@ -87,7 +91,7 @@ def test_kills_at_every_moment_change_no_bit(server, home, measured, seed):
     name = f"killed-{seed}"
     history = train_with_kills(server, recipe(home, name, settings), run_folder(home, name), draw_rounds(seed, [2]), 2)
     assert sorted(history.kills) == sorted(NUMBERS), f"seed {seed}"
-    note(measured, history)
+    note(measured, history, run_folder(home, name))
     compare_bits(run_folder(home, name), whole, STEPS)
 
 
@@ -115,7 +119,7 @@ def test_kills_with_a_changing_number_of_ranks(server, home, measured):
     rounds = draw_rounds(4, [1, 2, 4], AT_ANY_SIZE)
     history = train_with_kills(server, recipe(home, "sizes", settings), run_folder(home, "sizes"), rounds, 1)
     assert sorted(history.kills) == sorted(AT_ANY_SIZE) and history.world_changes >= 10
-    note(measured, history)
+    note(measured, history, run_folder(home, "sizes"))
     measured("changes of the number of ranks", history.world_changes)
     ours, theirs = learner_state(run_folder(home, "sizes"), steps), learner_state(whole, steps)
     assert set(ours) == set(theirs)
