@@ -18,6 +18,8 @@ from tests.multi_process.unigame import GAME
 STEPS = 2
 """Of each plan: in the second one, what was mined in the first is replayed."""
 BAD_EVERY = 3
+LONG_EVERY = 5
+"""More of them, and some sample would run out of substitutes in so many plans."""
 
 
 def odd_sample(number: int) -> dict[str, bytes]:
@@ -38,8 +40,8 @@ def text_sample(number: int) -> dict[str, bytes]:
 
 
 def uneven_sample(number: int) -> dict[str, bytes]:
-    """Answers of one word or of very many; captions that fill the row, or are missing."""
-    words = ANSWERS * (30 if number % 2 else 1)
+    """Answers of a few words, or of so many that the row cannot hold them; captions that fill the row, or are missing."""
+    words = ANSWERS * (30 if number % LONG_EVERY == 1 else 1)
     meta: dict[str, Any] = {"conversations": talk((QUESTIONS[number % 3], " ".join(words[: 1 + number * 7 % len(words)])))}
     if number % 3:
         meta["caption"] = " ".join(["ball"] * (60 if number % 5 == 0 else 1))
