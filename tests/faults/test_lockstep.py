@@ -9,7 +9,7 @@ import pytest
 from tests.faults.random_plans import write_home
 from tests.multi_process.launcher import run_ranks
 
-FAST_PLANS, PLANS = 8, {2: 130, 4: 80}
+FAST_PLANS, PLANS = 8, {2: 150, 4: 50}
 MUST_MEET = ("empty buffers", "replayed", "bad samples replaced", "a rank of dummies", "all rejected", "missing on all ranks")
 """What so many random plans come by, or the fuzz is blind."""
 
