@@ -31,6 +31,7 @@ from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import sha256_of
 
@@ -133,8 +134,9 @@ def enforce_limit(folder: Path, failures: list[dict[str, str]], entries: int, ma
     folder.mkdir(parents=True, exist_ok=True)
     write_failures(folder, failures)
     first = failures[0]["image"] if "image" in failures[0] else failures[0]["key"]
+    why = f"{one_line(failures[0]['reason'])}: {one_line(first)}"
     raise DataError(
-        f"{len(failures)} of {entries} entries failed ({failures[0]['reason']}: {first}, ...); --max-failed-fraction allows "
+        f"{len(failures)} of {entries} entries failed ({why}, ...); --max-failed-fraction allows "
         f"{max_failed_fraction}. All are in {folder / FAILURES}. Fix them and type --retry-failed, or type "
         f"--max-failed-fraction {math.ceil(1e4 * len(failures) / entries) / 1e4:g} or more"
     )

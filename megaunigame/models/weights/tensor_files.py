@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.errors import ModelError
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.plain_names import is_plain_name
 
@@ -79,7 +80,7 @@ class TensorFiles:
                 # Readers raise different exceptions for a truncated file; the user needs the name of the file.
                 if type(error).__name__ == "UnpicklingError":  # torch's text advises to let the code in the file run
                     raise ModelError(_refused(file, str(error))) from None
-                raise ModelError(f"{file} cannot be read as a checkpoint: {error}. Copy it again.") from error
+                raise ModelError(f"{file} cannot be read as a checkpoint: {one_line(error)}. Copy it again.") from error
         return self._opened[file]
 
     def shape(self, key: str) -> torch.Size:
@@ -112,7 +113,7 @@ def _listed(index: Path) -> list[Path]:
     for name in weight_map.values():
         if not is_plain_name(name):
             raise ModelError(
-                f"{index} names the file {str(name)[:200]!r}, which is not a file name in its folder. Do not use it."
+                f"{index} names the file {quoted(name, 200)}, which is not a file name in its folder. Do not use it."
             )
     return [index.parent / name for name in sorted(set(weight_map.values()))]
 
