@@ -22,6 +22,8 @@ MOST_SAMPLES, MOST_BYTES = 2**40, 2**50
 """Of one shard; sums over all shards fit into 64 bits."""
 MOST_FIELDS = 4096
 """Different fields of all samples of a shard, and of a manifest. Every further picture of a sample is one."""
+LONGEST_FILE = LONGEST_NAME - len(f".{MOST_BYTES}.part")
+"""Bytes of the name of a shard: the cache of a node adds the longest ending, `.SIZE.part`, to it; that of a download."""
 HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -63,6 +65,12 @@ def parse_manifest(where: str, content: bytes) -> Manifest:
         raise DataError(
             f"{where} lists {quoted(outside[0], 200)}, which is not the name of a .tar file in its folder. {remedy}"
         )
+    long = next((s.file for s in listed if len(s.file.encode()) > LONGEST_FILE), None)
+    if long is not None:
+        raise DataError(
+            f"{where} lists {quoted(long)}, a name of {len(long.encode())} bytes; at most {LONGEST_FILE} are legal: names of "
+            "files next to it are longer. Give the shards shorter names: python -m data_prep pack --name NAME."
+        )
     if len({s.file for s in listed}) != len(listed):
         raise DataError(f"{where} lists a shard twice. {remedy}")
     if not isinstance(fields, list) or len(fields) > MOST_FIELDS or not all(map(is_field, fields)):
@@ -72,7 +80,7 @@ def parse_manifest(where: str, content: bytes) -> Manifest:
 
 def is_field(name: Any) -> bool:
     """Whether `name` may be a field of a sample: short, and fit to be shown anywhere."""
-    return isinstance(name, str) and len(name) <= LONGEST_NAME and readable(name) == name
+    return isinstance(name, str) and readable(name) == name and len(name.encode()) <= LONGEST_NAME
 
 
 def _listed(entry: Any) -> ListedShard:
