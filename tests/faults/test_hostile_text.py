@@ -19,7 +19,8 @@ from megaunigame.data.shards.foreign import check_foreign
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.manifest import parse_manifest
 from megaunigame.data.shards.table import parse_table
-from megaunigame.errors import DataError
+from megaunigame.errors import DataError, ModelError
+from megaunigame.models.weights.loading import check_names
 from tests.data.shard_files import write_tar
 from tests.faults.hostile_bytes import CONTROLS, showable
 
@@ -99,3 +100,10 @@ def test_a_command_to_copy_holds_nothing_for_a_shell(tmp_path):
     lists = {"it's": [{"a": 1}], "b": [{"a": 1}]}
     said = refusal_of(lambda: entries_of(json.dumps(lists).encode(), tmp_path / "a.json", (), "entries"))
     assert """jq '.["it'"'"'s"]' """ in said
+
+
+def test_names_of_weights_are_shown_in_one_readable_line():
+    for text in (*CONTROLS, "x" * 100_000):
+        with pytest.raises(ModelError) as refused:
+            check_names(["w"], ["w", text], "The checkpoint")
+        assert showable(str(refused.value)) and len(str(refused.value)) < 2_000
