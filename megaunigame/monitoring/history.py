@@ -18,6 +18,7 @@ from megaunigame.monitoring.replaced import QUARANTINE_FILE
 from megaunigame.monitoring.run_forms import EVALUATION, RUN, check_form, is_number, is_step
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.json_lines import read_lines
+from megaunigame.storage.plain_names import readable
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
             log.warning("%s: a line without a step is left out.", path)
             continue
         for name, value in record.items():
-            steps, values = series.setdefault(name, ([], []))
+            steps, values = series.setdefault(readable(name), ([], []))
             if is_number(value):
                 steps.append(step)
                 values.append(value)

@@ -32,7 +32,8 @@ def write_report(run_folder: str | Path) -> Path:
     sections = [header(run), summary(run), curves(run), rows_of_terms(run), replaced_section(run.replaced)]
     sections += [panels_section(run.path, run.panels), *evaluations(run)]
     path = run.path / REPORT_FILE
-    write_whole(path, page.page(_title(run), "\n".join(s for s in sections if s)))
+    text = page.page(_title(run), "\n".join(s for s in sections if s))
+    write_whole(path, text.encode("utf-8", "replace"))  # JSON may hold halves of surrogate pairs
     return path
 
 

@@ -141,6 +141,16 @@ def test_every_value_of_a_run_is_escaped(run):
     assert '"&gt;<' not in page.replace('alt="', ""), "nothing ends an attribute"
 
 
+def test_texts_that_are_not_unicode(run):
+    """Half of a surrogate pair, which JSON can hold and UTF-8 cannot; controls of a terminal."""
+    odd = "a\ud800\x1b[2J"
+    (run / "run.json").write_text(json.dumps({"name": odd, "command": odd}))
+    write_panels(run, "panels/a.png", text=odd)
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, f"loss/{odd}": 1.0}) + "\n")
+    assert len(picture_uris(write_report(run).read_text(encoding="utf-8"))) == 1
+    assert list(read_run_folder(run).series) == ["loss/a\ufffd\ufffd[2J"]
+
+
 def test_numbers_that_no_plot_holds(run):
     big = [float("nan"), float("inf"), 10**400, True, "1", [1]]
     with open(run / "metrics.jsonl", "w") as file:
