@@ -27,6 +27,7 @@ from data_prep.options import (
 from data_prep.shard_writer import Job, enforce_limit, finish_dataset, write_dataset
 from megaunigame.data.shards.unfinished import FAILURES
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line
 
 FORMATS: dict[str, type[Input]] = {
     "llava-json": LlavaJson,
@@ -133,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
     packed, failed = (sum(stats[name] for stats in statistics) for name in ("samples", "failed"))
     print(f"{packed} of {packed + failed} entries packed, {failed} failed")
     for note, count in notes_of(statistics).items():
-        print(f"  {count} x {note}")
+        print(f"  {count} x {one_line(note)}")
 
 
 def _require_options(arguments: argparse.Namespace) -> None:

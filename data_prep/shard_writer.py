@@ -30,11 +30,14 @@ from data_prep.whole_files import unwritable, write_atomically
 from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
-from megaunigame.errors import DataError
+from megaunigame.errors import ConfigError, DataError
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import sha256_of
 
 FORMAT_VERSION = 1
+LONGEST_NAME_OF_SHARDS = 128
+"""Bytes before the number of a shard: names of files that are being written also have a host and a process."""
 
 ShardSample = dict[str, bytes | str]
 """`__key__` (str) and, for every field, its bytes under the field's extension."""
@@ -62,6 +65,14 @@ class Job:
     shard: Callable[[int], Shard]
     command: str = COMMAND
     """What to type to continue."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a name that leaves no room for the endings of files."""
+        if len(self.name.encode()) > LONGEST_NAME_OF_SHARDS:
+            raise ConfigError(
+                f"The shards would be called {quoted(self.name)}, which has {len(self.name.encode())} bytes; at most "
+                f"{LONGEST_NAME_OF_SHARDS} leave room for the endings of their files. Type --name NAME."
+            )
 
     @property
     def config_hash(self) -> str:
@@ -133,8 +144,9 @@ def enforce_limit(folder: Path, failures: list[dict[str, str]], entries: int, ma
     folder.mkdir(parents=True, exist_ok=True)
     write_failures(folder, failures)
     first = failures[0]["image"] if "image" in failures[0] else failures[0]["key"]
+    why = f"{one_line(failures[0]['reason'])}: {one_line(first)}"
     raise DataError(
-        f"{len(failures)} of {entries} entries failed ({failures[0]['reason']}: {first}, ...); --max-failed-fraction allows "
+        f"{len(failures)} of {entries} entries failed ({why}, ...); --max-failed-fraction allows "
         f"{max_failed_fraction}. All are in {folder / FAILURES}. Fix them and type --retry-failed, or type "
         f"--max-failed-fraction {math.ceil(1e4 * len(failures) / entries) / 1e4:g} or more"
     )

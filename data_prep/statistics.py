@@ -23,10 +23,12 @@ from data_prep.picture_statistics import picture_statistics, sample_at
 from megaunigame.data.conversation import HUMAN, IMAGE_MARKER, read_conversation
 from megaunigame.data.decode import META_FIELD, meta_of
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.data.shards.manifest import MANIFEST, parse_manifest
+from megaunigame.data.shards.manifest import LARGEST_MANIFEST, MANIFEST, parse_manifest
 from megaunigame.data.shards.table import read_table
 from megaunigame.data.shards.unfinished import FAILURES, check_finished
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line, quoted
+from megaunigame.storage.untrusted_json import read_within
 
 YES_NO = {"yes", "no"}
 MOST_ANSWERS = 12
@@ -69,13 +71,13 @@ def run(arguments: argparse.Namespace) -> None:
     index = ShardIndex.open(arguments.folder)
     megabytes = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
     print(
-        f"{manifest['name']}: {manifest['samples']} samples, {len(manifest['shards'])} shards, {megabytes:.1f} MB, "
+        f"{one_line(manifest['name'])}: {manifest['samples']} samples, {len(manifest['shards'])} shards, {megabytes:.1f} MB, "
         f"fields {' '.join(manifest['fields'])}"
     )
     if (arguments.folder / FAILURES).is_file():
         print(f"{len((arguments.folder / FAILURES).read_text().splitlines())} entries failed, see {FAILURES}")
     for note, count in manifest["notes"].items():
-        print(f"{count} x {note}")
+        print(f"{quoted(count)} x {one_line(note)}")
     words: list[int] = []
     kinds = question_statistics(_counting_words(records(arguments.folder, manifest), words))
     if words:
@@ -110,10 +112,10 @@ def _print_questions(kinds: dict[str, KindStatistics]) -> None:
             for share, width in ((statistics.chance, 9), (statistics.majority, 10))
         )
         common = ", ".join(
-            f"{answer} {100 * n / statistics.asked:.1f}%"
+            f"{one_line(answer, 80)} {100 * n / statistics.asked:.1f}%"
             for answer, n in (statistics.answers.most_common(MOST_ANSWERS) if statistics.chance is not None else [])
         )
-        print(f"{kind:<12}{statistics.asked:>8}{guesses}  {common or f'{len(statistics.answers)} different'}")
+        print(f"{one_line(kind, 40):<12}{statistics.asked:>8}{guesses}  {common or f'{len(statistics.answers)} different'}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder}: no {MANIFEST}: not a folder of `python -m data_prep`; pack it first (python -m data_prep pack --help)"
         )
-    content = (folder / MANIFEST).read_bytes()
+    content = read_within(folder / MANIFEST, LARGEST_MANIFEST)
     parse_manifest(str(folder / MANIFEST), content)  # names and numbers of the shards are checked there
     manifest: dict[str, Any] = {"notes": {}, **json.loads(content)}
     for name, kind in (("name", str), ("samples", int), ("config_hash", str), ("notes", dict)):

@@ -35,6 +35,7 @@ from megaunigame.data.shards.table import LARGEST_INDEX
 from megaunigame.errors import DataError
 from megaunigame.pictures.pillow import changes_of, opened
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import sha256_of
 from megaunigame.storage.untrusted_json import parse
@@ -75,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     for shard, (fault, changes) in zip(manifest["shards"], shown, strict=True):
         faults += fault is not None
         changed += changes
-        tqdm.write(f"{shard['file']}: {shard['samples']} samples, ok" if fault is None else f"{shard['file']}: FAULT: {fault}")
+        said = f"{shard['samples']} samples, ok" if fault is None else f"FAULT: {one_line(fault, 1000)}"
+        tqdm.write(f"{shard['file']}: {said}")
     counted = sum(shard["samples"] for shard in manifest["shards"])
     if counted != manifest["samples"]:
         faults += 1
@@ -130,7 +132,7 @@ def check_shard(folder: Path, shard: dict[str, Any], config_hash: str, rules: Pi
     stats = read_object(stats_path, "the statistics of a shard", DataError, "Make the shard again.")
     for name in ("samples", "bytes", "index_sha256", "sha256"):
         if name in shard and (name in stats or name != "sha256") and stats.get(name) != shard[name]:
-            raise DataError(f"{name}: {stats_path.name} says {stats.get(name)}, {MANIFEST} says {shard[name]}")
+            raise DataError(f"{name}: {stats_path.name} says {quoted(stats.get(name))}, {MANIFEST} says {quoted(shard[name])}")
     if stats.get("config_hash") != config_hash:
         raise DataError(f"{stats_path.name} and {MANIFEST} have different config hashes")
     if tar.stat().st_size != shard["bytes"]:
@@ -155,7 +157,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     try:
         return parse(path.read_bytes(), LARGEST_INDEX)  # type: ignore[no-any-return]
     except ValueError as error:
-        raise DataError(f"{path.name} is not a shard index ({error})") from error
+        raise DataError(f"{path.name} is not a shard index ({one_line(error)})") from error
 
 
 def _fault_in(key: str, fields: dict[str, bytes], rules: PictureRules, changes: Counter[str]) -> str | None:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"errors", "registry", "step"},
     "data.codes": {"errors", "step", "storage"},
     "data.decode": {"data.codes", "errors", "pictures", "step", "storage"},  # of step: the codes that a sample's row carries
-    "data.conversation": {"data.decode", "errors"},
+    "data.conversation": {"data.decode", "errors", "storage"},
     "data": {"config", "errors", "pictures", "randomness", "registry", "step", "storage"},
     "models.base": {"errors", "registry", "step"},
     "models.weights": {"errors", "models.base", "storage"},

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.inputs.table import Table
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line
 
 ROWS_AT_ONCE = 64
 
@@ -55,4 +56,6 @@ def _batches(file: Path) -> Iterator[tuple[list[str], Iterator[Any]]]:
                 stream = ipc.open_stream(source)
                 yield stream.schema.names, stream
     except (arrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"--source {file}: not a readable Arrow file ({error}); copy it again or leave it out") from error
+        raise DataError(
+            f"--source {file}: not a readable Arrow file ({one_line(error)}); copy it again or leave it out"
+        ) from error

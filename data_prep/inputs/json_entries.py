@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line
+from megaunigame.storage.plain_names import is_plain_name
 
 GZIP = b"\x1f\x8b"
 
@@ -55,7 +58,9 @@ def entries_of(content: bytes, path: Path, keys: Collection[str], form: str) -> 
         raise DataError(f"{what}: nested too deeply; wanted {form}") from error
     if not entries:
         _refuse_several_lists(found, what)
-        got = f"an object with the keys {', '.join(found) or 'none'}"[:200] if isinstance(found, dict) else _named(found)
+        got = (
+            f"an object with the keys {one_line(', '.join(found), 160) or 'none'}" if isinstance(found, dict) else _named(found)
+        )
         raise DataError(f"{what}: got {got}; wanted {form}")
     return entries
 
@@ -65,9 +70,11 @@ def _refuse_several_lists(found: Any, what: str) -> None:
     names = [name for name, value in found.items() if _has_entries(value)] if isinstance(found, dict) else []
     if len(names) > 1:
         file = what.partition(" ")[2]
+        # A command to copy: a name may hold what a shell would run.
+        first = names[0] if is_plain_name(names[0]) else "NAME"
         raise DataError(
-            f"{what}: has several lists of entries: {', '.join(names)}. Write one to a file and give that: "
-            f"jq '.[\"{names[0]}\"]' {file} > {names[0]}.json"
+            f"{what}: has several lists of entries: {one_line(', '.join(names))}. Write one to a file and give that: "
+            f"jq {shlex.quote(f'.[{json.dumps(first)}]')} {file} > {shlex.quote(f'{first}.json')}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.inputs.table import Table
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line
 
 ROWS_AT_ONCE = 64
 
@@ -47,4 +48,6 @@ def _opened(file: Path) -> Any:
     try:
         return parquet.ParquetFile(file)
     except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
-        raise DataError(f"--source {file}: not a readable Parquet file ({error}); download it again or leave it out") from error
+        raise DataError(
+            f"--source {file}: not a readable Parquet file ({one_line(error)}); download it again or leave it out"
+        ) from error

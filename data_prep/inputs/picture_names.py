@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from data_prep.inputs.sample import EntryFailure, find_picture
+from megaunigame.storage.foreign_text import quoted
 
 KEYS = ("image", "images")
 """Keys of an entry that name its pictures: a path, or a list of paths."""
@@ -59,7 +60,7 @@ def _path(item: Any) -> str:
     if isinstance(item, dict):
         item = next((item[key] for key in ("path", "file_name", "url", "image") if isinstance(item.get(key), str)), item)
     if not isinstance(item, str):
-        raise EntryFailure(f"has a picture {str(item)[:80]}, which is not a path")
+        raise EntryFailure(f"has a picture {quoted(item)}, which is not a path")
     return item.removeprefix("file://")
 
 

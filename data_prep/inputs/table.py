@@ -22,6 +22,7 @@ from data_prep.inputs.sample import EntryFailure, find_picture, numbered_key
 from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.data.conversation import TALK_KEYS
 from megaunigame.errors import DataError, UserError
+from megaunigame.storage.foreign_text import one_line
 
 COLUMNS = {"image": ("image", "images"), "caption": ("caption", "text"), "conversations": TALK_KEYS}
 """What a column is used for -> its name without an option: the first that the table has."""
@@ -113,8 +114,8 @@ class Table(Input):
                     raise
                 except Exception as error:  # pyarrow: of damaged pages, numbers of another kind, texts that are not UTF-8
                     raise DataError(
-                        f"--source {file}: cannot be read to its end ({type(error).__name__}: {error}); copy it again or leave "
-                        "it out"
+                        f"--source {file}: cannot be read to its end ({type(error).__name__}: {one_line(error)}); copy it "
+                        "again or leave it out"
                     ) from error
             first = max(0, first - rows)
 
@@ -171,7 +172,8 @@ def _require_columns(file: Path, there: list[str], names: dict[str, str]) -> Non
     has_text = names["caption"] in there or names["conversations"] in there
     if names["image"] in there and has_text:
         return
+    columns = one_line(", ".join(there))
     raise DataError(
-        f"--source {file}: has the columns {', '.join(there)}; wanted {names['image']} (bytes) and {names['caption']} or "
-        f"{names['conversations']}: type --image-column, --caption-column, --conversations-column to say which they are"
+        f"--source {file}: has the columns {columns}; wanted {names['image']} (bytes) and {names['caption']} "
+        f"or {names['conversations']}: type --image-column, --caption-column, --conversations-column to say which they are"
     )

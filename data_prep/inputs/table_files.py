@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.plain_names import is_plain_name
 
@@ -119,7 +120,7 @@ def _require_plain(file: Path, names: list[Any]) -> None:
     for name in names:
         if not is_plain_name(name):
             raise DataError(
-                f"--source {file}: names {str(name)[:200]!r}, which is not a name in its folder; leave the folder out"
+                f"--source {file}: names {quoted(name, 200)}, which is not a name in its folder; leave the folder out"
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.inputs.sample import EntryFailure
 from megaunigame.data.conversation import NULS, TALK_KEYS
+from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.untrusted_json import is_deeper_than
 
 NOT_UTF8 = "text that is not UTF-8: read as Windows-1252"
@@ -99,7 +100,7 @@ def with_caption(
         elif has_talk:
             own = None
         else:
-            raise EntryFailure(f"has a caption that is a list without a text: {str(own)[:80]}")
+            raise EntryFailure(f"has a caption that is a list without a text: {quoted(own)}")
     if own is not None and not isinstance(own, str):
         if has_talk and record.get("caption") is None:
             own = None  # `text` or `captions` of another meaning

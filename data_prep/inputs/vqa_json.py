@@ -14,6 +14,7 @@ from data_prep.inputs.conversation import MARKER
 from data_prep.inputs.json_file import read_json, require_folder, sha256_of
 from data_prep.inputs.sample import numbered_key
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line, quoted
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     **{"image_id": (int, str), "question_id": (int, str), "question": str},
@@ -96,7 +97,7 @@ def _answered(source: VqaJson, asked: list[dict[str, Any]], annotations: dict[An
     for question in asked:
         if question["question_id"] not in annotations:
             raise DataError(
-                f"--annotations {source.annotations}: nothing about question {question['question_id']} of "
+                f"--annotations {source.annotations}: nothing about question {quoted(question['question_id'])} of "
                 f"{source.questions.name}; give the two files of one split, or no --annotations for a test set"
             )
         annotation = annotations[question["question_id"]]
@@ -149,6 +150,6 @@ def _image_name(pattern: str, image_id: int | str) -> str:
         return pattern.format(image_id=image_id)
     except (ValueError, KeyError, IndexError) as error:
         raise DataError(
-            f"--image-pattern {pattern}: cannot be filled with image_id {image_id!r} ({error}); "
+            f"--image-pattern {pattern}: cannot be filled with image_id {quoted(image_id)} ({one_line(error)}); "
             "legal is for example 'COCO_train2014_{image_id:012d}.jpg', for ids that are text '{image_id}.jpg'"
         ) from error

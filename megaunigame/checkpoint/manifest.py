@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.errors import CheckpointError
+from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import WrittenFile
 
@@ -90,7 +91,7 @@ def parsed(entries: dict[str, Any], path: Path, remedy: str = REMEDY) -> Manifes
 
 def _problem(entries: dict[str, Any]) -> str:
     if entries.get("format") != FORMAT:
-        return f"format {str(entries.get('format'))[:50]}, this version reads {FORMAT}"
+        return f"format {quoted(entries.get('format'))}, this version reads {FORMAT}"
     for name, least in (("step", 0), ("world_size", 1), ("saves", 0)):
         if not _number(entries.get(name, 0 if name == "saves" else None), least):
             return f"{name} must be a whole number from {least}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.json_files import read_object
 
 ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -136,10 +138,15 @@ def open_adapter(folder: str, lora: LoraConfig) -> AdapterWeights:
             "`launch/export.py RUN --adapter` wrote; weights of a run or of a model folder go into model.weights_from."
         )
     settings = read_object(settings_file, "the settings of adapters", ConfigError, "Export them again.")
+    for name in ("r", "lora_alpha"):
+        if type(settings.get(name)) not in (int, float):
+            raise ConfigError(
+                f"{settings_file} has {name}={quoted(settings.get(name))}, which must be a number. Export the adapters again."
+            )
     for name, value in PLAIN.items():
         if settings.get(name, value) not in (value, None):
             raise ConfigError(
-                f"{settings_file} has {name}={settings[name]}; adapters are trained here with {name}={value} only."
+                f"{settings_file} has {name}={quoted(settings[name])}; adapters are trained here with {name}={value} only."
             )
     weights = AdapterWeights(Path(folder))
     for key, got, wanted in (("rank", settings["r"], lora.rank), ("alpha", settings["lora_alpha"], lora.alpha)):
@@ -148,6 +155,11 @@ def open_adapter(folder: str, lora: LoraConfig) -> AdapterWeights:
                 f"model.adapter={folder} has {key} {got}, and model.lora.{key} is {wanted}. Type model.lora.{key}={got}."
             )
     targets = {name.split(".lora_")[0].rpartition(".")[2] for name in weights.names()}
+    odd = next((name for name in sorted(targets) if not re.fullmatch("[A-Za-z0-9_]+", name)), None)
+    if odd is not None:  # names stand in a command to copy
+        raise ConfigError(
+            f"model.adapter={folder} has adapters on {quoted(odd)}, which is not a layer of a model. Do not use it."
+        )
     if lora.targets and targets != set(lora.targets):
         raise ConfigError(
             f"model.adapter={folder} has adapters on {', '.join(sorted(targets))}, and model.lora.targets are "

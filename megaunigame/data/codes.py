@@ -20,6 +20,7 @@ import torch
 from megaunigame.errors import DataError
 from megaunigame.step.codes import PictureCodes
 from megaunigame.step.requests import GEOMETRIES
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.untrusted_json import parse
 
 LONGEST_HEADER = 2**16
@@ -65,8 +66,8 @@ def read_codes(key: str, field: str, data: bytes) -> PictureCodes:
         tokenizer, codebook = str(header["tokenizer"]), int(header["codebook"])
         shapes = {(str(geometry), int(side)): tuple(map(int, shape)) for geometry, side, *shape in header["grids"]}
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        refuse(f"({len(data)} bytes) does not begin with a line about codes ({type(error).__name__}: {error})")
-    grids_given = str(header["grids"])[:200]
+        refuse(f"({len(data)} bytes) does not begin with a line about codes ({type(error).__name__}: {one_line(error)})")
+    grids_given = quoted(header["grids"], 200)
     wrong = [s for s, shape in shapes.items() if s[0] not in GEOMETRIES or len(shape) != 3 or min(shape) < 1 or codebook < 1]
     if wrong or not shapes:
         refuse(f"has the grids {grids_given} of {codebook} codes; wanted is GEOMETRY, side, pictures, height and width of each")

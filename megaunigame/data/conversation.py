@@ -26,6 +26,7 @@ from typing import Any
 
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import quoted
 
 IMAGE_MARKER = "<image>"
 TALK_KEYS = ("conversations", "messages", "conversation")
@@ -134,7 +135,7 @@ def caption_of(sample: Sample) -> str | None:
     """
     caption = sample.meta.get("caption")
     if not isinstance(caption, str | None):
-        raise DataError(f"Sample {sample.key}: `caption` must be a text; got {str(caption)[:80]}.")
+        raise DataError(f"Sample {sample.key}: `caption` must be a text; got {quoted(caption)}.")
     written = (caption or "").replace("\0", "")
     if len(written) > LONGEST_TEXT:
         raise DataError(f"Sample {sample.key}: `caption` has {len(written):,} characters, more than {LONGEST_TEXT:,}.")
@@ -157,15 +158,15 @@ def _all_spoken(talk: Any) -> list[tuple[str, str]]:
 def _spoken(turn: Any) -> list[tuple[str, str]]:
     """(speaker, text) of one turn: two for `{user, assistant}`."""
     if not isinstance(turn, dict):
-        raise DataError(f"has a turn that is not an object but a {type(turn).__name__}: {str(turn)[:80]}")
+        raise DataError(f"has a turn that is not an object but a {type(turn).__name__}: {quoted(turn)}")
     if isinstance(turn.get("user"), str) and isinstance(turn.get("assistant"), str):
         return [(HUMAN, turn["user"]), (GPT, turn["assistant"])]
     speaker = next((turn[name] for name in ("from", "role") if turn.get(name) is not None), None)
     content = next((turn[name] for name in ("value", "content") if turn.get(name) is not None), None)
     if not isinstance(speaker, str) or content is None:
-        raise DataError(f"has a turn that is not {{from, value}} or {{role, content}}: {str(turn)[:80]}")
+        raise DataError(f"has a turn that is not {{from, value}} or {{role, content}}: {quoted(turn)}")
     if speaker.lower() not in SPEAKERS:
-        raise DataError(f"has a turn from {speaker[:80]!r}; legal are {', '.join(SPEAKERS)}")
+        raise DataError(f"has a turn from {quoted(speaker)}; legal are {', '.join(SPEAKERS)}")
     return [(SPEAKERS[speaker.lower()], _text(content))]
 
 
@@ -174,7 +175,7 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise DataError(f"has a turn whose text is a {type(content).__name__}: {str(content)[:80]}")
+        raise DataError(f"has a turn whose text is a {type(content).__name__}: {quoted(content)}")
     return "".join(_part(part) for part in content)
 
 
@@ -186,7 +187,7 @@ def _part(part: Any) -> str:
         return f"\n{IMAGE_MARKER}\n"
     if isinstance(part, dict) and kind in ("text", "") and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise DataError(f"has a part of a turn that is neither a text nor an image: {str(part)[:80]}")
+    raise DataError(f"has a part of a turn that is neither a text nor an image: {quoted(part)}")
 
 
 def _alternating(spoken: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str, str]], list[str]]:

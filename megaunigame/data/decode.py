@@ -18,6 +18,7 @@ from megaunigame.pictures.pillow import opened
 from megaunigame.pictures.reading import read_picture
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.step.codes import PictureCodes, StoredCodes
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.untrusted_json import DEEPEST, is_deeper_than, parse
 
 IMAGE_FIELDS = (
@@ -122,7 +123,7 @@ def decode_sample(key: str, fields: Mapping[str, bytes], rules: PictureRules = D
     readable, has too many pixels or the wrong bit depth.
     """
     if META_FIELD not in fields:
-        _refuse(key, META_FIELD, f"is missing; the sample has {sorted(fields)}")
+        _refuse(key, META_FIELD, f"is missing; the sample has {quoted(sorted(fields), 300)}")
     pictures: dict[str, Picture] = {}
     for name, (stored_as, decoder) in DECODERS.items():
         field = next((field for field in stored_as if field in fields), None)
@@ -158,7 +159,7 @@ def meta_of(key: str, data: bytes) -> dict[str, Any]:
     except UnicodeEncodeError:
         _refuse(key, META_FIELD, "holds a text that is not Unicode (half of a surrogate pair)")
     except ValueError as error:
-        _refuse(key, META_FIELD, f"is not JSON that can be read ({error})")
+        _refuse(key, META_FIELD, f"is not JSON that can be read ({one_line(error)})")
     if not isinstance(meta, dict):
         _refuse(key, META_FIELD, f"holds a JSON {type(meta).__name__}, not an object with `conversations`")
     return meta

@@ -23,6 +23,7 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import IGNORE, UnderstandInputs
 from megaunigame.step.rows import UnderstandRow
+from megaunigame.storage.foreign_text import quoted
 
 UNNAMED_KIND = "question"
 
@@ -58,7 +59,7 @@ def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, .
     pairs = question_answers(sample, apart=True)
     kinds = sample.meta["kinds"] if "kinds" in sample.meta else [UNNAMED_KIND] * len(pairs)
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-        raise DataError(f"Sample {sample.key}: `kinds` must be a list of texts; got {str(kinds)[:80]}.")
+        raise DataError(f"Sample {sample.key}: `kinds` must be a list of texts; got {quoted(kinds)}.")
     if len(kinds) != len(pairs):
         raise DataError(f"Sample {sample.key} has {len(kinds)} kinds for {len(pairs)} questions with an answer.")
     asked = (Question(*pair, kind) for pair, kind in zip(pairs, kinds, strict=True))

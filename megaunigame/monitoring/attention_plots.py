@@ -45,7 +45,7 @@ class LayerCurve:
 
 def layers_of(metrics: Iterable[str]) -> dict[str, list[int]]:
     """Pass -> its layers with metrics `<pass>/layer_XX`, ascending."""
-    found = (re.fullmatch(rf"(\w+)/{names.ATTENTION_LAYER}(\d+)", name) for name in metrics)
+    found = (re.fullmatch(rf"(\w+)/{names.ATTENTION_LAYER}(\d\d|[1-9]\d\d+)", name) for name in metrics)
     layers: dict[str, list[int]] = {}
     for name, layer in sorted((match[1], int(match[2])) for match in found if match):
         layers.setdefault(name, []).append(layer)
@@ -58,7 +58,7 @@ def read_curves(metrics: Mapping[str, float]) -> dict[str, LayerCurve]:
     kinds = (names.ATTENTION_LAYER, names.ATTENTION_SPREAD, names.ATTENTION_FIRST_LAYER, names.ATTENTION_TARGET)
     for name, layers in layers_of(metrics).items():
         lines = [[metrics.get(names.attended(name, kind, layer), np.nan) for layer in layers] for kind in kinds]
-        mean, spread, first, target = map(np.array, lines)
+        mean, spread, first, target = (np.array(line, dtype=np.float64) for line in lines)
         curves[name] = LayerCurve(np.array(layers), mean, spread, first, None if np.isnan(target).any() else target)
     return curves
 

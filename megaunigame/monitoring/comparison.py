@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -101,15 +102,15 @@ def pictures_table(label: str, before: Evaluation | None, after: Evaluation) -> 
         for c in columns:
             alt = f"{c}: {caption}"
             if before is not None and changed[c]:
-                cells.append(page.picture(before.folder / old[row, c], alt) if (row, c) in old else "–")
-            cells.append(page.picture(after.folder / files[row, c], alt) if (row, c) in files else "–")
+                cells.append(page.picture(before.folder, old[row, c], alt) if (row, c) in old else "–")
+            cells.append(page.picture(after.folder, files[row, c], alt) if (row, c) in files else "–")
         body.append(cells)
     return "<h3>Pictures</h3>" + page.table(["caption", *_heads(changed)], body)
 
 
 def _differs(column: str, old: dict, files: dict, before: Evaluation, after: Evaluation) -> bool:
     pairs = [(before.folder / old[key], after.folder / files[key]) for key in files if key[1] == column and key in old]
-    return any(a.exists() and b.exists() and a.read_bytes() != b.read_bytes() for a, b in pairs)
+    return any(a.is_file() and b.is_file() and not filecmp.cmp(a, b, shallow=False) for a, b in pairs)
 
 
 def questions(label: str, before: Evaluation | None, after: Evaluation) -> str:
@@ -128,7 +129,7 @@ def questions(label: str, before: Evaluation | None, after: Evaluation) -> str:
                 cells.append(_answer(old[image, q["question"]]) if (image, q["question"]) in old else "–")
             body.append([*cells, _answer(q)])
         shown = (
-            page.picture(after.folder / image, "the picture asked about") if image else '<span class="muted">text only</span>'
+            page.picture(after.folder, image, "the picture asked about") if image else '<span class="muted">text only</span>'
         )
         parts.append(f'<div class="asked">{shown}{page.table(head, body)}</div>')
     return "\n".join(parts)

@@ -15,8 +15,10 @@ from megaunigame.errors import DataError
 from megaunigame.monitoring.monitor import METRICS_FILE
 from megaunigame.monitoring.panels import Lines, read_panels
 from megaunigame.monitoring.replaced import QUARANTINE_FILE
+from megaunigame.monitoring.run_forms import EVALUATION, RUN, check_form, is_number, is_step
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.json_lines import read_lines
+from megaunigame.storage.plain_names import readable
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
         raise DataError(f"No run folder at {path}. Give the folder that holds the run's metrics.jsonl.")
     return RunFolder(
         path=path,
-        run=_object(path / "run.json"),
+        run=_object(path / "run.json", RUN),
         recipe=_text(path / "recipe.yaml"),
         plan=_text(path / "plan.txt"),
         series=_series(path / METRICS_FILE),
@@ -69,24 +71,25 @@ def read_run_folder(path: str | Path) -> RunFolder:
 
 
 def _evaluations(folder: Path) -> list[Evaluation]:
-    found = ((file, _object(file)) for file in sorted(folder.glob("step-*.json")))
-    whole = [(file, result) for file, result in found if {"step", "suites"} <= result.keys()]
-    return [Evaluation(result["step"], result["suites"], file.with_suffix("")) for file, result in whole]
+    found = ((file, _object(file, EVALUATION)) for file in sorted(folder.glob("step-*.json")))
+    return [Evaluation(result["step"], result["suites"], file.with_suffix("")) for file, result in found if result]
 
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty without the file, and for one that is damaged."""
+def _object(path: Path, form: Any) -> dict[str, Any]:
+    """The JSON object in a file; empty without the file, and for one that is damaged or has another form."""
     if not path.exists():
         return {}
     try:
-        return read_object(path, "a whole file of a run", DataError, "It is left out.")
+        entries = read_object(path, "a whole file of a run", DataError, "It is left out.")
+        check_form(entries, form, str(path))
     except DataError as error:
         log.warning("%s", error)
         return {}
+    return entries
 
 
 def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -94,12 +97,12 @@ def _series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     for record in read_lines(path):
         step = record.pop("step", None)
         record.pop("time", None)
-        if not isinstance(step, int):
+        if not is_step(step):
             log.warning("%s: a line without a step is left out.", path)
             continue
         for name, value in record.items():
-            steps, values = series.setdefault(name, ([], []))
-            if isinstance(value, int | float):
+            steps, values = series.setdefault(readable(name), ([], []))
+            if is_number(value):
                 steps.append(step)
                 values.append(value)
     return {name: points for name, points in series.items() if points[0]}

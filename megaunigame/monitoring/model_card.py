@@ -105,7 +105,9 @@ def _warnings(differences: Sequence[str]) -> list[str]:
 
 def _training(run: RunFolder, recipe: Mapping[str, Any]) -> str:
     streams = [f"| {name} | {_source(stream, run.run.get('sources', {}))} |" for name, stream in recipe["data"].items()]
-    command = [f"Command: `{run.run['command']}`, {run.run['world_size']} rank(s)."] if "command" in run.run else []
+    command = (
+        [f"Command: `{run.run['command']}`, {run.run.get('world_size', 'unknown')} rank(s)."] if "command" in run.run else []
+    )
     versions = [", ".join(f"{name} {version}" for name, version in run.run.get("versions", {}).items())]
     parts = [
         "## Training",

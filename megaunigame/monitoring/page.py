@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -10,6 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from megaunigame.monitoring.plots import png_uri
+from megaunigame.monitoring.run_forms import is_inside
+from megaunigame.storage.foreign_text import one_line
+
+log = logging.getLogger(__name__)
 
 STYLE = """
 :root { --ink: #1f2933; --muted: #647381; --line: #e4e7eb; --soft: #f5f7f9; --good: #1b7f4b; --bad: #b3362b; }
@@ -104,12 +109,21 @@ def plot(uri: str, alt: str, legend: str = "") -> str:
     return f'{text}<img class="plot" alt="{escape(alt, quote=True)}" src="{uri}">'
 
 
-def picture(path: Path, alt: str) -> str:
-    """An inline picture, at most THUMBNAIL pixels wide and high; a note if the file is missing."""
-    if not path.exists():
+def picture(folder: Path, name: str, alt: str) -> str:
+    """An inline picture, at most THUMBNAIL pixels wide and high. A note in its place if the file is missing, damaged, or leads
+    out of `folder`: a report may be published, and must not show pictures of other folders."""
+    path = folder / name
+    if not is_inside(name) or not path.resolve().is_relative_to(folder.resolve()):
+        log.warning("%s is outside of the run folder: the report does not show it.", one_line(str(path)))
+        return '<span class="muted">picture outside of the run folder</span>'
+    if not path.is_file():
         return '<span class="muted">picture missing</span>'
-    with Image.open(path) as image:
-        small = image.convert("RGB")
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            small = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        log.warning("%s cannot be shown (%s: %s).", one_line(str(path)), type(error).__name__, one_line(error))
+        return '<span class="muted">picture cannot be read</span>'
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")

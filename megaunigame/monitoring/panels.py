@@ -11,6 +11,7 @@ from typing import Any
 
 from megaunigame.errors import DataError
 from megaunigame.monitoring import page
+from megaunigame.monitoring.run_forms import PANELS, check_form
 from megaunigame.pixels import Panel, as_image
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.whole_files import write_whole
@@ -45,11 +46,11 @@ def read_panels(folder: Path) -> dict[int, Lines]:
     for file in sorted((folder / FOLDER).glob("step-*.json")):
         try:
             entry = read_object(file, "pictures of a step", DataError, "It is left out.")
+            check_form(entry, PANELS, str(file))
         except DataError as error:
             log.warning("%s", error)
             continue
-        if {"step", "lines"} <= entry.keys():
-            panels[entry["step"]] = entry["lines"]
+        panels[entry["step"]] = entry["lines"]
     return panels
 
 
@@ -67,12 +68,11 @@ def panels_section(folder: Path, steps: dict[int, Lines]) -> str:
 
 
 def _lines_table(folder: Path, step: int, lines: Lines) -> str:
-    columns = [*lines[0]["files"], *lines[0]["texts"]]
-    rows = [
-        [
-            *(page.picture(folder / file, f"{name}, step {step}") for name, file in line["files"].items()),
-            *(escape(text) for text in line["texts"].values()),
-        ]
-        for line in lines
-    ]
-    return page.table(columns, rows)
+    pictures = dict.fromkeys(name for line in lines for name in line["files"])
+    texts = dict.fromkeys(name for line in lines for name in line["texts"])
+    rows = []
+    for line in lines:
+        files = line["files"]
+        shown = [page.picture(folder, files[name], f"{name}, step {step}") if name in files else "" for name in pictures]
+        rows.append([*shown, *(escape(line["texts"].get(name, "")) for name in texts)])
+    return page.table([*pictures, *texts], rows)

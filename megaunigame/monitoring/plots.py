@@ -41,7 +41,8 @@ def curve_plots(series: Mapping[str, Points], exact: Collection[str] = (), colum
 
 def style(axes: Axes, title: str = "", grid: Literal["x", "y"] | None = None) -> None:
     """Title, ticks, spines and grid lines of every plot."""
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold")
+    # Without mathematics between $: a name is a name.
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold", parse_math=False)
     axes.tick_params(labelsize=8, colors=MUTED, length=0)
     axes.set_axisbelow(True)
     if grid:

@@ -32,7 +32,8 @@ def write_report(run_folder: str | Path) -> Path:
     sections = [header(run), summary(run), curves(run), rows_of_terms(run), replaced_section(run.replaced)]
     sections += [panels_section(run.path, run.panels), *evaluations(run)]
     path = run.path / REPORT_FILE
-    write_whole(path, page.page(_title(run), "\n".join(s for s in sections if s)))
+    text = page.page(_title(run), "\n".join(s for s in sections if s))
+    write_whole(path, text.encode("utf-8", "replace"))  # JSON may hold halves of surrogate pairs
     return path
 
 
@@ -45,11 +46,11 @@ def header(run: RunFolder) -> str:
     facts = run.run
     parts = [f"<h1>{escape(_title(run))}</h1>"]
     stamps = {word: datetime.fromisoformat(facts[word]) for word in ("started", "finished") if facts.get(word)}
-    dates = [f"{word} {stamp:%Y-%m-%d %H:%M %Z}".strip() for word, stamp in stamps.items()]
+    dates = [escape(f"{word} {stamp:%Y-%m-%d %H:%M %Z}".strip()) for word, stamp in stamps.items()]
     if facts and not facts.get("finished"):
         dates.append("not finished")
     if "world_size" in facts:
-        dates.append(f"{facts['world_size']} rank{'s' if facts['world_size'] != 1 else ''}")
+        dates.append(escape(f"{facts['world_size']} rank{'s' if facts['world_size'] != 1 else ''}"))
     parts.append(f'<p class="muted">{" · ".join(dates)}</p>')
     if "command" in facts:
         parts.append(f'<code class="command">{escape(facts["command"])}</code>')
@@ -129,8 +130,8 @@ def rows_of_terms(run: RunFolder) -> str:
     """What became of the rows that each term wanted, over the whole run."""
     totals: dict[str, dict[str, float]] = {}
     for name, (_, values) in run.series.items():
-        if name.startswith(names.ROWS):
-            term, what = name.removeprefix(names.ROWS).rsplit("/", 1)
+        term, slash, what = name.removeprefix(names.ROWS).rpartition("/")
+        if name.startswith(names.ROWS) and slash:
             totals.setdefault(term, {})[what] = sum(values)
     if not totals:
         return ""

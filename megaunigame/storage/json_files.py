@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from megaunigame.errors import UserError
+from megaunigame.storage.untrusted_json import parse, read_within
 
 LARGEST = 64 * 1024**2
 """Bytes; a larger file is not one of ours."""
@@ -19,10 +19,12 @@ def read_object(path: Path, what: str, error: type[UserError], remedy: str) -> d
     """
     try:
         size = path.stat().st_size
+        if not path.is_file():  # a pipe would wait, a device would never end
+            raise ValueError("not a file")
         if size > LARGEST:
             raise ValueError(f"{size:,} bytes, more than {LARGEST:,}")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:  # JSON and UTF-8 errors are ValueErrors
+        content = parse(read_within(path, LARGEST), LARGEST)
+    except (OSError, ValueError) as cause:  # JSON and UTF-8 errors are ValueErrors
         raise error(f"{path} is not {what} ({type(cause).__name__}: {cause}). {remedy}") from cause
     if not isinstance(content, dict):
         raise error(f"{path} is not {what} (a JSON {type(content).__name__}, not an object). {remedy}")

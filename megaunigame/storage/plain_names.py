@@ -9,8 +9,9 @@ LONGEST_NAME = 255
 """Bytes; Linux has no longer ones."""
 _MEANS_MORE = frozenset('/\\:*?"<>|')
 """Separators of folders, and what URLs, globs and chains of fsspec (`a::b`) read as more than a name."""
-_UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
-"""Controls of a terminal, and halves of surrogate pairs that do not stand for one byte."""
+_UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]")
+"""Controls of a terminal, separators of lines, what turns the direction of writing, and halves of surrogate pairs that do not
+stand for one byte."""
 
 
 def is_plain_name(name: Any) -> bool:
@@ -26,5 +27,5 @@ def is_plain_name(name: Any) -> bool:
 
 def readable(name: str) -> str:
     """A name as text that can be shown and written anywhere: bytes that are not UTF-8 (halves of surrogate pairs), and
-    characters that control a terminal, become U+FFFD."""
+    characters that control a terminal or the direction of writing, become U+FFFD."""
     return _UNREADABLE.sub("\ufffd", name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

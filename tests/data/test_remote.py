@@ -16,9 +16,11 @@ from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.shards import cache as shard_cache
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.manifest import LONGEST_FILE, MOST_BYTES
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
+from megaunigame.storage.plain_names import LONGEST_NAME
 from tests.data.http_folder import served
 from tests.data.shard_files import everything, number_batches, sample_fields, write_shards, written
 
@@ -236,12 +238,51 @@ def test_a_damaged_index_in_the_cache_is_downloaded_once_more(shards, tmp_path, 
     assert "data-000001.idx.json is damaged in the cache" in caplog.text
 
 
-def test_names_that_a_url_must_quote(tmp_path):
-    folder = write_shards(tmp_path / "shards", [3])
+def named(folder: Path, stem: str) -> Path:
+    """A folder of one shard with this name."""
+    write_shards(folder, [3])
     for path in sorted(folder.glob("data-000000.*")):
-        path.rename(folder / path.name.replace("data-000000", "né w#1%20"))
+        path.rename(folder / path.name.replace("data-000000", stem))
     manifest = folder / "dataset.json"
-    manifest.write_text(manifest.read_text().replace("data-000000.tar", "né w#1%20.tar"), encoding="utf-8")
-    with served(folder) as server:
+    manifest.write_text(manifest.read_text().replace("data-000000.tar", f"{stem}.tar"), encoding="utf-8")
+    return folder
+
+
+def test_names_that_a_url_must_quote(tmp_path):
+    with served(named(tmp_path / "shards", "né w#1%20")) as server:
         index = index_of(server.url, tmp_path / "cache")
         assert everything(index) == written([3]) and index.name(0) == "né w#1%20.tar"
+
+
+@pytest.mark.fault(
+    "a manifest with names so long that the cache of a node cannot add its endings",
+    does="refuses it, naming the name and the limit",
+    lost="nothing",
+)
+@pytest.mark.parametrize("letter", ["n", "é"])
+def test_the_longest_names_leave_room_for_every_ending(tmp_path, letter):
+    bytes_left = LONGEST_FILE - len(".tar")
+    stem = letter * (bytes_left // len(letter.encode()))
+    with served(named(tmp_path / "shards", stem)) as server:
+        assert everything(index_of(server.url, tmp_path / "cache")) == written([3])
+    assert everything(ShardIndex.open(tmp_path / "shards")) == written([3])
+    for name, size in ((f"{stem}.tar", MOST_BYTES), (f"{stem}.idx.json", None)):
+        for longer in (shard_cache._part_of(Path(name), size), shard_cache._lock_of(Path(name))):
+            assert len(longer.name.encode()) <= LONGEST_NAME
+    folder = named(tmp_path / "longer", f"{stem}{letter}")
+    with served(folder) as server:
+        for place in (server.url, folder):
+            with pytest.raises(DataError, match=rf"a name of 23[45] bytes; at most {LONGEST_FILE} are legal"):
+                ShardIndex.open(str(place), 4, ShardCache(tmp_path / "cache", 1, first_pause=0.01))
+
+
+@pytest.mark.parametrize("length", [250, 251, 255])
+def test_a_foreign_tar_with_the_longest_name(tmp_path, length):
+    """Without a manifest: only its index has to have room."""
+    folder = write_shards(tmp_path, [3], manifest=False, index=False)
+    (folder / "data-000000.tar").rename(folder / ("n" * (length - 4) + ".tar"))
+    if length == 250:
+        assert ShardIndex.open(folder).samples == 3
+    else:
+        with pytest.raises(DataError, match=r"n\.tar is too long: .* Rename it\.$"):
+            ShardIndex.open(folder)

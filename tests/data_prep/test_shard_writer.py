@@ -15,6 +15,8 @@ import webdataset
 from data_prep import shard_writer
 from data_prep.__main__ import main
 from data_prep.scenes import command
+from megaunigame.data.shards.manifest import LONGEST_FILE
+from megaunigame.errors import ConfigError
 from tests.data_prep.stored import content
 
 COUNT = 50
@@ -39,6 +41,15 @@ def test_two_workers_write_the_same_bytes(whole, tmp_path):
         "dataset.json",
         *(f"train-00000{k}{end}" for k in range(3) for end in (".tar", ".idx.json", "_stats.json")),
     }
+
+
+def test_the_name_of_the_shards_leaves_room_for_the_endings_of_files(tmp_path):
+    longest = shard_writer.LONGEST_NAME_OF_SHARDS
+    shard_writer.Job(tmp_path, "n" * longest, {}, 1, shard_writer.Shard)
+    with pytest.raises(ConfigError, match=f"which has {longest + 1} bytes; at most {longest} .* Type --name NAME"):
+        shard_writer.Job(tmp_path, "n" * (longest + 1), {}, 1, shard_writer.Shard)
+    temporary = f"{'n' * longest}-000000.idx.json.{'h' * 64}-{2**22}.tmp"
+    assert len(temporary) <= 255 and longest + len("-000000.tar") <= LONGEST_FILE
 
 
 def test_index_and_manifest_describe_the_tars(whole):

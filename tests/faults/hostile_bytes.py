@@ -8,6 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from megaunigame.storage.plain_names import readable
+
 NUMBERS = (0, 1, -1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30, 1.5, -0.0, 1e308)
 NAMES = (
     "",
@@ -113,3 +115,12 @@ def _replaced(value: Any, path: tuple, new: Any, removed: bool) -> Any:
     else:
         copy[path[0]] = new
     return copy
+
+
+CONTROLS = ("\x1b[2J\x1b[1;31mok", "a\nERROR: b", "\r\x9b2J", "\u202egpj.exe", "\u2028next", "\x07\x08\x7f\x00")
+"""Texts that would clear a terminal, begin a line of their own, or be shown in another order than they are written in."""
+
+
+def showable(text: str) -> bool:
+    """Whether a message may hold it: one line, without anything that controls a terminal."""
+    return "\n" not in text and readable(text) == text

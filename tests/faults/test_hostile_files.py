@@ -536,12 +536,62 @@ def test_a_malicious_pickle(tmp_path):
     assert not any(word in said for word in ("weights_only", "Copy it again", "Re-running"))
 
 
-def test_what_is_not_a_tensor_in_a_pytorch_file(tmp_path):
-    torch.save({"w": torch.zeros(2), "x": [1, 2]}, tmp_path / "pytorch_model.bin")
+ODD_ENTRIES = {
+    "a list": [1, 2],
+    "a dict": {"w": torch.zeros(2)},
+    "a int": 3,
+    "a NoneType": None,
+    "a str": "x",
+    "a tensor of the layout torch.sparse_coo": torch.eye(2).to_sparse(),
+    "a tensor of the layout torch.sparse_csr": torch.eye(2).to_sparse_csr(),
+    "a tensor without values": torch.zeros(2, device="meta"),
+    "a quantized tensor": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "a nested tensor": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+    "a NestedTensor": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
+}
+
+
+@pytest.mark.fault(
+    "a PyTorch file whose entries are not tensors, or sparse, quantized, nested or empty ones",
+    does="refuses it, naming file and entry",
+    lost="nothing",
+)
+@pytest.mark.parametrize("kind", ODD_ENTRIES)
+def test_what_is_not_a_tensor_in_a_pytorch_file(tmp_path, kind):
+    torch.save({"w": torch.zeros(2), "x": ODD_ENTRIES[kind]}, tmp_path / "pytorch_model.bin")
     files = TensorFiles.of_folder(tmp_path)
     assert files.shape("w") == (2,)
-    with pytest.raises(ModelError, match="'x' is a list, not a tensor"):
-        files.read("x")
+    for read in (files.read, files.shape, lambda key: files.read(key, slice(0, 1))):
+        with pytest.raises(ModelError, match=rf"pytorch_model\.bin: 'x' is {kind}.*, not a tensor of plain numbers"):
+            read("x")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([torch.zeros(2)], "holds a list, not tensors by their names"),
+        (torch.zeros(2), "holds a Tensor, not tensors by their names"),
+        (3, "holds a int, not"),
+        (None, "holds a NoneType, not"),
+        ({"state_dict": [torch.zeros(2)]}, "holds a list, not"),
+        ({"state_dict": torch.zeros(2)}, "holds a Tensor, not"),
+        ({1: torch.zeros(2)}, "has 1 in place of the name of a tensor"),
+        ({None: torch.zeros(2)}, "has None in place of"),
+        ({("a", "b"): torch.zeros(2)}, r"has \('a', 'b'\) in place of"),
+        ({"state_dict": {b"w\x1b": torch.zeros(2)}}, r"has b'w\\x1b' in place of"),
+    ],
+)
+def test_another_form_of_a_pytorch_file(tmp_path, content, words):
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=rf"pytorch_model\.bin {words}"):
+        _ = TensorFiles.of_folder(tmp_path).index
+
+
+def test_parameters_in_a_pytorch_file_are_read_as_tensors(tmp_path):
+    torch.save({"state_dict": {"w": torch.nn.Parameter(torch.ones(2, 3))}}, tmp_path / "pytorch_model.bin")
+    files = TensorFiles.of_folder(tmp_path)
+    for tensor in (files.read("w"), files.read("w", slice(0, 1))):
+        assert type(tensor) is torch.Tensor and not tensor.requires_grad
 
 
 @pytest.mark.fault("a pickle among the data (5g)", does="never unpickles: it is a bad sample", lost="the sample")

@@ -105,8 +105,7 @@ class ShardCache:
 
     def _download(self, wanted: RemoteFile, path: Path) -> None:
         """The caller holds the file's lock."""
-        # The name has the full size: other processes count it during the download.
-        part = path.with_name(f"{path.name}.{wanted.size or 0}.part")
+        part = _part_of(path, wanted.size)
 
         def download() -> None:
             _write(wanted, part)
@@ -194,6 +193,11 @@ def _file_system(url: str) -> Any:
 
 def _lock_of(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
+
+
+def _part_of(path: Path, size: int | None) -> Path:
+    """The name has the full size: other processes count it during the download. `manifest.LONGEST_FILE` leaves room for it."""
+    return path.with_name(f"{path.name}.{size or 0}.part")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 
 from megaunigame.data.decode import DECODERS, FURTHER_FIELD, META_FIELD
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line
 
 SHOWN = 8
 FIRST_SAMPLES = 100
@@ -32,9 +33,10 @@ def check_foreign(location: str, samples: int, fields: Mapping[str, int]) -> Non
     described = fields[META_FIELD] if META_FIELD in fields else 0
     names = sorted(fields)
     if samples and not described:
+        some = one_line(", ".join(names[:SHOWN]))
         raise DataError(
             f"{location}: none of its {samples} samples has a json, which holds captions and conversations; their fields are "
-            f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}. Give them as `source` instead of `shards`, or "
+            f"{some}{', ...' if len(names) > SHOWN else ''}. Give them as `source` instead of `shards`, or "
             f"pack them and train on the packed folder: {pack_command(location)}"
         )
     read = {META_FIELD, *(field for stored_as, _ in DECODERS.values() for field in stored_as)}
@@ -46,7 +48,7 @@ def check_foreign(location: str, samples: int, fields: Mapping[str, int]) -> Non
         log.warning(
             "%s: a run does not read the fields %s. If texts or pictures are in them, pack the tars: %s",
             location,
-            (listed or "none") + (f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""),
+            one_line(listed or "none") + (f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""),
             pack_command(location),
         )
 

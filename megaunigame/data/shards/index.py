@@ -33,6 +33,8 @@ from megaunigame.data.shards.table import ShardTable, check_length, index_name, 
 from megaunigame.data.shards.unfinished import check_finished
 from megaunigame.data.shards.urls import shown
 from megaunigame.errors import DataError, LostShard
+from megaunigame.storage.foreign_text import quoted
+from megaunigame.storage.plain_names import LONGEST_NAME, readable
 from megaunigame.storage.untrusted_json import read_within
 
 log = logging.getLogger(__name__)
@@ -152,6 +154,12 @@ class ShardIndex:
         sizes, digests = [], []
         fields: Counter[str] = Counter()
         scanned: dict[int, ShardTable] = {}
+        odd = next((path for path in paths if readable(path.name) != path.name), None)
+        if odd is not None:
+            raise DataError(f"{location} has a tar with the name {quoted(odd.name, 200)}, which cannot be shown. Rename it.")
+        long = next((path for path in paths if len(os.fsencode(Path(index_name(path)).name)) > LONGEST_NAME), None)
+        if long is not None:
+            raise DataError(f"The name of {long} is too long: there is no room for the ending of its index. Rename it.")
         files = LocalFiles(paths)
         for shard, path in enumerate(paths):
             if Path(index_name(path)).is_file():

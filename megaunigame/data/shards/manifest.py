@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.plain_names import LONGEST_NAME, is_plain_name, readable
 from megaunigame.storage.untrusted_json import parse
 
@@ -21,6 +22,8 @@ MOST_SAMPLES, MOST_BYTES = 2**40, 2**50
 """Of one shard; sums over all shards fit into 64 bits."""
 MOST_FIELDS = 4096
 """Different fields of all samples of a shard, and of a manifest. Every further picture of a sample is one."""
+LONGEST_FILE = LONGEST_NAME - len(f".{MOST_BYTES}.part")
+"""Bytes of the name of a shard: the cache of a node adds the longest ending, `.SIZE.part`, to it; that of a download."""
 HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -54,12 +57,20 @@ def parse_manifest(where: str, content: bytes) -> Manifest:
         listed = [_listed(entry) for entry in manifest["shards"]]
         fields = manifest["fields"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where} is not a manifest ({type(error).__name__}: {error}). {remedy}") from error
+        raise DataError(f"{where} is not a manifest ({type(error).__name__}: {one_line(error)}). {remedy}") from error
     if version != MANIFEST_VERSION:
-        raise DataError(f"{where} has version {str(version)[:80]}; this program reads version {MANIFEST_VERSION}. {remedy}")
+        raise DataError(f"{where} has version {quoted(version)}; this program reads version {MANIFEST_VERSION}. {remedy}")
     outside = [s.file for s in listed if not is_plain_name(s.file) or not s.file.endswith(".tar")]
     if outside:
-        raise DataError(f"{where} lists {outside[0][:200]!r}, which is not the name of a .tar file in its folder. {remedy}")
+        raise DataError(
+            f"{where} lists {quoted(outside[0], 200)}, which is not the name of a .tar file in its folder. {remedy}"
+        )
+    long = next((s.file for s in listed if len(s.file.encode()) > LONGEST_FILE), None)
+    if long is not None:
+        raise DataError(
+            f"{where} lists {quoted(long)}, a name of {len(long.encode())} bytes; at most {LONGEST_FILE} are legal: names of "
+            "files next to it are longer. Give the shards shorter names: python -m data_prep pack --name NAME."
+        )
     if len({s.file for s in listed}) != len(listed):
         raise DataError(f"{where} lists a shard twice. {remedy}")
     if not isinstance(fields, list) or len(fields) > MOST_FIELDS or not all(map(is_field, fields)):
@@ -69,18 +80,18 @@ def parse_manifest(where: str, content: bytes) -> Manifest:
 
 def is_field(name: Any) -> bool:
     """Whether `name` may be a field of a sample: short, and fit to be shown anywhere."""
-    return isinstance(name, str) and len(name) <= LONGEST_NAME and readable(name) == name
+    return isinstance(name, str) and readable(name) == name and len(name.encode()) <= LONGEST_NAME
 
 
 def _listed(entry: Any) -> ListedShard:
     """Raises KeyError, TypeError or ValueError."""
     file, tar_hash = entry["file"], entry.get("sha256")
     if not isinstance(file, str):
-        raise TypeError(f"file {str(file)[:80]} is not a text")
+        raise TypeError(f"file {quoted(file)} is not a text")
     for name, least, most in (("samples", 0, MOST_SAMPLES), ("bytes", 1, MOST_BYTES)):
         if type(entry[name]) is not int or not least <= entry[name] <= most:
-            raise ValueError(f"{name}={str(entry[name])[:80]} of {file[:200]!r} is not a whole number from {least} to {most}")
+            raise ValueError(f"{name}={quoted(entry[name])} of {quoted(file)} is not a whole number from {least} to {most}")
     for name in ("index_sha256", "sha256")[: 1 + (tar_hash is not None)]:
         if not isinstance(entry[name], str) or not HASH.fullmatch(entry[name]):
-            raise ValueError(f"{name}={str(entry[name])[:80]} of {file[:200]!r} is not a sha256 of 64 hexadecimal digits")
+            raise ValueError(f"{name}={quoted(entry[name])} of {quoted(file)} is not a sha256 of 64 hexadecimal digits")
     return ListedShard(file, entry["samples"], entry["bytes"], entry["index_sha256"], tar_hash)

@@ -19,6 +19,7 @@ from megaunigame.data.shards.foreign import pack_command
 from megaunigame.data.shards.manifest import MOST_BYTES, MOST_FIELDS, is_field
 from megaunigame.data.shards.tar_scan import Spans, scan_tar
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.plain_names import readable
 from megaunigame.storage.untrusted_json import parse, read_within
 
@@ -98,7 +99,7 @@ def build_table(
     for c, field in enumerate(fields):
         column = np.array([of_sample.get(field, (ABSENT, 0)) for of_sample in spans], dtype=np.int64)
         if column.shape != (len(keys), 2):  # else one number would stand for two, or for all samples
-            raise ValueError(f"the field {field!r} has something else than [offset, size]")
+            raise ValueError(f"the field {quoted(field)} has something else than [offset, size]")
         array[:, c] = column
     offsets, sizes = array[..., 0], array[..., 1]
     if array.size and (offsets.min() < ABSENT or sizes.min() < 0 or max(offsets.max(), sizes.max()) > MOST_BYTES):
@@ -124,7 +125,7 @@ def _names(what: str, samples: Sequence[Mapping[str, object]], cell: int) -> tup
         raise ValueError(f"{len(names):,} different {what}, more than {MOST_FIELDS:,}")
     _check_array(what, len(names) * len(samples) * cell)
     if what == "fields" and not all(map(is_field, names)):
-        raise ValueError(f"the field {next(name for name in names if not is_field(name))[:80]!r} is not a part of a file name")
+        raise ValueError(f"the field {quoted(next(name for name in names if not is_field(name)))} is not a part of a file name")
     return names
 
 
@@ -164,12 +165,12 @@ def parse_table(path: str, content: bytes, sha256: str | None = None) -> ShardTa
         keys, spans = [s["key"] for s in samples], [s["fields"] for s in samples]
         table = build_table(keys, spans, [s.get("columns", {}) for s in samples])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is not a shard index ({type(error).__name__}: {error}). {_remedy(path)}") from error
+        raise DataError(f"{path} is not a shard index ({type(error).__name__}: {one_line(error)}). {_remedy(path)}") from error
     finally:
         if collecting:
             gc.enable()
     if version != INDEX_VERSION:
-        raise DataError(f"{path} has version {str(version)[:80]}; this program reads version {INDEX_VERSION}. {_remedy(path)}")
+        raise DataError(f"{path} has version {quoted(version)}; this program reads version {INDEX_VERSION}. {_remedy(path)}")
     return table
 
 
@@ -191,4 +192,4 @@ def scan_table(shard: Path) -> ShardTable:
     try:
         return build_table(list(samples), list(samples.values()))
     except ValueError as error:
-        raise DataError(f"{shard} cannot be read as a shard ({error}). Pack it: {pack_command(shard)}") from error
+        raise DataError(f"{shard} cannot be read as a shard ({one_line(error)}). Pack it: {pack_command(shard)}") from error

@@ -32,6 +32,7 @@ from megaunigame.data.shards.urls import reason_of, shown
 from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.randomness import derive
+from megaunigame.storage.foreign_text import one_line
 from megaunigame.storage.plain_names import readable
 
 
@@ -110,8 +111,8 @@ class Pipe(Backend):
 
 def _refuse_raw(key: str, shard: str, fields: Mapping[str, bytes]) -> NoReturn:
     raise DataError(
-        f"Sample {key!r} of {shard} has no json, which holds captions and conversations; its fields are {', '.join(fields)}. "
-        f"Pack the tars, then train on the packed folder: {pack_command(shard)}"
+        f"Sample {key!r} of {shard} has no json, which holds captions and conversations; its fields are "
+        f"{one_line(', '.join(fields))}. Pack the tars, then train on the packed folder: {pack_command(shard)}"
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from megaunigame.errors import ModelError
 from megaunigame.models.base import Weights
+from megaunigame.storage.foreign_text import one_line
 
 SHOWN = 5
 """Names quoted in an error message."""
@@ -20,7 +21,7 @@ def check_names(expected: Iterable[str], found: Iterable[str], what: str) -> Non
     complaints = []
     for title, names in (("missing", expected - found), ("unexpected", found - expected)):
         if names:
-            shown = ", ".join(sorted(names)[:SHOWN])
+            shown = one_line(", ".join(sorted(names)[:SHOWN]), 1000)
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             complaints.append(f"{len(names)} {title}: {shown}{more}")
     if complaints:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
 from megaunigame.storage.copies import copy_file
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.untrusted_json import parse, read_within
 
 C = TypeVar("C", bound=PreTrainedConfig)
@@ -32,7 +33,7 @@ def read_system_prompt(folder: Path, default: str = "") -> str:
     file = folder / "processor_config.json"
     prompt = read_settings(file).get("system_prompt", default)
     if not isinstance(prompt, str):
-        raise ModelError(f'system_prompt={prompt!r} in {file} must be a text; "" for none.')
+        raise ModelError(f'system_prompt={quoted(prompt)} in {file} must be a text; "" for none.')
     return prompt
 
 
@@ -46,7 +47,7 @@ def read_whole(settings: Mapping[str, Any], key: str, default: int, file: Path) 
     1 or more."""
     value = settings.get(key, default)
     if not is_whole(value) or value < 1:
-        raise ModelError(f"{key}={value!r} in {file} must be a whole number, 1 or more.")
+        raise ModelError(f"{key}={quoted(value)} in {file} must be a whole number, 1 or more.")
     return value  # type: ignore[no-any-return]
 
 
@@ -55,7 +56,7 @@ def read_channels(folder: Path, key: str, default: tuple[float, float, float]) -
     file = folder / "preprocessor_config.json"
     values = read_settings(file).get(key, default)
     if not isinstance(values, list | tuple) or [type(value) in (int, float) for value in values] != [True] * 3:
-        raise ModelError(f"{key}={values!r} in {file} must be a list of three numbers, one per color.")
+        raise ModelError(f"{key}={quoted(values)} in {file} must be a list of three numbers, one per color.")
     red, green, blue = values
     return red, green, blue
 
@@ -72,7 +73,7 @@ def config_from(kind: type[C], settings: Mapping[str, Any], file: Path) -> C:
     try:
         return kind.from_dict(dict(settings))  # type: ignore[no-any-return]
     except StrictDataclassError as error:
-        raise ModelError(f"{file}: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{file}: {one_line(error)}") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -102,8 +103,8 @@ def read_tokenizer(folder: Path, hint: str = "Copy the tokenizer files of the mo
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(
-            f"{folder / 'tokenizer.json'} cannot be read as a tokenizer ({type(error).__name__}: {error}). Copy tokenizer.json "
-            "and tokenizer_config.json of the model again."
+            f"{folder / 'tokenizer.json'} cannot be read as a tokenizer ({type(error).__name__}: {one_line(error)}). Copy "
+            "tokenizer.json and tokenizer_config.json of the model again."
         ) from error
     # A long text is cut to the recipe's max_length later: transformers need not warn about its length.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True

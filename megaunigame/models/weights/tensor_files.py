@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.errors import ModelError
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.plain_names import is_plain_name
 
@@ -74,12 +75,13 @@ class TensorFiles:
                     self._opened[file] = safe_open(file, framework="pt")
                 else:
                     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                    self._opened[file] = content.get("state_dict", content)
             except Exception as error:
                 # Readers raise different exceptions for a truncated file; the user needs the name of the file.
                 if type(error).__name__ == "UnpicklingError":  # torch's text advises to let the code in the file run
                     raise ModelError(_refused(file, str(error))) from None
-                raise ModelError(f"{file} cannot be read as a checkpoint: {error}. Copy it again.") from error
+                raise ModelError(f"{file} cannot be read as a checkpoint: {one_line(error)}. Copy it again.") from error
+            if file.suffix != ".safetensors":
+                self._opened[file] = _state_of(file, content)
         return self._opened[file]
 
     def shape(self, key: str) -> torch.Size:
@@ -99,9 +101,35 @@ class TensorFiles:
         return opened.get_slice(key)[rows]
 
     def _tensor(self, opened: Mapping[str, Any], key: str) -> Tensor:
-        if not isinstance(opened[key], Tensor):
-            raise ModelError(f"{self.index[key]}: {key!r} is a {type(opened[key]).__name__}, not a tensor. Take another file.")
-        return opened[key]
+        tensor = opened[key]
+        if kind := _odd_kind(tensor):
+            raise ModelError(
+                f"{self.index[key]}: {quoted(key, 200)} is a {kind}, not a tensor of plain numbers. Take another file, or "
+                "convert this one to safetensors."
+            )
+        return tensor.detach()  # type: ignore[no-any-return]
+
+
+def _state_of(file: Path, content: Any) -> dict[str, Any]:
+    """The entries by name of a PyTorch file. Raises ModelError when it has another form."""
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise ModelError(f"{file} holds a {type(state).__name__}, not tensors by their names. Take another file of the model.")
+    for name in state:
+        if not isinstance(name, str):
+            raise ModelError(f"{file} has {quoted(name)} in place of the name of a tensor. Take another file of the model.")
+    return state
+
+
+def _odd_kind(value: Any) -> str:
+    """What an entry of a PyTorch file is in place of a tensor that can be read row by row; empty: it is one."""
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        return type(value).__name__
+    if value.is_nested or value.is_quantized:
+        return "nested tensor" if value.is_nested else "quantized tensor"
+    if value.layout != torch.strided:
+        return f"tensor of the layout {value.layout}"
+    return "tensor without values (meta)" if value.is_meta else ""
 
 
 def _listed(index: Path) -> list[Path]:
@@ -112,7 +140,7 @@ def _listed(index: Path) -> list[Path]:
     for name in weight_map.values():
         if not is_plain_name(name):
             raise ModelError(
-                f"{index} names the file {str(name)[:200]!r}, which is not a file name in its folder. Do not use it."
+                f"{index} names the file {quoted(name, 200)}, which is not a file name in its folder. Do not use it."
             )
     return [index.parent / name for name in sorted(set(weight_map.values()))]
 
