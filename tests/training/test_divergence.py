@@ -107,6 +107,38 @@ def test_a_broken_step_joins_no_series():
     assert verdicts.spikes.state_dict() == before
 
 
+def steps_until_refused(verdicts: Divergence, norms: list[float], first: int = 0) -> int | None:
+    return next((first + i for i, norm in enumerate(norms) if not verdicts.accepts(first + i, GOOD, norm)), None)
+
+
+def test_a_gradient_of_zero_for_too_many_steps_ends_the_run():
+    verdicts = divergence(zero_gradients=3)
+    assert steps_until_refused(verdicts, [0.0, 0.0, 1e-30, 0.0, 0.0, 0.0, 1.0]) == 5
+    assert verdicts.refusal.zeros == 3 and not verdicts.refusal.is_broken
+    text = divergence_text.without_gradient(verdicts.refusal, facts(), verdicts, RECIPE)
+    assert "exactly 0 in the last 3 steps, up to step 12 (divergence.zero_gradients=3)" in text
+    assert "Losses of this step: caption 1, talk 2, penalty 0.1. Look in runs/it/metrics.jsonl" in text
+    assert text.endswith("before step 10, type checkpoint.resume=PATH with an older step folder; if such steps are meant, "
+                         "type divergence.zero_gradients=0.")  # fmt: skip
+    verdicts.accepts(6, {}, 0.0)
+    assert "No row of this step had a loss." in divergence_text.without_gradient(verdicts.refusal, facts(), verdicts, RECIPE)
+
+
+def test_a_gradient_of_zero_may_be_allowed():
+    assert steps_until_refused(divergence(zero_gradients=0), [0.0] * 100) is None
+    assert steps_until_refused(divergence(), [0.0] * 100) == 15
+
+
+def test_steps_without_a_gradient_are_counted_over_a_resume():
+    saved, resumed = divergence(zero_gradients=4), divergence(zero_gradients=4)
+    assert steps_until_refused(saved, [1.0, 0.0, 0.0]) is None
+    resumed.load_state_dict(json.loads(json.dumps(saved.state_dict())))
+    assert steps_until_refused(resumed, [0.0] * 9, first=3) == steps_until_refused(saved, [0.0] * 9, first=3) == 4
+    older = divergence(zero_gradients=4)
+    older.load_state_dict({name: value for name, value in saved.state_dict().items() if name != "zeros"})
+    assert older.zeros == 0
+
+
 def test_the_state_comes_back_through_json():
     settings = {"on_spike": "skip", "spike": 6.0, "window": 6, "skip": 2}
     whole = divergence(**settings)
@@ -122,7 +154,7 @@ def test_the_state_comes_back_through_json():
 def test_an_older_checkpoint_has_no_state():
     verdicts = divergence()
     verdicts.load_state_dict({})
-    assert verdicts.state_dict() == {"skipped": 0, "recent": [], "series": {}}
+    assert verdicts.state_dict() == {"skipped": 0, "recent": [], "zeros": 0, "series": {}}
 
 
 def test_a_budget_that_never_ends_is_refused():
