@@ -15,6 +15,9 @@ from megaunigame.config import SKIP, DivergenceConfig
 from megaunigame.monitoring import names
 from megaunigame.training.spikes import Spike, SpikeDetector
 
+KEPT = 1024
+"""Numbers of skipped steps in a checkpoint, unless `divergence.skip` is larger."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -48,8 +51,10 @@ class Divergence:
         self.spikes = SpikeDetector(config.spike, config.window)
         self.skipped = 0
         """Updates skipped since the beginning of the run."""
-        self.recent: list[int] = []
-        """Numbers of the skipped steps among the last `window`."""
+        self.refused: list[int] = []
+        """Numbers of the last skipped steps. More than the window has: a resumed run may have a longer one."""
+        self._last = -1
+        """Number of the last step."""
         self.zeros = 0
         """Successive steps up to the last one whose gradient norm was exactly 0."""
         self.refusal: Refusal | None = None
@@ -77,11 +82,16 @@ class Divergence:
                 self.refusal = Refusal(norm=norm, spikes=spikes)
             else:
                 self.warnings = spikes
-        self.recent = [number for number in self.recent if number > step - self.config.window]
+        self._last = step
         if self.refusal is not None:
             self.skipped += 1
-            self.recent.append(step)
+            self.refused = [*self.refused, step][-max(KEPT, self.config.skip + 1) :]
         return self.refusal is None
+
+    @property
+    def recent(self) -> list[int]:
+        """Numbers of the skipped steps among the last `window`."""
+        return [number for number in self.refused if number > self._last - self.config.window]
 
     @property
     def is_spent(self) -> bool:
@@ -89,12 +99,13 @@ class Divergence:
         return len(self.recent) > self.config.skip
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"skipped": self.skipped, "recent": self.recent, "zeros": self.zeros}
+        state = {"skipped": self.skipped, "recent": self.refused, "zeros": self.zeros}
         return {**state, "series": self.spikes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; nothing from an empty one, of an older checkpoint."""
         if state:
-            self.skipped, self.recent = state["skipped"], list(state["recent"])
+            self.skipped, self.refused = state["skipped"], list(state["recent"])
+            self._last = max(self.refused, default=-1)
             self.zeros = state.get("zeros", 0)  # not in older checkpoints
             self.spikes.load_state_dict(state["series"])

@@ -151,6 +151,44 @@ def test_the_state_comes_back_through_json():
     assert whole.state_dict() == resumed.state_dict() and (whole.skipped, whole.is_spent) == (3, True)
 
 
+def resumed_as(verdicts: Divergence, **settings) -> Divergence:
+    """The next launch, with other settings."""
+    other = divergence(**settings)
+    other.load_state_dict(json.loads(json.dumps(verdicts.state_dict())))
+    return other
+
+
+def test_a_shorter_window_for_a_while_does_not_empty_the_budget():
+    first = divergence(skip=2, window=100)
+    for step in range(20):
+        first.accepts(step, GOOD, math.inf if step in (3, 10) else 1.0)
+    short = resumed_as(first, skip=2, window=5)
+    for step in range(20, 30):
+        short.accepts(step, GOOD, 1.0)
+    assert first.recent == [3, 10] and short.recent == []
+    whole = resumed_as(short, skip=2, window=100)
+    whole.accepts(30, GOOD, math.inf)
+    assert whole.recent == [3, 10, 30] and whole.is_spent and whole.skipped == 3
+
+
+def test_a_budget_of_more_than_is_kept_can_be_spent(monkeypatch):
+    monkeypatch.setattr("megaunigame.training.divergence.KEPT", 2)
+    verdicts = divergence(skip=4, window=10)
+    for step in range(5):
+        assert not verdicts.is_spent
+        verdicts.accepts(step, GOOD, math.inf)
+    assert verdicts.is_spent and verdicts.refused == [0, 1, 2, 3, 4]
+
+
+def test_spikes_that_are_looked_for_again_are_measured_from_the_last_values():
+    quiet = divergence(spike=0.0)
+    for step in range(30):
+        assert quiet.accepts(step, GOOD, 1.0 if step else 1e9) and not quiet.warnings
+    again = resumed_as(quiet, spike=6.0)
+    again.accepts(30, GOOD, 50.0)
+    assert [spike.name for spike in again.warnings] == ["optim/grad_norm"]
+
+
 def test_an_older_checkpoint_has_no_state():
     verdicts = divergence()
     verdicts.load_state_dict({})
