@@ -27,8 +27,9 @@ from megaunigame.launching import options_of, run_to_exit
 from megaunigame.parallel.interruption import heard_signals
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 10.0
-"""After the first failure the other ranks get this long to say what they see, and as long again after a SIGTERM."""
+SIGTERM_SECONDS, KILL_SECONDS = 4.0, 20.0
+"""After the first failure. By the SIGTERM, other ranks have seen that it is gone. It comes before `OTHERS_WAIT_SECONDS`
+(megaunigame/launching.py): ranks with the same error do not repeat it."""
 
 
 class Team:
@@ -60,7 +61,7 @@ class Team:
     def wait(self) -> int:
         """Until all have ended. The exit code of the rank that failed first; 0: none did."""
         code, since = 0, 0.0
-        steps = iter([(GRACE_SECONDS, signal.SIGTERM), (2 * GRACE_SECONDS, signal.SIGKILL)])
+        steps = iter([(SIGTERM_SECONDS, signal.SIGTERM), (KILL_SECONDS, signal.SIGKILL)])
         after, number = next(steps)
         while any([rank.poll() is None for rank in self.ranks]):
             if code == 0 and (code := self.failure()):

@@ -31,6 +31,7 @@ from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.parallel.last_words import use_flight_recorder
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import start_world
+from megaunigame.training.ending import leave, report
 from megaunigame.training.run_lock import claim, release
 from megaunigame.training.start import clear_leftovers, watch
 from megaunigame.training.trainer import Trainer
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> None:
             trainer = Trainer(recipe, Mesh.of(world), stop=STOP)
             trainer.make_room()
             plan = trainer.describe()
+            record = None
             if world.is_main:
                 if trainer.resumed_from is not None:
                     print(trainer.parts.how_resumed(), flush=True)
@@ -66,12 +68,11 @@ def main(arguments: list[str]) -> None:
                     sources=sources,
                 )
             trainer.fit()
-            if world.is_main:
-                print(f"report: {record.finish(complete=not trainer.interrupted)}")
+            report(world, record, complete=not trainer.interrupted)
         finally:
             release()
-    world.close()
     STOP.phase = ENDS
+    leave(world)
     if trainer.interrupted:
         raise Interrupted(trainer.interrupted)
 

@@ -57,8 +57,8 @@ class CheckpointError(UserError):
 
 
 class DivergenceError(UserError):
-    """Too many updates were skipped because a loss or the gradient was not finite or a spike, or a weight is not finite; no
-    update was made with it."""
+    """Too many updates were skipped because a loss or the gradient was not finite or a spike, or a weight is not finite (no
+    update was made with it), or the gradient was 0 for too many steps."""
 
 
 class Interrupted(Exception):

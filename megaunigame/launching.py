@@ -23,10 +23,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from megaunigame.errors import Interrupted, LostRankError, TransientError, UserError, is_full_disk
+from megaunigame.parallel.outcome import OUTCOME
 
-OTHERS_WAIT_SECONDS = 5.0
-"""Rank 0 prints at once, and the launcher then ends the other ranks before they repeat it. If only another rank failed, it
-prints after this delay."""
+OTHERS_WAIT_SECONDS = 6.0
+"""Rank 0 prints at once, and the launcher then sends SIGTERM to the other ranks (`deepspeed` at once, launch/node.py after
+`SIGTERM_SECONDS`), which have the same error: they say nothing. If only another rank failed, it prints after this delay: before
+the watches of the others end the run, so that its exit code counts."""
 
 
 def options_of(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
@@ -41,6 +43,15 @@ def options_of_a_recipe(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser
+
+
+def _dismissed(seconds: float) -> bool:
+    """Whether SIGTERM has come since the error, or comes in this time. A process that does not listen is ended by it."""
+    OUTCOME.failed = True
+    until = time.monotonic() + seconds
+    while not OUTCOME.dismissed and time.monotonic() < until:
+        time.sleep(0.05)
+    return OUTCOME.dismissed
 
 
 def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoReturn:
@@ -59,10 +70,9 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
         code = 1
     except (UserError, TransientError) as error:
         rank = int(os.environ.get("RANK", "0"))
-        if rank:
-            time.sleep(OTHERS_WAIT_SECONDS)
-        who = f"rank {rank}: " if rank else ""
-        print(f"{who}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if not rank or not _dismissed(OTHERS_WAIT_SECONDS):
+            who = f"rank {rank}: " if rank else ""
+            print(f"{who}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         code = 1 if isinstance(error, TransientError) else 2
     except OSError as error:
         if is_full_disk(error):

@@ -49,7 +49,8 @@ WARN, SKIP = "warn", "skip"
 
 @dataclass
 class DivergenceConfig:
-    """Updates that are not made, because a loss or the gradient is not finite or far above the last ones."""
+    """Updates that are not made, because a loss or the gradient is not finite or far above the last ones; and a run that has
+    stopped learning."""
 
     skip: int = at_least(0, 3)
     """Updates that may be skipped among the last `window` steps; one more stops the run. 0: the first one stops it."""
@@ -60,6 +61,8 @@ class DivergenceConfig:
     published runs use about 6 (OLMo)."""
     on_spike: str = one_of([WARN, SKIP], WARN)
     """`warn`: a spike is named on the console; `skip`: its update is skipped, too, within the same budget."""
+    zero_gradients: int = at_least(0, 16)
+    """Successive steps with a gradient norm of exactly 0 that stop the run: nothing is learned any more. 0: none do."""
 
     def check(self, path: str) -> None:
         if self.skip >= self.window:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from megaunigame.errors import Interrupted
+from megaunigame.parallel.outcome import OUTCOME
 from megaunigame.parallel.pulse import PULSE
 
 if TYPE_CHECKING:  # launch scripts listen before torch is imported, which takes seconds
@@ -40,6 +41,7 @@ class Interruption:
     def __init__(self, end: Callable[[int, str], None] | None = None):
         """`end`: ends the process with a code and a last line."""
         PULSE.stopping = False
+        OUTCOME.clear()
         self.received: signal.Signals | None = None
         """The first signal of this rank. Written by the thread that listens, at any moment."""
         self.agreed = False
@@ -72,16 +74,16 @@ class Interruption:
         PULSE.stopping = True
         if number == signal.SIGHUP:
             self._leave_closed_terminals()
+        if OUTCOME.failed and number == signal.SIGTERM:
+            OUTCOME.dismissed = True
+            return
         final = number != signal.SIGUSR1
-        if self.phase == STARTS:
-            self._end(
-                Interrupted.exit_code,
-                f"interrupted by {number.name} before the first step: nothing to save; the same command starts again",
-            )
+        if self.phase == STARTS and not OUTCOME.failed:
+            self._end(*_end_of_start(number))
         elif final and self._final_since is not None and now - self._final_since >= SAME_SECONDS:
             lost = "what came after the newest checkpoint is lost"
             self._end(128 + number, f"{number.name} came a second time: ended at once, {lost}")
-        elif first and os.environ.get("RANK", "0") == "0":
+        elif first and not OUTCOME.failed and os.environ.get("RANK", "0") == "0":
             again = f"SIGTERM or Ctrl-C after {SAME_SECONDS:g} s ends at once"
             _write(f"{number.name}: the run stops after the work at hand, and saves; {again}")
         if final and self._final_since is None:
@@ -98,8 +100,9 @@ class Interruption:
             raise Interrupted("left between two calls of the model")
 
     def source(self, ranks: Ranks) -> str:
-        """Collective: the signal, and the ranks that got it if not all did."""
-        names = [None if number is None else number.name for number in ranks.all_gather_object(self.received)]
+        """Collective: the signal, or the end of a launcher, and the ranks that got it if not all did."""
+        own = None if self.received is None else "the end of the launcher" if OUTCOME.launcher_ended else self.received.name
+        names = ranks.all_gather_object(own)
         got = [rank for rank, name in enumerate(names) if name is not None]
         first = next(name for name in names if name is not None)
         if len(got) == len(names):
@@ -120,6 +123,18 @@ class Interruption:
             for number in os.read(read, 64):  # also those of other handlers of the process
                 if number in SIGNALS:
                     self.take(signal.Signals(number), time.monotonic())
+
+
+def _end_of_start(number: signal.Signals) -> tuple[int, str]:
+    """Exit code and last line of a process that gets a signal when there is nothing to save."""
+    if OUTCOME.verdict:  # the launcher may be faster than the watch
+        return 1, f"ended by {number.name} before the first step, because the run ends: {OUTCOME.verdict}"
+    line = "before the first step: nothing to save; the same command starts again"
+    if OUTCOME.launcher_ended:
+        return Interrupted.exit_code, f"ended with its launcher {line}"
+    if number == signal.SIGTERM and os.environ.get("WORLD_SIZE", "1") != "1":
+        line += ". Launchers send SIGTERM also when another rank has failed: see its lines"
+    return Interrupted.exit_code, f"ended by {number.name} {line}"
 
 
 def heard_signals() -> list[signal.Signals]:

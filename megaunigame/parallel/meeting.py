@@ -25,6 +25,8 @@ LINE_SECONDS = 30.0
 ALL_HERE = "all here"
 LOOK_SECONDS = 2.0
 """A rank that waits for the word of rank 0 looks so often whether rank 0 has called again."""
+ASK_SECONDS = 0.2
+"""Between two questions to the store."""
 CALL = "call"
 """Key of the store: the name that rank 0 gave to this meeting. Under torchrun, the store of the agent outlives an attempt
 (`--max-restarts`) and keeps its keys; counters of restarts differ between nodes, so rank 0 makes a new name."""
@@ -179,10 +181,11 @@ def answer(store: Any, place: Place, until: float) -> tuple[str, list[int]]:
 
 def _comes(store: Any, key: str, until: float) -> bool:
     """Whether the key is there, or comes soon."""
-    try:
-        store.wait([key], timedelta(seconds=max(0.1, min(LOOK_SECONDS, until - time.monotonic()))))
-    except dist.DistStoreError:
-        return False
+    soon = min(until, time.monotonic() + LOOK_SECONDS)
+    while not store.check([key]):  # not `wait`: torch prints two lines for each that times out
+        if time.monotonic() > soon:
+            return False
+        time.sleep(ASK_SECONDS)
     return True
 
 

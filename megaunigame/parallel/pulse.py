@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 START_UP, LOADING, DRY_RUN, RUN = "start-up", "loading", "dry run", "between steps"
-STEP, AGREE, LOGGING, SAVE, EVALUATION = "step", "agree", "logging", "save", "evaluation"
+STEP, AGREE, LOGGING, SAVE, EVALUATION, REPORT = "step", "agree", "logging", "save", "evaluation", "report"
 """Phases that are not in `step.phases`."""
 
 

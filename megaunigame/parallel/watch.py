@@ -24,6 +24,7 @@ from megaunigame.parallel.home import home_of_process
 from megaunigame.parallel.last_words import leave, within
 from megaunigame.parallel.line import Line
 from megaunigame.parallel.lookout import Lookout
+from megaunigame.parallel.outcome import OUTCOME
 from megaunigame.parallel.processes import launcher_pid
 from megaunigame.parallel.pulse import PULSE
 from megaunigame.parallel.ranks import Ranks
@@ -53,14 +54,21 @@ class Watch:
         self.launcher = launcher_pid()
         self.line: Line | None = None
         self.lookout = Lookout(self.heart, [self.heart.home], self.limits)
-        self.verdict: Verdict | None = None
-        """Why the run ends."""
+        self.verdict = None
         self._told_at = 0.0
         """When another rank said it."""
         self._known, self._closed = threading.Event(), threading.Event()
-        self._main_ends = False
-        """The main thread has an error, and ends the process itself."""
         self._threads: list[threading.Thread] = []
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Why the run ends."""
+        return self._verdict
+
+    @verdict.setter
+    def verdict(self, verdict: Verdict | None) -> None:
+        self._verdict = verdict
+        OUTCOME.verdict = "" if verdict is None else verdict.text
 
     def __enter__(self) -> Watch:
         """Collective."""
@@ -77,7 +85,7 @@ class Watch:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         lost = None
         if isinstance(error, Exception):
-            self._main_ends = True
+            OUTCOME.failed = True
             if says_lost(error):
                 lost = self._who_is_lost()
             else:
@@ -123,7 +131,7 @@ class Watch:
                 if found is not None:
                     self._judge(found)
                     self._finish(own=True)
-            elif not told.failed or self._main_ends or time.monotonic() - self._told_at > GRACE_SECONDS:
+            elif not told.failed or OUTCOME.failed or time.monotonic() - self._told_at > GRACE_SECONDS:
                 self._finish(own=False)
 
     def _look_for_the_launcher(self) -> None:
@@ -132,6 +140,7 @@ class Watch:
         self.launcher = None
         if not PULSE.stopping:
             log.warning("The launcher of rank %d has ended: the run saves after this step, then stops.", self.world.rank)
+            OUTCOME.launcher_ended = True
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _judge(self, found: Verdict) -> None:
@@ -147,7 +156,7 @@ class Watch:
         """End the process; or have the main thread do it, if it can."""
         assert self.verdict is not None
         self._known.set()
-        if self._main_ends:
+        if OUTCOME.failed:
             return
         where = leave(self.folder, self.world.rank)
         if own or self.world.rank in self.verdict.ranks or self.world.local_rank == 0:

@@ -1,4 +1,4 @@
-"""Decides, before an update, whether it is made; and when too many were not.
+"""Decides, before an update, whether it is made; when too many were not; and when the gradient has been 0 for too long.
 
 A refused update is skipped on all ranks: losses and norms are sums over all ranks, so every rank decides the same. What a
 skipped step still does: it counts as a step, its samples are used up, and the hooks of the players come as in every other.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megaunigame.config import SKIP, DivergenceConfig
 from megaunigame.monitoring import names
 from megaunigame.training.spikes import Spike, SpikeDetector
+
+KEPT = 1024
+"""Numbers of skipped steps in a checkpoint, unless `divergence.skip` is larger."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Refusal:
     norm: float = 0.0
     """Of the gradient; infinity when it is not finite."""
     spikes: Sequence[Spike] = ()
+    zeros: int = 0
+    """Steps up to this one whose gradient norm was exactly 0, if they are too many."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Means of the terms, if they are."""
 
     @property
     def is_broken(self) -> bool:
@@ -44,8 +51,12 @@ class Divergence:
         self.spikes = SpikeDetector(config.spike, config.window)
         self.skipped = 0
         """Updates skipped since the beginning of the run."""
-        self.recent: list[int] = []
-        """Numbers of the skipped steps among the last `window`."""
+        self.refused: list[int] = []
+        """Numbers of the last skipped steps. More than the window has: a resumed run may have a longer one."""
+        self._last = -1
+        """Number of the last step."""
+        self.zeros = 0
+        """Successive steps up to the last one whose gradient norm was exactly 0."""
         self.refusal: Refusal | None = None
         """Of the last step."""
         self.warnings: list[Spike] = []
@@ -59,8 +70,11 @@ class Divergence:
         broken = [term for term, mean in means.items() if not math.isfinite(mean)]
         of_rows = [term for term in broken if term not in self.of_players]
         self.refusal, self.warnings = None, []
+        self.zeros = self.zeros + 1 if norm == 0 else 0
         if of_rows or not math.isfinite(norm):
             self.refusal = Refusal(of_rows, [term for term in broken if term in self.of_players], norm)
+        elif 0 < self.config.zero_gradients <= self.zeros:
+            self.refusal = Refusal(zeros=self.zeros, losses=dict(means))
         else:
             values = {names.loss(term): mean for term, mean in means.items()} | {names.OPTIM_GRAD_NORM: norm}
             spikes = self.spikes.look(values)
@@ -68,11 +82,16 @@ class Divergence:
                 self.refusal = Refusal(norm=norm, spikes=spikes)
             else:
                 self.warnings = spikes
-        self.recent = [number for number in self.recent if number > step - self.config.window]
+        self._last = step
         if self.refusal is not None:
             self.skipped += 1
-            self.recent.append(step)
+            self.refused = [*self.refused, step][-max(KEPT, self.config.skip + 1) :]
         return self.refusal is None
+
+    @property
+    def recent(self) -> list[int]:
+        """Numbers of the skipped steps among the last `window`."""
+        return [number for number in self.refused if number > self._last - self.config.window]
 
     @property
     def is_spent(self) -> bool:
@@ -80,10 +99,13 @@ class Divergence:
         return len(self.recent) > self.config.skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "recent": self.recent, "series": self.spikes.state_dict()}
+        state = {"skipped": self.skipped, "recent": self.refused, "zeros": self.zeros}
+        return {**state, "series": self.spikes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; nothing from an empty one, of an older checkpoint."""
         if state:
-            self.skipped, self.recent = state["skipped"], list(state["recent"])
+            self.skipped, self.refused = state["skipped"], list(state["recent"])
+            self._last = max(self.refused, default=-1)
+            self.zeros = state.get("zeros", 0)  # not in older checkpoints
             self.spikes.load_state_dict(state["series"])

@@ -81,6 +81,23 @@ def stopped(refusal: Refusal, facts: Facts, divergence: Divergence, objective_of
     )
 
 
+def without_gradient(refusal: Refusal, facts: Facts, divergence: Divergence, recipe: Recipe) -> str:
+    """The error of a run that learns nothing any more."""
+    zeros, key = refusal.zeros, "divergence.zero_gradients"
+    steps = "step" if zeros == 1 else f"{zeros} steps"
+    losses = ", ".join(f"{term} {loss:.4g}" for term, loss in refusal.losses.items())
+    said = f"Losses of this step: {losses}." if losses else "No row of this step had a loss."
+    return (
+        f"The gradient norm was exactly 0 in the last {steps}, up to step {facts.step} "
+        f"({key}={divergence.config.zero_gradients}): the model does not learn. {said} Look in "
+        f"{recipe.output}/metrics.jsonl: rows/TERM/dummies (no sample has what the term needs), rows/TERM/cut (the text "
+        f"with the loss was cut off), weight/TERM (a factor of 0), and loss/TERM (constant since some step: an update made the "
+        f"model constant, and optimizer.lr={recipe.optimizer.lr:g} is too high).{_rows(facts)} To go on from before step "
+        f"{facts.step - zeros + 1}, type checkpoint.resume=PATH with an older step folder; if such steps are meant, "
+        f"type {key}=0."
+    )
+
+
 def broken(facts: Facts, recipe: Recipe, resumed_from: str) -> str:
     """The error of a run whose weights are the cause: neither samples nor learning rate are blamed."""
     shown = ", ".join(

@@ -43,14 +43,16 @@ class RefusedSteps:
         """Where the rows come from; without it samples are named, but not their place in the stream."""
 
     def handle(self, step: Step, losses: RowLosses) -> None:
-        """Collective: warns on rank 0. Raises DivergenceError on all ranks when the budget is spent or a weight is broken."""
+        """Collective: warns on rank 0. Raises DivergenceError on all ranks when the budget is spent, a weight is broken, or
+        nothing is learned any more."""
         refusal = self.divergence.refusal
         assert refusal is not None
         number, partitioned = step.number + 1, self.learner.zero_stage == 3
         weights = broken_weights(self.learner.module, self.world, partitioned) if refusal.is_broken else []
         own = [f"{key or 'a row without a sample'} ({term})" for key, term in self._broken_rows(step, losses)]
         room = kept_rows.has_room(self.folder, number)
-        if weights or self.divergence.is_spent:
+        ends = bool(weights) or refusal.zeros > 0 or self.divergence.is_spent
+        if ends:
             self._complete_the_save()
         newest = self.checkpoints.of_the_same_command(self.recipe.checkpoint.resume) if self.world.is_main else ""
         told = self.world.all_gather_object((own[:SHOWN], room, newest))
@@ -59,10 +61,12 @@ class RefusedSteps:
         problem = self._keep(folder, step, losses, only_broken=any(samples)) if room else ""
         problems = [told for told in self.world.all_gather_object(problem) if told]
         facts = Facts(number, samples, weights, str(folder) if room else "", problems, newest)
-        if weights or self.divergence.is_spent:
+        if ends:
             self.complete_save()  # of a step that was good
         if weights:
             raise DivergenceError(divergence_text.broken(facts, self.recipe, self.resumed_from))
+        if refusal.zeros:
+            raise DivergenceError(divergence_text.without_gradient(refusal, facts, self.divergence, self.recipe))
         if self.divergence.is_spent:
             raise DivergenceError(divergence_text.stopped(refusal, facts, self.divergence, self.objective_of, self.recipe))
         if self.world.is_main:

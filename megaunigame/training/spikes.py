@@ -38,7 +38,7 @@ class SpikeDetector:
     """Its values are a part of the state of a run: the same ones on every rank."""
 
     def __init__(self, limit: float, window: int):
-        """`limit`: sigmas; 0: no value is a spike, and none is kept."""
+        """`limit`: sigmas; 0: no value is a spike. They are kept all the same, for a resumed run with another limit."""
         self.limit, self.window = limit, window
         self.least = min(LEAST, max(1, window // 2))
         self.series: dict[str, deque[float]] = {}
@@ -48,14 +48,12 @@ class SpikeDetector:
 
         A spike joins its series too: a level that has changed for good is not one for ever. Values that are not finite do not.
         """
-        if not self.limit:
-            return []
         found = []
         for name, value in values.items():
             if not math.isfinite(value):
                 continue
             series = self.series.setdefault(name, deque(maxlen=self.window))
-            if len(series) >= self.least:
+            if self.limit and len(series) >= self.least:
                 median = statistics.median(series)
                 sigma = max(TO_SIGMA * statistics.median(abs(x - median) for x in series), FLOOR * abs(median), TINY)
                 if (sigmas := (value - median) / sigma) > self.limit:

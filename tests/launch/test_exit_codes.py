@@ -53,3 +53,7 @@ def test_one_line_and_a_code_that_says_whether_to_try_again(error, code, line):
 def test_a_fault_of_the_program_has_its_traceback():
     code, said = ended("OSError(116, 'Stale file handle')")
     assert code == 1 and "Traceback" in said and "Stale file handle" in said
+
+
+def test_another_rank_than_0_says_whose_error_it_is():
+    assert ended("errors.ConfigError('x')", RANK="3") == (2, "rank 3: ConfigError: x\n")

@@ -79,8 +79,8 @@ def test_a_rank_that_does_not_listen_yet_is_interrupted_too(script, tmp_path):
 def test_a_rank_that_fails_ends_the_others(script, tmp_path, behavior, code):
     """The other one is asked to end, which it does after a second."""
     shorter = (
-        "import sys; sys.argv[0] = 'launch/node.py'; sys.path.insert(0, 'launch'); import node; node.GRACE_SECONDS = 0.5\n"
-        "node.main(sys.argv[1:])"
+        "import sys; sys.argv[0] = 'launch/node.py'; sys.path.insert(0, 'launch'); import node\n"
+        "node.SIGTERM_SECONDS, node.KILL_SECONDS = 0.5, 5\nnode.main(sys.argv[1:])"
     )
     began = time.monotonic()
     done = run_script("-c", shorter, "--ranks", 2, script, behavior, tmp_path)
@@ -94,7 +94,10 @@ def test_a_rank_that_ignores_the_end_is_killed(tmp_path):
         "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "time.sleep(0.5)\nif os.environ['RANK'] == '0': os._exit(1)\ntime.sleep(60)"
     )
-    shorter = "import sys; sys.path.insert(0, 'launch'); import node; node.GRACE_SECONDS = 0.3\nnode.main(sys.argv[1:])"
+    shorter = (
+        "import sys; sys.path.insert(0, 'launch'); import node\n"
+        "node.SIGTERM_SECONDS, node.KILL_SECONDS = 0.3, 0.6\nnode.main(sys.argv[1:])"
+    )
     began = time.monotonic()
     assert run_script("-c", shorter, "--ranks", 2, script).returncode == 1
     assert time.monotonic() - began < 30
@@ -104,3 +107,47 @@ def test_a_rank_that_ignores_the_end_is_killed(tmp_path):
 def test_an_impossible_place_is_refused(places):
     done = run_script("launch/node.py", *places, "x.py")
     assert done.returncode == 2 and "machines are numbered from 0" in done.stderr
+
+
+ERRORS = """
+import os, sys, time
+from megaunigame.errors import ConfigError
+from megaunigame.launching import run_to_exit
+from megaunigame.parallel.interruption import SAVES, Interruption
+stop, rank, (whose, phase, folder) = Interruption().listen(), os.environ["RANK"], sys.argv[1:]
+stop.phase = phase
+def main(_):
+    open(f"{folder}/ready-{rank}", "w").close()
+    while not all(os.path.exists(f"{folder}/ready-{other}") for other in "012"):
+        time.sleep(0.05)
+    if whose == "all" or whose == rank:
+        raise ConfigError("the cause")
+    time.sleep(60)
+run_to_exit(main, [])
+"""
+
+
+@pytest.mark.parametrize("phase", ["starts", "saves"])
+@pytest.mark.parametrize("whose, said", [("all", "ConfigError: the cause"), ("1", "rank 1: ConfigError: the cause")])
+def test_an_error_of_all_ranks_is_said_once_and_one_of_a_single_rank_too(tmp_path, phase, whose, said):
+    script = tmp_path / "errors.py"
+    script.write_text(ERRORS)
+    sooner = "import sys; sys.path.insert(0, 'launch'); import node\nnode.KILL_SECONDS = 5.5\nnode.main(sys.argv[1:])"
+    done = run_script("-c", sooner, "--ranks", 3, script, whose, phase, tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and lines[0] == said, done.stderr
+    others = lines[1:]
+    if whose == "all" or phase == "saves":
+        assert others == [line for line in others if "the run stops after the work at hand" in line]
+    else:  # they had nothing to say but that they end
+        assert all("ended by SIGTERM before the first step" in line and "another rank has failed" in line for line in others)
+
+
+def test_the_delays_fit_each_other():
+    from megaunigame.launching import OTHERS_WAIT_SECONDS
+    from megaunigame.parallel.watch import GRACE_SECONDS
+
+    program = "import sys; sys.path.insert(0, 'launch'); import node; print(node.SIGTERM_SECONDS + node.POLL_SECONDS)"
+    sigterm = float(run_script("-c", program).stdout)
+    assert sigterm + 1 < OTHERS_WAIT_SECONDS, "ranks with the same error are ended before they repeat it"
+    assert OTHERS_WAIT_SECONDS + 1 < GRACE_SECONDS, "the exit code of a single rank's error counts"

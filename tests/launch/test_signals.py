@@ -126,7 +126,7 @@ def test_a_signal_during_start_up_ends_at_once(recipe, seconds):
     finally:
         process.kill()
     assert process.returncode == Interrupted.exit_code
-    assert errors.endswith("interrupted by SIGTERM before the first step: nothing to save; the same command starts again\n")
+    assert errors.endswith("ended by SIGTERM before the first step: nothing to save; the same command starts again\n")
     assert "Traceback" not in errors
 
 

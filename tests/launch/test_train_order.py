@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 
-from megaunigame.errors import CheckpointError
+from megaunigame.errors import CheckpointError, Interrupted
 from tests.worlds import OneRank
+
+
+class Noted:
+    """Replaces parts of launch/train.py, and notes the order of their calls."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script drops its own folder
+        from launch import train
+
+        self.train, self.patch, self.calls = train, monkeypatch.setattr, []
+        engine = SimpleNamespace(timeout_minutes=1, deterministic=False)
+        recipe = SimpleNamespace(data={}, output="runs/a", engine=engine, name="a")
+        self.patch(train, "load_recipe", lambda *_: recipe)
+        self.patch(train, "as_yaml", lambda *_: "")
+        self.replace("watch", self.watched())
+        self.replace("start_world", OneRank())
+        for name in ("pack_sources", "use_flight_recorder", "claim", "rank_log", "clear_leftovers", "release", "RunRecord"):
+            self.replace(name)
+
+    def replace(self, name, result=None):
+        self.patch(self.train, name, self.noted(name, result))
+
+    def noted(self, name, result=None):
+        def call(*_given, **_named):
+            self.calls.append(name)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        return call
+
+    @contextmanager
+    def watched(self):
+        yield
+        self.calls.append("end of watch")
 
 
 @pytest.mark.fault(
@@ -18,29 +53,29 @@ from tests.worlds import OneRank
     lost="",
 )
 def test_an_error_before_step_1_gives_the_folder_back(monkeypatch):
-    monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script drops its own folder
-    from launch import train
-
-    recipe, calls = (
-        SimpleNamespace(data={}, output="runs/a", engine=SimpleNamespace(timeout_minutes=1, deterministic=False)),
-        [],
-    )
-
-    def noted(name, result=None):
-        def call(*_given, **_named):
-            calls.append(name)
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        return call
-
-    monkeypatch.setattr(train, "load_recipe", lambda *_: recipe)
-    monkeypatch.setattr(train, "start_world", lambda *_given, **_named: OneRank())
-    monkeypatch.setattr(train, "watch", lambda *_: nullcontext())
-    for name in ("pack_sources", "use_flight_recorder", "claim", "rank_log", "clear_leftovers", "release"):
-        monkeypatch.setattr(train, name, noted(name))
-    monkeypatch.setattr(train, "Trainer", noted("Trainer", CheckpointError("damaged")))
+    noted = Noted(monkeypatch)
+    noted.replace("Trainer", CheckpointError("damaged"))
     with pytest.raises(CheckpointError, match="damaged"):
-        train.main(["recipe.yaml"])
-    assert calls == ["pack_sources", "use_flight_recorder", "claim", "rank_log", "clear_leftovers", "Trainer", "release"]
+        noted.train.main(["recipe.yaml"])
+    begin = ["pack_sources", "use_flight_recorder", "start_world", "watch"]
+    assert noted.calls == [*begin, "claim", "rank_log", "clear_leftovers", "Trainer", "release"]
+
+
+@pytest.mark.parametrize("interrupted", ["", "interrupted by SIGTERM after step 3"])
+def test_the_report_is_watched_and_the_connections_are_closed_after_the_watch(monkeypatch, interrupted):
+    noted = Noted(monkeypatch)
+    trainer = SimpleNamespace(
+        interrupted=interrupted,
+        resumed_from=None,
+        folder="runs/a",
+        parts=SimpleNamespace(origin=dict),
+        describe=lambda: "",
+        make_room=lambda: None,
+        fit=noted.noted("fit"),
+    )
+    noted.replace("Trainer", trainer)
+    noted.replace("report")
+    noted.replace("leave")
+    with pytest.raises(Interrupted) if interrupted else nullcontext():
+        noted.train.main(["recipe.yaml"])
+    assert noted.calls[-6:] == ["RunRecord", "fit", "report", "release", "end of watch", "leave"]

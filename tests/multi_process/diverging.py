@@ -40,7 +40,7 @@ from tests.multi_process.programs import (
 BROKEN, STEPS = 1, 5
 """Number of the step that breaks (0 is the first), and steps in all: three follow."""
 BF16 = {"precision": "bf16"}
-LOSS, GRADIENT, SPIKE = "loss", "gradient", "spike"
+LOSS, GRADIENT, SPIKE, ZERO = "loss", "gradient", "spike", "zero"
 OFFLOADED = {"ds_config": "tests/multi_process/zero3_offload.json"}
 PERSISTENT = {"ds_config": "tests/multi_process/zero3_persistent.json"}
 FINITE, OVERFLOWED = "left-finite", "left-overflowed"
@@ -69,12 +69,15 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def plant(trainer: Trainer, world: Ranks, kind: str, steps: set[int]) -> None:
-    """Break these steps on rank 1: the losses of its understand pass (`spike`: 1000 times as large), or its gradient."""
+    """Break these steps on rank 1: the losses of its understand pass (`spike`: 1000 times as large), or its gradient. `zero`:
+    no rank has a gradient in them."""
     forward = trainer.learner.forward
 
     def broken(inputs):
         output = forward(inputs)
-        if trainer.state.step not in steps or world.rank != 1:
+        if kind == ZERO and trainer.state.step in steps:
+            output.loss_sum.register_hook(lambda gradient: gradient * 0.0)
+        if kind == ZERO or trainer.state.step not in steps or world.rank != 1:
             return output
         if kind == GRADIENT:
             output.loss_sum.register_hook(lambda gradient: gradient * math.nan)
@@ -192,6 +195,24 @@ def check_none_allowed(home: Path, world: Ranks) -> str:
     assert "divergence.skip=0 allows no update to be skipped" in said and trainer.state.step == 1, said
     assert not list(trainer.folder.glob("checkpoints/step-*"))
     return "the first one stops"
+
+
+def check_zero(home: Path, world: Ranks) -> str:
+    """Two steps without a gradient in a row, counted over a resume, stop all ranks; one alone does not."""
+    for name, settings in (("zero2", {"engine": ZERO2}), ("zero3", {})):
+        settings = {**settings, "divergence": {"zero_gradients": 2}}
+        trainer = trainer_of(f"no-gradient-{name}", home, world, **settings)
+        plant(trainer, world, ZERO, {0, 2})
+        batches = batches_of(trainer, 3)
+        norms = [trainer.train_step(batches)[names.OPTIM_GRAD_NORM] for _ in range(3)]
+        assert norms[0] == norms[2] == 0 < norms[1], norms
+        trainer.save()
+        resumed = trainer_of(f"no-gradient-{name}", home, world, **settings)
+        plant(resumed, world, ZERO, {3})
+        said = stopped(resumed, 0)
+        assert "exactly 0 in the last 2 steps, up to step 4 (divergence.zero_gradients=2)" in said, said
+        assert "Losses of this step: " in said and resumed.state.step == 3, said
+    return "stopped"
 
 
 def check_weights(home: Path, world: Ranks) -> str:
@@ -316,6 +337,7 @@ def check_left(home: Path, world: Ranks) -> str:
 CHECKS: dict[str, Callable[[Path, Ranks], str]] = {
     "budget": check_budget,
     "none_allowed": check_none_allowed,
+    "zero": check_zero,
     "weights": check_weights,
     "player": check_player,
     "game": check_game,

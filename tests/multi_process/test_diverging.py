@@ -51,6 +51,13 @@ def test_the_budget(launched):
     assert {"budget", "none_allowed"} <= set(launched.reported)
 
 
+@pytest.mark.fault(
+    "the gradient is exactly 0 for too many steps", does="all ranks stop with one message", lost="since the last checkpoint"
+)
+def test_a_run_that_learns_nothing(launched):
+    assert "zero" in launched.reported
+
+
 @pytest.mark.fault("weight not finite", does="stops before an update and names the weight", lost="since the last checkpoint")
 def test_a_broken_weight(launched):
     assert "weights" in launched.reported

@@ -13,8 +13,9 @@ import pytest
 
 from megaunigame.errors import Interrupted
 from megaunigame.parallel.interruption import ENDS, SAME_SECONDS, SAVES, STARTS, Interruption
+from megaunigame.parallel.outcome import OUTCOME
 from tests.multi_process.launcher import REPOSITORY
-from tests.worlds import on_ranks
+from tests.worlds import OneRank, on_ranks
 
 FIRST = 100.0
 LATE = FIRST + SAME_SECONDS
@@ -57,6 +58,55 @@ def test_before_the_first_step_a_signal_ends_the_process(number):
 )
 def test_what_counts_as_a_second_signal(signals, codes):
     assert ended(SAVES, *signals) == codes
+
+
+@pytest.fixture
+def outcome():
+    yield OUTCOME
+    OUTCOME.clear()
+
+
+@pytest.fixture
+def said():
+    """Exit codes and last lines with which `stop` would have ended the process."""
+    return []
+
+
+@pytest.fixture
+def stop(said):
+    return Interruption(lambda code, line: said.append((code, line)))
+
+
+def test_a_signal_in_the_start_does_not_claim_to_be_a_user(stop, said, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stop.take(SIGTERM, FIRST)
+    ((code, line),) = said
+    assert code == 75 and line.startswith("ended by SIGTERM before the first step: nothing to save; the same command starts")
+    assert line.endswith("Launchers send SIGTERM also when another rank has failed: see its lines")
+    stop.take(SIGINT, FIRST)
+    assert "Launchers" not in said[1][1]
+
+
+def test_a_signal_after_a_verdict_names_it(stop, said, outcome):
+    outcome.verdict = "rank 3 on node7 (pid 12) has ended"
+    stop.take(SIGTERM, FIRST)
+    line = "ended by SIGTERM before the first step, because the run ends: rank 3 on node7 (pid 12) has ended"
+    assert said == [(1, line)]
+
+
+def test_the_end_of_a_launcher_is_named(stop, said, outcome):
+    outcome.launcher_ended = True
+    stop.take(SIGTERM, FIRST)
+    assert said == [(75, "ended with its launcher before the first step: nothing to save; the same command starts again")]
+    assert stop.source(OneRank()) == "the end of the launcher"
+
+
+@pytest.mark.parametrize("phase", [STARTS, SAVES])
+def test_a_process_that_fails_is_not_ended_by_a_sigterm(stop, said, outcome, phase, capfd):
+    stop.phase, outcome.failed = phase, True
+    stop.take(SIGTERM, FIRST)
+    stop.take(SIGTERM, LATE)
+    assert said == [] and outcome.dismissed and capfd.readouterr().err == ""
 
 
 def test_the_last_moments_are_not_disturbed():
@@ -131,7 +181,7 @@ def told(phase: str, work: str, *signals: int, pause: float = 0.0) -> tuple[int,
 def test_a_process_is_told_while_its_main_thread_is_busy():
     code, _, errors = told(STARTS, "busy", SIGTERM)
     assert code == 75
-    assert errors == "interrupted by SIGTERM before the first step: nothing to save; the same command starts again\n"
+    assert errors == "ended by SIGTERM before the first step: nothing to save; the same command starts again\n"
     code, _, errors = told(SAVES, "busy", SIGINT, SIGINT, pause=0.4)
     first, second = errors.splitlines()
     assert code == 130 and first.startswith("SIGINT: the run stops") and second.startswith("SIGINT came a second time")

@@ -101,3 +101,10 @@ def test_a_rank_that_does_not_reach_rank_0_says_where_it_looked(monkeypatch):
 def test_a_port_in_use_names_a_free_one():
     text = port_in_use(1)
     assert "Port 1 of" in text and "launch/node.py --port" in text and "--master_port" in text and "--master-port" in text
+
+
+def test_a_rank_that_waits_for_rank_0_is_quiet(monkeypatch, capfd):
+    monkeypatch.setattr("megaunigame.parallel.meeting.LOOK_SECONDS", 0.3)
+    store = dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    assert answer(store, Place(1, 2, 1, alone=False), time.monotonic() + 1) == ("", [0])
+    assert capfd.readouterr().err == ""

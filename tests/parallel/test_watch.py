@@ -14,7 +14,7 @@ from tests.multi_process.launcher import REPOSITORY
 from tests.parallel.watched_ranks import FAULTS, LOST_SECONDS, RANKS
 
 pytestmark = pytest.mark.ranks
-CASES = (*FAULTS, "disagree", "differ", "misses", "port taken")
+CASES = (*FAULTS, "report hangs", "disagree", "differ", "misses", "port taken")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,13 @@ def test_a_rank_that_hangs_is_named_by_all_that_print(said):
     assert "in never_ends" in of(said, "stuck", 1), "the culprit's console does not show where it hangs"
     for rank, where in enumerate(["all_reduce", "never_ends", "all_reduce"]):
         assert where in (said / "stuck" / f"rank_{rank:05d}.stacks").read_text()
+
+
+@pytest.mark.fault("the disk hangs in the report", does="all ranks end with the name of rank 0", lost="the report")
+def test_a_report_that_hangs_is_noticed(said):
+    named = r"rank 0 on \S+ \(pid \d+\) has been in 'report' of step 812 for \d+ s; ranks 1-2 wait in 'start-up' after step 812"
+    assert ended(said, "report hangs") == [1, 1, 1]
+    assert re.search(named, of(said, "report hangs", 0)), of(said, "report hangs", 0)
 
 
 @pytest.mark.fault("SIGSTOP of a rank", does="the others end with its name", lost="since the newest checkpoint")

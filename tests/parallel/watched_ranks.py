@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -26,6 +27,7 @@ from megaunigame.parallel.ranks import start_world
 from megaunigame.parallel.same_start import check_same_start
 from megaunigame.parallel.watch import Watch
 from megaunigame.step.micro import Step
+from megaunigame.training.ending import report
 from megaunigame.training.lockstep import LockstepGuard
 from tests.multi_process.launcher import free_port
 
@@ -81,6 +83,16 @@ def train(case: str, rank: int, folder: Path) -> None:
     world.close()
 
 
+def report_hangs(rank: int, folder: Path) -> None:
+    """The disk of rank 0 hangs after the last step, in its report."""
+    world = start_world(TIMEOUT_MINUTES)
+    record = SimpleNamespace(folder=folder, finish=lambda complete: never_ends()) if rank == 0 else None
+    with Watch(world, folder, timeout_minutes=TIMEOUT_MINUTES, lost_seconds=LOST_SECONDS):
+        with PULSE.step(STEP):
+            world.all_reduce_sum(torch.ones(1))
+        report(world, record, complete=True)  # type: ignore[arg-type]
+
+
 def disagree(rank: int) -> None:
     world = start_world(0.5)
     begun = time.perf_counter()
@@ -125,6 +137,8 @@ def port_taken(rank: int, folder: Path) -> None:
 def run(case: str, rank: int, folder: Path) -> None:
     if case in FAULTS:
         train(case, rank, folder)
+    elif case == "report hangs":
+        report_hangs(rank, folder)
     elif case == "port taken":
         port_taken(rank, folder)
     else:

@@ -107,6 +107,38 @@ def test_a_broken_step_joins_no_series():
     assert verdicts.spikes.state_dict() == before
 
 
+def steps_until_refused(verdicts: Divergence, norms: list[float], first: int = 0) -> int | None:
+    return next((first + i for i, norm in enumerate(norms) if not verdicts.accepts(first + i, GOOD, norm)), None)
+
+
+def test_a_gradient_of_zero_for_too_many_steps_ends_the_run():
+    verdicts = divergence(zero_gradients=3)
+    assert steps_until_refused(verdicts, [0.0, 0.0, 1e-30, 0.0, 0.0, 0.0, 1.0]) == 5
+    assert verdicts.refusal.zeros == 3 and not verdicts.refusal.is_broken
+    text = divergence_text.without_gradient(verdicts.refusal, facts(), verdicts, RECIPE)
+    assert "exactly 0 in the last 3 steps, up to step 12 (divergence.zero_gradients=3)" in text
+    assert "Losses of this step: caption 1, talk 2, penalty 0.1. Look in runs/it/metrics.jsonl" in text
+    assert text.endswith("before step 10, type checkpoint.resume=PATH with an older step folder; if such steps are meant, "
+                         "type divergence.zero_gradients=0.")  # fmt: skip
+    verdicts.accepts(6, {}, 0.0)
+    assert "No row of this step had a loss." in divergence_text.without_gradient(verdicts.refusal, facts(), verdicts, RECIPE)
+
+
+def test_a_gradient_of_zero_may_be_allowed():
+    assert steps_until_refused(divergence(zero_gradients=0), [0.0] * 100) is None
+    assert steps_until_refused(divergence(), [0.0] * 100) == 15
+
+
+def test_steps_without_a_gradient_are_counted_over_a_resume():
+    saved, resumed = divergence(zero_gradients=4), divergence(zero_gradients=4)
+    assert steps_until_refused(saved, [1.0, 0.0, 0.0]) is None
+    resumed.load_state_dict(json.loads(json.dumps(saved.state_dict())))
+    assert steps_until_refused(resumed, [0.0] * 9, first=3) == steps_until_refused(saved, [0.0] * 9, first=3) == 4
+    older = divergence(zero_gradients=4)
+    older.load_state_dict({name: value for name, value in saved.state_dict().items() if name != "zeros"})
+    assert older.zeros == 0
+
+
 def test_the_state_comes_back_through_json():
     settings = {"on_spike": "skip", "spike": 6.0, "window": 6, "skip": 2}
     whole = divergence(**settings)
@@ -119,10 +151,48 @@ def test_the_state_comes_back_through_json():
     assert whole.state_dict() == resumed.state_dict() and (whole.skipped, whole.is_spent) == (3, True)
 
 
+def resumed_as(verdicts: Divergence, **settings) -> Divergence:
+    """The next launch, with other settings."""
+    other = divergence(**settings)
+    other.load_state_dict(json.loads(json.dumps(verdicts.state_dict())))
+    return other
+
+
+def test_a_shorter_window_for_a_while_does_not_empty_the_budget():
+    first = divergence(skip=2, window=100)
+    for step in range(20):
+        first.accepts(step, GOOD, math.inf if step in (3, 10) else 1.0)
+    short = resumed_as(first, skip=2, window=5)
+    for step in range(20, 30):
+        short.accepts(step, GOOD, 1.0)
+    assert first.recent == [3, 10] and short.recent == []
+    whole = resumed_as(short, skip=2, window=100)
+    whole.accepts(30, GOOD, math.inf)
+    assert whole.recent == [3, 10, 30] and whole.is_spent and whole.skipped == 3
+
+
+def test_a_budget_of_more_than_is_kept_can_be_spent(monkeypatch):
+    monkeypatch.setattr("megaunigame.training.divergence.KEPT", 2)
+    verdicts = divergence(skip=4, window=10)
+    for step in range(5):
+        assert not verdicts.is_spent
+        verdicts.accepts(step, GOOD, math.inf)
+    assert verdicts.is_spent and verdicts.refused == [0, 1, 2, 3, 4]
+
+
+def test_spikes_that_are_looked_for_again_are_measured_from_the_last_values():
+    quiet = divergence(spike=0.0)
+    for step in range(30):
+        assert quiet.accepts(step, GOOD, 1.0 if step else 1e9) and not quiet.warnings
+    again = resumed_as(quiet, spike=6.0)
+    again.accepts(30, GOOD, 50.0)
+    assert [spike.name for spike in again.warnings] == ["optim/grad_norm"]
+
+
 def test_an_older_checkpoint_has_no_state():
     verdicts = divergence()
     verdicts.load_state_dict({})
-    assert verdicts.state_dict() == {"skipped": 0, "recent": [], "series": {}}
+    assert verdicts.state_dict() == {"skipped": 0, "recent": [], "zeros": 0, "series": {}}
 
 
 def test_a_budget_that_never_ends_is_refused():

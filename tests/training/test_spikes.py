@@ -88,9 +88,9 @@ def test_the_exact_formula():
     assert not fed(values)[0].look({"x": 3.0 + 5.9 * 1.4826})
 
 
-def test_without_a_limit_nothing_is_kept():
+def test_without_a_limit_nothing_is_a_spike_and_the_values_are_kept():
     detector, spikes = fed([1.0] * 50 + [1e9], limit=0.0)
-    assert spikes == [] and detector.state_dict() == {}
+    assert spikes == [] and detector.state_dict() == {"x": [1.0] * 50 + [1e9]}
 
 
 @given(st.lists(FINITE, min_size=1, max_size=3 * WINDOW), st.lists(FINITE, min_size=1, max_size=WINDOW))
