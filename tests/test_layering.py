@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {"errors"},
     "settings": {"errors", "registry"},
     "config": {"pictures", "errors", "settings"},
-    "launching": {"errors"},
+    "launching": {"errors", "parallel"},
     "pixels": set(),
     "parallel": {"errors"},
     "judges": {"errors", "registry", "settings"},
