@@ -6,6 +6,7 @@ Set before torch is imported anywhere, and inherited by the processes that tests
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 os.environ.update(
@@ -17,6 +18,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
+
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: the runs that tests start would not hear it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
