@@ -26,6 +26,7 @@ from data_prep.shared_lock import SharedLock
 from megaunigame.config import StreamConfig
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.errors import ConfigError, DataError, UserError
+from megaunigame.storage.foreign_text import one_line
 
 POLL = 0.5
 TELL_EVERY = 30.0
@@ -199,8 +200,10 @@ def _form(key: str, source: Path) -> tuple[str, Path]:
         if found := files_of_folder(source, ending, None, any_split=True):
             if listed:
                 raise ConfigError(
-                    f"{key}.source={source} has {listed[0].name} and {found[0].relative_to(source)}: which is meant? Type "
-                    f"{key}.source={listed[0]} for the JSON file, {key}.source='{_glob_of(found[0], source)}' for the others."
+                    f"{key}.source={source} has {one_line(listed[0].name)} and "
+                    f"{one_line(str(found[0].relative_to(source)))}: which is meant? Type "
+                    f"{key}.source={shlex.quote(str(listed[0]))} for the JSON file, "
+                    f"{key}.source='{_glob_of(found[0], source)}' for the others."
                 )
             return form, source
     if len(listed) == 1:

@@ -11,6 +11,7 @@ from webdataset.shardlists import expand_urls
 from data_prep.inputs.table_files import files_of_folder
 from data_prep.shard_writer import hash_of
 from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import quoted
 
 
 def source_files(patterns: Sequence[str], ending: str, out: Path, split: str | None = None) -> tuple[Path, ...]:
@@ -55,7 +56,7 @@ def _refuse_compressed(pattern: str, path: Path, ending: str) -> None:
         packed = sorted(path.glob(f"*{ending}{other}")) if path.is_dir() else []
         if packed:
             raise DataError(
-                f"--source {pattern}: {len(packed)} compressed files such as {packed[0].name}: unpack them ({program})"
+                f"--source {pattern}: {len(packed)} compressed files such as {quoted(packed[0].name)}: unpack them ({program})"
             )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from megaunigame.errors import DataError
-from megaunigame.storage.foreign_text import quoted
+from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.plain_names import is_plain_name
 
@@ -51,8 +52,9 @@ def files_of_folder(folder: Path, ending: str, split: str | None, any_split: boo
     names = sorted(name for name in of_split if name)
     if split is None and len(names) == 1 and "" in of_split:
         raise DataError(
-            f"--source {folder}: has the split {names[0]} next to {len(of_split[''])} files without one, such as "
-            f"{of_split[''][0].name}. Type --split {names[0]}, or name all files: --source '{folder / pattern}{ending}'"
+            f"--source {folder}: has the split {one_line(names[0])} next to {len(of_split[''])} files without one, such as "
+            f"{one_line(of_split[''][0].name)}. Type --split {quote(names[0])}, or name all files: "
+            f"--source '{folder / pattern}{ending}'"
         )
     chosen = found if not names and split is None else of_split[_chosen(folder, names, split)]
     _require_one_configuration(folder, chosen)
@@ -80,8 +82,8 @@ def _require_one_configuration(folder: Path, files: list[Path]) -> None:
     if len(configurations) > 1:
         names = sorted(configurations)
         raise DataError(
-            f"--source {folder}: has several data sets; there are {', '.join(names)}. Give one of the folders: "
-            f"--source {configurations[names[0]]}, or all files by a glob in quotes"
+            f"--source {folder}: has several data sets; there are {one_line(', '.join(names))}. Give one of the folders: "
+            f"--source {quote(str(configurations[names[0]]))}, or all files by a glob in quotes"
         )
 
 
@@ -100,8 +102,8 @@ def _chosen(folder: Path, names: list[str], split: str | None) -> str:
         return meant[0]
     got = "several splits" if split is None else f"several splits {split}" if meant else f"no split {split}"
     usual = "train" if "train" in names else (meant or names or [""])[0]
-    typed = f"Type --split {usual}" + (" or another" if len(names) > 1 else "") if names else "Leave --split out"
-    raise DataError(f"--source {folder}: has {got}; there are {', '.join(names) or 'none'}. {typed}")
+    typed = f"Type --split {quote(usual)}" + (" or another" if len(names) > 1 else "") if names else "Leave --split out"
+    raise DataError(f"--source {folder}: has {got}; there are {one_line(', '.join(names)) or 'none'}. {typed}")
 
 
 def _saved_files(folder: Path) -> list[Path]:

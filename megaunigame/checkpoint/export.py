@@ -21,7 +21,7 @@ from megaunigame.checkpoint.starting import ADAPTER_WEIGHTS, PREFIX, weights_of_
 from megaunigame.checkpoint.trained import LORA, saved_learner
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel, Weights
-from megaunigame.models.weights.settings_files import read_settings
+from megaunigame.models.weights.settings_files import check_settings, leave_out_code, read_settings
 from megaunigame.models.weights.tensor_files import save_tensors
 
 SHARD_BYTES = 5 * 10**9
@@ -71,7 +71,9 @@ def export_model(family: type[UnifiedModel], run: SavedRun, out: Path, dtype: to
     path = str(run.model_path)
     merged, frozen = weights_of_run(family, run), family.frozen_weights(path)
     merged.check()
+    check_settings(run.model_path)
     family.write_settings(path, out)
+    leave_out_code(out)
     if family.in_transformers:
         _say_dtype(out / "config.json", dtype)
     if family.frozen_folder:
@@ -92,7 +94,9 @@ def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: s
     PEFT loads them with `PeftModel.from_pretrained(base model, out)`, where transformers has a class for the base. `base`: how
     adapter_config.json names the base, an absolute path or an id of the model hub.
     """
+    check_settings(run.model_path)
     family.write_processor(str(run.model_path), out)
+    leave_out_code(out)
     saved = saved_learner(run.step_folder)
     adapters = {name: saved.whole(name) for name in saved.layouts if LORA.fullmatch(name)}
     tensors = {f"{PREFIX}{n.replace('.default.', '.')}": v.contiguous() for n, v in adapters.items()}

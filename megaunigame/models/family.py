@@ -79,7 +79,7 @@ class Family(UnifiedModel):
 
     @classmethod
     def write_settings(cls, path: str, out: Path) -> None:
-        """Copy the small files of the folder `path` unchanged, those in its `frozen_folder` included."""
+        """Copy the small files of the folder `path` (`copy_settings`), those in its `frozen_folder` included."""
         copy_settings(Path(path), out)
         frozen = Path(path) / cls.frozen_folder
         if cls.frozen_folder and frozen.is_dir():
@@ -87,7 +87,7 @@ class Family(UnifiedModel):
 
     @classmethod
     def write_processor(cls, path: str, out: Path) -> None:
-        """Copy the small files of the folder `path` unchanged, but for those that only a model reads."""
+        """Copy the small files of the folder `path` (`copy_settings`), but for those that only a model reads."""
         copy_settings(Path(path), out, without=MODEL_SETTINGS)
 
     @classmethod

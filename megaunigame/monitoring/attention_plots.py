@@ -58,7 +58,8 @@ def read_curves(metrics: Mapping[str, float]) -> dict[str, LayerCurve]:
     kinds = (names.ATTENTION_LAYER, names.ATTENTION_SPREAD, names.ATTENTION_FIRST_LAYER, names.ATTENTION_TARGET)
     for name, layers in layers_of(metrics).items():
         lines = [[metrics.get(names.attended(name, kind, layer), np.nan) for layer in layers] for kind in kinds]
-        mean, spread, first, target = (np.array(line, dtype=np.float64) for line in lines)
+        table = np.array(lines, dtype=np.float64)
+        mean, spread, first, target = np.where(np.isfinite(table), table, np.nan)
         curves[name] = LayerCurve(np.array(layers), mean, spread, first, None if np.isnan(target).any() else target)
     return curves
 

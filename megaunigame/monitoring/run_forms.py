@@ -57,7 +57,8 @@ def _is_date(value: Any) -> bool:
 
 
 def _is_measured(value: Any) -> bool:
-    return value is None or is_number(value) or value != value  # NaN: nothing was measured
+    """Also NaN, where nothing was measured, and infinity, the decibels between equal pictures."""
+    return value is None or isinstance(value, float) or is_number(value)
 
 
 def _is_cell(value: Any) -> bool:
@@ -76,7 +77,6 @@ def _is_table(value: Any) -> bool:
 
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
-NUMBER = Kind("a finite number", is_number)
 SECONDS = Kind("a number, 0 or more", lambda value: is_number(value) and value >= 0)
 STEP = Kind("a whole number, 0 or more", is_step)
 DATE = Kind("a date and time", _is_date)

@@ -1,6 +1,7 @@
 """Fuzzers of everything that is read from others: typed errors or bad samples only, in bounded memory and time.
 
-The ordinary suite runs FEW inputs of each kind; `make test-faults` runs MANY, which are more than 5,000 in all.
+The ordinary suite runs FEW inputs of each kind; `make test-faults` runs MANY. Each test counts the inputs that it has really
+given to readers, and fails below its part of IN_ALL.
 """
 
 from __future__ import annotations
@@ -51,8 +52,7 @@ from tests.data.picture_files import every_container, file_of, photo, tagged
 from tests.data.shard_files import sample_fields
 from tests.faults.hostile_bytes import changed, damaged, values
 
-FEW, MANY = 15, 420
-KINDS = 14
+FEW, MANY, IN_ALL = 15, 420, 5_000
 SECONDS, BYTES = 5.0, 1.5e9
 """Bounds of one input: of processor time, and of the memory the process may grow by (decoders keep some)."""
 RULES = PictureRules(max_pixels=100_000)
@@ -312,15 +312,28 @@ FUZZERS: dict[str, tuple[Callable[..., None], Callable[[], st.SearchStrategy[tup
 }
 
 
-def run(kind: str, folder: Path, amount: settings) -> None:
+def share(in_all: int) -> int:
+    """Inputs that every fuzzer has to run so that all together run `in_all`."""
+    return -(-in_all // len(FUZZERS))
+
+
+def run(kind: str, folder: Path, amount: settings, least: int) -> int:
+    """The number of inputs that readers were really given; fails below `least`."""
     check, inputs = FUZZERS[kind]
+    executed = 0
 
     @amount
     @given(inputs())
     def each(arguments: tuple) -> None:
+        nonlocal executed
+        before = ran.total()
         check(folder, *arguments)
+        assert ran.total() > before, "a fuzzer that gives its input to no reader"
+        executed += 1
 
     each()
+    assert executed >= least, f"{kind}: only {executed} inputs were run, {least} are wanted"
+    return executed
 
 
 @pytest.mark.fault(
@@ -329,16 +342,33 @@ def run(kind: str, folder: Path, amount: settings) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", FUZZERS)
 def test_some_hostile_inputs(kind, tmp_path):
-    run(kind, tmp_path, fast)
+    run(kind, tmp_path, fast, FEW)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", FUZZERS)
 def test_many_hostile_inputs(kind, tmp_path):
-    run(kind, tmp_path, whole)
+    run(kind, tmp_path, whole, share(IN_ALL))
 
 
-def test_there_are_enough_inputs():
-    """More than 5,000 where all run, and some hundreds here; every fuzzer counts what it ran."""
-    assert len(FUZZERS) == KINDS and KINDS * MANY >= 5_000 and KINDS * FEW >= 200
+def test_inputs_are_counted_when_they_are_run(tmp_path, monkeypatch):
+    """Neither what is written down nor what hypothesis leaves out: an exhausted strategy, or a fuzzer that reads nothing."""
+    given_to_readers = []
+
+    def read(folder: Path, number: int) -> None:
+        with bounded("counted"):
+            given_to_readers.append(number)
+
+    def inputs(largest: int) -> Callable[[], st.SearchStrategy[tuple]]:
+        return lambda: st.tuples(st.integers(0, largest))
+
+    monkeypatch.setitem(FUZZERS, "counted", (read, inputs(10**9)))
+    assert run("counted", tmp_path, whole, share(IN_ALL)) == len(given_to_readers) >= share(IN_ALL)
+    assert share(IN_ALL) * len(FUZZERS) >= IN_ALL
+    monkeypatch.setitem(FUZZERS, "counted", (read, inputs(3)))
+    with pytest.raises(AssertionError, match="counted: only 4 inputs were run"):
+        run("counted", tmp_path, whole, share(IN_ALL))
+    monkeypatch.setitem(FUZZERS, "counted", (lambda folder, number: None, inputs(10**9)))
+    with pytest.raises(AssertionError, match="gives its input to no reader"):
+        run("counted", tmp_path, fast, FEW)

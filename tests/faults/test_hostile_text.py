@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from data_prep.inputs.json_entries import entries_of
 from data_prep.inputs.sample import EntryFailure
+from data_prep.inputs.table_files import files_of_folder
 from data_prep.inputs.texts import decoded_record
 from megaunigame.data.codes import read_codes
 from megaunigame.data.conversation import caption_of, read_conversation
@@ -107,3 +109,13 @@ def test_names_of_weights_are_shown_in_one_readable_line():
         with pytest.raises(ModelError) as refused:
             check_names(["w"], ["w", text], "The checkpoint")
         assert showable(str(refused.value)) and len(str(refused.value)) < 2_000
+
+
+@pytest.mark.parametrize("folder", ["a'; touch ran #", "a$(touch ran)"])
+def test_names_of_folders_are_quoted_in_a_command(tmp_path, folder):
+    for name in (folder, "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.parquet").write_bytes(b"")
+    said = refusal_of(lambda: files_of_folder(tmp_path, ".parquet", None))
+    command = said.rpartition("Give one of the folders: ")[2].rpartition(", or all files")[0]
+    assert shlex.split(command) == ["--source", str(tmp_path / folder)]

@@ -17,6 +17,8 @@ from megaunigame.errors import ModelError
 from megaunigame.models.emu3.configuration import read_config as read_emu3
 from megaunigame.models.emu3_5 import Emu3p5
 from megaunigame.models.emu3_5.configuration import IMAGE_AREA, Emu3p5Config, VisionConfig, read_config, read_sides
+from megaunigame.models.emu3_5.folder import export_processor
+from megaunigame.models.emu3_5.tokenizer import VOCABULARY
 from tests.models.shared import copied, outputs, with_replaced
 
 FAMILY = "emu3_5"
@@ -235,3 +237,11 @@ def test_the_tokenizer_is_made_of_the_released_files(tiny, tmp_path):
     (tmp_path / "emu3.tiktoken").write_text("IQ== 0\nnot a line of it\n")
     with pytest.raises(ModelError, match="emu3.tiktoken, line 2, is not a token in base64 and its rank"):
         processor.processor()
+
+
+def test_a_vocabulary_is_not_copied_through_a_link_out_of_the_folder(tmp_path):
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / VOCABULARY).symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match="is a link to .*secret, outside of its model folder"):
+        export_processor(str(tmp_path / "model"), tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,3 +84,33 @@ def test_a_frozen_folder_without_weights_says_where_they_are_published(tiny, tmp
     source = r"published alone: copy \S+ of \w+/\S+ to"
     with pytest.raises(ModelError, match=rf"No weights in {inside}\. .*{source} {inside}/\w+\.\w+\."):
         family.weights(str(folder))
+
+
+CARRIED = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+
+
+def test_no_export_names_code_of_others(tiny, exported, tmp_path):
+    """The names of code in a folder stay there, and so does the code."""
+    family, start = tiny.family, shutil.copytree(tiny.path, tmp_path / "start")
+    for name in CARRIED:
+        if not (start / name).is_file():
+            (start / name).write_text("{}")
+    named = [file for file in start.rglob("*config.json") if family.name != "openuni" or file != start / "config.json"]
+    for file in named:  # of a type, so that nothing else is refused in it
+        file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoConfig": "other/repo--x.C"}}))
+    (start / "x.py").write_text("raise SystemExit")
+    out = exported(family, start, tmp_path / "out")
+    texts = [file.read_text() for file in out.rglob("*.json")]
+    assert len(named) >= 4 and texts and not any("auto_map" in text for text in texts) and not list(out.rglob("*.py"))
+
+
+def test_no_export_follows_a_link_out_of_the_model_folder(tiny, exported, tmp_path):
+    """Not even where the file is read and written again: its keys would be published."""
+    family, secret = tiny.family, tmp_path / "secret"
+    for name in sorted(file for file in settings_of(tiny.path)):
+        start = shutil.copytree(tiny.path, tmp_path / "of" / name / "start")
+        secret.write_bytes((start / name).read_bytes())
+        (start / name).unlink()
+        (start / name).symlink_to(secret)
+        with pytest.raises(ModelError, match=f"{name} is a link to .*secret, outside of its model folder"):
+            exported(family, start, tmp_path / "of" / name / "out")

@@ -241,3 +241,23 @@ def test_the_official_settings_of_the_cases(tmp_path):
     Janus.write_settings(str(folder), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "processor_config.json").read_text())["num_image_tokens"] == 64
     assert Janus.differences(str(tmp_path / "out")) == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.mkdir('ran') }}",
+        "{% include '/etc/passwd' %}",
+        "{{ raise_exception('no\x1b[2J') }}",
+    ],
+)
+def test_a_hostile_chat_template_runs_in_a_sandbox(tmp_path, monkeypatch, template):
+    """Its failure is a line of the card of the export."""
+    Janus.write_settings(str(SHIPPED), tmp_path / "janus")
+    (tmp_path / "janus" / "chat_template.jinja").write_text(template)
+    monkeypatch.chdir(tmp_path)
+    said = Janus.differences(str(tmp_path / "janus"))
+    assert len(said) == 4 and all("the chat template fails (" in line and "\x1b" not in line for line in said)
+    assert not (tmp_path / "ran").exists()

@@ -9,7 +9,9 @@ import pytest
 from megaunigame.errors import ModelError
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.settings_files import (
+    CODE,
     check_tokens,
+    copy_settings,
     read_channels,
     read_system_prompt,
     read_tokenizer,
@@ -67,3 +69,47 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path, content):
     written(tmp_path, "tokenizer.json", **content)
     with pytest.raises(ModelError, match="/tokenizer.json cannot be read as a tokenizer .*Copy tokenizer.json and"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.fault(
+    "a configuration that names Python code (auto_map), in a model folder that is exported",
+    does="leaves it out of the copy, and says so; the code is not copied",
+    lost="nothing",
+)
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json"],
+)
+def test_code_is_not_named_in_an_export(tmp_path, caplog, name):
+    """At any depth, of this folder or of another repository, and however the key is written."""
+    code = {
+        "auto_map": {"AutoModel": "modeling_x.X", "AutoConfig": "other/repo--configuration_x.C"},
+        "custom_pipelines": {"a": 1},
+    }
+    kept = {"model_type": "x", "text_config": {"hidden_size": 4}, "parts": [{"a": 1}], "é": None}
+    nested = {**kept, "text_config": {**kept["text_config"], **code}, "parts": [{"a": 1, **code}], **code}
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    (model / name).write_text(json.dumps(nested).replace('"auto_map"', '"\\u0061uto_map"', 1))
+    (model / "modeling_x.py").write_text("")
+    (model / "vocab.json").write_text('{"auto_map": 5}')
+    copy_settings(model, out)
+    assert json.loads((out / name).read_text()) == kept and not any(key in (out / name).read_text() for key in CODE)
+    assert sorted(file.name for file in out.iterdir()) == sorted((name, "vocab.json"))
+    assert (out / "vocab.json").read_text() == '{"auto_map": 5}', "a token"
+    assert f"{out / name}: names of Python code (auto_map or custom_pipelines) are left out." in caplog.text
+
+
+def test_configurations_without_code_are_copied_unchanged(tmp_path):
+    text = '{ "a":1.50,\n"b": [1e3, "\\u00e9"]}'
+    (tmp_path / "config.json").write_text(text)
+    copy_settings(tmp_path, tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_text() == text
+    for odd, words in (
+        ("{", "is not JSON"),
+        ("[" * 80 + "]" * 80, "holds a list"),
+        ('{"a":' * 80 + "1" + "}" * 80, "nested deeper"),
+    ):
+        (tmp_path / "config.json").write_text(odd)
+        with pytest.raises(ModelError, match=rf"config\.json .*{words}"):
+            copy_settings(tmp_path, tmp_path / "other")

@@ -160,6 +160,18 @@ def test_numbers_that_no_plot_holds(run):
     assert write_report(run).is_file()
 
 
+def test_equal_pictures_have_infinitely_many_decibels(run):
+    """What a suite may measure is shown; a plot leaves it out."""
+    layers = {f"understand/layer_{n:02d}": value for n, value in enumerate([0.1, float("inf"), None])}
+    metrics = {"psnr": float("inf"), "none": None, **layers}
+    table = {"title": "T", "columns": ["picture", "PSNR (dB)"], "rows": [["a", float("inf")], ["b", float("nan")], ["c", None]]}
+    suite = {"metrics": metrics, "tables": [table], "pictures": [], "questions": []}
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "step-00000001.json").write_text(json.dumps({"step": 1, "suites": {"s": suite}}))
+    page = write_report(run).read_text()
+    assert '<td class="number">inf</td>' in page and '<td class="number">nan</td>' in page and "attention by layer" in page
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["run.json", "panels/step-00000001.json", "evaluation/step-00000300.json"])
 def test_any_change_of_a_file_of_a_run_leaves_a_report(whole, name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from megaunigame.models.shapes import check_channels
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.settings_files import MODEL_SETTINGS, copy_settings, named_ids, write_settings_file
 from megaunigame.models.weights.tensor_files import save_state_in_two
+from megaunigame.storage.copies import copy_file
 
 
 def write_folder(
@@ -116,4 +116,4 @@ def export_settings(path: str, out: Path) -> None:
 def _copy_vocabulary(path: str, out: Path) -> None:
     """The released vocabulary, whose name does not end like that of a setting."""
     if (Path(path) / VOCABULARY).is_file():
-        shutil.copyfile(Path(path) / VOCABULARY, out / VOCABULARY)
+        copy_file(Path(path) / VOCABULARY, out / VOCABULARY)

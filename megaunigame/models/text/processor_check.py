@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from megaunigame.models.text.processor import RowProcessor
+from megaunigame.storage.foreign_text import one_line
 
 QUESTION = "what is this ?"
 KINDS = {
@@ -36,9 +37,13 @@ def differences(folder: Path, rows: RowProcessor) -> list[str]:
         ours, is_image = inputs.tokens[inputs.attention], inputs.image_positions[inputs.attention]
         shown = [{"type": "image", "image": Image.fromarray(picture.permute(1, 2, 0).numpy())} for picture in pictures]
         chat = [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
-        theirs = processor.apply_chat_template(
-            chat, template, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )["input_ids"][0]
+        try:
+            theirs = processor.apply_chat_template(
+                chat, template, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )["input_ids"][0]
+        except Exception as error:  # a template can raise anything, and so does the sandbox it runs in
+            found.append(f"{kind}: the chat template fails ({type(error).__name__}: {one_line(error)})")
+            continue
         if len(theirs) != len(ours):
             found.append(f"{kind}: {len(theirs)} tokens instead of {len(ours)}")
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,9 +12,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from megaunigame.errors import ModelError
-from megaunigame.storage.copies import copy_file
+from megaunigame.storage.copies import copy_file, real_file
 from megaunigame.storage.foreign_text import one_line, quoted
-from megaunigame.storage.untrusted_json import parse, read_within
+from megaunigame.storage.untrusted_json import DEEPEST, is_deeper_than, parse, read_within
 
 C = TypeVar("C", bound=PreTrainedConfig)
 NOTES = ("transformers_version", "_from_model_config")
@@ -21,6 +22,10 @@ LARGEST_SETTINGS = 256 * 1024**2
 """Bytes; a tokenizer.json of 256,000 words has 33 million."""
 MODEL_SETTINGS = ("config.json", "generation_config.json")
 """What a model reads and a processor does not."""
+CODE = ("auto_map", "custom_pipelines")
+"""Settings that name Python code, of the folder or of any repository, which transformers runs with trust_remote_code=True."""
+
+log = logging.getLogger(__name__)
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -138,10 +143,48 @@ def read_generation_settings(folder: Path) -> dict[str, Any]:
 def copy_settings(folder: Path, out: Path, without: Collection[str] = ()) -> None:
     """Copy what is neither weights, nor an index of weights, nor of an adapter, nor named in `without`; `out` is created.
 
-    Raises ModelError as `copy_file`.
+    `CODE` is left out. Raises ModelError as `copy_file`, and for a configuration that is not JSON.
     """
     out.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        is_setting = file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json")
-        if is_setting and not file.name.startswith("adapter_") and file.name not in without:
+        if _is_setting(file) and file.name not in without:
             copy_file(file, out / file.name)
+            if file.name.endswith("config.json"):
+                _leave_out_code(out / file.name, file)
+
+
+def check_settings(folder: Path) -> None:
+    """Raises ModelError as `real_file` for a settings file of a model folder that is about to be published."""
+    for file in sorted(file for file in folder.rglob("*") if _is_setting(file)):
+        real_file(file)
+
+
+def leave_out_code(folder: Path) -> None:
+    """Take `CODE` out of all configurations in a folder that is about to be published.
+
+    The code itself is not in it: who loaded the folder with trust_remote_code=True would run that of somebody else.
+    """
+    for file in sorted(folder.rglob("*config.json")):
+        _leave_out_code(file, file)
+
+
+def _is_setting(file: Path) -> bool:
+    kind = file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json")
+    return kind and not file.name.startswith("adapter_")
+
+
+def _leave_out_code(copy: Path, file: Path) -> None:
+    """Write the `copy` of the configuration `file` again, without `CODE`, if it has some."""
+    content = _read_json(file)
+    if is_deeper_than(content):
+        raise ModelError(f"{file} is nested deeper than {DEEPEST} lists and objects. Take it out of the model folder.")
+    without = _without_code(content)
+    if without != content:
+        log.warning("%s: names of Python code (%s) are left out.", copy, " or ".join(CODE))
+        write_settings_file(copy, without)
+
+
+def _without_code(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_code(inner) for name, inner in value.items() if name not in CODE}
+    return [_without_code(inner) for inner in value] if isinstance(value, list) else value
