@@ -182,7 +182,7 @@ def run(case: str, home: Path) -> str:
 
 
 def check_players(trainer: Trainer) -> None:
-    """What players have after loading is what was saved, whatever the number of ranks."""
+    """What players have after loading is what was saved, at any number of ranks."""
     folder, game = trainer.resumed_from, next(player for player in trainer.players if hasattr(player, "pool"))
     again = trainer.folder / "players"
     if trainer.world.is_main:
