@@ -5,7 +5,7 @@
         checkpoint.resume=never model.path=exported/tiny_sft output=runs/exported_eval      a model folder
 
 Any number of ranks, for a checkpoint as for an exported folder (launch/export.py). Prints the tables, and writes
-<output>/evaluation/step-XXXXXXXX.json and its pictures. A signal ends it at once, without results; the same command begins again.
+<output>/evaluation/step-XXXXXXXX.json and its pictures. A signal ends it at once, without results.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def broken(facts: Facts, recipe: Recipe, resumed_from: str) -> str:
         + (
             f"Type checkpoint.resume=PATH with a step folder older than {facts.newest}."
             if facts.newest
-            else f"No checkpoint was saved yet: copy {read} again, or type a smaller optimizer.lr ({typed(recipe.optimizer.lr)})."
+            else f"No checkpoint was saved yet: copy {read} again, or type an optimizer.lr below {typed(recipe.optimizer.lr)}."
         )
     )
 
