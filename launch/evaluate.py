@@ -4,8 +4,8 @@
     deepspeed --num_gpus 2 launch/evaluate.py launch/recipes/tiny_sft.yaml \\
         checkpoint.resume=never model.path=exported/tiny_sft output=runs/exported_eval      a model folder
 
-A checkpoint needs the number of ranks that saved it; an exported folder (launch/export.py) runs on any number.
-Writes <output>/evaluation/step-XXXXXXXX.json and its pictures, and prints the tables.
+Any number of ranks, for a checkpoint as for an exported folder (launch/export.py). Prints the tables, and writes
+<output>/evaluation/step-XXXXXXXX.json and its pictures. A signal ends it at once, without results.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from megaunigame.errors import Interrupted
 from megaunigame.launching import options_of_a_recipe, run_to_exit
 from megaunigame.monitoring.monitor import rank_log
 from megaunigame.monitoring.run_record import RunRecord
-from megaunigame.parallel.last_words import use_flight_recorder
+from megaunigame.parallel.last_words import make_recorder_folder, use_flight_recorder
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import start_world
 from megaunigame.training.ending import leave, report
@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
         claim(recipe.output, world)
         try:
             rank_log(recipe.output, world.rank)
+            make_recorder_folder(recipe.output)
             clear_leftovers(recipe, world)
             trainer = Trainer(recipe, Mesh.of(world), stop=STOP)
             trainer.make_room()

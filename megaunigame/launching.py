@@ -7,6 +7,7 @@
     75   a signal ended the run, which is saved (or had nothing to save): the same command goes on
     130  Ctrl-C ended a command that saves nothing, or came to a run a second time, which then ended at once without saving
     143  SIGTERM, likewise; 129: SIGHUP
+    137  not from here: SIGKILL, of a kernel out of memory or of a launcher (`deepspeed` makes 247 of it); as 1
 
 Launchers differ in what they make of it, see docs/clusters.md.
 """

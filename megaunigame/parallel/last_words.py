@@ -21,11 +21,9 @@ RECORDER = "flight_recorder"
 
 
 def use_flight_recorder(folder: str | Path) -> None:
-    """Have NCCL's process group remember its last collectives, and write them on a time-out. Before it is made; what the
-    environment has already, stays."""
+    """Have NCCL's process group remember its last collectives, and write them on a time-out. Before that group is made, which
+    reads the environment; what is there already, stays. Writes nothing: the folder may be another run's."""
     target = Path(folder).absolute() / RECORDER
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        target.mkdir(parents=True, exist_ok=True)
     for name, value in (
         ("TORCH_FR_BUFFER_SIZE", "2000"),  # collectives
         ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
@@ -33,6 +31,12 @@ def use_flight_recorder(folder: str | Path) -> None:
         ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3"),  # a collective that fails ends the process
     ):
         os.environ.setdefault(name, value)
+
+
+def make_recorder_folder(folder: str | Path) -> None:
+    """NCCL writes into a folder that is there. Once the run folder is this run's."""
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        (Path(folder) / RECORDER).mkdir(parents=True, exist_ok=True)
 
 
 def leave(folder: Path, rank: int) -> str:

@@ -1,7 +1,7 @@
 """How ranks hear of each other outside of collectives: keys in the store through which they met.
 
 A beat is one message to the node that has the store, and one question. Only rank 0 reads the beats of all; the others read
-its verdict. So the store answers two requests of each rank per beat, whatever their number.
+its verdict. So the store answers two requests of each rank per beat, however many ranks there are.
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Over the host: no device waits for it."""
-        return bool(self.all_reduce_max(torch.tensor([flag], dtype=torch.uint8)))
+        found = bool(self.all_reduce_max(torch.tensor([flag], dtype=torch.uint8)))
+        PULSE.mark()  # an evaluation has no other sign that it goes on
+        return found
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """(n,) of this rank -> (W, n), in rank order; n is the same on all ranks."""

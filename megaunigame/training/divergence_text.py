@@ -15,6 +15,10 @@ from megaunigame.training.spikes import Spike
 
 SHOWN = 8
 """Samples named per rank, and weights."""
+MOST_LR = 0.1
+"""Half of a larger one is no advice."""
+MOST_SIGMAS = 1_000_000
+"""Above a median of 0, any number is as good."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,13 @@ class Facts:
 def cause(refusal: Refusal, facts: Facts, objective_of: Mapping[str, str]) -> str:
     """Which number, of which objective, in which step."""
     if refusal.terms:
-        return f"The loss of {_listed(refusal.terms, objective_of)} is not finite in step {facts.step}"
+        several = len(refusal.terms) > 1
+        losses = f"The loss{'es' if several else ''} of {_listed(refusal.terms, objective_of)}"
+        return f"{losses} {'are' if several else 'is'} not finite in step {facts.step}"
     if not math.isfinite(refusal.norm):
         players = _listed(refusal.of_players, objective_of)
-        of_players = f" (that of {players} is not)" if players else ""
+        verbs = ("those", "are") if len(refusal.of_players) > 1 else ("that", "is")
+        of_players = f" ({verbs[0]} of {players} {verbs[1]} not)" if players else ""
         return f"The gradient of step {facts.step} is not finite although the losses of its rows are{of_players}"
     return f"Step {facts.step} has a spike: {spikes_text(refusal.spikes, objective_of)}"
 
@@ -48,7 +55,7 @@ def cause(refusal: Refusal, facts: Facts, objective_of: Mapping[str, str]) -> st
 def spikes_text(spikes: Sequence[Spike], objective_of: Mapping[str, str]) -> str:
     """Each with its median; of a loss, with its objective."""
     return "; ".join(
-        f"{spike.name}{_objective(spike.name.partition('/')[2], objective_of)} is {spike.value:.4g}, {spike.sigmas:.0f} robust "
+        f"{spike.name}{_objective(spike.name.partition('/')[2], objective_of)} is {spike.value:.4g}, {_sigmas(spike)} robust "
         f"standard deviations above its median {spike.median:.4g}"
         for spike in spikes
     )
@@ -72,7 +79,10 @@ def stopped(refusal: Refusal, facts: Facts, divergence: Divergence, objective_of
         if config.skip
         else "divergence.skip=0 allows no update to be skipped."
     )
-    cure = f"type optimizer.lr={lr / 2:g} (it is {lr:g}) or a smaller optimizer.clip after it"
+    smaller = f"optimizer.lr={typed(lr / 2)} (it is {typed(lr)})"
+    if lr > MOST_LR:
+        smaller = f"a far smaller optimizer.lr (it is {typed(lr)}, and {typed(MOST_LR)} is much)"
+    cure = f"type {smaller} or a smaller optimizer.clip after it"
     if not refusal.is_broken:
         cure += ", or divergence.on_spike=warn if such steps are harmless"
     return (
@@ -92,7 +102,7 @@ def without_gradient(refusal: Refusal, facts: Facts, divergence: Divergence, rec
         f"({key}={divergence.config.zero_gradients}): the model does not learn. {said} Look in "
         f"{recipe.output}/metrics.jsonl: rows/TERM/dummies (no sample has what the term needs), rows/TERM/cut (the text "
         f"with the loss was cut off), weight/TERM (a factor of 0), and loss/TERM (constant since some step: an update made the "
-        f"model constant, and optimizer.lr={recipe.optimizer.lr:g} is too high).{_rows(facts)} To go on from before step "
+        f"model constant, and optimizer.lr={typed(recipe.optimizer.lr)} is too high).{_rows(facts)} To go on from before step "
         f"{facts.step - zeros + 1}, type checkpoint.resume=PATH with an older step folder; if such steps are meant, "
         f"type {key}=0."
     )
@@ -119,9 +129,20 @@ def broken(facts: Facts, recipe: Recipe, resumed_from: str) -> str:
         + (
             f"Type checkpoint.resume=PATH with a step folder older than {facts.newest}."
             if facts.newest
-            else f"No checkpoint was saved yet: copy {read} again, or type a smaller optimizer.lr ({recipe.optimizer.lr:g})."
+            else f"No checkpoint was saved yet: copy {read} again, or type an optimizer.lr below {typed(recipe.optimizer.lr)}."
         )
     )
+
+
+def typed(number: float) -> str:
+    """As a person types it: 0.0005, 5e-6."""
+    plain = f"{number:.3g}"
+    mantissa, _, exponent = plain.partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else plain
+
+
+def _sigmas(spike: Spike) -> str:
+    return f"{spike.sigmas:.0f}" if spike.sigmas < MOST_SIGMAS else f"more than {MOST_SIGMAS:,}"
 
 
 def _samples(facts: Facts) -> str:
@@ -143,7 +164,8 @@ def _from_where(facts: Facts) -> str:
 
 
 def _listed(terms: Sequence[str], objective_of: Mapping[str, str]) -> str:
-    return ", ".join(f"{term}{_objective(term, objective_of)}" for term in terms)
+    *first, last = [f"{term}{_objective(term, objective_of)}" for term in terms] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _objective(term: str, objective_of: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from megaunigame.errors import Interrupted
 from tests.multi_process.launcher import REPOSITORY
 
 FILE = REPOSITORY / "launch" / "k8s" / "job.yaml"
+SECOND_SIGNAL = (129, 130, 143)
 CHOICES = {
     "hostNetwork": "hostNetwork: true",
     "dnsPolicy": "dnsPolicy: ClusterFirstWithHostNet",
@@ -43,10 +44,25 @@ def with_choices(*chosen: str) -> str:
 def test_exit_codes_decide_what_follows():
     rules = job(FILE.read_text())["podFailurePolicy"]["rules"]
     by_code = {code: rule["action"] for rule in rules if "onExitCodes" in rule for code in rule["onExitCodes"]["values"]}
-    assert by_code == {2: "FailJob", Interrupted.exit_code: "Ignore"}
+    assert by_code == {2: "FailJob", Interrupted.exit_code: "Ignore", **dict.fromkeys(SECOND_SIGNAL, "FailJob")}
     container = job(FILE.read_text())["template"]["spec"]["containers"][0]
     assert all(rule["onExitCodes"]["containerName"] == container["name"] for rule in rules if "onExitCodes" in rule)
-    assert rules[-1] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    drained = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    assert rules.index(drained) == 2, "a drain may signal twice: only without one a second signal is somebody's"
+
+
+@pytest.mark.parametrize(
+    "file", ["docs/clusters.md", "docs/reliability.md", "megaunigame/launching.py", "launch/slurm/train.sbatch"]
+)
+def test_every_list_of_exit_codes_has_all_of_them(file):
+    text = (REPOSITORY / file).read_text()
+    assert [code for code in (0, 1, 2, Interrupted.exit_code, *SECOND_SIGNAL, 137) if not re.search(rf"\b{code}\b", text)] == []
+
+
+def test_slurm_tries_again_what_kubernetes_does():
+    cases = (REPOSITORY / "launch/slurm/train.sbatch").read_text()
+    ends = re.search(r"^ +([\d |]+)\) echo .*not tried again", cases, re.MULTILINE)
+    assert ends and [int(code) for code in ends[1].split("|")] == [2, *SECOND_SIGNAL]
 
 
 def test_the_command_fits_the_job():

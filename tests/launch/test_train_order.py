@@ -26,8 +26,10 @@ class Noted:
         self.patch(train, "as_yaml", lambda *_: "")
         self.replace("watch", self.watched())
         self.replace("start_world", OneRank())
-        for name in ("pack_sources", "use_flight_recorder", "claim", "rank_log", "clear_leftovers", "release", "RunRecord"):
+        for name in ("pack_sources", "use_flight_recorder", "claim", "rank_log", "make_recorder_folder", "clear_leftovers"):
             self.replace(name)
+        self.replace("release")
+        self.replace("RunRecord")
 
     def replace(self, name, result=None):
         self.patch(self.train, name, self.noted(name, result))
@@ -58,7 +60,8 @@ def test_an_error_before_step_1_gives_the_folder_back(monkeypatch):
     with pytest.raises(CheckpointError, match="damaged"):
         noted.train.main(["recipe.yaml"])
     begin = ["pack_sources", "use_flight_recorder", "start_world", "watch"]
-    assert noted.calls == [*begin, "claim", "rank_log", "clear_leftovers", "Trainer", "release"]
+    claimed = ["claim", "rank_log", "make_recorder_folder", "clear_leftovers"]
+    assert noted.calls == [*begin, *claimed, "Trainer", "release"]
 
 
 @pytest.mark.parametrize("interrupted", ["", "interrupted by SIGTERM after step 3"])

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from megaunigame.parallel.last_words import leave, use_flight_recorder, within, write_stacks
+from megaunigame.parallel.last_words import leave, make_recorder_folder, use_flight_recorder, within, write_stacks
 from megaunigame.parallel.pulse import PULSE
 from megaunigame.parallel.watch import Watch, says_lost
 from tests.worlds import OneRank
@@ -54,6 +54,19 @@ def test_the_flight_recorder_writes_into_the_run_folder_unless_the_user_said_whe
     monkeypatch.delenv("TORCH_FR_DUMP_TEMP_FILE")
     use_flight_recorder(tmp_path)
     assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/flight_recorder/rank_"
+
+
+def test_the_flight_recorder_touches_no_folder_before_it_is_the_run_s(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv("TORCH_FR_DUMP_TEMP_FILE", "/elsewhere/rank_")
+    taken = tmp_path / "file"
+    taken.write_text("not a folder: whoever claims it says so")
+    use_flight_recorder(taken)
+    use_flight_recorder(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    make_recorder_folder(tmp_path / "run")
+    assert (tmp_path / "run" / "flight_recorder").is_dir()
 
 
 @pytest.mark.fault("kill -9 of the launcher", does="the ranks save after their step, and stop", lost="nothing")

@@ -14,7 +14,7 @@ from tests.multi_process.launcher import REPOSITORY
 from tests.parallel.watched_ranks import FAULTS, LOST_SECONDS, RANKS
 
 pytestmark = pytest.mark.ranks
-CASES = (*FAULTS, "report hangs", "disagree", "differ", "misses", "port taken")
+CASES = (*FAULTS, "evaluation hangs", "report hangs", "disagree", "differ", "misses", "port taken")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,15 @@ def test_a_rank_that_hangs_is_named_by_all_that_print(said):
     assert "in never_ends" in of(said, "stuck", 1), "the culprit's console does not show where it hangs"
     for rank, where in enumerate(["all_reduce", "never_ends", "all_reduce"]):
         assert where in (said / "stuck" / f"rank_{rank:05d}.stacks").read_text()
+
+
+@pytest.mark.fault(
+    "a rank hangs in an evaluation", does="all ranks end with its name and phase", lost="since the newest checkpoint"
+)
+def test_a_rank_that_hangs_outside_of_a_step_is_named(said):
+    named = r"rank 1 on \S+ \(pid \d+\) has been in 'evaluation' after step 0 for \d+ s; ranks 0, 2 wait in 'evaluation'"
+    assert ended(said, "evaluation hangs") == [1, 1, 1]
+    assert re.search(named, of(said, "evaluation hangs", 0)), of(said, "evaluation hangs", 0)
 
 
 @pytest.mark.fault("the disk hangs in the report", does="all ranks end with the name of rank 0", lost="the report")

@@ -22,7 +22,7 @@ import torch
 from megaunigame.launching import run_to_exit
 from megaunigame.parallel.environment import Place
 from megaunigame.parallel.meeting import meet
-from megaunigame.parallel.pulse import AGREE, PULSE
+from megaunigame.parallel.pulse import AGREE, EVALUATION, PULSE
 from megaunigame.parallel.ranks import start_world
 from megaunigame.parallel.same_start import check_same_start
 from megaunigame.parallel.watch import Watch
@@ -93,6 +93,17 @@ def report_hangs(rank: int, folder: Path) -> None:
         report(world, record, complete=True)  # type: ignore[arg-type]
 
 
+def evaluation_hangs(rank: int, folder: Path) -> None:
+    """Rank 1 reads forever; the others come to the next agreement about a stop."""
+    world = start_world(TIMEOUT_MINUTES)
+    with Watch(world, folder, timeout_minutes=TIMEOUT_MINUTES, lost_seconds=LOST_SECONDS):
+        with PULSE.phase(EVALUATION):
+            world.any(False)
+            if rank == 1:
+                never_ends()
+            world.any(False)
+
+
 def disagree(rank: int) -> None:
     world = start_world(0.5)
     begun = time.perf_counter()
@@ -137,6 +148,8 @@ def port_taken(rank: int, folder: Path) -> None:
 def run(case: str, rank: int, folder: Path) -> None:
     if case in FAULTS:
         train(case, rank, folder)
+    elif case == "evaluation hangs":
+        evaluation_hangs(rank, folder)
     elif case == "report hangs":
         report_hangs(rank, folder)
     elif case == "port taken":

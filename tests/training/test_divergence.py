@@ -15,6 +15,7 @@ from megaunigame.settings import check_values
 from megaunigame.training import divergence_text
 from megaunigame.training.divergence import Divergence
 from megaunigame.training.divergence_text import Facts
+from megaunigame.training.spikes import Spike
 
 OBJECTIVES = {"caption": "generation", "talk": "understanding"}
 GOOD = {"caption": 1.0, "talk": 2.0, "penalty": 0.1}
@@ -44,6 +45,36 @@ def test_a_loss_that_is_not_finite_is_refused(bad):
     assert not verdicts.accepts(11, GOOD | {"caption": bad}, 1.0)
     assert verdicts.refusal.terms == ["caption"] and verdicts.refusal.is_broken
     assert said(verdicts, facts()).startswith("The loss of caption (objective generation) is not finite in step 12; nothing")
+
+
+def test_several_losses_are_plural():
+    verdicts = divergence()
+    verdicts.accepts(11, GOOD | {"caption": math.nan, "talk": math.inf}, 1.0)
+    begin = "The losses of caption (objective generation) and talk (objective understanding) are not finite in step 12; nothing"
+    assert said(verdicts, facts()).startswith(begin)
+    both = Divergence(DivergenceConfig(), ["penalty", "prize"])
+    both.accepts(11, GOOD | {"penalty": math.nan, "prize": math.nan}, math.inf)
+    assert "losses of its rows are (those of penalty and prize are not)" in said(both, facts())
+
+
+@pytest.mark.parametrize(
+    "lr, advice",
+    [
+        (1e-5, "optimizer.lr=5e-6 (it is 1e-5)"),
+        (3e-4, "optimizer.lr=0.00015 (it is 0.0003)"),
+        (1e30, "a far smaller optimizer.lr (it is 1e30, and 0.1 is much)"),
+    ],
+)
+def test_a_learning_rate_is_advised_as_it_is_typed(lr, advice):
+    verdicts = divergence()
+    verdicts.accepts(11, GOOD, math.inf)
+    recipe = SimpleNamespace(**{**vars(RECIPE), "optimizer": SimpleNamespace(lr=lr)})
+    assert f"type {advice} or a smaller" in divergence_text.stopped(verdicts.refusal, facts(), verdicts, OBJECTIVES, recipe)
+
+
+def test_a_spike_above_zeros_has_no_number_of_many_digits():
+    spike = Spike("optim/grad_norm", 1.0, 0.0, 1e12)
+    assert "is 1, more than 1,000,000 robust standard deviations" in divergence_text.spikes_text([spike], OBJECTIVES)
 
 
 def test_a_gradient_that_is_not_finite_is_refused():
@@ -208,7 +239,7 @@ def test_the_message_names_samples_rows_and_what_to_type():
     assert "2 of the last 128 updates were not made, and divergence.skip=1 allows 1." in text
     assert "Samples: rank 1: 000042 (talk)." in text and "too large to keep" in text
     assert "type: python launch/replay.py runs/it/divergence/step-00000012." in text
-    assert text.endswith("type optimizer.lr=5e-06 (it is 1e-05) or a smaller optimizer.clip after it: it goes on from "
+    assert text.endswith("type optimizer.lr=5e-6 (it is 1e-5) or a smaller optimizer.clip after it: it goes on from "
                          "runs/it/checkpoints/step-00000008.")  # fmt: skip
 
 
