@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
-import struct
 import tarfile
 import time
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
-import safetensors.torch
-import torch
-from PIL import EpsImagePlugin, Image
-from torchvision.io import decode_image
 
 from data_prep.inputs.picture_names import find_file, names_of
 from data_prep.inputs.sample import EntryFailure
@@ -31,14 +23,10 @@ from megaunigame.data.shards.manifest import parse_manifest
 from megaunigame.data.shards.table import LARGEST_SAMPLE, LONGEST_KEY, parse_table, scan_table
 from megaunigame.data.shards.tar_headers import LONGEST_HEADER, members_of
 from megaunigame.data.shards.unfinished import check_finished
-from megaunigame.errors import DataError, ModelError
-from megaunigame.models.weights.tensor_files import TensorFiles
-from megaunigame.pictures.pillow import opened, rgb_image
-from megaunigame.pictures.reading import read_picture
-from megaunigame.pictures.rules import MAX_PIXELS, PictureError, PictureRules
+from megaunigame.errors import DataError
+from megaunigame.pictures.rules import MAX_PIXELS
 from megaunigame.storage.plain_names import is_plain_name, readable
-from tests.data.picture_files import BOMBS, file_of, photo, png
-from tests.data.shard_files import sample_fields, write_shards, write_tar
+from tests.data.shard_files import sample_fields, write_shards
 
 pytestmark = pytest.mark.timeout(60)
 OUTSIDE = (
@@ -347,103 +335,6 @@ def test_a_text_of_markers_takes_no_time():
     assert time.process_time() - began < 10
 
 
-@functools.cache
-def palette_bomb(side: int) -> bytes:
-    """A PNG of ids, one color, of any side: 1 bit a pixel."""
-    rows = zlib.compress(bytes(1 + side // 8) * side, 9)
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 3, 0, 0, 0)),
-        (b"PLTE", bytes(6)),
-        (b"IDAT", rows),
-        (b"IEND", b""),
-    ]
-    body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-@pytest.mark.fault(
-    "a small file that decodes to thousands of millions of pixels (7f, 7g)", does="counts a bad sample", lost="the sample"
-)
-@pytest.mark.parametrize("field", ["png", "seg.png", "depth.png", "picture2.png"])
-def test_pictures_of_too_many_pixels(field):
-    bomb = palette_bomb(30_000)
-    assert len(bomb) < 200_000
-    sample = decode_sample("a", {"json": b"{}", "png": sample_fields(0)["png"], field: bomb})
-    with pytest.raises(DataError, match=rf"Sample 'a': field '{field}' .*900,000,000 pixels, more than the {MAX_PIXELS:,}"):
-        sample.decoded()
-
-
-@pytest.mark.parametrize("form", BOMBS)
-def test_bombs_of_every_container(form):
-    for reader in (read_picture, lambda data, rules: rgb_image(data, rules)):
-        with pytest.raises(PictureError):
-            reader(BOMBS[form], PictureRules())
-
-
-def iptc(inner: bytes, side: int = 16) -> bytes:
-    """A container that says `side` x `side`; Pillow would open what it holds as any container, EPS among them."""
-
-    def field(group: int, number: int, value: bytes) -> bytes:
-        return bytes([0x1C, group, number]) + struct.pack(">H", len(value)) + value
-
-    said = [(60, b"\1\0"), (20, struct.pack(">I", side)), (30, struct.pack(">I", side)), (120, b"\0\0\0\5")]
-    parts = [inner[at : at + 100] for at in range(0, len(inner), 100)]
-    return b"".join(field(3, *one) for one in said) + b"".join(field(8, 10, part) for part in parts) + bytes(5)
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
-
-
-def test_a_container_with_a_picture_inside(monkeypatch):
-    """The directory of an ICO says 16 x 16; the PNG in it is larger. An EPS, in anything, would start Ghostscript."""
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript was started"))
-    inner = png(np.zeros((300, 300)), 0, 1)
-    ico = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
-    for data in (ico, iptc(inner), iptc(EPS), EPS):
-        with pytest.raises(PictureError, match="^not an image in AVIF, BMP, "):
-            rgb_image(data, PictureRules(max_pixels=10_000))
-    # For Pillow alone the same file is a larger picture.
-    with Image.open(io.BytesIO(iptc(inner))) as alone:
-        alone.load()
-        assert alone.size == (16, 16) and alone.convert("RGB").size == (300, 300)
-
-
-def test_the_pixels_count_not_what_the_container_says(monkeypatch):
-    """Of a container whose `size` stays what its header says."""
-    monkeypatch.setattr("megaunigame.pictures.pillow.CONTAINERS", ("IPTC",))
-    inner = png(np.zeros((300, 300)), 0, 1)
-    with pytest.raises(PictureError, match="300 x 300 = 90,000 pixels, more than the 10,000"):
-        rgb_image(iptc(inner), PictureRules(max_pixels=10_000))
-
-
-def jpeg_with_two_sizes() -> bytes:
-    """A decoder that skips the bytes 255, 0 sees the true header, 64 x 64; one that takes them for a segment sees 1 x 1."""
-    real = file_of(photo().resize((64, 64)), "JPEG")
-    small = b"\xff\xc0\x00\x0b\x08\x00\x01\x00\x01\x01\x01\x11\x00" + b"\xff\xda\x00\x02"
-    hidden = b"\xff\x00\x00\x06\xff\xe5" + struct.pack(">H", 2 + len(small))
-    return real[:2] + hidden + small + real[2:]
-
-
-def test_a_jpeg_cannot_hide_its_size_from_the_limit():
-    """The limit is kept by a header that says 1 x 1, and the decoder makes 64 x 64 of the same bytes."""
-    hiding = jpeg_with_two_sizes()
-    assert decode_image(torch.frombuffer(bytearray(hiding), dtype=torch.uint8)).shape == (3, 64, 64)
-    with pytest.raises(PictureError, match="64 x 64 = 4,096 pixels"):
-        read_picture(hiding, PictureRules(max_pixels=100))
-
-
-def test_truncated_and_animated_pictures():
-    whole = file_of(photo(), "PNG")
-    with pytest.raises(PictureError):
-        read_picture(whole[: len(whole) // 2], PictureRules())
-    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")] * 50
-    out = io.BytesIO()
-    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
-    assert read_picture(out.getvalue(), PictureRules()).shape == (3, 20, 20)
-    with pytest.raises(PictureError), opened(EPS, PictureRules()):
-        pass
-
-
 @pytest.mark.fault(
     "a shard changed at the same size and time (7l)",
     does="`python -m data_prep verify` names it; a run does not see it",
@@ -496,153 +387,3 @@ def test_saved_tables_name_files_of_their_folder(tmp_path, name):
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
     with pytest.raises(DataError, match=r"dataset_dict\.json: names .*not a name in its folder"):
         files_of_folder(tmp_path, ".arrow", None)
-
-
-@pytest.mark.fault(
-    "an index of weights names a file outside the model folder", does="refuses it, naming the value", lost="nothing"
-)
-@pytest.mark.parametrize("name", ["../other.safetensors", "/x.safetensors", 5, "a/b.safetensors"])
-def test_an_index_of_weights_stays_in_the_folder(tmp_path, name):
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
-    with pytest.raises(ModelError, match=r"index\.json names the file .*not a file name in its folder"):
-        TensorFiles.of_folder(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": []}', "{}", "[" * 100_000])
-def test_a_damaged_index_of_weights(tmp_path, content):
-    (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json"):
-        TensorFiles.of_folder(tmp_path)
-
-
-class Runs:
-    """Its pickle calls a function."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.fault("a pickle that runs code, in a model folder (5f)", does="refuses it; nothing runs", lost="nothing")
-def test_a_malicious_pickle(tmp_path):
-    torch.save({"w": torch.zeros(2), "x": Runs(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError) as refused:
-        _ = TensorFiles.of_folder(tmp_path).index
-    assert not (tmp_path / "ran").exists()
-    said = str(refused.value)
-    assert "pytorch_model.bin holds Python objects other than tensors (posix.mkdir)" in said and "safetensors" in said
-    assert not any(word in said for word in ("weights_only", "Copy it again", "Re-running"))
-
-
-ODD_ENTRIES = {
-    "a list": [1, 2],
-    "a dict": {"w": torch.zeros(2)},
-    "a int": 3,
-    "a NoneType": None,
-    "a str": "x",
-    "a tensor of the layout torch.sparse_coo": torch.eye(2).to_sparse(),
-    "a tensor of the layout torch.sparse_csr": torch.eye(2).to_sparse_csr(),
-    "a tensor without values": torch.zeros(2, device="meta"),
-    "a quantized tensor": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
-    "a nested tensor": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
-    "a NestedTensor": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
-}
-
-
-@pytest.mark.fault(
-    "a PyTorch file whose entries are not tensors, or sparse, quantized, nested or empty ones",
-    does="refuses it, naming file and entry",
-    lost="nothing",
-)
-@pytest.mark.parametrize("kind", ODD_ENTRIES)
-def test_what_is_not_a_tensor_in_a_pytorch_file(tmp_path, kind):
-    torch.save({"w": torch.zeros(2), "x": ODD_ENTRIES[kind]}, tmp_path / "pytorch_model.bin")
-    files = TensorFiles.of_folder(tmp_path)
-    assert files.shape("w") == (2,)
-    for read in (files.read, files.shape, lambda key: files.read(key, slice(0, 1))):
-        with pytest.raises(ModelError, match=rf"pytorch_model\.bin: 'x' is {kind}.*, not a tensor of plain numbers"):
-            read("x")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ([torch.zeros(2)], "holds a list, not tensors by their names"),
-        (torch.zeros(2), "holds a Tensor, not tensors by their names"),
-        (3, "holds a int, not"),
-        (None, "holds a NoneType, not"),
-        ({"state_dict": [torch.zeros(2)]}, "holds a list, not"),
-        ({"state_dict": torch.zeros(2)}, "holds a Tensor, not"),
-        ({1: torch.zeros(2)}, "has 1 in place of the name of a tensor"),
-        ({None: torch.zeros(2)}, "has None in place of"),
-        ({("a", "b"): torch.zeros(2)}, r"has \('a', 'b'\) in place of"),
-        ({"state_dict": {b"w\x1b": torch.zeros(2)}}, r"has b'w\\x1b' in place of"),
-    ],
-)
-def test_another_form_of_a_pytorch_file(tmp_path, content, words):
-    torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=rf"pytorch_model\.bin {words}"):
-        _ = TensorFiles.of_folder(tmp_path).index
-
-
-def test_parameters_in_a_pytorch_file_are_read_as_tensors(tmp_path):
-    torch.save({"state_dict": {"w": torch.nn.Parameter(torch.ones(2, 3))}}, tmp_path / "pytorch_model.bin")
-    files = TensorFiles.of_folder(tmp_path)
-    for tensor in (files.read("w"), files.read("w", slice(0, 1))):
-        assert type(tensor) is torch.Tensor and not tensor.requires_grad
-
-
-@pytest.mark.fault("a pickle among the data (5g)", does="never unpickles: it is a bad sample", lost="the sample")
-@pytest.mark.parametrize("field", ["json", "png", "depth.png", "seg.png", "codes.bin"])
-def test_a_pickle_in_a_shard(tmp_path, field):
-    import pickle
-
-    write_tar(
-        tmp_path / "a.tar",
-        [*((f"a.{n}", d) for n, d in {**sample_fields(0), field: pickle.dumps(Runs(tmp_path / "ran"))}.items())],
-    )
-    with pytest.raises(DataError, match="Sample 'a'"):
-        decode_sample(*ShardIndex.open(tmp_path / "a.tar").read(0, 0)).decoded()
-    assert not (tmp_path / "ran").exists()
-
-
-def safetensors_file(head: object, data: bytes = bytes(16), size: int | None = None) -> bytes:
-    text = head if isinstance(head, bytes) else json.dumps(head).encode()
-    return struct.pack("<Q", len(text) if size is None else size) + text + data
-
-
-def entry(begin: int, end: int, shape: list, dtype: str = "F32") -> dict:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-@pytest.mark.fault("safetensors with a hostile header: size, overlaps, gaps, shapes", does="refuses it by name", lost="nothing")
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        bytes(7),
-        safetensors_file({"a": entry(0, 16, [4])}, size=2**63 - 1),
-        safetensors_file({"a": entry(0, 16, [4])}, size=2**64 - 1),
-        safetensors_file({"a": entry(0, 16, [4]), "b": entry(8, 16, [2])}),
-        safetensors_file({"a": entry(0, 4, [1]), "b": entry(8, 16, [2])}),
-        safetensors_file({"a": entry(0, 16, [2**40, 2**40])}),
-        safetensors_file({"a": entry(16, 0, [4])}),
-        safetensors_file({"a": entry(0, 160, [40])}),
-        safetensors_file({"a": entry(0, 16, [4], "X99")}),
-        safetensors_file({"a": entry(-16, 0, [4])}),
-        safetensors_file(b"[" * 100_000),
-        safetensors_file(b'{"a": \xff}'),
-    ],
-)
-def test_headers_of_safetensors(tmp_path, content):
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read as a checkpoint"):
-        _ = TensorFiles.of_folder(tmp_path).index
-
-
-def test_safetensors_are_preferred_to_pickles(tmp_path):
-    safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
-    torch.save({"w": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
-    assert TensorFiles.of_folder(tmp_path).read("w").item() == 1
