@@ -23,7 +23,7 @@ from data_prep.picture_statistics import picture_statistics, sample_at
 from megaunigame.data.conversation import HUMAN, IMAGE_MARKER, read_conversation
 from megaunigame.data.decode import META_FIELD, meta_of
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.data.shards.manifest import LARGEST_MANIFEST, MANIFEST, parse_manifest
+from megaunigame.data.shards.manifest import LARGEST_MANIFEST, LONGEST_LOCAL_FILE, MANIFEST, parse_manifest
 from megaunigame.data.shards.table import read_table
 from megaunigame.data.shards.unfinished import FAILURES, check_finished
 from megaunigame.errors import DataError
@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: no {MANIFEST}: not a folder of `python -m data_prep`; pack it first (python -m data_prep pack --help)"
         )
     content = read_within(folder / MANIFEST, LARGEST_MANIFEST)
-    parse_manifest(str(folder / MANIFEST), content)  # names and numbers of the shards are checked there
+    parse_manifest(str(folder / MANIFEST), content, LONGEST_LOCAL_FILE)  # names and numbers of the shards are checked there
     manifest: dict[str, Any] = {"notes": {}, **json.loads(content)}
     for name, kind in (("name", str), ("samples", int), ("config_hash", str), ("notes", dict)):
         if not isinstance(manifest.get(name), kind):

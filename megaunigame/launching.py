@@ -15,6 +15,7 @@ Launchers differ in what they make of it, see docs/clusters.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -61,7 +62,8 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
         main(arguments)
     except Interrupted as end:
         if os.environ.get("RANK", "0") == "0":
-            print(end)
+            with contextlib.suppress(OSError):  # its reader may have ended by the same signal
+                print(end)
         code = Interrupted.exit_code
     except KeyboardInterrupt:
         print("Ended by Ctrl-C.", file=sys.stderr)

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.errors import UserError
+from megaunigame.errors import TransientError, UserError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.parallel.together import common_kind
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
 from megaunigame.step.inputs import InputsT, PassInputs, of_kind
 from megaunigame.step.requests import RowRequest, StepPlan
@@ -42,16 +43,18 @@ P = ParamSpec("P")
 
 
 def together(data_ranks: Ranks, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run work without collectives; a UserError on any rank is raised on every rank, with the message of the first."""
+    """Run work without collectives; a UserError or TransientError on any rank is raised on every rank, with the message of the
+    first rank that has one of the kind that counts most (`common_kind`)."""
     outcome: list[T] = []
     problem = None
     try:
         outcome.append(work(*args, **kwargs))
-    except UserError as error:
-        problem = str(error)
+    except (UserError, TransientError) as error:
+        problem = type(error), str(error)
     problems = [p for p in data_ranks.all_gather_object(problem) if p is not None]
     if problems:
-        raise UserError(problems[0])
+        kind = common_kind([kind for kind, _ in problems])
+        raise kind(next(text for of, text in problems if of is kind))
     return outcome[0]
 
 

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from megaunigame.monitoring.history import Evaluation, RunFolder
 from megaunigame.storage.copies import copy_file, real_file
+from megaunigame.storage.foreign_text import quoted
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,13 @@ def license_of(folder: Path) -> dict[str, Any]:
     except (YAMLError, ValueError) as error:  # of a list, of text that is not UTF-8
         log.warning("The license in %s cannot be read (%s): name it in the new card.", card, str(error).splitlines()[0])
         return {}
-    return {key: metadata[key] for key in LICENSE_KEYS if isinstance(metadata.get(key), str)}
+    found = {key: metadata[key] for key in LICENSE_KEYS if key in metadata}
+    for key, value in list(found.items()):
+        texts = value if isinstance(value, list) else [value]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            log.warning("%s=%s in %s is not a text: name the license in the new card.", key, quoted(value), card)
+            del found[key]
+    return found
 
 
 def _what(recipe: Mapping[str, Any], export: Export) -> str:
@@ -157,5 +164,5 @@ def _license(license: Mapping[str, Any], export: Export) -> str:
             f"## License\n\nThe card of `{base}` names no license, or it has no card. Weights made from it stand under its "
             "license: find it before you share them."
         )
-    named = ", ".join(str(value) for value in license.values())
+    named = ", ".join(", ".join(value) if isinstance(value, list) else value for value in license.values())
     return f"## License\n\nThat of `{base}`: {named}. Weights made from it stand under its license."

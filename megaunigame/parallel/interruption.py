@@ -15,7 +15,9 @@ one.
 from __future__ import annotations
 
 import os
+import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -31,6 +33,8 @@ if TYPE_CHECKING:  # launch scripts listen before torch is imported, which takes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 SAME_SECONDS = 5.0
+LOOK_SECONDS = 0.02
+"""Between two looks at whether the reader of an output is still there, after a SIGHUP."""
 STARTS, SAVES, ENDS = "starts", "saves", "ends"
 """What a process does: nothing that could be lost; work that is saved; the last moments, which a signal must not disturb."""
 
@@ -49,8 +53,8 @@ class Interruption:
         self.phase = STARTS
         self._final_since: float | None = None
         """When the first signal but SIGUSR1 came."""
-        self._terminals: list[int] = []
-        """Of the standard output and the standard error of this process, those that are a terminal."""
+        self._outputs: list[int] = []
+        """Of the standard output and the standard error of this process, those that a terminal or another process reads."""
         self._end = end or end_at_once
 
     def listen(self) -> Interruption:
@@ -59,7 +63,7 @@ class Interruption:
         os.set_blocking(write, False)
         for number in heard_signals():
             signal.signal(number, _nothing)
-        self._terminals = [output for output in (1, 2) if os.isatty(output)]
+        self._outputs = [output for output in (1, 2) if _has_reader(output)]
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         # Forked workers share the pipe: what they get is not for this process.
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
@@ -73,7 +77,9 @@ class Interruption:
         first, self.received = self.received is None, self.received or number
         PULSE.stopping = True
         if number == signal.SIGHUP:
-            self._leave_closed_terminals()
+            self._leave_closed_outputs()
+            if self._outputs:  # `| tee log` gets the same signal, and may end later
+                threading.Thread(target=self._watch_outputs, name="outputs", daemon=True).start()
         if OUTCOME.failed and number == signal.SIGTERM:
             OUTCOME.dismissed = True
             return
@@ -83,7 +89,7 @@ class Interruption:
         elif final and self._final_since is not None and now - self._final_since >= SAME_SECONDS:
             lost = "what came after the newest checkpoint is lost"
             self._end(128 + number, f"{number.name} came a second time: ended at once, {lost}")
-        elif first and not OUTCOME.failed and os.environ.get("RANK", "0") == "0":
+        elif first and not (OUTCOME.failed or OUTCOME.verdict) and os.environ.get("RANK", "0") == "0":
             again = f"SIGTERM or Ctrl-C after {SAME_SECONDS:g} s ends at once"
             _write(f"{number.name}: the run stops after the work at hand, and saves; {again}")
         if final and self._final_since is None:
@@ -110,13 +116,20 @@ class Interruption:
         listed = ", ".join(map(str, got[:8])) + (", ..." if len(got) > 8 else "")
         return f"{first} on rank{'s' if len(got) > 1 else ''} {listed}"
 
-    def _leave_closed_terminals(self) -> None:
-        """A line written to a terminal that is closed would be an error, and the run would not save."""
-        for output in self._terminals:
-            if not os.isatty(output):
+    def _leave_closed_outputs(self) -> None:
+        """A line written to a terminal that is closed, or to a pipe without a reader, would be an error, and the run would not
+        save."""
+        for output in list(self._outputs):
+            if not _has_reader(output):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, output)
                 os.close(nowhere)
+                self._outputs.remove(output)
+
+    def _watch_outputs(self) -> None:
+        while self._outputs:
+            self._leave_closed_outputs()
+            time.sleep(LOOK_SECONDS)
 
     def _read(self, read: int) -> None:
         while True:
@@ -148,10 +161,27 @@ def end_at_once(code: int, line: str) -> None:
     os._exit(code)
 
 
+def _has_reader(output: int) -> bool:
+    """Whether a file descriptor is a terminal that is open, or a pipe that another process reads."""
+    if os.isatty(output):
+        return True
+    try:
+        if not stat.S_ISFIFO(os.fstat(output).st_mode):
+            return False
+    except OSError:  # closed by this process
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _write(line: str) -> None:
     """Not through sys.stderr: the main thread may hold its lock."""
     rank = int(os.environ.get("RANK", "0"))
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{f'rank {rank}: ' if rank else ''}{line}\n".encode())
+    try:
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{f'rank {rank}: ' if rank else ''}{line}\n".encode())
+    except OSError:
+        pass  # nobody reads it any more; the thread that hears signals must go on
 
 
 def _nothing(_number: int, _frame: object) -> None:

@@ -174,9 +174,14 @@ def answer(store: Any, place: Place, until: float) -> tuple[str, list[int]]:
         if answered and _comes(meeting, ALL_HERE, until):
             return call, []
         if time.monotonic() > until:
-            return call, [0] if not answered else [rank for rank in range(1, place.size) if not meeting.check([here(rank)])]
+            return call, _missing(meeting, place.size) if answered else [0]
         if not answered:
             time.sleep(LOOK_SECONDS / 4)
+
+
+def _missing(meeting: Any, size: int) -> list[int]:
+    """Rank 0, if all others have come: it has not said so."""
+    return [rank for rank in range(1, size) if not meeting.check([here(rank)])] or [0]
 
 
 def _comes(store: Any, key: str, until: float) -> bool:

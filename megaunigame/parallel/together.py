@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import torch
 
-from megaunigame.errors import TransientError, UserError, is_full_disk
+from megaunigame.errors import LostRankError, TransientError, UserError, is_full_disk
 from megaunigame.parallel.ranks import Ranks
 
 SHOWN = 4
@@ -18,10 +18,13 @@ SHOWN = 4
 
 @contextmanager
 def finishing(finish: Callable[[], object]) -> Iterator[None]:
-    """The UserError or OSError of the block is raised on every rank: `finish`, a collective, is done before it goes on."""
+    """An error of the block that `raise_all` has raised on every rank, or the OSError that it leaves to one rank: `finish`, a
+    collective, is done before it goes on."""
     try:
         yield
-    except (UserError, OSError):  # others, such as a lost connection, may be those of one rank
+    except LostRankError:
+        raise
+    except (UserError, TransientError, OSError):  # others, such as a lost connection, may be those of one rank
         finish()
         raise
 
@@ -56,10 +59,10 @@ def raise_all(world: Ranks, error: Exception | None) -> NoReturn:
     kinds = [found[0] for found in everywhere if found is not None]
     parts = [f"Rank {', '.join(ranks[:SHOWN])}{_more(ranks)}: {text}" for text, ranks in ranks_of.items()]
     message = " ".join(parts[:SHOWN]) + (f" {len(parts) - SHOWN} other errors are in the logs." if len(parts) > SHOWN else "")
-    raise _kind(kinds)(message) from error
+    raise common_kind(kinds)(message) from error
 
 
-def _kind(kinds: Sequence[type[Exception]]) -> type[Exception]:
+def common_kind(kinds: Sequence[type[Exception]]) -> type[Exception]:
     """What must be fixed by hand goes first, and the more exact kind before the base."""
     return min(kinds, key=lambda kind: (issubclass(kind, TransientError), kind in (UserError, TransientError)))
 

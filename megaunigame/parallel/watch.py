@@ -72,6 +72,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         """Collective."""
+        OUTCOME.failed = False  # of an earlier run of this process
         if self.world.met is not None:
             self.line = Line(self.world.met.connect(), self.world.rank, self.world.size)
             self.line.open(self.heart.beat())

@@ -5,6 +5,7 @@ Color profiles are not applied; CMYK, LAB and YCbCr become RGB as Pillow convert
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +36,16 @@ HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"
 """Of the containers that phones write and Pillow does not know."""
 
 
+@functools.cache
+def known_containers() -> tuple[str, ...]:
+    """Those of `CONTAINERS` that this Pillow has: AVIF came with version 11.2, and is a choice when Pillow is built."""
+    Image.init()
+    return tuple(name for name in CONTAINERS if name in Image.OPEN)
+
+
 @contextmanager
 def opened(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> Iterator[Image.Image]:
-    """The first frame as stored, not decoded yet; `formats`: legal containers, empty for all of `CONTAINERS`.
+    """The first frame as stored, not decoded yet; `formats`: legal containers, empty for `known_containers`.
 
     Raises PictureError, also for any error inside the `with` block.
     """
@@ -46,7 +54,7 @@ def opened(data: bytes, rules: PictureRules, formats: tuple[str, ...] = ()) -> I
         rules.check_size(header.width, header.height)
     if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit may stay, but must not forbid what these rules allow
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, rules.max_pixels)
-    formats = formats or CONTAINERS
+    formats = formats or known_containers()
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             rules.check_size(*image.size)

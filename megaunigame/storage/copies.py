@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def real_file(file: Path) -> Path:
     if not (real.is_relative_to(folder) or real.is_relative_to(cached)):
         raise ModelError(
             f"{file} is a link to {real}, outside of its model folder, and would be copied into an export. Put the file itself "
-            "there, or delete the link."
+            f"there (cp -L {shlex.quote(str(file))} COPY, then move the copy to its place), or delete the link."
         )
     if not real.is_file() or real.stat().st_size > LARGEST:
         raise ModelError(f"{file} is not a file of at most {LARGEST:,} bytes. Take it out of the model folder.")

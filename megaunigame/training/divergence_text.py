@@ -16,7 +16,7 @@ from megaunigame.training.spikes import Spike
 SHOWN = 8
 """Samples named per rank, and weights."""
 MOST_LR = 0.1
-"""Half of a larger one is no advice."""
+"""Half of a larger one would not be useful advice."""
 MOST_SIGMAS = 1_000_000
 """Above a median of 0, any number is as good."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 
+import torch
+
 from megaunigame.errors import UserError
 from megaunigame.monitoring.run_record import RunRecord
 from megaunigame.parallel.pulse import PULSE, REPORT
@@ -45,6 +47,8 @@ def leave(world: Ranks) -> None:
 
     def close() -> None:
         try:
+            if world.device.type == "cuda":
+                torch.cuda.set_device(world.device)  # a new thread begins on the first one
             world.close()
         except Exception as error:
             errors.append(error)

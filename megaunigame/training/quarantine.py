@@ -36,7 +36,8 @@ class Quarantine:
             self.known = {_name(line) for line in earlier if {"stream", "shard", "key"} <= line.keys()}
 
     def add(self, step: int, bad: Sequence[BadSample]) -> None:
-        """Collective, for steps in which some rank has bad samples. Raises OSError on rank 0, with UserError on the others."""
+        """Collective, for steps in which some rank has bad samples. Raises OSError on rank 0, and what
+        `raise_all` makes of it on the others."""
         mine = [
             {"step": step, "stream": b.stream, "shard": b.shard, "key": b.key, "position": b.position, "reason": b.reason}
             for b in bad

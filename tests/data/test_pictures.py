@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from megaunigame.errors import ConfigError
+from megaunigame.pictures import pillow
 from megaunigame.pictures.header import header_of
 from megaunigame.pictures.pillow import changes_of, rgb_image
 from megaunigame.pictures.reading import read_picture
@@ -62,6 +63,18 @@ def test_other_containers_are_refused(form):
     data = file_of(photo("1" if form in ("MSP", "XBM") else "F" if form == "SPIDER" else "RGB"), form)
     with pytest.raises(PictureError, match="^not an image in AVIF, BMP, GIF, JPEG, JPEG2000, PNG, PPM, TIFF, WEBP$"):
         read(data)
+
+
+def test_a_pillow_without_a_container_opens_the_others(monkeypatch):
+    """AVIF came with Pillow 11.2."""
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    pillow.known_containers.cache_clear()
+    try:
+        assert read(file_of(photo(), "PNG")).ndim == 3
+        with pytest.raises(PictureError, match="^not an image in BMP, GIF, "):
+            read(b"no picture")
+    finally:
+        pillow.known_containers.cache_clear()
 
 
 # --- orientation

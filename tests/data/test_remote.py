@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pickle
 import re
@@ -16,7 +17,7 @@ from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.shards import cache as shard_cache
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.index import ShardIndex
-from megaunigame.data.shards.manifest import LONGEST_FILE, MOST_BYTES
+from megaunigame.data.shards.manifest import LONGEST_FILE, LONGEST_LOCAL_FILE, MOST_BYTES
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
@@ -271,9 +272,18 @@ def test_the_longest_names_leave_room_for_every_ending(tmp_path, letter):
             assert len(longer.name.encode()) <= LONGEST_NAME
     folder = named(tmp_path / "longer", f"{stem}{letter}")
     with served(folder) as server:
-        for place in (server.url, folder):
-            with pytest.raises(DataError, match=rf"a name of 23[45] bytes; at most {LONGEST_FILE} are legal"):
-                ShardIndex.open(str(place), 4, ShardCache(tmp_path / "cache", 1, first_pause=0.01))
+        with pytest.raises(DataError, match=rf"a name of 23[45] bytes; at most {LONGEST_FILE} are legal"):
+            ShardIndex.open(server.url, 4, ShardCache(tmp_path / "cache", 1, first_pause=0.01))
+    assert everything(ShardIndex.open(folder)) == written([3]), "no cache, no endings"
+
+
+def test_a_local_manifest_leaves_room_for_the_index(tmp_path):
+    assert everything(ShardIndex.open(named(tmp_path / "legal", "n" * (LONGEST_LOCAL_FILE - 4)))) == written([3])
+    content = json.loads((tmp_path / "legal" / "dataset.json").read_text())
+    content["shards"][0]["file"] = "n" * (LONGEST_LOCAL_FILE - 3) + ".tar"
+    (tmp_path / "legal" / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"a name of {LONGEST_LOCAL_FILE + 1} bytes; at most {LONGEST_LOCAL_FILE} are legal"):
+        ShardIndex.open(tmp_path / "legal")
 
 
 @pytest.mark.parametrize("length", [250, 251, 255])

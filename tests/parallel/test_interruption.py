@@ -94,6 +94,12 @@ def test_a_signal_after_a_verdict_names_it(stop, said, outcome):
     assert said == [(1, line)]
 
 
+def test_a_run_that_has_a_verdict_does_not_say_that_it_saves(stop, said, outcome, capfd):
+    stop.phase, outcome.verdict = SAVES, "rank 3 on node7 (pid 12) has ended"
+    stop.take(SIGTERM, FIRST)
+    assert said == [] and capfd.readouterr().err == ""
+
+
 def test_the_end_of_a_launcher_is_named(stop, said, outcome):
     outcome.launcher_ended = True
     stop.take(SIGTERM, FIRST)
@@ -218,6 +224,39 @@ def test_after_the_end_of_its_terminal_a_run_goes_on_to_save(tmp_path):
     command = [sys.executable, "-c", in_a_terminal, saves, str(tmp_path / "saved")]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=60)
     assert done.returncode == 0 and (tmp_path / "saved").read_text() == "SIGHUP"
+
+
+@pytest.mark.fault(
+    "the terminal of a run is closed, whose output goes through a pipe (`| tee log`)",
+    does="saves as after a SIGTERM, exit code 75",
+    lost="nothing",
+)
+@pytest.mark.parametrize("ends", [0, 0.5], ids=["reader first", "reader later"])
+def test_after_the_end_of_the_reader_of_its_output_a_run_goes_on_to_save(tmp_path, ends):
+    saves = (
+        "import os, sys, time\nfrom megaunigame.errors import Interrupted\nfrom megaunigame.launching import run_to_exit\n"
+        "from megaunigame.parallel.interruption import SAVES, Interruption\n"
+        "def main(_):\n"
+        "    stop = Interruption().listen()\n    stop.phase = SAVES\n    print('ready', flush=True)\n"
+        "    while stop.received is None: time.sleep(0.01)\n"
+        "    time.sleep(1)\n    print('saved', flush=True)\n    print('saved', file=sys.stderr, flush=True)\n"
+        "    open(sys.argv[1], 'w').write(stop.received.name)\n    raise Interrupted('interrupted')\n"
+        "run_to_exit(main, [])"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-u", "-c", saves, str(tmp_path / "saved")],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert run.stdout is not None and b"ready" in run.stdout.readline()
+    if not ends:
+        run.stdout.close()
+    run.send_signal(SIGHUP)
+    if ends:
+        time.sleep(ends)
+        run.stdout.close()
+    assert run.wait(60) == 75 and (tmp_path / "saved").read_text() == "SIGHUP"
 
 
 def test_a_run_that_was_told_to_outlive_its_terminal_does():

@@ -30,6 +30,12 @@ def test_who_has_not_come_at_the_end_is_returned_and_said_on_the_way(capsys, mon
     assert answer(store, Place(3, 4, 3, alone=False), time.monotonic()) == ("a", [1])
 
 
+def test_rank_0_that_does_not_say_that_all_are_here_is_missed():
+    store = dist.HashStore()
+    store.set(CALL, "a")
+    assert answer(store, Place(1, 2, 1, alone=False), time.monotonic()) == ("a", [0])
+
+
 def meeting_of_two(store) -> tuple[list, Exception | None]:
     """What rank 1 gets from `answer`, which comes before rank 0; the name of the meeting that rank 0 then makes."""
     came, error = [], None

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from megaunigame.errors import ConfigError, DataError, LoaderError, LostShard, TransientError, UserError
-from megaunigame.parallel.together import raise_together
+from megaunigame.errors import ConfigError, DataError, LoaderError, LostRankError, LostShard, TransientError, UserError
+from megaunigame.parallel.together import finishing, raise_together
 from tests.worlds import OneRank, on_ranks
 
 HOST = socket.gethostname()
@@ -66,6 +66,27 @@ def test_what_may_pass_is_tried_again_unless_something_must_be_fixed(errors, kin
     agreed = [e for e, own in zip(raised(errors), errors, strict=True) if e is not own]
     assert agreed and {type(error) for error in agreed} == {kind}
     assert issubclass(kind, TransientError) == (kind in (TransientError, LostShard))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("of", [0, 1])
+def test_all_ranks_finish_before_an_error_of_one_goes_on(code, of):
+    def work(world):
+        finished: list[object] = []
+
+        def finish() -> None:
+            finished.append(world.all_gather_object(0))
+
+        with pytest.raises((UserError, TransientError, OSError)), finishing(finish):
+            raise_together(world, OSError(code, "disk") if world.rank == of else None)
+        return finished
+
+    assert on_ranks(2, work) == [[[0, 0]], [[0, 0]]]
+
+
+def test_a_lost_rank_is_not_waited_for():
+    with pytest.raises(LostRankError), finishing(lambda: pytest.fail("a collective without that rank")):
+        raise LostRankError("rank 1 is gone")
 
 
 def test_one_rank_raises_its_error_as_it_is():

@@ -8,11 +8,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from megaunigame.errors import DataError
 from megaunigame.parallel.pulse import PULSE
 from megaunigame.training import ending
 from tests.worlds import OneRank
+
+CPU = torch.device("cpu")
 
 
 def finishing(folder, result):
@@ -66,12 +69,12 @@ def test_connections_that_cannot_be_closed_are_a_warning(caplog, monkeypatch):
     def broken():
         raise RuntimeError("Connection reset by peer")
 
-    ending.leave(SimpleNamespace(close=broken))
+    ending.leave(SimpleNamespace(device=CPU, close=broken))
     monkeypatch.setattr(ending, "CLOSE_SECONDS", 0.1)
     ends = threading.Event()
-    ending.leave(SimpleNamespace(close=ends.wait))
+    ending.leave(SimpleNamespace(device=CPU, close=ends.wait))
     ends.set()
     said = [record.getMessage() for record in caplog.records]
     assert "(RuntimeError: Connection reset by peer)" in said[0] and "(no answer within 0.1 s)" in said[1]
-    ending.leave(SimpleNamespace(close=lambda: None))
+    ending.leave(SimpleNamespace(device=CPU, close=lambda: None))
     assert len(caplog.records) == 2

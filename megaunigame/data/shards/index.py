@@ -27,7 +27,7 @@ import numpy as np
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.foreign import check_foreign
 from megaunigame.data.shards.local import LocalFiles
-from megaunigame.data.shards.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, parse_manifest
+from megaunigame.data.shards.manifest import LARGEST_MANIFEST, LONGEST_LOCAL_FILE, MANIFEST, Manifest, parse_manifest
 from megaunigame.data.shards.remote import CachedFiles, is_url
 from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
 from megaunigame.data.shards.unfinished import check_finished
@@ -128,7 +128,7 @@ class ShardIndex:
 
     @classmethod
     def _from_manifest(cls, folder: Path, open_shards: int) -> ShardIndex:
-        manifest = parse_manifest(str(folder / MANIFEST), read_within(folder / MANIFEST, LARGEST_MANIFEST))
+        manifest = parse_manifest(str(folder / MANIFEST), read_within(folder / MANIFEST, LARGEST_MANIFEST), LONGEST_LOCAL_FILE)
         paths = [folder / s.file for s in manifest.shards]
         again = "Run the same `python -m data_prep` command again (it makes what is missing), or copy the folder again."
         for path in paths:

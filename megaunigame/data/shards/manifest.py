@@ -24,6 +24,8 @@ MOST_FIELDS = 4096
 """Different fields of all samples of a shard, and of a manifest. Every further picture of a sample is one."""
 LONGEST_FILE = LONGEST_NAME - len(f".{MOST_BYTES}.part")
 """Bytes of the name of a shard: the cache of a node adds the longest ending, `.SIZE.part`, to it; that of a download."""
+LONGEST_LOCAL_FILE = LONGEST_NAME - (len(".idx.json") - len(".tar"))
+"""In a folder on this machine: only the index needs room."""
 HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -47,9 +49,11 @@ class Manifest:
     """All fields of all samples, sorted."""
 
 
-def parse_manifest(where: str, content: bytes) -> Manifest:
-    """The manifest in the `content` of the file `where`. Raises DataError, naming the value, when anything is missing or
-    wrong, or a name leads out of the folder."""
+def parse_manifest(where: str, content: bytes, longest: int = LONGEST_FILE) -> Manifest:
+    """The manifest in the `content` of the file `where`; `longest`: bytes of a shard's name.
+
+    Raises DataError, naming the value, when anything is missing or wrong, or a name leads out of the folder.
+    """
     remedy = "Run the same `python -m data_prep` command again, or delete the file to use every .tar in the folder."
     try:
         manifest = parse(content, LARGEST_MANIFEST)
@@ -65,10 +69,10 @@ def parse_manifest(where: str, content: bytes) -> Manifest:
         raise DataError(
             f"{where} lists {quoted(outside[0], 200)}, which is not the name of a .tar file in its folder. {remedy}"
         )
-    long = next((s.file for s in listed if len(s.file.encode()) > LONGEST_FILE), None)
+    long = next((s.file for s in listed if len(s.file.encode()) > longest), None)
     if long is not None:
         raise DataError(
-            f"{where} lists {quoted(long)}, a name of {len(long.encode())} bytes; at most {LONGEST_FILE} are legal: names of "
+            f"{where} lists {quoted(long)}, a name of {len(long.encode())} bytes; at most {longest} are legal: names of "
             "files next to it are longer. Give the shards shorter names: python -m data_prep pack --name NAME."
         )
     if len({s.file for s in listed}) != len(listed):

@@ -1,7 +1,7 @@
 """The files from which transformers' Emu3Processor and `generate` work: the same sequences as our processor's.
 
 What transformers does differently: a picture that is not square keeps its shape, with about as many codes, where ours is
-padded to a square with bars; and its processor counts 8 pixels to a code, whatever the vision tokenizer does.
+padded to a square with bars; and its processor always counts 8 pixels to a code, not as the vision tokenizer does.
 """
 
 from __future__ import annotations
