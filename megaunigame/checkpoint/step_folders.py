@@ -11,6 +11,8 @@ writes into the files of that one.
 A folder is complete before it gets its name, so a kill at any moment leaves the older ones as they are. Manifests count the
 saves: a run that went back on purpose goes on from what it saved last, not from its largest step, and one that was killed
 before it moved `latest` loses nothing. Folders without a manifest are not ours: they are neither used nor deleted.
+
+Where the file system fails to give a manifest, these functions raise OSError: that step may be complete, and the newest.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pathlib import Path
 from megaunigame.checkpoint.manifest import MANIFEST, Manifest, described, read_manifest
 from megaunigame.errors import CheckpointError
 from megaunigame.storage.disk_errors import in_words
+from megaunigame.storage.retries import retried
 from megaunigame.storage.whole_files import flush_folder, write_whole
 
 LATEST, SAVING, DELETING = "latest", "saving-", "deleting-"
@@ -66,7 +69,7 @@ def complete(checkpoints: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def _by_age(checkpoints: Path) -> dict[Path, int]:
-    """Folder -> number of its save, for those with a manifest that can be read; last saved first."""
+    """Folder -> number of its save, for those with a manifest; last saved first. Raises OSError rather than leave one out."""
     saves = {}
     for folder in step_folders(checkpoints):
         try:
@@ -80,7 +83,7 @@ def _by_age(checkpoints: Path) -> dict[Path, int]:
 def named_by_latest(checkpoints: Path) -> str:
     """The step that `latest` names; empty when there is no such file, or something else in it."""
     try:
-        name = (checkpoints / LATEST).read_text(encoding="utf-8").strip()
+        name = retried(lambda: (checkpoints / LATEST).read_text(encoding="utf-8")).strip()
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return ""
     return name if STEP.fullmatch(name) else ""
@@ -136,11 +139,11 @@ def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
     """Make a complete folder of `partial`, whose files are written and flushed; point `latest` to it; delete old ones."""
     checkpoints, final = partial.parent, _final(partial)
     saves = 1 + max(_by_age(checkpoints).values(), default=0)
-    write_whole(partial / MANIFEST, dataclasses.replace(manifest, saves=saves).as_json())
+    retried(lambda: write_whole(partial / MANIFEST, dataclasses.replace(manifest, saves=saves).as_json()))
     replaced = _set_aside(final) if final.exists() else None
-    os.replace(partial, final)
-    flush_folder(checkpoints)  # before `latest` names it
-    write_whole(checkpoints / LATEST, final.name)
+    retried(lambda: os.replace(partial, final))
+    retried(lambda: flush_folder(checkpoints))  # before `latest` names it
+    retried(lambda: write_whole(checkpoints / LATEST, final.name))
     if replaced is not None:
         _remove(replaced)
     prune(checkpoints, keep, final)
@@ -150,9 +153,13 @@ def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
 def prune(checkpoints: Path, keep: int, newest_one: Path) -> None:
     """Delete all but the `keep` checkpoints that were saved last; never `newest_one`."""
     # By age, not by step: a run that went back to an older step must not lose what it writes next.
-    ages = _by_age(checkpoints)
-    unreadable = [folder for folder in step_folders(checkpoints) if folder not in ages and (folder / MANIFEST).is_file()]
-    others = [folder for folder in (*ages, *unreadable) if folder != newest_one]
+    try:
+        ages = _by_age(checkpoints)
+        garbage = [folder for folder in step_folders(checkpoints) if folder not in ages and (folder / MANIFEST).is_file()]
+    except OSError as error:  # what could not be read may be the best of them
+        log.warning("No old checkpoint in %s is deleted now: %s.", checkpoints, in_words(error, checkpoints))
+        return
+    others = [folder for folder in (*ages, *garbage) if folder != newest_one]
     for old in others[keep - 1 :]:
         try:
             _remove(_set_aside(old))
@@ -168,9 +175,11 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, *, missing_ok: bool = False) -> None:
     """Delete a folder. What cannot be deleted stays, with a warning: the checkpoint that was just written is complete."""
     try:
+        if missing_ok and not folder.exists():
+            return
         (folder / MANIFEST).unlink(missing_ok=True)  # half of it must not look complete
         shutil.rmtree(folder)
     except OSError as error:
@@ -179,8 +188,7 @@ def _remove(folder: Path) -> None:
 
 def remove_attempt(partial: Path) -> None:
     """Delete what a save that failed has written: the disk must not stay full."""
-    if partial.exists():
-        _remove(partial)
+    _remove(partial, missing_ok=True)
 
 
 def clear_leftovers(checkpoints: Path) -> None:
