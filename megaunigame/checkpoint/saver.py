@@ -24,6 +24,7 @@ import torch
 from megaunigame.checkpoint import learner_files, step_folders
 from megaunigame.checkpoint.agreement import on_main
 from megaunigame.checkpoint.manifest import TRAIN_STATE, Manifest
+from megaunigame.checkpoint.waiting import wait_for_all
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError, TransientCheckpointError
 from megaunigame.parallel.ranks import Ranks
@@ -137,7 +138,7 @@ class Saver:
             return
         missing = torch.tensor([not self._attempt.writing.ended], dtype=torch.int32)  # on the host: no wait for the device
         if not self.world.all_reduce_sum(missing).item():
-            self._complete()
+            self._complete(written=True)
 
     def wait(self) -> None:
         """Complete the pending save, if any."""
@@ -157,13 +158,14 @@ class Saver:
         self.wait()
         return self.folder / step_folders.step_name(step)
 
-    def _complete(self) -> None:
-        """Raises CheckpointError on every rank when one could not write, and removes the attempt."""
+    def _complete(self, *, written: bool = False) -> None:
+        """Raises CheckpointError on every rank when one could not write, and removes the attempt. `written`: all ranks have."""
         attempt, self._attempt = self._attempt, None
         assert attempt is not None
         held = time.perf_counter()
-        attempt.writing.wait()
         writing = attempt.writing
+        if not written:
+            wait_for_all(self.world, writing, f"Writing the checkpoint of step {attempt.step}")
         reports = self.world.gather_object((writing.written, (writing.problem, writing.transient)))
 
         def publish() -> Saved:

@@ -23,6 +23,8 @@ class BackgroundWriting:
         """Why not all files are written; empty: they are."""
         self.transient = False
         """Whether the same writing may succeed later."""
+        self.moved = 0
+        """Bytes that the disk has, with those of failed tries."""
         # A daemon: a run that ends with an error does not wait for it, as one that is killed does not.
         self._thread = threading.Thread(target=self._write, daemon=True, name="checkpoint")
         self._thread.start()
@@ -31,15 +33,18 @@ class BackgroundWriting:
     def ended(self) -> bool:
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        self._thread.join()
+    def wait(self, seconds: float | None = None) -> None:
+        self._thread.join(seconds)
+
+    def _count(self, size: int) -> None:
+        self.moved += size
 
     def _write(self) -> None:
         try:
             # Rank 0 has made the folder, but the file system of another node may not show it yet.
             retried(lambda: self.folder.mkdir(parents=True, exist_ok=True))
             for file in self.files:
-                self.written.append(retried(partial(file.write, self.folder)))
+                self.written.append(retried(partial(file.write, self.folder, self._count)))
             retried(lambda: flush_folder(self.folder))
             self.problem = ""
         except OSError as error:

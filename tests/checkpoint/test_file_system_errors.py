@@ -29,12 +29,12 @@ class Flaky(PendingFile):
 
     fails, code = 0, errno.ESTALE
 
-    def write(self, folder):
+    def write(self, folder, *moved):
         if Flaky.fails:
             Flaky.fails -= 1
             (folder / self.name).write_bytes(b"half")
             raise OSError(Flaky.code, os.strerror(Flaky.code), str(folder / self.name))
-        return super().write(folder)
+        return super().write(folder, *moved)
 
 
 def flaky(fails: int, code: int = errno.ESTALE):
@@ -98,7 +98,7 @@ def test_what_the_user_must_do_goes_first(tmp_path):
         code = errno.EACCES if world.rank else errno.EIO
 
         class Failing(PendingFile):
-            def write(self, folder):
+            def write(self, folder, *moved):
                 raise OSError(code, os.strerror(code), "x")
 
         manager.begin(Learner(world, 2), {"step": 2}, 2, [lambda: [Failing(f"{world.rank}.json", content=b"")]])

@@ -337,7 +337,7 @@ def test_every_rank_checks_what_it_will_read(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints" / "step-00000001"
     hashed: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        contents, "sha256_of", lambda path: hashed.append((threading.current_thread().name, path.name)) or sha256_of(path)
+        contents, "sha256_of", lambda path, _: hashed.append((threading.current_thread().name, path.name)) or sha256_of(path)
     )
     for size in (3, 2, 1, 5):
         hashed.clear()

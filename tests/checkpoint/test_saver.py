@@ -28,15 +28,15 @@ class Slow(PendingFile):
 
     goes_on = threading.Event()
 
-    def write(self, folder):
+    def write(self, folder, *moved):
         assert Slow.goes_on.wait(10)
-        return super().write(folder)
+        return super().write(folder, *moved)
 
 
 class Broken(PendingFile):
     error: BaseException = OSError()
 
-    def write(self, folder):
+    def write(self, folder, *moved):
         (folder / self.name).write_bytes(b"half")
         raise Broken.error
 
