@@ -23,7 +23,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from megaunigame.checkpoint.manifest import MANIFEST, Manifest, described, read_manifest
@@ -92,14 +93,16 @@ def named_by_latest(checkpoints: Path) -> str:
 def newest(checkpoints: Path) -> tuple[Path, Manifest] | None:
     """The step to go on from: of the complete ones the one that was saved last. None for a run that has saved nothing.
 
-    A warning says so when `latest` does not name it. Raises CheckpointError when there are step folders, but no complete one.
+    A warning says so when `latest` does not name it, and which steps were passed over because they are damaged. Raises
+    CheckpointError when there are step folders, but no complete one.
     """
     latest, there = checkpoints / LATEST, step_folders(checkpoints)
     found, name = next(complete(checkpoints), None), named_by_latest(checkpoints)
     if found is not None:
-        if found[0].name != name:
-            said = _about_latest(latest, name, found[0])
-            log.warning("%s The run goes on from %s, the newest complete checkpoint.", said, found[0])
+        said = [] if found[0].name == name else [_about_latest(latest, name, found[0])]
+        said += [_why(folder) for folder in _passed_over(checkpoints, found[0]) if folder.name != name]
+        if said:
+            log.warning("%s The run goes on from %s, the newest complete checkpoint.", " ".join(said), found[0])
         return found
     interrupted = next((leftover for leftover in _leftovers(checkpoints) if _is_complete(leftover)), None)
     if interrupted is not None and (there or latest.exists()):
@@ -113,6 +116,17 @@ def newest(checkpoints: Path) -> tuple[Path, Manifest] | None:
         f"{problem} No folder in {checkpoints} is a complete checkpoint. To start again at step 1, give another `output` or "
         f"delete {checkpoints}."
     )
+
+
+def _passed_over(checkpoints: Path, taken: Path) -> list[Path]:
+    """Steps with a manifest that were saved after `taken`, or of which that is not known: none of them is complete."""
+    ages = list(_by_age(checkpoints))
+    return [*takewhile(lambda folder: folder != taken, ages), *_with_garbage(checkpoints, ages)]
+
+
+def _with_garbage(checkpoints: Path, ages: Collection[Path]) -> list[Path]:
+    """Step folders whose manifest is not one. `ages`: those that have one."""
+    return [folder for folder in step_folders(checkpoints) if folder not in ages and (folder / MANIFEST).is_file()]
 
 
 def _about_latest(latest: Path, name: str, found: Path) -> str:
@@ -155,7 +169,7 @@ def prune(checkpoints: Path, keep: int, newest_one: Path) -> None:
     # By age, not by step: a run that went back to an older step must not lose what it writes next.
     try:
         ages = _by_age(checkpoints)
-        garbage = [folder for folder in step_folders(checkpoints) if folder not in ages and (folder / MANIFEST).is_file()]
+        garbage = _with_garbage(checkpoints, ages)
     except OSError as error:  # what could not be read may be the best of them
         log.warning("No old checkpoint in %s is deleted now: %s.", checkpoints, in_words(error, checkpoints))
         return

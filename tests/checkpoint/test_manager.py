@@ -195,6 +195,31 @@ def test_without_a_good_latest_the_newest_complete_step_is_taken(tmp_path, conte
     assert runs.step_folder_of(tmp_path) == manager.folder / "step-00000002"
 
 
+@pytest.mark.fault(
+    "a file of the newest checkpoint is truncated or missing, or its manifest is garbage",
+    does="goes on from the complete step saved before it, and says why the newest was passed over",
+    lost="steps since that checkpoint",
+)
+@pytest.mark.parametrize("latest", ["step-00000001", "step-00000002"])
+@pytest.mark.parametrize("damage", ["a file cut", "a file missing", "a manifest of garbage"])
+def test_a_step_that_is_passed_over_is_named(tmp_path, damage, latest, caplog):
+    manager = saved(tmp_path, 1, 2)
+    folder = manager.folder / "step-00000002"
+    (manager.folder / "latest").write_text(latest)
+    if damage == "a file missing":
+        (folder / FILE.format(0)).unlink()
+    else:
+        (folder / (FILE.format(0) if damage == "a file cut" else MANIFEST)).write_bytes(b"{")
+    assert manager.find("auto").name == "step-00000001"
+    (line,) = [record.getMessage() for record in caplog.records]
+    what = "manifest.json is not the manifest" if "manifest" in damage else "step-00000002 is damaged: learner-rank-00000"
+    assert line.count(what) == 1 and line.endswith("step-00000001, the newest complete checkpoint.")
+    caplog.clear()
+    manager.save(Learner(value=3), {"step": 3}, 3)
+    assert manager.find("auto").name == "step-00000003"
+    assert ("manifest.json is not" in caplog.text) == ("garbage" in damage and folder.is_dir()), "older ones do not matter"
+
+
 @pytest.mark.fault("step folders, but none complete", does="refused: the run never begins again over them", lost="")
 def test_incomplete_steps_are_never_begun_again_over(tmp_path):
     manager = saved(tmp_path, 1)
