@@ -4,6 +4,7 @@
     latest                          name of the one that was saved last, for people and scripts
     saving-step-00000500.1f3a90c2   being written, or what a kill has left of that
     deleting-step-00000400          being deleted
+    stray-step-00000450.77b0e9d1    had the name of a step that was saved, and no manifest
 
 The end of a `saving-` name is another one in each attempt: a run that was stopped, and has lost the folder to another, never
 writes into the files of that one.
@@ -33,7 +34,7 @@ from megaunigame.storage.disk_errors import in_words
 from megaunigame.storage.retries import retried
 from megaunigame.storage.whole_files import flush_folder, write_whole
 
-LATEST, SAVING, DELETING = "latest", "saving-", "deleting-"
+LATEST, SAVING, DELETING, STRAY = "latest", "saving-", "deleting-", "stray-"
 STEP = re.compile(r"step-(\d{8,})")
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
     checkpoints, final = partial.parent, _final(partial)
     saves = 1 + max(_by_age(checkpoints).values(), default=0)
     retried(lambda: write_whole(partial / MANIFEST, dataclasses.replace(manifest, saves=saves).as_json()))
-    replaced = _set_aside(final) if final.exists() else None
+    replaced = _make_way(final)
     retried(lambda: os.replace(partial, final))
     retried(lambda: flush_folder(checkpoints))  # before `latest` names it
     retried(lambda: write_whole(checkpoints / LATEST, final.name))
@@ -179,6 +180,18 @@ def prune(checkpoints: Path, keep: int, newest_one: Path) -> None:
             _remove(_set_aside(old))
         except OSError as error:
             log.warning("%s could not be deleted (%s).", old, in_words(error, old))
+
+
+def _make_way(final: Path) -> Path | None:
+    """The step whose name is needed, set aside to be deleted; None: there is none. What is not ours keeps its content."""
+    if not final.exists():
+        return None
+    if (final / MANIFEST).is_file():
+        return _set_aside(final)
+    stray = final.with_name(f"{STRAY}{final.name}.{secrets.token_hex(4)}")
+    final.rename(stray)
+    log.warning("%s had no %s, so it is no checkpoint of this run. It is %s now: delete it or move it.", final, MANIFEST, stray)
+    return None
 
 
 def _set_aside(folder: Path) -> Path:

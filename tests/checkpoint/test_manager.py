@@ -250,6 +250,20 @@ def test_stray_folders_and_files_end_no_save(tmp_path):
     assert manager.find("auto").name == "step-00000003" and "step-00000001" not in names(manager)
 
 
+@pytest.mark.parametrize("kind", ["a folder", "a file"])
+def test_a_stray_that_has_the_name_of_a_step_is_renamed(tmp_path, kind, caplog):
+    manager = saved(tmp_path, 1)
+    stray = manager.folder / "step-00000002"
+    file = stray if kind == "a file" else stray / "notes.txt"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    for step in (2, 3, 4):
+        manager.save(Learner(value=step), {"step": step}, step)
+    (kept,) = manager.folder.glob("stray-step-00000002.*")
+    assert (kept if kind == "a file" else kept / "notes.txt").read_text() == "mine" and str(kept) in caplog.text
+    assert manager.find("auto").name == "step-00000004"
+
+
 def test_what_cannot_be_deleted_stays_with_a_warning(tmp_path, monkeypatch, caplog):
     manager = saved(tmp_path, 1, keep=1)
     with monkeypatch.context() as patched:
