@@ -3,15 +3,14 @@
 A save copies the state to host memory, which is the pause of the training; a thread of each rank then writes and flushes its
 files into `saving-step-...`, while the steps go on. Each step asks by one tiny all-reduce whether all ranks have written. Then
 rank 0 gets the name, size and hash of every file from the rank that wrote it, looks whether it sees them all, writes the
-manifest, renames the folder, moves `latest`, and deletes old checkpoints. It lists no folder for that: network file systems
-show new files late.
+manifest, renames the folder, moves `latest`, and deletes old checkpoints, while the ranks wait. It asks for each reported file
+by name, and does not list the new folder: network file systems show new names late.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import torch
 
 from megaunigame.checkpoint import learner_files, step_folders
 from megaunigame.checkpoint.agreement import on_main
+from megaunigame.checkpoint.host_memory import is_of_an_allocator
 from megaunigame.checkpoint.manifest import TRAIN_STATE, Manifest
 from megaunigame.checkpoint.waiting import wait_for_all
 from megaunigame.engine.zero3 import Learner
@@ -36,10 +36,6 @@ PATIENCE_SECONDS = 30.0
 """How long rank 0 waits for the file of another node to appear."""
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
-"""In the RuntimeErrors of torch's allocators: on a device, pinned on the host, on the host."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class Saver:
         try:
             files = [*learner_files.pending_files(learner), *(file for pending in others for file in pending())]
         except (MemoryError, RuntimeError) as error:
-            if not _is_of_an_allocator(error):
+            if not is_of_an_allocator(error):
                 raise  # a broken device, say: neither room nor another try would help
             return [], f"no copy of the state could be made: {type(error).__name__}: {str(error).splitlines()[0]}"
         if self.world.is_main:
@@ -238,10 +234,6 @@ class Saver:
                 raise self._failed(step, in_words(error, self.folder), transient=may_pass(error)) from error
 
         return on_main(self.world, named)
-
-
-def _is_of_an_allocator(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)) is not None
 
 
 def _size(path: Path) -> int | None:
