@@ -133,7 +133,8 @@ def _whole(value: Any, least: int) -> int:
 
 def _layout(entry: Any, ranks: int) -> Layout:
     layout = Layout(
-        tuple(_whole(side, 1) for side in entry["shape"]), _whole(entry["offset"], 0), _whole(entry["slice_size"], 1)
+        tuple(_whole(side, 0) for side in entry["shape"]),  # 0: a parameter without elements, which has no slice either
+        *(_whole(entry["offset"], 0), _whole(entry["slice_size"], 0)),
     )
     if math.prod(layout.shape) >= MOST or layout.offset + layout.numel > ranks * layout.slice_size:
         raise ValueError(f"{entry} does not fit into the slices of {ranks} ranks")
