@@ -56,6 +56,10 @@ class CheckpointError(UserError):
     """A training checkpoint is missing, incomplete, or belongs to another run."""
 
 
+class TransientCheckpointError(CheckpointError, TransientError):
+    """The file system of a checkpoint answered with an error that may pass: nothing is known to be damaged."""
+
+
 class DivergenceError(UserError):
     """Too many updates were skipped because a loss or the gradient was not finite or a spike, or a weight is not finite (no
     update was made with it), or the gradient was 0 for too many steps."""

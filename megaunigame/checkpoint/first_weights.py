@@ -16,6 +16,7 @@ from pathlib import Path
 from megaunigame.checkpoint.manifest import MANIFEST, read_manifest
 from megaunigame.checkpoint.runs import CHECKPOINTS, read_train_state, start_of
 from megaunigame.storage.disk_errors import in_words
+from megaunigame.storage.whole_files import flush_file, flush_folder
 
 KEPT = "first_weights"
 LARGEST_COPY = 2 * 10**9
@@ -58,9 +59,12 @@ def _keep(step: Path, place: Path) -> None:
     for name in ("recipe.yaml", "run.json"):  # copies: each launch of the other run writes them
         source = step.resolve().parents[1] / name
         if source.is_file():
-            shutil.copyfile(source, fresh / name)
+            _copy(source, fresh / name)
     keep_start(fresh, start_of(step, read_train_state(step)))
+    for below in (folder, folder.parent, fresh):  # names and content before the name that says all is there
+        flush_folder(below)
     fresh.rename(place)
+    flush_folder(place.parent)
 
 
 def _link(source: Path, target: Path, *, may_copy: bool) -> None:
@@ -69,4 +73,9 @@ def _link(source: Path, target: Path, *, may_copy: bool) -> None:
     except OSError:  # another file system, or one without hard links
         if not may_copy:
             raise
-        shutil.copyfile(source, target)
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    flush_file(target)

@@ -15,10 +15,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from megaunigame.checkpoint.agreement import on_every_rank
+from megaunigame.checkpoint.host_memory import host_copies
 from megaunigame.checkpoint.saved_learner import DESCRIPTION, FILE, FORMAT, SavedLearner, as_json
 from megaunigame.engine.optimizer_slices import Layout, OptimizerSlices
 from megaunigame.engine.zero3 import Learner
@@ -41,17 +41,6 @@ def pending_files(learner: Learner) -> list[PendingFile]:
         content = as_json(world.size, slices.updates(), slices.layouts)
         files.append(PendingFile(DESCRIPTION, content=content.encode()))
     return files
-
-
-def host_copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Copies in host memory, made together: from a GPU without a wait for each."""
-    copies = [
-        torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
-        for tensor in tensors
-    ]
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        torch.cuda.current_stream(device).synchronize()
-    return copies
 
 
 def load(learner: Learner, folder: Path) -> None:

@@ -14,10 +14,11 @@ from megaunigame.checkpoint.manifest import Manifest, described, read_manifest
 from megaunigame.checkpoint.runs import read_train_state
 from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.checkpoint.saver import Saver
+from megaunigame.checkpoint.unreadable import reading
 from megaunigame.config import AUTO, NEVER
 from megaunigame.engine.zero3 import Learner
-from megaunigame.errors import CheckpointError
-from megaunigame.storage.disk_errors import free_bytes, in_words
+from megaunigame.errors import CheckpointError, TransientCheckpointError
+from megaunigame.storage.disk_errors import free_bytes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -95,14 +96,23 @@ class CheckpointManager(Saver):
         last = next(step_folders.complete(self.folder), None)
         try:
             return last if last is not None and read_train_state(last[0]).get("resume") == resume else None
+        except TransientCheckpointError:
+            raise
         except CheckpointError:
             return None  # damaged: that may be why another step is named
 
     def of_the_same_command(self, resume: str) -> str:
         """The step folder that the same command would go on from now, as this rank sees the folder; empty: it begins at step 1.
 
-        Not a collective, and nothing is checked.
+        Not a collective, and nothing is checked. When the file system does not tell: the folder of all steps.
         """
+        try:
+            return self._same_command(resume)
+        except (OSError, TransientCheckpointError) as error:  # the run is ending, and this line is not the reason
+            log.warning("The checkpoint that the same command goes on from is not known: %s", error)
+            return str(self.folder)
+
+    def _same_command(self, resume: str) -> str:
         last = next(step_folders.complete(self.folder), None) if resume == AUTO else self._done(resume)
         if last is not None:
             return str(last[0])
@@ -117,11 +127,8 @@ class CheckpointManager(Saver):
         learner_files.load(learner, folder)
 
     def _readable(self, work: Callable[[], T]) -> T:
-        try:
+        with reading(self.folder):
             return work()
-        except OSError as error:
-            problem = f"The checkpoints in {self.folder} cannot be used: {in_words(error, self.folder)}."
-            raise CheckpointError(problem) from error
 
 
 def _older(damaged: Path) -> str:

@@ -17,6 +17,7 @@ from megaunigame.errors import CheckpointError
 from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import WrittenFile
+from megaunigame.storage.retries import retried
 
 MANIFEST, TRAIN_STATE = "manifest.json", "train_state.json"
 FORMAT = 2
@@ -54,7 +55,8 @@ class Manifest:
 def read_manifest(folder: Path, remedy: str = REMEDY) -> Manifest:
     """The manifest of a step folder, after a look at the size of every file it lists: one metadata call for each.
 
-    Raises CheckpointError naming the file that is missing, truncated or garbage, and what to do then.
+    Raises CheckpointError naming the file that is missing, truncated or garbage, and what to do then; OSError when the file
+    system does not say which of these it is.
     """
     manifest = described(folder, remedy)
     for file in manifest.files.values():
@@ -68,11 +70,13 @@ def read_manifest(folder: Path, remedy: str = REMEDY) -> Manifest:
 
 
 def described(folder: Path, remedy: str = REMEDY) -> Manifest:
-    """The manifest alone, without a look at the files. Raises CheckpointError."""
+    """The manifest alone, without a look at the files. Raises CheckpointError or OSError, as `read_manifest`."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if _size(path) is None:
         raise CheckpointError(f"{folder} is not a complete checkpoint (no {MANIFEST}). {remedy}".strip())
-    return parsed(read_object(path, "the manifest of a checkpoint", CheckpointError, remedy), path, remedy)
+    what = "the manifest of a checkpoint"
+    entries = retried(lambda: read_object(path, what, CheckpointError, remedy, disk_errors=True))
+    return parsed(entries, path, remedy)
 
 
 def parsed(entries: dict[str, Any], path: Path, remedy: str = REMEDY) -> Manifest:
@@ -121,6 +125,6 @@ def _number(value: Any, least: int) -> bool:
 
 def _size(path: Path) -> int | None:
     try:
-        return path.stat().st_size
+        return retried(path.stat).st_size
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -12,9 +12,11 @@ from megaunigame.checkpoint import step_folders
 from megaunigame.checkpoint.base_identity import base_identity
 from megaunigame.checkpoint.contents import check_here
 from megaunigame.checkpoint.manifest import MANIFEST, REMEDY, TRAIN_STATE, read_manifest
+from megaunigame.checkpoint.unreadable import reading
 from megaunigame.config import RANDOM, LoraConfig, Recipe, load_recipe
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.storage.json_files import read_object
+from megaunigame.storage.retries import retried
 
 CHECKPOINTS = "checkpoints"
 
@@ -41,7 +43,8 @@ def step_folder_of(folder: Path, step: int | None = None) -> Path:
     """The checkpoint `step` of a run, or its newest. Raises ConfigError when it has none."""
     if step is not None:
         return folder / CHECKPOINTS / step_folders.step_name(step)
-    found = step_folders.newest(folder / CHECKPOINTS)
+    with reading(folder / CHECKPOINTS):
+        found = step_folders.newest(folder / CHECKPOINTS)
     if found is None:
         raise ConfigError(f"{folder} has no checkpoint yet. Give the folder of a run that has saved one.")
     return found[0]
@@ -54,7 +57,8 @@ def open_run(step_folder: Path, model_path: Path | None = None, *, checked: bool
     the step folder is damaged, ConfigError when the model folder is not found, or has other weights than the run began with.
     """
     if not checked:
-        check_here(step_folder, read_manifest(step_folder))
+        with reading(step_folder):
+            check_here(step_folder, read_manifest(step_folder))
     folder = step_folder.resolve().parents[1]
     recipe = load_recipe(str(folder / "recipe.yaml"), [])
     if recipe.model.weights == RANDOM:
@@ -104,7 +108,9 @@ def model_folder_of(folder: Path, recipe: Recipe, moved_to: Path | None = None) 
 
 def read_train_state(step_folder: Path) -> dict[str, Any]:
     """`TrainState` as JSON. Raises CheckpointError."""
-    return read_object(step_folder / TRAIN_STATE, "the state of a run", CheckpointError, REMEDY)
+    path, what = step_folder / TRAIN_STATE, "the state of a run"
+    with reading(step_folder):
+        return retried(lambda: read_object(path, what, CheckpointError, REMEDY, disk_errors=True))
 
 
 def record_of(folder: Path) -> dict[str, Any]:

@@ -13,9 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megaunigame.checkpoint.unreadable import reading, unreadable
 from megaunigame.engine.optimizer_slices import MASTER, MOMENTS, Layout
 from megaunigame.errors import CheckpointError
+from megaunigame.storage.disk_errors import NOT_A_FILE, may_pass
 from megaunigame.storage.json_files import read_object
+from megaunigame.storage.retries import retried
 
 FORMAT = 1
 """Of the files of a learner; a reader refuses others."""
@@ -39,14 +42,18 @@ class SavedLearner:
     def __init__(self, folder: Path):
         """Raises CheckpointError: not there, damaged, or of another format."""
         self.folder = folder
-        if not (folder / DESCRIPTION).is_file() and any(folder.glob(PICKLES)):
+        with reading(folder):
+            is_early = not (folder / DESCRIPTION).is_file() and any(folder.glob(PICKLES))
+        if is_early:
             raise CheckpointError(
                 f"{folder} was saved by an early version of megaunigame, as the engine's pickles ({PICKLES}), which could run "
                 "any code and are not loaded any more. Resume it with the version that saved it (run.json of the run names its "
                 "commit); or export it there (launch/export.py RUN --out FOLDER), and begin a run here with the exported "
                 "weights: model.weights_from=FOLDER in another `output`."
             )
-        content = read_object(folder / DESCRIPTION, "the description of a saved learner", CheckpointError, ELSEWHERE)
+        path, what = folder / DESCRIPTION, "the description of a saved learner"
+        with reading(folder):
+            content = retried(lambda: read_object(path, what, CheckpointError, ELSEWHERE, disk_errors=True))
         if content.get("format") != FORMAT:
             raise CheckpointError(
                 f"{folder / DESCRIPTION} has format {content.get('format')!r}, this version of megaunigame reads {FORMAT}. "
@@ -99,8 +106,12 @@ class SavedLearner:
         try:
             found = self._open(rank).get_slice(key)
             dtype, shape = found.get_dtype(), found.get_shape()
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             raise self._damaged(rank, f"{key}: {error}") from error
+        except OSError as error:
+            if error.errno in (None, *NOT_A_FILE):  # safetensors gives no number with "No such file"
+                raise self._damaged(rank, f"{key}: {error}") from error
+            raise unreadable(self.folder, f"{FILE.format(rank)}: {error}", transient=may_pass(error)) from error
         if (dtype, shape) != ("F32", [length]):
             raise self._damaged(rank, f"{key} is {dtype} {shape}, {DESCRIPTION} says F32 [{length}]")
         return found
@@ -122,7 +133,8 @@ def _whole(value: Any, least: int) -> int:
 
 def _layout(entry: Any, ranks: int) -> Layout:
     layout = Layout(
-        tuple(_whole(side, 1) for side in entry["shape"]), _whole(entry["offset"], 0), _whole(entry["slice_size"], 1)
+        tuple(_whole(side, 0) for side in entry["shape"]),  # 0: a parameter without elements, which has no slice either
+        *(_whole(entry["offset"], 0), _whole(entry["slice_size"], 0)),
     )
     if math.prod(layout.shape) >= MOST or layout.offset + layout.numel > ranks * layout.slice_size:
         raise ValueError(f"{entry} does not fit into the slices of {ranks} ranks")

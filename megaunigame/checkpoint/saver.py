@@ -3,14 +3,14 @@
 A save copies the state to host memory, which is the pause of the training; a thread of each rank then writes and flushes its
 files into `saving-step-...`, while the steps go on. Each step asks by one tiny all-reduce whether all ranks have written. Then
 rank 0 gets the name, size and hash of every file from the rank that wrote it, looks whether it sees them all, writes the
-manifest, renames the folder, moves `latest`, and deletes old checkpoints. It lists no folder for that: network file systems
-show new files late.
+manifest, renames the folder, moves `latest`, and deletes old checkpoints, while the ranks wait. It asks for each reported file
+by name, and does not list the new folder: network file systems show new names late.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,21 +22,20 @@ import torch
 
 from megaunigame.checkpoint import learner_files, step_folders
 from megaunigame.checkpoint.agreement import on_main
+from megaunigame.checkpoint.host_memory import is_of_an_allocator
 from megaunigame.checkpoint.manifest import TRAIN_STATE, Manifest
+from megaunigame.checkpoint.waiting import wait_for_all
 from megaunigame.engine.zero3 import Learner
-from megaunigame.errors import CheckpointError
+from megaunigame.errors import CheckpointError, TransientCheckpointError
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.storage.background import BackgroundWriting
-from megaunigame.storage.disk_errors import free_bytes, in_words
+from megaunigame.storage.disk_errors import free_bytes, in_words, may_pass
 from megaunigame.storage.pending import PendingFile, WrittenFile
 
 PATIENCE_SECONDS = 30.0
 """How long rank 0 waits for the file of another node to appear."""
+log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
-"""In the RuntimeErrors of torch's allocators: on a device, pinned on the host, on the host."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,13 @@ class Saver:
         """Copy the state of `step` and begin to write it; a save that is still being written is completed first.
 
         `others`: called on every rank, for more files. Raises CheckpointError on every rank when one of them has no memory for
-        the copies, when the disk has no room, or when the save before failed.
+        the copies, or when the disk has no room. A warning says when the save before failed.
         """
-        self.wait()
+        try:
+            self.wait()
+        except CheckpointError as error:  # on every rank; this save may be the last one of a run that is asked to end
+            if self.world.is_main:
+                log.warning("%s Step %d is saved now.", error, step)
         began = time.perf_counter()
         files, problem = self._copies(learner, train_state, others)
         plans = self.world.gather_object(({file.name: file.bytes for file in files}, problem))
@@ -103,7 +106,7 @@ class Saver:
         try:
             files = [*learner_files.pending_files(learner), *(file for pending in others for file in pending())]
         except (MemoryError, RuntimeError) as error:
-            if not _is_of_an_allocator(error):
+            if not is_of_an_allocator(error):
                 raise  # a broken device, say: neither room nor another try would help
             return [], f"no copy of the state could be made: {type(error).__name__}: {str(error).splitlines()[0]}"
         if self.world.is_main:
@@ -113,7 +116,7 @@ class Saver:
     def _make_room(self, step: int, plans: list[tuple[dict[str, int], str]]) -> str:
         """On rank 0: the name of the folder for the files. `plans`: per rank the size of each of them, and its problem."""
         self.check_held()
-        self._raise_problems(step, [problem for _, problem in plans])
+        self._raise_problems(step, [(problem, False) for _, problem in plans])
         names = [name for sizes, _ in plans for name in sizes]
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
@@ -131,7 +134,7 @@ class Saver:
             return
         missing = torch.tensor([not self._attempt.writing.ended], dtype=torch.int32)  # on the host: no wait for the device
         if not self.world.all_reduce_sum(missing).item():
-            self._complete()
+            self._complete(written=True)
 
     def wait(self) -> None:
         """Complete the pending save, if any."""
@@ -151,13 +154,15 @@ class Saver:
         self.wait()
         return self.folder / step_folders.step_name(step)
 
-    def _complete(self) -> None:
-        """Raises CheckpointError on every rank when one could not write, and removes the attempt."""
+    def _complete(self, *, written: bool = False) -> None:
+        """Raises CheckpointError on every rank when one could not write, and removes the attempt. `written`: all ranks have."""
         attempt, self._attempt = self._attempt, None
         assert attempt is not None
         held = time.perf_counter()
-        attempt.writing.wait()
-        reports = self.world.gather_object((attempt.writing.written, attempt.writing.problem))
+        writing = attempt.writing
+        if not written:
+            wait_for_all(self.world, writing, f"Writing the checkpoint of step {attempt.step}")
+        reports = self.world.gather_object((writing.written, (writing.problem, writing.transient)))
 
         def publish() -> Saved:
             manifest = self._publish(attempt, reports)
@@ -166,7 +171,7 @@ class Saver:
 
         self._saved.append(self._on_main(publish, attempt.step))
 
-    def _publish(self, attempt: _Attempt, reports: list[tuple[list[WrittenFile], str]]) -> Manifest:
+    def _publish(self, attempt: _Attempt, reports: list[tuple[list[WrittenFile], tuple[str, bool]]]) -> Manifest:
         """On rank 0. This process may have been stopped for hours since the save began."""
         partial = attempt.folder
         self.check_held()
@@ -188,30 +193,36 @@ class Saver:
         """Rank 0 must see what the others wrote: one metadata call per file, more only for what is not there yet."""
         until = time.monotonic() + PATIENCE_SECONDS
         for rank, file in written:
-            while not (partial / file.name).is_file():
+            while (seen := _size(partial / file.name)) != file.bytes:
                 if time.monotonic() > until:
-                    raise self._failed(
-                        step,
-                        f"rank {rank} has written {file.name}, and rank 0 does not see it; all nodes must write to one shared "
-                        "file system, give such a folder in `output`",
-                    )
+                    raise self._failed(step, _not_seen(rank, file, seen), transient=True)
                 time.sleep(0.2)
-            size = (partial / file.name).stat().st_size
-            if size != file.bytes:
-                raise self._failed(step, f"rank {rank} wrote {file.bytes:,} bytes of {file.name}, rank 0 sees {size:,}")
 
-    def _raise_problems(self, step: int, problems: list[str]) -> None:
-        found = [f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem]
+    def _raise_problems(self, step: int, problems: list[tuple[str, bool]]) -> None:
+        """`problems`: per rank what it is, and whether it may pass."""
+        found = [f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(problems) if problem]
         if found:
-            raise self._failed(step, "; ".join(found[:3]))
+            transient = all(may for problem, may in problems if problem)
+            raise self._failed(step, "; ".join(found[:3]), transient=transient)
 
-    def _failed(self, step: int, why: str) -> CheckpointError:
-        kept = step_folders.named_by_latest(self.folder) or "none"
+    def _failed(self, step: int, why: str, *, transient: bool = False) -> CheckpointError:
+        """`transient`: the file system failed, and neither room nor rights are lacking."""
+        what = f"The checkpoint of step {step} could not be written to {self.folder} ({why}). The newest complete checkpoint: "
+        what += f"{self._newest_for_people()}. "
+        if transient:
+            return TransientCheckpointError(
+                f"{what}When the file system answers, give the same command again: it goes on from that one."
+            )
         return CheckpointError(
-            f"The checkpoint of step {step} could not be written to {self.folder} ({why}). The newest complete checkpoint: "
-            f"{kept}. Make room (checkpoint.keep={self.keep}) or give the rights to write there, then give the same command "
+            f"{what}Make room (checkpoint.keep={self.keep}) or give the rights to write there, then give the same command "
             "again: it goes on from that one."
         )
+
+    def _newest_for_people(self) -> str:
+        try:
+            return step_folders.named_by_latest(self.folder) or "none"
+        except OSError:  # of the file system that has just failed: the first error is the one to be told
+            return "not known"
 
     def _on_main(self, work: Callable[[], T], step: int) -> T:
         """Collective: `on_main`, with errors of the disk as CheckpointErrors."""
@@ -220,10 +231,23 @@ class Saver:
             try:
                 return work()
             except OSError as error:
-                raise self._failed(step, in_words(error, self.folder)) from error
+                raise self._failed(step, in_words(error, self.folder), transient=may_pass(error)) from error
 
         return on_main(self.world, named)
 
 
-def _is_of_an_allocator(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)) is not None
+def _size(path: Path) -> int | None:
+    """None: there is no such file yet, as this node sees it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _not_seen(rank: int, file: WrittenFile, seen: int | None) -> str:
+    if seen is None:
+        return (
+            f"rank {rank} has written {file.name}, and rank 0 does not see it; all nodes must write to one shared file system, "
+            "give such a folder in `output`"
+        )
+    return f"rank {rank} wrote {file.bytes:,} bytes of {file.name}, rank 0 sees {seen:,}"

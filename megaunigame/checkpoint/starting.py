@@ -13,6 +13,7 @@ from megaunigame.checkpoint.contents import check_everywhere
 from megaunigame.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from megaunigame.checkpoint.runs import CHECKPOINTS, SavedRun, open_run, read_train_state, start_of, step_folder_of
 from megaunigame.checkpoint.trained import MergedWeights
+from megaunigame.checkpoint.unreadable import reading
 from megaunigame.config import LoraConfig
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel, Weights
@@ -91,7 +92,8 @@ def step_folders_of(start: str) -> list[tuple[Path, Manifest]]:
     found: list[tuple[Path, Manifest]] = []
     while start and (Path(start) / MANIFEST).is_file():
         folder = Path(start)
-        found.append((folder, read_manifest(folder)))
+        with reading(folder):
+            found.append((folder, read_manifest(folder)))
         start = start_of(folder, read_train_state(folder))
     return found
 

@@ -4,6 +4,7 @@
     latest                          name of the one that was saved last, for people and scripts
     saving-step-00000500.1f3a90c2   being written, or what a kill has left of that
     deleting-step-00000400          being deleted
+    stray-step-00000450.77b0e9d1    had the name of a step that was saved, and no manifest
 
 The end of a `saving-` name is another one in each attempt: a run that was stopped, and has lost the folder to another, never
 writes into the files of that one.
@@ -11,6 +12,8 @@ writes into the files of that one.
 A folder is complete before it gets its name, so a kill at any moment leaves the older ones as they are. Manifests count the
 saves: a run that went back on purpose goes on from what it saved last, not from its largest step, and one that was killed
 before it moved `latest` loses nothing. Folders without a manifest are not ours: they are neither used nor deleted.
+
+Where the file system fails to give a manifest, these functions raise OSError: that step may be complete, and the newest.
 """
 
 from __future__ import annotations
@@ -21,15 +24,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from megaunigame.checkpoint.manifest import MANIFEST, Manifest, described, read_manifest
 from megaunigame.errors import CheckpointError
 from megaunigame.storage.disk_errors import in_words
+from megaunigame.storage.retries import retried
 from megaunigame.storage.whole_files import flush_folder, write_whole
 
-LATEST, SAVING, DELETING = "latest", "saving-", "deleting-"
+LATEST, SAVING, DELETING, STRAY = "latest", "saving-", "deleting-", "stray-"
 STEP = re.compile(r"step-(\d{8,})")
 log = logging.getLogger(__name__)
 
@@ -66,7 +71,7 @@ def complete(checkpoints: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def _by_age(checkpoints: Path) -> dict[Path, int]:
-    """Folder -> number of its save, for those with a manifest that can be read; last saved first."""
+    """Folder -> number of its save, for those with a manifest; last saved first. Raises OSError rather than leave one out."""
     saves = {}
     for folder in step_folders(checkpoints):
         try:
@@ -80,7 +85,7 @@ def _by_age(checkpoints: Path) -> dict[Path, int]:
 def named_by_latest(checkpoints: Path) -> str:
     """The step that `latest` names; empty when there is no such file, or something else in it."""
     try:
-        name = (checkpoints / LATEST).read_text(encoding="utf-8").strip()
+        name = retried(lambda: (checkpoints / LATEST).read_text(encoding="utf-8")).strip()
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return ""
     return name if STEP.fullmatch(name) else ""
@@ -89,14 +94,16 @@ def named_by_latest(checkpoints: Path) -> str:
 def newest(checkpoints: Path) -> tuple[Path, Manifest] | None:
     """The step to go on from: of the complete ones the one that was saved last. None for a run that has saved nothing.
 
-    A warning says so when `latest` does not name it. Raises CheckpointError when there are step folders, but no complete one.
+    A warning says so when `latest` does not name it, and which steps were passed over because they are damaged. Raises
+    CheckpointError when there are step folders, but no complete one.
     """
     latest, there = checkpoints / LATEST, step_folders(checkpoints)
     found, name = next(complete(checkpoints), None), named_by_latest(checkpoints)
     if found is not None:
-        if found[0].name != name:
-            said = _about_latest(latest, name, found[0])
-            log.warning("%s The run goes on from %s, the newest complete checkpoint.", said, found[0])
+        said = [] if found[0].name == name else [_about_latest(latest, name, found[0])]
+        said += [_why(folder) for folder in _passed_over(checkpoints, found[0]) if folder.name != name]
+        if said:
+            log.warning("%s The run goes on from %s, the newest complete checkpoint.", " ".join(said), found[0])
         return found
     interrupted = next((leftover for leftover in _leftovers(checkpoints) if _is_complete(leftover)), None)
     if interrupted is not None and (there or latest.exists()):
@@ -110,6 +117,17 @@ def newest(checkpoints: Path) -> tuple[Path, Manifest] | None:
         f"{problem} No folder in {checkpoints} is a complete checkpoint. To start again at step 1, give another `output` or "
         f"delete {checkpoints}."
     )
+
+
+def _passed_over(checkpoints: Path, taken: Path) -> list[Path]:
+    """Steps with a manifest that were saved after `taken`, or of which that is not known: none of them is complete."""
+    ages = list(_by_age(checkpoints))
+    return [*takewhile(lambda folder: folder != taken, ages), *_with_garbage(checkpoints, ages)]
+
+
+def _with_garbage(checkpoints: Path, ages: Collection[Path]) -> list[Path]:
+    """Step folders whose manifest is not one. `ages`: those that have one."""
+    return [folder for folder in step_folders(checkpoints) if folder not in ages and (folder / MANIFEST).is_file()]
 
 
 def _about_latest(latest: Path, name: str, found: Path) -> str:
@@ -136,11 +154,11 @@ def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
     """Make a complete folder of `partial`, whose files are written and flushed; point `latest` to it; delete old ones."""
     checkpoints, final = partial.parent, _final(partial)
     saves = 1 + max(_by_age(checkpoints).values(), default=0)
-    write_whole(partial / MANIFEST, dataclasses.replace(manifest, saves=saves).as_json())
-    replaced = _set_aside(final) if final.exists() else None
-    os.replace(partial, final)
-    flush_folder(checkpoints)  # before `latest` names it
-    write_whole(checkpoints / LATEST, final.name)
+    retried(lambda: write_whole(partial / MANIFEST, dataclasses.replace(manifest, saves=saves).as_json()))
+    replaced = _make_way(final)
+    retried(lambda: os.replace(partial, final))
+    retried(lambda: flush_folder(checkpoints))  # before `latest` names it
+    retried(lambda: write_whole(checkpoints / LATEST, final.name))
     if replaced is not None:
         _remove(replaced)
     prune(checkpoints, keep, final)
@@ -150,14 +168,30 @@ def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
 def prune(checkpoints: Path, keep: int, newest_one: Path) -> None:
     """Delete all but the `keep` checkpoints that were saved last; never `newest_one`."""
     # By age, not by step: a run that went back to an older step must not lose what it writes next.
-    ages = _by_age(checkpoints)
-    unreadable = [folder for folder in step_folders(checkpoints) if folder not in ages and (folder / MANIFEST).is_file()]
-    others = [folder for folder in (*ages, *unreadable) if folder != newest_one]
+    try:
+        ages = _by_age(checkpoints)
+        garbage = _with_garbage(checkpoints, ages)
+    except OSError as error:  # what could not be read may be the best of them
+        log.warning("No old checkpoint in %s is deleted now: %s.", checkpoints, in_words(error, checkpoints))
+        return
+    others = [folder for folder in (*ages, *garbage) if folder != newest_one]
     for old in others[keep - 1 :]:
         try:
             _remove(_set_aside(old))
         except OSError as error:
             log.warning("%s could not be deleted (%s).", old, in_words(error, old))
+
+
+def _make_way(final: Path) -> Path | None:
+    """The step whose name is needed, set aside to be deleted; None: there is none. What is not ours keeps its content."""
+    if not final.exists():
+        return None
+    if (final / MANIFEST).is_file():
+        return _set_aside(final)
+    stray = final.with_name(f"{STRAY}{final.name}.{secrets.token_hex(4)}")
+    final.rename(stray)
+    log.warning("%s had no %s, so it is no checkpoint of this run. It is %s now: delete it or move it.", final, MANIFEST, stray)
+    return None
 
 
 def _set_aside(folder: Path) -> Path:
@@ -168,9 +202,11 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, *, missing_ok: bool = False) -> None:
     """Delete a folder. What cannot be deleted stays, with a warning: the checkpoint that was just written is complete."""
     try:
+        if missing_ok and not folder.exists():
+            return
         (folder / MANIFEST).unlink(missing_ok=True)  # half of it must not look complete
         shutil.rmtree(folder)
     except OSError as error:
@@ -179,8 +215,7 @@ def _remove(folder: Path) -> None:
 
 def remove_attempt(partial: Path) -> None:
     """Delete what a save that failed has written: the disk must not stay full."""
-    if partial.exists():
-        _remove(partial)
+    _remove(partial, missing_ok=True)
 
 
 def clear_leftovers(checkpoints: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megaunigame.checkpoint.manifest import read_manifest
 from megaunigame.checkpoint.saved_learner import SavedLearner
+from megaunigame.checkpoint.unreadable import reading
 from megaunigame.config import LoraConfig
 from megaunigame.models.base import Weights
 from megaunigame.models.weights.loading import check_names
@@ -20,7 +21,8 @@ LORA = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
 
 def saved_learner(step_folder: Path) -> SavedLearner:
     """The trained weights of a step folder, none of them read yet. Raises CheckpointError when it is damaged."""
-    read_manifest(step_folder)
+    with reading(step_folder):
+        read_manifest(step_folder)
     return SavedLearner(step_folder)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 """Names in a safetensors header."""
+PIECE, FLUSHED = 16 * 1024**2, 256 * 1024**2
+"""Bytes read or written at once, and bytes after which a file is flushed, so that a slow disk shows its progress."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,24 @@ class PendingFile:
         """Size of the file, without its header."""
         return sum(t.nbytes for t in self.tensors.values()) if self.content is None else len(self.content)
 
-    def write(self, folder: Path) -> WrittenFile:
-        """Write and flush the file; its hash is taken of what is written, not of what the disk holds. Raises OSError."""
+    def write(self, folder: Path, moved: Callable[[int], None] = lambda size: None) -> WrittenFile:
+        """Write and flush the file; its hash is taken of what is written, not of what the disk holds. Raises OSError.
+
+        `moved` is told the size of each part that the disk has: not of what the host still buffers.
+        """
         digest, size = hashlib.sha256(), 0
         with open(folder / self.name, "wb") as file:
-            for part in self._parts():
+            since = 0
+            for part in _in_pieces(self._parts()):
                 file.write(part)
                 digest.update(part)
-                size += len(part)
-            file.flush()
-            os.fsync(file.fileno())
+                size, since = size + len(part), since + len(part)
+                if since >= FLUSHED:
+                    _flush(file)
+                    moved(since)
+                    since = 0
+            _flush(file)
+            moved(since)
         return WrittenFile(self.name, size, digest.hexdigest())
 
     def _parts(self) -> Iterator[memoryview]:
@@ -81,10 +92,22 @@ class PendingFile:
                 yield memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file on the disk. Raises OSError."""
+def _in_pieces(parts: Iterable[memoryview]) -> Iterator[memoryview]:
+    for part in parts:
+        for start in range(0, len(part), PIECE):
+            yield part[start : start + PIECE]
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sha256_of(path: Path, moved: Callable[[int], None] = lambda size: None) -> str:
+    """Of a file on the disk. `moved` is told the size of each part that was read. Raises OSError."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
-        while part := file.read(16 * 1024**2):
+        while part := file.read(PIECE):
             digest.update(part)
+            moved(len(part))
         return digest.hexdigest()

@@ -22,6 +22,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
     flush_folder(path.parent)
 
 
+def flush_file(file: Path) -> None:
+    """Flush the content of a file that somebody else has closed, such as a copy."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def flush_folder(folder: Path) -> None:
     """Flush the names in `folder`: a renamed file keeps its new name if the power fails."""
     handle = os.open(folder, os.O_RDONLY)

@@ -71,6 +71,29 @@ def test_what_cannot_be_linked_is_copied_if_it_is_small(tmp_path, monkeypatch, c
     assert "cannot be kept in" in caplog.text and "copy it elsewhere before its run deletes it" in caplog.text
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_everything_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch, linked):
+    """A power cut leaves either all of it, or no folder with that name. What is linked was flushed when it was saved."""
+    first, flushed, rename = run_of(tmp_path, "first"), set(), Path.rename
+
+    def link(source, target):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def checked(folder, target):
+        inside = [path for path in folder.rglob("*") if not (linked and path.is_file() and path.stat().st_nlink > 1)]
+        assert {folder.stat().st_ino, *(path.stat().st_ino for path in inside)} <= flushed
+        assert len(inside) >= (3 if linked else 6)
+        flushed.clear()
+        return rename(folder, target)
+
+    if not linked:
+        monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(os.fstat(handle).st_ino))
+    monkeypatch.setattr(Path, "rename", checked)
+    assert keep_start(tmp_path / "second", str(first))
+    assert (tmp_path / "second" / "first_weights").stat().st_ino in flushed, "its name"
+
+
 def test_a_model_folder_is_not_kept(tmp_path):
     assert keep_start(tmp_path / "run", "") == keep_start(tmp_path / "run", str(tmp_path)) == ""
     assert not (tmp_path / "run").exists()

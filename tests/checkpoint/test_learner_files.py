@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from megaunigame.checkpoint import learner_files
-from megaunigame.checkpoint.learner_files import host_copies, load, pending_files, signature
+from megaunigame.checkpoint.learner_files import load, pending_files, signature
 from megaunigame.checkpoint.saved_learner import FILE, SavedLearner
 from megaunigame.engine.optimizer_slices import OptimizerSlices
 from megaunigame.engine.zero3 import Learner
@@ -113,25 +110,3 @@ def test_other_trained_groups_are_refused(home, world, tmp_path):
     assert signature(other) != signature(learner)
     with pytest.raises(CheckpointError, match="other trained groups.*are not trained here, such as"):
         load(other, folder)
-
-
-def test_copies_leave_the_device_together(monkeypatch):
-    """Into pinned memory, one wait for all of them. There is no GPU here: the tensors only say they are on one."""
-    calls: list[str] = []
-
-    def empty(shape, *, dtype, pin_memory):
-        assert pin_memory
-        return SimpleNamespace(copy_=lambda source, non_blocking: calls.append(f"copy {source.shape} {non_blocking}"))
-
-    stream = SimpleNamespace(synchronize=lambda: calls.append("wait"))
-    monkeypatch.setattr(learner_files.torch, "empty", empty)
-    monkeypatch.setattr(learner_files.torch.cuda, "current_stream", lambda device: stream)
-    host_copies([SimpleNamespace(shape=n, dtype=torch.float32, is_cuda=True, device="cuda:0") for n in (3, 4)])
-    assert calls == ["copy 3 True", "copy 4 True", "wait"]
-
-
-def test_copies_on_the_host_do_not_change_with_the_learner():
-    source = torch.ones(3)
-    (copy,) = host_copies([source])
-    source.zero_()
-    assert torch.equal(copy, torch.ones(3))

@@ -195,6 +195,31 @@ def test_without_a_good_latest_the_newest_complete_step_is_taken(tmp_path, conte
     assert runs.step_folder_of(tmp_path) == manager.folder / "step-00000002"
 
 
+@pytest.mark.fault(
+    "a file of the newest checkpoint is truncated or missing, or its manifest is garbage",
+    does="goes on from the complete step saved before it, and says why the newest was passed over",
+    lost="steps since that checkpoint",
+)
+@pytest.mark.parametrize("latest", ["step-00000001", "step-00000002"])
+@pytest.mark.parametrize("damage", ["a file cut", "a file missing", "a manifest of garbage"])
+def test_a_step_that_is_passed_over_is_named(tmp_path, damage, latest, caplog):
+    manager = saved(tmp_path, 1, 2)
+    folder = manager.folder / "step-00000002"
+    (manager.folder / "latest").write_text(latest)
+    if damage == "a file missing":
+        (folder / FILE.format(0)).unlink()
+    else:
+        (folder / (FILE.format(0) if damage == "a file cut" else MANIFEST)).write_bytes(b"{")
+    assert manager.find("auto").name == "step-00000001"
+    (line,) = [record.getMessage() for record in caplog.records]
+    what = "manifest.json is not the manifest" if "manifest" in damage else "step-00000002 is damaged: learner-rank-00000"
+    assert line.count(what) == 1 and line.endswith("step-00000001, the newest complete checkpoint.")
+    caplog.clear()
+    manager.save(Learner(value=3), {"step": 3}, 3)
+    assert manager.find("auto").name == "step-00000003"
+    assert ("manifest.json is not" in caplog.text) == ("garbage" in damage and folder.is_dir()), "older ones do not matter"
+
+
 @pytest.mark.fault("step folders, but none complete", does="refused: the run never begins again over them", lost="")
 def test_incomplete_steps_are_never_begun_again_over(tmp_path):
     manager = saved(tmp_path, 1)
@@ -223,6 +248,20 @@ def test_stray_folders_and_files_end_no_save(tmp_path):
         manager.save(Learner(value=step), {"step": step}, step)
     assert {"step-00000000", "step-99999999", "step-00000005", "mine", "saving-mine"} < set(names(manager))
     assert manager.find("auto").name == "step-00000003" and "step-00000001" not in names(manager)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a file"])
+def test_a_stray_that_has_the_name_of_a_step_is_renamed(tmp_path, kind, caplog):
+    manager = saved(tmp_path, 1)
+    stray = manager.folder / "step-00000002"
+    file = stray if kind == "a file" else stray / "notes.txt"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    for step in (2, 3, 4):
+        manager.save(Learner(value=step), {"step": step}, step)
+    (kept,) = manager.folder.glob("stray-step-00000002.*")
+    assert (kept if kind == "a file" else kept / "notes.txt").read_text() == "mine" and str(kept) in caplog.text
+    assert manager.find("auto").name == "step-00000004"
 
 
 def test_what_cannot_be_deleted_stays_with_a_warning(tmp_path, monkeypatch, caplog):
@@ -337,7 +376,7 @@ def test_every_rank_checks_what_it_will_read(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints" / "step-00000001"
     hashed: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        contents, "sha256_of", lambda path: hashed.append((threading.current_thread().name, path.name)) or sha256_of(path)
+        contents, "sha256_of", lambda path, _: hashed.append((threading.current_thread().name, path.name)) or sha256_of(path)
     )
     for size in (3, 2, 1, 5):
         hashed.clear()

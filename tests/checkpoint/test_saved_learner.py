@@ -101,6 +101,18 @@ def test_a_rank_opens_the_files_it_needs_only(tmp_path):
         saved.check_slices([("p0", range(25, 31))])
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_parameter_without_elements_is_read_again(tmp_path, stage):
+    layouts = layouts_of([(3, 2), (0, 4), (5,), (0,)], 2, stage)
+    values = write(tmp_path, layouts, 2)
+    saved = SavedLearner(tmp_path)
+    assert saved.layouts == layouts
+    for rank in range(2):
+        saved.check_slices((name, layout.of_rank(rank)) for name, layout in layouts.items())
+    assert saved.whole("p1").shape == (0, 4) and torch.equal(saved.whole("p2"), values["master/p2"])
+    check_parameters(saved, layouts)
+
+
 def test_before_the_first_update_there_are_no_moments(tmp_path):
     write(tmp_path, layouts_of([(3, 2)], 2, 2), 2, updates=0)
     saved = SavedLearner(tmp_path)

@@ -14,7 +14,7 @@ from megaunigame.checkpoint import learner_files, saver
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.checkpoint.saved_learner import FILE
 from megaunigame.checkpoint.saver import Saver
-from megaunigame.errors import CheckpointError, ConfigError
+from megaunigame.errors import CheckpointError, ConfigError, TransientCheckpointError
 from megaunigame.storage.background import BackgroundWriting
 from megaunigame.storage.pending import PendingFile
 from tests.checkpoint.stand_ins import Learner, names, saved, small_learner  # noqa: F401
@@ -28,15 +28,15 @@ class Slow(PendingFile):
 
     goes_on = threading.Event()
 
-    def write(self, folder):
+    def write(self, folder, *moved):
         assert Slow.goes_on.wait(10)
-        return super().write(folder)
+        return super().write(folder, *moved)
 
 
 class Broken(PendingFile):
     error: BaseException = OSError()
 
-    def write(self, folder):
+    def write(self, folder, *moved):
         (folder / self.name).write_bytes(b"half")
         raise Broken.error
 
@@ -241,7 +241,9 @@ def test_files_that_rank_0_cannot_see_are_not_a_checkpoint(tmp_path, monkeypatch
 
     def elsewhere(world):
         manager = CheckpointManager(tmp_path / str(world.rank), 2, world)
-        with pytest.raises(CheckpointError, match=r"rank 1 has written learner-rank-00001.*one shared file system") as caught:
+        with pytest.raises(
+            TransientCheckpointError, match=r"rank 1 has written learner-rank-00001.*one shared file system"
+        ) as caught:
             manager.save(Learner(world), {"step": 1}, 1)
         return str(caught.value)
 
@@ -263,7 +265,10 @@ def test_files_that_rank_0_cannot_see_are_not_a_checkpoint(tmp_path, monkeypatch
     assert on_ranks(2, late)[0].name == "step-00000001"
 
 
-def test_a_file_that_is_shorter_than_its_rank_says_is_no_checkpoint(tmp_path):
+def test_a_file_that_is_shorter_than_its_rank_says_is_no_checkpoint(tmp_path, monkeypatch):
+    """A node may see an old size for some seconds."""
+    monkeypatch.setattr(saver, "PATIENCE_SECONDS", 0.3)
+
     def work(world):
         manager = CheckpointManager(tmp_path, 2, world)
         manager.begin(Learner(world), {"step": 1}, 1)
@@ -272,7 +277,7 @@ def test_a_file_that_is_shorter_than_its_rank_says_is_no_checkpoint(tmp_path):
             os.truncate(manager._attempt.folder / FILE.format(1), 10)
         world.barrier()
         with pytest.raises(
-            CheckpointError, match=r"rank 1 wrote [\d,]+ bytes of learner-rank-00001.safetensors, rank 0 sees 10"
+            TransientCheckpointError, match=r"rank 1 wrote [\d,]+ bytes of learner-rank-00001.safetensors, rank 0 sees 10"
         ):
             manager.wait()
 

@@ -37,15 +37,15 @@ class Patched:
         PendingFile.write = write  # type: ignore[method-assign]
 
 
-def slowly(file: PendingFile, folder: Path) -> WrittenFile:
+def slowly(file: PendingFile, folder: Path, *moved: Any) -> WrittenFile:
     time.sleep(1.0)
-    return write(file, folder)
+    return write(file, folder, *moved)
 
 
-def fails(file: PendingFile, folder: Path) -> WrittenFile:
+def fails(file: PendingFile, folder: Path, *moved: Any) -> WrittenFile:
     if "step-00000004" in str(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return write(file, folder)
+    return write(file, folder, *moved)
 
 
 def lines(trainer: Trainer) -> list[dict[str, float]]:
