@@ -41,7 +41,7 @@ from megaunigame.training.evaluating import Evaluations
 from megaunigame.training.marks import MarkedPhases
 from megaunigame.training.resuming import check_players, check_streams
 from megaunigame.training.row_counts import RowCounter
-from megaunigame.training.run_lock import check_held
+from megaunigame.training.run_lock import check_held, lost_folder
 from megaunigame.training.stepping import Stepper
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,8 @@ class Trainer:
         micro_batches = self._loader()
         self.saved = first
         while self.state.step < last and not self.stop.agreed:
-            self.stepper.fetcher.failed = monitor.failed  # rank 0 alone writes, and must not stop alone
+            # Rank 0 alone writes and holds the folder, and must not stop alone.
+            self.stepper.fetcher.failed = monitor.failed or lost_folder()
             try:
                 metrics = self.train_step(micro_batches)
             except Interrupted:  # on all ranks, in the fetch of a step that the next launch makes
