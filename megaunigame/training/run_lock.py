@@ -86,10 +86,10 @@ class Claim:
         while not self.holder.ended:
             time.sleep(BEAT_SECONDS)
             with self._guard:
-                if self.holder.ended:
+                if self.holder.ended or self.lost:
                     return
-                if not self.is_ours:
-                    self.lost = True
+                self.lost = not self.is_ours
+                if self.lost:
                     return
                 try:
                     self._write(self.holder.beat())
