@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megaunigame.checkpoint.typed_paths import same_place
 from megaunigame.config import AUTO, CheckpointConfig, ModelConfig, Recipe, legal_ranks
 from megaunigame.data.sources.base import Cursor, Stream
 from megaunigame.engine.parameters import LORA
@@ -18,11 +19,11 @@ def check_first_weights(folder: Path, saved: TrainState, model: ModelConfig, bas
 
     `base`: `base_identity` of what the recipe names now. An empty one, here or in `saved`, is not compared.
     """
-    for key, began, now in (
-        ("weights", saved.weights, model.weights),
-        ("weights_from", saved.weights_from, model.weights_from),
+    for key, began, now, is_same in (
+        ("weights", saved.weights, model.weights, saved.weights == model.weights),
+        ("weights_from", saved.weights_from, model.weights_from, same_place(saved.weights_from, model.weights_from)),
     ):
-        if began != now:
+        if not is_same:
             raise CheckpointError(
                 f"{folder} belongs to a run with model.{key}={began}, this one has model.{key}={now}. Give another "
                 f"`output`, or type checkpoint.resume=never; or model.{key}={began} to resume it."
@@ -95,7 +96,8 @@ def begins_data_again(checkpoint: CheckpointConfig, saved: TrainState) -> bool:
     Once only: a job that is given again with the same command goes on in its data. A step folder that is newly named in
     checkpoint.resume is a new request.
     """
-    return checkpoint.reset_data and not (saved.data_reset and checkpoint.resume in (AUTO, saved.resume))
+    done = checkpoint.resume == AUTO or same_place(checkpoint.resume, saved.resume)
+    return checkpoint.reset_data and not (saved.data_reset and done)
 
 
 def continued(saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows: int) -> TrainState:
