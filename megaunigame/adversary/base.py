@@ -38,6 +38,9 @@ class Adversary(nn.Module, ABC):
     ascends: ClassVar[bool] = False
     """Whether `perturb` takes the gradient of what `ascend` returns."""
 
+    adjustable: ClassVar[tuple[str, ...]] = ("eps_max",)
+    """Settings that a resumed run may change; the others give its parameters their meaning."""
+
     def __init__(self, config: Any, width: int):
         """`width`: D of the tokens. Parameters come from torch's global generator: seed it, so that all ranks start alike."""
         super().__init__()

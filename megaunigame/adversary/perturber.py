@@ -25,6 +25,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 class Perturber(Adversary):
     """Learned direction, learned length."""
 
+    adjustable = ("eps_max", "eps_min")
+
     @dataclass
     class Config(Budget):
         eps_init: float | None = above(0, None)

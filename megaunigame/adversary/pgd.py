@@ -19,6 +19,7 @@ class Pgd(Adversary):
     """Starts in a random direction at half the length; `steps` forwards and backwards through the learner."""
 
     ascends = True
+    adjustable = ("eps_max", "steps", "step")
 
     @dataclass
     class Config(Budget):

@@ -14,6 +14,7 @@ from megaunigame.checkpoint.manifest import Manifest, described, read_manifest
 from megaunigame.checkpoint.runs import read_train_state
 from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.checkpoint.saver import Saver
+from megaunigame.checkpoint.typed_paths import same_place
 from megaunigame.checkpoint.unreadable import reading
 from megaunigame.config import AUTO, NEVER
 from megaunigame.engine.zero3 import Learner
@@ -95,7 +96,7 @@ class CheckpointManager(Saver):
         """The checkpoint saved last, if the launch that saved it had the same `checkpoint.resume`."""
         last = next(step_folders.complete(self.folder), None)
         try:
-            return last if last is not None and read_train_state(last[0]).get("resume") == resume else None
+            return last if last is not None and same_place(read_train_state(last[0]).get("resume", ""), resume) else None
         except TransientCheckpointError:
             raise
         except CheckpointError:

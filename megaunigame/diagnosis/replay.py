@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from megaunigame.checkpoint.manifest import MANIFEST
 from megaunigame.checkpoint.runs import CHECKPOINTS, open_run
 from megaunigame.checkpoint.starting import find_start, start_weights, weights_of_run
+from megaunigame.checkpoint.step_folders import complete
 from megaunigame.config import OFF, PARTIAL, PRETRAINED, Recipe
 from megaunigame.diagnosis.first_not_finite import FirstNotFinite
 from megaunigame.errors import ConfigError
@@ -23,6 +23,8 @@ from megaunigame.step.inputs import take_rows
 from megaunigame.training.kept_rows import KeptPass, KeptRow, KeptStep
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ON_CPU = {"flash_attention_2": "sdpa"}
+"""Attention that needs a GPU -> the one in its place."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class RowResult:
     module: str
     """The first module whose output is not finite; "the gradient of" and a module or weight where only that is not; empty: all
     is finite."""
+    draws: bool = False
+    """Whether its loss depends on a random draw, which was another one in the run."""
 
     @property
     def is_finite(self) -> bool:
@@ -47,10 +51,11 @@ class RowResult:
 
 
 def checkpoint_before(run: Path, step: int) -> Path | None:
-    """The newest complete checkpoint of a run that was saved before step `step` (1 is the first); None: there is none."""
-    saved = {int(m.parent.name.removeprefix("step-")): m.parent for m in (run / CHECKPOINTS).glob(f"step-*/{MANIFEST}")}
-    earlier = [number for number in saved if number < step]
-    return saved[max(earlier)] if earlier else None
+    """The complete checkpoint of a run that was saved last, of those before step `step` (1 is the first); None: there is none.
+
+    Not the one of the largest step: a run that went back on purpose has left that one.
+    """
+    return next((folder for folder, manifest in complete(run / CHECKPOINTS) if manifest.step < step), None)
 
 
 def open_weights(family: type[UnifiedModel], recipe: Recipe, checkpoint: Path | None, model_path: Path) -> Weights:
@@ -69,7 +74,8 @@ def load(family: type[UnifiedModel], recipe: Recipe, model_path: Path, weights: 
     """The whole model on the CPU in the precision of the run, in training mode; one tensor is read at a time."""
     config, path, dtype = recipe.model, str(model_path), DTYPES[recipe.engine.precision]
     processor = family.open_processor(path, max_length=config.max_length)
-    model = family.build(path, processor, attention=config.attention, gradient_checkpointing=False)
+    attention = ON_CPU.get(config.attention, config.attention)
+    model = family.build(path, processor, attention=attention, gradient_checkpointing=False)
     for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
         parameter.data = parameter.data.to(dtype)
     tensors = model.state_dict(keep_vars=True)
@@ -87,7 +93,7 @@ def load(family: type[UnifiedModel], recipe: Recipe, model_path: Path, weights: 
 def replay(model: UnifiedModel, kept: KeptStep, *, only_broken: bool = False) -> Iterator[RowResult]:
     """Every row with loss positions, alone; `only_broken`: those whose loss was not finite in the run.
 
-    The seed is that of the micro-step, but dropout draws other numbers than for the same row among others.
+    The seed is that of the micro-step, but a row draws other numbers than the same row among others, on another device.
     """
     for part in kept.passes:
         for index, row in enumerate(part.rows):
@@ -98,8 +104,10 @@ def replay(model: UnifiedModel, kept: KeptStep, *, only_broken: bool = False) ->
 
 def _alone(model: UnifiedModel, rank: int, part: KeptPass, index: int, row: KeptRow) -> RowResult:
     model.zero_grad()
+    before = torch.get_rng_state()
     with FirstNotFinite(model) as first:
         loss = model(take_rows(part.inputs, slice(index, index + 1))).loss_sum.sum()
+        draws = not torch.equal(before, torch.get_rng_state())
         loss.backward()
     value, norm = loss.item(), _norm(model)
     if not math.isfinite(value):
@@ -108,7 +116,7 @@ def _alone(model: UnifiedModel, rank: int, part: KeptPass, index: int, row: Kept
         module = f"the gradient of {first.backward or _first_gradient(model)}"
     else:
         module = ""
-    return RowResult(rank, part.micro_step, part.inputs.pass_name, row, value, norm, module)
+    return RowResult(rank, part.micro_step, part.inputs.pass_name, row, value, norm, module, draws)
 
 
 def _norm(model: nn.Module) -> float:

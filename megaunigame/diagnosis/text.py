@@ -24,17 +24,24 @@ def row_line(result: RowResult) -> str:
     """One line."""
     row = result.row
     place = f"{row.stream} {row.position:,} in {row.shard or 'no shard'}" if row.stream else "made by a player"
+    drawn = ", with another random draw than in the run" if result.draws else ""
     verdict = "finite" if result.is_finite else f"NOT FINITE, first in {result.module}"
     where = f"rank {result.rank}, micro-step {result.micro_step}, {result.pass_name}"
     return (
         f"{where}: {row.term}, {row.key or 'no sample'} ({place}): "
-        f"loss {result.loss:.6g} (in the run {float(row.loss):.6g}), gradient norm {result.grad_norm:.6g}, {verdict}"
+        f"loss {result.loss:.6g} (in the run {float(row.loss):.6g}), gradient norm {result.grad_norm:.6g}, {verdict}{drawn}"
     )
 
 
 def summary(results: Sequence[RowResult]) -> str:
     """How many rows are not finite, and what to do about them."""
     broken = [result for result in results if not result.is_finite]
+    drawn = sum(result.draws for result in results)
+    if not broken and drawn:
+        return (
+            f"{len(results)} rows, all finite with these weights. The losses of {drawn} of them depend on a random draw, which "
+            "was another one in the run: a draw may have broken them there."
+        )
     if not broken:
         return f"{len(results)} rows, all finite with these weights: no row is broken by itself."
     return (

@@ -73,6 +73,7 @@ def build_players(objectives: Sequence[Objective], context: Context) -> list[Pla
         player = objective.player(context)
         if player is None:
             continue
+        player.name = objective.name
         losses = {*(term.term for term in player.terms), *player.losses}
         if unnamed := losses - set(objective.added_terms(context.plan)):
             raise ConfigError(

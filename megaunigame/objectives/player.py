@@ -40,6 +40,8 @@ class Player:
     """Hooks, all optional. The trainer calls `taps`, `load` and `rehearse` at the start, the others in this order; the two
     `*_bytes` are for launch/plan.py."""
 
+    name: str = ""
+    """Key of its objective in the recipe."""
     terms: Sequence[PassTerm] = ()
     """Loss terms over rows of the plan that other objectives request."""
     losses: Sequence[str] = ()
@@ -91,6 +93,11 @@ class Player:
         """Its state as files of this rank, named after the objective; files of every rank are `NAME-rank-00000.safetensors` and
         so on. Copies in host memory: they are written while training goes on. No collective."""
         return []
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it has something in a checkpoint without which it cannot go on."""
+        return type(self).pending is not Player.pending
 
     def load(self, folder: Path) -> None:
         """Restore what the ranks wrote that saved, however many they were. Every rank calls it; no collective. Raises

@@ -123,8 +123,9 @@ class Assembly:
         """What to say of it on the console; empty for a fresh run."""
         if self.resumed_from is None or self.saved_state is None:
             return ""
-        checkpoint, ranks, rotates = self.recipe.checkpoint, self.mesh.world.size, bool(self.plan.rotations)
-        return describe(self.resumed_from, self.saved_state, checkpoint, ranks, self.rows_per_step, rotates=rotates)
+        checkpoint, ranks, rows, plan = self.recipe.checkpoint, self.mesh.world.size, self.rows_per_step, self.plan
+        rotates = bool(plan.rotations)
+        return describe(self.resumed_from, self.saved_state, checkpoint, ranks, rows, rotates=rotates, streams=plan.streams)
 
     def build_learner(self) -> Learner:
         """The model under its engine, with the weights of the recipe."""

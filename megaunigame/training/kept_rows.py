@@ -91,6 +91,12 @@ def has_room(run: Path, step: int) -> bool:
     return step_folder(run, step).name in kept or len(kept) < MOST_STEPS
 
 
+def clear(folder: Path) -> None:
+    """Delete what an earlier launch kept of that step, maybe with other ranks; before any rank writes. Raises OSError."""
+    for file in sorted(folder.glob("rank-*")):  # descriptions first: without them there is nothing to read
+        file.unlink(missing_ok=True)
+
+
 def write(folder: Path, kept: KeptStep) -> int:
     """Write the files of one rank; passes that would exceed MOST_BYTES are left out, and their number returned.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,11 +19,11 @@ class Holder:
 
     host: str
     pid: int
-    started: str
+    started: str = ""
     """When the process began, in ticks of its machine: a number that is used again is another process."""
-    place: str
+    place: str = ""
     """Boot of the machine and namespace of its process numbers: there `pid` has a meaning."""
-    since: str
+    since: str = ""
     beats: int = 0
     """Signs of life so far."""
     ended: bool = False
@@ -59,11 +59,14 @@ class Holder:
 
 
 def decoded(content: bytes) -> Holder | None:
-    """The entry in a file; None for anything else."""
+    """The entry in a file; None for anything else. An entry of another version may have more fields, or fewer."""
     try:
-        holder = Holder(**json.loads(content))
-    except (ValueError, TypeError, RecursionError):
+        entry = json.loads(content)
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(entry, dict) or not {"host", "pid"} <= entry.keys():
+        return None
+    holder = Holder(**{field.name: entry[field.name] for field in fields(Holder) if field.name in entry})
     kinds = {"pid": int, "beats": int, "ended": bool}
     return holder if all(isinstance(value, kinds.get(name, str)) for name, value in asdict(holder).items()) else None
 

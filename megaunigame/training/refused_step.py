@@ -55,11 +55,12 @@ class RefusedSteps:
         if ends:
             self._complete_the_save()
         newest = self.checkpoints.of_the_same_command(self.recipe.checkpoint.resume) if self.world.is_main else ""
-        told = self.world.all_gather_object((own[:SHOWN], room, newest))
-        samples, (_, room, newest) = [keys for keys, _, _ in told], told[0]  # rank 0 decides for all
         folder = kept_rows.step_folder(self.folder, number)
+        stale = _clear(folder) if room and self.world.is_main else ""
+        told = self.world.all_gather_object((own[:SHOWN], room, newest))  # no rank writes before the folder is empty
+        samples, (_, room, newest) = [keys for keys, _, _ in told], told[0]  # rank 0 decides for all
         problem = self._keep(folder, step, losses, only_broken=any(samples)) if room else ""
-        problems = [told for told in self.world.all_gather_object(problem) if told]
+        problems = [told for told in (stale, *self.world.all_gather_object(problem)) if told]  # `stale`: rank 0 tells them
         facts = Facts(number, samples, weights, str(folder) if room else "", problems, newest)
         if ends:
             self.complete_save()  # of a step that was good
@@ -144,3 +145,12 @@ class RefusedSteps:
 
     def _terms(self, inputs: PassInputs) -> list[str]:
         return [self.terms[index] for index in inputs.terms.tolist()]
+
+
+def _clear(folder: Path) -> str:
+    """On rank 0: delete what an earlier launch kept. Returns a sentence about what is left of it."""
+    try:
+        kept_rows.clear(folder)
+    except OSError as error:  # the step has broken, and the others wait
+        return f"Rows of an earlier launch could not be deleted, and are mixed with these ({error})."
+    return ""

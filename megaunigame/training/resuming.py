@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megaunigame.checkpoint.typed_paths import same_place
 from megaunigame.config import AUTO, CheckpointConfig, ModelConfig, Recipe, legal_ranks
+from megaunigame.data.sources.base import Cursor, Stream
 from megaunigame.engine.parameters import LORA
 from megaunigame.errors import CheckpointError
 from megaunigame.training.state import TrainState
@@ -16,11 +19,11 @@ def check_first_weights(folder: Path, saved: TrainState, model: ModelConfig, bas
 
     `base`: `base_identity` of what the recipe names now. An empty one, here or in `saved`, is not compared.
     """
-    for key, began, now in (
-        ("weights", saved.weights, model.weights),
-        ("weights_from", saved.weights_from, model.weights_from),
+    for key, began, now, is_same in (
+        ("weights", saved.weights, model.weights, saved.weights == model.weights),
+        ("weights_from", saved.weights_from, model.weights_from, same_place(saved.weights_from, model.weights_from)),
     ):
-        if began != now:
+        if not is_same:
             raise CheckpointError(
                 f"{folder} belongs to a run with model.{key}={began}, this one has model.{key}={now}. Give another "
                 f"`output`, or type checkpoint.resume=never; or model.{key}={began} to resume it."
@@ -55,13 +58,46 @@ def check_batch(folder: Path, saved: TrainState, recipe: Recipe, ranks: int, row
     )
 
 
+def check_streams(folder: Path, saved: Mapping[str, Cursor], streams: Mapping[str, Stream]) -> None:
+    """Raise CheckpointError when a stream has only been given another name: its cursor would not be found, and samples that the
+    run has seen would come again.
+
+    `saved`: cursors by the names they were saved with; empty when this launch begins its data again.
+    """
+    resting = {name: cursor for name, cursor in saved.items() if name not in streams}
+    for name in streams.keys() - saved.keys():
+        began = streams[name].cursor
+        for before, cursor in resting.items():
+            if (cursor.seed, cursor.identity) == (began.seed, began.identity):
+                raise CheckpointError(
+                    f"{folder} has a stream {before!r} at sample {cursor.position:,}, which no objective reads now, and the "
+                    f"new stream {name!r} has the same data: it would begin at sample 0 again. Call it data.{before}, and type "
+                    f"stream={before} in its objectives; or type checkpoint.reset_data=true to begin all data again."
+                )
+
+
+def check_players(folder: Path, run: Path, saved: Sequence[str], players: Sequence[str]) -> None:
+    """Raise CheckpointError when the saves of this launch would go on without the state of an objective.
+
+    `run`: the folder of this launch. What it goes on from in the folder of another run stays there.
+    """
+    lost = [f"objectives.{name}" for name in saved if name not in players]
+    if lost and folder.resolve().is_relative_to(run.resolve()):
+        raise CheckpointError(
+            f"{folder} has the state of {', '.join(lost)}, for which this recipe has no use: the next saves would be without "
+            f"it, and replace those with it. Give the same objectives; or, to go on without, type output=ANOTHER "
+            f"checkpoint.resume={folder}."
+        )
+
+
 def begins_data_again(checkpoint: CheckpointConfig, saved: TrainState) -> bool:
     """Whether this launch begins its data streams at their first sample.
 
     Once only: a job that is given again with the same command goes on in its data. A step folder that is newly named in
     checkpoint.resume is a new request.
     """
-    return checkpoint.reset_data and not (saved.data_reset and checkpoint.resume in (AUTO, saved.resume))
+    done = checkpoint.resume == AUTO or same_place(checkpoint.resume, saved.resume)
+    return checkpoint.reset_data and not (saved.data_reset and done)
 
 
 def continued(saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows: int) -> TrainState:
@@ -74,9 +110,17 @@ def continued(saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows:
 
 
 def describe(
-    folder: Path, saved: TrainState, checkpoint: CheckpointConfig, ranks: int, rows: int, *, rotates: bool = False
+    folder: Path,
+    saved: TrainState,
+    checkpoint: CheckpointConfig,
+    ranks: int,
+    rows: int,
+    *,
+    rotates: bool = False,
+    streams: Sequence[str] | None = None,
 ) -> str:
-    """The line on the console. `rotates`: terms take turns by micro-step, of which each rank makes its own."""
+    """The line on the console. `rotates`: terms take turns by micro-step, of which each rank makes its own. `streams`: those of
+    this launch; none: not to be compared."""
     parts = [f"resumed from {folder}, after step {saved.step}"]
     if checkpoint.resume != AUTO and Path(checkpoint.resume) != folder:
         parts.append(
@@ -93,6 +137,10 @@ def describe(
         parts.append("all data streams begin again (checkpoint.reset_data=true)")
     elif checkpoint.reset_data:
         parts.append("data streams go on: checkpoint.reset_data=true was done by an earlier launch")
+    if streams is not None and not begins_data_again(checkpoint, saved):
+        parts += [f"stream {name} begins at its first sample" for name in streams if name not in saved.cursors]
+        resting = {name: cursor for name, cursor in saved.cursors.items() if name not in streams}
+        parts += [f"stream {name} rests at sample {cursor.position:,}" for name, cursor in resting.items()]
     return "; ".join(parts)
 
 

@@ -9,8 +9,11 @@
   that has not noticed its end: then somebody must look, and delete the file. Ages are differences of times that the file
   system itself writes, and a claim that finds a fresh entry waits for the next sign.
 
-A process that was only stopped, or cut off from the file system, may come back to a folder that was taken over: it looks when
-it begins a save, and before the save gets its name, and ends.
+Where the file system has no locks, two launches of the same moment may both find the folder free: each reads its entry again
+after `CONFIRM_SECONDS`, and the one whose entry was overwritten drops out.
+
+A process that was only stopped, or cut off from the file system, may come back to a folder that was taken over: it looks with
+every sign of life, when it begins a save, and before the save gets its name, and ends.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from megaunigame.checkpoint.agreement import on_main
@@ -31,6 +35,7 @@ from megaunigame.training.lock_holder import ENTRY_BYTES, Holder, decoded
 
 FILE = "running.json"
 BEAT_SECONDS, SILENCE_SECONDS = 20.0, 120.0
+CONFIRM_SECONDS = 2.0
 HELD, BUSY, NONE = "held", "busy", "none"
 """The lock: ours now, another process's, or the file system has none."""
 GONE = (errno.ENOENT, errno.ESTALE)
@@ -43,6 +48,8 @@ class Claim:
 
     def __init__(self, path: Path, handle: int):
         self.path, self.handle, self.holder = path, handle, Holder.here()
+        self.lost = False
+        """Whether the thread has found that another run has taken it over."""
         self._write(self.holder)
         os.ftruncate(handle, ENTRY_BYTES)
         self._guard = threading.Lock()
@@ -58,17 +65,31 @@ class Claim:
             log.warning("%s cannot be read (%s).", self.path, error)
             return error.errno not in GONE  # a file system that is away for a while
 
+    def overwritten_by(self) -> Holder | None:
+        """Another run's entry in its place. The file is opened again: that is when a network file system asks for news."""
+        now = decoded(self.path.read_bytes())
+        return None if now is None or self.holder.is_same_claim(now) else now
+
+    def drop(self) -> None:
+        """The folder is another run's: nothing is written any more."""
+        with self._guard:
+            self.holder = replace(self.holder, ended=True)
+            os.close(self.handle)
+
     def release(self) -> None:
         """Say that the run has ended: the next one need not wait for signs of life."""
         with self._guard:
             if not self.holder.ended and self.is_ours:
-                self._write(Holder(**{**self.holder.__dict__, "ended": True}))
+                self._write(replace(self.holder, ended=True))
 
     def _beat(self) -> None:
         while not self.holder.ended:
             time.sleep(BEAT_SECONDS)
             with self._guard:
-                if self.holder.ended or not self.is_ours:
+                if self.holder.ended or self.lost:
+                    return
+                self.lost = not self.is_ours
+                if self.lost:
                     return
                 try:
                     self._write(self.holder.beat())
@@ -103,12 +124,21 @@ def check_held(world: Ranks) -> None:
 
 def check_held_here() -> None:
     """The same in the process of rank 0, which is the one that has the claim. Not a collective."""
-    lost = [str(held.path.parent) for held in _claims if not held.holder.ended and not held.is_ours]
+    lost = [held for held in _claims if not held.holder.ended and not held.is_ours]
     if lost:
-        raise ConfigError(
-            f"output={lost[0]} was taken over by another run while this one gave no sign of life; nothing more is written "
-            "there. Let that run go on, or stop it and give this command again."
-        )
+        raise _taken_over(lost[0])
+
+
+def lost_folder() -> ConfigError | None:
+    """The same error, as far as the signs of life have found it: between two steps, without a look at the file system."""
+    return next((_taken_over(held) for held in _claims if held.lost), None)
+
+
+def _taken_over(held: Claim) -> ConfigError:
+    return ConfigError(
+        f"output={held.path.parent} was taken over by another run; nothing more is written there. Let that run go on, or stop "
+        "it and give this command again."
+    )
 
 
 def release() -> None:
@@ -127,14 +157,22 @@ def _claim(folder: Path) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        problem = _refusal(folder, handle, _lock(handle))
+        lock = _lock(handle)
+        problem = _refusal(folder, handle, lock)
         # Again: looking for signs of life gives the lock away, and somebody else may have looked too.
         if not problem and _lock(handle) == BUSY:
             problem = _in_use(folder, "another process", None)
         if problem:
             os.close(handle)
             return problem
-        _claims.append(Claim(folder.absolute() / FILE, handle))
+        held = Claim(folder.absolute() / FILE, handle)
+        if lock == NONE:
+            time.sleep(CONFIRM_SECONDS)
+            other = held.overwritten_by()
+            if other is not None:
+                held.drop()
+                return _in_use(folder, str(other), None)
+        _claims.append(held)
     except (FileExistsError, NotADirectoryError):
         return f"output={folder} is, or lies below, a file. Type output=FOLDER with the name of a folder."
     except OSError as error:

@@ -16,7 +16,7 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     cursors: dict[str, Cursor] = field(default_factory=dict)
-    """Position of every data stream after `step`."""
+    """Position of every data stream after `step`, also of those that only earlier launches read."""
     bad_samples: dict[str, Any] = field(default_factory=dict)
     """Samples read and replaced so far, per stream."""
     rows: dict[str, list[int]] = field(default_factory=dict)
@@ -25,6 +25,8 @@ class TrainState:
     """Factors of terms with `weights.TERM.kind=auto`."""
     divergence: dict[str, Any] = field(default_factory=dict)
     """Skipped updates, and the last losses and norms, from which spikes are measured."""
+    players: list[str] = field(default_factory=list)
+    """Objectives whose players keep state in the checkpoint; empty: none, or not known."""
     weights: str = PRETRAINED
     """`model.weights` of the first launch."""
     weights_from: str = ""

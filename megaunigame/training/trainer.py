@@ -39,8 +39,9 @@ from megaunigame.step.phases import PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.evaluating import Evaluations
 from megaunigame.training.marks import MarkedPhases
+from megaunigame.training.resuming import check_players, check_streams
 from megaunigame.training.row_counts import RowCounter
-from megaunigame.training.run_lock import check_held
+from megaunigame.training.run_lock import check_held, lost_folder
 from megaunigame.training.stepping import Stepper
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Trainer:
         self.plan, self.accumulation, self.state = parts.plan, parts.accumulation, parts.state
         self.resumed_from, self.first_step = parts.resumed_from, parts.state.step
         self.streams = self.open_streams()
+        if self.resumed_from:
+            check_streams(self.resumed_from, self.state.cursors, self.streams)
         self.bad_samples = BadSampleCounter(self.plan, recipe.loader.max_bad_fraction)
         if self.resumed_from:
             self.bad_samples.load_state_dict(self.state.bad_samples)
@@ -79,6 +82,10 @@ class Trainer:
         self.processor = self.learner.module.processor
         context = Context(self.learner.module, self.learner.aside, self.plan, mesh.data, recipe.seed)
         self.players = build_players(parts.objectives, context)
+        keeping = [player.name for player in self.players if player.keeps_state]
+        if self.resumed_from:
+            check_players(self.resumed_from, self.folder, self.state.players, keeping)
+        self.state.players = keeping
         self.objective_of = {request.term: objective for objective in parts.objectives for request in objective.rows()}
         added = [term for player in self.players for term in player.terms]
         keys = {term: objective.name for term, objective in self.objective_of.items()}
@@ -159,7 +166,8 @@ class Trainer:
         micro_batches = self._loader()
         self.saved = first
         while self.state.step < last and not self.stop.agreed:
-            self.stepper.fetcher.failed = monitor.failed  # rank 0 alone writes, and must not stop alone
+            # Rank 0 alone writes and holds the folder, and must not stop alone.
+            self.stepper.fetcher.failed = monitor.failed or lost_folder()
             try:
                 metrics = self.train_step(micro_batches)
             except Interrupted:  # on all ranks, in the fetch of a step that the next launch makes
@@ -213,7 +221,8 @@ class Trainer:
             metrics = self.stepper.step(self.state.step, micro_batches)
         self.parts.checkpoints.advance()
         self.state.step += 1
-        self.state.cursors = self.micro_batches.cursors(self.state.step - self.first_step)
+        # Added to: a stream that this launch does not read keeps its place for one that does.
+        self.state.cursors = self.state.cursors | self.micro_batches.cursors(self.state.step - self.first_step)
         return metrics
 
     def save(self) -> None:

@@ -127,6 +127,18 @@ def test_going_back_counts_once(tmp_path, there):
         assert manager.find(request) == start, "a launch in between makes it a new request"
 
 
+def test_the_same_folder_typed_in_another_way_is_the_same_request(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manager = saved(tmp_path / "run", 10, 20, keep=9)
+    typed = "run/checkpoints/step-00000010"
+    manager.save(Learner(value=15), {"step": 15, "resume": typed}, 15)
+    for again in (typed, f"{typed}/", f"./{typed}", str(tmp_path / typed)):
+        assert manager.find(again) == manager.folder / "step-00000015", again
+        assert manager.of_the_same_command(again) == str(manager.folder / "step-00000015")
+    other = manager.folder / "step-00000020"
+    assert manager.find(str(other)) == other
+
+
 def test_resume_settings(tmp_path):
     manager = saved(tmp_path / "a")
     assert manager.find("auto") is None

@@ -129,7 +129,7 @@ CASES = {
     "adversary of another size": (
         "output={home}/game; " + game("adversary: {kind: perturber, hidden: 8}"),
         CheckpointError,
-        ["another adversary", "out_features=8"],
+        ["another game", "objectives.unigame.adversary.hidden=256, this run has 8"],
     ),
     "checkpoint without a game": ("output={home}/run; " + game("clean_rows: 2"), CheckpointError, ["another"]),
     "layer out of range": ("objectives.aia.layers=[0,2]", ConfigError, ["2 is not a layer", "0 to 1"]),

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaunigame.config import BatchConfig, CheckpointConfig, legal_ranks, load_recipe, resolve_batch
+from megaunigame.checkpoint.typed_paths import same_place
+from megaunigame.config import BatchConfig, CheckpointConfig, ModelConfig, legal_ranks, load_recipe, resolve_batch
 from megaunigame.data.sources.base import Cursor
 from megaunigame.errors import CheckpointError, ConfigError
-from megaunigame.training.resuming import check_batch, continued, describe
+from megaunigame.training.resuming import begins_data_again, check_batch, check_first_weights, continued, describe
 from megaunigame.training.state import TrainState
 
 FOLDER = Path("step-00000040")
@@ -101,6 +102,24 @@ def test_data_begin_again_once():
     assert "checkpoint.resume=never was done" in describe(FOLDER, SAVED, CheckpointConfig(resume="never"), 2, 20)
     without = continued(later, CheckpointConfig(), 2, 20)
     assert without.cursors == later.cursors and continued(without, again, 2, 20).cursors == {}
+
+
+def test_a_folder_may_be_typed_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    saved = replace(SAVED, weights_from="runs/a", resume="runs/a", data_reset=True)
+    for typed in ("runs/a", "runs/a/", "./runs/a", f"{tmp_path}/runs/a", "link/a"):
+        check_first_weights(FOLDER, saved, ModelConfig("model", weights_from=typed), "")
+        assert not begins_data_again(CheckpointConfig(reset_data=True, resume=typed), saved), typed
+    for typed in ("runs/b", ""):
+        with pytest.raises(CheckpointError, match="model.weights_from=runs/a, this one has"):
+            check_first_weights(FOLDER, saved, ModelConfig("model", weights_from=typed), "")
+    assert begins_data_again(CheckpointConfig(reset_data=True, resume="runs/b"), saved)
+    (tmp_path / "never").mkdir()
+    assert same_place("never", "never") and not same_place("./never", "never"), "a word"
+    monkeypatch.chdir("/")
+    assert same_place("runs/a", "runs/a")
 
 
 def test_weights_from_is_a_setting_of_the_model():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ HOLD = (
 def quick(monkeypatch):
     monkeypatch.setattr(run_lock, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(run_lock, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(run_lock, "CONFIRM_SECONDS", 0.2)
     yield
     release()
 
@@ -94,6 +96,54 @@ def test_without_locks_a_process_of_this_machine_counts_as_long_as_it_is_there(c
     left_by(tmp_path, started=started + "0")  # its number belongs to another process now
     claim(str(tmp_path), OneRank())
     assert entry(tmp_path).pid == os.getpid() and "is gone; it is taken over" in caplog.text
+
+
+@pytest.mark.fault(
+    "two runs started in one folder at the same moment, on a file system without locks",
+    does="the one whose entry was overwritten is refused",
+    lost="",
+)
+def test_of_two_launches_of_one_moment_one_is_refused(tmp_path, monkeypatch):
+    without_locks(monkeypatch)
+    beats = []
+    monkeypatch.setattr(run_lock.Claim, "_beat", lambda self: beats.append(self))
+    slept = time.sleep
+
+    def other_claims(seconds):
+        slept(seconds)
+        left_by(tmp_path, host="other")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_lock.time, "sleep", other_claims)
+        assert "in use by another run: host other" in refused(tmp_path)
+    assert run_lock._claims == [] and beats[0].holder.ended
+    assert entry(tmp_path).host == "other", "what it has overwritten stays"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(beats[0].handle)
+    left_by(tmp_path, host="other", ended=True)
+    claim(str(tmp_path), OneRank())
+    assert entry(tmp_path).pid == os.getpid()
+
+
+def test_who_lost_the_folder_hears_of_it_with_the_next_sign_of_life(tmp_path):
+    claim(str(tmp_path), OneRank())
+    assert run_lock.lost_folder() is None
+    left_by(tmp_path, host="other")
+    until = time.monotonic() + 5
+    while run_lock.lost_folder() is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert f"output={tmp_path} was taken over by another run" in str(run_lock.lost_folder())
+    release()
+    assert run_lock.lost_folder() is None and entry(tmp_path).host == "other"
+
+
+def test_an_entry_of_another_version_is_somebody():
+    ours = Holder.here()
+    more = json.dumps({**dataclasses.asdict(ours), "rank": 0, "gpus": ["a"]}).encode()
+    assert decoded(more.ljust(ENTRY_BYTES)) == ours
+    fewer = decoded(json.dumps({"host": ours.host, "pid": ours.pid, "beats": 3}).encode())
+    assert fewer is not None and (fewer.host, fewer.pid, fewer.is_near) == (ours.host, ours.pid, False)
 
 
 @pytest.mark.parametrize("locks", [True, False])

@@ -64,9 +64,14 @@ class AttentionPlayer(Player):
         seen = {t.pass_name: t.seen for t in self.terms if t.seen[2]}
         return [PendingFile(FILE, content=json.dumps({"weights": weights, "seen": seen}).encode())]
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a weight is measured; the others are in the recipe."""
+        return not set(self.config.given_weights) >= set(self.measurement.passes)
+
     def load(self, folder: Path) -> None:
-        if set(self.config.given_weights) >= set(self.measurement.passes):
-            return  # the recipe's weights hold
+        if not self.keeps_state:
+            return
         if not (folder / FILE).is_file():
             raise CheckpointError(
                 f"{folder} holds no measured weights of AIA: that run had no objectives.aia. Give another `output`, or type "

@@ -26,6 +26,7 @@ from megaunigame.objectives.unigame.paths import AttackResult, Redraw, build_pat
 from megaunigame.objectives.unigame.pool import Pool
 from megaunigame.objectives.unigame.reach import Reach
 from megaunigame.objectives.unigame.redraw import redrawn_in
+from megaunigame.objectives.unigame.resumed_settings import described
 from megaunigame.objectives.unigame.saving import load_adversary, pending_adversary
 from megaunigame.objectives.unigame.settings import Settings
 from megaunigame.objectives.unigame.undisturbed import Undisturbed
@@ -265,11 +266,15 @@ class Game(Player):
         files = [self.pool.buffer.pending()]
         if self.context.data_ranks.is_main:
             state = {"pool": self.pool.state_dict(), "reach": self.reach.state_dict()}
-            files.append(pending_adversary(self.adversary, self.optimizer, state))
+            settings = described(self.config, self.adversary)
+            files.append(pending_adversary(self.adversary, self.optimizer, settings, state))
         return files
 
     def load(self, folder: Path) -> None:
-        state = load_adversary(folder, self.adversary, self.optimizer)
+        settings = described(self.config, self.adversary)
+        state, changed = load_adversary(folder, self.adversary, self.optimizer, settings)
+        if changed and self.context.data_ranks.is_main:
+            log.warning("The game goes on with other settings than in %s: %s.", folder, "; ".join(changed))
         self.pool.buffer.load(folder)  # first: it knows files of other versions
         self.pool.load_state_dict(state["pool"])
         self.reach.load_state_dict(state["reach"])

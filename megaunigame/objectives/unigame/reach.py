@@ -40,7 +40,8 @@ class Reach:
             if self.quiet and self.quiet % PATIENCE == 0 and is_main:
                 log.warning(
                     "The last %d attacks changed fewer than %g of the codes: the learner sees the pictures of its tokenizer. "
-                    "Raise objectives.unigame.adversary.eps_max, or type objectives.unigame.adversary.budget=relative.",
+                    "Raise objectives.unigame.adversary.eps_max, or begin another run with "
+                    "objectives.unigame.adversary.budget=relative.",
                     self.quiet,
                     FEW,
                 )
@@ -48,11 +49,14 @@ class Reach:
             self._control(self.settings, changed)
 
     def _control(self, settings: ControllerSettings, changed: float) -> None:
-        config = self.adversary.config
         quotient = settings.flipped / max(changed, settings.flipped / LARGEST_QUOTIENT)
         wanted = self.adversary.limit * max(quotient, 1 / LARGEST_QUOTIENT) ** settings.rate
-        lowest = max(self.adversary.lowest, SMALLEST * config.eps_max)
-        self.adversary.held = min(max(wanted, lowest), config.eps_max)
+        self.adversary.held = self._within(wanted)
+
+    def _within(self, eps: float) -> float:
+        """The nearest length within the limits of the adversary."""
+        most = self.adversary.config.eps_max
+        return min(max(eps, self.adversary.lowest, SMALLEST * most), most)
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON values, exact."""
@@ -62,4 +66,4 @@ class Reach:
         """A run that had no controller leaves eps where this run starts it."""
         self.quiet = state["quiet"]
         if self.settings is not None and state["eps"] is not None:
-            self.adversary.held = state["eps"]
+            self.adversary.held = self._within(state["eps"])  # the limits may be other ones now

@@ -12,29 +12,39 @@ from torch import Tensor
 from megaunigame.adversary.base import Adversary
 from megaunigame.adversary.optimizer import ReplicatedAdamW
 from megaunigame.errors import CheckpointError
+from megaunigame.objectives.unigame.resumed_settings import changes
 from megaunigame.storage.pending import PendingFile
 
 FILE, HEADER = "unigame.safetensors", "unigame"
 
 
-def pending_adversary(adversary: Adversary, optimizer: ReplicatedAdamW, state: dict[str, Any]) -> PendingFile:
-    """The file that one rank writes for all; `state`: JSON values that are equal on all ranks."""
+def pending_adversary(
+    adversary: Adversary, optimizer: ReplicatedAdamW, settings: dict[str, Any], state: dict[str, Any]
+) -> PendingFile:
+    """The file that one rank writes for all; `settings`: `described`; `state`: JSON values that are equal on all ranks."""
     tensors = {f"adversary.{name}": value for name, value in adversary.state_dict().items()}
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.tensors().items()}
-    header = json.dumps({"adversary": repr(adversary), **state})
+    header = json.dumps({"adversary": repr(adversary), "settings": settings, **state})
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     return PendingFile(FILE, copies, {HEADER: header})
 
 
-def load_adversary(folder: Path, adversary: Adversary, optimizer: ReplicatedAdamW) -> dict[str, Any]:
-    """Restore what `pending_adversary` describes; returns its `state`. Raises CheckpointError for no or another adversary."""
+def load_adversary(
+    folder: Path, adversary: Adversary, optimizer: ReplicatedAdamW, settings: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Restore what `pending_adversary` describes; returns its `state`, and sentences about settings that are other ones now.
+
+    Raises CheckpointError for no or another adversary.
+    """
     if not (folder / FILE).is_file():
         raise CheckpointError(
-            f"{folder} holds no adversary: that run had no attacks. Give another `output`, or type checkpoint.resume=never."
+            f"{folder} holds no adversary: the launch that saved it had no attacks. Give another `output`, or type "
+            "checkpoint.resume=never."
         )
     with safe_open(folder / FILE, "pt") as file:
         state: dict[str, Any] = json.loads(file.metadata()[HEADER])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    changed = changes(folder, state.pop("settings", {}), settings, adversary)  # older files have no settings
     saved = state.pop("adversary")
     if saved != repr(adversary):
         raise CheckpointError(
@@ -43,7 +53,7 @@ def load_adversary(folder: Path, adversary: Adversary, optimizer: ReplicatedAdam
         )
     adversary.load_state_dict(_under("adversary.", tensors))
     optimizer.load_tensors(_under("optimizer.", tensors))
-    return state
+    return state, changed
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
