@@ -367,7 +367,7 @@ def test_compressed_tars_are_refused_with_the_program(tmp_path, refusal):
         archive.addfile(tarfile.TarInfo("a.txt"))
     assert "is compressed; unpack it: gunzip -c" in refusal(pack_tars(str(tmp_path / "in"), tmp_path / "out"))
     (tmp_path / "in" / "0.tar").rename(tmp_path / "in" / "0.tar.gz")
-    assert "0.tar.gz: unpack them (gunzip)" in refusal(pack_tars(str(tmp_path / "in"), tmp_path / "out"))
+    assert "'0.tar.gz': unpack them (gunzip)" in refusal(pack_tars(str(tmp_path / "in"), tmp_path / "out"))
 
 
 # --- properties

@@ -131,6 +131,8 @@ def test_dummy_rows_have_no_loss_and_no_gradient(model, picture, same_noise):
     _, without = gradients(True)
     # Not through codes: the path through a second transformer is longer.
     rtol, atol, of_largest = (1e-4, 1e-5, 1e-5) if model.has_codes else (1e-3, 1e-4, 1e-3)
+    # The gradient of a bias of keys is 0 but for rounding, which is as small as the sums that cancel out in it are large.
+    atol = max(atol, 1e-6 * max(grad.abs().max().item() for grad in without.values())) if not model.has_codes else atol
     for name, grad in with_dummy.items():
         largest = without[name].abs().max().item()
         torch.testing.assert_close(grad, without[name], rtol=rtol, atol=atol + of_largest * largest, msg=name)
