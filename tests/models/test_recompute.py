@@ -128,7 +128,7 @@ def test_values_and_gradients_are_those_of_the_plain_layers(monkeypatch, name, p
     x.requires_grad_()
     # In the same chunks: convolutions of one picture and of three are rounded differently.
     expected, found = torch.cat([plain(part) for part in x.split(max(1, pixels // (16 * 24)))]), staged(x)
-    # Plain layers of vqgan are written with other kernels; of the others, some CPUs round a chunk of two pictures in another way.
+    # Plain layers of vqgan are written with other kernels; some CPUs round a chunk of two pictures in another way.
     rounding = 1e-5 if name.startswith("vqgan") else 5e-6
     torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
     weights = torch.randn_like(expected)
