@@ -87,7 +87,7 @@ def test_a_container_with_a_picture_inside(monkeypatch):
 
 def test_the_pixels_count_not_what_the_container_says(monkeypatch):
     """Of a container whose `size` stays what its header says."""
-    monkeypatch.setattr("megaunigame.pictures.pillow.CONTAINERS", ("IPTC",))
+    monkeypatch.setattr("megaunigame.pictures.pillow.known_containers", lambda: ("IPTC",))
     inner = png(np.zeros((300, 300)), 0, 1)
     with pytest.raises(PictureError, match="300 x 300 = 90,000 pixels, more than the 10,000"):
         rgb_image(iptc(inner), PictureRules(max_pixels=10_000))
