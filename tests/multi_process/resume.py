@@ -114,7 +114,7 @@ def run(case: str, settings: dict[str, Any], home: Path, world: Ranks) -> str:
 def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
     """Files of the last checkpoints of two runs that differ: masters, moments, and what players keep, of every rank.
 
-    Of manifest.json, all but the number of the save: a run that was stopped has saved more often.
+    Of manifest.json, all but the number of the save and its own hash: a run that was stopped has saved more often.
     """
     names = [sorted(file.name for file in (trainer.folder / LAST).iterdir()) for trainer in (ours, theirs)]
     assert names[0] == names[1] and sum(name.startswith("learner-rank") for name in names[0]) == ours.world.size
@@ -124,7 +124,7 @@ def checkpoint_differences(ours: Trainer, theirs: Trainer) -> list[str]:
 def _content(file: Path) -> Any:
     if file.name != "manifest.json":
         return file.read_bytes()
-    return {name: value for name, value in json.loads(file.read_bytes()).items() if name != "saves"}
+    return {name: value for name, value in json.loads(file.read_bytes()).items() if name not in ("saves", "sha256")}
 
 
 def check_evaluation_changes_nothing(home: Path, world: Ranks) -> str:
