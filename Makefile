@@ -34,7 +34,7 @@ test: lint        ## Lint, then the whole test suite (WORKERS=N processes for th
 
 FAULT_RESULTS := .pytest_cache/fault_results.json
 test-faults: $(INSTALLED) ## Kill, cut off, fill, damage: every test of a fault; writes the table of docs/reliability.md.
-	python -m pytest -m 'fault or faults' --durations=15 --fault-results $(FAULT_RESULTS); tests=$$?; \
+	python -m pytest -m 'fault or faults' --durations=15 --fault-results=$(FAULT_RESULTS); tests=$$?; \
 		python -m tests.faults.write_page $(FAULT_RESULTS) && exit $$tests
 
 lint: $(INSTALLED) ## ruff and mypy.

@@ -1,6 +1,6 @@
 """Pytest plugin: writes what became of every test marked `fault`, for docs/reliability.md.
 
-pytest -m 'fault or faults' --fault-results FILE
+pytest -m 'fault or faults' --fault-results=FILE
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.faults.marks import MarkedTest, MarkError, marked_tests
+from tests.faults.marks import REPOSITORY, MarkedTest, MarkError, marked_tests
 from tests.faults.write_page import BEGIN, END, PAGE, kind_of, named_tests, table, what_was_seen, with_table
 
 AGAIN = "Type `make test-faults` (it writes the table), or `python -m tests.faults.write_page FILE` with its results."
@@ -117,3 +117,8 @@ def test_results_are_recorded(pytestconfig, tmp_path, monkeypatch):
         ("test_one[2]", "failed", [["tries", 2.0, "x"]]),
         ("test_one[3]", "skipped", [["tries", 3.0, "x"]]),
     ]
+
+
+def test_the_results_of_an_earlier_run_do_not_hide_the_option():
+    """`--fault-results FILE` would make an existing FILE an argument of pytest, which then reads no conftest.py of tests."""
+    assert "--fault-results=$(FAULT_RESULTS)" in (REPOSITORY / "Makefile").read_text()

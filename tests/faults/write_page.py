@@ -1,6 +1,6 @@
 """Writes the table of docs/reliability.md: from the marks `fault` of all tests, and from the results of a run of them.
 
-python -m tests.faults.write_page FILE     FILE: of `pytest --fault-results FILE`
+python -m tests.faults.write_page FILE     FILE: of `pytest --fault-results=FILE`
 """
 
 from __future__ import annotations
