@@ -17,7 +17,10 @@ from tests.faults.marks import REPOSITORY, MarkedTest, marked_tests
 PAGE = REPOSITORY / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: written by tests/faults/write_page.py -->", "<!-- end of faults -->"
 KINDS = (
-    ("A rank is lost, stops, or is slow", r"rank|worker|slow|stopped|\bhang|out of step|lockstep|launcher|heartbeat|collective"),
+    (
+        "A rank is lost, stops, or is slow",
+        r"rank|worker|slow|stopped|\bhang|out of step|lockstep|launcher|heartbeat|collective",
+    ),
     ("A node or its network is lost", r"\bnodes?\b|network|\blink\b|\bhost\b"),
     ("Another number of ranks", "number of ranks|world size|reshard|elastic"),
     ("The disk", r"\bdisk\b|space|permission|read-only|cannot be written|two runs|file system"),
