@@ -35,7 +35,7 @@ class Problem:
     damage: bool = True
     """False: the file system did not give the file, which may be as it was saved."""
     transient: bool = False
-    """Of what is no damage: a later try may succeed."""
+    """Of what is not damage: a later try may succeed."""
 
 
 def check_everywhere(folder: Path, manifest: Manifest, world: Ranks, remedy: str = REMEDY) -> None:

@@ -190,7 +190,9 @@ def _make_way(final: Path) -> Path | None:
         return _set_aside(final)
     stray = final.with_name(f"{STRAY}{final.name}.{secrets.token_hex(4)}")
     final.rename(stray)
-    log.warning("%s had no %s, so it is no checkpoint of this run. It is %s now: delete it or move it.", final, MANIFEST, stray)
+    log.warning(
+        "%s had no %s, so it was not a checkpoint of this run. Now it is %s: delete or move it.", final, MANIFEST, stray
+    )
     return None
 
 

@@ -35,7 +35,7 @@ class RefusedSteps:
         self.recipe, self.world, self.folder = parts.recipe, parts.mesh.world, parts.folder
         self.checkpoints = parts.checkpoints
         self.resumed_from = "" if parts.resumed_from is None else str(parts.resumed_from)
-        self.learner, self.divergence, self.complete_save = learner, divergence, parts.checkpoints.wait
+        self.learner, self.divergence = learner, divergence
         self.objective_of = {r.term: o.name for o in parts.objectives for r in o.rows()}
         self.objective_of |= {term: o.name for o in parts.objectives for term in o.added_terms(parts.plan)}
         self.terms = parts.plan.terms
@@ -62,8 +62,6 @@ class RefusedSteps:
         problem = self._keep(folder, step, losses, only_broken=any(samples)) if room else ""
         problems = [told for told in (stale, *self.world.all_gather_object(problem)) if told]  # `stale`: rank 0 tells them
         facts = Facts(number, samples, weights, str(folder) if room else "", problems, newest)
-        if ends:
-            self.complete_save()  # of a step that was good
         if weights:
             raise DivergenceError(divergence_text.broken(facts, self.recipe, self.resumed_from))
         if refusal.zeros:

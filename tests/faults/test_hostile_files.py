@@ -182,7 +182,7 @@ DAMAGED = "has a damaged header"
 
 @pytest.mark.fault(
     "a tar with hostile headers: sizes of base 256, holes, pipes, long names, chains (7a, 7b)",
-    does="refuses it, naming file and byte; links and devices are no samples",
+    does="refuses it, naming file and byte; links and devices are not samples",
     lost="nothing",
 )
 @pytest.mark.parametrize(
@@ -356,7 +356,9 @@ def test_a_changed_tar_is_found_by_its_hash(tmp_path, capsys):
     assert "is not the tar that was written: its sha256 differs" in capsys.readouterr().out
 
 
-@pytest.mark.fault("a folder of shards advises a command of its own", does="names data_prep's command only", lost="nothing")
+@pytest.mark.fault(
+    "a folder of shards advises a command that data_prep does not have", does="names data_prep's command only", lost="nothing"
+)
 @pytest.mark.parametrize(
     "command", ["rm -rf ~", "python -m data_prep pack; rm -rf ~", "python -m data_prep pack $(id)", 5, "\x1b[2J", "'"]
 )

@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -20,6 +19,7 @@ from megaunigame.data.loading.leaving import Leaving
 from megaunigame.data.loading.orphans import end_with_parent
 from megaunigame.data.loading.packing import Package, pack
 from megaunigame.data.loading.stream import MicroBatch, MicroBatches
+from megaunigame.data.loading.waits import Wait
 from megaunigame.data.loading.whereabouts import Whereabouts
 from megaunigame.errors import Interrupted, LoaderError, UserError
 
@@ -120,30 +120,18 @@ def _end_of(process: BaseProcess) -> str:
     return f"ended with exit code {code}" if code is None or code > 0 else f"was killed by {signal.Signals(-code).name}"
 
 
-class _SlowData:
+class _SlowData(Wait):
     """Warns when a wait reaches `seconds`, and each time it has doubled since."""
 
     def __init__(self, seconds: float, doing: Whereabouts):
+        super().__init__()
         self.seconds, self.doing = seconds, doing
-        self._since: float | None = None
-        self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="slow data").start()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        self._since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._since = None
-
-    def close(self) -> None:
-        self._closed.set()
 
     def _watch(self) -> None:
         began, limit = None, self.seconds
-        while not self._closed.wait(self.seconds / 8):
-            since = self._since
+        while not self.closed.wait(self.seconds / 8):
+            since = self.since
             if since != began:
                 began, limit = since, self.seconds
             if since is not None and (waited := time.monotonic() - since) >= limit:
