@@ -1,8 +1,8 @@
-# Each target prepares ./.venv by itself (Python >= 3.10 and pip are all it needs); a second run goes straight to work.
+# Each target prepares ./.venv by itself (Python >= 3.11 and pip are all it needs); a second run goes straight to work.
 
 # `make PYTHON=/path/to/python3.11` chooses another one. Its full path, because the venv goes first on PATH below.
 BASE_PYTHON := $(shell for p in $(or $(PYTHON),python3.11 python3 python); do $$p -c \
-	'import sys; sys.version_info < (3, 10) and sys.exit(1); print(sys.executable)' 2>/dev/null && break; done)
+	'import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys.executable)' 2>/dev/null && break; done)
 SHELL := /bin/bash
 INSTALLED := .venv/.installed
 
@@ -16,14 +16,14 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint format test-gpu test-multinode
+.PHONY: help setup demo test test-faults test-extras lint format test-gpu test-multinode
 
 help:             ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 22
 
 setup: $(INSTALLED) ## Create ./.venv and install the tested versions (the other targets do it themselves).
 
-demo: $(INSTALLED) ## Train, resume and evaluate the tiny model on two CPU processes; prints the path of the report.
+demo: $(INSTALLED) ## Teach the tiny model spatial order and depth on two CPU processes; prints before -> after and the report's path.
 	bash launch/demo.sh
 
 WORKERS ?= 2
@@ -36,6 +36,12 @@ FAULT_RESULTS := .pytest_cache/fault_results.json
 test-faults: $(INSTALLED) ## Kill, cut off, fill, damage: every test of a fault; writes the table of docs/reliability.md.
 	python -m pytest -m 'fault or faults' --durations=15 --fault-results=$(FAULT_RESULTS); tests=$$?; \
 		python -m tests.faults.write_page $(FAULT_RESULTS) && exit $$tests
+
+# A venv of its own: MLflow and gradio need older versions of packages that the tests are pinned to.
+test-extras: $(INSTALLED) ## Trackers and the web page with the real packages, pictures with their older Pillow (page: chromium and chromedriver on PATH).
+	test -x .venv-extras/bin/python || $(BASE_PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install -e '.[trackers,web]' pytest pytest-timeout hypothesis webdataset selenium
+	.venv-extras/bin/python -m pytest -rs tests/monitoring/test_trackers_offline.py tests/inference/test_web.py tests/data/test_pictures.py
 
 lint: $(INSTALLED) ## ruff and mypy.
 	ruff check .
@@ -57,7 +63,7 @@ test-multinode: $(INSTALLED) ## Train two steps on two network namespaces (root;
 
 # A venv without pip (Debian's python3 without python3-venv) is filled by the pip of the Python that made it.
 $(INSTALLED): pyproject.toml constraints.txt
-	@test -n "$(BASE_PYTHON)" || { echo "No Python >= 3.10 found. Type: make setup PYTHON=/path/to/python3.11"; exit 2; }
+	@test -n "$(BASE_PYTHON)" || { echo "No Python >= 3.11 found. Type: make setup PYTHON=/path/to/python3.11"; exit 2; }
 	test -x .venv/bin/python || $(BASE_PYTHON) -m venv .venv || $(BASE_PYTHON) -m venv --clear --without-pip .venv
 	.venv/bin/python -m pip --version >/dev/null 2>&1 || $(BASE_PYTHON) -m pip --python .venv/bin/python install pip
 	DS_BUILD_OPS=0 .venv/bin/python -m pip install -c constraints.txt -e '.[test]'

@@ -1,1 +1,1 @@
-"""Makes annotations, photographs and rendered scenes into WebDataset shards (`python -m data_prep --help`)."""
+"""Makes annotations, photographs and rendered scenes into WebDataset shards (`megaunigame prepare --help`)."""

@@ -1,11 +1,12 @@
-"""`python -m data_prep COMMAND`: makes, packs and checks data sets."""
+"""`megaunigame prepare COMMAND`: makes, packs and checks data sets."""
 
 from __future__ import annotations
 
 import sys
 
-from data_prep.command_line import PROGRAM, parsed
 from megaunigame.errors import UserError
+
+from .command_line import PROGRAM, parsed
 
 
 def main(argv: list[str] | None = None) -> int:

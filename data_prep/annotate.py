@@ -1,4 +1,4 @@
-"""`python -m data_prep annotate`: shards in, the same with depth, segmentation, picture-text similarity and codes out."""
+"""`megaunigame prepare annotate`: shards in, the same with depth, segmentation, picture-text similarity and codes out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from data_prep.annotator import EXISTING, Annotator, already_there
-from data_prep.options import (
+from megaunigame.data.decode import CODES_FIELD, DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
+from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.unfinished import FAILURES
+from megaunigame.errors import ConfigError, DataError
+
+from .annotator import EXISTING, Annotator, already_there
+from .options import (
     add_failure_options,
     add_part_options,
     add_picture_options,
@@ -22,26 +28,21 @@ from data_prep.options import (
     picture_rules,
     require_at_least,
 )
-from data_prep.shard_writer import Job, enforce_limit, finish_dataset, write_dataset
-from data_prep.teachers.base import TASKS, Machine, Teacher, load_teacher
-from megaunigame.data.decode import CODES_FIELD, DEPTH_FIELD, IMAGE_FIELDS, META_FIELD, SEGMENTATION_FIELD
-from megaunigame.data.shards.index import ShardIndex
-from megaunigame.data.shards.manifest import MANIFEST
-from megaunigame.data.shards.unfinished import FAILURES
-from megaunigame.errors import ConfigError, DataError
+from .shard_writer import Job, enforce_limit, finish_dataset, write_dataset
+from .teachers.base import TASKS, Machine, Teacher, load_teacher
 
 EXAMPLES = """examples:
-  python -m data_prep annotate shards/llava --out shards/llava-targets --tasks depth,segmentation \\
+  megaunigame prepare annotate shards/llava --out shards/llava-targets --tasks depth,segmentation \\
       --depth-model models/Depth-Anything-V2-Large-hf --segmentation-model models/sam-vit-huge \\
       --device cuda --dtype bfloat16 --target-size 512
-  python -m data_prep annotate shards/cc3m --out shards/cc3m-clip --tasks clip \\
+  megaunigame prepare annotate shards/cc3m --out shards/cc3m-clip --tasks clip \\
       --set clip.model=ViT-L-14 clip.pretrained=openai
-  python -m data_prep annotate shards/mine --out shards/regions --tasks segmentation --segmentation-teacher classic
-  python -m data_prep annotate shards/mine --out shards/depth --tasks depth --depth-teacher file \\
+  megaunigame prepare annotate shards/mine --out shards/regions --tasks segmentation --segmentation-teacher classic
+  megaunigame prepare annotate shards/mine --out shards/depth --tasks depth --depth-teacher file \\
       --set depth.folder=maps 'depth.pattern={id}.png'
-  python -m data_prep annotate shards/llava --out shards/llava-targets --tasks depth \\
+  megaunigame prepare annotate shards/llava --out shards/llava-targets --tasks depth \\
       --rank $SLURM_ARRAY_TASK_ID --world $SLURM_ARRAY_TASK_COUNT
-  python -m data_prep annotate shards/llava --out shards/llava-emu3 --tasks codes --model models/Emu3-Gen-hf --family emu3
+  megaunigame prepare annotate shards/llava --out shards/llava-emu3 --tasks codes --model models/Emu3-Gen-hf --family emu3
 """
 DEFAULT_TEACHERS = {"depth": "depth_anything", "segmentation": "sam", "clip": "open_clip", "codes": "tokenizer"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -53,7 +54,6 @@ ENCODING = 2
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "annotate",
-        help="add depth, segmentation, picture-text similarity and codes to shards",
         description="Reads a folder of shards and writes another with targets for every picture, shard for shard. "
         "Samples without a picture pass through. Samples whose picture cannot be decoded, or without a usable prediction, "
         f"are left out and listed in {FAILURES}; too many of them end the run. An interrupted run continues.",
@@ -242,7 +242,7 @@ def _check_source(index: ShardIndex, tasks: tuple[str, ...], arguments: argparse
     if META_FIELD not in index.fields:
         raise DataError(
             f"{arguments.source}: its samples have {', '.join(index.fields)}, but no json; bring them into this project's form "
-            f"first: python -m data_prep pack --format wds (--help shows how)."
+            f"first: megaunigame prepare pack --format wds (--help shows how)."
         )
     if not set(IMAGE_FIELDS) & set(index.fields):
         raise DataError(f"{arguments.source}: no sample has a picture ({', '.join(IMAGE_FIELDS)}); nothing to annotate.")

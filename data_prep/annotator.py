@@ -17,9 +17,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from data_prep.shard_writer import Shard, ShardSample
-from data_prep.target_fields import SIMILARITY, TARGETS, target_size
-from data_prep.teachers.base import Failure, Prediction, Teacher
 from megaunigame.data.decode import (
     CODES_FIELD,
     DEPTH_FIELD,
@@ -33,6 +30,10 @@ from megaunigame.data.decode import (
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
+
+from .shard_writer import Shard, ShardSample
+from .target_fields import SIMILARITY, TARGETS, target_size
+from .teachers.base import Failure, Prediction, Teacher
 
 EXISTING = ("refuse", "keep", "replace")
 LOOK_AHEAD = 4

@@ -1,23 +1,29 @@
-"""The command line of `python -m data_prep`: one parser per command."""
+"""The command line of `megaunigame prepare`: one parser per command."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 from collections.abc import Sequence
-
-from data_prep import annotate, pack, statistics, verify
-from data_prep.scenes import command as scenes
+from importlib import import_module
 
 EXAMPLES = """examples (COMMAND --help shows more):
-  python -m data_prep scenes --out shards/train --count 24000 --seed 1 --split train
-  python -m data_prep pack --format llava-json --json F --image-root D --out data/mine
-  python -m data_prep pack --format wds --source 'cc3m/*.tar' --out data/cc3m --workers 8
-  python -m data_prep annotate data/mine --out data/targets --tasks depth,segmentation
-  python -m data_prep verify shards/train
-  python -m data_prep stats shards/train --sheet sheet.png
+  megaunigame prepare scenes --out shards/train --count 24000 --seed 1 --split train
+  megaunigame prepare pack --format llava-json --json F --image-root D --out data/mine
+  megaunigame prepare pack --format wds --source 'cc3m/*.tar' --out data/cc3m --workers 8
+  megaunigame prepare annotate data/mine --out data/targets --tasks depth,segmentation
+  megaunigame prepare verify shards/train
+  megaunigame prepare stats shards/train --sheet sheet.png
 """
-PROGRAM = "python -m data_prep"
+PROGRAM = "megaunigame prepare"
+COMMANDS = {
+    "scenes": (".scenes.command", "render small 3-D scenes with depth, segmentation, captions and questions"),
+    "pack": (".pack", "pack pictures with conversations, questions or captions"),
+    "annotate": (".annotate", "add depth, segmentation, picture-text similarity and codes to shards"),
+    "verify": (".verify", "check every shard of a folder"),
+    "stats": (".statistics", "count samples, questions and answers; histograms; a contact sheet"),
+}
+"""Name -> its module, imported when it is typed (that takes seconds), and its line in --help."""
 
 
 def parsed(typed: Sequence[str]) -> argparse.Namespace:
@@ -29,8 +35,11 @@ def parsed(typed: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (scenes, pack, annotate, verify, statistics):
-        command.add_parser(commands)
+    for name, (module, purpose) in COMMANDS.items():
+        if typed[:1] == [name]:
+            import_module(module, __package__).add_parser(commands)
+        else:
+            commands.add_parser(name, help=purpose)
     arguments = parser.parse_args(typed)
     arguments.command_line = f"{PROGRAM} {shlex.join(typed)}"
     return arguments

@@ -1,4 +1,4 @@
-"""An overview picture of a data set: image, depth and segmentation of a few samples in columns, with their text."""
+"""An overview picture of a data set: image, depth and segments of a few samples in columns, with their text."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from data_prep.inputs.conversation import MARKER
-from megaunigame.data.decode import DEPTH, IMAGE, SEGMENTATION, Sample
+from megaunigame.data.decode import CONTOURS, DEPTH, IMAGE, SEGMENTATION, Sample
 from megaunigame.pixels import as_image
+
+from .inputs.conversation import MARKER
 
 CELL = 192
 """Pixels per side of a picture on the sheet."""
@@ -21,11 +22,12 @@ GOLDEN_RATIO = 0.618034
 
 
 def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
-    """One row per sample: image, then depth (near is white) and segmentation (a color per id, 0 black) if any has them.
+    """One row per sample: image, then depth (near is white), segmentation (a color per id, 0 black) and contours if any
+    has them.
 
     What a sample lacks stays gray; its key, caption and questions are at the right.
     """
-    columns = [IMAGE, *(name for name in (DEPTH, SEGMENTATION) if any(s.picture(name) is not None for s in samples))]
+    columns = [IMAGE, *(name for name in (DEPTH, SEGMENTATION, CONTOURS) if any(s.picture(name) is not None for s in samples))]
     width = len(columns) * (CELL + GAP) + GAP + TEXT_WIDTH
     sheet = Image.new("RGB", (width, len(samples) * (CELL + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
@@ -58,7 +60,7 @@ def _rendered(sample: Sample, name: str) -> Image.Image | None:
         return as_image(pixels)
     if name == DEPTH:
         return Image.fromarray((pixels.numpy() >> 8).astype(np.uint8))
-    return Image.fromarray(id_colors()[pixels.numpy()])
+    return Image.fromarray(pixels.numpy() if name == CONTOURS else id_colors()[pixels.numpy()])
 
 
 def _texts(sample: Sample) -> list[str]:

@@ -18,15 +18,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from data_prep import pack
-from data_prep.command_line import parsed
-from data_prep.inputs.table_files import SAVED, SAVED_SPLITS, files_of_folder
-from data_prep.shard_writer import Job, hash_of
-from data_prep.shared_lock import SharedLock
 from megaunigame.config import StreamConfig
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.errors import ConfigError, DataError, UserError
 from megaunigame.storage.foreign_text import one_line
+
+from . import pack
+from .command_line import PROGRAM, parsed
+from .inputs.table_files import SAVED, SAVED_SPLITS, files_of_folder
+from .shard_writer import Job, hash_of
+from .shared_lock import SharedLock
 
 POLL = 0.5
 TELL_EVERY = 30.0
@@ -123,13 +124,13 @@ def _wait(key: str, folder: Path, lock: SharedLock) -> None:
 def _pack(key: str, source: str, job: Job, folder: Path, lock: SharedLock, command: list[str]) -> None:
     """Raises DataError, with the command to type, when it fails."""
     log = folder.with_name(f"{folder.name}.log")
-    typed = shlex.join(["python", "-m", "data_prep", *command])
+    typed = shlex.join([*PROGRAM.split(), *command])
     print(f"{key}: packing {source}, once, into {folder} (log: {log}): {typed}", flush=True)
-    repository = str(Path(__file__).resolve().parents[1])
-    paths = os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH"))))
+    root = str(Path(__file__).resolve().parents[__package__.count(".") + 1])  # where our top-level package lies
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     with open(log, "wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "data_prep", *command],
+            [sys.executable, "-m", __package__, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -147,7 +148,7 @@ def _pack(key: str, source: str, job: Job, folder: Path, lock: SharedLock, comma
     for line in lines[summary:]:
         print(f"{key}: {line.strip()}", flush=True)
     if child.returncode:
-        said = lines[-1].rpartition("\r")[2].removeprefix("python -m data_prep: ")
+        said = lines[-1].rpartition("\r")[2].removeprefix(f"{PROGRAM}: ")
         raise DataError(
             f"{key}.source={source} could not be packed (exit code {child.returncode}, log: {log}): {said}. To go on with an "
             f"option of pack, type: {typed} OPTION; then start the run again."

@@ -1,4 +1,4 @@
-"""`python -m data_prep pack`: pictures and texts of published data sets into shards."""
+"""`megaunigame prepare pack`: pictures and texts of published data sets into shards."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data_prep.inputs.arrow import Arrow
-from data_prep.inputs.base import Input
-from data_prep.inputs.llava_json import LlavaJson
-from data_prep.inputs.parquet import Parquet
-from data_prep.inputs.table import COLUMNS
-from data_prep.inputs.tar_members import FIRST, LAST
-from data_prep.inputs.vqa_json import VqaJson
-from data_prep.inputs.wds import Tars
-from data_prep.notes import notes_of
-from data_prep.options import (
+from megaunigame.data.shards.unfinished import FAILURES
+from megaunigame.errors import DataError
+from megaunigame.storage.foreign_text import one_line
+
+from .inputs.arrow import Arrow
+from .inputs.base import Input
+from .inputs.llava_json import LlavaJson
+from .inputs.parquet import Parquet
+from .inputs.table import COLUMNS
+from .inputs.tar_members import FIRST, LAST
+from .inputs.unimrg import UniMrg
+from .inputs.vqa_json import VqaJson
+from .inputs.wds import Tars
+from .notes import notes_of
+from .options import (
     add_failure_options,
     add_part_options,
     add_picture_options,
@@ -24,10 +29,7 @@ from data_prep.options import (
     picture_rules,
     require_at_least,
 )
-from data_prep.shard_writer import Job, enforce_limit, finish_dataset, write_dataset
-from megaunigame.data.shards.unfinished import FAILURES
-from megaunigame.errors import DataError
-from megaunigame.storage.foreign_text import one_line
+from .shard_writer import Job, enforce_limit, finish_dataset, write_dataset
 
 FORMATS: dict[str, type[Input]] = {
     "llava-json": LlavaJson,
@@ -35,19 +37,21 @@ FORMATS: dict[str, type[Input]] = {
     "wds": Tars,
     "parquet": Parquet,
     "arrow": Arrow,
+    "unimrg": UniMrg,
 }
 SHARD_SIZE = 1000
 PACKER = 5
 """Part of the config hash: raise it when the same source would give other bytes."""
 
 EXAMPLES = """examples:
-  python -m data_prep pack --format llava-json --json llava_v1_5_mix665k.json --image-root data --out shards/llava
-  python -m data_prep pack --format vqa-json --questions v2_OpenEnded_mscoco_train2014_questions.json \\
+  megaunigame prepare pack --format llava-json --json llava_v1_5_mix665k.json --image-root data --out shards/llava
+  megaunigame prepare pack --format vqa-json --questions v2_OpenEnded_mscoco_train2014_questions.json \\
       --annotations v2_mscoco_train2014_annotations.json --image-root coco/train2014 --out shards/vqa
-  python -m data_prep pack --format wds --source 'cc3m/cc3m-train-{0000..0575}.tar' --out shards/cc3m --workers 8
-  python -m data_prep pack --format parquet --source 'parquet/*.parquet' --caption-column text --out shards/mine
-  python -m data_prep pack --format arrow --source saved_to_disk/ --split train --out shards/mine
-  python -m data_prep pack --format wds --source img2dataset/ --out shards/web \\
+  megaunigame prepare pack --format wds --source 'cc3m/cc3m-train-{0000..0575}.tar' --out shards/cc3m --workers 8
+  megaunigame prepare pack --format parquet --source 'parquet/*.parquet' --caption-column text --out shards/mine
+  megaunigame prepare pack --format arrow --source saved_to_disk/ --split train --out shards/mine
+  megaunigame prepare pack --format unimrg --source data/LLaVA-Instruct-150K --target-size 512 --out shards/unimrg --workers 8
+  megaunigame prepare pack --format wds --source img2dataset/ --out shards/web \\
       --rank $SLURM_ARRAY_TASK_ID --world $SLURM_ARRAY_TASK_COUNT      (the same command in every task)
 """
 
@@ -55,7 +59,6 @@ EXAMPLES = """examples:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "pack",
-        help="pack pictures with conversations, questions or captions",
         description="Packs a data set into WebDataset shards. Entries whose picture is missing or damaged are left out "
         f"and listed in {FAILURES}; too many of them are an error. An interrupted run continues where it stopped.",
         epilog=EXAMPLES,
@@ -63,14 +66,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--format", choices=tuple(FORMATS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--name", help="shards are called NAME-000000.tar (default llava, vqa, wds, parquet or arrow)")
+    parser.add_argument("--name", help="shards are called NAME-000000.tar (default llava, vqa, wds, parquet, arrow or unimrg)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--shard-size", type=int, help=f"entries per shard (default {SHARD_SIZE}; wds: one per source tar)")
     add_picture_options(parser)
     add_part_options(parser)
     add_failure_options(parser)
     sources = parser.add_argument_group("sources")
-    sources.add_argument("--json", type=Path, help="llava-json: list of {id, image?, conversations}, or JSON lines")
+    sources.add_argument(
+        "--json", type=Path, help="llava-json: list of {id, image?, conversations}, or JSON lines; unimrg: one of another name"
+    )
     sources.add_argument("--image-root", type=Path, help="llava-json, vqa-json, parquet, arrow: folder of the pictures")
     sources.add_argument("--questions", type=Path, help="vqa-json: the questions file")
     sources.add_argument("--annotations", type=Path, help="vqa-json: the annotations file; none for a test set")
@@ -81,13 +86,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "'COCO_train2014_{image_id:012d}.jpg')",
     )
     sources.add_argument(
-        "--source", nargs="+", metavar="PATH", help="wds, parquet, arrow: folders, files, globs or brace lists"
+        "--source",
+        nargs="+",
+        metavar="PATH",
+        help="wds, parquet, arrow: folders, files, globs or brace lists; unimrg: the folder with tuning_data",
     )
     sources.add_argument(
         "--dots",
         choices=(FIRST, LAST),
         help="wds: the field of a file is what follows the first dot of its name, as in WebDataset (default; what looks like "
         "several samples is then a failure, unless `first` is typed), or the last",
+    )
+    sources.add_argument(
+        "--target-size",
+        type=int,
+        metavar="N",
+        help="unimrg: pixels of the shorter side of depth maps, where the picture has more (default: the picture's size)",
     )
     sources.add_argument("--split", help="wds, parquet, arrow: the split to pack of a folder with several")
     for column, known in COLUMNS.items():

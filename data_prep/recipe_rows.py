@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.picture_statistics import fields_at, spread
 from megaunigame.config import OFF, PARTIAL, LoaderConfig, Recipe, load_recipe
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
@@ -25,6 +24,8 @@ from megaunigame.pictures.rules import PictureRules
 from megaunigame.registry import find
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.row_limits import FIRST_ROWS, enough_rows
+
+from .picture_statistics import fields_at, spread
 
 LONGEST_REASON = 240
 

@@ -24,16 +24,17 @@ from typing import Any
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from data_prep.notes import bounded, notes_of
-from data_prep.shard_index import index_of
-from data_prep.whole_files import unwritable, write_atomically
-from data_prep.workers import in_processes
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import sha256_of
+
+from .notes import bounded, notes_of
+from .shard_index import index_of
+from .whole_files import unwritable, write_atomically
+from .workers import in_processes
 
 FORMAT_VERSION = 1
 LONGEST_NAME_OF_SHARDS = 128

@@ -1,4 +1,4 @@
-"""`python -m data_prep stats DIR`: samples and questions of a data set, and the accuracy of guessing.
+"""`megaunigame prepare stats DIR`: samples and questions of a data set, and the accuracy of guessing.
 
 Two guessers see the question text only:
 - chance: the fraction of right guesses if all legal answers of a kind's questions were equally likely;
@@ -16,10 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep import recipe_rows
-from data_prep.contact_sheet import contact_sheet
-from data_prep.options import require_at_least
-from data_prep.picture_statistics import picture_statistics, sample_at
 from megaunigame.data.conversation import HUMAN, IMAGE_MARKER, read_conversation
 from megaunigame.data.decode import META_FIELD, meta_of
 from megaunigame.data.shards.index import ShardIndex
@@ -29,6 +25,11 @@ from megaunigame.data.shards.unfinished import FAILURES, check_finished
 from megaunigame.errors import DataError
 from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.untrusted_json import read_within
+
+from . import recipe_rows
+from .contact_sheet import contact_sheet
+from .options import require_at_least
+from .picture_statistics import picture_statistics, sample_at
 
 YES_NO = {"yes", "no"}
 MOST_ANSWERS = 12
@@ -48,11 +49,10 @@ class KindStatistics:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "stats",
-        help="count samples, questions and answers; histograms; a contact sheet",
         description="Counts samples, captions, questions and answers, shows the accuracy of guessing from the question, "
         "sizes of pictures, numbers of masks and the distribution of depth.",
-        epilog="examples:\n  python -m data_prep stats shards/train\n  python -m data_prep stats shards/train --sheet a.png\n"
-        "  python -m data_prep stats shards/mine --for launch/recipes/tiny_sft.yaml model.max_length=512\n",
+        epilog="examples:\n  megaunigame prepare stats shards/train\n  megaunigame prepare stats shards/train --sheet a.png\n"
+        "  megaunigame prepare stats shards/mine --for launch/recipes/tiny_sft.yaml model.max_length=512\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of shards")
@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     check_finished(folder)
     if not (folder / MANIFEST).is_file():
         raise DataError(
-            f"{folder}: no {MANIFEST}: not a folder of `python -m data_prep`; pack it first (python -m data_prep pack --help)"
+            f"{folder}: no {MANIFEST}: not a folder of `megaunigame prepare`; pack it first (megaunigame prepare pack --help)"
         )
     content = read_within(folder / MANIFEST, LARGEST_MANIFEST)
     parse_manifest(str(folder / MANIFEST), content, LONGEST_LOCAL_FILE)  # names and numbers of the shards are checked there

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,12 @@ def target_size(height: int, width: int, shorter: int) -> tuple[int, int]:
         return height, width
     scale = shorter / min(height, width)
     return max(shorter, round(height * scale)), max(shorter, round(width * scale))
+
+
+def is_same_shape(target: Sequence[int], picture: Sequence[int]) -> bool:
+    """Whether two (height, width) have one ratio, up to a rounding of the target's sides to whole pixels."""
+    (rows, columns), (height, width) = target, picture
+    return abs(columns * height - rows * width) <= height + width
 
 
 def depth_target(depth: np.ndarray, size: tuple[int, int]) -> Target:

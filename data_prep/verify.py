@@ -1,4 +1,4 @@
-"""`python -m data_prep verify DIR`: checks shards against index, statistics and manifest, and decodes every field."""
+"""`megaunigame prepare verify DIR`: checks shards against index, statistics and manifest, and decodes every field."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
-from data_prep import recipe_rows
-from data_prep.inputs.conversation import checked_talk, require_as_many
-from data_prep.inputs.sample import EntryFailure
-from data_prep.options import add_picture_options, picture_rules, require_at_least
-from data_prep.shard_index import index_of, read_samples
-from data_prep.statistics import read_manifest
-from data_prep.workers import in_processes
 from megaunigame.data.decode import (
+    CONTOURS,
     DEPTH,
     IMAGE_FIELDS,
     SEGMENTATION,
@@ -30,6 +23,7 @@ from megaunigame.data.decode import (
     decode_sample,
     further_fields,
 )
+from megaunigame.data.edits import EDITS
 from megaunigame.data.shards.manifest import MANIFEST
 from megaunigame.data.shards.table import LARGEST_INDEX
 from megaunigame.errors import DataError
@@ -39,6 +33,15 @@ from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import sha256_of
 from megaunigame.storage.untrusted_json import parse
+
+from . import recipe_rows
+from .inputs.conversation import checked_edits, checked_talk, require_as_many
+from .inputs.sample import EntryFailure
+from .options import add_picture_options, picture_rules, require_at_least
+from .shard_index import index_of, read_samples
+from .statistics import read_manifest
+from .target_fields import is_same_shape
+from .workers import in_processes
 
 CHANGES = {
     "turned": "have an orientation tag: reading turns them upright",
@@ -51,10 +54,9 @@ CHANGES = {
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "verify",
-        help="check every shard of a folder",
         description="Checks sizes, indices and every field of every sample. A line per shard; exit code 1 on a fault.",
-        epilog="examples:\n  python -m data_prep verify shards/train\n  python -m data_prep verify shards/llava --workers 8\n"
-        "  python -m data_prep verify shards/llava --for launch/recipes/janus_pro_7b_sft.yaml model.path=models/Janus-Pro-7B\n",
+        epilog="examples:\n  megaunigame prepare verify shards/train\n  megaunigame prepare verify shards/llava --workers 8\n"
+        "  megaunigame prepare verify shards/llava --for launch/recipes/janus_pro_7b_sft.yaml model.path=models/Janus-Pro-7B\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder of shards")
@@ -180,12 +182,17 @@ def check_sample(sample: Sample) -> None:
         raise DataError(f"sample {sample.key!r}: {problem}")
 
     meta, image, depth, segmentation = sample.meta, sample.image, sample.picture(DEPTH), sample.picture(SEGMENTATION)
-    if not {"conversations", "caption", "questions"} & meta.keys():
+    if not {"conversations", "caption", "questions", EDITS} & meta.keys():
         refuse("has neither conversations nor a caption nor questions")
     if "caption" in meta and not (isinstance(meta["caption"], str) and meta["caption"].strip()):
         refuse("has an empty caption")
     if "conversations" in meta:
         _check_conversations(meta, sample.image_count, refuse)
+    if EDITS in meta:
+        try:
+            checked_edits(meta[EDITS], sample.image_count)
+        except EntryFailure as failure:
+            refuse(str(failure))
     if image is not None and {"width", "height"} <= meta.keys():
         if (meta["height"], meta["width"]) != tuple(image.shape[1:]):
             refuse(f"json says {meta['width']} x {meta['height']} pixels, the picture has {image.shape[2]} x {image.shape[1]}")
@@ -193,8 +200,8 @@ def check_sample(sample: Sample) -> None:
         stored = {len(grid) for grid in sample.codes.grids.values()}
         if stored != {sample.image_count}:
             refuse(f"has codes of {sum(stored)} pictures and {sample.image_count} pictures; make them again (annotate)")
-    for name, target in ((DEPTH, depth), (SEGMENTATION, segmentation)):
-        if image is not None and target is not None and not _same_shape(target, image):
+    for name, target in ((DEPTH, depth), (SEGMENTATION, segmentation), (CONTOURS, sample.picture(CONTOURS))):
+        if image is not None and target is not None and not is_same_shape(target.shape, image.shape[1:]):
             refuse(
                 f"{name} is {target.shape[1]} x {target.shape[0]}, the picture {image.shape[2]} x {image.shape[1]}: another "
                 "shape; make it again (annotate), from the upright picture"
@@ -211,12 +218,6 @@ def check_sample(sample: Sample) -> None:
             refuse(f"segmentation ids {sorted(seen)}, objects {sorted(listed)}")
     if segmentation is not None and depth is not None and segmentation.shape != depth.shape:
         refuse(f"segmentation is {tuple(segmentation.shape)}, depth {tuple(depth.shape)}")
-
-
-def _same_shape(target: Tensor, image: Tensor) -> bool:
-    """Whether the ratios of height and width agree, up to a rounding of the target's sides to whole pixels."""
-    (height, width), (rows, columns) = image.shape[1:], target.shape
-    return abs(columns * height - rows * width) <= height + width
 
 
 def check_palette(key: str, segmentation: bytes, rules: PictureRules = DEFAULT_RULES) -> None:

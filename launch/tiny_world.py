@@ -3,7 +3,7 @@
     python launch/tiny_world.py --stage all --data scenes --out tiny
     python launch/tiny_world.py --stage vq --data scenes --out tiny --steps 2400
 
-`--data` holds `train` and `val` folders of `python -m data_prep scenes`; CLIP is also measured on the pairs of an
+`--data` holds `train` and `val` folders of `megaunigame prepare scenes`; CLIP is also measured on the pairs of an
 `adversarial` folder, if there is one. A training that was interrupted continues.
 """
 

@@ -65,6 +65,10 @@ class DivergenceError(UserError):
     update was made with it), or the gradient was 0 for too many steps."""
 
 
+class HubError(TransientError):
+    """The Hugging Face Hub does not answer, or answers with an error of its own."""
+
+
 class Interrupted(Exception):
     """A signal ended the run. Nothing is wrong: the same command goes on. Raised on all ranks together."""
 

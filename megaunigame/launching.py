@@ -38,13 +38,12 @@ def options_of(doc: str | None, prog: str | None = None) -> argparse.ArgumentPar
     return argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def options_of_a_recipe(doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a script that runs one recipe."""
-    parser = options_of(doc)
-    parser.add_argument("recipe", help="YAML file, see launch/recipes/; or the recipe.yaml in the folder of a run")
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that runs one recipe."""
+    parser.add_argument(
+        "recipe", help="YAML file, or a name (`megaunigame recipes` lists them); or the recipe.yaml in the folder of a run"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.lr=1e-5")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    return parser
 
 
 def _dismissed(seconds: float) -> bool:
@@ -66,7 +65,8 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
                 print(end)
         code = Interrupted.exit_code
     except KeyboardInterrupt:
-        print("Ended by Ctrl-C.", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("Ended by Ctrl-C.", file=sys.stderr)
         code = 128 + signal.SIGINT
     except LostRankError as error:
         print(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
+from megaunigame.shipped import located, yaml_file
 
 T = TypeVar("T")
 BOUND = "bound"
@@ -40,36 +41,45 @@ class Bound:
     accepts: Callable[[Any], bool]
     refusal: Callable[[str, Any], str]
     """(full key, value) -> the message."""
+    legal: str | tuple[str, ...]
+    """The legal values, for people: a phrase, or their names."""
 
 
 def at_least(low: float, default: T | Callable[[], T]) -> T:
     """A field in [low, infinity)."""
-    return _number(lambda got: got >= low, f"be at least {low}", default)
+    return _number(lambda got: got >= low, "be", f"at least {low}", default)
 
 
 def above(low: float, default: T | Callable[[], T]) -> T:
     """A field in (low, infinity)."""
-    return _number(lambda got: got > low, f"be greater than {low}", default)
+    return _number(lambda got: got > low, "be", f"greater than {low}", default)
 
 
 def between(low: float, high: float, default: T | Callable[[], T]) -> T:
     """A field in [low, high]."""
-    return _number(lambda got: low <= got <= high, f"lie in [{low}, {high}]", default)
+    return _number(lambda got: low <= got <= high, "lie", f"in [{low}, {high}]", default)
 
 
 def half_open(low: float, high: float, default: T | Callable[[], T]) -> T:
     """A field in [low, high)."""
-    return _number(lambda got: low <= got < high, f"lie in [{low}, {high})", default)
+    return _number(lambda got: low <= got < high, "lie", f"in [{low}, {high})", default)
 
 
-def one_of(legal: Collection[str], default: T | Callable[[], T]) -> T:
-    """A field with one of these names."""
-    return _bounded(Bound(lambda got: got in legal, lambda key, got: unknown(f"value of {key}", got, list(legal))), default)
+def one_of(legal: Collection[str], default: T | Callable[[], T], unsupported: Mapping[str, str] | None = None) -> T:
+    """A field with one of these names. `unsupported`: names that other trainers have -> why they are not legal here."""
+    names, reasons = tuple(legal), unsupported or {}
+
+    def message(key: str, got: Any) -> str:
+        if got in reasons:
+            return f"{key}={got} is not supported: {reasons[got]} Legal: {', '.join(names)}."
+        return unknown(f"value of {key}", got, list(names))
+
+    return _bounded(Bound(lambda got: got in names, message, names), default)
 
 
-def _number(accepts: Callable[[Any], bool], legal: str, default: T | Callable[[], T]) -> T:
+def _number(accepts: Callable[[Any], bool], verb: str, legal: str, default: T | Callable[[], T]) -> T:
     hint = f" Default: {default}." if isinstance(default, int | float) else ""
-    return _bounded(Bound(accepts, lambda key, got: f"{key} must {legal}; got {got}.{hint}"), default)
+    return _bounded(Bound(accepts, lambda key, got: f"{key} must {verb} {legal}; got {got}.{hint}", legal), default)
 
 
 def _bounded(bound: Bound, default: Any) -> Any:
@@ -78,13 +88,13 @@ def _bounded(bound: Bound, default: Any) -> Any:
     return field(default=default, metadata={BOUND: bound})
 
 
-def read(path: str, overrides: list[str], kind: str, example: str) -> Any:
+def read(path: str, overrides: list[str], kind: str, folder: str) -> Any:
     """The mapping in a YAML file, with `key.sub=value` overrides: YAML values, each replacing the value of its key.
 
-    Raises ConfigError when the file is missing or not a mapping; `kind` names such files, `example` is one.
+    `path` may be the name of a shipped file of `folder` (megaunigame/shipped.py). Raises ConfigError when the file is missing
+    or not a mapping; `kind` names such files.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"No {kind} at {path}. Give the path of a YAML file, for example {example}.")
+    path = yaml_file(path, folder, kind)
     try:
         given = OmegaConf.load(path)
         if not isinstance(given, DictConfig):
@@ -93,19 +103,22 @@ def read(path: str, overrides: list[str], kind: str, example: str) -> Any:
             key, _, value = override.partition("=")
             # Replaced, not merged: `evaluation.suites={}` means no suites.
             OmegaConf.update(given, key, OmegaConf.create({"value": yaml.safe_load(value)}).value, merge=False)
-        return _at_home(OmegaConf.to_container(given, resolve=True))
+        return _full_paths(OmegaConf.to_container(given, resolve=True))
     # OSError, ValueError: a file that may not be read, is not UTF-8, or has a date that does not exist.
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a legal YAML {kind}: {error}") from error
 
 
-def _at_home(value: Any) -> Any:
-    """`value` with `~/` at the beginning of a text replaced by the home folder: a shell does not do it after `key=`."""
+def _full_paths(value: Any) -> Any:
+    """`value` with `~/` at the beginning of a text replaced by the home folder, which a shell does not do after `key=`; and
+    with shipped files at their places."""
     if isinstance(value, dict):
-        return {key: _at_home(item) for key, item in value.items()}
+        return {key: _full_paths(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_at_home(item) for item in value]
-    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
+        return [_full_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return str(Path(value).expanduser()) if value.startswith("~/") else located(value)
 
 
 def fill(schema: type[T], given: Any, path: str) -> T:
@@ -118,10 +131,28 @@ def fill(schema: type[T], given: Any, path: str) -> T:
     try:
         filled: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
     except OmegaConfBaseException as error:
-        # OmegaConf adds lines about its own classes.
-        raise ConfigError(f"Setting {_under(path, error.full_key)!r}: {str(error.msg or error).splitlines()[0]}") from error
+        said = str(error.msg or error).splitlines()[0].rstrip(".")  # OmegaConf adds lines about its own classes
+        raise ConfigError(f"Setting {_under(path, error.full_key)!r}: {said}.{_legal(schema, error.full_key or '')}") from error
     check_values(filled, path)
     return filled
+
+
+def _legal(schema: Any, key: str) -> str:
+    """The legal values of a key inside `schema`, where its field declares them."""
+    first, _, rest = key.partition(".")
+    found = next((f for f in dataclasses.fields(schema) if f.name == first.partition("[")[0]), None)
+    if found is None:
+        return ""
+    kind = typing.get_type_hints(schema)[found.name]
+    inner = next((part for part in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(part)), None)
+    if rest and inner is not None:
+        return _legal(inner, rest.partition(".")[2] if typing.get_origin(kind) is dict else rest)
+    bound = found.metadata.get(BOUND)
+    if bound is None:
+        return ""
+    legal = bound.legal if isinstance(bound.legal, str) else ", ".join(bound.legal)
+    default = f" Default: {found.default}." if isinstance(found.default, int | float | str) else ""
+    return f" Legal: {legal}.{default}"
 
 
 def check_keys(schema: Any, given: Any, path: str) -> None:
@@ -132,7 +163,12 @@ def check_keys(schema: Any, given: Any, path: str) -> None:
     fields = [f.name for f in dataclasses.fields(schema)]
     for key, value in given.items():
         if key not in fields and key in getattr(schema, "elsewhere", {}):
-            raise ConfigError(f"{_under(path, key)} is not a setting: type {schema.elsewhere[key]}=... instead.")
+            typed = schema.elsewhere[key]
+            raise ConfigError(
+                f"{_under(path, key)} is not a setting: type {typed if '=' in typed else f'{typed}=...'} instead."
+            )
+        if key not in fields and key in getattr(schema, "unsupported", {}):
+            raise ConfigError(f"{_under(path, key)} is not supported: {schema.unsupported[key]}")
         if key not in fields:
             raise ConfigError(f"In {path or 'the recipe'}: {unknown('key', str(key), fields)}")
         where, kind, parts = _under(path, key), types[key], typing.get_args(types[key])

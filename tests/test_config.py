@@ -63,6 +63,8 @@ def test_written_recipe_reads_back(recipe_file, tmp_path, override):
     ("override", "parts"),
     [
         ("optimizer.lrr=1", ["optimizer", "'lrr'", "'lr'"]),
+        ("optimizer.eps=0", ["optimizer.eps", "greater than 0"]),
+        ("schedule.min_ratio=-3", ["schedule.min_ratio", "[0, 1]"]),
         ("optimiser.lr=1", ["'optimiser'", "'optimizer'"]),
         ("data.train.shard=x", ["data.train", "'shards'"]),
         ("data.train.where=has image", ["data.train.where"]),
@@ -77,9 +79,23 @@ def test_written_recipe_reads_back(recipe_file, tmp_path, override):
         ("data.train={mix: {a: {shards: x, weight: 0.5}}}", ["data.train.mix.a.weight", "0.5"]),
         ("data.train={mix: {a: {shards: x}}, where: [has image]}", ["data.train", "data.train.mix.NAME.where"]),
         ("schedule.steps=many", ["schedule.steps", "many"]),
-        ("schedule.steps=0", ["schedule.steps", "greater than 0"]),
+        ("schedule.steps=0", ["How long is the run", "schedule.steps=N", "schedule.epochs=N"]),
+        ("schedule.steps=-1", ["schedule.steps", "at least 0"]),
+        ("schedule.epochs=2", ["schedule.steps=10 and schedule.epochs=2", "schedule.steps=0", "schedule.epochs=0"]),
+        ("schedule.epochs_of=train", ["schedule.epochs_of=train", "schedule.epochs"]),
+        ("schedule={epochs: 2, warmup_steps: -1}", ["warmup_steps", "-1"]),
+        ("schedule.kind=linar", ["schedule.kind", "'linear'"]),
+        ("ema.decay=1", ["ema.decay", "[0, 1)"]),
+        ("evaluation.weights=ema", ["evaluation.weights=ema", "ema.decay=0.999"]),
+        ("checkpoint.best={metric: asking/accuracy, mode: largest}", ["checkpoint.best.mode", "max, min"]),
+        ("checkpoint.best.metric=asking/accuracy", ["checkpoint.best.metric=asking/accuracy", "add one to evaluation.suites"]),
+        ("early_stop={metric: asking/accuracy, patience: 0}", ["early_stop.patience", "greater than 0"]),
         ("schedule.kind=cosin", ["schedule.kind", "'cosine'"]),
         ("schedule.warmup_steps=11", ["warmup_steps", "0..schedule.steps=10"]),
+        ("optimizer.kind=muon", ["optimizer.kind is not supported", "AdamW", "docs/training.md"]),
+        ("model.load_in_4bit=true", ["model.load_in_4bit is not supported", "ZeRO-3"]),
+        ("model.train=qlora", ["model.train=qlora is not supported", "ZeRO-3", "Type lora"]),
+        ("engine.precision=fp16", ["engine.precision=fp16 is not supported", "Type bf16"]),
         ("engine.precision=fp16", ["engine.precision", "bf16, fp32"]),
         ("model.train=everything", ["model.train", "lora, full"]),
         ("loader.workers=-1", ["loader.workers", "-1"]),
@@ -146,3 +162,19 @@ def test_ds_config_owns_engine_knobs_only(recipe_file, tmp_path):
         complete_ds_config(with_config("{"), 4, 2)
     with pytest.raises(ConfigError, match="no file"):
         complete_ds_config(load_recipe(recipe_file, ["engine.ds_config=nowhere.json"]), 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optimizer.lr=fast", ["'optimizer.lr'", "'fast'", "Legal: greater than 0. Default: 2e-05."]),
+        ("schedule.steps=many", ["'schedule.steps'", "'many'"]),
+        ("optimizer.betas=[0.9, x]", ["optimizer.betas", "'x'", "[0, 1)"]),
+        ("evaluation.every=abc", ["'evaluation.every'", "'abc'"]),
+        ("checkpoint.best={min_delta: x}", ["checkpoint.best", "min_delta"]),
+    ],
+)
+def test_a_value_of_another_type_is_told_what_is_legal(override, parts):
+    with pytest.raises(ConfigError) as refused:
+        load_recipe("tiny_sft", [override])
+    assert [part for part in parts if part not in str(refused.value)] == []

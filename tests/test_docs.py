@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from megaunigame.command_line import command_names, typed_name
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = ("data_prep", "launch", "megaunigame", "tests")
 COMMANDS = ("scenes", "pack", "annotate", "verify", "stats")
-"""Of `python -m data_prep`."""
+"""Of `megaunigame prepare`, which is `python -m data_prep` in a clone."""
+OF_MEGAUNIGAME = {typed_name(name) for name in command_names()}
+"""Commands of `megaunigame`."""
 PAGES = sorted(
     page.relative_to(REPOSITORY)
     for page in [
@@ -30,9 +34,10 @@ FENCE = re.compile(r"^\s*```.*?^\s*```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?<![\w/.-])((?:launch|ds_configs|docs|tests|data_prep|megaunigame)/[\w./-]*\w\.\w+)\b(?![*{<])")
 PLACEHOLDER = re.compile("NAME|RECIPE")
 MODULE = re.compile(r"-m ((?:data_prep|megaunigame|tests)(?:\.\w+)*)")
-COMMAND = re.compile(r"(?:\bpython|\btorchrun|\bdeepspeed)\b(?:\\\n|[^\n`])*")
+COMMAND = re.compile(r"(?:\bpython|\btorchrun|\bdeepspeed|\bmegaunigame (?=[a-z]+ ))\b(?:\\\n|[^\n`])*")
 """To the end of its line, or of the last of its lines when they end with a backslash."""
-DATA_PREP = re.compile(r"-m data_prep +([a-z][\w-]*)")
+DATA_PREP = re.compile(r"(?:-m data_prep|\bmegaunigame prepare) +([a-z][\w-]*)")
+MEGAUNIGAME = re.compile(r"(?:^|`|\$ |&& )megaunigame +([a-z][\w-]*)", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 OF_LAUNCHERS = {"nproc_per_node", "nnodes", "num_gpus", "hostfile", "master_addr"}
 """Options of torchrun and deepspeed."""
@@ -99,6 +104,7 @@ def test_commands_and_options_that_are_typed_exist(page, options):
     typed = COMMAND.findall(text_of(page))
     assert {name for command in typed for name in DATA_PREP.findall(command)} <= set(COMMANDS)
     assert {name for command in typed for name in OPTION.findall(command)} - options == set()
+    assert set(MEGAUNIGAME.findall(text_of(page))) <= OF_MEGAUNIGAME
 
 
 def test_the_check_sees_what_is_wrong():

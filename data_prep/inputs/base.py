@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-from data_prep.inputs.further_pictures import packed_all
-from data_prep.inputs.picture_names import find_file, missing
-from data_prep.inputs.sample import EntryFailure
-from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
+
+from ..shard_writer import Shard, ShardSample
+from .further_pictures import packed_all
+from .picture_names import find_file, missing
+from .sample import EntryFailure
 
 Failure = dict[str, str]
 """A line of failures.jsonl: "key", "reason" and, where a file is to blame, "image"."""
@@ -27,7 +28,7 @@ class Input(ABC):
     """A source of samples, cut into shards. Small enough to be sent to every worker; large files are read there.
 
     A sample has `json` with a `caption`, `conversations` or (test sets) `questions`; usually a picture, and then `width`
-    and `height` in pixels; and `depth.png` and `seg.png` if the source has them.
+    and `height` in pixels; and `depth.png`, `seg.png` and `contours.png` if the source has them.
     """
 
     shard_name: ClassVar[str]
@@ -108,19 +109,23 @@ class ListedPictures(Input):
     def _samples(self, number: int, failures: list[Failure], notes: Counter[str]) -> Iterator[ShardSample]:
         for entry in self.entries()[number * self.shard_size : (number + 1) * self.shard_size]:
             try:
-                pictures = self._pictures(entry)
-                yield packed_all(entry.key, entry.record, pictures, self.rules)
+                yield self._sample(entry, notes)
                 notes.update(entry.notes)
             except EntryFailure as failure:
                 failures.append(_failure(entry, str(failure)))
 
+    def _sample(self, entry: Entry, notes: Counter[str]) -> ShardSample:
+        """One sample; `notes` counts what was changed. Raises EntryFailure for an entry that cannot be packed."""
+        return packed_all(entry.key, entry.record, self._pictures(entry), self.rules)
+
     def _pictures(self, entry: Entry) -> list[bytes]:
         if entry.problem:
             raise EntryFailure(entry.problem)
-        return [self._picture(name) for name in entry.images]
+        return [self._read(self.image_root, name) for name in entry.images]
 
-    def _picture(self, name: str) -> bytes:
-        path = find_file(self.image_root, name)
+    @staticmethod
+    def _read(root: Path, name: str) -> bytes:
+        path = find_file(root, name)
         if path is None:
             raise EntryFailure(missing(name))
         try:

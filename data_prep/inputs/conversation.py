@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.inputs.sample import EntryFailure
-from data_prep.inputs.texts import CAPTIONS, talk_of, with_caption
 from megaunigame.data.conversation import IMAGE_MARKER, LONGEST_TEXT, TALK_KEYS, Conversation, places_in, read_conversation
+from megaunigame.data.edits import EDITS, parse_edits, read_edits
 from megaunigame.errors import DataError
+
+from .sample import EntryFailure
+from .texts import CAPTIONS, talk_of, with_caption
 
 MARKER = IMAGE_MARKER
 OTHER_ANSWERS = "`answers` that are not one list per question: left out"
@@ -34,6 +36,23 @@ def counted_places(talk: Any) -> int:
         raise EntryFailure(str(error)) from error
 
 
+def checked_edits(edits: Any, pictures: int) -> Any:
+    """The edits as they are. Raises EntryFailure, worded as what the entry has, unless they are about this many pictures."""
+    try:
+        read_edits(edits, pictures)
+    except DataError as error:
+        raise EntryFailure(str(error)) from error
+    return edits
+
+
+def places_of_edits(edits: Any) -> int:
+    """Pictures that the edits have places for. Raises EntryFailure."""
+    try:
+        return parse_edits(edits)[-1].target + 1
+    except DataError as error:
+        raise EntryFailure(str(error)) from error
+
+
 def checked_texts(
     record: dict[str, Any],
     pictures: int,
@@ -41,10 +60,11 @@ def checked_texts(
     text: str | None = None,
     captions: Sequence[str] = CAPTIONS,
 ) -> dict[str, Any]:
-    """The record with its conversation under `conversations`, as `Conversation.turns` has it, and its caption stripped.
+    """The record with its conversation under `conversations`, as `Conversation.turns` has it, its caption stripped, and its
+    edits as they are.
 
     The caption is `text`, which stands next to the record, or under one of the keys `captions`. `notes` counts what was left
-    out. Raises EntryFailure when the record has neither, or one that cannot be read.
+    out. Raises EntryFailure when the record has none of them, or one that cannot be read.
     """
     record = with_caption(record, text, notes, captions)
     texts: dict[str, Any] = {}
@@ -61,10 +81,12 @@ def checked_texts(
         if len(record["caption"]) > LONGEST_TEXT:
             raise EntryFailure(f"has a caption of {len(record['caption']):,} characters, more than {LONGEST_TEXT:,}")
         texts["caption"] = record["caption"].strip()
+    if record.get(EDITS) is not None:
+        texts[EDITS] = checked_edits(record[EDITS], pictures)
     if not texts:
         keys = f" (its keys: {', '.join(map(str, record))})" if record else ""
         raise EntryFailure(f"has neither a caption nor conversations{keys}")
-    return {name: value for name, value in record.items() if name not in ("caption", *TALK_KEYS)} | texts
+    return {name: value for name, value in record.items() if name not in ("caption", EDITS, *TALK_KEYS)} | texts
 
 
 def _without_other_answers(record: dict[str, Any], notes: Counter[str]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from data_prep.inputs.table_files import files_of_folder
-from data_prep.shard_writer import hash_of
 from megaunigame.errors import DataError
 from megaunigame.storage.foreign_text import quoted
+
+from ..shard_writer import hash_of
+from .table_files import files_of_folder
 
 
 def source_files(patterns: Sequence[str], ending: str, out: Path, split: str | None = None) -> tuple[Path, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.inputs.sample import packed
-from data_prep.shard_writer import ShardSample
 from megaunigame.pictures.rules import PictureRules
+
+from ..shard_writer import ShardSample
+from .sample import packed
 
 
 def packed_all(key: str, record: dict[str, Any], pictures: Sequence[bytes], rules: PictureRules) -> ShardSample:

@@ -42,6 +42,8 @@ def entries_of(content: bytes, path: Path, keys: Collection[str], form: str) -> 
         text = content.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass")
     except UnicodeDecodeError as error:
         raise DataError(f"{what}: not {encoding} ({error}); wanted {form}") from error
+    if not text.strip():
+        raise DataError(f"{what}: the file is empty; wanted {form}")
     try:
         found = _parsed(text)
     except RecursionError as error:

@@ -11,17 +11,19 @@ import functools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from data_prep.inputs.base import Entry, ListedPictures
-from data_prep.inputs.conversation import checked_texts
-from data_prep.inputs.json_entries import BrokenLine, entries_of
-from data_prep.inputs.json_file import read_unchanged, require_folder, sha256_of
-from data_prep.inputs.picture_names import KEYS, names_of
-from data_prep.inputs.sample import EntryFailure, numbered_key
-from data_prep.inputs.texts import talk_of
 from megaunigame.data.conversation import TALK_KEYS
+from megaunigame.data.edits import EDITS
 from megaunigame.storage.untrusted_json import is_deeper_than
+
+from .base import Entry, ListedPictures
+from .conversation import checked_texts
+from .json_entries import BrokenLine, entries_of
+from .json_file import read_unchanged, require_folder, sha256_of
+from .picture_names import KEYS, names_of
+from .sample import EntryFailure, numbered_key
+from .texts import talk_of
 
 CAPTION_KEYS = ("caption", "captions")
 """Not `text`: in files of this form it may be a question."""
@@ -35,8 +37,8 @@ class LlavaJson(ListedPictures):
     """LLaVA-mix-665K and other files of conversations about pictures. All entries are checked before a picture is opened."""
 
     shard_name = "llava"
-    needs = ("json", "image_root")
-    takes = ("shard_size",)
+    needs: ClassVar[tuple[str, ...]] = ("json", "image_root")
+    takes: ClassVar[tuple[str, ...]] = ("shard_size",)
 
     json: Path
     json_sha256: str
@@ -62,7 +64,7 @@ class LlavaJson(ListedPictures):
 @functools.lru_cache(maxsize=1)  # a worker reads the file once, not once per shard
 def _entries(source: LlavaJson) -> list[Entry]:
     content = read_unchanged(source.json, "--json", source.json_sha256)
-    listed = entries_of(content, source.json, (*TALK_KEYS, *KEYS, "caption"), _ENTRY_FORM)
+    listed = entries_of(content, source.json, (*TALK_KEYS, *KEYS, "caption", EDITS), _ENTRY_FORM)
     entries = [_entry(number, found) for number, found in enumerate(listed)]
     if any(entry.images for entry in entries):  # a file of texts alone needs no folder
         require_folder(source.image_root, "--image-root")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from data_prep.inputs.sample import EntryFailure
 from megaunigame.storage.untrusted_json import is_deeper_than
+
+from .sample import EntryFailure
 
 
 def turns_of(value: Any) -> Any:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.inputs.table import Table
 from megaunigame.errors import DataError
 from megaunigame.storage.foreign_text import one_line
+
+from .table import Table
 
 ROWS_AT_ONCE = 64
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from data_prep.inputs.sample import EntryFailure, find_picture
 from megaunigame.storage.foreign_text import quoted
+
+from .sample import EntryFailure, find_picture
 
 KEYS = ("image", "images")
 """Keys of an entry that name its pictures: a path, or a list of paths."""

@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data_prep.inputs.stored_picture import stored_picture
-from data_prep.shard_writer import ShardSample
 from megaunigame.data.decode import IMAGE_FIELDS, LARGEST_JSON
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureError, PictureRules
 from megaunigame.storage.untrusted_json import is_deeper_than
+
+from ..shard_writer import ShardSample
+from .stored_picture import stored_picture
 
 OTHER_ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2"),

@@ -12,19 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
 
-from data_prep.inputs.base import Failure, Input
-from data_prep.inputs.conversation import checked_texts
-from data_prep.inputs.files import files_identity, source_files
-from data_prep.inputs.further_pictures import packed_all
-from data_prep.inputs.json_file import require_folder
-from data_prep.inputs.messages import turns_of
-from data_prep.inputs.sample import EntryFailure, find_picture, numbered_key
-from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.data.conversation import TALK_KEYS
+from megaunigame.data.edits import EDITS
 from megaunigame.errors import DataError, UserError
 from megaunigame.storage.foreign_text import one_line
 
-COLUMNS = {"image": ("image", "images"), "caption": ("caption", "text"), "conversations": TALK_KEYS}
+from ..shard_writer import Shard, ShardSample
+from .base import Failure, Input
+from .conversation import checked_texts
+from .files import files_identity, source_files
+from .further_pictures import packed_all
+from .json_file import require_folder
+from .messages import turns_of
+from .sample import EntryFailure, find_picture, numbered_key
+
+COLUMNS = {
+    "image": ("image", "images", "image_list"),
+    "caption": ("caption", "text"),
+    "conversations": TALK_KEYS,
+    "edits": (EDITS, "instruction_list"),
+}
 """What a column is used for -> its name without an option: the first that the table has."""
 
 
@@ -33,12 +40,12 @@ class Table(Input):
     """Rows of all files, in order, cut into shards of `shard_size`. A row without a picture is text-only.
 
     The picture column holds bytes, {bytes, path}, a path below the image root, or a list of these. Conversations are what
-    `megaunigame.data.conversation` reads, or its JSON text. Other columns of single numbers, texts or booleans go into the json
-    unchanged.
+    `megaunigame.data.conversation` reads, or its JSON text, edits what `megaunigame.data.edits` reads. Other columns of single
+    numbers, texts or booleans go into the json unchanged.
     """
 
     needs = ("source",)
-    takes = ("image_column", "caption_column", "conversations_column", "shard_size", "split", "image_root")
+    takes = ("image_column", "caption_column", "conversations_column", "edits_column", "shard_size", "split", "image_root")
     ending: ClassVar[str]
     """Of its files."""
 
@@ -48,6 +55,7 @@ class Table(Input):
     image: str
     caption: str
     conversations: str
+    edits: str
     shard_size: int
     image_root: Path | None
 
@@ -86,6 +94,8 @@ class Table(Input):
 
     def identity(self) -> dict[str, Any]:
         columns = {"image": self.image, "caption": self.caption, "conversations": self.conversations}
+        if self.edits != EDITS:
+            columns["edits"] = self.edits
         root = {} if self.image_root is None else {"image_root": str(self.image_root)}
         return {**files_identity(self.files), "columns": columns, "shard_size": self.shard_size, **root}
 
@@ -124,7 +134,7 @@ class Table(Input):
         pictures = [item for item in (given if isinstance(given, list) else [given]) if item is not None]
         contents = [data for item in pictures if (data := self._bytes_of(item)) is not None]
         record: dict[str, Any] = {name: value for name, value in row.items() if _is_plain(value)}
-        for name, column in (("caption", self.caption), ("conversations", self.conversations)):
+        for name, column in (("caption", self.caption), ("conversations", self.conversations), (EDITS, self.edits)):
             record.pop(column, None)
             if column in row:
                 record[name] = row[column]
@@ -169,11 +179,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def _require_columns(file: Path, there: list[str], names: dict[str, str]) -> None:
-    has_text = names["caption"] in there or names["conversations"] in there
+    has_text = any(names[use] in there for use in ("caption", "conversations", "edits"))
     if names["image"] in there and has_text:
         return
     columns = one_line(", ".join(there))
     raise DataError(
-        f"--source {file}: has the columns {columns}; wanted {names['image']} (bytes) and {names['caption']} "
-        f"or {names['conversations']}: type --image-column, --caption-column, --conversations-column to say which they are"
+        f"--source {file}: has the columns {columns}; wanted {names['image']} (bytes) and {names['caption']}, "
+        f"{names['conversations']} or {names['edits']}: type --image-column, --caption-column, --conversations-column, "
+        "--edits-column to say which they are"
     )

@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from data_prep.inputs.sample import EntryFailure
-from data_prep.inputs.tar_members import TARGETS
+from .sample import EntryFailure
+from .tar_members import TARGETS
 
 PICTURES = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif jp2 j2k jpx jxl ppm pgm pnm tga image img picture".split()

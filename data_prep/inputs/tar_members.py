@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.inputs.sample import EntryFailure, short_key
-from megaunigame.data.decode import CODES_FIELD, DEPTH_FIELD, FURTHER_FIELD, SEGMENTATION_FIELD
+from megaunigame.data.decode import CODES_FIELD, CONTOURS_FIELD, DEPTH_FIELD, FURTHER_FIELD, SEGMENTATION_FIELD
 from megaunigame.data.shards.tar_headers import members_of
 from megaunigame.storage.plain_names import readable
 
+from .sample import EntryFailure, short_key
+
 FIRST, LAST = "first", "last"
 """Where a name is split into key and field: at its first dot, as WebDataset does, or at its last."""
-TARGETS = (DEPTH_FIELD, SEGMENTATION_FIELD)
+TARGETS = (DEPTH_FIELD, SEGMENTATION_FIELD, CONTOURS_FIELD)
 """Fields of our shards that are packed as they are."""
 HIDDEN = "hidden file (._NAME, .DS_Store, __MACOSX): skipped"
 NO_FIELD = "file without an ending: skipped"
@@ -45,8 +46,8 @@ class TarSample:
 def split_name(name: str, dots: str) -> tuple[str, str] | None:
     """(key, field in lower case) of a name in a tar; None when it has no dot or no key.
 
-    With `dots` LAST, the fields of our shards that have a dot are still one: `depth.png`, `seg.png`, `codes.bin`,
-    `picture2.jpg`.
+    With `dots` LAST, the fields of our shards that have a dot are still one: `depth.png`, `seg.png`,
+    `contours.png`, `codes.bin`, `picture2.jpg`.
     """
     folder, slash, base = name.rpartition("/")
     if dots == FIRST:

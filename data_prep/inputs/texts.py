@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.inputs.sample import EntryFailure
 from megaunigame.data.conversation import NULS, TALK_KEYS
 from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.untrusted_json import is_deeper_than
+
+from .sample import EntryFailure
 
 NOT_UTF8 = "text that is not UTF-8: read as Windows-1252"
 NO_MARK = "text that is UTF-16 without a byte order mark: read as that"

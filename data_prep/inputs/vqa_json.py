@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.inputs.base import Entry, ListedPictures
-from data_prep.inputs.conversation import MARKER
-from data_prep.inputs.json_file import read_json, require_folder, sha256_of
-from data_prep.inputs.sample import numbered_key
 from megaunigame.errors import DataError
 from megaunigame.storage.foreign_text import one_line, quoted
+
+from .base import Entry, ListedPictures
+from .conversation import MARKER
+from .json_file import read_json, require_folder, sha256_of
+from .sample import numbered_key
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     **{"image_id": (int, str), "question_id": (int, str), "question": str},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -12,17 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.inputs.base import Failure, Input
-from data_prep.inputs.conversation import checked_texts, counted_places
-from data_prep.inputs.files import files_identity, source_files
-from data_prep.inputs.further_pictures import packed_all
-from data_prep.inputs.sample import EntryFailure
-from data_prep.inputs.tar_fields import HEAD, Roles, by_name, refuse_several, roles_of
-from data_prep.inputs.tar_members import FIRST, Span, TarSample, tar_samples
-from data_prep.inputs.texts import decoded_record, decoded_text, talk_of
-from data_prep.shard_writer import Shard, ShardSample
 from megaunigame.data.decode import CODES_FIELD, further_fields
+from megaunigame.data.edits import EDITS
 from megaunigame.errors import DataError
+
+from ..shard_writer import Shard, ShardSample
+from .base import Failure, Input
+from .conversation import checked_texts, counted_places, places_of_edits
+from .files import files_identity, source_files
+from .further_pictures import packed_all
+from .sample import EntryFailure
+from .tar_fields import HEAD, Roles, by_name, refuse_several, roles_of
+from .tar_members import FIRST, Span, TarSample, tar_samples
+from .texts import decoded_record, decoded_text, talk_of
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 """First bytes of a compressed file -> the program that unpacks it."""
@@ -97,6 +100,8 @@ class Tars(Input):
             if roles.further and _places_in(record) == 1 + len(further) + len(roles.further):
                 everything = sorted((*further, *roles.further), key=by_name)
                 roles, further = dataclasses.replace(roles, further=()), everything
+                if picture is not None and record.get(EDITS) is not None:
+                    _note_order([str(roles.picture), *everything], notes)
             shown = 0 if picture is None else 1 + len(further)
             checked = checked_texts(record, shown, notes, text)
         except EntryFailure as failure:
@@ -115,9 +120,19 @@ def _pictures_of(names: Collection[str], head: Callable[[str], bytes]) -> tuple[
 
 
 def _places_in(record: dict[str, Any]) -> int:
-    """Places of pictures in the conversation, if there is one."""
+    """Places of pictures in the edits or else in the conversation, if there is one."""
+    if record.get(EDITS) is not None:
+        return places_of_edits(record[EDITS])
     talk = talk_of(record)
     return 0 if talk is None else counted_places(talk)
+
+
+def _note_order(names: list[str], notes: Counter[str]) -> None:
+    """Say in which order pictures of edits were taken: after it, a source is a target. Names that only count need no note."""
+    kinds = [re.sub(r"\d+", "#", name) for name in names]
+    if len(set(kinds)) > 1:
+        shown = ", ".join(kinds[:8]) + (", ..." if len(kinds) > 8 else "")
+        notes[f"pictures of edits in the order of their names, {shown}: rename them where a source does not come first"] += 1
 
 
 def _note_unused(roles: Roles, notes: Counter[str]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m data_prep scenes`: render a split into shards."""
+"""`megaunigame prepare scenes`: render a split into shards."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import argparse
 import functools
 from pathlib import Path
 
-from data_prep.options import add_part_options, part_of, require_at_least
-from data_prep.scenes.samples import SMALLEST, sample
-from data_prep.scenes.splits import SPLITS
-from data_prep.shard_writer import Job, Shard, write_dataset, write_manifest
 from megaunigame.errors import DataError
 
+from ..options import add_part_options, part_of, require_at_least
+from ..shard_writer import Job, Shard, write_dataset, write_manifest
+from .samples import SMALLEST, sample
+from .splits import MIXED, ORDER, QUESTIONS, SPLITS, WITH_ORDER
+
 EXAMPLES = """examples:
-  python -m data_prep scenes --out shards/train --count 24000 --seed 1 --split train --workers 8
-  python -m data_prep scenes --out data/ood --count 1500 --seed 1 --split ood
+  megaunigame prepare scenes --out shards/train --count 24000 --seed 1 --split train --workers 8
+  megaunigame prepare scenes --out data/ood --count 1500 --seed 1 --split ood
+  megaunigame prepare scenes --out data/order --count 3000 --seed 11 --split train --questions order
 """
 RENDERER = 1
 """Part of the config hash: raise it when the same (seed, split, index) would give other bytes."""
@@ -23,7 +25,6 @@ RENDERER = 1
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "scenes",
-        help="render small 3-D scenes with depth, segmentation, captions and questions",
         description="Renders scenes into WebDataset shards. The same arguments give the same bytes; a run that was "
         "interrupted continues where it stopped.",
         epilog=EXAMPLES,
@@ -34,6 +35,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--seed", type=int, default=1, help="scene i depends on (seed, split, i) only (default 1)")
     parser.add_argument("--split", choices=SPLITS, required=True)
     parser.add_argument("--size", type=int, default=SMALLEST, help=f"pixels per side (default and least {SMALLEST})")
+    parser.add_argument(
+        "--questions",
+        choices=QUESTIONS,
+        default=MIXED,
+        help="order: scenes of two objects or more, with questions such as 'what color are the objects , nearest first ?' and "
+        f"no others (default {MIXED})",
+    )
     parser.add_argument("--shard-size", type=int, default=1000, help="scenes per shard (default 1000)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     add_part_options(parser)
@@ -49,11 +57,18 @@ def run(arguments: argparse.Namespace) -> None:
             f"--count {arguments.count} --shard-size {arguments.shard_size}: adversarial scenes come in pairs that "
             "stay in one shard; both numbers must be even"
         )
+    if arguments.questions == ORDER and arguments.split not in WITH_ORDER:
+        raise DataError(
+            f"--questions {ORDER} --split {arguments.split}: only the splits {' and '.join(WITH_ORDER)} have such scenes; "
+            f"leave out --questions {ORDER}"
+        )
     config = {
         "command": "scenes",
         "renderer": RENDERER,
         **{name: getattr(arguments, name) for name in ("count", "seed", "split", "size", "shard_size")},
     }
+    if arguments.questions != MIXED:  # shards of mixed ones keep the hash they had before there was this option
+        config["questions"] = arguments.questions
     job = Job(
         folder=arguments.out,
         name=arguments.split,
@@ -70,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
 def scenes_of_shard(config: dict[str, int | str], number: int) -> Shard:
     """Shard `number` of the data set that `config` describes."""
     count, seed, size, shard_size = (int(config[name]) for name in ("count", "seed", "size", "shard_size"))
+    questions = str(config.get("questions", MIXED))
     first = number * shard_size
     indices = range(first, min(first + shard_size, count))
-    return Shard(samples=(sample(seed, str(config["split"]), index, size) for index in indices))
+    return Shard(samples=(sample(seed, str(config["split"]), index, size, questions) for index in indices))

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep.scenes.questions import (
+from .questions import (
     Color,
     CompareCounts,
     CompareSizes,
@@ -19,13 +19,14 @@ from data_prep.scenes.questions import (
     CountShape,
     Exist,
     Extremum,
+    Order,
     Question,
     Relation,
     Shape,
 )
-from data_prep.scenes.sampling import HELD_OUT, SEEN_PAIRS, Pair, shape_choices
-from data_prep.scenes.solids import SHAPES
-from data_prep.scenes.world import COLORS, Scene, Thing
+from .sampling import HELD_OUT, SEEN_PAIRS, Pair, shape_choices
+from .solids import SHAPES
+from .world import COLORS, Scene, Thing
 
 T = TypeVar("T")
 
@@ -63,6 +64,13 @@ def draw_questions(rng: np.random.Generator, scene: Scene, theme: str, allowed: 
     drawn += [fair.ask(kind) for kind in rng.permutation(["exist", "shape"] * len(scene.things)).tolist()]
     unique = list(dict.fromkeys(question for question in drawn if question is not None))[:QUESTIONS_PER_SCENE]
     return [unique[k] for k in rng.permutation(len(unique))]
+
+
+def draw_orders(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    """All questions about the order of the objects that have a clear answer, in random order."""
+    questions = [Order(first) for first in ("leftmost", "rightmost", "nearest", "farthest")]
+    clear = [question for question in questions if question.answer(scene) is not None]
+    return [clear[k] for k in rng.permutation(len(clear)).tolist()]
 
 
 class _Asker:

@@ -7,9 +7,10 @@ difference is within the margin).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Protocol
 
-from data_prep.scenes.world import Scene, Thing
+from .world import Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 DEPTH_MARGIN = 0.6
@@ -137,6 +138,32 @@ class Relation:
         if abs(difference) < DEPTH_MARGIN:
             return None
         return _yes_no((difference > 0) == (self.words == "nearer than"))
+
+
+@dataclass(frozen=True)
+class Order:
+    """All objects by their place: the relation of every two of them in one answer. `first` is leftmost, rightmost, nearest or
+    farthest."""
+
+    first: str
+    kind: ClassVar[str] = "order"
+
+    @property
+    def text(self) -> str:
+        return f"what color are the objects , {self.first} first ?"
+
+    def answer(self, scene: Scene) -> str | None:
+        things = list(scene.things)
+        if len(things) < 2:
+            return None
+        if self.first in ("nearest", "farthest"):
+            things.sort(key=lambda thing: depth(scene, thing))
+            depths = [depth(scene, thing) for thing in things]
+            if min(far - near for near, far in pairwise(depths)) < DEPTH_MARGIN:
+                return None
+        if self.first in ("rightmost", "farthest"):
+            things.reverse()
+        return " ".join(thing.color for thing in things)
 
 
 @dataclass(frozen=True)

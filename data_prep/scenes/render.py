@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from data_prep.scenes.solids import BOUND, MISS, column, dot, entry, normal
-from data_prep.scenes.world import HALF_WIDTH, Camera, Look, Scene, Thing, Triple
+from .solids import BOUND, MISS, column, dot, entry, normal
+from .world import HALF_WIDTH, Camera, Look, Scene, Thing, Triple
 
 OVERSAMPLING = 2
 HORIZON = np.float32(1e4)

@@ -9,9 +9,9 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from data_prep.scenes.render import color, geometry_of, instance_ids, inverse_depth
-from data_prep.scenes.splits import Example, example
-from data_prep.scenes.world import RADII
+from .render import color, geometry_of, instance_ids, inverse_depth
+from .splits import MIXED, Example, example
+from .world import RADII
 
 SMALLEST = 64
 
@@ -20,9 +20,9 @@ _PALETTE = bytes((0, 0, 0, 230, 159, 0, 86, 180, 233, 0, 158, 115, 240, 228, 66)
 fewer than 17 the PNG gets 4 bits per pixel, which some decoders (torchvision's) misread."""
 
 
-def sample(seed: int, split: str, index: int, size: int) -> dict[str, bytes | str]:
-    """Sample `index` as a WebDataset dictionary: `__key__` and the bytes of each field."""
-    shown = example(seed, split, index)
+def sample(seed: int, split: str, index: int, size: int, questions: str = MIXED) -> dict[str, bytes | str]:
+    """Sample `index` as a WebDataset dictionary: `__key__` and the bytes of each field. `questions`: as in `example`."""
+    shown = example(seed, split, index, questions)
     scene = shown.scene
     geometry = geometry_of(scene, size)
     return {

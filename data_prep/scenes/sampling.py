@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.scenes import render
-from data_prep.scenes.solids import BOUND, FOOTPRINT, HALF_HEIGHT, SHAPES
-from data_prep.scenes.world import COLORS, HALF_WIDTH, MATERIALS, RADII, Camera, Look, Scene, Thing, Triple
+from . import render
+from .solids import BOUND, FOOTPRINT, HALF_HEIGHT, SHAPES
+from .world import COLORS, HALF_WIDTH, MATERIALS, RADII, Camera, Look, Scene, Thing, Triple
 
 Pair = tuple[str, str]
 """(color, shape)."""

@@ -16,8 +16,16 @@ from itertools import permutations, product
 
 import numpy as np
 
-from data_prep.scenes.language import DEPTH_WORDS, DESCRIBE, SIDE_WORDS, caption, description, draw_questions
-from data_prep.scenes.questions import (
+from .language import (
+    DEPTH_WORDS,
+    DESCRIBE,
+    SIDE_WORDS,
+    caption,
+    description,
+    draw_orders,
+    draw_questions,
+)
+from .questions import (
     Color,
     CompareCounts,
     CountAll,
@@ -28,7 +36,7 @@ from data_prep.scenes.questions import (
     Relation,
     Shape,
 )
-from data_prep.scenes.sampling import (
+from .sampling import (
     ALL_PAIRS,
     HELD_OUT,
     SEEN_PAIRS,
@@ -39,11 +47,14 @@ from data_prep.scenes.sampling import (
     from_left_to_right,
     is_clear,
 )
-from data_prep.scenes.solids import SHAPES
-from data_prep.scenes.world import COLORS, Scene, Thing
+from .solids import SHAPES
+from .world import COLORS, Scene, Thing
 
 SPLITS = ("train", "val", "ood", "adversarial")
 OOD_FACTORS = (("pair",), ("look",), ("pair", "look"))
+MIXED, ORDER = QUESTIONS = ("mixed", "order")
+"""`mixed`: up to six of all kinds but `order`, and a description; `order`: of that kind alone."""
+WITH_ORDER = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -56,15 +67,20 @@ class Example:
     extra: dict[str, object]
 
 
-def example(seed: int, split: str, index: int) -> Example:
-    """Sample `index` of a split."""
+def example(seed: int, split: str, index: int, questions: str = MIXED) -> Example:
+    """Sample `index` of a split. `questions` is one of QUESTIONS; ORDER, for train and val, gives another scene, of two objects
+    or more, with questions about their order and no others."""
     if split == "adversarial":
         return _adversarial_pair(seed, index // 2)[index % 2]
     rng = _generator(seed, split, index)
     if split == "ood":
         return _out_of_distribution(rng, OOD_FACTORS[index % len(OOD_FACTORS)])
     attributes = draw_attributes(rng)
+    while questions == ORDER and len(attributes.pairs) < 2:
+        attributes = draw_attributes(rng)
     scene = draw_scene(rng, attributes, draw_look(rng))
+    if questions == ORDER:
+        return Example(scene, caption(rng, scene), tuple(_turns(draw_orders(rng, scene), scene)), {})
     return _told(rng, scene, draw_questions(rng, scene, attributes.theme), {})
 
 
@@ -73,10 +89,14 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def _told(rng: np.random.Generator, scene: Scene, questions: list[Question], extra: dict[str, object]) -> Example:
-    turns = [(question.kind, question.text, str(question.answer(scene))) for question in questions]
+    turns = _turns(questions, scene)
     # Last: its answer gives away all others.
     turns.append(("description", DESCRIBE, description(scene)))
     return Example(scene, caption(rng, scene), tuple(turns), extra)
+
+
+def _turns(questions: Iterable[Question], scene: Scene) -> list[tuple[str, str, str]]:
+    return [(question.kind, question.text, str(question.answer(scene))) for question in questions]
 
 
 def _out_of_distribution(rng: np.random.Generator, factors: tuple[str, ...]) -> Example:

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from data_prep.scenes.solids import HALF_HEIGHT
+from .solids import HALF_HEIGHT
 
 Triple = tuple[float, float, float]
 

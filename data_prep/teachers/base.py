@@ -24,6 +24,8 @@ from megaunigame.settings import fill
 from megaunigame.step.codes import PictureCodes
 
 TASKS = ("depth", "segmentation", "clip", "codes")
+HOUSE = __name__.removesuffix(".teachers.base")
+"""`data_prep` in a clone, `megaunigame.data_prep` where the wheel is installed."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ def load_teacher(task: str, name: str, settings: dict[str, Any], machine: Machin
 
     Raises ConfigError for an unknown name, a teacher of other tasks, or an unknown setting; and what loading it raises.
     """
-    kind = find("teachers", name, Teacher, house="data_prep")
+    kind = find("teachers", name, Teacher, house=HOUSE)
     if task not in kind.tasks:
-        others = available("teachers", Teacher, house="data_prep")
-        legal = [other for other in others if task in find("teachers", other, Teacher, house="data_prep").tasks]
+        others = available("teachers", Teacher, house=HOUSE)
+        legal = [other for other in others if task in find("teachers", other, Teacher, house=HOUSE).tasks]
         raise ConfigError(f"--{task}-teacher {name}: gives {' and '.join(kind.tasks)}, not {task}. Legal: {', '.join(legal)}.")
     return kind(task, fill(kind.Config, settings, task), machine)

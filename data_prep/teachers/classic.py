@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.teachers.base import Machine, Prediction, Teacher
-from data_prep.teachers.ids import ids_from_labels
-from data_prep.teachers.pictures import shrunk
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.settings import at_least
+
+from .base import Machine, Prediction, Teacher
+from .ids import ids_from_labels
+from .pictures import shrunk
 
 
 class Classic(Teacher):

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForDepthEstimation
 
-from data_prep.teachers.base import Machine, Prediction, Teacher
-from data_prep.teachers.pretrained import Checkpoint
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ModelError
 from megaunigame.settings import at_least
+
+from .base import Machine, Prediction, Teacher
+from .pretrained import Checkpoint
 
 RELATIVE_MODELS = ("depth_anything", "dpt")
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.teachers.base import Failure, Machine, Prediction, Teacher
-from data_prep.teachers.ids import ids_from_labels
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 from megaunigame.pictures.pillow import opened
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureError
+
+from .base import Failure, Machine, Prediction, Teacher
+from .ids import ids_from_labels
 
 GRAY = {"L", "I", "I;16", "I;16B"}
 INDEXED = {"L", "P", "I", "I;16", "I;16B"}

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from data_prep.teachers.base import Failure, Machine, Prediction, Teacher
-from data_prep.teachers.pretrained import digest
 from megaunigame.data.conversation import question_answers
 from megaunigame.data.decode import Sample
 from megaunigame.errors import DataError
 from megaunigame.judges.clip import FrozenClip
+
+from .base import Failure, Machine, Prediction, Teacher
+from .pretrained import digest
 
 
 class OpenClip(Teacher):

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor
 
-from data_prep.teachers.base import Machine
 from megaunigame.errors import ModelError
+
+from .base import Machine
 
 LICENSES = {
     "depth-anything-v2-small": "Apache-2.0",

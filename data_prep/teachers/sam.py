@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskGeneration, pipeline
 
-from data_prep.teachers.base import Failure, Machine, Prediction, Teacher
-from data_prep.teachers.ids import ids_from_masks
-from data_prep.teachers.pictures import shrunk
-from data_prep.teachers.pretrained import Checkpoint
 from megaunigame.data.decode import Sample
 from megaunigame.settings import at_least
+
+from .base import Failure, Machine, Prediction, Teacher
+from .ids import ids_from_masks
+from .pictures import shrunk
+from .pretrained import Checkpoint
 
 
 class Sam(Teacher):

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep.teachers.base import Failure, Machine, Prediction, Teacher
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import available, find, unknown
 from megaunigame.step.codes import PictureCodes
 from megaunigame.step.requests import CROP, FIT, GEOMETRIES
+
+from .base import Failure, Machine, Prediction, Teacher
 
 
 class Tokenizer(Teacher):

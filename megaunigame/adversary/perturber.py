@@ -32,11 +32,13 @@ class Perturber(Adversary):
         eps_init: float | None = above(0, None)
         """Length at the start (with eps_min = 0), cut to just below eps_max; the gate is set from it. None: half of eps_max."""
         eps_min: float = 0.0
+        """Smallest length, at least 0 and below eps_max."""
         hidden: int = at_least(1, 256)
         """Width of the bottleneck."""
         layers: int = at_least(2, 3)
         """Linear layers."""
         activation: str = one_of(ACTIVATIONS, "gelu")
+        """Between the layers."""
 
         def check(self, path: str) -> None:
             if not 0 <= self.eps_min < self.eps_max:

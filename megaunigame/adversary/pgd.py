@@ -24,6 +24,7 @@ class Pgd(Adversary):
     @dataclass
     class Config(Budget):
         steps: int = at_least(1, 3)
+        """Forwards and backwards through the learner per attack."""
         step: float = above(0, 0.5)
         """Length of a step, in units of eps."""
 

@@ -54,7 +54,7 @@ def check_targets(name: str) -> None:
     if not Path(name).is_file():
         raise ConfigError(
             f"No targets file {name}. Give one, or a table ({', '.join(TABLES)}). Targets are measured with "
-            "python launch/measure_attention.py --help"
+            "megaunigame measure-attention --help"
         )
 
 
@@ -79,7 +79,7 @@ def table(name: str, depth: int, compat: bool = False, family: str = "") -> dict
             raise ConfigError(
                 f"targets=auto: no table was published for a {family or 'model'} of {depth} layers (Janus-Pro-7B has "
                 f"{JANUS_PRO_DEPTH}, Emu3 {EMU3_DEPTH}). Measure targets on task-specific models: python "
-                "launch/measure_attention.py --help; or type targets=relative for the bands of Janus-Pro-7B at this depth."
+                "megaunigame measure-attention --help; or type targets=relative for the bands of Janus-Pro-7B at this depth."
             )
         name = PUBLISHED[family, depth]
     if name == "relative":
@@ -90,7 +90,7 @@ def table(name: str, depth: int, compat: bool = False, family: str = "") -> dict
     if depth != meant:
         raise ConfigError(
             f"objectives.aia.targets={name} is made for {meant} layers, and this model has {depth}. Type "
-            "objectives.aia.targets=relative, or measure targets: python launch/measure_attention.py --help"
+            "objectives.aia.targets=relative, or measure targets: megaunigame measure-attention --help"
         )
     if compat:
         return _by_layer(depth, deep=21, last=29)
@@ -125,11 +125,11 @@ def read_targets(path: str | Path, depth: int) -> dict[str, list[Target]]:
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8 too
         raise ConfigError(f"{path} is not YAML: {error}.") from error
     if not isinstance(content, dict) or "depth" not in content:
-        raise ConfigError(f"{path} is not a targets file: it has no `depth`. See python launch/measure_attention.py --help.")
+        raise ConfigError(f"{path} is not a targets file: it has no `depth`. See megaunigame measure-attention --help.")
     if content["depth"] != depth:
         raise ConfigError(
             f"{path} has targets for {content['depth']} layers, and this model has {depth}. Measure them for it: python "
-            f"launch/measure_attention.py ... --layers {depth} stretches the curve of any model to {depth} layers."
+            f"megaunigame measure-attention ... --layers {depth} stretches the curve of any model to {depth} layers."
         )
     found = {name: content[name] for name in PASSES if name in content}
     if not found:

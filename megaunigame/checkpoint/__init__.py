@@ -1,3 +1,1 @@
-"""Checkpoints of the engine. Import the engine first: it picks the accelerator before deepspeed's own guess can warn."""
-
-import megaunigame.engine  # noqa: F401
+"""Checkpoints of the engine, and what can be read of them without it."""

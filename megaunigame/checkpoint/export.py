@@ -15,10 +15,12 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
+from megaunigame.checkpoint.adapter_folder import ADAPTER_WEIGHTS, peft_name
 from megaunigame.checkpoint.manifest import MANIFEST
 from megaunigame.checkpoint.runs import SavedRun
-from megaunigame.checkpoint.starting import ADAPTER_WEIGHTS, PREFIX, weights_of_run
+from megaunigame.checkpoint.starting import weights_of_run
 from megaunigame.checkpoint.trained import LORA, saved_learner
+from megaunigame.engine.optimizer_slices import AVERAGE, MASTER
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.settings_files import check_settings, leave_out_code, read_settings
@@ -98,8 +100,9 @@ def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: s
     family.write_processor(str(run.model_path), out)
     leave_out_code(out)
     saved = saved_learner(run.step_folder)
-    adapters = {name: saved.whole(name) for name in saved.layouts if LORA.fullmatch(name)}
-    tensors = {f"{PREFIX}{n.replace('.default.', '.')}": v.contiguous() for n, v in adapters.items()}
+    kind = AVERAGE if run.averaged else MASTER
+    adapters = {name: saved.whole(name, kind) for name in saved.layouts if LORA.fullmatch(name)}
+    tensors = {peft_name(name): value.contiguous() for name, value in adapters.items()}
     save_tensors(tensors, out / ADAPTER_WEIGHTS)
     modules = sorted({name.split(".lora_")[0] for name in adapters})
     lora = run.recipe.model.lora
@@ -109,6 +112,8 @@ def export_adapter(family: type[UnifiedModel], run: SavedRun, out: Path, base: s
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=modules,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         base_model_name_or_path=base,
         inference_mode=True,
     )

@@ -1,6 +1,7 @@
 """Files of the learner in a step folder: one per rank, and one that says which rank has which elements.
 
-    learner-rank-00000.safetensors    1-D float32 slices `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` of rank 0
+    learner-rank-00000.safetensors    1-D float32 slices `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` of rank 0, and
+                                      `ema/NAME` where an average of the weights is kept
     learner.json                      format, ranks, updates, and two numbers per parameter (`SavedLearner`)
 
 A rank reads the elements that it owns now, whichever ranks and ZeRO stage wrote them. Frozen weights are never written: they
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from megaunigame.engine.optimizer_slices import Layout, OptimizerSlices
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import CheckpointError
 from megaunigame.storage.pending import PendingFile
+
+log = logging.getLogger(__name__)
 
 
 def pending_files(learner: Learner) -> list[PendingFile]:
@@ -38,7 +42,7 @@ def pending_files(learner: Learner) -> list[PendingFile]:
     about = {"format": str(FORMAT), "rank": str(world.rank), "ranks": str(world.size)}
     files = [PendingFile(FILE.format(world.rank), tensors, about)]
     if world.is_main:
-        content = as_json(world.size, slices.updates(), slices.layouts)
+        content = as_json(world.size, slices.updates(), slices.layouts, averaged=learner.ema is not None)
         files.append(PendingFile(DESCRIPTION, content=content.encode()))
     return files
 
@@ -61,7 +65,16 @@ def load(learner: Learner, folder: Path) -> None:
     on_every_rank(world, check)
     slices.reset(opened[0].updates)
     on_every_rank(world, lambda: _read(opened[0], slices))
+    if learner.ema is not None and not opened[0].averaged:
+        learner.ema.restart()
     slices.publish()
+    if world.is_main and opened[0].averaged != (learner.ema is not None):
+        log.warning(
+            "%s",
+            f"{folder} has an average of the weights, which is dropped: ema.decay is 0."
+            if opened[0].averaged
+            else f"{folder} has no average of the weights: it begins with them as they are there.",
+        )
 
 
 def check_parameters(saved: SavedLearner, trained: Mapping[str, Layout]) -> None:
@@ -86,7 +99,7 @@ def _read(saved: SavedLearner, slices: OptimizerSlices) -> None:
     for master, parts in slices.flats:
         for kind, flat in slices.tensors(master).items():
             for part in parts:
-                if part.elements:
+                if part.elements and kind in saved.kinds:
                     saved.read_into(part.of(flat), kind, part.name, part.elements)
 
 

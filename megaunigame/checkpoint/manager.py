@@ -38,7 +38,8 @@ class CheckpointManager(Saver):
     def _check_room(self, bytes_each: int) -> None:
         free = free_bytes(self.folder)
         there = sum(1 for _ in step_folders.complete(self.folder))
-        wanted = max(1, self.keep + 1 - there) * bytes_each
+        kept = self.keep + self.keeps_best
+        wanted = max(1, kept + 1 - there) * bytes_each
         if free < bytes_each:
             raise CheckpointError(
                 f"output: {self.folder} has {free:,} bytes free, and a checkpoint of this run needs about {bytes_each:,}. Make "
@@ -46,11 +47,12 @@ class CheckpointManager(Saver):
             )
         if free < wanted:
             log.warning(
-                "%s has %s bytes free; checkpoint.keep=%d needs about %s more (one is written before the oldest is deleted). "
+                "%s has %s bytes free; checkpoint.keep=%d%s needs about %s more (one is written before the oldest is deleted). "
                 "Make room, or lower checkpoint.keep.",
                 self.folder,
                 f"{free:,}",
                 self.keep,
+                " and the best one (checkpoint.best)" if self.keeps_best else "",
                 f"{wanted:,}",
             )
 

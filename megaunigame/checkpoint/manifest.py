@@ -84,7 +84,7 @@ def parsed(entries: dict[str, Any], path: Path, remedy: str = REMEDY) -> Manifes
     if "format" not in entries and "world_size" in entries:
         raise CheckpointError(
             f"{path.parent} was saved by an older version of megaunigame, whose format is not read any more. Export it with "
-            "that version (launch/export.py) and begin with model.weights_from=EXPORTED, in another `output`."
+            "that version (megaunigame export) and begin with model.weights_from=EXPORTED, in another `output`."
         )
     problem = _problem(entries)
     if problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megaunigame.checkpoint.unreadable import reading, unreadable
-from megaunigame.engine.optimizer_slices import MASTER, MOMENTS, Layout
+from megaunigame.engine.optimizer_slices import AVERAGE, MASTER, MOMENTS, Layout
 from megaunigame.errors import CheckpointError
 from megaunigame.storage.disk_errors import NOT_A_FILE, may_pass
 from megaunigame.storage.json_files import read_object
@@ -23,6 +24,7 @@ from megaunigame.storage.retries import retried
 FORMAT = 1
 """Of the files of a learner; a reader refuses others."""
 FILE, DESCRIPTION = "learner-rank-{:05d}.safetensors", "learner.json"
+OF_RANK = re.compile(r"learner-rank-\d+\.safetensors")
 PICKLES = "*_optim_states.pt"
 """What step folders held before there was a format: files of the engine, which only its pickle loader reads."""
 ELSEWHERE = "Resume from an older step folder, checkpoint.resume=PATH/step-..., or type checkpoint.resume=never."
@@ -30,10 +32,16 @@ MOST = 2**48
 """Ranks, updates and elements above this are not ours."""
 
 
-def as_json(ranks: int, updates: int, layouts: Mapping[str, Layout]) -> str:
-    """learner.json: of all ranks, written by one."""
+def as_json(ranks: int, updates: int, layouts: Mapping[str, Layout], *, averaged: bool = False) -> str:
+    """learner.json: of all ranks, written by one. `averaged`: there are slices of an average."""
     parameters = {name: asdict(layout) for name, layout in layouts.items()}
-    return json.dumps({"format": FORMAT, "ranks": ranks, "updates": updates, "parameters": parameters})
+    average = {AVERAGE: True} if averaged else {}
+    return json.dumps({"format": FORMAT, "ranks": ranks, "updates": updates, **average, "parameters": parameters})
+
+
+def is_of_weights(name: str) -> bool:
+    """Whether weights are read from the file `name` of a step folder; the moments are in the same files."""
+    return name == DESCRIPTION or OF_RANK.fullmatch(name) is not None
 
 
 class SavedLearner:
@@ -48,7 +56,7 @@ class SavedLearner:
             raise CheckpointError(
                 f"{folder} was saved by an early version of megaunigame, as the engine's pickles ({PICKLES}), which could run "
                 "any code and are not loaded any more. Resume it with the version that saved it (run.json of the run names its "
-                "commit); or export it there (launch/export.py RUN --out FOLDER), and begin a run here with the exported "
+                "commit); or export it there (megaunigame export RUN --out FOLDER), and begin a run here with the exported "
                 "weights: model.weights_from=FOLDER in another `output`."
             )
         path, what = folder / DESCRIPTION, "the description of a saved learner"
@@ -61,6 +69,8 @@ class SavedLearner:
             )
         try:
             self.ranks, self.updates = _whole(content["ranks"], 1), _whole(content["updates"], 0)
+            self.averaged = content.get(AVERAGE, False) is True
+            """Whether there are slices of an average of the weights."""
             self.layouts = {name: _layout(entry, self.ranks) for name, entry in content["parameters"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
@@ -72,7 +82,7 @@ class SavedLearner:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Of the slices it has; before the first update there are no moments."""
-        return (MASTER, *MOMENTS) if self.updates else (MASTER,)
+        return (MASTER, *(MOMENTS if self.updates else ()), *((AVERAGE,) if self.averaged else ()))
 
     def check_slices(self, wanted: Iterable[tuple[str, range]]) -> None:
         """Raise CheckpointError unless the files have all these elements, of every kind; reads no tensor."""
@@ -93,11 +103,11 @@ class SavedLearner:
                 raise self._damaged(rank, f"{kind}/{name}: {error}") from error
             target[start - elements.start : stop - elements.start].copy_(found)
 
-    def whole(self, name: str) -> Tensor:
-        """The master weight of a parameter in its shape, float32 on the host."""
+    def whole(self, name: str, kind: str = MASTER) -> Tensor:
+        """The master weight of a parameter, or its average, in its shape, float32 on the host."""
         layout = self.layouts[name]
         flat = torch.empty(layout.numel)
-        self.read_into(flat, MASTER, name, range(layout.numel))
+        self.read_into(flat, kind, name, range(layout.numel))
         return flat.view(layout.shape)
 
     def _slice(self, rank: int, kind: str, name: str) -> Any:

@@ -52,7 +52,7 @@ class Saved:
 
     def __str__(self) -> str:
         size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.1f} MB"
-        return f"saved step {self.step} ({size} in {self.seconds:.1f} s, training paused {self.paused:.1f} s)"
+        return f"saved step {self.step} in {self.seconds:.1f} s ({size}, training paused {self.paused:.1f} s)"
 
 
 @dataclass
@@ -74,7 +74,8 @@ class Saver:
         """`check_held`: called on rank 0 before it changes the folder. It raises a UserError, on every rank then, when another
         run has taken the folder; nothing in it is touched any more."""
         self.folder, self.check_held = run_folder / "checkpoints", check_held
-        self.keep = keep
+        self.keep, self.keeps_best = keep, False
+        """Checkpoints that are kept: the newest, and whether the best one too."""
         self.world = world
         self._attempt: _Attempt | None = None
         self._saved: list[Saved] = []
@@ -154,6 +155,45 @@ class Saver:
         self.wait()
         return self.folder / step_folders.step_name(step)
 
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is complete in this run's folder; a pending save is completed first."""
+        self.wait()
+        return self._on_main(lambda: step_folders.has_step(self.folder, step), step)
+
+    def mark_best(self, step: int) -> bool:
+        """Let `best` name the checkpoint of `step`, which is not deleted then, and the one before may be; a pending save is
+        completed first.
+
+        False, with a warning: that checkpoint is not there; then there is no `best` any more.
+        """
+        self.wait()
+        return self._on_main(lambda: self._mark_best(step), step)
+
+    def _mark_best(self, step: int) -> bool:
+        if not step_folders.has_step(self.folder, step):
+            log.warning("The best checkpoint, of step %d, is not in %s any more.", step, self.folder)
+            self._unmark_best()
+            return False
+        if step_folders.named(self.folder, step_folders.BEST) != step_folders.step_name(step):
+            self.check_held()
+            step_folders.mark_best(self.folder, step, self.keep)
+        return True
+
+    def unmark_best(self, step: int) -> None:
+        """Let no checkpoint be the best one; a warning names the one that was, which may be deleted as an old one then.
+
+        `step`: of the run, for the message when the disk fails.
+        """
+        self._on_main(self._unmark_best, step)
+
+    def _unmark_best(self) -> None:
+        if not (self.folder / step_folders.BEST).exists():
+            return
+        self.check_held()
+        name = step_folders.named(self.folder, step_folders.BEST)
+        log.warning("%s named %s, which is not the best checkpoint of this run: it names none now.", self.folder / "best", name)
+        (self.folder / step_folders.BEST).unlink()
+
     def _complete(self, *, written: bool = False) -> None:
         """Raises CheckpointError on every rank when one could not write, and removes the attempt. `written`: all ranks have."""
         attempt, self._attempt = self._attempt, None
@@ -220,7 +260,7 @@ class Saver:
 
     def _newest_for_people(self) -> str:
         try:
-            return step_folders.named_by_latest(self.folder) or "none"
+            return step_folders.named(self.folder) or "none"
         except OSError:  # of the file system that has just failed: the first error is the one to be told
             return "not known"
 

@@ -2,6 +2,7 @@
 
     step-00000500                   complete: it has a manifest, and files of the sizes in it
     latest                          name of the one that was saved last, for people and scripts
+    best                            name of the one with the best metric (`checkpoint.best`), which is never deleted as old
     saving-step-00000500.1f3a90c2   being written, or what a kill has left of that
     deleting-step-00000400          being deleted
     stray-step-00000450.77b0e9d1    had the name of a step that was saved, and no manifest
@@ -34,7 +35,7 @@ from megaunigame.storage.disk_errors import in_words
 from megaunigame.storage.retries import retried
 from megaunigame.storage.whole_files import flush_folder, write_whole
 
-LATEST, SAVING, DELETING, STRAY = "latest", "saving-", "deleting-", "stray-"
+LATEST, BEST, SAVING, DELETING, STRAY = "latest", "best", "saving-", "deleting-", "stray-"
 STEP = re.compile(r"step-(\d{8,})")
 log = logging.getLogger(__name__)
 
@@ -78,14 +79,14 @@ def _by_age(checkpoints: Path) -> dict[Path, int]:
             saves[folder] = described(folder).saves
         except CheckpointError:
             continue
-    latest = named_by_latest(checkpoints)  # decides between folders that were not counted
+    latest = named(checkpoints)  # decides between folders that were not counted
     return dict(sorted(saves.items(), key=lambda item: (item[1], item[0].name == latest), reverse=True))
 
 
-def named_by_latest(checkpoints: Path) -> str:
-    """The step that `latest` names; empty when there is no such file, or something else in it."""
+def named(checkpoints: Path, file: str = LATEST) -> str:
+    """The step that `latest`, or `best`, names; empty when there is no such file, or something else in it."""
     try:
-        name = retried(lambda: (checkpoints / LATEST).read_text(encoding="utf-8")).strip()
+        name = retried(lambda: (checkpoints / file).read_text(encoding="utf-8")).strip()
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return ""
     return name if STEP.fullmatch(name) else ""
@@ -98,7 +99,7 @@ def newest(checkpoints: Path) -> tuple[Path, Manifest] | None:
     CheckpointError when there are step folders, but no complete one.
     """
     latest, there = checkpoints / LATEST, step_folders(checkpoints)
-    found, name = next(complete(checkpoints), None), named_by_latest(checkpoints)
+    found, name = next(complete(checkpoints), None), named(checkpoints)
     if found is not None:
         said = [] if found[0].name == name else [_about_latest(latest, name, found[0])]
         said += [_why(folder) for folder in _passed_over(checkpoints, found[0]) if folder.name != name]
@@ -150,6 +151,19 @@ def _why(folder: Path) -> str:
     return f"{folder} has just become complete: give the command again."
 
 
+def has_step(checkpoints: Path, step: int) -> bool:
+    """Whether the checkpoint of `step` is complete."""
+    return _is_complete(checkpoints / step_name(step))
+
+
+def mark_best(checkpoints: Path, step: int, keep: int) -> None:
+    """Let `best` name the checkpoint of `step`; the one that it named before is deleted, if it is an old one."""
+    retried(lambda: write_whole(checkpoints / BEST, step_name(step)))
+    latest = named(checkpoints)
+    if latest:
+        prune(checkpoints, keep, checkpoints / latest)
+
+
 def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
     """Make a complete folder of `partial`, whose files are written and flushed; point `latest` to it; delete old ones."""
     checkpoints, final = partial.parent, _final(partial)
@@ -166,16 +180,16 @@ def publish(partial: Path, manifest: Manifest, keep: int) -> Path:
 
 
 def prune(checkpoints: Path, keep: int, newest_one: Path) -> None:
-    """Delete all but the `keep` checkpoints that were saved last; never `newest_one`."""
+    """Delete all but the `keep` checkpoints that were saved last; never `newest_one`, nor the one that `best` names."""
     # By age, not by step: a run that went back to an older step must not lose what it writes next.
     try:
         ages = _by_age(checkpoints)
-        garbage = _with_garbage(checkpoints, ages)
+        garbage, best = _with_garbage(checkpoints, ages), named(checkpoints, BEST)
     except OSError as error:  # what could not be read may be the best of them
         log.warning("No old checkpoint in %s is deleted now: %s.", checkpoints, in_words(error, checkpoints))
         return
     others = [folder for folder in (*ages, *garbage) if folder != newest_one]
-    for old in others[keep - 1 :]:
+    for old in (folder for folder in others[keep - 1 :] if folder.name != best):
         try:
             _remove(_set_aside(old))
         except OSError as error:

@@ -13,10 +13,14 @@ from megaunigame.checkpoint.manifest import read_manifest
 from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.checkpoint.unreadable import reading
 from megaunigame.config import LoraConfig
+from megaunigame.engine.optimizer_slices import AVERAGE, MASTER
+from megaunigame.errors import ModelError
 from megaunigame.models.base import Weights
 from megaunigame.models.weights.loading import check_names
+from megaunigame.storage.foreign_text import quoted
 
-LORA = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
+LORA = re.compile(r"(.+)\.lora_(?:[AB]|magnitude_vector)\.default\.weight")
+"""Name of a part of the adapter of a layer."""
 
 
 def saved_learner(step_folder: Path) -> SavedLearner:
@@ -26,11 +30,32 @@ def saved_learner(step_folder: Path) -> SavedLearner:
     return SavedLearner(step_folder)
 
 
-class MergedWeights:
-    """Implements `Weights`; adapters are merged as W + (alpha / rank) B A. One tensor is read at a time."""
+def with_adapter(weight: Tensor, low: Tensor, high: Tensor, scale: float, lengths: Tensor | None, name: str) -> Tensor:
+    """float32 V = W + scale x B A of a weight W (out, in), A (rank, in) and B (out, rank); with DoRA, where there are lengths m
+    (out,) of its rows, m V / |V|. `name`: of the weight.
 
-    def __init__(self, base: Weights, step_folder: Path, lora: LoraConfig):
-        self.base, self.step_folder, self.scale = base, step_folder, lora.alpha / lora.rank
+    Raises ModelError for a row of zeros with DoRA: it has no direction.
+    """
+    merged = weight.float() + scale * (high.float() @ low.float())
+    if lengths is not None:
+        norms = merged.norm(dim=1)
+        if zeros := int((norms == 0).sum()):
+            raise ModelError(
+                f"{quoted(name, 200)} has {zeros} row(s) of zeros with its adapters, which DoRA cannot give a length: the "
+                "result would be NaN. Train the adapters without DoRA (model.lora.dora=false), or without this layer "
+                "(model.lora.targets)."
+            )
+        merged *= (lengths.float() / norms).unsqueeze(1)
+    return merged
+
+
+class MergedWeights:
+    """Implements `Weights`; adapters are merged (`with_adapter`). One tensor is read at a time."""
+
+    def __init__(self, base: Weights, step_folder: Path, lora: LoraConfig, *, averaged: bool = False):
+        """`averaged`: with the average of the trained weights in their place."""
+        self.base, self.step_folder, self.scale = base, step_folder, lora.scale
+        self.kind = AVERAGE if averaged else MASTER
 
     @cached_property
     def saved(self) -> SavedLearner:
@@ -50,7 +75,11 @@ class MergedWeights:
 
     def read(self, name: str) -> Tensor:
         module = name.removesuffix(".weight")
-        low, high = (f"{module}.lora_{letter}.default.weight" for letter in "AB")
+        low, high, length = (f"{module}.lora_{part}.default.weight" for part in ("A", "B", "magnitude_vector"))
         if low in self.saved.layouts:
-            return self.base.read(name).float() + self.scale * (self.saved.whole(high) @ self.saved.whole(low))
-        return self.saved.whole(name) if name in self.saved.layouts else self.base.read(name)
+            rows = self._trained(length) if length in self.saved.layouts else None
+            return with_adapter(self.base.read(name), self._trained(low), self._trained(high), self.scale, rows, name)
+        return self._trained(name) if name in self.saved.layouts else self.base.read(name)
+
+    def _trained(self, name: str) -> Tensor:
+        return self.saved.whole(name, self.kind)

@@ -2,10 +2,22 @@
 
 from megaunigame.config.data import STOP, SUBSTITUTE, CacheConfig, LoaderConfig, MixedConfig, StreamConfig
 from megaunigame.config.model import OFF, PARTIAL, PRETRAINED, RANDOM, LoraConfig, ModelConfig
-from megaunigame.config.recipe import Recipe, as_yaml, by_key, legal_ranks, load_recipe, resolve_batch
+from megaunigame.config.recipe import (
+    Recipe,
+    as_container,
+    as_yaml,
+    by_key,
+    legal_ranks,
+    load_recipe,
+    resolve_batch,
+    values_by_key,
+)
 from megaunigame.config.run import (
     AUTO,
+    BF16,
     COSINE,
+    EMA,
+    LAST,
     LINEAR,
     NEVER,
     SKIP,
@@ -13,6 +25,7 @@ from megaunigame.config.run import (
     BatchConfig,
     CheckpointConfig,
     DivergenceConfig,
+    EmaConfig,
     EngineConfig,
     EvaluationConfig,
     MonitorConfig,
@@ -20,6 +33,7 @@ from megaunigame.config.run import (
     ScheduleConfig,
     WeightConfig,
 )
+from megaunigame.config.selection import EVALUATION_PREFIX, MAX, MIN, BestConfig, EarlyStopConfig, suite_of
 
 __all__ = [
     "STOP",
@@ -35,13 +49,18 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "Recipe",
+    "as_container",
     "as_yaml",
     "by_key",
     "legal_ranks",
     "load_recipe",
     "resolve_batch",
+    "values_by_key",
     "AUTO",
+    "BF16",
     "COSINE",
+    "EMA",
+    "LAST",
     "LINEAR",
     "NEVER",
     "SKIP",
@@ -49,10 +68,17 @@ __all__ = [
     "BatchConfig",
     "CheckpointConfig",
     "DivergenceConfig",
+    "EmaConfig",
     "EngineConfig",
     "EvaluationConfig",
     "MonitorConfig",
     "OptimizerConfig",
     "ScheduleConfig",
     "WeightConfig",
+    "EVALUATION_PREFIX",
+    "MAX",
+    "MIN",
+    "BestConfig",
+    "EarlyStopConfig",
+    "suite_of",
 ]

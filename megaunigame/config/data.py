@@ -28,13 +28,19 @@ class MixedConfig:
     """One data set of a mix."""
 
     shards: str = ""
+    """As `data.NAME.shards`."""
     source: str = ""
+    """As `data.NAME.source`."""
     image_root: str = ""
+    """As `data.NAME.image_root`."""
     split: str = ""
+    """As `data.NAME.split`."""
     weight: int = above(0, 1)
     """Of every (sum of the weights) samples of the stream, this many come from here."""
     window: int = above(0, 8)
+    """As `data.NAME.window`."""
     where: list[str] = field(default_factory=list)
+    """As `data.NAME.where`."""
 
     def check(self, path: str) -> None:
         if bool(self.shards) == bool(self.source):
@@ -112,6 +118,7 @@ def _check_where(rules: list[Any], path: str) -> None:
 @dataclass
 class LoaderConfig:
     workers: int = at_least(0, 2)
+    """Processes of each rank that read and decode samples; 0: the rank does it itself, between its steps."""
     prefetch: int = above(0, 4)
     """Micro-batches that each worker prepares ahead."""
     max_bad_fraction: float = at_least(0, 0.001)

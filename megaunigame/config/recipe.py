@@ -13,12 +13,15 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from megaunigame.config.data import LoaderConfig, StreamConfig
-from megaunigame.config.model import ModelConfig
+from megaunigame.config.model import LORA, ModelConfig
 from megaunigame.config.run import (
     AUTO,
+    BF16,
+    EMA,
     BatchConfig,
     CheckpointConfig,
     DivergenceConfig,
+    EmaConfig,
     EngineConfig,
     EvaluationConfig,
     MonitorConfig,
@@ -26,16 +29,24 @@ from megaunigame.config.run import (
     ScheduleConfig,
     WeightConfig,
 )
+from megaunigame.config.selection import EarlyStopConfig, check_metric
 from megaunigame.errors import ConfigError
+from megaunigame.registry import use_plugins
 from megaunigame.settings import check_values, fill, read
+from megaunigame.shipped import RECIPES
 
 
 @dataclass
 class Recipe:
     name: str = MISSING
+    """Title of the run in its report."""
     output: str = MISSING
     """Run folder: checkpoints, metrics.jsonl, report.html."""
     seed: int = 0
+    """Of all random draws: data order, dropout, sampling, new weights."""
+    plugins: list[str] = field(default_factory=list)
+    """Python modules with objectives, families, suites, ... of your own (docs/extending.md#plugins). They run as part of the
+    program."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, StreamConfig] = field(default_factory=dict)
     """Name of a stream -> its source of samples; objectives take their rows from a stream."""
@@ -46,10 +57,12 @@ class Recipe:
     """Loss term -> factor on its weight by step, for example {depth: {start: 0.02, end: 1, steps: 100}}; null: none."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -63,6 +76,18 @@ class Recipe:
             raise ConfigError("`data` names no stream. Give one, for example data.scenes.shards=shards/train.")
         if not self.objectives:
             raise ConfigError("`objectives` is empty. Give at least one, for example objectives.understanding.rows=4.")
+        model, evaluation = self.model, self.evaluation
+        if model.train == LORA and model.lora.dora and self.engine.precision == BF16:
+            raise ConfigError(
+                "model.lora.dora=true needs engine.precision=fp32; got bf16, which rounds the lengths of the rows: changes "
+                "below 0.4 % would have no effect in the run, and an export would be another model. Type "
+                "engine.precision=fp32, or model.lora.dora=false."
+            )
+        if evaluation.weights == EMA and not self.ema.decay:
+            raise ConfigError("evaluation.weights=ema needs an average of the weights. Type ema.decay=0.999, for example.")
+        metrics = {"checkpoint.best.metric": self.checkpoint.best.metric, "early_stop.metric": self.early_stop.metric}
+        for key, metric in metrics.items():
+            check_metric(key, metric, evaluation.suites, before=evaluation.before, every=evaluation.every)
         for term, weight in self.given_weights.items():
             if weight.kind == AUTO and not self.monitor.gradients:
                 raise ConfigError(f"weights.{term}.kind=auto needs measured gradients. Type monitor.gradients=20, for example.")
@@ -78,7 +103,9 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
     bad = [o for o in overrides if "=" not in o]
     if bad:
         raise ConfigError(f"Override {bad[0]!r} has no '='. Write key=value, for example schedule.steps=100.")
-    return fill(Recipe, read(path, overrides, "recipe", "launch/recipes/tiny_sft.yaml"), "")
+    recipe = fill(Recipe, read(path, overrides, "recipe", RECIPES), "")
+    use_plugins(recipe.plugins)
+    return recipe
 
 
 def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, ranks: int) -> int:
@@ -111,16 +138,26 @@ def legal_ranks(global_rows: int, rows_per_micro_step: int) -> list[int]:
 
 
 def by_key(recipe: Recipe) -> dict[str, str]:
-    """Every setting of a resolved recipe, by its dotted key."""
+    """Every setting of a resolved recipe, by its dotted key, as Python writes it."""
+    return {key: repr(value) for key, value in values_by_key(as_container(recipe)).items()}
 
-    def flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
+
+def as_container(recipe: Recipe) -> Any:
+    """The resolved recipe as plain nested mappings."""
+    return OmegaConf.to_container(OmegaConf.structured(recipe))
+
+
+def values_by_key(settings: Any) -> dict[str, Any]:
+    """The values in nested mappings by their dotted key; a list, and a mapping without entries, is a value."""
+
+    def flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
             for name, inner in value.items():
                 yield from flat(inner, f"{key}.{name}" if key else str(name))
         else:
-            yield key, repr(value)
+            yield key, value
 
-    return dict(flat(OmegaConf.to_container(OmegaConf.structured(recipe)), ""))
+    return dict(flat(settings, ""))
 
 
 def as_yaml(recipe: Recipe) -> str:

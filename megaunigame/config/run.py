@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from omegaconf import MISSING
-
+from megaunigame.config.selection import BestConfig
 from megaunigame.errors import ConfigError
-from megaunigame.settings import above, at_least, half_open, one_of
+from megaunigame.settings import above, at_least, between, half_open, one_of
 
 LINEAR, COSINE, AUTO = "linear", "cosine", "auto"
 NEVER = "never"
@@ -30,17 +29,44 @@ class OptimizerConfig:
     """AdamW. Matrices decay, vectors (norms, biases) do not."""
 
     lr: float = above(0, 2.0e-5)
+    """Largest learning rate; `schedule` scales it."""
     group_lr: dict[str, float] = field(default_factory=dict)
     """Factor on lr for a group, for example {vision: 0.1}."""
     betas: list[float] = half_open(0, 1, lambda: [0.9, 0.95])
-    eps: float = 1.0e-8
+    """Decay of the means of gradients and of their squares."""
+    eps: float = above(0, 1.0e-8)
+    """Added to the root of the mean square."""
     weight_decay: float = at_least(0, 0.05)
+    """Per unit of learning rate; of matrices only."""
     clip: float = above(0, 1.0)
     """Largest gradient norm over all trained parameters."""
+    unsupported: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("kind", "name", "type"),
+        "AdamW is the only optimizer. docs/training.md says why 8-bit Adam and Muon are not. Leave it out.",
+    )
+    """Keys that a reader looks for here -> why there is no such setting."""
 
     def check(self, path: str) -> None:
         if len(self.betas) != 2:
             raise ConfigError(f"{path}.betas must be two numbers in [0, 1); got {self.betas}.")
+
+
+BF16, FP32 = "bf16", "fp32"
+"""Precisions of weights and activations, and dtypes of sums over ranks."""
+FP16 = "an update is judged by the norm of its gradient, and fp16 would scale it (docs/training.md). Type bf16."
+LAST, EMA = "last", "ema"
+"""Weights that are evaluated."""
+
+
+@dataclass
+class EmaConfig:
+    """An exponential moving average of the trained weights, next to them, in float32."""
+
+    decay: float = half_open(0, 1, 0.0)
+    """average = decay x average + (1 - decay) x weights, from the weights the run begins with; 0: no average is kept. It
+    reaches back over about 1 / (1 - decay) updates: fewer than the run makes."""
+    every: int = above(0, 1)
+    """Optimizer steps between two updates of the average."""
 
 
 WARN, SKIP = "warn", "skip"
@@ -74,15 +100,36 @@ class DivergenceConfig:
 
 @dataclass
 class ScheduleConfig:
-    steps: int = above(0, MISSING)
-    """Optimizer steps of the whole run."""
-    kind: str = one_of(["cosine", "constant", "flat_linear"], "cosine")
-    """`cosine` down to min_ratio, `constant`, or `flat_linear` (flat for the first half, then linear to min_ratio)."""
+    """The length of the run, in steps or in epochs, and the learning rate on the way."""
+
+    steps: int = at_least(0, 0)
+    """Optimizer steps of the whole run; 0: as many as `epochs` need."""
+    epochs: float = at_least(0, 0.0)
+    """Instead of `steps`: how often the samples of a stream are used, 1.5 for example. The plan says how many steps that is.
+    Tasks in rotation use up the sample of a row also when it is not their turn, so of each they train on a part only."""
+    epochs_of: str = ""
+    """The stream whose samples `epochs` count; empty: the one that needs the most steps, so every stream is used that often or
+    more. An epoch of a mix is as many samples as its data sets have together."""
+    kind: str = one_of(["cosine", "linear", "constant", "flat_linear"], "cosine")
+    """After the warm-up: `cosine` or `linear` down to min_ratio, `constant`, or `flat_linear` (flat for the first half, then
+    linear to min_ratio)."""
     warmup_steps: int = 0
-    min_ratio: float = 0.0
+    """Optimizer steps over which the rate rises from 0; part of `steps`."""
+    min_ratio: float = between(0, 1, 0.0)
+    """Lowest rate / largest rate, for the kinds that fall: they come near it in the last step, and would have it one step
+    later."""
 
     def check(self, path: str) -> None:
-        if not 0 <= self.warmup_steps <= self.steps:
+        if not self.steps and not self.epochs:
+            raise ConfigError(f"How long is the run? Type {path}.steps=N (optimizer steps) or {path}.epochs=N.")
+        if self.steps and self.epochs:
+            raise ConfigError(
+                f"{path}.steps={self.steps} and {path}.epochs={self.epochs:g} are both given. Type {path}.steps=0 to count in "
+                f"epochs, or {path}.epochs=0 to count in steps."
+            )
+        if self.epochs_of and not self.epochs:
+            raise ConfigError(f"{path}.epochs_of={self.epochs_of} is for {path}.epochs, which is not given. Leave it out.")
+        if self.warmup_steps < 0 or (self.steps and self.warmup_steps > self.steps):
             raise ConfigError(
                 f"{path}.warmup_steps must lie in 0..{path}.steps={self.steps}; got {self.warmup_steps}. "
                 f"Type {path}.warmup_steps={min(max(0, self.warmup_steps), self.steps)}."
@@ -94,7 +141,9 @@ class WeightConfig:
     """A factor on the weight of one loss term, by optimizer step."""
 
     start: float = at_least(0, 1.0)
+    """Factor in step 1."""
     end: float = at_least(0, 1.0)
+    """Factor after `steps` steps."""
     steps: int = at_least(0, 0)
     """From `start` in step 1 to `end` after this many steps; 0: `end` from the beginning."""
     kind: str = one_of([LINEAR, COSINE, AUTO], LINEAR)
@@ -107,9 +156,10 @@ class WeightConfig:
 @dataclass
 class EngineConfig:
     ds_config: str = "ds_configs/zero3.json"
-    precision: str = one_of(["bf16", "fp32"], "bf16")
+    """JSON file with the knobs of DeepSpeed: ZeRO stage, offloading, sizes of buckets."""
+    precision: str = one_of([BF16, FP32], BF16, {"fp16": FP16})
     """`bf16` (fp32 master weights) or `fp32`."""
-    reduce_dtype: str = one_of(["bf16", "fp32"], "fp32")
+    reduce_dtype: str = one_of([BF16, FP32], FP32)
     """Dtype in which gradients are summed over the ranks: `fp32`, or `bf16` for half the traffic."""
     deterministic: bool = False
     """Deterministic kernels of torch only; an operation without one is an error. Slower. `make test-gpu` checks
@@ -125,7 +175,7 @@ class EngineConfig:
     times as long before the first step."""
 
     def check(self, path: str) -> None:
-        if self.reduce_dtype == "bf16" and self.precision == "fp32":
+        if self.reduce_dtype == BF16 and self.precision == FP32:
             raise ConfigError(
                 f"{path}.reduce_dtype=bf16 would round the gradients of {path}.precision=fp32. Type {path}.reduce_dtype=fp32, "
                 f"or {path}.precision=bf16."
@@ -137,6 +187,8 @@ class CheckpointConfig:
     every: int = above(0, 500)
     """Optimizer steps between checkpoints; one is also written at the end and when a signal ends the run."""
     keep: int = above(0, 2)
+    """Newest checkpoints that are kept."""
+    best: BestConfig = field(default_factory=BestConfig)
     resume: str = "auto"
     """`auto`: the newest complete checkpoint of this run's folder, if any; `never`; or the path of one step folder. The
     last two count once: the same command again goes on from what it has saved."""
@@ -151,13 +203,28 @@ class CheckpointConfig:
 class MonitorConfig:
     every: int = above(0, 10)
     """Optimizer steps between log lines (metrics.jsonl has every step)."""
-    tensorboard: bool = True
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where metrics, pictures, texts and settings go besides the run folder: files in megaunigame/monitoring/trackers
+    (`tensorboard`, `wandb`, `mlflow`). When one fails, a warning says so once, and the run goes on."""
     progress: bool = True
+    """A live line at the bottom of a terminal, with speed, time left, losses and memory."""
     gradients: int = at_least(0, 0)
     """Optimizer steps between measurements of each term's gradient (norm, and cosine with the others'); 0: none. A measurement
     costs one more forward and backward of every term."""
     gradient_layers: list[int] = at_least(0, list)
     """Layers of the language model whose trained parameters are looked at; empty: the middle one."""
+    elsewhere: ClassVar[dict[str, str]] = {"tensorboard": "monitor.trackers=[] (none) or monitor.trackers=[tensorboard]"}
+    """Former keys -> what to type."""
+
+    def check(self, path: str) -> None:
+        twice = sorted({name for name in self.trackers if self.trackers.count(name) > 1})
+        if twice:
+            raise ConfigError(f"{path}.trackers names {', '.join(twice)} twice. Type {path}.trackers={_listed(self.trackers)}.")
+
+
+def _listed(names: list[str]) -> str:
+    """Each name once, as it is typed."""
+    return f"[{','.join(dict.fromkeys(names))}]"
 
 
 @dataclass
@@ -166,5 +233,7 @@ class EvaluationConfig:
     """Also evaluate before step 1. An evaluation that a signal has ended is done by the next launch before its first step."""
     every: int = at_least(0, 0)
     """Optimizer steps between evaluations; 0: only before and after."""
+    weights: str = one_of([LAST, EMA], LAST)
+    """`last`: the weights of the step; `ema`: their average."""
     suites: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Label -> settings of a suite; `suite` names its module in megaunigame/evaluation/suites (default: the label itself)."""

@@ -57,7 +57,7 @@ def read_codes(key: str, field: str, data: bytes) -> PictureCodes:
 
     def refuse(problem: str) -> NoReturn:
         raise DataError(
-            f"Sample {key!r}: field {field!r} {problem}. Make it again: python -m data_prep annotate --tasks codes (--help)."
+            f"Sample {key!r}: field {field!r} {problem}. Make it again: megaunigame prepare annotate --tasks codes (--help)."
         )
 
     line, _, rest = data.partition(b"\n")

@@ -31,13 +31,15 @@ FURTHER_FIELD = re.compile(rf"picture([2-9]|[1-9]\d+)\.(?:{'|'.join(IMAGE_FIELDS
 """Fields of the second and later pictures of a sample: `picture2.jpg`, `picture3.png`, ..."""
 DEPTH_FIELD = "depth.png"
 SEGMENTATION_FIELD = "seg.png"
+CONTOURS_FIELD = "contours.png"
+"""Edges of segments as they are drawn, where a data set has no map of ids."""
 META_FIELD = "json"
 CODES_FIELD = "codes.bin"
 """Codes of all pictures of the sample."""
 LARGEST_JSON = 16 * 1024**2
 """Bytes of the JSON of a sample."""
 
-IMAGE, DEPTH, SEGMENTATION = "image", "depth", "segmentation"
+IMAGE, DEPTH, SEGMENTATION, CONTOURS = "image", "depth", "segmentation", "contours"
 """Names of the pictures of a sample."""
 
 Picture = Tensor | Callable[[], Tensor] | None
@@ -93,6 +95,19 @@ class Sample:
         decoded = [picture() if callable(picture) else picture for picture in self._further]
         self._further = [*decoded]
         return [self.image, *decoded]
+
+    def image_at(self, number: int) -> Tensor:
+        """`images[number]`, counted from 0; decodes no other. Raises IndexError when the sample has no such image."""
+        if not 0 <= number < self.image_count:
+            raise IndexError(f"Sample {self.key} has no image {number}; it has {self.image_count}.")
+        if number == 0:
+            image = self.image
+            assert image is not None  # by the count
+            return image
+        further = self._further[number - 1]
+        if callable(further):
+            further = self._further[number - 1] = further()
+        return further
 
     @property
     def image_count(self) -> int:
@@ -189,6 +204,14 @@ def _segmentation(key: str, field: str, data: bytes, rules: PictureRules) -> Ten
     return torch.from_numpy(ids)
 
 
+def _contours(key: str, field: str, data: bytes, rules: PictureRules) -> Tensor:
+    """uint8 (H, W): 255 on a contour of a segment, 0 elsewhere."""
+    mode, levels = _map(key, field, data, rules)
+    if mode != "L":
+        _refuse(key, field, f"is a PNG of mode {mode}; legal is 8-bit gray (L)")
+    return torch.from_numpy(levels)
+
+
 def _map(key: str, field: str, data: bytes, rules: PictureRules) -> tuple[str, np.ndarray]:
     """Pillow's mode of a PNG, and its numbers as stored."""
     # Not torchvision: it ends the process for damaged PNG files, and returns uninitialized memory for palettes of 16 colors
@@ -206,6 +229,7 @@ DECODERS: dict[str, tuple[tuple[str, ...], Decoder]] = {
     IMAGE: (IMAGE_FIELDS, rgb_pixels),
     DEPTH: ((DEPTH_FIELD,), _depth),
     SEGMENTATION: ((SEGMENTATION_FIELD,), _segmentation),
+    CONTOURS: ((CONTOURS_FIELD,), _contours),
 }
 """Name of a picture -> the fields of a shard that may hold it (the first one present is used), and its decoder, called with
 (key of the sample, field, bytes, rules). A new stored target is a line here, or in the file of its representation."""

@@ -20,6 +20,7 @@ class SyntheticSource:
 
     location = "synthetic rows"
     identity: dict[str, str | int] = {}
+    epoch: int | None = None
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -40,5 +41,5 @@ class SyntheticMicroBatches(MicroBatches):
         picture = torch.from_numpy(rng.integers(0, 256, (3, side, side), dtype=np.uint8))
         text = " ".join(LETTERS[rng.integers(0, len(LETTERS), self.processor.max_length)])  # a word is a token or more
         if request.pass_name == GENERATE:
-            return GenerateRow(text, picture, source=picture if request.takes_source else None)
+            return GenerateRow.of_all_images(request, text, picture)
         return UnderstandRow([picture], [("a", text)], fills=True)

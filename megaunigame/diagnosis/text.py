@@ -46,5 +46,5 @@ def summary(results: Sequence[RowResult]) -> str:
         return f"{len(results)} rows, all finite with these weights: no row is broken by itself."
     return (
         f"{len(broken)} of {len(results)} rows are not finite. Where it is all rows, the weights are the cause; where it is a "
-        "few, look at their samples (python -m data_prep verify SHARDS), and leave them out with a filter (data.NAME.where)."
+        "few, look at their samples (megaunigame prepare verify SHARDS), and leave them out with a filter (data.NAME.where)."
     )

@@ -116,5 +116,5 @@ def check_peak(peak: int, uncovered: int, capacity: int) -> None:
             f"The largest step does not fit: the dry run took {peak / GIB:.1f} GiB and gradients and update take up to "
             f"{uncovered / GIB:.1f} GiB more, but only {capacity / GIB:.1f} GiB of the GPU are free. Type "
             "model.gradient_checkpointing=true, fewer rows in the objectives with a larger batch.accumulation, a smaller "
-            "model.max_length, or more ranks; python launch/plan.py RECIPE shows what takes the memory."
+            "model.max_length, or more ranks; megaunigame plan RECIPE shows what takes the memory."
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from megaunigame.config import Recipe
 from megaunigame.errors import ConfigError
+from megaunigame.shipped import located
 
 RECIPE_OWNS = {
     "train_batch_size": "batch.global_rows and the objectives' rows",
@@ -32,7 +33,7 @@ def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> di
 
     Raises ConfigError: no file, not JSON, a key the recipe owns, or a ZeRO stage the trainer does not run.
     """
-    path = Path(recipe.engine.ds_config)
+    path = Path(located(recipe.engine.ds_config))
     if not path.is_file():
         raise ConfigError(
             f"engine.ds_config: no file {path} in {Path.cwd()}. Legal: any JSON in ds_configs/, for example "

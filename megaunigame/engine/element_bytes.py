@@ -10,3 +10,10 @@ GRADIENT = 4
 """An accumulated gradient, in float32."""
 OPTIMIZER = 12
 """The master weight and AdamW's two moments, in float32."""
+AVERAGE = 4
+"""The average of the master weight (`ema.decay`), in float32."""
+
+
+def optimizer_bytes(*, averaged: bool) -> int:
+    """Of the optimizer, with the average of the weights if one is kept."""
+    return OPTIMIZER + AVERAGE * averaged

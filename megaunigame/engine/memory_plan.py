@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megaunigame.config import Recipe
-from megaunigame.engine.element_bytes import GRADIENT, OPTIMIZER
+from megaunigame.engine.element_bytes import GRADIENT, optimizer_bytes
 from megaunigame.engine.parameters import element_count, group_label, rank_count
 from megaunigame.engine.row_lengths import beyond_training
 from megaunigame.models.base import UnifiedModel
@@ -30,22 +30,29 @@ def group_sizes(model: UnifiedModel) -> list[GroupSize]:
     return [GroupSize(name, *entry) for name, entry in totals.items()]
 
 
-def bytes_per_rank(model: UnifiedModel, world_size: int) -> dict[str, int]:
+def bytes_per_rank(model: UnifiedModel, world_size: int, averaged: bool = False) -> dict[str, int]:
     """Model states on one rank, without activations: the dry run shows whether those fit.
 
     bf16: 2 bytes per weight, 4 per accumulated gradient, 12 for the fp32 master and AdamW's two moments. fp32: 4, 4 and 12
-    (the engine keeps an fp32 master slice in addition to the weights).
+    (the engine keeps an fp32 master slice in addition to the weights). `averaged`: 4 more for the average of the master.
     """
     weights = sum(rank_count(p) * p.element_size() for p in model.parameters())
     trained = sum(element_count(p) for p in model.parameters() if p.requires_grad)
     slice_of_trained = -(-trained // world_size)
-    return {"weights": weights, "gradients": GRADIENT * slice_of_trained, "optimizer": OPTIMIZER * slice_of_trained}
+    optimizer = optimizer_bytes(averaged=averaged) * slice_of_trained
+    return {"weights": weights, "gradients": GRADIENT * slice_of_trained, "optimizer": optimizer}
 
 
 def describe(
-    model: UnifiedModel, recipe: Recipe, plan: StepPlan, largest: dict[str, PassInputs], accumulation: int, world_size: int
+    model: UnifiedModel,
+    recipe: Recipe,
+    plan: StepPlan,
+    largest: dict[str, PassInputs],
+    accumulation: int,
+    world_size: int,
+    epochs: str = "",
 ) -> str:
-    """The start-up plan as text."""
+    """The start-up plan as text. `epochs`: what the steps of the schedule were counted from, in words."""
     sizes = group_sizes(model)
     total, trained = sum(s.elements for s in sizes), sum(s.trained for s in sizes)
     width = max(len(s.name) for s in sizes) + 2
@@ -65,8 +72,9 @@ def describe(
         lines.append(f"  aside, per micro-step and rank, the learner frozen: {rows}")
     tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
     passes = f"{accumulation} micro-steps x {len(plan.passes)} passes each"
-    lines.append(f"steps: {recipe.schedule.steps}, {passes}, up to {tokens:,} positions a step")
-    states = bytes_per_rank(model, world_size)
+    length = f"{epochs} = {recipe.schedule.steps:,} steps" if epochs else f"steps: {recipe.schedule.steps}"
+    lines.append(f"{length}, {passes}, up to {tokens:,} positions a step")
+    states = bytes_per_rank(model, world_size, bool(recipe.ema.decay))
     parts = ", ".join(f"{name} {short_bytes(size)}" for name, size in states.items())
     lines.append(f"bytes per rank ({world_size} ranks, {recipe.engine.precision}): {parts}; activations come on top")
     return "\n".join(lines)

@@ -47,7 +47,7 @@ def _check_folder(family: type[UnifiedModel], config: ModelConfig) -> None:
     size = "" if config.size else f" model.size=NAME{_legal(family)}"
     raise ConfigError(
         f"No folder at model.path={config.path}. Give the folder of a model, or measure a shape without weights with "
-        f"launch/profile.py: model.weights=random{size}."
+        f"megaunigame profile: model.weights=random{size}."
     )
 
 

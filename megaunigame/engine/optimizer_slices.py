@@ -1,4 +1,4 @@
-"""What this rank owns of the optimizer: its slices of the fp32 master weights and of AdamW's moments.
+"""What this rank owns of the optimizer: its slices of the fp32 master weights, of AdamW's moments, and of the average.
 
 The engine lays the slices of many parameters end to end in flat tensors. ZeRO-3 cuts every parameter into one slice per rank;
 ZeRO-2 lays the parameters of a group end to end and cuts that. Either way two numbers per parameter say which rank has which
@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from megaunigame.engine.ema import Ema
 from megaunigame.engine.zero3 import Learner
+from megaunigame.errors import Interrupted
 
-MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
+MASTER, MOMENTS, AVERAGE = "master", ("exp_avg", "exp_avg_sq"), "ema"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class OptimizerSlices:
         """(master, slices of its parameters, empty ones too); padding between and after them belongs to no slice."""
         self.layouts = {part.name: part.layout for _, slices in self.flats for part in slices}
         """Of every trained parameter, the same on all ranks."""
+        averages = [] if learner.ema is None else zip(learner.ema.masters, learner.ema.averages, strict=True)
+        self._averages = {id(master): average for master, average in averages}
         self._states: dict[Tensor, dict[str, Any]] = self.optimizer.optimizer.state
 
     def _partitioned(self) -> Iterator[tuple[Tensor, list[Slice]]]:
@@ -110,9 +115,11 @@ class OptimizerSlices:
         return steps.pop()
 
     def tensors(self, master: Tensor) -> dict[str, Tensor]:
-        """`master` and its moments, if there are any, by kind; all of the same length."""
+        """`master`, its moments and its average, if there are any, by kind; all of the same length."""
         state = self._states.get(master, {})
-        return {MASTER: master.detach(), **{kind: state[kind] for kind in MOMENTS if kind in state}}
+        moments = {kind: state[kind] for kind in MOMENTS if kind in state}
+        average = {AVERAGE: self._averages[id(master)]} if id(master) in self._averages else {}
+        return {MASTER: master.detach(), **moments, **average}
 
     @torch.no_grad()
     def reset(self, updates: int) -> None:
@@ -141,3 +148,27 @@ class OptimizerSlices:
         for number in range(len(self.flats)):
             self.optimizer._reassign_or_swap_out_partitioned_parameters(number)
         self.optimizer.checkpoint_event_epilogue()  # weights that are whole on every rank, and second copies inside a node
+
+
+@contextmanager
+def averaged(learner: Learner) -> Iterator[None]:
+    """Collective: inside, the weights of the model are their average; nothing may be trained or saved.
+
+    An error of one rank, which ends the run, leaves them so: to take them back is a collective.
+    """
+    if learner.ema is None:
+        raise RuntimeError("No average of the weights is kept.")
+    slices = OptimizerSlices(learner)
+    learner.ema.exchange()
+    slices.publish()
+    try:
+        yield
+    except Interrupted:  # of all ranks together
+        _take_back(learner.ema, slices)
+        raise
+    _take_back(learner.ema, slices)
+
+
+def _take_back(ema: Ema, slices: OptimizerSlices) -> None:
+    ema.exchange()
+    slices.publish()

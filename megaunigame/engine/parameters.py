@@ -32,14 +32,23 @@ def choose_trainable(model: UnifiedModel, config: ModelConfig, plan: StepPlan, s
     `seed`: initializes the adapters, equal on all ranks.
 
     Default groups that no pass of the plan uses stay frozen: without a gradient they would shrink by weight decay alone.
-    Raises ConfigError for a group that the family does not have or that no pass uses, and for a parameter without
-    dimensions, which the engine cannot broadcast (reshape it to [1]).
+    Raises ConfigError for a group that the family does not have or that no pass uses, for adapters in such a group, and for a
+    parameter without dimensions, which the engine cannot broadcast (reshape it to [1]).
     """
+    used = {group for name in plan.passes for group in model.groups_of_pass(name, plan.takes_images(name))}
     if config.train == "lora":
         lora = config.lora
-        model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed)
+        model.add_lora(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            targets=lora.targets,
+            seed=seed,
+            rslora=lora.rslora,
+            dora=lora.dora,
+        )
+        _check_adapters(model, used, plan)
     else:
-        used = {group for name in plan.passes for group in model.groups_of_pass(name, plan.takes_images(name))}
         for group in config.groups:
             if group not in model.groups:
                 raise ConfigError(unknown("group in model.groups", group, list(model.groups)))
@@ -56,13 +65,46 @@ def choose_trainable(model: UnifiedModel, config: ModelConfig, plan: StepPlan, s
         raise ConfigError(f"Parameter {scalars[0]} has no dimension; the engine needs shape [1]. Reshape it in the family.")
 
 
+def without_gradient(model: UnifiedModel, plan: StepPlan) -> set[str]:
+    """Names of the parameters that get no gradient from any pass of the plan, on any rank, whatever its rows are."""
+    passes = [(set(model.groups_of_pass(name, plan.takes_images(name))), tuple(model.unreached(name))) for name in plan.passes]
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if not any(model.group_of(name) in groups and not name.startswith(unreached) for groups, unreached in passes)
+    }
+
+
+def _check_adapters(model: UnifiedModel, used: set[str], plan: StepPlan) -> None:
+    """Raises ConfigError for adapters in a group that no pass uses."""
+    layers: dict[bool, set[str]] = {True: set(), False: set()}
+    idle: set[str] = set()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = model.group_of(name)
+            layers[group in used].add(model.target_of(name.partition(".lora_")[0]))
+            idle |= {group} - used
+    if idle:
+        # Not `targets=[]` where no layer is left: that means all of them.
+        kept = f"Type model.lora.targets=[{','.join(sorted(layers[True]))}]" if layers[True] else "Name other layers"
+        raise ConfigError(
+            f"model.lora.targets puts adapters into {', '.join(sorted(idle))}, which no objective asks for (passes: "
+            f"{', '.join(plan.passes)}). {kept}, or add an objective that trains the others."
+        )
+
+
 def group_label(model: UnifiedModel, name: str) -> str:
     """`lora` for adapters, else the family's group."""
     return LORA if "lora_" in name else model.group_of(name)
 
 
-def optimizer_groups(model: UnifiedModel, config: OptimizerConfig) -> list[dict]:
-    """Parameter groups of AdamW: one per (learning-rate factor, decays or not); `factor` is read by the schedule."""
+def optimizer_groups(model: UnifiedModel, config: OptimizerConfig, plan: StepPlan) -> list[dict]:
+    """Parameter groups of AdamW: one per (learning-rate factor, decays or not); `factor` is read by the schedule.
+
+    What no pass of the plan gives a gradient does not decay: the engine updates it with a gradient of zeros, where plain torch
+    leaves it alone.
+    """
+    idle = without_gradient(model, plan)
     labels = {group_label(model, n) for n, p in model.named_parameters() if p.requires_grad}
     for group in config.group_lr:
         if group not in labels:
@@ -71,7 +113,7 @@ def optimizer_groups(model: UnifiedModel, config: OptimizerConfig) -> list[dict]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = config.group_lr.get(group_label(model, name), 1.0)
-            decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1 and name not in idle
             buckets.setdefault((factor, decays), []).append(parameter)
     if not buckets:
         raise ConfigError("Nothing is trained: model.train=full with no group. Name one in model.groups.")

@@ -22,6 +22,7 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from megaunigame.engine.dora import gather_for_norms, whole_base_weights
 from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import GatheredBytes
 from megaunigame.engine.partitioning import PartitionedParameters
@@ -63,6 +64,12 @@ class PretendedRanks:
         return stack
 
     @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """The context in which adapters are put into the model: base weights are gathered one layer at a time."""
+        with self.running(), _named_meta(), whole_base_weights(self.ds_config):
+            yield
+
+    @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Collectives do nothing, their outputs are on the meta device, and gathers are counted."""
         with (
@@ -79,6 +86,7 @@ class PretendedRanks:
         knobs = self.ds_config["zero_optimization"]
         options = ("prefetch_bucket_size", "max_reuse_distance", "max_live_parameters", "param_persistence_threshold")
         given = {name: knobs[f"stage3_{name}"] for name in options if f"stage3_{name}" in knobs}
+        gather_for_norms(model)
         with self.running():
             self.offload = DeepSpeedZeRoOffload(model, timers=None, ds_config=self.ds_config, overlap_comm=True, **given)
         self.parameters: list[Any] = list(model.parameters())

@@ -16,6 +16,8 @@ def lr_factor(schedule: ScheduleConfig, step: int) -> float:
     done = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
     if schedule.kind == "cosine":
         shape = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    elif schedule.kind == "linear":
+        shape = 1.0 - min(1.0, done)
     else:  # flat_linear
         shape = min(1.0, 2.0 * (1.0 - min(1.0, done)))
     return schedule.min_ratio + (1.0 - schedule.min_ratio) * shape

@@ -9,8 +9,8 @@ Rules of this file, each measured to matter:
   a parameter takes no part in the first backward of a step (lm_head, when generation comes first), under ZeRO-3 and with an
   optimizer on the host: `update` clears the sums. And what a step ends with (copying sums to the host) it does in the last
   backward, for the parameters of that one alone: no backward is announced as the last, and `update` ends the step;
-- a trained parameter takes part in some pass of the plan: otherwise the engine updates it with a zero gradient, that is,
-  with weight decay alone;
+- a trained parameter that takes part in no pass of the plan is updated with a zero gradient: it must not decay
+  (`optimizer_groups`);
 - anything that must not touch the engine's gradient state (evaluation, the dry run) goes through `module`, not `engine`:
   the engine's forward hooks would silently make the NEXT step's gradient wrong.
 """
@@ -29,7 +29,9 @@ from torch import Tensor, nn
 
 from megaunigame.config import RANDOM, Recipe
 from megaunigame.engine.capacity import check_everywhere
+from megaunigame.engine.dora import gather_for_norms, whole_base_weights
 from megaunigame.engine.ds_config import zero_stage
+from megaunigame.engine.ema import Ema
 from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
 from megaunigame.engine.parameters import LORA, adamw, choose_trainable, group_label, optimizer_groups
@@ -67,6 +69,14 @@ class Learner:
         self.gathered = count_gathered_bytes()
         """Bytes of weights this rank has gathered so far."""
         self.phases = Phases()
+        self.ema: Ema | None = None
+        """None: no average of the weights is kept."""
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """The flat fp32 master weights of this rank."""
+        optimizer = self.engine.optimizer
+        return optimizer.fp32_partitioned_groups_flat if self.zero_stage == 3 else optimizer.single_partition_of_fp32_groups
 
     @property
     def module(self) -> UnifiedModel:
@@ -103,6 +113,12 @@ class Learner:
             for gradients in self._sums():
                 gradients.zero_()
         return self.gate.accepted
+
+    def average(self, step: int) -> None:
+        """Take the weights after optimizer step `step` (1 is the first) into their average, if one is kept."""
+        if self.ema is not None:
+            with self.phases(OPTIMIZER):
+                self.ema.update(step)
 
     def _sums(self) -> Iterator[Tensor]:
         """The engine's sums of gradients that outlive an update."""
@@ -180,7 +196,10 @@ def build_learner(
     check_row_lengths(processor, plan)
     options: dict[str, Any] = {"attention": config.attention, "gradient_checkpointing": config.gradient_checkpointing}
     with torch.device("meta"):
-        check_everywhere(family.build(config.path, processor, **options), recipe, plan, stage=stage, world=world)
+        planned = family.build(config.path, processor, **options)
+        check_everywhere(planned, recipe, plan, stage=stage, world=world)
+    if config.weights != RANDOM:
+        planned.check_frozen(config.path)
     with PartitionedParameters(ds_config) if partitioned else contextlib.nullcontext():
         model = family.build(config.path, processor, **options)
     # The tokenizers in fp32: in bf16 about one target code in a hundred would differ.
@@ -192,10 +211,13 @@ def build_learner(
     else:
         load_weights(model, family.weights(config.path) if weights is None else weights, world)
         model.load_frozen(config.path, world.device)
-    choose_trainable(model, config, plan, recipe.seed)
+    with whole_base_weights(ds_config) if partitioned else contextlib.nullcontext():
+        choose_trainable(model, config, plan, recipe.seed)
+    if partitioned:
+        gather_for_norms(model)
     if adapter is not None:
         load_adapter(model, adapter, f"model.adapter={config.adapter}", world)
-    groups = optimizer_groups(model, recipe.optimizer)
+    groups = optimizer_groups(model, recipe.optimizer, plan)
     trained = [list(group["params"]) for group in groups]
     optimizer = adamw(groups, recipe.optimizer, world.device)
     # Under ZeRO-2 the engine may cast the whole module to bf16; rotary frequencies must stay exact fp32.
@@ -206,6 +228,8 @@ def build_learner(
     engine.module.train()
     learner = Learner(engine, world, stage, trained)
     learner.gate = UpdateGate(engine.optimizer, stage, world)
+    if recipe.ema.decay:
+        learner.ema = Ema(learner.masters, recipe.ema)
     if partitioned:
         learner.gather_plans = GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_aside)
     return learner

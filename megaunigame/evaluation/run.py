@@ -29,22 +29,25 @@ def run_evaluation(
     step: int,
     folder: str | Path,
     leave_point: Callable[[], None] = UnifiedModel.leave_point,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Run every suite (label -> suite) and return {"step", "seconds", "suites": {label: result}} on every rank.
 
     All ranks call this together; under ZeRO-3 `model` is the engine's module. Rank 0 writes
     `folder/evaluation/step-XXXXXXXX.json` and the pictures next to it, in `step-XXXXXXXX/LABEL/`. No weight, no training
     flag and no global random state is changed. What `leave_point` raises, between two model calls and on all ranks together,
-    leaves the evaluation: then there is no such file.
+    leaves the evaluation: then there is no such file. `say` takes a line for each suite that is done.
     """
     pictures = evaluation_file(folder, step).with_suffix("")
     started = time.monotonic()
     results: dict[str, Any] = {}
     with torch.no_grad(), evaluating(model), leavable(model, leave_point):
-        for label, suite in suites.items():
+        for number, (label, suite) in enumerate(suites.items(), start=1):
             suite_started = time.monotonic()
             result = suite.run(model, data_ranks, pictures / label)
-            results[label] = {**_under(label, result), "seconds": round(time.monotonic() - suite_started, 2)}
+            seconds = time.monotonic() - suite_started
+            results[label] = {**_under(label, result), "seconds": round(seconds, 2)}
+            say(f"evaluated {label} in {seconds:.1f} s ({number} of {len(suites)})")
     evaluation = {"step": step, "seconds": round(time.monotonic() - started, 2), "suites": results}
     if data_ranks.is_main:
         write_whole(evaluation_file(folder, step), json.dumps(evaluation, indent=1))
@@ -67,18 +70,35 @@ def scalars(evaluation: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def as_text(evaluation: Mapping[str, Any]) -> str:
-    """The tables of an evaluation for the terminal."""
+def as_text(evaluation: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
+    """The tables of an evaluation for the terminal. A value that has changed since the evaluation `before` is shown with its
+    old one: "50.00 -> 75.00"."""
     tables = [
-        _table_text(f"{label}: {table['title']}", table["columns"], table["rows"])
+        _table_text(f"{label}: {table['title']}", table["columns"], _with_old(table, _table_of(before, label, table["title"])))
         for label, result in evaluation["suites"].items()
         for table in result["tables"]
     ]
     return "\n\n".join(tables)
 
 
-def _table_text(title: str, columns: list[str], rows: list[list[Any]]) -> str:
-    cells = [columns, *([_cell(value) for value in row] for row in rows)]
+def _table_of(evaluation: Mapping[str, Any] | None, label: str, title: str) -> Mapping[str, Any] | None:
+    """The table of a suite with this title, if the evaluation has one."""
+    tables = evaluation["suites"][label]["tables"] if evaluation and label in evaluation["suites"] else []
+    return next((table for table in tables if table["title"] == title), None)
+
+
+def _with_old(table: Mapping[str, Any], old: Mapping[str, Any] | None) -> list[list[str]]:
+    """The rows as texts; rows of both tables are matched by their first cell."""
+    columns, rows = table["columns"], [[_cell(value) for value in row] for row in table["rows"]]
+    if old is None or old["columns"] != columns:
+        return rows
+    former = {row[0]: [_cell(value) for value in row] for row in old["rows"]}
+    pairs = [(row, former.get(row[0], row)) for row in rows]
+    return [[b if a == b else f"{a} -> {b}" for a, b in zip(was, row, strict=True)] for row, was in pairs]
+
+
+def _table_text(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    cells = [columns, *rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
         "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in cells

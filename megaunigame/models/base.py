@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from megaunigame.errors import ModelError
 from megaunigame.registry import unknown
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, UnderstandInputs, UnderstandOutput
-from megaunigame.step.requests import StepPlan
+from megaunigame.step.requests import CROP, GENERATE, StepPlan
 from megaunigame.step.rows import Row
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""Where a batch draws its random numbers from: one generator for all rows, or one for each row (see `models.row_noise`)."""
 
 
 class Processor(Protocol):
@@ -49,6 +52,35 @@ class Processor(Protocol):
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens back to text, without special tokens."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
+        ...
+
+    def prompt_inputs(
+        self,
+        images: Sequence[Sequence[Tensor]],
+        questions: Sequence[str],
+        earlier: Sequence[Sequence[tuple[str, str]]] | None = None,
+        *,
+        room: int = 0,
+    ) -> UnderstandInputs:
+        """Rows for `answer`: questions about `images` (uint8 (3, h, w), any number for each question), after `earlier` turns
+        (question, answer) of the same conversation.
+
+        Raises DataError for a row that leaves fewer than `room` tokens of `max_length` to its answer.
+        """
+        ...
+
+    def generate_prompts(
+        self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None, geometry: str = CROP
+    ) -> GenerateInputs:
+        """Rows for `sample`: requests for pictures, with source pictures (uint8 (3, h, w)) in this geometry if there are any.
+
+        `cut` of the inputs says whose text did not fit.
+        """
         ...
 
 
@@ -88,6 +120,8 @@ class UnifiedModel(nn.Module, ABC):
     """Name of a pass -> groups whose parameters take part in it."""
     seeing: ClassVar[Sequence[str]] = ()
     """Groups that take part only if rows have source images."""
+    reads_target: ClassVar[Sequence[str]] = ()
+    """Groups of `seeing` that also read the picture to be drawn, and so take part in every generate pass."""
     sizes: ClassVar[Mapping[str, Callable[[Path], None]]] = {}
     """Name of a published size, the smallest first -> writes its model folder, without weights: configuration, a stand-in
     tokenizer with the family's special tokens, picture settings."""
@@ -104,6 +138,10 @@ class UnifiedModel(nn.Module, ABC):
     """Whether every hidden state of a generate pass with gradient predicts a part of the picture; False: some read one."""
     reads_codes: ClassVar[bool] = False
     """Whether its source pictures are codes of the same tokenizer, too."""
+    interleaves: ClassVar[bool] = False
+    """Whether a request may have several source images, with texts between them (`GenerateRow.context`)."""
+    released_guidance: ClassVar[float] = 5.0
+    """Scale of classifier-free guidance of the official sampling from a text, as `sample` counts it; 5 where we know none."""
     processor: Processor
     leave_point: Callable[[], None] = staticmethod(lambda: None)
     """Called between the model calls of `sample`, `answer` and evaluations, on all ranks together. See `leavable`."""
@@ -112,6 +150,11 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def open_processor(cls, path: str, *, max_length: int) -> Processor:
         """The processor of the model folder `path`; needs its configuration, tokenizer and picture settings only."""
+
+    @classmethod
+    def check_folder(cls, path: str) -> None:
+        """Raise ModelError unless `path` is a model folder of this family, by its settings alone."""
+        cls.open_processor(path, max_length=1)
 
     @classmethod
     @abstractmethod
@@ -191,6 +234,10 @@ class UnifiedModel(nn.Module, ABC):
     @abstractmethod
     def load_frozen(self, path: str, device: torch.device) -> None:
         """Build and load the frozen tokenizers, outside the module tree, in float32."""
+
+    @abstractmethod
+    def check_frozen(self, path: str) -> None:
+        """Raise ModelError unless `load_frozen` will find its weights in `path`, by their names, shapes and number types."""
 
     @abstractmethod
     def build_frozen(self) -> nn.Module:
@@ -283,10 +330,20 @@ class UnifiedModel(nn.Module, ABC):
         """Inverse of `encode_target`: (B, 3, H, W) in [-1, 1]. The ceiling of anything the model can generate."""
 
     @abstractmethod
-    def sample(self, inputs: GenerateInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
+    def sample(
+        self,
+        inputs: GenerateInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: Generators,
+        lockstep: bool = True,
+    ) -> Tensor:
         """Generate the pictures of a generate pass (its targets are not read): (B, 3, H, W) in [-1, 1].
 
-        The number of model calls does not depend on the data, so ranks stay in lockstep.
+        The number of model calls does not depend on the data, so ranks stay in lockstep. With `lockstep` False a family whose
+        codes are drawn one by one makes further calls where rounding could change a choice: a row, with a generator of its
+        own, then is the same in any batch, as long as the model is in float32. Other families make the same calls either way.
         """
 
     @property
@@ -295,21 +352,55 @@ class UnifiedModel(nn.Module, ABC):
         """Forwards through the language model in one `sample`."""
 
     @abstractmethod
-    def answer(self, inputs: UnderstandInputs, *, max_new_tokens: int) -> Tensor:
-        """Greedy continuation of prompts (rows that end before the answer): (B, max_new_tokens) token ids.
+    def answer(
+        self,
+        inputs: UnderstandInputs,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        generator: Generators | None = None,
+        lockstep: bool = True,
+    ) -> Tensor:
+        """Continuation of prompts (rows that end before the answer): (B, max_new_tokens) token ids.
 
-        Always makes `max_new_tokens` calls; after the end token the row repeats it.
+        At `temperature` 0 the likeliest tokens, else drawn, from `generator`. After the end token a row repeats it. Always
+        makes `max_new_tokens` calls; with `lockstep` False none after all rows have ended (the result is that much shorter),
+        and further ones where rounding could change a choice, as `sample`.
         """
 
     @abstractmethod
-    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
+    def add_lora(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        targets: Sequence[str],
+        seed: int,
+        rslora: bool = False,
+        dora: bool = False,
+    ) -> None:
         """Put low-rank adapters into the language model, without `targets` into all its linear layers; every other parameter is
-        frozen."""
+        frozen.
+
+        `rslora`: scaled by alpha / sqrt(rank) instead of alpha / rank. `dora`: with trained lengths of the rows of a weight.
+        """
+
+    @classmethod
+    def target_of(cls, layer: str) -> str:
+        """What `targets` of `add_lora` call the linear layer of this name."""
+        return layer.rpartition(".")[2]
 
     @classmethod
     def groups_of_pass(cls, pass_name: str, takes_images: bool) -> list[str]:
         """Groups whose parameters take part in this pass, given whether its rows have source images."""
-        return [group for group in cls.passes[pass_name] if takes_images or group not in cls.seeing]
+        out = set() if takes_images else set(cls.seeing) - set(cls.reads_target if pass_name == GENERATE else ())
+        return [group for group in cls.passes[pass_name] if group not in out]
+
+    def unreached(self, pass_name: str) -> tuple[str, ...]:
+        """Beginnings of names of weights that belong to groups of this pass and get no gradient from it, such as the head of a
+        language model whose hidden states are decoded elsewhere. A plan without another pass leaves them as they are."""
+        return ()
 
     @classmethod
     def group_of(cls, name: str) -> str:

@@ -19,7 +19,7 @@ from megaunigame.models.base import Processor, UnifiedModel
 from megaunigame.models.text.processor import RowProcessor
 from megaunigame.models.text.processor_check import differences
 from megaunigame.models.weights.frozen import Frozen
-from megaunigame.models.weights.loading import check_names, check_shapes, load_plain
+from megaunigame.models.weights.loading import check_names, check_shapes, load_whole
 from megaunigame.models.weights.renamed import KeyTable, RenamedWeights
 from megaunigame.models.weights.settings_files import MODEL_SETTINGS, copy_settings
 from megaunigame.models.weights.tensor_files import TensorFiles
@@ -131,19 +131,36 @@ class Family(UnifiedModel):
 
         Raises ModelError for the checkpoint of another model. Call it outside the engine's partitioning context.
         """
-        weights, _ = cls.keys.open(cls.files(path), path)
+        (weights, frozen), config = cls.keys.open(cls.files(path), path), cls.configuration(path)
+        cls.check_stored(config, weights, frozen, path)
         with torch.device("meta"):
-            parts = nn.ModuleDict(cls.trained_parts(cls.configuration(path)))
+            parts = nn.ModuleDict(cls.trained_parts(config))
         expected = {name: tensor.shape for name, tensor in parts.state_dict().items()}
         check_names(expected, weights.names(), path)
         check_shapes(expected, {name: weights.shape(name) for name in expected}, path)
+        weights.check_kinds(expected, path)
         return weights
+
+    @staticmethod
+    def check_stored(config: Any, weights: RenamedWeights, frozen: RenamedWeights, path: str) -> None:
+        """Raises ModelError where a family can say which of its settings a checkpoint contradicts, before all names and shapes
+        are compared. `frozen`: weights of the frozen tokenizer, without `KeyTable.frozen_root`."""
+        return
+
+    def check_frozen(self, path: str) -> None:
+        _, weights = self.keys.open(self.files(path), path)
+        with torch.device("meta"):
+            state = self.build_frozen().state_dict()
+        expected, what = {name: tensor.shape for name, tensor in state.items()}, f"The {self.frozen_name} in {path}"
+        check_names(expected, weights.names(), what)
+        check_shapes(expected, {name: weights.shape(name) for name in expected}, what)
+        weights.check_kinds((name for name, tensor in state.items() if tensor.is_floating_point()), what)
 
     @classmethod
     def frozen_weights(cls, path: str) -> RenamedWeights:
         """The frozen tokenizer, under its names in an exported folder; in a folder for it alone they have no prefix."""
         frozen = cls.keys.open(cls.files(path), path)[1]
-        return frozen if cls.frozen_folder else frozen.prefixed(cls.keys.frozen)
+        return frozen if cls.frozen_folder else frozen.prefixed(cls.keys.frozen_root)
 
     def hold_frozen(self, module: nn.Module) -> None:
         """Use `module`, which `build_frozen` made, as the frozen tokenizer."""
@@ -170,10 +187,9 @@ class Family(UnifiedModel):
         dtype: torch.dtype = torch.float32,
     ) -> F:
         """The whole model in one process, without an engine; in eval mode. `dtype`: of all but the frozen tokenizer."""
-        processor = cls.open_processor(str(path), max_length=max_length)
-        model = cls.build(str(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
-        for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
-            parameter.data = parameter.data.to(dtype)
-        load_plain(model, cls.weights(str(path)), str(path))
-        model.load_frozen(str(path), torch.device(device))
-        return model.to(device).eval()
+        options: dict[str, Any] = {"gradient_checkpointing": gradient_checkpointing, "device": device, "dtype": dtype}
+        return load_whole(cls, path, cls.weights(str(path)), attention=attention, max_length=max_length, **options)
+
+    @classmethod
+    def check_folder(cls, path: str) -> None:
+        cls.configuration(path)

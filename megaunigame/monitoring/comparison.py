@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from megaunigame.monitoring import page
-from megaunigame.monitoring.attention_plots import curves_figure, read_curves
+from megaunigame.monitoring.attention_plots import curves_figure, layers_of, read_curves
 from megaunigame.monitoring.history import Evaluation
+from megaunigame.monitoring.legends import AFTER, BEFORE
 from megaunigame.monitoring.plots import data_uri
 
 Cell = str | int | float | None
@@ -17,8 +19,8 @@ LONG_TABLE = 20
 """Tables with more rows are collapsed."""
 
 
-def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> str:
-    """Tables, pictures and questions of one suite; `before` is None in a run with one evaluation."""
+def suite_section(label: str, before: Evaluation | None, after: Evaluation, by_step: str) -> page.Section:
+    """Tables, pictures and questions of one suite; `before` is None in a run with one evaluation; `by_step`: HTML."""
     if before is not None and label not in before.suites:
         before = None
     steps = f"Measured at step {after.step:,}."
@@ -26,14 +28,33 @@ def suite_section(label: str, before: Evaluation | None, after: Evaluation) -> s
         steps = f"Before: step {before.step:,}. After: step {after.step:,}. Columns that are equal in both are shown once."
     old_tables = {t["title"]: t for t in before.suites[label]["tables"]} if before else {}
     parts = [
-        f"<h2>Evaluation: {escape(label)}</h2>",
-        f'<p class="muted">{steps}</p>',
+        page.note(steps),
+        by_step,
         attention_curves(label, before, after),
         *(compared_table(old_tables.get(t["title"]), t) for t in after.suites[label]["tables"]),
+        all_metrics(before.suites[label]["metrics"] if before else {}, after.suites[label]["metrics"]),
         pictures_table(label, before, after),
         questions(label, before, after),
     ]
-    return "\n".join(part for part in parts if part)
+    return page.Section(f"Evaluation: {label}", "\n".join(part for part in parts if part))
+
+
+def all_metrics(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> str:
+    """Every number of a suite that is not of a layer, collapsed."""
+    names = [name for name, value in after.items() if value is not None and not layers_of([name])]
+    if not names:
+        return ""
+    rows = []
+    for name in names:
+        old, new = before.get(name), after[name]
+        assert new is not None
+        change = [f"{new - old:+.4g}" if old is not None and math.isfinite(new - old) else "–"] if before else []
+        old_cell = ["–" if old is None else f"{old:.4g}"] if before else []
+        rows.append([escape(name), *old_cell, f"{new:.4g}", *change])
+    heads = ["metric", "before", "after", "difference"] if before else ["metric", "value"]
+    meanings = {"before": "At the first evaluation.", "after": "At the last evaluation.", "value": "At the only evaluation."}
+    table = page.table(heads, rows, [False, *[True] * (len(heads) - 1)], about=meanings)
+    return f"<details><summary>All metrics ({len(names)})</summary>{table}</details>"
 
 
 def attention_curves(label: str, before: Evaluation | None, after: Evaluation) -> str:
@@ -65,7 +86,8 @@ def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
             cells.append(_cell(value, columns[i]))
         body.append(cells)
     total = escape(str(rows[-1][0])) if rows and str(rows[-1][0]).startswith(("all", "mean")) else ""
-    table = page.table(head, body, numeric, total)
+    about = {head: text for name, text in after.get("about", {}).items() for head in (name, *_heads({name: True}))}
+    table = page.table(head, body, numeric, total, about)
     if len(rows) > LONG_TABLE:
         return f"<details><summary>{escape(after['title'])}: {len(rows)} rows</summary>{table}</details>"
     return f"<h3>{escape(after['title'])}</h3>{table}"
@@ -73,7 +95,7 @@ def compared_table(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
 
 def _heads(changed: dict[str, bool]) -> list[str]:
     """Headings of columns, of which those that changed are shown twice."""
-    return [head for name, twice in changed.items() for head in ([f"{name}, before", f"{name}, after"] if twice else [name])]
+    return [head for name, twice in changed.items() for head in ([f"{name}{BEFORE}", f"{name}{AFTER}"] if twice else [name])]
 
 
 def _is_numeric(rows: Sequence[Sequence[Cell]], column: int) -> bool:
@@ -121,7 +143,8 @@ def questions(label: str, before: Evaluation | None, after: Evaluation) -> str:
     old = {(q["image"], q["question"]): q for q in before.suites[label]["questions"]} if before else {}
     head = ["question", "answer"] + (["before", "after"] if before else ["predicted"])
     parts = ["<h3>Questions and answers</h3>"]
-    for image in dict.fromkeys(q["image"] for q in entries):
+    images = list(dict.fromkeys(q["image"] for q in entries))
+    for image in images:
         body = []
         for q in (q for q in entries if q["image"] == image):
             cells = [escape(q["question"]), escape(q["answer"])]
@@ -131,7 +154,9 @@ def questions(label: str, before: Evaluation | None, after: Evaluation) -> str:
         shown = (
             page.picture(after.folder, image, "the picture asked about") if image else '<span class="muted">text only</span>'
         )
-        parts.append(f'<div class="asked">{shown}{page.table(head, body)}</div>')
+        # The columns of all these tables are the same: the last one explains them.
+        answered = page.table(head, body, legend=image == images[-1])
+        parts.append(f'<div class="asked">{shown}<div class="answers">{answered}</div></div>')
     return "\n".join(parts)
 
 

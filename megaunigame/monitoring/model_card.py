@@ -37,6 +37,8 @@ class Export:
     in_transformers: bool
     differences: Sequence[str]
     """Where transformers' processor makes other token ids."""
+    averaged: bool = False
+    """Whether the weights are the average that the run has kept."""
 
 
 def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Export) -> None:
@@ -59,7 +61,7 @@ def write_card(out: Path, run: RunFolder, recipe: Mapping[str, Any], export: Exp
         f"## Use\n\n{export.usage.strip()}",
         *_warnings(export.differences),
         _training(run, recipe),
-        _measured(run.evaluations, export.step),
+        _measured(run.evaluations, export, averaged=recipe["evaluation"]["weights"] == "ema"),
         _license(license, export),
     ]
     (out / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -97,6 +99,7 @@ def _what(recipe: Mapping[str, Any], export: Export) -> str:
         if recipe["model"]["train"] == "lora"
         else "weights"
     )
+    trained += " (exponential moving average of the training)" if export.averaged else ""
     return (
         f"Post-trained from `{base}` (family `{recipe['model']['family']}`) with megaunigame: {trained}, after {export.step:,} "
         f"optimizer steps of the run `{recipe['name']}`."
@@ -139,8 +142,9 @@ def _origin(shards: str, sources: Mapping[str, str]) -> str:
     return f"{shards}, packed from {sources[shards]}" if shards in sources else shards
 
 
-def _measured(evaluations: Sequence[Evaluation], step: int) -> str:
-    """The evaluation of this step, next to that before the first."""
+def _measured(evaluations: Sequence[Evaluation], export: Export, *, averaged: bool) -> str:
+    """The evaluation of this step, next to that before the first. `averaged`: of the average of the weights."""
+    step = export.step
     here = next((e for e in evaluations if e.step == step), None)
     if here is None:
         return f"## Measured\n\nThe run was not evaluated after step {step:,}."
@@ -150,7 +154,13 @@ def _measured(evaluations: Sequence[Evaluation], step: int) -> str:
         for name, value in result["metrics"].items():
             earlier = None if before is None else before.suites.get(label, {}).get("metrics", {}).get(name)
             rows.append(f"| {label} {name} | {_number(earlier)} | {_number(value)} |")
-    return "## Measured\n\n" + "\n".join(rows)
+    others = {True: "their average", False: "the weights of the step"}
+    other = (
+        f"These numbers are of {others[averaged]}; this folder holds {others[export.averaged]}.\n\n"
+        if averaged != export.averaged
+        else ""
+    )
+    return f"## Measured\n\n{other}" + "\n".join(rows)
 
 
 def _number(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""Logs of a run: metrics.jsonl, TensorBoard, a progress bar and a line every few steps. Rank 0 only.
+"""Logs of a run: metrics.jsonl, the console, pictures for the report, and trackers. Rank 0 only.
 
 Steps count from 1. A run that was killed and resumed has one gapless history: lines logged after the checkpoint are dropped
-on resume.
+on resume, and evaluations of later steps are set aside.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from megaunigame.monitoring import names
+from megaunigame.monitoring.console import Console
+from megaunigame.monitoring.history import EVALUATIONS, METRICS_FILE, read_first_and
 from megaunigame.monitoring.panels import write_panels
+from megaunigame.monitoring.shown import answers, of_evaluation, of_panels
+from megaunigame.monitoring.trackers.base import RunFacts
+from megaunigame.monitoring.trackers.together import Trackers
 from megaunigame.pixels import Panel
 from megaunigame.storage.json_lines import as_lines, read_lines
 from megaunigame.storage.whole_files import write_whole
 
+SET_ASIDE = "set-aside"
+"""Folder in that of the evaluations."""
 log = logging.getLogger(__name__)
-METRICS_FILE = "metrics.jsonl"
 
 
 class Monitor:
@@ -39,11 +41,14 @@ class Monitor:
         total_steps: int,
         start_step: int,
         rank: int,
-        tensorboard: bool,
+        trackers: Sequence[str],
         progress: bool,
+        run: RunFacts | None = None,
+        continues: bool = True,
     ):
         """`folder` is that of the run; a line is printed every `every` steps; `start_step` is the first one that this process
-        logs; a progress bar is shown only if standard error is a terminal. Raises OSError."""
+        logs; a live line is shown only if standard error is a terminal. `run`: for trackers. `continues`: False when the run
+        goes on from another one, so that no evaluation in the folder is of its weights. Raises OSError."""
         self.active = rank == 0
         self.failed: OSError | None = None
         """Why a file cannot be written, such as a full disk. Only the caller can end all ranks with it."""
@@ -52,47 +57,27 @@ class Monitor:
         self.every, self.total_steps, self.first_step = every, total_steps, start_step
         self.folder = folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        logged = last_steps(folder / METRICS_FILE)
         drop_from(folder / METRICS_FILE, start_step)
+        aside = set_aside_evaluations(folder / EVALUATIONS, start_step if continues else 0)
         self.file = open(folder / METRICS_FILE, "a", encoding="utf-8")
-        self.writer = self._tensorboard(start_step) if tensorboard else None
-        self.bar = tqdm(
-            total=total_steps,
-            initial=start_step - 1,
-            unit="step",
-            dynamic_ncols=True,
-            smoothing=0.05,
-            disable=None if progress else True,  # None: without a terminal
-        )
-        self.origin: tuple[int, float] | None = None  # (step, time) of the first logged step
-
-    def _tensorboard(self, start_step: int) -> Any:
-        """A writer; None, with a warning, when its folder cannot be written: the same numbers are in metrics.jsonl."""
-        # Imported here: it takes seconds, and only rank 0 needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        try:
-            return SummaryWriter(str(self.folder / "tensorboard"), purge_step=start_step)
-        except OSError as error:
-            log.warning("No TensorBoard: %s. The metrics are in %s.", error, self.folder / METRICS_FILE)
-            return None
+        run = run or RunFacts(folder.name)
+        self.trackers = Trackers(trackers, folder, run, first_step=start_step, logged=logged)
+        self.console = Console(run.name, total_steps=total_steps, start_step=start_step, live=progress)
+        if aside:
+            steps = ", ".join(map(str, aside))
+            what = "steps that are made again" if continues else "another run"
+            self.say(f"evaluations of {what} ({steps}) are now in {folder / EVALUATIONS / SET_ASIDE}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record one optimizer step; every `every` steps, and at the first and the last one, also print it."""
         if not self.active:
             return
         self.record(step, metrics)
-        now = time.monotonic()
-        if self.origin is None:
-            # The first step includes warm-up (allocator, compilation); the estimate of the time left starts after it.
-            self.origin = (step, now)
-        done, elapsed = step - self.origin[0], now - self.origin[1]
-        remaining = elapsed / done * (self.total_steps - step) if done else None
-        self.bar.update(step - self.bar.n)
-        if step % self.every == 0 or step in (self.first_step, self.total_steps):
-            self.say(log_line(step, self.total_steps, metrics, remaining))
+        self.console.step(step, metrics, printed=step % self.every == 0 or step in (self.first_step, self.total_steps))
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics of a step or an evaluation to metrics.jsonl and TensorBoard; prints nothing."""
+        """Write metrics of a step or an evaluation to metrics.jsonl and the trackers; prints nothing."""
         if not self.active:
             return
         values = {name: float(value) for name, value in metrics.items()}
@@ -101,14 +86,7 @@ class Monitor:
         line = {"step": step, "time": round(time.time(), 3), **written}
         with self._noting():
             self._write(json.dumps(line) + "\n")
-        if self.writer is None:
-            return
-        try:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-        except OSError as error:
-            log.warning("TensorBoard ends here: %s. The metrics are in %s.", error, self.folder / METRICS_FILE)
-            self.writer = None
+        self.trackers.scalars(step, values)
 
     def _write(self, line: str) -> None:
         path = self.folder / METRICS_FILE
@@ -123,10 +101,25 @@ class Monitor:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
     def panels(self, step: int, panels: Sequence[Panel]) -> None:
-        """Keep lines of pictures; the report shows them."""
+        """Keep lines of pictures; report and trackers show them."""
         if self.active and panels:
             with self._noting():
                 write_panels(self.folder, step, panels)
+            self.trackers.pictures(step, of_panels(panels))
+
+    def evaluated(self, step: int) -> None:
+        """An evaluation has left its files in the run folder: show its pictures and answers to the trackers."""
+        if not self.active or not self.trackers.deliveries:
+            return
+        found = read_first_and(self.folder, step)
+        if not found or found[-1].step != step:
+            return
+        try:
+            self.trackers.pictures(step, of_evaluation(found[-1]))
+        except OSError as error:
+            log.warning("The pictures of the evaluation after step %d are not sent to the trackers: %s", step, error)
+        for label, text in answers(found[-1], found[0] if len(found) > 1 else None).items():
+            self.trackers.text(step, label, text)
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -136,18 +129,31 @@ class Monitor:
             self.failed = error
 
     def say(self, text: str) -> None:
-        """Print a line without breaking the progress bar."""
+        """Print a line above the live line."""
         if self.active:
-            self.bar.write(text)
-            sys.stdout.flush()
+            self.console.say(text)
 
-    def close(self) -> None:
+    def close(self, *, complete: bool = True) -> None:
+        """`complete`: False when a signal or an error ended the run before its last step."""
         if not self.active:
             return
-        self.file.close()
-        if self.writer is not None:
-            self.writer.close()
-        self.bar.close()
+        try:
+            self.file.close()
+        except OSError as error:  # each line was flushed; an error that ends the run must not be replaced by this one
+            log.warning("%s could not be closed: %s", self.folder / METRICS_FILE, error)
+        for line in self.trackers.close(complete):
+            self.say(line)
+        self.console.close()
+
+
+def last_steps(path: Path) -> dict[str, int]:
+    """Metric -> the last step that has it in the metrics of an earlier launch."""
+    last: dict[str, int] = {}
+    for line in read_lines(path):
+        step = line.get("step")
+        if isinstance(step, int):
+            last |= {name: max(step, last.get(name, step)) for name in line}
+    return last
 
 
 def drop_from(path: Path, step: int) -> None:
@@ -158,28 +164,23 @@ def drop_from(path: Path, step: int) -> None:
     write_whole(path, as_lines([line for line in lines if isinstance(line.get("step"), int) and line["step"] < step]))
 
 
-def log_line(step: int, total_steps: int, metrics: Mapping[str, float], remaining: float | None) -> str:
-    """One line of fixed-width fields: step, losses, learning rate, gradient norm, throughput, time left."""
-    width = len(str(total_steps))
-    parts = [f"step {step:>{width}}/{total_steps}"]
-    parts += [f"{name.removeprefix(names.LOSS)} {metrics[name]:8.4f}" for name in metrics if name.startswith(names.LOSS)]
-    fields = {
-        names.OPTIM_LR: "lr {:8.2e}",
-        names.OPTIM_GRAD_NORM: "grad {:8.3f}",
-        names.PERF_ROWS_PER_SECOND: "{:7.1f} rows/s",
-        names.PERF_STEP_SECONDS: "{:7.3f} s/step",
-    }
-    parts += [form.format(metrics[name]) for name, form in fields.items() if name in metrics]
-    parts.append(f"ETA {'--:--:--' if remaining is None else clock_time(remaining):>9}")
-    return " | ".join(parts)
+def set_aside_evaluations(evaluations: Path, step: int) -> list[int]:
+    """Move the evaluations after `step` steps or more, with their pictures, into a folder of their own, where they replace
+    those of the same steps. Returns their steps.
 
-
-def clock_time(seconds: float) -> str:
-    """Seconds as h:mm:ss; days come first when there are any."""
-    whole = round(seconds)
-    days, whole = divmod(whole, 86_400)
-    text = f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
-    return f"{days}d {text}" if days else text
+    Nothing may take them for evaluations of the weights that this launch makes: it may have gone back on purpose.
+    """
+    moved = set()
+    for file in sorted(evaluations.glob("step-*"), reverse=True):  # the results before their pictures
+        number = file.name.removeprefix("step-").removesuffix(".json")
+        if number.isdecimal() and int(number) >= step:
+            target = evaluations / SET_ASIDE / file.name
+            target.parent.mkdir(exist_ok=True)
+            if target.is_dir():
+                shutil.rmtree(target)
+            file.replace(target)
+            moved.add(int(number))
+    return sorted(moved)
 
 
 def rank_log(folder: str | Path, rank: int) -> logging.Handler:

@@ -33,7 +33,7 @@ PERF_PEAK_MEMORY_BYTES = "perf/peak_memory_bytes"
 """Of the rank with the most, from the beginning of the previous step to that of this one (in the first step: the dry run).
 CUDA: the largest sum of tensors; CPU: the largest resident set since the process began."""
 PERF_MFU = "perf/mfu"
-"""Model FLOPs utilization in [0, 1]; only on devices whose peak is known (engine/model_flops.py), and in bf16."""
+"""Model FLOPs utilization in [0, 1]; only on devices whose peak is known (parallel/peaks.py), and in bf16."""
 PERF_PASSES = "perf/passes"
 """Forwards through the language model in one optimizer step of one rank; those for pictures of the report
 and for measured gradients (`monitor.gradients`) do not count, though the tokens of the latter do."""

@@ -1,75 +1,95 @@
-"""HTML building blocks of the report: everything inline, nothing fetched."""
+"""HTML building blocks of the report: everything inline, nothing fetched.
+
+A policy in the page itself has the browser refuse what is not of the report: it runs one script, which is named by its hash,
+and shows pictures that are part of the page.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import json
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from megaunigame.monitoring import legends
 from megaunigame.monitoring.plots import png_uri
 from megaunigame.monitoring.run_forms import is_inside
 from megaunigame.storage.foreign_text import one_line
 
 log = logging.getLogger(__name__)
 
-STYLE = """
-:root { --ink: #1f2933; --muted: #647381; --line: #e4e7eb; --soft: #f5f7f9; --good: #1b7f4b; --bad: #b3362b; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink); }
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 28px 80px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; }
-h2 { font-size: 21px; margin: 48px 0 12px; padding-bottom: 6px; border-bottom: 2px solid var(--line); }
-h3 { font-size: 16px; margin: 26px 0 8px; }
-p { margin: 6px 0 12px; }
-.muted { color: var(--muted); }
-code, pre { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-.command { display: block; background: var(--soft); border-radius: 6px; padding: 10px 14px; white-space: pre-wrap; }
-pre { background: var(--soft); border-radius: 6px; padding: 14px; overflow-x: auto; margin: 8px 0; }
-details { margin: 10px 0; }
-summary { cursor: pointer; color: #2f6f9f; }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 22px 0; }
-.tile { background: var(--soft); border-radius: 8px; padding: 12px 18px; min-width: 140px; }
-.tile b { display: block; font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--muted); font-size: 13px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14.5px; }
-th { text-align: left; font-weight: 600; color: var(--muted); font-size: 13px; }
-th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.number { white-space: nowrap; }
-tr.total td { font-weight: 600; }
-.good { color: var(--good); } .bad { color: var(--bad); }
-.plot { width: 100%; height: auto; display: block; margin-bottom: 10px; }
-.picture { width: 128px; height: auto; image-rendering: pixelated; border-radius: 4px; display: block; }
-.asked { display: flex; gap: 20px; margin: 18px 0; align-items: flex-start; }
-.asked th:first-child { width: 340px; }
-.asked th { min-width: 110px; }
-.caption { max-width: 260px; }
-"""
-
-THUMBNAIL = 256
+STATIC = Path(__file__).with_name("static")
+SHOWN, SMALL = 384, 128
+"""Pixels: the largest width and height at which a picture is shown, and up to which whole multiples of small ones are."""
+KEPT = 1024
+"""Largest width and height of a picture in the page; it opens in this size."""
+QUALITY = 90
+"""Of a picture that is larger than SHOWN, as JPEG: a PNG would be ten times as large."""
+NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
-def page(title: str, body: str) -> str:
-    """A whole document."""
+NO_CURVES: Mapping[str, Any] = {"marks": [], "steps": [], "charts": []}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with an entry in its contents."""
+
+    title: str
+    body: str
+    """HTML."""
+
+
+def page(title: str, head: str, sections: Sequence[Section], curves: Mapping[str, Any] = NO_CURVES) -> str:
+    """A whole document. `head`: HTML above the first section; `curves`: what the script draws."""
+    style, script = (STATIC / "report.css").read_text("utf-8"), (STATIC / "report.js").read_text("utf-8")
+    sha256 = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{sha256}'"
+    names = _names(sections)
+    entries = "".join(f'<li><a href="#{name}">{escape(s.title)}</a></li>' for name, s in zip(names, sections, strict=True))
+    parts = [
+        f'<section id="{name}"><h2>{escape(s.title)}</h2>\n{s.body}</section>' for name, s in zip(names, sections, strict=True)
+    ]
+    # JSON may hold any text of a run: without <, none of it can end the element.
+    data = json.dumps(curves, separators=(",", ":")).replace("<", "\\u003c")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{style}</style>
 </head>
-<body><main>
-{body}
-</main></body>
+<body>
+<div class="layout">
+<nav class="contents"><details open><summary>Contents</summary><ul>{entries}</ul></details></nav>
+<main>
+{head}
+{chr(10).join(parts)}
+</main>
+</div>
+<dialog id="enlarged"><img alt=""><p></p></dialog>
+<script type="application/json" id="curves">{data}</script>
+<script>{script}</script>
+</body>
 </html>
 """
+
+
+def _names(sections: Sequence[Section]) -> list[str]:
+    """A name for the link to each section: no two are equal, and none is that of another element of the page."""
+    return [f"{number}-{NO_NAME.sub('-', s.title.lower()).strip('-')}" for number, s in enumerate(sections, start=1)]
 
 
 def tiles(values: Iterable[tuple[str, str]]) -> str:
@@ -83,6 +103,11 @@ def folded(title: str, text: str) -> str:
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
 
 
+def note(text: str) -> str:
+    """A paragraph of plain text, in a paler color."""
+    return f'<p class="muted">{escape(text)}</p>'
+
+
 def number(value: float, column: str) -> str:
     """A number in the format of its column: percentages and decibels with one decimal, counts whole."""
     if isinstance(value, int):
@@ -90,28 +115,57 @@ def number(value: float, column: str) -> str:
     return f"{value:.1f}" if "%" in column or "dB" in column else f"{value:.3f}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[bool] = (), total: str = "") -> str:
-    """Cells are HTML already; `numeric` columns are right-aligned; the row whose first cell is `total` is set bold."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numeric: Sequence[bool] = (),
+    total: str = "",
+    about: Mapping[str, str] | None = None,
+    *,
+    legend: bool = True,
+) -> str:
+    """A table, and what its columns mean.
+
+    Cells are HTML already; `numeric` columns are right-aligned; the row whose first cell is `total` is set bold. `about`:
+    column -> explanation, before those of legends.py; tooltips have them, and below the table a list if `legend`.
+    """
     kinds = [' class="number"' if flag else "" for flag in numeric or [False] * len(columns)]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
+    meanings = {name: meaning for name in columns if (meaning := (about or {}).get(name) or legends.of_column(name))}
+    heads = [f"<th{kind}{_title(meanings.get(name))}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True)]
     lines = [
         ('<tr class="total">' if total and row[0] == total else "<tr>")
         + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
         + "</tr>"
         for row in rows
     ]
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    body = f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<div class="scroll">{body}</div>{_legend(meanings) if legend else ""}'
+
+
+def _title(meaning: str | None) -> str:
+    return f' title="{escape(meaning, quote=True)}"' if meaning else ""
+
+
+def _legend(meanings: Mapping[str, str]) -> str:
+    """Collapsed: also for those who cannot hover. Columns of one meaning, such as before and after, share an entry."""
+    entries: dict[str, list[str]] = {}
+    for name, meaning in meanings.items():
+        entries.setdefault(meaning, []).append(name)
+    if not entries:
+        return ""
+    items = "".join(f"<dt>{escape('; '.join(names))}</dt><dd>{escape(meaning)}</dd>" for meaning, names in entries.items())
+    return f'<details class="columns"><summary>What the columns mean</summary><dl>{items}</dl></details>'
 
 
 def plot(uri: str, alt: str, legend: str = "") -> str:
-    """A picture in full width, under its legend."""
-    text = f'<p class="muted">{escape(legend)}</p>' if legend else ""
-    return f'{text}<img class="plot" alt="{escape(alt, quote=True)}" src="{uri}">'
+    """A picture in full width, under its legend. On a narrow page it can be scrolled, so that its texts stay readable."""
+    text = note(legend) if legend else ""
+    return f'{text}<div class="scroll"><img class="plot" alt="{escape(alt, quote=True)}" src="{uri}"></div>'
 
 
 def picture(folder: Path, name: str, alt: str) -> str:
-    """An inline picture, at most THUMBNAIL pixels wide and high. A note in its place if the file is missing, damaged, or leads
-    out of `folder`: a report may be published, and must not show pictures of other folders."""
+    """An inline picture that opens on a click. A note in its place if the file is missing, damaged, or leads out of `folder`: a
+    report may be published, and must not show pictures of other folders."""
     path = folder / name
     if not is_inside(name) or not path.resolve().is_relative_to(folder.resolve()):
         log.warning("%s is outside of the run folder: the report does not show it.", one_line(str(path)))
@@ -120,11 +174,29 @@ def picture(folder: Path, name: str, alt: str) -> str:
         return '<span class="muted">picture missing</span>'
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            small = image.convert("RGB")
+            pixels = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         log.warning("%s cannot be shown (%s: %s).", one_line(str(path)), type(error).__name__, one_line(error))
         return '<span class="muted">picture cannot be read</span>'
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    size = f"{pixels.width} x {pixels.height}"
+    width, times = _shown_width(pixels.width, pixels.height)
+    sizes = f'width="{width}" data-size="{size}"{" data-enlarged" if times > 1 else ""}'
+    shown = f'<img class="picture" {sizes} alt="{escape(alt, quote=True)}" src="{_uri(pixels)}">'
+    return f'<button class="enlarge" type="button" title="Enlarge">{shown}</button>'
+
+
+def _shown_width(width: int, height: int) -> tuple[int, int]:
+    """The width at which a picture is shown, and how many times its own that is."""
+    largest = max(width, height, 1)
+    times = max(1, SMALL // largest)
+    return max(1, round(width * min(1, SHOWN / largest))) * times, times
+
+
+def _uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return f'<img class="picture" alt="{escape(alt, quote=True)}" src="{png_uri(buffer.getvalue())}">'
+    if max(image.size) <= SHOWN:
+        image.save(buffer, "PNG")
+        return png_uri(buffer.getvalue())
+    image.thumbnail((KEPT, KEPT))
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -54,20 +54,22 @@ def read_panels(folder: Path) -> dict[int, Lines]:
     return panels
 
 
-def panels_section(folder: Path, steps: dict[int, Lines]) -> str:
-    """The first, the middle and the last step with pictures of each title; empty when there are none."""
+def panels_sections(folder: Path, steps: dict[int, Lines]) -> list[page.Section]:
+    """A section for each title: the first, the middle and the last step with its pictures."""
     titles = dict.fromkeys(line.get("title", UNTITLED) for lines in steps.values() for line in lines)
-    parts = []
+    sections = []
     for title in titles:
-        parts.append(f"<h2>{escape(title)}</h2>")
         lines_of = {step: [line for line in lines if line.get("title", UNTITLED) == title] for step, lines in steps.items()}
         shown = [step for step, lines in lines_of.items() if lines]
-        for step in (shown[i] for i in sorted({0, len(shown) // 2, len(shown) - 1})):
-            parts.append(f"<h3>Step {step:,}</h3>" + _lines_table(folder, step, lines_of[step]))
-    return "\n".join(parts)
+        some = [shown[i] for i in sorted({0, len(shown) // 2, len(shown) - 1})]
+        tables = [f"<h3>Step {step:,}</h3>{_lines_table(folder, step, lines_of[step], step == some[-1])}" for step in some]
+        left = len(shown) - len(some)
+        more = page.note(f"{left} more steps have pictures in the folder {FOLDER}.") if left else ""
+        sections.append(page.Section(title, "\n".join(tables) + more))
+    return sections
 
 
-def _lines_table(folder: Path, step: int, lines: Lines) -> str:
+def _lines_table(folder: Path, step: int, lines: Lines, legend: bool) -> str:
     pictures = dict.fromkeys(name for line in lines for name in line["files"])
     texts = dict.fromkeys(name for line in lines for name in line["texts"])
     rows = []
@@ -75,4 +77,4 @@ def _lines_table(folder: Path, step: int, lines: Lines) -> str:
         files = line["files"]
         shown = [page.picture(folder, files[name], f"{name}, step {step}") if name in files else "" for name in pictures]
         rows.append([*shown, *(escape(line["texts"].get(name, "")) for name in texts)])
-    return page.table([*pictures, *texts], rows)
+    return page.table([*pictures, *texts], rows, legend=legend)

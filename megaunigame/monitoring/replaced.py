@@ -13,13 +13,13 @@ SHOWN = 20
 """Shards."""
 
 
-def replaced_section(lines: Sequence[dict[str, Any]]) -> str:
-    """Shards with replaced samples, those with the most first; empty when there are none."""
+def replaced_section(lines: Sequence[dict[str, Any]]) -> list[page.Section]:
+    """Shards with replaced samples, those with the most first; nothing when there are none."""
     by_shard: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in lines:
         by_shard.setdefault((str(line.get("stream")), str(line.get("shard"))), []).append(line)
     if not by_shard:
-        return ""
+        return []
     rows = []
     for (stream, shard), found in sorted(by_shard.items(), key=lambda entry: -len(entry[1]))[:SHOWN]:
         whole = next((line for line in found if line.get("key") == ""), None)
@@ -29,4 +29,4 @@ def replaced_section(lines: Sequence[dict[str, Any]]) -> str:
     more = f" {len(by_shard) - SHOWN} more shards are in {QUARANTINE_FILE}." if len(by_shard) > SHOWN else ""
     legend = f"Others took their places. Each sample is in {QUARANTINE_FILE}, which a filter of a later run can name.{more}"
     table = page.table(["stream", "shard", "samples", "for example"], rows, [False, False, True, False])
-    return f'<h2>Replaced samples</h2><p class="muted">{escape(legend)}</p>{table}'
+    return [page.Section("Replaced samples", page.note(legend) + table)]

@@ -51,8 +51,8 @@ def is_inside(name: Any) -> bool:
 
 def _is_date(value: Any) -> bool:
     try:
-        return isinstance(value, str) and bool(datetime.fromisoformat(value))
-    except ValueError:
+        return isinstance(value, str) and is_number(datetime.fromisoformat(value).timestamp())
+    except (ValueError, OverflowError, OSError):  # the last two: years that the clock of this machine does not have
         return False
 
 
@@ -71,6 +71,9 @@ def _is_table(value: Any) -> bool:
     columns, rows = value.get("columns"), value.get("rows")
     if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns) or not isinstance(rows, list):
         return False
+    about = value.get("about", {})
+    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+        return False
     whole = all(isinstance(row, list) and len(row) == len(columns) > 0 and all(map(_is_cell, row)) for row in rows)
     return whole and len(set(columns)) == len(columns)
 
@@ -88,8 +91,9 @@ FILE_OR_NONE = Kind('a file name inside of the run folder, or ""', lambda value:
 
 RUN = {
     **{"name?": TEXT, "command?": TEXT, "world_size?": STEP, "started?": DATE, "finished?": PERHAPS_DATE},
-    **{"seconds?": SECONDS, "versions?": Named(TEXT), "sources?": Named(TEXT)},
+    **{"seconds?": SECONDS, "versions?": Named(TEXT), "sources?": Named(TEXT), "origin?": Named(TEXT), "launches?": [DATE]},
 }
+SELECTION = {"best?": TEXT, "stopped?": TEXT}
 PANELS = {"step": STEP, "lines": [{"title?": TEXT, "texts": Named(TEXT), "files": Named(FILE)}]}
 EVALUATION = {
     "step": STEP,

@@ -56,6 +56,11 @@ class Objective(ABC):
     def check_family(self, family: type[UnifiedModel], name: str, folder: str, plan: StepPlan) -> None:
         """Called before the model in `folder` is loaded. Raises ConfigError when it cannot do what the objective needs."""
 
+    def redraws(self) -> dict[str, tuple[str, str]]:
+        """Representation -> (prompt, geometry) of the rows that train the model to draw it from a picture; of several wordings,
+        the first."""
+        return {}
+
     measures_attention: ClassVar[bool] = False
     """Whether its player taps the attention of a pass; one objective of a recipe may."""
 

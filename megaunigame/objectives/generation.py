@@ -31,18 +31,23 @@ class Generation(Objective):
     @dataclass
     class Config:
         caption_rows: int = at_least(0, 4)
+        """Rows per micro-step and rank that draw a picture from its caption."""
         pixel_rows: int = at_least(0, 0)
-        """Rows per micro-step and rank."""
+        """Rows per micro-step and rank that draw the picture they are shown."""
         stream: str = "train"
+        """Name of the stream in `data`."""
         caption_weight: float = 1.0
+        """Weight of the loss of the caption rows."""
         pixel_weight: float = 1.0
+        """Weight of the loss of the pixel rows."""
         drop: float = half_open(0, 1, 0.1)
         """Probability that a row loses its condition, for classifier-free guidance."""
         pixel_prompts: list[str] = field(default_factory=lambda: ["draw this image again ."])
         """One is drawn per pixel row."""
         caption_geometry: str = one_of(GEOMETRIES, CROP)
+        """How the pictures of caption rows become squares."""
         pixel_geometry: str = one_of(GEOMETRIES, CROP)
-        """How pictures become squares; the source of a pixel row and its target alike."""
+        """How the pictures of pixel rows become squares, source and target alike."""
 
         def check(self, path: str) -> None:
             if self.pixel_rows and not self.pixel_prompts:
@@ -60,6 +65,10 @@ class Generation(Objective):
             RowRequest(CAPTION, GENERATE, c.stream, c.caption_rows, c.caption_weight, target_is_source=True, **caption),
             RowRequest(PIXEL, GENERATE, c.stream, c.pixel_rows, c.pixel_weight, target_is_source=True, **pixel),
         ]
+
+    def redraws(self) -> dict[str, tuple[str, str]]:
+        c = self.config
+        return {PIXEL: (c.pixel_prompts[0], c.pixel_geometry)} if c.pixel_rows else {}
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> Row | None:
         target = self.pixel.picture(sample)

@@ -38,7 +38,7 @@ class Context:
 
 class Player:
     """Hooks, all optional. The trainer calls `taps`, `load` and `rehearse` at the start, the others in this order; the two
-    `*_bytes` are for launch/plan.py."""
+    `*_bytes` are for megaunigame plan."""
 
     name: str = ""
     """Key of its objective in the recipe."""

@@ -27,7 +27,9 @@ class Understanding(Objective):
         rows: int = at_least(0, 4)
         """Rows per micro-step and rank."""
         stream: str = "train"
+        """Name of the stream in `data`."""
         weight: float = 1.0
+        """Weight of the loss."""
         turns: int = at_least(0, 0)
         """At most this many question-answer pairs of a conversation, drawn again each epoch; 0: all, in their order."""
         independent: bool = False

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
 
 from megaunigame.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -54,6 +57,18 @@ def configure(device: torch.device, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this CPU has instructions that PyTorch uses for bfloat16. Without, a product of matrices takes about fifty times
+    as long as in float32 (measured on an AMD EPYC with AVX2)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def warn_of_slow_bf16(device: torch.device) -> None:
+    """For a model that computes in bfloat16."""
+    if device.type == "cpu" and not cpu_computes_bf16():
+        log.warning("This CPU computes in bfloat16 many times slower than in float32: type engine.precision=fp32.")
 
 
 def use_expandable_segments() -> None:

@@ -50,8 +50,16 @@ def leave(folder: Path, rank: int) -> str:
     return "".join(traceback.format_stack(frame)[-INNERMOST:]).rstrip() if frame else ""
 
 
-def write_stacks(folder: Path, rank: int) -> None:
+def leave_error(folder: Path, rank: int, error: BaseException) -> None:
+    """As `leave`, of a main thread whose collective has ended with `error`: its stack is that of the error."""
+    within(WRITING_SECONDS, lambda: write_stacks(folder, rank, "".join(traceback.format_exception(error))))
+    within(WRITING_SECONDS, lambda: _write_collectives(folder, rank))
+
+
+def write_stacks(folder: Path, rank: int, first: str = "") -> None:
     with open(folder / f"rank_{rank:05d}.stacks", "w", encoding="utf-8") as file:
+        file.write(first)
+        file.flush()  # faulthandler writes to the descriptor
         faulthandler.dump_traceback(file, all_threads=True)
 
 

@@ -49,8 +49,11 @@ class Meeting:
         return dist.PrefixStore(f"{self.call}/watch", client)
 
 
-def meet(place: Place, seconds: float) -> Meeting:
-    """Wait until all ranks are here. Raises MeetingError naming the port that is taken, or after `seconds` who has not come."""
+def meet(place: Place, seconds: float, *, from_recipe: bool = True) -> Meeting:
+    """Wait until all ranks are here. Raises MeetingError naming the port that is taken, or after `seconds` who has not come.
+
+    `from_recipe`: whether a user sets `seconds`, by engine.timeout_minutes.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     until = time.monotonic() + seconds
     store = _open(host, port, seconds) if place.rank == 0 and not _has_agent() else _join(host, port, place, until)
@@ -64,9 +67,10 @@ def meet(place: Place, seconds: float) -> Meeting:
     except dist.DistError as error:
         raise MeetingError(f"The store at {host}:{port} ended while the ranks met. Look at what rank 0 says.") from error
     if missing:
+        after = f"After {seconds:.0f} s (engine.timeout_minutes), " if from_recipe else f"After {seconds:.0f} s, "
         raise MeetingError(
-            f"After {seconds:.0f} s (engine.timeout_minutes), {attendance(place.size, missing)}. Look at the first lines of "
-            "the nodes they should be on, or start with fewer ranks."
+            f"{after}{attendance(place.size, missing)}. Look at the first lines of the nodes they should be on, or start with "
+            "fewer ranks."
         )
     return Meeting(host, port, call, dist.PrefixStore(f"{call}/group", store))
 

@@ -12,6 +12,8 @@ PROC = Path("/proc")
 LISTENS = "0A"
 """State of a listening socket in /proc/net/tcp."""
 GONE, STOPPED, LIVES = "has ended", "is stopped (SIGSTOP, or a debugger)", "lives"
+TEAM = "MEGAUNIGAME_TEAM"
+"""In the environment of ranks that this package has started: the pid of the process that waits for them."""
 LAUNCHERS = ("deepspeed.launcher.launch", "torch.distributed.run", "torch.distributed.launch")
 """Modules whose process starts ranks and ends them."""
 LAUNCHER_FILES = ("/deepspeed/launcher/launch.py", "/torchrun", "launch/node.py")
@@ -43,6 +45,8 @@ def _answers(pid: int) -> bool:
 def launcher_pid() -> int | None:
     """The launcher that started this process; None for a shell, a scheduler or a test, whose end says nothing."""
     parent = os.getppid()
+    if os.environ.get(TEAM) == str(parent):
+        return parent
     words = _command(parent).split()
     starts_ranks = any(w in LAUNCHERS or w.endswith(LAUNCHER_FILES) for w in words[:4])
     return parent if starts_ranks and "RANK" in os.environ else None

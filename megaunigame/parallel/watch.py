@@ -21,7 +21,7 @@ from megaunigame.errors import LostRankError, TransientError, UserError
 from megaunigame.parallel.beats import Limits, Verdict
 from megaunigame.parallel.heart import Heart
 from megaunigame.parallel.home import home_of_process
-from megaunigame.parallel.last_words import leave, within
+from megaunigame.parallel.last_words import leave, leave_error, within
 from megaunigame.parallel.line import Line
 from megaunigame.parallel.lookout import Lookout
 from megaunigame.parallel.outcome import OUTCOME
@@ -58,6 +58,8 @@ class Watch:
         self._told_at = 0.0
         """When another rank said it."""
         self._known, self._closed = threading.Event(), threading.Event()
+        self._pen = threading.Lock()
+        """Held by the thread that writes the last words; never released: one file, one writer."""
         self._threads: list[threading.Thread] = []
 
     @property
@@ -95,6 +97,9 @@ class Watch:
                 self._let_others_hear()
         self.close()
         if lost is not None:
+            assert error is not None
+            if self._pen.acquire(blocking=False):
+                leave_error(self.folder, self.world.rank, error)
             raise LostRankError(f"{lost.text}. The run resumes from its newest checkpoint with the same command.") from error
 
     def close(self) -> None:
@@ -157,8 +162,8 @@ class Watch:
         """End the process; or have the main thread do it, if it can."""
         assert self.verdict is not None
         self._known.set()
-        if OUTCOME.failed:
-            return
+        if OUTCOME.failed or not self._pen.acquire(blocking=False):
+            return  # the main thread ends the process, and says why
         where = leave(self.folder, self.world.rank)
         if own or self.world.rank in self.verdict.ranks or self.world.local_rank == 0:
             text = f"{self.heart.home} ends the run: {self.verdict.text}."

@@ -84,6 +84,18 @@ def rgb_image(data: bytes, rules: PictureRules) -> Image.Image:
         return shown if turn is None else shown.transpose(turn)
 
 
+def rgb_of(image: Image.Image, rules: PictureRules) -> Image.Image:
+    """The same of a picture that Pillow holds already. Raises PictureError."""
+    rules.check_size(*image.size)
+    try:
+        image.load()
+        turn = TURNS.get(orientation_of(image))
+        shown = _laid(eight_bits(image) if image.mode in WIDE_MODES else image, rules.ground)
+    except (OSError, SyntaxError, ValueError) as error:  # of a file that is read only now
+        raise PictureError(f"damaged image: {str(error) or type(error).__name__}") from error
+    return shown if turn is None else shown.transpose(turn)
+
+
 def orientation_of(image: Image.Image) -> int:
     """The tag that is still to be applied: Pillow applies that of TIFF itself when it loads the picture.
 
@@ -115,6 +127,11 @@ def _on_ground(image: Image.Image, data: bytes, ground: tuple[int, int, int]) ->
         image = eight_bits(image)
     elif image.format == "PNG" and image.mode in ("1", "L", "RGB") and "transparency" in image.info:
         image = _keyed(image, data[PNG_BITS])
+    return _laid(image, ground)
+
+
+def _laid(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
+    """RGB, on the ground where it is transparent."""
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     image = image if image.mode == "RGBA" else image.convert("RGBA")

@@ -5,7 +5,7 @@
     #   what the plan says
     # end of the plans, inputs 0123456789ab
 
-The lines `# plan` are written by hand: what launch/plan.py is given besides the recipe. All else is made from them.
+The lines `# plan` are written by hand: what megaunigame plan is given besides the recipe. All else is made from them.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ DEFAULT = f"{LINE}--nodes 1"
 WIDTH = 130
 BLOCKS_OF_A_PLAN = ("model", "objectives", "batch", "engine")
 """Parts of a recipe that a plan depends on."""
+BLOCKS_SOME_HAVE = {"ema"}
+"""The same, where a recipe has them."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Configuration:
 class Header:
     """The recipe in `path` and its block of plans.
 
-    Raises ConfigError for a line that launch/plan.py would refuse, and for a recipe without a size to plan with.
+    Raises ConfigError for a line that megaunigame plan would refuse, and for a recipe without a size to plan with.
     """
 
     def __init__(self, path: Path):
@@ -70,7 +72,8 @@ class Header:
     def planned_inputs(self) -> str:
         """A hash of all that the plans depend on, code excepted: recipe, lines, ds_configs, configuration of the model."""
         given = yaml.safe_load(self.text)
-        parts: list[Any] = [{key: given.get(key) for key in BLOCKS_OF_A_PLAN}, [c.line for c in self.configurations]]
+        blocks = {key: given.get(key) for key in (*BLOCKS_OF_A_PLAN, *BLOCKS_SOME_HAVE & given.keys())}
+        parts: list[Any] = [blocks, [c.line for c in self.configurations]]
         for configuration in self.configurations:
             parts += [complete_ds_config(configuration.recipe, 1, configuration.cluster.ranks), asdict(configuration.cluster)]
         for family, size in sorted({(c.recipe.model.family, c.recipe.model.size) for c in self.configurations}):
@@ -100,7 +103,7 @@ class Header:
         try:
             options = parser.parse_intermixed_args(shlex.split(line.removeprefix(LINE)))
         except (argparse.ArgumentError, ValueError) as error:
-            raise ConfigError(f"{self.path}: `{line}` is not what launch/plan.py takes: {error}.") from error
+            raise ConfigError(f"{self.path}: `{line}` is not what megaunigame plan takes: {error}.") from error
         recipe = load_recipe(str(self.path), [*options.overrides, f"model.weights={RANDOM}"])
         if not recipe.model.size:
             raise ConfigError(f"{self.path} has no model.size, so that its plan depends on a folder. Give a published size.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from megaunigame.engine.peaks import PEAKS, Peak
 from megaunigame.errors import ConfigError
+from megaunigame.parallel.peaks import PEAKS, Peak
 from megaunigame.registry import unknown
 
 GB = 10**9

@@ -100,7 +100,8 @@ class Rehearsal:
             tokenizer = self.model.build_frozen()
             self.frozen_bytes = sum(p.numel() * p.element_size() for p in tokenizer.parameters())
             self.model.hold_frozen(tokenizer)
-            choose_trainable(self.model, config, work.plan, work.recipe.seed)
+            with self.ranks.loading() if self.ranks else contextlib.nullcontext():
+                choose_trainable(self.model, config, work.plan, work.recipe.seed)
             for parameter in self.model.parameters():
                 if not hasattr(parameter, "ds_id"):  # adapters always, as in deepspeed.initialize
                     parameter.data = parameter.data.to(DTYPES[work.recipe.engine.precision])

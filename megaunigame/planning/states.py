@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megaunigame.engine.element_bytes import GRADIENT, OPTIMIZER, WEIGHT
+from megaunigame.engine.element_bytes import GRADIENT, WEIGHT, optimizer_bytes
 from megaunigame.planning.rehearsal import Shape
 from megaunigame.planning.workload import Workload
 
@@ -20,7 +20,7 @@ def states(work: Workload, shape: Shape) -> tuple[dict[str, int], dict[str, int]
     sizes = {
         WEIGHTS: weight * sum(-(-elements // slices) for elements, _ in shape.parameters),
         GRADIENTS: GRADIENT * trained,
-        STATES: OPTIMIZER * trained,
+        STATES: optimizer_bytes(averaged=bool(work.recipe.ema.decay)) * trained,
     }
     threshold = zero.get("stage3_param_persistence_threshold", 0) if slices > 1 else 0
     whole = weight * sum(elements for elements, _ in shape.parameters if elements <= threshold)
@@ -34,9 +34,9 @@ def states(work: Workload, shape: Shape) -> tuple[dict[str, int], dict[str, int]
 
 
 def saved(work: Workload, shape: Shape) -> dict[str, int]:
-    """On the host, while the copies of a save are written: masters, moments, and what players keep there."""
+    """On the host, while the copies of a save are written: masters, moments, averages, and what players keep there."""
     trained = sum(-(-elements // work.ranks) for elements, is_trained in shape.parameters if is_trained)
-    return {SAVED: OPTIMIZER * trained + sum(shape.host.values())}
+    return {SAVED: optimizer_bytes(averaged=bool(work.recipe.ema.decay)) * trained + sum(shape.host.values())}
 
 
 def hpz_group(work: Workload) -> int:

@@ -60,7 +60,7 @@ class Measurement:
     states_bytes: int
     """Weights, gradients and optimizer of a rank, as planned; activations come on top."""
     planned_bytes: int | None
-    """All that a rank holds, as launch/plan.py plans it; None: not planned."""
+    """All that a rank holds, as megaunigame plan plans it; None: not planned."""
     gathered_bytes: float
     """Weights that a rank gathered in a step."""
     passes: float
@@ -114,7 +114,7 @@ def synthetic_trainer(
         loader=dataclasses.replace(recipe.loader, max_dummy_fraction=1.0, max_cut_fraction=1.0),
         checkpoint=CheckpointConfig(resume="never"),
         evaluation=EvaluationConfig(),
-        schedule=dataclasses.replace(recipe.schedule, steps=max(steps, recipe.schedule.steps)),
+        schedule=dataclasses.replace(recipe.schedule, steps=max(steps, recipe.schedule.steps), epochs=0.0, epochs_of=""),
     )
     trainer = SyntheticTrainer(recipe, Mesh.of(world), phases)
     trainer.dry_run()
@@ -125,7 +125,7 @@ def synthetic_trainer(
 def _peak(world: Ranks, metrics: list[dict[str, float]]) -> float:
     """Most bytes of any rank in the steps that reported `metrics`: each has reported the step before it."""
     last = torch.tensor([peak_memory(world.device)], dtype=torch.float64, device=world.device)
-    return max(world.all_reduce_max(last).item(), *(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics[1:]))
+    return max([world.all_reduce_max(last).item(), *(step[names.PERF_PEAK_MEMORY_BYTES] for step in metrics[1:])])
 
 
 def _summary(
@@ -161,7 +161,7 @@ def _summary(
         flops=statistics.fmean(flops),
         mfu=None if device_peak is None else sum(flops) / sum(seconds) / (device_peak * world.size),
         peak_memory_bytes=peak,
-        states_bytes=sum(bytes_per_rank(trainer.learner.module, world.size).values()),
+        states_bytes=sum(bytes_per_rank(trainer.learner.module, world.size, trainer.learner.ema is not None).values()),
         planned_bytes=planned,
         gathered_bytes=statistics.fmean(step[names.PERF_ALLGATHER_BYTES] for step in metrics),
         passes=statistics.fmean(step[names.PERF_PASSES] for step in metrics),

@@ -45,21 +45,18 @@ def profile_page(measured: Sequence[Measurement], command: str) -> str:
     def table(rows: list[list[str]], last: str = "") -> str:
         return page.table(columns, [[escape(cell) for cell in row] for row in rows], numeric, last)
 
-    body = [
+    head = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="muted">{escape(heading(measured))}. Rows of the largest legal length, random pictures and words.</p>',
         f'<p class="bad">{_unbroken(warning)}</p>' if warning else "",
         f'<code class="command">{_unbroken(command)}</code>',
         page.tiles(_tiles(measured)) if len(recipes) == 1 else "",
-        "<h2>Seconds of a step</h2>",
-        page.plot(data_uri(bars(measured)), "seconds by phase"),
-        table(phase_rows(measured), "step, mean"),
-        "<h2>A step in numbers</h2>",
-        table(fact_rows(measured)),
     ]
+    by_phase = page.plot(data_uri(bars(measured)), "seconds by phase") + table(phase_rows(measured), "step, mean")
+    sections = [page.Section("Seconds of a step", by_phase), page.Section("A step in numbers", table(fact_rows(measured)))]
     if len(measured) > 1:
-        body += [f"<h2>In units of {escape(unit_name(measured))}</h2>", table(ratio_rows(measured))]
-    return page.page(title, "\n".join(body))
+        sections.append(page.Section(f"In units of {unit_name(measured)}", table(ratio_rows(measured))))
+    return page.page(title, "\n".join(head), sections)
 
 
 def _unbroken(text: str) -> str:

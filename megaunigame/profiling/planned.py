@@ -1,4 +1,4 @@
-"""Memory of a rank as planned by launch/plan.py, to compare with the measured one."""
+"""Memory of a rank as planned by megaunigame plan, to compare with the measured one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from megaunigame.config import Recipe, as_yaml
+from megaunigame.shipped import program
 
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "plan.py"
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -24,7 +24,7 @@ def planned_bytes(recipe: Recipe, ranks: int) -> int | None:
     with tempfile.TemporaryDirectory(prefix="megaunigame-") as folder:
         file, numbers = Path(folder) / "recipe.yaml", Path(folder) / "plan.json"
         file.write_text(as_yaml(recipe))
-        command = [sys.executable, str(SCRIPT), str(file), "--gpus-per-node", str(ranks), "--json", str(numbers)]
+        command = [sys.executable, *program("plan"), str(file), "--gpus-per-node", str(ranks), "--json", str(numbers)]
         done = subprocess.run(command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:]

@@ -10,7 +10,7 @@ from torch import Tensor
 from megaunigame.data.decode import Sample
 from megaunigame.errors import ConfigError
 
-ANNOTATE = "Make it: python -m data_prep annotate IN --out OUT --tasks depth,segmentation"
+ANNOTATE = "Make it: megaunigame prepare annotate IN --out OUT --tasks depth,segmentation"
 
 
 class Representation(ABC):

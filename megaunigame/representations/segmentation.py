@@ -1,7 +1,7 @@
 """Instance segmentation as a picture, background black: colored regions, or white contours (arXiv 2601.21406).
 
 Contours are the pixel-wise maximum of the Canny edges of every mask. Masks are stored as one map of ids, so an edge that a
-smaller mask covers is drawn by that mask.
+smaller mask covers is drawn by that mask. A data set that has contours in place of ids is drawn as it is.
 
 The color of an instance is drawn from the sample's key. Colors by position, size or class would leak the answers to questions
 about them, and a model that learns to paint them would seem to have learned to see.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megaunigame.data.decode import SEGMENTATION, SEGMENTATION_FIELD, Sample
+from megaunigame.data.decode import CONTOURS, CONTOURS_FIELD, SEGMENTATION, SEGMENTATION_FIELD, Sample
 from megaunigame.representations.base import ANNOTATE, Representation
 
 LOW, HIGH = 100, 200
@@ -28,17 +28,18 @@ DARK = 96
 
 class Segmentation(Representation):
     needs = SEGMENTATION_FIELD
-    remedy = ANNOTATE
+    remedy = f"{ANNOTATE}; or, for samples with {CONTOURS_FIELD}, type renderings={{segmentation: contours}}"
     renderings = ("regions", "contours")
     measure = "IoU of what is not background"
     scored_on_objects = False
 
     def picture(self, sample: Sample) -> Tensor | None:
+        if self.rendering == "contours":
+            edges = _contours_of(sample)
+            return None if edges is None else edges.expand(3, -1, -1).contiguous()
         ids = sample.picture(SEGMENTATION)
         if ids is None:
             return None
-        if self.rendering == "contours":
-            return torch.from_numpy(contours(ids.numpy())).expand(3, -1, -1).contiguous()
         palette = torch.from_numpy(region_colors(sample.key))  # (256, 3)
         return palette[ids.long()].permute(2, 0, 1).contiguous()
 
@@ -47,6 +48,15 @@ class Segmentation(Representation):
         a, b = (picture.amax(0) > DARK for picture in (drawn, truth))
         union = int((a | b).sum())
         return int((a & b).sum()) / union if union else 1.0
+
+
+def _contours_of(sample: Sample) -> Tensor | None:
+    """uint8 (H, W), 255 on a contour: as stored, else drawn from the ids; None for a sample with neither."""
+    stored = sample.picture(CONTOURS)
+    if stored is not None:
+        return stored
+    ids = sample.picture(SEGMENTATION)
+    return None if ids is None else torch.from_numpy(contours(ids.numpy()))
 
 
 def contours(ids: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ class PassInputs:
     taps: Taps | None = None
     """Attention to measure; None: none."""
     keys: list[str] = field(default_factory=list)
-    """Sample key per row, for error messages."""
+    """Sample key per row: in messages, and what noise is drawn from in eval mode."""
     texts: list[tuple[str, str]] = field(default_factory=list)
     """Per row, for filters and reports: the first question and its answer, or the prompt and ""; ("", "") for dummies.
     Empty when rows were put in."""
@@ -148,6 +148,8 @@ class GenerateInputs(PassInputs):
     """(B, I) bool; given with `images`."""
     source_codes: Tensor | None = None
     """(B, I, N) int64: as in `UnderstandInputs`."""
+    source_pixels: Tensor | None = None
+    """(B, I, 3, H, W) float32 in [-1, 1]: source images as the frozen tokenizer encodes them, in families that read both."""
     source_coded: list[bool] = field(default_factory=list)
     """As in `UnderstandInputs`."""
     target_codes: Tensor | None = None

@@ -32,6 +32,9 @@ class RowRequest:
     weight: float = 1.0
     takes_source: bool = False
     """Whether rows carry a source image through the understanding path (understand rows always do)."""
+    context_pictures: int = 0
+    """Generate rows that take sources only: most source images in the context of a row (`GenerateRow.context`); 0: rows have no
+    context. Needs a family that interleaves."""
     shares: str | None = None
     """Another term of the same stream and count, whose samples these rows are made of; None: other samples.
 

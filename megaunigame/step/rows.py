@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from megaunigame.step.codes import StoredCodes
+from megaunigame.step.requests import RowRequest
 
 
 @dataclass
@@ -30,6 +32,19 @@ class UnderstandRow:
         return self.turns[0]
 
 
+@dataclass(frozen=True)
+class ShownPicture:
+    """A source image in the context of a request, which a family may read in two ways. One that is read in neither is a dropped
+    condition, which keeps its place."""
+
+    picture: Tensor
+    """uint8 (3, h, w)."""
+    seen: bool = True
+    """Whether it is read through the understanding path."""
+    latents: bool = True
+    """Whether it is read as the frozen tokenizer encodes it."""
+
+
 @dataclass
 class GenerateRow:
     """A prompt, an optional source image, and the picture to generate."""
@@ -49,6 +64,19 @@ class GenerateRow:
     """Whose first picture is `target`; None: not stored."""
     source_codes: StoredCodes | None = None
     """Whose first picture is `source`; None: not stored."""
+    context: Sequence[ShownPicture | str] = ()
+    """Source images and texts before the prompt, in their order, in place of `source`; for families that interleave them."""
+
+    def __post_init__(self) -> None:
+        if self.context and self.source is not None:
+            raise ValueError("A row has either a source image or a context; put the source into the context.")
+
+    @classmethod
+    def of_all_images(cls, request: RowRequest, text: str, picture: Tensor) -> GenerateRow:
+        """A row that shows as many images as any row of `request` may; `picture` is each of them, and the target."""
+        if request.context_pictures:
+            return cls(text, picture, context=[ShownPicture(picture)] * request.context_pictures)
+        return cls(text, picture, source=picture if request.takes_source else None)
 
     @property
     def text(self) -> tuple[str, str]:

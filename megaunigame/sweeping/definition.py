@@ -12,6 +12,7 @@ from omegaconf import MISSING
 from megaunigame.errors import ConfigError
 from megaunigame.registry import unknown
 from megaunigame.settings import at_least, fill, read
+from megaunigame.shipped import RECIPES, SWEEPS, yaml_file
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 OWN_KEYS = ("output", "seed")
@@ -23,20 +24,25 @@ class Axis:
     """The horizontal axis of the plot."""
 
     title: str = ""
+    """Label of the axis; empty: no axis."""
     values: dict[str, float] = field(default_factory=dict)
     """Arm -> its x. A baseline without x is drawn as a horizontal line."""
     log: bool = False
+    """Logarithmic."""
 
 
 @dataclass
 class Sweep:
-    """Arms x seeds. Overrides are `dotted.key: value`, as in `launch/train.py RECIPE dotted.key=value`."""
+    """Arms x seeds. Overrides are `dotted.key: value`, as in `megaunigame train RECIPE dotted.key=value`."""
 
     name: str = MISSING
+    """Title of table and plot."""
     output: str = MISSING
     """Folder of the sweep; a run is OUTPUT/ARM/seed-S."""
     recipe: str = MISSING
+    """The recipe that every run begins from."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """`seed` of the runs of each arm."""
     ranks: int = at_least(1, 1)
     """Processes of one run."""
     jobs: int = at_least(0, 0)
@@ -85,11 +91,12 @@ def load_sweep(path: str, overrides: list[str], settings: list[str]) -> Sweep:
         for_all = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in settings)}
     except yaml.YAMLError as error:
         raise ConfigError(f"A value of --set is not legal YAML: {error}") from error
-    plain = read(path, overrides, "sweep file", "launch/sweeps/unigame_budget.yaml")
+    plain = read(path, overrides, "sweep file", SWEEPS)
     _check_overrides(plain)
     sweep = fill(Sweep, plain, "sweep")
     _refuse_conflicts(for_all, sweep.arms)
     sweep.common |= for_all
+    sweep.recipe = yaml_file(sweep.recipe, RECIPES, "recipe")
     return sweep
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from megaunigame.errors import ConfigError
+from megaunigame.shipped import program
 from megaunigame.sweeping.runs import Run
 
 
@@ -49,14 +48,6 @@ def places(machine: Machine, ranks: int, jobs: int) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": ",".join(devices[i * ranks : (i + 1) * ranks])} for i in range(count)]
 
 
-def train_command(run: Run, train_script: Path, ranks: int, machine: Machine) -> list[str]:
+def train_command(run: Run, ranks: int) -> list[str]:
     """The command line of a run."""
-    training = [os.path.relpath(train_script), run.recipe, *run.overrides]
-    if ranks == 1:
-        return [sys.executable, *training]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free_port = probe.getsockname()[1]
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(free_port)]
-    # With --num_gpus the launcher would ignore CUDA_VISIBLE_DEVICES and put every run on the first GPUs.
-    return [*launcher, *([] if machine.devices else ["--num_gpus", str(ranks)]), *training]
+    return [sys.executable, *program("train"), run.recipe, *run.overrides, "--ranks", str(ranks)]

@@ -35,7 +35,7 @@ class Run:
     seed: int
     folder: Path
     steps: int
-    """Optimizer steps of its schedule."""
+    """Optimizer steps of its schedule; 0: not known before it runs (`schedule.epochs`, `early_stop`)."""
     recipe: str
     overrides: tuple[str, ...]
     """`key=value` as on the command line, `seed` and `output` last."""
@@ -76,7 +76,8 @@ def _run(sweep: Sweep, arm: str, seed: int) -> Run:
         "overrides": overrides,
         "ranks": sweep.ranks,
     }
-    return Run(arm, seed, folder, recipe.schedule.steps, sweep.recipe, tuple(overrides), origin)
+    steps = 0 if recipe.early_stop.metric else recipe.schedule.steps
+    return Run(arm, seed, folder, steps, sweep.recipe, tuple(overrides), origin)
 
 
 def as_typed(value: Any) -> str:

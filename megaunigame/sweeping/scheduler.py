@@ -16,7 +16,7 @@ from typing import Any
 
 from megaunigame.errors import Interrupted
 from megaunigame.monitoring.history import read_run_folder
-from megaunigame.monitoring.monitor import clock_time
+from megaunigame.monitoring.units import clock_time
 from megaunigame.sweeping.runs import LOG_FILE, Run, is_done, is_running, lock, state, write_origin
 
 POLL_SECONDS = 0.1
@@ -153,7 +153,7 @@ class Scheduler:
             self._note(job.number, run, f"done    {clock_time(job.seconds)} | {self.done} of {len(self.runs)} | ETA {eta}")
             return
         self.outcome.failed.append(run)
-        reason = f"exit code {code}" if code else f"it ended before its last step, {run.steps}"
+        reason = f"exit code {code}" if code else f"it ended before its last step{f', {run.steps}' if run.steps else ''}"
         if code == Interrupted.exit_code:
             reason = "a signal ended it; it is saved, and the same command continues it"
         tail = run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]

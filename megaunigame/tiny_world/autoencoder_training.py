@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
+from megaunigame.models.diffusion.modules import autoencoder
 from megaunigame.models.openuni.configuration import OpenUniConfig
-from megaunigame.models.openuni.parts import autoencoder
-from megaunigame.tiny_world.loop import LoopSettings, Stage, train
+from megaunigame.tiny_world.loop import LoopSettings, Stage, bf16_if_fast, train
 from megaunigame.tiny_world.scenes import KINDS, Scenes
 from megaunigame.tiny_world.tokenizer_training import decibels, draw_mix
 
@@ -46,7 +46,7 @@ class AutoencoderStage(Stage):
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         pixels, weight = draw_mix(self.scenes, OBJECT_WEIGHT, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_if_fast():
             latents = self.module.encode(pixels, return_dict=False)[0].float()
             noise = torch.randn(latents.shape, generator=generator)
             # Not detached: otherwise the latents would grow without bound, to outgrow the noise.
@@ -61,7 +61,7 @@ def train_autoencoder(config: OpenUniConfig, scenes: Scenes, folder: Path, loop:
     """Train (or continue) the autoencoder and write `folder`/autoencoder.safetensors, in float16, with its scaling factor."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loop.seed)
-        module = autoencoder(config)
+        module = autoencoder(config.autoencoder)
         for part in module.modules():
             if isinstance(part, nn.Linear | nn.Conv2d):
                 part.reset_parameters()

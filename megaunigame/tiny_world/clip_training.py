@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.tiny_world.loop import LoopSettings, Stage, generator_at, train
+from megaunigame.tiny_world.loop import LoopSettings, Stage, bf16_if_fast, generator_at, train
 from megaunigame.tiny_world.scenes import Scenes
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE, PATCH_SIZE, VOCABULARY
 from megaunigame.tiny_world.tokenizer_training import decode, reconstruct
@@ -102,7 +102,7 @@ class ClipStage(Stage):
             self.corrupted[paired].float(),
         ]
         captions = self.captions[torch.cat([other, paired])]
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_if_fast():
             images = self.module.encode_image(perturbed(torch.cat(pictures), generator)).float()
             texts = self.module.encode_text(captions).float()
         images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import CheckpointError
+from megaunigame.parallel.accelerator import cpu_computes_bf16
 
 WARM_UP_STEPS = 20
 
@@ -47,6 +48,11 @@ class LoopSettings:
     clip: float = 1.0
     log_every: int = 25
     save_every_seconds: float = 120.0
+
+
+def bf16_if_fast() -> torch.autocast:
+    """Inside, the CPU computes in bfloat16 if it has instructions for it; else in float32, which is faster then."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=cpu_computes_bf16())
 
 
 def generator_at(seed: int, step: int) -> torch.Generator:

@@ -4,7 +4,7 @@
     python -m megaunigame.tiny_world.openuni --out runs/tiny_openuni/start --train --data shards --work runs/tiny_openuni
 
 The first uses the autoencoder and the text tokenizer that ship with the project and needs no data. The second trains both, on
-the `train` and `val` scenes in --data (`python -m data_prep scenes`); started again, it continues.
+the `train` and `val` scenes in --data (`megaunigame prepare scenes`); started again, it continues.
 """
 
 from __future__ import annotations

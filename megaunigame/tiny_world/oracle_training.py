@@ -15,7 +15,7 @@ from torch import Tensor
 from megaunigame.judges.scenes import CELL, Oracle, Scores, caption_relations, score, true_objects
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.tiny_world.labels import IGNORED, accuracy, cell_labels
-from megaunigame.tiny_world.loop import LoopSettings, Stage, train
+from megaunigame.tiny_world.loop import LoopSettings, Stage, bf16_if_fast, train
 from megaunigame.tiny_world.scenes import Scenes
 from megaunigame.tiny_world.tokenizer_training import reconstruct
 
@@ -44,7 +44,7 @@ class OracleStage(Stage):
         mirrored = torch.rand(BATCH, generator=generator) < 0.5
         for values in (pixels, true_color, true_shape):
             values[mirrored] = values[mirrored].flip(-1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_if_fast():
             color, shape = (logits.float() for logits in self.module(pixels))
         loss = F.cross_entropy(color, true_color) + F.cross_entropy(shape, true_shape, ignore_index=IGNORED)
         return loss, accuracy(color.argmax(1), shape.argmax(1), true_color, true_shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.launching import options_of
-from megaunigame.models.vqgan.code_tokenizer import CodeTokenizer
+from megaunigame.models.vqgan.code_tokenizer import CodeEncoder
 from megaunigame.models.weights.settings_files import read_tokenizer
 from megaunigame.tiny_world.sizes import CODES, IMAGE_SIZE
 
@@ -21,16 +21,16 @@ WORDS = Path(__file__).parent / "weights" / "openuni"
 PICTURES, BLOCKS = 64, 8
 
 
-def words_and(special: Sequence[str], *, pad: str, bos: str, eos: str) -> PreTrainedTokenizerFast:
+def words_and(special: Sequence[str], *, pad: str, bos: str | None, eos: str) -> PreTrainedTokenizerFast:
     """The words of the tiny world, followed by the `special` tokens of a family, its codes among them."""
     tokenizer = read_tokenizer(WORDS)
-    named = {"pad_token": pad, "bos_token": bos, "eos_token": eos}
+    named = {"pad_token": pad, "eos_token": eos} | ({"bos_token": bos} if bos else {})
     tokenizer.add_special_tokens({**named, "additional_special_tokens": list(special)})
     return tokenizer
 
 
 @torch.no_grad()
-def cells_of_blocks(tokenizer: CodeTokenizer, generator: torch.Generator) -> Tensor:
+def cells_of_blocks(tokenizer: CodeEncoder, generator: torch.Generator) -> Tensor:
     """(CODES, C): latents of cells drawn from pictures of random blocks."""
     blocks = torch.rand(PICTURES, 3, BLOCKS, BLOCKS, generator=generator) * 2 - 1
     latents = tokenizer.latents(F.interpolate(blocks, (IMAGE_SIZE, IMAGE_SIZE), mode="nearest"))

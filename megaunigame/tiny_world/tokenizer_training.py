@@ -18,7 +18,7 @@ from megaunigame.errors import ModelError
 from megaunigame.models.janus.vq import ImageTokenizer
 from megaunigame.pixels import psnr
 from megaunigame.tiny_world.codebook import RunningCodebook, perplexity
-from megaunigame.tiny_world.loop import LoopSettings, Stage, generator_at, train
+from megaunigame.tiny_world.loop import LoopSettings, Stage, bf16_if_fast, generator_at, train
 from megaunigame.tiny_world.scenes import KINDS, Scenes
 from megaunigame.tiny_world.sizes import CODES, vq_config
 
@@ -76,7 +76,7 @@ class TokenizerStage(Stage):
             self._lay_codebook(step)
         pixels, weight = draw_mix(self.scenes, settings.object_weight, generator)
         quantize = step >= settings.autoencoder_steps
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_if_fast():
             passed = latents = module.vq.latents(pixels)
         if quantize:  # outside autocast: codes chosen in bfloat16 would not be the nearest
             rows = flat(latents.detach())
@@ -86,7 +86,7 @@ class TokenizerStage(Stage):
             module.codebook.update(rows, codes)
             self._latents = rows
             passed = latents + (target - latents).detach()
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_if_fast():
             output = module.vq.decode_embeddings(passed).float()
         error = output - pixels
         square = (weight * error.square()).mean()
@@ -109,7 +109,7 @@ class TokenizerStage(Stage):
         for number in range(KMEANS_BATCHES):
             generator = generator_at(self.loop.seed + 1, step + number)
             pixels, _ = draw_mix(self.scenes, self.settings.object_weight, generator)
-            with torch.autocast("cpu", torch.bfloat16):
+            with bf16_if_fast():
                 batches.append(flat(self.module.vq.latents(pixels)))
         self.module.codebook.fit(torch.cat(batches), KMEANS_BATCHES, generator_at(self.loop.seed + 2, step))
 
@@ -165,17 +165,17 @@ def reconstruct(vq: ImageTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures (B, 3, H, W) in [-1, 1] after encoding and decoding, clamped, and their codes (B, N)."""
     codes = []
     for part in pixels.split(32):
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_if_fast():
             latents = vq.latents(part)
         codes.append(vq.nearest(latents))
     return decode(vq, torch.cat(codes)), torch.cat(codes)
 
 
 @torch.no_grad()
-@torch.autocast("cpu", torch.bfloat16)
 def decode(vq: ImageTokenizer, codes: Tensor) -> Tensor:
     """Codes (B, N) -> pictures (B, 3, H, W), clamped to [-1, 1]."""
-    return torch.cat([vq.decode_codes(part).float().clamp(-1, 1) for part in codes.split(32)])
+    with bf16_if_fast():
+        return torch.cat([vq.decode_codes(part).float().clamp(-1, 1) for part in codes.split(32)])
 
 
 def evaluate_tokenizer(vq: ImageTokenizer, scenes: Scenes, count: int = 256) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from transformers.models.janus.modeling_janus import JanusVisionModel
 
 from megaunigame.judges.scenes import COLORS, SHAPES
 from megaunigame.tiny_world.labels import IGNORED, accuracy, cell_labels
-from megaunigame.tiny_world.loop import LoopSettings, Stage, train
+from megaunigame.tiny_world.loop import LoopSettings, Stage, bf16_if_fast, train
 from megaunigame.tiny_world.scenes import Scenes
 from megaunigame.tiny_world.sizes import PATCH_SIZE, vision_config
 
@@ -62,7 +62,7 @@ class TowerStage(Stage):
         for values in (pixels, *labels):
             values[mirrored] = values[mirrored].flip(-1)
         true_color, true_shape, true_depth = (values.flatten(1) for values in labels)
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_if_fast():
             color, shape, depth = self.module(pixels)
         error = F.mse_loss(depth, true_depth)
         loss = (

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from megaunigame.checkpoint.adapter_folder import AdapterWeights, open_adapter
 from megaunigame.checkpoint.agreement import on_main
 from megaunigame.checkpoint.base_identity import base_identity
 from megaunigame.checkpoint.first_weights import keep_start
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.checkpoint.runs import start_of
-from megaunigame.checkpoint.starting import AdapterWeights, checked_start, find_start, open_adapter
-from megaunigame.config import OFF, PARTIAL, RANDOM, Recipe, resolve_batch
+from megaunigame.checkpoint.starting import checked_start, find_start
+from megaunigame.config import AUTO, BF16, EMA, NEVER, OFF, PARTIAL, RANDOM, Recipe, resolve_batch
+from megaunigame.data.loading.positions import StreamPositions
+from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.model_folder import model_folder
+from megaunigame.engine.optimizer_slices import averaged
 from megaunigame.engine.parameters import LORA
 from megaunigame.engine.zero3 import Learner, build_learner
-from megaunigame.errors import ConfigError
+from megaunigame.errors import ConfigError, UserError
 from megaunigame.evaluation.run import run_evaluation
 from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
+from megaunigame.monitoring.trackers.together import check_trackers
 from megaunigame.objectives.building import build_objectives, build_plan
+from megaunigame.parallel.accelerator import warn_of_slow_bf16
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.registry import find
 from megaunigame.settings import fill
+from megaunigame.training.changed_settings import described_changes
+from megaunigame.training.epochs import Epochs, count_epochs, in_steps
 from megaunigame.training.resuming import check_batch, check_first_weights, continued, describe
 from megaunigame.training.run_lock import check_held_here
 from megaunigame.training.state import TrainState
@@ -55,8 +64,11 @@ class Assembly:
         self.factors = TermWeights(self.plan, added, recipe.given_weights)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), mesh.data.size)
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
+        if trains:
+            on_main(mesh.world, lambda: check_trackers(recipe.monitor.trackers))
         self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world, check_held_here)
+        self.checkpoints.keeps_best = bool(recipe.checkpoint.best.metric)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume, once=trains)
         self.saved_state: TrainState | None = None
         """As the launch left it that saved it."""
@@ -64,11 +76,26 @@ class Assembly:
         """Where the weights are that the run began with, if not in `model.path`."""
         self.state = self._fresh_state() if self.resumed_from is None else self._resumed_state(self.resumed_from)
         self.adapter = self._adapter()
+        self.epochs: Epochs | None = None
+        """What the steps of the schedule were counted from; None: from nothing, or not yet."""
+
+    def count_steps(self, streams: Mapping[str, Stream]) -> None:
+        """Collective: replace `schedule.epochs` of the recipe by the steps that they need. Raises ConfigError."""
+        schedule = self.recipe.schedule
+        if not schedule.epochs:
+            return
+        positions = StreamPositions(self.plan, self.accumulation, self.mesh.data.size)
+        per_step = {name: positions.per_step(name) for name in streams}
+        state = self.state
+        self.epochs = on_main(self.mesh.world, lambda: count_epochs(schedule, streams, per_step, state.step, state.cursors))
+        self.recipe = dataclasses.replace(self.recipe, schedule=in_steps(schedule, self.epochs))
 
     def _adapter(self) -> AdapterWeights | None:
         """Adapters to begin with; a run that is resumed has its own."""
         model = self.recipe.model
-        return open_adapter(model.adapter, model.lora) if model.adapter and self.resumed_from is None else None
+        if not model.adapter or self.resumed_from is not None:
+            return None
+        return open_adapter(model.adapter, model.lora, find("models", model.family, UnifiedModel))
 
     @property
     def rows_per_step(self) -> int:
@@ -120,16 +147,20 @@ class Assembly:
         self.state.kept_start = on_main(self.mesh.world, lambda: keep_start(self.folder, self.start))
 
     def how_resumed(self) -> str:
-        """What to say of it on the console; empty for a fresh run."""
+        """What to say of it on the console, when the steps are counted; empty for a fresh run."""
         if self.resumed_from is None or self.saved_state is None:
             return ""
         checkpoint, ranks, rows, plan = self.recipe.checkpoint, self.mesh.world.size, self.rows_per_step, self.plan
         rotates = bool(plan.rotations)
-        return describe(self.resumed_from, self.saved_state, checkpoint, ranks, rows, rotates=rotates, streams=plan.streams)
+        changes = described_changes(self.resumed_from, self.recipe)
+        facts = (self.resumed_from, self.saved_state, checkpoint, ranks, rows)
+        return describe(*facts, rotates=rotates, streams=plan.streams, changes=changes)
 
     def build_learner(self) -> Learner:
         """The model under its engine, with the weights of the recipe."""
         model = self.recipe.model
+        if self.recipe.engine.precision == BF16 and self.mesh.world.is_main:
+            warn_of_slow_bf16(self.mesh.world.device)
         family = find("models", model.family, UnifiedModel)
         with model_folder(family, model) as path:
             for objective in self.objectives:
@@ -141,21 +172,40 @@ class Assembly:
             learner.module.use_stored_codes(partial=model.stored_codes == PARTIAL)
         return learner
 
+    @property
+    def goes_on_here(self) -> bool:
+        """Whether it is resumed from a checkpoint of its own folder, not from one of another run."""
+        return self.resumed_from is not None and self.resumed_from.resolve().is_relative_to(self.folder.resolve())
+
     def origin(self) -> dict[str, str]:
-        """Where the first weights come from, as absolute paths, for the record of the run."""
+        """Where the first weights come from, and the checkpoint of another run that this one goes on from, as absolute paths,
+        for the record of the run."""
         model = self.recipe.model
-        named = {"model": model.path, "weights_from": self.state.start, "adapter": model.adapter}
+        resume, began = self.recipe.checkpoint.resume, self.resumed_from
+        elsewhere = "" if began is None or self.goes_on_here else str(began)
+        if not elsewhere and resume not in (AUTO, NEVER):  # an earlier launch of the same command has gone on from there
+            elsewhere = resume
+        named = {"model": model.path, "weights_from": self.state.start, "adapter": model.adapter, "resumed": elsewhere}
         return {name: os.path.abspath(path) for name, path in named.items() if path}
 
-    def evaluate(self, learner: Learner, leave_point: Callable[[], None] = UnifiedModel.leave_point) -> dict[str, Any]:
-        """Run the recipe's suites on the current weights; results go to the run folder and are returned.
+    def evaluate(
+        self, learner: Learner, say: Callable[[str], None], leave_point: Callable[[], None] = UnifiedModel.leave_point
+    ) -> dict[str, Any]:
+        """Run the recipe's suites on the current weights, or on their average (`evaluation.weights`); results go to the run
+        folder and are returned.
 
-        `leave_point`: as in `run_evaluation`.
+        `say`, `leave_point`: as in `run_evaluation`.
         """
-        return run_evaluation(learner.module, self.suites, self.mesh.data, self.state.step, self.folder, leave_point)
+        data_ranks, step = self.mesh.data, self.state.step
+        with averaged(learner) if self.recipe.evaluation.weights == EMA else contextlib.nullcontext():
+            return run_evaluation(learner.module, self.suites, data_ranks, step, self.folder, leave_point, say)
 
 
 def _suite(label: str, settings: dict[str, Any]) -> Suite:
-    settings = dict(settings or {})
+    key, settings = f"evaluation.suites.{label}", dict(settings or {})
     kind = find("evaluation.suites", settings.pop("suite", label), Suite)
-    return kind(fill(kind.Config, settings, f"evaluation.suites.{label}"))
+    config = fill(kind.Config, settings, key)
+    try:
+        return kind(config)
+    except UserError as error:  # it opens shards and judges, which do not know whose they are
+        raise type(error)(f"{key}: {error}") from error

@@ -154,7 +154,7 @@ def _rows(facts: Facts) -> str:
     if not facts.kept:
         return f" Its rows were not kept: those of {MOST_STEPS} steps are."
     problems = "".join(f" {problem}" for problem in facts.not_kept)
-    return f" To run its rows again alone, type: python launch/replay.py {shlex.quote(facts.kept)}.{problems}"
+    return f" To run its rows again alone, type: megaunigame replay {shlex.quote(facts.kept)}.{problems}"
 
 
 def _from_where(facts: Facts) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 ENTRY_BYTES = 1024
@@ -31,7 +31,7 @@ class Holder:
     @classmethod
     def here(cls) -> Holder:
         """This process."""
-        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(socket.gethostname(), os.getpid(), _started(os.getpid()), _place(), since)
 
     def encoded(self) -> bytes:

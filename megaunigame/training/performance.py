@@ -10,10 +10,10 @@ from torch import Tensor
 
 from megaunigame.engine.model_flops import ModelFlops
 from megaunigame.engine.peak_memory import forget_peak, peak_memory
-from megaunigame.engine.peaks import peak_flops
 from megaunigame.engine.token_counter import TokenCounter
 from megaunigame.engine.zero3 import Learner
 from megaunigame.monitoring import names
+from megaunigame.parallel.peaks import peak_flops
 from megaunigame.parallel.ranks import Ranks
 
 

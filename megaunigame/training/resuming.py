@@ -28,11 +28,14 @@ def check_first_weights(folder: Path, saved: TrainState, model: ModelConfig, bas
                 f"{folder} belongs to a run with model.{key}={began}, this one has model.{key}={now}. Give another "
                 f"`output`, or type checkpoint.resume=never; or model.{key}={began} to resume it."
             )
-    if saved.lora and model.train == LORA and saved.lora["alpha"] != model.lora.alpha:
-        raise CheckpointError(
-            f"{folder} was trained with model.lora.alpha={saved.lora['alpha']}, this run has {model.lora.alpha}: its adapters "
-            f"would be scaled by another factor. Type model.lora.alpha={saved.lora['alpha']} to resume it."
-        )
+    if saved.lora and model.train == LORA:
+        for name, value in (("alpha", model.lora.alpha), ("rslora", model.lora.rslora)):
+            saved_value = saved.lora.get(name, False)
+            if saved_value != value:
+                raise CheckpointError(
+                    f"{folder} was trained with model.lora.{name}={saved_value}, this run has {value}: its adapters would be "
+                    f"scaled by another factor. Type model.lora.{name}={str(saved_value).lower()} to resume it."
+                )
     if saved.base and base and saved.base != base:
         started = f" and model.weights_from={model.weights_from}" if model.weights_from else ""
         raise CheckpointError(
@@ -118,10 +121,11 @@ def describe(
     *,
     rotates: bool = False,
     streams: Sequence[str] | None = None,
+    changes: str = "",
 ) -> str:
     """The line on the console. `rotates`: terms take turns by micro-step, of which each rank makes its own. `streams`: those of
-    this launch; none: not to be compared."""
-    parts = [f"resumed from {folder}, after step {saved.step}"]
+    this launch; none: not to be compared. `changes`: of settings, in words."""
+    parts = [f"resuming from step {saved.step}{f' ({changes})' if changes else ''}, saved in {folder}"]
     if checkpoint.resume != AUTO and Path(checkpoint.resume) != folder:
         parts.append(
             f"checkpoint.resume={checkpoint.resume} was done by an earlier launch of this output (to do it again, give another "
@@ -142,6 +146,12 @@ def describe(
         resting = {name: cursor for name, cursor in saved.cursors.items() if name not in streams}
         parts += [f"stream {name} rests at sample {cursor.position:,}" for name, cursor in resting.items()]
     return "; ".join(parts)
+
+
+def all_done(step: int, steps: int, *, in_epochs: bool = False) -> str:
+    """What to say to a launch that has nothing left to train; empty if it has. `in_epochs`: how the schedule is given."""
+    key = "schedule.epochs" if in_epochs else "schedule.steps"
+    return f"{step} of {steps} steps are done; raise {key} to go on" if step >= steps else ""
 
 
 def _ranks(number: int) -> str:

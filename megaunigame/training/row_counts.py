@@ -121,7 +121,7 @@ class RowCounter:
         return (
             f"The samples of stream {request.stream!r} lack {needs}. Give shards that have it, set the number of these rows in "
             f"objectives.{self.objective_of.get(name, '...')} to 0, or type loader.max_dummy_fraction=1 to go on without them. "
-            "`python -m data_prep stats SHARDS --for RECIPE` shows beforehand what a recipe finds."
+            "`megaunigame prepare stats SHARDS --for RECIPE` shows beforehand what a recipe finds."
         )
 
     def metrics(self) -> dict[str, float]:

@@ -25,6 +25,8 @@ class TrainState:
     """Factors of terms with `weights.TERM.kind=auto`."""
     divergence: dict[str, Any] = field(default_factory=dict)
     """Skipped updates, and the last losses and norms, from which spikes are measured."""
+    selection: dict[str, Any] = field(default_factory=dict)
+    """The best values of `checkpoint.best` and `early_stop` so far."""
     players: list[str] = field(default_factory=list)
     """Objectives whose players keep state in the checkpoint; empty: none, or not known."""
     weights: str = PRETRAINED

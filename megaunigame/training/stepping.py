@@ -161,6 +161,7 @@ class Stepper:
         # A term without positions has no mean; its rows can break the gradient all the same.
         judged = self.terms.not_finite(totals) | step.losses
         step.updated = self.learner.update(lambda norm: self.divergence.accepts(step.number, judged, norm))
+        self.learner.average(step.number + 1)
         return counted
 
     def _begin(self, step: Step, micro: MicroStep) -> None:

@@ -7,8 +7,6 @@ depend on the data, so ranks stay in lockstep.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
@@ -16,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from megaunigame.checkpoint.agreement import on_every_rank
-from megaunigame.config import SUBSTITUTE, Recipe
+from megaunigame.config import SUBSTITUTE, Recipe, as_container, as_yaml, values_by_key
 from megaunigame.data.loading.bad_samples import BadSampleCounter
 from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.lost_shards import LostShardRule
@@ -24,27 +22,29 @@ from megaunigame.data.loading.stream import MicroBatch, MicroBatches
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
-from megaunigame.engine.element_bytes import OPTIMIZER
 from megaunigame.engine.memory_plan import describe
-from megaunigame.errors import Interrupted, UserError
+from megaunigame.errors import Interrupted
 from megaunigame.monitoring import names
+from megaunigame.monitoring.console import phase, say
 from megaunigame.monitoring.monitor import Monitor
+from megaunigame.monitoring.trackers.base import RunFacts
 from megaunigame.objectives.building import build_players, largest_micro_step
 from megaunigame.objectives.player import Context
 from megaunigame.parallel.interruption import SAVES, Interruption
 from megaunigame.parallel.mesh import Mesh
-from megaunigame.parallel.pulse import DRY_RUN, LOADING, LOGGING, PULSE, RUN, SAVE
+from megaunigame.parallel.pulse import DRY_RUN, LOADING, LOGGING, PULSE, RUN
 from megaunigame.parallel.together import raise_together
 from megaunigame.step.phases import PhaseTimer
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.evaluating import Evaluations
 from megaunigame.training.marks import MarkedPhases
-from megaunigame.training.resuming import check_players, check_streams
+from megaunigame.training.resuming import all_done, check_players, check_streams
 from megaunigame.training.row_counts import RowCounter
-from megaunigame.training.run_lock import check_held, lost_folder
+from megaunigame.training.run_lock import lost_folder
+from megaunigame.training.saves import Saves
+from megaunigame.training.selection import Selection
+from megaunigame.training.state import TrainState
 from megaunigame.training.stepping import Stepper
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -58,8 +58,6 @@ class Trainer:
         self.stop = stop or Interruption()
         self.interrupted = ""
         """After `fit`: how a signal ended it; empty: the run is complete."""
-        self.saved = -1
-        """Step of the last save that began."""
         self.mesh, self.parts = mesh, Assembly(recipe, mesh, trains=True)
         parts = self.parts
         parts.check_batch()
@@ -69,11 +67,19 @@ class Trainer:
         self.streams = self.open_streams()
         if self.resumed_from:
             check_streams(self.resumed_from, self.state.cursors, self.streams)
+        parts.count_steps(self.streams)
+        self.recipe = recipe = parts.recipe
         self.bad_samples = BadSampleCounter(self.plan, recipe.loader.max_bad_fraction)
         if self.resumed_from:
             self.bad_samples.load_state_dict(self.state.bad_samples)
 
-        with PULSE.phase(LOADING):
+        self.selection = Selection(recipe.checkpoint.best, recipe.early_stop, recipe.evaluation)
+        self.selection.load_state_dict(self.state.selection)
+        self.evaluations = Evaluations(parts, self.stop, self.selection)
+        self.stopped_before = self.evaluations.stopped_before()
+        self._say_where_it_begins()
+        what = recipe.model.path or f"{recipe.model.family}, random weights"
+        with PULSE.phase(LOADING), phase(f"loading {what}", "loaded", shown=self.world.is_main):
             self.learner = parts.build_learner()
         if phases is not None:
             self.learner.measure(phases)
@@ -94,11 +100,11 @@ class Trainer:
         self.stepper = Stepper(parts, self.learner, self.players, self.bad_samples, self.rows, marked, self.stop)
         self.stepper.factors.load_state_dict(self.state.factors)
         self.stepper.divergence.load_state_dict(self.state.divergence)
+        self.saves = Saves(parts, self.learner, self.players, self.selection, self.current_state)
         if self.resumed_from:
             with PULSE.phase(LOADING):
                 parts.checkpoints.load(self.learner, self.resumed_from)
                 on_every_rank(self.world, self._load_players)
-        self.evaluations = Evaluations(parts, self.learner, self.stop)
         self.micro_batches = self.micro_batches_of(
             self.plan,
             self.objective_of,
@@ -113,6 +119,15 @@ class Trainer:
         )
         self.micro_batches.lost_shards.stopping = stopping
         self.stepper.refused.micro_batches = self.micro_batches
+
+    def _say_where_it_begins(self) -> None:
+        if self.world.is_main:
+            in_epochs = self.parts.epochs is not None
+            done = all_done(self.first_step, self.recipe.schedule.steps, in_epochs=in_epochs)
+            stopped = f"{self.stopped_before}; raise early_stop.patience to go on" if self.stopped_before else ""
+            lines = (self.parts.how_resumed(), self.selection.how_resumed(), done or stopped)
+            for line in filter(None, lines):
+                say(line)
 
     def _lost_shards(self) -> LostShardRule:
         loader, timeout = self.recipe.loader, 60 * self.recipe.engine.timeout_minutes
@@ -133,7 +148,8 @@ class Trainer:
     def describe(self) -> str:
         """The start-up plan."""
         largest = largest_micro_step(self.processor, self.players, self.plan).inputs
-        return describe(self.learner.module, self.recipe, self.plan, largest, self.accumulation, self.world.size)
+        module, epochs = self.learner.module, self.parts.epochs
+        return describe(module, self.recipe, self.plan, largest, self.accumulation, self.world.size, str(epochs or ""))
 
     def dry_run(self) -> None:
         """Forward and backward of every pass, and of the players, on the largest legal rows; changes nothing.
@@ -147,25 +163,37 @@ class Trainer:
             dry_run(self.learner.module, micro.inputs, list(micro.losses.values()), leaves)
 
     def fit(self) -> None:
-        """Train to the last step of the schedule, or until a signal asks the run to stop; saves at the end either way.
+        """Train to the last step of the schedule, or until a metric has stopped improving, or until a signal asks the run to
+        stop; saves at the end in any case.
 
         A signal is heeded after the step, the save or the model call of an evaluation that it meets; a wait for data that does
         not come, or for a lost shard, is left. Then the run saves what is
         not saved yet; an evaluation that is left or does not begin is done by the next launch.
         """
-        recipe, first, last = self.recipe, self.first_step, self.recipe.schedule.steps
+        first, last = self.first_step, self.recipe.schedule.steps
         self.stop.phase = SAVES
-        with PULSE.phase(DRY_RUN):
-            self.dry_run()
+        if first < last and not self.stopped_before:
+            with PULSE.phase(DRY_RUN), phase("dry run on the largest legal rows", "dry run passed", shown=self.world.is_main):
+                self.dry_run()
         PULSE.enter(RUN)
         self.stop.agree(self.world)
-        monitor = self._monitor()
+        monitor, self.saves.last = self._monitor(), first
+        try:
+            self._train(monitor)
+        except Exception:
+            monitor.close(complete=False)  # trackers still hold the last steps, which may show why
+            raise
+        monitor.close(complete=not self.interrupted)
+
+    def _train(self, monitor: Monitor) -> None:
+        recipe, first, last = self.recipe, self.first_step, self.recipe.schedule.steps
+        self.saves.drop_lost_best()
         self.evaluations.record_missing(monitor)
-        self.stepper.fetcher.finish = partial(self._keep_last_step, monitor)
-        evaluated = not self.evaluations.owed(first) or self.evaluations.run(monitor)
+        self.stepper.fetcher.finish = self.evaluations.keep = partial(self.saves.keep_last_step, monitor)
+        evaluated = not self.evaluations.owed(first) or self.evaluations.run(self.learner, monitor)
         micro_batches = self._loader()
-        self.saved = first
-        while self.state.step < last and not self.stop.agreed:
+        self.saves.keep_best()
+        while self.state.step < last and not self.stop.agreed and not self.selection.stopped:
             # Rank 0 alone writes and holds the folder, and must not stop alone.
             self.stepper.fetcher.failed = monitor.failed or lost_folder()
             try:
@@ -174,28 +202,27 @@ class Trainer:
                 self.stop.agreed = True
                 break
             with PULSE.phase(LOGGING):
-                monitor.log(self.state.step, metrics | self._completed_saves(monitor))
+                monitor.log(self.state.step, metrics | self.saves.completed(monitor))
                 monitor.panels(self.state.step, [panel for player in self.players for panel in player.panels()])
             step = self.state.step
             if step % recipe.checkpoint.every == 0 or step == last or self.stop.agreed:
-                self.begin_save()
+                self.saves.begin()
                 self.stop.agree(self.world)
             evaluated = True
             if self.evaluations.due(step):
                 self.parts.checkpoints.wait()  # a kill in a long evaluation must not cost a save that is written
-                evaluated = self.evaluations.run(monitor)
-        if self.saved != self.state.step:
-            self.begin_save()
-        with PULSE.phase(SAVE):
-            self.parts.checkpoints.wait()
-        save = self._completed_saves(monitor)
+                self.saves.say(monitor)
+                evaluated = self.evaluations.run(self.learner, monitor)
+                self.saves.keep_best()
+        self.saves.finish()
+        save = self.saves.completed(monitor)
         raise_together(self.world, monitor.failed)
-        if self.stop.agreed and not (evaluated and self.state.step == last):
+        complete = self.state.step == last or bool(self.selection.stopped)
+        if self.stop.agreed and not (evaluated and complete):
             self.interrupted = self._how_it_ended(save, evaluated)
-        for summary in (self.rows.as_text(), self.bad_samples.as_text()):
+        for summary in (self.rows.as_text(), self.bad_samples.as_text(), self.selection.stopped):
             if summary:
                 monitor.say(summary)
-        monitor.close()
 
     def _monitor(self) -> Monitor:
         """Collective: rank 0 begins the logs, and all raise what it raises."""
@@ -207,8 +234,10 @@ class Trainer:
                 total_steps=recipe.schedule.steps,
                 start_step=self.first_step + 1,
                 rank=self.world.rank,
-                tensorboard=recipe.monitor.tensorboard,
+                trackers=recipe.monitor.trackers,
                 progress=recipe.monitor.progress,
+                run=RunFacts(recipe.name, as_yaml(recipe), values_by_key(as_container(recipe))),
+                continues=self.resumed_from is None or self.parts.goes_on_here,
             )
         except OSError as error:
             problem = error
@@ -225,48 +254,12 @@ class Trainer:
         self.state.cursors = self.state.cursors | self.micro_batches.cursors(self.state.step - self.first_step)
         return metrics
 
-    def save(self) -> None:
-        """Write a checkpoint of the current step; it is complete at the end."""
-        self.begin_save()
-        self.parts.checkpoints.wait()
-
-    def begin_save(self) -> None:
-        """Copy the state of the current step; the copy is written while the training goes on."""
-        check_held(self.world)
+    def current_state(self) -> TrainState:
+        """What affects the next steps, but for the learner and the players."""
         self.state.bad_samples, self.state.rows = self.bad_samples.state_dict(), self.rows.state_dict()
         self.state.factors, self.state.divergence = self.stepper.factors.state_dict(), self.stepper.divergence.state_dict()
-        others = [player.pending for player in self.players]
-        with PULSE.phase(SAVE):
-            self.parts.checkpoints.begin(self.learner, dataclasses.asdict(self.state), self.state.step, others)
-        self.saved = self.state.step
-
-    def _keep_last_step(self, monitor: Monitor) -> None:
-        """Collective, before an error of the data ends the run: all ranks have the weights of the last step, which is good."""
-        try:
-            if self.saved != self.state.step:
-                self.begin_save()
-            self.parts.checkpoints.wait()
-        except UserError as error:  # of all ranks; the error of the data is the one to be told
-            log.warning("Step %d could not be saved: %s", self.state.step, error)
-        self._completed_saves(monitor)
-
-    def make_room(self) -> None:
-        """Keep what the run began with, and compare the free disk with what checkpoints will need.
-
-        Only for a launch that holds the run folder alone. Raises CheckpointError when not even one has room.
-        """
-        self.parts.keep_start()
-        trained = sum(getattr(p, "ds_numel", p.numel()) for group in self.learner.trained_groups for p in group)
-        of_players = sum(size for player in self.players for size in player.host_bytes().values())
-        self.parts.checkpoints.check_room(OPTIMIZER * trained + self.world.size * of_players)
-
-    def _completed_saves(self, monitor: Monitor) -> dict[str, float]:
-        """Say what was saved since the last call; returns metrics of the last."""
-        metrics: dict[str, float] = {}
-        for saved in self.parts.checkpoints.taken():
-            monitor.say(str(saved))
-            metrics = {names.PERF_SAVE_SECONDS: saved.seconds, names.PERF_SAVE_PAUSE_SECONDS: saved.paused}
-        return metrics
+        self.state.selection = self.selection.state_dict()
+        return self.state
 
     def _loader(self) -> Iterator[MicroBatch]:
         loader, last = self.recipe.loader, (self.recipe.schedule.steps - self.first_step) * self.accumulation

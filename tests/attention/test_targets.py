@@ -99,7 +99,7 @@ def test_wrong_tables_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("family", "depth"), [("janus", 24), ("emu3", 30), ("openuni", 32), ("openuni", 28)])
 def test_models_without_a_published_table_are_told_to_measure_one(family, depth):
-    message = f"no table was published for a {family} of {depth} layers.*measure_attention.py.*targets=relative"
+    message = f"no table was published for a {family} of {depth} layers.*measure-attention.*targets=relative"
     with pytest.raises(ConfigError, match=message):
         find_targets("auto", family, depth)
     assert len(find_targets("relative", family, depth)[GENERATE]) == depth

@@ -111,7 +111,7 @@ def test_what_the_user_must_do_goes_first(tmp_path):
 def test_an_error_of_rank_0_is_said_also_when_latest_cannot_be_read(tmp_path, monkeypatch):
     manager = saved(tmp_path, 1)
     monkeypatch.setattr(step_folders, "publish", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
-    monkeypatch.setattr(step_folders, "named_by_latest", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "again")))
+    monkeypatch.setattr(step_folders, "named", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "again")))
     error = refusal(lambda: manager.save(Learner(value=2), {"step": 2}, 2))
     assert isinstance(error, TransientError) and "newest complete checkpoint: not known" in str(error)
 

@@ -63,6 +63,33 @@ def test_a_newer_step_is_not_called_older(tmp_path):
         manager.find(str(manager.folder / "step-00000020"))
 
 
+def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, caplog):
+    manager = saved(tmp_path, 10, 20, 30)
+    assert not manager.has(10) and manager.has(20)
+    manager.mark_best(20)
+    for step in (40, 50, 60):
+        manager.save(Learner(value=step), {"step": step}, step)
+    assert names(manager) == ["best", "latest", *(f"step-000000{step}" for step in (20, 50, 60))]
+    assert manager.find("auto").name == "step-00000060"
+    manager.mark_best(60)
+    assert names(manager) == ["best", "latest", "step-00000050", "step-00000060"], "the best before is an old one"
+    manager.save(Learner(value=70), {"step": 70}, 70)
+    assert names(manager) == ["best", "latest", "step-00000060", "step-00000070"], "among the newest it takes no more room"
+    assert runs.step_folder_of(tmp_path, "best").name == "step-00000060" and not caplog.text
+    assert manager.mark_best(60) and not manager.mark_best(20)
+    assert "The best checkpoint, of step 20, is not in" in caplog.text
+    assert names(manager) == ["latest", "step-00000060", "step-00000070"], "no other one is called the best"
+    manager.unmark_best(70)
+
+
+def test_the_best_of_a_save_that_is_being_written(tmp_path):
+    manager = saved(tmp_path, 10, keep=1)
+    manager.begin(Learner(value=20), {"step": 20}, 20)
+    manager.mark_best(20)
+    manager.save(Learner(value=30), {"step": 30}, 30)
+    assert names(manager) == ["best", "latest", "step-00000020", "step-00000030"]
+
+
 @pytest.mark.fault(
     "killed between the rename of a finished step and `latest`",
     does="goes on from that step, with a warning",
@@ -340,7 +367,7 @@ def test_what_a_manifest_may_not_say(tmp_path, changed, message):
 def test_the_first_format_is_refused_with_the_way_out(tmp_path):
     folder = saved(tmp_path, 1).folder / "step-00000001"
     (folder / MANIFEST).write_text('{"step": 1, "world_size": 1, "model": "x", "files": {"a.pt": 3}}')
-    with pytest.raises(CheckpointError, match="saved by an older version .*launch/export.py.*model.weights_from=EXPORTED"):
+    with pytest.raises(CheckpointError, match="saved by an older version .*megaunigame export.*model.weights_from=EXPORTED"):
         CheckpointManager(tmp_path, 2, OneRank()).find(str(folder))
 
 

@@ -191,7 +191,7 @@ def test_folders_of_pickles_are_refused_and_not_run(tmp_path):
     mark = tmp_path / "it ran"
     for name in ("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
         (tmp_path / name).write_bytes(pickle.dumps(Planted(mark)))
-    with pytest.raises(CheckpointError, match=r"early version of megaunigame.*export\.py.*model\.weights_from=FOLDER"):
+    with pytest.raises(CheckpointError, match=r"early version of megaunigame.*megaunigame export.*model\.weights_from=FOLDER"):
         SavedLearner(tmp_path)
     (tmp_path / DESCRIPTION).write_text(json.dumps(GOOD))
     (tmp_path / FILE.format(0)).write_bytes(pickle.dumps(Planted(mark)))

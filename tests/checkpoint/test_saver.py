@@ -96,8 +96,8 @@ def test_what_was_saved_is_said(tmp_path):
     (done,) = manager.taken()
     size = sum(f.stat().st_size for f in (tmp_path / "checkpoints" / "step-00000500").iterdir() if f.name != "manifest.json")
     assert done.bytes == size and 0 < done.paused <= done.seconds < 10 and manager.taken() == []
-    assert str(saver.Saved(500, 12_345_678_901, 4.13, 0.27)) == "saved step 500 (12.3 GB in 4.1 s, training paused 0.3 s)"
-    assert str(saver.Saved(500, 1_234_567, 0.1, 0.1)).startswith("saved step 500 (1.2 MB in ")
+    assert str(saver.Saved(500, 12_345_678_901, 4.13, 0.27)) == "saved step 500 in 4.1 s (12.3 GB, training paused 0.3 s)"
+    assert str(saver.Saved(500, 1_234_567, 0.1, 0.1)).startswith("saved step 500 in 0.1 s (1.2 MB, ")
 
 
 @pytest.mark.fault(

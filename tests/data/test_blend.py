@@ -28,6 +28,7 @@ class Counted:
 
     def __init__(self, name: str, samples: int, seed: int):
         self.location, self.seed, self.identity = name, seed, {"samples": samples}
+        self.epoch = samples
         self.order = Order([samples], seed)
 
     def find(self, position: int, attempt: int) -> SampleRef:

@@ -98,7 +98,7 @@ def test_a_new_stored_target_is_one_line(monkeypatch):
     monkeypatch.setitem(DECODERS, "normals", (("normals.bin",), lambda key, field, data, rules: torch.tensor(list(data))))
     sample = decode_sample("k", {**META, "normals.bin": b"\x01\x02"}).decoded()
     assert sample.picture("normals").tolist() == [1, 2] and Sample("k", {}).picture("normals") is None
-    with pytest.raises(TypeError, match="no picture normal; DECODERS has image, depth, segmentation, normals"):
+    with pytest.raises(TypeError, match="no picture normal; DECODERS has image, depth, segmentation, contours, normals"):
         Sample("k", {}, normal=None)
 
 

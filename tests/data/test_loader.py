@@ -13,7 +13,7 @@ import time
 import pytest
 
 from megaunigame.config import StreamConfig
-from megaunigame.data.loading import leaving
+from megaunigame.data.loading import leaving, loader
 from megaunigame.data.loading.loader import MicroBatchLoader, _SlowData
 from megaunigame.data.loading.lost_shards import LostShardRule, LostShards
 from megaunigame.data.loading.whereabouts import SLOT, Whereabouts
@@ -67,12 +67,12 @@ def test_a_wait_is_left_when_the_run_was_asked_to_stop(tmp_path, monkeypatch, lo
 
     if lost:
         source.find = gone
-    loader = iter(MicroBatchLoader(made, 0, 6, 1, 1, stopping=lambda: flag[0] > 0))
-    next(loader)
+    loaded = iter(MicroBatchLoader(made, 0, 6, 1, 1, stopping=lambda: flag[0] > 0))
+    next(loaded)
     flag[0] = 1
     began = time.monotonic()
     with pytest.raises(Interrupted):
-        next(loader)
+        next(loaded)
     assert time.monotonic() - began < 20
 
 
@@ -84,15 +84,15 @@ def test_a_wait_is_left_when_the_run_was_asked_to_stop(tmp_path, monkeypatch, lo
 def test_a_killed_worker_is_named_and_only_at_a_fetch(tmp_path):
     write_shards(tmp_path, [12])
     handled = signal.getsignal(signal.SIGCHLD)
-    loader = iter(MicroBatchLoader(batches(tmp_path, Deadly(3, lambda: os.kill(os.getpid(), signal.SIGKILL))), 0, 6, 1, 1))
-    next(loader)
+    loaded = iter(MicroBatchLoader(batches(tmp_path, Deadly(3, lambda: os.kill(os.getpid(), signal.SIGKILL))), 0, 6, 1, 1))
+    next(loaded)
     assert signal.getsignal(signal.SIGCHLD) is handled, "torch would raise in the middle of a pass"
     time.sleep(1.0)  # the worker dies meanwhile, and nothing is raised here
     with pytest.raises(
         LoaderError,
         match=r"\(pid \d+\) was killed by SIGKILL while it read data-000000\.tar of stream chat\. .*loader\.workers \(1 here\)",
     ):
-        next(loader)
+        next(loaded)
 
 
 def test_a_worker_that_ends_by_itself_is_named(tmp_path):
@@ -109,6 +109,49 @@ def test_another_error_of_a_worker_keeps_its_traceback(tmp_path):
     write_shards(tmp_path, [12])
     with pytest.raises(KeyError, match="a mistake in the program"):
         list(MicroBatchLoader(batches(tmp_path, Wrong()), 0, 6, 1))
+
+
+@pytest.fixture
+def stuck(tmp_path, monkeypatch):
+    """`stuck(n)`: the first n workers hang before they begin, as one that was forked while a thread held a lock."""
+    begin = loader._start_worker
+
+    def hang(times: int) -> None:
+        for number in range(times):
+            (tmp_path / f"stuck-{number}").touch()
+
+        def start(doing: Whereabouts, worker: int) -> None:
+            for file in sorted(tmp_path.glob("stuck-*")):
+                file.unlink()
+                time.sleep(60)
+            begin(doing, worker)
+
+        monkeypatch.setattr(loader, "_start_worker", start)
+
+    monkeypatch.setattr(loader, "BEGIN_SECONDS", 1.0)
+    return hang
+
+
+@pytest.mark.fault(
+    "a loader worker hangs before it begins: it was forked while a thread held a lock",
+    does="the workers of the rank are started again after a minute, three times at most",
+    lost="nothing",
+)
+def test_workers_that_do_not_begin_are_started_again(tmp_path, caplog, stuck):
+    write_shards(tmp_path / "shards", [12])
+    stuck(1)
+    made = list(MicroBatchLoader(batches(tmp_path / "shards"), 0, 4, 2, 1))
+    in_this_process = MicroBatchLoader(batches(tmp_path / "shards"), 0, 4, 0)
+    assert list(map(str, made)) == list(map(str, in_this_process)) and len(set(map(str, made))) == 4
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "have not begun within 1 s" in said and "waits for something to read" in said and "started again" in said
+
+
+def test_workers_that_never_begin_end_the_run(tmp_path, stuck):
+    write_shards(tmp_path / "shards", [12])
+    stuck(6)
+    with pytest.raises(LoaderError, match="did not begin, 3 times in a row. Type loader.workers=0"):
+        list(MicroBatchLoader(batches(tmp_path / "shards"), 0, 4, 2, 1))
 
 
 @pytest.mark.fault("data comes late", does="the rank says after loader.slow_seconds what each worker reads", lost="nothing")

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -216,6 +217,10 @@ def test_values_that_are_no_numbers_are_refused(bad):
 @pytest.mark.parametrize("mode", ["CMYK", "LAB", "1", "YCbCr", "P", "L"])
 def test_other_colors_of_tiff_are_those_of_pillow(mode):
     image = photo().convert("LAB") if mode == "LAB" else photo(mode)
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:  # it cannot read what it writes
+        with pytest.raises(PictureError, match="damaged image: image file is truncated"):
+            read(file_of(image, "TIFF"))
+        return
     got = read(file_of(image, "TIFF"))
     np.testing.assert_allclose(got, np.array(image.convert("RGB")), atol=3 if mode == "YCbCr" else 0)
 

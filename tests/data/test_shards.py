@@ -65,7 +65,7 @@ def test_nothing_there(tmp_path, make):
     folder = tmp_path / ("nowhere" if make == "missing" else "")
     if make == "no tar":
         (folder / "readme.txt").write_text("hello")
-    with pytest.raises(DataError, match="No shards.*data_prep") as error:
+    with pytest.raises(DataError, match="No shards.*megaunigame prepare") as error:
         ShardIndex.open(folder)
     assert str(folder) in str(error.value)
 
@@ -79,7 +79,7 @@ def test_shards_without_samples(tmp_path):
 def test_listed_file_is_missing(tmp_path, suffix):
     write_shards(tmp_path, SIZES)
     (tmp_path / f"data-000001{suffix}").unlink()
-    with pytest.raises(DataError, match=rf"data-000001{suffix} is .*missing.*data_prep"):
+    with pytest.raises(DataError, match=rf"data-000001{suffix} is .*missing.*megaunigame prepare"):
         ShardIndex.open(tmp_path)
 
 

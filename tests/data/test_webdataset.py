@@ -114,7 +114,7 @@ def test_a_cursor_of_this_backend_is_not_one_of_another(folder):
 def test_tars_without_json_end_the_run_with_the_command_that_packs_them(tmp_path):
     write_tar(tmp_path / "0.tar", [(f"{k}.{field}", b"x") for k in range(3) for field in ("jpg", "txt")])
     with pytest.raises(
-        DataError, match=r"has no json.*jpg, txt.*python -m data_prep pack --format wds --source .*0\.tar --out "
+        DataError, match=r"has no json.*jpg, txt.*megaunigame prepare pack --format wds --source .*0\.tar --out "
     ):
         batches(f"{tmp_path}/0.tar")[0]
 
@@ -122,8 +122,8 @@ def test_tars_without_json_end_the_run_with_the_command_that_packs_them(tmp_path
 def test_tars_of_a_folder_that_is_not_finished_are_refused(tmp_path):
     write_shards(tmp_path, SIZES, manifest=False)
     assert batches(braces(tmp_path))
-    (tmp_path / "unfinished.json").write_text('{"command": "python -m data_prep pack", "shards": 5}')
-    with pytest.raises(DataError, match="is not finished.*Type python -m data_prep pack again"):
+    (tmp_path / "unfinished.json").write_text('{"command": "megaunigame prepare pack", "shards": 5}')
+    with pytest.raises(DataError, match="is not finished.*Type megaunigame prepare pack again"):
         batches(braces(tmp_path))
     assert batches(f"{tmp_path}/data-000001.tar")
 

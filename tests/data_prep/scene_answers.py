@@ -17,6 +17,10 @@ def answer(question: str, objects: list[dict[str, Any]]) -> str:
         value = "x" if found[1] in ("leftmost", "rightmost") else "depth"
         pick = min if found[1] in ("leftmost", "nearest") else max
         return pick(objects, key=lambda thing: thing[value])["color"]
+    if found := re.fullmatch(r"what color are the objects , (leftmost|rightmost|nearest|farthest) first \?", question):
+        value = "x" if found[1] in ("leftmost", "rightmost") else "depth"
+        backwards = found[1] in ("rightmost", "farthest")
+        return " ".join(thing["color"] for thing in sorted(objects, key=lambda thing: thing[value], reverse=backwards))
     if found := re.fullmatch(r"what color is the (\w+) \?", question):
         assert shapes.count(found[1]) == 1
         return objects[shapes.index(found[1])]["color"]

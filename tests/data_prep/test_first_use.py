@@ -80,7 +80,7 @@ def test_a_pack_that_fails_names_the_command_and_goes_on_from_it(tmp_path, capfd
     said = str(error.value)
     assert f"data.train.source={source} could not be packed (exit code 2" in said and "2 of 6 entries failed" in said
     assert "\n" not in said and not list((tmp_path / "cache").glob("*.lock"))
-    typed = shlex.split(said.partition("type: python -m data_prep ")[2].partition(" OPTION;")[0])
+    typed = shlex.split(said.partition("type: megaunigame prepare ")[2].partition(" OPTION;")[0])
     assert main([*typed, "--max-failed-fraction", "0.5"]) == 0
     one = stream(source, tmp_path / "cache")
     pack_sources({"train": one})

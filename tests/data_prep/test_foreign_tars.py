@@ -482,7 +482,7 @@ def test_a_run_refuses_tars_without_json_and_names_the_command(tmp_path):
         ShardIndex.open(tmp_path / "raw")
     said = str(error.value)
     assert "none of its 1 samples has a json" in said and "\n" not in said
-    command = said.partition("python -m data_prep ")[2].split()
+    command = said.partition("megaunigame prepare ")[2].split()
     assert main(command) == 0
     assert ShardIndex.open(tmp_path / "raw-packed").samples == 1
 

@@ -291,7 +291,7 @@ def test_parquet_files_that_do_not_fit_are_refused(tmp_path, monkeypatch, refusa
     ("options", "said"),
     [
         (["--format", "vqa-json", "--image-root", "x"], "--format vqa-json needs --questions"),
-        (["--format", "wds", "--source", "x", "--json", "y"], "--json is for --format llava-json, not for wds"),
+        (["--format", "wds", "--source", "x", "--json", "y"], "--json is for --format llava-json or unimrg, not for wds"),
         (["--format", "wds", "--source", "x", "--shard-size", "5"], "--shard-size is for --format llava-json or"),
         (["--format", "wds", "--source", "x", "--rank", "2", "--world", "2"], "ranks count from 0 to world - 1"),
     ],

@@ -7,11 +7,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
+from data_prep.scenes.questions import DEPTH_MARGIN
 from data_prep.scenes.samples import _record
 from data_prep.scenes.sampling import SEEN_PAIRS
 from data_prep.scenes.solids import SHAPES
@@ -35,9 +37,9 @@ CHANCE = {
 }
 
 
-def records(split: str, count: int) -> list[dict[str, Any]]:
+def records(split: str, count: int, questions: str = "mixed") -> list[dict[str, Any]]:
     """The json of samples, without rendering colors."""
-    shown = (example(1, split, index) for index in range(count))
+    shown = (example(1, split, index, questions) for index in range(count))
     return [json.loads(json.dumps(_record(each, np.zeros(len(each.scene.things))))) for each in shown]
 
 
@@ -138,3 +140,22 @@ def test_the_order_of_questions_is_shuffled_with_the_description_last(train: lis
     assert len(first) == len(CHANCE)
     assert all(record["kinds"].index("description") == len(record["kinds"]) - 1 for record in train)
     assert 5 < sum(len(record["kinds"]) - 1 for record in train) / len(train) <= 6
+
+
+def test_questions_about_the_order_of_all_objects():
+    sizes, asked = Counter(), Counter()
+    for record in records("train", 300, "order") + records("val", 100, "order"):
+        objects = record["objects"]
+        questions = [question for _, question, _ in turns(record)]
+        assert {kind for kind, _, _ in turns(record)} == {"order"} and len(set(questions)) == len(questions)
+        assert all(said == answer(question, objects) for _, question, said in turns(record))
+        depths = sorted(thing["depth"] for thing in objects)
+        clear = min(far - near for near, far in pairwise(depths)) >= DEPTH_MARGIN
+        words = {"leftmost", "rightmost", *(("nearest", "farthest") if clear else ())}
+        assert set(questions) == {f"what color are the objects , {word} first ?" for word in words}
+        sizes[len(objects)] += 1
+        asked.update(words)
+        asked[questions[0]] += 1
+    assert set(sizes) == {2, 3, 4} and min(sizes.values()) > 0.25 * sizes.total()
+    assert asked["nearest"] > 0.3 * asked["leftmost"]
+    assert min(asked[f"what color are the objects , {word} first ?"] for word in ("leftmost", "rightmost", "farthest")) > 20

@@ -43,6 +43,18 @@ def test_two_workers_write_the_same_bytes(whole, tmp_path):
     }
 
 
+def test_the_questions_are_a_setting_of_the_shards(whole, tmp_path, capsys):
+    assert scenes(whole, "--questions", "mixed") == 0
+    assert "3 of 3 shards are already there" in capsys.readouterr().out
+    assert scenes(whole, "--questions", "order") != 0
+    assert "--overwrite" in capsys.readouterr().err
+    assert scenes(tmp_path / "new", "--questions", "order") == 0
+    assert json.loads((tmp_path / "new" / "dataset.json").read_text())["samples"] == COUNT
+    assert content(tmp_path / "new") != content(whole)
+    assert scenes(tmp_path / "pairs", "--questions", "order", "--split", "adversarial") != 0
+    assert "leave out --questions order" in capsys.readouterr().err
+
+
 def test_the_name_of_the_shards_leaves_room_for_the_endings_of_files(tmp_path):
     longest = shard_writer.LONGEST_NAME_OF_SHARDS
     shard_writer.Job(tmp_path, "n" * longest, {}, 1, shard_writer.Shard)
@@ -82,11 +94,11 @@ def test_webdataset_reads_the_shards(whole):
 def test_an_interrupted_run_continues_to_the_same_bytes(whole, tmp_path, monkeypatch):
     real, rendered = command.sample, []
 
-    def dies_at_30_once(seed: int, split: str, index: int, size: int) -> dict[str, bytes | str]:
+    def dies_at_30_once(seed: int, split: str, index: int, size: int, questions: str) -> dict[str, bytes | str]:
         rendered.append(index)
         if rendered == list(range(31)):
             raise KeyboardInterrupt
-        return real(seed, split, index, size)
+        return real(seed, split, index, size, questions)
 
     monkeypatch.setattr(command, "sample", dies_at_30_once)
     with pytest.raises(KeyboardInterrupt):

@@ -37,7 +37,7 @@ def pack(folder: Path, damaged: int = 0, *more: str) -> int:
 
 def typed(said: str) -> list[str]:
     """The command that a refusal tells to type."""
-    found = re.search(r"Type python -m data_prep (.*) again", said)
+    found = re.search(r"Type megaunigame prepare (.*) again", said)
     assert found is not None, said
     return shlex.split(found[1])
 
@@ -87,7 +87,7 @@ def test_a_folder_of_an_earlier_version_has_no_note(tmp_path):
     (tmp_path / "out" / "dataset.json").unlink()
     (tmp_path / "out" / "llava-000002.tar").unlink()
     assert "(3 shards are done)" in (said := refused(tmp_path / "out"))
-    assert "the same `python -m data_prep` command again" in said
+    assert "the same `megaunigame prepare` command again" in said
 
 
 def test_tars_of_other_tools_still_work(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from megaunigame.models.openuni import flow
+from megaunigame.models.diffusion import flow
 from megaunigame.objectives.player import Context
 from megaunigame.objectives.unigame import UniGame
 from megaunigame.objectives.unigame.game import PENALTY, Game

@@ -11,7 +11,7 @@ from megaunigame.engine.schedule import lr_factor
 
 
 @given(
-    kind=st.sampled_from(["cosine", "constant", "flat_linear"]),
+    kind=st.sampled_from(["cosine", "linear", "constant", "flat_linear"]),
     steps=st.integers(1, 500),
     warm=st.floats(0, 1),
     floor=st.floats(0, 1),
@@ -30,6 +30,8 @@ def test_known_values():
     assert lr_factor(cosine, 0) == pytest.approx(0.1)
     assert lr_factor(cosine, 9) == lr_factor(cosine, 10) == 1.0
     assert lr_factor(cosine, 60) == pytest.approx(0.55)
+    linear = ScheduleConfig(steps=110, kind="linear", warmup_steps=10, min_ratio=0.2)
+    assert [lr_factor(linear, step) for step in (4, 10, 60, 109, 110)] == pytest.approx([0.5, 1.0, 0.6, 0.208, 0.2])
     flat = ScheduleConfig(steps=100, kind="flat_linear", min_ratio=0.0)
     assert lr_factor(flat, 50) == 1.0
     assert lr_factor(flat, 75) == pytest.approx(0.5)

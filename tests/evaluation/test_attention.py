@@ -1,17 +1,15 @@
-"""The suite `attention` and the curves it shares with launch/measure_attention.py, on a tiny random Janus."""
+"""The suite `attention` and the curves it shares with `megaunigame measure-attention`, on a tiny random Janus."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
-import runpy
 
 import numpy as np
 import pytest
 import torch
 
-from megaunigame import registry
 from megaunigame.attention.targets import Target, read_targets, write_targets
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.errors import ConfigError, DataError, ModelError
@@ -26,6 +24,8 @@ from megaunigame.settings import fill
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 from megaunigame.step.rows import GenerateRow
+from megaunigame.tools import teacher_attention
+from tests.commands.here import run_here
 from tests.evaluation.fakes import TEXTS, bright_dark, evaluated, write_tars
 from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.tiny import write_tiny
@@ -174,7 +174,7 @@ def test_bad_settings(measured, shards):
         measured(targets="janus_pro")
 
 
-# launch/measure_attention.py
+# megaunigame measure-attention
 
 
 def command(folder, shards, out, *more: str) -> list[str]:
@@ -216,19 +216,18 @@ def test_from_a_teacher_to_a_file(shards, tmp_path):
     ],
 )
 def test_a_wrong_command_line(folder, shards, tmp_path, replaced, error, message):
-    main = runpy.run_path(str(SCRIPT))["main"]
     with pytest.raises(error, match=message):
-        main(command(folder, shards, tmp_path / "t.yaml", *replaced))
+        run_here("measure_attention", command(folder, shards, tmp_path / "t.yaml", *replaced))
     assert not (tmp_path / "t.yaml").exists()
 
 
 def test_a_family_that_cannot_be_measured(folder, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "find", lambda *name: UnifiedModel)
+    monkeypatch.setattr(teacher_attention, "find", lambda *name: UnifiedModel)
     with pytest.raises(ModelError, match="attention of family other cannot be measured"):
-        runpy.run_path(str(SCRIPT))["main"](command(folder, shards, tmp_path / "t.yaml", "--family", "other"))
+        run_here("measure_attention", command(folder, shards, tmp_path / "t.yaml", "--family", "other"))
 
 
 def test_help(capsys):
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(SCRIPT))["main"](["--help"])
-    assert stopped.value.code == 0 and "python launch/measure_attention.py --model" in capsys.readouterr().out
+        run_here("measure_attention", ["--help"])
+    assert stopped.value.code == 0 and "megaunigame measure-attention --model" in capsys.readouterr().out

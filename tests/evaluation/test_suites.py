@@ -105,6 +105,23 @@ def test_questions(shards, tmp_path):
     assert "light                 11        100.00" in as_text(result)
 
 
+def test_the_text_shows_what_has_changed_since_an_earlier_evaluation():
+    def evaluation(rows, columns=("kind", "asked", "right (%)"), title="Accuracy"):
+        return {"suites": {"val": {"tables": [{"title": title, "columns": list(columns), "rows": rows}]}}}
+
+    before = evaluation([["color", 11, 25.0], ["count", 7, None], ["gone", 5, 1.0]])
+    after = evaluation([["color", 11, 75.5], ["count", 7, 30.0], ["new", 3, 50.0]])
+    assert as_text(after, before).splitlines() == [
+        "val: Accuracy",
+        "kind   asked       right (%)",
+        "color     11  25.00 -> 75.50",
+        "count      7      - -> 30.00",
+        "new        3           50.00",
+    ]
+    for other in (evaluation([], title="Other"), evaluation([["color", 1]], ("kind", "n")), {"suites": {}}, {}, None):
+        assert as_text(after, other) == as_text(after)
+
+
 def test_sharing_a_row_changes_no_answer(shards, tmp_path):
     results = [
         evaluate(2, {"val": Questions(Questions.Config(shards=shards, batch=3, questions_per_row=n))}, tmp_path) for n in (1, 2)

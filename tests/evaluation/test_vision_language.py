@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 
 import numpy as np
@@ -23,6 +22,7 @@ from megaunigame.evaluation.attention.curves import Measuring
 from megaunigame.evaluation.attention.vision_language import VisionLanguageModel, _RowTap, measure_understanding
 from megaunigame.evaluation.lockstep import read_sample
 from megaunigame.step.inputs import Taps
+from tests.commands.here import run_here
 from tests.evaluation.fakes import bright_dark, write_tars
 from tests.evaluation.tiny_vision_language import CHAMELEON, DEPTH, write_vision_language
 from tests.multi_process.launcher import REPOSITORY, run_script
@@ -211,7 +211,7 @@ def test_from_a_folder_to_a_file(llava, shards, tmp_path):
 def test_a_wrong_command_line(llava, shards, tmp_path, given, error, message):
     command = [part.format(llava=llava) for part in given]
     with pytest.raises(error, match=message):
-        runpy.run_path(str(SCRIPT))["main"]([*command, "--shards", str(shards), "--out", str(tmp_path / "t.yaml")])
+        run_here("measure_attention", [*command, "--shards", str(shards), "--out", str(tmp_path / "t.yaml")])
 
 
 @pytest.mark.parametrize("family", ["show_o", "openuni"])
@@ -219,14 +219,16 @@ def test_a_folder_of_a_family_says_what_to_type(family, shards, tmp_path):
     folder = write_family(tmp_path / "model", family)
     command = ["--hf", str(folder), "--shards", str(shards), "--out", str(tmp_path / "t.yaml")]
     with pytest.raises(ModelError, match=f"Instead of --hf, type --model {folder} --family {family}, .*{family}"):
-        runpy.run_path(str(SCRIPT))["main"](command)
+        run_here("measure_attention", command)
 
 
 def test_a_run_says_what_to_type(shards, tmp_path):
     write_recipe(tmp_path / "recipe.yaml", tmp_path, model={"family": "emu3"})
     command = ["--hf", str(tmp_path), "--shards", str(shards), "--out", str(tmp_path / "t.yaml")]
-    with pytest.raises(ModelError, match=f"is a run .*export.py {tmp_path} --out FOLDER.*--model FOLDER --family emu3 instead"):
-        runpy.run_path(str(SCRIPT))["main"](command)
+    with pytest.raises(
+        ModelError, match=f"is a run .*megaunigame export {tmp_path} --out FOLDER.*--model FOLDER --family emu3 instead"
+    ):
+        run_here("measure_attention", command)
 
 
 def test_a_language_model_is_refused(llava, tmp_path):

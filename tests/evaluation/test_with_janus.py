@@ -25,7 +25,9 @@ def test_all_suites(model, tmp_path):
     oracle = tmp_path / "oracle.safetensors"
     Oracle().save(oracle)
     suites = all_suites(shards, str(oracle))
-    result = on_ranks(1, lambda world: run_evaluation(model, suites, world, 0, tmp_path))[0]["suites"]
+    said: list[str] = []
+    result = on_ranks(1, lambda world: run_evaluation(model, suites, world, 0, tmp_path, say=said.append))[0]["suites"]
+    assert [line.split()[1] for line in said] == list(suites) and said[-1].endswith(f"({len(suites)} of {len(suites)})")
     assert [row[:2] for row in result["val"]["tables"][0]["rows"]][:2] == [["color", 3], ["light", 3]]
     assert np.isfinite(result["loss"]["metrics"]["answers/loss"])
     # A random head over 48 codes knows nothing: about ln 48 = 3.87 nats per code.

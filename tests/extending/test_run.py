@@ -92,7 +92,7 @@ def run(request, examples, world, tmp_path_factory):
     trainer.dry_run()
     batches = iter(MicroBatchLoader(trainer.micro_batches, 0, 4, 0))
     metrics = [trainer.train_step(batches) for _ in range(2)]
-    trainer.save()
+    trainer.saves.finish()
     return Run(trainer, first, metrics, calls, passes)
 
 
@@ -143,7 +143,7 @@ def test_the_adversary_perturbs_and_learns(run):
 
 
 def test_the_suite_measures_the_model(run):
-    result = run.trainer.parts.evaluate(run.trainer.learner)["suites"]["perplexity"]
+    result = run.trainer.parts.evaluate(run.trainer.learner, print)["suites"]["perplexity"]
     tokens = result["tables"][0]["rows"][0][1]
     assert tokens > 3 and math.isfinite(result["metrics"]["perplexity"]) and result["metrics"]["perplexity"] > 1
     kept = json.loads((run.trainer.folder / "evaluation" / "step-00000002.json").read_text())

@@ -18,8 +18,7 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-from launch import train
-from megaunigame.launching import run_to_exit
+from megaunigame.command_line import run_command
 from tests.faults import moments, sample_keys
 
 LATER = (
@@ -78,9 +77,8 @@ def be_rank(order: dict[str, Any], rank: int) -> NoReturn:
     moments.plant([moments.Moment(**given) for given in order["moments"] if given["rank"] == rank])
     if order["keys"]:
         sample_keys.note(order["keys"][rank])
-    train.STOP.listen()  # as the script does first of all
     sys.argv = ["launch/train.py", *order["arguments"]]
-    run_to_exit(train.main, order["arguments"])
+    run_command("train", order["arguments"])
 
 
 def start(order: dict[str, Any]) -> list[int]:

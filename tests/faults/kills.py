@@ -117,7 +117,7 @@ def newest_step(run: Path) -> int | None:
 
 def check_resumed(launch: Launch, newest: int | None) -> None:
     """A launch that got so far began where the newest complete checkpoint ends."""
-    found = re.search(r"resumed from \S*step-(\d+)", launch.everything())
+    found = re.search(r"resuming from step (\d+)", launch.everything())
     if found:
         assert int(found[1]) == newest, f"a complete checkpoint of step {newest} was passed over\n{launch.said()}"
     else:

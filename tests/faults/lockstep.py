@@ -1,22 +1,24 @@
 """Rank program: random plans on random data, one after another on one engine, against one process of plain torch.
 
-python -m tests.faults.lockstep HOME SEED PLANS [FIRST]     (started once per rank by tests/multi_process/launcher.py)
+python -m tests.faults.lockstep HOME SEED PLANS     (started once per rank by tests/multi_process/launcher.py)
 
 Building an engine costs seconds, a plan milliseconds. So all plans share one engine, whose learning rate is 0: the weights stay
 as they were read, and every plan's gradient must equal that of plain torch on the rows of all ranks. The engine goes
-from plan to plan without a pause, as it goes from step to step. Rank i % W keeps the gradients of plan i; when all plans have
-been played, each rank compares its own, alone.
+from plan to plan without a pause, as it goes from step to step. Rank i % W keeps the gradients of plan i; after some plans
+each rank compares its own, alone, and rank 0 writes a line of each to HOME/plans-SEED-W.jsonl. The same command, given
+again, goes on after the last line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,10 @@ from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.game import Game
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks, start_world
+from megaunigame.step.requests import RowRequest
 from megaunigame.training.assembly import Assembly
 from megaunigame.training.trainer import Trainer
-from tests.faults.random_plans import STEPS, Drawn, draw
+from tests.faults.random_plans import NOTHING, STEPS, Drawn, draw, family_of, keeps
 from tests.multi_process import plain_reference
 from tests.multi_process.attention_reference import AttentionReference
 from tests.multi_process.plain_reference import PlainReference
@@ -47,7 +50,9 @@ from tests.multi_process.unigame_reference import PlainGame
 
 TOLERANCE = 2e-5
 """Relative to the largest element of the whole gradient; and of losses and norms, relative."""
-SILENT = "silent"
+TOGETHER = 12
+"""Plans that are played before they are compared: no rank waits long for another one's comparisons."""
+KIND = "SomeRows"
 
 
 # Playing them
@@ -64,27 +69,27 @@ class Played:
     hard: list[list[Any]] = field(default_factory=list)
 
 
-class SilentRank(MicroBatches):
-    """Rows of a run in which no sample has anything for rank `silent`."""
+class SomeRows(MicroBatches):
+    """Rows of a run in which each rank has rows of some kinds only."""
 
-    silent: int | None = None
+    has: tuple[str, ...]
 
-    def _row(self, *given: Any) -> Any:
-        row, key = super()._row(*given)
-        return (None, key) if self.rank == self.silent else (row, key)
+    def _row(self, request: RowRequest, *given: Any) -> Any:
+        row, key = super()._row(request, *given)
+        return (row if row is not None and keeps(self.has[self.rank], request, row) else None), key
 
 
 @contextlib.contextmanager
 def rows_of(drawn: Drawn) -> Iterator[type[MicroBatches]]:
     """The rows that the trainer and the reference read."""
-    kind = type(SILENT, (SilentRank,), {"silent": drawn.silent})
+    kind = type(KIND, (SomeRows,), {"has": drawn.has})
     with mock.patch.object(Trainer, "micro_batches_of", kind), mock.patch.object(plain_reference, "MicroBatches", kind):
         yield kind
 
 
 def one_engine(home: Path, world: Ranks) -> Learner:
     """With a learning rate of 0, whatever it is told."""
-    learner = trainer_of("engine", home, world).learner
+    learner = trainer_of("engine", home, world, model=family_of(home)).learner
     set_lr = learner.set_lr
     learner.set_lr = lambda lr: set_lr(0.0)  # type: ignore[method-assign]
     return learner
@@ -194,45 +199,74 @@ def compare(played: Played, world: Ranks) -> float:
     return worst
 
 
-def run(home: Path, seed: int, plans: int, first: int, world: Ranks) -> str:
-    learner, playeds, illegal, number = one_engine(home, world), [], 0, first
-    seen: Counter[str] = Counter()
-    started = time.monotonic()
+def met(played: Played) -> list[str]:
+    """What happened in a plan, equal on all ranks."""
+    drawn, last = played.drawn, played.metrics[-1]
+    filled = [last[name.replace("/wanted", "/filled")] for name in last if name.endswith("/wanted")]
+    replays = [rows for step in played.hard[1:] for rows in step]
+    seen = {
+        "rows of a term missing on all ranks": 0 in filled,
+        "bad samples replaced": last[names.DATA_BAD_SAMPLES] > 0,
+        "empty buffers": any(not len(rows.tokens) or not rows.counts.any() for rows in replays),
+        "replayed": any(bool(rows.counts.any()) for rows in replays),
+        "a rank of dummies": NOTHING in drawn.has,
+        "ranks with different rows": len(set(drawn.has)) > 1,
+        "all rejected": drawn.rejects,
+        f"passes {'+'.join(played.trainer.plan.passes)}": True,
+    }
+    return [what for what, happened in seen.items() if happened]
+
+
+def play_some(seed: int, first: int, plans: int, learner: Learner, home: Path, world: Ranks) -> list[dict[str, Any]]:
+    """Play `plans` legal plans from number `first` on, then compare them: one entry of the log for each plan, in order."""
+    entries: list[dict[str, Any]] = []
+    playeds: list[Played] = []
     while len(playeds) < plans:
-        drawn, number = draw(seed, number, home, world.size), number + 1
+        drawn, began = draw(seed, first + len(entries), home, world.size), time.monotonic()
+        entries.append({"plan": drawn.number, "has": drawn.has, "data": drawn.data})
         try:
             trainer = build(drawn, learner, home, world)
         except UserError as error:
-            illegal += 1
-            assert illegal < 2 * plans + 20, f"{drawn}: {error}"
+            entries[-1] |= {"illegal": str(error)}
+            assert sum("illegal" in entry for entry in entries) < 2 * plans + 20, f"{drawn}: {error}"
             continue
         try:
             playeds.append(played := play(drawn, trainer, world))
         except Exception as error:
             raise AssertionError(str(drawn)) from error
-        wanted = [name for name in played.metrics[-1] if name.endswith("/wanted")]
-        filled = {name: played.metrics[-1][name.replace("/wanted", "/filled")] for name in wanted}
-        seen["rows of a term missing on all ranks"] += any(count == 0 for count in filled.values())
-        seen["bad samples replaced"] += played.metrics[-1][names.DATA_BAD_SAMPLES] > 0
-        seen["empty buffers"] += any(not len(rows.tokens) or not rows.counts.any() for step in played.hard[1:] for rows in step)
-        seen["replayed"] += any(bool(rows.counts.any()) for step in played.hard[1:] for rows in step)
-        seen["a rank of dummies"] += drawn.silent is not None
-        seen["all rejected"] += drawn.rejects
-        seen[f"passes {'+'.join(played.trainer.plan.passes)}"] += 1
+        entries[-1] |= {"met": met(played), "seconds": round(time.monotonic() - began, 2)}
         shutil.rmtree(home / "runs" / f"{drawn.number}", ignore_errors=True)
-    lasted = time.monotonic() - started
-    own = [played for played in playeds if played.gradients]
-    worst = max((compare(played, world) for played in own), default=0.0)
-    everywhere = world.all_gather_object((len(own), worst))
-    assert sum(count for count, _ in everywhere) == plans
-    largest = max(difference for _, difference in everywhere)
-    met = ", ".join(f"{name} {count}" for name, count in sorted(seen.items()))
-    return f"{plans} plans on {world.size} ranks: as one process; {lasted:.0f} s; largest difference {largest:.1e}; {met}"
+    own = {played.drawn.number: compare(played, world) for played in playeds if played.gradients}
+    worst = {number: found for of_rank in world.all_gather_object(own) for number, found in of_rank.items()}
+    assert set(worst) == {played.drawn.number for played in playeds}
+    return [entry | ({"worst": worst[entry["plan"]]} if entry["plan"] in worst else {}) for entry in entries]
+
+
+def run(home: Path, seed: int, plans: int, world: Ranks) -> str:
+    log = home / f"plans-{seed}-{world.size}.jsonl"
+    lines = world.broadcast_object(log.read_text().splitlines() if log.exists() else [])
+    entries = [json.loads(line) for line in lines]
+    learner = one_engine(home, world)
+    while (missing := plans - sum("worst" in entry for entry in entries)) > 0:
+        fresh = play_some(seed, len(entries), min(missing, TOGETHER), learner, home, world)
+        entries += fresh
+        if world.is_main:
+            with log.open("a") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in fresh)
+    return summary([entry for entry in entries if "worst" in entry], world.size)
+
+
+def summary(played: Sequence[dict[str, Any]], ranks: int) -> str:
+    """Of the plans of a log that could be played."""
+    seen = Counter(what for entry in played for what in entry["met"])
+    largest, lasted = max(entry["worst"] for entry in played), sum(entry["seconds"] for entry in played)
+    said = ", ".join(f"{name} {count}" for name, count in sorted(seen.items()))
+    return f"{len(played)} plans on {ranks} ranks: as one process; {lasted:.0f} s; largest difference {largest:.1e}; {said}"
 
 
 if __name__ == "__main__":
-    ranks, folder = start_world(2.0), Path(sys.argv[1])
-    said = run(folder, *map(int, (sys.argv[2], sys.argv[3], (sys.argv[4:] or ["0"])[0])), ranks)
+    ranks, folder = start_world(1.0), Path(sys.argv[1])
+    said = run(folder, int(sys.argv[2]), int(sys.argv[3]), ranks)
     if ranks.is_main:
         print(said, flush=True)
     ranks.close()

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest
+from megaunigame.step.rows import Row, UnderstandRow
 from tests.data.shard_files import encoded, talk, write_shards
-from tests.multi_process.tiny_run import ANSWERS, QUESTIONS, sample, write_model
+from tests.multi_process.tiny_run import ANSWERS, FOLDERS, QUESTIONS, edit_sample, sample, write_family
 from tests.multi_process.unigame import GAME
 
 STEPS = 2
@@ -20,6 +22,8 @@ STEPS = 2
 BAD_EVERY = 3
 LONG_EVERY = 5
 """More of them, and some sample would run out of substitutes in so many plans."""
+KINDS = ALL, TEXT, UNDERSTANDING, GENERATION, NOTHING = ("all", "text", "understanding", "generation", "nothing")
+"""What a rank has rows of; its other rows are dummies."""
 
 
 def odd_sample(number: int) -> dict[str, bytes]:
@@ -49,15 +53,31 @@ def uneven_sample(number: int) -> dict[str, bytes]:
     return {"json": json.dumps(meta).encode(), "png": encoded(picture)}
 
 
-SHARDS = {"mixed": sample, "odd": odd_sample, "text only": text_sample, "uneven": uneven_sample}
+SHARDS = {"mixed": sample, "odd": odd_sample, "text only": text_sample, "uneven": uneven_sample, "edits": edit_sample}
+INTERLEAVING = "bagel"
+"""The family whose plans may have rows of edits."""
 
 
-def write_home(home: Path) -> Path:
-    write_model(home / "model")
+def write_home(home: Path, family: str = "janus") -> Path:
+    """A random model of one family, and the shards."""
+    write_family(home / FOLDERS[family], family)
+    (home / "family").write_text(family)
     for name, fields in SHARDS.items():
         write_shards(home / name, [12, 12], fields=fields)
     shutil.copytree(home / "mixed", home / "shards")
     return home
+
+
+def family_of(home: Path) -> dict[str, Any]:
+    """The block `model` of a recipe in this home."""
+    return {"family": (home / "family").read_text()}
+
+
+def keeps(what: str, request: RowRequest, row: Row) -> bool:
+    """Whether a rank that has `what` alone has this row; a row that it does not have is a dummy."""
+    if what == TEXT:
+        return isinstance(row, UnderstandRow) and not row.images
+    return what == ALL or request.pass_name == {UNDERSTANDING: UNDERSTAND, GENERATION: GENERATE}.get(what)
 
 
 @dataclass
@@ -68,13 +88,13 @@ class Drawn:
     settings: dict[str, Any]
     game: dict[str, Any] | None
     data: str
-    silent: int | None
-    """This rank has nothing but dummies."""
+    has: tuple[str, ...]
+    """What each rank has: one of KINDS."""
     rejects: bool
     """The filter of the game rejects every picture."""
 
     def __str__(self) -> str:
-        return f"plan {self.number}: {self.settings}, data {self.data}, silent rank {self.silent}, rejects {self.rejects}"
+        return f"plan {self.number}: {self.settings}, data {self.data}, ranks with {self.has}, rejects {self.rejects}"
 
 
 def draw(seed: int, number: int, home: Path, world_size: int) -> Drawn:
@@ -112,6 +132,7 @@ def draw(seed: int, number: int, home: Path, world_size: int) -> Drawn:
         game["buffer"] = {**GAME["buffer"], "merge_every": 1, "capacity": rng.choice((2, 6))}
         objectives["unigame"] = game
     settings = {
+        "model": family_of(home),
         "objectives": objectives,
         "batch": {"accumulation": rng.choice((1, 1, 2, 3))},
         "data": {"train": {"shards": "", "window": 2}},
@@ -122,4 +143,11 @@ def draw(seed: int, number: int, home: Path, world_size: int) -> Drawn:
     data = rng.choice(("mixed", "mixed", "odd", "text only", "uneven"))
     settings["data"]["train"]["shards"] = str(home / data)
     silent = rng.choice((None, None, *range(world_size)))
-    return Drawn(number, settings, game, data, silent, game is not None and rng.random() < 0.3)
+    rejects = game is not None and rng.random() < 0.3
+    has = [rng.choice((ALL, TEXT, UNDERSTANDING, GENERATION)) if rng.random() < 0.5 else ALL for _ in range(world_size)]
+    if silent is not None:
+        has[silent] = NOTHING
+    if settings["model"]["family"] == INTERLEAVING and rng.random() < 0.5:
+        data = settings["data"]["train"]["shards"] = "edits"
+        objectives["editing"] = {"rows": rng.choice((1, 2)), "sources": rng.choice((2, 3)), "history": rng.choice((0, 2))}
+    return Drawn(number, settings, game, data, tuple(has), rejects)

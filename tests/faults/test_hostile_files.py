@@ -337,7 +337,7 @@ def test_a_text_of_markers_takes_no_time():
 
 @pytest.mark.fault(
     "a shard changed at the same size and time (7l)",
-    does="`python -m data_prep verify` names it; a run does not see it",
+    does="`megaunigame prepare verify` names it; a run does not see it",
     lost="that sample",
 )
 def test_a_changed_tar_is_found_by_its_hash(tmp_path, capsys):
@@ -360,14 +360,14 @@ def test_a_changed_tar_is_found_by_its_hash(tmp_path, capsys):
     "a folder of shards advises a command that data_prep does not have", does="names data_prep's command only", lost="nothing"
 )
 @pytest.mark.parametrize(
-    "command", ["rm -rf ~", "python -m data_prep pack; rm -rf ~", "python -m data_prep pack $(id)", 5, "\x1b[2J", "'"]
+    "command", ["rm -rf ~", "megaunigame prepare pack; rm -rf ~", "megaunigame prepare pack $(id)", 5, "\x1b[2J", "'"]
 )
 def test_advice_of_a_hostile_folder(tmp_path, command):
     (tmp_path / "unfinished.json").write_text(json.dumps({"command": command, "shards": 3}))
-    with pytest.raises(DataError, match="Type the same `python -m data_prep` command again"):
+    with pytest.raises(DataError, match="Type the same `megaunigame prepare` command again"):
         check_finished(tmp_path)
-    (tmp_path / "unfinished.json").write_text(json.dumps({"command": "python -m data_prep pack --source 'a/*.tar'"}))
-    with pytest.raises(DataError, match=r"Type python -m data_prep pack --source 'a/\*\.tar' again"):
+    (tmp_path / "unfinished.json").write_text(json.dumps({"command": "megaunigame prepare pack --source 'a/*.tar'"}))
+    with pytest.raises(DataError, match=r"Type megaunigame prepare pack --source 'a/\*\.tar' again"):
         check_finished(tmp_path)
 
 

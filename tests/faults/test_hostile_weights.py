@@ -168,3 +168,13 @@ def test_safetensors_are_preferred_to_pickles(tmp_path):
     safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
     torch.save({"w": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     assert TensorFiles.of_folder(tmp_path).read("w").item() == 1
+
+
+def test_a_tensor_that_is_in_two_shards(tmp_path):
+    """Which of them would be read depends on the order of the files."""
+    safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors")
+    safetensors.torch.save_file({"w": torch.zeros(1), "x": torch.zeros(1)}, tmp_path / "b.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "a.safetensors", "x": "b.safetensors"}}')
+    with pytest.raises(ModelError, match=r"w is in .*a\.safetensors and in .*b\.safetensors"):
+        _ = TensorFiles.of_folder(tmp_path).index
+    assert sorted(TensorFiles.of_folder(tmp_path).without("w").index) == ["x"]

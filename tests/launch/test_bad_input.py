@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megaunigame.command_line import parsed
+from megaunigame.commands.train import train_here
 from megaunigame.data.codes import write_codes
 from megaunigame.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, UserError
 from megaunigame.models.weights.tensor_files import save_tensors
@@ -26,8 +28,10 @@ from tests.data.shard_files import talk, write_shards
 from tests.multi_process.launcher import REPOSITORY, free_port, run_script
 from tests.multi_process.tiny_run import sample, write_data, write_model, write_recipe
 
-sys.path.insert(0, str(REPOSITORY / "launch"))
-import train  # noqa: E402
+
+def train(words: list[str]) -> None:
+    """`megaunigame train WORDS` in this process, without a hand on its signals."""
+    train_here(parsed("train", words))
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +76,12 @@ CASES = {
     "tars of another tool": (
         "data.train.shards={home}/raw",
         DataError,
-        ["data.train: ", "none of its 16 samples has a json", "python -m data_prep pack --format wds --source "],
+        ["data.train: ", "none of its 16 samples has a json", "megaunigame prepare pack --format wds --source "],
     ),
     "unfinished shards": (
         "data.train.shards={home}/unfinished",
         DataError,
-        ["data.train: ", "is not finished", "Type python -m data_prep pack again"],
+        ["data.train: ", "is not finished", "Type megaunigame prepare pack again"],
     ),
     "source next to shards": ("data.train.source={home}/x.json", ConfigError, ["not both", "data.train={source: "]),
     "source that is not there": (
@@ -139,7 +143,7 @@ CASES = {
         ConfigError,
         ["targets for 12 layers", "this model has 2"],
     ),
-    "no targets file": ("objectives.aia.targets={home}/none.yaml", ConfigError, ["none.yaml", "measure_attention.py"]),
+    "no targets file": ("objectives.aia.targets={home}/none.yaml", ConfigError, ["none.yaml", "measure-attention"]),
     "attention alone": ("objectives={aia: {}}", ConfigError, ["at least one row"]),
     "term that nobody has": ("objectives.aia.terms=[captions]", ConfigError, ["Did you mean 'caption'"]),
     "measured weights on resume": (
@@ -181,7 +185,7 @@ def wrong_things(home: Path) -> Path:
     write_shards(home / "no_talk", [8, 8], fields=lambda number: {**sample(number), "json": b'{"caption": "x"}'})
     write_shards(home / "raw", [16], fields=lambda number: {"png": b"", "txt": b""}, manifest=False)
     write_shards(home / "unfinished", [8, 8], fields=sample, manifest=False)
-    (home / "unfinished" / "unfinished.json").write_text('{"command": "python -m data_prep pack", "shards": 3}')
+    (home / "unfinished" / "unfinished.json").write_text('{"command": "megaunigame prepare pack", "shards": 3}')
     write_shards(home / "other_shards", [16, 16], fields=sample)
     mixed = write_model(home / "mixed_model", width=64)
     shutil.copy(home / "model" / "model.safetensors", mixed / "model.safetensors")
@@ -203,7 +207,7 @@ def test_ends_before_training(case, wrong_things, tmp_path):
     if not any(o.startswith("output=") for o in settings):
         settings.append(f"output={tmp_path / 'run'}")
     with pytest.raises(UserError) as caught:
-        train.main([str(recipe), *settings])
+        train([str(recipe), *settings])
     assert isinstance(caught.value, error), caught.value
     for part in parts:
         assert part in str(caught.value)
@@ -215,7 +219,7 @@ def test_a_family_without_a_decoder_is_told_which_have_one(home, tmp_path, monke
     monkeypatch.setattr("megaunigame.models.janus.model.Janus.has_decoder", False)
     recipe = write_recipe(tmp_path / "recipe.yaml", home, objectives={"unigame": {"clean_rows": 2}})
     with pytest.raises(ConfigError, match=r"'janus' has no differentiable decoder.*unigame\.path=embedding"):
-        train.main([str(recipe), f"output={tmp_path / 'run'}"])
+        train([str(recipe), f"output={tmp_path / 'run'}"])
 
 
 def test_exit_code_and_one_message(home, tmp_path):
@@ -257,7 +261,7 @@ def test_a_diverging_run_stops_and_names_the_rows(home, tmp_path):
         r"not finite in step 5; nothing was updated.*rank 0: 00000.*smaller optimizer\.lr \(it is 1e30, .*it begins at step 1"
     )
     with pytest.raises(DivergenceError, match=text):
-        train.main([str(recipe), f"output={tmp_path / 'run'}"])
+        train([str(recipe), f"output={tmp_path / 'run'}"])
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["optim/skipped"] for line in metrics if "optim/skipped" in line] == [0, 1, 2, 3]
@@ -269,7 +273,7 @@ def test_a_run_that_diverges_while_a_save_is_written_names_that_save(home, tmp_p
     settings = {"optimizer": {"lr": 1e30, "clip": 1e30}, "checkpoint": {"every": 4}}
     recipe = write_recipe(tmp_path / "recipe.yaml", home, **settings)
     with pytest.raises(DivergenceError, match=r"it goes on from \S*/run/checkpoints/step-00000004\."):
-        train.main([str(recipe), f"output={tmp_path / 'run'}"])
+        train([str(recipe), f"output={tmp_path / 'run'}"])
     assert (tmp_path / "run" / "checkpoints" / "step-00000004" / "manifest.json").is_file()
 
 
@@ -284,7 +288,7 @@ def test_a_weight_that_is_not_finite_is_named(home, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.yaml", home, model={"path": str(tmp_path / "model"), "groups": ["lm"]})
     text = rf"A weight is not finite in step 1: {re.escape(name)} \(frozen, 1 of .* elements\)\. No update changes.*again, then"
     with pytest.raises(DivergenceError, match=text) as raised:
-        train.main([str(recipe), f"output={tmp_path / 'run'}"])
+        train([str(recipe), f"output={tmp_path / 'run'}"])
     assert "Samples:" not in str(raised.value) and "optimizer" not in str(raised.value)
 
 
@@ -297,5 +301,5 @@ def test_a_term_that_no_sample_fills_ends_the_run(home, tmp_path):
     given = [f"data.train.shards={tmp_path / 'no_captions'}", f"output={tmp_path / 'run'}"]
     rows = "objectives={understanding: {rows: 2}, generation: {caption_rows: 5}}"
     with pytest.raises(DataError, match=r"'caption' got none of its first 10 rows.*'train' lack a picture and a `caption`"):
-        train.main([str(recipe), *given, rows])
+        train([str(recipe), *given, rows])
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))

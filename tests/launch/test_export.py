@@ -9,21 +9,28 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, JanusForConditionalGeneration
 
+import megaunigame
+from megaunigame.checkpoint import contents
+from megaunigame.checkpoint.adapter_folder import open_adapter
 from megaunigame.checkpoint.export import adapter_base, check_out, hub_id
 from megaunigame.checkpoint.runs import open_run, step_folder_of
-from megaunigame.checkpoint.starting import checked_start, find_start, open_adapter
+from megaunigame.checkpoint.starting import checked_start, find_start
 from megaunigame.checkpoint.trained import saved_learner
 from megaunigame.config import LoraConfig
 from megaunigame.engine.zero3 import load_adapter
-from megaunigame.errors import ConfigError, ModelError
+from megaunigame.errors import CheckpointError, ConfigError, ModelError
+from megaunigame.inference.redraws import Redraw
+from megaunigame.inference.source import find_source
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.janus import Janus
+from megaunigame.storage.pending import sha256_of
 from tests.multi_process.launcher import REPOSITORY, run_script
 from tests.multi_process.tiny_run import write_data, write_model, write_recipe
 
@@ -92,6 +99,51 @@ def test_adapters_are_small_and_equal_the_merged_folder(home):
     assert (adapter / "adapter_model.safetensors").stat().st_size < (merged / "model.safetensors").stat().st_size / 5
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(home / "model")
     assert type(AutoProcessor.from_pretrained(adapter)).__name__ == "JanusProcessor"
+
+
+def test_a_run_its_export_and_its_adapters_are_used_alike(home, tmp_path):
+    base = megaunigame.load(home / "model", device="cpu")
+    run, step_folder = megaunigame.load(home / "lora", device="cpu"), home / "lora" / "checkpoints" / "step-00000002"
+    others = [step_folder, exported(home, "lora"), exported(home, "lora", "--adapter")]
+    picture, trained = np.full((16, 16, 3), 90, np.uint8), dict(run.network.named_parameters())
+    assert any((trained[name] - value).abs().max() > 1e-3 for name, value in base.network.named_parameters())
+    for folder in others:
+        model = megaunigame.load(folder, device="cpu")
+        for name, value in model.network.named_parameters():
+            torch.testing.assert_close(value, trained[name], rtol=0, atol=1e-6)
+        assert model.ask(picture, "what ?", max_tokens=5) == run.ask(picture, "what ?", max_tokens=5)
+        assert model.source.redraws == {"pixel": Redraw("draw this image again .", "crop")} == run.source.redraws
+    assert "step 2 of the run" in run.source.what
+    places = [home / "model", *others]
+    assert len({find_source(place).identity for place in places}) == 4 and base.source.redraws == {}
+    assert find_source(step_folder).identity == run.source.identity
+
+    hashed: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contents, "sha256_of", lambda path, moved: hashed.append(path.name) or sha256_of(path, moved))
+        source = find_source(step_folder)
+        assert source.identity and source.open_weights().names() and not hashed
+        source.check()
+    assert sorted(hashed) == ["learner-rank-00000.safetensors", "learner.json"]
+
+    damaged = shutil.copytree(home / "lora", tmp_path / "damaged")
+    file = next(damaged.glob("checkpoints/*2/learner-rank-00000.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for use in (find_source(damaged).check, lambda: megaunigame.load(damaged, device="cpu")):
+        with pytest.raises(CheckpointError, match="learner-rank-00000.safetensors has another content"):
+            use()
+
+    moved = tmp_path / "adapter"
+    shutil.copytree(others[-1], moved)
+    settings = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "org/base"}))
+    assert "belong to the model org/base" in (said := refusal(find_source, moved)) and "--base FOLDER" in said
+    assert find_source(moved, base=home / "model").identity == find_source(others[-1]).identity
+    write_model(tmp_path / "wider", width=40)
+    with pytest.raises(ModelError, match="Give the base that they were trained on"):
+        megaunigame.load(moved, base=tmp_path / "wider", device="cpu")
 
 
 def test_full_export_holds_the_trained_weights(home):
@@ -170,6 +222,7 @@ def test_a_run_is_exported_from_anywhere(home, tmp_path):
     record = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps(record | {"directory": str(tmp_path)}))
     assert "Type --model FOLDER" in refusal(open_run, step_folder_of(moved))
+    assert "Type --base FOLDER (in Python base=FOLDER) with the place" in refusal(find_source, moved)
     assert open_run(step_folder_of(moved), home / "model").model_path == home / "model"
 
 
@@ -280,7 +333,7 @@ def test_adapters_that_do_not_fit_are_refused(home, tmp_path, world):
         load_adapter(model, open_adapter(str(copy), lora), "model.adapter=less", world)
     settings = json.loads((copy / "adapter_config.json").read_text())
     (copy / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
-    assert "use_dora=True" in refusal(open_adapter, str(copy), LoraConfig(**fitting))
+    assert "Type model.lora.dora=true." in refusal(open_adapter, str(copy), LoraConfig(**fitting))
 
 
 def test_a_folder_of_the_hub_cache_names_its_model(tmp_path):

@@ -7,9 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from megaunigame.launching import OTHERS_WAIT_SECONDS
+from megaunigame.parallel.team import POLL_SECONDS, SIGTERM_SECONDS, Team
+from megaunigame.parallel.watch import GRACE_SECONDS
 from tests.multi_process.launcher import REPOSITORY, run_script
 
 RANK = """
@@ -75,12 +79,21 @@ def test_a_rank_that_does_not_listen_yet_is_interrupted_too(script, tmp_path):
     assert signaled(script, tmp_path, "unready", signal.SIGTERM) == 75
 
 
+@pytest.mark.parametrize(("codes", "expected"), [((-15, -15), 143), ((-15, 1), 143), ((0, 0), 0)])
+def test_ranks_that_save_nothing_end_with_the_code_of_the_signal(codes, expected):
+    """As of `megaunigame evaluate --ranks 2`."""
+    team = Team(saves=False)
+    team.ranks = [SimpleNamespace(poll=lambda code=code: code, send_signal=lambda number: None) for code in codes]
+    team.pass_on(signal.SIGTERM)
+    assert team.wait() == expected
+
+
 @pytest.mark.parametrize("behavior, code", [("fails", 3), ("killed", 137)])
 def test_a_rank_that_fails_ends_the_others(script, tmp_path, behavior, code):
     """The other one is asked to end, which it does after a second."""
     shorter = (
         "import sys; sys.argv[0] = 'launch/node.py'; sys.path.insert(0, 'launch'); import node\n"
-        "node.SIGTERM_SECONDS, node.KILL_SECONDS = 0.5, 5\nnode.main(sys.argv[1:])"
+        "from megaunigame.parallel import team\nteam.SIGTERM_SECONDS, team.KILL_SECONDS = 0.5, 5\nnode.main(sys.argv[1:])"
     )
     began = time.monotonic()
     done = run_script("-c", shorter, "--ranks", 2, script, behavior, tmp_path)
@@ -96,7 +109,7 @@ def test_a_rank_that_ignores_the_end_is_killed(tmp_path):
     )
     shorter = (
         "import sys; sys.path.insert(0, 'launch'); import node\n"
-        "node.SIGTERM_SECONDS, node.KILL_SECONDS = 0.3, 0.6\nnode.main(sys.argv[1:])"
+        "from megaunigame.parallel import team\nteam.SIGTERM_SECONDS, team.KILL_SECONDS = 0.3, 0.6\nnode.main(sys.argv[1:])"
     )
     began = time.monotonic()
     assert run_script("-c", shorter, "--ranks", 2, script).returncode == 1
@@ -132,7 +145,10 @@ run_to_exit(main, [])
 def test_an_error_of_all_ranks_is_said_once_and_one_of_a_single_rank_too(tmp_path, phase, whose, said):
     script = tmp_path / "errors.py"
     script.write_text(ERRORS)
-    sooner = "import sys; sys.path.insert(0, 'launch'); import node\nnode.KILL_SECONDS = 5.5\nnode.main(sys.argv[1:])"
+    sooner = (
+        "import sys; sys.path.insert(0, 'launch'); import node\nfrom megaunigame.parallel import team\n"
+        "team.KILL_SECONDS = 5.5\nnode.main(sys.argv[1:])"
+    )
     done = run_script("-c", sooner, "--ranks", 3, script, whose, phase, tmp_path)
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and lines[0] == said, done.stderr
@@ -144,10 +160,5 @@ def test_an_error_of_all_ranks_is_said_once_and_one_of_a_single_rank_too(tmp_pat
 
 
 def test_the_delays_fit_each_other():
-    from megaunigame.launching import OTHERS_WAIT_SECONDS
-    from megaunigame.parallel.watch import GRACE_SECONDS
-
-    program = "import sys; sys.path.insert(0, 'launch'); import node; print(node.SIGTERM_SECONDS + node.POLL_SECONDS)"
-    sigterm = float(run_script("-c", program).stdout)
-    assert sigterm + 1 < OTHERS_WAIT_SECONDS, "ranks with the same error are ended before they repeat it"
+    assert SIGTERM_SECONDS + POLL_SECONDS + 1 < OTHERS_WAIT_SECONDS, "ranks with the same error are ended before they repeat it"
     assert OTHERS_WAIT_SECONDS + 1 < GRACE_SECONDS, "the exit code of a single rank's error counts"

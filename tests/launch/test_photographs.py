@@ -26,7 +26,7 @@ def test_twenty_steps_on_photographs(tmp_path):
     train = [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py", "launch/recipes/tiny_sft.yaml"]
     overrides = [
         f"data.scenes.shards={tmp_path / 'shards'}", "objectives={understanding: {rows: 2, stream: scenes}}",
-        "evaluation.suites={}", f"schedule={{steps: {STEPS}}}", f"output={run_folder}",
+        "evaluation.suites={}", f"schedule={{steps: {STEPS}}}", "optimizer.lr=2e-3", f"output={run_folder}",
     ]  # fmt: skip
     subprocess.run([*train, *overrides], cwd=REPOSITORY, check=True)
     losses = [json.loads(line)["loss/understanding"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from megaunigame.config import load_recipe
+from megaunigame.engine.peak_memory import peak_memory
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
 from megaunigame.objectives.building import build_objectives, build_plan
@@ -44,7 +45,7 @@ def shape(tmp_path, **settings) -> Path:
 def profile(tmp_path_factory) -> tuple[list[dict], str, str]:
     """JSON, page and terminal of a game against plain fine-tuning; the shards of the recipe do not exist."""
     home = tmp_path_factory.mktemp("profile")
-    recipe = shape(home, schedule={"steps": 1, "warmup_steps": 0})
+    recipe = shape(home, schedule={"steps": 0, "epochs": 2, "warmup_steps": 0})
     options = ["--against", "sft", "--steps", 3, "--warmup", 1, "--out", home / "out"]
     done = run_script("launch/profile.py", recipe, GAME, "seed=3", *options)
     assert done.returncode == 0 and done.stderr.count("1 step of warm-up: too few") == 1, done.stderr
@@ -89,7 +90,7 @@ def test_operations_are_about_four_per_weight_and_token_under_lora(profile):
 
 def test_page_and_terminal_say_the_same(profile):
     (game, sft), page, said = profile
-    assert "profile.py" in page and "seed=3" in page and page.count("data:image/png;base64,") == 1
+    assert ">megaunigame profile " in page and "seed=3" in page and page.count("data:image/png;base64,") == 1
     assert "<h1>Profile of tiny</h1>" in page and "1 step of warm-up: too few" in page
     for text in (TWIN, "3 steps after 1 step of warm-up, 1 rank, CPU", "useful tokens/s", "in units of its plain fine-tuning"):
         assert text.lower() in said.lower() and text.lower() in page.lower(), text
@@ -142,7 +143,7 @@ def test_a_profile_without_steps_is_refused(tmp_path):
 def test_a_profile_of_weights_that_are_not_there_says_how_to_do_without(tmp_path):
     done = run_script("launch/profile.py", shape(tmp_path), "model.path=nowhere", "model.weights=pretrained", "model.size=7b")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "No folder at model.path=nowhere" in done.stderr and "launch/profile.py: model.weights=random." in done.stderr
+    assert "No folder at model.path=nowhere" in done.stderr and "megaunigame profile: model.weights=random." in done.stderr
 
 
 def test_memory_is_planned_for_the_ranks_of_the_profile(tmp_path, monkeypatch, capsys):
@@ -164,7 +165,7 @@ def test_rates_are_those_of_all_steps_together(monkeypatch):
         world=OneRank(size=2),
         mesh=Mesh.of(OneRank(size=2)),
         stepper=SimpleNamespace(performance=SimpleNamespace(peak=50.0)),
-        learner=SimpleNamespace(module=None),
+        learner=SimpleNamespace(module=None, ema=None),
         recipe=SimpleNamespace(engine=SimpleNamespace(precision="bf16")),
         plan=SimpleNamespace(rows_per_micro_step=lambda: 7),
         accumulation=3,
@@ -250,3 +251,8 @@ def test_the_page_names_its_recipes_and_counts_in_words():
 def test_too_little_warm_up_is_said_with_its_reason():
     assert warm_up_warning(3) == ""
     assert warm_up_warning(2).startswith("2 steps of warm-up: too few") and "ZeRO-3" in warm_up_warning(2)
+
+
+def test_the_peak_of_a_single_step_is_that_of_its_rank():
+    """A step reports the peak of the step before it, so one step alone has none."""
+    assert measure._peak(OneRank(), [{}]) == pytest.approx(peak_memory(OneRank().device), rel=0.1)

@@ -156,13 +156,11 @@ def test_an_error_of_the_program_ends_the_process(tmp_path):
     write_data(tmp_path / "shards")
     recipe = write_recipe(tmp_path / "recipe.yaml", tmp_path, loader={"workers": 1})
     program = (
-        "import sys; sys.path[:0] = ['launch']\n"
-        "import train\n"
+        "from megaunigame.command_line import run_command\n"
         "from megaunigame.engine.zero3 import Learner\n"
-        "from megaunigame.launching import run_to_exit\n"
         "def fails(self, accept): raise RuntimeError('out of memory')\n"
         "Learner.update = fails\n"
-        f"run_to_exit(train.main, [{str(recipe)!r}])\n"
+        f"run_command('train', [{str(recipe)!r}])\n"
     )
     done = run_script("-c", program, timeout=100)
     assert done.returncode == 1 and "RuntimeError: out of memory" in done.stderr

@@ -1,38 +1,38 @@
-"""In which order launch/train.py makes a run: who holds the folder clears it before anything looks for a checkpoint."""
+"""In which order a run is made: who holds the folder clears it before anything looks for a checkpoint."""
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from megaunigame.errors import CheckpointError, Interrupted
+from megaunigame.parallel.interruption import Interruption
+from megaunigame.training import running
 from tests.worlds import OneRank
 
 
 class Noted:
-    """Replaces parts of launch/train.py, and notes the order of their calls."""
+    """Replaces parts of megaunigame/training/running.py, and notes the order of their calls."""
 
     def __init__(self, monkeypatch):
-        monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script drops its own folder
-        from launch import train
-
-        self.train, self.patch, self.calls = train, monkeypatch.setattr, []
+        self.patch, self.calls = monkeypatch.setattr, []
         engine = SimpleNamespace(timeout_minutes=1, deterministic=False)
-        recipe = SimpleNamespace(data={}, output="runs/a", engine=engine, name="a")
-        self.patch(train, "load_recipe", lambda *_: recipe)
-        self.patch(train, "as_yaml", lambda *_: "")
+        self.recipe = SimpleNamespace(data={}, output="runs/a", engine=engine, name="a")
+        self.patch(running, "as_yaml", lambda *_: "")
         self.replace("watch", self.watched())
         self.replace("start_world", OneRank())
-        for name in ("pack_sources", "use_flight_recorder", "claim", "rank_log", "make_recorder_folder", "clear_leftovers"):
+        for name in ("use_flight_recorder", "claim", "rank_log", "make_recorder_folder", "clear_leftovers"):
             self.replace(name)
         self.replace("release")
         self.replace("RunRecord")
 
+    def train(self):
+        running.train(self.recipe, Interruption(), sources={}, command=["megaunigame", "train", "a.yaml"])
+
     def replace(self, name, result=None):
-        self.patch(self.train, name, self.noted(name, result))
+        self.patch(running, name, self.noted(name, result))
 
     def noted(self, name, result=None):
         def call(*_given, **_named):
@@ -58,8 +58,8 @@ def test_an_error_before_step_1_gives_the_folder_back(monkeypatch):
     noted = Noted(monkeypatch)
     noted.replace("Trainer", CheckpointError("damaged"))
     with pytest.raises(CheckpointError, match="damaged"):
-        noted.train.main(["recipe.yaml"])
-    begin = ["pack_sources", "use_flight_recorder", "start_world", "watch"]
+        noted.train()
+    begin = ["use_flight_recorder", "start_world", "watch"]
     claimed = ["claim", "rank_log", "make_recorder_folder", "clear_leftovers"]
     assert noted.calls == [*begin, *claimed, "Trainer", "release"]
 
@@ -68,17 +68,18 @@ def test_an_error_before_step_1_gives_the_folder_back(monkeypatch):
 def test_the_report_is_watched_and_the_connections_are_closed_after_the_watch(monkeypatch, interrupted):
     noted = Noted(monkeypatch)
     trainer = SimpleNamespace(
+        recipe=noted.recipe,
         interrupted=interrupted,
         resumed_from=None,
         folder="runs/a",
         parts=SimpleNamespace(origin=dict),
         describe=lambda: "",
-        make_room=lambda: None,
+        saves=SimpleNamespace(make_room=lambda: None),
         fit=noted.noted("fit"),
     )
     noted.replace("Trainer", trainer)
     noted.replace("report")
     noted.replace("leave")
     with pytest.raises(Interrupted) if interrupted else nullcontext():
-        noted.train.main(["recipe.yaml"])
+        noted.train()
     assert noted.calls[-6:] == ["RunRecord", "fit", "report", "release", "end of watch", "leave"]

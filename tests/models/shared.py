@@ -30,10 +30,13 @@ CORPUS = ["what color is the cube left of the red ball ?", "a small green cone b
 TURNS = [("what is this ?", "a red ball"), ("how many ?", "two"), ("what color is the cube ?", "blue")]
 PLAN = plan_from([RowRequest("u", UNDERSTAND, "s", 2), RowRequest("g", GENERATE, "s", 2, takes_source=True)])
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TARGETS = {"show_o": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")}
+TARGETS = {
+    "show_o": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+    "bagel": (*ALL_TARGETS, *(f"{name}_moe_gen" for name in ALL_TARGETS)),
+}
 """Linear layers of a language model where they are others than `ALL_TARGETS`."""
 SIDES = {"image_size": 16, "source_size": 12}
-PICTURES = {"emu3": SIDES, "emu3_5": SIDES, "chameleon": SIDES, "show_o": {"source_size": 12}}
+PICTURES = {"emu3": SIDES, "emu3_5": SIDES, "chameleon": SIDES, "show_o": {"source_size": 12}, "bagel": SIDES}
 """What a family's folder needs beyond what every family's does."""
 
 
@@ -87,7 +90,8 @@ def generated(model, picture):
 
 def states(model, inputs):
     """(B, S, D): hidden states of understand rows, or of questions."""
-    return model._read(model.embed(inputs), inputs.attention, opened=model.opened(inputs))
+    given = {"opened": model.opened(inputs), "positions": model.positions(inputs)}
+    return model._read(model.embed(inputs), inputs.attention, **given)
 
 
 def losses_of_training(module, loss_of, *, steps, lr):

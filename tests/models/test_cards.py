@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration
 
-from launch.export import adapter_usage
 from megaunigame.checkpoint.export import write_shards
+from megaunigame.models.bagel import Bagel
 from megaunigame.models.chameleon import Chameleon
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3_5 import Emu3p5
 from megaunigame.models.janus import Janus
 from megaunigame.models.openuni import OpenUni
 from megaunigame.models.show_o import ShowO
+from megaunigame.tools.exporting import adapter_usage
 from tests.tiny import Tiny, write_tiny
 
 TEXTS = ["what is in the picture ? a red ball"] * 3
@@ -110,7 +111,12 @@ def test_the_card_of_other_cells_says_that_pictures_cannot_be_asked_about(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("family", "settings"), [(Emu3p5, {"image_size": 16, "source_size": 12}), (ShowO, {"source_size": 12})]
+    ("family", "settings"),
+    [
+        (Emu3p5, {"image_size": 16, "source_size": 12}),
+        (ShowO, {"source_size": 12}),
+        (Bagel, {"image_size": 16, "source_size": 12}),
+    ],
 )
 def test_code_that_needs_this_package_runs(tmp_path, monkeypatch, family, settings):
     monkeypatch.chdir(tmp_path)

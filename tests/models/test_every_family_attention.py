@@ -28,6 +28,8 @@ def queries_and_keys(model, inputs, row, size):
     grid = getattr(model, "grid", None)
     line_end = None if grid is None else grid.line_end
     text = [p for p in range(width) if real[p] and not image[p] and inputs.tokens[row, p] != line_end]
+    if model.name == "bagel":  # the end token of the picture comes before its latent tokens, which are the last ones
+        return list(range(size - model.processor.after_prompt, size)), [p for p in text if p < width - 1]
     drawn = range(width, size if grid is None else min(size, width + grid.length))  # without the end of a picture
     return [p for p in drawn if line_end is None or (p - width) % (grid.width + 1) != grid.width], text
 

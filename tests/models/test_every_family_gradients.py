@@ -43,7 +43,7 @@ def test_gradients_are_exactly_those_of_what_is_trained(tiny, picture, choice):
 
 
 def test_a_pass_reaches_the_groups_that_it_names_and_no_others(tiny, picture):
-    """`groups_of_pass` decides what is frozen where a recipe has no rows of a pass."""
+    """`groups_of_pass` decides what is frozen where a recipe has no rows of a pass, `unreached` what does not decay."""
     for name, takes_images in ((UNDERSTAND, False), (UNDERSTAND, True), (GENERATE, False), (GENERATE, True)):
         model = tiny.load()
         if name == UNDERSTAND:
@@ -53,6 +53,9 @@ def test_a_pass_reaches_the_groups_that_it_names_and_no_others(tiny, picture):
         output.loss_sum.sum().backward()
         reached = {model.group_of(n) for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
         assert reached == set(model.groups_of_pass(name, takes_images)), (name, takes_images)
+        of_groups = {n: p for n, p in model.named_parameters() if model.group_of(n) in reached}
+        still = {n for n, p in of_groups.items() if p.grad is None or p.grad.abs().max() == 0}
+        assert still == {n for n in of_groups if n.startswith(model.unreached(name))}, (name, takes_images)
 
 
 def test_a_longer_neighbor_does_not_change_an_understand_row(model, picture):

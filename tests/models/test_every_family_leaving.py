@@ -56,7 +56,7 @@ def test_a_long_picture_has_a_point_every_eight_tokens():
 
     class Reader(decoding.CachedReader):
         def __init__(self):
-            self.leave_point, self.reads, self.cache = lambda: calls.append(self.reads), 0, None
+            self.leave_point, self.reads, self.cached, self.positions = lambda: calls.append(self.reads), 0, {}, None
             self.language_model = lambda **_: type("Read", (), {"last_hidden_state": torch.zeros(1, 1, 2)})
 
     reader = Reader()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+from megaunigame.models.causal import masks
+from megaunigame.models.causal.decoding import following
+from megaunigame.models.causal.own_rows import own_row
 from megaunigame.step.rows import UnderstandRow
 from tests.models.shared import CODE_FAMILIES, ONE_BY_ONE, counted_calls, generated, greedy, understand
 
@@ -49,10 +51,13 @@ def test_answers_equal_decoding_without_a_cache(model, picture):
     answers = model.answer(inputs, max_new_tokens=6)
     assert answers.shape == (2, 6) and len(calls) == 6
     with torch.no_grad():
-        embeds, attention, tokens, opened = model.embed(inputs), inputs.attention, [], model.opened(inputs)
+        embeds, attention, tokens = model.embed(inputs), inputs.attention, []
+        opened, positions = model.opened(inputs), model.positions(inputs)
         for _ in range(6):
-            tokens.append(model.lm_head(model._read(embeds, attention, opened=opened)[:, -1]).argmax(-1))
-            opened = None if opened is None else F.pad(opened, (0, 1))
+            read = model._read(embeds, attention, opened=opened, positions=positions)
+            tokens.append(model.lm_head(read[:, -1]).argmax(-1))
+            opened = None if opened is None else masks.lengthened(opened, 1)
+            positions = None if positions is None else following(positions, 1)
             embeds = torch.cat([embeds, model.language_model.embed_tokens(tokens[-1])[:, None]], dim=1)
             attention = torch.cat([attention, torch.ones(2, 1, dtype=torch.bool)], dim=1)
     end = model.processor.eos_id
@@ -128,3 +133,62 @@ def test_teacher_forcing_on_sampled_codes_predicts_them_again(model):
     codes = model.sample_codes(inputs, guidance=1.0, pick=greedy)
     with torch.no_grad():
         assert torch.equal(model.predict_codes(inputs, codes, predict=True).predictions, codes)
+
+
+def own(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_a_picture_with_its_own_generator_is_the_same_in_any_batch(model, picture):
+    prompts, sources = ["a small green cone behind", "a cube", "a cube"], [None, picture(0), None]
+    options = {"guidance": 2.0, "temperature": 1.0, "lockstep": False}
+    together = model.sample(model.processor.generate_prompts(prompts, sources), generator=own(5, 6, 7), **options)
+    for row, seed in enumerate((5, 6, 7)):
+        inputs = model.processor.generate_prompts([prompts[row]], [sources[row]])
+        alone = model.sample(inputs, generator=own(seed), **options)
+        # Codes are chosen, and decoded one by one: the bits are equal. Latents differ by rounding.
+        torch.testing.assert_close(alone[0], together[row], rtol=0, atol=0 if model.has_codes else 1e-4)
+        other = model.sample(inputs, generator=own(seed + 10), **options)
+        assert not torch.allclose(other[0], together[row], atol=1e-2)
+
+
+def test_an_answer_with_its_own_generator_is_the_same_in_any_batch(model, picture):
+    images, questions = [[picture(0)], [], [picture(1), picture(2)]], ["what color is the cube ?", "how many ?", "what ?"]
+    options = {"max_new_tokens": 9, "temperature": 1.0, "lockstep": False}
+    together = model.answer(model.processor.prompt_inputs(images, questions), generator=own(5, 6, 7), **options)
+    assert len(set(map(tuple, together.tolist()))) == 3
+    for row, seed in enumerate((5, 6, 7)):
+        inputs = model.processor.prompt_inputs([images[row]], [questions[row]])
+        (alone,) = model.answer(inputs, generator=own(seed), **options).tolist()
+        ended = alone + [model.processor.eos_id] * (together.shape[1] - len(alone))
+        assert ended == together[row].tolist()
+
+
+def test_answers_stop_when_all_have_ended(model):
+    inputs = model.processor.prompt_inputs([[], []], ["how many ?", "how many ?"])
+    model.processor.format.eos = model.answer(inputs, max_new_tokens=2)[0, 1].item()
+    calls = counted_calls(model.language_model)
+    early = model.answer(inputs, max_new_tokens=6, lockstep=False)
+    assert len(calls) == early.shape[1] <= 2
+    assert torch.equal(model.answer(inputs, max_new_tokens=6)[:, : early.shape[1]], early)
+
+
+def test_drawing_needs_a_generator_for_each_row(model):
+    with pytest.raises(ValueError, match="2 generators for 1 rows"):
+        model.sample(model.processor.generate_prompts(["a"]), guidance=1.0, temperature=1.0, generator=own(1, 2))
+    with pytest.raises(ValueError, match="Temperature 1.0 draws"):
+        model.answer(model.processor.prompt_inputs([[]], ["a"]), max_new_tokens=1, temperature=1.0)
+
+
+def test_a_row_of_a_batch_is_what_it_is_when_collated_by_itself(model, picture):
+    images, questions = [[picture(0)], [], [picture(1), picture(2)]], ["what color is the cube ?", "how many ?", "what ?"]
+    batch = model.processor.prompt_inputs(images, questions)
+    prompts, sources = ["a small green cone behind", "a cube"], [None, picture(0)]
+    drawn = model.processor.generate_prompts(prompts, sources)
+    pairs = [(own_row(batch, n), model.processor.prompt_inputs([images[n]], [questions[n]])) for n in range(3)]
+    pairs += [(own_row(drawn, 0), model.processor.generate_prompts(prompts[:1]))]
+    pairs += [(own_row(drawn, 1), model.processor.generate_prompts(prompts[1:], sources[1:]))]
+    for row, alone in pairs:
+        for name in ("tokens", "attention", "image_positions", "images", "image_valid"):
+            mine, expected = getattr(row, name), getattr(alone, name)
+            assert (mine is None) == (expected is None) and (mine is None or torch.equal(mine, expected)), name

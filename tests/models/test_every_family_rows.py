@@ -40,15 +40,21 @@ class Format(NamedTuple):
     loss_positions: int = 16
     source_side: int = 12
     target_side: int = 16
+    beside: int = 0
+    """Positions of a source picture that are not among the tokens of its row."""
 
 
 JANUS = "<begin_of_image>" + "<image_placeholder>" * 16 + "<end_of_image>"
 OPENUNI = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
 SHOW_O = "<|soi|>" + "<|lvg|>" * 9 + "<|eoi|>"
+BAGEL = "<|vision_start|>" + "<|image_pad|>" * 9 + "<|vision_end|>"
 EMU3_LINE = "<|visual token 000000|>" * 3 + "<|extra_200|>"
 EMU3 = f"<|image start|>3*3<|image token|>{EMU3_LINE * 3}<|extra_201|><|image end|>"
 EMU3_5 = "<|image start|>3*3<|image token|>" + "<|extra_200|>".join(["<|visual token 000000|>" * 3] * 3) + "<|image end|>"
+HARMON = "<|image_pad|>" * 12
 CHAMELEON = "<racm3:break>" + "IMGIMGAZ" * 9 + "<eoss>"
+CHAT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+BLIP3O_NEXT = "<I0>" * 9
 FORMATS = {
     "janus": Format(
         conversation=f"<s><|User|>: {JANUS}{JANUS}\nwhat is this ?\n\n<|Assistant|>: a red ball</s>"
@@ -78,6 +84,21 @@ FORMATS = {
         loss_positions=4 * 8 * 8,
         after_prompt=6,
         source_side=16,
+        target_side=32,
+    ),
+    "blip3o_next": Format(
+        conversation=f"{CHAT}{BLIP3O_NEXT}{BLIP3O_NEXT}\nwhat is this ?<|im_end|>\n<|im_start|>assistant\na red ball"
+        "<|im_end|>\n<|im_start|>user\nhow many ?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>",
+        answers="a red ball<|im_end|>two<|im_end|>",
+        request=f"{CHAT}{{}}<|im_end|>\n<|im_start|>assistant\n<im_start><S0>",
+        caption="Please generate image based on the following caption: a cube",
+        instruction=f"{BLIP3O_NEXT}\nits depth",
+        unconditional=f"{CHAT}<|im_end|>\n<|im_start|>assistant\n<im_start><S0>",
+        system={"": "<|im_start|>user\nwhat", "Be brief.": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nwhat"},
+        special="<im_end>",
+        three_pictures=27,
+        loss_positions=9,
+        after_prompt=9,
         target_side=32,
     ),
     "emu3": Format(
@@ -131,6 +152,33 @@ FORMATS = {
         special="<|eoi|>",
         three_pictures=34,
         after_prompt=17,
+    ),
+    "harmon": Format(
+        conversation=f"<|im_start|>user\n{HARMON}{HARMON}\nwhat is this ?<|im_end|>\n<|im_start|>assistant\na red ball"
+        "<|im_end|>\n<|im_start|>user\nhow many ?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>",
+        answers="a red ball<|im_end|>two<|im_end|>",
+        request="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        caption="Generate an image: a cube",
+        instruction=f"{HARMON}\nits depth",
+        unconditional="<|im_start|>user\nGenerate an image.<|im_end|>\n<|im_start|>assistant\n",
+        system={"": "<|im_start|>user\nwhat", "Be brief.": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nwhat"},
+        special="<|image_pad|>",
+        three_pictures=36,
+        after_prompt=19,
+    ),
+    "bagel": Format(
+        conversation=f"{BAGEL}{BAGEL}<|im_start|>what is this ?<|im_end|><|im_start|>a red ball<|im_end|>"
+        "<|im_start|>how many ?<|im_end|><|im_start|>two<|im_end|>",
+        answers="a red ball<|im_end|>two<|im_end|>",
+        request="{}<|im_end|><|vision_start|><|vision_end|>",
+        caption="<|im_start|>a cube",
+        instruction=f"<|vision_start|><|vision_end|>{BAGEL}<|im_start|>its depth",
+        unconditional=f"<|vision_start|><|vision_end|>{BAGEL}<|vision_start|><|vision_end|>",
+        system={"": "<|im_start|>what", "Be brief.": "<|im_start|>Be brief.<|im_end|><|im_start|>what"},
+        special="<|im_start|>",
+        three_pictures=33,
+        after_prompt=16,
+        beside=16,
     ),
 }
 
@@ -187,7 +235,7 @@ def test_a_dropped_condition_leaves_no_prompt_and_no_source_unless_the_format_ke
 def test_a_long_prompt_loses_text_only(processor, reads, picture):
     long = "cube " * 200
     inputs = generate(processor, GenerateRow(long, picture(0), source=picture(1)))
-    assert inputs.attention.sum() + reads.after_prompt == LENGTH and inputs.intact.tolist() == [False]
+    assert inputs.attention.sum() + reads.after_prompt + reads.beside == LENGTH and inputs.intact.tolist() == [False]
     text, closing = words(processor, inputs), reads.request.format(reads.instruction).split("its depth")[1]
     kept = text.removesuffix(closing)[text.index("cube") :]
     assert text.endswith(closing) and len(kept) > 30 and long.startswith(kept)
@@ -231,12 +279,12 @@ def test_pictures_are_normalized_to_plus_minus_one(processor):
         assert values.tolist() == pytest.approx([-1, 1, -0.6], abs=1e-6)
 
 
-def test_largest_rows_fill_the_sequence(processor):
+def test_largest_rows_fill_the_sequence(processor, reads):
     inputs = processor.largest(PLAN, UNDERSTAND)
     assert inputs.attention.sum(1).tolist() == [LENGTH, LENGTH]
     assert inputs.images.shape[:2] == (2, 1) and (inputs.counts > 0).all()
     inputs = processor.largest(PLAN, GENERATE)
-    assert (inputs.attention.sum(1) + processor.after_prompt).tolist() == [LENGTH, LENGTH]
+    assert (inputs.attention.sum(1) + processor.after_prompt + reads.beside).tolist() == [LENGTH, LENGTH]
     assert inputs.image_valid.all() and inputs.terms.tolist() == [1, 1]
 
 

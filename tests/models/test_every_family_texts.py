@@ -112,7 +112,9 @@ def test_control_tokens_in_prompts_stay_text(processor, picture):
     inputs = generate(processor, GenerateRow(f"draw {written} now", picture(0)), GenerateRow("a cube", picture(0)), None)
     assert inputs.escaped.tolist() == [1, 0, 0] and inputs.cut.tolist() == [False] * 3
     begin = processor.format.begin
-    assert (inputs.tokens[0] == begin).sum() == (inputs.tokens[1] == begin).sum() == 1
+    assert (
+        (inputs.tokens[0] == begin).sum() == (inputs.tokens[1] == begin).sum() == processor.format.request_closing.count(begin)
+    )
     assert f"draw {written} now" in words(processor, inputs)
     asked = processor.prompt_inputs([[]], [f"is it {written} ?"])
     assert asked.escaped.tolist() == [1] and not (asked.tokens == begin).any()
@@ -130,3 +132,25 @@ def test_no_text_becomes_a_control_token(processor, data):
     assert plain.controls.isdisjoint(tokens)
     assert processor.tokenizer.decode(tokens, clean_up_tokenization_spaces=False) == text
     assert (escaped > 0) == any(c in text for c in every_control(processor))
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_a_question_after_earlier_turns_is_the_beginning_of_the_row_that_trains_its_answer(tiny, images):
+    conversation = tiny.processor().format
+    *earlier, (question, answer) = TURNS
+    row = conversation.understand(images, TURNS, False, 10_000)
+    asked = conversation.question(images, question, earlier)
+    length = len(asked)
+    assert row.tokens[:length] == asked.tokens and row.image[:length] == asked.image
+    assert row.tokens[length:] == conversation._answer(answer).tokens and asked.escaped == 0
+    assert set(asked.labels) == {IGNORE}
+    written = [("a", tiny.tokenizer.eos_token), (tiny.tokenizer.eos_token, "b")]
+    assert conversation.question(images, "c", written).escaped == 2
+
+
+def test_a_question_must_leave_room_for_its_answer(tiny):
+    processor = tiny.processor()
+    length = len(processor.format.question(0, "what ?"))
+    processor.prompt_inputs([[]], ["what ?"], room=processor.max_length - length)
+    with pytest.raises(DataError, match=f"The question has {length} tokens, with 0 picture.s. and 0 earlier"):
+        processor.prompt_inputs([[]], ["what ?"], room=processor.max_length - length + 1)

@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from megaunigame.errors import ModelError
 from megaunigame.models.base import UnifiedModel
@@ -29,6 +30,9 @@ from tests.models.shared import (
 )
 from tests.tiny import tiny_config
 
+UNTRAINED = {"blip3o_next": {"dit"}}
+"""Groups that a family does not train by default, where they are others than the vision tower."""
+
 
 def test_a_family_has_the_name_of_its_folder(tiny):
     assert find("models", tiny.family.name, UnifiedModel) is tiny.family
@@ -46,11 +50,12 @@ def test_every_parameter_is_in_exactly_one_group(tiny, model):
 
 def test_groups_of_passes_and_defaults_are_groups(tiny):
     family = tiny.family
-    assert set(family.trained_by_default) == set(family.groups) - {"vision"}
+    assert set(family.trained_by_default) == set(family.groups) - UNTRAINED.get(family.name, {"vision"})
     assert set(family.groups_of_pass(GENERATE, True)) == set(family.groups)
     for name in (UNDERSTAND, GENERATE):
         with_images, without = family.groups_of_pass(name, True), family.groups_of_pass(name, False)
-        assert without == [group for group in with_images if group not in family.seeing]
+        always = family.reads_target if name == GENERATE else ()
+        assert without == [group for group in with_images if group not in family.seeing or group in always]
         assert "lm" in without and set(with_images) <= set(family.groups)
 
 
@@ -72,7 +77,7 @@ def test_weights_arrive_unchanged(tiny, model):
         assert torch.equal(parameter, tiny.state[name]), name
     frozen = model.frozen.module
     for name, tensor in frozen.state_dict().items():
-        assert torch.equal(tensor, tiny.state[tiny.family.keys.frozen + name]), name
+        assert torch.equal(tensor, tiny.state[tiny.family.keys.frozen_root + name]), name
     assert not any(p.requires_grad for p in frozen.parameters()) and not frozen.training
 
 
@@ -87,7 +92,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, tmp_path):
     family, state = tiny.family, tiny.state
     copied(tiny.path, tmp_path)
     lost, keys = min(family.weights(str(tiny.path)).names()), family.keys
-    (head,) = (name for name in state if name.endswith("lm_head.weight"))
+    head = next((name for name in state if name.endswith("lm_head.weight")), "model.embed_tokens.weight")
     extra = head.replace("weight", "extra")
 
     def with_state(changed):
@@ -101,10 +106,17 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, tmp_path):
     vocabulary = len(state[head])
     with pytest.raises(ModelError, match=rf"{head} is \(5, 64\) instead of \({vocabulary}, 64\)"):
         family.weights(with_state({**state, head: torch.zeros(5, 64)}))
+    quantized = rf"{head} in .* has numbers of the type I8, .* legal are F64, F32, F16, BF16"
+    with pytest.raises(ModelError, match=quantized):
+        family.weights(with_state({**state, head: state[head].to(torch.int8)}))
     with pytest.raises(ModelError, match=f"1 keys are not {keys.family}'s, such as other.weight"):
         family.weights(with_state({**state, "other.weight": torch.zeros(2)}))
-    with_state({k: v for k, v in state.items() if not k.startswith(keys.frozen + "decoder")})
-    with pytest.raises(ModelError, match=f"{family.frozen_name} in .* missing: decoder"):
+    with_state({k: v for k, v in state.items() if not (k.startswith(keys.frozen) and "decoder." in k)})
+    with pytest.raises(ModelError, match=rf"{family.frozen_name} in .* missing: \S*decoder"):
+        family.load(tmp_path)
+    part = min(k for k, v in state.items() if k.startswith(keys.frozen) and "decoder." in k and v.is_floating_point())
+    with_state({**state, part: state[part].to(torch.int8)})
+    with pytest.raises(ModelError, match=rf"{family.frozen_name} in .* has numbers of the type I8"):
         family.load(tmp_path)
 
 
@@ -138,8 +150,14 @@ def test_a_width_that_norms_cannot_divide_is_refused(tiny):
             "chameleon",
             ["gen_vision_model.encoder.conv_in.weight", "model.text_model.norm.weight", "layers.0.attention.wq.weight"],
         ),
+        ("harmon", ["mar.something.weight", "llm.model.layers.weight", "vision_model.encoder.conv_in.weight"]),
         ("show_o", ["gen_vision_model.encoder.conv_in.weight", "model.layers.0.mlp.fc1.weight", "showo.other.weight"]),
+        (
+            "bagel",
+            ["language_model.other.weight", "encoder.layers.0.mlp.fc1.weight", "gen_vision_model.encoder.conv_in.weight"],
+        ),
         ("emu3", ["gen_vision_model.encoder.conv_in.weight", "model.aligner.fc1.weight", "language_model.model.norm.weight"]),
+        ("blip3o_next", ["model.sana.other.weight", "model.vision_tower.encoder.layers.0.weight", "sana_vae.decoder.weight"]),
         ("emu3_5", ["model.vqmodel.encoder.conv_in.weight", "model.text_model.norm.weight", "text_model.lm_head.weight"]),
     ],
 )
@@ -219,7 +237,7 @@ def test_settings_that_are_no_objects_are_refused(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("attention", "message"),
-    [("flash", "legal are sdpa"), ("flash_attention_2", "flash_att.*type model.attention=sdpa")],
+    [("flash", "legal are sdpa"), ("flash_attention_2", "flash_att.*type model.attention=sdpa .*--attention sdpa")],
 )
 def test_attention_that_cannot_run_is_refused(tiny, attention, message):
     with pytest.raises(ModelError, match=message):
@@ -243,18 +261,21 @@ def test_the_frozen_tokenizer_is_not_part_of_the_model(tiny):
     assert len(model.encode_target(torch.zeros(1, 3, side, side))) == 1
 
 
-def test_lora_trains_adapters_of_the_language_model_only(model, picture):
+@pytest.mark.parametrize("kind", [{}, {"rslora": True}, {"dora": True}], ids=["lora", "rslora", "dora"])
+def test_lora_trains_adapters_of_the_language_model_only(model, picture, kind):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     inputs = understand(model, UnderstandRow([picture(0)], [("what ?", "ball")]))
     with torch.no_grad():
         base = model(inputs).loss_sum
     targets = TARGETS.get(model.name, ALL_TARGETS)
-    model.add_lora(rank=4, alpha=8, dropout=0.0, targets=targets, seed=0)
+    model.add_lora(rank=4, alpha=8, dropout=0.0, targets=targets, seed=0, **kind)
+    scales = {module.scaling["default"] for module in model.modules() if isinstance(module, LoraLayer)}
+    assert scales == {8 / 2 if "rslora" in kind else 8 / 4}
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     layers = next(name for name, module in model.named_modules() if module is model.language_model) + ".layers."
-    assert len(trained) == 2 * len(targets) * 2
+    assert len(trained) == 2 * len(targets) * (3 if "dora" in kind else 2)
     assert all("lora_" in n and n.startswith(layers) for n in trained)
-    assert {model.group_of(n) for n in trained} == {"lm"}
+    assert {model.group_of(n) for n in trained} == {"lm", *(["lm_gen"] if model.name == "bagel" else [])}
     loss = model(inputs).loss_sum
     torch.testing.assert_close(loss.detach(), base)  # the second matrix starts at zero
     (loss.sum() + model(generate(model, GenerateRow("a cube", picture(0)))).loss_sum.sum()).backward()
@@ -280,9 +301,12 @@ def test_unknown_lora_targets_are_refused(model):
     legal = ", ".join(sorted(TARGETS.get(model.name, ALL_TARGETS))[:2])
     with pytest.raises(ModelError, match=f"model.lora.targets: unknown target 'query'.*{legal}"):
         model.add_lora(rank=2, alpha=4, dropout=0.0, targets=["q_proj", "query"], seed=0)
+    table = model.linear_layers()
+    assert set(table) == set(TARGETS.get(model.name, ALL_TARGETS))
     model.add_lora(rank=2, alpha=4, dropout=0.0, targets=[], seed=0)
-    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
-    assert adapted == set(TARGETS.get(model.name, ALL_TARGETS))
+    adapted = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert len(adapted) == 2 * len(table)
+    assert all(any(name.endswith(end) for names in table.values() for end in names) for name in adapted)
 
 
 def test_a_frozen_tower_and_the_frozen_tokenizer_stay_in_eval_mode(model):

@@ -222,7 +222,12 @@ def test_the_page_has_the_code_of_the_cards():
     root = Path(__file__).resolve().parents[2]
     page = (root / "docs" / "exporting.md").read_text()
     cards = "".join((root / "megaunigame" / "models" / family / "usage.md").read_text() for family in ("janus", "emu3"))
-    adapters = (root / "launch" / "export.py").read_text().replace("{folder}", '"exported/adapter"').replace("{base}", '"BASE"')
+    adapters = (
+        (root / "megaunigame" / "tools" / "exporting.py")
+        .read_text()
+        .replace("{folder}", '"exported/adapter"')
+        .replace("{base}", '"BASE"')
+    )
     cards = cards.replace("FOLDER", "exported/tiny_sft").replace("SIDE", "64")
     blocks = re.findall(r"```python\n(.+?)```", page, re.DOTALL)
     assert len(blocks) == 5 and all(block in cards + adapters for block in blocks)

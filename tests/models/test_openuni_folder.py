@@ -10,14 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
-from launch.family import main
+from megaunigame.command_line import parsed
+from megaunigame.commands.family import run
 from megaunigame.errors import ModelError
+from megaunigame.models.diffusion.flow import Flow
+from megaunigame.models.diffusion.modules import autoencoder
 from megaunigame.models.openuni import OpenUni
 from megaunigame.models.openuni.assembling import assemble
-from megaunigame.models.openuni.configuration import Flow, read_config
+from megaunigame.models.openuni.configuration import read_config
 from megaunigame.models.openuni.folder import random_state, write_folder
 from megaunigame.models.openuni.keys import official_weights, translate
-from megaunigame.models.openuni.parts import autoencoder, trained_parts
+from megaunigame.models.openuni.parts import trained_parts
 from megaunigame.models.openuni.sizes import SIZES
 from tests.models.shared import copied, same_logits
 from tests.tiny import tiny_config
@@ -85,16 +88,21 @@ def test_published_parts_become_a_folder(tiny, tmp_path):
         assemble(tiny.config, *folders, tmp_path / "openuni.pth", seed=0)
 
 
-def test_families_without_commands_do_not_stop_the_tool(monkeypatch, capsys):
-    """Neither a family that is one file nor one without `commands.py`."""
-    monkeypatch.setattr("launch.family.available", lambda room, base: ["base", "janus", "openuni"])
+def test_a_family_has_its_own_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        main(["openuni", "--help"])
+        run(parsed("family", ["openuni", "--help"]))
     assert "assemble" in capsys.readouterr().out
 
 
+def test_a_family_without_commands_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parsed("family", ["janus"])
+    assert "openuni" in capsys.readouterr().err
+
+
 def test_the_tool_writes_official_weights(tiny, tmp_path):
-    main(["openuni", "official", "--model", str(tiny.path), "--out", str(tmp_path / "out"), "--dtype", "float32"])
+    words = ["openuni", "official", "--model", str(tiny.path), "--out", str(tmp_path / "out"), "--dtype", "float32"]
+    run(parsed("family", words))
     written = load_file(tmp_path / "out" / "model.safetensors")
     copied(tiny.path, tmp_path / "back")
     save_file(written, tmp_path / "back" / "model.safetensors")
@@ -114,7 +122,7 @@ def test_parts_have_their_published_sizes():
     for size in ("b", "l", "38b"):
         config = SIZES[size]()
         with torch.device("meta"):
-            parts, frozen = trained_parts(config), autoencoder(config)
+            parts, frozen = trained_parts(config), autoencoder(config.autoencoder)
         assert sum(p.numel() for p in frozen.parameters()) == 312_250_275
         assert (config.visual_tokens, config.queries, config.latent_shape) == (256, 256, (32, 16, 16))
         internvl = (*parts["model"].parameters(), *parts["lm_head"].parameters())
@@ -154,7 +162,7 @@ def test_folders_that_cannot_be_used_are_refused(tiny, tmp_path):
     ("flow", "message"),
     [
         ({"train_shift": 0.0}, "shifts must be above 0"),
-        ({"sample_steps": 0}, "sample_steps must be at least 1"),
+        ({"sample_steps": 0}, "sample_steps must be a whole number, at least 1"),
         ({"decode_sigma": 1.5}, "decode_sigma must lie in"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.models.openuni import flow
+from megaunigame.models.diffusion import flow
 from megaunigame.step.rows import GenerateRow
 from tests.models.shared import built, generate
 

@@ -13,11 +13,11 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from megaunigame.engine.live_bytes import LiveBytes
 from megaunigame.models import recompute
 from megaunigame.models.causal.code_grid import CodeGrid
+from megaunigame.models.diffusion import autoencoding
+from megaunigame.models.diffusion.modules import diffusers_class
 from megaunigame.models.emu3 import Emu3
 from megaunigame.models.emu3.vq import VisionTokenizer
 from megaunigame.models.janus.vq import ImageTokenizer
-from megaunigame.models.openuni import autoencoding
-from megaunigame.models.openuni.parts import diffusers_class
 from megaunigame.models.vqgan import sliced_norm
 from tests.models import plain_vqgan
 

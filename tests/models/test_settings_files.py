@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import Qwen2Config
 
 from megaunigame.errors import ModelError
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.settings_files import (
     CODE,
     check_tokens,
+    config_from,
     copy_settings,
     read_channels,
     read_system_prompt,
@@ -49,6 +51,33 @@ def test_a_whole_number_is_one_or_more(tmp_path):
     for value in (0, -4, "64", 2.5, True, None):
         with pytest.raises(ModelError, match=f"^n={value!r} in {tmp_path} must be a whole number, 1 or more"):
             read_whole({"n": value}, "n", 7, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be a whole number, 1 or more"),
+        ({"hidden_size": -1}, "hidden_size=-1 must be"),
+        ({"hidden_size": 30}, "hidden_size=30 must be a multiple of num_attention_heads=4"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 must be a multiple of num_key_value_heads=3"),
+        ({"hidden_act": "gelo"}, "Unknown hidden_act 'gelo'. Did you mean 'gelu'"),
+        ({"rope_parameters": {"rope_type": "defualt", "rope_theta": 1}}, "Unknown rope_type 'defualt'. Did you mean 'default'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "1"}}, "rope_theta='1' must be a number above 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a number above 0"),
+        ({"dtype": "float33"}, "AttributeError: .*float33.*Copy the file"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(tmp_path, changes, message):
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    assert config_from(Qwen2Config, sizes, tmp_path / "config.json").hidden_size == 32
+    with pytest.raises(ModelError, match=rf"config\.json: {message}"):
+        config_from(Qwen2Config, sizes | changes, tmp_path / "config.json")
 
 
 def test_channels_are_three_numbers(tmp_path):

@@ -14,7 +14,7 @@ from megaunigame.monitoring.report import write_report
 
 
 def monitor(folder, **options):
-    given = {"every": 1, "total_steps": 3, "start_step": 1, "rank": 0, "tensorboard": False, "progress": False}
+    given = {"every": 1, "total_steps": 3, "start_step": 1, "rank": 0, "trackers": [], "progress": False}
     return Monitor(folder, **{**given, **options})
 
 
@@ -99,28 +99,6 @@ def test_a_deleted_run_folder_is_made_again(tmp_path, caplog):
     assert read_run_folder(tmp_path / "run").series["loss/a"] == ([2, 3], [0.5, 0.25])
     assert len(caplog.records) == 1 and "metrics.jsonl was deleted while the run writes it" in caplog.text
     assert logs.failed is None
-
-
-@pytest.mark.fault("the TensorBoard folder cannot be written", does="says so and goes on without", lost="TensorBoard only")
-def test_a_run_goes_on_without_tensorboard(tmp_path, caplog):
-    (tmp_path / "tensorboard").write_text("a file")
-    logs = monitor(tmp_path, tensorboard=True)
-    logs.log(1, {"loss/a": 1.0})
-    assert "No TensorBoard" in caplog.text and logs.failed is None
-    assert read_run_folder(tmp_path).series["loss/a"] == ([1], [1.0])
-
-
-def test_tensorboard_may_end_later(tmp_path, caplog):
-    logs = monitor(tmp_path)
-
-    class Broken:
-        def add_scalar(self, *_):
-            raise OSError(errno.ENOSPC, "full")
-
-    logs.writer = Broken()
-    logs.log(1, {"loss/a": 1.0})
-    logs.log(2, {"loss/a": 1.0})
-    assert caplog.text.count("TensorBoard ends here") == 1 and logs.failed is None
 
 
 @pytest.mark.fault("the clock jumps", does="nothing: times are labels, durations come from a monotonic clock", lost="nothing")

@@ -6,10 +6,10 @@ import math
 import sys
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megaunigame.monitoring.monitor import Monitor, clock_time, log_line, rank_log
+from megaunigame.monitoring import history
+from megaunigame.monitoring.monitor import Monitor, rank_log
 from megaunigame.pixels import Panel
 
 METRICS = {
@@ -23,7 +23,7 @@ METRICS = {
 
 
 def monitor(folder: Path, start: int = 1, **settings) -> Monitor:
-    defaults = {"every": 5, "total_steps": 20, "rank": 0, "tensorboard": False, "progress": True}
+    defaults = {"every": 5, "total_steps": 20, "rank": 0, "trackers": [], "progress": True}
     return Monitor(folder, start_step=start, **{**defaults, **settings})
 
 
@@ -70,6 +70,37 @@ def test_a_fresh_run_starts_an_empty_history(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
+def test_evaluations_of_steps_that_are_made_again_are_set_aside(tmp_path, capsys):
+    home = tmp_path / "evaluation"
+    for launch in ("first", "second"):
+        for step in (0, 10, 15):
+            (home / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
+            (home / f"step-{step:08d}" / "a.png").write_text(launch)
+            (home / f"step-{step:08d}.json").write_text(launch)
+        monitor(tmp_path, start=11).close()
+        assert f"evaluations of steps that are made again (15) are now in {home / 'set-aside'}" in capsys.readouterr().out
+        assert sorted(file.name for file in home.glob("step-*.json")) == ["step-00000000.json", "step-00000010.json"]
+        for name in ("step-00000015.json", "step-00000015/a.png"):
+            assert (home / "set-aside" / name).read_text() == launch
+    monitor(tmp_path, start=11).close()
+    assert "made again" not in capsys.readouterr().out
+
+
+def test_trackers_do_not_make_a_run_read_all_its_evaluations(tmp_path, monkeypatch):
+    read = []
+
+    def read_evaluation(file: Path) -> dict:
+        read.append(file.stem)
+        return {"step": int(file.stem.removeprefix("step-")), "suites": {}}
+
+    monkeypatch.setattr(history, "read_evaluation", read_evaluation)
+    (tmp_path / "evaluation").mkdir()
+    for step in (0, 10, 15, 20):
+        (tmp_path / "evaluation" / f"step-{step:08d}.json").touch()
+    assert [one.step for one in history.read_first_and(tmp_path, 15)] == [0, 15] and len(read) == 2
+    assert [one.step for one in history.read_first_and(tmp_path, 0)] == [0] and len(read) == 3
+
+
 def test_lines_are_printed_at_the_first_step_every_few_and_at_the_last(tmp_path, capsys):
     run(monitor(tmp_path, total_steps=12), range(1, 13))
     out = capsys.readouterr()
@@ -92,7 +123,7 @@ def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left(tmp_path, capsys, 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(monitor(tmp_path, start=11), range(11, 21))
     bar = capsys.readouterr().err
-    assert "20/20" in bar and "step" in bar and "\r" in bar
+    assert "20/20" in bar and "ETA 0:00:00 | 48.0 rows/s | total 20.000 | grad 0.75" in bar and "\r" in bar
 
 
 def test_progress_can_be_switched_off(tmp_path, capsys, monkeypatch):
@@ -102,7 +133,7 @@ def test_progress_can_be_switched_off(tmp_path, capsys, monkeypatch):
 
 
 def test_other_ranks_do_nothing(tmp_path, capsys):
-    watched = monitor(tmp_path / "run", rank=1, tensorboard=True)
+    watched = monitor(tmp_path / "run", rank=1, trackers=["tensorboard"])
     watched.say("hello")
     watched.record(1, METRICS)
     watched.panels(2, [Panel("Shown", {}, {})])
@@ -112,24 +143,11 @@ def test_other_ranks_do_nothing(tmp_path, capsys):
 
 
 def test_tensorboard_forgets_what_a_killed_run_logged_too_much(tmp_path):
-    run(monitor(tmp_path, tensorboard=True), range(1, 13))
-    run(monitor(tmp_path, start=11, tensorboard=True), range(11, 21))
+    run(monitor(tmp_path, trackers=["tensorboard"]), range(1, 13))
+    run(monitor(tmp_path, start=11, trackers=["tensorboard"]), range(11, 21))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 21))
-
-
-def test_log_line():
-    line = log_line(7, 200, METRICS, remaining=3725.0)
-    assert line == (
-        "step   7/200 | understanding   1.2500 | total   2.5000 | lr 2.00e-05 | grad    0.750 |    48.0 rows/s"
-        " |   0.500 s/step | ETA   1:02:05"
-    )
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90_000, "1d 1:00:00")])
-def test_clock_time(seconds, text):
-    assert clock_time(seconds) == text
 
 
 def test_each_rank_keeps_its_warnings(tmp_path):

@@ -53,6 +53,8 @@ class AttentionReference(PlainReference):
         image, real = inputs.image_positions[row].tolist(), inputs.attention[row].tolist()
         if pass_name == GENERATE:
             drawn, text = list(range(len(places), size)), [p for p in places if real[p] and not image[p]]
+            if self.recipe.model.family == "bagel":  # latent tokens come last; the end token of the picture is no text
+                return drawn[-self.model.processor.after_prompt :], [p for p in text if p < len(places) - 1]
             if self.recipe.model.family == "show_o":  # the token that ends the picture is not a code
                 return drawn[:-1], text
             if not isinstance(self.model, TokenCodeModel) or self.model.grid.line_end is None:

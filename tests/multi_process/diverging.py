@@ -182,7 +182,7 @@ def check_budget(home: Path, world: Ranks) -> str:
     assert "3 of the last 16 updates were not made, and divergence.skip=2 allows 2." in said, said
     assert "rank 1: 0" in said and "rank 0:" not in said and "(understanding)" in said, said
     assert "no checkpoint was saved yet, so it begins at step 1" in said and "newest checkpoint" not in said, said
-    assert "python launch/replay.py" in said and "optimizer.lr=0.005 (it is 0.01)" in said, said
+    assert "megaunigame replay" in said and "optimizer.lr=0.005 (it is 0.01)" in said, said
     return "the third one stops"
 
 
@@ -206,7 +206,7 @@ def check_zero(home: Path, world: Ranks) -> str:
         batches = batches_of(trainer, 3)
         norms = [trainer.train_step(batches)[names.OPTIM_GRAD_NORM] for _ in range(3)]
         assert norms[0] == norms[2] == 0 < norms[1], norms
-        trainer.save()
+        trainer.saves.finish()
         resumed = trainer_of(f"no-gradient-{name}", home, world, **settings)
         plant(resumed, world, ZERO, {3})
         said = stopped(resumed, 0)
@@ -281,7 +281,7 @@ def check_resume(home: Path, world: Ranks) -> str:
     batches = batches_of(whole, 8)
     for _ in range(4):
         whole.train_step(batches)
-    whole.save()
+    whole.saves.finish()
     late = [whole.train_step(batches) for _ in range(4)]
     resumed = trainer_of("skips-and-goes-on", home, world, **settings)
     assert resumed.first_step == 4 and resumed.stepper.divergence.recent == [3]
@@ -324,7 +324,7 @@ def check_left(home: Path, world: Ranks) -> str:
         batches = batches_of(trainer, BROKEN + 1)
         for _ in range(BROKEN if name == FINITE else 1):
             trainer.train_step(batches)
-        trainer.save()
+        trainer.saves.finish()
         try:
             trainer.train_step(batches)
         except DivergenceError as error:

@@ -46,11 +46,11 @@ GAME = {
 }
 CASES: dict[str, dict[str, Any]] = {
     "full": {
-        **{**ROWS, **BATCH, "optimizer": {"group_lr": {"aligner": 0.3, "lm": 1.5}}},
+        **{**ROWS, **BATCH, "optimizer": {"group_lr": {"aligner": 0.3, "lm": 1.5}}, "ema": {"decay": 0.7}},
         "stages": [{}, HPZ, ZERO2, PERSISTENT],
     },
     "lora": {
-        **{**ROWS, **BATCH, "model": LORA},
+        **{**ROWS, **BATCH, "model": LORA, "ema": {"decay": 0.7, "every": 3}},
         "stages": [ZERO2, {}, ZERO2_OFFLOADED, ZERO3_OFFLOADED],
     },
     "game_bf16": {
@@ -152,7 +152,7 @@ def run(case: str, home: Path) -> str:
         launch(f"{case}-whole", home, world, settings, stages[0], STEPS).fit()
 
     def from_nothing(world: Ranks) -> None:
-        launch(f"{case}-chain", home, world, settings, stages[0], 0).save()
+        launch(f"{case}-chain", home, world, settings, stages[0], 0).saves.finish()
 
     if not playing:
         in_world(1, uninterrupted)

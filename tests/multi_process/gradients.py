@@ -17,6 +17,7 @@ from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.attention_reference import AttentionReference
+from tests.multi_process.averages import PlainAverage
 from tests.multi_process.balance_reference import BalanceReference
 from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.programs import (
@@ -49,12 +50,22 @@ LARGE_WEIGHTS = {"targets": "relative", "weights": {"generate": 40.0, "understan
 JANUS_GROUPS = ["vision", "aligner", "lm", "generation_embed", "generation_head"]
 ROUND_ROBIN = unimrg(schedule="round_robin")
 INDEPENDENT = {"understanding": {"rows": 3, "independent": True}}
+UNDERSTANDING_ONLY = {"understanding": {"rows": 3}, "generation": {"caption_rows": 0}}
+GENERATION_ONLY = {"understanding": {"rows": 0}, "generation": {"caption_rows": 1, "pixel_rows": 2, "drop": 0.3}}
 THRICE = {"accumulation": 3}
+EMA = {"decay": 0.6}
+ON_DEMAND = {"ds_config": "tests/multi_process/zero3_on_demand.json"}
+"""Weights are gathered for one module, and released after it."""
+DORA = {"train": "lora", "lora": {**LORA["lora"], "dora": True, "rslora": True}}
 OPENUNI = {"family": "openuni"}
 EMU3 = {"family": "emu3"}
 EMU3_5 = {"family": "emu3_5"}
 CHAMELEON = {"family": "chameleon"}
 SHOW_O = {"family": "show_o"}
+HARMON = {"family": "harmon"}
+BAGEL = {"family": "bagel"}
+BOTH_EXPERTS = {"train": "lora", "lora": {**LORA["lora"], "targets": []}}
+BLIP3O_NEXT = {"family": "blip3o_next"}
 BALANCE = {
     "objectives": {"understanding": {"rows": 2, "weight": 0.7}, "generation": {"caption_rows": 2, "pixel_rows": 1}},
     "weights": {"caption": {"start": 0.1, "end": 0.8, "steps": 3}, "pixel": {"kind": "auto", "like": "understanding"}},
@@ -62,18 +73,21 @@ BALANCE = {
 }
 CASES = {
     "full": {},
-    "accumulation": {"batch": THRICE},
+    "accumulation": {"batch": THRICE, "ema": EMA},
     "checkpointing": {"model": CHECKPOINTING, "batch": TWICE},
     "lora": {"model": LORA},
-    "lora_checkpointing": {"model": LORA | CHECKPOINTING},
+    "lora_checkpointing": {"model": LORA | CHECKPOINTING, "ema": {**EMA, "every": 2}},
+    "dora_checkpointing": {"model": DORA | CHECKPOINTING, "batch": TWICE, "engine": ON_DEMAND},
+    "dora_zero2": {"model": DORA, "engine": ZERO2},
     "all_groups": {"model": {"groups": JANUS_GROUPS}, "optimizer": {"group_lr": {"vision": 0.1}}},
     "weights": {
         "objectives": {"understanding": {"rows": 2, "weight": 0.3}, "generation": {"pixel_rows": 1, "pixel_weight": 2.0}}
     },
     "independent_turns": {"objectives": INDEPENDENT},
-    "understanding_only": {"objectives": {"understanding": {"rows": 3}, "generation": {"caption_rows": 0}}},
-    "zero2": {"engine": ZERO2, "batch": TWICE},
-    "offloaded_optimizer": {"engine": OFFLOADED, "batch": TWICE},
+    "understanding_only": {"objectives": UNDERSTANDING_ONLY},
+    "generation_only": {"objectives": GENERATION_ONLY},
+    "zero2": {"engine": ZERO2, "batch": TWICE, "ema": EMA},
+    "offloaded_optimizer": {"engine": OFFLOADED, "batch": TWICE, "ema": EMA},
     "zero2_offloaded_optimizer": {"engine": ZERO2_OFFLOADED},
     "unimrg_shared_encoder": {
         "objectives": unimrg(source_gradient=0.1, images="paired", rows={"understanding": 2, "pixel": 2}),
@@ -99,6 +113,30 @@ CASES = {
     "show_o": {"model": SHOW_O, "objectives": unimrg(source_gradient=0.1)},
     "show_o_lora_checkpointing": {"model": SHOW_O | LORA | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
     "show_o_zero2": {"model": SHOW_O, "engine": ZERO2},
+    "harmon": {"model": HARMON, "objectives": unimrg(source_gradient=0.1)},
+    "harmon_checkpointing": {"model": HARMON | CHECKPOINTING, "batch": TWICE},
+    "harmon_lora_round_robin": {"model": HARMON | LORA, "objectives": ROUND_ROBIN, "batch": THRICE},
+    "harmon_zero2": {"model": HARMON, "engine": ZERO2},
+    "bagel": {"model": BAGEL, "objectives": unimrg(source_gradient=0.1)},
+    "bagel_lora_checkpointing": {"model": BAGEL | BOTH_EXPERTS | CHECKPOINTING, "objectives": ROUND_ROBIN, "batch": THRICE},
+    "bagel_zero2": {"model": BAGEL, "engine": ZERO2},
+    "bagel_steps_of_one_expert": {"model": BAGEL, "objectives": ROUND_ROBIN},
+    "bagel_understanding_only": {"model": BAGEL, "objectives": UNDERSTANDING_ONLY, "batch": TWICE},
+    "bagel_generation_only": {"model": BAGEL, "objectives": GENERATION_ONLY, "batch": TWICE},
+    "bagel_editing": {
+        "model": {**BAGEL, **CHECKPOINTING, "groups": ["vision", "aligner", "lm", "lm_gen", "generation"]},
+        "objectives": {**NONE_OF_THESE, "understanding": {"rows": 1}, "editing": {"rows": 2, "sources": 3}},
+        "data": {"train": {"shards": "edits", "window": 2}},
+        "batch": TWICE,
+    },
+    "blip3o_next": {"model": BLIP3O_NEXT, "objectives": unimrg(source_gradient=0.1)},
+    "blip3o_next_all_groups_checkpointing": {
+        "model": {**BLIP3O_NEXT, **CHECKPOINTING, "groups": ["embedding", "lm", "connector", "caption", "dit"]},
+        "batch": TWICE,
+        "engine": ON_DEMAND,
+    },
+    "blip3o_next_lora_round_robin": {"model": BLIP3O_NEXT | LORA, "objectives": ROUND_ROBIN, "batch": THRICE},
+    "blip3o_next_zero2": {"model": BLIP3O_NEXT, "engine": ZERO2},
     "aia": {"objectives": {"aia": WEIGHTS}, "batch": TWICE},
     "aia_checkpointing_one_layer": {
         "objectives": {"aia": {**LARGE_WEIGHTS, "layers": [1], "terms": ["understanding", "caption", "pixel"]}},
@@ -114,6 +152,8 @@ CASES = {
     "chameleon_aia": {"model": CHAMELEON, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_aia": {"model": EMU3 | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "emu3_5_aia": {"model": EMU3_5, "objectives": {"aia": LARGE_WEIGHTS}},
+    "bagel_aia": {"model": BAGEL | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
+    "blip3o_next_aia": {"model": BLIP3O_NEXT, "objectives": {"aia": LARGE_WEIGHTS}},
     "show_o_aia": {"model": SHOW_O | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "zero2_lora": {"engine": ZERO2, "model": LORA},
     "balance": BALANCE,
@@ -132,6 +172,10 @@ def check_partitioned(trainer: Trainer, world: Ranks) -> None:
     assert sum(p.data.numel() for p in parameters) == 0, "weights are whole between the passes"
 
 
+def trained_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {n: gathered(p) for n, p in trainer.learner.module.named_parameters() if p.requires_grad}
+
+
 def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
     with mock.patch.object(deepspeed.zero, "GatheredParameters", side_effect=deepspeed.zero.GatheredParameters) as loading:
         trainer = trainer_of(case, home, world, **settings)
@@ -139,6 +183,7 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
     reference = AttentionReference if "aia" in recipe.objectives else BalanceReference if recipe.weights else PlainReference
     plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
     start = {n: p.detach().clone() for n, p in plain.trained.items()}
+    average = PlainAverage(trainer, start)
     measured = sum(name.startswith("aia_") for name in trainer.stepper.terms.names)
     assert trainer.describe().count("its attention is measured in") == measured
     stage3 = "zero2" not in case
@@ -165,6 +210,8 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
             assert found == pytest.approx(plain.measured, rel=1e-3, abs=1e-4), (case, step)
             assert metrics["weight/pixel"] == pytest.approx(plain.equal["pixel"], rel=1e-3)
         worst = max(worst, largest_error(trainer, plain, TOLERANCE))
+        of_average = average.step(step + 1, plain.trained, lambda: trained_weights(trainer))
+        assert of_average < TOLERANCE, (case, step, of_average)
     if stage3:
         check_partitioned(trainer, world)
     ours = {n: gathered(p).float() for n, p in trainer.learner.module.named_parameters() if p.requires_grad}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,18 @@ from megaunigame.registry import find
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import StepPlan
 
+DRAWING = {
+    "janus": {"generation_embed", "generation_head"},
+    "openuni": {"queries", "connector", "dit"},
+    "harmon": {"decoder", "head"},
+    "blip3o_next": {"connector", "caption", "dit"},
+    "bagel": {"lm_gen", "generation"},
+}
+"""Groups that only a generate pass reads. Families of token codes have none."""
+AFTER_KEYS = re.compile(r"model\.layers\.1\.self_attn\.q_proj\.")
+"""Weights of the tiny BAGEL that no drawn picture depends on, but whose gradient is zeros. Others like them have none, so plain
+torch leaves them alone."""
+
 
 class PlainReference:
     """Trains `steps` optimizer steps the way a textbook would, and keeps gradient norm and losses of each."""
@@ -28,7 +42,11 @@ class PlainReference:
         )
         if config.train == "lora":
             lora = config.lora
-            self.model.add_lora(rank=lora.rank, alpha=lora.alpha, dropout=0.0, targets=lora.targets, seed=recipe.seed)
+            self.model.add_lora(
+                **{"rank": lora.rank, "alpha": lora.alpha, "dropout": 0.0, "targets": lora.targets, "seed": recipe.seed},
+                rslora=lora.rslora,
+                dora=lora.dora,
+            )
         else:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(self.model.group_of(name) in self._groups())
@@ -51,7 +69,7 @@ class PlainReference:
         o = self.recipe.optimizer
         return torch.optim.AdamW(
             [
-                {"params": [p], "weight_decay": o.weight_decay if p.dim() > 1 else 0.0, "factor": self._factor(n)}
+                {"params": [p], "weight_decay": self._decay(n, p), "factor": self._factor(n)}
                 for n, p in parameters.items()
             ],
             lr=o.lr, betas=tuple(o.betas), eps=o.eps,
@@ -106,8 +124,12 @@ class PlainReference:
         return torch.zeros(())
 
     def _groups(self) -> set[str]:
-        unused = {"generation_embed", "generation_head"} if "generate" not in self.plan.passes else set()
+        unused = DRAWING.get(self.model.name, set()) if "generate" not in self.plan.passes else set()
         return set(self.recipe.model.groups or self.model.trained_by_default) - unused
+
+    def _decay(self, name: str, parameter: nn.Parameter) -> float:
+        idle = self.model.name == "bagel" and "understand" not in self.plan.passes and AFTER_KEYS.match(name)
+        return 0.0 if parameter.dim() == 1 or idle else self.recipe.optimizer.weight_decay
 
     def _factor(self, name: str) -> float:
         return self.recipe.optimizer.group_lr.get("lora" if "lora_" in name else self.model.group_of(name), 1.0)

@@ -31,6 +31,7 @@ KNOBS = {
 FAMILIES = available("models", UnifiedModel)
 CASES = {family: {"model": {"family": family, **CHECKPOINTING}} for family in FAMILIES}
 CASES |= {f"{family}_lora": {"model": {"family": family, **LORA}} for family in FAMILIES}
+CASES["janus_dora"] = {"model": {**LORA, "lora": {**LORA["lora"], "dora": True}}}
 
 
 def recipe_of(case: str, home: Path) -> Recipe:
@@ -38,7 +39,8 @@ def recipe_of(case: str, home: Path) -> Recipe:
     folder = home / f"planned-{os.environ['RANK']}"
     folder.mkdir(exist_ok=True)
     (folder / "knobs.json").write_text(json.dumps({"zero_optimization": KNOBS}))
-    engine = {"precision": "bf16", "ds_config": str(folder / "knobs.json")}
+    precision = "fp32" if case == "janus_dora" else "bf16"
+    engine = {"precision": precision, "ds_config": str(folder / "knobs.json")}
     recipe = write_recipe(folder / f"{case}.yaml", home, engine=engine, **CASES[case])
     return load_recipe(str(recipe), [f"output={home / 'runs' / case}"])
 

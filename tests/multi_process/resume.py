@@ -35,7 +35,13 @@ GAME = {
 CONTROLLED = {"controller": {"flipped": 0.3}, "buffer": {**GAME["buffer"], "hardness": "gap", "draw": "keep"}}
 CASES: dict[str, dict[str, Any]] = {
     # 10 to 30 rows a step of 64 samples: the stop is in the middle of an epoch, and later steps cross into the next.
-    "lora_bf16": {"model": LORA, "engine": {"precision": "bf16"}, "loader": {"workers": 2}, "batch": {"accumulation": 3}},
+    "lora_bf16": {
+        "model": LORA,
+        "engine": {"precision": "bf16"},
+        "loader": {"workers": 2},
+        "batch": {"accumulation": 3},
+        "ema": {"decay": 0.6, "every": 2},
+    },
     "full_fp32": {"loader": {"workers": 1}, "optimizer": {"group_lr": {"aligner": 0.3}}},
     "full_bf16_accumulated": {"engine": {"precision": "bf16"}, "batch": TWICE},
     # The stop lies amid the steps in which the weights of AIA are measured.
@@ -53,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model": LORA,
         "engine": {"precision": "bf16"},
     },
-    "zero2_bf16": {"engine": {"precision": "bf16", **ZERO2}},
+    "zero2_bf16": {"engine": {"precision": "bf16", **ZERO2}, "ema": {"decay": 0.9}},
     # Measured in steps 0, 2, 4, 6: the factor of the stop depends on all of them.
     "balance_bf16": {
         "weights": {

@@ -20,7 +20,7 @@ from typing import Any
 from megaunigame.config import load_recipe
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.causal import decoding
-from megaunigame.monitoring.monitor import METRICS_FILE
+from megaunigame.monitoring.history import METRICS_FILE
 from megaunigame.parallel.interruption import Interruption
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks
@@ -77,25 +77,23 @@ class Signaled(Trainer):
 
     def fit(self) -> None:
         self.evaluations.run = functools.partial(self.evaluate, self.evaluations.run)
+        begin = self.saves.begin
+        self.saves.begin = lambda: (begin(), self.signal_in(SAVE))
         super().fit()
-
-    def begin_save(self) -> None:
-        super().begin_save()
-        self.signal_in(SAVE)
 
     def train_step(self, micro_batches: Any) -> dict[str, float]:
         fetch = self.stepper._fetch
         with replaced(self.stepper, "_fetch", lambda *args: (self.signal_in(STEP), fetch(*args))[1]):
             return super().train_step(micro_batches)
 
-    def evaluate(self, run: Callable[[Any], bool], monitor: Any) -> bool:
+    def evaluate(self, run: Callable[[Any, Any], bool], learner: Any, monitor: Any) -> bool:
         model: UnifiedModel = self.learner.module
         predict, sample = model.predict, model.sample
         with (
             replaced(model, "predict", lambda *args: (self.signal_in(EVALUATION), predict(*args))[1]),
             replaced(model, "sample", lambda *args, **kwargs: (self.signal_in(SAMPLING), sample(*args, **kwargs))[1]),
         ):
-            return run(monitor)
+            return run(learner, monitor)
 
     def signal_in(self, phase: str) -> None:
         """To this process, and wait until it has been heard: the test is about what follows."""

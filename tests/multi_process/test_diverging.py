@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from types import SimpleNamespace
 
 import pytest
 
+from megaunigame.command_line import parsed
+from megaunigame.commands.replay import run
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.training import kept_rows
 from tests.multi_process import diverging
 from tests.multi_process.diverging import BROKEN, FINITE, OVERFLOWED
-from tests.multi_process.launcher import REPOSITORY, run_ranks
+from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_model
 
-sys.path.insert(0, str(REPOSITORY / "launch"))
-import replay  # noqa: E402
-
 pytestmark = pytest.mark.ranks
+
 FEW = ["spike_zero2_bf16", "gradient_zero3_bf16_persistent", "gradient_zero3_offloaded_round_robin"]
 OTHERS = [case for case in diverging.CASES if case not in FEW]
+
+
+def replay(words):
+    run(parsed("replay", words))
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +93,10 @@ def rows_of(output: str) -> list[dict[str, str]]:
     return [found.groupdict() for found in map(line.fullmatch, output.splitlines()) if found]
 
 
-@pytest.mark.fault("a step broke on two ranks", does="launch/replay.py runs its rows alone in one process", lost="nothing")
+@pytest.mark.fault("a step broke on two ranks", does="`megaunigame replay` runs its rows alone in one process", lost="nothing")
 def test_replayed_rows_have_the_losses_of_the_run(launched, capsys):
     run = launched.home / "runs" / FINITE
-    replay.main([str(run)])
+    replay([str(run)])
     said = capsys.readouterr().out
     assert f"step {BROKEN + 1} of a run of 2 ranks, with the weights of {run}/checkpoints/step-{BROKEN:08d}\nrank 0" in said
     rows = rows_of(said)
@@ -108,7 +111,7 @@ def test_replayed_rows_have_the_losses_of_the_run(launched, capsys):
 
 def test_a_replay_names_the_module_that_breaks(launched, capsys):
     folder = launched.home / "runs" / OVERFLOWED / "divergence" / "step-00000002"
-    replay.main([str(folder), "--broken"])
+    replay([str(folder), "--broken"])
     said = capsys.readouterr().out
     rows = rows_of(said)
     assert rows and all(row["verdict"].startswith("NOT FINITE, first in model.") for row in rows), said
@@ -122,7 +125,7 @@ def test_without_a_checkpoint_before_it_says_whose_weights_run(launched, capsys,
     (run / "divergence").mkdir(parents=True)
     (run / "recipe.yaml").write_text((source / "recipe.yaml").read_text())
     (run / "divergence" / f"step-{BROKEN + 1:08d}").symlink_to(source / "divergence" / f"step-{BROKEN + 1:08d}")
-    replay.main([str(run), "--step", str(BROKEN + 1)])
+    replay([str(run), "--step", str(BROKEN + 1)])
     said = capsys.readouterr().out
     assert (
         f"with the weights the run began with\nnote: in the run they were those after step {BROKEN}, which were not saved"
@@ -133,11 +136,11 @@ def test_without_a_checkpoint_before_it_says_whose_weights_run(launched, capsys,
 def test_what_cannot_be_replayed(launched, tmp_path):
     run = launched.home / "runs" / FINITE
     with pytest.raises(ConfigError, match="has kept no rows"):
-        replay.main([str(tmp_path)])
+        replay([str(tmp_path)])
     with pytest.raises(ConfigError, match=r"step-00000099 holds no kept rows"):
-        replay.main([str(run), "--step", "99"])
+        replay([str(run), "--step", "99"])
     with pytest.raises(ConfigError, match="leave out --step"):
-        replay.main([str(run / "divergence" / f"step-{BROKEN + 1:08d}"), "--step", "3"])
+        replay([str(run / "divergence" / f"step-{BROKEN + 1:08d}"), "--step", "3"])
     damaged = tmp_path / "divergence" / "step-00000003"
     damaged.mkdir(parents=True)
     for name in ("rank-00000.json", "rank-00000.safetensors"):

@@ -6,15 +6,18 @@ import pytest
 
 from tests.multi_process import data_faults, gradients, mixed, plans, resume, stored_codes, unigame
 from tests.multi_process.launcher import run_ranks
-from tests.multi_process.tiny_run import write_data, write_families, write_long_world, write_pictures
+from tests.multi_process.tiny_run import write_data, write_edits, write_families, write_long_world, write_pictures
 
 pytestmark = pytest.mark.ranks
 
 REDRAWN = [case for case in unigame.CASES if case.startswith("redraw")]
 ALONE = ["alternating_lora_accumulation", "simultaneous_checkpointing", "simultaneous_zero2"]
 OWN = [case for case in unigame.CASES if case not in REDRAWN]
+STEPS = list(gradients.CASES)
+HALF = len(STEPS) // 2
 LAUNCHES = {
-    "every step on two ranks equals plain torch": ("gradients", 2, list(gradients.CASES)),
+    "every step on two ranks equals plain torch: first half": ("gradients", 2, STEPS[:HALF]),
+    "every step on two ranks equals plain torch: second half": ("gradients", 2, STEPS[HALF:]),
     "every bf16 step on two ranks equals plain mixed precision": ("mixed", 2, list(mixed.CASES)),
     "one rank runs the same code": ("gradients", 1, ["accumulation", "lora_checkpointing", "zero2"]),
     "the plan of every family equals the engine on two ranks": ("plans", plans.RANKS, list(plans.CASES)),
@@ -36,6 +39,7 @@ LAUNCHES = {
 def home(tmp_path_factory):
     folder = write_families(tmp_path_factory.mktemp("tiny"))
     write_data(folder / "shards")
+    write_edits(folder / "edits")
     write_pictures(folder / "pictures")
     write_long_world(folder)
     return folder

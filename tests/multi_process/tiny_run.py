@@ -86,7 +86,37 @@ SHOW_O = {  # three layers, because loading must hold far less than the model at
     "generation_timesteps": 3,
 }
 """The same."""
-SHAPES = {"openuni": OPENUNI, "emu3": EMU3, "emu3_5": EMU3_5, "chameleon": CHAMELEON, "show_o": SHOW_O}
+HARMON = {
+    **{"image_size": 16, "source_size": 16},
+    "llm": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS, "num_key_value_heads": 1},
+    "mar": {
+        **{"image_size": 8, "width": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "buffers": 2, "dropout": 0.0},
+        **{"head_width": 32, "head_layers": 1},
+    },
+    "autoencoder": {"multipliers": [1, 1, 1], "attention_resolutions": [4]},
+    "drawing": {"rounds": 2, "noise_steps": 2},
+}
+"""For 16x16 pictures: 4 x 4 tokens, of which positions are known for 2 x 2, and 2 buffers."""
+BAGEL = {
+    "text_config": {"hidden_size": 32, "intermediate_size": 48, **TWO_HEADS, "num_key_value_heads": 1},
+    "vision_config": {"patch_size": 8, "hidden_size": 32, "intermediate_size": 48, **ONE_LAYER},
+    "vae_config": {"multipliers": [1, 1, 1]},
+    "max_latent_size": 2,
+    "vit_max_num_patch_per_side": 2,
+}
+"""For 16x16 pictures: 4 visual tokens, 4 latent tokens."""
+BLIP3O_NEXT = {  # as many layers, for the same reason
+    "text_config": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 3},
+    "image_size": 16,
+    "sana": {"sample_size": 4},
+    "vq_config": {"codebook_size": 32, "image_size": 8},
+    "settings": {"system_prompt": ""},
+}
+"""For 16x16 pictures: 2 x 2 codes out of 32, latents of 4 x 4 x 4."""
+SHAPES = {
+    **{"openuni": OPENUNI, "emu3": EMU3, "emu3_5": EMU3_5, "chameleon": CHAMELEON, "show_o": SHOW_O},
+    **{"harmon": HARMON, "bagel": BAGEL, "blip3o_next": BLIP3O_NEXT},
+}
 
 
 def write_family(folder: Path, family: str) -> Path:
@@ -142,6 +172,23 @@ def long_world(home: Path) -> dict:
     }
 
 
+def edit_sample(number: int) -> dict[str, bytes]:
+    """One to three edits, the first of one or two source pictures, and a question about all pictures."""
+    rng = np.random.default_rng(number)
+    edits: list[Any] = ["paint it red", ["now at night", "let it be dark"], "smaller"][: 1 + number % 3]
+    if number % 2:
+        edits[0] = "<image> in the colors of <image> , on paper"
+    pictures = len(edits) + 1 + number % 2
+    meta = {"edits": edits, "conversations": talk((QUESTIONS[number % 3], ANSWERS[number % 3]))}
+    later = {f"picture{n}.png": encoded(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for n in range(2, pictures + 1)}
+    first = encoded(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    return {"json": json.dumps(meta).encode(), "png": first, **later}
+
+
+def write_edits(folder: Path, samples: int = 32) -> Path:
+    return write_shards(folder, [samples // 2] * 2, fields=edit_sample)
+
+
 def write_pictures(folder: Path, samples: int = 6) -> Path:
     """Samples that all have an image and a caption, as the evaluation of generation wants them."""
     return write_shards(folder, [samples], fields=lambda number: sample(35 * number + 1))
@@ -155,7 +202,7 @@ def merged(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
 
 def write_recipe(path: Path, home: Path, **settings) -> Path:
     """A recipe on `home`/shards and the family's folder in `home`; `settings` are top-level blocks that replace or extend the
-    default."""
+    default. A stream's `shards` may be the name of a folder in `home`."""
     family = settings.get("model", {}).get("family", "janus")
     recipe = {
         "name": "tiny",
@@ -171,7 +218,10 @@ def write_recipe(path: Path, home: Path, **settings) -> Path:
         "schedule": {"steps": 6, "kind": "cosine", "warmup_steps": 1},
         "engine": {"ds_config": "ds_configs/zero3_cpu.json", "precision": "fp32", "timeout_minutes": 1},
         "checkpoint": {"every": 100},
-        "monitor": {"every": 1, "tensorboard": False, "progress": False},
+        "monitor": {"every": 1, "trackers": [], "progress": False},
     }
-    path.write_text(yaml.safe_dump(merged(recipe, settings)))
+    whole = merged(recipe, settings)
+    data = {name: {**stream, "shards": str(home / stream["shards"])} if "shards" in stream else stream
+            for name, stream in whole["data"].items()}  # fmt: skip
+    path.write_text(yaml.safe_dump({**whole, "data": data}))
     return path

@@ -44,6 +44,10 @@ DRAWING = {"caption_rows": 1, "pixel_rows": 1}
 EMU3 = {"family": "emu3"}
 CHAMELEON = {"family": "chameleon"}
 SHOW_O = {"family": "show_o"}
+BAGEL = {"family": "bagel"}
+HARMON = {"family": "harmon"}
+BLIP3O_NEXT = {"family": "blip3o_next"}
+OPENUNI = {"family": "openuni"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alternating": ({}, {}),
     "alternating_lora_accumulation": (GAP, {"model": LORA, "batch": TWICE}),
@@ -62,6 +66,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "emu3_5": ({}, {"model": {"family": "emu3_5"}}),
     "show_o": ({}, {"model": SHOW_O, "batch": TWICE}),
     "show_o_embedding_zero2": (EMBEDDING, {"model": SHOW_O, "engine": ZERO2}),
+    "bagel": ({}, {"model": BAGEL | CHECKPOINTING, "batch": TWICE}),
+    "bagel_simultaneous": ({**SIMULTANEOUS, "anchor": "none"}, {"model": BAGEL}),
+    "harmon": ({}, {"model": HARMON | CHECKPOINTING, "batch": TWICE}),
+    "harmon_simultaneous": ({**SIMULTANEOUS, "anchor": "none"}, {"model": HARMON}),
+    "blip3o_next": ({}, {"model": BLIP3O_NEXT | CHECKPOINTING, "batch": TWICE}),
+    "blip3o_next_simultaneous": ({**SIMULTANEOUS, "anchor": "none"}, {"model": BLIP3O_NEXT}),
+    "openuni": ({}, {"model": OPENUNI}),
     "redraw_checkpointing": (PIXEL, {**OTHERS, "model": LORA | CHECKPOINTING, "batch": TWICE}),
     "redraw_accumulation": ({**PIXEL, "every": 2}, {**OTHERS, "batch": TWICE}),
     "redraw_zero2": (

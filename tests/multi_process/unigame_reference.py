@@ -8,18 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megaunigame.engine.schedule import lr_factor
 from megaunigame.models.base import clamped
-from megaunigame.models.causal.token_pictures import TokenPictures
+from megaunigame.models.diffusion.latent_pictures import LatentPictures
 from megaunigame.objectives.unigame.attack import Attack, attack_of
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.randomness import derive
 from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
 from megaunigame.step.micro import MicroStep
 from megaunigame.training.trainer import Trainer
+from tests.multi_process.decoding_reference import decoded
 from tests.multi_process.plain_reference import PlainReference
 
 
@@ -57,15 +57,19 @@ class PlainGame(PlainReference):
         if game["path"] == "embedding":
             question.visual_delta = delta.unsqueeze(1)
         else:
-            question.images = clamped(self.decoded(tokens, delta, inputs)).unsqueeze(1)
+            target = model.encode_target(inputs.redraw.targets)
+            pixels = clamped(decoded(model, tokens, delta, target, anchored=game["anchor"] == "source"))
+            # The other tiny models read pictures as they are drawn.
+            question.images = (model.as_source(pixels) if isinstance(model, LatentPictures) else pixels).unsqueeze(1)
         losses = model(question).loss_sum
         p = game["penalties"]
         penalties = p["l2"] * (delta**2).mean((1, 2)) + p["tv"] * ((delta[:, 1:] - delta[:, :-1]) ** 2).mean((1, 2))
         return losses, penalties + p["gate"] * self.gate.sigmoid() ** 2
 
     def redrawn(self, inputs: GenerateInputs) -> Tensor:
-        """(B, N, D) hidden states that draw the whole picture; where a pass reads codes (Show-o), all are masked."""
-        if self.model.predicts_whole:
+        """(B, N, D) hidden states that draw the whole picture; where a pass reads codes (Show-o), all are masked, and where it
+        reads a noisy picture (BAGEL), time and noise are fixed."""
+        if self.model.predicts_whole or not self.model.has_codes:
             return self.model(inputs).hidden
         codes = self.model.encode_target(inputs.targets)
         return self.model.predict_masked(inputs, codes, torch.ones_like(codes, dtype=torch.bool), predict=False).hidden
@@ -75,34 +79,6 @@ class PlainGame(PlainReference):
         u = self.network(tokens)
         eps = self.game["adversary"]["eps_max"] * self.gate.sigmoid()
         return eps * u / u.norm(dim=-1, keepdim=True) * tokens.norm(dim=-1, keepdim=True)
-
-    def decoded(self, tokens: Tensor, delta: Tensor, inputs: Attack) -> Tensor:
-        """(B, 3, H, W), as the tiny models' understanding reads it. Janus's is written again; token codes are tested alone.
-
-        The learner does not learn to draw from what the adversary draws.
-        """
-        model = self.model
-        if isinstance(model, TokenPictures):
-            anchor = model.encode_target(inputs.redraw.targets) if self.game["anchor"] == "source" else None
-            trained = model.lm_head.weight.requires_grad
-            model.lm_head.requires_grad_(False)
-            pixels = model.decode(tokens, delta, anchor).pixels
-            model.lm_head.requires_grad_(trained)
-            return pixels
-        head = model.model.generation_head
-        frozen = {name: weight.detach() for name, weight in head.named_parameters()}
-        logits = torch.func.functional_call(head, frozen, (tokens + delta,))
-        clean = head(tokens).argmax(-1)
-        codes = logits.argmax(-1)
-        if self.game["anchor"] == "source":
-            codes = torch.where(codes == clean, model.encode_target(inputs.redraw.targets), codes)
-        book = F.normalize(model.image_tokenizer.quantize.embedding.weight, dim=-1)
-        mean = logits.softmax(-1) @ book
-        cells = book[codes] + mean - mean.detach()
-        side = int(cells.shape[1] ** 0.5)
-        return model.image_tokenizer.decoder(
-            model.image_tokenizer.post_quant_conv(cells.transpose(1, 2).reshape(len(cells), -1, side, side))
-        )
 
     def play(self, hard: list[UnderstandInputs]) -> tuple[float, float, dict[str, float]]:
         """One step with the hard rows of all ranks: the adversary's loss and gradient norm, and the learner's mean losses."""

@@ -194,7 +194,7 @@ def test_the_plan_of_each_mode():
 )
 def test_a_family_without_what_the_path_needs_is_refused_before_its_weights(family, path, lacking):
     objective = game(path=path)
-    advice = "Families that have one:", "emu3, emu3_5, janus, openuni", "objectives.unigame.path=embedding"
+    advice = "Families that have one:", "emu3, emu3_5", "janus, openuni", "objectives.unigame.path=embedding"
     with refused(f"'plain' has no {lacking}", f"path={path}", *advice):
         objective.check_family(family, "plain", "folder", plan_from(objective.rows()))
 

@@ -115,7 +115,7 @@ def test_text_only_rows_are_dummies_and_missing_targets_are_bad_samples():
     text_only = Sample("k", {"conversations": said})
     assert rows_of(unimrg(), "depth", given=text_only) == [None]
     assert rows_of(unimrg(), "understanding", given=text_only)[0].images == []
-    with pytest.raises(DataError, match=r"Sample k has no depth.png.*data_prep annotate"):
+    with pytest.raises(DataError, match=r"Sample k has no depth.png.*megaunigame prepare annotate"):
         rows_of(unimrg(), "depth", given=sample(depth=None))
     with pytest.raises(ConfigError, match=r"no seg.png.*missing=substitute"):
         rows_of(unimrg(missing="error"), "segmentation", given=sample(segmentation=None))

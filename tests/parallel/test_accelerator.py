@@ -89,3 +89,10 @@ def test_objects_travel_over_the_host_and_tensors_over_the_gpus():
     device = torch.device("cuda", 3)
     assert _backend(device) == {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
     assert _backend(torch.device("cpu")) == {"backend": "gloo"}
+
+
+@pytest.mark.parametrize(("device", "native", "said"), [("cpu", False, True), ("cpu", True, False), ("cuda", False, False)])
+def test_a_cpu_without_bf16_instructions_is_told(device, native, said, monkeypatch, caplog):
+    monkeypatch.setattr(accelerator, "cpu_computes_bf16", lambda: native)
+    accelerator.warn_of_slow_bf16(torch.device(device))
+    assert ("type engine.precision=fp32" in caplog.text) == said

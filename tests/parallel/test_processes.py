@@ -64,6 +64,7 @@ LAUNCHER = 'echo $$; "$PYTHON" -c "$CODE"; true'
     ("deepspeed.launcher.launch", None, False),
 ])  # fmt: skip
 def test_only_a_launcher_is_a_launcher(name, rank, is_launcher):
+    """By its name."""
     environment = {key: value for key, value in os.environ.items() if key != "RANK"} | ({"RANK": rank} if rank else {})
     environment |= {"PYTHON": sys.executable, "CODE": ORPHAN.format(repository=str(REPOSITORY))}
     done = subprocess.run(
@@ -72,6 +73,19 @@ def test_only_a_launcher_is_a_launcher(name, rank, is_launcher):
     parent, (_, found) = done.stdout.split()[0], done.stdout.split()[1:]
     assert found == (parent if is_launcher else "None")
     assert launcher_pid() is None
+
+
+def test_ranks_know_who_has_started_them(tmp_path):
+    """`megaunigame train --ranks 2`, whose command line is any."""
+    (tmp_path / "rank.py").write_text(ORPHAN.format(repository=str(REPOSITORY)))
+    team = (
+        "import os, sys; from megaunigame.parallel.team import run_team; print(os.getpid(), flush=True); "
+        "run_team([sys.executable, sys.argv[1]], 2)"
+    )
+    command = [sys.executable, "-c", team, tmp_path / "rank.py"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    parent, *ranks = done.stdout.splitlines()
+    assert len(ranks) == 2 and all(rank.split()[1] == parent for rank in ranks)
 
 
 def test_pids_mean_something_on_one_machine_only():

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import InternVLConfig
 
-from megaunigame.models.openuni import flow
-from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
+from megaunigame.models.diffusion import flow
+from megaunigame.models.diffusion.flow import Flow
+from megaunigame.models.diffusion.modules import autoencoder
+from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.keys import KEYS, translate
 from megaunigame.models.openuni.model import OpenUni
-from megaunigame.models.openuni.parts import autoencoder
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
 from megaunigame.models.text.pictures import Normalize
 from megaunigame.step.inputs import GenerateInputs, UnderstandInputs
@@ -67,7 +68,7 @@ def load(fixture: Fixture) -> OpenUni:
     config = openuni_config(fixture.config)
     processor = SimpleNamespace(source_size=config.source_size, normalize_source=Normalize(IMAGENET_MEAN, IMAGENET_STD))
     model = OpenUni(config, processor, attention="sdpa", gradient_checkpointing=False)
-    frozen = autoencoder(config)
+    frozen = autoencoder(config.autoencoder)
     fixture.load(KEYS, model, frozen)
     model.frozen.keep(frozen)
     return model.eval()

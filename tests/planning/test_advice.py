@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from megaunigame.engine.memory_plan import GroupSize
-from megaunigame.engine.peaks import PEAKS
+from megaunigame.parallel.peaks import PEAKS
 from megaunigame.planning.advice import advice
 from megaunigame.planning.changes import parts
 from megaunigame.planning.machines import Cluster, Gpu

@@ -96,7 +96,7 @@ def test_a_block_is_made_again_in_its_place(tmp_path):
     [
         ("rows: 8", "rows: 7"),
         ("train: full", "train: lora"),
-        ("precision: bf16", "precision: fp32"),
+        ("precision: fp32", "precision: bf16"),
         ("zero2.json", "zero3.json"),
         ("size: tiny", "size: 8b"),
         ("--nodes 3", "--nodes 2"),
@@ -130,9 +130,9 @@ def test_a_recipe_without_a_block_gets_one(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("# plan --nodes many\n", "`# plan --nodes many` is not what launch/plan.py takes"),
+        ("# plan --nodes many\n", "`# plan --nodes many` is not what megaunigame plan takes"),
         ("# plan --gpu h100\n", "Unknown GPU 'h100'"),
-        ("# plan 'model.train=full\n", "is not what launch/plan.py takes: No closing quotation"),
+        ("# plan 'model.train=full\n", "is not what megaunigame plan takes: No closing quotation"),
         ("# plan model.trian=full\n", "trian"),
         ("# plan model.size='\"\"'\n", "has no model.size"),
     ],

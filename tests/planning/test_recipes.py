@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from megaunigame.config import load_recipe, resolve_batch
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.errors import ConfigError
+from megaunigame.models.emu3_5.tokenizer import open_tokenizer
 from megaunigame.objectives.building import build_objectives, build_plan
 from megaunigame.planning.header import Header
 from megaunigame.planning.rehearsal import Rehearsal
@@ -23,6 +26,22 @@ RECIPES = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))
 @pytest.fixture(autouse=True)
 def from_the_repository(monkeypatch):
     monkeypatch.chdir(REPOSITORY)  # recipes name files relative to it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tokenizers_read_once():
+    """Reading the 131,072 picture tokens of Emu3.5 takes ten seconds, and its recipes have ten blocks `model`."""
+    read: dict[bytes, PreTrainedTokenizerFast] = {}
+
+    def open_once(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
+        content = hashlib.sha256((folder / "tokenizer.json").read_bytes()).digest()
+        if content not in read:
+            read[content] = open_tokenizer(folder, vocabulary)
+        return read[content]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megaunigame.models.emu3_5.processor.open_tokenizer", open_once)
+        yield
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -69,5 +88,5 @@ def test_recipes_are_named_after_their_sizes():
     named = {path.stem: load_recipe(str(path), []).model for path in RECIPES if not path.stem.startswith("tiny_")}
     assert len(named) >= 7
     for name, model in named.items():
-        size = "_3_6b_" if (model.family, model.size) == ("openuni", "l") else f"_{model.size}_"
+        size = "_3_6b_" if (model.family, model.size) == ("openuni", "l") else f"_{model.size.replace('.', '_')}_"
         assert name.startswith(model.family) and size in name, name

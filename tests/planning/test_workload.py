@@ -12,7 +12,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.models.emu3.model import Emu3
 from megaunigame.planning.plan import _notes
 from megaunigame.planning.rehearsal import Rehearsal, Shape
-from megaunigame.planning.states import COPIES, states
+from megaunigame.planning.states import COPIES, SAVED, saved, states
 from megaunigame.planning.workload import planned_model, shape_of, workload
 from tests.planning.plans import REPOSITORY, tiny, tiny_recipe
 
@@ -78,3 +78,9 @@ def test_what_a_game_does_not_rehearse_is_said(settings, every, left_out):
         shape = Rehearsal(work, gradient_checkpointing=True, partitioned=False).shape()
     assert shape.rehearsed_every == every
     assert left_out in " ".join(shape.unplanned) and bool(left_out) == bool(shape.unplanned)
+
+
+def test_the_average_of_the_weights_takes_four_bytes_more():
+    path = f"engine.ds_config={REPOSITORY / 'ds_configs/zero3_cpu.json'}"
+    with workload(tiny_recipe("tiny_sft", path, "schedule={epochs: 2}", "ema.decay=0.9"), 16) as work:
+        assert states(work, SHAPE)[0]["optimizer"] == 16 * 63 and saved(work, SHAPE) == {SAVED: 16 * 63}

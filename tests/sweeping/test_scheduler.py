@@ -92,6 +92,21 @@ def test_a_run_that_was_told_to_stop_is_not_done(runs):
     assert state(runs[0]) == "unfinished"
 
 
+EVALUATED = {"every": 2, "suites": {"q": {"suite": "questions", "shards": "held_out"}}}
+
+
+@pytest.mark.parametrize(
+    "common",
+    [{"schedule": {"epochs": 2}}, {"early_stop": {"metric": "q/accuracy/mean"}, "evaluation": EVALUATED}],
+    ids=["epochs", "early stop"],
+)
+def test_a_run_whose_last_step_is_not_known_is_done_when_it_says_so(tmp_path, common):
+    runs = plan_runs(load_sweep(write_sweep(tmp_path, common=common), [], []))[:2]
+    assert [run.steps for run in runs] == [0, 0]
+    outcome, text = carry_out(runs, lambda run: fake_command(run, "good" if run is runs[0] else "interrupted"))
+    assert outcome.failed == runs[1:] and [state(run) for run in runs] == ["done", "unfinished"]
+
+
 def test_a_run_that_a_signal_ended_is_unfinished_also_after_its_last_step(runs):
     outcome, text = carry_out(runs[:1], lambda run: fake_command(run, "interrupted"))
     assert outcome.failed == runs[:1] and "a signal ended it; it is saved, and the same command continues it" in text
@@ -172,12 +187,5 @@ def test_more_than_the_gpus_hold_is_refused(ranks, jobs, cure):
 
 
 def test_command_of_a_run(runs):
-    script = REPOSITORY / "launch/train.py"
-    single = train_command(runs[0], script, 1, Machine(2, ()))
-    training = [os.path.relpath(script), runs[0].recipe, *runs[0].overrides]
-    assert single == [sys.executable, *training]
-    on_cores = train_command(runs[0], script, 2, Machine(2, ()))
-    assert Path(on_cores[0]).name == "deepspeed" and on_cores[1] == "--master_port"
-    assert on_cores[3:] == ["--num_gpus", "2", *training]
-    # --num_gpus would make the launcher ignore CUDA_VISIBLE_DEVICES.
-    assert train_command(runs[0], script, 2, Machine(2, ("0", "1")))[3:] == training
+    script = os.path.relpath(REPOSITORY / "launch/train.py")
+    assert train_command(runs[0], 2) == [sys.executable, script, runs[0].recipe, *runs[0].overrides, "--ranks", "2"]

@@ -38,7 +38,7 @@ def launched(home, world, name: str, objectives, data=None, **settings) -> Train
     changed = [f"objectives={json.dumps(objectives)}", f"data={json.dumps(data)}", f"output={home / 'runs' / name}"]
     trainer = Trainer(load_recipe(str(recipe), changed), Mesh.of(world))
     trainer.train_step(batches_of(trainer, 1))
-    trainer.save()
+    trainer.saves.finish()
     return trainer
 
 

@@ -238,7 +238,7 @@ def test_the_message_names_samples_rows_and_what_to_type():
     text = said(verdicts, facts(samples=[[], ["000042 (talk)"]], not_kept=["1 passes of rank 1 were too large to keep."]))
     assert "2 of the last 128 updates were not made, and divergence.skip=1 allows 1." in text
     assert "Samples: rank 1: 000042 (talk)." in text and "too large to keep" in text
-    assert "type: python launch/replay.py runs/it/divergence/step-00000012." in text
+    assert "type: megaunigame replay runs/it/divergence/step-00000012." in text
     assert text.endswith("type optimizer.lr=5e-6 (it is 1e-5) or a smaller optimizer.clip after it: it goes on from "
                          "runs/it/checkpoints/step-00000008.")  # fmt: skip
 

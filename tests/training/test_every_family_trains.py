@@ -21,7 +21,8 @@ from megaunigame.registry import available, find
 from megaunigame.training.trainer import Trainer
 from tests.models.shared import FAMILIES
 from tests.multi_process.programs import gathered
-from tests.multi_process.tiny_run import FOLDERS, write_data, write_families, write_recipe
+from tests.multi_process.tiny_run import FOLDERS, write_data, write_edits, write_families, write_recipe
+from tests.refusals import refused
 
 STEPS = 3
 ALONE: dict[str, dict[str, Any]] = {
@@ -34,6 +35,7 @@ ALONE: dict[str, dict[str, Any]] = {
         "buffer": {"merge_every": 1, "capacity": 8, "percentile": 0.0},
     },
     "aia": {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}},
+    "editing": {"rows": 2, "stream": "train", "sources": 3},
 }
 OF_OTHERS = {name: ALONE[name] for name in ("understanding", "generation")}
 """Rows for an objective that has none."""
@@ -54,6 +56,7 @@ LOSSES = {
     "unimrg": {"understanding", "edges", "pixel"},
     "unigame": GAME,
     "aia": {"understanding", "caption", "pixel", *MEASURED},
+    "editing": {"edit"},
     "together": {"edges", "pixel", "caption", *GAME, *MEASURED},
 }
 RANDOM = {"path": "", "weights": "random", "size": "tiny", "max_length": 512}
@@ -63,6 +66,7 @@ RANDOM = {"path": "", "weights": "random", "size": "tiny", "max_length": 512}
 def home(tmp_path_factory):
     folder = write_families(tmp_path_factory.mktemp("trains"))
     write_data(folder / "shards")
+    write_edits(folder / "edits")
     return folder
 
 
@@ -96,7 +100,14 @@ def test_every_objective_is_tried():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_steps(home, world, family, case):
     """In bf16 on ZeRO-3: every loss of the objective is there, and all numbers are finite."""
-    trainer = trainer_of(home, world, family, case, engine={"precision": "bf16"})
+    settings: dict[str, Any] = {"engine": {"precision": "bf16"}}
+    if case == "editing":
+        settings["data"] = {"train": {"shards": "edits", "window": 2}}
+        if not find("models", family, UnifiedModel).interleaves:
+            with refused("shows several source pictures in a row", f"{family!r} draws from one"):
+                trainer_of(home, world, family, case, **settings)
+            return
+    trainer = trainer_of(home, world, family, case, **settings)
     check(trained(trainer, STEPS), LOSSES[case])
 
 
@@ -113,7 +124,7 @@ def test_an_export_keeps_every_byte_of_what_was_not_trained(home, world, family,
     kind, base = find("models", family, UnifiedModel), home / FOLDERS[family]
     trainer = trainer_of(home, world, family, "understanding", schedule={"steps": 1, "warmup_steps": 0})
     trained(trainer, 1)
-    trainer.save()
+    trainer.saves.finish()
     run = SavedRun(trainer.folder, trainer.recipe, step_folder_of(trainer.folder), base, "")
     export_model(kind, run, tmp_path, torch.float32)
     moved = set()

@@ -71,10 +71,10 @@ def test_everything_goes_on_at_another_number_of_ranks():
     state = continued(SAVED, CheckpointConfig(), 4, 20)
     assert state == replace(SAVED, ranks=4)
     assert describe(FOLDER, SAVED, CheckpointConfig(), 4, 20) == (
-        "resumed from step-00000040, after step 40; saved by 2 ranks, continued by 4"
+        "resuming from step 40, saved in step-00000040; saved by 2 ranks, continued by 4"
     )
     assert "; saved by 1 rank, continued by 2" in describe(FOLDER, replace(SAVED, ranks=1), CheckpointConfig(), 2, 20)
-    assert describe(FOLDER, SAVED, CheckpointConfig(), 2, 20) == "resumed from step-00000040, after step 40"
+    assert describe(FOLDER, SAVED, CheckpointConfig(), 2, 20) == "resuming from step 40, saved in step-00000040"
     assert "rotation get other samples" in describe(FOLDER, SAVED, CheckpointConfig(), 4, 20, rotates=True)
     assert "rotation" not in describe(FOLDER, SAVED, CheckpointConfig(), 2, 20, rotates=True)
     assert "saved with 20 rows a step, continued with 40" in describe(FOLDER, SAVED, CheckpointConfig(), 2, 40)

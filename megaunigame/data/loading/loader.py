@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -23,6 +24,10 @@ from megaunigame.data.loading.waits import Wait
 from megaunigame.data.loading.whereabouts import Whereabouts
 from megaunigame.errors import Interrupted, LoaderError, UserError
 
+BEGIN_SECONDS = 60.0
+"""Within which all workers have begun. They are forked from a process with threads: one that was forked while a thread held a
+lock that it needs waits for it forever, and another fork is all it takes."""
+BEGIN_TRIES = 3
 Answer = Package[MicroBatch] | UserError | Interrupted
 """What a worker gives for a micro-step."""
 
@@ -60,7 +65,7 @@ class MicroBatchLoader:
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=partial(_start_worker, self._doing) if workers else None,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
         )
@@ -88,7 +93,35 @@ class MicroBatchLoader:
             leaving.close()
 
     def _started(self) -> tuple[Iterator[Answer], list[BaseProcess]]:
-        """The iterator, and its processes."""
+        """The iterator, and its processes, which have begun. Raises LoaderError when they do not."""
+        for _ in range(BEGIN_TRIES):
+            batches, team = self._forked()
+            if self._begin(team):
+                return batches, team
+            log.warning(
+                "Loader workers of this rank have not begun within %g s. %s They are started again.",
+                *(BEGIN_SECONDS, self._doing.as_text()),
+            )
+            for process in team:
+                process.kill()
+            del batches
+        raise LoaderError(
+            f"The loader workers of this rank did not begin, {BEGIN_TRIES} times in a row. Type loader.workers=0 to load in "
+            "the main process. The same command resumes from the newest checkpoint."
+        )
+
+    def _begin(self, team: Sequence[BaseProcess]) -> bool:
+        """Whether all workers begin, or one has ended or the run is asked to stop, which the next fetch finds."""
+        until = time.monotonic() + BEGIN_SECONDS
+        while not self._doing.have_begun({process.pid for process in team}):
+            if any(process.exitcode is not None for process in team) or self.stopping():
+                return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _forked(self) -> tuple[Iterator[Answer], list[BaseProcess]]:
         others, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
         batches = iter(self._loader)
         # torch would raise the death of a worker wherever the main process is, in the middle of a pass whose collectives
@@ -156,7 +189,7 @@ class _Reporter(Dataset["Answer"]):
             self.doing.note(slot, process, "")
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(doing: Whereabouts, worker: int) -> None:
     end_with_parent()
     torch.set_num_threads(1)
     gc.freeze()  # garbage collection would touch, and so copy, all memory inherited from the main process
@@ -164,3 +197,4 @@ def _start_worker(worker: int) -> None:
     # end with it.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    doing.note(worker, os.getpid(), "")

@@ -31,6 +31,10 @@ class Whereabouts:
         """What a process reads, and for how many seconds; None: nothing."""
         return next(((doing, seconds) for pid, doing, seconds in self._lines() if pid == process and doing), None)
 
+    def have_begun(self, processes: set[int | None]) -> bool:
+        """Whether all of these have noted something."""
+        return processes <= {pid for pid, _, _ in self._lines()}
+
     def as_text(self) -> str:
         """One sentence."""
         parts = [

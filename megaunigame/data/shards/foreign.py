@@ -22,7 +22,7 @@ def pack_command(source: object) -> str:
     name = str(source).rstrip("/")
     if name.startswith("pipe:") or "://" in name:
         name = "FOLDER"  # of the tars, once they are here
-    return f"python -m data_prep pack --format wds --source {shlex.quote(name)} --out {shlex.quote(_packed_name(name))}"
+    return f"megaunigame prepare pack --format wds --source {shlex.quote(name)} --out {shlex.quote(_packed_name(name))}"
 
 
 def check_foreign(location: str, samples: int, fields: Mapping[str, int]) -> None:

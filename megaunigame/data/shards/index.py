@@ -1,6 +1,6 @@
 """Random access to the samples of a folder of tar shards.
 
-A folder with a `dataset.json` (written by `python -m data_prep`) opens without reading any per-sample index: the number
+A folder with a `dataset.json` (written by `megaunigame prepare`) opens without reading any per-sample index: the number
 of samples per shard is in the manifest, and a shard's own `idx.json` is read when the shard is first touched. Any other
 WebDataset tars work too; every shard's index is then read, or scanned, when the folder is opened. A folder at a URL
 must have a manifest; its shards are read through a cache on the node (`cache`).
@@ -122,7 +122,8 @@ class ShardIndex:
             raise DataError(
                 f"No shards: {location} {found}. Give a folder of .tar shards, one .tar, or a quoted glob. Data of another "
                 "form (JSON, parquet, arrow): data.NAME={source: PATH, cache: {folder: FOLDER}} packs it on first use, "
-                "`python -m data_prep pack --help` shows how to make shards."
+                "`megaunigame prepare pack --help` shows how to make shards. For the tiny recipes: megaunigame prepare scenes "
+                f"--out {location} --count 1000 --split train (or val)."
             )
         return cls._from_tars(str(location), paths, open_shards)
 
@@ -130,7 +131,7 @@ class ShardIndex:
     def _from_manifest(cls, folder: Path, open_shards: int) -> ShardIndex:
         manifest = parse_manifest(str(folder / MANIFEST), read_within(folder / MANIFEST, LARGEST_MANIFEST), LONGEST_LOCAL_FILE)
         paths = [folder / s.file for s in manifest.shards]
-        again = "Run the same `python -m data_prep` command again (it makes what is missing), or copy the folder again."
+        again = "Run the same `megaunigame prepare` command again (it makes what is missing), or copy the folder again."
         for path in paths:
             if not path.is_file():
                 raise DataError(f"{path} is listed in {MANIFEST} but missing. {again}")

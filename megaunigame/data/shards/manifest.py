@@ -1,4 +1,4 @@
-"""`dataset.json`: the manifest of a folder of shards that `python -m data_prep` has finished.
+"""`dataset.json`: the manifest of a folder of shards that `megaunigame prepare` has finished.
 
 It may come from anybody, from a server for example: names stay inside the folder, and numbers are bounded.
 """
@@ -54,7 +54,7 @@ def parse_manifest(where: str, content: bytes, longest: int = LONGEST_FILE) -> M
 
     Raises DataError, naming the value, when anything is missing or wrong, or a name leads out of the folder.
     """
-    remedy = "Run the same `python -m data_prep` command again, or delete the file to use every .tar in the folder."
+    remedy = "Run the same `megaunigame prepare` command again, or delete the file to use every .tar in the folder."
     try:
         manifest = parse(content, LARGEST_MANIFEST)
         version = manifest["version"]
@@ -73,7 +73,7 @@ def parse_manifest(where: str, content: bytes, longest: int = LONGEST_FILE) -> M
     if long is not None:
         raise DataError(
             f"{where} lists {quoted(long)}, a name of {len(long.encode())} bytes; at most {longest} are legal: names of "
-            "files next to it are longer. Give the shards shorter names: python -m data_prep pack --name NAME."
+            "files next to it are longer. Give the shards shorter names: megaunigame prepare pack --name NAME."
         )
     if len({s.file for s in listed}) != len(listed):
         raise DataError(f"{where} lists a shard twice. {remedy}")

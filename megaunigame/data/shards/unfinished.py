@@ -1,4 +1,4 @@
-"""Folders that `python -m data_prep` began and did not finish: any other reader would take them, though samples are missing.
+"""Folders that `megaunigame prepare` began and did not finish: any other reader would take them, though samples are missing.
 
 Such a folder has no `dataset.json`, and one of: the note that data_prep leaves while it works, its statistics of a shard, or
 its list of failed entries. Statistics of other tools (img2dataset) have another content and do not count.
@@ -21,7 +21,7 @@ WORKING = "unfinished.json"
 """There from the first shard until `dataset.json` is complete: {"command": what to type, "shards": their number}."""
 FAILURES = "failures.jsonl"
 """A line per entry that could not be stored."""
-COMMAND = "the same `python -m data_prep` command"
+COMMAND = "the same `megaunigame prepare` command"
 OURS = re.compile(r".+-\d{6}_stats\.json")
 
 
@@ -61,7 +61,7 @@ def _ours(command: Any) -> str:
         words = shlex.split(command) if isinstance(command, str) and command.isprintable() else []
     except ValueError:
         words = []
-    return command if words[:3] == ["python", "-m", "data_prep"] and shlex.join(words) == command else COMMAND
+    return command if words[:2] == ["megaunigame", "prepare"] and shlex.join(words) == command else COMMAND
 
 
 def _failures(folder: Path) -> int:

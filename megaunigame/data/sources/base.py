@@ -32,6 +32,8 @@ class Source(Protocol):
     seed: int
     identity: dict[str, str | int]
     """Everything besides the seed that determines which sample is at a position; names are for messages."""
+    epoch: int | None
+    """Samples of an epoch; None: not known."""
 
     def find(self, position: int, attempt: int) -> SampleRef:
         """The sample at `position`; for attempt k >= 1, its k-th substitute, which depends on seed, position and k only.
@@ -45,6 +47,7 @@ class Source(Protocol):
 class Backend(Source):
     """A source for recipes: `data.NAME.backend` is the name of its module in this folder."""
 
+    epoch: int | None = None
     exact: ClassVar[bool]
     """A position is the same sample in every run and process; mixes and filters need this."""
 

@@ -35,6 +35,8 @@ class Blend:
         self.block = sum(self.weights)
         """K: positions in a block."""
         self.seed = seed
+        epochs = [source.epoch for source in self.sources]
+        self.epoch = None if None in epochs else sum(epoch for epoch in epochs if epoch is not None)
         self.location = ", ".join(source.location for source in self.sources)
         self.identity: dict[str, str | int] = {}
         for name, source, weight in zip(self.names, self.sources, self.weights, strict=True):

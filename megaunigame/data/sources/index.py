@@ -34,6 +34,7 @@ class IndexedSource(Backend):
         self.seed = seed
         self.selection = select(index, filters) if filters else None
         self.order = Order(index.sizes if self.selection is None else self.selection.counts, seed, window)
+        self.epoch = self.order.samples
         self.identity: dict[str, str | int] = {"window": window, "shards (index hash)": index.hash}
         if self.selection is not None:
             self.identity["where"] = " and ".join(map(str, filters))

@@ -92,7 +92,7 @@ def squared_error(values: np.ndarray, borders: Sequence[int]) -> float:
 
 def provenance(curves: Mapping[str, Curve], model: str, shards: str, layers: int) -> str:
     """Comment of a targets file for this many layers: the measured curve, layer by layer."""
-    lines = [f"Measured on {model} with {shards}; made by launch/measure_attention.py."]
+    lines = [f"Measured on {model} with {shards}; made by megaunigame measure-attention."]
     for name, curve in curves.items():
         if len(curve.mean) != layers:
             lines.append(f"{name}: stretched from the {len(curve.mean)} layers of that model to {layers}, by relative depth")

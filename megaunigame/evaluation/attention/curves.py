@@ -44,6 +44,7 @@ class Measuring:
     limit: int = at_least(0, 100)
     """Number of samples, the first of the shards; 0: all."""
     batch: int = at_least(1, 16)
+    """Rows per forward and rank."""
     passes: list[str] = one_of(PASSES, lambda: list(PASSES))
     """`understand` needs samples with an image and `conversations`, `generate` with an image and a `caption`."""
     independent: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class DrawingConfig(SuiteConfig):
     temperature: float = 1.0
     """0: the likeliest picture, where the family has one."""
     seed: int = 0
+    """Of the draws of the pictures."""
     pictures: int = at_least(0, 8)
     """Samples whose pictures are kept for the report."""
 
@@ -98,9 +99,14 @@ def suite_result(
     return {"metrics": metrics, "tables": list(tables), "pictures": list(pictures), "questions": list(questions)}
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
-    """A table; its first column names the rows. Fractions are in percent, and the names of their columns say so."""
-    return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], about: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A table; its first column names the rows. Fractions are in percent, and the names of their columns say so.
+
+    `about`: column -> what it means, for the report; columns of monitoring/legends.py need none.
+    """
+    return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows], "about": dict(about or {})}
 
 
 def percent(share: float) -> float:

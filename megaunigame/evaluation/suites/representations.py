@@ -51,6 +51,7 @@ class Representations(Suite):
         prompts: dict[str, str] = field(default_factory=dict)
         """Representation -> its prompt, in the wording of the training."""
         renderings: dict[str, str] = field(default_factory=dict)
+        """Representation -> its rendering, as in the training: `objectives.unimrg.renderings`."""
         geometry: str = one_of(GEOMETRIES, SQUASH)
         """Of source and picture alike, as in the training."""
 

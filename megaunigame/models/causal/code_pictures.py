@@ -100,3 +100,8 @@ class CodePictures(CausalModel):
     def decode_target(self, target: Tensor) -> Tensor:
         """(B, N) codes -> (B, 3, H, W) in [-1, 1]."""
         return self.pixels_of(target).float().clamp(-1, 1)
+
+    def decode_each(self, codes: Tensor) -> Tensor:
+        """(B, N) codes -> (B, 3, H, W) in [-1, 1], one picture after the other: how a convolution rounds depends on the batch,
+        and so each picture is the same, to the last bit, in any batch."""
+        return torch.cat([self.decode_target(own) for own in codes.split(1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -32,6 +33,11 @@ def causal(attention: Tensor, segments: Tensor | None, opened: Tensor | None = N
         key = segments[:, None, :]
         allowed = allowed & ((key == 0) | (key == segments[:, :, None]))
     return allowed | torch.eye(size, dtype=torch.bool, device=attention.device)
+
+
+def lengthened(opened: Tensor, more: int) -> Tensor:
+    """`opened` of `causal`, (B, S or 1, S), for rows with `more` positions at their end, which are causal."""
+    return F.pad(opened, (0, more, 0, more if opened.shape[1] > 1 else 0))
 
 
 def segment_positions(attention: Tensor, segments: Tensor) -> Tensor:

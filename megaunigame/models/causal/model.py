@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -19,14 +20,15 @@ from megaunigame.attention.positions import first_token, image_tokens, prompt_te
 from megaunigame.attention.queries import answers, drawn_tokens
 from megaunigame.attention.taps import Tap
 from megaunigame.errors import ModelError
-from megaunigame.models.base import evaluating
+from megaunigame.models.base import Generators, evaluating
 from megaunigame.models.causal import masks
-from megaunigame.models.causal.decoding import CachedReader
+from megaunigame.models.causal.decoding import CachedReader, following, picker, settle
 from megaunigame.models.causal.gradient_scale import scale_gradient
 from megaunigame.models.causal.head import TokenHead
+from megaunigame.models.causal.own_rows import own_row
 from megaunigame.models.family import Family
 from megaunigame.models.text.processor import RowProcessor
-from megaunigame.step.inputs import IGNORE, GenerateInputs, Taps, UnderstandInputs, UnderstandOutput
+from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, Taps, UnderstandInputs, UnderstandOutput
 from megaunigame.step.labels import scored_labels
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -39,10 +41,13 @@ def check_attention(attention: str, only_causal: bool = True) -> None:
     if attention == "flash_attention_2" and not only_causal:
         raise ModelError(
             "model.attention=flash_attention_2 takes causal masks only, and in this family parts of a row see what comes after "
-            "them; type model.attention=sdpa."
+            "them; type model.attention=sdpa (without a recipe: --attention sdpa)."
         )
     if attention == "flash_attention_2" and find_spec("flash_attn") is None:
-        raise ModelError("model.attention=flash_attention_2 needs the package flash_attn; type model.attention=sdpa.")
+        raise ModelError(
+            "model.attention=flash_attention_2 needs the package flash_attn; type model.attention=sdpa (without a recipe: "
+            "--attention sdpa)."
+        )
 
 
 class CausalModel(Family):
@@ -76,6 +81,11 @@ class CausalModel(Family):
     def trained_positions(cls, path: str) -> int:
         """`max_position_embeddings` of the language model in `path`; its positions are rotary, so longer rows run."""
         return cls.configuration(path).get_text_config().max_position_embeddings
+
+    @property
+    def adapted(self) -> nn.Module:
+        """What adapters go into."""
+        return self.language_model
 
     def layers(self) -> Sequence[nn.Module]:
         """The layers of the language model."""
@@ -126,6 +136,10 @@ class CausalModel(Family):
         """(B, S or 1, S) bool: what positions of an understand row see in addition to causal attention (`masks.causal`)."""
         return None
 
+    def positions(self, inputs: UnderstandInputs) -> Tensor | None:
+        """(B, S): rotary positions of an understand row; None: counted, as `_read` does."""
+        return None
+
     def _read(
         self,
         embeds: Tensor,
@@ -151,7 +165,7 @@ class CausalModel(Family):
             mask = masks.additive(masks.causal(attention, segments, opened), embeds.dtype)
         else:
             mask = None
-        if segments is not None:
+        if segments is not None and positions is None:
             positions = masks.segment_positions(attention, segments)
         options = {} if tap is None else {"tap": tap}
         read = self.language_model(
@@ -171,6 +185,7 @@ class CausalModel(Family):
             front_padding=inputs.front_padding,
             segments=inputs.segments,
             opened=self.opened(inputs),
+            positions=self.positions(inputs),
             tap=tap,
         )
         rows, length = inputs.tokens.shape
@@ -204,9 +219,18 @@ class CausalModel(Family):
         return prompt_text(inputs, taps)
 
     @torch.no_grad()
-    def answer(self, inputs: UnderstandInputs, *, max_new_tokens: int) -> Tensor:
-        """(B, max_new_tokens): greedy continuation of left padded prompts; after the end token the row repeats it."""
-        end = self.processor.eos_id
+    def answer(
+        self,
+        inputs: UnderstandInputs,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        generator: Generators | None = None,
+        lockstep: bool = True,
+    ) -> Tensor:
+        """(B, max_new_tokens): continuation of left padded prompts, as `UnifiedModel.answer`."""
+        end, pick = self.processor.eos_id, picker(temperature, generator)
+        inputs = inputs if lockstep else self.with_own_codes(inputs)
         with evaluating(self):
             reader = CachedReader(
                 self.language_model,
@@ -214,6 +238,7 @@ class CausalModel(Family):
                 flash=self._flash,
                 leave_point=self.leave_point,
                 opened=self.opened(inputs),
+                positions=self.positions(inputs),
             )
             hidden = reader.prompt(self.embed(inputs))
             ended = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
@@ -221,26 +246,82 @@ class CausalModel(Family):
             for _ in range(max_new_tokens):
                 if tokens:
                     hidden = reader.token(self.language_model.embed_tokens(tokens[-1]))
-                tokens.append(self.lm_head(hidden).argmax(-1).masked_fill(ended, end))
+                logits = self.lm_head(hidden)
+                chosen = pick(logits.float())
+                if not lockstep and logits.dtype == torch.float32:
+                    before = torch.stack(tokens, dim=1) if tokens else inputs.tokens[:, :0]
+                    by_itself = partial(self._answer_logits, inputs, before, ended)
+                    chosen = settle(pick, chosen, logits, logits.abs().amax(-1), by_itself)
+                tokens.append(chosen.masked_fill(ended, end))
                 ended = ended | (tokens[-1] == end)
+                if not lockstep and bool(ended.all()):
+                    break
+        if not lockstep:
+            pick.check_finite()
         return torch.stack(tokens, dim=1)
 
-    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
+    def _answer_logits(self, inputs: UnderstandInputs, read: Tensor, ended: Tensor, row: int) -> Tensor:
+        """(1, V) float32: logits after the prompt of a row and the tokens `read` (B, R) of its answer, computed by itself.
+
+        `ended` (B,): a row that has ended reads nothing, because whatever follows is not looked at.
+        """
+        one, own = own_row(inputs, row), read[row : row + 1, : 0 if ended[row] else None]
+        opened, positions, more = self.opened(one), self.positions(one), own.shape[1]
+        embeds = torch.cat([self.embed(one), self.language_model.embed_tokens(own)], dim=1)
+        reader = CachedReader(
+            self.language_model,
+            F.pad(one.attention, (0, more), value=True),
+            flash=self._flash,
+            leave_point=self.leave_point,
+            opened=None if opened is None else masks.lengthened(opened, more),
+            positions=None if positions is None else following(positions, more),
+        )
+        return self.lm_head(reader.prompt(embeds)).float()
+
+    def with_own_codes(self, inputs: InputsT) -> InputsT:
+        """`inputs` with the codes of source pictures, each encoded by itself, in families that read codes: how a convolution
+        rounds depends on the batch, and so could a code."""
+        return inputs
+
+    def linear_layers(self) -> dict[str, list[str]]:
+        """What `targets` of `add_lora` may name -> names, or ends of names, of linear layers of the language model."""
+        linear = (name for name, module in self.adapted.named_modules() if isinstance(module, nn.Linear))
+        return {last: [last] for last in (name.rpartition(".")[2] for name in linear)}
+
+    def add_lora(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        targets: Sequence[str],
+        seed: int,
+        rslora: bool = False,
+        dora: bool = False,
+    ) -> None:
         """Adapters on the linear layers of the language model called `targets`, without names on all; every other parameter is
         frozen."""
-        linear = (name for name, module in self.language_model.named_modules() if isinstance(module, nn.Linear))
-        legal = sorted({name.rpartition(".")[2] for name in linear})
+        table = self.linear_layers()
+        legal = sorted(table)
         if unknown := sorted(set(targets) - set(legal)):
             raise ModelError(
                 f"model.lora.targets: unknown target {unknown[0]!r}; the language model of {type(self).__name__} has: "
                 f"{', '.join(legal)}. For all of them type model.lora.targets=[]."
             )
         self.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets or legal))
-        # The same adapters on all ranks, without changing the caller's random state.
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]
+            lora_dropout=dropout,
+            target_modules=[name for target in targets or legal for name in table[target]],
+            use_rslora=rslora,
+            use_dora=dora,
+        )
+        # The same adapters on all ranks. The caller's random state of the CPU comes back; that of GPUs stays what `seed` and
+        # the adapters that were made there leave.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, self.language_model)
+            inject_adapter_in_model(config, self.adapted)
 
     def train(self, mode: bool = True) -> CausalModel:
         """A vision tower that is not trained stays in eval mode."""

@@ -171,6 +171,9 @@ class ReleaseFiles(TensorFiles):
             shape[along] = sum(shard.shape(theirs)[along] for shard in self.shards)
         return torch.Size([self._heads(name), *shape] if name in HEAD_NORMS else shape)
 
+    def kind(self, key: str) -> str:
+        return self.shards[0].kind(self.stored[key][0]) if key in self.stored else super().kind(key)
+
     def read(self, key: str, rows: slice = slice(None)) -> Tensor:
         if key not in self.stored:
             return super().read(key, rows)

@@ -87,6 +87,9 @@ class Janus(CodeModel):
         """N."""
         return codes_per_image(self.config)
 
+    def unreached(self, pass_name: str) -> tuple[str, ...]:
+        return ("lm_head.",) if pass_name == GENERATE else ()
+
     # Passes
 
     def visual_tokens(self, images: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.models.base import Weights
+from megaunigame.models.diffusion.modules import autoencoder
 from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.folder import fresh_bridge
 from megaunigame.models.openuni.keys import AUTOENCODER, KEYS
-from megaunigame.models.openuni.parts import autoencoder, trained_parts
+from megaunigame.models.openuni.parts import trained_parts
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.models.weights.renamed import RenamedWeights, StoredTensor
 from megaunigame.models.weights.tensor_files import TensorFiles
@@ -57,7 +58,7 @@ def assemble(
         parts += [model, frozen.prefixed(AUTOENCODER)]
     whole = MergedWeights(parts, fresh_bridge(config, seed) if openuni is None else {})
     with torch.device("meta"):
-        modules = nn.ModuleDict(trained_parts(config) | {AUTOENCODER.removesuffix("."): autoencoder(config)})
+        modules = nn.ModuleDict(trained_parts(config) | {AUTOENCODER.removesuffix("."): autoencoder(config.autoencoder)})
     expected = {name: tensor.shape for name, tensor in modules.state_dict().items()}
     where = "These parts together"
     check_names(expected, whole.names(), where)

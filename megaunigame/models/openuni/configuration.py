@@ -16,31 +16,11 @@ from typing import Any
 from transformers import InternVLConfig, PretrainedConfig, SiglipVisionConfig
 
 from megaunigame.errors import ModelError
+from megaunigame.models.diffusion.flow import Flow
+from megaunigame.models.diffusion.modules import check_fit, downsampling
 from megaunigame.models.weights.settings_files import config_from, read_config_file, write_settings_file
 
 MODEL_TYPE = "openuni"
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Noise levels: z_sigma = (1 - sigma) z + sigma noise. A shift moves uniform sigmas towards 1:
-    shift sigma / (1 + (shift - 1) sigma)."""
-
-    train_shift: float = 1.0
-    """The official training is at 1: it passes the settings of a sampler to another scheduler, which ignores its shift."""
-    sample_shift: float = 3.0
-    sample_steps: int = 20
-    decode_sigma: float = 0.5
-    """Noise level from which `decode` predicts the change by a perturbation in one step."""
-
-    def check(self) -> None:
-        """Raises ModelError for a number that is not legal."""
-        if min(self.train_shift, self.sample_shift) <= 0:
-            raise ModelError(f"flow: shifts must be above 0; got {self.train_shift} and {self.sample_shift}.")
-        if self.sample_steps < 1:
-            raise ModelError(f"flow.sample_steps must be at least 1; got {self.sample_steps}.")
-        if not 0 < self.decode_sigma <= 1:
-            raise ModelError(f"flow.decode_sigma must lie in (0, 1]; got {self.decode_sigma}.")
 
 
 @dataclass
@@ -65,15 +45,7 @@ class OpenUniConfig:
         # No release ties the text embeddings to lm_head, but the configuration class does by default.
         self.internvl.tie_word_embeddings = False
         self.internvl.text_config.tie_word_embeddings = False
-        if self.image_size % self.downsampling:
-            raise ModelError(
-                f"image_size={self.image_size} is not a multiple of {self.downsampling}, by which the autoencoder divides it."
-            )
-        if self.transformer["in_channels"] != self.autoencoder["latent_channels"]:
-            raise ModelError(
-                f"The transformer reads {self.transformer['in_channels']} channels and the autoencoder has "
-                f"{self.autoencoder['latent_channels']}; give transformer and autoencoder of one release."
-            )
+        check_fit(self.transformer, self.autoencoder, self.image_size)
         if self.visual_tokens != self.internvl.image_seq_length:
             raise ModelError(
                 f"internvl.image_seq_length is {self.internvl.image_seq_length}, but pictures of {self.source_size} pixels "
@@ -103,7 +75,7 @@ class OpenUniConfig:
     @property
     def downsampling(self) -> int:
         """Pixels of one latent cell along an edge."""
-        return 2 ** (len(self.autoencoder["encoder_block_out_channels"]) - 1)
+        return downsampling(self.autoencoder)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -140,7 +112,7 @@ class OpenUniConfig:
 def read_config(path: str | Path) -> OpenUniConfig:
     """The configuration of the model folder `path`. Raises ModelError for another family or an incomplete file."""
     file = Path(path) / "config.json"
-    raw = read_config_file(file, "Give an OpenUni folder; launch/family.py openuni assemble makes one.")
+    raw = read_config_file(file, "Give an OpenUni folder; megaunigame family openuni assemble makes one.")
     kind = raw.pop("model_type", None)
     if kind != MODEL_TYPE:
         raise ModelError(f"{file} describes model_type {kind!r}; an OpenUni folder has {MODEL_TYPE!r}.")

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
-from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
+from megaunigame.models.diffusion.flow import Flow
+from megaunigame.models.diffusion.modules import autoencoder
+from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.conversation import BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE, TURN_END, TURN_START
-from megaunigame.models.openuni.parts import autoencoder, trained_parts
+from megaunigame.models.openuni.parts import trained_parts
 from megaunigame.models.openuni.processor import IMAGENET_MEAN, IMAGENET_STD
 from megaunigame.models.text.small_tokenizer import small_tokenizer
 from megaunigame.models.weights.settings_files import write_settings_file
@@ -78,7 +80,7 @@ def random_state(config: OpenUniConfig, seed: int) -> dict[str, Tensor]:
         nn.init.normal_(internvl.model.vision_tower.embeddings.position_embeddings, std=POSITION_STD)
         state = internvl.state_dict()
         parts = trained_parts(config)
-        for name, part in {"transformer": parts["transformer"], "vae": autoencoder(config)}.items():
+        for name, part in {"transformer": parts["transformer"], "vae": autoencoder(config.autoencoder)}.items():
             for module in part.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.reset_parameters()  # the other parameters were drawn when the part was built

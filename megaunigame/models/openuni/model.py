@@ -19,15 +19,16 @@ from transformers import InternVLModel, PreTrainedModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from megaunigame.attention.taps import Tap
-from megaunigame.models.base import DecodedPictures, clamped, evaluating
-from megaunigame.models.causal.model import CausalModel
+from megaunigame.models.base import Generators, evaluating
+from megaunigame.models.diffusion.latent_pictures import LatentPictures
+from megaunigame.models.diffusion.modules import autoencoder
 from megaunigame.models.emphasis import emphasized
-from megaunigame.models.openuni import autoencoding, flow
 from megaunigame.models.openuni.configuration import OpenUniConfig, read_config
 from megaunigame.models.openuni.keys import KEYS
-from megaunigame.models.openuni.parts import MetaQueries, autoencoder, trained_parts
+from megaunigame.models.openuni.parts import MetaQueries, trained_parts
 from megaunigame.models.openuni.processor import OpenUniProcessor
 from megaunigame.models.openuni.sizes import WRITERS
+from megaunigame.models.row_noise import normal
 from megaunigame.models.text.sequences import left_padded
 from megaunigame.models.weights.frozen import Frozen
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput
@@ -36,10 +37,8 @@ from megaunigame.step.requests import GENERATE, UNDERSTAND
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, SanaTransformer2DModel
 
-DECODE_SEED = 0
 
-
-class OpenUni(CausalModel):
+class OpenUni(LatentPictures):
     """The trained part of an OpenUni; InternVL's parameters are named as in transformers' InternVLForConditionalGeneration."""
 
     name = "openuni"
@@ -89,7 +88,11 @@ class OpenUni(CausalModel):
 
     def build_frozen(self) -> AutoencoderDC:
         """The autoencoder, its weights not loaded."""
-        return autoencoder(self.config)
+        return autoencoder(self.config.autoencoder)
+
+    @property
+    def dit(self) -> SanaTransformer2DModel:
+        return self.transformer
 
     @property
     def autoencoder(self) -> AutoencoderDC:
@@ -108,6 +111,9 @@ class OpenUni(CausalModel):
         """One, with and without guidance; the transformer is called once per step of the solver."""
         return 1
 
+    def unreached(self, pass_name: str) -> tuple[str, ...]:
+        return ("lm_head.",) if pass_name == GENERATE else ()
+
     # Passes
 
     def visual_tokens(self, images: Tensor) -> Tensor:
@@ -116,13 +122,9 @@ class OpenUni(CausalModel):
         return features.pooler_output.unflatten(0, images.shape[:2])
 
     def generate(self, inputs: GenerateInputs, predict: bool) -> GenerateOutput:
-        """Match the velocity of the targets' latents at a random noise level; in eval mode at a fixed one per row."""
+        """Match the velocity of the targets' latents at a random noise level; in eval mode at that of the sample's key."""
         latents = self.encode_target(inputs.targets)
-        if self.training:
-            u, noise = torch.rand(len(latents), device=latents.device), torch.randn_like(latents)
-        else:
-            u, noise = flow.evaluation_draw(latents)
-        return self.match(inputs, latents, u, noise)
+        return self.match(inputs, latents, *self.draw(inputs.keys, latents))
 
     def match(self, inputs: GenerateInputs, latents: Tensor, u: Tensor, noise: Tensor) -> GenerateOutput:
         """The generate pass with given latents (B, C, h, w), u (B,) in [0, 1) and noise; `inputs.targets` is not read.
@@ -131,9 +133,8 @@ class OpenUni(CausalModel):
         """
         tap = self._prompt_tap(inputs, drawn=range(self.config.queries))
         hidden = self.query_states(self.embed(inputs), inputs.attention, inputs.front_padding, tap)
-        sigma = flow.levels(u, self.config.flow.train_shift)
-        velocity = self.velocity(flow.mix(latents, noise, sigma), sigma * flow.LEVELS, self.condition(hidden))
-        loss = emphasized((velocity - (noise - latents)).square(), inputs.emphasis).flatten(1).sum(1)
+        errors = self.velocity_errors(latents, u, noise, self.condition(hidden))
+        loss = emphasized(errors, inputs.emphasis).flatten(1).sum(1)
         return GenerateOutput(
             loss_sum=torch.where(inputs.counts > 0, loss, 0.0),
             hidden=hidden,
@@ -160,57 +161,7 @@ class OpenUni(CausalModel):
             hidden = self.connector_input(hidden)
         return self.projector(self.connector(inputs_embeds=hidden).last_hidden_state)
 
-    def velocity(self, noisy: Tensor, times: Tensor, condition: Tensor) -> Tensor:
-        """(B, C, h, w) latents and (B,) times in 0..LEVELS -> (B, C, h, w) float32."""
-        times = times * self.transformer.config.timestep_scale
-        # A tuple, because the engine hooks the tensors of tuples and would miss those of diffusers' output class.
-        return self.transformer(noisy.to(condition.dtype), condition, timestep=times, return_dict=False)[0].float()
-
     # Pictures
-
-    @torch.no_grad()
-    def encode_target(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w) float32 latents of about unit variance. No gradient."""
-        return autoencoding.encode(self.autoencoder, pixels)
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 3, H, W), about [-1, 1], not clamped; differentiable."""
-        return autoencoding.decode(self.autoencoder, latents)
-
-    @torch.no_grad()
-    def decode_target(self, target: Tensor) -> Tensor:
-        """(B, C, h, w) latents -> (B, 3, H, W) in [-1, 1]."""
-        return self.decode_latents(target).clamp(-1, 1)
-
-    def decode(self, hidden: Tensor, delta: Tensor | None = None, anchor: Tensor | None = None) -> DecodedPictures:
-        """(B, N, D) hidden states of the generate pass, plus `delta` -> pixels (B, 3, H, W) in [-1, 1], differentiable.
-
-        One-step prediction of the clean latents from one noise level. Without `anchor` that level is pure noise. With
-        `anchor` (the target latents z) it is `flow.decode_sigma` between z and noise, and the decoded latents are
-        z + (clean(hidden + delta) - clean(hidden)). The noise is fixed, so all differences come from the hidden states. All of
-        this is in float32: the difference of two bfloat16 networks is rounding where the perturbation is small.
-        """
-        hidden = hidden.float()
-        clean = self._clean(hidden if delta is None else hidden + delta, anchor)
-        if delta is None:
-            plain = clean.detach()
-        else:
-            with torch.no_grad():
-                plain = self._clean(hidden, anchor)
-        change = clean - plain
-        reference = plain if anchor is None else anchor
-        changed = (change.detach().flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).clamp(0, 1)
-        latents = clean if anchor is None else anchor + change
-        return DecodedPictures(clamped(self.decode_latents(latents)), changed)
-
-    def _clean(self, hidden: Tensor, anchor: Tensor | None) -> Tensor:
-        """(B, N, D) -> (B, C, h, w) float32: one-step prediction."""
-        generator = torch.Generator().manual_seed(DECODE_SEED)
-        noise = torch.randn(1, *self.config.latent_shape, generator=generator).to(hidden.device, non_blocking=True)
-        level = 1.0 if anchor is None else self.config.flow.decode_sigma
-        sigma = torch.full((len(hidden),), level, device=hidden.device)
-        noisy = noise.expand(len(hidden), -1, -1, -1) if anchor is None else flow.mix(anchor, noise, sigma)
-        return flow.clean_from(noisy, self.velocity(noisy, sigma * flow.LEVELS, self.condition(hidden)), sigma)
 
     @torch.no_grad()
     def sample(
@@ -219,8 +170,9 @@ class OpenUni(CausalModel):
         *,
         guidance: float,
         temperature: float,
-        generator: torch.Generator,
+        generator: Generators,
         perturb: Callable[[Tensor], Tensor] | None = None,
+        lockstep: bool = True,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance.
 
@@ -233,7 +185,7 @@ class OpenUni(CausalModel):
                 rows = len(inputs.tokens)
                 hidden[:rows] += perturb(hidden[:rows]).to(hidden.dtype)
             shape = (len(inputs.tokens), *self.config.latent_shape)
-            start = torch.randn(shape, generator=generator, device=generator.device).to(hidden.device)
+            start = normal(shape, generator).to(hidden.device)
             return self.decode_target(self.sample_latents(start, self.condition(hidden), guidance))
 
     def _sample_states(self, inputs: GenerateInputs, *, guided: bool) -> Tensor:
@@ -246,20 +198,3 @@ class OpenUni(CausalModel):
             embeds = torch.cat([left_padded(embeds, width), left_padded(last, width)])
             attention = torch.cat([left_padded(attention, width), left_padded(read, width)])
         return self.query_states(embeds, attention)
-
-    def sample_latents(self, start: Tensor, condition: Tensor, guidance: float) -> Tensor:
-        """Noise (B, C, h, w) and conditions (B or, with guidance, B + 1, N, width) -> latents (B, C, h, w).
-
-        Velocities are u + guidance * (c - u), u that of the last condition; guidance 1: only c.
-        """
-        rows = len(start)
-
-        def guided(noisy: Tensor, times: Tensor) -> Tensor:
-            self.leave_point()
-            if guidance == 1:
-                return self.velocity(noisy, times, condition)
-            both = torch.cat([condition[:rows], condition[rows:].expand(rows, -1, -1)])
-            conditional, without = self.velocity(noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
-            return without + guidance * (conditional - without)
-
-        return flow.solve(guided, start, self.config.flow.sample_shift, self.config.flow.sample_steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,10 @@ from transformers import InternVLModel
 from transformers.initialization import no_init_weights
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from megaunigame.errors import ModelError
 from megaunigame.models.as_given import compute_as_given
 from megaunigame.models.causal.head import TokenHead
+from megaunigame.models.diffusion.modules import sana
 from megaunigame.models.openuni.configuration import OpenUniConfig
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderDC
 
 
 class MetaQueries(nn.Module):
@@ -34,18 +31,8 @@ class MetaQueries(nn.Module):
         return self.weight.repeat(rows, 1, 1)
 
 
-def diffusers_class(name: str) -> Any:
-    """A class of diffusers, which only this family needs. Raises ModelError when it is not installed."""
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ModelError("OpenUni needs the package diffusers; type: pip install 'megaunigame[diffusion]'") from error
-    return getattr(diffusers, name)
-
-
 def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
     """Children of the model by name, their weights not initialized; built on the device of the surrounding context."""
-    transformer = diffusers_class("SanaTransformer2DModel")
     connector = config.connector_config()
     with no_init_weights():
         parts = {
@@ -54,36 +41,11 @@ def trained_parts(config: OpenUniConfig) -> dict[str, Any]:
             "meta_queries": MetaQueries(config.queries, config.width),
             "connector": SiglipEncoder(connector),
             "projector": nn.Linear(connector.hidden_size, config.caption_width),
-            "transformer": transformer(**config.transformer),
+            "transformer": sana(config.transformer),
         }
         if connector.hidden_size != config.width:
             parts["connector_input"] = nn.Linear(config.width, connector.hidden_size)
-    for name in ("connector", "projector", "transformer", "connector_input"):
+    for name in ("connector", "projector", "connector_input"):
         if name in parts:
             compute_as_given(parts[name])
-    _normalize_as_given(parts["transformer"])
     return parts
-
-
-def autoencoder(config: OpenUniConfig) -> AutoencoderDC:
-    """diffusers' AutoencoderDC, its weights not initialized."""
-    kind = diffusers_class("AutoencoderDC")
-    with no_init_weights():
-        return kind(**config.autoencoder)
-
-
-def _normalize_as_given(transformer: nn.Module) -> None:
-    """diffusers' RMSNorm rounds to the precision of its weights; from now on it keeps that of its input."""
-    from diffusers.models.normalization import RMSNorm
-
-    class RMSNormAsGiven(RMSNorm):
-        def forward(self, hidden_states: Tensor) -> Tensor:
-            if self.weight is None or hidden_states.dtype == self.weight.dtype:
-                return super().forward(hidden_states)
-            scale = torch.rsqrt(hidden_states.float().square().mean(-1, keepdim=True) + self.eps)
-            normal = hidden_states * scale * self.weight
-            return (normal if self.bias is None else normal + self.bias).to(hidden_states.dtype)
-
-    for layer in transformer.modules():
-        if type(layer) is RMSNorm:
-            layer.__class__ = RMSNormAsGiven

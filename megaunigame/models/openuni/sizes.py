@@ -15,7 +15,8 @@ from pathlib import Path
 
 from transformers import InternVLConfig
 
-from megaunigame.models.openuni.configuration import Flow, OpenUniConfig
+from megaunigame.models.diffusion.flow import Flow
+from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.conversation import IMAGE
 from megaunigame.models.openuni.folder import config_for, train_tokenizer, write_folder
 from megaunigame.models.shapes import read_shape

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from zlib import crc32
 
 import torch
 from torch import Tensor
+
+from megaunigame.models.base import Generators
+from megaunigame.models.row_noise import of_keys, uniform
 
 LEAST_SHARE, LEAST_PROBABILITY = 1e-6, 1e-20
 REACH = 3.0
@@ -60,9 +62,8 @@ def training_draw(rows: int, codes: int, device: torch.device) -> tuple[Tensor, 
 
 
 def evaluation_draw(keys: Sequence[str], codes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The same for the sample of a key in any batch on any rank, so that conditions and checkpoints can be compared."""
-    draws = [torch.rand(1 + codes, generator=torch.Generator().manual_seed(crc32(key.encode()))) for key in keys]
-    drawn = torch.stack(draws).to(device, non_blocking=True)
+    """The same for the sample of a key in any batch on any rank."""
+    drawn = uniform((len(keys), 1 + codes), of_keys(keys)).to(device, non_blocking=True)
     return drawn[:, 0], drawn[:, 1:]
 
 
@@ -87,7 +88,6 @@ def least_confident(probabilities: Tensor, counts: Tensor, noise: Tensor | float
     return confidence < confidence.sort(dim=1).values.gather(1, counts)
 
 
-def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, drawn on the generator's device."""
-    uniform = torch.rand(shape, generator=generator, device=generator.device)
-    return -(-uniform.clamp_min(LEAST_PROBABILITY).log()).clamp_min(LEAST_PROBABILITY).log()
+def gumbel(shape: tuple[int, ...], generator: Generators) -> Tensor:
+    """(B, ...): standard Gumbel noise, drawn on the device of the generators."""
+    return -(-uniform(shape, generator).clamp_min(LEAST_PROBABILITY).log()).clamp_min(LEAST_PROBABILITY).log()

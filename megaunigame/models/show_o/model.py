@@ -17,12 +17,13 @@ from transformers import PhiModel, PreTrainedModel
 
 from megaunigame.attention.taps import Tap
 from megaunigame.errors import ModelError
-from megaunigame.models.base import evaluating
+from megaunigame.models.base import Generators, evaluating
 from megaunigame.models.causal.decoding import picker
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.causal.token_embedding import language_model_and_head
 from megaunigame.models.causal.token_pictures import TokenPictures
 from megaunigame.models.emphasis import emphasized
+from megaunigame.models.row_noise import of_rows
 from megaunigame.models.show_o import masking
 from megaunigame.models.show_o.configuration import ShowOConfig, read_config
 from megaunigame.models.show_o.folder import TOKENIZER_FOLDER
@@ -153,7 +154,13 @@ class ShowO(TokenPictures):
 
     @torch.no_grad()
     def sample_codes(
-        self, inputs: GenerateInputs, *, guidance: float, temperature: float, generator: torch.Generator
+        self,
+        inputs: GenerateInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: Generators,
+        lockstep: bool = True,
     ) -> Tensor:
         """(B, N) codes, drawn in `generation_timesteps` steps from all masked. Guidance 1 runs the conditional rows only.
 
@@ -161,7 +168,8 @@ class ShowO(TokenPictures):
         step, as in the official code: temperature times the product of (1 - k / steps) over the steps so far.
         """
         steps, grid, schedule = self.config.generation_timesteps, self.grid, self.config.mask_schedule
-        pick, noise = picker(temperature, generator), temperature
+        picks = [picker(temperature, own) for own in of_rows(generator, len(inputs.tokens))]
+        scale = temperature
         with evaluating(self):
             prompts, attention, images = self.embed(inputs), inputs.attention, inputs.image_positions
             if guidance != 1:
@@ -179,20 +187,32 @@ class ShowO(TokenPictures):
                 if guidance != 1:
                     conditional, uncond = logits.chunk(2)
                     logits = uncond + guidance * (conditional - uncond)
-                drawn = torch.stack([pick(row) for row in logits])  # row by row: `pick` holds several copies of the logits
+                # Row by row: a picker holds several copies of the logits.
+                drawn = torch.stack([pick(row) for pick, row in zip(picks, logits, strict=True)])
                 codes = torch.where(masked, drawn, codes)
                 chances = logits.log_softmax(-1).gather(2, codes.unsqueeze(2)).squeeze(2).exp()
                 chances = torch.where(masked, chances, torch.finfo(chances.dtype).max)
-                noise *= 1 - (step + 1) / steps
-                shaken = noise * masking.gumbel(tuple(codes.shape), generator).to(codes.device)
+                scale *= 1 - (step + 1) / steps
+                shaken = scale * masking.gumbel(tuple(codes.shape), generator).to(codes.device)
                 masked = masking.least_confident(chances, masking.kept_masked(schedule, step, steps, masked), shaken)
+        if not lockstep:
+            for pick in picks:
+                pick.check_finite()
         return codes
 
-    def sample(self, inputs: GenerateInputs, *, guidance: float, temperature: float, generator: torch.Generator) -> Tensor:
+    def sample(
+        self,
+        inputs: GenerateInputs,
+        *,
+        guidance: float,
+        temperature: float,
+        generator: Generators,
+        lockstep: bool = True,
+    ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] with classifier-free guidance.
 
         `guidance` is 1 + the `guidance_scale` of the official code. At `temperature` 1 codes are drawn as there; at 0 they are
         the likeliest ones, and nothing is random.
         """
-        codes = self.sample_codes(inputs, guidance=guidance, temperature=temperature, generator=generator)
-        return self.decode_target(codes)
+        codes = self.sample_codes(inputs, guidance=guidance, temperature=temperature, generator=generator, lockstep=lockstep)
+        return self.decode_each(codes)

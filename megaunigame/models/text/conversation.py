@@ -120,13 +120,19 @@ class ConversationFormat(ABC):
         asked = len(self._asked(question, images > 0).tokens)
         self._require_room(images, fixed, len(self._answer(answer).tokens), asked, limit)
 
-    def question(self, images: int, question: str) -> TokenSequence:
-        """A conversation that ends before the answer."""
+    def question(self, images: int, question: str, earlier: Sequence[tuple[str, str]] = ()) -> TokenSequence:
+        """A conversation that ends before the answer to `question`, after `earlier` turns (question, answer)."""
         sequence = self._opening(images)
-        asked = self._asked(question, images > 0)
-        sequence.add(asked.tokens)
-        sequence.add(self.closing)
-        sequence.escaped = asked.escaped
+        for turn, (text, answer) in enumerate([*earlier, (question, None)]):
+            asked = self._asked(text, images > 0 and turn == 0)
+            sequence.add(self.next_opening if turn else [])
+            sequence.add(asked.tokens)
+            sequence.add(self.closing)
+            sequence.escaped += asked.escaped
+            if answer is not None:
+                said = self._answer(answer)
+                sequence.add(said.tokens)
+                sequence.escaped += said.escaped
         return sequence
 
     def generate(self, prompt: str, source: bool, limit: int) -> TokenSequence:

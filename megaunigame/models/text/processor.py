@@ -21,7 +21,7 @@ from megaunigame.step.codes import StoredCodes, stacked
 from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import CROP, FIT, GENERATE, UNDERSTAND, StepPlan
-from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
+from megaunigame.step.rows import GenerateRow, Row, ShownPicture, UnderstandRow
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation that bring [0, 1] to [-1, 1]."""
@@ -85,22 +85,41 @@ class RowProcessor:
         raise ConfigError(f"{self.format.family} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
-        """Every row filled to `max_length`, with an image if the pass takes one."""
+        """Every row filled to `max_length`, with an image if the pass takes one; rows with a context with all its images."""
         requests = [r for r in plan.of_pass(pass_name) for _ in range(r.count)]
         picture = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         text = "a " * self.max_length
         rows: list[Row] = [
             UnderstandRow([picture], [("a", text)], fills=True)
             if pass_name == UNDERSTAND
-            else GenerateRow(text, picture, source=picture if r.takes_source else None)
+            else GenerateRow.of_all_images(r, text, picture)
             for r in requests
         ]
         terms = [plan.terms.index(r.term) for r in requests]
         return self.collate(plan, pass_name, rows, terms, ["largest"] * len(rows))
 
-    def prompt_inputs(self, images: Sequence[Sequence[Tensor]], questions: Sequence[str]) -> UnderstandInputs:
-        """Questions about `images` (uint8, any number per question) for `answer`: left padded, no labels."""
-        sequences = [self.format.question(len(i), q) for i, q in zip(images, questions, strict=True)]
+    def prompt_inputs(
+        self,
+        images: Sequence[Sequence[Tensor]],
+        questions: Sequence[str],
+        earlier: Sequence[Sequence[tuple[str, str]]] | None = None,
+        *,
+        room: int = 0,
+    ) -> UnderstandInputs:
+        """Questions about `images` (uint8, any number per question), after `earlier` turns of their conversations, for
+        `answer`: left padded, no labels.
+
+        Raises DataError for a row that leaves fewer than `room` tokens of `max_length` to its answer; 0: any length is taken.
+        """
+        turns = [()] * len(questions) if earlier is None else earlier
+        sequences = [self.format.question(len(i), q, before) for i, q, before in zip(images, questions, turns, strict=True)]
+        for sequence, pictures, before in zip(sequences, images, turns, strict=True):
+            if room and len(sequence) + room > self.max_length:
+                raise DataError(
+                    f"The question has {len(sequence)} tokens, with {len(pictures)} picture(s) and {len(before)} earlier "
+                    f"turn(s) of its conversation. {room} more are for the answer, and a row has {self.max_length}. "
+                    "Shorten it, ask for a shorter answer (max_tokens), or load the model with a larger max_length."
+                )
         squares = self._squares(images, [FIT] * len(sequences))
         return self._asked(sequences, squares, [0] * len(sequences), [""] * len(sequences), left=True)
 
@@ -179,8 +198,7 @@ class RowProcessor:
                 target_codes.append(self._target_codes(None, geometry, 0, key))
                 continue
             assert isinstance(row, GenerateRow)
-            sequence = self._prompt(row.prompt, row.source is not None)
-            sequences.append(self.format.unconditional(sequence) if row.unconditional else sequence)
+            sequences.append(self._request(row, key))
             images.append(self._shown(row))
             source_codes.append(self._source_codes(row.source_codes, geometry, len(images[-1]), key))
             target_codes.append(self._target_codes(row.target_codes, geometry, 1, key))
@@ -203,7 +221,20 @@ class RowProcessor:
             inputs.emphasis = emphasis
         return inputs
 
+    def _request(self, row: GenerateRow, key: str) -> TokenSequence:
+        """The sequence of a generate row of the sample `key`."""
+        if row.context:
+            raise ConfigError(
+                f"{self.format.family} draws from one source image at most, and the row of sample {key} has a context of "
+                "images and texts. Leave out such rows, or take a family that interleaves them."
+            )
+        sequence = self._prompt(row.prompt, row.source is not None)
+        return self.format.unconditional(sequence) if row.unconditional else sequence
+
     def _shown(self, row: GenerateRow) -> list[Tensor]:
+        """Source images that are read through the understanding path."""
+        if row.context:
+            return [part.picture for part in row.context if isinstance(part, ShownPicture) and part.seen]
         dropped = row.unconditional and not self.format.keeps_source
         return [] if row.source is None or dropped else [row.source]
 

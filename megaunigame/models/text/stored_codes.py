@@ -57,6 +57,6 @@ class AcceptedCodes:
     @property
     def _remedy(self) -> str:
         return (
-            "Make the codes again: python -m data_prep annotate SHARDS --out OTHER --tasks codes --existing replace "
+            "Make the codes again: megaunigame prepare annotate SHARDS --out OTHER --tasks codes --existing replace "
             "--model FOLDER --family NAME"
         )

@@ -19,14 +19,8 @@ SCORES_AT_A_TIME = 1 << 27
 """Scores of cells and codes that are in memory at a time: 0.5 GiB."""
 
 
-class CodeTokenizer(nn.Module, ABC):
-    """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, h, w), of `cell` x `cell` pixels each.
-
-    Weights are frozen: gradients reach pixels and embeddings, no weight.
-    """
-
-    cell: int
-    """Pixels of a code along an edge."""
+class CodeEncoder(nn.Module, ABC):
+    """Pictures (B, 3, H, W) in [-1, 1] -> codes (B, h, w). Weights are frozen: gradients reach pixels, no weight."""
 
     @property
     @abstractmethod
@@ -35,15 +29,11 @@ class CodeTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def codebook(self) -> Tensor:
-        """(V, C) float32: the rows from which pictures are decoded."""
+        """(V, C) float32: the rows that latents are compared with."""
 
     @abstractmethod
     def _latents(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w) float32, in one piece."""
-
-    @abstractmethod
-    def _decode(self, quant: Tensor) -> Tensor:
-        """(B, C, h, w) rows of the codebook -> (B, 3, H, W), not clamped, in one piece."""
 
     def scores(self, cells: Tensor, rows: Tensor) -> Tensor:
         """(n, C) latents, (V, C) rows -> (n, V): the larger, the nearer. Here minus the squared Euclidean distance."""
@@ -83,6 +73,20 @@ class CodeTokenizer(nn.Module, ABC):
         codes = self.nearest(latents, min(NEIGHBORS, len(self.codebook())))
         cells = latents.permute(0, 2, 3, 1).unsqueeze(-2)
         return codes, self.closeness(cells, F.embedding(codes, self.codebook().detach())).softmax(-1)
+
+
+class CodeTokenizer(CodeEncoder):
+    """Pictures (B, 3, H, W) in [-1, 1] <-> codes (B, h, w), of `cell` x `cell` pixels each, and decoded from the codebook.
+
+    Weights are frozen: gradients reach pixels and embeddings, no weight.
+    """
+
+    cell: int
+    """Pixels of a code along an edge."""
+
+    @abstractmethod
+    def _decode(self, quant: Tensor) -> Tensor:
+        """(B, C, h, w) rows of the codebook -> (B, 3, H, W), not clamped, in one piece."""
 
     def embed(self, codes: Tensor) -> Tensor:
         """(B, h, w) -> (B, C, h, w) float32: rows of the codebook."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from megaunigame.errors import ModelError
-from megaunigame.models.base import Weights
+from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.storage.foreign_text import one_line
 
+M = TypeVar("M", bound=UnifiedModel)
 SHOWN = 5
 """Names quoted in an error message."""
 
@@ -41,6 +44,31 @@ def check_shapes(expected: Mapping[str, torch.Size], found: Mapping[str, torch.S
             f"{what} is the checkpoint of another model: {len(wrong)} tensors have other shapes than "
             f"in config.json ({shown}). Give a folder whose config.json and weights belong together."
         )
+
+
+def load_whole(
+    family: type[M],
+    path: str | Path,
+    weights: Weights,
+    *,
+    attention: str,
+    max_length: int,
+    gradient_checkpointing: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> M:
+    """The model of the folder `path` with these weights, in one process, without an engine; in eval mode.
+
+    `dtype`: of all but the frozen tokenizer. The host never holds more than one tensor of weights for another device.
+    """
+    processor = family.open_processor(str(path), max_length=max_length)
+    model = family.build(str(path), processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+    for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32
+        parameter.data = torch.empty(parameter.shape, dtype=dtype, device=device)
+    model.check_frozen(str(path))
+    load_plain(model, weights, str(path))
+    model.load_frozen(str(path), torch.device(device))
+    return model.to(device).eval()  # type: ignore[return-value]  # `build` makes one of its own class
 
 
 @torch.no_grad()

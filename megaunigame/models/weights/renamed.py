@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from megaunigame.errors import ModelError
 from megaunigame.models.weights.loading import SHOWN
-from megaunigame.models.weights.tensor_files import TensorFiles
+from megaunigame.models.weights.tensor_files import KINDS, TensorFiles
 
 FUSED = ".qkv."
 
@@ -52,6 +53,16 @@ class RenamedWeights:
             return torch.Size([shape[0] // 3, *shape[1:]])
         return shape[:2] if stored.flatten else shape[1:] if stored.squeeze else shape
 
+    def check_kinds(self, names: Iterable[str], what: str) -> None:
+        """Raises ModelError for a tensor of other numbers than plain weights have: quantized ones, converted, are nonsense."""
+        for name in sorted(names):
+            key = self.stored[name].key
+            if (kind := self.files.kind(key)) not in KINDS.values():
+                raise ModelError(
+                    f"{key} in {what} has numbers of the type {kind}, as quantized weights have; legal are "
+                    f"{', '.join(KINDS.values())}. Take the weights that are not quantized."
+                )
+
     def read(self, name: str) -> Tensor:
         stored = self.stored[name]
         if stored.third is not None:
@@ -70,17 +81,24 @@ class KeyTable:
     """Stored key -> name of our parameter (still fused: `.qkv.`), or None for a key of another model."""
     unused: re.Pattern[str]
     """Keys in checkpoints that are not used for any output."""
-    frozen: str
-    """Prefix of the names that belong to the frozen tokenizer."""
+    frozen: str | tuple[str, ...]
+    """Prefix of the names that belong to the frozen tokenizer, or prefixes."""
     expected: str
     """Description of the expected keys, for the message."""
     squeezed: tuple[str, ...] = ()
     """Ends of keys whose tensors are stored with an additional first dimension of 1."""
     flattened: tuple[str, ...] = ()
     """Ends of keys whose tensors are stored as 1 x 1 convolutions and read as matrices."""
+    fused: str = FUSED
+    """Part of the names of fused query-key-value tensors, which are read as three; "": none are."""
+
+    @property
+    def frozen_root(self) -> str:
+        """What all names of the frozen tokenizer begin with, and have not in its module."""
+        return self.frozen if isinstance(self.frozen, str) else os.path.commonprefix(self.frozen)
 
     def open(self, files: TensorFiles, what: str | Path) -> tuple[RenamedWeights, RenamedWeights]:
-        """(weights of the trained model, weights of the frozen tokenizer) under our names; the latter without its prefix.
+        """(weights of the trained model, weights of the frozen tokenizer) under our names; the latter without `frozen_root`.
 
         Raises ModelError, naming `what`, when a key belongs to another model.
         """
@@ -94,10 +112,10 @@ class KeyTable:
             if name is None:
                 unknown.append(key)
             elif name.startswith(self.frozen):
-                frozen[name.removeprefix(self.frozen)] = StoredTensor(key, flatten=key.endswith(self.flattened))
-            elif FUSED in name:
+                frozen[name.removeprefix(self.frozen_root)] = StoredTensor(key, flatten=key.endswith(self.flattened))
+            elif self.fused and self.fused in name:
                 for third, letter in enumerate("qkv"):
-                    model[name.replace(FUSED, f".{letter}_proj.")] = StoredTensor(key, third)
+                    model[name.replace(self.fused, f".{letter}_proj.")] = StoredTensor(key, third)
             else:
                 model[name] = StoredTensor(key, squeeze=key.endswith(self.squeezed))
         if unknown:

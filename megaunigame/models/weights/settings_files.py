@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megaunigame.errors import ModelError
+from megaunigame.registry import unknown
 from megaunigame.storage.copies import copy_file, real_file
 from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.untrusted_json import DEEPEST, is_deeper_than, parse, read_within
@@ -24,6 +28,11 @@ MODEL_SETTINGS = ("config.json", "generation_config.json")
 """What a model reads and a processor does not."""
 CODE = ("auto_map", "custom_pipelines")
 """Settings that name Python code, of the folder or of any repository, which transformers runs with trust_remote_code=True."""
+
+SIZES_OF_LAYERS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "max_position_embeddings"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +54,12 @@ def read_system_prompt(folder: Path, default: str = "") -> str:
 def is_whole(value: Any) -> bool:
     """Whether a value of a JSON file is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
+    # Not isfinite, which fails for a whole number that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def read_whole(settings: Mapping[str, Any], key: str, default: int, file: Path) -> int:
@@ -74,11 +89,42 @@ def read_config_file(file: Path, hint: str) -> dict[str, Any]:
 
 
 def config_from(kind: type[C], settings: Mapping[str, Any], file: Path) -> C:
-    """A configuration of transformers from the settings read from `file`. Raises ModelError for a value of another type."""
+    """A configuration of transformers from the settings read from `file`.
+
+    Raises ModelError for a value of another type, and for sizes of layers that cannot be.
+    """
     try:
-        return kind.from_dict(dict(settings))  # type: ignore[no-any-return]
+        config = kind.from_dict(dict(settings))
     except StrictDataclassError as error:
         raise ModelError(f"{file}: {one_line(error)}") from error
+    except Exception as error:  # what no dataclass checks fails where it is first used
+        raise ModelError(f"{file}: {type(error).__name__}: {one_line(error)}. Copy the file of the model again.") from error
+    _check_layers(config, file)
+    return config
+
+
+def _check_layers(config: PreTrainedConfig, file: Path) -> None:
+    """Raises ModelError for sizes that a module of transformers would take, and then fail at or compute nonsense with."""
+    for name in SIZES_OF_LAYERS:
+        value = getattr(config, name, None)
+        if value is not None and (not is_whole(value) or value < 1):
+            raise ModelError(f"{file}: {name}={quoted(value)} must be a whole number, 1 or more.")
+    names = ("num_attention_heads", "num_key_value_heads", "hidden_size")
+    heads, shared, width = (getattr(config, name, None) for name in names)
+    if heads and shared and heads % shared:
+        raise ModelError(f"{file}: num_attention_heads={heads} must be a multiple of num_key_value_heads={shared}.")
+    if heads and width and not getattr(config, "head_dim", None) and width % heads:
+        raise ModelError(f"{file}: hidden_size={width} must be a multiple of num_attention_heads={heads}.")
+    if (kind := getattr(config, "hidden_act", None)) is not None and kind not in ACT2FN:
+        raise ModelError(f"{file}: {unknown('hidden_act', kind, sorted(ACT2FN))}")
+    rope = getattr(config, "rope_parameters", None) or {}
+    above_0 = {"rope_theta": rope.get("rope_theta", 1), "rms_norm_eps": getattr(config, "rms_norm_eps", 1)}
+    for name, value in above_0.items():
+        if type(value) not in (int, float) or not value > 0:
+            raise ModelError(f"{file}: {name}={quoted(value)} must be a number above 0.")
+    kinds = ["default", *ROPE_INIT_FUNCTIONS]
+    if rope.get("rope_type", "default") not in kinds:
+        raise ModelError(f"{file}: {unknown('rope_type', str(rope['rope_type']), kinds)}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -23,12 +23,18 @@ LAYOUTS = (
     *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
 )
 
+KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""Number types of weights that are not quantized, and their names in a safetensors header."""
+
+STATES = ("state_dict", "model", "ema", "model_ema", "ema_state_dict")
+"""Entries under which a checkpoint of a whole training holds sets of weights: those trained, or their moving average."""
+
 
 class TensorFiles:
     """The tensors of one checkpoint, over any number of safetensors or PyTorch (`.bin`, `.pth`) files.
 
     safetensors are read slice by slice. PyTorch files are memory-mapped, and opened with `weights_only=True`, so that no code
-    of a checkpoint runs; a checkpoint of a whole training has its tensors under `state_dict`.
+    of a checkpoint runs; a checkpoint of a whole training has its tensors under one of `STATES`.
     """
 
     def __init__(self, files: Sequence[Path]):
@@ -65,8 +71,14 @@ class TensorFiles:
     @cached_property
     def index(self) -> dict[str, Path]:
         """Key of every tensor -> the file it is in."""
-        keys = ((key, file) for file in self.files for key in self._open(file).keys())  # noqa: SIM118  (safe_open)
-        return {key: file for key, file in keys if not key.startswith(self._hidden)}
+        found: dict[str, Path] = {}
+        for file in self.files:
+            for key in self._open(file).keys():  # noqa: SIM118  (safe_open)
+                if found.setdefault(key, file) != file and not key.startswith(self._hidden):
+                    raise ModelError(
+                        f"{key} is in {found[key]} and in {file}. Move the file away that does not belong to the model."
+                    )
+        return {key: file for key, file in found.items() if not key.startswith(self._hidden)}
 
     def _open(self, file: Path) -> Any:
         if file not in self._opened:
@@ -90,6 +102,14 @@ class TensorFiles:
             return self._tensor(opened, key).shape
         return torch.Size(opened.get_slice(key).get_shape())
 
+    def kind(self, key: str) -> str:
+        """Number type of the tensor, by its name in a safetensors header: F32, BF16, I8, ..."""
+        opened = self._open(self.index[key])
+        if isinstance(opened, dict):
+            dtype = self._tensor(opened, key).dtype
+            return KINDS.get(dtype, str(dtype))
+        return str(opened.get_slice(key).get_dtype())
+
     def read(self, key: str, rows: slice = slice(None)) -> Tensor:
         """The tensor under `key`, or only `rows` of its first dimension."""
         opened = self._open(self.index[key])
@@ -112,7 +132,15 @@ class TensorFiles:
 
 def _state_of(file: Path, content: Any) -> dict[str, Any]:
     """The entries by name of a PyTorch file. Raises ModelError when it has another form."""
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    state = content
+    if isinstance(content, dict):
+        inner = [name for name in STATES if isinstance(content.get(name), dict)]
+        if len(inner) > 1:
+            raise ModelError(
+                f"{file} holds several sets of weights ({', '.join(inner)}). Save the one to use in a file of its own, with "
+                "torch.save."
+            )
+        state = content[inner[0]] if inner else content.get("state_dict", content)
     if not isinstance(state, dict):
         raise ModelError(f"{file} holds a {type(state).__name__}, not tensors by their names. Take another file of the model.")
     for name in state:

@@ -75,7 +75,9 @@ class Sampling:
     candidates: int = at_least(1, 1)
     """Pictures drawn per source."""
     guidance: float = 5.0
+    """Scale of classifier-free guidance; 1: none."""
     temperature: float = at_least(0, 1.0)
+    """0: the likeliest codes."""
 
 
 @dataclass
@@ -104,9 +106,11 @@ class Settings:
     attack_rows: int = at_least(0, 4)
     """Pictures attacked; 0: no game, only clean rows."""
     stream: str = "train"
+    """Name of the stream in `data`."""
     beta: float = at_least(0, 0.5)
     """Weight of the hard rows in the learner's loss (of the adversarial rows too, when simultaneous)."""
     turns: int = at_least(0, 0)
+    """At most this many question-answer pairs of a conversation in a clean row, drawn again each epoch; 0: all."""
     attack_turns: int | None = at_least(0, None)
     """Questions about an attacked picture, which is as hard as all of them together; none: as `turns`."""
     independent: bool = False

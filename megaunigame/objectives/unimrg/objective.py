@@ -61,6 +61,9 @@ class UniMRG(Objective):
             for task in c.tasks
         ]
 
+    def redraws(self) -> dict[str, tuple[str, str]]:
+        return {task: (wordings[0], self.config.geometry) for task, wordings in self.prompts.items()}
+
     def rotation(self) -> Rotation | None:
         return None if self.config.schedule == ALL else Rotation(self.config.tasks, self.config.schedule)
 

@@ -37,6 +37,7 @@ class Settings:
     """`independent`: every task has its own images; `paired`: all tasks of a micro-step look at the same ones;
     `generation_paired` (released): all drawing tasks look at the same ones, understanding at others."""
     stream: str = "train"
+    """Name of the stream in `data`."""
     prompts: str = "described"
     """`described`: many wordings; `paper`: the sentences of the paper's figure."""
     own_prompts: dict[str, list[str]] = field(default_factory=dict)

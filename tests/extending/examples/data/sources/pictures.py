@@ -15,7 +15,8 @@ class Pictures(Backend):
     def __init__(self, folder, seed):
         self.location, self.seed = str(folder), seed
         self.samples = sorted(folder.glob("*.json"))
-        self.order = Order([len(self.samples)], seed)
+        self.epoch = len(self.samples)
+        self.order = Order([self.epoch], seed)
         self.identity = {"files (hash)": zlib.crc32(" ".join(file.stem for file in self.samples).encode())}
 
     @classmethod

@@ -85,6 +85,9 @@ class Patches(CodeModel):
     def language_model(self) -> LlamaModel:
         return self.model
 
+    def unreached(self, pass_name: str) -> tuple[str, ...]:
+        return ("lm_head.",) if pass_name == GENERATE else ()
+
     def visual_tokens(self, images: Tensor) -> Tensor:
         colors = F.adaptive_avg_pool2d(images.flatten(0, 1), PATCHES).flatten(2).transpose(1, 2)
         return self.look(colors.to(self.look.weight.dtype)).unflatten(0, images.shape[:2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megaunigame.engine.peaks import PEAKS, peak_flops
+from megaunigame.parallel.peaks import PEAKS, peak_flops
 
 
 @pytest.mark.parametrize(

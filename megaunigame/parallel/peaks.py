@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # tables of peaks are read by commands that must answer before torch is imported
+    import torch
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of `device` in bf16; None for a CPU, for a device not in the table, and in another precision."""
     if device.type != "cuda" or precision != "bf16":
         return None
+    import torch
+
     name = torch.cuda.get_device_name(device)
     known = [start for start in PEAKS if name.startswith(start)]
     return PEAKS[max(known, key=len)].bf16 if known else None

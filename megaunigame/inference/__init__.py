@@ -1,0 +1,1 @@
+"""Using a model: loading it, questions, pictures, jobs over files, chat."""
