@@ -30,9 +30,11 @@ pytest_plugins = ["tests.faults.recording"]
 
 torch.set_num_threads(1)
 
-# The first example pays for imports and caches, and test machines share their cores: no per-example deadline.
-hypothesis.settings.register_profile("megaunigame", deadline=None)
-hypothesis.settings.load_profile("megaunigame")
+# The first example pays for imports and caches, and test machines share their cores: no per-example deadline. The same examples
+# in every run: a commit passes or fails everywhere alike. `pytest --hypothesis-profile=explore` tries others.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, derandomize=False)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

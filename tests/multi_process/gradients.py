@@ -34,7 +34,7 @@ from tests.multi_process.programs import (
     trainer_of,
 )
 
-STEPS = 4
+STEPS = 3
 NONE_OF_THESE = {"understanding": {"rows": 0}, "generation": {"caption_rows": 0}}
 
 

@@ -29,7 +29,7 @@ from tests.multi_process.programs import (
 )
 from tests.multi_process.tiny_run import long_world
 
-STEPS = 4
+STEPS = 3
 EARLY = 2
 """Steps before a weight that was rounded the other way can show: the first update comes from equal gradients."""
 EARLY_LOSS_BOUND, LOSS_BOUND, NORM_BOUND, MASTER_BOUND = 5e-6, 5e-4, 1e-3, 2e-3
