@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from megaunigame.models.text import pictures
-from megaunigame.models.text.pictures import BACKGROUND, Normalize, crop, fit
+from megaunigame.models.text.pictures import BACKGROUND, Normalize, crop, fit, squash
 from megaunigame.step.inputs import IGNORE
 from megaunigame.step.requests import GENERATE, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
@@ -99,6 +102,21 @@ def test_crop_keeps_the_middle():
     image = torch.zeros(3, 16, 48, dtype=torch.uint8)
     image[:, :, 16:32] = 255
     assert (crop(image, 16) == 255).all()
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(480, 640, 384), (30, 41, 96), (700, 700, 64), (65, 65, 64)])
+def test_pictures_are_resized_as_pillow_resizes_them(height, width, side):
+    """The released processors do so. Computed in float32, 6 to 26 % of the values would differ."""
+    blurred = torch.rand(1, 3, height // 5, width // 5, generator=torch.Generator().manual_seed(0))
+    image = (F.interpolate(blurred, (height, width), mode="bilinear")[0] * 255).to(torch.uint8)
+    decoded = image.permute(1, 2, 0).contiguous()
+    cases = {"view of a decoder": decoded.permute(2, 0, 1), "planes": image}
+    expected = np.array(Image.fromarray(decoded.numpy()).resize((side, side), Image.Resampling.BICUBIC))
+    in_float = F.interpolate(image[None].float(), (side, side), mode="bicubic", antialias=True)[0].round().permute(1, 2, 0)
+    for name, given in cases.items():
+        apart = (squash(given, side).permute(1, 2, 0).int() - torch.from_numpy(expected).int()).abs()
+        assert apart.max() <= 2, (name, apart.max())
+        assert apart.float().mean() < 0.5 * (in_float - torch.from_numpy(expected)).abs().mean(), name
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 1600), (1, 4000), (1093, 5)])

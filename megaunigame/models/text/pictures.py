@@ -13,11 +13,13 @@ BACKGROUND = 127
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (3, h, w) -> uint8 (3, height, width), bicubic with antialiasing."""
+    """uint8 (3, h, w) -> uint8 (3, height, width), bicubic with antialiasing.
+
+    In bytes and not in float32: that is how Pillow, and so every released processor, computes it, and several times faster.
+    """
     if image.shape[1:] == (height, width):
         return image
-    resized = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
-    return resized[0].round_().clamp_(0, 255).to(torch.uint8)
+    return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
 def fit(image: Tensor, side: int, background: int = BACKGROUND) -> Tensor:
