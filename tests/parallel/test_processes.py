@@ -49,7 +49,7 @@ ORPHAN = """
 import os, sys
 sys.path.insert(0, {repository!r})
 from megaunigame.parallel.processes import launcher_pid
-print(os.getpid(), launcher_pid(), flush=True)
+sys.stdout.write(f"{{os.getpid()}} {{launcher_pid()}}\\n")  # a line at once, also with PYTHONUNBUFFERED: ranks share the pipe
 """
 LAUNCHER = 'echo $$; "$PYTHON" -c "$CODE"; true'
 
