@@ -5,6 +5,7 @@ Set before torch is imported anywhere, and inherited by the processes that tests
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -35,6 +36,11 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("same")
+
+
+def pytest_collection_finish():
+    """Each engine of deepspeed collects garbage: not among the modules and tests that are there by now."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

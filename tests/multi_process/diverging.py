@@ -31,9 +31,9 @@ from tests.multi_process.programs import (
     ZERO2,
     ZERO2_OFFLOADED,
     batches_of,
-    gathered,
     largest_error,
     play,
+    trained_weights,
     trainer_of,
 )
 
@@ -161,12 +161,12 @@ def stopped(trainer: Trainer, steps: int) -> str:
     batches = batches_of(trainer, steps + 1)
     for _ in range(steps):
         trainer.train_step(batches)
-    before = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]
+    before = trained_weights(trainer)
     try:
         trainer.train_step(batches)
     except DivergenceError as error:
-        after = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]
-        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True))
+        after = trained_weights(trainer)
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before.values(), after.values(), strict=True))
         said = trainer.world.all_gather_object(str(error))
         assert len(set(said)) == 1, said
         return str(error)
@@ -240,12 +240,12 @@ def check_player(home: Path, world: Ranks) -> str:
     stepper, (player,) = trainer.stepper, trainer.players
     whole = stepper.terms.joined_sums
     stepper.terms.joined_sums = lambda losses, like: whole({n: x * math.nan for n, x in losses.items()}, like)
-    learner = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]
+    learner = trained_weights(trainer)
     adversary = [p.detach().clone() for p in player.parameters]
     metrics = trainer.train_step(batches_of(trainer, 1))
-    after = [gathered(p) for p in trainer.learner.module.parameters() if p.requires_grad]
+    after = trained_weights(trainer)
     assert metrics[names.OPTIM_SKIPPED] == 0 and math.isfinite(metrics[names.OPTIM_GRAD_NORM])
-    assert not all(torch.equal(a, b) for a, b in zip(learner, after, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(learner.values(), after.values(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(adversary, player.parameters, strict=True))
     return "the learner goes on"
 

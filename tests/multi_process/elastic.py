@@ -24,7 +24,7 @@ from megaunigame.parallel.ranks import Ranks
 from megaunigame.replay.files import saved_shape
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.forked import in_world
-from tests.multi_process.programs import LORA, PLAYED, ZERO2, ZERO2_OFFLOADED, gathered, trainer_of
+from tests.multi_process.programs import LORA, PLAYED, ZERO2, ZERO2_OFFLOADED, trained_weights, trainer_of
 from tests.multi_process.resume import losses
 
 CHAIN = ((1, 2), (2, 4), (4, 6), (1, 8))
@@ -113,9 +113,8 @@ def check_loaded(trainer: Trainer) -> None:
     """Every weight of the model is the saved master in its dtype, and what is written again has the saved bits."""
     assert trainer.resumed_from is not None
     saved = SavedLearner(trainer.resumed_from)
-    for name, parameter in trainer.learner.module.named_parameters():
-        if parameter.requires_grad:
-            assert torch.equal(gathered(parameter).cpu(), saved.whole(name).to(parameter.dtype)), name
+    for name, weight in trained_weights(trainer).items():
+        assert torch.equal(weight.cpu(), saved.whole(name).to(weight.dtype)), name
     again = trainer.folder / "again"
     again.mkdir(exist_ok=True)
     trainer.world.barrier()

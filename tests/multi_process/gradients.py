@@ -27,10 +27,10 @@ from tests.multi_process.programs import (
     ZERO2,
     ZERO2_OFFLOADED,
     batches_of,
-    gathered,
     largest_error,
     of_other_families,
     play,
+    trained_weights,
     trainer_of,
 )
 
@@ -172,10 +172,6 @@ def check_partitioned(trainer: Trainer, world: Ranks) -> None:
     assert sum(p.data.numel() for p in parameters) == 0, "weights are whole between the passes"
 
 
-def trained_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {n: gathered(p) for n, p in trainer.learner.module.named_parameters() if p.requires_grad}
-
-
 def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
     with mock.patch.object(deepspeed.zero, "GatheredParameters", side_effect=deepspeed.zero.GatheredParameters) as loading:
         trainer = trainer_of(case, home, world, **settings)
@@ -214,8 +210,8 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
         assert of_average < TOLERANCE, (case, step, of_average)
     if stage3:
         check_partitioned(trainer, world)
-    ours = {n: gathered(p).float() for n, p in trainer.learner.module.named_parameters() if p.requires_grad}
-    our_way = torch.cat([(p - start[n]).flatten() for n, p in ours.items()])
+    ours = trained_weights(trainer)
+    our_way = torch.cat([(p.float() - start[n]).flatten() for n, p in ours.items()])
     plain_way = torch.cat([(plain.trained[n].detach() - start[n]).flatten() for n in ours])
     direction = torch.cosine_similarity(our_way, plain_way, dim=0).item()
     assert plain_way.abs().max() > 100 * TOLERANCE, "nothing was trained, so nothing was compared"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,22 @@ def batches_of(trainer: Trainer, steps: int) -> Iterator[Any]:
     return iter(MicroBatchLoader(trainer.micro_batches, 0, steps * trainer.accumulation, 0, 2))
 
 
-def gathered(parameter: torch.nn.Parameter) -> Tensor:
-    """The whole parameter on every rank."""
-    if not hasattr(parameter, "ds_id"):
-        return parameter.detach().clone()
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().clone()
+def gathered(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> dict[str, Tensor]:
+    """Name -> the whole parameter, on every rank."""
+    named = dict(parameters)
+    sliced = [p for p in named.values() if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(sliced, enabled=bool(sliced)):
+        return {name: p.detach().clone() for name, p in named.items()}
+
+
+def trained_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Name -> the whole weight, on every rank; of all that are trained."""
+    return gathered((n, p) for n, p in trainer.learner.module.named_parameters() if p.requires_grad)
 
 
 def largest_error(trainer: Trainer, plain: PlainReference, legal: float, *more: tuple[str, Tensor, Tensor]) -> float:
     """Between the trained weights and those of the reference, and between `more` pairs; above `legal` it fails."""
-    trained = {n: gathered(p) for n, p in trainer.learner.module.named_parameters() if p.requires_grad}
+    trained = trained_weights(trainer)
     assert set(trained) == set(plain.trained)
     pairs = [*more, *((name, ours, plain.trained[name]) for name, ours in trained.items())]
     errors = {name: (ours.detach().float() - theirs.detach()).abs().max().item() for name, ours, theirs in pairs}
@@ -77,6 +83,7 @@ def play(run: Callable[..., str], cases: dict[str, Any], checks: dict[str, Calla
 
     Ends as launch scripts end: without the interpreter's own end, which gloo's threads can abort.
     """
+    gc.freeze()  # deepspeed collects garbage for every engine: not among the modules that are imported by now
     world, home = start_world(1), Path(sys.argv[1])
     for name in sys.argv[2:] or [*cases, *checks]:
         report = run(name, cases[name], home, world) if name in cases else checks[name](home, world)

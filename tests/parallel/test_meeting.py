@@ -113,4 +113,5 @@ def test_a_rank_that_waits_for_rank_0_is_quiet(monkeypatch, capfd):
     monkeypatch.setattr("megaunigame.parallel.meeting.LOOK_SECONDS", 0.3)
     store = dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
     assert answer(store, Place(1, 2, 1, alone=False), time.monotonic() + 1) == ("", [0])
-    assert capfd.readouterr().err == ""
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if "[c10d]" not in line] == [], "torch warns where the machine does not know its own name"

@@ -136,5 +136,5 @@ def test_an_export_keeps_every_byte_of_what_was_not_trained(home, world, family,
         moved |= {name for name, (theirs, ours) in pairs.items() if not torch.equal(theirs, ours)}
     assert moved and {kind.group_of(name) for name in moved} <= set(kind.trained_by_default)
     ours = dict(kind.load(tmp_path, max_length=96).named_parameters())
-    for name, parameter in trainer.learner.module.named_parameters():
-        assert torch.equal(gathered(parameter), ours[name]), name
+    for name, weight in gathered(trainer.learner.module.named_parameters()).items():
+        assert torch.equal(weight, ours[name]), name
