@@ -39,8 +39,8 @@ COMMAND = re.compile(r"(?:\bpython|\btorchrun|\bdeepspeed|\bmegaunigame (?=[a-z]
 DATA_PREP = re.compile(r"(?:-m data_prep|\bmegaunigame prepare) +([a-z][\w-]*)")
 MEGAUNIGAME = re.compile(r"(?:^|`|\$ |&& )megaunigame +([a-z][\w-]*)", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
-OF_LAUNCHERS = {"nproc_per_node", "nnodes", "num_gpus", "hostfile", "master_addr"}
-"""Options of torchrun and deepspeed."""
+OF_LAUNCHERS = {"nproc_per_node", "nnodes", "num_gpus", "hostfile", "master_addr", "hypothesis-profile"}
+"""Options of torchrun, deepspeed and pytest."""
 WITH_MADE_NAMES = {"internvl", "transformer", "autoencoder"}
 """Options that no literal of the code names: the parts of `launch/family.py openuni assemble`."""
 
