@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,22 @@ def batches_of(trainer: Trainer, steps: int) -> Iterator[Any]:
     return iter(MicroBatchLoader(trainer.micro_batches, 0, steps * trainer.accumulation, 0, 2))
 
 
-def gathered(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> dict[str, Tensor]:
+def gathered(parameter: torch.nn.Parameter) -> Tensor:
+    """The whole parameter on every rank."""
+    with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+        return parameter.detach().clone()
+
+
+def whole(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
     """Name -> the whole parameter, on every rank."""
-    named = dict(parameters)
-    sliced = [p for p in named.values() if hasattr(p, "ds_id")]
+    sliced = [p for p in parameters.values() if hasattr(p, "ds_id")]
     with deepspeed.zero.GatheredParameters(sliced, enabled=bool(sliced)):
-        return {name: p.detach().clone() for name, p in named.items()}
+        return {name: p.detach().clone() for name, p in parameters.items()}
 
 
 def trained_weights(trainer: Trainer) -> dict[str, Tensor]:
     """Name -> the whole weight, on every rank; of all that are trained."""
-    return gathered((n, p) for n, p in trainer.learner.module.named_parameters() if p.requires_grad)
+    return whole({n: p for n, p in trainer.learner.module.named_parameters() if p.requires_grad})
 
 
 def largest_error(trainer: Trainer, plain: PlainReference, legal: float, *more: tuple[str, Tensor, Tensor]) -> float:

@@ -24,7 +24,7 @@ from megaunigame.training.trainer import Trainer
 from tests.multi_process.programs import CHECKPOINTING, LORA, PLAYED, TWICE, ZERO2, batches_of, largest_error, play, trainer_of
 from tests.multi_process.unigame_reference import PlainGame
 
-STEPS = 4
+STEPS = 3
 TOLERANCE = 1e-5
 GAME: dict[str, Any] = {
     **PLAYED,

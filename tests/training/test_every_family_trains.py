@@ -20,7 +20,7 @@ from megaunigame.parallel.mesh import Mesh
 from megaunigame.registry import available, find
 from megaunigame.training.trainer import Trainer
 from tests.models.shared import FAMILIES
-from tests.multi_process.programs import gathered
+from tests.multi_process.programs import whole
 from tests.multi_process.tiny_run import FOLDERS, write_data, write_edits, write_families, write_recipe
 from tests.refusals import refused
 
@@ -136,5 +136,5 @@ def test_an_export_keeps_every_byte_of_what_was_not_trained(home, world, family,
         moved |= {name for name, (theirs, ours) in pairs.items() if not torch.equal(theirs, ours)}
     assert moved and {kind.group_of(name) for name in moved} <= set(kind.trained_by_default)
     ours = dict(kind.load(tmp_path, max_length=96).named_parameters())
-    for name, weight in gathered(trainer.learner.module.named_parameters()).items():
+    for name, weight in whole(dict(trainer.learner.module.named_parameters())).items():
         assert torch.equal(weight, ours[name]), name
