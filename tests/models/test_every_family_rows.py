@@ -40,7 +40,7 @@ class Format(NamedTuple):
     loss_positions: int = 16
     source_side: int = 12
     target_side: int = 16
-    beside: int = 0
+    other_positions: int = 0
     """Positions of a source picture that are not among the tokens of its row."""
 
 
@@ -178,7 +178,7 @@ FORMATS = {
         special="<|im_start|>",
         three_pictures=33,
         after_prompt=16,
-        beside=16,
+        other_positions=16,
     ),
 }
 
@@ -235,7 +235,7 @@ def test_a_dropped_condition_leaves_no_prompt_and_no_source_unless_the_format_ke
 def test_a_long_prompt_loses_text_only(processor, reads, picture):
     long = "cube " * 200
     inputs = generate(processor, GenerateRow(long, picture(0), source=picture(1)))
-    assert inputs.attention.sum() + reads.after_prompt + reads.beside == LENGTH and inputs.intact.tolist() == [False]
+    assert inputs.attention.sum() + reads.after_prompt + reads.other_positions == LENGTH and inputs.intact.tolist() == [False]
     text, closing = words(processor, inputs), reads.request.format(reads.instruction).split("its depth")[1]
     kept = text.removesuffix(closing)[text.index("cube") :]
     assert text.endswith(closing) and len(kept) > 30 and long.startswith(kept)
@@ -284,7 +284,7 @@ def test_largest_rows_fill_the_sequence(processor, reads):
     assert inputs.attention.sum(1).tolist() == [LENGTH, LENGTH]
     assert inputs.images.shape[:2] == (2, 1) and (inputs.counts > 0).all()
     inputs = processor.largest(PLAN, GENERATE)
-    assert (inputs.attention.sum(1) + processor.after_prompt + reads.beside).tolist() == [LENGTH, LENGTH]
+    assert (inputs.attention.sum(1) + processor.after_prompt + reads.other_positions).tolist() == [LENGTH, LENGTH]
     assert inputs.image_valid.all() and inputs.terms.tolist() == [1, 1]
 
 

@@ -30,7 +30,7 @@ KNOBS = {
 """So small that the coordinator prefetches, releases and keeps weights of the tiny models."""
 FAMILIES = available("models", UnifiedModel)
 CASES = {family: {"model": {"family": family, **CHECKPOINTING}} for family in FAMILIES}
-CASES |= {f"{family}_lora": {"model": {"family": family, **LORA}} for family in ("janus", "openuni", "bagel")}
+CASES |= {f"{family}_lora": {"model": {"family": family, **LORA}} for family in FAMILIES}
 CASES["janus_dora"] = {"model": {**LORA, "lora": {**LORA["lora"], "dora": True}}}
 
 

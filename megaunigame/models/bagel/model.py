@@ -227,7 +227,7 @@ class Bagel(CausalModel):
         return self._prompt_tap(inputs, drawn=range(after - drawn, after), seen=after)
 
     def _prompt_text(self, inputs: GenerateInputs, taps: Taps) -> Tensor:
-        """As in other families, the last token before the picture is its begin token; the end token is no text."""
+        """As in other families, the last token before the picture is its begin token; the end token is not text."""
         text = prompt_text(inputs, taps)
         text[:, -2 if taps.compat else -1 :] = False
         return text
