@@ -9,43 +9,19 @@ This process starts no thread, opens no process group and touches no device: wha
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
-import pkgutil
 import signal
 import sys
-import threading
 from typing import Any, NoReturn
 
 from megaunigame.command_line import run_command
 from tests.faults import moments, sample_keys
+from tests.warm.everything import import_all
+from tests.warm.server import ended
 
-LATER = (
-    "megaunigame.evaluation.suites",
-    "megaunigame.adversary",
-    "megaunigame.representations",
-    "megaunigame.objectives",
-    "megaunigame.models",
-    "megaunigame.data.sources",
-)
-"""Rooms that a run imports by name of its recipe."""
-OF_OTHERS = (
-    *("torch._dynamo", "torch.distributed.nn", "torch.utils.tensorboard", "matplotlib.pyplot", "open_clip", "webdataset"),
-    *("deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.muon.muon_optimizer"),
-    *("transformers.models.janus.modeling_janus", "transformers.models.janus.processing_janus", "peft.tuners.lora"),
-)
-"""What these rooms import when they are used."""
 NETWORK = 0x40000000
 """CLONE_NEWNET."""
-
-
-def import_all() -> None:
-    for room in LATER:
-        for module in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
-            importlib.import_module(module.name)
-    for name in OF_OTHERS:
-        importlib.import_module(name)
 
 
 def enter_network(name: str) -> None:
@@ -92,22 +68,8 @@ def start(order: dict[str, Any]) -> list[int]:
     return pids
 
 
-def ended() -> dict[int, int]:
-    """Process id -> exit code of the ranks that have ended since the last call; -n: killed by signal n."""
-    codes = {}
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return codes
-        if pid == 0:
-            return codes
-        codes[pid] = os.waitstatus_to_exitcode(status)
-
-
 def main() -> None:
     import_all()
-    assert threading.active_count() == 1, "a thread would not survive the fork, and its locks would stay closed"
     started: list[int] = []
     print(json.dumps({"ready": os.getpid()}), flush=True)
     for line in sys.stdin:

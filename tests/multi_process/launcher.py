@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from tests.warm.python import WarmProcess, can_start, servers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 3.0
@@ -25,14 +26,34 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_script(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_script(
+    *command: object, check: bool = False, timeout: float | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`python command` in the repository, to its end; what it says is captured."""
-    line = [sys.executable, *map(str, command)]
-    return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, **options)
+    words, environment = [str(word) for word in command], os.environ if env is None else env
+    if words[0] == "-c" or not can_start(environment):
+        line = [sys.executable, *words]
+        return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=check, timeout=timeout, env=env)
+    with tempfile.TemporaryDirectory() as folder:
+        said, errors = Path(folder, "stdout"), Path(folder, "stderr")
+        process = servers(1)[0].start(words, REPOSITORY, environment, said, errors)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.stop()
+        done = subprocess.CompletedProcess(words, code, said.read_text(), errors.read_text())
+    if check and code:
+        raise subprocess.CalledProcessError(code, words, done.stdout, done.stderr)
+    return done
 
 
-def run_ranks(module: str, world_size: int, *args: object, timeout: float = 120.0) -> list[str]:
+def run_ranks(
+    module: str, world_size: int, *args: object, timeout: float = 120.0, compare_collectives: bool = True
+) -> list[str]:
     """Run `python -m module args` as ranks 0 .. world_size-1 and return the output (stdout and stderr) of each.
+
+    `compare_collectives`: torch compares every collective of the ranks, before it runs. That takes a third of the time of a
+    launch: one whose kinds of steps another launch runs compared can do without.
 
     Raises AssertionError with the last lines of every rank when one exits non-zero, or when `timeout` seconds have
     passed. No process outlives the call.
@@ -43,32 +64,25 @@ def run_ranks(module: str, world_size: int, *args: object, timeout: float = 120.
         LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(free_port()),
-        TORCH_DISTRIBUTED_DEBUG="DETAIL",
+        TORCH_DISTRIBUTED_DEBUG="DETAIL" if compare_collectives else "OFF",
         PYTHONUNBUFFERED="1",
     )
-    command = [sys.executable, "-m", module, *map(str, args)]
+    command = ["-m", module, *map(str, args)]
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, f"rank{rank}.log") for rank in range(world_size)]
-        processes: list[subprocess.Popen[bytes]] = []
+        processes: list[WarmProcess] = []
         try:
+            # Two servers: deepspeed's launcher gives no rank the order of sets of another either.
+            starts = servers(min(world_size, 2))
             for rank, log in enumerate(logs):
-                with log.open("wb") as sink:
-                    processes.append(
-                        subprocess.Popen(
-                            command,
-                            cwd=REPOSITORY,
-                            env=dict(shared, RANK=str(rank), LOCAL_RANK=str(rank)),
-                            stdin=subprocess.DEVNULL,
-                            stdout=sink,
-                            stderr=subprocess.STDOUT,
-                            start_new_session=True,  # so that its data-loader workers can be stopped with it
-                        )
-                    )
+                environment = dict(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+                assert can_start(environment), "ranks begin in the environment of tests"
+                processes.append(starts[rank % len(starts)].start(command, REPOSITORY, environment, log, log))
             in_time = _wait(processes, timeout)
             codes = [process.poll() for process in processes]
         finally:
             for process in processes:
-                _stop(process)
+                process.stop()
         outputs = [log.read_text(errors="replace") for log in logs]
     if any(code != 0 for code in codes):
         reason = "a rank failed" if in_time else f"not finished after {timeout:g} s"
@@ -76,7 +90,7 @@ def run_ranks(module: str, world_size: int, *args: object, timeout: float = 120.
     return outputs
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> bool:
+def _wait(processes: list[WarmProcess], timeout: float) -> bool:
     """Wait until all have ended, or one has failed and its grace is over. False when the time ran out."""
     deadline = time.monotonic() + timeout
     give_up = None
@@ -90,15 +104,6 @@ def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the process group that `process` leads."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # everything in the group has already ended
-    process.wait()
 
 
 def _tails(codes: list[int | None], outputs: list[str]) -> str:

@@ -22,6 +22,7 @@ def test_other_numbers_of_ranks(tmp_path):
     write_data(tmp_path / "shards")
     write_pictures(tmp_path / "pictures")
     cases = [*elastic.CASES, "reset_data"]
-    said = run_ranks("tests.multi_process.elastic", 1, tmp_path, *cases, timeout=580)[0]
+    # The worlds of elastic.py repeat steps that test_trainer.py runs with every collective compared.
+    said = run_ranks("tests.multi_process.elastic", 1, tmp_path, *cases, timeout=580, compare_collectives=False)[0]
     reported = [line.split(":")[0] for line in said.splitlines()]
     assert [case for case in cases if case not in reported] == []

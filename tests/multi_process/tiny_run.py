@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +132,14 @@ def write_family(folder: Path, family: str) -> Path:
 
 def write_families(home: Path) -> Path:
     """The random models of all families, in the home of a launch."""
+    return Path(shutil.copytree(_families(), home, dirs_exist_ok=True))
+
+
+@cache
+def _families() -> Path:
+    """Made once in a process."""
+    home = Path(tempfile.mkdtemp(prefix="families"))
+    atexit.register(shutil.rmtree, home)
     for family in available("models", UnifiedModel):
         write_family(home / FOLDERS[family], family)
     return home
