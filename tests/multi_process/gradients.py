@@ -186,8 +186,7 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
     if stage3:
         check_partitioned(trainer, world)
         whole = sum(map(element_count, trainer.learner.module.parameters()))
-        at_once = [sum(map(element_count, call.args[0])) for call in loading.call_args_list]
-        assert 0 < max(at_once) < whole / 4, "loading held too much of the model at once"
+        assert not loading.called, "weights are read in slices: nothing is gathered to load it"
         trained = sum(element_count(p) for p in trainer.learner.module.parameters() if p.requires_grad)
         assert f"model: {whole:,} parameters, {trained:,} trained" in trainer.describe()
     trainer.dry_run()
