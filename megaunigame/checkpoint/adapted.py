@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from megaunigame.checkpoint.adapter_folder import AdapterWeights, read_lora
 from megaunigame.checkpoint.trained import with_adapter
 from megaunigame.errors import ModelError
-from megaunigame.models.base import Weights
+from megaunigame.models.base import Piece, Weights
 from megaunigame.storage.foreign_text import quoted
 
 GIVE = "Give the base that they were trained on (--base FOLDER, in Python base=FOLDER)."
@@ -66,6 +67,10 @@ class AdaptedWeights:
             return weight
         rows = self.adapters.read(length) if length in known else None
         return with_adapter(weight, self.adapters.read(low), self.adapters.read(high), self.scale, rows, name)
+
+    def pieces(self, name: str) -> Sequence[Piece] | None:
+        low = _parts(name.removesuffix(".weight"))[0]
+        return None if low in self.adapters.names() else self.base.pieces(name)
 
 
 def _parts(module: str) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megaunigame.config import LoraConfig
 from megaunigame.errors import ConfigError, ModelError
-from megaunigame.models.base import UnifiedModel
+from megaunigame.models.base import Piece, UnifiedModel
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.json_files import read_object
@@ -62,6 +62,9 @@ class AdapterWeights:
 
     def read(self, name: str) -> Tensor:
         return self.files.read(self.keys[name])
+
+    def pieces(self, name: str) -> list[Piece] | None:
+        return self.files.pieces(self.keys[name])
 
 
 def _our_name(key: str) -> str:

@@ -17,6 +17,8 @@ from torch import Tensor
 from megaunigame.checkpoint.unreadable import reading, unreadable
 from megaunigame.engine.optimizer_slices import AVERAGE, MASTER, MOMENTS, Layout
 from megaunigame.errors import CheckpointError
+from megaunigame.models.base import Piece
+from megaunigame.models.weights.pieces import data_offsets
 from megaunigame.storage.disk_errors import NOT_A_FILE, may_pass
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.retries import retried
@@ -78,6 +80,7 @@ class SavedLearner:
                 f"{ELSEWHERE}"
             ) from error
         self._opened: dict[int, Any] = {}
+        self._offsets: dict[int, dict[str, range]] = {}
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -109,6 +112,18 @@ class SavedLearner:
         flat = torch.empty(layout.numel)
         self.read_into(flat, kind, name, range(layout.numel))
         return flat.view(layout.shape)
+
+    def pieces(self, name: str, kind: str = MASTER) -> list[Piece]:
+        """Where the elements of a flattened parameter lie, in the files of the ranks that have some."""
+        layout, found = self.layouts[name], []
+        for rank in layout.ranks_of(range(layout.numel)):
+            count = len(layout.of_rank(rank))
+            self._slice(rank, kind, name)
+            if rank not in self._offsets:
+                self._offsets[rank] = data_offsets(self.folder / FILE.format(rank))
+            lies = self._offsets[rank][f"{kind}/{name}"]
+            found.append(Piece(str(self.folder / FILE.format(rank)), lies.start, torch.float32, count))
+        return found
 
     def _slice(self, rank: int, kind: str, name: str) -> Any:
         """What `rank` wrote of a parameter, not read yet. Raises CheckpointError if it is not what learner.json says."""

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from megaunigame.checkpoint.adapter_folder import ADAPTER_SETTINGS
 from megaunigame.checkpoint.agreement import on_main
@@ -14,7 +19,7 @@ from megaunigame.checkpoint.saved_learner import is_of_weights
 from megaunigame.checkpoint.trained import MergedWeights
 from megaunigame.checkpoint.unreadable import reading
 from megaunigame.errors import ConfigError
-from megaunigame.models.base import UnifiedModel, Weights
+from megaunigame.models.base import Piece, UnifiedModel, Weights
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.parallel.ranks import Ranks
 
@@ -70,10 +75,9 @@ def checked_start(family: type[UnifiedModel], path: str, start: str, world: Rank
     """
     for folder, manifest in on_main(world, lambda: step_folders_of(start)):
         check_everywhere(folder, manifest, world)
-    weights = start_weights(family, path, start, checked=True)
-    if start:
-        on_main(world, lambda: _check_fit(family, path, start, weights))
-    return weights
+    opened = OpenedOnUse(lambda: start_weights(family, path, start, checked=True))
+    on_main(world, lambda: _check_fit(family, path, start, opened.weights))
+    return opened
 
 
 def check_weights(step_folder: Path) -> None:
@@ -95,7 +99,35 @@ def step_folders_of(start: str) -> list[tuple[Path, Manifest]]:
     return found
 
 
+class OpenedOnUse:
+    """Weights that are opened when the first of them is asked for (implements `Weights`).
+
+    Where weights are partitioned, only rank 0 asks: no other rank opens files to see what is in them.
+    """
+
+    def __init__(self, open_weights: Callable[[], Weights]):
+        self._open = open_weights
+
+    @cached_property
+    def weights(self) -> Weights:
+        return self._open()
+
+    def names(self) -> set[str]:
+        return self.weights.names()
+
+    def shape(self, name: str) -> torch.Size:
+        return self.weights.shape(name)
+
+    def read(self, name: str) -> Tensor:
+        return self.weights.read(name)
+
+    def pieces(self, name: str) -> Sequence[Piece] | None:
+        return self.weights.pieces(name)
+
+
 def _check_fit(family: type[UnifiedModel], path: str, start: str, weights: Weights) -> None:
+    if not start:
+        return  # those of `path` are compared when they are opened
     if isinstance(weights, MergedWeights):
         weights.check()
     wanted = family.weights(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from megaunigame.checkpoint.unreadable import reading
 from megaunigame.config import LoraConfig
 from megaunigame.engine.optimizer_slices import AVERAGE, MASTER
 from megaunigame.errors import ModelError
-from megaunigame.models.base import Weights
+from megaunigame.models.base import Piece, Weights
 from megaunigame.models.weights.loading import check_names
 from megaunigame.storage.foreign_text import quoted
 
@@ -80,6 +81,11 @@ class MergedWeights:
             rows = self._trained(length) if length in self.saved.layouts else None
             return with_adapter(self.base.read(name), self._trained(low), self._trained(high), self.scale, rows, name)
         return self._trained(name) if name in self.saved.layouts else self.base.read(name)
+
+    def pieces(self, name: str) -> Sequence[Piece] | None:
+        if f"{name.removesuffix('.weight')}.lora_A.default.weight" in self.saved.layouts:
+            return None
+        return self.saved.pieces(name, self.kind) if name in self.saved.layouts else self.base.pieces(name)
 
     def _trained(self, name: str) -> Tensor:
         return self.saved.whole(name, self.kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.requests import StepPlan
 
+log = logging.getLogger(__name__)
 GIB = 2**30
+LARGE = 10e9
+"""Elements above which ZeRO-2 is warned of."""
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -70,6 +74,13 @@ def check_capacity(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage
 
 def check_everywhere(model: UnifiedModel, recipe: Recipe, plan: StepPlan, *, stage: int, world: Ranks) -> None:
     """Collective: `check_capacity` on every rank; a CapacityError on one rank is raised on all."""
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    if stage == 2 and elements > LARGE and world.is_main:
+        log.warning(
+            "%s is ZeRO-2 for %.1f billion parameters: every rank reads all of them, and has them whole in float32 on its host "
+            "while it loads. engine.ds_config=ds_configs/zero3_30b.json reads each once.",
+            *(recipe.engine.ds_config, elements / 1e9),
+        )
     problem = None
     try:
         check_capacity(model, recipe, plan, stage=stage, world_size=world.size, memory=memory_of(world))

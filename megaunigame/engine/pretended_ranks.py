@@ -42,7 +42,6 @@ class PretendedRanks:
         """Starts a fake process group in this process. Raises RuntimeError if there is one already."""
         if dist.is_initialized():
             raise RuntimeError("A process group is running in this process; pretended ranks need a separate one.")
-        self._linear = nn.functional.linear
         self._debug_level = dist.get_debug_level()
         dist.set_debug_level(dist.DebugLevel.OFF)  # its wrapper of collectives would use a group that does not exist
         dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
@@ -119,8 +118,7 @@ class PretendedRanks:
                 persistent[0].all_gather(persistent)
 
     def close(self) -> None:
-        """End the process group, and take back deepspeed's linear layer: the next rehearsal begins like the first."""
-        nn.functional.linear = self._linear
+        """End the process group: the next rehearsal begins like the first."""
         dist.destroy_process_group()
         dist.set_debug_level(self._debug_level)
 

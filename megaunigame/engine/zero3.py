@@ -34,14 +34,14 @@ from megaunigame.engine.ds_config import zero_stage
 from megaunigame.engine.ema import Ema
 from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
-from megaunigame.engine.parameters import LORA, adamw, choose_trainable, group_label, optimizer_groups
+from megaunigame.engine.loading import Say, load_adapter, load_weights, silent
+from megaunigame.engine.parameters import adamw, choose_trainable, optimizer_groups
 from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.engine.random_weights import fill_randomly
 from megaunigame.engine.reductions import time_reductions
 from megaunigame.engine.row_lengths import check_row_lengths
 from megaunigame.engine.update_gate import Accept, UpdateGate
 from megaunigame.models.base import UnifiedModel, Weights
-from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.step.inputs import PassInputs, PassOutput
 from megaunigame.step.phases import BACKWARD, OPTIMIZER, Phases, PhaseTimer
@@ -184,10 +184,12 @@ def build_learner(
     world: Ranks,
     weights: Weights | None = None,
     adapter: Weights | None = None,
+    say: Say = silent,
 ) -> Learner:
     """Construct, load, choose what is trained, and initialize DeepSpeed. No rank ever holds the whole model (ZeRO-3).
 
     `weights`: to begin with, checked before; None: those in `model.path`. `adapter`: None: fresh adapters.
+    `say`: see `load_weights`.
     """
     config, stage = recipe.model, zero_stage(ds_config)
     partitioned = stage == 3
@@ -213,7 +215,7 @@ def build_learner(
             fill_randomly(module, recipe.seed, world)
         model.hold_frozen(tokenizer.to(world.device))
     else:
-        load_weights(model, family.weights(config.path) if weights is None else weights, world)
+        load_weights(model, family.weights(config.path) if weights is None else weights, world, say)
         model.load_frozen(config.path, world.device)
     with whole_base_weights(ds_config) if partitioned else contextlib.nullcontext():
         choose_trainable(model, config, plan, recipe.seed)
@@ -237,32 +239,3 @@ def build_learner(
     if partitioned:
         learner.gather_plans = GatherPlans(engine.module, engine.optimizer.parameter_offload, lambda: learner.is_aside)
     return learner
-
-
-def load_weights(model: nn.Module, weights: Weights, world: Ranks) -> None:
-    """Copy a checkpoint into the model, one module at a time; rank 0 reads, the partitioning distributes.
-
-    Parameters that `weights` does not name keep their values. At most those of one module are whole at any time. Names and
-    shapes were checked before, on every rank: an error on one rank in here would leave the others waiting.
-    """
-    names = weights.names()
-    for prefix, module in model.named_modules():
-        own = {name: p for name, p in module.named_parameters(prefix=prefix, recurse=False) if name in names}
-        if not own:
-            continue
-        parameters = list(own.values())
-        partitioned = hasattr(parameters[0], "ds_id")
-        # Whole parameters inside the block, rank 0's values on all ranks after it.
-        whole = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0) if partitioned else contextlib.nullcontext()
-        with whole:
-            if world.is_main or not partitioned:
-                for name, parameter in own.items():
-                    parameter.data.copy_(weights.read(name))
-
-
-def load_adapter(model: UnifiedModel, adapter: Weights, what: str, world: Ranks) -> None:
-    """Copy trained adapters over the fresh ones. Raises ModelError, naming `what`, when they are those of another model."""
-    shapes = {n: getattr(p, "ds_shape", p.shape) for n, p in model.named_parameters() if group_label(model, n) == LORA}
-    check_names(shapes, adapter.names(), what)
-    check_shapes(shapes, {name: adapter.shape(name) for name in shapes}, what)
-    load_weights(model, adapter, world)

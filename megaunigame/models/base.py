@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, overload
 
@@ -84,6 +85,17 @@ class Processor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Elements of a tensor that lie in a file one behind the other, little-endian."""
+
+    file: str
+    offset: int
+    """Byte of the first one."""
+    dtype: torch.dtype
+    count: int
+
+
 class Weights(Protocol):
     """Lazily read weights, under the names of this family's modules."""
 
@@ -92,6 +104,10 @@ class Weights(Protocol):
     def shape(self, name: str) -> torch.Size: ...
 
     def read(self, name: str) -> Tensor: ...
+
+    def pieces(self, name: str) -> Sequence[Piece] | None:
+        """Where the elements of the flattened tensor lie, in their order; None: only `read` has them."""
+        ...
 
 
 class DecodedPictures(NamedTuple):

@@ -21,6 +21,7 @@ from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import check_backend
 from megaunigame.engine.ds_config import complete_ds_config
+from megaunigame.engine.loading import silent
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.optimizer_slices import averaged
 from megaunigame.engine.parameters import LORA
@@ -156,8 +157,8 @@ class Assembly:
         facts = (self.resumed_from, self.saved_state, checkpoint, ranks, rows)
         return describe(*facts, rotates=rotates, streams=plan.streams, changes=changes)
 
-    def build_learner(self) -> Learner:
-        """The model under its engine, with the weights of the recipe."""
+    def build_learner(self, say: Callable[[str], None] = silent) -> Learner:
+        """The model under its engine, with the weights of the recipe. `say`: lines of rank 0 on how far the loading is."""
         model = self.recipe.model
         if self.recipe.engine.precision == BF16 and self.mesh.world.is_main:
             warn_of_slow_bf16(self.mesh.world.device)
@@ -167,7 +168,8 @@ class Assembly:
                 objective.check_family(family, model.family, path, self.plan)
             placed = dataclasses.replace(self.recipe, model=dataclasses.replace(model, path=path))
             weights = None if model.weights == RANDOM else checked_start(family, path, self.start, self.mesh.world)
-            learner = build_learner(family, placed, self.plan, self.ds_config, self.mesh.world, weights, self.adapter)
+            facts = (family, placed, self.plan, self.ds_config, self.mesh.world, weights, self.adapter)
+            learner = build_learner(*facts, say=say)
         if model.stored_codes != OFF:
             learner.module.use_stored_codes(partial=model.stored_codes == PARTIAL)
         return learner

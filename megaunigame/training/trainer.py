@@ -80,7 +80,7 @@ class Trainer:
         self._say_where_it_begins()
         what = recipe.model.path or f"{recipe.model.family}, random weights"
         with PULSE.phase(LOADING), phase(f"loading {what}", "loaded", shown=self.world.is_main):
-            self.learner = parts.build_learner()
+            self.learner = parts.build_learner(say)
         if phases is not None:
             self.learner.measure(phases)
         marked = MarkedPhases(self.learner.phases)

@@ -124,6 +124,9 @@ class Base:
     def read(self, name: str) -> torch.Tensor:
         return torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 0.0]]) if "q_proj" in name else torch.ones(3)
 
+    def pieces(self, name: str) -> None:
+        return None
+
 
 def adapted(folder, settings: dict, **parts: torch.Tensor) -> AdaptedWeights:
     folder.mkdir(exist_ok=True)

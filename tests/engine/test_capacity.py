@@ -43,6 +43,15 @@ def test_zero2_needs_a_float32_copy_per_rank_on_the_host(model, ranks, missing):
         check_capacity(model, recipe(), ONE, stage=2, world_size=4, memory=memory)
 
 
+@pytest.mark.parametrize(("stage", "elements", "warned"), [(2, 11e9, True), (2, 9e9, False), (3, 11e9, False)])
+def test_zero2_of_more_than_ten_billion_is_warned_of(stage, elements, warned, caplog, monkeypatch):
+    monkeypatch.setattr(capacity, "memory_of", lambda world: Memory(2**50, 2**50, 1))
+    with torch.device("meta"):
+        large = nn.Linear(int(elements), 1, bias=False)
+    on_ranks(2, lambda world: check_everywhere(large, recipe(), ONE, stage=stage, world=world))
+    assert [f"{elements / 1e9:.1f} billion" in record.message for record in caplog.records] == [True] * warned
+
+
 @pytest.mark.parametrize(("precision", "weight"), [("bf16", 2), ("fp32", 4)])
 def test_two_passes_without_checkpointing_leave_the_model_whole(model, precision, weight):
     enough = weight * ELEMENTS + weight * ELEMENTS // 4

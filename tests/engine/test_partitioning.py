@@ -16,6 +16,7 @@ from megaunigame.registry import find
 from tests.models.shared import FAMILIES
 from tests.multi_process.tiny_run import write_family
 
+LINEAR = torch.nn.functional.linear
 CODE = (type, ModuleType, FunctionType, BuiltinFunctionType)
 
 
@@ -56,7 +57,7 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_parameters_meet_the_device_and_the_dtype_of_the_engine(name, precision, world, tmp_path, monkeypatch):
     """`meta` stands for a GPU: what lands there would be a CUDA tensor."""
-    monkeypatch.setattr(partition_parameters.dist, "broadcast", lambda *args, **kwargs: None)  # gloo has none for meta
+    monkeypatch.setattr(partition_parameters.dist, "broadcast", lambda *args, **kwargs: pytest.fail("nothing to broadcast"))
     family, folder = find("models", name, UnifiedModel), str(write_family(tmp_path / name, name))
     plain = family.load(folder, max_length=96)
     context = PartitionedParameters(ds_config(precision))
@@ -65,6 +66,7 @@ def test_only_parameters_meet_the_device_and_the_dtype_of_the_engine(name, preci
         processor = family.open_processor(folder, max_length=96)
         model = family.build(folder, processor, attention="sdpa", gradient_checkpointing=False)
 
+    assert torch.nn.functional.linear is LINEAR, "of the whole process"
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     for parameter in model.parameters():
         assert (parameter.device.type, parameter.dtype) == ("meta", wanted)

@@ -24,7 +24,7 @@ from megaunigame.checkpoint.runs import open_run, step_folder_of
 from megaunigame.checkpoint.starting import checked_start, find_start
 from megaunigame.checkpoint.trained import saved_learner
 from megaunigame.config import LoraConfig
-from megaunigame.engine.zero3 import load_adapter
+from megaunigame.engine.loading import load_adapter
 from megaunigame.errors import CheckpointError, ConfigError, ModelError
 from megaunigame.inference.redraws import Redraw
 from megaunigame.inference.source import find_source

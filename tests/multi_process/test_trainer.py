@@ -20,6 +20,7 @@ LAUNCHES = {
     "every step on two ranks equals plain torch: second half": ("gradients", 2, STEPS[HALF:]),
     "every bf16 step on two ranks equals plain mixed precision": ("mixed", 2, list(mixed.CASES)),
     "one rank runs the same code": ("gradients", 1, ["accumulation", "lora_checkpointing", "zero2"]),
+    "two groups of two ranks gather weights inside each": ("gradients", 4, list(gradients.GROUPS)),
     "the plan of every family equals the engine on two ranks": ("plans", plans.RANKS, list(plans.CASES)),
     "both players of the game equal plain torch on two ranks": ("unigame", 2, [*OWN, "uneven", "cost"]),
     "an attack on what the learner has drawn equals plain torch on two ranks": ("unigame", 2, [*REDRAWN, "combined"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from megaunigame.models.base import Weights
+from megaunigame.models.base import Piece, Weights
 from megaunigame.models.diffusion.modules import autoencoder
 from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.folder import fresh_bridge
@@ -37,6 +37,9 @@ class MergedWeights:
 
     def read(self, name: str) -> Tensor:
         return self.owner[name].read(name) if name in self.owner else self.given[name]
+
+    def pieces(self, name: str) -> list[Piece] | None:
+        return self.owner[name].pieces(name) if name in self.owner else None
 
 
 def assemble(

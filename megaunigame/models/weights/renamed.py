@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from megaunigame.errors import ModelError
+from megaunigame.models.base import Piece
 from megaunigame.models.weights.loading import SHOWN
+from megaunigame.models.weights.pieces import part
 from megaunigame.models.weights.tensor_files import KINDS, TensorFiles
 
 FUSED = ".qkv."
@@ -70,6 +72,13 @@ class RenamedWeights:
             return self.files.read(stored.key, slice(stored.third * third, (stored.third + 1) * third))
         tensor = self.files.read(stored.key)
         return tensor.flatten(1) if stored.flatten else tensor[0] if stored.squeeze else tensor
+
+    def pieces(self, name: str) -> list[Piece] | None:
+        stored, whole = self.stored[name], self.files.pieces(self.stored[name].key)
+        if whole is None or stored.third is None:
+            return whole  # dimensions of one element do not move any
+        third = whole[0].count // 3
+        return part(whole, range(stored.third * third, (stored.third + 1) * third))
 
 
 @dataclass(frozen=True)

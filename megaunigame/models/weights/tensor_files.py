@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.errors import ModelError
+from megaunigame.models.base import Piece
+from megaunigame.models.weights.pieces import data_offsets
 from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.plain_names import is_plain_name
@@ -41,6 +44,7 @@ class TensorFiles:
         self.files = [Path(f) for f in files]
         self._hidden: tuple[str, ...] = ()
         self._opened: dict[Path, Any] = {}
+        self._offsets: dict[Path, dict[str, range]] = {}
 
     @classmethod
     def of_folder(cls, path: str | Path, hint: str = "") -> TensorFiles:
@@ -119,6 +123,20 @@ class TensorFiles:
         if rows == slice(None):
             return opened.get_tensor(key)
         return opened.get_slice(key)[rows]
+
+    def pieces(self, key: str) -> list[Piece] | None:
+        """Where the elements of a tensor lie, as one piece; None: in a PyTorch file, or no plain numbers."""
+        file = self.index[key]
+        opened = self._open(file)
+        dtype = next((dtype for dtype, kind in KINDS.items() if kind == self.kind(key)), None)
+        if isinstance(opened, dict) or dtype is None:
+            return None
+        if file not in self._offsets:
+            self._offsets[file] = data_offsets(file)
+        count, lies = math.prod(self.shape(key)), self._offsets[file].get(key, range(0))
+        if len(lies) != count * dtype.itemsize:
+            raise ModelError(f"{file}: {quoted(key, 200)} has {len(lies)} bytes for {count} elements. Copy the file again.")
+        return [Piece(str(file), lies.start, dtype, count)]
 
     def _tensor(self, opened: Mapping[str, Any], key: str) -> Tensor:
         tensor = opened[key]
