@@ -47,6 +47,8 @@ def test_questions(processor):
     told = processor.lengths(ASKED, counted)
     assert np.abs(told - there).max() < 8, (told, there)
     assert processor.lengths(ASKED, amounts([9], [1e6])) == LONGEST
+    odd = processor.lengths(ASKED, amounts([1, 1, 1], [np.inf, -5, 1e308], pairs=[np.inf, -1, np.nan]))
+    assert (odd >= 1).all() and (odd <= LONGEST).all()
     # Without columns the JSON counts as text; with half of the pairs, half of the text.
     json_only = dataclasses.replace(amounts([1]), json_bytes=np.array([200]))
     assert processor.lengths(ASKED, json_only) == processor.lengths(ASKED, amounts([1], [200], pairs=[1]))
