@@ -121,6 +121,9 @@ class LoaderConfig:
     """Processes of each rank that read and decode samples; 0: the rank does it itself, between its steps."""
     prefetch: int = above(0, 4)
     """Micro-batches that each worker prepares ahead."""
+    balance: bool = False
+    """Deal the samples of a micro-step over the ranks by the length of their rows, as far as the index says it, so that ranks
+    need not wait for the slowest. A rank then has up to a quarter more understand rows than objectives ask for, or fewer."""
     max_bad_fraction: float = at_least(0, 0.001)
     """The run stops when more than this fraction of a stream's samples had to be replaced."""
     lost_shard: str = one_of([STOP, SUBSTITUTE], STOP)
@@ -135,3 +138,10 @@ class LoaderConfig:
     when a term gets no row at all; 1: never."""
     max_cut_fraction: float = between(0, 1, 0.5)
     """The run stops when more than this fraction of a term's rows had text that did not fit into model.max_length."""
+
+    def check(self, path: str) -> None:
+        if self.balance and self.lost_shard == SUBSTITUTE:
+            raise ConfigError(
+                f"{path}.balance=true needs every rank to read the same indexes, and with {path}.lost_shard={SUBSTITUTE} a "
+                f"rank goes on without those it cannot reach. Type {path}.lost_shard={STOP}, or {path}.balance=false."
+            )

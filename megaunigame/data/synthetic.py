@@ -9,6 +9,7 @@ import torch
 
 from megaunigame.data.loading.stream import Draw, MicroBatches
 from megaunigame.data.sources.base import SampleRef
+from megaunigame.step.amounts import Amounts
 from megaunigame.step.requests import GENERATE, RowRequest
 from megaunigame.step.rows import GenerateRow, Row, UnderstandRow
 
@@ -27,6 +28,10 @@ class SyntheticSource:
 
     def find(self, position: int, attempt: int) -> SampleRef:
         raise RuntimeError("Synthetic rows are not samples of anything.")
+
+    def amounts(self, positions: range) -> Amounts:
+        """All alike, as the rows are."""
+        return Amounts.empty(len(positions))
 
 
 class SyntheticMicroBatches(MicroBatches):

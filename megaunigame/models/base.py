@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
 from megaunigame.registry import unknown
+from megaunigame.step.amounts import Amounts
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, UnderstandInputs, UnderstandOutput
-from megaunigame.step.requests import CROP, GENERATE, StepPlan
+from megaunigame.step.requests import CROP, GENERATE, RowRequest, StepPlan
 from megaunigame.step.rows import Row
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -49,6 +51,11 @@ class Processor(Protocol):
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
         """The largest legal rows of this pass: every sequence at the maximal length (the dry run uses them)."""
+        ...
+
+    def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
+        """(n,) tokens that the rows of a request are likely to have, of samples that hold these amounts. The same everywhere:
+        ranks deal rows by it."""
         ...
 
     def text(self, tokens: Sequence[int]) -> str:

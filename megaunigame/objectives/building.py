@@ -40,8 +40,8 @@ def build_objectives(recipe: Recipe, *, planned: bool = False) -> list[Objective
     return objectives
 
 
-def build_plan(objectives: Sequence[Objective]) -> StepPlan:
-    """The plan of all requested rows. Raises ConfigError when they are incompatible."""
+def build_plan(objectives: Sequence[Objective], *, balance: bool = False) -> StepPlan:
+    """The plan of all requested rows. `balance`: as in the recipe. Raises ConfigError when they are incompatible."""
     rotations = [rotation for o in objectives if (rotation := o.rotation()) is not None]
     plan = plan_from((r for o in objectives for r in o.rows()), rotations)
     owners: dict[str, list[str]] = {}
@@ -63,7 +63,7 @@ def build_plan(objectives: Sequence[Objective]) -> StepPlan:
                 f"The {request.count} rows of {request.term!r} share the samples of {request.shares!r}, which must be as many "
                 f"rows of the same stream ({request.stream}). Terms with rows: {', '.join(by_term)}."
             )
-    return plan
+    return plan.with_spare_places() if balance else plan
 
 
 def build_players(objectives: Sequence[Objective], context: Context) -> list[Player]:

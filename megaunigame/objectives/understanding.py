@@ -37,7 +37,9 @@ class Understanding(Objective):
 
     def rows(self) -> list[RowRequest]:
         c = self.config
-        return [RowRequest("understanding", UNDERSTAND, c.stream, c.rows, c.weight, takes_source=True, needs=ASKED)]
+        return [
+            RowRequest("understanding", UNDERSTAND, c.stream, c.rows, c.weight, takes_source=True, needs=ASKED, turns=c.turns)
+        ]
 
     def row(self, request: RowRequest, sample: Sample, rng: np.random.Generator) -> UnderstandRow:
         talk, apart = conversation_of(sample), self.config.independent

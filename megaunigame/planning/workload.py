@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megaunigame.config import RANDOM, ModelConfig, Recipe, resolve_batch
-from megaunigame.data.sources.opening import check_backend
+from megaunigame.data.sources.opening import check_backend, check_measured
 from megaunigame.engine.ds_config import complete_ds_config, zero_stage
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.errors import ConfigError
@@ -54,9 +54,11 @@ def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
     model = planned_model(recipe.model, family)
     for name, stream in recipe.data.items():
         check_backend(f"data.{name}", stream)
+        if recipe.loader.balance:
+            check_measured(f"data.{name}", stream)
     with model_folder(family, model) as folder:
         objectives = build_objectives(recipe, planned=True)
-        plan = build_plan(objectives)
+        plan = build_plan(objectives, balance=recipe.loader.balance)
         for objective in objectives:
             objective.check_family(family, model.family, folder, plan)
         accumulation = resolve_batch(recipe.batch, plan.rows_per_micro_step(), ranks)

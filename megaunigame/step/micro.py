@@ -22,6 +22,8 @@ class MicroStep:
     """The learner's passes by name. Players may put rows into them."""
     aside: dict[str, PassInputs] = field(default_factory=dict)
     """Rows that the learner does not run, by term, as the loader made them."""
+    dealing: int = 0
+    """Digest of which samples each rank got, the same on all ranks."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Losses of players in the same backward, by name: () each, this rank's share of the loss of the step."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,11 +17,13 @@ PASS_ORDER = (GENERATE, UNDERSTAND)
 FIT, SQUASH, CROP = "fit", "squash", "crop"
 """How a picture becomes a square: whole, with bars; whole, stretched; its middle."""
 GEOMETRIES = (FIT, SQUASH, CROP)
+SPARE = 0.25
+"""Places of a rank beyond its average number of rows, as a part of that number."""
 
 
 @dataclass(frozen=True)
 class RowRequest:
-    """`count` rows of one loss term, in every micro-step of every rank."""
+    """`count` rows of one loss term, in every micro-step of every rank; where it has more `places`, on average over ranks."""
 
     term: str
     """Name of the loss term, unique in a plan; also the metric name `loss/<term>`."""
@@ -48,10 +51,16 @@ class RowRequest:
     in the same shape. Empty: `fit` in the understand pass, `crop` in the generate pass."""
     aside: bool = False
     """The loader makes the rows, a player uses them, the learner does not run them. Not a loss term."""
+    turns: int = 0
+    """At most this many question-answer pairs of a conversation are in a row; 0: all. Rows are dealt over the ranks by it."""
+    places: int = 0
+    """Rows in the tensors of every rank: `count`, or more where the ranks get different numbers of rows. Those without a sample
+    are dummy rows."""
 
     def __post_init__(self) -> None:
         if not self.geometry:
             object.__setattr__(self, "geometry", FIT if self.pass_name == UNDERSTAND else CROP)
+        object.__setattr__(self, "places", max(self.places, self.count))
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class StepPlan:
 
     def rows(self, pass_name: str) -> int:
         """B of the pass."""
-        return sum(r.count for r in self.of_pass(pass_name))
+        return sum(r.places for r in self.of_pass(pass_name))
 
     def rows_per_micro_step(self) -> int:
         """Rows of the learner's passes, resting ones included."""
@@ -131,16 +140,32 @@ class StepPlan:
         kept = {name: [r for r in self.of_pass(name) if r.term not in resting] for name in PASS_ORDER}
         for name in self.passes:
             if not kept[name]:
-                kept[name] = [dataclasses.replace(self.of_pass(name)[0], stream=None, count=1, shares=None)]
+                kept[name] = [dataclasses.replace(self.of_pass(name)[0], stream=None, count=1, shares=None, places=1)]
         return StepPlan((*(r for rows in kept.values() for r in rows), *self.aside))
+
+    def with_spare_places(self) -> StepPlan:
+        """The plan of ranks with different numbers of rows: a quarter more places, for the rows of the understand pass.
+
+        Not for rows that share samples, whose other passes would be uneven then; nor aside. Rows of the generate pass cost
+        about the same, and a dummy row as much as any.
+        """
+        shared = {r.shares for r in self.requests}
+
+        def spared(request: RowRequest) -> RowRequest:
+            fixed = request.stream is None or request.shares is not None or request.term in shared or request.aside
+            if fixed or request.pass_name != UNDERSTAND:
+                return request
+            return dataclasses.replace(request, places=request.count + math.ceil(SPARE * request.count))
+
+        return dataclasses.replace(self, requests=tuple(map(spared, self.requests)))
 
     def rows_at(self, pass_name: str, term: str) -> slice:
         """Range of the rows of a term within its pass."""
         first = 0
         for request in self.of_pass(pass_name):
             if request.term == term:
-                return slice(first, first + request.count)
-            first += request.count
+                return slice(first, first + request.places)
+            first += request.places
         raise KeyError(f"The {pass_name} pass has no rows of {term}.")
 
 

@@ -19,7 +19,7 @@ from megaunigame.checkpoint.starting import checked_start, find_start
 from megaunigame.config import AUTO, BF16, EMA, NEVER, OFF, PARTIAL, RANDOM, Recipe, resolve_batch
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Stream
-from megaunigame.data.sources.opening import check_backend
+from megaunigame.data.sources.opening import check_backend, check_measured
 from megaunigame.engine.ds_config import complete_ds_config
 from megaunigame.engine.loading import silent
 from megaunigame.engine.model_folder import model_folder
@@ -59,8 +59,10 @@ class Assembly:
         self.folder = Path(recipe.output)
         for name, stream in recipe.data.items():
             check_backend(f"data.{name}", stream)
+            if recipe.loader.balance:
+                check_measured(f"data.{name}", stream)
         self.objectives = build_objectives(recipe)
-        self.plan = build_plan(self.objectives)
+        self.plan = build_plan(self.objectives, balance=recipe.loader.balance)
         added = [term for objective in self.objectives for term in objective.added_terms(self.plan)]
         self.factors = TermWeights(self.plan, added, recipe.given_weights)
         self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), mesh.data.size)

@@ -2,7 +2,8 @@
 
 A rank with another plan would wait in a collective that no other rank enters, or exchange other weights than they do. What
 must be equal is what decides the calls: the number of the step, its learning rate, its micro-steps, and the rows of each of
-their passes, aside ones included. The data need not be: lengths of rows, numbers of pictures, keys and bad samples differ.
+their passes, aside ones included; and how samples were dealt over the ranks, else some would be lost. The data need not be:
+lengths of rows, numbers of pictures, keys and bad samples differ.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _described(micro: MicroStep) -> str:
     rows = {name: len(inputs.counts) for name, inputs in micro.inputs.items()}
     aside = {name: len(inputs.counts) for name, inputs in micro.aside.items()}
     asked = {r.term: (r.pass_name, r.stream, r.count) for r in micro.plan.requests}
-    return f"micro-step {micro.number}: passes {rows}, aside {aside}, terms {asked}"
+    return f"micro-step {micro.number}: passes {rows}, aside {aside}, terms {asked}, samples dealt {micro.dealing:08x}"
 
 
 def _hash(text: str) -> int:

@@ -130,8 +130,13 @@ class RefusedSteps:
         accumulation = batches.positions.accumulation
         number = step.number * accumulation + micro.number - batches.first_micro_step
         index = row - micro.plan.rows_at(name, term).start
-        whole = next(r for r in batches.plan.requests if r.term == term)
-        position = batches.positions.of(whole, number, batches.rank, stream.cursor.position)[index]
+        try:
+            position = batches.positions_of(request, number)[index]
+        except (DataError, OSError) as error:
+            log.warning("The place of sample %s is not known: %s", key, error)
+            position = None
+        if position is None:
+            return stream.name, -1, ""
         if isinstance(stream.source, Backend) and not stream.source.exact:  # asking again would give another sample
             return stream.name, position, ""
         try:

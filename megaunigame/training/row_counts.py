@@ -160,7 +160,10 @@ def _counted(micro: MicroStep, request: RowRequest) -> Tensor:
     filled = inputs.counts[at] > 0
     cut = torch.zeros_like(filled) if inputs.cut is None else filled & inputs.cut[at]
     escaped = torch.zeros_like(filled) if inputs.escaped is None else inputs.escaped[at]
-    wanted, coded = torch.ones_like(filled), torch.zeros_like(filled)
+    coded = torch.zeros_like(filled)
     if inputs.coded:
         coded = filled & torch.tensor(inputs.coded[at]).to(filled.device, non_blocking=True)
-    return torch.stack([part.double() for part in (wanted, filled, cut, escaped, coded)]).sum(1)
+    found = torch.stack([part.double() for part in (filled, cut, escaped, coded)]).sum(1)
+    return torch.cat(
+        [found.new_full((1,), request.count), found]
+    )  # over all ranks: a place that was dealt no sample is not wanted

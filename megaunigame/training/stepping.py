@@ -137,7 +137,7 @@ class Stepper:
         with PULSE.phase(AGREE, in_step=True):
             self.fetcher.agree(number + 1, batches)
         lr = self.recipe.optimizer.lr * lr_factor(self.recipe.schedule, number)
-        micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside) for n, b in enumerate(batches)]
+        micro_steps = [MicroStep(n, b.plan, b.inputs, b.aside, b.dealing) for n, b in enumerate(batches)]
         step = Step(number, lr, micro_steps, self.recipe.optimizer.lr)
         return StepData(step, [b.bad for b in batches], waited)
 

@@ -116,6 +116,7 @@ class Trainer:
             recipe.seed,
             self.first_step,
             self._lost_shards(),
+            balance=recipe.loader.balance,
         )
         self.micro_batches.lost_shards.stopping = stopping
         self.stepper.refused.micro_batches = self.micro_batches

@@ -20,6 +20,7 @@ from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.sources.base import Cursor
 from megaunigame.errors import DataError
+from megaunigame.step.amounts import Amounts
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row, UnderstandRow
@@ -155,10 +156,10 @@ class NumberRows:
         return UnderstandRow(images=[sample.image], turns=[(str(number), str(int(rng.integers(1 << 30))))])
 
 
-def number_batches(plan, streams, rows=None, accumulation=1, rank=0, world_size=1, first_step=0) -> MicroBatches:
+def number_batches(plan, streams, rows=None, accumulation=1, rank=0, world_size=1, first_step=0, **more) -> MicroBatches:
     """Micro-batches of `NumberRows` and `NumberCollator`."""
     objective_of = dict.fromkeys(plan.terms, rows or NumberRows())
-    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size, 0, first_step)
+    return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size, 0, first_step, **more)
 
 
 class NumberCollator:
@@ -166,6 +167,9 @@ class NumberCollator:
 
     def check(self, row: Row, geometry: str, key: str) -> None:
         pass
+
+    def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
+        return amounts.pictures * 7 + amounts.json_bytes
 
     def collate(
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]

@@ -22,6 +22,11 @@ from tests.data_prep.stored import failures_of, pixels, records_of, samples_of
 from tests.data_prep.toy_sets import TALK, cc3m, pack_tars, pack_vqa, picture, write_vqa
 
 
+def spoken(talk: list[dict[str, str]]) -> int:
+    """Characters of a conversation, without the place of its picture."""
+    return sum(len(turn["value"].replace("<image>\n", "")) for turn in talk)
+
+
 def columns_of(folder: Path, stem: str) -> list[dict[str, float]]:
     return [sample["columns"] for sample in json.loads((folder / f"{stem}.idx.json").read_text())["samples"]]
 
@@ -49,7 +54,9 @@ def test_llava_finds_pictures_of_another_ending_and_takes_the_first_frame(tmp_pa
     reasons = {failure["image"]: failure["reason"] for failure in failures_of(tmp_path / "out")}
     assert reasons["ocr_vqa/images/5.jpg"] == "missing file"
     assert reasons["ocr_vqa/images/4.jpg"].startswith("damaged image")
-    assert columns_of(tmp_path / "out", "llava-000000") == 3 * [{"width": 20, "height": 12}]
+    assert columns_of(tmp_path / "out", "llava-000000") == 3 * [
+        {"width": 20, "height": 12, "conversation_characters": spoken(TALK), "conversation_pairs": len(TALK) // 2}
+    ]
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
@@ -73,7 +80,9 @@ def test_vqa_groups_by_picture_and_keeps_all_ten_answers(vqa, forked):
     ]
     assert first["kinds"] == 3 * ["yes/no"]
     assert first["answers"] == [[*7 * [f"a{k}"], "b7", "b8", "b9"] for k in (0, 3, 6)]
-    assert columns_of(vqa["out"], "vqa-000001") == [{"image_id": 102, "width": 20, "height": 12}]
+    assert columns_of(vqa["out"], "vqa-000001") == [
+        {"image_id": 102, "width": 20, "height": 12, "conversation_characters": 26, "conversation_pairs": 2}
+    ]
     assert main(["verify", str(vqa["out"])]) == 0
 
 
@@ -135,7 +144,9 @@ def test_tars_are_packed_shard_for_shard(tmp_path, forked):
         **{"caption": "words 5", "width": 20, "height": 12},
     }
     columns = columns_of(tmp_path / "out", "wds-000001")
-    assert columns[1] == {"original_width": 40, "clip_similarity": 0.5, "width": 20, "height": 12}
+    assert columns[1] == {
+        **{"original_width": 40, "clip_similarity": 0.5, "width": 20, "height": 12, "caption_characters": len("words 5")}
+    }
     for form in ("cc3m", "cc3m/*.tar"):
         assert pack_tars(str(tmp_path / form), tmp_path / "out") == 0  # the same sources: all is already there
     assert main(["verify", str(tmp_path / "out")]) == 0

@@ -199,11 +199,17 @@ def test_an_out_folder_that_cannot_be_made_is_named(source, tmp_path, refusal):
 def test_numbers_of_the_json_become_columns_of_the_index(tmp_path):
     metas = ['{"a": 1, "b": 0.5, "c": "2", "d": true, "e": {"f": 1}, "g": NaN, "h": null}', '{"c": "x"}', "[1]"]
     samples: list[ShardSample] = [{"__key__": f"k{n}", "json": meta.encode()} for n, meta in enumerate(metas)]
+    turns = [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a ball"}]
+    told = json.dumps({"conversations": turns, "caption": "two balls", "caption_characters": 5}).encode()
+    samples += [{"__key__": "told", "json": told, "png": b"x"}, {"__key__": "lost", "json": told}]
     samples += [{"__key__": "huge", "json": b'{"a": -3, "b": 1' + 400 * b"0" + b"}"}, {"__key__": "none", "png": b"x"}]
     job = Job(tmp_path, "x", {}, shards=1, shard=lambda number: Shard(samples=samples))
     write_dataset(job, workers=1, overwrite=False)
     index = json.loads((tmp_path / "x-000000.idx.json").read_text())
     columns = {sample["key"]: sample["columns"] if "columns" in sample else None for sample in index["samples"]}
+    texts = {"conversation_characters": 12, "conversation_pairs": 1, "caption_characters": 9}
+    assert columns.pop("told") == texts
+    assert columns.pop("lost") == {"caption_characters": 9}, "a conversation about a picture that is not there"
     assert columns == {"k0": {"a": 1, "b": 0.5}, "k1": None, "k2": None, "huge": {"a": -3}, "none": None}
     assert index["version"] == 1
 

@@ -149,6 +149,13 @@ def test_an_index_without_its_columns_and_interleaved_keys_are_found(tmp_path, f
     _replaced(index, index.read_bytes().replace(b'"score":1', b'"score":2'), "index_sha256", tmp_path)
     assert "odd-000000.idx.json does not match the members of the tar" in faults(tmp_path)
 
+    _replaced(index, index.read_bytes().replace(b'"score":2', b'"score":1'), "index_sha256", tmp_path)
+    assert main(["verify", str(tmp_path)]) == 0
+    earlier = index.read_bytes().replace(b',"caption_characters":1', b"")
+    assert earlier != index.read_bytes(), "the column was there"
+    _replaced(index, earlier, "index_sha256", tmp_path)
+    assert main(["verify", str(tmp_path)]) == 0
+
     with tarfile.open(tar) as archive:
         members = [(member, archive.extractfile(member)) for member in archive]
         mixed = io.BytesIO()

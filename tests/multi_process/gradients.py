@@ -59,6 +59,8 @@ UNDERSTANDING_ONLY = {"understanding": {"rows": 3}, "generation": {"caption_rows
 GENERATION_ONLY = {"understanding": {"rows": 0}, "generation": {"caption_rows": 1, "pixel_rows": 2, "drop": 0.3}}
 THRICE = {"accumulation": 3}
 EMA = {"decay": 0.6}
+DEALT = {"balance": True}
+"""Compared with a reference whose ranks take consecutive samples."""
 ON_DEMAND = {"ds_config": "tests/multi_process/zero3_on_demand.json"}
 """Weights are gathered for one module, and released after it."""
 GROUPS_OF_TWO = {"ds_config": "tests/multi_process/zero3_hpz.json"}
@@ -171,6 +173,8 @@ CASES = {
     "balance_lora_checkpointing": {**BALANCE, "model": LORA | CHECKPOINTING, "batch": TWICE},
     "balance_zero2": {**BALANCE, "engine": ZERO2},
     "balance_openuni": {**BALANCE, "model": OPENUNI},
+    "dealt_zero2": {"objectives": {"understanding": {"rows": 3}}, "loader": DEALT, "batch": TWICE, "engine": ZERO2},
+    "dealt_paired": {"objectives": unimrg(images="paired", rows={"understanding": 2, "pixel": 2}), "loader": DEALT},
 }
 GROUPS = {"groups_lora_checkpointing": {"model": LORA | CHECKPOINTING, "batch": TWICE, "engine": GROUPS_OF_TWO}}
 """For four ranks: a second copy of the weights inside each group of two."""

@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_bf16": {
         "model": LORA,
         "engine": {"precision": "bf16"},
-        "loader": {"workers": 2},
+        "loader": {"workers": 2, "balance": True},
         "batch": {"accumulation": 3},
         "ema": {"decay": 0.6, "every": 2},
     },

@@ -23,10 +23,17 @@ def understand_inputs(rows: int, length: int = 4, **fields) -> UnderstandInputs:
 
 
 def step(
-    number: int = 4, lr: float = 1e-3, plan: StepPlan = PLAN, rows: int = 2, aside: int = 1, micro_steps: int = 2, **inputs
+    number: int = 4,
+    lr: float = 1e-3,
+    plan: StepPlan = PLAN,
+    rows: int = 2,
+    aside: int = 1,
+    micro_steps: int = 2,
+    dealing: int = 7,
+    **inputs,
 ) -> Step:
     made = [
-        MicroStep(n, plan, {UNDERSTAND: understand_inputs(rows, **inputs)}, {"asked": understand_inputs(aside)})
+        MicroStep(n, plan, {UNDERSTAND: understand_inputs(rows, **inputs)}, {"asked": understand_inputs(aside)}, dealing)
         for n in range(micro_steps)
     ]
     return Step(number, lr, made, 1.0)
@@ -58,6 +65,7 @@ def test_ranks_with_other_data_are_in_step():
         (dict(micro_steps=1), "rank 1: no such micro-step"),
         (dict(rows=3), "passes {'understand': 3}"),
         (dict(aside=2), "aside {'asked': 2}"),
+        (dict(dealing=8), "samples dealt 00000008"),
         (dict(plan=StepPlan(PLAN.requests[:1])), "terms {'answers': ('understand', 'train', 2)}"),
         (
             dict(

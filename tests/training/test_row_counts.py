@@ -102,6 +102,16 @@ def test_rows_with_stored_codes_are_counted_without_dummies():
     assert count.total["drawn"].coded == 0
 
 
+def test_places_that_were_dealt_no_sample_are_not_dummies():
+    """Four places for three rows on average: one rank got four samples, the other two, one of which has nothing to answer."""
+    plan = plan_from([ANSWERS]).with_spare_places()
+    count = counter(plan, max_dummy_fraction=0.1)
+    ranks = [rows(UnderstandInputs, counts) for counts in ([5, 2, 4, 1], [3, 0, 0, 0])]
+    pending = [count.pending(step(MicroStep(0, plan, {UNDERSTAND: inputs})), CPU) for inputs in ranks]
+    count.merge(sum(pending).int().tolist())
+    assert count.metrics()["rows/answers/wanted"] == 6 and count.metrics()["rows/answers/dummies"] == 1
+
+
 def test_a_resting_term_wants_no_rows():
     plan = plan_from([ANSWERS, DRAWN], [Rotation(("answers", "drawn"), "round_robin")])
     count = counter(plan)

@@ -19,10 +19,12 @@ from torch.utils.data import Dataset
 
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.loading.bad_samples import BadSample
+from megaunigame.data.loading.dealing import AmountsAt, Dealer, Dealing
 from megaunigame.data.loading.lost_shards import STOP_AT_ONCE, LostShardRule, LostShards
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Cursor, SampleRef, Stream
 from megaunigame.errors import DataError, LostShard
+from megaunigame.step.amounts import Amounts
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import RowRequest, StepPlan
 from megaunigame.step.rows import Row
@@ -58,6 +60,10 @@ class Collator(Protocol):
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs: ...
 
+    def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
+        """(n,) tokens that the rows of a request are likely to have, of samples that hold these amounts."""
+        ...
+
 
 @dataclass
 class MicroBatch:
@@ -66,11 +72,13 @@ class MicroBatch:
     plan: StepPlan
     """The rows that take part in this micro-step."""
     inputs: dict[str, PassInputs]
-    """The learner's passes by name -> their rows: requests in plan order, `count` rows each."""
+    """The learner's passes by name -> their rows: requests in plan order, `places` rows each."""
     bad: list[BadSample]
     """Samples that were replaced."""
     aside: dict[str, PassInputs] = field(default_factory=dict)
     """Rows that the learner does not run, by term."""
+    dealing: int = 0
+    """Digest of what each rank got; 0: an equal number of consecutive samples."""
 
 
 @dataclass
@@ -101,8 +109,11 @@ class MicroBatches(Dataset[MicroBatch]):
         seed: int,
         first_step: int,
         lost_shards: LostShardRule = STOP_AT_ONCE,
+        *,
+        balance: bool = False,
     ):
-        """`seed` is that of the plan's rotations; `first_step` optimizer steps were made before this run."""
+        """`seed` is that of the plan's rotations; `first_step` optimizer steps were made before this run. `balance`: samples
+        are dealt over the ranks by the length of their rows; else each rank takes consecutive ones."""
         self.plan = plan
         self.seed = seed
         self.first_micro_step = first_step * accumulation
@@ -112,6 +123,7 @@ class MicroBatches(Dataset[MicroBatch]):
         self.processor = processor
         self.rank = rank
         self.positions = StreamPositions(plan, accumulation, ranks)
+        self.dealer = Dealer(self.positions, self.plan_at, processor.lengths) if balance else None
         self.lost_shards = LostShards(lost_shards)
 
     def cursors(self, steps: int) -> dict[str, Cursor]:
@@ -121,6 +133,10 @@ class MicroBatches(Dataset[MicroBatch]):
             for name, s in self.streams.items()
         }
 
+    def plan_at(self, micro_step: int) -> StepPlan:
+        """The rows of a micro-step of this run."""
+        return self.plan.at(self.first_micro_step + micro_step, self.seed)
+
     def __getitem__(self, micro_step: int) -> MicroBatch:
         return self.made(micro_step, lambda doing: None)
 
@@ -128,12 +144,40 @@ class MicroBatches(Dataset[MicroBatch]):
         """Item `micro_step`; `note` is told what is read.
 
         Raises DataError when a sample and all its substitutes are bad, a shard's index is, or a shard is lost for good."""
-        plan = self.plan.at(self.first_micro_step + micro_step, self.seed)
+        plan = self.plan_at(micro_step)
         draw = Draw(any(request.shares for request in plan.requests), note)
-        made = {request.term: self._rows(request, micro_step, draw) for request in plan.requests}
+
+        def amounts(name: str, positions: range) -> Amounts:
+            note(f"the index of stream {name}")
+            return self.lost_shards.reach(name, partial(self.streams[name].source.amounts, positions))
+
+        dealing = self._dealing(micro_step, amounts)
+        made = {request.term: self._rows(request, micro_step, dealing, draw) for request in plan.requests}
         inputs = {name: self._collated(self.plan, name, plan.of_pass(name), made) for name in plan.passes}
         aside = {r.term: self._collated(plan.alone(r), r.pass_name, [r], made) for r in plan.aside}
-        return MicroBatch(plan, inputs, list(draw.bad.values()), aside)
+        return MicroBatch(plan, inputs, list(draw.bad.values()), aside, 0 if dealing is None else dealing.digest)
+
+    def positions_of(self, request: RowRequest, micro_step: int) -> list[int | None]:
+        """Position of the sample of each row of a request, which takes part in that micro-step; None: an empty place.
+
+        Raises LostShard or DataError when rows are dealt and an index cannot be read."""
+        dealing = self._dealing(micro_step, lambda name, positions: self.streams[name].source.amounts(positions))
+        return self._positions(request, micro_step, dealing)
+
+    def _dealing(self, micro_step: int, amounts: AmountsAt) -> Dealing | None:
+        if self.dealer is None:
+            return None
+        bases = {name: stream.cursor.position for name, stream in self.streams.items()}
+        return self.dealer.dealing(micro_step, bases, amounts)
+
+    def _positions(self, request: RowRequest, micro_step: int, dealing: Dealing | None) -> list[int | None]:
+        """Of each place of a request."""
+        assert request.stream is not None, "a player fills these rows"
+        if dealing is not None:
+            return dealing.of(request, self.rank)
+        base = self.streams[request.stream].cursor.position
+        own = self.positions.of(request, micro_step, self.rank, base)
+        return [*own, *[None] * (request.places - request.count)]
 
     def _collated(
         self,
@@ -143,7 +187,7 @@ class MicroBatches(Dataset[MicroBatch]):
         made: dict[str, list[tuple[Row | None, str]]],
     ) -> PassInputs:
         """The rows of `requests` as one pass of `plan`."""
-        places = [(request, index) for request in requests for index in range(request.count)]
+        places = [(request, index) for request in requests for index in range(request.places)]
         rows = [
             made[request.term][index][0] if _is_real(self.plan, request, index, made) else None for request, index in places
         ]
@@ -152,13 +196,12 @@ class MicroBatches(Dataset[MicroBatch]):
         inputs = self.processor.collate(plan, pass_name, rows, terms, keys)
         return dataclasses.replace(inputs, texts=[("", "") if row is None else row.text for row in rows])
 
-    def _rows(self, request: RowRequest, micro_step: int, draw: Draw) -> list[tuple[Row | None, str]]:
-        """Row and sample key of each row of a request; None if a player fills the row."""
+    def _rows(self, request: RowRequest, micro_step: int, dealing: Dealing | None, draw: Draw) -> list[tuple[Row | None, str]]:
+        """Row and sample key of each row of a request; None if a player fills the row, or its place is empty."""
         if request.stream is None:
-            return [(None, "")] * request.count
-        base = self.streams[request.stream].cursor.position
-        positions = self.positions.of(request, micro_step, self.rank, base)
-        return [self._row(request, request.stream, position, draw) for position in positions]
+            return [(None, "")] * request.places
+        positions = self._positions(request, micro_step, dealing)
+        return [(None, "") if p is None else self._row(request, request.stream, p, draw) for p in positions]
 
     def _row(self, request: RowRequest, name: str, position: int, draw: Draw) -> tuple[Row | None, str]:
         """Row and key of the sample at `position` or of its first good substitute; records the bad ones in `draw`."""

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from megaunigame.data.shards.amounts import amounts_of
 from megaunigame.data.shards.cache import ShardCache
 from megaunigame.data.shards.foreign import check_foreign
 from megaunigame.data.shards.local import LocalFiles
@@ -33,6 +34,7 @@ from megaunigame.data.shards.table import ShardTable, check_length, index_name, 
 from megaunigame.data.shards.unfinished import check_finished
 from megaunigame.data.shards.urls import shown
 from megaunigame.errors import DataError, LostShard
+from megaunigame.step.amounts import Amounts
 from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.plain_names import LONGEST_NAME, readable
 from megaunigame.storage.untrusted_json import read_within
@@ -86,6 +88,8 @@ class ShardIndex:
         self._scanned = scanned
         self._open_shards = open_shards
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._amounts: OrderedDict[int, Amounts] = OrderedDict()
+        """Of as many shards as may be open."""
         if self.samples == 0:
             raise DataError(f"{location}: {len(places)} shard(s) but not one sample. Make the shards again.")
 
@@ -197,6 +201,20 @@ class ShardIndex:
     def tables(self) -> Iterator[ShardTable]:
         """The table of every shard, one at a time; no tar is opened. Raises DataError as `table` does."""
         return (self._load(shard) for shard in range(len(self.places)))
+
+    def amounts(self, shard: int) -> Amounts:
+        """Of all samples of the shard. Reads its index, if that was not read lately, and no tar. Raises as `table` does."""
+        if shard in self._amounts:
+            self._amounts.move_to_end(shard)
+            return self._amounts[shard]
+        if len(self._amounts) >= self._open_shards:
+            self._amounts.popitem(last=False)
+        try:
+            table = self._opened[shard].table if shard in self._opened else self._load(shard)
+        except LostShard as error:  # a download knows its URL only
+            raise LostShard(str(error), self.name(shard)) from error
+        self._amounts[shard] = amounts_of(table)
+        return self._amounts[shard]
 
     def key(self, shard: int, i: int) -> str:
         return self.table(shard).key(i)

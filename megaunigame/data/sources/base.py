@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 from megaunigame.config import StreamConfig
 from megaunigame.errors import DataError
 from megaunigame.pictures.rules import DEFAULT_RULES, PictureRules
+from megaunigame.step.amounts import Amounts
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Source(Protocol):
         """
         ...
 
+    def amounts(self, positions: range) -> Amounts:
+        """What the samples at these positions hold, not their substitutes; reads indexes only. Raises as `find` does."""
+        ...
+
 
 class Backend(Source):
     """A source for recipes: `data.NAME.backend` is the name of its module in this folder."""
@@ -50,6 +55,8 @@ class Backend(Source):
     epoch: int | None = None
     exact: ClassVar[bool]
     """A position is the same sample in every run and process; mixes and filters need this."""
+    measures: ClassVar[bool] = False
+    """Whether it has `amounts`, the same on every rank; `loader.balance` needs this."""
 
     @classmethod
     @abstractmethod
@@ -59,6 +66,9 @@ class Backend(Source):
         `key` is its key in the recipe, for messages. Raises ConfigError or DataError: missing or incomplete shards, settings
         that cannot be satisfied.
         """
+
+    def amounts(self, positions: range) -> Amounts:
+        raise NotImplementedError(f"{type(self).__name__} does not say what samples hold; `measures` is False.")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from megaunigame.data.sources.base import SampleRef, Source
 from megaunigame.data.sources.order import permutation
 from megaunigame.errors import ConfigError, LostShard
+from megaunigame.step.amounts import Amounts
 
 
 class Blend:
@@ -58,6 +59,19 @@ class Blend:
         except LostShard as error:
             raise LostShard(str(error), f"{name}/{error.shard}") from error
         return dataclasses.replace(ref, shard=f"{name}/{ref.shard}")
+
+    def amounts(self, positions: range) -> Amounts:
+        """Consecutive positions are consecutive ones of every source."""
+        source_of, inner = np.array([self.locate(position) for position in positions], dtype=np.int64).reshape(-1, 2).T
+        found = Amounts.empty(len(positions))
+        for source in np.unique(source_of).tolist():
+            at = np.flatnonzero(source_of == source)
+            name, theirs = self.names[source], range(int(inner[at[0]]), int(inner[at[-1]]) + 1)
+            try:
+                found.put(at, self.sources[source].amounts(theirs))
+            except LostShard as error:
+                raise LostShard(str(error), f"{name}/{error.shard}") from error
+        return found
 
 
 @lru_cache(maxsize=64)

@@ -110,6 +110,10 @@ class Selection:
         """Index within the shard of its i-th sample that passes."""
         return int(_passing(self.bits[shard])[i])
 
+    def indices(self, shard: int, i: np.ndarray) -> np.ndarray:
+        """(n,) int32: `index` of each of `i`, (n,) int64."""
+        return _passing(self.bits[shard])[i]
+
     def digest(self) -> str:
         """sha256 of the selection."""
         digest = hashlib.sha256()

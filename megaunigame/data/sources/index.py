@@ -16,6 +16,7 @@ from megaunigame.data.sources.base import Backend, SampleRef
 from megaunigame.data.sources.filters import parse_filter, select
 from megaunigame.data.sources.order import Order
 from megaunigame.errors import ConfigError, UserError
+from megaunigame.step.amounts import Amounts
 
 NEAR = 4
 """Number of substitutes from the same window, whose shards are open; later ones are from the whole epoch."""
@@ -25,6 +26,7 @@ class IndexedSource(Backend):
     """Every sample that passes the filters once per epoch, in an order that is a pure function of the seed."""
 
     exact = True
+    measures = True
 
     def __init__(self, index: ShardIndex, seed: int, window: int, where: Sequence[str] = ()):
         """`window` is in shards. Raises ConfigError for an illegal filter, DataError for one that nothing passes."""
@@ -76,6 +78,15 @@ class IndexedSource(Backend):
             i = self.selection.index(shard, i)
         confirm = partial(self.index.files.check_unchanged, shard)
         return SampleRef(self.index.key(shard, i), self.index.name(shard), partial(self._read, shard, i), confirm)
+
+    def amounts(self, positions: range) -> Amounts:
+        shards, inside = self.order.locate_all(positions)
+        found = Amounts.empty(len(positions))
+        for shard in np.unique(shards).tolist():
+            at = np.flatnonzero(shards == shard)
+            i = inside[at] if self.selection is None else self.selection.indices(shard, inside[at])
+            found.put(at, self.index.amounts(shard).take(i))
+        return found
 
     def _read(self, shard: int, i: int) -> Mapping[str, bytes]:
         return self.index.read(shard, i)[1]

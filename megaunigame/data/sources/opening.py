@@ -42,6 +42,16 @@ def check_backend(key: str, config: StreamConfig) -> type[Backend]:
     return backend
 
 
+def check_measured(key: str, config: StreamConfig) -> None:
+    """Raises ConfigError for a stream whose samples must be read before it is known what they hold."""
+    if not check_backend(key, config).measures:
+        raise ConfigError(
+            f"loader.balance=true deals rows by what the index of a shard says of its samples, and {key}.backend="
+            f"{config.backend} reads without an index. Pack the tars (`megaunigame prepare pack --help`) and leave out "
+            f"{key}.backend, or type loader.balance=false."
+        )
+
+
 def _source(key: str, config: StreamConfig, seed: int) -> Source:
     backend = check_backend(key, config)
     if not config.mix:

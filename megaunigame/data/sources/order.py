@@ -40,6 +40,20 @@ class Order:
         at = int(np.searchsorted(shard_ends, inside, side="right"))
         return epoch, int(shards[at]), inside - (int(shard_ends[at - 1]) if at else 0)
 
+    def locate_all(self, positions: range) -> tuple[np.ndarray, np.ndarray]:
+        """Shards (n,) and indices in the shard (n,), int64, of consecutive positions."""
+        shards, inside = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        start = positions.start
+        while start < positions.stop:
+            epoch, window, here = self._find(start)
+            of_window, ends, samples = self._samples(epoch, window)
+            chosen = samples[start - here.start : positions.stop - here.start]
+            at = np.searchsorted(ends, chosen, side="right")
+            shards.append(of_window[at])
+            inside.append(chosen - np.where(at > 0, ends[at - 1], 0))
+            start = here.stop
+        return np.concatenate(shards), np.concatenate(inside)
+
     def window_of(self, position: int) -> range:
         """The positions in the window of this one."""
         return self._find(position)[2]

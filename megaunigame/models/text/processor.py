@@ -9,19 +9,22 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.text.conversation import ConversationFormat
+from megaunigame.models.text.lengths import RowLengths
 from megaunigame.models.text.pictures import TO_SQUARE, Normalize, mask_to_square
 from megaunigame.models.text.sequences import TokenSequence, pad, stack_sources
 from megaunigame.models.text.stored_codes import AcceptedCodes
+from megaunigame.step.amounts import Amounts
 from megaunigame.step.codes import StoredCodes, stacked
 from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs
 from megaunigame.step.labels import label_positions
-from megaunigame.step.requests import CROP, FIT, GENERATE, UNDERSTAND, StepPlan
+from megaunigame.step.requests import CROP, FIT, GENERATE, UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import GenerateRow, Row, ShownPicture, UnderstandRow
 
 HALF = (0.5, 0.5, 0.5)
@@ -57,6 +60,7 @@ class RowProcessor:
         self.after_prompt = after_prompt
         self.loss_positions = loss_positions
         self.max_length = max_length
+        self.row_lengths = RowLengths(conversation, after_prompt, max_length)
         self.normalize_source = Normalize(mean, std)
         self.normalize_target = Normalize(HALF, HALF)
         self.accepted_codes: AcceptedCodes | None = None
@@ -88,22 +92,29 @@ class RowProcessor:
         raise ConfigError(f"{self.format.family} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
-        """Every row filled to `max_length`, with an image if the pass takes one; rows with a context with all its images. Of a
-        pass whose rows are packed: until its `pack_tokens` are reached, further rows have hardly a text."""
-        requests = [r for r in plan.of_pass(pass_name) for _ in range(r.count)]
+        """`count` rows of every request filled to `max_length`, with an image if the pass takes one; rows with a context with
+        all its images. Further places are empty: dealt rows are not longer together. Of a pass whose rows are packed: until its
+        `pack_tokens` are reached, further rows have hardly a text."""
+        places = [(r, place < r.count) for r in plan.of_pass(pass_name) for place in range(r.places)]
         picture = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         text = "a " * self.max_length
-        rows: list[Row] = [
-            UnderstandRow([picture], [("a", text)], fills=True)
-            if pass_name == UNDERSTAND
-            else GenerateRow.of_all_images(r, text, picture)
-            for r in requests
-        ]
-        terms = [plan.terms.index(r.term) for r in requests]
-        if pass_name in self.pack_tokens:
-            filled = -(-self.pack_tokens[pass_name] // self.max_length)
-            rows = [*rows[:filled], *map(_shortest, rows[filled:])]
+        room = self.pack_tokens.get(pass_name)
+        left = len(places) if room is None else -(-room // self.max_length)
+        rows: list[Row | None] = []
+        for request, filled in places:
+            row: Row = (
+                UnderstandRow([picture], [("a", text)], fills=True)
+                if pass_name == UNDERSTAND
+                else GenerateRow.of_all_images(request, text, picture)
+            )
+            rows.append(None if not filled else row if left > 0 else _shortest(row))
+            left -= filled
+        terms = [plan.terms.index(request.term) for request, _ in places]
         return self.collate(plan, pass_name, rows, terms, ["largest"] * len(rows))
+
+    def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
+        """(n,) float64: tokens that the rows of a request are likely to have, of samples that hold these amounts."""
+        return self.row_lengths.of(request, amounts)
 
     def prompt_inputs(
         self,

@@ -74,7 +74,7 @@ class UniGame(Objective):
     def rows(self) -> list[RowRequest]:
         c = self.config
         asked = [
-            RowRequest(CLEAN, UNDERSTAND, c.stream, c.clean_rows, 1.0, takes_source=True),
+            RowRequest(CLEAN, UNDERSTAND, c.stream, c.clean_rows, 1.0, takes_source=True, turns=c.turns),
             RowRequest(HARD, UNDERSTAND, None, c.hard_rows, c.beta, takes_source=True),
         ]
         if self.attacks and c.mode == "simultaneous":

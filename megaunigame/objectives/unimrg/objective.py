@@ -57,6 +57,7 @@ class UniMRG(Objective):
                 target_is_source=task == PIXEL,
                 geometry="" if task == UNDERSTANDING else c.geometry,
                 needs=ASKED if task == UNDERSTANDING else "a picture",
+                turns=c.turns if task == UNDERSTANDING else 0,
             )
             for task in c.tasks
         ]
