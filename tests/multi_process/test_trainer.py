@@ -31,7 +31,7 @@ LAUNCHES = {
         2,
         list(data_faults.CASES),
     ),
-    "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation"]),
+    "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation", "gathered once"]),
 }
 
 
