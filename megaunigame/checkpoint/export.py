@@ -25,6 +25,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.settings_files import check_settings, leave_out_code, read_settings
 from megaunigame.models.weights.tensor_files import save_tensors
+from megaunigame.storage.spooled_tensors import SpooledTensors
 
 SHARD_BYTES = 5 * 10**9
 IN_CACHE = re.compile(r"models--(.+)--(.+)")
@@ -136,29 +137,27 @@ def write_shards(
 ) -> int:
     """model-00001.safetensors, ... and their index; or model.safetensors alone if one file is enough.
 
-    `exact`: names of tensors that keep their dtype.
+    `exact`: names of tensors that keep their dtype. Holds one tensor at a time.
     """
-    shard: dict[str, Tensor] = {}
+    shard = SpooledTensors(out)
     where: dict[str, str] = {}
     files: list[Path] = []
-    total = size = 0
+    total = 0
 
-    def flush() -> None:
+    def flush() -> int:
         files.append(out / f"model-{len(files) + 1:05d}.safetensors")
-        save_tensors(shard, files[-1])
-        where.update(dict.fromkeys(shard, files[-1].name))
-        shard.clear()
+        shard.write(files[-1])
+        where.update(dict.fromkeys(shard.names(), files[-1].name))
+        return shard.bytes
 
     for name, value in weights:
-        converted = value.to(dtype) if value.is_floating_point() and name not in exact else value
-        value = converted.contiguous().clone()
-        if shard and size + value.nbytes > SHARD_BYTES:
-            flush()
-            size = 0
-        shard[name] = value
-        size += value.nbytes
-        total += value.nbytes
-    flush()
+        kept = value.dtype if name in exact or not value.is_floating_point() else dtype
+        if len(shard) and shard.bytes + value.numel() * kept.itemsize > SHARD_BYTES:
+            total += flush()
+            shard = SpooledTensors(out)
+        shard.add(name, value, kept)
+        del value  # or it would be held while the next one is read
+    total += flush()
     if len(files) == 1:
         files[0].rename(out / "model.safetensors")
     else:

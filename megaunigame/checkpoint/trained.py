@@ -37,7 +37,8 @@ def with_adapter(weight: Tensor, low: Tensor, high: Tensor, scale: float, length
 
     Raises ModelError for a row of zeros with DoRA: it has no direction.
     """
-    merged = weight.float() + scale * (high.float() @ low.float())
+    merged = weight.to(torch.float32, copy=True)
+    merged += (high.float() @ low.float()).mul_(scale)  # of the largest matrices, two copies are gigabytes
     if lengths is not None:
         norms = merged.norm(dim=1)
         if zeros := int((norms == 0).sum()):

@@ -56,6 +56,8 @@ BF16, FP32 = "bf16", "fp32"
 FP16 = "an update is judged by the norm of its gradient, and fp16 would scale it (docs/training.md). Type bf16."
 LAST, EMA = "last", "ema"
 """Weights that are evaluated."""
+ONCE, EACH_CALL = "once", "each_call"
+"""How often an evaluation gathers them."""
 
 
 @dataclass
@@ -235,5 +237,13 @@ class EvaluationConfig:
     """Optimizer steps between evaluations; 0: only before and after."""
     weights: str = one_of([LAST, EMA], LAST)
     """`last`: the weights of the step; `ema`: their average."""
+    gather: str = one_of([AUTO, ONCE, EACH_CALL], AUTO)
+    """How often ZeRO-3 gathers the weights for the suites. `once`: before the first one, and they are whole on every rank until
+    the last one is done. `each_call`: in every model call, so in every token of a picture. `auto`: once if they fit."""
+    gather_share: float = between(0, 1, 0.5)
+    """What fits, with `gather=auto`: whole weights take at most this part of the free memory of a device."""
+    most_drawing_hours: float = at_least(0, 0)
+    """A launch is refused if the gathers for the pictures of one evaluation take longer, as estimated from one that is timed;
+    0: none is. Weights that are gathered once count as nothing."""
     suites: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Label -> settings of a suite; `suite` names its module in megaunigame/evaluation/suites (default: the label itself)."""

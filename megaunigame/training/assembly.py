@@ -38,6 +38,7 @@ from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.training.changed_settings import described_changes
 from megaunigame.training.epochs import Epochs, count_epochs, in_steps
+from megaunigame.training.gathering import check_drawing, weights_for_suites
 from megaunigame.training.resuming import check_batch, check_first_weights, continued, describe
 from megaunigame.training.run_lock import check_held_here
 from megaunigame.training.state import TrainState
@@ -192,6 +193,10 @@ class Assembly:
         named = {"model": model.path, "weights_from": self.state.start, "adapter": model.adapter, "resumed": elsewhere}
         return {name: os.path.abspath(path) for name, path in named.items() if path}
 
+    def check_drawing(self, learner: Learner, say: Callable[[str], None]) -> None:
+        """Collective: `say` what drawing the pictures of an evaluation takes. Raises ConfigError for more than is allowed."""
+        check_drawing(learner, self.recipe.evaluation, self.suites.values(), self.mesh.data.size, say)
+
     def evaluate(
         self, learner: Learner, say: Callable[[str], None], leave_point: Callable[[], None] = UnifiedModel.leave_point
     ) -> dict[str, Any]:
@@ -201,7 +206,11 @@ class Assembly:
         `say`, `leave_point`: as in `run_evaluation`.
         """
         data_ranks, step = self.mesh.data, self.state.step
-        with averaged(learner) if self.recipe.evaluation.weights == EMA else contextlib.nullcontext():
+        settings = self.recipe.evaluation
+        with (
+            averaged(learner) if settings.weights == EMA else contextlib.nullcontext(),
+            weights_for_suites(learner, settings),
+        ):
             return run_evaluation(learner.module, self.suites, data_ranks, step, self.folder, leave_point, say)
 
 

@@ -29,6 +29,7 @@ def evaluate(recipe: Recipe) -> None:
         learner = assembly.build_learner()
         if assembly.resumed_from is not None:
             assembly.checkpoints.load(learner, assembly.resumed_from)
+        assembly.check_drawing(learner, say if world.is_main else lambda line: None)
         with PULSE.phase(EVALUATION):
             evaluation = assembly.evaluate(learner, say if world.is_main else lambda line: None)
         if world.is_main:

@@ -7,21 +7,34 @@ python -m tests.multi_process.resume HOME [CASE...]
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch.distributed as dist
+
 from megaunigame.checkpoint.saved_learner import SavedLearner
+from megaunigame.config import AUTO, EACH_CALL, ONCE
+from megaunigame.engine.whole_weights import whole_bytes
+from megaunigame.errors import ConfigError
+from megaunigame.evaluation.run import evaluation_file
 from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.training.gathering import gathers_once
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.programs import PLAYED, TWICE, ZERO2, play, trainer_of
+from tests.multi_process.programs import PLAYED, TWICE, ZERO2, batches_of, play, trainer_of
 
 STEPS, STOP = 7, 3
 LAST, SAVED = f"checkpoints/step-{STEPS:08d}", f"checkpoints/step-{STOP:08d}"
+EMA = {"decay": 0.6}
+KEEPS_SOME = {"ds_config": "tests/multi_process/zero3_persistent.json"}
+"""Small weights are never partitioned between passes."""
 STOPPED = ("lora_bf16", "unigame_alternating_aia")
 """Cases that are stopped there; the others resume from what the uninterrupted run saved in passing."""
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}}
@@ -149,6 +162,66 @@ def check_evaluation_changes_nothing(home: Path, world: Ranks) -> str:
     return "changes nothing"
 
 
+def check_weights_gathered_once(home: Path, world: Ranks) -> str:
+    """Suites on weights that stay whole say and draw the same as suites that gather in every call, and the steps between them
+    gather what they gathered before, and are trained on what is drawn from next."""
+    shards = {"shards": str(home / "pictures"), "limit": 5, "batch": 2}
+    suites = {"questions": {**shards, "questions_per_row": 2}, "generation": {**shards, "guidance": 3.0, "pictures": 5}}
+    drawn: dict[str, list[dict[str, bytes]]] = {}
+    gathered: dict[str, list[int]] = {}
+    cost: dict[str, str] = {}
+    for gather in (EACH_CALL, ONCE):
+        evaluation = {"suites": suites, "gather": gather}
+        trainer = trainer_of(f"gather-{gather}", home, world, evaluation=evaluation, ema=EMA, engine=KEEPS_SOME)
+        batches, learner = batches_of(trainer, STEPS), trainer.learner
+        steps = [trainer.train_step(batches)[names.PERF_ALLGATHER_BYTES] for _ in range(STOP)]
+        drawn[gather] = []
+        for _ in range(2):
+            learner.gathered.pop()
+            began, calls = time.perf_counter(), _collectives()
+            trainer.parts.evaluate(learner, lambda line: None)
+            cost[gather] = f"{_collectives() - calls} collectives, {time.perf_counter() - began:.2f} s"
+            gathered.setdefault(gather, []).append(learner.gathered.pop())
+            steps.append(trainer.train_step(batches)[names.PERF_ALLGATHER_BYTES])
+            drawn[gather].append(_evaluated(trainer.folder, trainer.state.step - 1))
+        assert gather == EACH_CALL or len(set(steps[2:])) == 1, steps
+        whole = whole_bytes(learner)
+        _check_budget(trainer, is_once=gather == ONCE)
+    world.barrier()
+    assert drawn[ONCE] == drawn[EACH_CALL]
+    if world.is_main:
+        assert len(drawn[ONCE][0]) > 5 and drawn[ONCE][0] != drawn[ONCE][1], "the weights of the first evaluation were kept"
+    assert gathered[ONCE] == [whole, whole] and 5 * whole < min(gathered[EACH_CALL]), (whole, gathered)
+    return f"in every call {cost[EACH_CALL]}; once {cost[ONCE]}"
+
+
+def _check_budget(trainer: Trainer, *, is_once: bool) -> None:
+    """Two batches of pictures on each rank; 4 codes of a picture are 4 calls."""
+    said: list[str] = []
+    trainer.parts.recipe.evaluation.most_drawing_hours = 1e-9
+    with contextlib.nullcontext() if is_once else pytest.raises(ConfigError, match="evaluation.most_drawing_hours=1e-09, but"):
+        trainer.parts.check_drawing(trainer.learner, said.append)
+    assert len(said) == (not is_once) and all("takes 8 calls of each rank" in line for line in said), said
+    trainer.parts.recipe.evaluation.gather = AUTO
+    for share, once in ((0.0, False), (1.0, True)):
+        trainer.parts.recipe.evaluation.gather_share = share
+        assert gathers_once(trainer.learner, trainer.parts.recipe.evaluation) == once
+
+
+def _collectives() -> int:
+    """Of this rank so far."""
+    return dist.group.WORLD._get_sequence_number_for_group()
+
+
+def _evaluated(folder: Path, step: int) -> dict[str, bytes]:
+    """What rank 0 has written of an evaluation, without its seconds."""
+    file = evaluation_file(folder, step)
+    if not file.exists():
+        return {}
+    pictures = {picture.name: picture.read_bytes() for picture in file.with_suffix("").rglob("*.png")}
+    return pictures | {file.name: re.sub(rb'"seconds": [0-9.]+', b"", file.read_bytes())}
+
+
 def losses(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = (names.LOSS, "adversary/", "buffer/", names.OPTIM_GRAD_NORM)
@@ -156,4 +229,4 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    play(run, CASES, {"evaluation": check_evaluation_changes_nothing})
+    play(run, CASES, {"evaluation": check_evaluation_changes_nothing, "gathered once": check_weights_gathered_once})

@@ -32,7 +32,7 @@ LAUNCHES = {
         2,
         list(data_faults.CASES),
     ),
-    "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation"]),
+    "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation", "gathered once"]),
 }
 REPEATED = ("stored_codes", "saving", "data_faults", "resume")
 """Programs whose kinds of steps the others have run with every collective compared."""

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.evaluation.lockstep import sample_count
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.pictures.rules import MAX_PIXELS, WHITE, PictureRules, ground_from
@@ -75,6 +76,13 @@ class Suite(ABC):
         self.config = config
         self.index = ShardIndex.open(config.shards)
         self.rules = PictureRules(ground_from("ground of a suite", config.ground), config.max_pixels)
+
+    def drawings(self, ranks: int) -> int:
+        """Most batches of pictures that each of so many data ranks draws in a run; 0: the suite draws none."""
+        if not isinstance(self.config, DrawingConfig):
+            return 0
+        per_rank = -(-sample_count(self.index, self.config.limit) // ranks)
+        return -(-per_rank // self.config.batch)
 
     @abstractmethod
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:

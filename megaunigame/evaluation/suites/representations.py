@@ -66,6 +66,9 @@ class Representations(Suite):
             name: find("representations", name, Representation)(config.renderings.get(name, "")) for name in config.prompts
         }
 
+    def drawings(self, ranks: int) -> int:
+        return len(self.representations) * super().drawings(ranks)
+
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         metrics: dict[str, float] = {}
         rows: list[list[Cell]] = []
