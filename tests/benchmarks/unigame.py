@@ -137,11 +137,11 @@ def table(blocks: list[dict[str, Any]], measured: list[dict[str, Steps]], option
             about = [f"{tokens}", name, f"{options.clean} + {hard} + {attack}", f"{len(steps)}"]
             lines.append([*about, *cells(steps, cases[SFT], None), f"{mean(steps, REPLAYED):.1f}"])
             if name != SFT and middle(steps, FLOPS):
-                mid, flops = ratio(steps, cases[SFT])[0], flops_ratio(steps, cases[SFT])
-                in_cpu = cpu_ratio(steps, cases[SFT])
+                flops = flops_ratio(steps, cases[SFT])
+                mid, in_cpu = ratio(steps, cases[SFT])[0], cpu_ratio(steps, cases[SFT])
                 below.append(
-                    f"- {name} / SFT at {tokens} tokens: operations {flops:.2f}; step times {mid:.2f}, {mid / flops:.2f} of that; "
-                    f"CPU time {in_cpu:.2f}, {in_cpu / flops:.2f} of that (target <= {TARGET})"
+                    f"- {name} / SFT at {tokens}: operations {flops:.2f}; step times {mid:.2f}, {mid / flops:.2f} of that; "
+                    f"CPU {in_cpu:.2f}, {in_cpu / flops:.2f} of that (target <= {TARGET})"
                 )
         if SAMPLED in cases:
             mid, least, most = ratio(cases[SAMPLED], cases[ALTERNATING])
