@@ -47,10 +47,10 @@ Collate = Callable[[Sequence[Row | None]], PassInputs]
 def photograph(number: int) -> dict[str, bytes]:
     """A photograph of about 100 KiB."""
     rng = np.random.default_rng(number)
-    smooth = np.kron(rng.integers(0, 200, (30, 40, 3)), np.ones((16, 16, 1)))
+    smooth = np.kron(rng.integers(0, 104, (30, 40, 3)), np.ones((16, 16, 1)))
     return {
         "json": b'{"conversations": []}',
-        "jpg": encoded((smooth + rng.integers(0, 24, (480, 640, 3))).astype(np.uint8), "JPEG"),
+        "jpg": encoded((smooth + rng.integers(0, 96, (480, 640, 3))).astype(np.uint8), "JPEG"),
     }
 
 

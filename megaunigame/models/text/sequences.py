@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +52,10 @@ class TokenSequence:
 def pad(columns: Sequence[Sequence[Any]], fill: Any, *, left: bool) -> Tensor:
     """Lists of different lengths -> (B, S), filled on one side; S is the next multiple of `MULTIPLE`."""
     size = -(-max(map(len, columns)) // MULTIPLE) * MULTIPLE
-    padding = [[fill] * (size - len(column)) for column in columns]
-    return torch.tensor([[*p, *c] if left else [*c, *p] for c, p in zip(columns, padding, strict=True)])
+    padded = np.full((len(columns), size), fill)  # torch.tensor of lists takes seven times as long
+    for row, column in zip(padded, columns, strict=True):
+        (row[size - len(column) :] if left else row[: len(column)])[:] = column
+    return torch.from_numpy(padded)
 
 
 def stack_pictures(pictures: Sequence[Sequence[Tensor]], side: int) -> tuple[Tensor, Tensor]:
