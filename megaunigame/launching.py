@@ -7,6 +7,7 @@
     75   a signal ended the run, which is saved (or had nothing to save): the same command goes on
     130  Ctrl-C ended a command that saves nothing, or came to a run a second time, which then ended at once without saving
     143  SIGTERM, likewise; 129: SIGHUP
+    141  the reader of the output has ended, as `head` does; without a message
     137  not from here: SIGKILL, of a kernel out of memory or of a launcher (`deepspeed` makes 247 of it); as 1
 
 Launchers differ in what they make of it, see docs/clusters.md.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import select
 import signal
 import sys
 import time
@@ -31,6 +33,7 @@ OTHERS_WAIT_SECONDS = 6.0
 """Rank 0 prints at once, and the launcher then sends SIGTERM to the other ranks (`deepspeed` at once, launch/node.py after
 `SIGTERM_SECONDS`), which have the same error: they say nothing. If only another rank failed, it prints after this delay: before
 the watches of the others end the run, so that its exit code counts."""
+NO_READER = 128 + signal.SIGPIPE
 
 
 def options_of(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
@@ -78,7 +81,9 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
             print(f"{who}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         code = 1 if isinstance(error, TransientError) else 2
     except OSError as error:
-        if is_full_disk(error):
+        if isinstance(error, BrokenPipeError) and _reader_has_ended():
+            code = NO_READER
+        elif is_full_disk(error):
             where = f" for {error.filename}" if error.filename else ""
             print(f"{type(error).__name__}: {error.strerror}{where}. Make room, then give the command again.", file=sys.stderr)
             code = 2
@@ -97,3 +102,10 @@ def run_to_exit(main: Callable[[list[str]], None], arguments: list[str]) -> NoRe
         sys.stdout.flush()  # its reader may be gone
     finally:
         os._exit(code)
+
+
+def _reader_has_ended() -> bool:
+    """Whether the output is a pipe that nobody reads: another pipe or connection may be the broken one."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

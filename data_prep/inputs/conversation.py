@@ -102,4 +102,5 @@ def require_as_many(record: dict[str, Any], conversation: Conversation) -> None:
     """Raises EntryFailure unless lists of the record that have one entry per question fit the questions that are left."""
     for name in ("kinds", "answers"):
         if isinstance(record.get(name), list) and len(record[name]) != len(conversation.pairs):
-            raise EntryFailure(f"has {len(record[name])} {name} for {len(conversation.pairs)} questions")
+            asked = len(conversation.pairs)
+            raise EntryFailure(f"has {len(record[name])} {name} for {asked} question{'s' * (asked != 1)}")

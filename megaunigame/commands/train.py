@@ -39,7 +39,9 @@ def train_here(options: argparse.Namespace) -> None:
     from megaunigame.config import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)  # wrong settings are refused before the imports that take seconds
+    from megaunigame.monitoring.trackers.together import check_trackers
     from megaunigame.training.running import train
 
+    check_trackers(recipe.monitor.trackers)  # here too: packing may take hours
     sources = data_prep("first_use").pack_sources(recipe.data)
     train(recipe, STOP, sources=sources, command=["megaunigame", "train", options.recipe, *options.overrides])

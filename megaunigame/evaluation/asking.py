@@ -61,7 +61,8 @@ def questions_of(sample: Sample, skip_kinds: Sequence[str]) -> tuple[Question, .
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
         raise DataError(f"Sample {sample.key}: `kinds` must be a list of texts; got {quoted(kinds)}.")
     if len(kinds) != len(pairs):
-        raise DataError(f"Sample {sample.key} has {len(kinds)} kinds for {len(pairs)} questions with an answer.")
+        number = f"{len(pairs)} question{'s' * (len(pairs) != 1)}"
+        raise DataError(f"Sample {sample.key} has {len(kinds)} kinds for {number} with an answer.")
     asked = (Question(*pair, kind) for pair, kind in zip(pairs, kinds, strict=True))
     return tuple(question for question in asked if question.kind not in skip_kinds)
 

@@ -44,6 +44,10 @@ class Processor(Protocol):
         """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         ...
 
+    def for_loader(self) -> Processor:
+        """The same for loader workers: pictures of its inputs may be bytes (see `PassInputs.levels`) until `PassInputs.to`."""
+        ...
+
     def check(self, row: Row, geometry: str, key: str) -> None:
         """Raises DataError for a row that `max_length` cannot hold or whose stored codes are damaged, so that another sample
         takes its place. `geometry` of its pictures; `key` of its sample, for messages."""

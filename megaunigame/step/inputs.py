@@ -25,6 +25,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from megaunigame.step.levels import Levels
 from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 IGNORE = -100
@@ -93,6 +94,8 @@ class PassInputs:
     texts: list[tuple[str, str]] = field(default_factory=list)
     """Per row, for filters and reports: the first question and its answer, or the prompt and ""; ("", "") for dummies.
     Empty when rows were put in."""
+    levels: dict[str, Levels] = field(default_factory=dict)
+    """Until `to`, of pictures that are still bytes (uint8) as loader workers send them: field -> how its values follow."""
 
     @property
     def coded(self) -> list[bool]:
@@ -100,11 +103,16 @@ class PassInputs:
         return []
 
     def to(self: InputsT, device: torch.device) -> InputsT:
-        """A copy with every tensor on `device`."""
+        """A copy with every tensor on `device`, and values in place of bytes of pictures."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return dataclasses.replace(self, **moved)
+        values = {name: levels.to(device).values(moved[name]) for name, levels in self.levels.items()}
+        return dataclasses.replace(self, **moved | values, levels={})
+
+    def with_values(self: InputsT) -> InputsT:
+        """The same where it is, without bytes of pictures."""
+        return self.to(self.tokens.device) if self.levels else self
 
 
 @dataclass(kw_only=True)
@@ -212,15 +220,18 @@ def take_rows(inputs: InputsT, at: slice) -> InputsT:
     taken: dict[str, Any] = {name: value[at] for name, value in vars(inputs).items() if isinstance(value, Tensor | list)}
     if isinstance(inputs, UnderstandInputs):
         taken["gradient_rows"] = None
-    return dataclasses.replace(inputs, **taken)
+    levels = {name: dataclasses.replace(each, given=each.given[at]) for name, each in inputs.levels.items()}
+    return dataclasses.replace(inputs, **taken, levels=levels)
 
 
 def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> UnderstandInputs:
     """A copy of `inputs` whose rows `at` (dummies) are `rows`; terms and all other rows stay as they are.
 
     Sequences are padded at their end and grow if a row needs it. Gradients through `rows.images` and `rows.visual_delta` are
-    kept.
+    kept. Pictures stay bytes if all are.
     """
+    if inputs.levels.keys() != rows.levels.keys():
+        inputs, rows = inputs.with_values(), rows.with_values()
     length = max(inputs.tokens.shape[1], rows.tokens.shape[1])
     places = max(inputs.images.shape[1], rows.images.shape[1])
     labels = max(inputs.label_positions.shape[1], rows.label_positions.shape[1])
@@ -251,6 +262,10 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
             for x in (inputs, rows)
         )
         delta = put(before, after, places)
+    levels = {
+        name: dataclasses.replace(each, given=put(each.given, rows.levels[name].given, places))
+        for name, each in inputs.levels.items()
+    }
     return dataclasses.replace(
         inputs,
         tokens=put(inputs.tokens, rows.tokens, length, pad_id),
@@ -273,12 +288,14 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
         escaped=put(_or_zeros(inputs, inputs.escaped, torch.long), _or_zeros(rows, rows.escaped, torch.long)),
         keys=[*inputs.keys[: at.start], *rows.keys, *inputs.keys[at.stop :]],
         texts=[],
+        levels=levels,
     )
 
 
 def with_images(inputs: UnderstandInputs, images: Tensor) -> UnderstandInputs:
     """`inputs` about other pictures (B, I, 3, H, W), whose codes nobody stored."""
-    return dataclasses.replace(inputs, images=images, source_codes=None, source_coded=[])
+    levels = {name: each for name, each in inputs.levels.items() if name != "images"}
+    return dataclasses.replace(inputs, images=images, source_codes=None, source_coded=[], levels=levels)
 
 
 def _coded(inputs: UnderstandInputs) -> list[bool]:

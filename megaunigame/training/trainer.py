@@ -109,7 +109,7 @@ class Trainer:
             self.plan,
             self.objective_of,
             self.streams,
-            self.processor,
+            self.processor.for_loader(),
             self.accumulation,
             mesh.data.rank,
             mesh.data.size,

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.__main__ import main as data_prep
 from megaunigame.monitoring import names
-from tests.benchmarks.step_ranks import CPU_SECONDS
+from tests.benchmarks.step_ranks import CPU_SECONDS, FLOPS
 from tests.multi_process.launcher import run_ranks
 
 Steps = dict[str, dict[str, float]]
@@ -64,6 +64,11 @@ def ratio(ours: Steps, base: Steps) -> tuple[float, float, float]:
 
 def cpu_ratio(ours: Steps, base: Steps) -> float:
     return middle(ours, CPU_SECONDS) / middle(base, CPU_SECONDS)
+
+
+def flops_ratio(ours: Steps, base: Steps) -> float:
+    """0 where the operations of a case were not counted, because it is not warmed up."""
+    return middle(ours, FLOPS) / middle(base, FLOPS)
 
 
 def columns(base: str) -> list[str]:

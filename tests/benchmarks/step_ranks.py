@@ -20,6 +20,7 @@ import torch.distributed as dist
 from megaunigame.config import load_recipe
 from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.stream import MicroBatch
+from megaunigame.engine.model_flops import CountFlops
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame import names as unigame_names
 from megaunigame.parallel.mesh import Mesh
@@ -28,6 +29,8 @@ from megaunigame.training.trainer import Trainer
 
 MEASURED = (names.PERF_STEP_SECONDS, names.PERF_PASSES, names.PERF_ALLGATHER_BYTES)
 CPU_SECONDS, REPLAYED = "cpu_seconds", unigame_names.BUFFER_REPLAYED
+FLOPS = "flops"
+"""Operations that a step computes, recomputed ones too: of the last step of the warm-up."""
 
 
 class Case:
@@ -38,12 +41,23 @@ class Case:
         self.trainer = Trainer(load_recipe(described["recipe"], described["overrides"]), Mesh.of(world))
         steps = self.trainer.recipe.schedule.steps * self.trainer.accumulation
         self.batches: Iterator[MicroBatch] = iter(MicroBatchLoader(self.trainer.micro_batches, 0, steps, workers=0))
+        self.flops = 0
+
+    def warm_up(self, world: Ranks) -> None:
+        for number in range(self.warmup):
+            if number < self.warmup - 1:
+                self.step(world)
+                continue
+            with CountFlops() as count:
+                self.step(world)
+            self.flops = count.flops + count.recomputed
 
     def step(self, world: Ranks) -> dict[str, float]:
         world.barrier()  # a rank still busy with the step before is not this one's cost
         started = time.process_time()
         metrics = self.trainer.train_step(self.batches)
-        measured = {name: metrics[name] for name in MEASURED} | {CPU_SECONDS: time.process_time() - started}
+        measured = {name: metrics[name] for name in MEASURED}
+        measured |= {CPU_SECONDS: time.process_time() - started, FLOPS: self.flops}
         # A case without a buffer replays nothing.
         return measured | {REPLAYED: metrics.get(unigame_names.BUFFER_REPLAYED, 0.0)}
 
@@ -52,8 +66,7 @@ def measure(block: dict[str, Any], world: Ranks, progress: TextIO) -> dict[str, 
     """Name of a case -> round -> what its step of that round measured. Rank 0 notes every step in `progress`."""
     cases = [Case(described, world) for described in block["cases"]]
     for case in cases:
-        for _ in range(case.warmup):
-            case.step(world)
+        case.warm_up(world)
     measured: dict[str, dict[int, dict[str, float]]] = {case.name: {} for case in cases}
     for number in range(block["rounds"]):
         for case in cases:

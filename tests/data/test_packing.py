@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from megaunigame.data.loading import blocks
+from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.packing import INLINE, Package, pack
 from megaunigame.step.inputs import GenerateInputs, PassInputs
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
@@ -82,3 +85,25 @@ def test_the_original_is_left_alone_and_the_copy_can_be_written_to():
 
 def test_nothing_to_pack():
     assert pack({"a": [1, 2]}).unpacked() == {"a": [1, 2]}
+
+
+class Numbers:
+    """Micro-batches of 320 KB, and as many more as their number says."""
+
+    def made(self, micro_step: int, note: object) -> dict[str, torch.Tensor]:
+        return {"number": torch.full((40_000 + micro_step,), micro_step), "half": torch.full((micro_step + 1,), micro_step / 2)}
+
+
+@pytest.mark.parametrize("size", [blocks.BLOCK, 320_100], ids=["blocks", "most are too large for one"])
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 1), (3, 2)])
+def test_memory_that_is_used_again_is_no_memory_of_the_trainer(monkeypatch, workers, prefetch, size):
+    """Two loaders at once, whose workers run ahead, and whose micro-batches are all kept."""
+    monkeypatch.setattr(blocks, "BLOCK", size)
+    kept = []
+    for pair in zip(*(MicroBatchLoader(Numbers(), 0, 14, workers, prefetch) for _ in range(2)), strict=True):
+        kept.append(pair)
+        time.sleep(0.01)
+    for number, pair in enumerate(kept):
+        for batch in pair:
+            expected = Numbers().made(number, None)
+            assert all(torch.equal(batch[name], expected[name]) for name in expected)

@@ -157,7 +157,7 @@ ODD = {
     "bucket": (_with(image="s3://bucket/b.jpg"), "download it"),
     "inside": (_with(image="data:image/png;base64,AAAA"), "inside the JSON"),
     "film": (_with(image="remove", video="a.mp4", conversations=TEXT), "has video: only pictures are packed"),
-    "kinds": (_with(kinds=["a", "b"]), "has 2 kinds for 1 questions"),
+    "kinds": (_with(kinds=["a", "b"]), "has 2 kinds for 1 question"),
     "sound": (_with(conversations=[{"role": "user", "content": [{"type": "audio"}]}, TALK[1]]), "neither a text nor an image"),
     "half a pair": (_with(conversations=talk(("what \ud83d ?", "that"))), "text that is not Unicode"),
 }

@@ -107,7 +107,8 @@ def test_the_rows_are_made_of_the_samples(run):
     micro = run.trainer.micro_batches[0]
     assert [question for question, _ in micro.inputs[UNDERSTAND].texts[:2]] == ["describe", "describe"]
     assert [prompt for prompt, _ in micro.inputs[GENERATE].texts] == ["draw it mirrored .", "draw its normals ."]
-    source, target = micro.inputs[GENERATE].images, micro.inputs[GENERATE].targets
+    shown = micro.inputs[GENERATE].with_values()
+    source, target = shown.images, shown.targets
     torch.testing.assert_close(target[0], source[0, 0].flip(-1))
     key = micro.inputs[GENERATE].keys[1]
     stored = run.trainer.streams["train"].source

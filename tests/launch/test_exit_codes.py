@@ -55,5 +55,23 @@ def test_a_fault_of_the_program_has_its_traceback():
     assert code == 1 and "Traceback" in said and "Stale file handle" in said
 
 
+@pytest.mark.parametrize("lines, code", [(1, 0), (100_000, 141)], ids=["all is done", "while it prints"])
+def test_a_reader_that_has_ended_ends_a_command_without_a_word(lines, code):
+    script = (
+        f"from megaunigame import launching\nlaunching.run_to_exit(lambda _: [print('x' * 80) for _ in range({lines})], [])"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_another_broken_pipe_is_a_fault():
+    code, said = ended("BrokenPipeError(32, 'Broken pipe')")
+    assert code == 1 and "Traceback" in said
+
+
 def test_another_rank_than_0_says_whose_error_it_is():
     assert ended("errors.ConfigError('x')", RANK="3") == (2, "rank 3: ConfigError: x\n")

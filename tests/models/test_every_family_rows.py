@@ -11,7 +11,7 @@ import torch
 
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.step.inputs import IGNORE
-from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
+from megaunigame.step.requests import CROP, GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import CODE_FAMILIES, LENGTH, PLAN, TURNS, generate, understand, with_replaced, words
 
@@ -277,6 +277,22 @@ def test_pictures_are_normalized_to_plus_minus_one(processor):
     drawn = generate(processor, GenerateRow("a", image)).targets[0, :, 3, 4]
     for values in (asked, drawn):
         assert values.tolist() == pytest.approx([-1, 1, -0.6], abs=1e-6)
+
+
+def test_pictures_travel_as_bytes_and_become_the_same_values(processor, picture):
+    sender = processor.for_loader()
+    for collated, rows in (
+        (understand, [UnderstandRow([picture(0)], TURNS), None]),
+        (generate, [GenerateRow("a", picture(1), picture(2)), None]),
+    ):
+        sent, values = collated(sender, *rows), collated(processor, *rows)
+        pictures = {"images", "targets", "source_pixels"} & {name for name, value in vars(values).items() if value is not None}
+        assert set(sent.levels) == pictures and all(getattr(sent, name).dtype == torch.uint8 for name in pictures)
+        found = sent.to(torch.device("cpu"))
+        for name in pictures:
+            assert torch.equal(getattr(found, name), getattr(values, name)) and not getattr(values, name)[1].any()
+    expected = processor.target_pixels(picture(1), CROP, processor.image_size)
+    assert torch.equal(found.targets[0], expected)
 
 
 def test_largest_rows_fill_the_sequence(processor, reads):

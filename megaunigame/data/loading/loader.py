@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from megaunigame.data.loading.blocks import Blocks
 from megaunigame.data.loading.leaving import Leaving
 from megaunigame.data.loading.orphans import end_with_parent
 from megaunigame.data.loading.packing import Package, pack
@@ -52,21 +53,22 @@ class MicroBatchLoader:
         slow_seconds: float = 60.0,
         stopping: Callable[[], bool] = lambda: False,
     ):
-        """`pin_memory`: for a run on a GPU only; it opens a context there. `slow_seconds`: a longer wait is a warning.
+        """`pin_memory`: for a run on a GPU only. `slow_seconds`: a longer wait is a warning.
         `stopping`: whether the run was asked to stop; then a wait is left after `leaving.PATIENCE`."""
         self.stopping = stopping
         self.steps = range(first, last)
         self.slow_seconds = slow_seconds
+        self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
         self._doing = Whereabouts(workers)
+        self._reporter = _Reporter(dataset, self._doing)
         self._loader = DataLoader(
-            _Reporter(dataset, self._doing),
+            self._reporter,
             sampler=self.steps,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=partial(_start_worker, self._doing) if workers else None,
-            pin_memory=pin_memory,
             generator=torch.Generator(),  # else the loader draws its workers' seeds from the global generator
         )
 
@@ -76,6 +78,7 @@ class MicroBatchLoader:
     def __iter__(self) -> Iterator[MicroBatch]:
         """Raises the UserError of a worker, LoaderError when one has died, and Interrupted when a wait was left."""
         batches, team = self._started()
+        blocks = self._reporter.blocks
         slow, leaving = _SlowData(self.slow_seconds, self._doing), Leaving(self.stopping, team)
         try:
             for _ in self.steps:
@@ -83,7 +86,7 @@ class MicroBatchLoader:
                     batch = self._next(batches, team, leaving)
                 if isinstance(batch, Exception):
                     raise batch
-                yield batch.unpacked()
+                yield batch.unpacked(blocks, pin=self.pin_memory)
         except Exception:
             for process in team:  # they ignore the SIGTERM of the interpreter's end, which would wait for them
                 process.kill()
@@ -123,6 +126,7 @@ class MicroBatchLoader:
 
     def _forked(self) -> tuple[Iterator[Answer], list[BaseProcess]]:
         others, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+        self._reporter.blocks = Blocks(self.workers, self.prefetch)  # others than an earlier team's, which may still be read
         batches = iter(self._loader)
         # torch would raise the death of a worker wherever the main process is, in the middle of a pass whose collectives
         # other ranks wait in. Here it is met at the next fetch, whose errors the ranks agree on.
@@ -177,12 +181,13 @@ class _Reporter(Dataset["Answer"]):
 
     def __init__(self, dataset: MicroBatches, doing: Whereabouts):
         self.dataset, self.doing = dataset, doing
+        self.blocks: Blocks | None = None
 
     def __getitem__(self, micro_step: int) -> Answer:
         worker = get_worker_info()
         slot, process = 0 if worker is None else worker.id, os.getpid()
         try:
-            return pack(self.dataset.made(micro_step, lambda doing: self.doing.note(slot, process, doing)))
+            return pack(self.dataset.made(micro_step, lambda doing: self.doing.note(slot, process, doing)), self.blocks)
         except (UserError, Interrupted) as error:
             return error
         finally:

@@ -2,7 +2,7 @@
 
 Sending a tensor to another process costs about 0.5 ms of CPU for any size (its memory is passed as a file descriptor, over a
 separate socket), and pinning it costs another call. A micro-batch has ten to forty tensors. A small block is part of the
-message itself.
+message itself; a large one is written where the main process copies it out (`blocks`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+
+from megaunigame.data.loading.blocks import Blocks, Place
 
 T = TypeVar("T")
 ALIGNMENT = 64
@@ -44,16 +46,17 @@ class Package(Generic[T]):
 
     content: Any
     """The object, with a span in place of each tensor."""
-    memory: Tensor | np.ndarray
-    """uint8 (bytes,). A large block of a loader worker is shared with the main process from the start, not copied again."""
+    memory: Tensor | np.ndarray | Place
+    """uint8 (bytes,), or where it is. A large tensor of a loader worker is shared with the main process, not copied again."""
 
-    def pin_memory(self) -> Package[T]:
-        """Called by the DataLoader."""
-        return dataclasses.replace(self, memory=torch.as_tensor(self.memory).pin_memory())
-
-    def unpacked(self) -> T:
-        """The object; its tensors are views of `memory`."""
-        memory = torch.as_tensor(self.memory)
+    def unpacked(self, blocks: Blocks | None = None, *, pin: bool = False) -> T:
+        """The object; its tensors are views of one block of memory, pinned with `pin`. `blocks`: those given to `pack`."""
+        if isinstance(self.memory, Place):
+            assert blocks is not None
+            memory = torch.empty(self.memory.nbytes, dtype=torch.uint8, pin_memory=pin).copy_(blocks.at(self.memory))
+        else:
+            memory = torch.as_tensor(self.memory)
+            memory = memory.pin_memory() if pin else memory
 
         def view(span: _Span) -> Tensor:
             return memory[span.start : span.start + span.bytes].view(span.dtype).view(span.shape)
@@ -61,8 +64,9 @@ class Package(Generic[T]):
         return cast(T, _mapped(self.content, _Span, view))
 
 
-def pack(content: T) -> Package[T]:
-    """Copy every CPU tensor found in dataclasses and dictionaries, at any depth, into one block."""
+def pack(content: T, blocks: Blocks | None = None) -> Package[T]:
+    """Copy every CPU tensor found in dataclasses and dictionaries, at any depth, into one block, in a loader worker one of
+    `blocks`."""
     tensors: list[tuple[_Span, Tensor]] = []
     end = 0
 
@@ -74,14 +78,18 @@ def pack(content: T) -> Package[T]:
         return span
 
     spans = _mapped(content, Tensor, place)
-    shared = get_worker_info() is not None and end > INLINE
-    if shared:
-        memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))  # as torch's own collation does
-    else:
+    worker = get_worker_info()
+    if worker is None or end <= INLINE:
         memory = torch.empty(end, dtype=torch.uint8)
+        sent: Tensor | np.ndarray | Place = memory.numpy()
+    elif blocks is not None and (taken := blocks.take(worker.id, end)) is not None:
+        sent, memory = taken
+    else:
+        memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))  # as torch's own collation does
+        sent = memory
     for span, tensor in tensors:
         memory[span.start : span.start + span.bytes].view(span.dtype).view(span.shape).copy_(tensor)
-    return Package(spans, memory if shared else memory.numpy())
+    return Package(spans, sent)
 
 
 def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:

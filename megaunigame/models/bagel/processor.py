@@ -11,8 +11,9 @@ from torch import Tensor
 from megaunigame.errors import DataError, ModelError
 from megaunigame.models.bagel.configuration import BagelConfig, read_config
 from megaunigame.models.bagel.conversation import BagelFormat
+from megaunigame.models.text.pictures import TO_SQUARE
 from megaunigame.models.text.processor import HALF, RowProcessor
-from megaunigame.models.text.sequences import TokenSequence
+from megaunigame.models.text.sequences import TokenSequence, stack_pictures
 from megaunigame.models.weights.settings_files import (
     check_tokens,
     read_settings,
@@ -64,8 +65,8 @@ class BagelProcessor(RowProcessor):
         inputs = super().generate_prompts(prompts, sources, geometry)
         if sources is not None:
             shown = [[] if source is None else [source] for source in sources]
-            inputs.source_pixels = self._source_pixels(shown, [geometry] * len(prompts))
-        return inputs
+            self._add_source_pixels(inputs, shown, [geometry] * len(prompts))
+        return self._finished(inputs)
 
     def edit_prompts(
         self, prompts: Sequence[str], contexts: Sequence[Sequence[ShownPicture | str]], geometry: str = CROP
@@ -81,8 +82,8 @@ class BagelProcessor(RowProcessor):
         counts, targets = torch.full((len(prompts),), float(self.loss_positions)), torch.zeros(len(prompts), 3, 0, 0)
         images = self._squares([self._shown(row) for row in rows], geometries)
         inputs = self._requested(sequences, images, [0] * len(rows), names, counts, targets)
-        inputs.source_pixels = self._source_pixels([_as_latents(row) for row in rows], geometries)
-        return inputs
+        self._add_source_pixels(inputs, [_as_latents(row) for row in rows], geometries)
+        return self._finished(inputs)
 
     def check(self, row: Row, geometry: str, key: str) -> None:
         if isinstance(row, GenerateRow) and row.context:
@@ -103,7 +104,7 @@ class BagelProcessor(RowProcessor):
         inputs = super()._generate(rows, terms, keys, geometries, takes_images=takes_images)
         if takes_images:
             sources = [_as_latents(row) if isinstance(row, GenerateRow) else [] for row in rows]
-            inputs.source_pixels = self._source_pixels(sources, geometries)
+            self._add_source_pixels(inputs, sources, geometries)
         return inputs
 
     def _request(self, row: GenerateRow, key: str) -> TokenSequence:
@@ -115,14 +116,14 @@ class BagelProcessor(RowProcessor):
         except DataError as error:
             raise DataError(f"Sample {key}: {error}") from error
 
-    def _source_pixels(self, sources: Sequence[Sequence[Tensor]], geometries: Sequence[str]) -> Tensor:
-        """(B, J, 3, side, side) in [-1, 1], J as many as any row has, and 1 at least; 0 where a row has no source."""
-        side = self.image_size
-        pixels = torch.zeros(len(sources), max(1, *map(len, sources)), 3, side, side)
-        for row, (pictures, geometry) in enumerate(zip(sources, geometries, strict=True)):
-            for number, picture in enumerate(pictures):
-                pixels[row, number] = self.target_pixels(picture, geometry, side)
-        return pixels
+    def _add_source_pixels(
+        self, inputs: GenerateInputs, sources: Sequence[Sequence[Tensor]], geometries: Sequence[str]
+    ) -> None:
+        """As bytes, as many per row as any row has, and 1 at least."""
+        pairs = zip(sources, geometries, strict=True)
+        squares = [[TO_SQUARE[geometry](picture, self.image_size) for picture in pictures] for pictures, geometry in pairs]
+        inputs.source_pixels, given = stack_pictures(squares, self.image_size)
+        inputs.levels["source_pixels"] = self.normalize_target.levels(given)
 
 
 def _as_latents(row: GenerateRow) -> list[Tensor]:

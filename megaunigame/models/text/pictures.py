@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megaunigame.step.levels import Levels
 from megaunigame.step.requests import CROP, FIT, SQUASH
 
 BACKGROUND = 127
@@ -72,3 +73,7 @@ class Normalize:
         scale, shift = (each.to(image.device, non_blocking=True) for each in (self.scale, self.shift))
         # Decoders return views of (h, w, 3) arrays; convolutions over such strides are several times slower.
         return torch.addcmul(shift, image.float(), scale).contiguous()
+
+    def levels(self, given: Tensor) -> Levels:
+        """The same for a batch of bytes: (B,) or (B, I) bool, where there is a picture."""
+        return Levels(self.scale, self.shift, given)

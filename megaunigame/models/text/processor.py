@@ -5,9 +5,10 @@ Runs in data-loader workers.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from megaunigame.errors import ConfigError, DataError
 from megaunigame.models.text.conversation import ConversationFormat
 from megaunigame.models.text.lengths import RowLengths
 from megaunigame.models.text.pictures import TO_SQUARE, Normalize, mask_to_square
-from megaunigame.models.text.sequences import TokenSequence, pad, stack_sources
+from megaunigame.models.text.sequences import TokenSequence, pad, stack_pictures
 from megaunigame.models.text.stored_codes import AcceptedCodes
 from megaunigame.step.amounts import Amounts
 from megaunigame.step.codes import StoredCodes, stacked
-from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs
+from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, PassInputs, UnderstandInputs
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import CROP, FIT, GENERATE, UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import GenerateRow, Row, ShownPicture, UnderstandRow
@@ -67,6 +68,13 @@ class RowProcessor:
         """Stored codes that rows may have; None: they are not used."""
         self.pack_tokens: dict[str, int] = {}
         """Tokens of a pass whose rows are packed, for `largest`; other passes have as many as their rows may have."""
+        self.sends_bytes = False
+        """Whether pictures of its inputs are bytes until `PassInputs.to`."""
+
+    def for_loader(self) -> Self:
+        sender = copy.copy(self)
+        sender.sends_bytes = True
+        return sender
 
     @property
     def pad_id(self) -> int:
@@ -86,9 +94,9 @@ class RowProcessor:
         """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
         geometries = [plan.geometries[term] for term in terms]
         if pass_name == UNDERSTAND:
-            return self._understand(rows, terms, keys, geometries)
+            return self._finished(self._understand(rows, terms, keys, geometries))
         if pass_name == GENERATE:
-            return self._generate(rows, terms, keys, geometries, takes_images=plan.takes_images(GENERATE))
+            return self._finished(self._generate(rows, terms, keys, geometries, takes_images=plan.takes_images(GENERATE)))
         raise ConfigError(f"{self.format.family} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
@@ -139,7 +147,7 @@ class RowProcessor:
                     "Shorten it, ask for a shorter answer (max_tokens), or load the model with a larger max_length."
                 )
         squares = self._squares(images, [FIT] * len(sequences))
-        return self._asked(sequences, squares, [0] * len(sequences), [""] * len(sequences), left=True)
+        return self._finished(self._asked(sequences, squares, [0] * len(sequences), [""] * len(sequences), left=True))
 
     def generate_prompts(
         self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None, geometry: str = CROP
@@ -151,7 +159,7 @@ class RowProcessor:
         if sources is not None:
             images = self._squares([[] if s is None else [s] for s in given], [geometry] * len(given))
         counts, targets = torch.full((len(prompts),), float(self.loss_positions)), torch.zeros(len(prompts), 3, 0, 0)
-        return self._requested(sequences, images, [0] * len(sequences), [""] * len(sequences), counts, targets)
+        return self._finished(self._requested(sequences, images, [0] * len(sequences), [""] * len(sequences), counts, targets))
 
     def target_pixels(self, picture: Tensor, geometry: str, side: int) -> Tensor:
         """uint8 (3, h, w) -> the square that the frozen tokenizer encodes, (3, side, side) in [-1, 1]."""
@@ -203,7 +211,7 @@ class RowProcessor:
     ) -> GenerateInputs:
         sequences: list[TokenSequence] = []
         images: list[list[Tensor]] = []
-        targets = torch.zeros(len(rows), 3, self.image_size, self.image_size)
+        targets = torch.zeros(len(rows), 3, self.image_size, self.image_size, dtype=torch.uint8)
         counts, source_gradient = torch.zeros(len(rows)), torch.ones(len(rows))
         emphasis = torch.ones(len(rows), self.image_size, self.image_size)
         source_codes: list[Tensor | None] = []
@@ -220,7 +228,7 @@ class RowProcessor:
             images.append(self._shown(row))
             source_codes.append(self._source_codes(row.source_codes, geometry, len(images[-1]), key))
             target_codes.append(self._target_codes(row.target_codes, geometry, 1, key))
-            targets[index] = self.target_pixels(row.target, geometry, self.image_size)
+            targets[index] = TO_SQUARE[geometry](row.target, self.image_size)
             counts[index] = self.loss_positions
             source_gradient[index] = row.source_gradient
             if row.emphasis is not None:
@@ -229,6 +237,7 @@ class RowProcessor:
             sequences[-1].intact &= not row.unconditional
         sources = self._squares(images, geometries) if takes_images else None
         inputs = self._requested(sequences, sources, terms, keys, counts, targets)
+        inputs.levels["targets"] = self.normalize_target.levels(torch.tensor([row is not None for row in rows]))
         filled, inputs.target_coded = stacked(target_codes, 1)
         inputs.target_codes = None if filled is None else filled[:, 0]
         if inputs.images is not None:
@@ -299,7 +308,7 @@ class RowProcessor:
     ) -> UnderstandInputs:
         labels = pad([s.labels for s in sequences], IGNORE, left=left)
         segments = pad([s.segments for s in sequences], 0, left=left)
-        pixels, valid = self._sources(images)
+        pixels, valid = stack_pictures(images, self.source_size)
         return UnderstandInputs(
             **self._read(sequences, terms, keys, left=left),
             counts=(labels != IGNORE).sum(1).float(),
@@ -308,6 +317,7 @@ class RowProcessor:
             images=pixels,
             image_valid=valid,
             segments=segments if segments.any() else None,
+            levels={"images": self.normalize_source.levels(valid)},
         )
 
     def _requested(
@@ -320,9 +330,11 @@ class RowProcessor:
         targets: Tensor,
     ) -> GenerateInputs:
         """Left padded, because image tokens follow."""
-        pixels, valid = (None, None) if images is None else self._sources(images)
-        common = self._read(sequences, terms, keys, left=True)
-        return GenerateInputs(**common, counts=counts, targets=targets, images=pixels, image_valid=valid)
+        inputs = GenerateInputs(**self._read(sequences, terms, keys, left=True), counts=counts, targets=targets)
+        if images is not None:
+            inputs.images, inputs.image_valid = stack_pictures(images, self.source_size)
+            inputs.levels["images"] = self.normalize_source.levels(inputs.image_valid)
+        return inputs
 
     def _read(self, sequences: list[TokenSequence], terms: Sequence[int], keys: Sequence[str], *, left: bool) -> dict[str, Any]:
         """Fields of both passes that the sequences give."""
@@ -340,9 +352,9 @@ class RowProcessor:
             "keys": list(keys),
         }
 
-    def _sources(self, images: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-        """uint8 squares per row -> (B, I, 3, H, W) normalized and (B, I) validity."""
-        return stack_sources(images, self.source_size, self.normalize_source)
+    def _finished(self, inputs: InputsT) -> InputsT:
+        """Inputs as this processor gives them out."""
+        return inputs if self.sends_bytes else inputs.with_values()
 
     def _squares(self, images: Sequence[Sequence[Tensor]], geometries: Sequence[str]) -> list[list[Tensor]]:
         """The source pictures of each row as squares, uint8 (3, side, side)."""
