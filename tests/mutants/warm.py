@@ -67,7 +67,9 @@ def _be_pytest(tree: Path, tests: list[str], log: Path, environment: dict[str, s
             os.dup2(source, target)
         os.chdir(tree)
         os.environ.update(environment, PYTHONPATH=str(tree))
-        sys.path[:] = [str(tree), *(path for path in sys.path if not (Path(path or ".") / "megaunigame").is_dir())]
+        # Not a checkout that is installed or in PYTHONPATH: the tree takes its place.
+        others = [path for path in sys.path if not (Path(path or ".") / "megaunigame" / "__init__.py").is_file()]
+        sys.path[:] = [str(tree), *others]
         for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
             del sys.modules[name]
         importlib.invalidate_caches()
