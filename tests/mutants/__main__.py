@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> int:
     except ListError as error:
         print(error, file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the tree is removed, and no test goes on
     waiting = [mutant for mutant in mutants if given.again or results.of(mutant) is None]
     print(f"{len(mutants)} mutants, {len(mutants) - len(waiting)} of them judged before", flush=True)
     started = time.monotonic()

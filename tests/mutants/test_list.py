@@ -101,7 +101,9 @@ def test_tests_that_fail_without_a_mutant_notice_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "tests.mutants.judging.run_tests", lambda tree, tests, log, limit: (log.write_text(""), (next(codes), 0.1))[1]
     )
-    monkeypatch.setattr("tests.mutants.trees.repository_files", lambda: ["megaunigame/randomness.py"])
+    monkeypatch.setattr(
+        "tests.mutants.trees.repository_files", lambda: ["megaunigame/randomness.py", "tests/test_randomness.py"]
+    )
     first = listed("step")[0]
     assert Judge(Tree(tmp_path / "a"), tmp_path / "logs").judge(first).outcome == "broken"
     assert Judge(Tree(tmp_path / "b"), tmp_path / "logs").judge(first).outcome == NOTICED

@@ -47,19 +47,24 @@ def run_tests(tree: Path, tests: list[str], log: Path, limit: float, **environme
     pid = os.fork()
     if pid == 0:
         _be_pytest(tree, tests, log, environment)
-    while time.monotonic() < started + limit:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status), time.monotonic() - started
-        time.sleep(0.02)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None, time.monotonic() - started
+    code = None
+    try:
+        while code is None and time.monotonic() < started + limit:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+    finally:  # also when this process is asked to end
+        if code is None:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return code, time.monotonic() - started
 
 
 def _be_pytest(tree: Path, tests: list[str], log: Path, environment: dict[str, str]) -> NoReturn:
     code = 3
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()  # processes that a test starts are stopped with it
         sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         nothing = os.open(os.devnull, os.O_RDONLY)
