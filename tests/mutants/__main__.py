@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from tests.mutants.judging import BROKEN, SURVIVED, Judge, Results
-from tests.mutants.listed import REPOSITORY, ListError, Mutant, check_tests, listed
+from tests.mutants.listed import RANKS, REPOSITORY, ListError, Mutant, check_tests, listed
 from tests.mutants.trees import Tree
 from tests.mutants.warm import import_frameworks
 from tests.mutants.write_page import PAGE, write_page
@@ -33,6 +33,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--id", nargs="+", help="these mutants alone, as ROOM/ID")
     parser.add_argument("--sample", type=int, help="only so many, drawn with --seed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without-launches", action="store_true", help="leave out mutants that only a launch of ranks notices")
     parser.add_argument("--minutes", type=float, help="begin no mutant after so many minutes")
     parser.add_argument("--again", action="store_true", help="judge also what is judged")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of verdicts")
@@ -49,6 +50,8 @@ def chosen(given: argparse.Namespace) -> list[Mutant]:
         if unknown:
             raise ListError(f"There is no mutant {', '.join(sorted(unknown))}. `id` has the form ROOM/ID.")
         mutants = [mutant for mutant in mutants if mutant.name in given.id]
+    if given.without_launches:
+        mutants = [mutant for mutant in mutants if not any(test.startswith(RANKS) for test in mutant.tests)]
     if given.sample is not None and given.sample < len(mutants):
         mutants = random.Random(given.seed).sample(mutants, given.sample)
     for mutant in mutants:
