@@ -217,21 +217,17 @@ def test_every_row_has_randomness_of_its_seed_position_and_term(folder):
         (RowRequest("answer", UNDERSTAND, "scenes", 2), RowRequest("pixel", GENERATE, "scenes", 2, shares="answer"))
     )
 
-    class Drawing(NumberRows):
-        def __init__(self):
-            self.drawn: list[float] = []
+    drawn: list[float] = []
 
+    class Drawing(NumberRows):
         def row(self, request, sample, rng):
-            self.drawn.append(float(rng.random()))
+            drawn.append(float(rng.random()))
             return super().row(request, sample, rng)
 
-    drawn = []
     for seed in (3, 4):
-        drawing = Drawing()
         streams = {"scenes": open_stream("scenes", StreamConfig(str(folder), window=2), seed)}
-        micro_batches = number_batches(sharing, streams, drawing)
+        micro_batches = number_batches(sharing, streams, Drawing())
         assert micro_batches[0] and micro_batches[1]
-        drawn += drawing.drawn
     assert len(drawn) == len(set(drawn)) == 16
 
 
