@@ -29,7 +29,7 @@ RESULTS = REPOSITORY / ".pytest_cache" / "mutant_results.json"
 
 def options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
-    parser.add_argument("--room", help="mutants of this room alone")
+    parser.add_argument("--room", nargs="+", help="mutants of these rooms alone, in this order")
     parser.add_argument("--id", nargs="+", help="these mutants alone, as ROOM/ID")
     parser.add_argument("--sample", type=int, help="only so many, drawn with --seed")
     parser.add_argument("--seed", type=int, default=0)
@@ -44,7 +44,8 @@ def options(arguments: list[str]) -> argparse.Namespace:
 
 def chosen(given: argparse.Namespace) -> list[Mutant]:
     """Mutants to judge, without equivalent ones. Raises ListError."""
-    mutants = [mutant for mutant in listed(given.room) if not mutant.equivalent]
+    found = [mutant for room in given.room for mutant in listed(room)] if given.room else listed()
+    mutants = [mutant for mutant in found if not mutant.equivalent]
     if given.id:
         unknown = set(given.id) - {mutant.name for mutant in mutants}
         if unknown:
