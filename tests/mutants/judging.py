@@ -71,7 +71,7 @@ class Results:
 
 
 class Judge:
-    """Runs tests in a tree. Tests that fail without any mutant are found before they can seem to notice one."""
+    """Runs tests in a tree. A test that fails with a mutant is run without it too: one that always fails notices nothing."""
 
     def __init__(self, tree: Tree, logs: Path) -> None:
         self.tree, self.logs = tree, logs
@@ -82,9 +82,10 @@ class Judge:
         with self.tree.with_mutant(mutant):
             outcome, by, seconds = self._run(mutant.tests, mutant.name)
         if outcome != SURVIVED:
-            if mutant.tests not in self.sound:
-                self.sound[mutant.tests], *_ = self._run(mutant.tests, f"{mutant.name} without")
-            if self.sound[mutant.tests] != SURVIVED:
+            failed = (by,) if by else mutant.tests
+            if failed not in self.sound:
+                self.sound[failed], *_ = self._run(failed, f"{mutant.name} without")
+            if self.sound[failed] != SURVIVED:
                 outcome = BROKEN
         return Verdict(outcome, round(seconds, 1), by, fingerprint(mutant, self.tree.folder))
 
@@ -99,7 +100,7 @@ class Judge:
             code, taken = run_tests(self.tree.folder, names, log, limit, **environment)
             seconds += taken
             found = FAILED.search(log.read_text(errors="replace"))
-            by = environment.get(VARIABLE, found[1] if found else "").strip()
+            by = f"{RANKS}{environment[VARIABLE]}" if environment else found[1] if found else ""
             if code is None:
                 return TIMEOUT, by, seconds
             if code in ENDED:
