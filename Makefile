@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-extras lint format test-gpu test-multinode
+.PHONY: help setup demo test test-faults test-mutants test-extras lint format test-gpu test-multinode
 
 help:             ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 22
@@ -36,6 +36,9 @@ FAULT_RESULTS := .pytest_cache/fault_results.json
 test-faults: $(INSTALLED) ## Kill, cut off, fill, damage: every test of a fault; writes the table of docs/reliability.md.
 	python -m pytest -m 'fault or faults' --durations=15 --fault-results=$(FAULT_RESULTS); tests=$$?; \
 		python -m tests.faults.write_page $(FAULT_RESULTS) && exit $$tests
+
+test-mutants: $(INSTALLED) ## Plant a fault of one line at a time: do the tests notice? Goes on where it stopped; writes docs/mutants.md (OPTIONS='--sample 40 --seed 7').
+	python -m tests.mutants $(OPTIONS)
 
 # A venv of its own: MLflow and gradio need older versions of packages that the tests are pinned to.
 test-extras: $(INSTALLED) ## Trackers and the web page with the real packages, pictures with their older Pillow (page: chromium and chromedriver on PATH).

@@ -158,6 +158,12 @@ def test_ds_config_owns_engine_knobs_only(recipe_file, tmp_path):
 
     complete = complete_ds_config(with_config('{"zero_optimization": {"stage": 3}}'), 4, 2)
     assert (complete["train_batch_size"], complete["gradient_accumulation_steps"]) == (8, 4)
+    assert complete["data_types"] == {"grad_accum_dtype": "fp32"}, "small micro-steps would be lost in a sum in bf16"
+    recipe = with_config('{"zero_optimization": {"stage": 2}}')
+    recipe.engine.precision, recipe.engine.reduce_dtype, recipe.optimizer.clip = "bf16", "fp32", 0.75
+    complete = complete_ds_config(recipe, 1, 1)
+    assert complete["bf16"] == {"enabled": True} and complete["gradient_clipping"] == 0.75
+    assert complete["communication_data_type"] == "fp32"
     for key in ("optimizer", "bf16", "train_batch_size", "gradient_clipping"):
         with pytest.raises(ConfigError, match=f"'{key}', which the recipe owns"):
             complete_ds_config(with_config(json.dumps({"zero_optimization": {"stage": 3}, key: {}})), 4, 2)

@@ -40,6 +40,9 @@ def test_only_one_window_of_shards_is_live(sizes, window, seed):
         live = set(by_visit[:window])
         length = sum(sizes[s] for s in live)
         assert set(shards[start : start + length]) == live
+        for position in (start, start + length - 1, order.samples + start):  # its first, its last, and in the next epoch
+            assert position in order.window_of(position)
+        assert order.window_of(start) == range(start, start + length) and set(order.shards_of_window(start)) == live
         start, by_visit = start + length, by_visit[window:]
 
 

@@ -34,6 +34,17 @@ def test_scanned_index_equals_the_written_one(tmp_path):
     assert ShardIndex.open(tmp_path).hash == with_index.hash
 
 
+@pytest.mark.parametrize("listed", [1, 3])
+def test_an_index_of_more_or_fewer_samples_than_the_manifest_says_is_refused(tmp_path, listed):
+    """Though it is the very index whose hash the manifest has."""
+    folder = write_shards(tmp_path, [2])
+    manifest = json.loads((folder / "dataset.json").read_text())
+    manifest["shards"][0]["samples"] = listed
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=f"lists 2 samples, {listed} were expected"):
+        ShardIndex.open(folder).read(0, 0)
+
+
 @pytest.mark.parametrize("manifest", [True, False])
 def test_hash_follows_the_content_and_not_the_folder(tmp_path, manifest):
     one = ShardIndex.open(write_shards(tmp_path / "one", SIZES, manifest=manifest)).hash

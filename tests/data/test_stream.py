@@ -211,17 +211,24 @@ def test_whether_a_pass_takes_images_is_decided_by_the_plan_of_the_run(folder):
     assert seen == [(GENERATE, True), (UNDERSTAND, True)] * 2
 
 
-def test_every_row_has_randomness_of_its_position_and_term(folder):
-    drawn = []
+def test_every_row_has_randomness_of_its_seed_position_and_term(folder):
+    """Also rows of two terms that share their samples."""
+    sharing = StepPlan(
+        (RowRequest("answer", UNDERSTAND, "scenes", 2), RowRequest("pixel", GENERATE, "scenes", 2, shares="answer"))
+    )
+
+    drawn: list[float] = []
 
     class Drawing(NumberRows):
         def row(self, request, sample, rng):
             drawn.append(float(rng.random()))
             return super().row(request, sample, rng)
 
-    micro_batches = batches(folder, objective=Drawing())
-    assert micro_batches[0] and micro_batches[1]
-    assert len(drawn) == 8 and len(set(drawn)) == 8
+    for seed in (3, 4):
+        streams = {"scenes": open_stream("scenes", StreamConfig(str(folder), window=2), seed)}
+        micro_batches = number_batches(sharing, streams, Drawing())
+        assert micro_batches[0] and micro_batches[1]
+    assert len(drawn) == len(set(drawn)) == 16
 
 
 def test_cursor_of_other_data(folder, tmp_path):

@@ -43,6 +43,25 @@ def test_two_workers_write_the_same_bytes(whole, tmp_path):
     }
 
 
+def test_every_file_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, named, fsync, replace = set(), [], os.fsync, os.replace
+
+    def noting(handle):
+        flushed.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def replacing(fresh, target):
+        named.append(Path(target).name)
+        assert os.stat(fresh).st_ino in flushed, f"{named[-1]} may be empty after a power cut"
+        replace(fresh, target)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(os, "replace", replacing)
+    assert main(["scenes", "--out", str(tmp_path), "--count", "2", "--shard-size", "4", "--split", "train", "--seed", "4"]) == 0
+    ending = ("train-000000.tar", "train-000000.idx.json", "train-000000_stats.json", "dataset.json")
+    assert [name for name in named if name in ending] == [*ending]
+
+
 def test_the_questions_are_a_setting_of_the_shards(whole, tmp_path, capsys):
     assert scenes(whole, "--questions", "mixed") == 0
     assert "3 of 3 shards are already there" in capsys.readouterr().out

@@ -51,6 +51,10 @@ def test_pair_consistency_wants_both_answers_right():
     assert pair_consistency(answers) == (2, 0.5, 0.25)
 
 
+def test_a_question_that_is_asked_twice_about_one_picture_is_no_pair():
+    assert pair_consistency([answer("yes", position=0, pair="1"), answer("yes", position=0, pair="1")])[0] == 0
+
+
 def test_a_blind_model_is_never_consistent():
     blind = [answer(r, r == "yes", position=i, pair=str(i // 2)) for i, r in enumerate(["yes", "no"] * 10)]
     assert pair_consistency(blind)[:2] == (10, 0.0)

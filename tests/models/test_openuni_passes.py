@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from megaunigame.models.diffusion import flow
 from megaunigame.step.rows import GenerateRow
@@ -25,6 +26,22 @@ def test_the_loss_is_the_squared_error_of_the_velocity(model, picture):
             assert output.loss_sum[row].item() == pytest.approx(expected, rel=1e-4)
     assert latents.shape == (2, 4, 8, 8) and output.hidden.shape == (2, 6, 64)
     assert inputs.counts.tolist() == [4 * 8 * 8] * 2 and torch.equal(output.target, latents)
+
+
+def test_the_transformer_sees_times_in_its_own_scale(model, picture, monkeypatch):
+    config, forward, seen = dict(model.dit.config), model.dit.forward, []
+
+    def noting(*given, timestep, **more):
+        seen.append(timestep)
+        return forward(*given, timestep=timestep, **more)
+
+    monkeypatch.setattr(model.dit, "_internal_dict", FrozenDict({**config, "timestep_scale": 0.25}))
+    monkeypatch.setattr(model.dit, "forward", noting)
+    inputs = generate(model, GenerateRow("a cube", picture(0)))
+    latents = model.encode_target(inputs.targets)
+    with torch.no_grad():
+        model.match(inputs, latents, torch.tensor([0.2]), torch.zeros_like(latents))
+    assert seen[0].tolist() == pytest.approx([200.0])  # level 0.8 of 1000, a quarter of it
 
 
 def test_a_shift_moves_levels_towards_noise():

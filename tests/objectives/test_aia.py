@@ -162,6 +162,40 @@ def test_measured_weights_see_the_factors_of_the_step():
     assert objective.terms[0].weight(step(1)) == pytest.approx(2 * 0.5 * 2 / (50 * 0.02))
 
 
+def test_a_weight_of_the_recipe_goes_before_a_measured_one(tmp_path):
+    """Also one that the recipe has only now, for a pass that was measured before."""
+    first = aia(preset="auto", calibration_steps=1)
+    first.after_learner(step(0, understanding=2.0, aia_understand=0.02))
+    for file in first.pending():
+        file.write(tmp_path)
+    again, given = aia(preset="auto", calibration_steps=1), aia(preset="auto", calibration_steps=1, weights={"understand": 7.0})
+    for one in (again, given):
+        one.load(tmp_path)
+    assert again.terms[1].weight(step()) == first.terms[1].weight(step()) == pytest.approx(2 / (50 * 0.02))
+    assert given.terms[1].weight(step()) == 7
+
+
+def test_a_refused_step_is_not_measured():
+    objective = aia(preset="auto", calibration_steps=1)
+    refused = step(0, caption=float("inf"), aia_generate=0.02)
+    refused.updated = False
+    objective.after_learner(refused)
+    assert objective.terms[0].weight(step(1)) == 0
+    objective.after_learner(step(1, caption=2.0, aia_generate=0.02))
+    assert objective.terms[0].weight(step(2)) == pytest.approx(2 * 2 / (50 * 0.02))
+
+
+def test_rows_that_a_player_fills_are_left_out_unless_named():
+    """A gradient through their pictures would be one into the player."""
+    plan = plan_from([
+        RowRequest("hard", UNDERSTAND, None, 2, takes_source=True),
+        RowRequest("clean", UNDERSTAND, "s", 2, takes_source=True),
+        RowRequest("redraw", GENERATE, "s", 2, aside=True),
+    ])  # fmt: skip
+    assert measurement_of(Settings(targets="relative"), plan, "family", LAYERS).row_terms == (1,)
+    assert measurement_of(Settings(targets="relative", terms=["hard"]), plan, "family", LAYERS).row_terms == (0,)
+
+
 def test_measured_weights_are_missed_on_resume(tmp_path):
     aia().load(tmp_path)  # the recipe says both weights
     with pytest.raises(CheckpointError, match=r"no measured weights of AIA.*objectives.aia.preset=code"):

@@ -94,7 +94,25 @@ def test_generation_rows():
     assert objective.row(pixel, sample(image=None), rng()) is None, "text only: a dummy row"
 
 
-def test_the_condition_is_dropped_as_often_as_asked():
-    objective = Generation(Generation.Config(drop=0.25))
-    dropped = [objective.row(objective.rows()[0], sample(caption="x"), rng(seed)).unconditional for seed in range(2000)]
+@pytest.mark.parametrize("kind", [0, 1], ids=["caption", "pixel"])
+def test_the_condition_is_dropped_as_often_as_asked(kind):
+    objective = Generation(Generation.Config(pixel_rows=1, drop=0.25))
+    dropped = [objective.row(objective.rows()[kind], sample(caption="x"), rng(seed)).unconditional for seed in range(2000)]
     assert abs(np.mean(dropped) - 0.25) < 0.04
+
+
+def test_every_wording_is_drawn():
+    objective = Generation(Generation.Config(pixel_rows=1, pixel_prompts=["a", "b", "c"]))
+    assert {objective.row(objective.rows()[1], sample(), rng(seed)).prompt for seed in range(40)} == {"a", "b", "c"}
+
+
+def test_rows_have_the_weights_and_numbers_of_the_recipe():
+    drawn = Generation(Generation.Config(caption_rows=5, pixel_rows=6, caption_weight=2.0, pixel_weight=3.0)).rows()
+    asked = Understanding(Understanding.Config(rows=7, weight=4.0)).rows()
+    assert [(r.count, r.weight) for r in (*drawn, *asked)] == [(5, 2.0), (6, 3.0), (7, 4.0)]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_questions_are_apart_where_the_recipe_says_so(apart):
+    row = Understanding(Understanding.Config(independent=apart)).row(None, sample(), rng())
+    assert row.independent is apart

@@ -107,7 +107,23 @@ def test_the_softened_source_keeps_the_large_and_loses_the_fine():
     assert soften(stripes[:, :2, :3], 8, 5.0).shape == (3, 2, 3), "smaller than the kernel"
     (pixel,), (depth,) = (rows_of(unimrg(source_downscale=4, drop=0), task) for task in ("pixel", "depth"))
     assert not torch.equal(pixel.source, IMAGE) and torch.equal(pixel.target, IMAGE) and torch.equal(depth.source, IMAGE)
-    assert rows_of(unimrg(source_gradient=0.1), "depth")[0].source_gradient == 0.1
+    for task in ("depth", "pixel"):
+        assert rows_of(unimrg(source_gradient=0.1), task)[0].source_gradient == 0.1
+
+
+def test_a_blur_reaches_three_standard_deviations():
+    point = torch.zeros(3, 25, 25, dtype=torch.uint8)
+    point[:, 12, 12] = 255
+    weights = torch.exp(-(torch.arange(-6.0, 7.0) ** 2) / (2 * 2.0**2))
+    weights = weights / weights.sum()
+    expected = torch.zeros(25, 25)
+    expected[6:19, 6:19] = 255 * weights[:, None] * weights
+    assert (soften(point, 1, 2.0).float() - expected).abs().max() <= 0.51
+
+
+def test_tasks_have_the_weights_of_the_recipe():
+    found = {r.term: r.weight for r in unimrg(weights={"depth": 0.25, "understanding": 3.0}).rows()}
+    assert found == {"understanding": 3.0, "depth": 0.25, "pixel": 1.0, "segmentation": 1.0}
 
 
 def test_text_only_rows_are_dummies_and_missing_targets_are_bad_samples():

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from megaunigame.errors import ConfigError
-from megaunigame.step.inputs import IGNORE, GenerateInputs, PassInputs, UnderstandInputs, of_kind, put_rows, take_rows
+from megaunigame.step.inputs import (
+    IGNORE,
+    GenerateInputs,
+    PassInputs,
+    UnderstandInputs,
+    of_kind,
+    put_rows,
+    take_rows,
+    with_images,
+)
 from megaunigame.step.labels import label_positions
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from tests.passes import pass_inputs
@@ -144,6 +153,7 @@ def test_rows_whose_pictures_carry_a_gradient_are_known():
     assert once.gradient_rows == slice(1, 2)
     assert put_rows(once, slice(0, 1), part).gradient_rows == slice(1, 2)
     assert put_rows(once, slice(3, 4), carrying).gradient_rows == slice(1, 4)
+    assert put_rows(once, slice(0, 1), carrying).gradient_rows == slice(0, 2)
     assert put_rows(dataclasses.replace(once, gradient_rows=None), slice(3, 4), carrying).gradient_rows is None
     assert take_rows(once, slice(1, 3)).gradient_rows is None
 
@@ -159,6 +169,21 @@ def test_lengths_are_known_if_those_of_both_are():
     for a, b in ((inputs, dataclasses.replace(part, lengths=[])), (dataclasses.replace(inputs, lengths=[]), part)):
         assert put_rows(a, slice(0, 1), b).lengths == []
     assert take_rows(put_rows(inputs, slice(0, 1), part), slice(1, 2)).lengths == [5]
+
+
+def test_stored_codes_stay_with_their_rows():
+    """Rows without codes among them are still to be encoded."""
+    inputs, part = rows([5, 0, 4], 8), rows([6], 8, seed=1)
+    codes = torch.arange(1, 10).view(3, 1, 3)
+    stored = dataclasses.replace(inputs, source_codes=codes, source_coded=[True, False, True])
+    found = put_rows(stored, slice(1, 2), dataclasses.replace(part, source_codes=codes[2:] + 50, source_coded=[True]))
+    assert found.source_coded == [True, True, True] and found.source_codes[:, 0, 0].tolist() == [1, 57, 7]
+    found = put_rows(stored, slice(1, 2), part)
+    assert found.source_coded == [True, False, True] and found.source_codes[:, 0, 0].tolist() == [1, 0, 7]
+    found = put_rows(inputs, slice(1, 2), dataclasses.replace(part, source_codes=codes[2:], source_coded=[True]))
+    assert found.source_coded == [False, True, False] and found.source_codes[:, 0, 0].tolist() == [0, 7, 0]
+    other = with_images(stored, stored.images + 1)
+    assert other.source_codes is None and other.coded == [] and torch.equal(other.images, stored.images + 1)
 
 
 def test_dtypes_follow_the_pass():

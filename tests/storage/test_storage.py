@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 from megaunigame.errors import CheckpointError
+from megaunigame.storage.background import BackgroundWriting
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import DTYPES, PendingFile, sha256_of
 from megaunigame.storage.whole_files import write_whole
@@ -44,13 +45,31 @@ def test_plain_bytes(tmp_path):
 
 
 def test_everything_is_flushed_before_it_is_named(tmp_path, monkeypatch):
-    flushed: set[int] = set()
-    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(os.fstat(handle).st_ino))
+    """And then the name: a power cut leaves the old file or the new one."""
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
     PendingFile("a", content=b"x").write(tmp_path)
-    write_whole(tmp_path / "deep" / "b.json", "äö")
-    assert {(tmp_path / "a").stat().st_ino, (tmp_path / "deep" / "b.json").stat().st_ino} <= flushed
-    assert (tmp_path / "deep" / "b.json").read_text(encoding="utf-8") == "äö"
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["b.json"]
+    replace, named = os.replace, tmp_path / "deep" / "b.json"
+
+    def replacing(fresh, target):
+        assert os.stat(fresh).st_ino in flushed, "named before its content is on the disk"
+        replace(fresh, target)
+        flushed.append(0)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    write_whole(named, "äö")
+    assert (tmp_path / "a").stat().st_ino in flushed
+    assert named.parent.stat().st_ino in flushed[flushed.index(0) :], "the new name is not on the disk"
+    assert named.read_text(encoding="utf-8") == "äö"
+    assert [p.name for p in named.parent.iterdir()] == ["b.json"]
+
+
+def test_the_names_of_the_files_of_a_rank_are_flushed_too(tmp_path, monkeypatch):
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    writing = BackgroundWriting([PendingFile("a", content=b"x")], tmp_path / "new")
+    writing.wait()
+    assert writing.problem == "" and flushed == [path.stat().st_ino for path in (tmp_path / "new" / "a", tmp_path / "new")]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff{}", b"[" * 100_000, None])

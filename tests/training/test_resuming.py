@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaunigame.checkpoint.typed_paths import same_place
-from megaunigame.config import BatchConfig, CheckpointConfig, ModelConfig, legal_ranks, load_recipe, resolve_batch
+from megaunigame.config import BatchConfig, CheckpointConfig, LoraConfig, ModelConfig, legal_ranks, load_recipe, resolve_batch
 from megaunigame.data.sources.base import Cursor
 from megaunigame.errors import CheckpointError, ConfigError
 from megaunigame.training.resuming import begins_data_again, check_batch, check_first_weights, continued, describe
@@ -102,6 +102,18 @@ def test_data_begin_again_once():
     assert "checkpoint.resume=never was done" in describe(FOLDER, SAVED, CheckpointConfig(resume="never"), 2, 20)
     without = continued(later, CheckpointConfig(), 2, 20)
     assert without.cursors == later.cursors and continued(without, again, 2, 20).cursors == {}
+
+
+def test_adapters_are_scaled_as_they_were():
+    saved = replace(SAVED, lora={"alpha": 8.0, "rslora": True, "rank": 4})
+    model = ModelConfig("model", train="lora", lora=LoraConfig(rank=4, alpha=8.0, rslora=True))
+    check_first_weights(FOLDER, saved, model, "")
+    for name, was, now in (("alpha", "8.0", 16.0), ("alpha", "8.0", 4.0), ("rslora", "true", False)):
+        other = replace(model, lora=replace(model.lora, **{name: now}))
+        with pytest.raises(CheckpointError, match=f"Type model.lora.{name}={was} to resume it"):
+            check_first_weights(FOLDER, saved, other, "")
+    check_first_weights(FOLDER, replace(SAVED, lora={}), model, "")  # not known
+    check_first_weights(FOLDER, saved, replace(other, train="full"), "")
 
 
 def test_a_folder_may_be_typed_in_another_way(tmp_path, monkeypatch):

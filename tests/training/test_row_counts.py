@@ -182,8 +182,9 @@ def test_the_limit_of_dummies(wanted, share, fraction):
 
 
 def test_the_limit_of_cut_rows():
-    count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_cut_fraction=0.25), {})
-    count.merge(per_term([200, 200, 50, 0]))
+    """It is a share of the rows that are filled, not of those that were wanted."""
+    count = RowCounter(StepPlan((ANSWERS,)), (), LoaderConfig(max_cut_fraction=0.25, max_dummy_fraction=0.9), {})
+    count.merge(per_term([400, 200, 50, 0]))
     with pytest.raises(DataError, match=r"text of 51 of 200 rows did not fit.*max_cut_fraction=0.25.*Raise model.max_length"):
         count.merge(per_term([0, 0, 1, 0]))
 

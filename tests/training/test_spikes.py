@@ -81,9 +81,9 @@ def test_the_largest_comes_first():
 
 
 def test_the_exact_formula():
-    values = [1.0, 2.0, 3.0, 4.0, 5.0] * 8
+    values = [1.0, 2.0, 3.0, 4.0, 10.0] * 8
     detector = fed(values)[0]
-    (spike,) = detector.look({"x": 3.0 + 6.1 * 1.4826})  # median 3, MAD 1
+    (spike,) = detector.look({"x": 3.0 + 6.1 * 1.4826})  # median 3 (mean 4), MAD 1
     assert spike.sigmas == pytest.approx(6.1)
     assert not fed(values)[0].look({"x": 3.0 + 5.9 * 1.4826})
 

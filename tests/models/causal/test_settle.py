@@ -35,6 +35,14 @@ def test_logits_that_are_off_lead_to_the_same_choices(temperature):
     assert 0 < len(asked) < ROWS / 5 and len(set(asked)) == len(asked)
 
 
+@pytest.mark.parametrize(("temperature", "share"), [(0.5, 0.64 / 0.68), (1.0, 0.8), (2.0, 2 / 3)])
+def test_a_low_temperature_prefers_the_likelier_choice(temperature, share):
+    """Of probabilities 0.2 and 0.8: p^(1 / temperature), normalized."""
+    logits = torch.tensor([0.2, 0.8]).log().expand(20_000, 2)
+    drawn = picker(temperature, torch.Generator().manual_seed(0))(logits)
+    assert drawn.float().mean().item() == pytest.approx(share, abs=0.015)
+
+
 def test_sure_choices_ask_for_nothing():
     logits = torch.tensor([[9.0, 0.0, 1.0], [0.0, 9.0, 1.0]])
     pick = picker(0.0, None)
