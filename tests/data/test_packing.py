@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from dataclasses import dataclass, field
 
@@ -66,6 +67,15 @@ class Holders(Dataset[Package[Holder]]):
         return pack(holder(self.side, i))
 
 
+@pytest.fixture
+def dead_workers_unheard():
+    """torch's loader listens for the death of any process's workers from its first use on: not in later tests."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, handler)
+
+
+@pytest.mark.usefixtures("dead_workers_unheard")
 @pytest.mark.parametrize("side", [4, 64])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_packed_comes_out_again(side, workers):
