@@ -24,21 +24,23 @@ from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 log = logging.getLogger(__name__)
 
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+"""Attention that needs a package -> the package."""
+ATTENTIONS = ("sdpa", "eager", *FLASH)
 
 
 def check_attention(attention: str, only_causal: bool = True) -> None:
     """Raise ModelError for an attention implementation that cannot run here; `only_causal`: as in `CausalModel`."""
     if attention not in ATTENTIONS:
         raise ModelError(f"Unknown model.attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
-    if attention == "flash_attention_2" and not only_causal:
+    if attention in FLASH and not only_causal:
         raise ModelError(
-            "model.attention=flash_attention_2 takes causal masks only, and in this family parts of a row see what comes after "
+            f"model.attention={attention} takes causal masks only, and in this family parts of a row see what comes after "
             "them; type model.attention=sdpa (without a recipe: --attention sdpa)."
         )
-    if attention == "flash_attention_2" and find_spec("flash_attn") is None:
+    if attention in FLASH and find_spec(FLASH[attention]) is None:
         raise ModelError(
-            "model.attention=flash_attention_2 needs the package flash_attn; type model.attention=sdpa (without a recipe: "
+            f"model.attention={attention} needs the package {FLASH[attention]}; type model.attention=sdpa (without a recipe: "
             "--attention sdpa)."
         )
 
@@ -55,6 +57,12 @@ class RowReader(Family):
     def __init__(self, config: Any, processor: Processor, *, attention: str, gradient_checkpointing: bool):
         check_attention(attention, self.only_causal)
         super().__init__(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+        dropout = getattr(self.language_model.config, "attention_dropout", 0.0)
+        if attention == "flash_attention_3" and dropout:
+            raise ModelError(
+                f"model.attention=flash_attention_3 has no dropout, and this model's attention drops out {dropout:g} in "
+                "training; type model.attention=sdpa (without a recipe: --attention sdpa)."
+            )
         self._overfull: set[str] = set()
 
     @property
