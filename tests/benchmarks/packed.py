@@ -58,7 +58,7 @@ def write_shape(folder: Path, options: argparse.Namespace) -> None:
 def rows(model: Janus, pass_name: str, count: int, generator: torch.Generator) -> PassInputs:
     """Inputs of one step."""
     if pass_name == UNDERSTAND:
-        answers = ((torch.randn(count, generator=generator) * 0.95).exp() * 170).long().tolist()
+        answers = ((torch.randn(count, generator=generator) * 0.95).exp() * 170).long().clamp(1, LONGEST - 648).tolist()
         return understand(model, *(UnderstandRow([PICTURE], [("what " * 25, "a " * number)]) for number in answers))
     prompts = torch.randint(5, 80, (count,), generator=generator).tolist()
     return generate(model, *(GenerateRow("a " * number, PICTURE) for number in prompts))
