@@ -178,6 +178,8 @@ def test_ds_config_owns_engine_knobs_only(recipe_file, tmp_path):
         ("offload_param", {"device": "nvme"}, r"offload_param\.device=nvme"),
         ("offload_optimizer", {"device": "cpu", "ratio": 0.5}, "ratio must be 1"),
         ("mics_shard_size", 4, r"mics_shard_size is not supported.*zero3_hpz\.json"),
+        ("leaf_module", {"classes": ["LlamaDecoderLayer"]}, r"leaf_module is not supported: .*autograd\.grad"),
+        ("stage3_module_granularity_threshold", 1000, r"stage3_module_granularity_threshold is not supported"),
     ):
         with pytest.raises(ConfigError, match=message):
             complete_ds_config(with_config(json.dumps({"zero_optimization": {"stage": 3, knob: value}})), 4, 2)

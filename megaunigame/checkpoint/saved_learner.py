@@ -118,6 +118,8 @@ class SavedLearner:
         layout, found = self.layouts[name], []
         for rank in layout.ranks_of(range(layout.numel)):
             count = len(layout.of_rank(rank))
+            if not count:
+                continue
             self._slice(rank, kind, name)
             if rank not in self._offsets:
                 self._offsets[rank] = data_offsets(self.folder / FILE.format(rank))

@@ -52,6 +52,7 @@ def complete_ds_config(recipe: Recipe, accumulation: int, world_size: int) -> di
     if stage not in (2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage must be 2 or 3; got {stage!r}.")
     _check_saved(path, knobs["zero_optimization"])
+    _check_leaves(path, knobs["zero_optimization"])
     return {
         **knobs,
         "train_batch_size": accumulation * world_size,
@@ -83,6 +84,17 @@ def _check_saved(path: Path, zero: dict[str, Any]) -> None:
             f"{path}: zero_optimization.mics_shard_size is not supported. Delete it, or "
             "take ds_configs/zero3_hpz.json, which keeps second copies of the weights inside a node."
         )
+
+
+def _check_leaves(path: Path, zero: dict[str, Any]) -> None:
+    """Raise ConfigError for modules without hooks inside: the engine ends them in a backward, and `torch.autograd.grad`, which
+    the dry run and attacks call, fails there."""
+    for knob in ("leaf_module", "stage3_module_granularity_threshold"):
+        if zero.get(knob):
+            raise ConfigError(
+                f"{path}: zero_optimization.{knob} is not supported: DeepSpeed gives no gradient by torch.autograd.grad "
+                "through such modules, and the dry run and attacks need it. Delete it."
+            )
 
 
 def zero_stage(ds_config: dict[str, Any]) -> int:

@@ -68,6 +68,8 @@ def _load(model: nn.Module, parameters: Mapping[str, nn.Parameter], weights: Wei
             others = sum(element_count(p) * p.element_size() for p in sent.values())
             more = f"; {len(sent)} tensors ({short_bytes(others)}) by rank 0 alone, which sent them" if sent else ""
             say(f"weights: every rank read {each} of its own in {seconds:.1f} s{more}")
+    if len(sliced) < len(parameters):
+        _check_named(parameters, weights)
     for name, parameter in parameters.items():
         if name not in sliced:
             parameter.data.copy_(weights.read(name))
@@ -80,11 +82,7 @@ def _places(parameters: Mapping[str, Any], weights: Weights, world: Ranks) -> tu
     problem: UserError | None = None
     if world.is_main:
         try:
-            if missing := sorted(set(parameters) - weights.names()):
-                raise ModelError(
-                    f"The weights lack {len(missing)} parameters of the model: {', '.join(missing[:SHOWN])}. Give a folder "
-                    "whose config.json and weights belong together; a family of a plugin must name all in `weights`."
-                )
+            _check_named(parameters, weights)
             for name, parameter in parameters.items():
                 # A partition of other numbers than the checkpoint's: only the engine knows how to fill it.
                 places[name] = None if hasattr(parameter.ds_tensor, "ds_quant_scale") else weights.pieces(name)
@@ -96,6 +94,15 @@ def _places(parameters: Mapping[str, Any], weights: Weights, world: Ranks) -> tu
     if problem is not None:
         raise problem
     return places, prints
+
+
+def _check_named(parameters: Mapping[str, Any], weights: Weights) -> None:
+    """Raise ModelError for parameters without weights: what a constructor left there is no value."""
+    if missing := sorted(set(parameters) - weights.names()):
+        raise ModelError(
+            f"The weights lack {len(missing)} parameters of the model: {', '.join(missing[:SHOWN])}. Give a folder whose "
+            "config.json and weights belong together; a family of a plugin must name all in `weights`."
+        )
 
 
 class _SliceReader:

@@ -20,6 +20,7 @@ from megaunigame.checkpoint.learner_files import check_parameters
 from megaunigame.checkpoint.saved_learner import DESCRIPTION, FILE, SavedLearner, as_json
 from megaunigame.engine.optimizer_slices import Layout
 from megaunigame.errors import CheckpointError
+from megaunigame.models.weights import pieces
 from megaunigame.storage.pending import PendingFile
 from tests.worlds import on_ranks
 
@@ -85,6 +86,12 @@ def test_other_ranks_and_stages_read_the_same_elements(shapes, wrote, stage_then
                 found = torch.full((len(own),), torch.nan)
                 saved.read_into(found, kind, name, own)
                 assert torch.equal(found, value[own.start : own.stop])
+            with pieces.PieceReader() as reader:
+                for name, layout in now.items():
+                    found = torch.full((len(layout.of_rank(rank)),), torch.nan, dtype=torch.float64)
+                    reader.read_into(found, pieces.part(saved.pieces(name), layout.of_rank(rank)))
+                    own = values[f"master/{name}"][layout.of_rank(rank).start : layout.of_rank(rank).stop]
+                    assert torch.equal(found, own.double())
         for name, layout in now.items():
             assert torch.equal(saved.whole(name), values[f"master/{name}"].view(layout.shape))
 
