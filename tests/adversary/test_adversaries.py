@@ -158,6 +158,21 @@ def test_pgd_ascends_to_the_nearest_legal_point():
     torch.testing.assert_close(delta, 0.5 * goal / goal.norm(dim=-1, keepdim=True), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_pgd_starts_at_half_the_length_and_may_end_inside_of_the_ball(budget):
+    x = tokens()
+    adversary = Pgd(Pgd.Config(eps_max=0.4, budget=budget, steps=8, step=0.1), WIDTH)
+    longest, toy, seen = budget_of(adversary, x), Toy(torch.zeros_like(x)), []
+
+    def ascend(delta: Tensor) -> Tensor:
+        seen.append(delta.detach().norm(dim=-1))
+        return toy(delta)
+
+    delta = adversary.perturb(x, ascend, generator())
+    torch.testing.assert_close(seen[0], longest / 2)
+    assert (delta.norm(dim=-1) <= 0.11 * longest).all(), "the goal is nothing, one step away at most"
+
+
 def test_pgd_leaves_the_learner_without_gradients():
     weight = torch.nn.Parameter(torch.ones(WIDTH))
     Pgd(Pgd.Config(), WIDTH).perturb(tokens(), lambda delta: (delta * weight).sum((1, 2)), generator())

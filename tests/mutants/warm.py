@@ -5,6 +5,7 @@ No module of the repository is among what a fork keeps: each run imports the cod
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -39,6 +40,7 @@ def import_frameworks() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in FRAMEWORKS:
         importlib.import_module(name)
+    gc.freeze()  # a collection in a fork would touch, and so copy, all that was imported
 
 
 def run_tests(tree: Path, tests: list[str], log: Path, limit: float, **environment: str) -> tuple[int | None, float]:
