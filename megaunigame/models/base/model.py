@@ -1,4 +1,4 @@
-"""Interface of a family of unified multimodal models: one network, a few named passes.
+"""A unified multimodal model: one network, a few named passes.
 
 Only `forward` runs under the training engine. Frozen tokenizers (VQ, VAE) are not in the module tree: they are replicated,
 stay in eval mode, and no engine partitions or saves them.
@@ -9,116 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
+from megaunigame.models.base.processor import Processor
+from megaunigame.models.base.weights import Weights
 from megaunigame.registry import unknown
-from megaunigame.step.amounts import Amounts
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, UnderstandInputs, UnderstandOutput
-from megaunigame.step.requests import CROP, GENERATE, RowRequest, StepPlan
-from megaunigame.step.rows import Row
+from megaunigame.step.requests import GENERATE
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """Where a batch draws its random numbers from: one generator for all rows, or one for each row (see `models.row_noise`)."""
-
-
-class Processor(Protocol):
-    """Turns neutral rows into tensors. Runs in data-loader workers: no model, no device."""
-
-    image_size: int
-    """Side of the pictures the family generates, in pixels."""
-    max_length: int
-    """Longest sequence of a row, in tokens."""
-    after_prompt: int
-    """Tokens of a generate row that follow its prompt."""
-
-    def collate(
-        self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
-    ) -> PassInputs:
-        """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
-        ...
-
-    def for_loader(self) -> Processor:
-        """The same for loader workers: pictures of its inputs may be bytes (see `PassInputs.levels`) until `PassInputs.to`."""
-        ...
-
-    def check(self, row: Row, geometry: str, key: str) -> None:
-        """Raises DataError for a row that `max_length` cannot hold or whose stored codes are damaged, so that another sample
-        takes its place. `geometry` of its pictures; `key` of its sample, for messages."""
-        ...
-
-    def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
-        """The largest legal rows of this pass: every sequence at the maximal length (the dry run uses them)."""
-        ...
-
-    def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
-        """(n,) tokens that the rows of a request are likely to have, of samples that hold these amounts. The same everywhere:
-        ranks deal rows by it."""
-        ...
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens back to text, without special tokens."""
-        ...
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends an answer."""
-        ...
-
-    def prompt_inputs(
-        self,
-        images: Sequence[Sequence[Tensor]],
-        questions: Sequence[str],
-        earlier: Sequence[Sequence[tuple[str, str]]] | None = None,
-        *,
-        room: int = 0,
-    ) -> UnderstandInputs:
-        """Rows for `answer`: questions about `images` (uint8 (3, h, w), any number for each question), after `earlier` turns
-        (question, answer) of the same conversation.
-
-        Raises DataError for a row that leaves fewer than `room` tokens of `max_length` to its answer.
-        """
-        ...
-
-    def generate_prompts(
-        self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None, geometry: str = CROP
-    ) -> GenerateInputs:
-        """Rows for `sample`: requests for pictures, with source pictures (uint8 (3, h, w)) in this geometry if there are any.
-
-        `cut` of the inputs says whose text did not fit.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Elements of a tensor that lie in a file one behind the other, little-endian."""
-
-    file: str
-    offset: int
-    """Byte of the first one."""
-    dtype: torch.dtype
-    count: int
-
-
-class Weights(Protocol):
-    """Lazily read weights, under the names of this family's modules."""
-
-    def names(self) -> set[str]: ...
-
-    def shape(self, name: str) -> torch.Size: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-    def pieces(self, name: str) -> Sequence[Piece] | None:
-        """Where the elements of the flattened tensor lie, in their order; None: only `read` has them."""
-        ...
 
 
 class DecodedPictures(NamedTuple):

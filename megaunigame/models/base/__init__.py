@@ -1,0 +1,17 @@
+"""Interface of a family of unified multimodal models."""
+
+from megaunigame.models.base.model import DecodedPictures, Generators, UnifiedModel, clamped, evaluating, leavable
+from megaunigame.models.base.processor import Processor
+from megaunigame.models.base.weights import Piece, Weights
+
+__all__ = [
+    "DecodedPictures",
+    "Generators",
+    "Piece",
+    "Processor",
+    "UnifiedModel",
+    "Weights",
+    "clamped",
+    "evaluating",
+    "leavable",
+]
