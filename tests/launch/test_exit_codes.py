@@ -62,7 +62,7 @@ def test_a_reader_that_has_ended_ends_a_command_without_a_word(lines, code):
     )
     reading, writing = os.pipe()
     os.close(reading)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}
     done = subprocess.run([sys.executable, "-c", script], env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (code, "")
