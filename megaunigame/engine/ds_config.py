@@ -88,12 +88,12 @@ def _check_saved(path: Path, zero: dict[str, Any]) -> None:
 
 def _check_leaves(path: Path, zero: dict[str, Any]) -> None:
     """Raise ConfigError for modules without hooks inside: the engine ends them in a backward, and `torch.autograd.grad`, which
-    the dry run and attacks call, fails there."""
+    the dry run and players call, fails there."""
     for knob in ("leaf_module", "stage3_module_granularity_threshold"):
         if zero.get(knob):
             raise ConfigError(
                 f"{path}: zero_optimization.{knob} is not supported: DeepSpeed gives no gradient by torch.autograd.grad "
-                "through such modules, and the dry run and attacks need it. Delete it."
+                "through such modules, and the dry run and players need it. Delete it."
             )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, overload
 
@@ -21,6 +20,7 @@ from megaunigame.registry import unknown
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, UnderstandInputs, UnderstandOutput
 from megaunigame.step.requests import CROP, GENERATE, StepPlan
 from megaunigame.step.rows import Row
+from megaunigame.storage.pieces import Piece
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """Where a batch draws its random numbers from: one generator for all rows, or one for each row (see `models.row_noise`)."""
@@ -83,17 +83,6 @@ class Processor(Protocol):
         `cut` of the inputs says whose text did not fit.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Elements of a tensor that lie in a file one behind the other, little-endian."""
-
-    file: str
-    offset: int
-    """Byte of the first one."""
-    dtype: torch.dtype
-    count: int
 
 
 class Weights(Protocol):
