@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.conversation": {"data.decode", "errors", "storage"},
     "data.edits": {"data.conversation", "data.decode", "errors", "storage"},
     "data": {"config", "errors", "pictures", "randomness", "registry", "step", "storage"},
-    "models.base": {"errors", "registry", "step"},
+    "models.base": {"errors", "registry", "step", "storage"},
     "models.weights": {"errors", "models.base", "registry", "storage"},
     "models": {"attention", "errors", "registry", "step", "storage"},
     "monitoring": {"errors", "pixels", "registry", "storage"},
@@ -59,7 +59,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("models.base", "monitoring.names", "parallel", "pixels", "randomness", "registry", "replay", "representations"),
         *("settings", "step", "step.losses", "storage"),
     },
-    "engine": {"config", "errors", "models.base", "models.weights", "parallel", "randomness", "registry", "shipped", "step"},
+    "engine": {
+        *("config", "errors", "models.base", "models.weights", "parallel", "randomness", "registry", "shipped", "step"),
+        "storage",
+    },
     "evaluation": {
         *("attention", "data", "errors", "judges", "models.base", "monitoring.names", "parallel"),
         *("pictures", "pixels", "registry", "representations", "settings", "step", "storage"),

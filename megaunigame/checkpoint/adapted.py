@@ -11,8 +11,9 @@ from torch import Tensor
 from megaunigame.checkpoint.adapter_folder import AdapterWeights, read_lora
 from megaunigame.checkpoint.trained import with_adapter
 from megaunigame.errors import ModelError
-from megaunigame.models.base import Piece, Weights
+from megaunigame.models.base import Weights
 from megaunigame.storage.foreign_text import quoted
+from megaunigame.storage.pieces import Piece
 
 GIVE = "Give the base that they were trained on (--base FOLDER, in Python base=FOLDER)."
 AGAIN = "The folder is not complete, or its settings are those of other adapters. Copy it again."

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from megaunigame.config import LoraConfig
 from megaunigame.errors import ConfigError, ModelError
-from megaunigame.models.base import Piece, UnifiedModel
+from megaunigame.models.base import UnifiedModel
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.storage.foreign_text import quoted
 from megaunigame.storage.json_files import read_object
+from megaunigame.storage.pieces import Piece
 
 ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

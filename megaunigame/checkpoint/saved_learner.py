@@ -17,10 +17,9 @@ from torch import Tensor
 from megaunigame.checkpoint.unreadable import reading, unreadable
 from megaunigame.engine.optimizer_slices import AVERAGE, MASTER, MOMENTS, Layout
 from megaunigame.errors import CheckpointError
-from megaunigame.models.base import Piece
-from megaunigame.models.weights.pieces import data_offsets
 from megaunigame.storage.disk_errors import NOT_A_FILE, may_pass
 from megaunigame.storage.json_files import read_object
+from megaunigame.storage.pieces import Piece, data_offsets
 from megaunigame.storage.retries import retried
 
 FORMAT = 1

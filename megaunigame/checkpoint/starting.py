@@ -19,9 +19,10 @@ from megaunigame.checkpoint.saved_learner import is_of_weights
 from megaunigame.checkpoint.trained import MergedWeights
 from megaunigame.checkpoint.unreadable import reading
 from megaunigame.errors import ConfigError
-from megaunigame.models.base import Piece, UnifiedModel, Weights
+from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.pieces import Piece
 
 
 def find_start(weights_from: str) -> str:

@@ -16,9 +16,10 @@ from megaunigame.checkpoint.unreadable import reading
 from megaunigame.config import LoraConfig
 from megaunigame.engine.optimizer_slices import AVERAGE, MASTER
 from megaunigame.errors import ModelError
-from megaunigame.models.base import Piece, Weights
+from megaunigame.models.base import Weights
 from megaunigame.models.weights.loading import check_names
 from megaunigame.storage.foreign_text import quoted
+from megaunigame.storage.pieces import Piece
 
 LORA = re.compile(r"(.+)\.lora_(?:[AB]|magnitude_vector)\.default\.weight")
 """Name of a part of the adapter of a layer."""

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from megaunigame.engine.memory_plan import short_bytes
 from megaunigame.engine.parameters import LORA, element_count, group_label
 from megaunigame.errors import ModelError, UserError
-from megaunigame.models.base import Piece, UnifiedModel, Weights
+from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import SHOWN, check_names, check_shapes
-from megaunigame.models.weights.pieces import PieceReader, fingerprint, part
 from megaunigame.parallel.pulse import PULSE
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.pieces import Piece, PieceReader, fingerprint, part
 
 Say = Callable[[str], None]
 Places = dict[str, Sequence[Piece] | None]

@@ -36,9 +36,10 @@ CONFIG: dict[str, Any] = {
 def write_checkpoint(folder: Path, gigabytes: float) -> int:
     """How many matrices were written."""
     layers = max(1, round(gigabytes * 1e9 / (2 * WIDTH**2)))
+    drawn_once = torch.randn(WIDTH, WIDTH, dtype=torch.bfloat16)
     for first in range(0, layers, PER_FILE):
         numbers = range(first, min(first + PER_FILE, layers))
-        drawn = {f"{number}.weight": torch.randn(WIDTH, WIDTH, dtype=torch.bfloat16) for number in numbers}
+        drawn = {f"{number}.weight": drawn_once.roll(number) for number in numbers}
         save_file(drawn, folder / f"part{first:05d}.safetensors")
     return layers
 

@@ -20,7 +20,7 @@ from megaunigame.checkpoint.learner_files import check_parameters
 from megaunigame.checkpoint.saved_learner import DESCRIPTION, FILE, SavedLearner, as_json
 from megaunigame.engine.optimizer_slices import Layout
 from megaunigame.errors import CheckpointError
-from megaunigame.models.weights import pieces
+from megaunigame.storage import pieces
 from megaunigame.storage.pending import PendingFile
 from tests.worlds import on_ranks
 

@@ -19,10 +19,10 @@ from megaunigame.engine.loading import load_weights
 from megaunigame.engine.partitioning import PartitionedParameters
 from megaunigame.errors import ModelError
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.weights import pieces
 from megaunigame.models.weights.renamed import RenamedWeights, StoredTensor
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.registry import find
+from megaunigame.storage import pieces
 from tests.engine.test_partitioning import ds_config
 from tests.models.shared import FAMILIES
 from tests.multi_process.tiny_run import write_family

@@ -2,12 +2,11 @@
 
 from megaunigame.models.base.model import DecodedPictures, Generators, UnifiedModel, clamped, evaluating, leavable
 from megaunigame.models.base.processor import Processor
-from megaunigame.models.base.weights import Piece, Weights
+from megaunigame.models.base.weights import Weights
 
 __all__ = [
     "DecodedPictures",
     "Generators",
-    "Piece",
     "Processor",
     "UnifiedModel",
     "Weights",

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Piece:
-    """Elements of a tensor that lie in a file one behind the other, little-endian."""
-
-    file: str
-    offset: int
-    """Byte of the first one."""
-    dtype: torch.dtype
-    count: int
+from megaunigame.storage.pieces import Piece
 
 
 class Weights(Protocol):

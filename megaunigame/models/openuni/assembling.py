@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from megaunigame.models.base import Piece, Weights
+from megaunigame.models.base import Weights
 from megaunigame.models.diffusion.modules import autoencoder
 from megaunigame.models.openuni.configuration import OpenUniConfig
 from megaunigame.models.openuni.folder import fresh_bridge
@@ -17,6 +17,7 @@ from megaunigame.models.openuni.parts import trained_parts
 from megaunigame.models.weights.loading import check_names, check_shapes
 from megaunigame.models.weights.renamed import RenamedWeights, StoredTensor
 from megaunigame.models.weights.tensor_files import TensorFiles
+from megaunigame.storage.pieces import Piece
 
 TRANSFORMER = "transformer."
 

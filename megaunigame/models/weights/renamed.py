@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from megaunigame.errors import ModelError
-from megaunigame.models.base import Piece
 from megaunigame.models.weights.loading import SHOWN
-from megaunigame.models.weights.pieces import part
 from megaunigame.models.weights.tensor_files import KINDS, TensorFiles
+from megaunigame.storage.pieces import Piece, part
 
 FUSED = ".qkv."
 

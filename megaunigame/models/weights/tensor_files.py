@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megaunigame.errors import ModelError
-from megaunigame.models.base import Piece
-from megaunigame.models.weights.pieces import data_offsets
 from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
+from megaunigame.storage.pieces import Piece, data_offsets
 from megaunigame.storage.plain_names import is_plain_name
 
 LAYOUTS = (

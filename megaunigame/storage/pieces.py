@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 from megaunigame.errors import ModelError
-from megaunigame.models.base import Piece
 from megaunigame.storage.retries import retried
 from megaunigame.storage.untrusted_json import parse
 
@@ -27,6 +27,17 @@ BUFFER = 2**24
 LARGEST_HEADER = 10**8
 """Bytes; safetensors itself opens no file with a larger one."""
 AGAIN = "It is not complete, or was changed since it was opened. Copy it again."
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements of a tensor that lie in a file one behind the other, little-endian."""
+
+    file: str
+    offset: int
+    """Byte of the first one."""
+    dtype: torch.dtype
+    count: int
 
 
 def data_offsets(file: Path) -> dict[str, range]:
