@@ -10,7 +10,7 @@ from megaunigame.engine.parameters import element_count, group_label, rank_count
 from megaunigame.engine.row_lengths import beyond_training
 from megaunigame.models.base import UnifiedModel
 from megaunigame.step.inputs import PassInputs
-from megaunigame.step.requests import StepPlan
+from megaunigame.step.requests import RowRequest, StepPlan
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ def describe(
     width = max(len(s.name) for s in sizes) + 2
     lines = [f"model: {total:,} parameters, {trained:,} trained ({trained / total:.2%})"]
     lines += [f"  {s.name:<{width}}{s.elements:>16,}  {'trained' if s.trained else 'frozen'}" for s in sizes]
-    lines.append(f"rows: {plan.rows_per_micro_step() * accumulation * world_size} per optimizer step")
+    dealt = ", dealt over micro-steps and ranks by their length" if recipe.loader.balance else ""
+    lines.append(f"rows: {plan.rows_per_micro_step() * accumulation * world_size} per optimizer step{dealt}")
     for name in plan.passes:
-        rows = ", ".join(f"{r.term} {r.count} (weight {r.weight:g})" for r in plan.of_pass(name))
+        rows = ", ".join(f"{r.term} {r.count} ({_at_most(r)}weight {r.weight:g})" for r in plan.of_pass(name))
         lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} positions a row")
         if (taps := largest[name].taps) is not None:
             queries = f"from {taps.queries} random queries a row" if taps.queries else "from all queries"
@@ -78,6 +79,10 @@ def describe(
     parts = ", ".join(f"{name} {short_bytes(size)}" for name, size in states.items())
     lines.append(f"bytes per rank ({world_size} ranks, {recipe.engine.precision}): {parts}; activations come on top")
     return "\n".join(lines)
+
+
+def _at_most(request: RowRequest) -> str:
+    return "" if request.places == request.count else f"at most {request.places}, "
 
 
 def short_bytes(value: float) -> str:

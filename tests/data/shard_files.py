@@ -158,7 +158,7 @@ class NumberRows:
 
 def number_batches(plan, streams, rows=None, accumulation=1, rank=0, world_size=1, first_step=0, **more) -> MicroBatches:
     """Micro-batches of `NumberRows` and `NumberCollator`."""
-    objective_of = dict.fromkeys(plan.terms, rows or NumberRows())
+    objective_of = dict.fromkeys((r.term for r in plan.requests), rows or NumberRows())
     return MicroBatches(plan, objective_of, streams, NumberCollator(), accumulation, rank, world_size, 0, first_step, **more)
 
 

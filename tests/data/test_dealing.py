@@ -221,13 +221,13 @@ PLAN = StepPlan(
 ).with_spare_places()
 
 
-def micro_batches(folder, accumulation, rank, ranks, cursors=None, first=0, balance=True, refused=()):
+def micro_batches(folder, accumulation, rank, ranks, cursors=None, first=0, balance=True, refused=(), plan=PLAN):
     streams = {
         name: open_stream(name, StreamConfig(str(folder), window=2), seed, (cursors or {}).get(name))
         for name, seed in (("s", 3), ("t", 4))
     }
     rows = NumberRows(refused=refused, empty=[n for n in range(sum(SIZES)) if n % 4 == 0])
-    return number_batches(PLAN, streams, rows, accumulation, rank, ranks, first, balance=balance)
+    return number_batches(plan, streams, rows, accumulation, rank, ranks, first, balance=balance)
 
 
 def rows_of(batches) -> Counter:
@@ -272,6 +272,19 @@ def test_a_resumed_run_and_any_number_of_workers_give_the_same_micro_batches(fol
     request = PLAN.requests[0]
     keys = [None if p is None else whole.streams["s"].source.find(p, 0).key for p in whole.positions_of(request, 5)]
     assert [key or None for key in whole[5].inputs[UNDERSTAND].keys[: request.places]] == keys
+
+
+def test_rows_aside_have_all_their_places_filled_and_share_as_before(folder):
+    """A player pairs the rows of both terms by their place, and has tensors for `count` of them."""
+    redrawn = RowRequest("redrawn", GENERATE, "t", 2, aside=True)
+    asked = RowRequest("asked", UNDERSTAND, "t", 2, shares="redrawn", aside=True)
+    plan = StepPlan((RowRequest("answer", UNDERSTAND, "s", 3), redrawn, asked)).with_spare_places()
+    dealt, plain = (step_of(folder, 1, 2, 3, plan=plan, balance=balance) for balance in (True, False))
+    assert {len(batch.aside["redrawn"].keys) for batch in dealt} == {2}
+    assert all(batch.aside["redrawn"].keys == batch.aside["asked"].keys and all(batch.aside["asked"].keys) for batch in dealt)
+    found, wanted = (Counter(key for batch in step for key in batch.aside["asked"].keys) for step in (dealt, plain))
+    assert found == wanted
+    assert [batch.aside["asked"].keys for batch in dealt] != [batch.aside["asked"].keys for batch in plain]
 
 
 def test_ranks_differ_in_their_numbers_of_rows(folder):

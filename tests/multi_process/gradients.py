@@ -212,6 +212,7 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
     average = PlainAverage(trainer, start)
     measured = sum(name.startswith("aia_") for name in trainer.stepper.terms.names)
     assert trainer.describe().count("its attention is measured in") == measured
+    assert ("understanding 3 (at most 4, weight 1)" in trainer.describe()) == (case == "dealt_zero2")
     stage3 = "zero2" not in case
     if stage3:
         check_partitioned(trainer, world)

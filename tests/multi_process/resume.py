@@ -64,7 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
             "aia": {"preset": "auto", "targets": "relative", "calibration_steps": 5, "queries": 2},
         },
         "model": LORA,
-        "loader": {"workers": 1},
+        "loader": {"workers": 1, "balance": True},
         "batch": TWICE,
     },
     "unigame_simultaneous_bf16": {
