@@ -135,6 +135,14 @@ def test_restarts_world_sizes_and_workers_lose_and_repeat_nothing(folders):
     assert sum(n >= CHAT for n in alone[: len(alone) // 4 * 4]) == len(alone) // 4
 
 
+def test_blocks_and_seeds_have_different_orders():
+    def order(seed, block):
+        mixed = blend([50, 50], [4, 5], seed)
+        return tuple(mixed.locate(block * mixed.block + offset)[0] for offset in range(mixed.block))
+
+    assert len({order(3, block) for block in range(12)}) > 6 and len({order(seed, 0) for seed in range(12)}) > 6
+
+
 def test_sources_of_the_same_shards_have_different_orders(folders):
     config = StreamConfig(mix={n: MixedConfig(str(folders / "images")) for n in ("a", "b")})
     source = open_stream("train", config, 5).source
