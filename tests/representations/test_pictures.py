@@ -35,6 +35,14 @@ def test_near_is_white():
     assert depth[:, 0, 0].tolist() == [0, 0, 0] and depth[:, -1, -1].tolist() == [255, 255, 255]
 
 
+def test_depth_keeps_the_high_byte():
+    levels = torch.tensor([[0, 1, 100, 255]], dtype=torch.int32)
+    shown = find("representations", "depth", Representation)().picture(
+        Sample("a", {}, depth=levels * 257 + 5 * (levels == 100))
+    )
+    assert shown[0].tolist() == levels.tolist()
+
+
 def test_region_colors_differ_and_depend_on_the_key_alone():
     colors = region_colors("a")
     assert (colors[0] == 0).all()
@@ -62,6 +70,14 @@ def test_contours_are_the_maximum_of_the_edges_of_every_mask():
     assert np.array_equal(drawn[0].numpy(), np.maximum(*edges)) and drawn[0].any() and (drawn[0] == drawn[2]).all()
     nothing = segmentation.picture(Sample("a", {}, segmentation=torch.zeros(8, 8, dtype=torch.uint8)))
     assert nothing.shape == (3, 8, 8) and not nothing.any(), "no masks: a black picture"
+
+
+@pytest.mark.parametrize(("channel", "seen"), [(0, True), (2, False)], ids=["red", "blue"])
+def test_edges_are_those_of_the_grey_of_an_eye(channel, seen):
+    """A red of 200 is 60 of grey, a blue 23: too little for an edge."""
+    image = torch.zeros(3, 12, 12, dtype=torch.uint8)
+    image[channel, :, 6:] = 200
+    assert find("representations", "edges", Representation)().picture(Sample("a", {}, image=image)).any() == seen
 
 
 def test_edges_follow_the_image():

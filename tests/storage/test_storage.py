@@ -10,6 +10,7 @@ from megaunigame.errors import CheckpointError
 from megaunigame.storage.background import BackgroundWriting
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import DTYPES, PendingFile, sha256_of
+from megaunigame.storage.untrusted_json import DEEPEST, is_deeper_than, parse, read_within
 from megaunigame.storage.whole_files import write_whole
 
 
@@ -52,6 +53,7 @@ def test_everything_is_flushed_before_it_is_named(tmp_path, monkeypatch):
     replace, named = os.replace, tmp_path / "deep" / "b.json"
 
     def replacing(fresh, target):
+        assert os.fspath(fresh) != os.fspath(target), "a reader sees half of it"
         assert os.stat(fresh).st_ino in flushed, "named before its content is on the disk"
         replace(fresh, target)
         flushed.append(0)
@@ -82,3 +84,18 @@ def test_damage_of_a_small_file_is_named(tmp_path, content):
     assert len(str(caught.value)) < 500
     path.write_text('{"a": 1}')
     assert read_object(path, "the state of a run", CheckpointError, "Delete it.") == {"a": 1}
+
+
+def test_no_more_is_read_than_is_parsed(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"[" + b"1, " * 1000 + b"1]")
+    assert len(read_within(tmp_path / "a.json", 100)) == 101
+    with pytest.raises(ValueError, match="more than the 100 bytes"):
+        parse(read_within(tmp_path / "a.json", 100), 100)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}], ids=["lists", "objects"])
+def test_the_deepest_value_that_is_read(wrap):
+    value = 1
+    for _ in range(DEEPEST):
+        value = wrap(value)
+    assert not is_deeper_than(value) and is_deeper_than(wrap(value))
