@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from megaunigame.config.data import LoaderConfig, StreamConfig
-from megaunigame.config.model import LORA, ModelConfig
+from megaunigame.config.model import FLASH, LORA, ModelConfig
 from megaunigame.config.run import (
     AUTO,
     BF16,
@@ -83,6 +83,17 @@ class Recipe:
                 "below 0.4 % would have no effect in the run, and an export would be another model. Type "
                 "engine.precision=fp32, or model.lora.dora=false."
             )
+        if self.loader.balance and not model.pack_tokens:
+            raise ConfigError(
+                "loader.balance=true needs rows that are packed: side by side, an empty place costs as much as a row. Type "
+                f"model.pack_tokens=N, at least model.max_length={model.max_length}, or loader.balance=false."
+            )
+        for name, given in self.objectives.items():
+            if model.attention in FLASH and given and given.get("independent"):
+                raise ConfigError(
+                    f"objectives.{name}.independent=true needs a mask, and model.attention={model.attention} takes none. Type "
+                    f"model.attention=sdpa, or objectives.{name}.independent=false."
+                )
         if evaluation.weights == EMA and not self.ema.decay:
             raise ConfigError("evaluation.weights=ema needs an average of the weights. Type ema.decay=0.999, for example.")
         metrics = {"checkpoint.best.metric": self.checkpoint.best.metric, "early_stop.metric": self.early_stop.metric}

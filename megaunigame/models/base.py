@@ -7,7 +7,7 @@ stay in eval mode, and no engine partitions or saves them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, overload
@@ -149,6 +149,8 @@ class UnifiedModel(nn.Module, ABC):
     """Whether a request may have several source images, with texts between them (`GenerateRow.context`)."""
     released_guidance: ClassVar[float] = 5.0
     """Scale of classifier-free guidance of the official sampling from a text, as `sample` counts it; 5 where we know none."""
+    packed_passes: Collection[str] = ()
+    """Names of passes whose rows are read one after another, without padding."""
     processor: Processor
     leave_point: Callable[[], None] = staticmethod(lambda: None)
     """Called between the model calls of `sample`, `answer` and evaluations, on all ranks together. See `leavable`."""
@@ -237,6 +239,14 @@ class UnifiedModel(nn.Module, ABC):
         Raises ModelError when the attention of the model cannot be intercepted.
         """
         raise ModelError(f"{type(self).__name__} does not measure its attention.")
+
+    def pack_rows(self, tokens: int) -> None:
+        """From now on read the rows of a pass one after another, without padding (`model.pack_tokens`); nothing else changes.
+
+        `tokens`: of a pass; the largest rows of the processor have no more, as far as their number allows. Raises ModelError
+        when the family, or its attention, cannot.
+        """
+        raise ModelError(f"{type(self).__name__} cannot pack rows; type model.pack_tokens=0.")
 
     @abstractmethod
     def load_frozen(self, path: str, device: torch.device) -> None:

@@ -54,7 +54,7 @@ UNDERSTANDING_ONLY = {"understanding": {"rows": 3}, "generation": {"caption_rows
 GENERATION_ONLY = {"understanding": {"rows": 0}, "generation": {"caption_rows": 1, "pixel_rows": 2, "drop": 0.3}}
 THRICE = {"accumulation": 3}
 EMA = {"decay": 0.6}
-DEALT = {"balance": True}
+DEALT, PACKED = {"balance": True}, {"pack_tokens": 192}
 """Compared with a reference whose ranks take consecutive samples."""
 ON_DEMAND = {"ds_config": "tests/multi_process/zero3_on_demand.json"}
 """Weights are gathered for one module, and released after it."""
@@ -157,13 +157,28 @@ CASES = {
     "bagel_aia": {"model": BAGEL | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "blip3o_next_aia": {"model": BLIP3O_NEXT, "objectives": {"aia": LARGE_WEIGHTS}},
     "show_o_aia": {"model": SHOW_O | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
+    "packed": {
+        "model": {**CHECKPOINTING, "pack_tokens": 384},
+        "objectives": {"aia": LARGE_WEIGHTS, **INDEPENDENT},
+        "batch": TWICE,
+    },
     "zero2_lora": {"engine": ZERO2, "model": LORA},
     "balance": BALANCE,
     "balance_lora_checkpointing": {**BALANCE, "model": LORA | CHECKPOINTING, "batch": TWICE},
     "balance_zero2": {**BALANCE, "engine": ZERO2},
     "balance_openuni": {**BALANCE, "model": OPENUNI},
-    "dealt_zero2": {"objectives": {"understanding": {"rows": 3}}, "loader": DEALT, "batch": TWICE, "engine": ZERO2},
-    "dealt_paired": {"objectives": unimrg(images="paired", rows={"understanding": 2, "pixel": 2}), "loader": DEALT},
+    "dealt_zero2": {
+        "objectives": {"understanding": {"rows": 3}},
+        "loader": DEALT,
+        "model": PACKED,
+        "batch": TWICE,
+        "engine": ZERO2,
+    },
+    "dealt_paired": {
+        "objectives": unimrg(images="paired", rows={"understanding": 2, "pixel": 2}),
+        "loader": DEALT,
+        "model": PACKED,
+    },
 }
 CASES |= of_other_families(CASES, model=CHECKPOINTING, objectives=unimrg(), batch=TWICE)
 

@@ -5,6 +5,7 @@ Runs in data-loader workers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ class RowProcessor:
         self.normalize_target = Normalize(HALF, HALF)
         self.accepted_codes: AcceptedCodes | None = None
         """Stored codes that rows may have; None: they are not used."""
+        self.pack_tokens: dict[str, int] = {}
+        """Tokens of a pass whose rows are packed, for `largest`; other passes have as many as their rows may have."""
 
     @property
     def pad_id(self) -> int:
@@ -90,19 +93,27 @@ class RowProcessor:
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
         """`count` rows of every request filled to `max_length`, with an image if the pass takes one; rows with a context with
-        all its images. Further places are empty: dealt rows are not longer together."""
-        places = [(r, place < r.count) for r in plan.of_pass(pass_name) for place in range(r.places)]
+        all its images. Further places are empty: dealt rows are not longer together. Of a pass whose rows are packed: until its
+        `pack_tokens` are reached, further rows have hardly a text."""
+        full = sum(r.count for r in plan.of_pass(pass_name))
+        if pass_name in self.pack_tokens:
+            full = -(-self.pack_tokens[pass_name] // self.max_length)
+        rows: list[Row | None] = []
+        terms: list[int] = []
+        for request in plan.of_pass(pass_name):
+            row = self._longest(request)
+            filled = min(full, request.count)
+            full -= filled
+            rows += [row] * filled + [_shortest(row)] * (request.count - filled) + [None] * (request.places - request.count)
+            terms += [plan.terms.index(request.term)] * request.places
+        return self.collate(plan, pass_name, rows, terms, ["largest"] * len(rows))
+
+    def _longest(self, request: RowRequest) -> Row:
         picture = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         text = "a " * self.max_length
-
-        def row(request: RowRequest) -> Row:
-            if pass_name == UNDERSTAND:
-                return UnderstandRow([picture], [("a", text)], fills=True)
-            return GenerateRow.of_all_images(request, text, picture)
-
-        rows = [row(request) if filled else None for request, filled in places]
-        terms = [plan.terms.index(request.term) for request, _ in places]
-        return self.collate(plan, pass_name, rows, terms, ["largest"] * len(rows))
+        if request.pass_name == UNDERSTAND:
+            return UnderstandRow([picture], [("a", text)], fills=True)
+        return GenerateRow.of_all_images(request, text, picture)
 
     def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
         """(n,) float64: tokens that the rows of a request are likely to have, of samples that hold these amounts."""
@@ -325,6 +336,7 @@ class RowProcessor:
             "terms": torch.tensor(list(terms), dtype=torch.long),
             "image_positions": pad([s.image for s in sequences], False, left=left),
             "front_padding": left and not bool(attention.all()),
+            "lengths": [len(s) for s in sequences],
             "intact": torch.tensor([s.intact for s in sequences]),
             "cut": torch.tensor([s.cut for s in sequences]),
             "escaped": torch.tensor([s.escaped for s in sequences]),
@@ -339,3 +351,10 @@ class RowProcessor:
         """The source pictures of each row as squares, uint8 (3, side, side)."""
         pairs = zip(images, geometries, strict=True)
         return [[TO_SQUARE[geometry](picture, self.source_size) for picture in pictures] for pictures, geometry in pairs]
+
+
+def _shortest(row: Row) -> Row:
+    """A row about the same pictures with as little text as there can be."""
+    if isinstance(row, UnderstandRow):
+        return UnderstandRow(row.images, [("a", "a")])
+    return dataclasses.replace(row, prompt="a")
