@@ -17,7 +17,8 @@ PROSE = (
     "how many umbrellas are there? There are 2, and both of them are black."
 )
 """Text as conversations about pictures have it."""
-PLENTY = 1 << 30
+PLENTY, MOST_PAIRS = 1 << 30, 10_000
+"""Tokens that any row fits into; pairs of a conversation."""
 
 
 class RowLengths:
@@ -39,7 +40,7 @@ class RowLengths:
 
     def _asked(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
         written = np.where(np.isnan(amounts.conversation), amounts.json_bytes, amounts.conversation)
-        pairs = np.maximum(1, np.nan_to_num(amounts.pairs, nan=1.0))
+        pairs = np.clip(np.nan_to_num(amounts.pairs, nan=1.0), 1, MOST_PAIRS)
         kept = np.minimum(pairs, request.turns) if request.turns else pairs
         words = np.maximum(0, written) * (kept / pairs) / self.characters_per_token
         frames = self._frame(0, 1) + (kept - 1) * (self._frame(0, 2) - self._frame(0, 1))
