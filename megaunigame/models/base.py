@@ -41,30 +41,23 @@ class Processor(Protocol):
         self, plan: StepPlan, pass_name: str, rows: Sequence[Row | None], terms: Sequence[int], keys: Sequence[str]
     ) -> PassInputs:
         """One row per planned row of the pass; None becomes a dummy row with count 0 and the same shapes."""
-        ...
 
     def check(self, row: Row, geometry: str, key: str) -> None:
         """Raises DataError for a row that `max_length` cannot hold or whose stored codes are damaged, so that another sample
         takes its place. `geometry` of its pictures; `key` of its sample, for messages."""
-        ...
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
         """The largest legal rows of this pass: every sequence at the maximal length (the dry run uses them)."""
-        ...
 
     def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
-        """(n,) tokens that the rows of a request are likely to have, of samples that hold these amounts. The same everywhere:
-        ranks deal rows by it."""
-        ...
+        """(n,) tokens that rows of a request are likely to have, of samples that hold these amounts; the same on every rank."""
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens back to text, without special tokens."""
-        ...
 
     @property
     def eos_id(self) -> int:
         """The token that ends an answer."""
-        ...
 
     def prompt_inputs(
         self,
@@ -79,7 +72,6 @@ class Processor(Protocol):
 
         Raises DataError for a row that leaves fewer than `room` tokens of `max_length` to its answer.
         """
-        ...
 
     def generate_prompts(
         self, prompts: Sequence[str], sources: Sequence[Tensor | None] | None = None, geometry: str = CROP
@@ -88,7 +80,6 @@ class Processor(Protocol):
 
         `cut` of the inputs says whose text did not fit.
         """
-        ...
 
 
 class Weights(Protocol):
