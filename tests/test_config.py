@@ -52,6 +52,7 @@ def test_stored_codes_are_off_as_the_word_is_typed(recipe_file, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "cures"),
     [
+        (["loader.balance=true"], ["Type model.pack_tokens=N, at least model.max_length=2048, or loader.balance=false"]),
         (["model.pack_tokens=2047"], ["pack_tokens=2047 cannot hold the longest row", "pack_tokens=2048 or more"]),
         (["model.pack_tokens=4096", "model.attention=eager"], ["Type model.attention=sdpa, or model.pack_tokens=0"]),
         (

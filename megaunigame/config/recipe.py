@@ -83,6 +83,11 @@ class Recipe:
                 "below 0.4 % would have no effect in the run, and an export would be another model. Type "
                 "engine.precision=fp32, or model.lora.dora=false."
             )
+        if self.loader.balance and not model.pack_tokens:
+            raise ConfigError(
+                "loader.balance=true needs rows that are packed: side by side, an empty place costs as much as a row. Type "
+                f"model.pack_tokens=N, at least model.max_length={model.max_length}, or loader.balance=false."
+            )
         for name, given in self.objectives.items():
             if model.attention in FLASH and given and given.get("independent"):
                 raise ConfigError(

@@ -50,7 +50,13 @@ CASES: dict[str, dict[str, Any]] = {
         "stages": [{}, HPZ, ZERO2, PERSISTENT],
     },
     "lora": {
-        **{**ROWS, **BATCH, "model": LORA, "ema": {"decay": 0.7, "every": 3}, "loader": {"balance": True}},
+        **{
+            **ROWS,
+            **BATCH,
+            "model": LORA | {"pack_tokens": 192},
+            "ema": {"decay": 0.7, "every": 3},
+            "loader": {"balance": True},
+        },
         "stages": [ZERO2, {}, ZERO2_OFFLOADED, ZERO3_OFFLOADED],
     },
     "game_bf16": {

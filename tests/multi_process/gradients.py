@@ -59,7 +59,7 @@ UNDERSTANDING_ONLY = {"understanding": {"rows": 3}, "generation": {"caption_rows
 GENERATION_ONLY = {"understanding": {"rows": 0}, "generation": {"caption_rows": 1, "pixel_rows": 2, "drop": 0.3}}
 THRICE = {"accumulation": 3}
 EMA = {"decay": 0.6}
-DEALT = {"balance": True}
+DEALT, PACKED = {"balance": True}, {"pack_tokens": 192}
 """Compared with a reference whose ranks take consecutive samples."""
 ON_DEMAND = {"ds_config": "tests/multi_process/zero3_on_demand.json"}
 """Weights are gathered for one module, and released after it."""
@@ -173,8 +173,18 @@ CASES = {
     "balance_lora_checkpointing": {**BALANCE, "model": LORA | CHECKPOINTING, "batch": TWICE},
     "balance_zero2": {**BALANCE, "engine": ZERO2},
     "balance_openuni": {**BALANCE, "model": OPENUNI},
-    "dealt_zero2": {"objectives": {"understanding": {"rows": 3}}, "loader": DEALT, "batch": TWICE, "engine": ZERO2},
-    "dealt_paired": {"objectives": unimrg(images="paired", rows={"understanding": 2, "pixel": 2}), "loader": DEALT},
+    "dealt_zero2": {
+        "objectives": {"understanding": {"rows": 3}},
+        "loader": DEALT,
+        "model": PACKED,
+        "batch": TWICE,
+        "engine": ZERO2,
+    },
+    "dealt_paired": {
+        "objectives": unimrg(images="paired", rows={"understanding": 2, "pixel": 2}),
+        "loader": DEALT,
+        "model": PACKED,
+    },
 }
 GROUPS = {"groups_lora_checkpointing": {"model": LORA | CHECKPOINTING, "batch": TWICE, "engine": GROUPS_OF_TWO}}
 """For four ranks: a second copy of the weights inside each group of two."""

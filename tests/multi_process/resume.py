@@ -49,7 +49,7 @@ CONTROLLED = {"controller": {"flipped": 0.3}, "buffer": {**GAME["buffer"], "hard
 CASES: dict[str, dict[str, Any]] = {
     # 10 to 30 rows a step of 64 samples: the stop is in the middle of an epoch, and later steps cross into the next.
     "lora_bf16": {
-        "model": LORA,
+        "model": LORA | {"pack_tokens": 96},
         "engine": {"precision": "bf16"},
         "loader": {"workers": 2, "balance": True},
         "batch": {"accumulation": 3},
@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
             "unigame": {**GAME, **CONTROLLED},
             "aia": {"preset": "auto", "targets": "relative", "calibration_steps": 5, "queries": 2},
         },
-        "model": LORA,
+        "model": LORA | {"pack_tokens": 96},
         "loader": {"workers": 1, "balance": True},
         "batch": TWICE,
     },

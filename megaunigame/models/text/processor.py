@@ -103,22 +103,25 @@ class RowProcessor:
         """`count` rows of every request filled to `max_length`, with an image if the pass takes one; rows with a context with
         all its images. Further places are empty: dealt rows are not longer together. Of a pass whose rows are packed: until its
         `pack_tokens` are reached, further rows have hardly a text."""
-        places = [(r, place < r.count) for r in plan.of_pass(pass_name) for place in range(r.places)]
+        full = sum(r.count for r in plan.of_pass(pass_name))
+        if pass_name in self.pack_tokens:
+            full = -(-self.pack_tokens[pass_name] // self.max_length)
+        rows: list[Row | None] = []
+        terms: list[int] = []
+        for request in plan.of_pass(pass_name):
+            row = self._longest(request)
+            filled = min(full, request.count)
+            full -= filled
+            rows += [row] * filled + [_shortest(row)] * (request.count - filled) + [None] * (request.places - request.count)
+            terms += [plan.terms.index(request.term)] * request.places
+        return self.collate(plan, pass_name, rows, terms, ["largest"] * len(rows))
+
+    def _longest(self, request: RowRequest) -> Row:
         picture = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         text = "a " * self.max_length
-        room = self.pack_tokens.get(pass_name)
-        left = len(places) if room is None else -(-room // self.max_length)
-        rows: list[Row | None] = []
-        for request, filled in places:
-            row: Row = (
-                UnderstandRow([picture], [("a", text)], fills=True)
-                if pass_name == UNDERSTAND
-                else GenerateRow.of_all_images(request, text, picture)
-            )
-            rows.append(None if not filled else row if left > 0 else _shortest(row))
-            left -= filled
-        terms = [plan.terms.index(request.term) for request, _ in places]
-        return self.collate(plan, pass_name, rows, terms, ["largest"] * len(rows))
+        if request.pass_name == UNDERSTAND:
+            return UnderstandRow([picture], [("a", text)], fills=True)
+        return GenerateRow.of_all_images(request, text, picture)
 
     def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
         """(n,) float64: tokens that the rows of a request are likely to have, of samples that hold these amounts."""
