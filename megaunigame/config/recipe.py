@@ -108,23 +108,27 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
     return recipe
 
 
-def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, ranks: int) -> int:
-    """Micro-steps per optimizer step. The triple must multiply: global_rows = rows x accumulation x data ranks."""
+def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, data_ranks: int, sequence_ranks: int = 1) -> int:
+    """Micro-steps per optimizer step. The triple must multiply: global_rows = rows x accumulation x data ranks.
+
+    `sequence_ranks`: of which each data rank consists.
+    """
     check_values(batch, "batch")
-    unit = rows_per_micro_step * ranks
+    unit = rows_per_micro_step * data_ranks
+    ranks = f"{data_ranks} ranks" if sequence_ranks == 1 else f"{data_ranks} times {sequence_ranks} ranks that share a row"
     if batch.global_rows is None:
         return 1 if batch.accumulation is None else batch.accumulation
     if batch.global_rows % unit:
-        legal = legal_ranks(batch.global_rows, rows_per_micro_step)
+        legal = [sequence_ranks * number for number in legal_ranks(batch.global_rows, rows_per_micro_step)]
         start = f"start one of these numbers of ranks: {', '.join(map(str, legal))}" if legal else "change the objectives' rows"
         raise ConfigError(
             f"batch.global_rows={batch.global_rows} is not a multiple of {unit} = {rows_per_micro_step} rows per micro-step "
-            f"x {ranks} ranks. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, or {start}."
+            f"x {ranks}. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, or {start}."
         )
     accumulation = batch.global_rows // unit
     if batch.accumulation not in (None, accumulation):
         raise ConfigError(
-            f"The batch does not multiply: {rows_per_micro_step} rows x accumulation {batch.accumulation} x {ranks} ranks "
+            f"The batch does not multiply: {rows_per_micro_step} rows x accumulation {batch.accumulation} x {ranks} "
             f"= {unit * batch.accumulation}, but batch.global_rows={batch.global_rows}. "
             f"Type batch.accumulation={accumulation}, or leave one of the two out."
         )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
+from megaunigame.parallel.ranks import Ranks
 from megaunigame.registry import unknown
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, UnderstandInputs, UnderstandOutput
 from megaunigame.step.requests import CROP, GENERATE, StepPlan
@@ -230,6 +231,17 @@ class UnifiedModel(nn.Module, ABC):
         Raises ModelError when the attention of the model cannot be intercepted.
         """
         raise ModelError(f"{type(self).__name__} does not measure its attention.")
+
+    @classmethod
+    def check_sequence_ranks(cls, path: str, ranks: int) -> None:
+        """Raise ModelError unless so many ranks can share the rows of the model in `path`, by its configuration alone."""
+        if ranks > 1:
+            raise ModelError(f"{cls.__name__} does not divide a row among ranks. Type engine.sequence_ranks=1.")
+
+    def share_sequence(self, ranks: Ranks) -> None:
+        """From now on all of `ranks` make every pass together, with the same rows: each has a part of the positions in the
+        layers of the language model. Outside of it they compute the same. Only after `check_sequence_ranks`."""
+        raise ModelError(f"{type(self).__name__} does not divide a row among ranks. Type engine.sequence_ranks=1.")
 
     @abstractmethod
     def load_frozen(self, path: str, device: torch.device) -> None:
