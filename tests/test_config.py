@@ -50,6 +50,19 @@ def test_stored_codes_are_off_as_the_word_is_typed(recipe_file, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("typed", "cures"),
+    [
+        (["model.pack_tokens=2047"], ["pack_tokens=2047 cannot hold the longest row", "pack_tokens=2048 or more"]),
+        (["model.pack_tokens=4096", "model.attention=eager"], ["Type model.attention=sdpa, or model.pack_tokens=0"]),
+    ],
+)
+def test_packs_that_cannot_be_are_refused(recipe_file, typed, cures):
+    with refused(*cures):
+        load_recipe(recipe_file, typed)
+    assert load_recipe(recipe_file, ["model.pack_tokens=2048"]).model.pack_tokens == 2048
+
+
+@pytest.mark.parametrize(
     "override", ["seed=3", "data.train={mix: {a: {shards: x, weight: 3, where: [clip_similarity >= 0.28]}, b: {shards: y}}}"]
 )
 def test_written_recipe_reads_back(recipe_file, tmp_path, override):

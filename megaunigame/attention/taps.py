@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from megaunigame.attention.packs import Pack
 from megaunigame.attention.plain import PLAIN
 from megaunigame.attention.queries import Queries
 from megaunigame.errors import ModelError
@@ -98,6 +99,24 @@ class Tap:
         return AttentionShares(keys, first)
 
 
+class PackedTap:
+    """A tap of a pass that is read as a pack: it measures rows."""
+
+    def __init__(self, tap: Tap, pack: Pack, mask: Tensor):
+        """`mask`: (B, S) positions that count, of causal rows, or (B, 1, S, S): pairs that see each other; bool."""
+        self.tap, self.pack, self.mask = tap, pack, mask
+
+    @property
+    def taps(self) -> Taps:
+        """Which layers are tapped."""
+        return self.tap.taps
+
+    def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """As `Tap.measure`, with queries and keys (1, heads, T, d) of a pack, whose `mask` is None."""
+        queries, keys = (self.pack.rows(heads.transpose(1, 2)).transpose(1, 2) for heads in (query, key))
+        self.tap.measure(layer, queries, keys, self.mask, scaling)
+
+
 def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The attention function `base`, which also measures when given a tap."""
 
@@ -107,7 +126,7 @@ def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
-        tap: Tap | None = None,
+        tap: Tap | PackedTap | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         # Eager attention is not in the table: every model file has its own.

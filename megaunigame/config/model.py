@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from megaunigame.errors import ConfigError
-from megaunigame.settings import above, half_open, one_of
+from megaunigame.settings import above, at_least, half_open, one_of
 
 PARTIAL, OFF = "partial", "off"
 """Uses of stored codes, next to `auto`."""
+EAGER = "eager"
+"""Attention that computes whole maps."""
 PRETRAINED, RANDOM = "pretrained", "random"
 """Initial weights of a run."""
 LORA, FULL = "lora", "full"
@@ -65,10 +67,14 @@ class ModelConfig:
     groups: list[str] = field(default_factory=list)
     """Groups trained in `full`; empty: the family's default. A wrong name is an error that lists the family's groups."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    attention: str = one_of(["sdpa", "eager", "flash_attention_2"], "sdpa")
+    attention: str = one_of(["sdpa", EAGER, "flash_attention_2"], "sdpa")
     """Implementation of attention in the language model; `flash_attention_2` needs a GPU and the package flash_attn."""
     max_length: int = above(0, 2048)
     """Longest sequence of a row, in tokens, image tokens included. Above `max_position_embeddings` of the model a run warns."""
+    pack_tokens: int = at_least(0, 0)
+    """Above 0: the language model reads the rows of a pass one after another, without padding, each attending to itself alone;
+    this many tokens, at least `max_length`, are what a pass of one rank is meant to hold. 0: rows side by side, padded to the
+    longest."""
     gradient_checkpointing: bool = False
     """Compute the activations of each layer again in the backward: less memory, more time."""
     stored_codes: str = one_of(["auto", PARTIAL, OFF], "auto")
@@ -95,6 +101,17 @@ class ModelConfig:
             raise ConfigError(
                 f"{path}.size={self.size} is a shape without weights. Give the folder of a model in {path}.path, or type "
                 f"{path}.weights=random to measure the shape."
+            )
+        if 0 < self.pack_tokens < self.max_length:
+            raise ConfigError(
+                f"{path}.pack_tokens={self.pack_tokens} cannot hold the longest row, of "
+                f"{path}.max_length={self.max_length} tokens. Type {path}.pack_tokens={self.max_length} or more, or 0 for "
+                "padded rows."
+            )
+        if self.pack_tokens and self.attention == EAGER:
+            raise ConfigError(
+                f"{path}.pack_tokens={self.pack_tokens} needs {path}.attention=sdpa or flash_attention_2: eager "
+                f"attention computes whole maps. Type {path}.attention=sdpa, or {path}.pack_tokens=0."
             )
         if self.weights_from and self.weights == RANDOM:
             raise ConfigError(f"{path}.weights_from names weights, and {path}.weights is {RANDOM}. Give one of the two.")

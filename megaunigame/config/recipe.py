@@ -83,6 +83,11 @@ class Recipe:
                 "below 0.4 % would have no effect in the run, and an export would be another model. Type "
                 "engine.precision=fp32, or model.lora.dora=false."
             )
+        if self.engine.sequence_ranks > 1 and not model.pack_tokens:
+            raise ConfigError(
+                f"engine.sequence_ranks={self.engine.sequence_ranks} divides packed rows. Type "
+                f"model.pack_tokens={model.max_length} or more, or engine.sequence_ranks=1."
+            )
         if evaluation.weights == EMA and not self.ema.decay:
             raise ConfigError("evaluation.weights=ema needs an average of the weights. Type ema.decay=0.999, for example.")
         metrics = {"checkpoint.best.metric": self.checkpoint.best.metric, "early_stop.metric": self.early_stop.metric}

@@ -243,6 +243,13 @@ class UnifiedModel(nn.Module, ABC):
         layers of the language model. Outside of it they compute the same. Only after `check_sequence_ranks`."""
         raise ModelError(f"{type(self).__name__} does not divide a row among ranks. Type engine.sequence_ranks=1.")
 
+    def pack_rows(self) -> None:
+        """From now on read the rows of a pass one after another, without padding (`model.pack_tokens`); nothing else changes.
+
+        Raises ModelError when the family, or its attention, cannot.
+        """
+        raise ModelError(f"{type(self).__name__} cannot pack rows; type model.pack_tokens=0.")
+
     @abstractmethod
     def load_frozen(self, path: str, device: torch.device) -> None:
         """Build and load the frozen tokenizers, outside the module tree, in float32."""

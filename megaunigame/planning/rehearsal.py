@@ -96,6 +96,8 @@ class Rehearsal:
             self.model = work.family.build(
                 work.folder, processor, attention=ATTENTION, gradient_checkpointing=gradient_checkpointing
             )
+        if config.pack_tokens:
+            self.model.pack_rows()
         with torch.device("meta"):
             tokenizer = self.model.build_frozen()
             self.frozen_bytes = sum(p.numel() * p.element_size() for p in tokenizer.parameters())

@@ -67,6 +67,7 @@ def to_rows(model: UnifiedModel, records: np.ndarray) -> UnderstandInputs:
         labels=labels,
         label_positions=label_positions(labels),
         front_padding=False,
+        lengths=records["length"].tolist(),
         segments=segments if bool(segments.any()) else None,
         images=model.as_source(pictures).unsqueeze(1),
         image_valid=torch.ones(len(records), 1, dtype=torch.bool),

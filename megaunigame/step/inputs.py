@@ -78,6 +78,8 @@ class PassInputs:
     front_padding: bool = True
     """False: no padding comes before a token, so a plain causal mask hides all padding. Known on the host, where the rows are
     made; True is always safe."""
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each row, which are those in `attention`, known on the host; empty: not known."""
     intact: Tensor | None = None
     """(B,) bool: False for a row whose text was truncated or whose condition was dropped; None: all are intact."""
     cut: Tensor | None = None
@@ -256,6 +258,7 @@ def put_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> Und
         labels=put(inputs.labels, rows.labels, length, IGNORE),
         label_positions=put(inputs.label_positions, rows.label_positions, labels),
         front_padding=inputs.front_padding or rows.front_padding,
+        lengths=_lengths(inputs, at, rows),
         segments=segments,
         image_positions=put(inputs.image_positions, rows.image_positions, length),
         images=put(inputs.images, rows.images, places),
@@ -280,6 +283,12 @@ def with_images(inputs: UnderstandInputs, images: Tensor) -> UnderstandInputs:
 
 def _coded(inputs: UnderstandInputs) -> list[bool]:
     return inputs.source_coded or [False] * len(inputs.tokens)
+
+
+def _lengths(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> list[int]:
+    """Tokens of each row once `rows` are at `at`."""
+    known = inputs.lengths and rows.lengths
+    return [*inputs.lengths[: at.start], *rows.lengths, *inputs.lengths[at.stop :]] if known else []
 
 
 def _gradient_rows(inputs: UnderstandInputs, at: slice, rows: UnderstandInputs) -> slice | None:

@@ -155,6 +155,11 @@ CASES = {
     "bagel_aia": {"model": BAGEL | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
     "blip3o_next_aia": {"model": BLIP3O_NEXT, "objectives": {"aia": LARGE_WEIGHTS}},
     "show_o_aia": {"model": SHOW_O | CHECKPOINTING, "objectives": {"aia": LARGE_WEIGHTS}},
+    "packed": {
+        "model": {**CHECKPOINTING, "pack_tokens": 384},
+        "objectives": {"aia": LARGE_WEIGHTS, **INDEPENDENT},
+        "batch": TWICE,
+    },
     "zero2_lora": {"engine": ZERO2, "model": LORA},
     "balance": BALANCE,
     "balance_lora_checkpointing": {**BALANCE, "model": LORA | CHECKPOINTING, "batch": TWICE},

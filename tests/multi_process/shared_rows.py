@@ -70,7 +70,7 @@ def check_counted_once(home: Path, world: Ranks) -> str:
 
 def check_goes_on_alone(home: Path, world: Ranks) -> str:
     """A run goes on with another number of ranks to a row, with the same rows in a step, and an evaluation is the same."""
-    suites = {"ask": {"suite": "questions", "shards": str(home / "shards"), "limit": 6}}
+    suites = {"ask": {"suite": "questions", "shards": str(home / "shards"), "limit": 6, "questions_per_row": 1}}
     common = {
         "model": PACKED,
         "batch": {"accumulation": None, "global_rows": 5 * world.size},

@@ -67,6 +67,7 @@ class Bagel(CausalModel):
     only_causal = False
     predicts_whole = False
     interleaves = True
+    divides_rows = False
     released_guidance = 4.0
     configuration = staticmethod(read_config)
     open_processor = BagelProcessor.from_folder

@@ -122,8 +122,10 @@ class Blip3oNext(LatentPictures, TokenSources):
         attention = F.pad(inputs.attention, (0, count), value=True)
         tap = self._prompt_tap(inputs, drawn=range(count))
         embeds = self._embed_with(inputs, grid.tokens(codes))
-        hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -count - 1 :]
-        scored = self.lm_head(hidden[:, :-1].flatten(0, 1), (codes + grid.first).flatten())
+        lengths = self.lengths(inputs, count)
+        read = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap, lengths=lengths)
+        hidden = read[:, -count - 1 :]
+        scored = self._scores(hidden[:, :-1].flatten(0, 1), (codes + grid.first).flatten())
         of_codes = emphasized(scored.losses.view(codes.shape), inputs.emphasis).sum(1)
         errors = self.velocity_errors(latents, u, noise, self.condition(self.kept(hidden, inputs)))
         of_latents = emphasized(errors, inputs.emphasis).flatten(1).mean(1)

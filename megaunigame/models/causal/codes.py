@@ -26,7 +26,9 @@ class CodeModel(CodePictures):
         embeds = torch.cat([self.embed(inputs), self.embed_codes(codes[:, :-1])], dim=1)
         attention = F.pad(inputs.attention, (0, codes.shape[1] - 1), value=True)
         tap = self._prompt_tap(inputs, drawn=range(codes.shape[1] - 1))
-        hidden = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -codes.shape[1] :]
+        lengths = self.lengths(inputs, codes.shape[1] - 1)
+        read = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap, lengths=lengths)
+        hidden = read[:, -codes.shape[1] :]
         logits = self.code_logits(hidden).float()
         losses = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
         loss = emphasized(losses, inputs.emphasis).sum(1)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megaunigame.attention.packs import Pack
+
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, Q, K) bool -> (B, 1, Q, K) float: 0 where attention is allowed, the least finite number elsewhere.
@@ -33,6 +35,19 @@ def causal(attention: Tensor, segments: Tensor | None, opened: Tensor | None = N
         key = segments[:, None, :]
         allowed = allowed & ((key == 0) | (key == segments[:, :, None]))
     return allowed | torch.eye(size, dtype=torch.bool, device=attention.device)
+
+
+def of_rows(pack: Pack, segments: Tensor | None, opened: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
+    """For each row of a pack its mask (1, 1, its length, its length), additive; `segments`, `opened` as in `causal`."""
+    masks = []
+    for row, places in enumerate(pack.row_places()):
+        own = None if segments is None else segments[row, places].unsqueeze(0)
+        more = None
+        if opened is not None:
+            pairs = opened[row] if opened.shape[1] == 1 else opened[row].index_select(0, places)
+            more = pairs.index_select(1, places).unsqueeze(0)
+        masks.append(additive(causal(torch.ones_like(places, dtype=torch.bool).unsqueeze(0), own, more), dtype))
+    return masks
 
 
 def lengthened(opened: Tensor, more: int) -> Tensor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from megaunigame.attention import plain
-from megaunigame.attention import taps as attention_taps
 from megaunigame.attention.positions import first_token, image_tokens, prompt_text
 from megaunigame.attention.queries import answers, drawn_tokens
 from megaunigame.attention.taps import Tap
@@ -26,46 +22,17 @@ from megaunigame.models.causal.decoding import CachedReader, following, picker, 
 from megaunigame.models.causal.gradient_scale import scale_gradient
 from megaunigame.models.causal.head import TokenHead
 from megaunigame.models.causal.own_rows import own_row
-from megaunigame.models.family import Family
+from megaunigame.models.causal.reading import RowReader
 from megaunigame.models.text.processor import RowProcessor
 from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, Taps, UnderstandInputs, UnderstandOutput
 from megaunigame.step.labels import scored_labels
 
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
-
-def check_attention(attention: str, only_causal: bool = True) -> None:
-    """Raise ModelError for an attention implementation that cannot run here; `only_causal`: as in `CausalModel`."""
-    if attention not in ATTENTIONS:
-        raise ModelError(f"Unknown model.attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
-    if attention == "flash_attention_2" and not only_causal:
-        raise ModelError(
-            "model.attention=flash_attention_2 takes causal masks only, and in this family parts of a row see what comes after "
-            "them; type model.attention=sdpa (without a recipe: --attention sdpa)."
-        )
-    if attention == "flash_attention_2" and find_spec("flash_attn") is None:
-        raise ModelError(
-            "model.attention=flash_attention_2 needs the package flash_attn; type model.attention=sdpa (without a recipe: "
-            "--attention sdpa)."
-        )
-
-
-class CausalModel(Family):
+class CausalModel(RowReader):
     """The understand pass, answers and adapters; a family adds its vision path and its generate pass."""
 
-    only_causal: ClassVar[bool] = True
-    """Whether no position sees what comes after it; False: see `opened`."""
     processor: RowProcessor
     lm_head: TokenHead
-
-    def __init__(self, config: Any, processor: RowProcessor, *, attention: str, gradient_checkpointing: bool):
-        check_attention(attention, self.only_causal)
-        super().__init__(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
-
-    @property
-    @abstractmethod
-    def language_model(self) -> PreTrainedModel:
-        """The decoder without its head."""
 
     @property
     def vision_tower(self) -> PreTrainedModel | None:
@@ -108,18 +75,6 @@ class CausalModel(Family):
         """D."""
         return self.language_model.config.hidden_size
 
-    @property
-    def _flash(self) -> bool:
-        return attention_taps.untapped(self.language_model.config._attn_implementation).startswith("flash")
-
-    def install_taps(self) -> int:
-        """Make `PassInputs.taps` work; returns the layers of the language model.
-
-        Raises ModelError when their attention cannot be intercepted.
-        """
-        attention_taps.install(self.language_model)
-        return self.language_model.config.num_hidden_layers
-
     def as_source(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> resized and normalized like source pictures; differentiable."""
         size = self.processor.source_size
@@ -140,39 +95,6 @@ class CausalModel(Family):
         """(B, S): rotary positions of an understand row; None: counted, as `_read` does."""
         return None
 
-    def _read(
-        self,
-        embeds: Tensor,
-        attention: Tensor,
-        *,
-        front_padding: bool = True,
-        segments: Tensor | None = None,
-        opened: Tensor | None = None,
-        positions: Tensor | None = None,
-        tap: Tap | None = None,
-    ) -> Tensor:
-        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; `tap` measures attention.
-
-        `front_padding`: as in `PassInputs`. `opened`: as in `masks.causal`.
-        `positions` (B, S): None counts padding too, which makes no difference to rotary
-        embeddings unless there is padding between two tokens.
-        """
-        if self._flash:
-            if segments is not None:
-                raise ModelError("Independent turns need model.attention=sdpa or eager: flash takes no mask.")
-            mask = attention
-        elif segments is not None or opened is not None or front_padding:
-            mask = masks.additive(masks.causal(attention, segments, opened), embeds.dtype)
-        else:
-            mask = None
-        if segments is not None and positions is None:
-            positions = masks.segment_positions(attention, segments)
-        options = {} if tap is None else {"tap": tap}
-        read = self.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
-        )
-        return read.last_hidden_state
-
     def understand(self, inputs: UnderstandInputs, predict: bool) -> UnderstandOutput:
         """Read pictures and conversations. The head, by far the largest product of a row, runs only at labels."""
         tap = None
@@ -187,12 +109,13 @@ class CausalModel(Family):
             opened=self.opened(inputs),
             positions=self.positions(inputs),
             tap=tap,
+            lengths=self.lengths(inputs),
         )
         rows, length = inputs.tokens.shape
         everywhere = torch.arange(1, length, device=inputs.tokens.device).expand(rows, -1)
         positions = everywhere if predict else inputs.label_positions
         labels = scored_labels(inputs, positions)
-        scored = self.lm_head(_before(hidden, positions), labels.flatten())
+        scored = self._scores(_before(hidden, positions), labels.flatten())
         likeliest = scored.likeliest.view(positions.shape)
         return UnderstandOutput(
             loss_sum=scored.losses.view(positions.shape).sum(1),

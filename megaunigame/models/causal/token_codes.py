@@ -30,9 +30,11 @@ class TokenCodeModel(TokenPictures, CodeModel):
         attention = F.pad(inputs.attention, (0, grid.read), value=True)
         tap = self._prompt_tap(inputs, drawn=grid.places_before(grid.count - 1))
         # The state at a position predicts the next token: from the last token of the prompt to the last but one code.
-        states = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap)[:, -grid.read - 1 :]
+        lengths = self.lengths(inputs, grid.read)
+        read = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap, lengths=lengths)
+        states = read[:, -grid.read - 1 :]
         hidden = states.index_select(1, grid.places(states.device))
-        scored = self.lm_head(hidden.flatten(0, 1), (codes + grid.first).flatten())
+        scored = self._scores(hidden.flatten(0, 1), (codes + grid.first).flatten())
         losses = emphasized(scored.losses.view(codes.shape), inputs.emphasis)
         return GenerateOutput(
             loss_sum=torch.where(inputs.counts > 0, losses.sum(1), 0.0),

@@ -42,7 +42,7 @@ class Emu3p5Processor(TokenRows):
         both = [self._stripped(self.format.without_condition(source), width) for source in (False, True)]
         without, about = (each.to(device) for each in both)
         tokens, read, image = torch.where(seen, about.unsqueeze(1), without.unsqueeze(1)).unbind(0)
-        return dataclasses.replace(inputs, tokens=tokens, attention=read > 0, image_positions=image > 0)
+        return dataclasses.replace(inputs, tokens=tokens, attention=read > 0, image_positions=image > 0, lengths=[])
 
     def _stripped(self, sequence: TokenSequence, width: int) -> torch.Tensor:
         """(3, width): tokens, 1 where there is one, 1 where it is of a picture; padded in front.

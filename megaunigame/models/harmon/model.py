@@ -153,7 +153,8 @@ class Harmon(CausalModel):
         visible = drawn.seen.shape[1]
         tap = self._prompt_tap(inputs, drawn=range(visible + buffers))
         encoded, read = self.encode(taken(tokens, drawn.seen), drawn.seen, grid)
-        states = self.picture_states(self.embed(inputs), inputs.attention, read, inputs.front_padding, tap)
+        lengths = self.lengths(inputs, visible + buffers)
+        states = self.picture_states(self.embed(inputs), inputs.attention, read, inputs.front_padding, tap, lengths)
         condition = taken(self.complete(encoded, states, drawn.seen, grid), drawn.masked)
         clean = taken(tokens, drawn.masked).expand(len(drawn.levels), -1, -1, -1)
         noisy = diffusion.noisy(clean, drawn.noise, drawn.levels)
@@ -171,15 +172,23 @@ class Harmon(CausalModel):
         )
 
     def picture_states(
-        self, embeds: Tensor, attention: Tensor, read: Tensor, front_padding: bool = True, tap: Tap | None = None
+        self,
+        embeds: Tensor,
+        attention: Tensor,
+        read: Tensor,
+        front_padding: bool = True,
+        tap: Tap | None = None,
+        lengths: list[int] | None = None,
     ) -> Tensor:
-        """(B, S, D) embedded requests, padded on either side, and tokens of pictures (B, L, D) -> their states (B, L, D)."""
+        """(B, S, D) embedded requests, padded on either side, and tokens of pictures (B, L, D) -> their states (B, L, D);
+        `lengths`: as in `_read`."""
         length = read.shape[1]
         attention = F.pad(attention, (0, length), value=True)
         # The picture follows the last real token: with padding between them, counted positions would leave a gap.
         positions = (attention.long().cumsum(1) - 1).clamp_min(0)
         embeds = torch.cat([embeds, read.to(embeds.dtype)], dim=1)
-        return self._read(embeds, attention, front_padding=front_padding, positions=positions, tap=tap)[:, -length:]
+        read = self._read(embeds, attention, front_padding=front_padding, positions=positions, tap=tap, lengths=lengths)
+        return read[:, -length:]
 
     def complete(self, encoded: Tensor, states: Tensor, seen: Tensor, grid: Grid) -> Tensor:
         """(B, K + V, E) of the encoder, (B, V + K, D) of the language model -> conditions (B, N, E) of the diffusion head."""

@@ -132,7 +132,8 @@ class OpenUni(LatentPictures):
         Loss of a row: sum over the latent elements of (velocity(z_sigma, sigma, hidden) - (noise - z))^2.
         """
         tap = self._prompt_tap(inputs, drawn=range(self.config.queries))
-        hidden = self.query_states(self.embed(inputs), inputs.attention, inputs.front_padding, tap)
+        lengths = self.lengths(inputs, self.config.queries)
+        hidden = self.query_states(self.embed(inputs), inputs.attention, inputs.front_padding, tap, lengths)
         errors = self.velocity_errors(latents, u, noise, self.condition(hidden))
         loss = emphasized(errors, inputs.emphasis).flatten(1).sum(1)
         return GenerateOutput(
@@ -142,18 +143,24 @@ class OpenUni(LatentPictures):
             attention=None if tap is None else tap.shares(),
         )
 
-    def query_states(self, embeds: Tensor, attention: Tensor, front_padding: bool = True, tap: Tap | None = None) -> Tensor:
+    def query_states(
+        self,
+        embeds: Tensor,
+        attention: Tensor,
+        front_padding: bool = True,
+        tap: Tap | None = None,
+        lengths: list[int] | None = None,
+    ) -> Tensor:
         """(B, S, D) embedded prompts, padded on either side -> (B, N, D): hidden states of the meta queries after them.
 
-        `front_padding` False: no prompt is padded, on either side.
+        `front_padding` False: no prompt is padded, on either side. `lengths`: as in `_read`.
         """
         embeds = torch.cat([embeds, self.meta_queries(len(embeds)).to(embeds.dtype)], dim=1)
         attention = F.pad(attention, (0, self.config.queries), value=True)
         # The queries follow the last real token: with padding between them, counted positions would leave a gap.
         positions = (attention.long().cumsum(1) - 1).clamp_min(0)
-        return self._read(embeds, attention, front_padding=front_padding, positions=positions, tap=tap)[
-            :, -self.config.queries :
-        ]
+        read = self._read(embeds, attention, front_padding=front_padding, positions=positions, tap=tap, lengths=lengths)
+        return read[:, -self.config.queries :]
 
     def condition(self, hidden: Tensor) -> Tensor:
         """(B, N, D) hidden states -> (B, N, caption width), the condition of the transformer."""

@@ -126,9 +126,10 @@ class ShowO(TokenPictures):
         tap = self._prompt_tap(inputs, drawn=range(codes.shape[1]), seen=codes.shape[1] + 1)
         read = torch.where(masked, self.config.mask_token, codes + self.grid.first)
         embeds = self._embed_with(inputs, self._ended(read))
-        hidden = self._picture_states(embeds, inputs.attention, inputs.image_positions, tap)
+        lengths = self.lengths(inputs, self.grid.count + 1)
+        hidden = self._picture_states(embeds, inputs.attention, inputs.image_positions, tap, lengths)
         labels = torch.where(masked, codes + self.grid.first, IGNORE)
-        scored = self.lm_head(hidden.flatten(0, 1), labels.flatten())
+        scored = self._scores(hidden.flatten(0, 1), labels.flatten())
         losses = emphasized(scored.losses.view(codes.shape), inputs.emphasis)
         loss = losses.sum(1) * codes.shape[1] / masked.sum(1)
         return GenerateOutput(
@@ -143,12 +144,20 @@ class ShowO(TokenPictures):
         """(B, N) tokens of a picture -> (B, N + 1)."""
         return F.pad(tokens, (0, 1), value=self.processor.format.end)
 
-    def _picture_states(self, embeds: Tensor, attention: Tensor, image_positions: Tensor, tap: Tap | None = None) -> Tensor:
+    def _picture_states(
+        self,
+        embeds: Tensor,
+        attention: Tensor,
+        image_positions: Tensor,
+        tap: Tap | None = None,
+        lengths: list[int] | None = None,
+    ) -> Tensor:
         """Embedded requests (P tokens) and pictures with their ends, some codes masked, (B, P + N + 1, D) -> hidden
-        states (B, N, D) of the pictures. `attention`, `image_positions` (B, P): of the requests."""
+        states (B, N, D) of the pictures. `attention`, `image_positions` (B, P): of the requests. `lengths`: as in `_read`."""
         count = self.grid.count + 1
         opened = open_picture(image_positions, count)
-        return self._read(embeds, F.pad(attention, (0, count), value=True), opened=opened, tap=tap)[:, -count:-1]
+        read = F.pad(attention, (0, count), value=True)
+        return self._read(embeds, read, opened=opened, tap=tap, lengths=lengths)[:, -count:-1]
 
     # Pictures
 

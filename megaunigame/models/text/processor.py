@@ -315,6 +315,7 @@ class RowProcessor:
             "terms": torch.tensor(list(terms), dtype=torch.long),
             "image_positions": pad([s.image for s in sequences], False, left=left),
             "front_padding": left and not bool(attention.all()),
+            "lengths": [len(s) for s in sequences],
             "intact": torch.tensor([s.intact for s in sequences]),
             "cut": torch.tensor([s.cut for s in sequences]),
             "escaped": torch.tensor([s.escaped for s in sequences]),

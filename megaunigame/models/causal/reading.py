@@ -1,0 +1,132 @@
+"""How a causal language model reads the rows of a pass: padded side by side, or one after another as a pack."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from megaunigame.attention import taps as attention_taps
+from megaunigame.attention.packs import Pack
+from megaunigame.attention.taps import PackedTap, Tap
+from megaunigame.errors import ModelError
+from megaunigame.models.base import Processor
+from megaunigame.models.causal import masks
+from megaunigame.models.causal.shared_rows import SharedRows
+from megaunigame.step.inputs import PassInputs
+
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+
+
+def check_attention(attention: str, only_causal: bool = True) -> None:
+    """Raise ModelError for an attention implementation that cannot run here; `only_causal`: as in `CausalModel`."""
+    if attention not in ATTENTIONS:
+        raise ModelError(f"Unknown model.attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
+    if attention == "flash_attention_2" and not only_causal:
+        raise ModelError(
+            "model.attention=flash_attention_2 takes causal masks only, and in this family parts of a row see what comes after "
+            "them; type model.attention=sdpa (without a recipe: --attention sdpa)."
+        )
+    if attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ModelError(
+            "model.attention=flash_attention_2 needs the package flash_attn; type model.attention=sdpa (without a recipe: "
+            "--attention sdpa)."
+        )
+
+
+class RowReader(SharedRows):
+    """Embedded rows (B, S, D) -> their hidden states (B, S, D)."""
+
+    only_causal: ClassVar[bool] = True
+    """Whether no position sees what comes after it; False: some do (`masks.causal`, `opened`)."""
+    packs: bool = False
+    """Whether passes are read as packs (`pack_rows`)."""
+
+    def __init__(self, config: Any, processor: Processor, *, attention: str, gradient_checkpointing: bool):
+        check_attention(attention, self.only_causal)
+        super().__init__(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+
+    @property
+    def _flash(self) -> bool:
+        return attention_taps.untapped(self.language_model.config._attn_implementation).startswith("flash")
+
+    def install_taps(self) -> int:
+        """Make `PassInputs.taps` work; returns the layers of the language model.
+
+        Raises ModelError when their attention cannot be intercepted.
+        """
+        attention_taps.install(self.language_model)
+        return self.language_model.config.num_hidden_layers
+
+    def pack_rows(self) -> None:
+        if attention_taps.untapped(self.language_model.config._attn_implementation) == "eager":
+            raise ModelError(
+                "model.pack_tokens needs model.attention=sdpa or flash_attention_2: eager attention computes whole maps. Type "
+                "model.attention=sdpa, or model.pack_tokens=0."
+            )
+        self.packs = True
+
+    def lengths(self, inputs: PassInputs, more: int = 0) -> list[int] | None:
+        """What `_read` is told of rows with `more` positions after their tokens: how many each has; None: it reads no pack."""
+        if not self.packs:
+            return None
+        return [length + more for length in inputs.lengths or inputs.attention.sum(1).tolist()]
+
+    def _read(
+        self,
+        embeds: Tensor,
+        attention: Tensor,
+        *,
+        front_padding: bool = True,
+        segments: Tensor | None = None,
+        opened: Tensor | None = None,
+        positions: Tensor | None = None,
+        tap: Tap | None = None,
+        lengths: list[int] | None = None,
+    ) -> Tensor:
+        """(B, S, D) inputs -> (B, S, D) hidden states after the final norm; `tap` measures attention.
+
+        `front_padding`: as in `PassInputs`. `opened`: as in `masks.causal`. `lengths`: positions in each row of `attention`, to
+        read the rows as a pack; padding then gets zeros.
+        `positions` (B, S): None counts padding too, which makes no difference to rotary
+        embeddings unless there is padding between two tokens.
+        """
+        if self._flash and segments is not None:
+            raise ModelError("Independent turns need model.attention=sdpa or eager: flash takes no mask.")
+        if segments is not None and positions is None:
+            positions = masks.segment_positions(attention, segments)
+        if lengths is not None:
+            return self._read_pack(embeds, Pack(attention, lengths), segments, opened, positions, tap)
+        mask: Tensor | None = None
+        if self._flash:
+            mask = attention
+        elif segments is not None or opened is not None or front_padding:
+            mask = masks.additive(masks.causal(attention, segments, opened), embeds.dtype)
+        options = {} if tap is None else {"tap": tap}
+        read = self.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
+        )
+        return read.last_hidden_state
+
+    def _read_pack(
+        self,
+        embeds: Tensor,
+        pack: Pack,
+        segments: Tensor | None,
+        opened: Tensor | None,
+        positions: Tensor | None,
+        tap: Tap | None,
+    ) -> Tensor:
+        """`_read` of a pack: the same arguments, the same (B, S, D), without what is computed for padding."""
+        if positions is None:
+            positions = (pack.attention.long().cumsum(1) - 1).clamp_min(0)
+        masked = segments is not None or opened is not None
+        if masked:
+            pack.masks = masks.of_rows(pack, segments, opened, embeds.dtype)
+        options: dict[str, Any] = pack.flash_options if self._flash else {"pack": pack}
+        if tap is not None:
+            seen = masks.causal(pack.attention, segments, opened).unsqueeze(1) if masked else pack.attention
+            tap.ranks = self.sequence
+            options["tap"] = PackedTap(tap, pack, seen)
+        return pack.rows(self._through_layers(pack.packed(embeds), pack.packed(positions), options))
