@@ -5,14 +5,25 @@ python -m tests.multi_process.shared_rows HOME [CASE...]     (four ranks, or two
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from megaunigame.models.causal.model import CausalModel
 from megaunigame.monitoring import names
 from megaunigame.objectives.unigame.game import Game
+from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.registry import find
+from megaunigame.step.inputs import GenerateOutput, PassInputs, Taps
+from megaunigame.step.rows import GenerateRow, UnderstandRow
+from tests.models.shared import generate, understand
 from tests.multi_process import gradients, unigame
 from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, batches_of, play, trained_weights, trainer_of
+from tests.multi_process.tiny_run import FOLDERS
 
 SHARED = {"engine": {"sequence_ranks": 2}}
 PACKED = {"pack_tokens": 96}
@@ -68,6 +79,49 @@ def check_counted_once(home: Path, world: Ranks) -> str:
     return f"{buffer.size} records on a rank, {len(files)} files"
 
 
+def check_families(home: Path, world: Ranks) -> str:
+    """Of every family that divides rows: losses, attention, hidden states and gradients of both passes."""
+    rng, mesh = torch.Generator().manual_seed(3), Mesh.of(world, 2)
+    pictures = [torch.randint(256, (3, 16, 16), dtype=torch.uint8, generator=rng) for _ in range(3)]
+    turns = [("what is it ?", "a ball"), ("is it large ?", "no")]
+    asked = [UnderstandRow(pictures[:1], turns, independent=True), None, UnderstandRow(pictures, turns[:1])]
+    drawn = [GenerateRow("a ball", pictures[0]), GenerateRow("dark red or blue", pictures[1], pictures[2]), None]
+    compared = []
+    for name, folder in FOLDERS.items():
+        family = find("models", name, CausalModel)
+        if not family.divides_rows:
+            continue
+        family.check_sequence_ranks(str(home / folder), 2)
+        alone, together = (family.load(home / folder, max_length=96).train() for _ in range(2))
+        for model in (alone, together):
+            model.pack_rows()
+            model.install_taps()
+        together.share_sequence(mesh.sequence)
+        for inputs in (understand(alone, *asked), generate(alone, *drawn)):
+            wanted, gradient = measured(alone, inputs)
+            found, own = measured(together, inputs)
+            # Each rank has the loss of all rows, so the gradients of the two are twice that of one.
+            ours = mesh.sequence.all_reduce_sum(own) / 2
+            for ours_of, wanted_of in [*zip(found, wanted, strict=True), (ours, gradient)]:
+                off = ((ours_of - wanted_of).norm() / wanted_of.norm()).item()
+                assert off < 3e-5, (name, inputs.pass_name, off)
+        compared.append(name)
+    return ", ".join(compared)
+
+
+def measured(model: CausalModel, inputs: PassInputs) -> tuple[list[Tensor], Tensor]:
+    """What a pass gives, and its gradient with respect to all weights in one vector."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    output = model(dataclasses.replace(inputs, taps=Taps(tuple(range(len(model.layers()))), queries=3)))
+    shares = torch.where(inputs.counts > 0, output.attention.keys, 0.0)
+    weights = torch.arange(1.0, len(inputs.tokens) + 1)
+    ((weights * output.loss_sum).sum() + (weights * shares).sum()).backward()
+    gradient = torch.cat([p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in model.parameters()])
+    hidden = [output.hidden] if isinstance(output, GenerateOutput) else []
+    return [each.detach() for each in (output.loss_sum, shares, *hidden)], gradient
+
+
 def check_goes_on_alone(home: Path, world: Ranks) -> str:
     """A run goes on with another number of ranks to a row, with the same rows in a step, and an evaluation is the same."""
     suites = {"ask": {"suite": "questions", "shards": str(home / "shards"), "limit": 6, "questions_per_row": 1}}
@@ -92,7 +146,7 @@ def check_goes_on_alone(home: Path, world: Ranks) -> str:
     return "the same weights and answers"
 
 
-CHECKS = {"counted_once": check_counted_once, "goes_on_alone": check_goes_on_alone}
+CHECKS = {"families": check_families, "counted_once": check_counted_once, "goes_on_alone": check_goes_on_alone}
 
 if __name__ == "__main__":
     play(run, CASES | GAMES, CHECKS)
