@@ -72,9 +72,9 @@ class ModelConfig:
     max_length: int = above(0, 2048)
     """Longest sequence of a row, in tokens, image tokens included. Above `max_position_embeddings` of the model a run warns."""
     pack_tokens: int = at_least(0, 0)
-    """Above 0: the language model reads the rows of a pass one after another, without padding, each attending to itself alone;
-    this many tokens, at least `max_length`, are what a pass of one rank is meant to hold. 0: rows side by side, padded to the
-    longest."""
+    """0: the language model reads the rows of a pass side by side, padded to the longest. Above 0: one after another, without
+    padding, each attending to itself alone. Plans and the dry run then count on passes of this many tokens, at least
+    `max_length`; one that has more is made as well, and a line says so."""
     gradient_checkpointing: bool = False
     """Compute the activations of each layer again in the backward: less memory, more time."""
     stored_codes: str = one_of(["auto", PARTIAL, OFF], "auto")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from megaunigame.models.base import UnifiedModel
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE
 
@@ -16,7 +17,7 @@ class TokenCounter:
     no pass waits for a number. Tokens generated one by one by `sample` and `answer` do not count.
     """
 
-    def __init__(self, model: nn.Module, after_prompt: int, device: torch.device):
+    def __init__(self, model: UnifiedModel, after_prompt: int, device: torch.device):
         """`after_prompt`: tokens of a generate row that follow its prompt."""
         self.after_prompt = after_prompt
         self._computed = 0
@@ -30,9 +31,10 @@ class TokenCounter:
         return counts
 
     @torch.no_grad()
-    def _count(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _count(self, module: UnifiedModel, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs: PassInputs = args[0]
         rows, length = inputs.tokens.shape
         more = self.after_prompt if inputs.pass_name == GENERATE else 0
-        self._computed += rows * (length + more)
+        packed = inputs.pass_name in module.packed_passes and inputs.lengths
+        self._computed += sum(inputs.lengths) + rows * more if packed else rows * (length + more)
         self._useful = self._useful + ((inputs.attention.sum(1) + more) * (inputs.counts > 0)).sum()

@@ -198,14 +198,14 @@ def build_learner(
     with torch.device("meta"):
         planned = family.build(config.path, processor, **options)
         if config.pack_tokens:
-            planned.pack_rows()
+            planned.pack_rows(config.pack_tokens)
         check_everywhere(planned, recipe, plan, stage=stage, world=world)
     if config.weights != RANDOM:
         planned.check_frozen(config.path)
     with PartitionedParameters(ds_config) if partitioned else contextlib.nullcontext():
         model = family.build(config.path, processor, **options)
     if config.pack_tokens:
-        model.pack_rows()
+        model.pack_rows(config.pack_tokens)
     # The tokenizers in fp32: in bf16 about one target code in a hundred would differ.
     if config.weights == RANDOM:
         tokenizer = model.build_frozen()

@@ -7,7 +7,7 @@ stay in eval mode, and no engine partitions or saves them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, overload
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
-from megaunigame.parallel.ranks import Ranks
+from megaunigame.parallel.row_sharing import RowSharing
 from megaunigame.registry import unknown
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, UnderstandInputs, UnderstandOutput
 from megaunigame.step.requests import CROP, GENERATE, StepPlan
@@ -105,7 +105,7 @@ class DecodedPictures(NamedTuple):
     there is one (latents: relative change)."""
 
 
-class UnifiedModel(nn.Module, ABC):
+class UnifiedModel(nn.Module, RowSharing, ABC):
     """A model that understands and generates images through named passes.
 
     The class attributes describe the family.
@@ -143,6 +143,8 @@ class UnifiedModel(nn.Module, ABC):
     """Whether a request may have several source images, with texts between them (`GenerateRow.context`)."""
     released_guidance: ClassVar[float] = 5.0
     """Scale of classifier-free guidance of the official sampling from a text, as `sample` counts it; 5 where we know none."""
+    packed_passes: Collection[str] = ()
+    """Names of passes whose rows are read one after another, without padding."""
     processor: Processor
     leave_point: Callable[[], None] = staticmethod(lambda: None)
     """Called between the model calls of `sample`, `answer` and evaluations, on all ranks together. See `leavable`."""
@@ -232,21 +234,11 @@ class UnifiedModel(nn.Module, ABC):
         """
         raise ModelError(f"{type(self).__name__} does not measure its attention.")
 
-    @classmethod
-    def check_sequence_ranks(cls, path: str, ranks: int) -> None:
-        """Raise ModelError unless so many ranks can share the rows of the model in `path`, by its configuration alone."""
-        if ranks > 1:
-            raise ModelError(f"{cls.__name__} does not divide a row among ranks. Type engine.sequence_ranks=1.")
-
-    def share_sequence(self, ranks: Ranks) -> None:
-        """From now on all of `ranks` make every pass together, with the same rows: each has a part of the positions in the
-        layers of the language model. Outside of it they compute the same. Only after `check_sequence_ranks`."""
-        raise ModelError(f"{type(self).__name__} does not divide a row among ranks. Type engine.sequence_ranks=1.")
-
-    def pack_rows(self) -> None:
+    def pack_rows(self, tokens: int) -> None:
         """From now on read the rows of a pass one after another, without padding (`model.pack_tokens`); nothing else changes.
 
-        Raises ModelError when the family, or its attention, cannot.
+        `tokens`: of a pass; the largest rows of the processor have no more, as far as their number allows. Raises ModelError
+        when the family, or its attention, cannot.
         """
         raise ModelError(f"{type(self).__name__} cannot pack rows; type model.pack_tokens=0.")
 

@@ -97,7 +97,7 @@ class Rehearsal:
                 work.folder, processor, attention=ATTENTION, gradient_checkpointing=gradient_checkpointing
             )
         if config.pack_tokens:
-            self.model.pack_rows()
+            self.model.pack_rows(config.pack_tokens)
         with torch.device("meta"):
             tokenizer = self.model.build_frozen()
             self.frozen_bytes = sum(p.numel() * p.element_size() for p in tokenizer.parameters())

@@ -7,10 +7,12 @@ import dataclasses
 import pytest
 import torch
 
+from megaunigame.errors import ModelError
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
-from tests.models.shared import TURNS, generate, left_padded, understand
+from tests.models.shared import LENGTH, TURNS, generate, left_padded, understand
+from tests.models.test_attacks import attacked
 
 
 def understand_rows(picture):
@@ -61,13 +63,20 @@ def measured(model, inputs):
     return values, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_pack_equals_padded_rows(tiny, picture, checkpointing):
-    padded, packed = (tiny.load(gradient_checkpointing=checkpointing).train() for _ in range(2))
-    packed.pack_rows()
+def both(tiny, **options):
+    """The model that pads, and the one that packs."""
+    padded, packed = tiny.load(), tiny.load(**options)
+    packed.pack_rows(300)
+    return padded.train(), packed.train()
+
+
+def test_a_pack_equals_padded_rows(tiny, picture):
+    """The one with gradient checkpointing, the others without."""
+    padded, packed = both(tiny, gradient_checkpointing=True)
     for model in (padded, packed):
         model.install_taps()
     for name, inputs in cases(padded, picture).items():
+        assert inputs.lengths in ([], inputs.attention.sum(1).tolist()), name
         expected, gradients = measured(padded, inputs)
         found, ours = measured(packed, inputs)
         for key, value in expected.items():
@@ -80,3 +89,44 @@ def test_a_pack_equals_padded_rows(tiny, picture, checkpointing):
         limit = 1e-5 if model.has_codes else 3e-5
         assert torch.stack(list(off.values())).norm() <= limit * whole, name
         assert not [key for key in off if off[key] > 1e-4 * gradients[key].norm() + 1e-6 * whole], name
+
+
+def test_bfloat16_is_near_float32(tiny, picture):
+    exact, rounded = tiny.load(), tiny.load(dtype=torch.bfloat16)
+    rounded.pack_rows(300)
+    apart = understand(exact, UnderstandRow([picture(0)], TURNS, independent=True), None, UnderstandRow([], TURNS[:1]))
+    for inputs in (apart, generate(exact, *generate_rows(picture))):
+        with torch.no_grad():
+            expected = exact(inputs).loss_sum
+        losses = rounded(inputs).loss_sum
+        losses.sum().backward()
+        torch.testing.assert_close(losses.detach(), expected, rtol=0.05, atol=0.0)
+        assert all(p.grad.isfinite().all() for p in rounded.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("tiny", ["janus", "emu3", "show_o", "openuni"], indirect=True)
+def test_the_gradient_of_an_attack_goes_through_a_pack(tiny, picture):
+    """From questions about attacked pictures, through their visual tokens, to what perturbed them."""
+    found = []
+    for model in both(tiny):
+        _, _, attack, adversary = attacked(model.eval(), picture, anchor="source")
+        model(attack.question).loss_sum.sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in adversary.parameters()]))
+    assert found[0].norm() > 0
+    assert (found[1] - found[0]).norm() <= 1e-4 * found[0].norm()
+
+
+@pytest.mark.parametrize("tiny", ["janus"], indirect=True)
+def test_a_pass_with_more_tokens_than_planned_is_made_and_says_so_once(model, picture, caplog):
+    model.pack_rows(LENGTH)
+    inputs = understand(model, *understand_rows(picture))
+    assert sum(inputs.lengths) > LENGTH
+    for _ in range(2):
+        assert model(inputs).loss_sum.shape == (4,)
+    assert caplog.text.count(f"model.pack_tokens={LENGTH}") == 1
+
+
+@pytest.mark.parametrize("tiny", ["janus"], indirect=True)
+def test_attention_that_computes_maps_is_refused(tiny):
+    with pytest.raises(ModelError, match="Type model.attention=sdpa, or model.pack_tokens=0"):
+        tiny.load(attention="eager").pack_rows(300)

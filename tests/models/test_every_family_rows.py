@@ -11,7 +11,7 @@ import torch
 
 from megaunigame.errors import ConfigError, DataError, ModelError
 from megaunigame.step.inputs import IGNORE
-from megaunigame.step.requests import GENERATE, UNDERSTAND
+from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import CODE_FAMILIES, LENGTH, PLAN, TURNS, generate, understand, with_replaced, words
 
@@ -286,6 +286,15 @@ def test_largest_rows_fill_the_sequence(processor, reads):
     inputs = processor.largest(PLAN, GENERATE)
     assert (inputs.attention.sum(1) + processor.after_prompt + reads.other_positions).tolist() == [LENGTH, LENGTH]
     assert inputs.image_valid.all() and inputs.terms.tolist() == [1, 1]
+
+
+def test_largest_rows_of_a_pack_have_its_tokens(processor):
+    processor.pack_tokens = {UNDERSTAND: LENGTH + 1}
+    plan = plan_from([RowRequest("u", UNDERSTAND, "s", 4), RowRequest("g", GENERATE, "s", 2)])
+    inputs = processor.largest(plan, UNDERSTAND)
+    assert inputs.lengths[:2] == [LENGTH] * 2 and max(inputs.lengths[2:]) < LENGTH / 2
+    assert inputs.image_valid.all() and (inputs.counts > 0).all()
+    assert processor.largest(plan, GENERATE).attention[0].sum() > LENGTH / 2, "its rows are not packed"
 
 
 def test_a_processor_travels_to_workers_and_gives_answers_back(processor, picture):

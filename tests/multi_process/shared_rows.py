@@ -26,7 +26,7 @@ from tests.multi_process.programs import CHECKPOINTING, LORA, TWICE, batches_of,
 from tests.multi_process.tiny_run import FOLDERS
 
 SHARED = {"engine": {"sequence_ranks": 2}}
-PACKED = {"pack_tokens": 96}
+PACKED = {"pack_tokens": 400}
 CASES: dict[str, dict[str, Any]] = {
     "emu3_aia": {
         "model": {"family": "emu3", **CHECKPOINTING, **PACKED},
@@ -94,7 +94,7 @@ def check_families(home: Path, world: Ranks) -> str:
         family.check_sequence_ranks(str(home / folder), 2)
         alone, together = (family.load(home / folder, max_length=96).train() for _ in range(2))
         for model in (alone, together):
-            model.pack_rows()
+            model.pack_rows(PACKED["pack_tokens"])
             model.install_taps()
         together.share_sequence(mesh.sequence)
         for inputs in (understand(alone, *asked), generate(alone, *drawn)):

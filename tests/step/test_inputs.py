@@ -36,6 +36,7 @@ def rows(lengths: list[int], width: int, *, places: int = 1, seed: int = 0, segm
         terms=torch.arange(count) + 10 * seed,
         labels=labels,
         front_padding=False,
+        lengths=[max(n, 1) for n in lengths],
         segments=torch.randint(0, 3, (count, width), generator=generator) * used if segments else None,
         images=torch.randn(count, places, 3, SIDE, SIDE, generator=generator) * real[:, None, None, None, None],
         image_valid=real[:, None] & (torch.arange(places) == 0),
@@ -106,6 +107,7 @@ def test_put_rows_changes_the_places_and_nothing_else(old, new, at):
         assert not found.image_valid[index][:, image_places:].any()
     assert torch.equal(found.label_positions, label_positions(found.labels)) and not found.front_padding
     assert torch.equal(found.terms, inputs.terms), "a row serves the loss term of its place"
+    assert found.lengths == found.attention.sum(1).tolist()
     assert found.keys == [*inputs.keys[: at.start], *part.keys, *inputs.keys[at.stop :]]
     # Absent stays absent only where neither has it.
     for name in OPTIONAL:
@@ -150,6 +152,13 @@ def test_padding_in_front_of_one_part_is_padding_in_front():
     inputs, part = rows([0, 5], 8), rows([4], 8, seed=1)
     assert put_rows(inputs, slice(0, 1), dataclasses.replace(part, front_padding=True)).front_padding
     assert put_rows(dataclasses.replace(inputs, front_padding=True), slice(0, 1), part).front_padding
+
+
+def test_lengths_are_known_if_those_of_both_are():
+    inputs, part = rows([0, 5], 8), rows([4], 8, seed=1)
+    for a, b in ((inputs, dataclasses.replace(part, lengths=[])), (dataclasses.replace(inputs, lengths=[]), part)):
+        assert put_rows(a, slice(0, 1), b).lengths == []
+    assert take_rows(put_rows(inputs, slice(0, 1), part), slice(1, 2)).lengths == [5]
 
 
 def test_dtypes_follow_the_pass():

@@ -18,6 +18,7 @@ COMMON = {
     "counts": torch.tensor([2.0, 0.0]),
     "image_positions": torch.zeros(2, 3, dtype=torch.bool),
     "front_padding": False,
+    "lengths": [2, 3],
     "keys": ["a", ""],
     "texts": [("who", "me"), ("", "")],
     "taps": Taps((0,)),

@@ -65,6 +65,7 @@ class Bagel(CausalModel):
     keys = KEYS
     frozen_name = "autoencoder"
     only_causal = False
+    can_pack = (UNDERSTAND,)
     predicts_whole = False
     interleaves = True
     divides_rows = False

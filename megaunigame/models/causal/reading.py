@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -14,7 +16,11 @@ from megaunigame.errors import ModelError
 from megaunigame.models.base import Processor
 from megaunigame.models.causal import masks
 from megaunigame.models.causal.shared_rows import SharedRows
+from megaunigame.models.text.processor import RowProcessor
 from megaunigame.step.inputs import PassInputs
+from megaunigame.step.requests import GENERATE, UNDERSTAND
+
+log = logging.getLogger(__name__)
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
@@ -40,12 +46,14 @@ class RowReader(SharedRows):
 
     only_causal: ClassVar[bool] = True
     """Whether no position sees what comes after it; False: some do (`masks.causal`, `opened`)."""
-    packs: bool = False
-    """Whether passes are read as packs (`pack_rows`)."""
+    can_pack: ClassVar[Collection[str]] = (UNDERSTAND, GENERATE)
+    """Passes that the language model can read as packs."""
+    processor: RowProcessor
 
     def __init__(self, config: Any, processor: Processor, *, attention: str, gradient_checkpointing: bool):
         check_attention(attention, self.only_causal)
         super().__init__(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+        self._overfull: set[str] = set()
 
     @property
     def _flash(self) -> bool:
@@ -59,19 +67,27 @@ class RowReader(SharedRows):
         attention_taps.install(self.language_model)
         return self.language_model.config.num_hidden_layers
 
-    def pack_rows(self) -> None:
+    def pack_rows(self, tokens: int) -> None:
         if attention_taps.untapped(self.language_model.config._attn_implementation) == "eager":
             raise ModelError(
                 "model.pack_tokens needs model.attention=sdpa or flash_attention_2: eager attention computes whole maps. Type "
                 "model.attention=sdpa, or model.pack_tokens=0."
             )
-        self.packs = True
+        self.packed_passes, self.processor.pack_tokens = self.can_pack, dict.fromkeys(self.can_pack, tokens)
 
     def lengths(self, inputs: PassInputs, more: int = 0) -> list[int] | None:
         """What `_read` is told of rows with `more` positions after their tokens: how many each has; None: it reads no pack."""
-        if not self.packs:
+        if inputs.pass_name not in self.packed_passes:
             return None
-        return [length + more for length in inputs.lengths or inputs.attention.sum(1).tolist()]
+        lengths = [length + more for length in inputs.lengths or inputs.attention.sum(1).tolist()]
+        planned = self.processor.pack_tokens[inputs.pass_name]
+        if sum(lengths) > planned and inputs.pass_name not in self._overfull:
+            self._overfull.add(inputs.pass_name)
+            log.warning(
+                f"A {inputs.pass_name} pass of this rank has {sum(lengths):,} tokens, and plan and dry run counted on "
+                f"model.pack_tokens={planned}. It is made, and may need more memory than there is. This is said once."
+            )
+        return lengths
 
     def _read(
         self,

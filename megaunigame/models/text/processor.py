@@ -5,6 +5,7 @@ Runs in data-loader workers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ class RowProcessor:
         self.normalize_target = Normalize(HALF, HALF)
         self.accepted_codes: AcceptedCodes | None = None
         """Stored codes that rows may have; None: they are not used."""
+        self.pack_tokens: dict[str, int] = {}
+        """Tokens of a pass whose rows are packed, for `largest`; other passes have as many as their rows may have."""
 
     @property
     def pad_id(self) -> int:
@@ -85,7 +88,8 @@ class RowProcessor:
         raise ConfigError(f"{self.format.family} has no pass {pass_name!r}; it has {UNDERSTAND} and {GENERATE}.")
 
     def largest(self, plan: StepPlan, pass_name: str) -> PassInputs:
-        """Every row filled to `max_length`, with an image if the pass takes one; rows with a context with all its images."""
+        """Every row filled to `max_length`, with an image if the pass takes one; rows with a context with all its images. Of a
+        pass whose rows are packed: until its `pack_tokens` are reached, further rows have hardly a text."""
         requests = [r for r in plan.of_pass(pass_name) for _ in range(r.count)]
         picture = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         text = "a " * self.max_length
@@ -96,6 +100,9 @@ class RowProcessor:
             for r in requests
         ]
         terms = [plan.terms.index(r.term) for r in requests]
+        if pass_name in self.pack_tokens:
+            filled = -(-self.pack_tokens[pass_name] // self.max_length)
+            rows = [*rows[:filled], *map(_shortest, rows[filled:])]
         return self.collate(plan, pass_name, rows, terms, ["largest"] * len(rows))
 
     def prompt_inputs(
@@ -330,3 +337,10 @@ class RowProcessor:
         """The source pictures of each row as squares, uint8 (3, side, side)."""
         pairs = zip(images, geometries, strict=True)
         return [[TO_SQUARE[geometry](picture, self.source_size) for picture in pictures] for pictures, geometry in pairs]
+
+
+def _shortest(row: Row) -> Row:
+    """A row about the same pictures with as little text as there can be."""
+    if isinstance(row, UnderstandRow):
+        return UnderstandRow(row.images, [("a", "a")])
+    return dataclasses.replace(row, prompt="a")
