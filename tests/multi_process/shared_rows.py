@@ -33,17 +33,15 @@ CASES: dict[str, dict[str, Any]] = {
         "objectives": {**gradients.unimrg(source_gradient=0.1), "aia": gradients.LARGE_WEIGHTS},
         "batch": TWICE,
     },
-    "emu3_5_lora": {"model": {"family": "emu3_5", **LORA, **PACKED}, "objectives": gradients.ROUND_ROBIN, "batch": TWICE},
     "janus_balance_independent_turns": {
         **gradients.BALANCE,
         "model": PACKED,
         "objectives": {**gradients.BALANCE["objectives"], **gradients.INDEPENDENT},
     },
-    "openuni": {"model": {"family": "openuni", **PACKED}},
 }
 GAMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "emu3_alternating": (unigame.GAP, {"model": {"family": "emu3", **PACKED}}),
-    "simultaneous_checkpointing": ({"mode": "simultaneous"}, {"model": {**CHECKPOINTING, **PACKED}, "batch": TWICE}),
+    "simultaneous_lora_checkpointing": ({"mode": "simultaneous"}, {"model": LORA | CHECKPOINTING | PACKED}),
 }
 
 
