@@ -54,9 +54,13 @@ def test_stored_codes_are_off_as_the_word_is_typed(recipe_file, tmp_path):
     [
         (["model.pack_tokens=2047"], ["pack_tokens=2047 cannot hold the longest row", "pack_tokens=2048 or more"]),
         (["model.pack_tokens=4096", "model.attention=eager"], ["Type model.attention=sdpa, or model.pack_tokens=0"]),
+        (
+            ["model.attention=flash_attention_2", "objectives.understanding.independent=true"],
+            ["objectives.understanding.independent=true needs a mask", "Type model.attention=sdpa"],
+        ),
     ],
 )
-def test_packs_that_cannot_be_are_refused(recipe_file, typed, cures):
+def test_attention_that_cannot_read_the_rows_is_refused(recipe_file, typed, cures):
     with refused(*cures):
         load_recipe(recipe_file, typed)
     assert load_recipe(recipe_file, ["model.pack_tokens=2048"]).model.pack_tokens == 2048

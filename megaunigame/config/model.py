@@ -13,6 +13,8 @@ PARTIAL, OFF = "partial", "off"
 """Uses of stored codes, next to `auto`."""
 EAGER = "eager"
 """Attention that computes whole maps."""
+FLASH = ("flash_attention_2", "flash_attention_3")
+"""Attention that takes no mask."""
 PRETRAINED, RANDOM = "pretrained", "random"
 """Initial weights of a run."""
 LORA, FULL = "lora", "full"
@@ -67,8 +69,9 @@ class ModelConfig:
     groups: list[str] = field(default_factory=list)
     """Groups trained in `full`; empty: the family's default. A wrong name is an error that lists the family's groups."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    attention: str = one_of(["sdpa", EAGER, "flash_attention_2"], "sdpa")
-    """Implementation of attention in the language model; `flash_attention_2` needs a GPU and the package flash_attn."""
+    attention: str = one_of(["sdpa", EAGER, *FLASH], "sdpa")
+    """Implementation of attention in the language model; `flash_attention_2` needs a GPU and the package flash_attn,
+    `flash_attention_3` a Hopper GPU and flash_attn_interface."""
     max_length: int = above(0, 2048)
     """Longest sequence of a row, in tokens, image tokens included. Above `max_position_embeddings` of the model a run warns."""
     pack_tokens: int = at_least(0, 0)

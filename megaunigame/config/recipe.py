@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from megaunigame.config.data import LoaderConfig, StreamConfig
-from megaunigame.config.model import LORA, ModelConfig
+from megaunigame.config.model import FLASH, LORA, ModelConfig
 from megaunigame.config.run import (
     AUTO,
     BF16,
@@ -88,6 +88,12 @@ class Recipe:
                 f"engine.sequence_ranks={self.engine.sequence_ranks} divides packed rows. Type "
                 f"model.pack_tokens={model.max_length} or more, or engine.sequence_ranks=1."
             )
+        for name, given in self.objectives.items():
+            if model.attention in FLASH and given and given.get("independent"):
+                raise ConfigError(
+                    f"objectives.{name}.independent=true needs a mask, and model.attention={model.attention} takes none. Type "
+                    f"model.attention=sdpa, or objectives.{name}.independent=false."
+                )
         if evaluation.weights == EMA and not self.ema.decay:
             raise ConfigError("evaluation.weights=ema needs an average of the weights. Type ema.decay=0.999, for example.")
         metrics = {"checkpoint.best.metric": self.checkpoint.best.metric, "early_stop.metric": self.early_stop.metric}

@@ -23,7 +23,7 @@ from megaunigame.step.inputs import take_rows
 from megaunigame.training.kept_rows import KeptPass, KeptRow, KeptStep
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ON_CPU = {"flash_attention_2": "sdpa"}
+ON_CPU = dict.fromkeys(("flash_attention_2", "flash_attention_3"), "sdpa")
 """Attention that needs a GPU -> the one in its place."""
 
 

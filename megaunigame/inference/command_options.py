@@ -31,7 +31,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cpu, cuda (the GPU of this process), cuda:N; default: cuda, else cpu")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, float32 on cpu")
     group.add_argument("--max-length", type=int, metavar="TOKENS", help="longest row; default: what the model was trained on")
-    group.add_argument("--attention", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
+    group.add_argument("--attention", default="sdpa", choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3"))
 
 
 def add_batch_option(parser: argparse.ArgumentParser) -> None:

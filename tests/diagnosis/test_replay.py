@@ -63,7 +63,7 @@ def test_a_row_with_a_random_draw_says_so(draws):
     assert told == draws and ("no row is broken by itself" in summary(results)) != draws
 
 
-@pytest.mark.parametrize(("asked", "built"), [("flash_attention_2", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
+@pytest.mark.parametrize(("asked", "built"), [("flash_attention_3", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
 def test_attention_that_needs_a_gpu_is_replaced(tmp_path, asked, built):
     class Built(Exception):
         pass

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from megaunigame.errors import ModelError
 from megaunigame.step.inputs import Taps
@@ -130,3 +132,25 @@ def test_a_pass_with_more_tokens_than_planned_is_made_and_says_so_once(model, pi
 def test_attention_that_computes_maps_is_refused(tiny):
     with pytest.raises(ModelError, match="Type model.attention=sdpa, or model.pack_tokens=0"):
         tiny.load(attention="eager").pack_rows(300)
+
+
+@pytest.mark.parametrize("tiny", ["janus"], indirect=True)
+def test_flash_attention_is_told_where_rows_begin(model, picture, monkeypatch):
+    """Its own function is not here: the plain one, row by row, in its place. So are taps."""
+    told = []
+
+    def attend(module, query, key, value, mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, **options):
+        told.append((mask, cu_seq_lens_k.tolist(), max_length_k))
+        pieces = zip(*(x.split(cu_seq_lens_q.diff().tolist(), dim=2) for x in (query, key, value)), strict=True)
+        return torch.cat([sdpa_attention_forward(module, *piece, None, **options)[0] for piece in pieces], dim=1), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", attend)
+    inputs = understand(model, *understand_rows(picture))
+    expected = model(inputs).loss_sum
+    model.language_model.config._attn_implementation = "flash_attention_2"
+    model.pack_rows(300)
+    model.install_taps()
+    output = model(dataclasses.replace(inputs, taps=Taps((0,))))
+    torch.testing.assert_close(output.loss_sum, expected, rtol=1e-5, atol=1e-4)
+    ends = [sum(inputs.lengths[:row]) for row in range(5)]
+    assert told == [(None, ends, max(inputs.lengths))] * len(model.layers())

@@ -103,6 +103,17 @@ def test_a_pass_gathers_embedding_and_head_once(model, picture):
         assert len(read) == 1 and len(scored) <= 1 + shared
 
 
+def test_causal_rows_need_no_mask(model, picture):
+    """Wherever their padding is."""
+    given = []
+    model.language_model.register_forward_pre_hook(
+        lambda _, args, given_: given.append(given_["attention_mask"]), with_kwargs=True
+    )
+    model(generate(model, GenerateRow("a cube", picture(0)), GenerateRow("its small green depth", picture(1)), None))
+    model(understand(model, UnderstandRow([picture(0)], TURNS), UnderstandRow([], TURNS[:1])))
+    assert [mask is None for mask in given] == [model.only_causal] * 2
+
+
 def test_dropped_conditions_are_all_the_same(model, picture):
     other = 1 if model.processor.format.keeps_source else 2
     rows = [GenerateRow(text, picture(0), source=picture(seed), unconditional=True) for text, seed in (("X", 1), ("Y", other))]

@@ -237,7 +237,11 @@ def test_settings_that_are_no_objects_are_refused(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("attention", "message"),
-    [("flash", "legal are sdpa"), ("flash_attention_2", "flash_att.*type model.attention=sdpa .*--attention sdpa")],
+    [
+        ("flash", "legal are sdpa"),
+        ("flash_attention_2", "flash_att.*type model.attention=sdpa .*--attention sdpa"),
+        ("flash_attention_3", "flash_attention_3 .*type model.attention=sdpa .*--attention sdpa"),
+    ],
 )
 def test_attention_that_cannot_run_is_refused(tiny, attention, message):
     with pytest.raises(ModelError, match=message):

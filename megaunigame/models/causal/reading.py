@@ -7,8 +7,10 @@ from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from megaunigame.attention import plain
 from megaunigame.attention import taps as attention_taps
 from megaunigame.attention.packs import Pack
 from megaunigame.attention.taps import PackedTap, Tap
@@ -22,21 +24,23 @@ from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 log = logging.getLogger(__name__)
 
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+"""Attention that needs a package -> the package."""
+ATTENTIONS = ("sdpa", "eager", *FLASH)
 
 
 def check_attention(attention: str, only_causal: bool = True) -> None:
     """Raise ModelError for an attention implementation that cannot run here; `only_causal`: as in `CausalModel`."""
     if attention not in ATTENTIONS:
         raise ModelError(f"Unknown model.attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
-    if attention == "flash_attention_2" and not only_causal:
+    if attention in FLASH and not only_causal:
         raise ModelError(
-            "model.attention=flash_attention_2 takes causal masks only, and in this family parts of a row see what comes after "
+            f"model.attention={attention} takes causal masks only, and in this family parts of a row see what comes after "
             "them; type model.attention=sdpa (without a recipe: --attention sdpa)."
         )
-    if attention == "flash_attention_2" and find_spec("flash_attn") is None:
+    if attention in FLASH and find_spec(FLASH[attention]) is None:
         raise ModelError(
-            "model.attention=flash_attention_2 needs the package flash_attn; type model.attention=sdpa (without a recipe: "
+            f"model.attention={attention} needs the package {FLASH[attention]}; type model.attention=sdpa (without a recipe: "
             "--attention sdpa)."
         )
 
@@ -53,11 +57,22 @@ class RowReader(SharedRows):
     def __init__(self, config: Any, processor: Processor, *, attention: str, gradient_checkpointing: bool):
         check_attention(attention, self.only_causal)
         super().__init__(config, processor, attention=attention, gradient_checkpointing=gradient_checkpointing)
+        dropout = getattr(self.language_model.config, "attention_dropout", 0.0)
+        if attention == "flash_attention_3" and dropout:
+            raise ModelError(
+                f"model.attention=flash_attention_3 has no dropout, and this model's attention drops out {dropout:g} in "
+                "training; type model.attention=sdpa (without a recipe: --attention sdpa)."
+            )
         self._overfull: set[str] = set()
 
     @property
+    def _implementation(self) -> str:
+        """Of the attention, in transformers' table; taps aside."""
+        return attention_taps.untapped(self.language_model.config._attn_implementation)
+
+    @property
     def _flash(self) -> bool:
-        return attention_taps.untapped(self.language_model.config._attn_implementation).startswith("flash")
+        return self._implementation.startswith("flash")
 
     def install_taps(self) -> int:
         """Make `PassInputs.taps` work; returns the layers of the language model.
@@ -68,7 +83,7 @@ class RowReader(SharedRows):
         return self.language_model.config.num_hidden_layers
 
     def pack_rows(self, tokens: int) -> None:
-        if attention_taps.untapped(self.language_model.config._attn_implementation) == "eager":
+        if self._implementation == "eager":
             raise ModelError(
                 "model.pack_tokens needs model.attention=sdpa or flash_attention_2: eager attention computes whole maps. Type "
                 "model.attention=sdpa, or model.pack_tokens=0."
@@ -114,16 +129,33 @@ class RowReader(SharedRows):
             positions = masks.segment_positions(attention, segments)
         if lengths is not None:
             return self._read_pack(embeds, Pack(attention, lengths), segments, opened, positions, tap)
+        masked = segments is not None or opened is not None
+        if front_padding and not masked and tap is None and self._implementation == plain.PLAIN:
+            return self._read_moved(embeds, attention, positions)
         mask: Tensor | None = None
         if self._flash:
             mask = attention
-        elif segments is not None or opened is not None or front_padding:
+        elif masked or front_padding:
             mask = masks.additive(masks.causal(attention, segments, opened), embeds.dtype)
         options = {} if tap is None else {"tap": tap}
         read = self.language_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **options
         )
         return read.last_hidden_state
+
+    def _read_moved(self, embeds: Tensor, attention: Tensor, positions: Tensor | None) -> Tensor:
+        """`_read` of causal rows with padding in front. It is read behind the tokens, so that they need no mask: a mask makes
+        attention about twice as dear, and repeats grouped keys and values."""
+        tokens_first = (~attention).to(torch.uint8).argsort(dim=1, stable=True)
+        places = torch.arange(len(attention), device=attention.device).unsqueeze(1) * attention.shape[1] + tokens_first
+        moved = embeds.flatten(0, 1).index_select(0, places.flatten()).view_as(embeds)
+        read = self.language_model(
+            inputs_embeds=moved,
+            attention_mask=None,
+            position_ids=None if positions is None else positions.gather(1, tokens_first),
+            use_cache=False,
+        ).last_hidden_state.flatten(0, 1)
+        return torch.zeros_like(read).index_copy(0, places.flatten(), read).view_as(embeds)
 
     def _read_pack(
         self,
