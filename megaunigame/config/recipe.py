@@ -126,7 +126,7 @@ def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, data_ranks: int,
     """
     check_values(batch, "batch")
     unit = rows_per_micro_step * data_ranks
-    ranks = f"{data_ranks} ranks" if sequence_ranks == 1 else f"{data_ranks} times {sequence_ranks} ranks that share a row"
+    ranks = f"{data_ranks}" if sequence_ranks == 1 else f"{data_ranks} groups of {sequence_ranks}"
     if batch.global_rows is None:
         return 1 if batch.accumulation is None else batch.accumulation
     if batch.global_rows % unit:
@@ -134,12 +134,12 @@ def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, data_ranks: int,
         start = f"start one of these numbers of ranks: {', '.join(map(str, legal))}" if legal else "change the objectives' rows"
         raise ConfigError(
             f"batch.global_rows={batch.global_rows} is not a multiple of {unit} = {rows_per_micro_step} rows per micro-step "
-            f"x {ranks}. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, or {start}."
+            f"x {ranks} ranks. Type batch.global_rows={max(1, batch.global_rows // unit) * unit}, or {start}."
         )
     accumulation = batch.global_rows // unit
     if batch.accumulation not in (None, accumulation):
         raise ConfigError(
-            f"The batch does not multiply: {rows_per_micro_step} rows x accumulation {batch.accumulation} x {ranks} "
+            f"The batch does not multiply: {rows_per_micro_step} rows x accumulation {batch.accumulation} x {ranks} ranks "
             f"= {unit * batch.accumulation}, but batch.global_rows={batch.global_rows}. "
             f"Type batch.accumulation={accumulation}, or leave one of the two out."
         )

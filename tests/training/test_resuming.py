@@ -57,7 +57,7 @@ def test_ranks_that_share_their_rows_count_once():
         CheckpointError, match=r"8 ranks \(4 to a row\) with 20 .* of 8 ranks \(2 to a row\) would have 40.*: 2, 4, 8\."
     ):
         check_batch(FOLDER, shared, batch_of(accumulation=2), 8, 5, 40, 2)
-    with pytest.raises(ConfigError, match=r"3 times 2 ranks that share a row.*numbers of ranks: 2, 4, 8\."):
+    with pytest.raises(ConfigError, match=r"3 groups of 2 ranks.*numbers of ranks: 2, 4, 8\."):
         resolve_batch(BatchConfig(global_rows=20), 5, 3, 2)
 
 
