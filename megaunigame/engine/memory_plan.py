@@ -70,6 +70,10 @@ def describe(
         if (taps := largest[name].taps) is not None:
             queries = f"from {taps.queries} random queries a row" if taps.queries else "from all queries"
             lines.append(f"    its attention is measured in {len(taps.layers)} layers, {queries}")
+    if packed := [name for name in plan.passes if name in model.packed_passes]:
+        lines.append(
+            f"  rows of {' and '.join(packed)} passes are packed, counted on: {recipe.model.pack_tokens:,} tokens a pass"
+        )
     if warning := beyond_training(type(model), recipe.model):
         lines.append(f"  warning: {warning}")
     if plan.aside:

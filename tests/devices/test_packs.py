@@ -17,6 +17,7 @@ from tests.devices.test_meta import META
 from tests.devices.test_passes import drawn_on_the_host, gradients_arrive
 
 
+@pytest.mark.parametrize("family", ["janus", "openuni", "show_o"])
 def test_forward_and_backward(monkeypatch, home, family):
     """Of independent turns and of requests, with taps, with gradient checkpointing, and with rows put in."""
     model = load(family, home, checkpointing=True)

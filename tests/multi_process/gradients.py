@@ -195,6 +195,7 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
         assert 0 < max(at_once) < whole / 4, "loading held too much of the model at once"
         trained = sum(element_count(p) for p in trainer.learner.module.parameters() if p.requires_grad)
         assert f"model: {whole:,} parameters, {trained:,} trained" in trainer.describe()
+    assert ("passes are packed" in trainer.describe()) == bool(recipe.model.pack_tokens)
     trainer.dry_run()
     batches = batches_of(trainer, STEPS)
     worst = 0.0
