@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.multi_process import data_faults, gradients, mixed, plans, resume, stored_codes, unigame
+from tests.multi_process import data_faults, gradients, mixed, plans, resume, shared_rows, stored_codes, unigame
 from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_edits, write_families, write_long_world, write_pictures
 
@@ -27,12 +27,12 @@ LAUNCHES = {
     "two times two ranks that share their rows equal plain torch": (
         "shared_rows",
         4,
-        ["emu3_aia", "emu3_alternating", "counted_once"],
+        ["emu3_aia", "counted_once"],
     ),
-    "two ranks read the rows of every family as one does": (
+    "two ranks read the rows of every family, and play, as one does": (
         "shared_rows",
         2,
-        ["families", "janus_balance_independent_turns", "simultaneous_lora_checkpointing"],
+        ["families", "janus_balance_independent_turns", *shared_rows.GAMES],
     ),
     "stored codes train as encoded pictures do": ("stored_codes", 2, list(stored_codes.CASES)),
     "one rank that writes slowly, or cannot write, is waited for, or ends the run of all": ("saving", 2, ["saving"]),
