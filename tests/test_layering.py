@@ -40,15 +40,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step": {"errors"},
     "step.losses": {"errors", "monitoring.names", "parallel", "step"},
     # first floor: each knows the step and the ground; of another only contracts (models also knows attention)
-    "attention": {"errors", "registry", "step"},
+    "attention": {"errors", "parallel", "registry", "step"},
     "data.codes": {"errors", "step", "storage"},
     "data.decode": {"data.codes", "errors", "pictures", "step", "storage"},  # of step: the codes that a sample's row carries
     "data.conversation": {"data.decode", "errors", "storage"},
     "data.edits": {"data.conversation", "data.decode", "errors", "storage"},
     "data": {"config", "errors", "pictures", "randomness", "registry", "step", "storage"},
-    "models.base": {"errors", "registry", "step", "storage"},
+    "models.base": {"errors", "parallel", "registry", "step", "storage"},
     "models.weights": {"errors", "models.base", "registry", "storage"},
-    "models": {"attention", "errors", "registry", "step", "storage"},
+    "models": {"attention", "errors", "parallel", "registry", "step", "storage"},
     "monitoring": {"errors", "pixels", "registry", "storage"},
     "representations": {"data.decode", "errors"},
     "adversary": {"errors", "parallel", "settings"},

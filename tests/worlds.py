@@ -56,6 +56,18 @@ class ThreadWorld(Ranks):
         self.calls.append(("all_reduce_max", len(tensor)))
         return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).max(0).values)
 
+    def exchange(self, parts: Tensor) -> Tensor:
+        self.calls.append(("exchange", parts.numel()))
+        return torch.stack([sent[self.rank] for sent in self.all_gather_object(parts.clone())])
+
+    def collect(self, part: Tensor) -> Tensor:
+        self.calls.append(("collect", part.numel()))
+        return torch.stack(self.all_gather_object(part.clone()))
+
+    def sum_parts(self, parts: Tensor) -> Tensor:
+        self.calls.append(("sum_parts", parts.numel()))
+        return torch.stack(self.all_gather_object(parts.clone()))[:, self.rank].sum(0)
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         assert tensor.dim() == 1
         self.calls.append(("all_gather", len(tensor)))

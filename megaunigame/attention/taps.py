@@ -26,6 +26,8 @@ from megaunigame.attention.packs import Pack
 from megaunigame.attention.plain import PLAIN
 from megaunigame.attention.queries import Queries
 from megaunigame.errors import ModelError
+from megaunigame.parallel.ranks import Ranks
+from megaunigame.parallel.shared import mean
 from megaunigame.step.inputs import AttentionShares, Taps
 
 TAPPED = "tapped_"
@@ -36,7 +38,7 @@ CHUNK_ELEMENTS = 2**24
 def install(language_model: PreTrainedModel) -> None:
     """Make `language_model` measure what a `Tap` requests. Raises ModelError when its attention cannot be intercepted."""
     base = language_model.config._attn_implementation
-    if base.startswith(TAPPED):
+    if TAPPED in base:
         return
     name = type(language_model).__name__
     known = base == PLAIN or base in ALL_MASK_ATTENTION_FUNCTIONS
@@ -53,7 +55,7 @@ def install(language_model: PreTrainedModel) -> None:
 
 def untapped(implementation: str) -> str:
     """The attention implementation a model had before it was tapped."""
-    return implementation.removeprefix(TAPPED)
+    return implementation.rpartition(TAPPED)[2]
 
 
 class Tap:
@@ -70,6 +72,8 @@ class Tap:
 
         self.first = first.float().argmax(1)
         """(B,): position of the first token."""
+        self.ranks: Ranks | None = None
+        """Those that share the rows: each has measured some of the heads. None: this rank has measured all."""
 
     def measure(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Called by the attention function of each tapped layer.
@@ -89,8 +93,10 @@ class Tap:
                 f"Attention of layer {missing[0]} could not be tapped; layers {sorted(self.found)} were. The model of this "
                 "family does not hand its options on to the attention function."
             )
-        keys, first = zip(*(self.found[layer] for layer in self.taps.layers), strict=True)
-        return AttentionShares(torch.stack(keys), torch.stack(first))
+        keys, first = (torch.stack(each) for each in zip(*(self.found[layer] for layer in self.taps.layers), strict=True))
+        if self.ranks is not None:  # a share is a mean over the heads, of which all ranks have as many
+            keys, first = mean(keys, self.ranks), mean(first, self.ranks)
+        return AttentionShares(keys, first)
 
 
 class PackedTap:
@@ -126,7 +132,7 @@ def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         # Eager attention is not in the table: every model file has its own.
         eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
         function = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)
-        with _named(module.config, base):  # flash attention looks its kernel up by this name
+        with named(module.config, base):  # flash attention looks its kernel up by this name
             result = function(module, query, key, value, attention_mask, **options)
         layer: Any = getattr(module, "layer_idx", None)
         if tap is not None and layer in tap.taps.layers:
@@ -137,7 +143,8 @@ def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 
 @contextmanager
-def _named(config: PreTrainedConfig, implementation: str) -> Iterator[None]:
+def named(config: PreTrainedConfig, implementation: str) -> Iterator[None]:
+    """Inside, the config names another attention implementation."""
     own = config._attn_implementation
     config._attn_implementation = implementation
     try:

@@ -88,6 +88,11 @@ class Recipe:
                 "loader.balance=true needs rows that are packed: side by side, an empty place costs as much as a row. Type "
                 f"model.pack_tokens=N, at least model.max_length={model.max_length}, or loader.balance=false."
             )
+        if self.engine.sequence_ranks > 1 and not model.pack_tokens:
+            raise ConfigError(
+                f"engine.sequence_ranks={self.engine.sequence_ranks} divides packed rows. Type "
+                f"model.pack_tokens={model.max_length} or more, or engine.sequence_ranks=1."
+            )
         for name, given in self.objectives.items():
             if model.attention in FLASH and given and given.get("independent"):
                 raise ConfigError(
@@ -119,14 +124,18 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
     return recipe
 
 
-def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, ranks: int) -> int:
-    """Micro-steps per optimizer step. The triple must multiply: global_rows = rows x accumulation x data ranks."""
+def resolve_batch(batch: BatchConfig, rows_per_micro_step: int, data_ranks: int, sequence_ranks: int = 1) -> int:
+    """Micro-steps per optimizer step. The triple must multiply: global_rows = rows x accumulation x data ranks.
+
+    `sequence_ranks`: of which each data rank consists.
+    """
     check_values(batch, "batch")
-    unit = rows_per_micro_step * ranks
+    unit = rows_per_micro_step * data_ranks
+    ranks = f"{data_ranks}" if sequence_ranks == 1 else f"{data_ranks} groups of {sequence_ranks}"
     if batch.global_rows is None:
         return 1 if batch.accumulation is None else batch.accumulation
     if batch.global_rows % unit:
-        legal = legal_ranks(batch.global_rows, rows_per_micro_step)
+        legal = [sequence_ranks * number for number in legal_ranks(batch.global_rows, rows_per_micro_step)]
         start = f"start one of these numbers of ranks: {', '.join(map(str, legal))}" if legal else "change the objectives' rows"
         raise ConfigError(
             f"batch.global_rows={batch.global_rows} is not a multiple of {unit} = {rows_per_micro_step} rows per micro-step "

@@ -166,6 +166,9 @@ class EngineConfig:
     deterministic: bool = False
     """Deterministic kernels of torch only; an operation without one is an error. Slower. `make test-gpu` checks
     whether two runs on GPUs are then bit-equal; on CPUs they are with or without it."""
+    sequence_ranks: int = above(0, 1)
+    """Consecutive ranks that share every row, for rows of 16,000 tokens and more: in the layers of the language model each has
+    a part of the positions (docs/scaling.md#long-rows). Must divide the ranks and the attention heads; 1: none share."""
     expect_ranks: int = at_least(0, 0)
     """Ranks that the run is meant for; a launch with another number is refused; 0: any. A launcher that does not find its host
     file goes on alone on this machine."""

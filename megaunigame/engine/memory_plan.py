@@ -51,18 +51,23 @@ def describe(
     accumulation: int,
     world_size: int,
     epochs: str = "",
+    shared_by: int = 1,
 ) -> str:
-    """The start-up plan as text. `epochs`: what the steps of the schedule were counted from, in words."""
+    """The start-up plan as text. `epochs`: what the steps of the schedule were counted from, in words; `shared_by`: ranks that
+    share their rows."""
+    data_ranks = world_size // shared_by
     sizes = group_sizes(model)
     total, trained = sum(s.elements for s in sizes), sum(s.trained for s in sizes)
     width = max(len(s.name) for s in sizes) + 2
     lines = [f"model: {total:,} parameters, {trained:,} trained ({trained / total:.2%})"]
     lines += [f"  {s.name:<{width}}{s.elements:>16,}  {'trained' if s.trained else 'frozen'}" for s in sizes]
     dealt = ", dealt over micro-steps and ranks by their length" if recipe.loader.balance else ""
-    lines.append(f"rows: {plan.rows_per_micro_step() * accumulation * world_size} per optimizer step{dealt}")
+    lines.append(f"rows: {plan.rows_per_micro_step() * accumulation * data_ranks} per optimizer step{dealt}")
+    of_rank = "rank" if shared_by == 1 else f"{shared_by} ranks that share them"
     for name in plan.passes:
         rows = ", ".join(f"{r.term} {r.count} ({_at_most(r)}weight {r.weight:g})" for r in plan.of_pass(name))
-        lines.append(f"  {name} pass, per micro-step and rank: {rows}; up to {largest[name].tokens.shape[1]} positions a row")
+        longest = largest[name].tokens.shape[1]
+        lines.append(f"  {name} pass, per micro-step and {of_rank}: {rows}; up to {longest} positions a row")
         if (taps := largest[name].taps) is not None:
             queries = f"from {taps.queries} random queries a row" if taps.queries else "from all queries"
             lines.append(f"    its attention is measured in {len(taps.layers)} layers, {queries}")
@@ -74,8 +79,8 @@ def describe(
         lines.append(f"  warning: {warning}")
     if plan.aside:
         rows = ", ".join(f"{r.term} {r.count}" + (f" (samples of {r.shares})" if r.shares else "") for r in plan.aside)
-        lines.append(f"  aside, per micro-step and rank, the learner frozen: {rows}")
-    tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * world_size
+        lines.append(f"  aside, per micro-step and {of_rank}, the learner frozen: {rows}")
+    tokens = sum(largest[name].tokens.numel() for name in plan.passes) * accumulation * data_ranks
     passes = f"{accumulation} micro-steps x {len(plan.passes)} passes each"
     length = f"{epochs} = {recipe.schedule.steps:,} steps" if epochs else f"steps: {recipe.schedule.steps}"
     lines.append(f"{length}, {passes}, up to {tokens:,} positions a step")

@@ -51,7 +51,7 @@ def together(data_ranks: Ranks, work: Callable[P, T], *args: P.args, **kwargs: P
         outcome.append(work(*args, **kwargs))
     except (UserError, TransientError) as error:
         problem = type(error), str(error)
-    problems = [p for p in data_ranks.all_gather_object(problem) if p is not None]
+    problems = [p for p in data_ranks.everyone.all_gather_object(problem) if p is not None]
     if problems:
         kind = common_kind([kind for kind, _ in problems])
         raise kind(next(text for of, text in problems if of is kind))

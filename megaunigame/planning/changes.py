@@ -157,7 +157,8 @@ def _larger_clusters(plan: Plan) -> Iterator[Change]:
     sizes += [(cluster.nodes * 2**power, cluster.gpus_per_node) for power in range(1, doublings)]
     rows = sum(count for terms in plan.rows.values() for count in terms.values())
     for nodes, per_node in sizes:
-        if plan.global_rows is None or plan.global_rows % (rows * nodes * per_node) == 0:
+        data_ranks, left = divmod(nodes * per_node, plan.sequence_ranks)
+        if not left and (plan.global_rows is None or plan.global_rows % (rows * data_ranks) == 0):
             typed = f"--nodes {nodes}" if nodes > cluster.nodes else f"--gpus-per-node {per_node}"
             cost = f"{nodes * per_node} GPUs instead of {cluster.ranks}"
             yield Change(typed, cost, _spread(plan, nodes * per_node))

@@ -37,6 +37,8 @@ class Plan:
     rows: dict[str, dict[str, int]]
     """Pass -> term -> rows of a rank in a micro-step."""
     accumulation: int
+    sequence_ranks: int
+    """Ranks that share their rows."""
     shape: Shape
     elements_per_rank: int
     """Weights that rank 0 holds, including the padding of slices."""
@@ -144,6 +146,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, *, like_a_run: bool = False, pro
             passes=work.plan.passes,
             rows={name: {r.term: r.count for r in work.plan.of_pass(name)} for name in work.plan.passes},
             accumulation=work.accumulation,
+            sequence_ranks=work.sequence_ranks,
             shape=shape,
             elements_per_rank=(on_gpu | on_host)["weights"] // weight,
             memory={name: size for name, size in memory.items() if size},
@@ -183,6 +186,8 @@ def _notes(work: Workload) -> tuple[str, ...]:
     notes = []
     if any(key.startswith("offload_") for key in work.ds_config["zero_optimization"]):
         notes.append("bytes between host and GPU, and the time of an update on the host (offload)")
+    if work.sequence_ranks > 1:
+        notes.append("traffic between the ranks that share a row")
     if hpz_group(work) > 1:
         notes.append("traffic inside a group of hpZ, which spares the network, is not separated")
     return tuple(notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megaunigame.parallel.ranks import Ranks
@@ -21,6 +22,21 @@ class PretendedWorld(Ranks):
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def same(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def first(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def exchange(self, parts: Tensor) -> Tensor:
+        return torch.empty_like(parts)
+
+    def collect(self, part: Tensor) -> Tensor:
+        return part.new_empty(self.size, *part.shape)
+
+    def sum_parts(self, parts: Tensor) -> Tensor:
+        return torch.empty_like(parts[0])
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         return tensor.unsqueeze(0).repeat(self.size, 1)

@@ -114,7 +114,9 @@ class Rehearsal:
         if self.ranks is not None:
             self.ranks.hook(self.model)
         meta = torch.device("meta")
-        world = PretendedWorld(0, work.ranks, 0, meta)
+        if work.sequence_ranks > 1:
+            self.model.share_sequence(PretendedWorld(0, work.sequence_ranks, 0, meta))
+        world = PretendedWorld(0, work.data_ranks, 0, meta)
         context = Context(self.model, self._aside, work.plan, world, work.recipe.seed)
         self.players = build_players(work.objectives, context)
         largest = largest_micro_step(processor, self.players, work.plan)

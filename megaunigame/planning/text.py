@@ -25,8 +25,10 @@ def _model(plan: Plan) -> list[str]:
         f"parameters: {total:,}, of which {trained:,} trained",
     ]
     lines += [f"  {g.name:<20}{g.elements:>18,}{g.trained:>18,} trained" for g in groups]
+    of_rank = "rank" if plan.sequence_ranks == 1 else f"{plan.sequence_ranks} ranks that share them"
     for name, terms in plan.rows.items():
-        lines.append(f"{name} pass: {', '.join(f'{term} {count}' for term, count in terms.items())} rows a micro-step and rank")
+        rows = ", ".join(f"{term} {count}" for term, count in terms.items())
+        lines.append(f"{name} pass: {rows} rows a micro-step and {of_rank}")
     lines.append(f"micro-steps of an optimizer step: {plan.accumulation}")
     return lines
 

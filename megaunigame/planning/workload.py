@@ -17,6 +17,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.objectives.base import Objective
 from megaunigame.objectives.building import build_objectives, build_plan
+from megaunigame.parallel.mesh import check_divides
 from megaunigame.registry import find
 from megaunigame.step.requests import StepPlan
 
@@ -38,6 +39,16 @@ class Workload:
     ds_config: dict[str, Any]
 
     @property
+    def sequence_ranks(self) -> int:
+        """Ranks that share their rows."""
+        return self.recipe.engine.sequence_ranks
+
+    @property
+    def data_ranks(self) -> int:
+        """Ranks, or groups of them, that read different rows."""
+        return self.ranks // self.sequence_ranks
+
+    @property
     def stage(self) -> int:
         """Of ZeRO."""
         return zero_stage(self.ds_config)
@@ -50,6 +61,8 @@ def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
     Raises ConfigError for what the trainer would refuse before it loads a model, and when the recipe has neither a folder at
     `model.path` nor a size.
     """
+    sequence_ranks = recipe.engine.sequence_ranks
+    check_divides(sequence_ranks, ranks)
     family = find("models", recipe.model.family, UnifiedModel)
     model = planned_model(recipe.model, family)
     for name, stream in recipe.data.items():
@@ -61,7 +74,9 @@ def workload(recipe: Recipe, ranks: int) -> Iterator[Workload]:
         plan = build_plan(objectives, balance=recipe.loader.balance)
         for objective in objectives:
             objective.check_family(family, model.family, folder, plan)
-        accumulation = resolve_batch(recipe.batch, plan.rows_per_micro_step(), ranks)
+        family.check_sequence_ranks(folder, sequence_ranks)
+        rows = plan.rows_per_micro_step()
+        accumulation = resolve_batch(recipe.batch, rows, ranks // sequence_ranks, sequence_ranks)
         ds_config = complete_ds_config(recipe, accumulation, ranks)
         shape = shape_of(model)
         yield Workload(recipe, ranks, family, folder, shape, tuple(objectives), plan, accumulation, ds_config)

@@ -116,7 +116,8 @@ def synthetic_trainer(
         evaluation=EvaluationConfig(),
         schedule=dataclasses.replace(recipe.schedule, steps=max(steps, recipe.schedule.steps), epochs=0.0, epochs_of=""),
     )
-    trainer = SyntheticTrainer(recipe, Mesh.of(world), phases)
+    mesh = Mesh.of(world, recipe.engine.sequence_ranks, recipe.engine.timeout_minutes)
+    trainer = SyntheticTrainer(recipe, mesh, phases)
     trainer.dry_run()
     last = steps * trainer.accumulation
     return trainer, iter(MicroBatchLoader(trainer.micro_batches, 0, last, recipe.loader.workers, recipe.loader.prefetch))

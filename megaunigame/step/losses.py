@@ -3,6 +3,10 @@
     L = sum over terms t of weight_t * (sum over all ranks and micro-steps of t's losses) / (all-ranks count of t)
 
 Every term is its sum over valid positions (or rows) divided by its count over all ranks: never a mean of means.
+
+Ranks that share their rows (N of them) all add up the losses of these rows, and all count their positions: sums and counts are
+N times those of the rows, which cancels. What a rank adds to the loss of the step is then one N-th of the loss of its rows, and
+the gradient of the step, which is the sum over all ranks, is that of one process.
 """
 
 from __future__ import annotations
@@ -49,10 +53,11 @@ class PassTerm(ABC):
 class LossTerms:
     """Terms in a fixed order: those of the plan, those added over its rows, those of single micro-steps."""
 
-    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], joined: Sequence[str], world: Ranks):
-        """`joined`: names of losses in `MicroStep.losses`, each one this rank's share of the loss of the step."""
+    def __init__(self, plan: StepPlan, added: Sequence[PassTerm], joined: Sequence[str], world: Ranks, shared_by: int = 1):
+        """`joined`: names of losses in `MicroStep.losses`, each one this data rank's share of the loss of the step.
+        `shared_by`: ranks that share their rows."""
         self.plan, self.world = plan, world
-        self.added, self.joined = added, tuple(joined)
+        self.added, self.joined, self.shared_by = added, tuple(joined), shared_by
         self.names = (*plan.terms, *(term.term for term in added), *joined)
         """(T,)"""
 
@@ -77,7 +82,7 @@ class LossTerms:
                 counts[index] += term.counted(micro.inputs[term.pass_name]).sum()
         counts = self.world.all_reduce_sum(counts.to(self.world.device))
         first = len(self.names) - len(self.joined)
-        counts[first:] = 1.0  # these losses are divided already
+        counts[first:] = self.shared_by  # these losses are divided already, but for that
         return counts
 
     def sums(self, inputs: PassInputs, output: PassOutput) -> Tensor:

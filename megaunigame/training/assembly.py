@@ -66,7 +66,8 @@ class Assembly:
         self.plan = build_plan(self.objectives, balance=recipe.loader.balance)
         added = [term for objective in self.objectives for term in objective.added_terms(self.plan)]
         self.factors = TermWeights(self.plan, added, recipe.given_weights)
-        self.accumulation = resolve_batch(recipe.batch, self.plan.rows_per_micro_step(), mesh.data.size)
+        rows, shared_by = self.plan.rows_per_micro_step(), mesh.sequence.size
+        self.accumulation = resolve_batch(recipe.batch, rows, mesh.data.size, shared_by)
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
         if trains:
             on_main(mesh.world, lambda: check_trackers(recipe.monitor.trackers))
@@ -117,6 +118,7 @@ class Assembly:
             lora=self._lora(),
             base=self._base(start),
             ranks=self.mesh.world.size,
+            sequence_ranks=self.mesh.sequence.size,
             rows_per_step=self.rows_per_step,
             data_reset=reset,
             resume=self.recipe.checkpoint.resume,
@@ -129,7 +131,8 @@ class Assembly:
         base = self._base(self.start)
         check_first_weights(folder, saved, self.recipe.model, base)
         state = continued(saved, self.recipe.checkpoint, self.mesh.world.size, self.rows_per_step)
-        return dataclasses.replace(state, lora=self._lora(), base=saved.base or base)
+        shared_by = self.mesh.sequence.size
+        return dataclasses.replace(state, lora=self._lora(), base=saved.base or base, sequence_ranks=shared_by)
 
     def _lora(self) -> dict[str, Any]:
         model = self.recipe.model
@@ -144,7 +147,8 @@ class Assembly:
         """Raises CheckpointError when another number of ranks makes other steps of a resumed run. An evaluation has none."""
         if self.resumed_from is not None and self.saved_state is not None:
             rows = self.plan.rows_per_micro_step()
-            check_batch(self.resumed_from, self.saved_state, self.recipe, self.mesh.world.size, rows, self.rows_per_step)
+            facts = (self.resumed_from, self.saved_state, self.recipe, self.mesh.world.size, rows, self.rows_per_step)
+            check_batch(*facts, self.mesh.sequence.size)
 
     def keep_start(self) -> None:
         """Collective: keep the checkpoint of another run that this one began with. Only for a launch that holds the folder."""
@@ -169,10 +173,13 @@ class Assembly:
         with model_folder(family, model) as path:
             for objective in self.objectives:
                 objective.check_family(family, model.family, path, self.plan)
+            family.check_sequence_ranks(path, self.mesh.sequence.size)
             placed = dataclasses.replace(self.recipe, model=dataclasses.replace(model, path=path))
             weights = None if model.weights == RANDOM else checked_start(family, path, self.start, self.mesh.world)
             facts = (family, placed, self.plan, self.ds_config, self.mesh.world, weights, self.adapter)
             learner = build_learner(*facts, say=say)
+        if self.mesh.sequence.size > 1:
+            learner.module.share_sequence(self.mesh.sequence)
         if model.stored_codes != OFF:
             learner.module.use_stored_codes(partial=model.stored_codes == PARTIAL)
         return learner

@@ -22,7 +22,8 @@ def evaluate(recipe: Recipe) -> None:
     """Run the suites of a recipe on its checkpoint or model, on every rank; rank 0 prints the tables."""
     world = start_world(recipe.engine.timeout_minutes, deterministic=recipe.engine.deterministic)
     with watch(world, recipe):
-        assembly = Assembly(recipe, Mesh.of(world), trains=False)
+        mesh = Mesh.of(world, recipe.engine.sequence_ranks, recipe.engine.timeout_minutes)
+        assembly = Assembly(recipe, mesh, trains=False)
         if world.is_main:
             say(evaluated(assembly.resumed_from, assembly.state.step, assembly.folder))
         assembly.folder = results_folder(assembly.folder)

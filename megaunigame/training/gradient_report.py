@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from megaunigame.engine.zero3 import Learner
 from megaunigame.errors import ConfigError
 from megaunigame.monitoring import names
-from megaunigame.parallel.ranks import Ranks
+from megaunigame.parallel.mesh import Mesh
 from megaunigame.randomness import derive
 from megaunigame.step.inputs import take_rows
 from megaunigame.step.micro import MicroStep, Step
@@ -30,12 +30,14 @@ PURPOSE = zlib.crc32(b"gradient report")
 class GradientReport:
     """Measures the terms that have rows of a stream."""
 
-    def __init__(self, learner: Learner, plan: StepPlan, data_ranks: Ranks, layers: Sequence[int], seed: int):
+    def __init__(self, learner: Learner, plan: StepPlan, mesh: Mesh, layers: Sequence[int], seed: int):
         """`seed` is that of the run; `layers`: of the language model, counted from 0; none: the middle one.
 
         Raises ConfigError for a layer that does not exist or in which nothing is trained.
         """
-        self.learner, self.plan, self.data_ranks, self.seed = learner, plan, data_ranks, seed
+        self.learner, self.plan, self.data_ranks, self.seed = learner, plan, mesh.data, seed
+        self.world = mesh.world
+        """Counts and gradients are summed over all ranks: as in the losses of a step, ranks that share their rows cancel."""
         every = learner.module.layers()
         for layer in layers:
             if not 0 <= layer < len(every):
@@ -56,12 +58,12 @@ class GradientReport:
         of_streams = [r.term for r in self.plan.requests if not r.aside and r.stream is not None]
         terms = [(term, micro) for term in of_streams if (micro := _first_with(step, self.plan, term)) is not None]
         local = torch.stack([self._counts(micro, term).sum() for term, micro in terms]).double()
-        counts = self.data_ranks.all_reduce_sum(local.to(self.data_ranks.device)).tolist()
+        counts = self.world.all_reduce_sum(local.to(self.world.device)).tolist()
         present = [(term, micro, count) for (term, micro), count in zip(terms, counts, strict=True) if count > 0]
         gradients = [self._gradient(step, micro, term, count) for term, micro, count in present]
-        products = torch.zeros(len(present), len(present), dtype=torch.float64, device=self.data_ranks.device)
+        products = torch.zeros(len(present), len(present), dtype=torch.float64, device=self.world.device)
         for parts in zip(*gradients, strict=True):  # one parameter at a time: whole in float32, of all terms
-            whole = torch.stack([self.data_ranks.all_reduce_sum(part.float().flatten()) for part in parts])
+            whole = torch.stack([self.world.all_reduce_sum(part.float().flatten()) for part in parts])
             products += (whole @ whole.T).double()
         return self._metrics([term for term, _, _ in present], products.cpu())
 
@@ -74,9 +76,7 @@ class GradientReport:
         # For noise inside the model. The passes of the step are seeded again.
         torch.manual_seed(derive(self.seed, step.number, self.plan.terms.index(term), self.data_ranks.rank, PURPOSE))
         request = next(r for r in self.plan.requests if r.term == term)
-        rows = take_rows(micro.inputs[request.pass_name], micro.plan.rows_at(request.pass_name, term)).to(
-            self.data_ranks.device
-        )
+        rows = take_rows(micro.inputs[request.pass_name], micro.plan.rows_at(request.pass_name, term)).to(self.world.device)
         with self.learner.aside():
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
@@ -85,7 +85,7 @@ class GradientReport:
         # A layer may have parameters that a pass does not use.
         shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in self.parameters]
         return [
-            torch.zeros(shape, dtype=parameter.dtype, device=self.data_ranks.device) if part is None else part
+            torch.zeros(shape, dtype=parameter.dtype, device=self.world.device) if part is None else part
             for part, shape, parameter in zip(found, shapes, self.parameters, strict=True)
         ]
 

@@ -36,15 +36,16 @@ class Performance:
         self._peak = peak_memory(self.world.device)
         forget_peak(self.world.device)
 
-    def counts(self) -> Tensor:
+    def counts(self, factor: float = 1.0) -> Tensor:
         """(2 + W,) float64 on the device, for `metrics` once summed over the ranks: tokens of this step so far, all and useful
         ones, and per rank the peak bytes since the beginning of the previous step.
 
-        Not the peak of this step: that would need a collective at its end, which waits for the device.
+        Not the peak of this step: that would need a collective at its end, which waits for the device. `factor`: of the
+        tokens.
         """
         peaks = torch.zeros(self.world.size, dtype=torch.float64, device=self.world.device)
         peaks[self.world.rank] = self._peak
-        return torch.cat([self.tokens.pop(), peaks])
+        return torch.cat([factor * self.tokens.pop(), peaks])
 
     def metrics(self, rows: int, passes: int, counts: Sequence[float]) -> dict[str, float]:
         """At the end of a step; collective in the step whose operations are counted.

@@ -33,6 +33,7 @@ class RefusedSteps:
 
     def __init__(self, parts: Assembly, learner: Learner, divergence: Divergence):
         self.recipe, self.world, self.folder = parts.recipe, parts.mesh.world, parts.folder
+        self.data_ranks = parts.mesh.data
         self.checkpoints = parts.checkpoints
         self.resumed_from = "" if parts.resumed_from is None else str(parts.resumed_from)
         self.learner, self.divergence = learner, divergence
@@ -49,7 +50,8 @@ class RefusedSteps:
         assert refusal is not None
         number, partitioned = step.number + 1, self.learner.zero_stage == 3
         weights = broken_weights(self.learner.module, self.world, partitioned) if refusal.is_broken else []
-        own = [f"{key or 'a row without a sample'} ({term})" for key, term in self._broken_rows(step, losses)]
+        broken = self._broken_rows(step, losses) if self.data_ranks.writes else []  # of ranks that share rows one tells them
+        own = [f"{key or 'a row without a sample'} ({term})" for key, term in broken]
         room = kept_rows.has_room(self.folder, number)
         ends = bool(weights) or refusal.zeros > 0 or self.divergence.is_spent
         if ends:
@@ -102,9 +104,9 @@ class RefusedSteps:
             micro = step.micro_steps[number]
             inputs = micro.inputs[name]
             passes.append(KeptPass(number, inputs, self._described(step, micro, inputs, values.tolist())))
-        if not passes:
+        if not passes or not self.data_ranks.writes:
             return ""
-        kept = KeptStep(step.number + 1, self.world.rank, self.world.size, self.recipe.seed, passes)
+        kept = KeptStep(step.number + 1, self.data_ranks.rank, self.data_ranks.size, self.recipe.seed, passes)
         try:
             left = kept_rows.write(folder, kept)
         except OSError as error:  # one rank's: it must not leave the others waiting

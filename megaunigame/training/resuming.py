@@ -44,20 +44,30 @@ def check_first_weights(folder: Path, saved: TrainState, model: ModelConfig, bas
         )
 
 
-def check_batch(folder: Path, saved: TrainState, recipe: Recipe, ranks: int, rows_per_micro_step: int, rows: int) -> None:
-    """Raise CheckpointError when only the number of ranks has changed the rows of an optimizer step.
+def check_batch(
+    folder: Path,
+    saved: TrainState,
+    recipe: Recipe,
+    ranks: int,
+    rows_per_micro_step: int,
+    rows: int,
+    shared_by: int = 1,
+) -> None:
+    """Raise CheckpointError when only the number of ranks, or of those that share a row, has changed the rows of a step.
 
-    `rows`: of a step of this launch, over all ranks. A recipe that gives batch.global_rows says itself what a step is made of.
+    `rows`: of a step of this launch, over all ranks; `shared_by`: its ranks that share a row. A recipe that gives
+    batch.global_rows says itself what a step is made of.
     """
-    if saved.ranks in (0, ranks) or rows == saved.rows_per_step or recipe.batch.global_rows is not None:
+    same = saved.ranks == 0 or saved.ranks * shared_by == ranks * saved.sequence_ranks
+    if same or rows == saved.rows_per_step or recipe.batch.global_rows is not None:
         return
-    legal = legal_ranks(saved.rows_per_step, rows_per_micro_step)
+    legal = [shared_by * number for number in legal_ranks(saved.rows_per_step, rows_per_micro_step)]
     start = f"start one of these numbers of ranks: {', '.join(map(str, legal))}" if legal else "give other rows per micro-step"
     raise CheckpointError(
-        f"{folder} was saved by {_ranks(saved.ranks)} with {saved.rows_per_step} rows in an optimizer step; this launch of "
-        f"{_ranks(ranks)} would have {rows}, because batch.accumulation is fixed. To go on as before, type "
-        f"batch.global_rows={saved.rows_per_step} batch.accumulation=null and {start}. For another batch on purpose, type "
-        f"batch.global_rows={rows} batch.accumulation=null."
+        f"{folder} was saved by {_ranks(saved.ranks, saved.sequence_ranks)} with {saved.rows_per_step} rows in an optimizer "
+        f"step; this launch of {_ranks(ranks, shared_by)} would have {rows}, because batch.accumulation is fixed. To go on as "
+        f"before, type batch.global_rows={saved.rows_per_step} batch.accumulation=null and {start}. For another batch on "
+        f"purpose, type batch.global_rows={rows} batch.accumulation=null."
     )
 
 
@@ -154,5 +164,6 @@ def all_done(step: int, steps: int, *, in_epochs: bool = False) -> str:
     return f"{step} of {steps} steps are done; raise {key} to go on" if step >= steps else ""
 
 
-def _ranks(number: int) -> str:
-    return "1 rank" if number == 1 else f"{number} ranks"
+def _ranks(number: int, shared_by: int = 1) -> str:
+    text = "1 rank" if number == 1 else f"{number} ranks"
+    return f"{text} ({shared_by} to a row)" if shared_by > 1 else text

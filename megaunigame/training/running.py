@@ -34,7 +34,8 @@ def train(recipe: Recipe, stop: Interruption, *, sources: dict[str, str], comman
             rank_log(recipe.output, world.rank)
             make_recorder_folder(recipe.output)
             clear_leftovers(recipe, world)
-            trainer = Trainer(recipe, Mesh.of(world), stop=stop)
+            mesh = Mesh.of(world, recipe.engine.sequence_ranks, recipe.engine.timeout_minutes)
+            trainer = Trainer(recipe, mesh, stop=stop)
             trainer.saves.make_room()
             plan = trainer.describe()
             record = None

@@ -50,7 +50,7 @@ class Saves:
         trained = sum(getattr(p, "ds_numel", p.numel()) for group in self.learner.trained_groups for p in group)
         of_players = sum(size for player in self.players for size in player.host_bytes().values())
         each = optimizer_bytes(averaged=self.learner.ema is not None)
-        self.checkpoints.check_room(each * trained + self.world.size * of_players)
+        self.checkpoints.check_room(each * trained + self.parts.mesh.data.size * of_players)
 
     def begin(self) -> None:
         """Collective: copy the state of the current step; the copy is written while the training goes on."""

@@ -43,6 +43,8 @@ class TrainState:
     """Where `start` is kept, below the run folder, if it is a step folder of another run (checkpoint/first_weights.py)."""
     ranks: int = 0
     """Of the launch that saved this; 0: not known."""
+    sequence_ranks: int = 1
+    """Ranks that shared every row in that launch."""
     rows_per_step: int = 0
     """Rows of its optimizer steps, over all ranks."""
     data_reset: bool = False

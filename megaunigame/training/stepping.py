@@ -69,7 +69,7 @@ class Stepper:
         self.data_ranks, self.accumulation = parts.mesh.data, parts.accumulation
         self.learner, self.players, self.phases = learner, players, phases
         self.bad_samples, self.rows = bad_samples, rows
-        self.lockstep = LockstepGuard(self.world)
+        self.lockstep = LockstepGuard(self.world, parts.mesh.sequence)
         quarantine = Quarantine(self.folder, self.world, fresh=parts.state.step == 0)
         self.complete_save = parts.checkpoints.wait
         """Before an error that all ranks raise: a save that is being written is of a step that was good."""
@@ -77,7 +77,8 @@ class Stepper:
         bad_samples.elsewhere = quarantine.last
         self.taps = {name: taps_of(players, name) for name in self.plan.passes}
         added = [term for player in players for term in player.terms]
-        self.terms = LossTerms(self.plan, added, [name for player in players for name in player.losses], self.world)
+        joined = [name for player in players for name in player.losses]
+        self.terms = LossTerms(self.plan, added, joined, self.world, parts.mesh.sequence.size)
         self.factors = parts.factors
         for term in self.recipe.given_weights:
             self.factors.require(term, self.terms.names)  # announced, but without a loss with these settings
@@ -85,7 +86,7 @@ class Stepper:
         self.gradients_every = monitor.gradients
         self.gradients: GradientReport | None = None
         if monitor.gradients:
-            self.gradients = GradientReport(learner, self.plan, self.data_ranks, monitor.gradient_layers, self.recipe.seed)
+            self.gradients = GradientReport(learner, self.plan, parts.mesh, monitor.gradient_layers, self.recipe.seed)
         self.divergence = Divergence(self.recipe.divergence, self.terms.joined)
         self.refused = RefusedSteps(parts, learner, self.divergence)
         self.performance = Performance(learner, self.world, self.recipe.engine.precision)
@@ -197,8 +198,10 @@ class Stepper:
             self.bad_samples.add(micro.plan, bad)
         # float64, because token counts of a large step do not fit fp32 exactly.
         local = torch.tensor([*self.bad_samples.pending(), self.stop.received is not None], dtype=torch.float64).to(sums.device)
-        rows = self.rows.pending(data.step, sums.device)
-        parts = [sums.double(), local[:-1], rows, self.performance.counts(), local[-1:]]
+        # Of ranks that share their rows one counts what they have read. They all add to the losses, and to the positions.
+        once = float(self.data_ranks.writes)
+        rows = once * self.rows.pending(data.step, sums.device)
+        parts = [sums.double(), once * local[:-1], rows, self.performance.counts(once), local[-1:]]
         totals = self.world.all_reduce_sum(torch.cat(parts)).cpu()
         terms = len(self.terms.names)
         first_row = terms + len(local) - 1

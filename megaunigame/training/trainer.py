@@ -150,7 +150,9 @@ class Trainer:
         """The start-up plan."""
         largest = largest_micro_step(self.processor, self.players, self.plan).inputs
         module, epochs = self.learner.module, self.parts.epochs
-        return describe(module, self.recipe, self.plan, largest, self.accumulation, self.world.size, str(epochs or ""))
+        shared_by = self.mesh.sequence.size
+        facts = (module, self.recipe, self.plan, largest, self.accumulation, self.world.size)
+        return describe(*facts, str(epochs or ""), shared_by)
 
     def dry_run(self) -> None:
         """Forward and backward of every pass, and of the players, on the largest legal rows; changes nothing.

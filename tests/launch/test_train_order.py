@@ -18,7 +18,7 @@ class Noted:
 
     def __init__(self, monkeypatch):
         self.patch, self.calls = monkeypatch.setattr, []
-        engine = SimpleNamespace(timeout_minutes=1, deterministic=False)
+        engine = SimpleNamespace(timeout_minutes=1, deterministic=False, sequence_ranks=1)
         self.recipe = SimpleNamespace(data={}, output="runs/a", engine=engine, name="a")
         self.patch(running, "as_yaml", lambda *_: "")
         self.replace("watch", self.watched())

@@ -217,7 +217,7 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
         trainer = trainer_of(case, home, world, **settings)
     recipe = trainer.recipe
     reference = AttentionReference if "aia" in recipe.objectives else BalanceReference if recipe.weights else PlainReference
-    plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, world.size)
+    plain = reference(recipe, trainer.plan, trainer.objective_of, trainer.accumulation, trainer.mesh.data.size)
     start = {n: p.detach().clone() for n, p in plain.trained.items()}
     average = PlainAverage(trainer, start)
     measured = sum(name.startswith("aia_") for name in trainer.stepper.terms.names)

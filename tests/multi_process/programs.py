@@ -46,7 +46,8 @@ def of_other_families(cases: dict[str, dict], **settings: Any) -> dict[str, dict
 def trainer_of(name: str, home: Path, world: Ranks, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
     """The trainer of a recipe of these settings; each rank writes its own file. The run goes to `home`/runs/`name`."""
     file = write_recipe(home / f"{name}-{world.rank}.yaml", home, **settings)
-    return kind(load_recipe(str(file), [f"output={home / 'runs' / name}"]), Mesh.of(world))
+    recipe = load_recipe(str(file), [f"output={home / 'runs' / name}"])
+    return kind(recipe, Mesh.of(world, recipe.engine.sequence_ranks))
 
 
 def batches_of(trainer: Trainer, steps: int) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.multi_process import data_faults, gradients, mixed, plans, resume, stored_codes, unigame
+from tests.multi_process import data_faults, gradients, mixed, plans, resume, shared_rows, stored_codes, unigame
 from tests.multi_process.launcher import run_ranks
 from tests.multi_process.tiny_run import write_data, write_edits, write_families, write_long_world, write_pictures
 
@@ -25,6 +25,16 @@ LAUNCHES = {
     "both players of the game equal plain torch on two ranks": ("unigame", 2, [*OWN, "uneven", "cost"]),
     "an attack on what the learner has drawn equals plain torch on two ranks": ("unigame", 2, [*REDRAWN, "combined"]),
     "one rank plays the same game": ("unigame", 1, ALONE),
+    "two times two ranks that share their rows equal plain torch": (
+        "shared_rows",
+        4,
+        ["emu3_aia", "counted_once"],
+    ),
+    "two ranks read the rows of every family, and play, as one does": (
+        "shared_rows",
+        2,
+        ["families", "janus_balance_independent_turns", *shared_rows.GAMES],
+    ),
     "stored codes train as encoded pictures do": ("stored_codes", 2, list(stored_codes.CASES)),
     "one rank that writes slowly, or cannot write, is waited for, or ends the run of all": ("saving", 2, ["saving"]),
     "data that one of two ranks cannot fetch": (

@@ -105,7 +105,8 @@ def run(case: str, given: tuple[dict[str, Any], dict[str, Any]], home: Path, wor
     game, settings = {**GAME, **given[0]}, dict(given[1])
     trainer = trainer_of(case, home, world, objectives=objectives(game, **settings.pop("others", {})), **settings)
     [unigame] = [player for player in trainer.players if isinstance(player, Game)]
-    plain = PlainGame(trainer, game, world)
+    data_ranks = trainer.mesh.data
+    plain = PlainGame(trainer, game, data_ranks)
     for optimizer in (unigame.optimizer.optimizer, plain.adversary_optimizer):
         optimizer.param_groups[0]["eps"] = 1e-2  # keeps AdamW's update a smooth function of the gradient
     trainer.dry_run()
@@ -115,7 +116,7 @@ def run(case: str, given: tuple[dict[str, Any], dict[str, Any]], home: Path, wor
 
     def put_and_take(step: Any) -> Any:
         drawn = put(step)
-        taken.append(hard_rows(trainer, step, world))
+        taken.append(hard_rows(trainer, step, data_ranks))
         return drawn
 
     unigame._put_hard_rows = put_and_take

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from megaunigame.errors import ConfigError
+from megaunigame.errors import ConfigError, ModelError, UserError
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.planning.machines import ACHIEVED_FLOPS, cluster
 from megaunigame.planning.operations import Operations
@@ -160,3 +160,38 @@ def test_a_plan_of_the_game_equals_the_engine(tmp_path):
     assert not any("planned 0," in line for line in checked)
     plan = json.loads(written.read_text())
     assert plan["aside_gathered"] > plan["gathered"] > 0
+
+
+def test_ranks_that_share_a_row_hold_parts_of_its_activations():
+    """And make parts of the operations of the layers and of the head; what is before them, each makes alone."""
+    long = ["model.path=absent", "model.max_length=1024", "model.pack_tokens=1024", "model.gradient_checkpointing=true"]
+    alone = tiny("tiny_emu3_sft", *long, ranks=4)
+    shared = tiny("tiny_emu3_sft", *long, "engine.sequence_ranks=2", ranks=4)
+    assert (alone.sequence_ranks, shared.sequence_ranks) == (1, 2) and shared.accumulation == alone.accumulation
+    assert shared.memory["weights"] == alone.memory["weights"]
+    for name in alone.passes:
+        assert shared.plain.kept[name] < 0.55 * alone.plain.kept[name], (name, shared.plain.kept, alone.plain.kept)
+        assert shared.plain.forward[name].model < 0.55 * alone.plain.forward[name].model
+    assert "rows a micro-step and 2 ranks that share them" in describe(shared, [])
+    assert "left out: traffic between the ranks that share a row" in describe(shared, [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["engine.sequence_ranks=3"], "engine.sequence_ranks=3 does not divide the 4 ranks of this launch. .*: 1, 2, 4"),
+        (
+            ["engine.sequence_ranks=2", "model.pack_tokens=0"],
+            "engine.sequence_ranks=2 divides packed rows. Type model.pack_tokens=",
+        ),
+        (["engine.sequence_ranks=4"], r"engine.sequence_ranks=4 does not divide the 6 attention heads .*: 1, 2, 3, 6\."),
+    ],
+)
+def test_ranks_that_cannot_share_a_row_are_refused(overrides, said):
+    with pytest.raises(UserError, match=said):
+        tiny("tiny_emu3_sft", "model.path=absent", "model.pack_tokens=4096", *overrides, ranks=4)
+
+
+def test_a_family_that_does_not_divide_rows_says_so():
+    with pytest.raises(ModelError, match="Bagel does not divide a row among ranks. Type engine.sequence_ranks=1"):
+        find("models", "bagel", CausalModel).check_sequence_ranks("anywhere", 2)

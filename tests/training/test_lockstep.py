@@ -81,6 +81,26 @@ def test_what_decides_the_calls_must_be_the_same(other, named):
     assert "ranks 0, 2: " in first and "none was begun" in first
 
 
+@pytest.mark.fault(
+    "ranks that share their rows have read different ones", does="LockstepError on all, before the step", lost="nothing"
+)
+@pytest.mark.parametrize("other", [dict(length=5), dict(keys=["a", "c"])])
+def test_ranks_that_share_their_rows_must_have_the_same(other):
+    def check(world) -> str:
+        # Ranks 0, 1 and 2 share rows; their group is a world of its own here.
+        given = {"length": 4, "keys": ["a", "b"], **(other if world.rank == 1 else {})}
+        try:
+            LockstepGuard(world, world).check(step(**given))
+        except LockstepError as error:
+            return str(error)
+        return ""
+
+    said = on_ranks(3, check)
+    assert len({*said}) == 1 and "engine.sequence_ranks=3" in said[0] and "for step 5" in said[0]
+    other.clear()
+    assert on_ranks(3, check) == ["", "", ""]
+
+
 def test_a_pass_that_only_one_rank_has_is_named():
     more = step()
     more.micro_steps[1].inputs[GENERATE] = pass_inputs(GenerateInputs, torch.zeros(1, 4, dtype=torch.long))

@@ -49,6 +49,18 @@ def test_only_the_number_of_ranks_may_not_change_a_step():
         check_batch(FOLDER, SAVED, batch_of(accumulation=2), 4, 6, 48)
 
 
+def test_ranks_that_share_their_rows_count_once():
+    check_batch(FOLDER, SAVED, batch_of(accumulation=2), 4, 5, 20, 2)
+    shared = replace(SAVED, ranks=8, sequence_ranks=4)
+    check_batch(FOLDER, shared, batch_of(accumulation=3), 2, 5, 30)  # as many data ranks, so the recipe says so
+    with pytest.raises(
+        CheckpointError, match=r"8 ranks \(4 to a row\) with 20 .* of 8 ranks \(2 to a row\) would have 40.*: 2, 4, 8\."
+    ):
+        check_batch(FOLDER, shared, batch_of(accumulation=2), 8, 5, 40, 2)
+    with pytest.raises(ConfigError, match=r"3 groups of 2 ranks.*numbers of ranks: 2, 4, 8\."):
+        resolve_batch(BatchConfig(global_rows=20), 5, 3, 2)
+
+
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 40))
 def test_legal_numbers_of_ranks_are_those_that_resolve(micro_steps, rows, ranks):
     total = micro_steps * rows

@@ -164,7 +164,7 @@ def measure_understanding(
             "a longer --max-length."
         )
     left_out = sample_count(index, settings.limit) - len(found)
-    if left_out and data_ranks.rank == 0:
+    if left_out and data_ranks.is_main:
         log.warning(
             "%d of %d samples left out: no image or conversation, a control token of %s in a text, or more than %d tokens.",
             *(left_out, left_out + len(found), teacher.name, max_length),

@@ -68,6 +68,7 @@ class Bagel(CausalModel):
     can_pack = (UNDERSTAND,)
     predicts_whole = False
     interleaves = True
+    divides_rows = False
     released_guidance = 4.0
     configuration = staticmethod(read_config)
     open_processor = BagelProcessor.from_folder

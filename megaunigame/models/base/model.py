@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from megaunigame.errors import ModelError
 from megaunigame.models.base.processor import Processor
 from megaunigame.models.base.weights import Weights
+from megaunigame.parallel.row_sharing import RowSharing
 from megaunigame.registry import unknown
 from megaunigame.step.inputs import GenerateInputs, GenerateOutput, PassInputs, PassOutput, UnderstandInputs, UnderstandOutput
 from megaunigame.step.requests import GENERATE
@@ -36,7 +37,7 @@ class DecodedPictures(NamedTuple):
     there is one (latents: relative change)."""
 
 
-class UnifiedModel(nn.Module, ABC):
+class UnifiedModel(nn.Module, RowSharing, ABC):
     """A model that understands and generates images through named passes.
 
     The class attributes describe the family.

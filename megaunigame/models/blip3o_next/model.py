@@ -125,7 +125,7 @@ class Blip3oNext(LatentPictures, TokenSources):
         lengths = self.lengths(inputs, count)
         read = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap, lengths=lengths)
         hidden = read[:, -count - 1 :]
-        scored = self.lm_head(hidden[:, :-1].flatten(0, 1), (codes + grid.first).flatten())
+        scored = self._scores(hidden[:, :-1].flatten(0, 1), (codes + grid.first).flatten())
         of_codes = emphasized(scored.losses.view(codes.shape), inputs.emphasis).sum(1)
         errors = self.velocity_errors(latents, u, noise, self.condition(self.kept(hidden, inputs)))
         of_latents = emphasized(errors, inputs.emphasis).flatten(1).mean(1)

@@ -115,7 +115,7 @@ class CausalModel(RowReader):
         everywhere = torch.arange(1, length, device=inputs.tokens.device).expand(rows, -1)
         positions = everywhere if predict else inputs.label_positions
         labels = scored_labels(inputs, positions)
-        scored = self.lm_head(_before(hidden, positions), labels.flatten())
+        scored = self._scores(_before(hidden, positions), labels.flatten())
         likeliest = scored.likeliest.view(positions.shape)
         return UnderstandOutput(
             loss_sum=scored.losses.view(positions.shape).sum(1),

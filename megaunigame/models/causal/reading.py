@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from megaunigame.attention import plain
 from megaunigame.attention import taps as attention_taps
@@ -19,7 +17,7 @@ from megaunigame.attention.taps import PackedTap, Tap
 from megaunigame.errors import ModelError
 from megaunigame.models.base import Processor
 from megaunigame.models.causal import masks
-from megaunigame.models.family import Family
+from megaunigame.models.causal.shared_rows import SharedRows
 from megaunigame.models.text.processor import RowProcessor
 from megaunigame.step.inputs import PassInputs
 from megaunigame.step.requests import GENERATE, UNDERSTAND
@@ -47,7 +45,7 @@ def check_attention(attention: str, only_causal: bool = True) -> None:
         )
 
 
-class RowReader(Family):
+class RowReader(SharedRows):
     """Embedded rows (B, S, D) -> their hidden states (B, S, D)."""
 
     only_causal: ClassVar[bool] = True
@@ -66,11 +64,6 @@ class RowReader(Family):
                 "training; type model.attention=sdpa (without a recipe: --attention sdpa)."
             )
         self._overfull: set[str] = set()
-
-    @property
-    @abstractmethod
-    def language_model(self) -> PreTrainedModel:
-        """The decoder without its head."""
 
     @property
     def _implementation(self) -> str:
@@ -182,12 +175,6 @@ class RowReader(Family):
         options: dict[str, Any] = pack.flash_options if self._flash else {"pack": pack}
         if tap is not None:
             seen = masks.causal(pack.attention, segments, opened).unsqueeze(1) if masked else pack.attention
+            tap.ranks = self.sequence
             options["tap"] = PackedTap(tap, pack, seen)
-        read = self.language_model(
-            inputs_embeds=pack.packed(embeds),
-            attention_mask=None,
-            position_ids=pack.packed(positions),
-            use_cache=False,
-            **options,
-        )
-        return pack.rows(read.last_hidden_state)
+        return pack.rows(self._through_layers(pack.packed(embeds), pack.packed(positions), options))

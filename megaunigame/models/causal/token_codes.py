@@ -34,7 +34,7 @@ class TokenCodeModel(TokenPictures, CodeModel):
         read = self._read(embeds, attention, front_padding=inputs.front_padding, tap=tap, lengths=lengths)
         states = read[:, -grid.read - 1 :]
         hidden = states.index_select(1, grid.places(states.device))
-        scored = self.lm_head(hidden.flatten(0, 1), (codes + grid.first).flatten())
+        scored = self._scores(hidden.flatten(0, 1), (codes + grid.first).flatten())
         losses = emphasized(scored.losses.view(codes.shape), inputs.emphasis)
         return GenerateOutput(
             loss_sum=torch.where(inputs.counts > 0, losses.sum(1), 0.0),

@@ -129,7 +129,7 @@ class ShowO(TokenPictures):
         lengths = self.lengths(inputs, self.grid.count + 1)
         hidden = self._picture_states(embeds, inputs.attention, inputs.image_positions, tap, lengths)
         labels = torch.where(masked, codes + self.grid.first, IGNORE)
-        scored = self.lm_head(hidden.flatten(0, 1), labels.flatten())
+        scored = self._scores(hidden.flatten(0, 1), labels.flatten())
         losses = emphasized(scored.losses.view(codes.shape), inputs.emphasis)
         loss = losses.sum(1) * codes.shape[1] / masked.sum(1)
         return GenerateOutput(

@@ -263,8 +263,9 @@ class Game(Player):
     # Checkpoints
 
     def pending(self) -> list[PendingFile]:
-        files = [self.pool.buffer.pending()]
-        if self.context.data_ranks.is_main:
+        data_ranks = self.context.data_ranks
+        files = [self.pool.buffer.pending()] if data_ranks.writes else []
+        if data_ranks.is_main:
             state = {"pool": self.pool.state_dict(), "reach": self.reach.state_dict()}
             settings = described(self.config, self.adversary)
             files.append(pending_adversary(self.adversary, self.optimizer, settings, state))

@@ -90,12 +90,13 @@ class Pool:
         Once per step, after the update, when the device is idle: each copy to the host waits for it.
         """
         for question, packed, step in self.mined:
-            candidates = [to_records(self.buffer.layout, question, each, step) for each in packed.cpu().unbind(1)]
+            same = self.context.data_ranks.same(packed)
+            candidates = [to_records(self.buffer.layout, question, each, step) for each in same.cpu().unbind(1)]
             # By row, then by candidate: the order in which a single rank would have mined them.
             records, accepted = (np.stack(each, 1).ravel() for each in zip(*candidates, strict=True))
             self.tally.not_finite += self.buffer.mine(records, accepted)
         for indices, losses in self.replayed:
-            self.buffer.refresh(indices, losses.cpu().numpy()[: len(indices)])
+            self.buffer.refresh(indices, self.context.data_ranks.same(losses).cpu().numpy()[: len(indices)])
         self.mined, self.replayed = [], []
 
     def draw(self, rows: int, micro_steps: int, rng: np.random.Generator) -> list[np.ndarray]:
