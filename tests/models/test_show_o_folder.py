@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megaunigame.errors import ModelError
-from megaunigame.models.causal import model as causal_model
+from megaunigame.models.causal import reading
 from megaunigame.models.shapes import read_shape
 from megaunigame.models.show_o import ShowO
 from megaunigame.models.show_o.configuration import RELEASED, read_config
@@ -164,7 +164,7 @@ def test_the_drawn_size_is_that_of_the_codes(tiny, tmp_path):
 
 
 def test_flash_attention_is_refused_where_it_is_installed(tiny, monkeypatch):
-    monkeypatch.setattr(causal_model, "find_spec", lambda name: object())
+    monkeypatch.setattr(reading, "find_spec", lambda name: object())
     with pytest.raises(ModelError, match="flash_attention_2 takes causal masks only.*type model.attention=sdpa"):
         built(ShowO, tiny.path, max_length=160, attention="flash_attention_2")
 
