@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
+import deepspeed
 import pytest
 import torch
 from deepspeed.runtime.zero import partition_parameters
 from torch import Tensor, nn
 
 from megaunigame.engine.partitioning import PartitionedParameters
+from megaunigame.models.as_given import compute_as_given
 from megaunigame.models.base import UnifiedModel
 from megaunigame.registry import find
 from tests.models.shared import FAMILIES
@@ -79,3 +81,17 @@ def test_only_parameters_meet_the_device_and_the_dtype_of_the_engine(name, preci
             assert ours[key].dtype == tensor.dtype, key
             assert torch.equal(ours[key], tensor), key
     assert any(buffer.is_floating_point() for buffer in model.buffers()), "no rotary frequencies, nothing was compared"
+
+
+def test_layers_that_compute_as_given_still_do(world):
+    """Their class is another than the one they were made with; in the precision of the weights, weights are freed after it."""
+    with PartitionedParameters(ds_config("bf16")):
+        layer = nn.Linear(5, 3)
+    compute_as_given(layer)
+    with deepspeed.zero.GatheredParameters([layer.weight, layer.bias], modifier_rank=0):
+        layer.weight.data.fill_(2.0)
+        layer.bias.data.fill_(1.0)
+        exact = torch.full((2, 5), 1.0 + 2**-12)
+        assert torch.equal(layer(exact), torch.full((2, 3), 11.0 + 10 * 2**-12))
+        rounded = layer(exact.bfloat16())
+    assert rounded.dtype == torch.bfloat16 and rounded.grad_fn.name().startswith("LinearFunctionForZeroStage3")

@@ -95,8 +95,8 @@ class RowReader(SharedRows):
         if inputs.pass_name not in self.packed_passes:
             return None
         lengths = [length + more for length in inputs.lengths or inputs.attention.sum(1).tolist()]
-        planned = self.processor.pack_tokens[inputs.pass_name]
-        if sum(lengths) > planned and inputs.pass_name not in self._overfull:
+        planned = self.processor.pack_tokens[inputs.pass_name]  # and the token of an empty place
+        if sum(lengths) > planned + len(lengths) and inputs.pass_name not in self._overfull:
             self._overfull.add(inputs.pass_name)
             log.warning(
                 f"A {inputs.pass_name} pass of this rank has {sum(lengths):,} tokens, and plan and dry run counted on "
