@@ -59,8 +59,8 @@ class PartitionedParameters(deepspeed.zero.Init):
 
 
 def _linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
-    """As the class of the layer; the graph refers to the parameter, not to what it holds now. That class may be another than when
-    the layer was made: one that converts its weights to the precision of the input."""
+    """As the class of the layer; the graph refers to the parameter, not to what it holds now. A layer may get another class
+    after it was made: one that converts its weights to the precision of the input."""
     if hidden.dtype != layer.weight.dtype:
         return type(layer).forward(layer, hidden)
     return zero3_linear_wrap(hidden, layer.weight, layer.bias)

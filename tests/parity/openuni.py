@@ -100,6 +100,12 @@ def source_fields(tokens: Tensor, image_token: int, images: Tensor | None) -> di
     }
 
 
+def in_place(read: Tensor, attention: Tensor) -> Tensor:
+    """What the language model reads with padding behind the tokens (B, S, ...), where `attention` (B, S) has the tokens."""
+    tokens_first = (~attention).to(torch.uint8).argsort(dim=1, stable=True)
+    return torch.stack([row[order.argsort()] for row, order in zip(read, tokens_first, strict=True)])
+
+
 def generation_outputs(
     model: OpenUni, given: dict[str, Tensor], case: str, latents: Tensor, fixture: Fixture, images: Tensor | None = None
 ) -> dict[str, Tensor]:
@@ -122,11 +128,12 @@ def generation_outputs(
     for hook in hooks:
         hook.remove()
     sigma = flow.levels(u, model.config.flow.train_shift)
+    attention = torch.cat([mask.bool(), mask.new_ones(len(mask), model.config.queries).bool()], dim=1)
     ours = {
         "latents": latents,
-        "lm_inputs_embeds": seen["inputs_embeds"],
-        "lm_attention_mask": torch.cat([mask.bool(), mask.new_ones(len(mask), model.config.queries).bool()], dim=1),
-        "lm_position_ids": seen["position_ids"],
+        "lm_inputs_embeds": in_place(seen["inputs_embeds"], attention),
+        "lm_attention_mask": attention,
+        "lm_position_ids": in_place(seen["position_ids"], attention),
         "query_hidden": output.hidden,
         "connector_out": seen["connector"],
         "cond": seen["condition"],
