@@ -41,6 +41,7 @@ PLAN = Plan(
     passes=("generate", "understand"),
     rows={"generate": {"pixel": 4}, "understand": {"clean": 2, "hard": 2}},
     accumulation=24,
+    sequence_ranks=1,
     shape=Shape([GroupSize("lm", 8 * GIB, 8 * GIB), GroupSize("dit", GIB, GIB)], [(9 * GIB, True)], 0, {}, {}),
     elements_per_rank=9 * GIB // 4,
     # In GiB: 9 * 2 / 4, 9 * 4 / 4, 9 * 12 / 4; then 20 of graphs, 6 gathered, 14 of waiting gradients.
