@@ -52,6 +52,10 @@ class ModelError(UserError):
     """A model folder or checkpoint does not fit the family that was asked to load it."""
 
 
+class TransientModelError(ModelError, TransientError):
+    """The file system of a model answered with an error that may pass."""
+
+
 class CheckpointError(UserError):
     """A training checkpoint is missing, incomplete, or belongs to another run."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from megaunigame.engine.memory_plan import short_bytes
 from megaunigame.engine.parameters import LORA, element_count, group_label
-from megaunigame.errors import ModelError, UserError
+from megaunigame.errors import ModelError, TransientModelError, UserError
 from megaunigame.models.base import UnifiedModel, Weights
 from megaunigame.models.weights.loading import SHOWN, check_names, check_shapes
 from megaunigame.parallel.pulse import PULSE
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.storage.disk_errors import may_pass
 from megaunigame.storage.pieces import Piece, PieceReader, fingerprint, part
+from megaunigame.storage.retries import retried
 
 Say = Callable[[str], None]
 Places = dict[str, Sequence[Piece] | None]
@@ -38,7 +41,8 @@ def silent(text: str) -> None:
 def load_weights(model: nn.Module, weights: Weights, world: Ranks, say: Say = silent) -> None:
     """Collective: copy a checkpoint into every parameter of the model. `say`: rank 0's lines about it.
 
-    Raises ModelError on all ranks for a parameter that has no weights, and for a file that one of them cannot read.
+    Raises ModelError on all ranks for a parameter that has no weights, and for a file that one of them cannot read
+    (TransientModelError, if that may pass).
     """
     _load(model, dict(model.named_parameters()), weights, world, say)
 
@@ -87,9 +91,12 @@ def _places(parameters: Mapping[str, Any], weights: Weights, world: Ranks) -> tu
                 # A partition of other numbers than the checkpoint's: only the engine knows how to fill it.
                 places[name] = None if hasattr(parameter.ds_tensor, "ds_quant_scale") else weights.pieces(name)
             files = {piece.file for pieces in places.values() for piece in pieces or ()}
-            prints = {file: fingerprint(file) for file in sorted(files)}
+            prints = {file: retried(partial(fingerprint, file)) for file in sorted(files)}
         except UserError as error:
             problem = error
+        except OSError as error:
+            kind = TransientModelError if may_pass(error) else ModelError
+            problem = kind(f"Rank 0 cannot read the weights: {_in_words(error)}")
     places, prints, problem = world.broadcast_object((places, prints, problem))
     if problem is not None:
         raise problem
@@ -119,24 +126,22 @@ class _SliceReader:
 
     def read(self, prints: Mapping[str, str]) -> tuple[int, int]:
         """Collective: fill all slices; (most, fewest) bytes that a rank read. Raises ModelError on all ranks if one cannot."""
-        problem = ""
+        problem, passes = "", True
         with PieceReader() as reader:
             try:
                 if self.world.local_rank == 0:  # one rank of each machine: files may be copies
                     _compare(prints)
                 self._read(reader)
             except OSError as error:
-                problem = (
-                    f"{error}. Every rank reads its own part of the weights, so that they must be at the same path on every "
-                    "machine; if they are, type the same command again."
-                )
+                problem, passes = _in_words(error), may_pass(error)
             except ModelError as error:
-                problem = str(error)
-        told = self.world.all_gather_object((problem, reader.bytes))
-        for rank, (found, _) in enumerate(told):
+                problem, passes = str(error), False
+        told = self.world.all_gather_object((problem, passes, reader.bytes))
+        kind = TransientModelError if all(passes for _, passes, _ in told) else ModelError
+        for rank, (found, _, _) in enumerate(told):
             if found:
-                raise ModelError(f"Rank {rank} cannot read the weights: {found}")
-        read = [count for _, count in told]
+                raise kind(f"Rank {rank} cannot read the weights: {found}")
+        read = [count for _, _, count in told]
         return max(read), min(read)
 
     def _read(self, reader: PieceReader) -> None:
@@ -167,10 +172,17 @@ def slices_of(parameter: Any, rank: int) -> Iterator[tuple[Tensor, range]]:
         yield memory, range(min(start, count), min(start + memory.numel(), count))
 
 
+def _in_words(error: OSError) -> str:
+    return (
+        f"{error}. Every rank reads its own part of the weights, so that they must be at the same path on every machine; if "
+        "they are, type the same command again."
+    )
+
+
 def _compare(prints: Mapping[str, str]) -> None:
     """Raise ModelError unless the files of this machine are those of rank 0."""
     for file, expected in prints.items():
-        if fingerprint(file) != expected:
+        if retried(partial(fingerprint, file)) != expected:
             raise ModelError(
                 f"{file} is not the file that rank 0 has at this path. Copy the model folder to every machine again."
             )

@@ -70,8 +70,17 @@ def whole_bytes(learner: Learner) -> int:
 
 
 def fits_whole(learner: Learner, share: float) -> bool:
-    """Collective: whether whole weights take at most `share` of the memory that is free on the device of every rank."""
-    return not learner.world.any(whole_bytes(learner) > share * _free_bytes(learner.world))
+    """Collective: whether whole weights take at most `share` of the memory that is free on the device of every rank, before the
+    first step and after it."""
+    free = _free_bytes(learner.world) - _moments_to_come(learner)
+    return not learner.world.any(whole_bytes(learner) > share * free)
+
+
+def _moments_to_come(learner: Learner) -> int:
+    """Bytes of AdamW's moments that the first update of a fresh run will take on the device of this rank."""
+    here = learner.world.device.type
+    masters = sum(master.nbytes for master in learner.masters if master.device.type == here)
+    return max(0, 2 * masters - learner.moment_bytes())
 
 
 def _free_bytes(world: Ranks) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,12 @@ from torch import nn
 from megaunigame.engine import loading
 from megaunigame.engine.loading import load_weights
 from megaunigame.engine.partitioning import PartitionedParameters
-from megaunigame.errors import ModelError
+from megaunigame.errors import ModelError, TransientModelError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.models.weights.renamed import RenamedWeights, StoredTensor
 from megaunigame.models.weights.tensor_files import TensorFiles
 from megaunigame.registry import find
-from megaunigame.storage import pieces
+from megaunigame.storage import pieces, retries
 from tests.engine.test_partitioning import ds_config
 from tests.models.shared import FAMILIES
 from tests.multi_process.tiny_run import write_family
@@ -159,6 +160,25 @@ def test_a_file_that_cannot_be_read(damage, said, tmp_path, monkeypatch):
     )
     with pytest.raises(ModelError, match=said):
         loaded(small, weights, 3, torch.float32)
+
+
+@pytest.mark.parametrize("where", ["looking", "reading"])
+@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, TransientModelError), (errno.EACCES, ModelError)])
+def test_a_file_system_that_does_not_answer(number, kind, where, tmp_path, monkeypatch):
+    """Rank 0 looks where tensors lie, and the others wait for what it says; then every rank reads."""
+    monkeypatch.setattr(retries, "WAITS", ())
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    weights = write_small(tmp_path)
+    if where == "looking":
+        monkeypatch.setattr(loading, "fingerprint", refuse)
+    else:
+        monkeypatch.setattr(loading.PieceReader, "_read", refuse)
+    with pytest.raises(ModelError, match="Rank 0 cannot read the weights: .*the same command again") as raised:
+        loaded(small, weights, 2, torch.float32)
+    assert type(raised.value) is kind
 
 
 def test_a_copy_on_another_machine_that_is_another_file(tmp_path, monkeypatch):
