@@ -123,7 +123,8 @@ class LoaderConfig:
     """Micro-batches that each worker prepares ahead."""
     balance: bool = False
     """Deal the samples of a micro-step over the ranks by the length of their rows, as far as the index says it, so that ranks
-    need not wait for the slowest. A rank then has up to a quarter more understand rows than objectives ask for, or fewer."""
+    need not wait for the slowest. A rank then has fewer understand rows than objectives ask for, or up to a quarter
+    more (at least one)."""
     max_bad_fraction: float = at_least(0, 0.001)
     """The run stops when more than this fraction of a stream's samples had to be replaced."""
     lost_shard: str = one_of([STOP, SUBSTITUTE], STOP)

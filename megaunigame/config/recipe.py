@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from megaunigame.config.data import LoaderConfig, StreamConfig
+from megaunigame.config.data import STOP, SUBSTITUTE, LoaderConfig, StreamConfig
 from megaunigame.config.model import FLASH, LORA, ModelConfig
 from megaunigame.config.run import (
     AUTO,
@@ -87,6 +87,12 @@ class Recipe:
             raise ConfigError(
                 "loader.balance=true needs rows that are packed: side by side, an empty place costs as much as a row. Type "
                 f"model.pack_tokens=N, at least model.max_length={model.max_length}, or loader.balance=false."
+            )
+        if self.engine.sequence_ranks > 1 and self.loader.lost_shard == SUBSTITUTE:
+            raise ConfigError(
+                f"engine.sequence_ranks={self.engine.sequence_ranks}: ranks that share rows must all read them, and with "
+                f"loader.lost_shard={SUBSTITUTE} one goes on without a shard that it cannot reach. Type "
+                f"loader.lost_shard={STOP}, or engine.sequence_ranks=1."
             )
         if self.engine.sequence_ranks > 1 and not model.pack_tokens:
             raise ConfigError(

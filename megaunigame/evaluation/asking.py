@@ -106,7 +106,7 @@ def _positions(inputs: UnderstandInputs, sheets: Sequence[Sheet]) -> list[list[T
 def _item(sheet: Sheet) -> _SheetItem:
     turns = [(question.text, question.reference) for question in sheet.questions]
     images = [] if sheet.image is None else [sheet.image, *sheet.sample.images[1:]]
-    row = UnderstandRow(images, turns, independent=True)
+    row = UnderstandRow(images, turns, independent=len(turns) > 1)  # which needs a mask
     return _SheetItem(sheet.position, sheet.sample.key, row, sheet)
 
 

@@ -96,6 +96,7 @@ class Rehearsal:
             self.model = work.family.build(
                 work.folder, processor, attention=ATTENTION, gradient_checkpointing=gradient_checkpointing
             )
+        self.model.rehearses = True
         if config.pack_tokens:
             self.model.pack_rows(config.pack_tokens)
         with torch.device("meta"):

@@ -162,7 +162,8 @@ class Assembly:
         rotates = bool(plan.rotations)
         changes = described_changes(self.resumed_from, self.recipe)
         facts = (self.resumed_from, self.saved_state, checkpoint, ranks, rows)
-        return describe(*facts, rotates=rotates, streams=plan.streams, changes=changes)
+        shared_by = self.mesh.sequence.size
+        return describe(*facts, rotates=rotates, streams=plan.streams, changes=changes, shared_by=shared_by)
 
     def build_learner(self, say: Callable[[str], None] = silent) -> Learner:
         """The model under its engine, with the weights of the recipe. `say`: lines of rank 0 on how far the loading is."""

@@ -132,18 +132,20 @@ def describe(
     rotates: bool = False,
     streams: Sequence[str] | None = None,
     changes: str = "",
+    shared_by: int = 1,
 ) -> str:
     """The line on the console. `rotates`: terms take turns by micro-step, of which each rank makes its own. `streams`: those of
-    this launch; none: not to be compared. `changes`: of settings, in words."""
+    this launch; none: not to be compared. `changes`: of settings, in words. `shared_by`: ranks that have the same rows."""
     parts = [f"resuming from step {saved.step}{f' ({changes})' if changes else ''}, saved in {folder}"]
     if checkpoint.resume != AUTO and Path(checkpoint.resume) != folder:
         parts.append(
             f"checkpoint.resume={checkpoint.resume} was done by an earlier launch of this output (to do it again, give another "
             "`output`)"
         )
-    if saved.ranks not in (0, ranks):
-        parts.append(f"saved by {_ranks(saved.ranks)}, continued by {ranks}")
-        if rotates:
+    if saved.ranks and (saved.ranks, saved.sequence_ranks) != (ranks, shared_by):
+        now = f"{ranks}" if shared_by == saved.sequence_ranks == 1 else _ranks(ranks, shared_by)
+        parts.append(f"saved by {_ranks(saved.ranks, saved.sequence_ranks)}, continued by {now}")
+        if rotates and saved.ranks * shared_by != ranks * saved.sequence_ranks:
             parts.append("terms in rotation get other samples from here on")
     if saved.ranks and saved.rows_per_step != rows:
         parts.append(f"saved with {saved.rows_per_step} rows a step, continued with {rows}")

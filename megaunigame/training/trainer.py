@@ -24,6 +24,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.memory_plan import describe
 from megaunigame.errors import Interrupted
+from megaunigame.models.base import rehearsing
 from megaunigame.monitoring import names
 from megaunigame.monitoring.console import phase, say
 from megaunigame.monitoring.monitor import Monitor
@@ -159,7 +160,7 @@ class Trainer:
 
         Raises CapacityError when such a step does not fit into GPU memory.
         """
-        with checked_peak(self.learner, self.parts.ds_config):
+        with checked_peak(self.learner, self.parts.ds_config), rehearsing(self.learner.module):
             micro = largest_micro_step(self.processor, self.players, self.plan)
             micro.inputs = {name: inputs.to(self.world.device) for name, inputs in micro.inputs.items()}
             leaves: list[Tensor] = [leaf for player in self.players for leaf in player.rehearse(micro)]

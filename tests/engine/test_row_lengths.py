@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from megaunigame.config import EmaConfig, ModelConfig
+from megaunigame.config import EmaConfig, LoaderConfig, ModelConfig
 from megaunigame.engine.memory_plan import describe
 from megaunigame.engine.row_lengths import beyond_training, check_row_lengths
 from megaunigame.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ def test_rows_beyond_the_trained_positions_are_known(tiny):
 def test_the_plan_of_a_run_warns_of_them(tiny, length):
     config = ModelConfig(path=str(tiny.path), family="show_o", max_length=length)
     parts = {"schedule": SimpleNamespace(steps=1), "engine": SimpleNamespace(precision="bf16"), "ema": EmaConfig()}
-    recipe = SimpleNamespace(model=config, **parts)
+    recipe = SimpleNamespace(model=config, loader=LoaderConfig(), **parts)
     model, plan = tiny.load(max_length=length), plan_from([ASKED])
     text = describe(model, recipe, plan, {UNDERSTAND: model.processor.largest(plan, UNDERSTAND)}, 1, 1)
     warnings = [line for line in text.splitlines() if "warning: model.max_length" in line]

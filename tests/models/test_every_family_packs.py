@@ -10,7 +10,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from megaunigame.errors import ModelError
-from megaunigame.step.inputs import Taps
+from megaunigame.models.base import rehearsing
+from megaunigame.step.inputs import Taps, take_rows
 from megaunigame.step.requests import GENERATE
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from tests.models.shared import LENGTH, TURNS, generate, left_padded, understand
@@ -119,13 +120,18 @@ def test_the_gradient_of_an_attack_goes_through_a_pack(tiny, picture):
 
 
 @pytest.mark.parametrize("tiny", ["janus"], indirect=True)
-def test_a_pass_with_more_tokens_than_planned_is_made_and_says_so_once(model, picture, caplog):
+def test_a_pass_with_more_tokens_than_the_dry_run_is_made_and_says_so_once(model, picture, caplog):
     model.pack_rows(LENGTH)
     inputs = understand(model, *understand_rows(picture))
+    fewer = take_rows(inputs, slice(0, 2))
     assert sum(inputs.lengths) > LENGTH
+    with rehearsing(model):
+        model(fewer)
+    model(fewer)
+    assert not caplog.text, "what the dry run had is legal"
     for _ in range(2):
         assert model(inputs).loss_sum.shape == (4,)
-    assert caplog.text.count(f"model.pack_tokens={LENGTH}") == 1
+    assert caplog.text.count(f"the dry run had {sum(fewer.lengths)} (model.pack_tokens={LENGTH})") == 1
 
 
 @pytest.mark.parametrize("tiny", ["janus"], indirect=True)

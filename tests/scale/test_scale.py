@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
-from tests.scale.measure import GAME, OTHER, RANKS, RESULTS, beats
-from tests.scale.replayed import MERGE, SAVE, START, STEP, Replay, replay, write_home
+from tests.multi_process.launcher import run_script
+from tests.scale.few import FEW, MANY, RESULT
+from tests.scale.measure import GAME, OTHER, RESULTS, beats
+from tests.scale.replayed import MERGE, SAVE, START, STEP, Replay
 from tests.scale.write_page import PAGE, page
-
-FEW, MANY = RANKS[1], 64
-"""The first has a row on the page; the second is another number of ranks, to see what grows."""
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,9 @@ def results():
 @pytest.fixture(scope="module")
 def replays(tmp_path_factory) -> dict[tuple[int, int], Replay]:
     """(rank, ranks) -> a run with all phases."""
-    home = write_home(tmp_path_factory.mktemp("scale"))
-    few = replay(home, GAME, 0, FEW)
-    other = replay(home, GAME, OTHER, FEW, few.said)
-    return {(0, FEW): few, (OTHER, FEW): other, (0, MANY): replay(home, GAME, 0, MANY)}
+    home = tmp_path_factory.mktemp("scale")
+    run_script("-m", "tests.scale.few", home, check=True)
+    return pickle.loads((home / RESULT).read_bytes())
 
 
 def test_the_page_is_that_of_its_results(results):

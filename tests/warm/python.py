@@ -22,6 +22,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OF_EACH_COMMAND = {
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("TORCH_DISTRIBUTED_DEBUG", "PYTHONUNBUFFERED", "PYTEST_CURRENT_TEST"),
+    # What a run sets for itself before it opens a device or a process group; a test that did so in this process leaves it.
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+    *("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_DUMP_TEMP_FILE"),
 }
 """Variables that a fork reads, or the server sets again in it."""
 OF_IMPORTS = {"LD_LIBRARY_PATH", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"}

@@ -89,7 +89,7 @@ class Dealer:
     def _items(
         self, plans: Sequence[StepPlan], first: int, bases: Mapping[str, int], amounts: AmountsAt
     ) -> list[dict[str, _Items]]:
-        """The samples of each micro-step, by the term that owns them: the longest in the first one."""
+        """The samples of each micro-step, by the term that owns them: those of like length together."""
         found: list[dict[str, _Items]] = [{} for _ in plans]
         for owner, sharing in self._groups(self.positions.plan).items():
             stream, terms = sharing[0].stream, {request.term for request in sharing}
@@ -105,7 +105,9 @@ class Dealer:
             }
             order = np.argsort(-_sum(costs.values()), kind="stable").reshape(len(taking), -1)
             positions = np.concatenate([np.asarray(each, dtype=np.int64) for each in ranges])
-            for micro, at in zip(taking, np.sort(order, axis=1), strict=True):
+            # Not the longest rows in the first micro-step of every step: what looks at one micro-step sees all lengths.
+            turns = np.random.default_rng([ranges[0].start, len(taking)]).permutation(len(taking))
+            for micro, at in zip(taking, np.sort(order[turns], axis=1), strict=True):
                 found[micro][owner] = _Items(positions[at], {term: cost[at] for term, cost in costs.items()})
         return found
 

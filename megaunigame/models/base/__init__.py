@@ -1,6 +1,6 @@
 """Interface of a family of unified multimodal models."""
 
-from megaunigame.models.base.model import DecodedPictures, Generators, UnifiedModel, clamped, evaluating, leavable
+from megaunigame.models.base.model import DecodedPictures, Generators, UnifiedModel, clamped, evaluating, leavable, rehearsing
 from megaunigame.models.base.processor import Processor
 from megaunigame.models.base.weights import Weights
 
@@ -13,4 +13,5 @@ __all__ = [
     "clamped",
     "evaluating",
     "leavable",
+    "rehearsing",
 ]

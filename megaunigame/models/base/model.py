@@ -78,6 +78,8 @@ class UnifiedModel(nn.Module, RowSharing, ABC):
     packed_passes: Collection[str] = ()
     """Names of passes whose rows are read one after another, without padding."""
     processor: Processor
+    rehearses: bool = False
+    """Whether its passes are those of the dry run, on the largest rows that a plan counts on."""
     leave_point: Callable[[], None] = staticmethod(lambda: None)
     """Called between the model calls of `sample`, `answer` and evaluations, on all ranks together. See `leavable`."""
 
@@ -367,6 +369,16 @@ def leavable(model: UnifiedModel, leave_point: Callable[[], None]) -> Iterator[N
         yield
     finally:
         model.leave_point = before
+
+
+@contextmanager
+def rehearsing(model: UnifiedModel) -> Iterator[None]:
+    """Inside, the passes are those of the dry run."""
+    model.rehearses = True
+    try:
+        yield
+    finally:
+        model.rehearses = False
 
 
 @contextmanager

@@ -63,6 +63,8 @@ class RowReader(SharedRows):
                 f"model.attention=flash_attention_3 has no dropout, and this model's attention drops out {dropout:g} in "
                 "training; type model.attention=sdpa (without a recipe: --attention sdpa)."
             )
+        self._rehearsed: dict[str, int] = {}
+        """Name of a pass -> most tokens that the dry run had in one; without a dry run, nothing is counted on."""
         self._overfull: set[str] = set()
 
     @property
@@ -95,12 +97,15 @@ class RowReader(SharedRows):
         if inputs.pass_name not in self.packed_passes:
             return None
         lengths = [length + more for length in inputs.lengths or inputs.attention.sum(1).tolist()]
-        planned = self.processor.pack_tokens[inputs.pass_name]  # and the token of an empty place
-        if sum(lengths) > planned + len(lengths) and inputs.pass_name not in self._overfull:
-            self._overfull.add(inputs.pass_name)
+        name, total = inputs.pass_name, sum(lengths)
+        if self.rehearses:
+            self._rehearsed[name] = max(total, self._rehearsed.get(name, 0))
+        elif total > self._rehearsed.get(name, total) and name not in self._overfull:
+            self._overfull.add(name)
             log.warning(
-                f"A {inputs.pass_name} pass of this rank has {sum(lengths):,} tokens, and plan and dry run counted on "
-                f"model.pack_tokens={planned}. It is made, and may need more memory than there is. This is said once."
+                f"One {name} pass of this rank has {total:,} tokens, and the dry run had {self._rehearsed[name]:,} "
+                f"(model.pack_tokens={self.processor.pack_tokens[name]}). It is made, and may need more memory than there is. "
+                "This is said once."
             )
         return lengths
 

@@ -45,7 +45,10 @@ class RowLengths:
         words = np.maximum(0, written) * (kept / pairs) / self.characters_per_token
         frames = self._frame(0, 1) + (kept - 1) * (self._frame(0, 2) - self._frame(0, 1))
         pictures = amounts.pictures * (self._frame(1, 1) - self._frame(0, 1))
-        return np.minimum(self.max_length, frames + pictures + words)
+        # Where the index counts characters, a sample without any has no conversation, and its row is a dummy.
+        counted = ~np.isnan(amounts.conversation)
+        nothing = ~counted if counted.any() else np.zeros(len(amounts), dtype=bool)
+        return np.where(nothing, 1.0, np.minimum(self.max_length, frames + pictures + words))
 
     def _drawn(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
         """Prompts of rows with a source are short, or not in the index: they count alike."""
