@@ -1,7 +1,7 @@
 """The recipe: one YAML file, dotted overrides, strict dataclasses. One file per part; what others import is named here."""
 
 from megaunigame.config.data import STOP, SUBSTITUTE, CacheConfig, LoaderConfig, MixedConfig, StreamConfig
-from megaunigame.config.model import OFF, PARTIAL, PRETRAINED, RANDOM, LoraConfig, ModelConfig
+from megaunigame.config.model import FLASH, OFF, PARTIAL, PRETRAINED, RANDOM, LoraConfig, ModelConfig
 from megaunigame.config.recipe import (
     Recipe,
     as_container,
@@ -44,6 +44,7 @@ __all__ = [
     "LoaderConfig",
     "MixedConfig",
     "StreamConfig",
+    "FLASH",
     "OFF",
     "PARTIAL",
     "PRETRAINED",

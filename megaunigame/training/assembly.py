@@ -16,7 +16,7 @@ from megaunigame.checkpoint.first_weights import keep_start
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.checkpoint.runs import start_of
 from megaunigame.checkpoint.starting import checked_start, find_start
-from megaunigame.config import AUTO, BF16, EMA, NEVER, OFF, PARTIAL, RANDOM, Recipe, resolve_batch
+from megaunigame.config import AUTO, BF16, EMA, FLASH, NEVER, OFF, PARTIAL, RANDOM, Recipe, resolve_batch
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import check_backend, check_measured
@@ -28,7 +28,7 @@ from megaunigame.engine.parameters import LORA
 from megaunigame.engine.zero3 import Learner, build_learner
 from megaunigame.errors import ConfigError, UserError
 from megaunigame.evaluation.run import run_evaluation
-from megaunigame.evaluation.suites.base import Suite
+from megaunigame.evaluation.suites.base import AskingConfig, Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring.trackers.together import check_trackers
 from megaunigame.objectives.building import build_objectives, build_plan
@@ -71,7 +71,9 @@ class Assembly:
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
         if trains:
             on_main(mesh.world, lambda: check_trackers(recipe.monitor.trackers))
-        self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
+        self.suites = {
+            label: _suite(label, settings, recipe.model.attention) for label, settings in recipe.evaluation.suites.items()
+        }
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world, check_held_here)
         self.checkpoints.keeps_best = bool(recipe.checkpoint.best.metric)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume, once=trains)
@@ -222,10 +224,15 @@ class Assembly:
             return run_evaluation(learner.module, self.suites, data_ranks, step, self.folder, leave_point, say)
 
 
-def _suite(label: str, settings: dict[str, Any]) -> Suite:
+def _suite(label: str, settings: dict[str, Any], attention: str) -> Suite:
     key, settings = f"evaluation.suites.{label}", dict(settings or {})
     kind = find("evaluation.suites", settings.pop("suite", label), Suite)
     config = fill(kind.Config, settings, key)
+    if attention in FLASH and isinstance(config, AskingConfig) and config.questions_per_row > 1:
+        raise ConfigError(
+            f"{key}.questions_per_row={config.questions_per_row}: questions of a row that do not see each other need a mask, and "
+            f"model.attention={attention} takes none. Type {key}.questions_per_row=1, or model.attention=sdpa."
+        )
     try:
         return kind(config)
     except UserError as error:  # it opens shards and judges, which do not know whose they are
