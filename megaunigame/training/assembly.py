@@ -230,8 +230,8 @@ def _suite(label: str, settings: dict[str, Any], attention: str) -> Suite:
     config = fill(kind.Config, settings, key)
     if attention in FLASH and isinstance(config, AskingConfig) and config.questions_per_row > 1:
         raise ConfigError(
-            f"{key}.questions_per_row={config.questions_per_row}: questions of a row that do not see each other need a mask, and "
-            f"model.attention={attention} takes none. Type {key}.questions_per_row=1, or model.attention=sdpa."
+            f"{key}.questions_per_row={config.questions_per_row}: questions of a row that do not see each other need a mask, "
+            f"and model.attention={attention} takes none. Type {key}.questions_per_row=1, or model.attention=sdpa."
         )
     try:
         return kind(config)
