@@ -171,7 +171,9 @@ def test_ranks_that_share_a_row_hold_parts_of_its_activations():
     assert shared.memory["weights"] == alone.memory["weights"]
     for name in alone.passes:
         assert shared.plain.kept[name] < 0.55 * alone.plain.kept[name], (name, shared.plain.kept, alone.plain.kept)
-        assert shared.plain.forward[name].model < 0.55 * alone.plain.forward[name].model
+        whole, part = alone.plain.forward[name], shared.plain.forward[name]
+        assert part.in_fp32 == whole.in_fp32, "frozen tokenizers, which each rank runs for all rows"
+        assert part.model - part.in_fp32 < 0.55 * (whole.model - whole.in_fp32)
     assert "rows a micro-step and 2 ranks that share them" in describe(shared, [])
     assert "left out: traffic between the ranks that share a row" in describe(shared, [])
 
