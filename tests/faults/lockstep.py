@@ -100,7 +100,7 @@ def build(drawn: Drawn, learner: Learner, home: Path, world: Ranks) -> Trainer:
     name = f"plan-{world.rank}"
     file = write_recipe(home / f"{name}.yaml", home, **drawn.settings)
     recipe = load_recipe(str(file), [f"output={home / 'runs' / f'{drawn.number}'}", "checkpoint.resume=never"])
-    with rows_of(drawn), mock.patch.object(Assembly, "build_learner", lambda parts: learner):
+    with rows_of(drawn), mock.patch.object(Assembly, "build_learner", lambda parts, say: learner):
         return Trainer(recipe, Mesh.of(world))
 
 
