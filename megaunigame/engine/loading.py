@@ -1,8 +1,8 @@
 """Weights of a checkpoint into the model of the engine: every rank reads what it keeps.
 
-Where weights are partitioned, a rank holds elements [r, r + 1) x `slice` of every flattened parameter. They lie one behind
+Where weights are partitioned, a rank holds elements [r, r + 1) x `slice` of every flattened parameter. They lie one after
 the other in a safetensors file, a third of a fused tensor included, so they are read straight into the partition: no
-collective moves a weight, and no rank needs memory beside its partition. Rank 0 alone looks where they lie, and tells the
+collective moves a weight, and no rank needs memory next to its partition. Rank 0 alone looks where they lie, and tells the
 others. What no file has as it is (PyTorch files; adapters that are merged) rank 0 reads one module at a time, and sends.
 """
 

@@ -31,7 +31,7 @@ AGAIN = "It is not complete, or was changed since it was opened. Copy it again."
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements of a tensor that lie in a file one behind the other, little-endian."""
+    """Elements of a tensor that lie in a file one after the other, little-endian."""
 
     file: str
     offset: int

@@ -1,7 +1,7 @@
 """A safetensors file of many tensors that never are in memory together.
 
 The header of such a file comes first and names every tensor, but they come one by one, and are too large to be kept. So their
-bytes go into a nameless file next to it, and from there, when all are known, behind the header. The result has the bytes that
+bytes go into a nameless file next to it, and from there, when all are known, after the header. The result has the bytes that
 safetensors itself would write.
 """
 

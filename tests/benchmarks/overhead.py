@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="measured steps of each (default 9)")
     parser.add_argument("--warmup", type=int, default=4, help="steps before (default 4): ZeRO-3 records its gathers")
     parser.add_argument("--captions", type=int, default=0, help="caption rows, a second pass (default 0)")
-    parser.add_argument("--only", nargs="*", default=[ZERO2, ZERO3, *KNOBS], help="ways to train beside the plain loop")
+    parser.add_argument("--only", nargs="*", default=[ZERO2, ZERO3, *KNOBS], help="ways to train next to the plain loop")
     options = parser.parse_args()
     os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     rows = {

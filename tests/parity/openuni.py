@@ -101,7 +101,7 @@ def source_fields(tokens: Tensor, image_token: int, images: Tensor | None) -> di
 
 
 def in_place(read: Tensor, attention: Tensor) -> Tensor:
-    """What the language model reads with padding behind the tokens (B, S, ...), where `attention` (B, S) has the tokens."""
+    """What the language model reads with padding after the tokens (B, S, ...), where `attention` (B, S) has the tokens."""
     tokens_first = (~attention).to(torch.uint8).argsort(dim=1, stable=True)
     return torch.stack([row[order.argsort()] for row, order in zip(read, tokens_first, strict=True)])
 

@@ -4,7 +4,7 @@ One optimizer step uses `accumulation * ranks * (rows its requests ask for)` con
 request owns one consecutive range of them, ordered by micro-step, then rank, then row. So the set of samples of (step,
 request) depends on the product `accumulation * ranks * count` only: with an adapted accumulation, a run on
 another number of ranks sees the same samples in every step. Terms in rotation keep their positions while they rest: those
-samples are skipped. With `loader.balance` the ranges of a step are dealt anew over its micro-steps and ranks (`dealing`).
+samples are skipped. With `loader.balance` the ranges of a step are dealt over its micro-steps and ranks (`dealing`).
 """
 
 from __future__ import annotations

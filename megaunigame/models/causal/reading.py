@@ -149,8 +149,8 @@ class RowReader(SharedRows):
         return read.last_hidden_state
 
     def _read_moved(self, embeds: Tensor, attention: Tensor, positions: Tensor | None) -> Tensor:
-        """`_read` of causal rows with padding in front. It is read behind the tokens, so that they need no mask: a mask makes
-        attention about twice as dear, and repeats grouped keys and values."""
+        """`_read` of causal rows with padding in front. The padding is read after the tokens, so that they need no mask: a mask
+        makes attention about twice as dear, and repeats grouped keys and values."""
         tokens_first = (~attention).to(torch.uint8).argsort(dim=1, stable=True)
         places = torch.arange(len(attention), device=attention.device).unsqueeze(1) * attention.shape[1] + tokens_first
         moved = embeds.flatten(0, 1).index_select(0, places.flatten()).view_as(embeds)
