@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo import lookup_backend
-from torch.fx.experimental import _config as shape_config
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -140,13 +139,13 @@ class CompiledLayers:
         """Compiled so far by this rank."""
         LIMIT.seen = False
         logging.getLogger("torch._dynamo.convert_frame").addHandler(LIMIT)
-        # Else a number of rows that happens to be that of heads, say, would be compiled as the same number.
-        shape_config.use_duck_shape = False
         compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         for layer in model.layers():
             plain = uncheckpointed_forward(layer)
             if plain not in compiled:
-                compiled[plain] = torch.compile(plain, backend=self._make, dynamic=True, recompile_limit=VARIANTS)
+                # torch's type hints lack the limit.
+                options: dict[str, Any] = {"backend": self._make, "dynamic": True, "recompile_limit": VARIANTS}
+                compiled[plain] = torch.compile(plain, **options)
             layer.forward = _forward(layer, plain, compiled[plain])
 
     @property

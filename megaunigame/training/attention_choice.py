@@ -33,8 +33,8 @@ def settled_attention(
         return choose(setting)
     if reason := why_not(model.attention, setting):
         raise ConfigError(
-            f"model.attention={model.attention} cannot run here: {reason}. Type model.attention=sdpa, or "
-            f"model.attention={AUTO}, which takes what can."
+            f"model.attention={model.attention} cannot run here: {reason}. Type model.attention=sdpa, or model.attention=auto, "
+            "which takes what can."
         )
     return AttentionChoice(model.attention, "")
 
