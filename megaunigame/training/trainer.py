@@ -177,11 +177,12 @@ class Trainer:
         first, last = self.first_step, self.recipe.schedule.steps
         self.stop.phase = SAVES
         if first < last and not self.stopped_before:
+            # Before the dry run, whose peak then has what the groups of ranks of an evaluation take.
+            self.parts.check_drawing(self.learner, say if self.world.is_main else lambda line: None)
             with PULSE.phase(DRY_RUN), phase("dry run on the largest legal rows", "dry run passed", shown=self.world.is_main):
                 self.dry_run()
             if self.learner.compiled is not None and self.world.is_main:
                 say(f"compiled layers: {self.learner.compiled.graphs} graphs in the dry run")
-            self.parts.check_drawing(self.learner, say if self.world.is_main else lambda line: None)
         PULSE.enter(RUN)
         self.stop.agree(self.world)
         monitor, self.saves.last = self._monitor(), first
