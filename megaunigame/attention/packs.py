@@ -19,8 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
+from megaunigame.parallel.accelerator import capability
+
 LARGEST_HEAD = 256
 """Width of a head up to which flash attention has kernels."""
+OLDEST_GPU = (8, 0)
+"""Compute capability that it needs (Ampere)."""
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """A function of transformers' table."""
 
@@ -96,7 +100,10 @@ class Pack:
 
 
 def has_kernel(query: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether torch's flash attention for rows of different lengths takes this: half precision on a GPU, without dropout."""
+    """Whether torch's flash attention for rows of different lengths takes this: half precision, no dropout, a GPU that is new
+    enough."""
+    if not query.is_cuda or capability(query.device) < OLDEST_GPU:
+        return False
     half = query.dtype in (torch.bfloat16, torch.float16)
     width = query.shape[-1]
-    return query.is_cuda and half and dropout == 0 and width == value.shape[-1] <= LARGEST_HEAD and width % 8 == 0
+    return half and dropout == 0 and width == value.shape[-1] <= LARGEST_HEAD and width % 8 == 0

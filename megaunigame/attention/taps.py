@@ -118,8 +118,9 @@ class PackedTap:
 
 
 def _tapped(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention function `base`, which also measures when given a tap."""
+    """The attention function `base`, which also measures when given a tap. torch.compile ends a graph before it."""
 
+    @torch.compiler.disable
     def attend(
         module: nn.Module,
         query: Tensor,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from megaunigame.config.run import AUTO
 from megaunigame.errors import ConfigError
 from megaunigame.settings import above, at_least, half_open, one_of
 
@@ -69,9 +70,10 @@ class ModelConfig:
     groups: list[str] = field(default_factory=list)
     """Groups trained in `full`; empty: the family's default. A wrong name is an error that lists the family's groups."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    attention: str = one_of(["sdpa", EAGER, *FLASH], "sdpa")
+    attention: str = one_of(["sdpa", EAGER, *FLASH, AUTO], "sdpa")
     """Implementation of attention in the language model; `flash_attention_2` needs a GPU and the package flash_attn,
-    `flash_attention_3` a Hopper GPU and flash_attn_interface."""
+    `flash_attention_3` a Hopper GPU and flash_attn_interface. `auto`: what fits the run, which a line at the start names with
+    the reason."""
     max_length: int = above(0, 2048)
     """Longest sequence of a row, in tokens, image tokens included. Above `max_position_embeddings` of the model a run warns."""
     pack_tokens: int = at_least(0, 0)
@@ -80,7 +82,7 @@ class ModelConfig:
     `max_length`; one that has more is made as well, and a line says so."""
     gradient_checkpointing: bool = False
     """Compute the activations of each layer again in the backward: less memory, more time."""
-    stored_codes: str = one_of(["auto", PARTIAL, OFF], "auto")
+    stored_codes: str = one_of([AUTO, PARTIAL, OFF], AUTO)
     """Codes in the shards (`data_prep annotate --tasks codes`), in families whose pictures are codes. `auto`: used where a
     sample has them; those of another tokenizer, geometry or side end the run. `partial`: pictures whose codes were stored for
     other geometries or sides are encoded in the pass. `off`: every picture is."""

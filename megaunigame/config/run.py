@@ -155,6 +155,13 @@ class WeightConfig:
     """`auto`: the term whose gradient norm this one gets; empty: the first term of the plan that is not `auto` itself."""
 
 
+NONE = "none"
+LAYERS = "layers"
+"""What is compiled."""
+LIGER = "liger"
+"""Where fused kernels come from."""
+
+
 @dataclass
 class EngineConfig:
     ds_config: str = "ds_configs/zero3.json"
@@ -166,6 +173,11 @@ class EngineConfig:
     deterministic: bool = False
     """Deterministic kernels of torch only; an operation without one is an error. Slower. `make test-gpu` checks
     whether two runs on GPUs are then bit-equal; on CPUs they are with or without it."""
+    compile: str = one_of([NONE, LAYERS], NONE)
+    """`layers`: torch.compile of each layer of the language model, under ZeRO-2 (docs/engine.md#compiled-layers)."""
+    kernels: str = one_of([NONE, LIGER], NONE)
+    """`liger`: RMSNorm, rotary embedding and SwiGLU of the layers by the fused kernels of the package liger-kernel, on a GPU
+    (docs/engine.md#fused-kernels)."""
     sequence_ranks: int = above(0, 1)
     """Consecutive ranks that share every row, for rows of 16,000 tokens and more: in the layers of the language model each has
     a part of the positions (docs/scaling.md#long-rows). Must divide the ranks and the attention heads; 1: none share."""

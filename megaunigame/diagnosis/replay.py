@@ -23,8 +23,8 @@ from megaunigame.step.inputs import take_rows
 from megaunigame.training.kept_rows import KeptPass, KeptRow, KeptStep
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ON_CPU = dict.fromkeys(("flash_attention_2", "flash_attention_3"), "sdpa")
-"""Attention that needs a GPU -> the one in its place."""
+ON_CPU = dict.fromkeys(("flash_attention_2", "flash_attention_3", "auto"), "sdpa")
+"""Attention that needs a GPU, or is left to the run -> the one in its place."""
 
 
 @dataclass(frozen=True)

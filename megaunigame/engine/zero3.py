@@ -28,11 +28,13 @@ from deepspeed.ops import __compatible_ops__
 from deepspeed.utils import nvtx
 from torch import Tensor, nn
 
-from megaunigame.config import RANDOM, Recipe
+from megaunigame.config import LAYERS, LIGER, RANDOM, Recipe
 from megaunigame.engine.capacity import check_everywhere
+from megaunigame.engine.compiling import CompiledLayers, keep_attention_apart
 from megaunigame.engine.dora import gather_for_norms, whole_base_weights
 from megaunigame.engine.ds_config import zero_stage
 from megaunigame.engine.ema import Ema
+from megaunigame.engine.fused_kernels import check_fusible, use_liger
 from megaunigame.engine.gather_plans import GatherPlans
 from megaunigame.engine.gathered_bytes import count_gathered_bytes
 from megaunigame.engine.loading import Say, load_adapter, load_weights, silent
@@ -72,6 +74,8 @@ class Learner:
         self.phases = Phases()
         self.ema: Ema | None = None
         """None: no average of the weights is kept."""
+        self.compiled: CompiledLayers | None = None
+        """None: no layer is compiled."""
 
     @property
     def masters(self) -> list[Tensor]:
@@ -205,6 +209,9 @@ def build_learner(
         planned = family.build(config.path, processor, **options)
         if config.pack_tokens:
             planned.pack_rows(config.pack_tokens)
+        check_fusible(planned, recipe.engine)
+        if recipe.engine.compile == LAYERS:
+            keep_attention_apart(planned)
         check_everywhere(planned, recipe, plan, stage=stage, world=world)
     if config.weights != RANDOM:
         planned.check_frozen(config.path)
@@ -236,8 +243,16 @@ def build_learner(
     for name, buffer in engine.module.named_buffers():
         buffer.data = buffers[name].to(world.device)
     engine.module.train()
+    if recipe.engine.kernels == LIGER:
+        replaced = use_liger(engine.module)
+        if world.is_main:
+            parts = ", ".join(f"{number} x {kind}" for kind, number in replaced.items())
+            say(f"kernels: {LIGER} computes {parts} in the layers of the language model")
     learner = Learner(engine, world, stage, trained)
     learner.gate = UpdateGate(engine.optimizer, stage, world)
+    if recipe.engine.compile == LAYERS:
+        keep_attention_apart(engine.module)
+        learner.compiled = CompiledLayers(engine.module)
     if recipe.ema.decay:
         learner.ema = Ema(learner.masters, recipe.ema)
     if partitioned:

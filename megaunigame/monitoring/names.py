@@ -39,6 +39,8 @@ PERF_PASSES = "perf/passes"
 and for measured gradients (`monitor.gradients`) do not count, though the tokens of the latter do."""
 PERF_ALLGATHER_BYTES = "perf/allgather_bytes"
 """Bytes of weights that one rank gathered for the passes of one optimizer step (ZeRO-3)."""
+PERF_GRAPHS = "perf/graphs"
+"""Graphs that rank 0 has compiled since its launch; only with `engine.compile: layers`."""
 
 PERF_SAVE_SECONDS = "perf/save_seconds"
 """From the beginning of a save until the checkpoint was complete; in the line of the step that found it complete."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 
@@ -57,6 +58,12 @@ def configure(device: torch.device, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU: (8, 0) for an A100, (9, 0) for an H100."""
+    return torch.cuda.get_device_capability(device)
 
 
 def cpu_computes_bf16() -> bool:

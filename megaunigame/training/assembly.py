@@ -21,7 +21,9 @@ from megaunigame.config import AUTO, BF16, EMA, FLASH, NEVER, OFF, PARTIAL, RAND
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import check_backend, check_measured
-from megaunigame.engine.ds_config import complete_ds_config
+from megaunigame.engine.compiling import check_compile
+from megaunigame.engine.ds_config import complete_ds_config, zero_stage
+from megaunigame.engine.fused_kernels import check_kernels
 from megaunigame.engine.loading import silent
 from megaunigame.engine.model_folder import model_folder
 from megaunigame.engine.optimizer_slices import averaged
@@ -37,6 +39,7 @@ from megaunigame.parallel.accelerator import warn_of_slow_bf16
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.registry import find
 from megaunigame.settings import fill
+from megaunigame.training.attention_choice import settled_attention
 from megaunigame.training.changed_settings import described_changes
 from megaunigame.training.epochs import Epochs, count_epochs, in_steps
 from megaunigame.training.gathering import SuiteWeights
@@ -70,6 +73,8 @@ class Assembly:
         rows, shared_by = self.plan.rows_per_micro_step(), mesh.sequence.size
         self.accumulation = resolve_batch(recipe.batch, rows, mesh.data.size, shared_by)
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
+        check_compile(recipe.engine, zero_stage(self.ds_config), mesh.world.device)
+        check_kernels(recipe.engine, mesh.world.device)
         if trains:
             on_main(mesh.world, lambda: check_trackers(recipe.monitor.trackers))
         self.suites = {
@@ -179,7 +184,10 @@ class Assembly:
             for objective in self.objectives:
                 objective.check_family(family, model.family, path, self.plan)
             family.check_sequence_ranks(path, self.mesh.sequence.size)
-            placed = dataclasses.replace(self.recipe, model=dataclasses.replace(model, path=path))
+            chosen = settled_attention(self.recipe, self.suites, family, path, self.mesh.world)
+            if chosen.reason and self.mesh.world.is_main:
+                say(f"attention: model.attention={model.attention} takes {chosen.name} ({chosen.reason})")
+            placed = dataclasses.replace(self.recipe, model=dataclasses.replace(model, path=path, attention=chosen.name))
             weights = None if model.weights == RANDOM else checked_start(family, path, self.start, self.mesh.world)
             facts = (family, placed, self.plan, self.ds_config, self.mesh.world, weights, self.adapter)
             learner = build_learner(*facts, say=say)

@@ -64,6 +64,8 @@ class Performance:
             names.PERF_ALLGATHER_BYTES: self.learner.gathered.pop(),
             names.PERF_PEAK_MEMORY_BYTES: max(peaks),
         }
+        if self.learner.compiled is not None:
+            metrics[names.PERF_GRAPHS] = self.learner.compiled.graphs
         flops = self.flops.of(tokens)
         if flops is not None and self.peak is not None:
             metrics[names.PERF_MFU] = flops / seconds / (self.peak * self.world.size)

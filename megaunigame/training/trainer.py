@@ -181,6 +181,8 @@ class Trainer:
             self.parts.check_drawing(self.learner, say if self.world.is_main else lambda line: None)
             with PULSE.phase(DRY_RUN), phase("dry run on the largest legal rows", "dry run passed", shown=self.world.is_main):
                 self.dry_run()
+            if self.learner.compiled is not None and self.world.is_main:
+                say(f"compiled layers: {self.learner.compiled.graphs} graphs in the dry run")
         PULSE.enter(RUN)
         self.stop.agree(self.world)
         monitor, self.saves.last = self._monitor(), first

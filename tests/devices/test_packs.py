@@ -60,6 +60,7 @@ def test_the_forward_on_cuda(monkeypatch, home, family):
         return kernel(query, key, value, begin, begin_again, longest, longest_again, **options)
 
     monkeypatch.setattr(packs, "varlen_attn", noted)
+    monkeypatch.setattr(packs, "capability", lambda device: packs.OLDEST_GPU)
     model = load(family, home)
     model.pack_rows(500)
     rows = collated(model)
@@ -75,3 +76,18 @@ def test_the_forward_on_cuda(monkeypatch, home, family):
             assert (more > 0) == (name == GENERATE)
             total = sum(length + more for length in given.lengths)
             assert calls == [(total, len(given.lengths), max(given.lengths) + more, (-1, 0))] * len(model.layers())
+
+
+@pytest.mark.parametrize("family", ["janus"])
+def test_a_gpu_that_is_too_old_for_the_kernel_reads_row_by_row(monkeypatch, home, family):
+    device, asked = torch.device("cuda", 0), []
+    monkeypatch.setattr(packs, "varlen_attn", lambda *_, **options: pytest.fail("no kernel of it exists"))
+    monkeypatch.setattr(packs, "capability", lambda of: asked.append(of) or (7, 5))
+    model = load(family, home)
+    model.pack_rows(500)
+    rows = collated(model)
+    with no_waiting(monkeypatch, device):
+        transfer(model, device, torch.bfloat16)
+        for given in rows.values():
+            assert model(given.to(device)).loss_sum.device == device
+    assert set(asked) == {device}

@@ -34,6 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sft_lora": {"model": {**LORA, "gradient_checkpointing": True}, "batch": {"accumulation": 2}},
     "sft_full_fp32": {"engine": {"precision": "fp32"}},
     "sft_zero2": {"engine": {"ds_config": "ds_configs/zero2.json"}},
+    "sft_compiled": {"engine": {"ds_config": "ds_configs/zero2.json", "compile": "layers"}, "model": LORA},
+    "sft_liger": {"engine": {"kernels": "liger"}, "model": {**LORA, "gradient_checkpointing": True}},
     "unigame_alternating": {"objectives": {**NO_OTHERS, "unigame": JUDGED}},
     "unigame_alternating_lora": {"objectives": {**NO_OTHERS, "unigame": GAME}, "model": LORA},
     "unigame_alternating_emu3": {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,15 +37,22 @@ class Distance:
 
 
 def pass_results(
-    family: str, folder: Path, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
+    family: str,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    change: Callable[[UnifiedModel], Any] = lambda model: None,
 ) -> dict[str, PassResult]:
-    """Every pass on the same rows. As in a run, `dtype` is that of the weights; buffers and frozen tokenizers are float32."""
+    """Every pass on the same rows. As in a run, `dtype` is that of the weights; buffers and frozen tokenizers are float32.
+    `change`: of the model, before its passes."""
     configure(device, deterministic=False)
     model = find("models", family, UnifiedModel).load(str(folder), max_length=96, attention=attention)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.load_frozen(str(folder), device)
     model.to(device)
+    change(model)
     pictures = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     inputs_of = {
         UNDERSTAND: understand(model, UnderstandRow([pictures[0]], TURNS), UnderstandRow([], TURNS[1:2])),

@@ -23,7 +23,8 @@ This page is written by `python -m tests.gpu.write_page`; do not edit it.
 `make test-gpu` runs on a machine with one NVIDIA GPU, without network and without any checkpoint:
 
 - losses and gradients of all passes of all families on the GPU and on the CPU, in float32 and bf16, and with
-  `attention: flash_attention_2` where `flash_attn` is installed;
+  `attention: flash_attention_2` and `flash_attention_3` where their packages are installed and the GPU is one of theirs;
+- the same with compiled layers, and with the kernels of liger-kernel where it is installed, against plain ones on the GPU;
 - tiny runs through `launch/train.py` over NCCL: fine-tuning, UniGame in both modes, UniMRG, AIA, with adapters and whole
   models, with loader workers, saved and resumed;
 - some of these with `engine.deterministic`: a run that was resumed reports the same numbers as one that was not;

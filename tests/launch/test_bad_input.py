@@ -95,6 +95,17 @@ CASES = {
         ["No folder at model.path=", "nothing. Give", "model.weights=random model.size=NAME (tiny, 1b, 7b)"],
     ),
     "weights of another size": ("model.path={home}/mixed_model", ModelError, ["checkpoint of another model"]),
+    "flash attention on a CPU": (
+        "model.attention=flash_attention_2",
+        ConfigError,
+        ["model.attention=flash_attention_2 cannot run here", "flash_attn is not installed", "Type model.attention=sdpa"],
+    ),
+    "compiled under ZeRO-3": (
+        "engine.compile=layers",
+        ConfigError,
+        ["engine.compile=layers cannot run here", "ZeRO-3", "engine.ds_config=ds_configs/zero2.json, or engine.compile=none"],
+    ),
+    "kernels on a CPU": ("engine.kernels=liger", ConfigError, ["needs a GPU", "Type engine.kernels=none"]),
     "unused group": (
         "objectives={understanding: {rows: 2}}; model.groups=[lm,generation_head]",
         ConfigError,

@@ -112,9 +112,12 @@ def test_three_steps(home, world, family, case):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_random_weights_of_a_size(home, world, family):
-    """Without a folder: those of the frozen tokenizer too."""
-    trainer = trainer_of(home, world, family, "generation", model=RANDOM)
+def test_random_weights_of_a_size(home, world, family, capsys):
+    """Without a folder: those of the frozen tokenizer too. The attention is left to the run, which says what it takes."""
+    trainer = trainer_of(home, world, family, "generation", model={**RANDOM, "attention": "auto"})
+    assert (
+        "attention: model.attention=auto takes sdpa (flash attention needs a GPU, and this run is on" in capsys.readouterr().out
+    )
     check(trained(trainer, 1), {"total"})
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from megaunigame.errors import ModelError
+from megaunigame.models.base.attention import AttentionNeeds
 from megaunigame.models.base.processor import Processor
 from megaunigame.models.base.weights import Weights
 from megaunigame.parallel.row_sharing import RowSharing
@@ -92,6 +93,11 @@ class UnifiedModel(nn.Module, RowSharing, ABC):
     def check_folder(cls, path: str) -> None:
         """Raise ModelError unless `path` is a model folder of this family, by its settings alone."""
         cls.open_processor(path, max_length=1)
+
+    @classmethod
+    def attention_needs(cls, path: str) -> AttentionNeeds:
+        """What the attention of the model in `path` must be able to do, by its configuration alone."""
+        return AttentionNeeds()
 
     @classmethod
     @abstractmethod

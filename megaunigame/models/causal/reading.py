@@ -16,6 +16,7 @@ from megaunigame.attention.packs import Pack
 from megaunigame.attention.taps import PackedTap, Tap
 from megaunigame.errors import ModelError
 from megaunigame.models.base import Processor
+from megaunigame.models.base.attention import FLASH, OPEN_MASKS, AttentionNeeds
 from megaunigame.models.causal import masks
 from megaunigame.models.causal.shared_rows import SharedRows
 from megaunigame.models.text.processor import RowProcessor
@@ -24,8 +25,6 @@ from megaunigame.step.requests import GENERATE, UNDERSTAND
 
 log = logging.getLogger(__name__)
 
-FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""Attention that needs a package -> the package."""
 ATTENTIONS = ("sdpa", "eager", *FLASH)
 
 
@@ -35,8 +34,8 @@ def check_attention(attention: str, only_causal: bool = True) -> None:
         raise ModelError(f"Unknown model.attention {attention!r}; legal are {', '.join(ATTENTIONS)}.")
     if attention in FLASH and not only_causal:
         raise ModelError(
-            f"model.attention={attention} takes causal masks only, and in this family parts of a row see what comes after "
-            "them; type model.attention=sdpa (without a recipe: --attention sdpa)."
+            f"model.attention={attention} takes causal masks only, and {OPEN_MASKS}; "
+            "type model.attention=sdpa (without a recipe: --attention sdpa)."
         )
     if attention in FLASH and find_spec(FLASH[attention]) is None:
         raise ModelError(
@@ -66,6 +65,11 @@ class RowReader(SharedRows):
         self._rehearsed: dict[str, int] = {}
         """Name of a pass -> most tokens that the dry run had in one; without a dry run, nothing is counted on."""
         self._overfull: set[str] = set()
+
+    @classmethod
+    def attention_needs(cls, path: str) -> AttentionNeeds:
+        dropout = getattr(cls.configuration(path).get_text_config(), "attention_dropout", 0.0)
+        return AttentionNeeds("" if cls.only_causal else OPEN_MASKS, dropout)
 
     @property
     def _implementation(self) -> str:
