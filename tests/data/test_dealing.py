@@ -200,7 +200,7 @@ def test_amounts_are_those_of_the_samples(folder, scanned, kind):
     """Read one by one, over epochs and windows."""
     source = open_stream("s", configs(folder, scanned)[kind], 3).source
     for positions in (range(0, 90), range(31, 44), range(7, 8), range(5, 5)):
-        found = source.amounts(positions)
+        found = source.amounts(positions, "")
         assert len(found) == len(positions)
         for at, position in enumerate(positions):
             ref = source.find(position, 0)
@@ -304,7 +304,7 @@ def test_what_cannot_be_measured_is_refused(folder):
         check_measured("data.s", StreamConfig("pipe:cat x.tar", backend="webdataset"))
     piped = open_stream("s", StreamConfig("pipe:cat x.tar", backend="webdataset"), 0)
     with pytest.raises(NotImplementedError, match="`measures` is False"):
-        piped.source.amounts(range(3))
+        piped.source.amounts(range(3), "")
 
 
 def test_indexes_that_a_rank_cannot_reach_are_not_gone_without():

@@ -150,8 +150,10 @@ def deal(costs: np.ndarray, loads: np.ndarray, places: int) -> np.ndarray:
     costs: (n,) int64, at least 0. loads: (W,) int64, what each rank has already.
 
     The longest item first, each to the least loaded rank with a free place; then, while they lower the largest load, exchanges
-    of up to two items of the most loaded rank for up to two others, where there are few places, and else swaps of one. Of W `count` items no rank gets more than `count` times the longest one, if there are
-    no loads before: so memory for `count` rows of the largest length is enough.
+    of up to two items of the most loaded rank for up to two others, where there are few places, and else swaps of one.
+
+    Of W `count` items no rank gets more than `count` times the longest one, if there are no loads before: so memory for `count`
+    rows of the largest length is enough.
     """
     ranks = len(loads)
     loads, free = loads.copy(), np.full(ranks, places)
@@ -220,7 +222,7 @@ def _exchanged(costs: np.ndarray, rank_of: np.ndarray, loads: np.ndarray, free: 
     larger = np.maximum(loads[most] - change, loads[partners][:, None, None] + change)
     fits = (leaving <= free[partners][:, None, None]) & (-leaving <= free[most])
     larger = np.where(fits, larger, loads[most])
-    row, given, taken = np.unravel_index(int(larger.argmin()), larger.shape)
+    row, given, taken = map(int, np.unravel_index(int(larger.argmin()), larger.shape))
     if larger[row, given, taken] >= loads[most]:
         return False
     rank, moved = partners[row], int(leaving[row, given, taken])
