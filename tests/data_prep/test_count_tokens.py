@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.count_tokens import counts_of
 from data_prep.recipe_rows import processor_of
 from megaunigame.config import StreamConfig, load_recipe
 from megaunigame.data.conversation import conversation_of
@@ -73,11 +76,14 @@ def test_counts_of_several_tokenizers_and_packing_again(packed, capsys):
     folder, pack = packed
     emu3 = ["model.family=emu3", "model.weights=random", "model.size=tiny", "model.path=absent"]
     for more in ([], emu3):
-        assert main(["tokens", str(folder), "--workers", "2" if more else "1", "--for", RECIPE, *more]) == 0
+        assert main(["tokens", str(folder), "--for", RECIPE, *more]) == 0
     index, names = ShardIndex.open(folder), {path.name.removesuffix(ENDING) for path in folder.glob(f"*{ENDING}")}
     assert len(names) == 2 and all(index.has_counts(name) for name in names)
     one, other = (index.amounts(2, name).conversation_tokens for name in sorted(names))
     assert len(one) == 1 and one != other
+    sent = pickle.loads(pickle.dumps(partial(counts_of, folder, (RECIPE,))))  # to the processes of --workers
+    file = sorted(path.name for path in folder.glob("*.tar"))[2]
+    assert sent(file)[0, 0] in (*one, *other)
     assert main(pack) == 0
     assert all(ShardIndex.open(folder).has_counts(name) for name in names)
     about = json.loads((folder / "dataset.json").read_text())
