@@ -12,6 +12,7 @@ EXAMPLES = """examples (COMMAND --help shows more):
   megaunigame prepare pack --format llava-json --json F --image-root D --out data/mine
   megaunigame prepare pack --format wds --source 'cc3m/*.tar' --out data/cc3m --workers 8
   megaunigame prepare annotate data/mine --out data/targets --tasks depth,segmentation
+  megaunigame prepare tokens shards/llava --for launch/recipes/janus_pro_7b_sft.yaml model.path=models/Janus-Pro-7B
   megaunigame prepare verify shards/train
   megaunigame prepare stats shards/train --sheet sheet.png
 """
@@ -20,6 +21,7 @@ COMMANDS = {
     "scenes": (".scenes.command", "render small 3-D scenes with depth, segmentation, captions and questions"),
     "pack": (".pack", "pack pictures with conversations, questions or captions"),
     "annotate": (".annotate", "add depth, segmentation, picture-text similarity and codes to shards"),
+    "tokens": (".count_tokens", "count the tokens of texts, so that runs deal rows by exact lengths"),
     "verify": (".verify", "check every shard of a folder"),
     "stats": (".statistics", "count samples, questions and answers; histograms; a contact sheet"),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from megaunigame.config import OFF, PARTIAL, LoaderConfig, Recipe, load_recipe
+from megaunigame.config import OFF, PARTIAL, LoaderConfig, ModelConfig, Recipe, load_recipe
 from megaunigame.data.decode import Sample, decode_sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.sources.opening import rules_of
@@ -129,9 +129,7 @@ def find_rows(recipe: Recipe, streams: Sequence[str], index: ShardIndex, positio
     objective_of = {request.term: objective for objective in objectives for request in objective.rows()}
     found = [Findings(request) for request in plan.requests if request.stream in streams]
     rules = {one.request.term: _rules_of(one.request, recipe) for one in found}
-    family = find("models", recipe.model.family, UnifiedModel)
-    with model_folder(family, recipe.model) as path:
-        processor = family.open_processor(path, max_length=recipe.model.max_length)
+    family, processor = processor_of(recipe.model)
     if recipe.model.stored_codes != OFF:  # which tokenizer made them, only a loaded one could say
         family.accept_codes(processor, None, partial=recipe.model.stored_codes == PARTIAL)
     for position in tqdm(positions, desc="rows", unit="sample", delay=2, leave=False):
@@ -146,6 +144,13 @@ def find_rows(recipe: Recipe, streams: Sequence[str], index: ShardIndex, positio
             else:
                 one.filled, one.cut = one.filled + 1, one.cut + made
     return found
+
+
+def processor_of(model: ModelConfig) -> tuple[type[UnifiedModel], Processor]:
+    """The family of a recipe's model, and its processor; no weights are read. Raises UserError."""
+    family = find("models", model.family, UnifiedModel)
+    with model_folder(family, model) as path:
+        return family, family.open_processor(path, max_length=model.max_length)
 
 
 def _made(

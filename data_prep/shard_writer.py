@@ -24,12 +24,13 @@ from typing import Any
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from megaunigame.data.shards.manifest import MANIFEST
+from megaunigame.data.shards.manifest import LARGEST_MANIFEST, MANIFEST, TOKEN_COUNTS
 from megaunigame.data.shards.unfinished import COMMAND, FAILURES, WORKING
 from megaunigame.errors import ConfigError, DataError
 from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.json_files import read_object
 from megaunigame.storage.pending import sha256_of
+from megaunigame.storage.untrusted_json import parse, read_within
 
 from .notes import bounded, notes_of
 from .shard_index import index_of
@@ -175,9 +176,22 @@ def write_manifest(job: Job, statistics: list[dict[str, Any]]) -> Path:
         "config_hash": job.config_hash,
         "shards": shards,
     }
+    manifest |= _kept_counts(job.folder / MANIFEST, shards)
     write_atomically(job.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     (job.folder / WORKING).unlink(missing_ok=True)
     return job.folder / MANIFEST
+
+
+def _kept_counts(path: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest says that is there of the counts of tokens (`count_tokens`), if it is of the same shards."""
+    if not path.is_file():
+        return {}
+    try:
+        there = parse(read_within(path, LARGEST_MANIFEST), LARGEST_MANIFEST)
+    except ValueError:  # it is written new
+        return {}
+    same = isinstance(there, dict) and TOKEN_COUNTS in there and there.get("shards") == shards
+    return {TOKEN_COUNTS: there[TOKEN_COUNTS]} if same else {}
 
 
 def write_failures(folder: Path, failures: list[dict[str, str]]) -> None:

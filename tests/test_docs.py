@@ -12,7 +12,7 @@ from megaunigame.command_line import command_names, typed_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = ("data_prep", "launch", "megaunigame", "tests")
-COMMANDS = ("scenes", "pack", "annotate", "verify", "stats")
+COMMANDS = ("scenes", "pack", "annotate", "tokens", "verify", "stats")
 """Of `megaunigame prepare`, which is `python -m data_prep` in a clone."""
 OF_MEGAUNIGAME = {typed_name(name) for name in command_names()}
 """Commands of `megaunigame`."""

@@ -103,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "command_line": {"errors", "launching", "registry"},
     "__main__": {"command_line", "shipped"},
+    "data_prep.count_tokens": {"config", "data", "errors", "models.base", "data_prep"},
     "data_prep.recipe_rows": {
         *("config", "data", "engine", "errors", "models.base", "objectives", "pictures", "registry", "step", "storage"),
         "data_prep",

@@ -29,7 +29,10 @@ class SyntheticSource:
     def find(self, position: int, attempt: int) -> SampleRef:
         raise RuntimeError("Synthetic rows are not samples of anything.")
 
-    def amounts(self, positions: range) -> Amounts:
+    def uncounted(self, tokenizer: str) -> list[str]:
+        return []
+
+    def amounts(self, positions: range, tokenizer: str) -> Amounts:
         """All alike, as the rows are."""
         return Amounts.empty(len(positions))
 

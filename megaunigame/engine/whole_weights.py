@@ -100,8 +100,9 @@ def _free_now(world: Ranks) -> int:
 
 
 def gather_seconds(learner: Learner) -> float:
-    """Collective: seconds in which the slowest rank gathers all weights once, from the time of the first gigabyte of them; 0
-    where nothing is gathered."""
+    """Collective: seconds in which the slowest rank gathers all weights once, as the passes do, from the time of the first
+    gigabyte of them; 0 where nothing is gathered. With `zero_hpz_partition_size` passes gather second copies in their group of
+    ranks."""
     if learner.gather_plans is None:
         return 0.0
     timed: list[Any] = []
@@ -112,13 +113,16 @@ def gather_seconds(learner: Learner) -> float:
             size += parameter.ds_numel * parameter.element_size()  # type: ignore[attr-defined]
     if not timed:
         return 0.0
-    seconds = 0.0
+    seconds, counted = 0.0, learner.gathered.total
+    gather(timed)
+    timed[0].partition(param_list=timed)  # makes second copies where there are none yet
     for _ in range(2):  # the first opens connections and takes memory
         began = time.perf_counter()
-        gather(timed)
+        timed[0].all_gather_coalesced(timed).wait()
         if learner.world.device.type == "cuda":
             torch.cuda.synchronize(learner.world.device)
         seconds = time.perf_counter() - began
         timed[0].partition(param_list=timed)
+    learner.gathered.total = counted
     slowest = learner.world.all_reduce_max(torch.tensor([seconds], dtype=torch.float64))
     return slowest.item() * whole_bytes(learner) / size

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+TOKENIZER_DIGITS = 16
+"""Hexadecimal digits that name a tokenizer."""
+
 
 @dataclass(frozen=True)
 class Amounts:
@@ -21,6 +24,10 @@ class Amounts:
     """(n,) float64: its questions with an answer; NaN: the index does not say."""
     caption: np.ndarray
     """(n,) float64: characters of its caption; NaN: the index does not say."""
+    conversation_tokens: np.ndarray
+    """(n,) float64: tokens of its questions and answers, 0 without any; NaN: nobody has counted them for this tokenizer."""
+    caption_tokens: np.ndarray
+    """(n,) float64: tokens of its caption, 0 without one; NaN: nobody has counted them for this tokenizer."""
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -33,7 +40,7 @@ class Amounts:
     def empty(cls, count: int) -> Amounts:
         """Of `count` samples without a picture or a text."""
         nothing, unknown = np.zeros(count, dtype=np.int64), np.full(count, np.nan)
-        return cls(nothing, nothing.copy(), unknown, unknown.copy(), unknown.copy())
+        return cls(nothing, nothing.copy(), *(unknown.copy() for _ in range(5)))
 
     def put(self, at: np.ndarray, others: Amounts) -> None:
         """Replace those of the samples `at`, (m,) int64 or (n,) bool, by `others`."""
@@ -41,4 +48,5 @@ class Amounts:
             mine[at] = theirs
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
-        return self.pictures, self.json_bytes, self.conversation, self.pairs, self.caption
+        texts = self.conversation, self.pairs, self.caption, self.conversation_tokens, self.caption_tokens
+        return self.pictures, self.json_bytes, *texts

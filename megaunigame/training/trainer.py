@@ -20,7 +20,7 @@ from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.lost_shards import LostShardRule
 from megaunigame.data.loading.stream import MicroBatch, MicroBatches
 from megaunigame.data.sources.base import Stream
-from megaunigame.data.sources.opening import open_stream
+from megaunigame.data.sources.opening import estimated_lengths, open_stream
 from megaunigame.engine.dry_run import checked_peak, dry_run
 from megaunigame.engine.memory_plan import describe
 from megaunigame.errors import Interrupted
@@ -119,6 +119,10 @@ class Trainer:
             self._lost_shards(),
             balance=recipe.loader.balance,
         )
+        if recipe.loader.balance:
+            estimated = estimated_lengths(self.streams, self.processor.tokenizer_hash)
+            if estimated and self.world.is_main:
+                say(estimated)
         self.micro_batches.lost_shards.stopping = stopping
         self.stepper.refused.micro_batches = self.micro_batches
 

@@ -73,7 +73,7 @@ def slowest_of(exact: np.ndarray, told: np.ndarray, ranks: int, rows: int, accum
 
 
 def costs(shards: int, samples: int) -> None:
-    """Time to deal, with the lookups in the index of a large set."""
+    """Processor time to deal, with the lookups in the index of a large set."""
     with tempfile.TemporaryDirectory() as name:
         synthetic_set(Path(name), shards, samples)
         for ranks, rows, accumulation in ((32, 4, 1), (128, 1, 1), (128, 4, 1), (128, 4, 4), (1024, 4, 1)):
@@ -83,17 +83,17 @@ def costs(shards: int, samples: int) -> None:
             dealer = Dealer(
                 positions, lambda m, plan=plan: plan, lambda r, known, rng=rng: FRAME + np.minimum(1442, texts(rng, len(known)))
             )
-            stream.source.amounts(range(positions.per_step("s")))  # opens the indexes of a window
+            stream.source.amounts(range(positions.per_step("s")), "")  # opens the indexes of a window
             lookups, whole = [], []
             for step in range(1, 6):
-                began = time.perf_counter()
+                began = time.process_time()
                 for micro in range(accumulation):
                     request, number = plan.requests[0], step * accumulation + micro
-                    stream.source.amounts(positions.of_all_ranks(request, number, 0))
-                lookups.append(time.perf_counter() - began)
-                began = time.perf_counter()
-                dealer.dealing(step * accumulation, {"s": 0}, lambda _, p, stream=stream: stream.source.amounts(p))
-                whole.append(time.perf_counter() - began)
+                    stream.source.amounts(positions.of_all_ranks(request, number, 0), "")
+                lookups.append(time.process_time() - began)
+                began = time.process_time()
+                dealer.dealing(step * accumulation, {"s": 0}, lambda _, p, stream=stream: stream.source.amounts(p, ""))
+                whole.append(time.process_time() - began)
             milliseconds = [1e3 * float(np.median(times)) / accumulation for times in (lookups, whole)]
             print(
                 f"{ranks:5} ranks x {rows} rows, {accumulation} micro-steps: {milliseconds[0]:6.2f} ms a micro-step for the "

@@ -3,17 +3,22 @@
 Photographs of 640 x 480 become pictures of 384 x 384. Compared are this loader, WebLoader of webdataset with the same decoding,
 rows and collation, and the same work in one process without a loader; every loader has one worker. `pictures`: decoding and
 resizing alone. `rows`: also the tokens of a conversation. Costs are marginal, within a round, as in `loader.py`.
+
+`--stages`: what the stages take alone, in one process, which is the least that a loader can take.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import pickle
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,6 +27,8 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.decode import decode_sample
+from megaunigame.data.loading import packing
+from megaunigame.data.loading.blocks import Blocks
 from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.stream import MicroBatches
 from megaunigame.data.shards.index import ShardIndex
@@ -127,6 +134,40 @@ def web_loader(tars: list[str], processor: object, samples: int) -> None:
         pass
 
 
+def stages(folder: Path, raw: list[dict[str, bytes]], samples: int) -> None:
+    """Print the CPU microseconds of a sample in each stage, the second time that it runs."""
+    batches = samples // ROWS
+    streams = {"s": open_stream("s", StreamConfig(str(folder)), 0)}
+    made, with_texts = (
+        MicroBatches(PLAN, {"answer": Rows()}, streams, processor, 1, 0, 1, 0, 0)
+        for processor in (Pictures(), whole_rows(True))
+    )
+    blocks, batch = Blocks(1, 2), made[0]
+    packed = packing.pack(batch, blocks)
+    index = ShardIndex.open(folder)
+    places = [(shard, i) for shard, n in enumerate(index.sizes) for i in range(n)]
+    works: dict[str, Callable[[], object]] = {
+        "decoding and resizing": lambda: decoding(raw, samples),
+        "reading": lambda: [index.read(*place) for place in itertools.islice(itertools.cycle(places), samples)],
+        "micro-batches of pictures": lambda: [made[number] for number in range(batches)],
+        "micro-batches of rows": lambda: [with_texts[number] for number in range(batches)],
+        "packing into a block": lambda: [packing.pack(batch, blocks) for _ in range(batches)],
+        "the message": lambda: [pickle.loads(pickle.dumps(packed)) for _ in range(batches)],
+        "copying out of the block": lambda: [packed.unpacked(blocks) for _ in range(batches)],
+    }
+    for what, work in works.items():
+        work()
+        began = time.process_time()
+        work()
+        print(f"{what:28}{1e6 * (time.process_time() - began) / samples:8.0f} us a sample")
+
+
+class Worker:
+    """What a loader worker sees of itself."""
+
+    id = 0
+
+
 DECODING, TOGETHER, OURS, WEB = "decoding and resizing, in process", "in process", "this loader", "WebLoader"
 FLOATS = ", values instead of bytes"
 
@@ -135,12 +176,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stages", action="store_true", help="the stages alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), [32] * 4, photograph)
         index, tars = ShardIndex.open(folder), sorted(map(str, folder.glob("*.tar")))
         raw = [index.read(shard, i)[1] for shard, n in enumerate(index.sizes) for i in range(n)]
+        if options.stages:
+            with mock.patch.object(packing, "get_worker_info", Worker):
+                return stages(folder, raw, options.samples)
         works: dict[str, Work] = {DECODING: partial(decoding, raw)}
         for kind, processor in (("pictures", Pictures()), ("rows", whole_rows(True)), ("rows" + FLOATS, whole_rows(False))):
             works[f"{kind}: {TOGETHER}"] = partial(in_process, raw, processor)

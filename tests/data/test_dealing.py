@@ -56,7 +56,7 @@ def test_the_slowest_rank_is_close_to_the_mean(ranks, count):
     rng = np.random.default_rng(0)
     costs = np.minimum(2048, 606 + rng.lognormal(np.log(170), 0.95, ranks * count)).astype(np.int64)
     loads = loads_of(costs.tolist(), deal(costs, np.zeros(ranks, np.int64), count + -(-count // 4)), ranks)
-    assert max(loads) < 1.08 * np.mean(loads)
+    assert max(loads) < 1.02 * np.mean(loads)
     assert costs.reshape(ranks, count).sum(1).max() > 1.2 * np.mean(loads), "dealt in their order they are far apart"
 
 
@@ -200,7 +200,7 @@ def test_amounts_are_those_of_the_samples(folder, scanned, kind):
     """Read one by one, over epochs and windows."""
     source = open_stream("s", configs(folder, scanned)[kind], 3).source
     for positions in (range(0, 90), range(31, 44), range(7, 8), range(5, 5)):
-        found = source.amounts(positions)
+        found = source.amounts(positions, "")
         assert len(found) == len(positions)
         for at, position in enumerate(positions):
             ref = source.find(position, 0)
@@ -304,7 +304,7 @@ def test_what_cannot_be_measured_is_refused(folder):
         check_measured("data.s", StreamConfig("pipe:cat x.tar", backend="webdataset"))
     piped = open_stream("s", StreamConfig("pipe:cat x.tar", backend="webdataset"), 0)
     with pytest.raises(NotImplementedError, match="`measures` is False"):
-        piped.source.amounts(range(3))
+        piped.source.amounts(range(3), "")
 
 
 def test_indexes_that_a_rank_cannot_reach_are_not_gone_without():

@@ -56,6 +56,25 @@ def test_questions(processor):
     assert processor.lengths(one, amounts([1], [300], pairs=[2])) == processor.lengths(one, amounts([1], [150], pairs=[1]))
 
 
+def test_counted_texts(tiny):
+    """Exact but for the joints: a text is tokenized alone, and in its row with the space or line end before it."""
+    processor = tiny.processor(LONGEST)
+    processor.row_lengths.__dict__["characters_per_token"] = 1e-9  # no estimate can be right
+    square, sizes = torch.zeros(3, 16, 16, dtype=torch.uint8), (0, 1, 2)
+    rows = [UnderstandRow([square] * pictures, talk) for talk in TALKS for pictures in sizes]
+    there = understand(processor, *rows).attention.sum(1).numpy()
+    told = amounts([len(row.images) for row in rows], 7.0, pairs=[len(row.turns) for row in rows])
+    told.conversation_tokens[:] = [sum(processor.count_tokens(text) for turn in row.turns for text in turn) for row in rows]
+    assert (np.abs(processor.lengths(ASKED, told) - there) <= 1 + 2 * told.pairs).all()
+    told.conversation_tokens[:] = 0
+    assert (processor.lengths(ASKED, told) == 1).all(), "without a conversation the row is a dummy"
+    captions, drawn = [CORPUS[0], TWICE], RowRequest("g", GENERATE, "s", 2)
+    asked = generate(processor, *(GenerateRow(caption, square) for caption in captions)).attention.sum(1).numpy()
+    counted = amounts([1, 1])
+    counted.caption_tokens[:] = [processor.count_tokens(caption) for caption in captions]
+    assert (np.abs(processor.lengths(drawn, counted) - processor.after_prompt - asked) <= 2).all()
+
+
 def test_requests(processor):
     square = torch.zeros(3, 16, 16, dtype=torch.uint8)
     captions = [CORPUS[0], TWICE]

@@ -18,6 +18,7 @@ import torch
 from deepspeed.runtime.zero import partition_parameters
 
 from megaunigame.engine.parameters import element_count, rank_count
+from megaunigame.engine.whole_weights import gather_seconds
 from megaunigame.monitoring import names
 from megaunigame.parallel.ranks import Ranks
 from megaunigame.training.trainer import Trainer
@@ -254,6 +255,11 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
         worst = max(worst, largest_error(trainer, plain, TOLERANCE))
         of_average = average.step(step + 1, plain.trained, lambda: trained_weights(trainer))
         assert of_average < TOLERANCE, (case, step, of_average)
+    if case in GROUPS:
+        counted = trainer.learner.gathered.total
+        with gathers(among := Counter()):
+            assert gather_seconds(trainer.learner) > 0
+        assert set(among) == {2} and trainer.learner.gathered.total == counted, "what drawing takes is timed as passes gather"
     if stage3:
         check_partitioned(trainer, world)
     ours = trained_weights(trainer)

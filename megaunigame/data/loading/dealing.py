@@ -9,9 +9,11 @@ it is dealt.
 from __future__ import annotations
 
 import heapq
+import itertools
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +25,10 @@ CLOSE = 200
 """Loads are even enough when the largest exceeds the mean by less than one part in this many."""
 MOST_ROUNDS = 8
 """Swaps per rank that are tried."""
+PARTNERS = 16
+"""Least loaded ranks that the most loaded one exchanges several items with."""
+FEW_PLACES = 8
+"""Of a rank, up to which several items are exchanged. With more, swaps of single ones are fine enough and quicker."""
 
 AmountsAt = Callable[[str, range], Amounts]
 """What the samples at some positions of a stream hold."""
@@ -143,9 +149,11 @@ def deal(costs: np.ndarray, loads: np.ndarray, places: int) -> np.ndarray:
 
     costs: (n,) int64, at least 0. loads: (W,) int64, what each rank has already.
 
-    The longest item first, each to the least loaded rank with a free place; then swaps between the most loaded rank and others
-    while they lower the largest load. Of W `count` items no rank gets more than `count` times the longest one, if there are
-    no loads before: so memory for `count` rows of the largest length is enough.
+    The longest item first, each to the least loaded rank with a free place; then, while they lower the largest load, exchanges
+    of up to two items of the most loaded rank for up to two others, where there are few places, and else swaps of one.
+
+    Of W `count` items no rank gets more than `count` times the longest one, if there are no loads before: so memory for `count`
+    rows of the largest length is enough.
     """
     ranks = len(loads)
     loads, free = loads.copy(), np.full(ranks, places)
@@ -158,12 +166,14 @@ def deal(costs: np.ndarray, loads: np.ndarray, places: int) -> np.ndarray:
         if free[rank]:
             heapq.heappush(heap, (int(loads[rank]), rank))
     for _ in range(MOST_ROUNDS * ranks):
-        if ranks * int(loads.max()) * CLOSE <= int(loads.sum()) * (CLOSE + 1) or not _improved(costs, rank_of, loads, free):
+        if ranks * int(loads.max()) * CLOSE <= int(loads.sum()) * (CLOSE + 1):
+            break
+        if not _exchanged(costs, rank_of, loads, free, places) and not _swapped(costs, rank_of, loads, free):
             break
     return rank_of
 
 
-def _improved(costs: np.ndarray, rank_of: np.ndarray, loads: np.ndarray, free: np.ndarray) -> bool:
+def _swapped(costs: np.ndarray, rank_of: np.ndarray, loads: np.ndarray, free: np.ndarray) -> bool:
     """Move an item of the most loaded rank to a free place, or swap it for another item, whichever is better; False: neither
     lowers the larger load of the two ranks."""
     most = int(loads.argmax())
@@ -189,6 +199,46 @@ def _improved(costs: np.ndarray, rank_of: np.ndarray, loads: np.ndarray, free: n
     else:
         free[most], free[rank] = free[most] + 1, free[rank] - 1
     return True
+
+
+def _exchanged(costs: np.ndarray, rank_of: np.ndarray, loads: np.ndarray, free: np.ndarray, places: int) -> bool:
+    """Exchange up to two items of the most loaded rank for up to two of one of the least loaded; False: that does not lower the
+    larger load of the two ranks."""
+    if places > FEW_PLACES:
+        return False
+    most = int(loads.argmax())
+    partners = [rank for rank in np.argsort(loads, kind="stable")[:PARTNERS].tolist() if rank != most]
+    # (1 + partners, places): the items of a rank, the most loaded one first; an empty place is the item after the last one.
+    held = np.full((1 + len(partners), places), len(costs))
+    for row, rank in enumerate([most, *partners]):
+        own = np.flatnonzero(rank_of == rank)
+        held[row, : len(own)] = own
+    chosen = _up_to_two(places)
+    sums = np.append(costs, 0)[held] @ chosen.T
+    numbers = (held < len(costs)).astype(np.int64) @ chosen.T
+    # (partners, own choice, choice of the partner): what leaves the most loaded rank.
+    change = sums[0][None, :, None] - sums[1:, None, :]
+    leaving = numbers[0][None, :, None] - numbers[1:, None, :]
+    larger = np.maximum(loads[most] - change, loads[partners][:, None, None] + change)
+    fits = (leaving <= free[partners][:, None, None]) & (-leaving <= free[most])
+    larger = np.where(fits, larger, loads[most])
+    row, given, taken = map(int, np.unravel_index(int(larger.argmin()), larger.shape))
+    if larger[row, given, taken] >= loads[most]:
+        return False
+    rank, moved = partners[row], int(leaving[row, given, taken])
+    for items, to in ((held[0][chosen[given] > 0], rank), (held[1 + row][chosen[taken] > 0], most)):
+        rank_of[items[items < len(costs)]] = to
+    loads[most] -= change[row, given, taken]
+    loads[rank] += change[row, given, taken]
+    free[most], free[rank] = free[most] + moved, free[rank] - moved
+    return True
+
+
+@lru_cache(maxsize=FEW_PLACES)
+def _up_to_two(places: int) -> np.ndarray:
+    """(choices, places) int64: 1 where a place is chosen, at most two of them."""
+    numbers = [chosen for size in range(3) for chosen in itertools.combinations(range(places), size)]
+    return np.array([[place in chosen for place in range(places)] for chosen in numbers], dtype=np.int64)
 
 
 def _sum(parts: Iterable[np.ndarray]) -> np.ndarray:

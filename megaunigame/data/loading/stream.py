@@ -52,6 +52,11 @@ class Collator(Protocol):
     image_size: int
     max_length: int
 
+    @property
+    def tokenizer_hash(self) -> str:
+        """Names the tokenizer whose counts of tokens `lengths` wants."""
+        ...
+
     def check(self, row: Row, geometry: str, key: str) -> None:
         """Raises DataError for a row that cannot be collated."""
         ...
@@ -149,7 +154,7 @@ class MicroBatches(Dataset[MicroBatch]):
 
         def amounts(name: str, positions: range) -> Amounts:
             note(f"the index of stream {name}")
-            return self.lost_shards.reach(name, partial(self.streams[name].source.amounts, positions))
+            return self.lost_shards.reach(name, partial(self._amounts, name, positions))
 
         dealing = self._dealing(micro_step, amounts)
         made = {request.term: self._rows(request, micro_step, dealing, draw) for request in plan.requests}
@@ -161,8 +166,10 @@ class MicroBatches(Dataset[MicroBatch]):
         """Position of the sample of each row of a request, which takes part in that micro-step; None: an empty place.
 
         Raises LostShard or DataError when rows are dealt and an index cannot be read."""
-        dealing = self._dealing(micro_step, lambda name, positions: self.streams[name].source.amounts(positions))
-        return self._positions(request, micro_step, dealing)
+        return self._positions(request, micro_step, self._dealing(micro_step, self._amounts))
+
+    def _amounts(self, name: str, positions: range) -> Amounts:
+        return self.streams[name].source.amounts(positions, self.processor.tokenizer_hash)
 
     def _dealing(self, micro_step: int, amounts: AmountsAt) -> Dealing | None:
         if self.dealer is None:

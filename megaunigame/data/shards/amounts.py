@@ -45,5 +45,9 @@ def amounts_of(table: ShardTable) -> Amounts:
     return Amounts(
         first.astype(np.int64) + np.sum(further, axis=0, dtype=np.int64),
         sizes,
-        *(table.columns.get(column, unknown) for column in TEXT_COLUMNS),
+        conversation=table.columns.get(CONVERSATION, unknown),
+        pairs=table.columns.get(PAIRS, unknown),
+        caption=table.columns.get(CAPTION, unknown),
+        conversation_tokens=unknown,
+        caption_tokens=unknown,
     )

@@ -29,6 +29,7 @@ from megaunigame.data.shards.http import pieces
 from megaunigame.data.shards.manifest import LARGEST_MANIFEST
 from megaunigame.data.shards.retrying import FIRST_PAUSE, OtherContentError, attempt
 from megaunigame.data.shards.table import LARGEST_INDEX
+from megaunigame.data.shards.token_counts import ENDING
 from megaunigame.data.shards.urls import FinalError, is_http, shown
 from megaunigame.errors import DataError
 from megaunigame.storage.pending import sha256_of
@@ -132,7 +133,7 @@ class ShardCache:
             for path in self.folder.rglob("*"):
                 if path.suffix == ".part":
                     total += _claimed(path)
-                elif path.suffix in (".tar", ".json"):
+                elif path.suffix in (".tar", ".json", ENDING):
                     stat = path.stat()
                     kept.append((stat.st_mtime_ns, stat.st_size, path))
                     total += stat.st_size

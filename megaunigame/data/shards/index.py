@@ -16,7 +16,7 @@ import json
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from megaunigame.data.shards.local import LocalFiles
 from megaunigame.data.shards.manifest import LARGEST_MANIFEST, LONGEST_LOCAL_FILE, MANIFEST, Manifest, parse_manifest
 from megaunigame.data.shards.remote import CachedFiles, is_url
 from megaunigame.data.shards.table import ShardTable, check_length, index_name, parse_table, read_table, scan_table
+from megaunigame.data.shards.token_counts import TokenCounts, counts_name, with_counts
 from megaunigame.data.shards.unfinished import check_finished
 from megaunigame.data.shards.urls import shown
 from megaunigame.errors import DataError, LostShard
@@ -75,8 +76,10 @@ class ShardIndex:
         fields: tuple[str, ...],
         open_shards: int,
         scanned: dict[int, ShardTable] | None = None,
+        token_counts: Mapping[str, str] | None = None,
     ):
-        """`digests`: of the index files, as the manifest lists them; with `scanned`, of the tables."""
+        """`digests`: of the index files, as the manifest lists them; with `scanned`, of the tables. `token_counts`: those of
+        the manifest."""
         self.location = location
         self.places = places
         """Path or URL of every shard."""
@@ -88,8 +91,10 @@ class ShardIndex:
         self._scanned = scanned
         self._open_shards = open_shards
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._amounts: OrderedDict[int, Amounts] = OrderedDict()
-        """Of as many shards as may be open."""
+        self._amounts: OrderedDict[tuple[int, str], Amounts] = OrderedDict()
+        """By shard and tokenizer; as many as shards may be open."""
+        self._token_counts = token_counts or {}
+        self._counts: dict[str, TokenCounts] = {}
         if self.samples == 0:
             raise DataError(f"{location}: {len(places)} shard(s) but not one sample. Make the shards again.")
 
@@ -152,7 +157,8 @@ class ShardIndex:
     def _listed(cls, location: str, files: LocalFiles | CachedFiles, manifest: Manifest, open_shards: int) -> ShardIndex:
         shards = manifest.shards
         places, sizes = [f"{location}/{s.file}" for s in shards], [s.samples for s in shards]
-        return cls(location, places, files, sizes, [s.index_sha256 for s in shards], manifest.fields, open_shards)
+        digests, counts = [s.index_sha256 for s in shards], manifest.token_counts
+        return cls(location, places, files, sizes, digests, manifest.fields, open_shards, token_counts=counts)
 
     @classmethod
     def _from_tars(cls, location: str, paths: list[Path], open_shards: int) -> ShardIndex:
@@ -202,19 +208,31 @@ class ShardIndex:
         """The table of every shard, one at a time; no tar is opened. Raises DataError as `table` does."""
         return (self._load(shard) for shard in range(len(self.places)))
 
-    def amounts(self, shard: int) -> Amounts:
-        """Of all samples of the shard. Reads its index, if that was not read lately, and no tar. Raises as `table` does."""
-        if shard in self._amounts:
-            self._amounts.move_to_end(shard)
-            return self._amounts[shard]
+    def has_counts(self, tokenizer: str) -> bool:
+        """Whether the folder has counts of the tokens of this tokenizer. Raises DataError for damaged ones."""
+        if tokenizer not in self._token_counts:
+            return False
+        if tokenizer not in self._counts:
+            file = self.files.open_counts(tokenizer, self._token_counts[tokenizer], self.samples)
+            self._counts[tokenizer] = TokenCounts(f"{self.location}/{counts_name(tokenizer)}", file, self.sizes)
+        return True
+
+    def amounts(self, shard: int, tokenizer: str) -> Amounts:
+        """Of all samples of the shard, with the counts of `tokenizer` if there are any. Reads its index, if that was not read
+        lately, and no tar. Raises as `table` does."""
+        wanted = shard, tokenizer
+        if wanted in self._amounts:
+            self._amounts.move_to_end(wanted)
+            return self._amounts[wanted]
         if len(self._amounts) >= self._open_shards:
             self._amounts.popitem(last=False)
         try:
             table = self._opened[shard].table if shard in self._opened else self._load(shard)
         except LostShard as error:  # a download knows its URL only
             raise LostShard(str(error), self.name(shard)) from error
-        self._amounts[shard] = amounts_of(table)
-        return self._amounts[shard]
+        found = amounts_of(table)
+        self._amounts[wanted] = with_counts(found, self._counts[tokenizer].of(shard)) if self.has_counts(tokenizer) else found
+        return self._amounts[wanted]
 
     def key(self, shard: int, i: int) -> str:
         return self.table(shard).key(i)
@@ -277,4 +295,4 @@ class ShardIndex:
         return table
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": OrderedDict()}  # files are not sent; the other process opens its own
+        return {**self.__dict__, "_opened": OrderedDict(), "_counts": {}}  # files are not sent; the other process opens its own

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megaunigame.data.shards.table import LARGEST_INDEX, index_name
+from megaunigame.data.shards.token_counts import counts_name, open_counts
 from megaunigame.errors import DataError, LostShard
 from megaunigame.storage.untrusted_json import read_within
 
@@ -42,6 +43,10 @@ class LocalFiles:
             return read_within(Path(path), LARGEST_INDEX)
         except OSError as error:
             raise LostShard(f"{path} can no longer be read ({error}). {PUT_BACK}", self.paths[shard].name) from error
+
+    def open_counts(self, tokenizer: str, sha256: str, samples: int) -> io.FileIO:
+        """The counts of the tokens of a tokenizer. Raises DataError unless they are what dataset.json describes."""
+        return open_counts(self.paths[0].with_name(counts_name(tokenizer)), sha256)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Does nothing: local shards need no download."""

@@ -6,15 +6,19 @@ It may come from anybody, from a server for example: names stay inside the folde
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from megaunigame.data.shards.token_counts import listed_counts
 from megaunigame.errors import DataError
 from megaunigame.storage.foreign_text import one_line, quoted
 from megaunigame.storage.plain_names import LONGEST_NAME, is_plain_name, readable
 from megaunigame.storage.untrusted_json import parse
 
 MANIFEST = "dataset.json"
+TOKEN_COUNTS = "token_counts"
+"""Its entry for counts of tokens: tokenizer -> sha256 of the file."""
 MANIFEST_VERSION = 1
 LARGEST_MANIFEST = 128 * 1024**2
 """Bytes: about half a million shards."""
@@ -47,6 +51,8 @@ class Manifest:
     shards: list[ListedShard]
     fields: tuple[str, ...]
     """All fields of all samples, sorted."""
+    token_counts: Mapping[str, str] = field(default_factory=dict)
+    """Tokenizer -> sha256 of the counts of its tokens (`token_counts`)."""
 
 
 def parse_manifest(where: str, content: bytes, longest: int = LONGEST_FILE) -> Manifest:
@@ -60,6 +66,7 @@ def parse_manifest(where: str, content: bytes, longest: int = LONGEST_FILE) -> M
         version = manifest["version"]
         listed = [_listed(entry) for entry in manifest["shards"]]
         fields = manifest["fields"]
+        token_counts = listed_counts(manifest.get(TOKEN_COUNTS, {}))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where} is not a manifest ({type(error).__name__}: {one_line(error)}). {remedy}") from error
     if version != MANIFEST_VERSION:
@@ -79,7 +86,7 @@ def parse_manifest(where: str, content: bytes, longest: int = LONGEST_FILE) -> M
         raise DataError(f"{where} lists a shard twice. {remedy}")
     if not isinstance(fields, list) or len(fields) > MOST_FIELDS or not all(map(is_field, fields)):
         raise DataError(f"{where}: `fields` must be a list of at most {MOST_FIELDS} names of fields. {remedy}")
-    return Manifest(listed, tuple(sorted(fields)))
+    return Manifest(listed, tuple(sorted(fields)), token_counts)
 
 
 def is_field(name: Any) -> bool:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from megaunigame.data.shards.cache import RemoteFile, ShardCache
 from megaunigame.data.shards.manifest import ListedShard
 from megaunigame.data.shards.table import index_name
+from megaunigame.data.shards.token_counts import counts_bytes, counts_name, is_content
 from megaunigame.data.shards.urls import is_http
 from megaunigame.errors import DataError
 
@@ -34,16 +35,17 @@ class CachedFiles:
         # Another version of the data set at the same URL has other files.
         hashes = [s.index_sha256 if s.sha256 is None else [s.index_sha256, s.sha256] for s in shards]
         version = json.dumps([url, hashes])
-        folder = hashlib.sha256(version.encode()).hexdigest()[:16]
-
-        def remote(file: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
-            return RemoteFile(f"{url}/{quote(file) if is_http(url) else file}", f"{folder}/{file}", size, sha256)
-
+        self.url, self.folder = url, hashlib.sha256(version.encode()).hexdigest()[:16]
+        """The folder is that of the cache."""
         self.cache = cache
-        self.tars = [remote(s.file, size=s.bytes, sha256=s.sha256) for s in shards]
-        self.indices = [remote(index_name(s.file), sha256=s.index_sha256) for s in shards]
+        self.tars = [self._remote(s.file, size=s.bytes, sha256=s.sha256) for s in shards]
+        self.indices = [self._remote(index_name(s.file), sha256=s.index_sha256) for s in shards]
         self._requests: queue.SimpleQueue[Sequence[int]] | None = None
         self._process = 0
+
+    def _remote(self, file: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
+        place = quote(file) if is_http(self.url) else file
+        return RemoteFile(f"{self.url}/{place}", f"{self.folder}/{file}", size, sha256)
 
     def largest(self, shards: int) -> int:
         """Bytes of the largest `shards` tars."""
@@ -63,6 +65,17 @@ class CachedFiles:
         self.cache.remove(index)
         with self.cache.open(index) as file:
             return file.readall()
+
+    def open_counts(self, tokenizer: str, sha256: str, samples: int) -> io.FileIO:
+        """The counts of the tokens of a tokenizer, as the manifest describes them. Raises DataError when they cannot be had."""
+        counts = self._remote(counts_name(tokenizer), counts_bytes(samples), sha256)
+        file = self.cache.open(counts)
+        if is_content(file, sha256):
+            return file
+        log.warning("%s is damaged in the cache: it is downloaded once more.", counts.name)
+        file.close()
+        self.cache.remove(counts)
+        return self.cache.open(counts)
 
     def check_unchanged(self, shard: int) -> None:
         """A file in the cache does not change; its download was compared with the manifest."""

@@ -44,8 +44,14 @@ class Source(Protocol):
         """
         ...
 
-    def amounts(self, positions: range) -> Amounts:
-        """What the samples at these positions hold, not their substitutes; reads indexes only. Raises as `find` does."""
+    def amounts(self, positions: range, tokenizer: str) -> Amounts:
+        """What the samples at these positions hold, not their substitutes; reads indexes only. Raises as `find` does.
+
+        `tokenizer` (`tokenizer_hash`): whose counts of tokens are wanted, where there are any."""
+        ...
+
+    def uncounted(self, tokenizer: str) -> list[str]:
+        """Where its data sets are that have no counts of the tokens of this tokenizer. Raises DataError for damaged ones."""
         ...
 
 
@@ -67,7 +73,10 @@ class Backend(Source):
         that cannot be satisfied.
         """
 
-    def amounts(self, positions: range) -> Amounts:
+    def uncounted(self, tokenizer: str) -> list[str]:
+        return [self.location]
+
+    def amounts(self, positions: range, tokenizer: str) -> Amounts:
         raise NotImplementedError(f"{type(self).__name__} does not say what samples hold; `measures` is False.")
 
 

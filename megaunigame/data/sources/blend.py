@@ -60,7 +60,10 @@ class Blend:
             raise LostShard(str(error), f"{name}/{error.shard}") from error
         return dataclasses.replace(ref, shard=f"{name}/{ref.shard}")
 
-    def amounts(self, positions: range) -> Amounts:
+    def uncounted(self, tokenizer: str) -> list[str]:
+        return [location for source in self.sources for location in source.uncounted(tokenizer)]
+
+    def amounts(self, positions: range, tokenizer: str) -> Amounts:
         """Consecutive positions are consecutive ones of every source."""
         source_of, inner = np.array([self.locate(position) for position in positions], dtype=np.int64).reshape(-1, 2).T
         found = Amounts.empty(len(positions))
@@ -68,7 +71,7 @@ class Blend:
             at = np.flatnonzero(source_of == source)
             name, theirs = self.names[source], range(int(inner[at[0]]), int(inner[at[-1]]) + 1)
             try:
-                found.put(at, self.sources[source].amounts(theirs))
+                found.put(at, self.sources[source].amounts(theirs, tokenizer))
             except LostShard as error:
                 raise LostShard(str(error), f"{name}/{error.shard}") from error
         return found

@@ -79,13 +79,16 @@ class IndexedSource(Backend):
         confirm = partial(self.index.files.check_unchanged, shard)
         return SampleRef(self.index.key(shard, i), self.index.name(shard), partial(self._read, shard, i), confirm)
 
-    def amounts(self, positions: range) -> Amounts:
+    def uncounted(self, tokenizer: str) -> list[str]:
+        return [] if self.index.has_counts(tokenizer) else [self.location]
+
+    def amounts(self, positions: range, tokenizer: str) -> Amounts:
         shards, inside = self.order.locate_all(positions)
         found = Amounts.empty(len(positions))
         for shard in np.unique(shards).tolist():
             at = np.flatnonzero(shards == shard)
             i = inside[at] if self.selection is None else self.selection.indices(shard, inside[at])
-            found.put(at, self.index.amounts(shard).take(i))
+            found.put(at, self.index.amounts(shard, tokenizer).take(i))
         return found
 
     def _read(self, shard: int, i: int) -> Mapping[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
 
 from megaunigame.config import StreamConfig
 from megaunigame.data.sources.base import Backend, Cursor, Source, Stream
@@ -50,6 +51,18 @@ def check_measured(key: str, config: StreamConfig) -> None:
             f"{config.backend} reads without an index. Pack the tars (`megaunigame prepare pack --help`) and leave out "
             f"{key}.backend, or type loader.balance=false."
         )
+
+
+def estimated_lengths(streams: Mapping[str, Stream], tokenizer: str) -> str:
+    """What to say of streams whose rows are dealt by estimates, because nobody has counted the tokens of their texts; empty:
+    there are none. Raises DataError for damaged counts."""
+    places = [place for stream in streams.values() for place in stream.source.uncounted(tokenizer)]
+    if not places:
+        return ""
+    return (
+        f"loader.balance: tokens of texts are estimated from their characters in {', '.join(dict.fromkeys(places))}. "
+        "`megaunigame prepare tokens FOLDER --for RECIPE` counts them: ranks then wait less for the slowest."
+    )
 
 
 def _source(key: str, config: StreamConfig, seed: int) -> Source:

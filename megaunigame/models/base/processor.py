@@ -43,6 +43,15 @@ class Processor(Protocol):
         """The largest legal rows of this pass: every sequence at the maximal length (the dry run uses them)."""
         ...
 
+    @property
+    def tokenizer_hash(self) -> str:
+        """Names its tokenizer: 16 hexadecimal digits, equal where all texts become the same tokens."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text of a sample."""
+        ...
+
     def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
         """(n,) tokens that the rows of a request are likely to have, of samples that hold these amounts. The same everywhere:
         ranks deal rows by it."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.errors import DataError, ModelError
 from megaunigame.models.text.fitting import kept_apart, kept_in_order
-from megaunigame.models.text.plain_text import PlainText, PlainTokens
+from megaunigame.models.text.plain_text import PlainText, PlainTokens, ids_of
 from megaunigame.models.text.sequences import TokenSequence
 
 SPARE = 8
@@ -76,7 +76,7 @@ class ConversationFormat(ABC):
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text of the format itself, control tokens included."""
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return ids_of(self.tokenizer, text)
 
     def understand(
         self, images: int, turns: Sequence[tuple[str, str]], independent: bool, limit: int, *, fills: bool = False

@@ -1,4 +1,9 @@
-"""How long rows are likely to be, before their samples are read: pictures and frames exactly, texts by their characters."""
+"""How long rows are likely to be, before their samples are read: pictures and frames exactly, texts by the counts of their
+tokens where there are any, else by their characters.
+
+A counted text may still be a token longer or shorter in its row: it is tokenized there together with the line end or the space
+that a format puts before it.
+"""
 
 from __future__ import annotations
 
@@ -42,17 +47,21 @@ class RowLengths:
         written = np.where(np.isnan(amounts.conversation), amounts.json_bytes, amounts.conversation)
         pairs = np.clip(np.nan_to_num(amounts.pairs, nan=1.0), 1, MOST_PAIRS)
         kept = np.minimum(pairs, request.turns) if request.turns else pairs
-        words = np.maximum(0, written) * (kept / pairs) / self.characters_per_token
+        counted = ~np.isnan(amounts.conversation_tokens)
+        words = np.where(counted, amounts.conversation_tokens, np.maximum(0, written) / self.characters_per_token)
+        words = words * (kept / pairs)
         frames = self._frame(0, 1) + (kept - 1) * (self._frame(0, 2) - self._frame(0, 1))
         pictures = amounts.pictures * (self._frame(1, 1) - self._frame(0, 1))
-        # Where the index counts characters, a sample without any has no conversation, and its row is a dummy.
-        counted = ~np.isnan(amounts.conversation)
-        nothing = ~counted if counted.any() else np.zeros(len(amounts), dtype=bool)
+        # Where the index counts characters or tokens, a sample without any has no conversation, and its row is a dummy.
+        told = ~np.isnan(amounts.conversation)
+        nothing = ~told if told.any() else np.zeros(len(amounts), dtype=bool)
+        nothing = np.where(counted, amounts.conversation_tokens == 0, nothing)
         return np.where(nothing, 1.0, np.minimum(self.max_length, frames + pictures + words))
 
     def _drawn(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
         """Prompts of rows with a source are short, or not in the index: they count alike."""
         of_caption = np.nan_to_num(amounts.caption, nan=0.0) / self.characters_per_token
+        of_caption = np.where(np.isnan(amounts.caption_tokens), of_caption, amounts.caption_tokens)
         words = np.zeros(len(amounts)) if request.takes_source else np.maximum(0, of_caption)
         frame = len(self.format.generate("a", request.takes_source, PLENTY)) - self._tokens("a")
         return np.where(amounts.pictures > 0, np.minimum(self.max_length, frame + self.after_prompt + words), 1.0)

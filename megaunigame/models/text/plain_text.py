@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 BRACKETED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 """What an added token looks like that has a meaning for a model. Others are rare characters and runs of spaces: plain text."""
@@ -29,7 +29,7 @@ class PlainText:
     rest, so no id stands for the whole. The text that the model reads is the same.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, of_format: Iterable[int]):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, of_format: Iterable[int]):
         """`of_format`: ids of the tokens that a conversation format is built from."""
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
@@ -57,7 +57,20 @@ class PlainText:
         return PlainTokens([i for i in single if i not in self.controls], escaped)
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return ids_of(self.tokenizer, text)
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Tokens of a text, control tokens included: those of `tokenizer.encode`, which takes several times as long around the
+    same call."""
+    if not text:
+        return []
+    backend = tokenizer.backend_tokenizer
+    # An earlier call may have left these in the tokenizer; `encode` puts them back.
+    left = backend.padding or backend.truncation or backend.encode_special_tokens != tokenizer.split_special_tokens
+    found: list[int]
+    found = tokenizer.encode(text, add_special_tokens=False) if left else backend.encode(text, add_special_tokens=False).ids
+    return found
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from megaunigame.models.text.lengths import RowLengths
 from megaunigame.models.text.pictures import TO_SQUARE, Normalize, mask_to_square
 from megaunigame.models.text.sequences import TokenSequence, pad, stack_pictures
 from megaunigame.models.text.stored_codes import AcceptedCodes
+from megaunigame.models.text.tokenizer_hash import tokenizer_hash
 from megaunigame.step.amounts import Amounts
 from megaunigame.step.codes import StoredCodes, stacked
 from megaunigame.step.inputs import IGNORE, GenerateInputs, InputsT, PassInputs, UnderstandInputs
@@ -122,6 +124,13 @@ class RowProcessor:
         if request.pass_name == UNDERSTAND:
             return UnderstandRow([picture], [("a", text)], fills=True)
         return GenerateRow.of_all_images(request, text, picture)
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        return tokenizer_hash(self.tokenizer)
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.format.plain.encode(text).tokens)
 
     def lengths(self, request: RowRequest, amounts: Amounts) -> np.ndarray:
         """(n,) float64: tokens that the rows of a request are likely to have, of samples that hold these amounts."""

@@ -61,7 +61,8 @@ def pad(columns: Sequence[Sequence[Any]], fill: Any, *, left: bool) -> Tensor:
 def stack_pictures(pictures: Sequence[Sequence[Tensor]], side: int) -> tuple[Tensor, Tensor]:
     """uint8 squares (3, side, side) per row -> uint8 (B, I, 3, side, side), and (B, I) validity; I >= 1 even without any."""
     most = max(1, *map(len, pictures))
-    stacked = torch.zeros(len(pictures), most, 3, side, side, dtype=torch.uint8)
+    filled = all(len(own) == most for own in pictures)
+    stacked = (torch.empty if filled else torch.zeros)(len(pictures), most, 3, side, side, dtype=torch.uint8)
     valid = torch.zeros(len(pictures), most, dtype=torch.bool)
     for row, own in enumerate(pictures):
         for number, picture in enumerate(own):

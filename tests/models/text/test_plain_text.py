@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from megaunigame.models.text.plain_text import PlainText
+from megaunigame.models.text.plain_text import PlainText, ids_of
 
 
 def tokenizer(*added: AddedToken, normalizer=None, unk: str | None = None) -> PreTrainedTokenizerFast:
@@ -63,3 +63,19 @@ def test_the_added_tokens_are_listed_a_few_times_and_not_once_for_each(monkeypat
     monkeypatch.setattr(type(made), "added_tokens_decoder", property(lambda self: (listed.append(1), original(self))[1]))
     plain = PlainText(made, ())
     assert len(plain.written) == len(plain.controls) > 2 and len(listed) <= 2
+
+
+def test_tokens_are_those_of_encode_whatever_an_earlier_call_left():
+    """`transformers` leaves padding, truncation and the splitting of special tokens in the tokenizer."""
+    made = tokenizer(AddedToken("<tool_call>", special=True))
+    made.pad_token = "</s>"
+    texts = ["", "a", "a </s> <tool_call> b", " ", "søk\n"]
+    wanted = [made.encode(text, add_special_tokens=False) if text else [] for text in texts]
+    assert [ids_of(made, text) for text in texts] == wanted
+    for left in (
+        {"padding": "max_length", "max_length": 9},
+        {"truncation": True, "max_length": 2},
+        {"split_special_tokens": True},
+    ):
+        made(texts, add_special_tokens=False, **left)
+        assert [ids_of(made, text) for text in texts] == wanted, left
