@@ -51,10 +51,14 @@ def measure(options: argparse.Namespace) -> list[Table]:
     return [Table(["`evaluation.gather`", "collectives for a picture of a rank", "seconds"], lines)]
 
 
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__)
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
         world = start_world(5)
         rank(Path(sys.argv[2]), world)
         world.close()
         os._exit(0)
-    run(argparse.ArgumentParser(description=__doc__), measure)
+    run(parser(), measure)

@@ -141,5 +141,9 @@ def measure(options: argparse.Namespace) -> list[Table]:
     return [Table([*columns, "entered (%)", "moved (%)", "moved by i mod W (%)"], lines, title)]
 
 
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 if __name__ == "__main__":
-    run(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter), measure)
+    run(parser(), measure)

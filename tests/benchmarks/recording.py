@@ -111,7 +111,7 @@ def machine() -> dict[str, Any]:
     except OSError:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {"processor": next(named, platform.processor() or platform.machine()), "cores": os.cpu_count()}
+    return {"processor": next(named, "") or platform.processor() or platform.machine(), "cores": os.cpu_count()}
 
 
 def versions() -> dict[str, str]:

@@ -98,5 +98,9 @@ def measure(options: argparse.Namespace) -> list[Table]:
     return [Table(columns, lines)]
 
 
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 if __name__ == "__main__":
-    run(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter), measure)
+    run(parser(), measure)
