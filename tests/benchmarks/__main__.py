@@ -36,10 +36,10 @@ def is_due(command: str, known: Mapping[str, Any] | None, now: datetime) -> bool
 
 def remaining(names: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> str:
     """How long these take, by their last measurements, as a clause."""
-    seconds = sum(known[name]["seconds"] for name in names if name in known)
-    unknown = sum(name not in known for name in names)
-    more = f", and {unknown} that were not timed yet" if unknown else ""
-    return f"about {max(1, round(seconds / 60))} min left{more}"
+    timed = [known[name]["seconds"] for name in names if name in known]
+    left = [f"about {max(1, round(sum(timed) / 60))} min left"] if timed else []
+    left += [f"{len(names) - len(timed)} not timed yet"] if len(timed) < len(names) else []
+    return ", ".join(left)
 
 
 def make(name: str) -> bool:

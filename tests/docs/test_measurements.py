@@ -108,7 +108,8 @@ def test_a_run_goes_on_with_what_is_not_made():
 def test_the_time_that_is_left_is_that_of_the_last_measurements():
     known = {"replay": MADE, "merge": {**MADE, "seconds": 180}}
     assert remaining(["replay", "merge"], known) == "about 4 min left"
-    assert remaining(["replay", "balance"], known) == "about 1 min left, and 1 that were not timed yet"
+    assert remaining(["replay", "balance"], known) == "about 1 min left, 1 not timed yet"
+    assert remaining(["balance"], known) == "1 not timed yet"
 
 
 def test_a_measurement_is_kept_only_when_it_was_made(tmp_path, monkeypatch):
