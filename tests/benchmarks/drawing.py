@@ -1,4 +1,4 @@
-"""Collectives and seconds of a drawn picture on two ranks under ZeRO-3, with weights gathered in every call and once:
+"""Collectives and seconds of a drawn picture on two ranks under ZeRO-3, with weights gathered in every call, once, and divided:
 `python -m tests.benchmarks.drawing`.
 
 The model is the tiny Janus that ships with the project: 64 codes a picture, in float32. Two batches of each rank.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megaunigame.config import EACH_CALL, ONCE
+from megaunigame.config import EACH_CALL, ONCE, TENSOR_PARALLEL
 from megaunigame.parallel.ranks import Ranks, start_world
 from tests.benchmarks.recording import Table, run
 from tests.multi_process.launcher import REPOSITORY, run_ranks
@@ -29,7 +29,7 @@ PICTURES, BATCH, RANKS = 16, 4, 2
 
 def rank(home: Path, world: Ranks) -> None:
     suite = {"shards": str(home / "pictures"), "limit": PICTURES, "batch": BATCH, "guidance": 3.0}
-    for gather in (EACH_CALL, ONCE):
+    for gather in (EACH_CALL, ONCE, TENSOR_PARALLEL):
         evaluation = {"suites": {"generation": suite}, "gather": gather}
         trainer = trainer_of(gather, home, world, evaluation=evaluation, model={"path": str(MODEL), "max_length": 160})
         trainer.parts.evaluate(trainer.learner, lambda line: None)  # opens connections
