@@ -160,7 +160,7 @@ def measure_steps(folder: Path, options: argparse.Namespace) -> Table:
     measured = launch(blocks, options.ranks, folder, hours=2)
     lines = [steps_line(count, found) for count, found in zip(options.rows, measured, strict=True)]
     shape = f"{options.layers} layers of width {options.width}, float32, {options.ranks} gloo ranks, ZeRO-3, whole steps:"
-    return Table(["rows of a rank", "padded, s", "packed, s", CLOCK, "aim", CPU], lines, shape)
+    return Table(["rows of a rank", "padded, s", "packed, s", CLOCK, "aim", f"rank 0: {CPU}"], lines, shape)
 
 
 def steps_line(count: int, found: dict[str, Steps]) -> list[Cell]:
