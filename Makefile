@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-mutants test-extras lint format test-gpu test-multinode
+.PHONY: help setup demo test test-faults test-mutants test-extras lint format benchmarks test-gpu test-multinode
 
 help:             ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 22
@@ -54,6 +54,11 @@ lint: $(INSTALLED) ## ruff and mypy.
 format: $(INSTALLED) ## Apply ruff's fixes and format.
 	ruff check --fix .
 	ruff format .
+
+# Only the comparison of loaders needs torchdata.
+benchmarks: $(INSTALLED) ## Measure the tables of the documents again, one after another; goes on where it stopped (OPTIONS='--only packed').
+	@python -c 'import torchdata' 2>/dev/null || .venv/bin/python -m pip install torchdata
+	python -m tests.benchmarks $(OPTIONS)
 
 test-gpu: export DS_ACCELERATOR := cuda
 test-gpu: $(INSTALLED) ## Tests and profiles on one NVIDIA GPU (driver 580 or newer); writes docs/gpu.md.

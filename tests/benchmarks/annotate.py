@@ -26,6 +26,7 @@ from data_prep.teachers.base import Machine, Prediction, Teacher
 from megaunigame.data.decode import Sample
 from megaunigame.data.shards.index import ShardIndex
 from tests.benchmarks.loader import SIDE, photograph, timed
+from tests.benchmarks.recording import Cell, Table, run
 from tests.data.shard_files import write_shards
 from tests.data_prep.stored import write_whole
 from tests.data_prep.toy_sets import TALK
@@ -84,27 +85,31 @@ def one_round(index: ShardIndex, milliseconds: float, threads: int, target_size:
     return rate, share, 1000 * taken_cpu / annotator.images
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--milliseconds", type=float, nargs="+", default=[0, 25, 50], help="teacher, per picture")
-    parser.add_argument("--target-size", type=int, nargs="+", default=[0, 192])
-    arguments = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Table]:
     torch.set_num_threads(1)
-    print(f"pictures {SIDE}x{SIDE}, depth and segmentation, {arguments.threads} threads, median of {arguments.rounds} rounds")
-    print(f"{'target':>8}{'teacher ms':>12}{'pictures/s':>12}{'share in teacher':>18}{'cpu ms':>9}")
+    lines: list[list[Cell]] = []
     with tempfile.TemporaryDirectory() as name:
-        size = arguments.samples // arguments.shards
-        index = ShardIndex.open(write_shards(Path(name), [size] * arguments.shards, source_fields))
-        for target_size in arguments.target_size:
-            for milliseconds in arguments.milliseconds:
-                rounds = [one_round(index, milliseconds, arguments.threads, target_size) for _ in range(arguments.rounds)]
-                rate, share, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
-                print(f"{target_size or SIDE:>8}{milliseconds:>12g}{rate:>12.1f}{share:>18.3f}{cpu:>9.1f}", flush=True)
+        size = options.samples // options.shards
+        index = ShardIndex.open(write_shards(Path(name), [size] * options.shards, source_fields))
+        for target_size in options.target_size:
+            for milliseconds in options.milliseconds:
+                rounds = [one_round(index, milliseconds, options.threads, target_size) for _ in range(options.rounds)]
+                medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
+                lines.append([target_size or SIDE, milliseconds, *medians])
+    columns = ["target", "teacher, ms per picture", "pictures a second", "share of the time in the teacher"]
+    return [Table([*columns, "processor, ms per picture"], lines)]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--samples", type=int, default=500)
+    made.add_argument("--shards", type=int, default=1)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--threads", type=int, default=4)
+    made.add_argument("--milliseconds", type=int, nargs="+", default=[0, 25, 50], help="teacher, per picture")
+    made.add_argument("--target-size", type=int, nargs="+", default=[0, 192])
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

@@ -25,9 +25,13 @@ from megaunigame.attention.targets import table
 from megaunigame.objectives.aia.player import attention_loss
 from megaunigame.step.inputs import Taps
 from megaunigame.step.requests import GENERATE
+from tests.benchmarks.recording import Cell, Table, at_most, run
 
 VARIANTS = ("base", "tapped", "eager")
 HEAD = 64
+TIME, MEMORY = "time / base", "memory / base"
+AIMED_AT, MOST_TIME, MOST_MEMORY = 1576, 1.10, 1.05
+"""The length at which the design has limits for tapped steps, and these."""
 
 
 def language_model(width: int, layers: int, attention: str) -> LlamaModel:
@@ -101,25 +105,30 @@ def seconds(length: int, width: int, layers: int, repeats: int, variants: list[s
     return {v: statistics.median(t) for v, t in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 576, 1576, 3000])
-    parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    args = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Table]:
     torch.set_num_threads(1)
-    print(f"{args.layers} layers of width {args.width}, one row, fp32, one thread; median of {args.repeats}")
-    print(f"{'length':>6} {'variant':>8} {'CPU s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
-    for length in args.lengths:
-        times = seconds(length, args.width, args.layers, args.repeats, args.variants)
+    lines: list[list[Cell]] = []
+    for length in options.lengths:
+        times = seconds(length, options.width, options.layers, options.repeats, options.variants)
         with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            peaks = {v: pool.apply(peak, (v, length, args.width, args.layers)) for v in args.variants}
-        for v in args.variants:
-            ratios = times[v] / times["base"], peaks[v] / peaks["base"]
-            print(f"{length:>6} {v:>8} {times[v]:>8.2f} {ratios[0]:>6.3f} {peaks[v]:>9.0f} {ratios[1]:>6.3f}", flush=True)
+            peaks = {v: pool.apply(peak, (v, length, options.width, options.layers)) for v in options.variants}
+        for v in options.variants:
+            has_aims = (v, length) == ("tapped", AIMED_AT)
+            aims = [at_most(MOST_TIME, TIME), at_most(MOST_MEMORY, MEMORY)] if has_aims else [None, None]
+            in_time, in_memory = times[v] / times["base"], peaks[v] / peaks["base"]
+            lines.append([length, v, times[v], in_time, aims[0], peaks[v], in_memory, aims[1]])
+    return [Table(["length", "way", "CPU s", TIME, "aim in time", "peak MiB", MEMORY, "aim in memory"], lines)]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--lengths", type=int, nargs="+", default=[256, 576, 1576, 3000])
+    made.add_argument("--layers", type=int, default=30)
+    made.add_argument("--width", type=int, default=512)
+    made.add_argument("--repeats", type=int, default=5)
+    made.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

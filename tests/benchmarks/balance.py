@@ -26,6 +26,7 @@ from megaunigame.data.sources.opening import open_stream
 from megaunigame.step.amounts import Amounts
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from tests.benchmarks.loader import synthetic_set
+from tests.benchmarks.recording import Cell, Table, run
 
 FRAME, LONGEST = 576 + 30, 2048
 BIAS, NOISE = 1.15, 0.15
@@ -72,8 +73,9 @@ def slowest_of(exact: np.ndarray, told: np.ndarray, ranks: int, rows: int, accum
     return total
 
 
-def costs(shards: int, samples: int) -> None:
+def costs(shards: int, samples: int) -> list[list[Cell]]:
     """Processor time to deal, with the lookups in the index of a large set."""
+    lines: list[list[Cell]] = []
     with tempfile.TemporaryDirectory() as name:
         synthetic_set(Path(name), shards, samples)
         for ranks, rows, accumulation in ((32, 4, 1), (128, 1, 1), (128, 4, 1), (128, 4, 4), (1024, 4, 1)):
@@ -95,24 +97,30 @@ def costs(shards: int, samples: int) -> None:
                 dealer.dealing(step * accumulation, {"s": 0}, lambda _, p, stream=stream: stream.source.amounts(p, ""))
                 whole.append(time.process_time() - began)
             milliseconds = [1e3 * float(np.median(times)) / accumulation for times in (lookups, whole)]
-            print(
-                f"{ranks:5} ranks x {rows} rows, {accumulation} micro-steps: {milliseconds[0]:6.2f} ms a micro-step for the "
-                f"index, {milliseconds[1]:7.2f} ms with dealing"
-            )
+            lines.append([ranks, rows, accumulation, *milliseconds])
+    return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
-    arguments = parser.parse_args()
-    ways = ("padded", "packed", "dealt, exact", "dealt, estimated")
-    print(f"{'ranks':>5} {'rows':>4} {'micro-steps':>11}" + "".join(f"{way:>18}" for way in ways))
+def measure(options: argparse.Namespace) -> list[Table]:
+    lines: list[list[Cell]] = []
     for ranks in (32, 128):
         for rows, accumulation in ((4, 1), (4, 4), (8, 1), (2, 4), (1, 1), (1, 16)):
-            found = shares(ranks, rows, accumulation, -(-arguments.steps // accumulation))
-            print(f"{ranks:5} {rows:4} {accumulation:11}" + "".join(f"{found[way]:18.3f}" for way in ways))
-    costs(shards=24, samples=5000)
+            share_of = shares(ranks, rows, accumulation, -(-options.steps // accumulation))
+            lines.append([ranks, rows, accumulation, *share_of.values()])
+    about = ["ranks", "rows per rank", "micro-steps"]
+    ways = ["padded", "packed", "dealt by exact lengths", "dealt by estimates"]
+    spent = costs(shards=24, samples=5000)
+    return [
+        Table([*about, *ways], lines, "Useful share of token-time:"),
+        Table([*about, "index, ms", "with dealing, ms"], spent, "Processor time of a loader worker per micro-step:"),
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--steps", type=int, default=200)
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

@@ -8,7 +8,6 @@ and grows with the width, which is narrow here so that the logits show.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -19,9 +18,11 @@ from torch import Tensor
 
 from megaunigame.models.causal.head import TokenHead
 from tests.benchmarks.attention_taps import resident
+from tests.benchmarks.recording import Cell, Table, at_most, run
 
 TARGET = 0.25
 """Largest ratio of the memories that the design allows."""
+MEMORY = "memory, sliced / plain"
 
 
 def plain(head: TokenHead, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -35,12 +36,12 @@ def sliced(head: TokenHead, hidden: Tensor, labels: Tensor) -> Tensor:
 VARIANTS: dict[str, Callable[[TokenHead, Tensor, Tensor], Tensor]] = {"plain": plain, "sliced": sliced}
 
 
-def measure(variant: str, options: argparse.Namespace) -> tuple[float, float, float]:
+def one(variant: str, width: int, options: argparse.Namespace) -> tuple[float, float, float]:
     """MiB above the base, processor seconds, mean loss. For a process that does nothing else."""
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
-    head = TokenHead(options.width, options.vocabulary).to(dtype)
-    hidden = torch.randn(options.positions, options.width, dtype=dtype, requires_grad=True)
+    head = TokenHead(width, options.vocabulary).to(dtype)
+    hidden = torch.randn(options.positions, width, dtype=dtype, requires_grad=True)
     labels = torch.randint(options.vocabulary, (options.positions,))
     plain(head, hidden[:2], labels[:2]).sum().backward()  # libraries loaded, gradients allocated
     base, start = resident("VmHWM"), time.process_time()
@@ -50,22 +51,25 @@ def measure(variant: str, options: argparse.Namespace) -> tuple[float, float, fl
     return resident("VmHWM") - base, seconds, losses.mean().item()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.chunked_loss", description=__doc__)
-    parser.add_argument("--positions", type=int, default=4096)
-    parser.add_argument("--vocabulary", type=int, default=184_622, help="default: that of Emu3")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    options = parser.parse_args()
-    memory = {}
+def measure(options: argparse.Namespace) -> list[Table]:
+    lines: list[list[Cell]] = []
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for variant in VARIANTS:
-            memory[variant], seconds, loss = pool.apply(measure, (variant, options))
-            print(f"{variant:<8} {memory[variant]:9.0f} MiB  {seconds:7.2f} s  mean loss {loss:.6f}", flush=True)
-    ratio = memory["sliced"] / memory["plain"]
-    print(f"memory {ratio:.3f} of the plain loss (target: at most {TARGET})")
-    return 0 if ratio <= TARGET else 1
+        for width in options.width:
+            memory, seconds, losses = zip(*(pool.apply(one, (variant, width, options)) for variant in VARIANTS), strict=True)
+            torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=0)
+            lines.append([width, *memory, memory[1] / memory[0], at_most(TARGET, MEMORY), seconds[1] / seconds[0]])
+    columns = ["width", "plain, MiB", "sliced, MiB", MEMORY, "aim", "processor time, sliced / plain"]
+    return [Table(columns, lines)]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m tests.benchmarks.chunked_loss", description=__doc__)
+    made.add_argument("--positions", type=int, default=4096)
+    made.add_argument("--vocabulary", type=int, default=184_622, help="default: that of Emu3")
+    made.add_argument("--width", type=int, nargs="+", default=[64])
+    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    return made
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(parser(), measure)

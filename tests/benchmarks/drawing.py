@@ -6,6 +6,8 @@ The model is the tiny Janus that ships with the project: 64 codes a picture, in 
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
 import tempfile
@@ -16,6 +18,7 @@ import torch.distributed as dist
 
 from megaunigame.config import EACH_CALL, ONCE, TENSOR_PARALLEL
 from megaunigame.parallel.ranks import Ranks, start_world
+from tests.benchmarks.recording import Table, run
 from tests.multi_process.launcher import REPOSITORY, run_ranks
 from tests.multi_process.programs import trainer_of
 from tests.multi_process.tiny_run import write_data, write_pictures
@@ -24,7 +27,7 @@ MODEL = REPOSITORY / "megaunigame" / "tiny_world" / "weights" / "janus"
 PICTURES, BATCH, RANKS = 16, 4, 2
 
 
-def measure(home: Path, world: Ranks) -> None:
+def rank(home: Path, world: Ranks) -> None:
     suite = {"shards": str(home / "pictures"), "limit": PICTURES, "batch": BATCH, "guidance": 3.0}
     for gather in (EACH_CALL, ONCE, TENSOR_PARALLEL):
         evaluation = {"suites": {"generation": suite}, "gather": gather}
@@ -36,21 +39,26 @@ def measure(home: Path, world: Ranks) -> None:
         calls = dist.group.WORLD._get_sequence_number_for_group() - calls
         if world.is_main:
             own = PICTURES / RANKS
-            print(f"{gather}: {calls / own:.0f} collectives and {seconds / own:.2f} s for a picture of a rank", flush=True)
+            print("measured", json.dumps([gather, calls / own, seconds / own]), flush=True)
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        world = start_world(5)
-        measure(Path(sys.argv[1]), world)
-        world.close()
-        os._exit(0)
+def measure(options: argparse.Namespace) -> list[Table]:
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder) / "shards")
         write_pictures(Path(folder) / "pictures", PICTURES)
-        said = run_ranks("tests.benchmarks.drawing", RANKS, folder, timeout=900)[0]
-        print("\n".join(line for line in said.splitlines() if line.startswith((EACH_CALL, ONCE, TENSOR_PARALLEL))))
+        said = run_ranks("tests.benchmarks.drawing", RANKS, "--rank", folder, timeout=900)[0]
+    lines = [json.loads(line.partition(" ")[2]) for line in said.splitlines() if line.startswith("measured")]
+    return [Table(["`evaluation.gather`", "collectives for a picture of a rank", "seconds"], lines)]
+
+
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--rank"]:
+        world = start_world(5)
+        rank(Path(sys.argv[2]), world)
+        world.close()
+        os._exit(0)
+    run(parser(), measure)

@@ -24,6 +24,7 @@ from megaunigame.engine.optimizer_slices import MASTER, Layout
 from megaunigame.models.janus import Janus
 from megaunigame.storage.pending import PendingFile
 from megaunigame.tools.exporting import export
+from tests.benchmarks.recording import Table, run
 from tests.multi_process.tiny_run import TEXTS, VOCABULARY, write_recipe
 from tests.tiny import write_tiny
 
@@ -32,8 +33,8 @@ HEADS = {"num_attention_heads": 16, "num_key_value_heads": 16}
 GB = 1e9
 
 
-def write_run(home: Path, vocabulary: int, ranks: int) -> None:
-    """A model folder and a run folder with a checkpoint."""
+def write_run(home: Path, vocabulary: int, ranks: int) -> tuple[int, int]:
+    """A model folder and a run folder with a checkpoint. Bytes of the whole and of its largest tensor, in float32."""
     text = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 1, "vocab_size": vocabulary, **HEADS}
     write_tiny("janus", home / "model", TEXTS, VOCABULARY, text_config=text)
     partial = home / "run" / "checkpoints" / "saving-step-00000001.0"
@@ -53,7 +54,7 @@ def write_run(home: Path, vocabulary: int, ranks: int) -> None:
     publish(partial, Manifest(1, ranks, "", {file.name: file for file in written}), 1)
     largest = 4 * max(layout.numel for layout in layouts.values())
     size = 4 * sum(layout.numel for layout in layouts.values())
-    print(f"checkpoint {size / GB:.2f} GB of {ranks} ranks, largest tensor {largest / GB:.2f} GB in float32", flush=True)
+    return size, largest
 
 
 def anonymous() -> int:
@@ -62,7 +63,7 @@ def anonymous() -> int:
     return 1024 * int(line.split()[1])
 
 
-def measure(home: Path) -> None:
+def export_here(home: Path) -> None:
     """Export in this process; a thread looks at its memory every millisecond."""
     before, peak, done = anonymous(), [0], threading.Event()
 
@@ -78,25 +79,30 @@ def measure(home: Path) -> None:
     seconds = time.perf_counter() - began
     done.set()
     watcher.join()
-    print(f"peak of the export {(peak[0] - before) / GB:.2f} GB, {seconds:.0f} s", flush=True)
-    total = sum(tensor.stat().st_size for tensor in (home / "out").glob("*.safetensors"))
-    print(json.dumps({"peak": peak[0] - before, "before": before, "written": total}))
+    print("measured", json.dumps([peak[0] - before, seconds]), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vocabulary", type=int, default=60_000, help="rows of the embedding, 8 KB each in float32")
-    parser.add_argument("--ranks", type=int, default=2, help="that saved the checkpoint")
-    parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        measure(options.measure)
-        return
+def measure(options: argparse.Namespace) -> list[Table]:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        write_run(Path(folder), options.vocabulary, options.ranks)
-        subprocess.run([sys.executable, "-m", "tests.benchmarks.export_memory", "--measure", folder], check=True)
+        sizes = write_run(Path(folder), options.vocabulary, options.ranks)
+        command = [sys.executable, "-m", "tests.benchmarks.export_memory", "--rank", folder]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    line = next(line for line in said.splitlines() if line.startswith("measured"))
+    peak, seconds = json.loads(line.partition(" ")[2])
+    columns = ["checkpoint, GB", "largest weight in float32, GB", "anonymous memory of the export, GB", "seconds"]
+    return [Table(columns, [[*(size / GB for size in (*sizes, peak)), seconds]])]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--vocabulary", type=int, default=60_000, help="rows of the embedding, 8 KB each in float32")
+    made.add_argument("--ranks", type=int, default=2, help="that saved the checkpoint")
+    made.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--rank"]:
+        export_here(Path(sys.argv[2]))
+    else:
+        run(parser(), measure)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from megaunigame.data.sources.base import Cursor
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import Row, UnderstandRow
+from tests.benchmarks.recording import Cell, Table, at_least, run, spread
 from tests.data.shard_files import NumberRows, encoded, number_batches, write_shards
 
 SIDE = 384
@@ -52,6 +54,8 @@ WEBDATASET = "every field, webdataset + DataLoader"
 STATEFUL = "every field, webdataset + StatefulDataLoader"
 DECODE_IMAGE = "image, decoding alone"
 LOADER_IMAGE = "image, this loader, targets stored next to it"
+
+RATIO = "ratio"
 
 Work = Callable[[int], object]
 """Puts that many samples through."""
@@ -93,7 +97,7 @@ def cost(work: Work, samples: int) -> tuple[float, float]:
     return cpu, wall
 
 
-def rates(samples: int, rounds: int, workers: int) -> None:
+def rates(samples: int, rounds: int, workers: int) -> list[Table]:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     with tempfile.TemporaryDirectory() as name:
@@ -103,9 +107,6 @@ def rates(samples: int, rounds: int, workers: int) -> None:
         np.random.default_rng(0).shuffle(places)
         raw = [index.read(*place) for place in places]
         size = sum(len(data) for _, fields in raw for data in fields.values()) / len(raw) / 1024
-        print(f"samples of {SIDE}x{SIDE}, {size:.0f} KiB each (jpg, 16-bit depth, palette ids, json)")
-        print(f"{rounds} rounds, loaders with {workers} workers, micro-batches of {ROWS}")
-
         tars = sorted(map(str, folder.glob("*.tar")))
         works: dict[str, tuple[Work, int]] = {
             TAR_READER: (partial(tar_reader, tars), 8 * samples),
@@ -122,24 +123,27 @@ def rates(samples: int, rounds: int, workers: int) -> None:
         for _ in range(rounds):
             for what, work in works.items():
                 costs[what].append(cost(*work))
-    print(f"{'':46}{'samples/cpu-s':>14}{'samples/s':>11}")
+    lines: list[list[Cell]] = []
     for what, measured in costs.items():
-        cpu, wall = (statistics.median(column) for column in zip(*measured, strict=True))
-        print(f"{what:46}{1 / cpu:14,.0f}{1 / wall:11,.0f}")
-    print("rates divided: median (lowest-highest) of the rounds")
-    for clock, of, to in (
-        ("CPU", RAW_READS, TAR_READER),
-        ("CPU", LOADER, DECODE),
-        ("CPU", LOADER, DECODE_PARALLEL),
-        ("wall", LOADER, DECODE_PARALLEL),
-        ("CPU", LOADER, WEBDATASET),
-        ("CPU", LOADER, STATEFUL),
-        ("CPU", LOADER_IMAGE, DECODE_IMAGE),
+        lines.append([what, *(1 / statistics.median(column) for column in zip(*measured, strict=True))])
+    ratios: list[list[Cell]] = []
+    for clock, of, to, least in (
+        ("CPU", RAW_READS, TAR_READER, 5.0),
+        ("CPU", LOADER, DECODE, 0.9),
+        ("CPU", LOADER, DECODE_PARALLEL, None),
+        ("wall", LOADER, DECODE_PARALLEL, 0.9),
+        ("CPU", LOADER, WEBDATASET, None),
+        ("CPU", LOADER, STATEFUL, None),
+        ("CPU", LOADER_IMAGE, DECODE_IMAGE, None),
     ):
         column = ("CPU", "wall").index(clock)
-        ratios = [b[column] / a[column] for a, b in zip(costs[of], costs[to], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        print(f"{clock:5}{of} / {to}: {spread}")
+        found = spread(b[column] / a[column] for a, b in zip(costs[of], costs[to], strict=True))
+        ratios.append([f"{of} / {to}", clock, found, at_least(least, RATIO) if least else None])
+    title = f"Samples of {SIDE} x {SIDE}, {size:.0f} KiB each (JPEG, 16-bit depth, segmentation, json):"
+    return [
+        Table(["what", "samples per CPU second", "samples per second"], lines, title),
+        Table(["rates divided", "clock", RATIO, "aim"], ratios, "Medians of the rounds (lowest to highest):"),
+    ]
 
 
 def tar_reader(tars: list[str], samples: int) -> None:
@@ -217,7 +221,8 @@ def synthetic_set(folder: Path, shards: int, samples: int) -> None:
     (folder / "dataset.json").write_text(json.dumps({"version": 1, "fields": sorted(fields), "shards": rows}))
 
 
-def resume(rounds: int) -> None:
+def resume(rounds: int) -> list[list[Cell]]:
+    """What is opened, CPU seconds, seconds."""
     shards, samples, position = 1200, 10_000, 11_234_567
     with tempfile.TemporaryDirectory() as name:
         synthetic_set(Path(name), shards, samples)
@@ -228,8 +233,8 @@ def resume(rounds: int) -> None:
             stream.source.find(position, 0).read()
 
         taken = [timed(first_read) for _ in range(rounds)]
-        cpu, wall = (statistics.median(column) for column in zip(*taken, strict=True))
-        print(f"resume at sample {position:,} of {shards * samples:,}: open, find, first read: {cpu:.3f} CPU s, {wall:.3f} s")
+        resumed = [statistics.median(column) for column in zip(*taken, strict=True)]
+        deep = f"resume at sample {position:,} of {shards * samples:,}: open, find, first read"
 
     shards = 100
     with tempfile.TemporaryDirectory() as name:
@@ -238,12 +243,13 @@ def resume(rounds: int) -> None:
         held = []
         cpu, wall = timed(lambda: held.append(open_stream("s", config, 0)))
         kept = len(pickle.dumps(held[0].source.selection)) / 1e6
-        print(f"open with two filters, {shards * samples:,} samples: {cpu:.1f} CPU s, {wall:.1f} s; {kept:.2f} MB are kept")
+        filtered = f"open {shards * samples:,} samples with two filters; {kept:.2f} MB are kept"
+    return [[deep, *resumed], [filtered, cpu, wall]]
 
 
-def stateful_resume(skipped: int) -> None:
+def stateful_resume(skipped: int) -> list[list[Cell]]:
     """What a resume costs where the loader must read again up to its place; ours does not depend on the place."""
-    from torchdata.stateful_dataloader import StatefulDataLoader  # of the benchmarks only: pip install torchdata
+    from torchdata.stateful_dataloader import StatefulDataLoader
 
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), [64] * 4, photograph)
@@ -260,8 +266,7 @@ def stateful_resume(skipped: int) -> None:
             second.load_state_dict(state)
             next(iter(second))
 
-        _, wall = timed(again)
-        print(f"resume of webdataset by StatefulDataLoader at sample {skipped:,}: {wall:.1f} s")
+        rereading = timed(again)
 
         cursor = Cursor(0, skipped, open_stream("s", StreamConfig(str(folder)), 0).source.identity)
 
@@ -269,8 +274,10 @@ def stateful_resume(skipped: int) -> None:
             streams = {"s": open_stream("s", StreamConfig(str(folder)), 0, cursor)}
             next(iter(MicroBatchLoader(number_batches(PLAN, streams), 0, 1, 1)))
 
-        _, wall = timed(ours)
-        print(f"resume of this loader at the same place: {wall:.1f} s")
+        return [
+            [f"resume of webdataset by StatefulDataLoader at sample {skipped:,}", *rereading],
+            ["resume of this loader at the same place", *timed(ours)],
+        ]
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -280,17 +287,21 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return cpu, wall
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Table]:
+    if not find_spec("torchdata"):
+        raise SystemExit("This benchmark alone needs torchdata. Type: pip install torchdata")
     torch.set_num_threads(1)
-    resume(arguments.rounds)
-    stateful_resume(1024)
-    rates(arguments.samples, arguments.rounds, arguments.workers)
+    opened = Table(["what", "CPU seconds", "seconds"], [*resume(options.rounds), *stateful_resume(1024)])
+    return [*rates(options.samples, options.rounds, options.workers), opened]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--samples", type=int, default=512)
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--workers", type=int, default=2)
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

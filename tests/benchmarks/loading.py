@@ -21,10 +21,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.benchmarks.recording import Cell, Table, at_most, run
 from tests.multi_process.launcher import run_ranks
 
 WIDTH, PER_FILE = 4096, 16
 BAR = 256e6
+PEAK = "anonymous memory above the start, MB"
 CONFIG: dict[str, Any] = {
     "train_batch_size": 1,
     "train_micro_batch_size_per_gpu": 1,
@@ -91,28 +93,28 @@ def rank(folder: Path, layers: int) -> None:
     world.close()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=4.0)
-    parser.add_argument("--ranks", type=int, default=2)
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Table]:
     with tempfile.TemporaryDirectory() as name:
         layers = write_checkpoint(Path(name), options.gigabytes)
         said = run_ranks("tests.benchmarks.loading", options.ranks, "--rank", name, layers, timeout=3600)
-    print(next(line for line in said[0].splitlines() if line.startswith("weights: every rank")))
+    lines: list[list[Cell]] = []
     for number, text in enumerate(said):
-        found = json.loads(next(line for line in text.splitlines() if line.startswith("measured")).partition(" ")[2])
-        bar = 2 * found["partition"] + BAR
-        print(
-            f"rank {number}: partition {found['partition'] / 1e6:.0f} MB, peak {found['above'] / 1e6:.0f} MB above the start "
-            f"(bar {bar / 1e6:.0f} MB), built in {found['build']:.1f} s, loaded in {found['load']:.1f} s"
-        )
-        if found["above"] > bar:
-            raise SystemExit(1)
+        told = json.loads(next(line for line in text.splitlines() if line.startswith("measured")).partition(" ")[2])
+        bar = round((2 * told["partition"] + BAR) / 1e6)
+        megabytes = [round(told[key] / 1e6) for key in ("partition", "above")]
+        lines.append([number, *megabytes, at_most(bar, PEAK), told["build"], told["load"]])
+    return [Table(["rank", "partition, MB", PEAK, "aim", "built in, s", "loaded in, s"], lines)]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--gigabytes", type=float, default=4.0)
+    made.add_argument("--ranks", type=int, default=2)
+    return made
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
         rank(Path(sys.argv[2]), int(sys.argv[3]))
     else:
-        main()
+        run(parser(), measure)

@@ -7,6 +7,7 @@ drawn again for every merge; the hardest records of every rank are replayed in b
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
 import time
@@ -19,6 +20,7 @@ from megaunigame.replay import hard_buffer
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.merge import MergePlan, plan_merge, share_of
 from megaunigame.replay.records import RecordLayout
+from tests.benchmarks.recording import Cell, Table, run
 from tests.worlds import OneRank
 
 CAPACITY, PERCENTILE, MERGES = 4096, 60, 12
@@ -88,7 +90,8 @@ class PlayedRanks(OneRank):
             buffer.mine(records, np.ones(buffer.rows, bool))
 
 
-def measure(world_size: int, candidates: int) -> str:
+def merges(world_size: int, candidates: int) -> list[Cell]:
+    """A line of the table."""
     rng = np.random.default_rng(0)
     world = PlayedRanks(world_size)
     buffer = HardBuffer(LAYOUT, CAPACITY, candidates, 0, world_size)
@@ -122,22 +125,25 @@ def measure(world_size: int, candidates: int) -> str:
             entered.append(report.entered)
     plan_ms, merge_ms = statistics.median(planning[1:]) * 1e3, statistics.median(whole) * 1e3
     of_buffer = [statistics.mean(counts) / CAPACITY for counts in (entered, moved, modulo)]
-    return (
-        f"{world_size:>5} {candidates:>10} {plan_ms:>8.2f} {merge_ms:>9.2f} {gathered / 1024:>12.1f} "
-        f"{statistics.mean(sent) / 2**20:>11.2f} {of_buffer[0]:>8.1%} {of_buffer[1]:>8.1%} {of_buffer[2]:>9.1%}"
-    )
+    sizes = [gathered / 1024, statistics.mean(sent) / 2**20]
+    return [world_size, candidates, plan_ms, merge_ms, *sizes, *(100 * share for share in of_buffer)]
 
 
-def main() -> None:
-    picture = f"{LAYOUT.image_size}x{LAYOUT.image_size}"
-    print(f"capacity {CAPACITY}, {PERCENTILE}th percentile, records of {LAYOUT.dtype.itemsize:,} bytes (pictures of {picture})")
-    print("          candidates   plan     merge     gathered        sent            moved    moved by")
-    print("ranks   per rank       ms        ms  KiB per rank  MiB per rank  entered  of buffer  i mod W")
+def measure(options: argparse.Namespace) -> list[Table]:
+    lines = []
     for world_size in (1, 2, 16, 128, 1024):
         for candidates in (8, 64):
-            print(measure(world_size, candidates), flush=True)
+            lines.append(merges(world_size, candidates))
             gc.collect()
+    columns = ["ranks", "candidates per rank", "plan (ms)", "merge (ms)", "gathered per rank (KiB)", "sent per rank (MiB)"]
+    picture = f"{LAYOUT.image_size} x {LAYOUT.image_size}"
+    title = f"Capacity {CAPACITY}, {PERCENTILE}th percentile, {LAYOUT.dtype.itemsize:,} bytes a record (pictures of {picture}):"
+    return [Table([*columns, "entered (%)", "moved (%)", "moved by i mod W (%)"], lines, title)]
+
+
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.step_cases import case, markdown, write_scenes
+from tests.benchmarks.recording import Cell, Table, at_most, run, spread
+from tests.benchmarks.step_cases import case, write_scenes
 
 RECIPE = "launch/recipes/tiny_sft.yaml"
 PLAIN, ZERO2, ZERO3 = "plain loop", "ZeRO-2", "ZeRO-3"
@@ -29,6 +30,7 @@ KNOBS = {FREEING: {"memory_efficient_linear": True}, LEAVES: OF_LEAVES}
 because `torch.autograd.grad` fails in them. The first layer is none: under LoRA its input has no gradient, and the engine then
 ends the leaf before its weights have theirs."""
 TARGETS = {ZERO2: 1.05, ZERO3: 1.15}
+RATIO = "/ plain loop"
 
 
 def ds_configs(home: Path) -> dict[str, str]:
@@ -62,14 +64,7 @@ def steppers(home: Path, train: str, rows: dict[str, Any], steps: int, only: lis
     return {PLAIN: plain.step, **found}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", choices=["lora", "full"], default="lora")
-    parser.add_argument("--rounds", type=int, default=9, help="measured steps of each (default 9)")
-    parser.add_argument("--warmup", type=int, default=4, help="steps before (default 4): ZeRO-3 records its gathers")
-    parser.add_argument("--captions", type=int, default=0, help="caption rows, a second pass (default 0)")
-    parser.add_argument("--only", nargs="*", default=[ZERO2, ZERO3, *KNOBS], help="ways to train next to the plain loop")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Table]:
     os.environ.update(DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     rows = {
         "understanding": {"rows": 8, "stream": "scenes", "independent": True},
@@ -78,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         write_scenes(home / "shards")
-        ways = steppers(home, options.train, rows, options.rounds + options.warmup, options.only)
+        ways = steppers(home, options.train, rows, options.rounds + options.warmup, options.ways)
         wall: dict[str, list[float]] = {name: [] for name in ways}
         cpu: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(options.warmup + options.rounds):
@@ -88,20 +83,25 @@ def main() -> None:
                 if number >= options.warmup:
                     wall[name].append(time.perf_counter() - began)
                     cpu[name].append(time.process_time() - used)
-    print(f"1 rank, {options.train}, 8 understanding rows, {options.captions} captions, {os.cpu_count()} cores\n")
-    head = ["way", "CPU s / step", f"/ {PLAIN}", "in single rounds", "target", "wall s / step"]
-    lines = []
+    lines: list[list[Cell]] = []
     for name in ways:
-        ratios = [ours / base for ours, base in zip(cpu[name], cpu[PLAIN], strict=True)]
-        mid = statistics.median(cpu[name])
-        lines.append(
-            [
-                *(name, f"{mid:.3f}", f"{mid / statistics.median(cpu[PLAIN]):.2f}", f"{min(ratios):.2f} .. {max(ratios):.2f}"),
-                *(f"<= {TARGETS[name]}" if name in TARGETS else "", f"{statistics.median(wall[name]):.3f}"),
-            ]
-        )
-    print(markdown(head, lines))
+        ratios = spread(ours / base for ours, base in zip(cpu[name], cpu[PLAIN], strict=True))
+        middle = statistics.median(cpu[name])
+        ratios["median"] = middle / statistics.median(cpu[PLAIN])
+        aim = at_most(TARGETS[name], RATIO) if name in TARGETS else None
+        lines.append([name, middle, ratios, aim, statistics.median(wall[name])])
+    return [Table(["way", "CPU s / step", RATIO, "aim", "wall s / step"], lines)]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--train", choices=["lora", "full"], default="lora")
+    made.add_argument("--rounds", type=int, default=9, help="measured steps of each (default 9)")
+    made.add_argument("--warmup", type=int, default=4, help="steps before (default 4): ZeRO-3 records its gathers")
+    made.add_argument("--captions", type=int, default=0, help="caption rows, a second pass (default 0)")
+    made.add_argument("--ways", nargs="*", default=[ZERO2, ZERO3, *KNOBS], help="ways to train next to the plain loop")
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

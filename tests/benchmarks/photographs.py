@@ -41,6 +41,7 @@ from megaunigame.step.inputs import PassInputs, UnderstandInputs
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import Row, UnderstandRow
 from tests.benchmarks.loader import Work, cost
+from tests.benchmarks.recording import Cell, Table, at_least, run, spread
 from tests.benchmarks.unigame import SHIPPED
 from tests.data.shard_files import encoded, write_shards
 from tests.passes import pass_inputs
@@ -134,8 +135,8 @@ def web_loader(tars: list[str], processor: object, samples: int) -> None:
         pass
 
 
-def stages(folder: Path, raw: list[dict[str, bytes]], samples: int) -> None:
-    """Print the CPU microseconds of a sample in each stage, the second time that it runs."""
+def stages(folder: Path, raw: list[dict[str, bytes]], samples: int) -> list[Table]:
+    """CPU microseconds of a sample in each stage, the second time that it runs."""
     batches = samples // ROWS
     streams = {"s": open_stream("s", StreamConfig(str(folder)), 0)}
     made, with_texts = (
@@ -155,11 +156,13 @@ def stages(folder: Path, raw: list[dict[str, bytes]], samples: int) -> None:
         "the message": lambda: [pickle.loads(pickle.dumps(packed)) for _ in range(batches)],
         "copying out of the block": lambda: [packed.unpacked(blocks) for _ in range(batches)],
     }
+    lines: list[list[Cell]] = []
     for what, work in works.items():
         work()
         began = time.process_time()
         work()
-        print(f"{what:28}{1e6 * (time.process_time() - began) / samples:8.0f} us a sample")
+        lines.append([what, 1e6 * (time.process_time() - began) / samples])
+    return [Table(["stage", "CPU, us a sample"], lines)]
 
 
 class Worker:
@@ -170,14 +173,10 @@ class Worker:
 
 DECODING, TOGETHER, OURS, WEB = "decoding and resizing, in process", "in process", "this loader", "WebLoader"
 FLOATS = ", values instead of bytes"
+CPU = "CPU"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--stages", action="store_true", help="the stages alone")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Table]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), [32] * 4, photograph)
@@ -195,20 +194,31 @@ def main() -> None:
         for _ in range(options.rounds):
             for what, work in works.items():
                 costs[what].append(cost(work, options.samples))
-    print(f"{sum(map(len, (f['jpg'] for f in raw))) / len(raw) / 1024:.0f} KiB a photograph, {options.rounds} rounds")
-    print(f"{'':46}{'samples/cpu-s':>14}{'samples/s':>11}")
+    kilobytes = sum(len(fields["jpg"]) for fields in raw) / len(raw) / 1024
+    lines: list[list[Cell]] = []
     for what, measured in costs.items():
-        cpu, wall = (statistics.median(column) for column in zip(*measured, strict=True))
-        print(f"{what:46}{1 / cpu:14,.0f}{1 / wall:11,.0f}")
-    print("rates divided: median (lowest-highest) of the rounds")
-    pairs = [(f"{kind}: {OURS}", f"{kind}: {WEB}") for kind in ("pictures", "rows", "rows" + FLOATS)]
-    pairs += [(f"{kind}: {OURS}", f"{kind}: {TOGETHER}") for kind in ("pictures", "rows")]
-    pairs += [(f"pictures: {OURS}", DECODING), (f"rows: {OURS}", f"rows{FLOATS}: {OURS}")]
-    for of, to in pairs:
-        for column, clock in enumerate(("CPU", "wall")):
-            ratios = [b[column] / a[column] for a, b in zip(costs[of], costs[to], strict=True)]
-            print(f"{clock:5}{of} / {to}: {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+        lines.append([what, *(1 / statistics.median(column) for column in zip(*measured, strict=True))])
+    pairs = [(f"{kind}: {OURS}", f"{kind}: {WEB}", 1.0) for kind in ("pictures", "rows")]
+    pairs += [(f"rows{FLOATS}: {OURS}", f"rows{FLOATS}: {WEB}", None), (f"pictures: {OURS}", DECODING, 0.95)]
+    pairs += [(f"{kind}: {OURS}", f"{kind}: {TOGETHER}", None) for kind in ("pictures", "rows")]
+    pairs += [(f"rows: {OURS}", f"rows{FLOATS}: {OURS}", None)]
+    ratios: list[list[Cell]] = []
+    for of, to, least in pairs:
+        in_cpu, in_wall = (spread(b[i] / a[i] for a, b in zip(costs[of], costs[to], strict=True)) for i in range(2))
+        ratios.append([f"{of} / {to}", in_cpu, at_least(least, CPU) if least else None, in_wall])
+    return [
+        Table(["what", "samples per CPU second", "samples per second"], lines, f"Photographs of {kilobytes:.0f} KiB:"),
+        Table(["rates divided", CPU, "aim", "wall clock"], ratios, "Medians of the rounds (lowest to highest):"),
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--samples", type=int, default=256)
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--stages", action="store_true", help="the stages alone")
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

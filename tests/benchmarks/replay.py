@@ -10,14 +10,15 @@ answered wrongly in 9 of 10 cases, and has all but a tenth of those 3 nats.
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from megaunigame.replay.hard_buffer import HardBuffer
 from megaunigame.replay.records import RecordLayout
+from tests.benchmarks.recording import Cell, Table, run
 from tests.worlds import OneRank
 
 STEPS, ROWS, MERGE_EVERY, CAPACITY, PERCENTILE = 2000, 4, 10, 512, 60.0
@@ -31,7 +32,7 @@ class Way:
     """Settings of `objectives.unigame.buffer`."""
 
     draw: str
-    temperature: float
+    temperature: int
     max_age: int = 0
     hardness: str = "loss"
     label_check: bool = False
@@ -84,23 +85,22 @@ def replayed(way: Way) -> tuple[list[int], set[int], float]:
     return drawn, wrong, 1 - len(drawn) / (STEPS * way.rows)
 
 
-def main() -> None:
-    head = ["hard rows", "draw", "temperature", "max_age", "hardness", "label check"]
-    head += ["distinct (%)", "most often", "wrong labels (%)", "empty rows (%)"]
-    print(line(head))
-    print(line(["---:", "---", "---:", "---:", "---", "---", *["---:"] * 4]))
+def measure(options: argparse.Namespace) -> list[Table]:
+    columns = ["hard rows", "draw", "temperature", "max_age", "hardness", "label check"]
+    columns += ["distinct (%)", "most often", "wrong labels (%)", "empty rows (%)"]
+    lines: list[list[Cell]] = []
     for way in WAYS:
         drawn, wrong, empty = replayed(way)
         most = Counter(drawn).most_common(1)[0][1]
         distinct, bad = len({*drawn}) / len(drawn), sum(number in wrong for number in drawn) / len(drawn)
         settings = [way.rows, way.draw, way.temperature, way.max_age or "-", way.hardness, "yes" if way.label_check else "no"]
-        print(line([*settings, *(f"{number:.0f}" for number in (100 * distinct, most, 100 * bad, 100 * empty))]))
+        lines.append([*settings, *(round(number) for number in (100 * distinct, most, 100 * bad, 100 * empty))])
+    return [Table(columns, lines)]
 
 
-def line(cells: Sequence[object]) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(map(str, cells))} |"
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.__main__ import main as data_prep
 from megaunigame.monitoring import names
+from tests.benchmarks.recording import Cell, at_most, spread
 from tests.benchmarks.step_ranks import CPU_SECONDS, FLOPS
 from tests.multi_process.launcher import run_ranks
 
@@ -56,10 +57,11 @@ def mean(steps: Steps, key: str) -> float:
     return statistics.mean(step[key] for step in steps.values())
 
 
-def ratio(ours: Steps, base: Steps) -> tuple[float, float, float]:
+def ratio(ours: Steps, base: Steps) -> dict[str, float]:
     """Of the median step times; the least and the largest within one round."""
-    rounds = [ours[n][names.PERF_STEP_SECONDS] / base[n][names.PERF_STEP_SECONDS] for n in ours.keys() & base.keys()]
-    return middle(ours, names.PERF_STEP_SECONDS) / middle(base, names.PERF_STEP_SECONDS), min(rounds), max(rounds)
+    rounds = (ours[n][names.PERF_STEP_SECONDS] / base[n][names.PERF_STEP_SECONDS] for n in ours.keys() & base.keys())
+    of_medians = middle(ours, names.PERF_STEP_SECONDS) / middle(base, names.PERF_STEP_SECONDS)
+    return spread(rounds) | {"median": of_medians}
 
 
 def cpu_ratio(ours: Steps, base: Steps) -> float:
@@ -72,21 +74,14 @@ def flops_ratio(ours: Steps, base: Steps) -> float:
 
 
 def columns(base: str) -> list[str]:
-    times = ["s / step", f"/ {base}", "in single rounds", "target", "CPU s / step", f"CPU / {base}"]
-    return [*times, "passes", "MiB gathered"]
+    return ["s / step", f"/ {base}", "aim", "CPU s / step", f"CPU / {base}", "passes", "MiB gathered"]
 
 
-def cells(steps: Steps, base: Steps, target: float | None) -> list[str]:
-    """Of one case, under `columns`. `target`: the largest ratio that the design allows."""
-    mid, least, most = ratio(steps, base)
+def cells(steps: Steps, base: Steps, base_name: str, most: float | None) -> list[Cell]:
+    """Of one case, under `columns(base_name)`. `most`: the largest ratio that the design allows."""
     return [
-        *(f"{middle(steps, names.PERF_STEP_SECONDS):.3f}", f"{mid:.2f}", f"{least:.2f} .. {most:.2f}"),
-        f"<= {target}" if target else "",
-        *(f"{middle(steps, CPU_SECONDS):.3f}", f"{cpu_ratio(steps, base):.2f}"),
-        f"{mean(steps, names.PERF_PASSES):.0f}",
-        f"{mean(steps, names.PERF_ALLGATHER_BYTES) / 2**20:.1f}",
+        *(middle(steps, names.PERF_STEP_SECONDS), ratio(steps, base)),
+        at_most(most, f"/ {base_name}") if most else None,
+        *(middle(steps, CPU_SECONDS), cpu_ratio(steps, base)),
+        *(round(mean(steps, names.PERF_PASSES)), mean(steps, names.PERF_ALLGATHER_BYTES) / 2**20),
     ]
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])

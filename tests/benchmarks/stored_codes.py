@@ -13,8 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 from data_prep.__main__ import main as data_prep
 from megaunigame.data.conversation import caption_of, question_answers
 from megaunigame.data.shards.index import ShardIndex
@@ -23,7 +21,8 @@ from megaunigame.models.emu3 import Emu3
 from megaunigame.step.requests import GENERATE, UNDERSTAND, RowRequest, StepPlan, plan_from
 from megaunigame.step.rows import GenerateRow, UnderstandRow
 from megaunigame.tiny_world.emu3 import write_start
-from tests.benchmarks.step_cases import markdown, write_scenes
+from tests.benchmarks.recording import Cell, Table, run, spread
+from tests.benchmarks.step_cases import write_scenes
 
 ENCODED, STORED = "encoded in the pass", "stored codes"
 
@@ -41,11 +40,7 @@ def seconds(model: Emu3, inputs: object) -> float:
     return taken
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=8, help="rows of a pass (default 8)")
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds, after one that is not (default 15)")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Table]:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         write_scenes(home / "plain")
@@ -70,7 +65,7 @@ def main() -> None:
         GenerateRow("draw this image again .", s.image, s.image, target_codes=s.codes, source_codes=s.codes) for s in samples
     ]
     asked = [UnderstandRow(s.images, question_answers(s)[:1], codes=s.codes) for s in samples]
-    lines = []
+    lines: list[list[Cell]] = []
     for title, rows, kind, source in (
         ("generate, from captions", captions, GENERATE, False),
         ("generate, from the picture", pixels, GENERATE, True),
@@ -90,10 +85,17 @@ def main() -> None:
                 if number:
                     taken[case].append(one)
         medians = [statistics.median(taken[case]) for case in (ENCODED, STORED)]
-        lines.append([title, *(f"{1000 * median:.0f} ms" for median in medians), f"{medians[1] / medians[0]:.2f}"])
-    print(f"\n{options.rows} rows, {torch.get_num_threads()} thread(s), median processor time of {options.rounds} rounds\n")
-    print(markdown(["pass", ENCODED, STORED, "ratio"], lines))
+        ratios = spread(stored / encoded for encoded, stored in zip(taken[ENCODED], taken[STORED], strict=True))
+        lines.append([title, *(1000 * median for median in medians), ratios])
+    return [Table(["pass", f"{ENCODED}, ms", f"{STORED}, ms", "ratio"], lines)]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rows", type=int, default=8, help="rows of a pass (default 8)")
+    made.add_argument("--rounds", type=int, default=15, help="measured rounds, after one that is not (default 15)")
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

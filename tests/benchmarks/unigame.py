@@ -4,7 +4,7 @@ One launch of gloo ranks steps through the cases in turn: fine-tuning (SFT), the
 game, and the released procedure (`path: sampled`: one candidate drawn token by token, guidance 5). All have the same clean
 rows; the game attacks as many pictures. Cases `+ hard` also replay rows from the buffer.
 
-A step should cost what its operations say. Below the table stands how the ratio of step times to SFT compares with the ratio of
+A step should cost what its operations say. A second table says how the ratio of step times to SFT compares with the ratio of
 operations, which are counted while a step runs: those of CLIP, decoders and players, too.
 
 64 tokens per picture is the shipped tiny Janus with the settings of tiny_unigame.yaml; other numbers of tokens are random
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megaunigame.models.janus.configuration import codes_per_image, read_config
 from megaunigame.models.janus.folder import random_state, write_folder
+from tests.benchmarks.recording import Cell, Table, at_least, at_most, run
 from tests.benchmarks.step_cases import (
     Steps,
     case,
@@ -36,7 +36,6 @@ from tests.benchmarks.step_cases import (
     cpu_ratio,
     flops_ratio,
     launch,
-    markdown,
     mean,
     middle,
     ratio,
@@ -59,6 +58,7 @@ TARGET = 1.05
 """Largest ratio of step times, over the ratio of operations, that the design allows."""
 SAMPLED_TARGET = 10.0
 """Least ratio of sampled to alternating at 64 tokens."""
+OVER, RATIO = "CPU over operations", "sampled / alternating"
 LARGER_ROUNDS = 3
 """Larger pictures are there for one ratio, sampled to alternating. Sampled steps once: that is hundreds of passes."""
 
@@ -125,31 +125,32 @@ def block(home: Path, tokens: int, options: Namespace) -> dict[str, Any]:
     return {"title": f"{tokens} tokens", "tokens": tokens, "rounds": rounds, "cases": cases}
 
 
-def table(blocks: list[dict[str, Any]], measured: list[dict[str, Steps]], options: Namespace) -> str:
-    """The measurements as a Markdown table, and below it sampled against alternating."""
-    head = ["tokens", "case", "rows: clean + hard + attacked", "steps", *columns(SFT), "replayed"]
-    lines, below = [], []
+def tables(blocks: list[dict[str, Any]], measured: list[dict[str, Steps]], options: Namespace) -> list[Table]:
+    """Steps; what they take over their operations; sampled against alternating."""
+    times: list[list[Cell]] = []
+    operations: list[list[Cell]] = []
+    sampled: list[list[Cell]] = []
     for described, cases in zip(blocks, measured, strict=True):
-        tokens, whole = described["tokens"], described["tokens"] == shipped_tokens()
+        tokens, whole, sft = described["tokens"], described["tokens"] == shipped_tokens(), cases[SFT]
         for name, steps in cases.items():
             hard = options.hard if name.endswith(HARD) else 0
             attack = 0 if name == SFT else options.attack or options.clean
-            about = [f"{tokens}", name, f"{options.clean} + {hard} + {attack}", f"{len(steps)}"]
-            lines.append([*about, *cells(steps, cases[SFT], None), f"{mean(steps, REPLAYED):.1f}"])
+            about = [tokens, name, f"{options.clean} + {hard} + {attack}", len(steps)]
+            times.append([*about, *cells(steps, sft, SFT, None), mean(steps, REPLAYED)])
             if name != SFT and middle(steps, FLOPS):
-                flops = flops_ratio(steps, cases[SFT])
-                mid, in_cpu = ratio(steps, cases[SFT])[0], cpu_ratio(steps, cases[SFT])
-                below.append(
-                    f"- {name} / SFT at {tokens}: operations {flops:.2f}; step times {mid:.2f}, {mid / flops:.2f} of that; "
-                    f"CPU {in_cpu:.2f}, {in_cpu / flops:.2f} of that (target <= {TARGET})"
-                )
+                flops, wall, cpu = flops_ratio(steps, sft), ratio(steps, sft)["median"], cpu_ratio(steps, sft)
+                operations.append([tokens, name, flops, cpu, cpu / flops, at_most(TARGET, OVER), wall, wall / flops])
         if SAMPLED in cases:
-            mid, least, most = ratio(cases[SAMPLED], cases[ALTERNATING])
-            below.append(
-                f"- sampled / alternating at {tokens} tokens: {mid:.1f}{f' (target >= {SAMPLED_TARGET:g})' if whole else ''}, "
-                f"in single rounds {least:.1f} .. {most:.1f}, in CPU time {cpu_ratio(cases[SAMPLED], cases[ALTERNATING]):.1f}"
-            )
-    return "\n".join([markdown(head, lines), "", *below])
+            of_steps, in_cpu = ratio(cases[SAMPLED], cases[ALTERNATING]), cpu_ratio(cases[SAMPLED], cases[ALTERNATING])
+            sampled.append([tokens, len(cases[SAMPLED]), of_steps, in_cpu, at_least(SAMPLED_TARGET, RATIO) if whole else None])
+    head = ["tokens", "case", "rows: clean + hard + attacked", "steps", *columns(SFT), "replayed"]
+    counted = ["tokens", "case", "operations / SFT", "CPU / SFT", OVER, "aim", "wall / SFT", "wall over operations"]
+    found = [
+        Table(head, times, "Steps:"),
+        Table(counted, operations, "Ratios of times against those of operations:"),
+        Table(["tokens", "sampled steps", RATIO, "in CPU time", "aim"], sampled, "Sampled against alternating:"),
+    ]
+    return [table for table in found if table.rows]
 
 
 def tokens_per_picture(text: str) -> int:
@@ -159,24 +160,26 @@ def tokens_per_picture(text: str) -> int:
     return tokens
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=12, help="measured steps at 64 tokens (default 12)")
-    parser.add_argument("--sampled-steps", type=int, default=1, help="of which sampled (default 1; 0: leave it out)")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before (default 2; sampled: none)")
-    parser.add_argument("--ds-config", default="zero3_cpu", help="of ds_configs/ (default zero3_cpu)")
-    parser.add_argument("--tokens", type=tokens_per_picture, nargs="+", default=[64, 256, 576], help="per picture")
-    parser.add_argument("--clean", type=int, default=4, help="clean rows per rank (default 4)")
-    parser.add_argument("--hard", type=int, default=2, help="replayed rows per rank of the cases `+ hard`")
-    parser.add_argument("--attack", type=int, help="attacked pictures per rank (default: as clean rows)")
-    options = parser.parse_args()
+def measure(options: Namespace) -> list[Table]:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         blocks = [block(home, tokens, options) for tokens in options.tokens]
-        measured = launch(blocks, options.ranks, home, hours=4)
-    print(f"{options.ranks} ranks, {options.ds_config}, gloo, {os.cpu_count()} cores\n\n{table(blocks, measured, options)}")
+        return tables(blocks, launch(blocks, options.ranks, home, hours=4), options)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--ranks", type=int, default=2)
+    made.add_argument("--steps", type=int, default=12, help="measured steps at 64 tokens (default 12)")
+    made.add_argument("--sampled-steps", type=int, default=1, help="of which sampled (default 1; 0: leave it out)")
+    made.add_argument("--warmup", type=int, default=2, help="steps before (default 2; sampled: none)")
+    made.add_argument("--ds-config", default="zero3_cpu", help="of ds_configs/ (default zero3_cpu)")
+    made.add_argument("--tokens", type=tokens_per_picture, nargs="+", default=[64, 256, 576], help="per picture")
+    made.add_argument("--clean", type=int, default=4, help="clean rows per rank (default 4)")
+    made.add_argument("--hard", type=int, default=2, help="replayed rows per rank of the cases `+ hard`")
+    made.add_argument("--attack", type=int, help="attacked pictures per rank (default: as clean rows)")
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

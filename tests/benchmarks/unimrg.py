@@ -8,12 +8,12 @@ of which four micro-steps make the rows of one. The shipped tiny Janus on scenes
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.step_cases import case, cells, columns, launch, markdown, write_scenes
+from tests.benchmarks.recording import Table, run
+from tests.benchmarks.step_cases import case, cells, columns, launch, write_scenes
 
 RECIPE = "launch/recipes/tiny_unimrg.yaml"
 FOUR, PLAIN, TURNS = "four tasks", "two plain passes", "one task per micro-step"
@@ -35,13 +35,7 @@ def settings(rows: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=4, help="n, rows per task, micro-step and rank (default 4)")
-    parser.add_argument("--steps", type=int, default=12, help="measured steps (default 12)")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before (default 2)")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Table]:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         write_scenes(home / "shards")
@@ -52,11 +46,19 @@ def main() -> None:
         ]
         block = {"title": "UniMRG", "rounds": options.steps, "cases": cases}
         (measured,) = launch([block], options.ranks, home, hours=1)
-    print(f"{options.ranks} ranks, ZeRO-3, gloo, {os.cpu_count()} cores, {options.rows} rows per task\n")
-    targets = {FOUR: TARGET}
-    lines = [[name, *cells(steps, measured[PLAIN], targets.get(name))] for name, steps in measured.items()]
-    print(markdown(["case", *columns(PLAIN)], lines))
+    aims = {FOUR: TARGET}
+    lines = [[name, *cells(steps, measured[PLAIN], PLAIN, aims.get(name))] for name, steps in measured.items()]
+    return [Table(["case", *columns(PLAIN)], lines)]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--ranks", type=int, default=2)
+    made.add_argument("--rows", type=int, default=4, help="n, rows per task, micro-step and rank (default 4)")
+    made.add_argument("--steps", type=int, default=12, help="measured steps (default 12)")
+    made.add_argument("--warmup", type=int, default=2, help="steps before (default 2)")
+    return made
 
 
 if __name__ == "__main__":
-    main()
+    run(parser(), measure)

@@ -187,8 +187,8 @@ CASES = {
         "model": PACKED,
     },
 }
-GROUPS = {"groups_lora_checkpointing": {"model": LORA | CHECKPOINTING, "batch": TWICE, "engine": GROUPS_OF_TWO}}
-"""For four ranks: a second copy of the weights inside each group of two."""
+GROUPS = {"groups_packed_lora": {"model": LORA | CHECKPOINTING | PACKED, "batch": TWICE, "engine": GROUPS_OF_TWO}}
+"""For four ranks, whose rows are packed: a second copy of the weights inside each group of two."""
 CASES |= of_other_families(CASES, model=CHECKPOINTING, objectives=unimrg(), batch=TWICE)
 
 

@@ -53,6 +53,11 @@ CASES: dict[str, dict] = {
     "openuni": {"model": {"family": "openuni", "groups": ["vision", "aligner", "lm", "queries", "connector", "dit"]}},
     "harmon": {"model": {"family": "harmon", **CHECKPOINTING}, "batch": TWICE, "optimizer": UNCLIPPED},
     "blip3o_next": {"model": {"family": "blip3o_next", "groups": BLIP3O_NEXT_GROUPS, **CHECKPOINTING}, "batch": TWICE},
+    "packed_independent_turns": {
+        "model": {**CHECKPOINTING, "pack_tokens": 384},
+        "objectives": {"understanding": {"rows": 3, "independent": True}},
+        "batch": TWICE,
+    },
     "long": {},
     "aia": {"objectives": {"aia": {"targets": "relative", "weights": {"generate": 5.0, "understand": 10.0}}}},
 }
@@ -73,6 +78,7 @@ def run(case: str, settings: dict, home: Path, world: Ranks) -> str:
     plain = MixedReference(trainer, world.size)
     start = {n: m.detach().clone() for n, m in plain.masters.items()}
     average = PlainAverage(trainer, start)
+    assert ("passes are packed" in trainer.describe()) == case.startswith("packed")
     trainer.dry_run()
     batches = batches_of(trainer, STEPS)
     worst_losses, worst_norm = [0.0, 0.0], 0.0

@@ -41,6 +41,8 @@ class MixedReference(PlainReference):
         self.reduce_dtype = DTYPES[self.recipe.engine.reduce_dtype]
         if any(self.taps.values()):
             self.model.install_taps()
+        if tokens := self.recipe.model.pack_tokens:  # equal to padded rows in fp32; in bf16 other kernels round in other places
+            self.model.pack_rows(tokens)
         for parameter in self.model.parameters():  # not model.bfloat16(): buffers stay fp32
             parameter.data = parameter.data.bfloat16()
         if trainer.learner.zero_stage == 3:
