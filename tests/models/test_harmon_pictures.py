@@ -37,6 +37,16 @@ def sampled(model, guidance, sample_noise=None, seed=0):
         return sampling.draw(model, reader, noise.orders(16), noise, guidance, 1.0)
 
 
+def test_one_round_of_known_tokens_puts_them_where_they_belong(model, monkeypatch):
+    """Each token of a round has the condition of its own place."""
+    drawing(model, rounds=3)
+    conditions = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr(sampling, "conditions", lambda *given: conditions)
+    monkeypatch.setattr(sampling.diffusion, "denoise", lambda predict, *given: predict.condition[..., :4])
+    noise = sampling.RowNoise(torch.Generator().manual_seed(0), 1, 4, torch.device("cpu"))
+    assert torch.equal(sampling.draw(model, None, noise.orders(16), noise, 1.0, 1.0), conditions[..., :4])
+
+
 def test_a_cache_changes_nothing(model):
     """Each round reads the picture after the request; the same as request and picture read together."""
     inputs = model.processor.generate_prompts(["a small cube", "a ball"])

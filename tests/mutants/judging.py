@@ -30,7 +30,7 @@ class Judge:
         with self.tree.with_mutant(mutant):
             outcome, by, seconds = self._run(mutant.tests, mutant.name)
         if outcome != SURVIVED:
-            failed = (by,) if by else mutant.tests
+            failed = _failed(mutant, by)
             if failed not in self.sound:
                 self.sound[failed], *_ = self._run(failed, f"{mutant.name} without")
             if self.sound[failed] != SURVIVED:
@@ -56,3 +56,9 @@ class Judge:
             if code:
                 return BROKEN, by, seconds
         return SURVIVED, "", seconds
+
+
+def _failed(mutant: Mutant, by: str) -> tuple[str, ...]:
+    """The test `by` that failed; of one with parameters, the cases that the mutant names. Empty `by`: all its tests."""
+    cases = tuple(test for test in mutant.tests if by and test.startswith(f"{by}["))
+    return cases or ((by,) if by else mutant.tests)

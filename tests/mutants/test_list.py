@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 
 import pytest
 
@@ -131,6 +132,25 @@ def test_tests_that_fail_without_a_mutant_notice_nothing(tmp_path, monkeypatch):
     first = listed("step")[0]
     assert Judge(Tree(tmp_path / "a"), tmp_path / "logs").judge(first).outcome == BROKEN
     assert Judge(Tree(tmp_path / "b"), tmp_path / "logs").judge(first).outcome == NOTICED
+
+
+def test_the_case_that_failed_is_run_again_without_the_mutant_and_no_other(tmp_path, monkeypatch):
+    """Cases have names with spaces, which what pytest says does not tell from its message."""
+    asked = []
+
+    def run(tree, tests, log, limit):
+        asked.append(tests)
+        log.write_text("FAILED tests/test_randomness.py::test_a[one two] - assert 1\n")
+        return (1 if len(asked) == 1 else 0), 0.1
+
+    monkeypatch.setattr("tests.mutants.judging.run_tests", run)
+    monkeypatch.setattr(
+        "tests.mutants.trees.repository_files", lambda: ["megaunigame/randomness.py", "tests/test_randomness.py"]
+    )
+    case, other = "tests/test_randomness.py::test_a[one two]", "tests/test_randomness.py::test_b"
+    named = dataclasses.replace(listed("step")[0], tests=(other, case))
+    verdict = Judge(Tree(tmp_path / "a"), tmp_path / "logs").judge(named)
+    assert asked == [[other, case], [case]] and (verdict.outcome, verdict.by) == (NOTICED, case.split("[")[0])
 
 
 def test_the_table_counts_and_names_what_was_not_noticed(tmp_path):

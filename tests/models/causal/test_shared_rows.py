@@ -61,8 +61,9 @@ def test_the_head_of_ranks_that_share_a_row_gives_the_scores_of_one(ranks, posit
 
     expected = scored(None)
     found = on_ranks(ranks, scored)
-    for losses, likeliest, *_ in found:
+    for losses, likeliest, _, of_states in found:
         torch.testing.assert_close(losses, expected[0])
         assert torch.equal(likeliest, expected[1])
-    for number in (2, 3):  # each rank has the loss of all positions: the sum of gradients is so many times that of one
-        torch.testing.assert_close(sum(of_rank[number] for of_rank in found) / ranks, expected[number])
+        torch.testing.assert_close(of_states, expected[3])  # each copy of the states has the whole gradient
+    # Each rank has the loss of all positions: the sum of the gradients of a weight is so many times that of one.
+    torch.testing.assert_close(sum(of_rank[2] for of_rank in found) / ranks, expected[2])
