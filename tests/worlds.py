@@ -56,6 +56,10 @@ class ThreadWorld(Ranks):
         self.calls.append(("all_reduce_max", len(tensor)))
         return tensor.copy_(torch.stack(self.all_gather_object(tensor.clone())).max(0).values)
 
+    def first(self, tensor: Tensor) -> Tensor:
+        self.calls.append(("first", tensor.numel()))
+        return tensor.copy_(self.all_gather_object(tensor.clone())[0])
+
     def exchange(self, parts: Tensor) -> Tensor:
         self.calls.append(("exchange", parts.numel()))
         return torch.stack([sent[self.rank] for sent in self.all_gather_object(parts.clone())])

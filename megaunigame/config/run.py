@@ -56,8 +56,8 @@ BF16, FP32 = "bf16", "fp32"
 FP16 = "an update is judged by the norm of its gradient, and fp16 would scale it (docs/training.md). Type bf16."
 LAST, EMA = "last", "ema"
 """Weights that are evaluated."""
-ONCE, EACH_CALL = "once", "each_call"
-"""How often an evaluation gathers them."""
+ONCE, TENSOR_PARALLEL, EACH_CALL = "once", "tensor_parallel", "each_call"
+"""How an evaluation gets them."""
 
 
 @dataclass
@@ -240,11 +240,15 @@ class EvaluationConfig:
     """Optimizer steps between evaluations; 0: only before and after."""
     weights: str = one_of([LAST, EMA], LAST)
     """`last`: the weights of the step; `ema`: their average."""
-    gather: str = one_of([AUTO, ONCE, EACH_CALL], AUTO)
-    """How often ZeRO-3 gathers the weights for the suites. `once`: before the first one, and they are whole on every rank until
-    the last one is done. `each_call`: in every model call, so in every token of a picture. `auto`: once if they fit."""
+    gather: str = one_of([AUTO, ONCE, TENSOR_PARALLEL, EACH_CALL], AUTO)
+    """How suites get the weights under ZeRO-3. `once`: gathered before the first suite, and whole on every rank until the last
+    one is done. `tensor_parallel`: while a suite draws, the ranks of a node divide the layers of the language model and draw
+    the same pictures together. `each_call`: gathered in every model call, so in every token of a picture. `auto`: the first of
+    the three that fits."""
     gather_share: float = between(0, 1, 0.5)
-    """What fits, with `gather=auto`: whole weights take at most this part of the free memory of a device."""
+    """What fits, with `gather=auto`: the weights take at most this part of the free memory of a device."""
+    tensor_ranks: int = at_least(0, 0)
+    """Ranks that divide one copy; 0: as many of a node as divide its ranks, the heads and the features."""
     most_drawing_hours: float = at_least(0, 0)
     """A launch is refused if the gathers for the pictures of one evaluation take longer, as estimated from one that is timed;
     0: none is. Weights that are gathered once count as nothing."""

@@ -38,26 +38,28 @@ def whole_weights(learner: Learner) -> Iterator[None]:
         return
     offload = plans.offload
     offload.partition_all_parameters()  # also waits for those that were gathered ahead
-    _gather(list(learner.module.parameters()))
+    gather(list(learner.module.parameters()))
     learner.gathered.total += whole_bytes(learner)  # by another function of deepspeed than those that are counted
     try:
         with plans.resting():
             yield
     except Interrupted:
-        _drop(offload)
+        drop_whole(offload)
         raise
     except BaseException:
         offload.partition_all_parameters()
         raise
-    _drop(offload)
+    drop_whole(offload)
 
 
-def _drop(offload: Any) -> None:
+def drop_whole(offload: Any) -> None:
+    """Collective: release all weights but those that the engine keeps whole, as after an update."""
     offload.partition_all_parameters()
-    _gather(offload.persistent_parameters)  # as after an update
+    gather(offload.persistent_parameters)
 
 
-def _gather(parameters: Sequence[Any]) -> None:
+def gather(parameters: Sequence[Any]) -> None:
+    """Collective: make partitioned weights whole on every rank, whatever the engine thinks of it."""
     if parameters:
         parameters[0].all_gather(list(parameters))
 
@@ -72,8 +74,13 @@ def whole_bytes(learner: Learner) -> int:
 def fits_whole(learner: Learner, share: float) -> bool:
     """Collective: whether whole weights take at most `share` of the memory that is free on the device of every rank, before the
     first step and after it."""
-    free = _free_bytes(learner.world) - _moments_to_come(learner)
+    free = free_bytes(learner)
     return not learner.world.any(whole_bytes(learner) > share * free)
+
+
+def free_bytes(learner: Learner) -> int:
+    """Collective: bytes on the device of this rank that nothing has taken, or will take at the first update."""
+    return _free_now(learner.world) - _moments_to_come(learner)
 
 
 def _moments_to_come(learner: Learner) -> int:
@@ -83,7 +90,7 @@ def _moments_to_come(learner: Learner) -> int:
     return max(0, 2 * masters - learner.moment_bytes())
 
 
-def _free_bytes(world: Ranks) -> int:
+def _free_now(world: Ranks) -> int:
     """Collective. On a CPU, the share of a rank in the memory of its machine."""
     memory = memory_of(world)
     if world.device.type != "cuda":
@@ -108,7 +115,7 @@ def gather_seconds(learner: Learner) -> float:
     seconds = 0.0
     for _ in range(2):  # the first opens connections and takes memory
         began = time.perf_counter()
-        _gather(timed)
+        gather(timed)
         if learner.world.device.type == "cuda":
             torch.cuda.synchronize(learner.world.device)
         seconds = time.perf_counter() - began

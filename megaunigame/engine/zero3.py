@@ -25,6 +25,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.ops import __compatible_ops__
+from deepspeed.utils import nvtx
 from torch import Tensor, nn
 
 from megaunigame.config import RANDOM, Recipe
@@ -193,6 +194,9 @@ def build_learner(
     """
     config, stage = recipe.model, zero_stage(ds_config)
     partitioned = stage == 3
+    nvtx.enable_nvtx = (
+        world.device.type == "cuda"
+    )  # marks for Nsight around each call of the engine: no profiler of a CPU reads them
     deepspeed.init_distributed(verbose=False)  # uses the existing process group; zero.Init reads the world size from it
     processor = family.open_processor(config.path, max_length=config.max_length)
     check_row_lengths(processor, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ def run_evaluation(
     folder: str | Path,
     leave_point: Callable[[], None] = UnifiedModel.leave_point,
     say: Callable[[str], None] = lambda line: None,
+    around: Callable[[Suite], AbstractContextManager[Ranks]] | None = None,
 ) -> dict[str, Any]:
     """Run every suite (label -> suite) and return {"step", "seconds", "suites": {label: result}} on every rank.
 
-    All ranks call this together; under ZeRO-3 `model` is the engine's module. Rank 0 writes
+    All ranks call this together; under ZeRO-3 `model` is the engine's module. `around`: the context in which a suite runs; it
+    gives the data ranks for that suite, instead of `data_ranks`. Rank 0 writes
     `folder/evaluation/step-XXXXXXXX.json` and the pictures next to it, in `step-XXXXXXXX/LABEL/`. No weight, no training
     flag and no global random state is changed. What `leave_point` raises, between two model calls and on all ranks together,
     leaves the evaluation: then there is no such file. `say` takes a line for each suite that is done.
@@ -44,7 +47,8 @@ def run_evaluation(
     with torch.no_grad(), evaluating(model), leavable(model, leave_point):
         for number, (label, suite) in enumerate(suites.items(), start=1):
             suite_started = time.monotonic()
-            result = suite.run(model, data_ranks, pictures / label)
+            with around(suite) if around else nullcontext(data_ranks) as ranks:
+                result = suite.run(model, ranks, pictures / label)
             seconds = time.monotonic() - suite_started
             results[label] = {**_under(label, result), "seconds": round(seconds, 2)}
             say(f"evaluated {label} in {seconds:.1f} s ({number} of {len(suites)})")

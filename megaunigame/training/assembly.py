@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from megaunigame.registry import find
 from megaunigame.settings import fill
 from megaunigame.training.changed_settings import described_changes
 from megaunigame.training.epochs import Epochs, count_epochs, in_steps
-from megaunigame.training.gathering import check_drawing, weights_for_suites
+from megaunigame.training.gathering import SuiteWeights
 from megaunigame.training.resuming import check_batch, check_first_weights, continued, describe
 from megaunigame.training.run_lock import check_held_here
 from megaunigame.training.state import TrainState
@@ -74,6 +75,7 @@ class Assembly:
         self.suites = {
             label: _suite(label, settings, recipe.model.attention) for label, settings in recipe.evaluation.suites.items()
         }
+        self.suite_weights = SuiteWeights(recipe.evaluation, mesh)
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world, check_held_here)
         self.checkpoints.keeps_best = bool(recipe.checkpoint.best.metric)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume, once=trains)
@@ -205,7 +207,7 @@ class Assembly:
 
     def check_drawing(self, learner: Learner, say: Callable[[str], None]) -> None:
         """Collective: `say` what drawing the pictures of an evaluation takes. Raises ConfigError for more than is allowed."""
-        check_drawing(learner, self.recipe.evaluation, self.suites.values(), self.mesh.data.size, say)
+        self.suite_weights.check_drawing(learner, self.suites.values(), say)
 
     def evaluate(
         self, learner: Learner, say: Callable[[str], None], leave_point: Callable[[], None] = UnifiedModel.leave_point
@@ -215,13 +217,13 @@ class Assembly:
 
         `say`, `leave_point`: as in `run_evaluation`.
         """
-        data_ranks, step = self.mesh.data, self.state.step
-        settings = self.recipe.evaluation
-        with (
-            averaged(learner) if settings.weights == EMA else contextlib.nullcontext(),
-            weights_for_suites(learner, settings),
-        ):
-            return run_evaluation(learner.module, self.suites, data_ranks, step, self.folder, leave_point, say)
+        averages = self.recipe.evaluation.weights == EMA
+        with averaged(learner) if averages else contextlib.nullcontext():
+            way = self.suite_weights.way(learner)
+            with self.suite_weights.for_all(learner, way):
+                around = partial(self.suite_weights.for_one, learner, way)
+                step, folder = self.state.step, self.folder
+                return run_evaluation(learner.module, self.suites, self.mesh.data, step, folder, leave_point, say, around)
 
 
 def _suite(label: str, settings: dict[str, Any], attention: str) -> Suite:

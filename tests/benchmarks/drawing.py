@@ -1,4 +1,4 @@
-"""Collectives and seconds of a drawn picture on two ranks under ZeRO-3, with weights gathered in every call and once:
+"""Collectives and seconds of a drawn picture on two ranks under ZeRO-3, with weights gathered in every call, once, and divided:
 `python -m tests.benchmarks.drawing`.
 
 The model is the tiny Janus that ships with the project: 64 codes a picture, in float32. Two batches of each rank.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megaunigame.config import EACH_CALL, ONCE
+from megaunigame.config import EACH_CALL, ONCE, TENSOR_PARALLEL
 from megaunigame.parallel.ranks import Ranks, start_world
 from tests.multi_process.launcher import REPOSITORY, run_ranks
 from tests.multi_process.programs import trainer_of
@@ -26,7 +26,7 @@ PICTURES, BATCH, RANKS = 16, 4, 2
 
 def measure(home: Path, world: Ranks) -> None:
     suite = {"shards": str(home / "pictures"), "limit": PICTURES, "batch": BATCH, "guidance": 3.0}
-    for gather in (EACH_CALL, ONCE):
+    for gather in (EACH_CALL, ONCE, TENSOR_PARALLEL):
         evaluation = {"suites": {"generation": suite}, "gather": gather}
         trainer = trainer_of(gather, home, world, evaluation=evaluation, model={"path": str(MODEL), "max_length": 160})
         trainer.parts.evaluate(trainer.learner, lambda line: None)  # opens connections
@@ -49,7 +49,7 @@ def main() -> None:
         write_data(Path(folder) / "shards")
         write_pictures(Path(folder) / "pictures", PICTURES)
         said = run_ranks("tests.benchmarks.drawing", RANKS, folder, timeout=900)[0]
-        print("\n".join(line for line in said.splitlines() if line.startswith((EACH_CALL, ONCE))))
+        print("\n".join(line for line in said.splitlines() if line.startswith((EACH_CALL, ONCE, TENSOR_PARALLEL))))
 
 
 if __name__ == "__main__":

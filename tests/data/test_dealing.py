@@ -63,6 +63,8 @@ def test_the_slowest_rank_is_close_to_the_mean(ranks, count):
 def test_what_ranks_have_already_is_evened_out():
     rank_of = deal(np.array([5, 5, 5, 5]), np.array([10, 0, 0]), 4)
     assert sorted(rank_of.tolist()) == [1, 1, 2, 2]
+    moved = deal(np.array([1, 14, 23, 11, 1, 20]), np.array([53, 23]), 4)
+    assert max(Counter(moved.tolist()).values()) == 4, "items that are moved afterwards need a place too"
 
 
 def test_dealings_that_differ_have_other_digests():
@@ -107,6 +109,9 @@ def test_every_position_of_a_step_is_dealt_once(plan, world, accumulation, step)
     dealings = [made.dealing(step * accumulation + micro, base, amounts) for micro in range(accumulation)]
     again = dealer(plan, accumulation, world).dealing((step + 1) * accumulation - 1, base, amounts)
     assert again.digest == dealings[-1].digest, "every rank finds the same one, whatever it found before"
+    after = (step + 1) * accumulation
+    fresh = dealer(plan, accumulation, world).dealing(after, base, amounts)
+    assert made.dealing(after, base, amounts).digest == fresh.digest
     for request in plan.requests:
         taken = [dealing.of(request, rank) for dealing in dealings for rank in range(world)]
         assert {len(places) for places in taken} == {request.places}

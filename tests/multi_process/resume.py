@@ -20,13 +20,14 @@ import pytest
 import torch.distributed as dist
 
 from megaunigame.checkpoint.saved_learner import SavedLearner
-from megaunigame.config import AUTO, EACH_CALL, ONCE
-from megaunigame.engine.whole_weights import whole_bytes
+from megaunigame.config import AUTO, EACH_CALL, ONCE, TENSOR_PARALLEL
+from megaunigame.engine.tensor_parallel import divided_bytes
+from megaunigame.engine.whole_weights import free_bytes, whole_bytes, whole_weights
 from megaunigame.errors import ConfigError
-from megaunigame.evaluation.run import evaluation_file
+from megaunigame.evaluation.run import evaluation_file, run_evaluation
 from megaunigame.monitoring import names
+from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks
-from megaunigame.training.gathering import gathers_once
 from megaunigame.training.trainer import Trainer
 from tests.multi_process.programs import PLAYED, TWICE, ZERO2, batches_of, play, trainer_of
 
@@ -192,7 +193,29 @@ def check_weights_gathered_once(home: Path, world: Ranks) -> str:
     if world.is_main:
         assert len(drawn[ONCE][0]) > 5 and drawn[ONCE][0] != drawn[ONCE][1], "the weights of the first evaluation were kept"
     assert gathered[ONCE] == [whole, whole] and 5 * whole < min(gathered[EACH_CALL]), (whole, gathered)
-    return f"in every call {cost[EACH_CALL]}; once {cost[ONCE]}"
+    divided = _check_tensor_parallel(trainer)
+    assert trainer.train_step(batches)[names.PERF_ALLGATHER_BYTES] == steps[-1]
+    return f"in every call {cost[EACH_CALL]}; once {cost[ONCE]}; divided {divided}"
+
+
+def _check_tensor_parallel(trainer: Trainer) -> str:
+    """Two ranks that divide the weights draw, together, what one data rank draws with whole weights."""
+    parts, learner, step = trainer.parts, trainer.learner, trainer.state.step
+    parts.suites = {label: suite for label, suite in parts.suites.items() if label == "generation"}
+    with whole_weights(learner):
+        one = Mesh.of(trainer.world, 2).data
+        run_evaluation(learner.module, parts.suites, one, step, trainer.folder / "whole")
+    parts.recipe.evaluation.gather = TENSOR_PARALLEL
+    said: list[str] = []
+    parts.check_drawing(learner, said.append)
+    assert "divide the weights over 2 ranks, " in said[0], said
+    began, calls = time.perf_counter(), _collectives()
+    parts.evaluate(learner, lambda line: None)
+    cost = f"{_collectives() - calls} collectives of all ranks, {time.perf_counter() - began:.2f} s"
+    if trainer.world.is_main:
+        drawn = _evaluated(trainer.folder, step)
+        assert drawn == _evaluated(trainer.folder / "whole", step) and len(drawn) > 5, list(drawn)
+    return cost
 
 
 def _check_budget(trainer: Trainer, *, is_once: bool) -> None:
@@ -203,9 +226,11 @@ def _check_budget(trainer: Trainer, *, is_once: bool) -> None:
         trainer.parts.check_drawing(trainer.learner, said.append)
     assert len(said) == (not is_once) and all("takes 8 calls of each rank" in line for line in said), said
     trainer.parts.recipe.evaluation.gather = AUTO
-    for share, once in ((0.0, False), (1.0, True)):
+    whole, free = whole_bytes(trainer.learner), free_bytes(trainer.learner)
+    shares = (0.0, EACH_CALL), ((whole + divided_bytes(trainer.learner, 2)) / 2 / free, TENSOR_PARALLEL), (1.0, ONCE)
+    for share, way in shares:
         trainer.parts.recipe.evaluation.gather_share = share
-        assert gathers_once(trainer.learner, trainer.parts.recipe.evaluation) == once
+        assert trainer.parts.suite_weights.way(trainer.learner) == way
 
 
 def _collectives() -> int:

@@ -36,7 +36,7 @@ LAUNCHES = {
     "data that one of two ranks cannot fetch": ("data_faults", 2, list(data_faults.CASES)),
     "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation", "gathered once"]),
 }
-REPEATED = ("plans", "stored_codes", "saving", "data_faults", "resume")
+REPEATED = ("mixed", "plans", "stored_codes", "saving", "data_faults", "resume")
 """Programs whose kinds of steps the others have run with every collective compared."""
 
 
