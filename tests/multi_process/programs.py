@@ -20,6 +20,7 @@ from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks, start_world
 from megaunigame.registry import available
 from megaunigame.training.trainer import Trainer
+from tests.multi_process.collectives import check_same, noted
 from tests.multi_process.plain_reference import PlainReference
 from tests.multi_process.tiny_run import write_recipe
 
@@ -92,7 +93,9 @@ def play(run: Callable[..., str], cases: dict[str, Any], checks: dict[str, Calla
     gc.freeze()  # deepspeed collects garbage for every engine: not among the modules that are imported by now
     world, home = start_world(1), Path(sys.argv[1])
     for name in sys.argv[2:] or [*cases, *checks]:
-        report = run(name, cases[name], home, world) if name in cases else checks[name](home, world)
+        with noted() as calls:
+            report = run(name, cases[name], home, world) if name in cases else checks[name](home, world)
+        check_same(name, calls, world)
         if world.is_main:
             print(f"{name}: {report}", flush=True)
     world.close()

@@ -12,16 +12,32 @@ pytestmark = pytest.mark.ranks
 
 REDRAWN = [case for case in unigame.CASES if case.startswith("redraw")]
 ALONE = ["alternating_lora_accumulation", "simultaneous_checkpointing", "simultaneous_zero2"]
-OWN = [case for case in unigame.CASES if case not in REDRAWN]
-STEPS = list(gradients.CASES)
+OWN = [case for case in unigame.CASES if case not in [*REDRAWN, *ALONE]]
+KINDS = [
+    *(
+        "full",
+        "lora_checkpointing",
+        "dora_checkpointing",
+        "zero2",
+        "offloaded_optimizer",
+        "unimrg_round_robin",
+        "unimrg_sampled",
+    ),
+    *("openuni", "emu3", "emu3_5_lora_checkpointing", "chameleon", "show_o", "harmon", "bagel", "blip3o_next"),
+    *("aia", "packed", "balance", "dealt_paired"),
+]
+"""Steps of every kind and of every family."""
+STEPS = [case for case in gradients.CASES if case not in KINDS]
 HALF = len(STEPS) // 2
 LAUNCHES = {
+    "steps of every kind on two ranks equal plain torch": ("gradients", 2, KINDS),
     "every step on two ranks equals plain torch: first half": ("gradients", 2, STEPS[:HALF]),
     "every step on two ranks equals plain torch: second half": ("gradients", 2, STEPS[HALF:]),
     "every bf16 step on two ranks equals plain mixed precision": ("mixed", 2, list(mixed.CASES)),
     "one rank runs the same code": ("gradients", 1, ["accumulation", "lora_checkpointing", "zero2"]),
     "two groups of two ranks gather weights inside each": ("gradients", 4, list(gradients.GROUPS)),
     "the plan of every family equals the engine on two ranks": ("plans", plans.RANKS, list(plans.CASES)),
+    "both players of some games equal plain torch on two ranks": ("unigame", 2, ALONE),
     "both players of the game equal plain torch on two ranks": ("unigame", 2, [*OWN, "uneven", "cost"]),
     "an attack on what the learner has drawn equals plain torch on two ranks": ("unigame", 2, [*REDRAWN, "combined"]),
     "one rank plays the same game": ("unigame", 1, ALONE),
@@ -36,8 +52,9 @@ LAUNCHES = {
     "data that one of two ranks cannot fetch": ("data_faults", 2, list(data_faults.CASES)),
     "resume equals an uninterrupted run to the last bit": ("resume", 2, [*resume.CASES, "evaluation", "gathered once"]),
 }
-REPEATED = ("mixed", "plans", "stored_codes", "saving", "data_faults", "resume")
-"""Programs whose kinds of steps the others have run with every collective compared."""
+COMPARED = ("steps of every kind", "both players of some games", "two times two ranks", "two ranks read the rows")
+"""How launches begin whose collectives torch compares one by one. In all others a rank program compares them after each case
+(`collectives.py`), which takes a fraction of the time."""
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +68,10 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("program", "ranks", "cases"), LAUNCHES.values(), ids=LAUNCHES)
-def test_launch(home, program, ranks, cases):
-    compared = ranks > 1 and program not in REPEATED
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_launch(home, name):
+    program, ranks, cases = LAUNCHES[name]
+    compared = name.startswith(COMPARED)
     said = run_ranks(f"tests.multi_process.{program}", ranks, home, *cases, timeout=580, compare_collectives=compared)[0]
     reported = [line.split(":")[0] for line in said.splitlines()]
     assert [case for case in cases if case not in reported] == []
