@@ -248,9 +248,9 @@ class EvaluationConfig:
     gather_share: float = between(0, 1, 0.5)
     """What fits, with `gather=auto`: the weights take at most this part of the free memory of a device."""
     tensor_ranks: int = at_least(0, 0)
-    """Ranks that divide one copy; 0: as many of a node as divide its ranks, the heads and the features."""
+    """Ranks of one host that divide a copy: a divisor of the ranks, the key-value heads and the features; 0: the largest."""
     most_drawing_hours: float = at_least(0, 0)
     """A launch is refused if the gathers for the pictures of one evaluation take longer, as estimated from one that is timed;
-    0: none is. Weights that are gathered once count as nothing."""
+    0: none is. Weights that are gathered once count as nothing, divided ones as the sums of each call."""
     suites: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Label -> settings of a suite; `suite` names its module in megaunigame/evaluation/suites (default: the label itself)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,6 +31,9 @@ DIVIDED = {
     **dict.fromkeys(("o_proj", "dense", "down_proj", "fc2"), INPUTS),
 }
 """Name of a linear layer, in the decoder layers of transformers -> what of it is divided."""
+
+ROWS, WARM_UP, TIMED = 32, 3, 20
+"""Of sums that are timed: rows of a batch, sums before, sums."""
 
 
 class Part(NamedTuple):
@@ -110,6 +114,27 @@ def fits_divided(learner: Learner, number: int, share: float) -> bool:
     return not learner.world.any(divided_bytes(learner, number) > share * free)
 
 
+def sum_seconds(learner: Learner, sharers: Ranks) -> float:
+    """Collective: seconds of the sums of one call that reads a token in each of `ROWS` rows, on the slowest rank."""
+    hidden = torch.zeros(
+        ROWS, 1, learner.module.token_width, dtype=next(learner.module.parameters()).dtype, device=sharers.device
+    )
+    began = 0.0
+    for number in range(WARM_UP + TIMED):
+        if number == WARM_UP:
+            _wait_for(sharers)
+            began = time.perf_counter()
+        sharers.all_reduce_sum(hidden)
+    _wait_for(sharers)
+    seconds = torch.tensor([(time.perf_counter() - began) / TIMED], dtype=torch.float64)
+    return learner.world.all_reduce_max(seconds).item() * 2 * len(learner.module.layers())
+
+
+def _wait_for(sharers: Ranks) -> None:
+    if sharers.device.type == "cuda":
+        torch.cuda.synchronize(sharers.device)
+
+
 @contextlib.contextmanager
 def divided_weights(learner: Learner, sharers: Ranks) -> Iterator[None]:
     """Collective: the ranks of `sharers` compute the same rows together inside, without gradients. All sets of ranks do so at
@@ -181,7 +206,7 @@ def add_sums(model: UnifiedModel, sharers: Ranks) -> list[Any]:
 
     def of_first(layer: nn.Module, args: tuple) -> tuple:
         hidden, *others = args
-        return sharers.first(hidden.clone()), *others
+        return sharers.first(hidden.clone(memory_format=torch.contiguous_format)), *others
 
     def summed(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         return sharers.all_reduce_sum(output.contiguous())

@@ -75,7 +75,7 @@ class Assembly:
         self.suites = {
             label: _suite(label, settings, recipe.model.attention) for label, settings in recipe.evaluation.suites.items()
         }
-        self.suite_weights = SuiteWeights(recipe.evaluation, mesh)
+        self.suite_weights = SuiteWeights(recipe.evaluation, mesh, recipe.engine.timeout_minutes)
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world, check_held_here)
         self.checkpoints.keeps_best = bool(recipe.checkpoint.best.metric)
         self.resumed_from = self.checkpoints.find(recipe.checkpoint.resume, once=trains)
@@ -207,7 +207,7 @@ class Assembly:
 
     def check_drawing(self, learner: Learner, say: Callable[[str], None]) -> None:
         """Collective: `say` what drawing the pictures of an evaluation takes. Raises ConfigError for more than is allowed."""
-        self.suite_weights.check_drawing(learner, self.suites.values(), say)
+        self.suite_weights.check_drawing(learner, list(self.suites.values()), say)
 
     def evaluate(
         self, learner: Learner, say: Callable[[str], None], leave_point: Callable[[], None] = UnifiedModel.leave_point
@@ -219,9 +219,8 @@ class Assembly:
         """
         averages = self.recipe.evaluation.weights == EMA
         with averaged(learner) if averages else contextlib.nullcontext():
-            way = self.suite_weights.way(learner)
-            with self.suite_weights.for_all(learner, way):
-                around = partial(self.suite_weights.for_one, learner, way)
+            with self.suite_weights.for_all(learner):
+                around = partial(self.suite_weights.for_one, learner)
                 step, folder = self.state.step, self.folder
                 return run_evaluation(learner.module, self.suites, self.mesh.data, step, folder, leave_point, say, around)
 

@@ -177,9 +177,10 @@ class Trainer:
         first, last = self.first_step, self.recipe.schedule.steps
         self.stop.phase = SAVES
         if first < last and not self.stopped_before:
+            # Before the dry run, whose peak then has what the groups of ranks of an evaluation take.
+            self.parts.check_drawing(self.learner, say if self.world.is_main else lambda line: None)
             with PULSE.phase(DRY_RUN), phase("dry run on the largest legal rows", "dry run passed", shown=self.world.is_main):
                 self.dry_run()
-            self.parts.check_drawing(self.learner, say if self.world.is_main else lambda line: None)
         PULSE.enter(RUN)
         self.stop.agree(self.world)
         monitor, self.saves.last = self._monitor(), first

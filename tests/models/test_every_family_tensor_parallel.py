@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megaunigame.config import TENSOR_PARALLEL, EvaluationConfig
+from megaunigame.config import EACH_CALL, ONCE, TENSOR_PARALLEL, EvaluationConfig
+from megaunigame.engine.memory_plan import short_bytes
 from megaunigame.engine.tensor_parallel import add_sums, legal_parts, own_part, parts, why_whole
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import evaluating
@@ -84,27 +85,71 @@ def test_dora_and_layers_of_other_shapes_are_not_divided(model):
     assert "DoRA" in why_whole(model)
 
 
+class Hosts(OneRank):
+    """Ranks on hosts of these names."""
+
+    names: list[str]
+
+    def all_gather_object(self, value):
+        return self.names
+
+
+def hosts(*counts):
+    world = Hosts(sum(counts))
+    object.__setattr__(world, "names", [f"host{number}" for number, count in enumerate(counts) for _ in range(count)])
+    return world
+
+
 @pytest.mark.parametrize(
-    ("ranks", "sequence", "asked", "expected"),
+    ("world", "sequence", "asked", "made"),
     [
-        (4, 1, 0, ""),
-        (4, 1, 3, r"evaluation.tensor_ranks=3 does not divide ranks, heads and features. Legal: 2\b"),
-        (3, 1, 0, "no number above 1 divides the 3 ranks of a node, heads and features"),
-        (4, 2, 0, "the ranks share rows already \\(engine.sequence_ranks=2\\)"),
+        (hosts(4), 1, 0, 4),
+        (hosts(2, 2), 1, 2, 2),
+        (hosts(4, 2), 1, 0, 2),
+        (hosts(4), 1, 3, r"tensor_ranks=3: legal are 0 \(the largest\) and 2\b.*: divisors of ranks, heads and features"),
+        (hosts(4), 1, 1, "tensor_ranks=1: legal are 0"),
+        (hosts(1, 3), 1, 0, "no number divides heads, features and 4 ranks, and leaves a copy on one host"),
+        (hosts(3), 1, 0, "no number divides heads, features and 3 ranks"),
+        (hosts(4), 2, 0, "the ranks share rows already \\(engine.sequence_ranks=2\\)"),
     ],
 )
-def test_weights_that_cannot_be_divided_are_refused_before_step_1(model, monkeypatch, ranks, sequence, asked, expected):
+def test_ranks_of_one_host_divide_the_weights_or_it_is_refused_before_step_1(model, monkeypatch, world, sequence, asked, made):
     if model.name in FIXED_HEADS:
-        expected = "the ranks share rows" if sequence > 1 else "(its layers have|.* computes with a fixed number of heads)"
-    world = OneRank(ranks)
-    mesh = Mesh(world, data=OneRank(ranks // sequence), sequence=OneRank(sequence))
-    made = []
+        made = "the ranks share rows" if sequence > 1 else "(its layers have|.* computes with a fixed number of heads)"
+    if made == 4:
+        made = max(legal_parts(model, 4))  # a family has two key-value heads, or four
+    mesh = Mesh(world, data=OneRank(world.size // sequence), sequence=OneRank(sequence))
+    numbers, said = [], []
     monkeypatch.setattr(gathering, "whole_bytes", lambda learner: 10**9)
     monkeypatch.setattr(gathering, "divided_bytes", lambda learner, number: 10**9 // number)
-    monkeypatch.setattr(Mesh, "of", lambda world, number: (made.append(number), Mesh(world, world, OneRank(number)))[1])
-    weights = SuiteWeights(EvaluationConfig(gather=TENSOR_PARALLEL, tensor_ranks=asked), mesh)
-    learner, suite, said = SimpleNamespace(module=model), SimpleNamespace(drawings=lambda ranks: 1), []
-    with pytest.raises(ConfigError, match=f"evaluation.gather=tensor_parallel: .*{expected}") if expected else nullcontext():
+    monkeypatch.setattr(gathering, "sum_seconds", lambda learner, sharers: 1.8)
+    monkeypatch.setattr(Mesh, "of", lambda world, n, timeout: (numbers.append((n, timeout)), Mesh(world, world, OneRank(n)))[1])
+    weights = SuiteWeights(EvaluationConfig(gather=TENSOR_PARALLEL, tensor_ranks=asked), mesh, 7.0)
+    learner, suite = SimpleNamespace(module=model), SimpleNamespace(drawings=lambda ranks: 3)
+    with nullcontext() if isinstance(made, int) else pytest.raises(ConfigError, match=made):
         weights.check_drawing(learner, [suite], said.append)
-    assert bool(said) == bool(made) == (not expected)
+        weights.check_drawing(learner, [suite], said.append)
+    if isinstance(made, int):
+        assert numbers == [(made, 7.0)] and len(said) == 2
+        calls = 3 * model.calls_per_sample
+        assert f"takes {calls:,} calls of {made} ranks together ({short_bytes(10**9 // made)} a rank): at least " in said[0]
+        weights.settings.most_drawing_hours = calls * 1.8 / 3600 / 2
+        with pytest.raises(ConfigError, match="evaluation.most_drawing_hours=.*by sums that were timed.*a larger"):
+            weights.check_drawing(learner, [suite], said.append)
     weights.check_drawing(learner, [SimpleNamespace(drawings=lambda ranks: 0)], said.append)  # nothing is drawn
+
+
+def test_the_way_is_chosen_once_and_few_calls_are_not_worth_dividing_for(model, monkeypatch):
+    if model.name in FIXED_HEADS:
+        return
+    monkeypatch.setattr(gathering, "whole_bytes", lambda learner: 10**9)
+    fits = {"whole": False, "divided": True}
+    monkeypatch.setattr(gathering, "fits_whole", lambda learner, share: fits["whole"])
+    monkeypatch.setattr(gathering, "fits_divided", lambda learner, number, share: fits["divided"])
+    learner, world = SimpleNamespace(module=model), hosts(2)
+    weights = SuiteWeights(EvaluationConfig(), Mesh(world, data=world, sequence=OneRank(1)), 7.0)
+    expected = TENSOR_PARALLEL if model.calls_per_sample > 2 else EACH_CALL
+    assert weights.way(learner) == expected
+    fits.update(whole=True, divided=False)
+    assert weights.way(learner) == expected
+    assert SuiteWeights(EvaluationConfig(), Mesh(world, data=world, sequence=OneRank(1)), 7.0).way(learner) == ONCE

@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megaunigame.checkpoint.saved_learner import SavedLearner
 from megaunigame.config import AUTO, EACH_CALL, ONCE, TENSOR_PARALLEL
 from megaunigame.engine.tensor_parallel import divided_bytes
 from megaunigame.engine.whole_weights import free_bytes, whole_bytes, whole_weights
-from megaunigame.errors import ConfigError
+from megaunigame.errors import ConfigError, Interrupted
 from megaunigame.evaluation.run import evaluation_file, run_evaluation
 from megaunigame.monitoring import names
 from megaunigame.parallel.mesh import Mesh
 from megaunigame.parallel.ranks import Ranks
+from megaunigame.training.gathering import SuiteWeights
 from megaunigame.training.trainer import Trainer
-from tests.multi_process.programs import PLAYED, TWICE, ZERO2, batches_of, play, trainer_of
+from tests.multi_process.programs import PLAYED, TWICE, ZERO2, batches_of, play, trained_weights, trainer_of
 
 STEPS, STOP = 7, 3
 LAST, SAVED = f"checkpoints/step-{STEPS:08d}", f"checkpoints/step-{STOP:08d}"
@@ -171,6 +174,7 @@ def check_weights_gathered_once(home: Path, world: Ranks) -> str:
     drawn: dict[str, list[dict[str, bytes]]] = {}
     gathered: dict[str, list[int]] = {}
     cost: dict[str, str] = {}
+    trained: list[dict[str, Tensor]] = []
     for gather in (EACH_CALL, ONCE):
         evaluation = {"suites": suites, "gather": gather}
         trainer = trainer_of(f"gather-{gather}", home, world, evaluation=evaluation, ema=EMA, engine=KEEPS_SOME)
@@ -188,13 +192,17 @@ def check_weights_gathered_once(home: Path, world: Ranks) -> str:
         assert gather == EACH_CALL or len(set(steps[2:])) == 1, steps
         whole = whole_bytes(learner)
         _check_budget(trainer, is_once=gather == ONCE)
+        if gather == ONCE:
+            divided = _check_tensor_parallel(trainer)
+        steps.append(trainer.train_step(batches)[names.PERF_ALLGATHER_BYTES])
+        trained.append(trained_weights(trainer))
     world.barrier()
     assert drawn[ONCE] == drawn[EACH_CALL]
     if world.is_main:
         assert len(drawn[ONCE][0]) > 5 and drawn[ONCE][0] != drawn[ONCE][1], "the weights of the first evaluation were kept"
     assert gathered[ONCE] == [whole, whole] and 5 * whole < min(gathered[EACH_CALL]), (whole, gathered)
-    divided = _check_tensor_parallel(trainer)
-    assert trainer.train_step(batches)[names.PERF_ALLGATHER_BYTES] == steps[-1]
+    assert steps[-1] == steps[-2]
+    assert all(torch.equal(trained[0][name], weight) for name, weight in trained[1].items())
     return f"in every call {cost[EACH_CALL]}; once {cost[ONCE]}; divided {divided}"
 
 
@@ -205,10 +213,18 @@ def _check_tensor_parallel(trainer: Trainer) -> str:
     with whole_weights(learner):
         one = Mesh.of(trainer.world, 2).data
         run_evaluation(learner.module, parts.suites, one, step, trainer.folder / "whole")
-    parts.recipe.evaluation.gather = TENSOR_PARALLEL
+    _choose(trainer, TENSOR_PARALLEL)
     said: list[str] = []
     parts.check_drawing(learner, said.append)
-    assert "divide the weights over 2 ranks, " in said[0], said
+    assert "takes 12 calls of 2 ranks together" in said[0], said
+    points = iter([False, True])
+
+    def leave() -> None:
+        if next(points):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        parts.evaluate(learner, lambda line: None, leave)
     began, calls = time.perf_counter(), _collectives()
     parts.evaluate(learner, lambda line: None)
     cost = f"{_collectives() - calls} collectives of all ranks, {time.perf_counter() - began:.2f} s"
@@ -225,12 +241,20 @@ def _check_budget(trainer: Trainer, *, is_once: bool) -> None:
     with contextlib.nullcontext() if is_once else pytest.raises(ConfigError, match="evaluation.most_drawing_hours=1e-09, but"):
         trainer.parts.check_drawing(trainer.learner, said.append)
     assert len(said) == (not is_once) and all("takes 8 calls of each rank" in line for line in said), said
-    trainer.parts.recipe.evaluation.gather = AUTO
     whole, free = whole_bytes(trainer.learner), free_bytes(trainer.learner)
     shares = (0.0, EACH_CALL), ((whole + divided_bytes(trainer.learner, 2)) / 2 / free, TENSOR_PARALLEL), (1.0, ONCE)
     for share, way in shares:
         trainer.parts.recipe.evaluation.gather_share = share
+        _choose(trainer, AUTO)
         assert trainer.parts.suite_weights.way(trainer.learner) == way
+    trainer.parts.recipe.evaluation.most_drawing_hours = 0
+
+
+def _choose(trainer: Trainer, gather: str) -> None:
+    """As a launch does that is given this way."""
+    settings = trainer.parts.recipe.evaluation
+    settings.gather = gather
+    trainer.parts.suite_weights = SuiteWeights(settings, trainer.mesh, 1.0)
 
 
 def _collectives() -> int:

@@ -31,7 +31,7 @@ def partitioned(monkeypatch):
 
 def weights(**changed) -> SuiteWeights:
     given = {"gather": EACH_CALL, "gather_share": 0.7, "most_drawing_hours": 0.0, **changed}
-    return SuiteWeights(EvaluationConfig(**given), MESH)
+    return SuiteWeights(EvaluationConfig(**given), MESH, timeout_minutes=5.0)
 
 
 @pytest.mark.usefixtures("partitioned")
@@ -54,7 +54,9 @@ def test_the_hours_of_drawing_are_said_and_may_be_refused(most, refused):
     with pytest.raises(ConfigError, match="most_drawing_hours=8.7.* 8.8 h in all") if refused else contextlib.nullcontext():
         weights(most_drawing_hours=most).check_drawing(LEARNER, SUITES, said.append)
     assert (
-        len(said) == 1 and "takes 63,360 calls of each rank" in said[0] and said[0].endswith("(200 B): at least 8.8 h in all")
+        len(said) == 1
+        and "takes 63,360 calls of each rank" in said[0]
+        and said[0].endswith("200 B of weights: at least 8.8 h in all")
     )
 
 
