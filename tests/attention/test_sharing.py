@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 from megaunigame.attention import plain, sharing, taps
+from megaunigame.attention.packs import Pack
 from megaunigame.attention.queries import answers
 from megaunigame.attention.sharing import Sharing, key_copies
 from megaunigame.attention.taps import Tap
@@ -97,6 +98,7 @@ def test_what_ranks_read_together_is_what_one_reads(heads, dtype):
         sharing.install(model)
         read, tapped = together(model, own, world)
         loss_of(read, tapped).backward()
+        assert {layer.self_attn.num_key_value_groups for layer in model.layers} == {heads // key_heads}, "as before"
         return read.detach(), tapped.shares().keys.detach(), gradients(model, own)
 
     legal = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
@@ -108,6 +110,31 @@ def test_what_ranks_read_together_is_what_one_reads(heads, dtype):
     for parts, whole in zip(zip(*(of_rank[1:] for _, _, of_rank in found), strict=True), wanted[1:], strict=True):
         # Every rank has the whole loss, so the sum over ranks is that of as many losses.
         assert relative(sum(parts) / ranks, whole) < legal["rtol"]
+
+
+@pytest.mark.parametrize("heads", CASES.values(), ids=CASES)
+def test_masked_rows_that_ranks_read_together_are_those_one_reads(heads):
+    """With a mask, attention functions repeat the heads of keys themselves: as often as is left to do on each rank."""
+    heads, key_heads, ranks = heads
+    plain_model = language_model(heads, key_heads).eval()
+    backward = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu()  # unlike what it is without a mask
+
+    def pack() -> Pack:
+        made = Pack(torch.ones(1, LENGTH, dtype=torch.bool), [LENGTH])
+        made.masks = [torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~backward, -1e9)]
+        return made
+
+    def work(world: ThreadWorld) -> Tensor:
+        model, shared = copy.deepcopy(plain_model), Sharing(world, LENGTH)
+        sharing.install(model)
+        positions = shared.own_positions(torch.arange(LENGTH).unsqueeze(0))
+        read = model(inputs_embeds=shared.own(embeds()), position_ids=positions, sharing=shared, pack=pack())
+        return shared.whole(read.last_hidden_state)
+
+    with torch.no_grad():
+        wanted = plain_model(inputs_embeds=embeds(), pack=pack()).last_hidden_state
+    for read in on_ranks(ranks, work):
+        torch.testing.assert_close(read, wanted, rtol=1e-4, atol=1e-4)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

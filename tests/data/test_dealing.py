@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from megaunigame.config import LoaderConfig, MixedConfig, StreamConfig
 from megaunigame.data.decode import decode_sample
-from megaunigame.data.loading.dealing import Dealer, deal
+from megaunigame.data.loading.dealing import Dealer, Dealing, deal
 from megaunigame.data.loading.loader import MicroBatchLoader
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.opening import check_measured, open_stream
@@ -63,6 +63,22 @@ def test_the_slowest_rank_is_close_to_the_mean(ranks, count):
 def test_what_ranks_have_already_is_evened_out():
     rank_of = deal(np.array([5, 5, 5, 5]), np.array([10, 0, 0]), 4)
     assert sorted(rank_of.tolist()) == [1, 1, 2, 2]
+    moved = deal(np.array([1, 14, 23, 11, 1, 20]), np.array([53, 23]), 4)
+    assert max(Counter(moved.tolist()).values()) == 4, "items that are moved afterwards need a place too"
+
+
+def test_dealings_that_differ_have_other_digests():
+    """In the term, in who gets a position, and in which it is."""
+    one, two = np.array([3, 4]), np.array([5])
+    dealings = [
+        {"a": [one, two]},
+        {"b": [one, two]},
+        {"a": [two, one]},
+        {"a": [np.array([3]), np.array([4, 5])]},
+        {"a": [one, one]},
+    ]
+    assert len({Dealing(each).digest for each in dealings}) == len(dealings)
+    assert Dealing({"a": [one.copy(), two.copy()]}).digest == Dealing(dealings[0]).digest
 
 
 # Positions
@@ -93,6 +109,9 @@ def test_every_position_of_a_step_is_dealt_once(plan, world, accumulation, step)
     dealings = [made.dealing(step * accumulation + micro, base, amounts) for micro in range(accumulation)]
     again = dealer(plan, accumulation, world).dealing((step + 1) * accumulation - 1, base, amounts)
     assert again.digest == dealings[-1].digest, "every rank finds the same one, whatever it found before"
+    after = (step + 1) * accumulation
+    fresh = dealer(plan, accumulation, world).dealing(after, base, amounts)
+    assert made.dealing(after, base, amounts).digest == fresh.digest
     for request in plan.requests:
         taken = [dealing.of(request, rank) for dealing in dealings for rank in range(world)]
         assert {len(places) for places in taken} == {request.places}
@@ -120,6 +139,29 @@ def test_terms_at_rest_keep_their_positions():
     assert [set(dealing.positions) for dealing in dealings] == [{"u", "v"}, {"v", "w"}, {"u", "v"}]
     found = sorted(p for m in (0, 2) for rank in (0, 1) for p in dealings[m].positions["u"][rank])
     assert found == [p for m in (0, 2) for p in made.positions.of_all_ranks(plan.requests[0], m, 0)]
+
+
+def test_terms_that_cannot_be_evened_out_are_dealt_first():
+    """A term without spare places has its rows on every rank; one that has some gives more to ranks with the shorter of these.
+    Whatever the order in the plan, also where rows of two terms are made of the same samples."""
+    fixed = RowRequest("fixed", UNDERSTAND, "a", 1)
+    free = RowRequest("free", UNDERSTAND, "b", 4)
+    twice = RowRequest("twice", UNDERSTAND, "b", 4, shares="free")
+    costs = {"a": [90, 10], "b": [10] * 8}
+
+    def known(stream: str, positions: range) -> Amounts:
+        found = Amounts.empty(len(positions))
+        found.pictures[:] = [costs[stream][p] for p in positions]
+        return found
+
+    for requests, cost in (((free, fixed), 10), ((fixed, free), 10), ((free, twice, fixed), 20)):
+        plan = StepPlan(tuple(r if r is fixed else dataclasses.replace(r, places=8) for r in requests))
+        made = Dealer(
+            StreamPositions(plan, 1, 2), lambda micro_step, plan=plan: plan, lambda request, amounts: amounts.pictures
+        )
+        dealt = made.dealing(0, dict.fromkeys("ab", 0), known).positions
+        loads = [sum(costs["a"][p] for p in dealt["fixed"][rank]) + cost * len(dealt["free"][rank]) for rank in range(2)]
+        assert sorted(map(len, dealt["free"])) == ([0, 8] if cost == 10 else [2, 6]), loads
 
 
 def test_rows_of_like_length_are_in_one_micro_step():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import subprocess
@@ -180,6 +181,26 @@ def test_leftovers_of_a_killed_download_are_not_shards(shards, tmp_path):
         other.write_bytes(other.read_bytes()[:1000])
         assert everything(index_of(server.url, tmp_path)) == written(SIZES)
         assert not list(tmp_path.rglob("*.part"))
+
+
+def test_bytes_of_a_download_count_before_they_are_there(tmp_path):
+    """Of a download that goes on: its file is locked, and says how large it will be."""
+    cache = ShardCache(tmp_path, 1000 * KILOBYTE)
+    part = cache.folder / f"data-000001.tar.{900_000}.part"
+    with shard_cache._locked(cache.folder / "data-000001.tar.lock"):
+        part.touch()
+        assert cache._make_room(100_000, needed=False) and not cache._make_room(100_001, needed=False)
+    assert cache._make_room(1_000_000, needed=False) and not part.exists(), "its process has died"
+
+
+def test_a_download_is_flushed_before_it_gets_its_name(shards, tmp_path, monkeypatch):
+    """Else a power cut leaves a whole name with half of the bytes, which other launches would read."""
+    flushed, renamed, flush, rename = set(), [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.add(os.fstat(number).st_ino) or flush(number))
+    monkeypatch.setattr(os, "replace", lambda old, new: renamed.append(os.stat(old).st_ino in flushed) or rename(old, new))
+    with served(shards) as server:
+        everything(index_of(server.url, tmp_path))
+    assert renamed and all(renamed)
 
 
 def test_other_files_in_the_folder_are_left_alone(shards, tmp_path):

@@ -292,6 +292,16 @@ def test_ids_survive_the_png_whatever_their_number(most):
     np.testing.assert_array_equal(back.numpy(), ids)
 
 
+def test_masks_that_are_made_smaller_have_ids_of_the_picture_alone():
+    """Between id 10 and id 200 a mean would be an id of another object."""
+    ids = np.full((40, 60), 10, dtype=np.uint8)
+    ids[:, 31:] = 200  # a border inside a pixel of the smaller picture
+    fields, numbers = segmentation_target(ids, (20, 30))
+    back = decode_sample("k", {"json": b"{}", **fields}).picture("segmentation")
+    assert back is not None and back.shape[-2:] == (20, 30) and numbers == {"segmentation_masks": 200}
+    assert back.unique().tolist() == [10, 200] and (back[..., :15] == 10).all() and (back[..., 16:] == 200).all()
+
+
 @pytest.mark.parametrize(
     ("shorter", "expected"), [(0, (300, 400)), (150, (150, 200)), (300, (300, 400)), (512, (300, 400)), (7, (7, 9))]
 )

@@ -151,15 +151,52 @@ def test_a_parameter_without_weights_is_named_on_all_ranks(tmp_path):
         loaded(small, weights, 3, torch.float32)
 
 
-@pytest.mark.parametrize(("damage", "said"), [("cut", "Rank 0 .*ends before its byte"), ("gone", "No such file.*every")])
-def test_a_file_that_cannot_be_read(damage, said, tmp_path, monkeypatch):
-    """After rank 0 has looked where tensors lie."""
+@pytest.mark.parametrize(
+    ("damage", "said", "kind"),
+    [
+        ("cut", "Rank 0 .*ends before its byte", ModelError),
+        ("gone", "No such file.*every", TransientModelError),
+    ],
+)
+def test_a_file_that_cannot_be_read(damage, said, kind, tmp_path, monkeypatch):
+    """After rank 0 has looked where tensors lie. A file that is cut does not pass, also where some ranks do not see it."""
     weights, file = write_small(tmp_path), tmp_path / "second.safetensors"
     monkeypatch.setattr(
         loading, "_compare", lambda prints: file.unlink() if damage == "gone" else os.truncate(file, file.stat().st_size - 100)
     )
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=said) as raised:
         loaded(small, weights, 3, torch.float32)
+    assert type(raised.value) is kind
+
+
+def test_one_refusal_that_passes_does_not_hide_one_that_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(retries, "WAITS", ())
+    numbers = iter([errno.ESTALE, *[errno.EACCES] * 9])
+
+    def refuse(*_: object) -> None:
+        raise OSError(number := next(numbers), os.strerror(number))
+
+    monkeypatch.setattr(loading.PieceReader, "_read", refuse)
+    with pytest.raises(ModelError) as raised:
+        loaded(small, write_small(tmp_path), 2, torch.float32)
+    assert type(raised.value) is ModelError
+
+
+def test_a_look_at_a_file_is_tried_again(tmp_path, monkeypatch):
+    """By rank 0, where it looks for tensors, and on every machine, before it reads them."""
+    monkeypatch.setattr(retries, "WAITS", (0.0,))
+    asked, look = [], loading.fingerprint
+
+    def stale(file: str) -> str:
+        asked.append(file)
+        if len(asked) in (1, 5):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return look(file)
+
+    monkeypatch.setattr(loading, "fingerprint", stale)
+    loaded(small, write_small(tmp_path), 1, torch.float32)
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("first", "second")]
+    assert asked == [files[0], *files, files[0], files[1], files[1]]
 
 
 @pytest.mark.parametrize("where", ["looking", "reading"])
@@ -187,6 +224,20 @@ def test_a_copy_on_another_machine_that_is_another_file(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "fingerprint", lambda file: next(found))
     with pytest.raises(ModelError, match=r"Rank 0 .*first.safetensors is not the file that rank 0 has"):
         loaded(small, weights, 2, torch.float32)
+
+
+def test_each_machine_compares_its_own_files(tmp_path, monkeypatch):
+    """Four ranks on two machines: the first rank of each, which is not rank 0 on the second."""
+    weights, compared = write_small(tmp_path), []
+    monkeypatch.setattr(loading, "_compare", compared.append)
+
+    def work(world):
+        object.__setattr__(world, "local_rank", world.rank % 2)
+        load_weights(models[world.rank], weights if world.is_main else Unopened(), world)
+
+    models = [partition(small(), 4, torch.float32) for _ in range(4)]
+    on_ranks(4, work)
+    assert len(compared) == 2
 
 
 class Layers(nn.Module):

@@ -182,6 +182,15 @@ def evaluated(models: Sequence[nn.Module], suites: dict[str, Suite], folder: Pat
     return results[0]
 
 
+class CuttingProcessor(FakeProcessor):
+    """Says of every row that its text was cut."""
+
+    def collate(self, plan, pass_name, rows, terms, keys) -> PassInputs:
+        inputs = super().collate(plan, pass_name, rows, terms, keys)
+        inputs.cut = torch.ones(len(rows), dtype=torch.bool)
+        return inputs
+
+
 class FailingProcessor(FakeProcessor):
     """Refuses one sample."""
 

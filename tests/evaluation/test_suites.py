@@ -19,7 +19,16 @@ from megaunigame.judges.scenes import Oracle
 from megaunigame.registry import find
 from megaunigame.settings import fill
 from tests.data.shard_files import talk
-from tests.evaluation.fakes import FailingProcessor, FakeModel, FakeProcessor, bright_dark, evaluated, timeless, write_tars
+from tests.evaluation.fakes import (
+    CuttingProcessor,
+    FailingProcessor,
+    FakeModel,
+    FakeProcessor,
+    bright_dark,
+    evaluated,
+    timeless,
+    write_tars,
+)
 from tests.worlds import on_ranks
 
 SAMPLES = 11
@@ -246,6 +255,17 @@ def test_a_dropped_question_is_an_error(shards, tmp_path):
     suites = {"val": Questions(Questions.Config(shards=shards, questions_per_row=2))}
     with pytest.raises(UserError, match="Question 2 of 2 about sample s0000 does not fit.*questions_per_row"):
         evaluate(1, suites, tmp_path, FakeProcessor(max_length=30))
+
+
+def test_a_question_that_was_cut_because_it_shares_a_row_is_an_error(shards, tmp_path):
+    """Half a question has an answer, but is another question. Alone in its row it is cut as in training."""
+    shared, single = (Questions(Questions.Config(shards=shards, questions_per_row=number)) for number in (2, 1))
+    with pytest.raises(UserError, match="The 2 questions about sample s0000 do not fit into a row.*questions_per_row"):
+        evaluate(1, {"val": shared}, tmp_path, CuttingProcessor())
+    cut, whole = (
+        evaluate(1, {"val": single}, tmp_path, processor)[0]["suites"]["val"] for processor in (CuttingProcessor(), None)
+    )
+    assert timeless(cut) == timeless(whole) and cut["questions"]
 
 
 def test_bad_settings(shards, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Emu3VQVAE
 
 from megaunigame.step.rows import UnderstandRow
 from tests.models.shared import greedy, understand
@@ -20,6 +21,19 @@ def test_rows_of_codes(model):
     assert names[-1] == "<|extra_200|>" and len(names) == grid.length == 20
     assert torch.equal(tokens[0][grid.places()] - grid.first, codes[0])
     assert grid.arranged(codes)[0, 1].tolist() == [4, 5, 6, 7] and grid.size == "4*4"
+
+
+def test_codes_and_pictures_are_those_of_transformers(model, picture):
+    """Which has no gradient into pictures, and decodes all frames in place of the first."""
+    ours = model.vision_tokenizer
+    theirs = Emu3VQVAE(ours.config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    pixels = torch.stack([picture(seed)[:, :12, :16] for seed in range(2)]).float() / 127.5 - 1
+    with torch.no_grad():
+        codes = torch.stack(theirs.encode(pixels, torch.tensor([[12, 16]] * 2)).image_tokens)
+        frames = theirs.decode(codes)
+    assert len(codes.unique()) > 1 and torch.equal(ours.encode(pixels), codes)
+    torch.testing.assert_close(ours.decode_codes(codes), frames[:, 0] if frames.dim() == 5 else frames, rtol=1e-4, atol=1e-5)
 
 
 def test_towards_the_embedding_the_gradient_is_that_of_plain_tokens(model, picture):

@@ -37,6 +37,16 @@ def sampled(model, guidance, sample_noise=None, seed=0):
         return sampling.draw(model, reader, noise.orders(16), noise, guidance, 1.0)
 
 
+def test_one_round_of_known_tokens_puts_them_where_they_belong(model, monkeypatch):
+    """Each token of a round has the condition of its own place."""
+    drawing(model, rounds=3)
+    conditions = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr(sampling, "conditions", lambda *given: conditions)
+    monkeypatch.setattr(sampling.diffusion, "denoise", lambda predict, *given: predict.condition[..., :4])
+    noise = sampling.RowNoise(torch.Generator().manual_seed(0), 1, 4, torch.device("cpu"))
+    assert torch.equal(sampling.draw(model, None, noise.orders(16), noise, 1.0, 1.0), conditions[..., :4])
+
+
 def test_a_cache_changes_nothing(model):
     """Each round reads the picture after the request; the same as request and picture read together."""
     inputs = model.processor.generate_prompts(["a small cube", "a ball"])
@@ -73,19 +83,33 @@ def test_linear_guidance_begins_small(model):
     torch.testing.assert_close(first, sampled(model, scale), rtol=1e-3, atol=1e-3)
 
 
-def test_a_perfect_prediction_is_denoised_to_the_picture():
-    """Predicting the noise of known tokens gives these tokens, in any number of steps."""
-    clean = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
+def knowing(clean):
+    """A prediction that knows the tokens: the noise of x_t, and the middle of the log variances."""
 
     def predict(x, levels):
         table = diffusion.tables(diffusion.LEVELS, x.device)
         noise = (x - table.root[levels].unsqueeze(-1) * clean) / table.noise_root[levels].unsqueeze(-1)
         return noise, torch.zeros_like(noise)
 
+    return predict
+
+
+def test_a_perfect_prediction_is_denoised_to_the_picture():
+    """Predicting the noise of known tokens gives these tokens, in any number of steps."""
+    clean = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
     noise = sampling.RowNoise(torch.Generator().manual_seed(1), 1, 4, torch.device("cpu"))
     for steps in (2, 10, 100):
-        drawn = diffusion.denoise(predict, noise.start(6), noise.steps(6), steps, 1.0)
+        drawn = diffusion.denoise(knowing(clean), noise.start(6), noise.steps(6), steps, 1.0)
         torch.testing.assert_close(drawn, clean, rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_the_last_step_adds_no_noise(steps):
+    """However hot the steps before are: a picture that ends with noise is grainy."""
+    clean = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
+    noise = sampling.RowNoise(torch.Generator().manual_seed(1), 1, 4, torch.device("cpu"))
+    drawn = diffusion.denoise(knowing(clean), noise.start(6), noise.steps(6), steps, 100.0)
+    torch.testing.assert_close(drawn, clean, rtol=1e-2, atol=2e-2)
 
 
 def test_one_step_predicts_what_was_noised():

@@ -3,9 +3,11 @@
     python -m tests.mutants                          what is not judged yet; then docs/mutants.md
     python -m tests.mutants --sample 40 --seed 7     of 40 mutants drawn with this seed
     python -m tests.mutants --room step --minutes 10
+    python -m tests.mutants --room data --results /tmp/a.json --no-page     as a second process
+    python -m tests.mutants --merge /tmp/a.json      its verdicts too; nothing is judged
 
-Goes on where an earlier run stopped: a mutant is judged again when it, its file or its tests have changed. Exit code 1: a
-mutant was not noticed.
+Verdicts are in tests/mutants/verdicts.json. A mutant is judged again when it, its file or its tests have changed. Exit
+code 1: a mutant was not noticed.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.mutants.judging import BROKEN, SURVIVED, Judge, Results
+from tests.mutants.judging import Judge
 from tests.mutants.listed import RANKS, REPOSITORY, ListError, Mutant, check_tests, listed
 from tests.mutants.trees import Tree
+from tests.mutants.verdicts import BROKEN, SURVIVED, VERDICTS, Verdicts
 from tests.mutants.warm import import_frameworks
 from tests.mutants.write_page import PAGE, write_page
 
-RESULTS = REPOSITORY / ".pytest_cache" / "mutant_results.json"
+LOGS = REPOSITORY / ".pytest_cache" / "mutant_logs"
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
@@ -36,8 +39,9 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--without-launches", action="store_true", help="leave out mutants that only a launch of ranks notices")
     parser.add_argument("--minutes", type=float, help="begin no mutant after so many minutes")
     parser.add_argument("--again", action="store_true", help="judge also what is judged")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file of verdicts")
-    parser.add_argument("--logs", type=Path, default=RESULTS.parent / "mutant_logs", help="folder of what the tests said")
+    parser.add_argument("--results", type=Path, default=VERDICTS, help="file of verdicts")
+    parser.add_argument("--logs", type=Path, default=LOGS, help="folder of what the tests said")
+    parser.add_argument("--merge", type=Path, nargs="*", help="take over the verdicts of these files, and judge nothing")
     parser.add_argument("--no-page", action="store_true", help="do not write docs/mutants.md")
     return parser.parse_args(arguments)
 
@@ -63,44 +67,55 @@ def chosen(given: argparse.Namespace) -> list[Mutant]:
 
 def main(arguments: list[str]) -> int:
     given = options(arguments)
-    results = Results(given.results)
+    verdicts = Verdicts(given.results)
     try:
         mutants = chosen(given)
     except ListError as error:
         print(error, file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the tree is removed, and no test goes on
-    waiting = [mutant for mutant in mutants if given.again or results.of(mutant) is None]
-    print(f"{len(mutants)} mutants, {len(mutants) - len(waiting)} of them judged before", flush=True)
-    started = time.monotonic()
-    if waiting:
-        import_frameworks()
-        with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-            judge = Judge(Tree(Path(folder, "tree")), given.logs)
-            for number, mutant in enumerate(waiting, 1):
-                elapsed = time.monotonic() - started
-                if given.minutes is not None and elapsed > 60 * given.minutes:
-                    print(f"{len(waiting) - number + 1} mutants are left after {elapsed / 60:.0f} minutes: type the same again")
-                    break
-                verdict = judge.judge(mutant)
-                results.add(mutant, verdict)
-                left = (time.monotonic() - started) / number * (len(waiting) - number)
-                by = f" by {verdict.by}" if verdict.by else ""
-                print(
-                    f"[{number}/{len(waiting)}] {mutant.name}: {verdict.outcome} in {verdict.seconds:.0f} s{by}; "
-                    f"{left / 60:.0f} min left",
-                    flush=True,
-                )
-    judged = [(mutant, verdict) for mutant in mutants if (verdict := results.of(mutant))]
+    if given.merge is None:
+        judge_all(mutants, verdicts, given)
+    else:
+        for file in given.merge:
+            verdicts.merge(Verdicts(file), mutants)
+    judged = [(mutant, verdict) for mutant in mutants if (verdict := verdicts.of(mutant))]
     missed = [(mutant, verdict) for mutant, verdict in judged if verdict.outcome in (SURVIVED, BROKEN)]
     for mutant, verdict in missed:
         print(f"{verdict.outcome}: {mutant.name} ({mutant.file}): {mutant.breaks}")
     share = 100 * (1 - len(missed) / len(judged)) if judged else 0.0
     print(f"{len(judged) - len(missed)} of {len(judged)} judged mutants noticed: {share:.1f} %")
     if not given.no_page:
-        write_page(listed(), results)
+        verdicts.keep({mutant.name for mutant in listed() if not mutant.equivalent})
+        write_page(listed(), verdicts)
         print(f"{PAGE.relative_to(REPOSITORY)} is written")
     return 1 if missed else 0
+
+
+def judge_all(mutants: list[Mutant], verdicts: Verdicts, given: argparse.Namespace) -> None:
+    """Those that have no verdict yet, one after the other."""
+    waiting = [mutant for mutant in mutants if given.again or verdicts.of(mutant) is None]
+    print(f"{len(mutants)} mutants, {len(mutants) - len(waiting)} of them judged before", flush=True)
+    if not waiting:
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the tree is removed, and no test goes on
+    started = time.monotonic()
+    import_frameworks()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        judge = Judge(Tree(Path(folder, "tree")), given.logs)
+        for number, mutant in enumerate(waiting, 1):
+            elapsed = time.monotonic() - started
+            if given.minutes is not None and elapsed > 60 * given.minutes:
+                print(f"{len(waiting) - number + 1} mutants are left after {elapsed / 60:.0f} minutes: type the same again")
+                break
+            verdict = judge.judge(mutant)
+            verdicts.add(mutant, verdict)
+            left = (time.monotonic() - started) / number * (len(waiting) - number)
+            by = f" by {verdict.by}" if verdict.by else ""
+            print(
+                f"[{number}/{len(waiting)}] {mutant.name}: {verdict.outcome} in {verdict.seconds:.0f} s{by}; "
+                f"{left / 60:.0f} min left",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

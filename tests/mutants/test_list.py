@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
-import json
+import dataclasses
 
 import pytest
 
-from tests.mutants.__main__ import chosen, options
-from tests.mutants.judging import NOTICED, SURVIVED, Judge, Results, Verdict, fingerprint
+from tests.mutants.__main__ import chosen, main, options
+from tests.mutants.judging import Judge
 from tests.mutants.listed import REPOSITORY, ListError, Mutant, check_tests, listed, rooms
 from tests.mutants.trees import Tree
+from tests.mutants.verdicts import BROKEN, NOTICED, SURVIVED, TIMEOUT, VERDICTS, Verdict, Verdicts, fingerprint
 from tests.mutants.write_page import BEGIN, END, PAGE, table, with_table
 
 FEWEST = 200
@@ -85,14 +86,38 @@ def test_a_tree_has_the_mutant_inside_the_block_alone_and_the_repository_never(t
 
 
 def test_a_verdict_is_kept_until_mutant_file_or_tests_change(tmp_path):
-    first = listed("step")[0]
-    results = Results(tmp_path / "results.json")
-    assert results.of(first) is None
-    results.add(first, Verdict(NOTICED, 1.0, first.tests[0], fingerprint(first)))
-    again = Results(tmp_path / "results.json")
-    assert again.of(first) is not None and again.of(listed("step")[1]) is None
-    results.add(first, Verdict(NOTICED, 1.0, "", "of other files"))
-    assert results.of(first) is None and json.loads((tmp_path / "results.json").read_text())
+    first, second = listed("step")[:2]
+    verdicts = Verdicts(tmp_path / "verdicts.json")
+    assert verdicts.of(first) is None
+    verdicts.add(second, Verdict(SURVIVED, 1.5, "", fingerprint(second)))
+    verdicts.add(first, Verdict(NOTICED, 1.0, first.tests[0], fingerprint(first)))
+    again = Verdicts(tmp_path / "verdicts.json")
+    assert again.of(first) == Verdict(NOTICED, 1.0, first.tests[0], fingerprint(first)) and again.of(listed("step")[2]) is None
+    lines = (tmp_path / "verdicts.json").read_text().splitlines()
+    assert [line.split('"')[1] for line in lines[1:-1]] == sorted([first.name, second.name]), "a line for each, sorted"
+    again.add(first, Verdict(NOTICED, 1.0, "", "of other files"))
+    assert again.of(first) is None and again.of(second) is not None
+
+
+def test_verdicts_of_two_processes_are_put_together(tmp_path):
+    """One that counts no more does not take the place of one that does."""
+    first, second = listed("step")[:2]
+    ours, theirs = Verdicts(tmp_path / "ours.json"), Verdicts(tmp_path / "theirs.json")
+    ours.add(first, Verdict(NOTICED, 1.0, "", fingerprint(first)))
+    theirs.add(first, Verdict(SURVIVED, 2.0, "", "of other files"))
+    theirs.add(second, Verdict(SURVIVED, 3.0, "", fingerprint(second)))
+    code = main(["--room", "step", "--results", str(ours.file), "--no-page", "--merge", str(theirs.file)])
+    found = Verdicts(ours.file)
+    assert [found.of(each).outcome for each in (first, second)] == [NOTICED, SURVIVED] and code == 1
+    found.keep({second.name})
+    assert list(Verdicts(ours.file).of_name) == [second.name]
+
+
+def test_the_verdicts_of_the_repository_are_about_mutants_of_the_list():
+    verdicts = Verdicts(VERDICTS).of_name
+    gone = set(verdicts) - {each.name for each in listed() if not each.equivalent}
+    assert not gone, f"python -m tests.mutants --merge drops them from {VERDICTS.name}"
+    assert {verdict.outcome for verdict in verdicts.values()} <= {NOTICED, SURVIVED, TIMEOUT, BROKEN}
 
 
 def test_tests_that_fail_without_a_mutant_notice_nothing(tmp_path, monkeypatch):
@@ -105,17 +130,36 @@ def test_tests_that_fail_without_a_mutant_notice_nothing(tmp_path, monkeypatch):
         "tests.mutants.trees.repository_files", lambda: ["megaunigame/randomness.py", "tests/test_randomness.py"]
     )
     first = listed("step")[0]
-    assert Judge(Tree(tmp_path / "a"), tmp_path / "logs").judge(first).outcome == "broken"
+    assert Judge(Tree(tmp_path / "a"), tmp_path / "logs").judge(first).outcome == BROKEN
     assert Judge(Tree(tmp_path / "b"), tmp_path / "logs").judge(first).outcome == NOTICED
+
+
+def test_the_case_that_failed_is_run_again_without_the_mutant_and_no_other(tmp_path, monkeypatch):
+    """Cases have names with spaces, which what pytest says does not tell from its message."""
+    asked = []
+
+    def run(tree, tests, log, limit):
+        asked.append(tests)
+        log.write_text("FAILED tests/test_randomness.py::test_a[one two] - assert 1\n")
+        return (1 if len(asked) == 1 else 0), 0.1
+
+    monkeypatch.setattr("tests.mutants.judging.run_tests", run)
+    monkeypatch.setattr(
+        "tests.mutants.trees.repository_files", lambda: ["megaunigame/randomness.py", "tests/test_randomness.py"]
+    )
+    case, other = "tests/test_randomness.py::test_a[one two]", "tests/test_randomness.py::test_b"
+    named = dataclasses.replace(listed("step")[0], tests=(other, case))
+    verdict = Judge(Tree(tmp_path / "a"), tmp_path / "logs").judge(named)
+    assert asked == [[other, case], [case]] and (verdict.outcome, verdict.by) == (NOTICED, case.split("[")[0])
 
 
 def test_the_table_counts_and_names_what_was_not_noticed(tmp_path):
     first, second, *_ = listed("step")
-    results = Results(tmp_path / "results.json")
-    results.add(first, Verdict(NOTICED, 1.0, "", fingerprint(first)))
-    results.add(second, Verdict(SURVIVED, 1.0, "", fingerprint(second)))
+    verdicts = Verdicts(tmp_path / "verdicts.json")
+    verdicts.add(first, Verdict(NOTICED, 1.0, "", fingerprint(first)))
+    verdicts.add(second, Verdict(SURVIVED, 1.0, "", fingerprint(second)))
     third = mutant(room="step", id="same", tests=(), equivalent="nothing | changes")
-    written = table([first, second, third], results)
+    written = table([first, second, third], verdicts)
     assert "| step | 2 | 1 | 1 | 0 | 1 |" in written and second.breaks in written and first.breaks not in written
     assert "nothing \\| changes" in written
 

@@ -76,6 +76,15 @@ def test_every_rank_hears_that_one_was_asked_to_stop(three):
     assert all(pulse.stopping for pulse in three.pulses)
 
 
+def test_what_a_paused_machine_did_not_hear_says_nothing_about_others(three):
+    """As after a snapshot of a virtual machine: the first look comes a minute late. What is silent from then on is lost."""
+    three.go(5)
+    three.clock.now += 60
+    assert [lookout.find(EVERY) for lookout in three.of] == [None] * 3
+    assert three.go(20) == [None] * 3
+    assert three.go(32, beating=(0, 1))[0] is not None
+
+
 def test_rank_0_names_a_silent_rank_and_the_others_do_not(three):
     three.go(5)
     found = three.go(32, beating=(0, 1))

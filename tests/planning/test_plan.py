@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import megaunigame.planning.plan as planning
 from megaunigame.errors import ConfigError, ModelError, UserError
 from megaunigame.models.causal.model import CausalModel
 from megaunigame.planning.machines import ACHIEVED_FLOPS, cluster
@@ -41,6 +42,21 @@ def test_traffic_of_zero_2_is_gradients_and_updated_weights(full, game):
     attacked = replace(game, aside_gathered=7 * 10**9)
     more = 7e9 * 1 / 2 / game.cluster.collective_bandwidth
     assert attacked.network_seconds - game.network_seconds == pytest.approx(more, rel=1e-6)
+
+
+def test_traffic_of_a_step_is_that_of_its_micro_steps(game, monkeypatch):
+    """ZeRO-3 gathers the weights again in each. Without a process group none are gathered: numbers stand in for them."""
+
+    def gathering(*given):
+        rehearsals, shape, late = rehearsed(*given)
+        numbers = {"gathered": 700, "aside_gathered": 60 * shape.rehearsed_every}
+        return {kind: replace(step, **numbers) for kind, step in rehearsals.items()}, shape, late
+
+    rehearsed = planning._rehearsals
+    monkeypatch.setattr(planning, "_rehearsals", gathering)
+    thrice = tiny("tiny_unigame", "batch.accumulation=3")
+    assert (thrice.gathered, thrice.aside_gathered) == (2100, 180)
+    assert thrice.reduced == 3 * game.reduced > 0 and thrice.updated == game.updated > 0
 
 
 def test_checkpointing_trades_memory_for_operations(full):

@@ -35,6 +35,15 @@ def test_the_bytes_are_those_of_safetensors(tmp_path, monkeypatch):
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
+def test_tensors_wait_in_the_folder_that_has_room_for_them(tmp_path, monkeypatch):
+    """Not in /tmp, which may be memory."""
+    folders, make = [], spooled_tensors.tempfile.TemporaryFile
+    monkeypatch.setattr(spooled_tensors.tempfile, "TemporaryFile", lambda dir=None: folders.append(dir) or make(dir=dir))
+    spool = SpooledTensors(tmp_path)
+    spool.add("a", TENSORS["b"], torch.float32)
+    assert folders == [tmp_path] and len(spool) == 1 and spool.names() == ["a"]
+
+
 def test_a_tensor_is_converted_as_at_once_and_never_copied_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(spooled_tensors, "PIECE", 4096)
     given = torch.randn(300, 70)

@@ -41,6 +41,7 @@ def test_a_pass_that_is_too_large_is_left_out_and_smaller_ones_are_not(tmp_path,
     assert [part.inputs.pass_name for part in back.passes] == [small.inputs.pass_name]
     monkeypatch.setattr(kept_rows, "MOST_BYTES", large.bytes + small.bytes)
     assert kept_rows.write(tmp_path, KEPT) == 0, "the bound itself is legal"
+    assert kept_rows.write(tmp_path, dataclasses.replace(KEPT, passes=[large, small, small])) == 1, "it is one for all passes"
 
 
 def test_so_many_steps_are_kept(tmp_path):
