@@ -86,11 +86,15 @@ def test_the_kernel_is_asked_for_what_rows_alone_give(monkeypatch, scaling):
         ({"dtype": torch.float32}, False),
         ({"is_cuda": False}, False),
         ({"dropout": 0.1}, False),
+        ({"gpu": (7, 5)}, False),
+        ({"gpu": (8, 0)}, True),
     ],
     ids=str,
 )
-def test_when_there_is_a_kernel(changed, expected):
-    given = {"dtype": torch.bfloat16, "width": 64, "is_cuda": True, "dropout": 0.0} | changed
-    query = SimpleNamespace(dtype=given["dtype"], is_cuda=given["is_cuda"], shape=(1, 4, 10, given["width"]))
+def test_when_there_is_a_kernel(changed, expected, monkeypatch):
+    given = {"dtype": torch.bfloat16, "width": 64, "is_cuda": True, "dropout": 0.0, "gpu": (9, 0)} | changed
+    monkeypatch.setattr(packs, "capability", lambda device: given["gpu"])
+    shape = (1, 4, 10, given["width"])
+    query = SimpleNamespace(dtype=given["dtype"], is_cuda=given["is_cuda"], shape=shape, device=torch.device("meta"))
     value = SimpleNamespace(shape=(1, 2, 10, given.get("of_values", given["width"])))
     assert has_kernel(query, value, given["dropout"]) == expected

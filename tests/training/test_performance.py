@@ -28,7 +28,7 @@ class Silent(Ranks):
 def performance_of(rank: int) -> Performance:
     module = nn.Identity()
     module.processor = SimpleNamespace(after_prompt=2)
-    learner = SimpleNamespace(module=module, gathered=SimpleNamespace(pop=lambda: 70))
+    learner = SimpleNamespace(module=module, gathered=SimpleNamespace(pop=lambda: 70), compiled=None)
     return Performance(learner, Silent(rank, RANKS, 0, torch.device("cpu")), "bf16")
 
 
