@@ -21,7 +21,7 @@ from megaunigame.config import load_recipe
 from megaunigame.data.conversation import TALK_KEYS, read_conversation
 from megaunigame.data.decode import IMAGE_FIELDS, META_FIELD, further_fields, meta_of
 from megaunigame.data.shards.manifest import MANIFEST, TOKEN_COUNTS
-from megaunigame.data.shards.table import read_table
+from megaunigame.data.shards.table import index_name, read_table
 from megaunigame.data.shards.token_counts import CELL, COLUMNS, NONE, counts_name
 from megaunigame.errors import DataError
 from megaunigame.models.base import Processor
@@ -57,16 +57,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises DataError without a manifest, and for an index that is damaged; UserError for a recipe that cannot be read."""
+    """Raises DataError without a manifest, and for shards that are not those it describes; UserError for a recipe that cannot
+    be read."""
     require_at_least(arguments, workers=1)
     manifest = read_manifest(arguments.folder)
     tokenizer = _processor(tuple(arguments.recipe)).tokenizer_hash
     shards = [shard["file"] for shard in manifest["shards"]]
+    for shard in manifest["shards"]:
+        _check_whole(arguments.folder / shard["file"], shard)
     counted = dict(_counted(arguments.folder, tuple(arguments.recipe), shards, arguments.workers))
+    before = manifest["shards"]
     content = b"".join(counted[file].tobytes() for file in shards)
     write_atomically(arguments.folder / counts_name(tokenizer), content)
     manifest = read_manifest(arguments.folder)  # counts of another tokenizer may have been added meanwhile
-    if [shard["file"] for shard in manifest["shards"]] != shards:
+    if manifest["shards"] != before:
         raise DataError(f"{arguments.folder} was written again while its tokens were counted; type the same command again")
     manifest[TOKEN_COUNTS] = {**manifest.get(TOKEN_COUNTS, {}), tokenizer: hashlib.sha256(content).hexdigest()}
     write_atomically(arguments.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -76,6 +80,19 @@ def run(arguments: argparse.Namespace) -> None:
     for what, tokens in (("conversations", talks), ("captions", captions)):
         if len(tokens):
             print(f"{len(tokens):,} {what} of {tokens.mean():.1f} tokens on average, at most {tokens.max():,}")
+
+
+def _check_whole(tar: Path, shard: dict[str, Any]) -> None:
+    """Raises DataError: a shard that was cut short would get counts as if its samples had no texts."""
+    try:
+        size, index = tar.stat().st_size, tar.with_name(index_name(tar.name)).read_bytes()
+    except OSError as error:
+        raise DataError(f"{tar} or its index cannot be read ({error}). Copy it again") from error
+    if size != shard["bytes"] or hashlib.sha256(index).hexdigest() != shard["index_sha256"]:
+        raise DataError(
+            f"{tar} or its index is not what {MANIFEST} describes: it was cut short or replaced. Copy it again; `megaunigame "
+            f"prepare verify {tar.parent}` looks at every shard"
+        )
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,8 +5,9 @@
     megaunigame prepare annotate shards/mine --out shards/targets --tasks depth,segmentation
     megaunigame prepare stats shards/mine --for tiny_sft                                        rows that a recipe finds
     megaunigame prepare verify shards/mine
+    megaunigame prepare tokens shards/mine --for tiny_sft                                       exact lengths for loader.balance
 
-Its commands are scenes, pack, annotate, verify and stats; megaunigame prepare COMMAND --help shows the options of one.
+Its commands are scenes, pack, annotate, verify, stats and tokens; megaunigame prepare COMMAND --help shows the options of one.
 In a clone `python -m data_prep` does the same.
 """
 

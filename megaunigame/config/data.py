@@ -122,9 +122,9 @@ class LoaderConfig:
     prefetch: int = above(0, 4)
     """Micro-batches that each worker prepares ahead."""
     balance: bool = False
-    """Deal the samples of a micro-step over the ranks by the length of their rows, as far as the index says it, so that ranks
-    need not wait for the slowest. A rank then has fewer understand rows than objectives ask for, or up to a quarter
-    more (at least one)."""
+    """Deal the rows of an optimizer step over its micro-steps and ranks by their length, so that ranks need not wait for the
+    slowest. Needs `model.pack_tokens`; lengths are exact with counts of `megaunigame prepare tokens`, else estimated. A rank
+    then has fewer understand rows than objectives ask for, or up to a quarter more (at least one)."""
     max_bad_fraction: float = at_least(0, 0.001)
     """The run stops when more than this fraction of a stream's samples had to be replaced."""
     lost_shard: str = one_of([STOP, SUBSTITUTE], STOP)

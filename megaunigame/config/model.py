@@ -71,8 +71,8 @@ class ModelConfig:
     """Groups trained in `full`; empty: the family's default. A wrong name is an error that lists the family's groups."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: str = one_of(["sdpa", EAGER, *FLASH, AUTO], "sdpa")
-    """Implementation of attention in the language model; `flash_attention_2` needs a GPU and the package flash_attn,
-    `flash_attention_3` a Hopper GPU and flash_attn_interface. `auto`: what fits the run, which a line at the start names with
+    """Implementation of attention in the language model; `flash_attention_2` needs a GPU and the package flash-attn,
+    `flash_attention_3` a Hopper GPU and flash-attn-3. `auto`: what fits the run, which a line at the start names with
     the reason."""
     max_length: int = above(0, 2048)
     """Longest sequence of a row, in tokens, image tokens included. Above `max_position_embeddings` of the model a run warns."""

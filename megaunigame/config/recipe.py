@@ -18,6 +18,7 @@ from megaunigame.config.run import (
     AUTO,
     BF16,
     EMA,
+    TENSOR_PARALLEL,
     BatchConfig,
     CheckpointConfig,
     DivergenceConfig,
@@ -98,6 +99,12 @@ class Recipe:
             raise ConfigError(
                 f"engine.sequence_ranks={self.engine.sequence_ranks} divides packed rows. Type "
                 f"model.pack_tokens={model.max_length} or more, or engine.sequence_ranks=1."
+            )
+        if self.engine.sequence_ranks > 1 and self.evaluation.gather == TENSOR_PARALLEL:
+            raise ConfigError(
+                f"evaluation.gather={TENSOR_PARALLEL} divides a model over ranks that draw together, but with "
+                f"engine.sequence_ranks={self.engine.sequence_ranks} ranks share rows already. Type evaluation.gather={AUTO}, "
+                "or engine.sequence_ranks=1."
             )
         for name, given in self.objectives.items():
             if model.attention in FLASH and given and given.get("independent"):

@@ -27,7 +27,7 @@ from torch._dynamo import lookup_backend
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from megaunigame.config import LAYERS, NONE, EngineConfig
+from megaunigame.config import BF16, LAYERS, NONE, EngineConfig
 from megaunigame.errors import ConfigError, ModelError
 from megaunigame.models.base import UnifiedModel
 from megaunigame.parallel.accelerator import capability
@@ -40,6 +40,8 @@ VARIANTS = 32
 number is 8."""
 OLDEST_GPU = (7, 0)
 """Compute capability that Triton's kernels need (Volta)."""
+OLDEST_OF_BF16 = (8, 0)
+"""With bf16 (Ampere): on older ones torch leaves out such graphs."""
 CACHES = ("past_key_values", "cache")
 """Names under which a layer is given its cache, by transformers' release."""
 LIMIT_HIT = "torch._dynamo hit config."
@@ -65,8 +67,14 @@ def _why_not(config: EngineConfig, stage: int, device: torch.device) -> str:
         return f"torch would have to compile around the kernels of {config.kernels}. Type engine.kernels={NONE}"
     if config.sequence_ranks > 1:
         return "it was not tried on ranks that share rows. Type engine.sequence_ranks=1"
-    if device.type == "cuda" and capability(device) < OLDEST_GPU:
-        oldest, (major, minor) = ".".join(map(str, OLDEST_GPU)), capability(device)
+    return lacking(device, bf16=config.precision == BF16)
+
+
+def lacking(device: torch.device, *, bf16: bool) -> str:
+    """What is missing here to make kernels, with what to do about it; empty: nothing. Triton's for a GPU, torch's for a CPU."""
+    least = OLDEST_OF_BF16 if bf16 else OLDEST_GPU
+    if device.type == "cuda" and capability(device) < least:
+        oldest, (major, minor) = ".".join(map(str, least)), capability(device)
         return f"it needs a GPU of compute capability {oldest} or newer, and this one has {major}.{minor}. Take another GPU"
     compiler = _c_compiler() if device.type == "cuda" else _cpp_compiler()
     if compiler:
@@ -159,7 +167,7 @@ class CompiledLayers:
         make = lookup_backend(self.backend)
         if self.backend != INDUCTOR:
             return make(graph, inputs)  # type: ignore[no-any-return, arg-type]
-        # Dropout drops what it would drop uncompiled.
+        # Dropout is to drop what it would drop uncompiled.
         return make(graph, inputs, config_patches={"fallback_random": True})  # type: ignore[no-any-return, call-arg, arg-type]
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from megaunigame.config import NONE, EngineConfig
+from megaunigame.config import BF16, NONE, EngineConfig
+from megaunigame.engine.compiling import lacking
 from megaunigame.errors import ConfigError
 from megaunigame.models.base import UnifiedModel
 
@@ -45,6 +46,8 @@ def check_kernels(config: EngineConfig, device: torch.device) -> None:
             f"engine.kernels={config.kernels} needs the package liger-kernel. Type pip install 'megaunigame[kernels]', or "
             f"engine.kernels={NONE}."
         )
+    if missing := lacking(device, bf16=config.precision == BF16):
+        raise ConfigError(f"engine.kernels={config.kernels} cannot run here: {missing}, or engine.kernels={NONE}.")
 
 
 def fusible(model: UnifiedModel) -> dict[nn.Module, str]:
@@ -64,7 +67,7 @@ def check_fusible(model: UnifiedModel, config: EngineConfig) -> None:
 
 def use_liger(model: UnifiedModel) -> Mapping[str, int]:
     """Let the kernels compute what they can in the layers of the language model; returns how many modules of each kind."""
-    from liger_kernel.ops.rope import LigerRopeFunction
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
     found = fusible(model)
     for module, kind in found.items():
@@ -73,7 +76,7 @@ def use_liger(model: UnifiedModel) -> Mapping[str, int]:
         elif kind == SWIGLU:
             module.forward = MethodType(_swiglu, module)
         else:
-            module.forward = MethodType(_with_global(_forward_of(module), ROTARY, LigerRopeFunction.apply), module)
+            module.forward = MethodType(_with_global(_forward_of(module), ROTARY, liger_rotary_pos_emb), module)
     return Counter(found.values())
 
 

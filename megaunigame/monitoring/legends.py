@@ -108,6 +108,7 @@ METRICS = {
     names.PERF_PEAK_MEMORY_BYTES: "Of the rank with the most: tensors of a GPU, or the resident set of a CPU process.",
     names.PERF_MFU: "Model FLOPs utilization: operations of the model in percent of what the devices can do.",
     names.PERF_PASSES: "Forwards through the language model in one optimizer step of one rank.",
+    names.PERF_GRAPHS: "Graphs of the language model's layers that rank 0 has compiled since the launch.",
     names.PERF_ALLGATHER_BYTES: "Weights that one rank gathered in one optimizer step (ZeRO-3).",
     names.PERF_SAVE_SECONDS: "From the beginning of a save until the checkpoint was complete.",
     names.PERF_SAVE_PAUSE_SECONDS: "Seconds of these in which rank 0 did not train.",

@@ -57,6 +57,7 @@ def configure(device: torch.device, *, deterministic: bool) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # read by transformers; the package's kernels are not torch's
         torch.use_deterministic_algorithms(True)
 
 

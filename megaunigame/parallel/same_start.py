@@ -17,7 +17,7 @@ from megaunigame.errors import ConfigError
 from megaunigame.parallel.beats import spelled
 from megaunigame.parallel.ranks import Ranks
 
-PACKAGES = ("torch", "deepspeed", "transformers", "peft", "numpy", "safetensors")
+PACKAGES = ("torch", "deepspeed", "transformers", "peft", "numpy", "safetensors", "triton", "liger-kernel")
 """Those whose versions decide what a step computes."""
 SHOWN = 12
 """Characters of a hash."""

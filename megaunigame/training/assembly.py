@@ -17,7 +17,7 @@ from megaunigame.checkpoint.first_weights import keep_start
 from megaunigame.checkpoint.manager import CheckpointManager
 from megaunigame.checkpoint.runs import start_of
 from megaunigame.checkpoint.starting import checked_start, find_start
-from megaunigame.config import AUTO, BF16, EMA, FLASH, NEVER, OFF, PARTIAL, RANDOM, Recipe, resolve_batch
+from megaunigame.config import AUTO, BF16, EMA, NEVER, NONE, OFF, PARTIAL, RANDOM, Recipe, resolve_batch
 from megaunigame.data.loading.positions import StreamPositions
 from megaunigame.data.sources.base import Stream
 from megaunigame.data.sources.opening import check_backend, check_measured
@@ -30,8 +30,9 @@ from megaunigame.engine.optimizer_slices import averaged
 from megaunigame.engine.parameters import LORA
 from megaunigame.engine.zero3 import Learner, build_learner
 from megaunigame.errors import ConfigError, UserError
+from megaunigame.evaluation.lockstep import together
 from megaunigame.evaluation.run import run_evaluation
-from megaunigame.evaluation.suites.base import AskingConfig, Suite
+from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
 from megaunigame.monitoring.trackers.together import check_trackers
 from megaunigame.objectives.building import build_objectives, build_plan
@@ -73,13 +74,11 @@ class Assembly:
         rows, shared_by = self.plan.rows_per_micro_step(), mesh.sequence.size
         self.accumulation = resolve_batch(recipe.batch, rows, mesh.data.size, shared_by)
         self.ds_config = complete_ds_config(recipe, self.accumulation, mesh.world.size)
-        check_compile(recipe.engine, zero_stage(self.ds_config), mesh.world.device)
-        check_kernels(recipe.engine, mesh.world.device)
+        if not recipe.engine.compile == recipe.engine.kernels == NONE:
+            together(mesh.world, self._check_layers)
         if trains:
             on_main(mesh.world, lambda: check_trackers(recipe.monitor.trackers))
-        self.suites = {
-            label: _suite(label, settings, recipe.model.attention) for label, settings in recipe.evaluation.suites.items()
-        }
+        self.suites = {label: _suite(label, settings) for label, settings in recipe.evaluation.suites.items()}
         self.suite_weights = SuiteWeights(recipe.evaluation, mesh, recipe.engine.timeout_minutes)
         self.checkpoints = CheckpointManager(self.folder, recipe.checkpoint.keep, mesh.world, check_held_here)
         self.checkpoints.keeps_best = bool(recipe.checkpoint.best.metric)
@@ -103,6 +102,11 @@ class Assembly:
         state = self.state
         self.epochs = on_main(self.mesh.world, lambda: count_epochs(schedule, streams, per_step, state.step, state.cursors))
         self.recipe = dataclasses.replace(self.recipe, schedule=in_steps(schedule, self.epochs))
+
+    def _check_layers(self) -> None:
+        """Raises ConfigError where layers cannot be compiled or get fused kernels: a machine may lack a compiler or a package."""
+        check_compile(self.recipe.engine, zero_stage(self.ds_config), self.mesh.world.device)
+        check_kernels(self.recipe.engine, self.mesh.world.device)
 
     def _adapter(self) -> AdapterWeights | None:
         """Adapters to begin with; a run that is resumed has its own."""
@@ -233,15 +237,10 @@ class Assembly:
                 return run_evaluation(learner.module, self.suites, self.mesh.data, step, folder, leave_point, say, around)
 
 
-def _suite(label: str, settings: dict[str, Any], attention: str) -> Suite:
+def _suite(label: str, settings: dict[str, Any]) -> Suite:
     key, settings = f"evaluation.suites.{label}", dict(settings or {})
     kind = find("evaluation.suites", settings.pop("suite", label), Suite)
     config = fill(kind.Config, settings, key)
-    if attention in FLASH and isinstance(config, AskingConfig) and config.questions_per_row > 1:
-        raise ConfigError(
-            f"{key}.questions_per_row={config.questions_per_row}: questions of a row that do not see each other need a mask, "
-            f"and model.attention={attention} takes none. Type {key}.questions_per_row=1, or model.attention=sdpa."
-        )
     try:
         return kind(config)
     except UserError as error:  # it opens shards and judges, which do not know whose they are

@@ -7,9 +7,9 @@ from typing import Any
 
 from megaunigame.config import AUTO, BF16, Recipe
 from megaunigame.errors import ConfigError
-from megaunigame.evaluation.suites.base import AskingConfig, Suite
+from megaunigame.evaluation.suites.base import Suite
 from megaunigame.models.base import UnifiedModel
-from megaunigame.models.base.attention import AttentionChoice, AttentionSetting, Machine, choose, why_not
+from megaunigame.models.base.attention import FLASH, AttentionChoice, AttentionSetting, Machine, choose, why_not
 from megaunigame.parallel.ranks import Ranks
 
 
@@ -20,7 +20,10 @@ def settled_attention(
 
     Raises ConfigError for one that the recipe names and that cannot run here.
     """
-    model, needs = recipe.model, family.attention_needs(path)
+    model = recipe.model
+    if model.attention != AUTO and model.attention not in FLASH:
+        return AttentionChoice(model.attention, "")  # runs everywhere
+    needs = family.attention_needs(path)
     rows = next(iter(_rows_with_masks(recipe.objectives, suites)), "")
     machine = Machine.least(world.all_gather_object(Machine.here(world.device)))
     setting = AttentionSetting(
@@ -45,5 +48,5 @@ def _rows_with_masks(objectives: Mapping[str, dict[str, Any]], suites: Mapping[s
         if given and given.get("independent"):
             yield f"objectives.{name}.independent=true needs one"
     for label, suite in suites.items():
-        if isinstance(suite.config, AskingConfig) and suite.config.questions_per_row > 1:
-            yield f"evaluation.suites.{label}.questions_per_row={suite.config.questions_per_row} needs one"
+        if setting := suite.needs_mask():
+            yield f"evaluation.suites.{label}.{setting} needs one"

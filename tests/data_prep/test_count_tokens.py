@@ -17,6 +17,7 @@ from megaunigame.config import StreamConfig, load_recipe
 from megaunigame.data.conversation import conversation_of
 from megaunigame.data.decode import decode_sample
 from megaunigame.data.shards.index import ShardIndex
+from megaunigame.data.shards.table import index_name
 from megaunigame.data.shards.token_counts import ENDING
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
@@ -91,6 +92,21 @@ def test_counts_of_several_tokenizers_and_packing_again(packed, capsys):
     (folder / "dataset.json").write_text(json.dumps(about))
     assert main(pack) == 0
     assert not any(ShardIndex.open(folder).has_counts(name) for name in names)
+
+
+@pytest.mark.parametrize("file", ["tar", "index.json", "gone"])
+def test_shards_that_are_not_whole_get_no_counts(packed, capsys, file):
+    """Else its samples would count as samples without texts."""
+    folder, _ = packed
+    tar = sorted(folder.glob("*.tar"))[1]
+    hurt = tar if file != "index.json" else tar.with_name(index_name(tar.name))
+    if file == "gone":
+        tar.unlink()
+    else:
+        hurt.write_bytes(hurt.read_bytes()[:-1024])
+    assert main(["tokens", str(folder), "--for", RECIPE]) == 2
+    said = capsys.readouterr().err
+    assert tar.name in said and "Copy it again" in said and not list(folder.glob(f"*{ENDING}"))
 
 
 def test_what_cannot_be_counted(tmp_path, capsys):

@@ -179,7 +179,7 @@ def test_a_machine_that_cannot_compile_is_refused(monkeypatch, tmp_path):
     check_compile(wanted, 2, CPU)
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(compiling, "capability", lambda device: (6, 1))
-    with pytest.raises(ConfigError, match="capability 7.0 or newer, and this one has 6.1. Take another GPU, or engine.compile"):
+    with pytest.raises(ConfigError, match="capability 8.0 or newer, and this one has 6.1. Take another GPU, or engine.compile"):
         check_compile(wanted, 2, gpu)
     monkeypatch.setattr(compiling, "capability", lambda device: (8, 0))
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)

@@ -138,5 +138,8 @@ def test_kernels_that_cannot_run_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match=r"needs the package liger-kernel. Type pip install 'megaunigame\[kernels\]', or"):
         check_kernels(LIGER, torch.device("cuda", 0))
     monkeypatch.setattr(fused_kernels, "find_spec", lambda name: object())
-    check_kernels(LIGER, torch.device("cuda", 0))
+    monkeypatch.setattr(fused_kernels, "lacking", lambda device, bf16: "no C compiler is found. Install it" if bf16 else "")
+    with pytest.raises(ConfigError, match="engine.kernels=liger cannot run here: no C compiler.*or engine.kernels=none"):
+        check_kernels(EngineConfig(kernels="liger", precision="bf16"), torch.device("cuda", 0))
+    check_kernels(EngineConfig(kernels="liger", precision="fp32"), torch.device("cuda", 0))
     check_kernels(EngineConfig(), torch.device("cpu"))

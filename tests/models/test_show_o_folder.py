@@ -164,7 +164,7 @@ def test_the_drawn_size_is_that_of_the_codes(tiny, tmp_path):
 
 
 def test_flash_attention_is_refused_where_it_is_installed(tiny, monkeypatch):
-    monkeypatch.setattr(reading, "find_spec", lambda name: object())
+    monkeypatch.setattr(reading, "is_installed", lambda package: True)
     with pytest.raises(ModelError, match="flash_attention_2 takes causal masks only.*type model.attention=sdpa"):
         built(ShowO, tiny.path, max_length=160, attention="flash_attention_2")
 

@@ -202,6 +202,10 @@ def test_ranks_that_share_a_row_hold_parts_of_its_activations():
             ["engine.sequence_ranks=2", "model.pack_tokens=0"],
             "engine.sequence_ranks=2 divides packed rows. Type model.pack_tokens=",
         ),
+        (
+            ["engine.sequence_ranks=2", "evaluation.gather=tensor_parallel"],
+            "evaluation.gather=tensor_parallel divides .*engine.sequence_ranks=2 .*Type evaluation.gather=auto, or eng",
+        ),
         (["engine.sequence_ranks=4"], r"engine.sequence_ranks=4 does not divide the 6 attention heads .*: 1, 2, 3, 6\."),
     ],
 )

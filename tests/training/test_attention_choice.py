@@ -9,12 +9,16 @@ import torch
 
 from megaunigame.config import load_recipe
 from megaunigame.errors import ConfigError
+from megaunigame.evaluation.suites.attention import Attention
+from megaunigame.evaluation.suites.generation import Generation
+from megaunigame.evaluation.suites.questions import Questions
+from megaunigame.evaluation.suites.teacher_forced import TeacherForced
 from megaunigame.models.base.attention import AttentionNeeds, AttentionSetting, Machine, choose, why_not
 from megaunigame.training import attention_choice
 from megaunigame.training.attention_choice import settled_attention
 from tests.test_config import RECIPE
 
-BOTH = frozenset({"flash_attn", "flash_attn_interface"})
+BOTH = frozenset({"flash-attn", "flash-attn-3"})
 A100, H100, V100 = ((8, 0), (9, 0), (7, 0))
 B200 = (10, 0)
 
@@ -30,11 +34,11 @@ def setting(capability=H100, packages=BOTH, device="cuda", half=True, packed=Tru
         (setting(A100), "flash_attention_2", "its kernel takes packed rows"),
         (setting(B200), "flash_attention_2", "its kernel takes packed rows"),
         (setting(dropout=0.1), "flash_attention_2", "its kernel takes packed rows"),
-        (setting(packages=frozenset({"flash_attn"})), "flash_attention_2", "its kernel takes packed rows"),
+        (setting(packages=frozenset({"flash-attn"})), "flash_attention_2", "its kernel takes packed rows"),
         (
             setting(packages=frozenset()),
             "sdpa",
-            "flash_attention_3: the package flash_attn_interface is not installed; flash",
+            "flash_attention_3: the package flash-attn-3 is not installed; flash",
         ),
         (setting(V100), "sdpa", "compute capability 8.0 or newer, and this one has 7.0"),
         (setting(half=False), "sdpa", "16 bits"),
@@ -51,7 +55,7 @@ def test_auto_takes_a_flash_kernel_for_packs_where_it_can_run(given, taken, reas
 
 
 def test_all_machines_together_can_what_the_oldest_can():
-    machines = [Machine("cuda", H100, BOTH), Machine("cuda", A100, frozenset({"flash_attn"}))]
+    machines = [Machine("cuda", H100, BOTH), Machine("cuda", A100, frozenset({"flash-attn"}))]
     assert Machine.least(machines) == machines[1] == Machine.least(machines[::-1])
     assert Machine.here(torch.device("cpu")).capability == (0, 0)
 
@@ -90,7 +94,24 @@ def test_auto_looks_at_the_rows_of_objectives_and_suites(tmp_path, monkeypatch):
     assert settled(tmp_path, monkeypatch, auto).name == "flash_attention_3"
     apart = settled(tmp_path, monkeypatch, auto, "objectives.understanding.independent=true")
     assert apart.name == "sdpa" and "objectives.understanding.independent=true needs one" in apart.reason
-    config = SimpleNamespace(questions_per_row=8)
-    monkeypatch.setattr(attention_choice, "AskingConfig", SimpleNamespace)
-    asked = settled(tmp_path, monkeypatch, auto, suites={"q": SimpleNamespace(config=config)})
+    asked = settled(tmp_path, monkeypatch, auto, suites={"q": SimpleNamespace(needs_mask=lambda: "questions_per_row=8")})
     assert asked.name == "sdpa" and "evaluation.suites.q.questions_per_row=8 needs one" in asked.reason
+    with pytest.raises(ConfigError, match="takes no mask, and evaluation.suites.q.questions_per_row=8 needs one"):
+        flash = "model.attention=flash_attention_2"
+        settled(tmp_path, monkeypatch, flash, suites={"q": SimpleNamespace(needs_mask=lambda: "questions_per_row=8")})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "setting"),
+    [
+        (Questions, {}, "questions_per_row=8"),
+        (Questions, {"questions_per_row": 1}, ""),
+        (TeacherForced, {}, "terms=[answers,caption]"),
+        (TeacherForced, {"terms": ["caption", "pixel"]}, ""),
+        (Attention, {"independent": True}, "independent=true"),
+        (Attention, {}, ""),
+        (Generation, {}, ""),
+    ],
+)
+def test_suites_say_what_needs_a_mask(kind, settings, setting):
+    assert kind.needs_mask(SimpleNamespace(config=kind.Config(shards="absent", **settings))) == setting

@@ -231,7 +231,13 @@ class ShardIndex:
         except LostShard as error:  # a download knows its URL only
             raise LostShard(str(error), self.name(shard)) from error
         found = amounts_of(table)
-        self._amounts[wanted] = with_counts(found, self._counts[tokenizer].of(shard)) if self.has_counts(tokenizer) else found
+        if self.has_counts(tokenizer):
+            try:
+                found = with_counts(found, self._counts[tokenizer].of(shard))
+            except LostShard:
+                del self._counts[tokenizer]  # the next try opens the file again
+                raise
+        self._amounts[wanted] = found
         return self._amounts[wanted]
 
     def key(self, shard: int, i: int) -> str:

@@ -33,6 +33,9 @@ class Attention(Suite):
         if config.targets:
             check_targets(config.targets)
 
+    def needs_mask(self) -> str:
+        return "independent=true" if self.config.independent else ""
+
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         c = self.config
         # Before measuring: only here is the depth known that a table or a file must match.

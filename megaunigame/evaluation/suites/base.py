@@ -84,6 +84,11 @@ class Suite(ABC):
         per_rank = -(-sample_count(self.index, self.config.limit) // ranks)
         return -(-per_rank // self.config.batch)
 
+    def needs_mask(self) -> str:
+        """The setting by which parts of its rows do not see each other, as it is typed after its key; empty: none does."""
+        several = isinstance(self.config, AskingConfig) and self.config.questions_per_row > 1
+        return f"questions_per_row={self.config.questions_per_row}" if several else ""
+
     @abstractmethod
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         """Measure the model and return `suite_result(...)`, the same on every rank.

@@ -41,6 +41,9 @@ class TeacherForced(Suite):
         prompt: str = "draw this image again ."
         """Prompt of the `pixel` term."""
 
+    def needs_mask(self) -> str:
+        return f"terms=[{','.join(self.config.terms)}]" if ANSWERS in self.config.terms else ""  # its questions are independent
+
     def run(self, model: UnifiedModel, data_ranks: Ranks, folder: Path) -> dict[str, Any]:
         limit = self.config.limit
         share = read_share(self.index, limit, data_ranks, self.rules)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import metadata
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,22 @@ from megaunigame.parallel.accelerator import capability
 
 SDPA = "sdpa"
 FLASH_2, FLASH_3 = "flash_attention_2", "flash_attention_3"
-FLASH = {FLASH_2: "flash_attn", FLASH_3: "flash_attn_interface"}
-"""Attention that needs a package -> the package."""
+FLASH = {FLASH_2: "flash-attn", FLASH_3: "flash-attn-3"}
+"""Attention that needs a package -> its name for pip. Modules do not tell: flash-attn-4 is imported as flash_attn, too."""
 FLASH_GPU = (8, 0)
 """Compute capability of the oldest GPUs that flash attention has kernels for, those of torch included (Ampere)."""
 HOPPER = 9
 """Major compute capability of the only GPUs that `flash_attention_3` is for."""
 OPEN_MASKS = "in this family parts of a row see what comes after them"
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package of this name for pip is installed."""
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 class AttentionNeeds(NamedTuple):
@@ -47,7 +56,7 @@ class Machine:
 
     @classmethod
     def here(cls, device: torch.device) -> Machine:
-        packages = frozenset(package for package in FLASH.values() if find_spec(package) is not None)
+        packages = frozenset(package for package in FLASH.values() if is_installed(package))
         return cls(device.type, capability(device) if device.type == "cuda" else (0, 0), packages)
 
     @classmethod

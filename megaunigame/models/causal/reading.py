@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from megaunigame.attention.packs import Pack
 from megaunigame.attention.taps import PackedTap, Tap
 from megaunigame.errors import ModelError
 from megaunigame.models.base import Processor
-from megaunigame.models.base.attention import FLASH, OPEN_MASKS, AttentionNeeds
+from megaunigame.models.base.attention import FLASH, OPEN_MASKS, AttentionNeeds, is_installed
 from megaunigame.models.causal import masks
 from megaunigame.models.causal.shared_rows import SharedRows
 from megaunigame.models.text.processor import RowProcessor
@@ -37,7 +36,7 @@ def check_attention(attention: str, only_causal: bool = True) -> None:
             f"model.attention={attention} takes causal masks only, and {OPEN_MASKS}; "
             "type model.attention=sdpa (without a recipe: --attention sdpa)."
         )
-    if attention in FLASH and find_spec(FLASH[attention]) is None:
+    if attention in FLASH and not is_installed(FLASH[attention]):
         raise ModelError(
             f"model.attention={attention} needs the package {FLASH[attention]}; type model.attention=sdpa (without a recipe: "
             "--attention sdpa)."
