@@ -104,7 +104,7 @@ class Assembly:
         self.recipe = dataclasses.replace(self.recipe, schedule=in_steps(schedule, self.epochs))
 
     def _check_layers(self) -> None:
-        """Raises ConfigError where layers cannot be compiled or get fused kernels: a machine may lack a compiler or a package."""
+        """Raises ConfigError where layers cannot be compiled or fused: one machine may lack a compiler or a package."""
         check_compile(self.recipe.engine, zero_stage(self.ds_config), self.mesh.world.device)
         check_kernels(self.recipe.engine, self.mesh.world.device)
 
