@@ -98,7 +98,7 @@ CASES = {
     "flash attention on a CPU": (
         "model.attention=flash_attention_2",
         ConfigError,
-        ["model.attention=flash_attention_2 cannot run here", "flash_attn is not installed", "Type model.attention=sdpa"],
+        ["model.attention=flash_attention_2 cannot run here", "flash-attn is not installed", "Type model.attention=sdpa"],
     ),
     "compiled under ZeRO-3": (
         "engine.compile=layers",
