@@ -77,6 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
     every = np.concatenate([counted[file] for file in shards])
     talks, captions = (every[:, column][every[:, column] != NONE] for column in (0, 2))
     print(f"{arguments.folder / counts_name(tokenizer)}: {len(every):,} samples")
+    if unread := int((every == NONE).all(1).sum()):
+        print(f"{unread:,} samples have no conversation and no caption that can be read: a run replaces those that it needs")
     for what, tokens in (("conversations", talks), ("captions", captions)):
         if len(tokens):
             print(f"{len(tokens):,} {what} of {tokens.mean():.1f} tokens on average, at most {tokens.max():,}")

@@ -59,7 +59,7 @@ def drop_whole(offload: Any) -> None:
 
 
 def gather(parameters: Sequence[Any]) -> None:
-    """Collective: make partitioned weights whole on every rank, whatever the engine thinks of it."""
+    """Collective: make partitioned weights whole on every rank. The engine is not told."""
     if parameters:
         parameters[0].all_gather(list(parameters))
 

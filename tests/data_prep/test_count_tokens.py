@@ -18,7 +18,7 @@ from megaunigame.data.conversation import conversation_of
 from megaunigame.data.decode import decode_sample
 from megaunigame.data.shards.index import ShardIndex
 from megaunigame.data.shards.table import index_name
-from megaunigame.data.shards.token_counts import ENDING
+from megaunigame.data.shards.token_counts import ENDING, NONE
 from megaunigame.data.sources.opening import open_stream
 from megaunigame.step.requests import UNDERSTAND, RowRequest, StepPlan
 from megaunigame.step.rows import UnderstandRow
@@ -56,7 +56,7 @@ def test_rows_are_as_long_as_the_counts_say(packed, capsys):
     before = ShardIndex.open(folder).hash
     assert main(["tokens", str(folder), "--for", RECIPE, "model.max_length=900"]) == 0
     assert f"{ENTRIES} conversations of" in (said := capsys.readouterr().out) and "3 captions of 2.0 tokens on average" in said
-    assert ShardIndex.open(folder).hash == before
+    assert "samples have no conversation" not in said and ShardIndex.open(folder).hash == before
     assert main(["verify", str(folder)]) == 0
     _, processor = processor_of(load_recipe(RECIPE, ["model.max_length=900"]).model)
     source = open_stream("s", StreamConfig(str(folder)), 0).source
@@ -107,6 +107,12 @@ def test_shards_that_are_not_whole_get_no_counts(packed, capsys, file):
     assert main(["tokens", str(folder), "--for", RECIPE]) == 2
     said = capsys.readouterr().err
     assert tar.name in said and "Copy it again" in said and not list(folder.glob(f"*{ENDING}"))
+
+
+def test_samples_that_say_nothing_are_counted_aloud(packed, capsys, monkeypatch):
+    monkeypatch.setattr("data_prep.count_tokens.tokens_in", lambda meta, pictures, processor: (NONE, NONE, NONE))
+    assert main(["tokens", str(packed[0]), "--for", RECIPE]) == 0
+    assert f"{ENTRIES} samples have no conversation and no caption" in capsys.readouterr().out
 
 
 def test_what_cannot_be_counted(tmp_path, capsys):

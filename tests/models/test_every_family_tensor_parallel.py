@@ -70,7 +70,7 @@ def test_two_ranks_that_divide_the_layers_read_and_draw_as_one_model(model, pict
     for own_losses, _, smaller in results:
         torch.testing.assert_close(own_losses, losses, rtol=1e-5, atol=1e-5)
         assert smaller > 0
-    # That of the first rank, whatever the other has drawn.
+    # That of the first rank; the other has drawn other codes.
     torch.testing.assert_close(results[0][1], pictures, rtol=1e-3, atol=1e-3)
 
 

@@ -38,7 +38,7 @@ def sampled(model, guidance, sample_noise=None, seed=0):
 
 
 def test_one_round_of_known_tokens_puts_them_where_they_belong(model, monkeypatch):
-    """Each token of a round has the condition of its own place."""
+    """Each token of a round has the condition of its place."""
     drawing(model, rounds=3)
     conditions = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(sampling, "conditions", lambda *given: conditions)
